@@ -1,0 +1,76 @@
+//! Publish and subscribe, over whichever log there is.
+//!
+//! This room knows nothing of transports, nor of how the log is kept.
+
+mod subscription;
+
+use std::sync::Arc;
+
+pub use self::subscription::{Delivery, GapNotice, Join, Subscription};
+use crate::{
+    log::{Append, AppendError, Appended, Beginning, Follower, Log, LogError, LogStats, Start, TopicStats},
+    message::{Draft, Id, Pattern, Topic},
+};
+
+/// A cheap handle to the log; clone it freely.
+#[derive(Clone)]
+pub struct Broker {
+    log: Arc<dyn Log>,
+}
+
+impl Broker {
+    pub fn new(log: Arc<dyn Log>) -> Self {
+        Self { log }
+    }
+
+    /// Stores a message and gives it to all who follow its topic.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves may still publish the message.
+    pub async fn publish(&self, append: Append) -> Result<Appended, AppendError> {
+        self.log.append(append).await
+    }
+
+    /// Gives a message to those who are level now, and to nobody later.
+    pub async fn announce(&self, draft: Draft) -> Result<(), LogError> {
+        self.log.announce(draft).await
+    }
+
+    /// Forgets what is retained of a topic.
+    pub async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
+        self.log.delete(topic).await
+    }
+
+    /// Begins to read `patterns`, each once, for the connection of that name.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves leaves nothing behind.
+    pub async fn subscribe(
+        &self,
+        patterns: Vec<Pattern>,
+        start: &Start,
+        connection: &str,
+    ) -> Result<Subscription, LogError> {
+        let follower = Arc::new(Follower::default());
+        // Listen first, then look back: nothing falls between.
+        let mut followed = Vec::with_capacity(patterns.len());
+        for pattern in &patterns {
+            followed.push(self.log.clone().follow(pattern, &follower).await?);
+        }
+        let beginning: Beginning = self.log.begin(&patterns, start).await?;
+        Ok(Subscription::new(self.log.clone(), patterns, followed, follower, start, beginning, connection))
+    }
+
+    /// The newest id of any topic, asked of the store.
+    pub async fn newest(&self) -> Result<Id, LogError> {
+        self.log.newest().await
+    }
+
+    pub async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
+        self.log.topics(after, limit).await
+    }
+
+    pub async fn stats(&self) -> Result<LogStats, LogError> {
+        self.log.stats().await
+    }
+}

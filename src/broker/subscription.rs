@@ -1,0 +1,347 @@
+//! A cursor moving over the log.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, Stream, future::BoxFuture};
+
+use crate::{
+    log::{
+        Beginning, Followed, Follower, Gap, Log, LogError, Page, Position, Reason, Start, Uncovered, merge,
+    },
+    message::{Id, Message, Pattern},
+};
+
+/// How many messages are taken from the tails at once. They are shared: only a pointer each is held.
+const TAIL_LIMIT: usize = 128;
+/// How many messages one read of the log may bring.
+const PAGE_LIMIT: usize = 256;
+/// The room for waiting messages that a quiet subscription keeps.
+const KEPT_CAPACITY: usize = 16;
+/// How long to wait before the log is asked again when it could not be read.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What a subscription gives out.
+#[derive(Clone, Debug)]
+pub enum Delivery {
+    Message(Arc<Message>),
+    Gap(Box<GapNotice>),
+}
+
+/// What [`Subscription::poll_join`] gives out.
+#[derive(Clone, Debug)]
+pub enum Join {
+    /// Of the subscription itself.
+    Live(Delivery),
+    /// Of the one that is to be absorbed.
+    Replay(Delivery),
+    Level,
+}
+
+/// Tells that something is gone.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct GapNotice {
+    /// The topic, or the pattern where the topics are not known.
+    pub topic: Pattern,
+    /// The cursor after which something is missing, as it was sent if it was not one of ours.
+    pub after: String,
+    /// The oldest retained message after the gap.
+    pub next: Option<Id>,
+    /// The cursor once this has been told.
+    pub cursor: Id,
+    pub reason: Reason,
+}
+
+/// Reads topics and patterns from a cursor on: what is retained, then what comes, in the order of ids.
+///
+/// A [`Stream`] that never ends. It holds no queue: who polls slowly falls behind in the log, and is
+/// told of a gap once what comes next is no longer retained.
+/// [`cursor`](Self::cursor) is at every moment the point up to which everything was given out.
+///
+/// # Cancel safety
+/// A poll either gives out an item or changes nothing; dropping the subscription ends it.
+pub struct Subscription {
+    log: Arc<dyn Log>,
+    patterns: Vec<Pattern>,
+    followed: Vec<Followed>,
+    follower: Arc<Follower>,
+    /// Where the log is read from, ahead of the cursor by what waits in `ready`.
+    position: Position,
+    cursor: Id,
+    /// Nothing beyond this is read.
+    until: Id,
+    ready: VecDeque<Delivery>,
+    page: Option<BoxFuture<'static, Result<Page, LogError>>>,
+    /// Announcements up to this place were seen; none before the subscription was first level.
+    announced: Option<u64>,
+    connection: Arc<str>,
+    /// A cursor ahead of the store, as long as the gap that tells so was not given out.
+    unknown: Option<Id>,
+}
+
+impl Subscription {
+    pub(super) fn new(
+        log: Arc<dyn Log>,
+        patterns: Vec<Pattern>,
+        followed: Vec<Followed>,
+        follower: Arc<Follower>,
+        start: &Start,
+        beginning: Beginning,
+        connection: &str,
+    ) -> Self {
+        let Beginning { position, gaps } = beginning;
+        let mut subscription = Self {
+            log,
+            patterns,
+            followed,
+            follower,
+            cursor: position.cursor,
+            position,
+            until: Id::MAX,
+            ready: VecDeque::new(),
+            page: None,
+            announced: None,
+            connection: connection.into(),
+            unknown: None,
+        };
+        if !gaps.is_empty() {
+            let (sent, unknown) = match start {
+                Start::Unreadable(sent) => (sent.clone(), Id::MAX),
+                Start::After(sent) => (sent.to_string(), *sent),
+                _ => (subscription.cursor.to_string(), subscription.cursor),
+            };
+            subscription.tell(gaps, &sent, unknown, subscription.cursor);
+            subscription.unknown = Some(unknown);
+        }
+        subscription
+    }
+
+    /// The point up to which everything was given out.
+    ///
+    /// Where the cursor that was sent is ahead of the store, this is still such a cursor until the gap
+    /// was given out: whoever is cut before that is to be told when it comes back.
+    pub fn cursor(&self) -> Id {
+        self.unknown.unwrap_or(self.cursor)
+    }
+
+    /// The connection that reads, which messages may exclude.
+    pub fn connection(&self) -> &Arc<str> {
+        &self.connection
+    }
+
+    /// Brings `other` to the same cursor, whichever of the two is behind.
+    ///
+    /// Gives out what this one has still to read up to there, then what the other has, and at last
+    /// [`Join::Level`]: now [`absorb`](Self::absorb) it.
+    pub fn poll_join(&mut self, other: &mut Self, cx: &mut Context<'_>) -> Poll<Join> {
+        self.until = self.position.cursor.max(other.position.cursor);
+        if let Poll::Ready(delivery) = self.poll_delivery(cx) {
+            return Poll::Ready(Join::Live(delivery));
+        }
+        if self.cursor < self.until {
+            return Poll::Pending;
+        }
+        other.until = self.cursor;
+        match other.poll_delivery(cx) {
+            Poll::Ready(delivery) => Poll::Ready(Join::Replay(delivery)),
+            Poll::Pending if other.cursor < other.until => Poll::Pending,
+            Poll::Pending => Poll::Ready(Join::Level),
+        }
+    }
+
+    /// From here on reads also what `other` reads. Both must be level, as [`Join::Level`] says.
+    pub fn absorb(&mut self, mut other: Self) {
+        self.until = Id::MAX;
+        for (topic, floor) in std::mem::take(&mut other.position.floors) {
+            self.position.raise_floor(topic, floor);
+        }
+        // The tails of the other wake its own follower; this one follows them in its own name.
+        let others = std::mem::take(&mut other.followed);
+        for (pattern, followed) in other.patterns.drain(..).zip(&others) {
+            self.followed.push(followed.share(&self.follower));
+            self.patterns.push(pattern);
+        }
+        // What came in between woke nobody.
+        self.follower.wake();
+    }
+
+    /// How many topics and patterns are read.
+    pub fn width(&self) -> usize {
+        self.patterns.len()
+    }
+
+    /// Whether `pattern` is one of those that are read.
+    pub fn reads(&self, pattern: &Pattern) -> bool {
+        self.patterns.contains(pattern)
+    }
+
+    /// Reads `pattern` no more. False if it was not read.
+    pub fn remove(&mut self, pattern: &Pattern) -> bool {
+        let Some(index) = self.patterns.iter().position(|known| known == pattern) else { return false };
+        self.patterns.remove(index);
+        self.followed.remove(index);
+        let patterns = &self.patterns;
+        self.ready.retain(|delivery| match delivery {
+            Delivery::Message(message) => patterns.iter().any(|pattern| pattern.matches(&message.topic)),
+            Delivery::Gap(gap) => gap.topic != *pattern,
+        });
+        // A page that is being read may hold what is no longer wanted.
+        self.page = None;
+        true
+    }
+
+    /// The next thing to give out, now or once there is one.
+    pub fn poll_delivery(&mut self, cx: &mut Context<'_>) -> Poll<Delivery> {
+        let mut registered = false;
+        loop {
+            if let Some(delivery) = self.ready.pop_front() {
+                self.note(&delivery);
+                return Poll::Ready(delivery);
+            }
+            self.cursor = self.cursor.max(self.position.cursor);
+            if let Some(page) = &mut self.page {
+                let Poll::Ready(page) = page.poll_unpin(cx) else { return Poll::Pending };
+                self.page = None;
+                match page {
+                    Ok(page) => self.take_page(page),
+                    Err(_) => self.begin_page(RETRY_AFTER),
+                }
+                continue;
+            }
+            if self.take_tails() {
+                continue;
+            }
+            if registered {
+                self.cursor = self.cursor.max(self.position.cursor);
+                if self.ready.capacity() > KEPT_CAPACITY {
+                    self.ready = VecDeque::new();
+                }
+                return Poll::Pending;
+            }
+            // Listen first, then look back.
+            self.follower.register(cx.waker());
+            registered = true;
+        }
+    }
+
+    fn note(&mut self, delivery: &Delivery) {
+        match delivery {
+            Delivery::Message(message) => self.cursor = self.cursor.max(message.id),
+            // Until the last gap was given out the cursor stays where it was.
+            Delivery::Gap(gap) if gap.cursor <= self.position.cursor => {
+                self.cursor = self.cursor.max(gap.cursor);
+                self.unknown = None;
+            }
+            Delivery::Gap(_) => {}
+        }
+    }
+
+    /// Takes what the tails hold. True if there is something to do now.
+    fn take_tails(&mut self) -> bool {
+        // The watermark first: what comes while the tails are read is for the next time.
+        let upto = self.log.watermark().min(self.until);
+        let announced = self.log.ephemerals().count();
+        let Self { followed, position, ready, connection, log, .. } = self;
+        let tails = followed.iter().map(Followed::tail);
+        let merged = merge(tails, position, upto, log.expired(), TAIL_LIMIT, |message| {
+            if message.exclude.as_deref() != Some(&**connection) {
+                ready.push_back(Delivery::Message(message));
+            }
+        });
+        match merged {
+            Ok(end) => {
+                let is_level = end >= upto && upto < self.until;
+                self.position.advance(end);
+                if is_level {
+                    self.take_announcements(announced);
+                }
+                !self.ready.is_empty() || end < upto
+            }
+            Err(Uncovered) => {
+                self.ready.clear();
+                self.begin_page(Duration::ZERO);
+                true
+            }
+        }
+    }
+
+    fn begin_page(&mut self, delay: Duration) {
+        let (log, patterns, position) = (self.log.clone(), self.patterns.clone(), self.position.clone());
+        self.page = Some(Box::pin(async move {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            log.read(&patterns, &position, PAGE_LIMIT).await
+        }));
+    }
+
+    fn take_page(&mut self, page: Page) {
+        let Page { gaps, told, messages, past, end } = page;
+        for gap in &gaps {
+            if let Some(topic) = gap.topic.topic() {
+                self.position.raise_floor(topic, gap.floor);
+            }
+        }
+        self.position.told = self.position.told.max(told);
+        let (cursor, past) = (self.cursor, past.min(self.until).max(self.cursor));
+        self.tell(gaps, &cursor.to_string(), cursor, past);
+        for message in messages.into_iter().filter(|message| message.id <= self.until) {
+            if message.exclude.as_deref() != Some(&*self.connection) {
+                self.ready.push_back(Delivery::Message(message));
+            }
+        }
+        self.position.advance(end.min(self.until).max(past));
+    }
+
+    /// Queues the gaps, those after which nothing is retained last. Only the last one may move the
+    /// cursor: until all are told, whoever is cut is to be told again.
+    fn tell(&mut self, mut gaps: Vec<Gap>, after: &str, cursor: Id, past: Id) {
+        gaps.sort_by_key(|gap| gap.next.is_none());
+        let last = gaps.len().saturating_sub(1);
+        for (index, gap) in gaps.into_iter().enumerate() {
+            let Gap { topic, next, reason, floor: _ } = gap;
+            let moves = index == last && (next.is_none() || reason == Reason::UnknownCursor);
+            let (after, cursor) = (after.to_owned(), if moves { past } else { cursor });
+            self.ready.push_back(Delivery::Gap(Box::new(GapNotice { topic, after, next, cursor, reason })));
+        }
+    }
+
+    /// Takes what was announced since the last time, each after the messages that came before it.
+    fn take_announcements(&mut self, announced: u64) {
+        let Some(seen) = self.announced.replace(announced) else { return };
+        if seen == announced {
+            return;
+        }
+        let Self { patterns, ready, connection, .. } = self;
+        let mut place = 0;
+        let count = self.log.ephemerals().after(seen, |newest, message| {
+            let is_wanted = patterns.iter().any(|pattern| pattern.matches(&message.topic))
+                && message.exclude.as_deref() != Some(&**connection);
+            if is_wanted {
+                let is_before = |delivery: &Delivery| match delivery {
+                    Delivery::Message(before) => before.id <= newest,
+                    Delivery::Gap(_) => true,
+                };
+                while ready.get(place).is_some_and(is_before) {
+                    place += 1;
+                }
+                ready.insert(place, Delivery::Message(message.clone()));
+                place += 1;
+            }
+        });
+        self.announced = Some(count);
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Delivery;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        self.poll_delivery(cx).map(Some)
+    }
+}

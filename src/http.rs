@@ -1,0 +1,181 @@
+//! HTTP: the routes, and what all of them share.
+//!
+//! Each transport is an adapter that knows nothing of the others; none knows how the log is kept.
+
+mod accept;
+mod body;
+mod inspect;
+mod origin;
+mod poll;
+mod problem;
+mod publish;
+mod pulse;
+mod query;
+mod stall;
+mod stream;
+mod subscribe;
+mod websocket;
+mod wire;
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    extract::{Path, Request, State, rejection::PathRejection},
+    middleware,
+    response::{Html, IntoResponse, Response},
+    routing::{any, get},
+};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use http::Method;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::task::TaskTracker;
+
+pub use self::{
+    accept::{Drained, serve},
+    origin::{Origin, ParseOriginError},
+    problem::{Code, Problem},
+};
+use crate::{
+    broker::Broker,
+    config::Config,
+    log::Start,
+    message::{Draft, Payload, Topic},
+    shutdown::Shutdown,
+};
+
+/// Where readiness is proven. Clients cannot publish to it, and no pattern reaches it.
+const PROBE_TOPIC: &str = "$rejoin.ready";
+/// How long the proof may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the handlers share.
+pub struct App {
+    broker: Broker,
+    config: Arc<Config>,
+    shutdown: Shutdown,
+    /// Every connection that outlives its request, so that the end can wait for it.
+    tasks: TaskTracker,
+    permits: Arc<Semaphore>,
+    publish_rate: Option<DefaultDirectRateLimiter>,
+    began: Instant,
+}
+
+impl App {
+    pub fn new(broker: Broker, config: Arc<Config>, shutdown: Shutdown) -> Arc<Self> {
+        let quota = std::num::NonZeroU32::new(config.publish_rate).map(Quota::per_second);
+        Arc::new(Self {
+            broker,
+            permits: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
+            publish_rate: quota.map(RateLimiter::direct),
+            config,
+            shutdown,
+            tasks: TaskTracker::new(),
+            began: Instant::now(),
+        })
+    }
+
+    /// How many subscriptions are served now.
+    fn connections(&self) -> usize {
+        self.config.max_connections - self.permits.available_permits().min(self.config.max_connections)
+    }
+
+    /// The right to serve one more subscription, until it is dropped.
+    fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.permits.clone().try_acquire_owned().ok()
+    }
+
+    fn new_connection(&self) -> String {
+        format!("{:032x}", rand::random::<u128>())
+    }
+
+    fn heartbeat_ms(&self) -> u64 {
+        self.config.heartbeat.as_millis() as u64
+    }
+
+    /// How long a WebSocket command may be: the largest payload, as JSON may write it.
+    fn max_command_bytes(&self) -> usize {
+        6 * self.config.max_payload + (64 << 10)
+    }
+
+    fn admit_publish(&self) -> Result<(), Problem> {
+        match &self.publish_rate {
+            Some(rate) if rate.check().is_err() => {
+                Err(Problem::new(Code::RateLimited, "more is published than --publish-rate allows"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Proves by a round trip that publishing and the live feed work.
+    async fn probe(&self) -> Result<(), Problem> {
+        let topic: Topic = PROBE_TOPIC.parse().expect("the probe's topic is one");
+        let mut probe = self.broker.subscribe(vec![(&topic).into()], &Start::Now, "").await?;
+        // Announcements are for those who are level: look once before there is one.
+        let is_level = poll_fn(|cx| Poll::Ready(probe.poll_delivery(cx).is_pending())).await;
+        debug_assert!(is_level, "nothing else is published to the probe's topic");
+        let payload = Payload::text("ready");
+        self.broker.announce(Draft { topic, event: None, payload, exclude: None }).await?;
+        match timeout(PROBE_TIMEOUT, poll_fn(|cx| probe.poll_delivery(cx))).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Problem::new(Code::Unavailable, "what is published does not arrive")),
+        }
+    }
+}
+
+fn overloaded() -> Problem {
+    Problem::new(Code::Overloaded, "as many subscriptions are served as --max-connections allows")
+}
+
+/// The whole HTTP side, to be nested in somebody's own application.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/topics", any(inspect::topics))
+        .route("/topics/{topic}", any(topic))
+        .route("/events", any(subscribe::events))
+        .route("/publish", any(publish::publish_many))
+        .route("/stats", get(inspect::stats))
+        .route("/health/live", get(inspect::live))
+        .route("/health/ready", get(inspect::ready))
+        .method_not_allowed_fallback(async || Problem::method_not_allowed("GET"))
+        .fallback(not_found)
+        .layer(middleware::from_fn_with_state(app.clone(), origin::guard))
+        .with_state(app)
+}
+
+async fn page() -> Html<&'static str> {
+    Html(include_str!("../web/index.html"))
+}
+
+async fn topic(
+    State(app): State<Arc<App>>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let Ok(Path(topic)) = path else {
+        return Err(Problem::bad_request("topic: it is not UTF-8"));
+    };
+    match *request.method() {
+        Method::GET | Method::CONNECT => subscribe::topic(&app, &topic, request).await,
+        Method::POST => publish::publish_one(&app, &topic, request).await,
+        Method::DELETE => publish::delete(&app, &topic).await,
+        _ => Err(Problem::method_not_allowed("GET, POST, DELETE")),
+    }
+}
+
+async fn not_found(State(app): State<Arc<App>>, request: Request) -> Response {
+    let problem = Problem::new(Code::NotFound, "there is nothing here; see GET / for what there is");
+    match websocket::is_upgrade(&request) {
+        Ok(true) => websocket::refuse(&app, request, problem),
+        _ => problem.into_response(),
+    }
+}

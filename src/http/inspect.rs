@@ -1,0 +1,69 @@
+//! What an operator asks: health, counts, topics.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, Method, StatusCode, header};
+use serde::Serialize;
+
+use super::{App, problem::{Code, Problem}, query::{Query, number}};
+use crate::log::LogStats;
+
+#[derive(Serialize)]
+struct Stats {
+    #[serde(flatten)]
+    log: LogStats,
+    /// Subscriptions and held polls, here.
+    connections: usize,
+    uptime_seconds: u64,
+    version: &'static str,
+}
+
+/// `GET /health/live`: the process answers.
+pub async fn live() -> Response {
+    json(StatusCode::OK, &serde_json::json!({"status": "live"}))
+}
+
+/// `GET /health/ready`: publishing and the live feed work, or why they do not.
+pub async fn ready(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+    if app.shutdown.is_draining() {
+        return Err(Problem::new(Code::Unavailable, "the server is draining"));
+    }
+    app.probe().await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({"status": "ready"})))
+}
+
+/// `GET /stats`.
+pub async fn stats(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+    let stats = Stats {
+        log: app.broker.stats().await?,
+        connections: app.connections(),
+        uptime_seconds: app.began.elapsed().as_secs(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    Ok(json(StatusCode::OK, &stats))
+}
+
+/// `GET /topics`: by name, a page at a time.
+pub async fn topics(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    if *request.method() != Method::GET {
+        return Err(Problem::method_not_allowed("GET"));
+    }
+    let query = Query::parse(request.uri().query());
+    let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
+    let topics = app.broker.topics(query.one("after")?.unwrap_or_default(), limit).await?;
+    let next = if topics.len() == limit { topics.last().map(|last| last.topic.clone()) } else { None };
+    Ok(json(StatusCode::OK, &serde_json::json!({"topics": topics, "next": next})))
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(value).expect("an answer serializes");
+    let mut response = (status, body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,173 @@
+//! Which pages may talk to this server: `Origin`, `Host` and CORS, before anything else is looked at.
+
+use std::{net::IpAddr, str::FromStr, sync::Arc};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+
+use super::{
+    App,
+    problem::{Code, Problem},
+};
+
+/// The origin of a page: scheme, host and port (RFC 6454).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    scheme: String,
+    host: String,
+    port: u16,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("expected an origin such as https://app.example or http://localhost:3000")]
+pub struct ParseOriginError;
+
+impl FromStr for Origin {
+    type Err = ParseOriginError;
+
+    fn from_str(text: &str) -> Result<Self, ParseOriginError> {
+        let uri: Uri = text.parse().map_err(|_| ParseOriginError)?;
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Err(ParseOriginError);
+        };
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() || authority.as_str().contains('@') {
+            return Err(ParseOriginError);
+        }
+        let default_port = match scheme {
+            "http" => 80,
+            "https" => 443,
+            _ => return Err(ParseOriginError),
+        };
+        Ok(Self {
+            scheme: scheme.to_owned(),
+            host: authority.host().to_ascii_lowercase(),
+            port: authority.port_u16().unwrap_or(default_port),
+        })
+    }
+}
+
+impl Origin {
+    /// Whether this is the origin of a server that was asked under the name `host`.
+    ///
+    /// The scheme is not compared: behind a proxy that ends TLS the server cannot know it.
+    fn is_of(&self, host: &str) -> bool {
+        format!("{}://{host}", self.scheme).parse::<Self>().is_ok_and(|own| own == *self)
+    }
+}
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const ALLOWED_HEADERS: HeaderValue =
+    HeaderValue::from_static("authorization, content-type, last-event-id, idempotency-key, if-match");
+const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after, idempotency-replayed");
+
+/// Refuses what a page elsewhere may not do, answers preflights, and names the origin to the others.
+pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let origin = match check(&app, &request) {
+        Ok(origin) => origin,
+        Err(problem) => return problem.into_response(),
+    };
+    let is_preflight = request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let mut response = if is_preflight { preflight() } else { next.run(request).await };
+    // A shared cache must not give one origin what was made for another.
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
+    if let Some(origin) = origin {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
+    }
+    response
+}
+
+fn preflight() -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let headers = response.headers_mut();
+    let methods = HeaderValue::from_static("GET, POST, DELETE");
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    response
+}
+
+/// The origin to name in the answer, if the request has one that is allowed.
+fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
+    let headers = request.headers();
+    let host = host_of(request);
+    if app.config.listen.ip().is_loopback() && !host.is_some_and(|host| is_known_host(app, host)) {
+        return Err(Problem::new(
+            Code::ForbiddenHost,
+            "without credentials this server answers only to a loopback name or the host of an allowed origin",
+        ));
+    }
+    if let Some(value) = headers.get(header::ORIGIN) {
+        let origin: Option<Origin> = value.to_str().ok().and_then(|text| text.parse().ok());
+        let is_allowed = origin.is_some_and(|origin| {
+            host.is_some_and(|host| origin.is_of(host)) || app.config.allowed_origins.contains(&origin)
+        });
+        return if is_allowed { Ok(Some(value.clone())) } else { Err(foreign()) };
+    }
+    let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
+    let is_navigation = is_read && value_is(headers, &SEC_FETCH_MODE, "navigate");
+    let is_from_elsewhere = value_is(headers, &SEC_FETCH_SITE, "cross-site")
+        || value_is(headers, &SEC_FETCH_SITE, "same-site");
+    // A browser sends a cookie for whichever page asks; only an origin tells which page that was.
+    let is_upgrade = headers.contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
+    let acts_by_cookie = (is_upgrade || !is_read) && headers.contains_key(header::COOKIE);
+    if (is_from_elsewhere && !is_navigation) || acts_by_cookie {
+        return Err(foreign());
+    }
+    Ok(None)
+}
+
+fn foreign() -> Problem {
+    Problem::new(Code::ForbiddenOrigin, "pages of this origin may not use this server; see --allowed-origin")
+}
+
+fn value_is(headers: &HeaderMap, name: &HeaderName, expected: &str) -> bool {
+    headers.get(name).is_some_and(|value| value == expected)
+}
+
+/// The name under which the server was asked: `:authority` on HTTP/2, `Host` on HTTP/1.1.
+fn host_of(request: &Request) -> Option<&str> {
+    match request.uri().authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => request.headers().get(header::HOST)?.to_str().ok(),
+    }
+}
+
+fn is_known_host(app: &App, host: &str) -> bool {
+    let Ok(asked) = format!("http://{host}").parse::<Origin>() else { return false };
+    let name = asked.host.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost"
+        || name.ends_with(".localhost")
+        || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        || app.config.allowed_origins.iter().any(|origin| origin.host == asked.host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_a_scheme_a_host_and_a_port() {
+        let origin = |text: &str| text.parse::<Origin>().expect(text);
+        assert_eq!(origin("http://A.example"), origin("http://a.example:80/"));
+        assert_ne!(origin("http://a.example"), origin("https://a.example"));
+        for wrong in ["null", "a.example", "ftp://a", "http://a/b", "http://u@a", "http://a?b", ""] {
+            assert!(wrong.parse::<Origin>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_servers_own_origin_has_its_host_and_port() {
+        let origin: Origin = "https://app.example".parse().expect("an origin");
+        assert!(origin.is_of("app.example") && origin.is_of("app.example:443"));
+        assert!(!origin.is_of("app.example:80") && !origin.is_of("app.example.evil"));
+    }
+}

@@ -1,0 +1,93 @@
+//! Polling and long-polling: one JSON answer, at once or when there is something to tell.
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{HeaderValue, header};
+
+use super::{
+    App,
+    pulse::{Beat, Pulse},
+    wire::{self, Control},
+};
+use crate::{
+    broker::{Delivery, GapNotice, Subscription},
+    message::Id,
+};
+
+/// Answers with what comes after the start, and waits up to `wait` for it.
+///
+/// # Cancel safety
+/// Dropping this loses nothing: the client still has the cursor it came with.
+pub async fn respond(app: &Arc<App>, mut subscription: Subscription, wait: Duration, limit: usize) -> Response {
+    let mut messages: Vec<Bytes> = Vec::new();
+    let mut gaps: Vec<Box<GapNotice>> = Vec::new();
+    let mut pulse = Pulse::new(app.clone());
+    let gather = poll_fn(|cx| {
+        while messages.len() < limit
+            && let Poll::Ready(delivery) = subscription.poll_delivery(cx)
+        {
+            match delivery {
+                Delivery::Message(message) => messages.push(wire::envelope(&message)),
+                Delivery::Gap(gap) => gaps.push(gap),
+            }
+        }
+        if !messages.is_empty() || !gaps.is_empty() {
+            return Poll::Ready(());
+        }
+        while let Poll::Ready(beat) = pulse.poll(cx) {
+            if beat == Beat::Leave {
+                return Poll::Ready(());
+            }
+        }
+        Poll::Pending
+    });
+    // Without anything to tell in time the answer is the cursor alone.
+    let _ = tokio::time::timeout(wait, gather).await;
+    answer(&messages, &gaps, subscription.cursor())
+}
+
+/// The answer to a poll without a start: where to begin.
+pub fn respond_now(cursor: Id) -> Response {
+    answer(&[], &[], cursor)
+}
+
+fn answer(messages: &[Bytes], gaps: &[Box<GapNotice>], cursor: Id) -> Response {
+    let mut body = b"{\"messages\":[".to_vec();
+    body.reserve(messages.iter().map(|message| message.len() + 1).sum::<usize>() + 64);
+    join(&mut body, messages.iter().map(AsRef::as_ref));
+    body.push(b']');
+    if !gaps.is_empty() {
+        let to_json = |gap: &Box<GapNotice>| {
+            serde_json::to_vec(&Control::Gap(gap)).expect("a gap serializes")
+        };
+        let gaps: Vec<Vec<u8>> = gaps.iter().map(to_json).collect();
+        body.extend_from_slice(b",\"gaps\":[");
+        join(&mut body, gaps.iter().map(AsRef::as_ref));
+        body.push(b']');
+    }
+    body.extend_from_slice(format!(",\"cursor\":\"{cursor}\"}}").as_bytes());
+
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let etag = HeaderValue::try_from(format!("\"{cursor}\"")).expect("a cursor is visible ASCII");
+    headers.insert(header::ETAG, etag);
+    response
+}
+
+fn join<'a>(body: &mut Vec<u8>, items: impl Iterator<Item = &'a [u8]>) {
+    for (index, item) in items.enumerate() {
+        if index > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(item);
+    }
+}

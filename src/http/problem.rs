@@ -1,0 +1,229 @@
+//! Every way to refuse, in one place: codes, statuses and close codes.
+
+use std::{fmt, time::Duration};
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use crate::{
+    log::{AppendError, LogError},
+    message::Id,
+};
+
+/// A stable word for what went wrong, the same on every transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    BadRequest,
+    Unauthorized,
+    TokenExpired,
+    Forbidden,
+    ForbiddenOrigin,
+    ForbiddenHost,
+    NotFound,
+    MethodNotAllowed,
+    PreconditionFailed,
+    TooLarge,
+    UnsupportedMediaType,
+    KeyReused,
+    UpgradeRequired,
+    RateLimited,
+    Overloaded,
+    Unavailable,
+    UnknownOutcome,
+    TooSlow,
+    Draining,
+    Disconnected,
+}
+
+impl Code {
+    pub const ALL: [Self; 20] = [
+        Self::BadRequest,
+        Self::Unauthorized,
+        Self::TokenExpired,
+        Self::Forbidden,
+        Self::ForbiddenOrigin,
+        Self::ForbiddenHost,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::PreconditionFailed,
+        Self::TooLarge,
+        Self::UnsupportedMediaType,
+        Self::KeyReused,
+        Self::UpgradeRequired,
+        Self::RateLimited,
+        Self::Overloaded,
+        Self::Unavailable,
+        Self::UnknownOutcome,
+        Self::TooSlow,
+        Self::Draining,
+        Self::Disconnected,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::Unauthorized => "unauthorized",
+            Self::TokenExpired => "token_expired",
+            Self::Forbidden => "forbidden",
+            Self::ForbiddenOrigin => "forbidden_origin",
+            Self::ForbiddenHost => "forbidden_host",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::PreconditionFailed => "precondition_failed",
+            Self::TooLarge => "too_large",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::KeyReused => "key_reused",
+            Self::UpgradeRequired => "upgrade_required",
+            Self::RateLimited => "rate_limited",
+            Self::Overloaded => "overloaded",
+            Self::Unavailable => "unavailable",
+            Self::UnknownOutcome => "unknown_outcome",
+            Self::TooSlow => "too_slow",
+            Self::Draining => "draining",
+            Self::Disconnected => "disconnected",
+        }
+    }
+
+    /// The HTTP status. What only ends a connection that is open already has none.
+    pub fn status(self) -> Option<StatusCode> {
+        Some(match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Unauthorized | Self::TokenExpired => StatusCode::UNAUTHORIZED,
+            Self::Forbidden | Self::ForbiddenOrigin | Self::ForbiddenHost => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded | Self::Unavailable | Self::UnknownOutcome => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TooSlow | Self::Draining | Self::Disconnected => return None,
+        })
+    }
+
+    /// The close code of a WebSocket that ends for this reason (RFC 6455 §7.4).
+    pub fn close(self) -> Option<u16> {
+        Some(match self {
+            Self::BadRequest | Self::NotFound | Self::MethodNotAllowed => 4000,
+            Self::Unauthorized => 4001,
+            Self::Forbidden => 4003,
+            Self::Disconnected => 4010,
+            Self::RateLimited | Self::Overloaded => 4100,
+            Self::TooSlow => 4101,
+            Self::Draining => 4200,
+            Self::TokenExpired => 4201,
+            Self::TooLarge => 1009,
+            _ => return None,
+        })
+    }
+
+    /// After how long it may be worth to ask again.
+    fn retry_after(self) -> Option<Duration> {
+        matches!(self, Self::RateLimited | Self::Overloaded | Self::Unavailable | Self::UnknownOutcome)
+            .then_some(Duration::from_secs(1))
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A refusal, as `application/problem+json` (RFC 9457).
+#[derive(Clone, Debug, Serialize)]
+pub struct Problem {
+    pub code: Code,
+    #[serde(serialize_with = "as_number", skip_serializing_if = "Option::is_none")]
+    status: Option<StatusCode>,
+    title: &'static str,
+    pub detail: String,
+    /// The newest id of the topic, where a precondition failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    newest: Option<Id>,
+    #[serde(skip)]
+    allow: Option<&'static str>,
+}
+
+impl Problem {
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        let status = code.status();
+        let title = status.and_then(|status| status.canonical_reason()).unwrap_or("Closed");
+        Self { code, status, title, detail: detail.into(), newest: None, allow: None }
+    }
+
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(Code::BadRequest, detail)
+    }
+
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let detail = format!("this resource knows the methods {allow}");
+        Self { allow: Some(allow), ..Self::new(Code::MethodNotAllowed, detail) }
+    }
+
+    pub fn too_large(limit: usize) -> Self {
+        Self::new(Code::TooLarge, format!("a payload may have up to {limit} bytes"))
+    }
+}
+
+fn as_number<S: serde::Serializer>(status: &Option<StatusCode>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.map_or(0, |status| status.as_u16()))
+}
+
+impl From<LogError> for Problem {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Unavailable => {
+                Self::new(Code::Unavailable, "the log cannot be reached; nothing was stored")
+            }
+            LogError::UnknownOutcome => Self::new(
+                Code::UnknownOutcome,
+                "the log did not confirm in time; repeat it with the same Idempotency-Key",
+            ),
+        }
+    }
+}
+
+impl From<AppendError> for Problem {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::PreconditionFailed { newest } => Self {
+                newest: Some(newest),
+                ..Self::new(Code::PreconditionFailed, "the topic's newest message is not the one If-Match names")
+            },
+            AppendError::KeyReused => {
+                Self::new(Code::KeyReused, "this Idempotency-Key was used with another payload")
+            }
+            AppendError::TooManyKeys => Self::new(Code::Overloaded, "too many idempotency keys are remembered"),
+            AppendError::Log(error) => error.into(),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let body = serde_json::to_vec(&self).expect("a problem serializes");
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(after) = self.code.retry_after() {
+            headers.insert(header::RETRY_AFTER, after.as_secs().into());
+        }
+        if let Some(allow) = self.allow {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.code == Code::UpgradeRequired {
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response.extensions_mut().insert(self.code);
+        response
+    }
+}

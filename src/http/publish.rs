@@ -1,0 +1,167 @@
+//! Publishing by HTTP: one message, many, and forgetting.
+
+mod batch;
+mod item;
+mod split;
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::Request,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
+use serde::Serialize;
+
+pub use self::{batch::publish_many, item::{Item, Published}};
+use super::{
+    App, body,
+    problem::{Code, Problem},
+    query::Query,
+};
+use crate::{
+    log::{Append, Appended},
+    message::{Draft, Id, Payload, Topic},
+};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+const MAX_EVENT_BYTES: usize = 128;
+const MAX_NAME_BYTES: usize = 255;
+
+/// The answer to a message that was published.
+#[derive(Debug, Serialize)]
+struct Receipt<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Id>,
+    topic: &'a Topic,
+}
+
+/// `POST /topics/{topic}`: the body is the payload.
+pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let topic = publishable(topic)?;
+    let options = Options::parse(&parts)?;
+    let limit = app.config.max_payload;
+    let bytes = body::read(app, &parts.headers, body, limit).await.map_err(|problem| match problem.code {
+        Code::TooLarge => Problem::too_large(limit),
+        _ => problem,
+    })?;
+    let payload = Payload::declared(&bytes, content_type(&parts.headers)?)
+        .map_err(|error| Problem::bad_request(error.to_string()))?;
+    app.admit_publish()?;
+
+    let Options { event, exclude, idempotency_key, if_match, ephemeral } = options;
+    let draft = Draft { topic: topic.clone(), event, payload, exclude };
+    if ephemeral {
+        app.broker.announce(draft).await?;
+        return Ok(json(StatusCode::ACCEPTED, &Receipt { id: None, topic: &topic }));
+    }
+    let appended = app.broker.publish(Append { draft, idempotency_key, if_match }).await?;
+    let receipt = Receipt { id: Some(appended.id()), topic: &topic };
+    Ok(match appended {
+        Appended::Stored(_) => json(StatusCode::CREATED, &receipt),
+        Appended::Replayed(_) => {
+            let mut response = json(StatusCode::OK, &receipt);
+            response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+            response
+        }
+    })
+}
+
+/// `DELETE /topics/{topic}`.
+pub async fn delete(app: &Arc<App>, topic: &str) -> Result<Response, Problem> {
+    app.broker.delete(&publishable(topic)?).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// What may be said of a message besides its payload.
+struct Options {
+    event: Option<Box<str>>,
+    exclude: Option<Box<str>>,
+    idempotency_key: Option<Box<str>>,
+    if_match: Option<Id>,
+    ephemeral: bool,
+}
+
+impl Options {
+    fn parse(parts: &Parts) -> Result<Self, Problem> {
+        let query = Query::parse(parts.uri.query());
+        let header = |name: &HeaderName| single_header(&parts.headers, name);
+        let options = Self {
+            event: query.one("event")?.map(event).transpose()?,
+            exclude: query.one("exclude")?.map(|text| name("exclude", text)).transpose()?,
+            idempotency_key: header(&IDEMPOTENCY_KEY)?.map(|text| name("Idempotency-Key", text)).transpose()?,
+            if_match: header(&header::IF_MATCH)?.map(if_match).transpose()?,
+            ephemeral: query.flag("ephemeral")?,
+        };
+        check_ephemeral(options.ephemeral, options.idempotency_key.is_some(), options.if_match.is_some())?;
+        Ok(options)
+    }
+}
+
+fn check_ephemeral(ephemeral: bool, has_key: bool, has_condition: bool) -> Result<(), Problem> {
+    match (ephemeral, has_key, has_condition) {
+        (true, true, _) => Err(Problem::bad_request("Idempotency-Key: an ephemeral message is not stored")),
+        (true, _, true) => Err(Problem::bad_request("If-Match: an ephemeral message is not stored")),
+        _ => Ok(()),
+    }
+}
+
+/// A topic that clients may publish to.
+fn publishable(text: &str) -> Result<Topic, Problem> {
+    let topic: Topic =
+        text.parse().map_err(|error| Problem::bad_request(format!("topic {text:?}: {error}")))?;
+    if topic.is_reserved() {
+        return Err(Problem::bad_request(format!("topic {text:?}: names that begin with $ are reserved")));
+    }
+    Ok(topic)
+}
+
+fn event(text: &str) -> Result<Box<str>, Problem> {
+    let is_taken = text.starts_with("rejoin.") || matches!(text, "open" | "error");
+    if text.is_empty() || text.len() > MAX_EVENT_BYTES || text.chars().any(char::is_control) || is_taken {
+        return Err(Problem::bad_request(
+            "event: 1 to 128 bytes without control characters, and not open, error or rejoin.*",
+        ));
+    }
+    Ok(text.into())
+}
+
+/// An idempotency key, or the name of a connection.
+fn name(parameter: &str, text: &str) -> Result<Box<str>, Problem> {
+    let is_visible = text.bytes().all(|byte| byte.is_ascii_graphic());
+    if text.is_empty() || text.len() > MAX_NAME_BYTES || !is_visible {
+        return Err(Problem::bad_request(format!("{parameter}: 1 to 255 visible ASCII characters")));
+    }
+    Ok(text.into())
+}
+
+/// One quoted id (RFC 9110 §13.1.1, of which weak validators, lists and `*` make no sense here).
+fn if_match(text: &str) -> Result<Id, Problem> {
+    let quoted = text.trim().strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    quoted
+        .and_then(|id| id.parse().ok())
+        .ok_or_else(|| Problem::bad_request("If-Match is one id in quotes, for example \"1763640000123456\""))
+}
+
+fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Problem::bad_request(format!("{name} is given twice")));
+    }
+    value.to_str().map(Some).map_err(|_| Problem::bad_request(format!("{name} is not ASCII")))
+}
+
+fn content_type(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    single_header(headers, &header::CONTENT_TYPE)
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(value).expect("a receipt serializes");
+    let mut response = (status, Body::from(body)).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

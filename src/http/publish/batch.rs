@@ -1,0 +1,142 @@
+//! `POST /publish`: many messages in one request, each published as it arrives.
+
+use std::sync::Arc;
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, Method, header};
+use http_body_util::BodyExt;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::{
+    Item,
+    split::{List, Splitter, Value},
+};
+use crate::http::{
+    App, body,
+    problem::{Code, Problem},
+};
+
+/// How many messages one request may hold: the answers are kept until all have come.
+const MAX_ITEMS: usize = 100_000;
+/// What an item may have beside its payload.
+const MAX_ITEM_OVERHEAD_BYTES: usize = 64 << 10;
+
+/// Publishes each element in turn. One that fails does not stop the others.
+///
+/// # Cancel safety
+/// What arrived before this is dropped stays published.
+pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    if *request.method() != Method::POST {
+        return Err(Problem::method_not_allowed("POST"));
+    }
+    let list = match body::essence(request.headers()).as_deref() {
+        Some("application/x-ndjson" | "application/ndjson" | "application/jsonl") => List::Ndjson,
+        Some("application/json") => List::Array,
+        _ => {
+            let detail = "the body is application/json (an array) or application/x-ndjson";
+            return Err(Problem::new(Code::UnsupportedMediaType, detail));
+        }
+    };
+    // JSON can write a byte with six, and base64 three with four.
+    let mut splitter = Splitter::new(list, 6 * app.config.max_payload + MAX_ITEM_OVERHEAD_BYTES);
+    let mut answers = Answers::default();
+    let mut body = request.into_body();
+    let mut deadline = Instant::now() + app.config.read_timeout;
+    loop {
+        let mut values = Vec::new();
+        let bytes = next(&mut body, deadline).await;
+        let is_last = matches!(bytes, Ok(None));
+        let split = match &bytes {
+            Ok(Some(bytes)) => splitter.push(bytes, &mut values),
+            Ok(None) => splitter.finish(&mut values),
+            Err(_) => Ok(()),
+        };
+        if !values.is_empty() {
+            deadline = Instant::now() + app.config.read_timeout;
+        }
+        for value in values {
+            answers.push_value(&app, value).await;
+            if answers.count == MAX_ITEMS {
+                let detail = format!("a request may hold up to {MAX_ITEMS} messages; the rest was not published");
+                return answers.end_with(Problem::new(Code::TooLarge, detail));
+            }
+        }
+        match (bytes, split) {
+            (Err(problem), _) => return answers.end_with(problem),
+            (_, Err(broken)) => return answers.end_with(Problem::bad_request(broken.to_string())),
+            _ if is_last => return Ok(answers.into_response()),
+            _ => {}
+        }
+    }
+}
+
+/// The next piece of the body, `None` at its end. By the deadline one whole message must have come.
+async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, Problem> {
+    loop {
+        match tokio::time::timeout_at(deadline, body.frame()).await {
+            Err(_) => return Err(body::timed_out()),
+            Ok(None) => return Ok(None),
+            Ok(Some(Err(_))) => return Err(Problem::bad_request("the body broke off")),
+            Ok(Some(Ok(frame))) => {
+                if let Ok(bytes) = frame.into_data() {
+                    return Ok(Some(bytes));
+                }
+            }
+        }
+    }
+}
+
+/// The answers so far, as the JSON that will be sent.
+#[derive(Default)]
+struct Answers {
+    json: Vec<u8>,
+    count: usize,
+}
+
+impl Answers {
+    async fn push_value(&mut self, app: &App, value: Value) {
+        let result = match value {
+            Value::TooLong => Err(Problem::too_large(app.config.max_payload)),
+            Value::Bytes(bytes) => match serde_json::from_slice::<Item<'_>>(&bytes) {
+                Ok(item) => item.publish(app).await,
+                Err(error) => Err(Problem::bad_request(error.to_string())),
+            },
+        };
+        match result {
+            Ok(published) => self.push(&published),
+            Err(problem) => self.push(&problem),
+        }
+    }
+
+    fn push(&mut self, answer: &impl Serialize) {
+        self.json.push(if self.count == 0 { b'[' } else { b',' });
+        serde_json::to_writer(&mut self.json, answer).expect("an answer serializes");
+        self.count += 1;
+    }
+
+    /// Ends with a problem of the request: its status if nothing was answered yet, else the last answer.
+    fn end_with(mut self, problem: Problem) -> Result<Response, Problem> {
+        if self.count == 0 {
+            return Err(problem);
+        }
+        self.push(&problem);
+        Ok(self.into_response())
+    }
+}
+
+impl IntoResponse for Answers {
+    fn into_response(mut self) -> Response {
+        if self.count == 0 {
+            self.json.push(b'[');
+        }
+        self.json.push(b']');
+        let mut response = self.json.into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+}

@@ -1,0 +1,139 @@
+//! A message to publish as JSON: an element of `POST /publish`, or the WebSocket's `publish`.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
+use serde_json::value::RawValue;
+
+use super::{check_ephemeral, event, name, publishable};
+use crate::{
+    http::{App, problem::Problem},
+    log::Append,
+    message::{Draft, Id, Payload, Topic},
+};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Item<'a> {
+    topic: Option<String>,
+    topics: Option<Vec<String>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    data: Option<&'a RawValue>,
+    event: Option<String>,
+    content_type: Option<String>,
+    encoding: Option<String>,
+    idempotency_key: Option<String>,
+    if_match: Option<String>,
+    exclude: Option<String>,
+    #[serde(default)]
+    ephemeral: bool,
+    /// What a WebSocket command has besides.
+    #[serde(rename = "type")]
+    _type: Option<IgnoredAny>,
+    #[serde(rename = "ref")]
+    _reference: Option<IgnoredAny>,
+}
+
+/// What became of an item.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Published {
+    One {
+        topic: Topic,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<Id>,
+    },
+    Many {
+        ids: BTreeMap<Topic, Option<Id>>,
+    },
+    /// Some topics have it, then one refused.
+    Partly {
+        #[serde(flatten)]
+        problem: Problem,
+        ids: BTreeMap<Topic, Option<Id>>,
+    },
+}
+
+/// `null` is data too.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+impl Item<'_> {
+    /// Publishes to the topic, or to each of the topics in turn.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves may have published to none, some or all of them.
+    pub async fn publish(self, app: &App) -> Result<Published, Problem> {
+        let (topics, is_one) = match (&self.topic, &self.topics) {
+            (Some(topic), None) => (vec![publishable(topic)?], true),
+            (None, Some(topics)) if !topics.is_empty() => {
+                let topics: Result<Vec<_>, _> = topics.iter().map(|topic| publishable(topic)).collect();
+                (topics?, false)
+            }
+            _ => return Err(Problem::bad_request("topic: give topic, or topics with at least one")),
+        };
+        let payload = self.payload(app.config.max_payload)?;
+        let event = self.event.as_deref().map(event).transpose()?;
+        let exclude = self.exclude.as_deref().map(|text| name("exclude", text)).transpose()?;
+        let key = self.idempotency_key.as_deref().map(|text| name("idempotency_key", text)).transpose()?;
+        let if_match = self.if_match.as_deref().map(if_match).transpose()?;
+        check_ephemeral(self.ephemeral, key.is_some(), if_match.is_some())?;
+
+        let mut ids = BTreeMap::new();
+        for topic in topics {
+            let (event, payload) = (event.clone(), payload.clone());
+            let draft = Draft { topic: topic.clone(), event, payload, exclude: exclude.clone() };
+            let append = Append { draft, idempotency_key: key.clone(), if_match };
+            match publish(app, append, self.ephemeral).await {
+                Ok(id) if is_one => return Ok(Published::One { topic, id }),
+                Ok(id) => {
+                    ids.insert(topic, id);
+                }
+                Err(problem) if ids.is_empty() => return Err(problem),
+                Err(problem) => return Ok(Published::Partly { problem, ids }),
+            }
+        }
+        Ok(Published::Many { ids })
+    }
+
+    fn payload(&self, max_bytes: usize) -> Result<Payload, Problem> {
+        let data = self.data.ok_or_else(|| Problem::bad_request("data: give the payload"))?.get();
+        let content_type = self.content_type.as_deref();
+        let essence = content_type.map(|declared| declared.split(';').next().unwrap_or_default().trim());
+        let is_json = essence.is_none_or(|essence| {
+            essence.eq_ignore_ascii_case("application/json") || essence.to_ascii_lowercase().ends_with("+json")
+        });
+        let string = || {
+            serde_json::from_str::<String>(data)
+                .map_err(|_| Problem::bad_request("data: what is not JSON is given as a string"))
+        };
+        let payload = match self.encoding.as_deref() {
+            Some("base64") => {
+                let bytes =
+                    BASE64.decode(string()?).map_err(|_| Problem::bad_request("data: it is not valid base64"))?;
+                Payload::declared(&bytes, Some(content_type.unwrap_or("application/octet-stream")))
+            }
+            Some(_) => return Err(Problem::bad_request("encoding: the only one is base64")),
+            None if is_json => Payload::declared(data.as_bytes(), content_type.or(Some("application/json"))),
+            None => Payload::declared(string()?.as_bytes(), content_type),
+        };
+        let payload = payload.map_err(|error| Problem::bad_request(error.to_string()))?;
+        if payload.bytes.len() > max_bytes { Err(Problem::too_large(max_bytes)) } else { Ok(payload) }
+    }
+}
+
+async fn publish(app: &App, append: Append, ephemeral: bool) -> Result<Option<Id>, Problem> {
+    app.admit_publish()?;
+    if ephemeral {
+        app.broker.announce(append.draft).await?;
+        return Ok(None);
+    }
+    Ok(Some(app.broker.publish(append).await?.id()))
+}
+
+/// An id, with or without the quotes that the header has.
+fn if_match(text: &str) -> Result<Id, Problem> {
+    text.trim_matches('"').parse().map_err(|_| Problem::bad_request("if_match is an id"))
+}

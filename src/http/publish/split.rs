@@ -1,0 +1,184 @@
+//! Cuts a body that arrives in pieces into the JSON values that it lists, before it has ended.
+
+/// How the values are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum List {
+    /// One a line.
+    Ndjson,
+    /// A JSON array.
+    Array,
+}
+
+/// One value of the list. Whether it is JSON is for its reader to say.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Value {
+    Bytes(Vec<u8>),
+    /// It is longer than the limit, and was skipped.
+    TooLong,
+}
+
+/// The list itself is broken; what follows cannot be told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the body is not a JSON array")]
+pub struct Broken;
+
+/// A cutter of one body. It holds no more than one value.
+#[derive(Debug)]
+pub struct Splitter {
+    list: List,
+    limit: usize,
+    value: Vec<u8>,
+    too_long: bool,
+    place: Place,
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Begin,
+    /// After `[`: a value or the end.
+    First,
+    Value,
+    End,
+}
+
+impl Splitter {
+    pub fn new(list: List, limit: usize) -> Self {
+        let place = if list == List::Array { Place::Begin } else { Place::Value };
+        let value = Vec::new();
+        Self { list, limit, value, too_long: false, place, depth: 0, in_string: false, escaped: false }
+    }
+
+    /// Gives the values that `bytes` complete.
+    ///
+    /// # Errors
+    /// [`Broken`] where an array was expected and this is none.
+    pub fn push(&mut self, bytes: &[u8], values: &mut Vec<Value>) -> Result<(), Broken> {
+        match self.list {
+            List::Ndjson => {
+                let mut rest = bytes;
+                while let Some(end) = memchr::memchr(b'\n', rest) {
+                    self.keep(&rest[..end]);
+                    self.complete(values);
+                    rest = &rest[end + 1..];
+                }
+                self.keep(rest);
+                Ok(())
+            }
+            List::Array => bytes.iter().try_for_each(|byte| self.push_byte(*byte, values)),
+        }
+    }
+
+    /// Gives the last value, where nothing need follow it.
+    ///
+    /// # Errors
+    /// [`Broken`] if an array was not closed.
+    pub fn finish(&mut self, values: &mut Vec<Value>) -> Result<(), Broken> {
+        match self.list {
+            List::Ndjson => self.complete(values),
+            List::Array if self.place == Place::End => {}
+            List::Array => return Err(Broken),
+        }
+        Ok(())
+    }
+
+    fn push_byte(&mut self, byte: u8, values: &mut Vec<Value>) -> Result<(), Broken> {
+        let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+        match (self.place, byte) {
+            (Place::Value, _) if self.in_string => {
+                match byte {
+                    _ if self.escaped => self.escaped = false,
+                    b'\\' => self.escaped = true,
+                    b'"' => self.in_string = false,
+                    _ => {}
+                }
+                self.keep(&[byte]);
+            }
+            (_, _) if is_space && (self.place != Place::Value || self.value.is_empty()) => {}
+            (Place::Begin, b'[') => self.place = Place::First,
+            (Place::First, b']') => self.place = Place::End,
+            (Place::Begin | Place::End, _) | (Place::First, b',') => return Err(Broken),
+            (Place::Value, b',' | b']') if self.depth == 0 => {
+                if self.value.is_empty() && !self.too_long {
+                    return Err(Broken);
+                }
+                self.complete(values);
+                self.place = if byte == b']' { Place::End } else { Place::Value };
+            }
+            (Place::First | Place::Value, _) => {
+                self.place = Place::Value;
+                match byte {
+                    b'"' => self.in_string = true,
+                    b'[' | b'{' => self.depth += 1,
+                    b']' | b'}' => self.depth = self.depth.checked_sub(1).ok_or(Broken)?,
+                    _ => {}
+                }
+                self.keep(&[byte]);
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        if self.value.len() + bytes.len() > self.limit {
+            self.too_long = true;
+        }
+        if !self.too_long {
+            self.value.extend_from_slice(bytes);
+        }
+    }
+
+    fn complete(&mut self, values: &mut Vec<Value>) {
+        let value = std::mem::take(&mut self.value);
+        if std::mem::take(&mut self.too_long) {
+            values.push(Value::TooLong);
+        } else if !value.trim_ascii().is_empty() {
+            values.push(Value::Bytes(value));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(list: List, body: &str, piece: usize) -> (Vec<String>, Result<(), Broken>) {
+        let mut splitter = Splitter::new(list, 20);
+        let mut values = Vec::new();
+        let result = body
+            .as_bytes()
+            .chunks(piece)
+            .try_for_each(|bytes| splitter.push(bytes, &mut values))
+            .and_then(|()| splitter.finish(&mut values));
+        let text = |value| match value {
+            Value::Bytes(bytes) => String::from_utf8(bytes).expect("UTF-8").trim().to_owned(),
+            Value::TooLong => "too long".to_owned(),
+        };
+        (values.into_iter().map(text).collect(), result)
+    }
+
+    #[test]
+    fn the_values_do_not_depend_on_how_the_body_was_cut() {
+        let array = r#" [ {"a":[1,"],"]} , "\"]," , 3,"aaaaaaaaaaaaaaaaaaaaaaaa", {}] "#;
+        let lines = "{\"a\":1}\n\n\r\nx\naaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\n{}";
+        for piece in 1..array.len() {
+            let (values, result) = split(List::Array, array, piece);
+            assert_eq!(values, [r#"{"a":[1,"],"]}"#, r#""\"],""#, "3", "too long", "{}"]);
+            assert_eq!(result, Ok(()));
+            let (values, result) = split(List::Ndjson, lines, piece);
+            assert_eq!(values, ["{\"a\":1}", "x", "too long", "{}"]);
+            assert_eq!(result, Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_array_is_broken_where_it_breaks() {
+        assert_eq!(split(List::Array, "[]", 9), (vec![], Ok(())));
+        for (body, complete) in [("", 0), ("{}", 0), ("[1", 0), ("[1,", 1), ("[1,]", 1), ("[1]2", 1), ("[,1]", 0), ("[}", 0)] {
+            let (values, result) = split(List::Array, body, 9);
+            assert_eq!((values.len(), result), (complete, Err(Broken)), "{body}");
+        }
+    }
+}

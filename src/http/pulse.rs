@@ -1,0 +1,106 @@
+//! The times of one connection: when to show that it lives, and when to leave.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use super::App;
+use crate::shutdown;
+
+/// What it is time for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    /// Nothing was sent for a heartbeat.
+    Quiet,
+    /// A heartbeat has passed, whatever was sent.
+    Heartbeat,
+    /// The server drains, and it is this connection's turn.
+    Leave,
+}
+
+/// One timer and the drain, for one connection.
+pub struct Pulse {
+    app: Arc<App>,
+    timer: Pin<Box<Sleep>>,
+    draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    leave_at: Option<Instant>,
+    sent_at: Instant,
+    beat_at: Instant,
+}
+
+impl Pulse {
+    pub fn new(app: Arc<App>) -> Self {
+        let now = Instant::now();
+        let next = now + app.config.heartbeat;
+        Self {
+            timer: Box::pin(sleep_until(next)),
+            draining: Some(Box::pin(app.shutdown.draining())),
+            leave_at: None,
+            sent_at: now,
+            beat_at: next,
+            app,
+        }
+    }
+
+    /// Something was sent: the connection has shown that it lives.
+    pub fn sent(&mut self) {
+        self.sent_at = Instant::now();
+    }
+
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
+        let heartbeat = self.app.config.heartbeat;
+        if let Some(draining) = &mut self.draining
+            && draining.poll_unpin(cx).is_ready()
+        {
+            self.draining = None;
+            let spread = self.app.drain_spread().mul_f64(rand::random());
+            self.leave_at = Some(Instant::now() + spread);
+        }
+        loop {
+            let now = Instant::now();
+            if self.leave_at.is_some_and(|at| at <= now) {
+                self.leave_at = None;
+                return Poll::Ready(Beat::Leave);
+            }
+            if self.sent_at + heartbeat <= now {
+                self.sent_at = now;
+                return Poll::Ready(Beat::Quiet);
+            }
+            if self.beat_at <= now {
+                self.beat_at = now + heartbeat;
+                return Poll::Ready(Beat::Heartbeat);
+            }
+            let next = (self.sent_at + heartbeat).min(self.beat_at);
+            let next = self.leave_at.map_or(next, |at| at.min(next));
+            if self.timer.deadline() != next && (self.timer.is_elapsed() || next < self.timer.deadline()) {
+                self.timer.as_mut().reset(next);
+            }
+            if self.timer.poll_unpin(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// How long a client should wait before it comes back, at random so that not all come together.
+pub fn retry_ms() -> u32 {
+    rand::random_range(1_000..=3_000)
+}
+
+/// The same where too much is asked of the server already.
+pub fn overload_retry_ms() -> u32 {
+    rand::random_range(5_000..=30_000)
+}
+
+impl App {
+    fn drain_spread(&self) -> Duration {
+        shutdown::spread(self.connections(), self.config.drain_grace)
+    }
+}

@@ -1,0 +1,167 @@
+//! The query of a request, read strictly: what cannot be parsed is named, and nothing is guessed.
+
+use std::{str::FromStr, time::Duration};
+
+use super::problem::Problem;
+use crate::{
+    log::Start,
+    message::{Id, Pattern},
+};
+
+/// The parameters of a query, decoded.
+#[derive(Debug, Default)]
+pub struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub fn parse(query: Option<&str>) -> Self {
+        let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+        Self(pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect())
+    }
+
+    /// Every value of a parameter that may be repeated.
+    pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The value of a parameter that may be given once.
+    pub fn one(&self, name: &str) -> Result<Option<&str>, Problem> {
+        let mut values = self.all(name);
+        let value = values.next();
+        match values.next() {
+            Some(_) => Err(Problem::bad_request(format!("{name} is given twice"))),
+            None => Ok(value),
+        }
+    }
+
+    /// On when empty, `1` or `true`; off when `0`, `false` or not given.
+    pub fn flag(&self, name: &str) -> Result<bool, Problem> {
+        match self.one(name)? {
+            Some("" | "1" | "true") => Ok(true),
+            None | Some("0" | "false") => Ok(false),
+            Some(_) => Err(Problem::bad_request(format!("{name} is on with 1 or true and off with 0 or false"))),
+        }
+    }
+}
+
+/// A number within limits, or the default.
+pub fn number<T: FromStr + PartialOrd + std::fmt::Display>(
+    name: &str,
+    value: Option<&str>,
+    default: T,
+    range: std::ops::RangeInclusive<T>,
+) -> Result<T, Problem> {
+    let Some(text) = value else { return Ok(default) };
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(number) if is_plain && range.contains(&number) => Ok(number),
+        _ => Err(Problem::bad_request(format!("{name} is a number from {} to {}", range.start(), range.end()))),
+    }
+}
+
+/// A pattern, or the problem with what was given as `name`.
+pub fn pattern(name: &str, text: &str) -> Result<Pattern, Problem> {
+    text.parse().map_err(|error| Problem::bad_request(format!("{name} {text:?}: {error}")))
+}
+
+/// The ways to say where to begin, by rank. All are checked, also those that do not count.
+#[derive(Debug, Default)]
+pub struct StartFields<'a> {
+    pub after: Option<&'a str>,
+    pub last: Option<&'a str>,
+    pub since: Option<&'a str>,
+}
+
+impl StartFields<'_> {
+    pub fn parse(&self) -> Result<Option<Start>, Problem> {
+        let after = self.after.map(after).transpose()?;
+        let last = match self.last {
+            Some(_) => Some(Start::Last(number("last", self.last, 0, 0..=u32::MAX as usize)?)),
+            None => None,
+        };
+        let since = self.since.map(since).transpose()?.map(Start::Since);
+        Ok(after.or(last).or(since))
+    }
+}
+
+fn after(text: &str) -> Result<Start, Problem> {
+    match text.parse() {
+        Ok(Id::ZERO) => Ok(Start::Everything),
+        Ok(cursor) => Ok(Start::After(cursor)),
+        Err(_) => Err(Problem::bad_request("after is not a cursor")),
+    }
+}
+
+/// What a `Last-Event-ID` header asks for. `EventSource` can never drop that header, so what cannot be
+/// parsed is a gap and not a refusal.
+pub fn last_event_id(value: &[u8]) -> Option<Start> {
+    let text = String::from_utf8_lossy(value);
+    match text.trim() {
+        "" => None,
+        text => Some(after(text).unwrap_or_else(|_| Start::Unreadable(text.to_owned()))),
+    }
+}
+
+/// A duration before now, or an RFC 3339 time.
+fn since(text: &str) -> Result<Id, Problem> {
+    if let Ok(age) = humantime::parse_duration(text) {
+        return Ok(Id::now().minus(age));
+    }
+    // In a query a plus sign that was not encoded arrives as a space.
+    let time: Result<jiff::Timestamp, _> = text.trim().replace(' ', "+").parse();
+    let micros = time.ok().and_then(|time| u64::try_from(time.as_microsecond().max(0)).ok());
+    micros
+        .filter(|micros| *micros <= Id::MAX.get())
+        .map(Id::new)
+        .ok_or_else(|| Problem::bad_request("since is a duration such as 90s, 10m or 2h, or an RFC 3339 time"))
+}
+
+/// How long a poll may be held.
+pub fn wait(value: Option<&str>) -> Result<Duration, Problem> {
+    number("wait", value, 25, 0..=60).map(Duration::from_secs)
+}
+
+/// How many messages one answer to a poll may hold.
+pub fn limit(value: Option<&str>) -> Result<usize, Problem> {
+    number("limit", value, 100, 1..=1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(after: Option<&str>, last: Option<&str>, since: Option<&str>) -> Result<Option<Start>, Problem> {
+        StartFields { after, last, since }.parse()
+    }
+
+    #[test]
+    fn the_first_start_that_is_given_counts_and_all_are_checked() {
+        let given = start(Some("7"), Some("3"), Some("10m")).expect("all are well formed");
+        assert_eq!(given, Some(Start::After(Id::new(7))));
+        assert_eq!(start(None, Some("3"), Some("10m")).expect("well formed"), Some(Start::Last(3)));
+        assert_eq!(start(Some("0"), None, None).expect("well formed"), Some(Start::Everything));
+        assert_eq!(start(None, None, None).expect("well formed"), None);
+        assert!(start(Some("7"), Some("-3"), None).is_err());
+        assert!(start(Some("7"), None, Some("ten minutes")).is_err());
+        assert!(start(Some(""), None, None).is_err());
+    }
+
+    #[test]
+    fn since_is_a_duration_or_a_time() {
+        let time = |text: &str| since(text).map(Id::get).ok();
+        assert_eq!(time("1970-01-01T00:00:01Z"), Some(1_000_000));
+        assert_eq!(time("1970-01-01T01:00:00 01:00"), Some(0));
+        assert_eq!(time("1970-01-01T01:00:00.5+01:00"), Some(500_000));
+        assert!(time("90s").is_some() && time("2h").is_some());
+        for wrong in ["", "yesterday", "-1s", "2026-13-01T00:00:00Z", "10"] {
+            assert_eq!(time(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_last_event_id_is_never_refused() {
+        assert_eq!(last_event_id(b""), None);
+        assert_eq!(last_event_id(b"5"), Some(Start::After(Id::new(5))));
+        assert_eq!(last_event_id(b"x"), Some(Start::Unreadable("x".into())));
+        assert!(matches!(last_event_id(b"\xff"), Some(Start::Unreadable(_))));
+    }
+}

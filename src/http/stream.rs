@@ -1,0 +1,164 @@
+//! Server-Sent Events and NDJSON: a response body that is a subscription.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, header};
+use http_body::Frame;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    App,
+    problem::Code,
+    pulse::{Beat, Pulse, overload_retry_ms, retry_ms},
+    wire::{self, Control, Framing},
+};
+use crate::{
+    broker::{Delivery, Subscription},
+    message::Id,
+};
+
+/// How much is gathered for one write. A burst leaves in few system calls, a slow reader costs no more.
+const MAX_GATHERED_BYTES: usize = 32 << 10;
+
+/// Answers with a stream that follows `subscription` until somebody ends it.
+pub fn respond(
+    app: &Arc<App>,
+    framing: Framing,
+    subscription: Subscription,
+    permit: OwnedSemaphorePermit,
+) -> Response {
+    let open = Control::Open {
+        connection: subscription.connection(),
+        cursor: subscription.cursor(),
+        heartbeat_ms: app.heartbeat_ms(),
+    };
+    let opening = match framing {
+        Framing::Ndjson => framing.control(&open),
+        Framing::SseRaw | Framing::SseEnvelope => wire::sse_retry(retry_ms(), &open),
+    };
+    let body = StreamBody {
+        framing,
+        subscription,
+        pulse: Pulse::new(app.clone()),
+        opening: Some(opening.into()),
+        leaving: false,
+        ended: false,
+        _permit: permit,
+    };
+    with_headers(framing, Body::new(body))
+}
+
+/// Turns a reader away without refusing it: an `EventSource` comes back after this, and after a status
+/// it would not.
+pub fn turn_away(framing: Framing, code: Code, cursor: Id) -> Response {
+    let retry_ms = overload_retry_ms();
+    let closing = Control::Closing { code, cursor, retry_ms };
+    let body = match framing {
+        Framing::Ndjson => framing.control(&closing),
+        Framing::SseRaw | Framing::SseEnvelope => wire::sse_retry(retry_ms, &closing),
+    };
+    let mut response = with_headers(framing, Body::from(body));
+    response.extensions_mut().insert(code);
+    response
+}
+
+fn with_headers(framing: Framing, body: Body) -> Response {
+    let mut response = body.into_response();
+    let content_type = match framing {
+        Framing::Ndjson => "application/x-ndjson",
+        Framing::SseRaw | Framing::SseEnvelope => "text/event-stream",
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    response
+}
+
+struct StreamBody {
+    framing: Framing,
+    subscription: Subscription,
+    pulse: Pulse,
+    opening: Option<Bytes>,
+    leaving: bool,
+    ended: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl StreamBody {
+    fn encode(&self, delivery: &Delivery) -> Bytes {
+        match delivery {
+            Delivery::Message(message) => self.framing.message(message, self.subscription.cursor()),
+            Delivery::Gap(gap) => self.framing.control(&Control::Gap(gap)).into(),
+        }
+    }
+
+    /// What is ready, in one piece: a single message as it is shared, several put together.
+    fn gather(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
+        let mut first = self.opening.take();
+        let mut gathered = Vec::new();
+        while gathered.len() < MAX_GATHERED_BYTES
+            && let Poll::Ready(delivery) = self.subscription.poll_delivery(cx)
+        {
+            let bytes = self.encode(&delivery);
+            match first.take() {
+                None if gathered.is_empty() => first = Some(bytes),
+                None => gathered.extend_from_slice(&bytes),
+                Some(first) => {
+                    gathered.reserve(4 * (first.len() + bytes.len()));
+                    gathered.extend_from_slice(&first);
+                    gathered.extend_from_slice(&bytes);
+                }
+            }
+        }
+        if gathered.is_empty() { first } else { Some(gathered.into()) }
+    }
+}
+
+impl http_body::Body for StreamBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if let Some(bytes) = self.gather(cx) {
+            self.pulse.sent();
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+        }
+        while !self.leaving
+            && let Poll::Ready(beat) = self.pulse.poll(cx)
+        {
+            match beat {
+                Beat::Heartbeat => {}
+                Beat::Leave => self.leaving = true,
+                Beat::Quiet => {
+                    let cursor = Control::Cursor { cursor: self.subscription.cursor() };
+                    let bytes = self.framing.control(&cursor).into();
+                            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+            }
+        }
+        if self.leaving {
+            // Everything that had come was gathered before.
+            self.ended = true;
+            let (cursor, retry_ms) = (self.subscription.cursor(), retry_ms());
+            let closing = Control::Closing { code: Code::Draining, cursor, retry_ms };
+            return Poll::Ready(Some(Ok(Frame::data(self.framing.control(&closing).into()))));
+        }
+        Poll::Pending
+    }
+}

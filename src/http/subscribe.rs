@@ -1,0 +1,277 @@
+//! What a request wants to read, and by which transport.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{Request, State},
+    response::Response,
+};
+use http::{HeaderMap, HeaderName, Method, header};
+use serde::Deserialize;
+
+use super::{
+    App, body, poll,
+    problem::{Code, Problem},
+    query::{self, Query, StartFields},
+    stream, websocket,
+    wire::Framing,
+};
+use crate::{log::Start, message::Pattern};
+
+/// The largest body of `POST /events`: some ten thousand topics.
+const MAX_EVENTS_BODY_BYTES: usize = 1 << 20;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// What to read, from where, and how.
+#[derive(Debug)]
+struct Wanted {
+    patterns: Vec<Pattern>,
+    start: Option<Start>,
+    transport: Transport,
+    wait: Duration,
+    limit: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Stream(Framing),
+    Poll,
+}
+
+/// The options of a subscription, from the query or from the body of `POST /events`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Options {
+    topics: Vec<String>,
+    after: Option<String>,
+    last_event_id: Option<String>,
+    last: Option<Scalar>,
+    since: Option<String>,
+    transport: Option<String>,
+    format: Option<String>,
+    wait: Option<Scalar>,
+    limit: Option<Scalar>,
+}
+
+/// A number, or the same as text.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Number(serde_json::Number),
+    Text(String),
+}
+
+impl Scalar {
+    fn into_text(self) -> String {
+        match self {
+            Self::Number(number) => number.to_string(),
+            Self::Text(text) => text,
+        }
+    }
+}
+
+/// `GET /topics/{topic}`.
+pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Response, Problem> {
+    let pattern = query::pattern("topic", pattern);
+    let is_upgrade = websocket::is_upgrade(&request)?;
+    let query = Query::parse(request.uri().query());
+    let wanted = pattern.and_then(|pattern| {
+        let sse = if pattern.has_wildcard() { Framing::SseEnvelope } else { Framing::SseRaw };
+        Wanted::parse(vec![pattern], Options::from_query(&query)?, request.headers(), sse)
+    });
+    if is_upgrade {
+        let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start));
+        return Ok(websocket::upgrade(app, request, wanted).await);
+    }
+    serve(app, wanted?).await
+}
+
+/// `GET /events` and `POST /events`.
+pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    let is_upgrade = websocket::is_upgrade(&request)?;
+    let query = Query::parse(request.uri().query());
+    let options = Options::from_query(&query);
+    match *request.method() {
+        Method::GET => {}
+        Method::CONNECT if is_upgrade => {}
+        Method::POST => {
+            let (parts, body) = request.into_parts();
+            let mut options = options?;
+            options.merge(Options::from_body(&app, &parts.headers, body).await?)?;
+            let wanted = Wanted::of_events(options, &parts.headers)?;
+            return if wanted.patterns.is_empty() { Err(no_topic()) } else { serve(&app, wanted).await };
+        }
+        _ => return Err(Problem::method_not_allowed("GET, POST")),
+    }
+    let wanted = options.and_then(|options| Wanted::of_events(options, request.headers()));
+    if is_upgrade {
+        let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start));
+        return Ok(websocket::upgrade(&app, request, wanted).await);
+    }
+    let wanted = wanted?;
+    if wanted.patterns.is_empty() { Err(no_topic()) } else { serve(&app, wanted).await }
+}
+
+fn no_topic() -> Problem {
+    Problem::bad_request("topic: name at least one, for example /events?topic=demo")
+}
+
+async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
+    let Wanted { patterns, start, transport, wait, limit } = wanted;
+    let connection = app.new_connection();
+    let permit = app.permit();
+    match transport {
+        Transport::Poll => {
+            let Some(_permit) = permit else { return Err(super::overloaded()) };
+            let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
+            let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
+            Ok(poll::respond(app, subscription, wait, limit).await)
+        }
+        Transport::Stream(framing) => {
+            let start = start.unwrap_or(Start::Now);
+            match (app.broker.subscribe(patterns, &start, &connection).await, permit) {
+                (Ok(subscription), Some(permit)) => Ok(stream::respond(app, framing, subscription, permit)),
+                (Ok(subscription), None) => {
+                    Ok(stream::turn_away(framing, Code::Overloaded, subscription.cursor()))
+                }
+                (Err(error), _) => {
+                    let Start::After(cursor) = start else { return Err(error.into()) };
+                    Ok(stream::turn_away(framing, Problem::from(error).code, cursor))
+                }
+            }
+        }
+    }
+}
+
+impl Wanted {
+    fn of_events(options: Options, headers: &HeaderMap) -> Result<Self, Problem> {
+        let patterns: Result<Vec<_>, _> =
+            options.topics.iter().map(|text| query::pattern("topic", text)).collect();
+        let mut patterns = patterns?;
+        patterns.sort_unstable();
+        patterns.dedup();
+        Self::parse(patterns, options, headers, Framing::SseEnvelope)
+    }
+
+    fn parse(
+        patterns: Vec<Pattern>,
+        options: Options,
+        headers: &HeaderMap,
+        sse: Framing,
+    ) -> Result<Self, Problem> {
+        let sse = match options.format.as_deref() {
+            None => sse,
+            Some("raw") => Framing::SseRaw,
+            Some("envelope") => Framing::SseEnvelope,
+            Some(_) => return Err(Problem::bad_request("format is raw or envelope")),
+        };
+        let transport = match options.transport.as_deref() {
+            Some(name) => Transport::named(name, sse)
+                .ok_or_else(|| Problem::bad_request("transport is sse, ndjson or poll"))?,
+            None => Transport::accepted(headers, sse),
+        };
+        Ok(Self {
+            patterns,
+            start: options.start(headers)?,
+            transport,
+            wait: query::wait(options.wait.map(Scalar::into_text).as_deref())?,
+            limit: query::limit(options.limit.map(Scalar::into_text).as_deref())?,
+        })
+    }
+}
+
+impl Transport {
+    fn named(name: &str, sse: Framing) -> Option<Self> {
+        match name {
+            "sse" => Some(Self::Stream(sse)),
+            "ndjson" => Some(Self::Stream(Framing::Ndjson)),
+            "poll" => Some(Self::Poll),
+            _ => None,
+        }
+    }
+
+    /// The first type named in `Accept` that we speak; anything else is a poll.
+    fn accepted(headers: &HeaderMap, sse: Framing) -> Self {
+        let types = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        for accepted in types.flat_map(|value| value.split(',')) {
+            let essence = accepted.split(';').next().unwrap_or_default().trim();
+            match essence.to_ascii_lowercase().as_str() {
+                "text/event-stream" => return Self::Stream(sse),
+                "application/x-ndjson" => return Self::Stream(Framing::Ndjson),
+                "application/json" => return Self::Poll,
+                _ => {}
+            }
+        }
+        Self::Poll
+    }
+}
+
+impl Options {
+    fn from_query(query: &Query) -> Result<Self, Problem> {
+        let text = |name| query.one(name).map(|value| value.map(str::to_owned));
+        let scalar = |name| query.one(name).map(|value| value.map(|text| Scalar::Text(text.to_owned())));
+        Ok(Self {
+            topics: query.all("topic").map(str::to_owned).collect(),
+            after: text("after")?,
+            last_event_id: text("last_event_id")?,
+            last: scalar("last")?,
+            since: text("since")?,
+            transport: text("transport")?,
+            format: text("format")?,
+            wait: scalar("wait")?,
+            limit: scalar("limit")?,
+        })
+    }
+
+    async fn from_body(app: &App, headers: &HeaderMap, body: Body) -> Result<Self, Problem> {
+        if !body::is_json(headers) {
+            return Err(Problem::new(Code::UnsupportedMediaType, "the body of /events is application/json"));
+        }
+        let bytes: Bytes = body::read(app, headers, body, MAX_EVENTS_BODY_BYTES).await?;
+        serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(format!("the body: {error}")))
+    }
+
+    /// Takes what the body says; what is said twice is refused.
+    fn merge(&mut self, body: Self) -> Result<(), Problem> {
+        fn once<T>(name: &str, known: &mut Option<T>, given: Option<T>) -> Result<(), Problem> {
+            match (&known, &given) {
+                (Some(_), Some(_)) => Err(Problem::bad_request(format!("{name} is given twice"))),
+                (None, _) => {
+                    *known = given;
+                    Ok(())
+                }
+                (Some(_), None) => Ok(()),
+            }
+        }
+        self.topics.extend(body.topics);
+        once("after", &mut self.after, body.after)?;
+        once("last_event_id", &mut self.last_event_id, body.last_event_id)?;
+        once("last", &mut self.last, body.last)?;
+        once("since", &mut self.since, body.since)?;
+        once("transport", &mut self.transport, body.transport)?;
+        once("format", &mut self.format, body.format)?;
+        once("wait", &mut self.wait, body.wait)?;
+        once("limit", &mut self.limit, body.limit)
+    }
+
+    fn start(&self, headers: &HeaderMap) -> Result<Option<Start>, Problem> {
+        if self.after.is_some() && self.last_event_id.is_some() {
+            return Err(Problem::bad_request("after and last_event_id are the same: give one of them"));
+        }
+        let last = self.last.as_ref().map(|last| match last {
+            Scalar::Number(number) => number.to_string(),
+            Scalar::Text(text) => text.clone(),
+        });
+        let fields = StartFields {
+            after: self.after.as_deref().or(self.last_event_id.as_deref()),
+            last: last.as_deref(),
+            since: self.since.as_deref(),
+        };
+        // Checked in any case, though the header wins: a browser comes back to the old URL.
+        let from_query = fields.parse()?;
+        let from_header = headers.get(LAST_EVENT_ID).and_then(|value| query::last_event_id(value.as_bytes()));
+        Ok(from_header.or(from_query))
+    }
+}

@@ -1,0 +1,155 @@
+//! WebSocket (RFC 6455, and RFC 8441 on HTTP/2): the handshake.
+
+mod command;
+mod outbox;
+mod session;
+mod socket;
+
+use std::sync::Arc;
+
+use axum::{
+    extract::Request,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
+use tungstenite::handshake::derive_accept_key;
+
+pub use self::socket::Socket;
+use self::session::Session;
+use super::{
+    App,
+    problem::{Code, Problem},
+};
+use crate::{
+    broker::Subscription,
+    log::Start,
+    message::Pattern,
+};
+
+/// The subprotocol that is spoken, offered or not.
+const SUBPROTOCOL: &str = "rejoin.v1";
+
+/// Whether the request asks for a WebSocket.
+///
+/// # Errors
+/// `upgrade_required` if it asks for one that is not RFC 6455 version 13.
+pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
+    let headers = request.headers();
+    let is_extended_connect = request.extensions().get::<Protocol>().is_some_and(|name| name.as_str() == "websocket");
+    let asks = is_extended_connect || has_token(headers, &header::UPGRADE, "websocket");
+    if !asks {
+        return Ok(false);
+    }
+    let is_version_13 = headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
+    let is_handshake = match request.version() {
+        Version::HTTP_2 => is_extended_connect && *request.method() == Method::CONNECT,
+        Version::HTTP_11 => {
+            *request.method() == Method::GET
+                && has_token(headers, &header::CONNECTION, "upgrade")
+                && headers.get(header::SEC_WEBSOCKET_KEY).is_some_and(is_key)
+        }
+        _ => false,
+    };
+    if is_version_13 && is_handshake {
+        Ok(true)
+    } else {
+        Err(Problem::new(Code::UpgradeRequired, "WebSocket is spoken as RFC 6455, version 13"))
+    }
+}
+
+/// Answers the handshake, and serves the connection in a task of its own.
+pub async fn upgrade(
+    app: &Arc<App>,
+    request: Request,
+    wanted: Result<(Vec<Pattern>, Option<Start>), Problem>,
+) -> Response {
+    let begun = match wanted {
+        Ok((patterns, start)) => begin(app, patterns, start.unwrap_or(Start::Now)).await,
+        Err(problem) => Err(problem),
+    };
+    match begun {
+        Ok((subscription, permit)) => {
+            let app = app.clone();
+            accept(&app.clone(), request, move |socket| async move {
+                Session::new(app, socket, subscription, permit).run().await;
+            })
+        }
+        Err(problem) => refuse(app, request, problem),
+    }
+}
+
+/// Refuses a handshake so that its sender can see why: a browser sees only close codes.
+pub fn refuse(app: &Arc<App>, request: Request, problem: Problem) -> Response {
+    if !request.headers().contains_key(header::ORIGIN) || problem.code.close().is_none() {
+        return problem.into_response();
+    }
+    let code = problem.code;
+    let mut response = accept(app, request, move |socket| session::turn_away(socket, problem));
+    response.extensions_mut().insert(code);
+    response
+}
+
+async fn begin(
+    app: &Arc<App>,
+    patterns: Vec<Pattern>,
+    start: Start,
+) -> Result<(Subscription, tokio::sync::OwnedSemaphorePermit), Problem> {
+    let permit = app.permit().ok_or_else(|| super::overloaded())?;
+    // Before the answer, so that what is published once the client knows of it is not missed.
+    let subscription = app.broker.subscribe(patterns, &start, &app.new_connection()).await?;
+    Ok((subscription, permit))
+}
+
+/// Sends the answer, and gives the socket to `serve` once the connection has become one.
+fn accept<F>(app: &Arc<App>, mut request: Request, serve: impl FnOnce(Socket) -> F + Send + 'static) -> Response
+where
+    F: Future<Output = ()> + Send,
+{
+    let on_upgrade: OnUpgrade = hyper::upgrade::on(&mut request);
+    let (max_message, write_timeout) = (app.max_command_bytes(), app.config.write_timeout);
+    let shutdown = app.shutdown.clone();
+    app.tasks.spawn(async move {
+        let serve = async {
+            match on_upgrade.await {
+                Ok(upgraded) => serve(Socket::new(TokioIo::new(upgraded), max_message, write_timeout)).await,
+                Err(error) => tracing::debug!(%error, "handshake broke off"),
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = shutdown.ended() => {}
+        }
+    });
+    handshake(request.version(), request.headers())
+}
+
+fn handshake(version: Version, asked: &HeaderMap) -> Response {
+    let mut response = ().into_response();
+    if version == Version::HTTP_11 {
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        if let Some(key) = asked.get(header::SEC_WEBSOCKET_KEY) {
+            let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes())).expect("base64 is ASCII");
+            headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        }
+    }
+    if has_token(asked, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    response
+}
+
+/// Sixteen bytes in base64.
+fn is_key(key: &HeaderValue) -> bool {
+    BASE64.decode(key.as_bytes()).is_ok_and(|bytes| bytes.len() == 16)
+}
+
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
+}

@@ -1,0 +1,149 @@
+//! What a client says on a WebSocket, and what it is answered.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    broker::Subscription,
+    http::{
+        App,
+        problem::Problem,
+        publish::{Item, Published},
+        query::{self, StartFields},
+    },
+    log::Start,
+    message::{Id, Pattern},
+};
+
+/// The name that a client gives a command, repeated in its answer.
+pub type Reference = Option<Value>;
+
+/// A command, and the name that the client gave it.
+#[derive(Debug)]
+pub struct Command {
+    pub reference: Reference,
+    pub action: Action,
+}
+
+#[derive(Debug)]
+pub enum Action {
+    Subscribe { pattern: Pattern, start: Start },
+    Unsubscribe { pattern: Pattern },
+    /// The command as it came; the payload in it is spliced into the message.
+    Publish(String),
+    Auth,
+    Ping,
+}
+
+/// What became of a command that took its time.
+pub enum Outcome {
+    /// To be read from now on, or first up to where the connection stands.
+    Begun(Pattern, Box<Subscription>),
+    Published(Published),
+}
+
+/// What a client is answered.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Answer<'a> {
+    Subscribed { topic: &'a Pattern, cursor: Id },
+    Unsubscribed { topic: &'a Pattern, cursor: Id },
+    Published(&'a Published),
+    Pong,
+    Error(&'a Problem),
+}
+
+/// An answer with the name of the command.
+#[derive(Debug, Serialize)]
+pub struct Reply<'a> {
+    #[serde(flatten)]
+    pub answer: Answer<'a>,
+    #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: &'a Reference,
+}
+
+#[derive(Deserialize)]
+struct Head {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(rename = "ref")]
+    reference: Reference,
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    topic: String,
+    after: Option<String>,
+    last: Option<Value>,
+    since: Option<String>,
+}
+
+impl Command {
+    /// # Errors
+    /// The problem, and the name of the command if that could be read.
+    pub fn parse(text: String) -> Result<Self, (Reference, Problem)> {
+        let wrong = |error: serde_json::Error| Problem::bad_request(format!("the command: {error}"));
+        let head: Head = serde_json::from_str(&text).map_err(|error| (None, wrong(error)))?;
+        let reference = head.reference;
+        if !matches!(reference, None | Some(Value::String(_) | Value::Number(_))) {
+            return Err((None, Problem::bad_request("ref is a string or a number")));
+        }
+        let fields = || serde_json::from_str::<Fields>(&text).map_err(wrong);
+        let action = match head.kind.as_str() {
+            "subscribe" => fields().and_then(|fields| fields.subscribe()),
+            "unsubscribe" => fields()
+                .and_then(|fields| query::pattern("topic", &fields.topic))
+                .map(|pattern| Action::Unsubscribe { pattern }),
+            "publish" => Ok(Action::Publish(text)),
+            "auth" => Ok(Action::Auth),
+            "ping" => Ok(Action::Ping),
+            other => Err(Problem::bad_request(format!(
+                "type {other:?}: subscribe, unsubscribe, publish, auth or ping"
+            ))),
+        };
+        match action {
+            Ok(action) => Ok(Self { reference, action }),
+            Err(problem) => Err((reference, problem)),
+        }
+    }
+}
+
+impl Fields {
+    fn subscribe(self) -> Result<Action, Problem> {
+        let pattern = query::pattern("topic", &self.topic)?;
+        let last = match self.last {
+            None => None,
+            Some(Value::Number(number)) => Some(number.to_string()),
+            Some(Value::String(text)) => Some(text),
+            Some(_) => return Err(Problem::bad_request("last is a number")),
+        };
+        let (after, since) = (self.after.as_deref(), self.since.as_deref());
+        let start = StartFields { after, last: last.as_deref(), since }.parse()?;
+        Ok(Action::Subscribe { pattern, start: start.unwrap_or(Start::Now) })
+    }
+}
+
+/// Begins to read `pattern` in the name of the connection.
+pub fn begin(
+    app: Arc<App>,
+    pattern: Pattern,
+    start: Start,
+    connection: Arc<str>,
+) -> BoxFuture<'static, Result<Outcome, Problem>> {
+    Box::pin(async move {
+        let subscription = app.broker.subscribe(vec![pattern.clone()], &start, &connection).await?;
+        Ok(Outcome::Begun(pattern, Box::new(subscription)))
+    })
+}
+
+/// Publishes what the command says.
+pub fn publish(app: Arc<App>, text: String) -> BoxFuture<'static, Result<Outcome, Problem>> {
+    Box::pin(async move {
+        let item: Item<'_> =
+            serde_json::from_str(&text).map_err(|error| Problem::bad_request(format!("the command: {error}")))?;
+        item.publish(&app).await.map(Outcome::Published)
+    })
+}

@@ -1,0 +1,86 @@
+//! What is to be written to a socket: shared bytes, in one system call for many.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::io::AsyncWrite;
+
+/// How many pieces one system call takes.
+const MAX_SLICES: usize = 64;
+/// The room that a quiet connection keeps.
+const KEPT_CAPACITY: usize = 8;
+
+/// Pieces that wait to be written, each one or more whole frames.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    pieces: VecDeque<Bytes>,
+    /// How much of the first piece is on its way.
+    written: usize,
+    bytes: usize,
+}
+
+impl Outbox {
+    pub fn push(&mut self, piece: Bytes) {
+        self.bytes += piece.len();
+        self.pieces.push_back(piece);
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Drops all that has not begun to be written.
+    pub fn drop_unbegun(&mut self) {
+        self.pieces.truncate(usize::from(self.written > 0));
+        self.bytes = self.pieces.front().map_or(0, Bytes::len);
+    }
+
+    /// Writes what the socket takes. Ready with how much that was; pending if it takes nothing.
+    pub fn poll_write<W: AsyncWrite + Unpin>(
+        &mut self,
+        socket: &mut W,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let count = self.pieces.len().min(MAX_SLICES);
+        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+            *slice = IoSlice::new(piece);
+        }
+        let written = match count {
+            0 => return Poll::Ready(Ok(0)),
+            1 => ready!(Pin::new(socket).poll_write(cx, &self.pieces[0]))?,
+            _ => ready!(Pin::new(socket).poll_write_vectored(cx, &slices[..count]))?,
+        };
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.consume(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn consume(&mut self, mut written: usize) {
+        self.bytes -= written;
+        while let Some(piece) = self.pieces.front_mut() {
+            if written < piece.len() {
+                piece.advance(written);
+                self.written += written;
+                return;
+            }
+            written -= piece.len();
+            self.written = 0;
+            self.pieces.pop_front();
+        }
+        if self.pieces.capacity() > KEPT_CAPACITY {
+            self.pieces = VecDeque::new();
+        }
+    }
+}

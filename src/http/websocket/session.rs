@@ -1,0 +1,309 @@
+//! A WebSocket that reads topics: commands in, frames out.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tungstenite::Message;
+
+use super::{
+    command::{self, Action, Answer, Command, Outcome, Reference, Reply},
+    socket::{Lost, Socket},
+};
+use crate::{
+    broker::{Delivery, Join, Subscription},
+    http::{
+        App,
+        problem::{Code, Problem},
+        pulse::{Beat, Pulse, overload_retry_ms, retry_ms},
+        wire::{self, Control},
+    },
+    message::Pattern,
+};
+
+/// How much may wait to be written before the log is read on.
+const MAX_QUEUED_BYTES: usize = 64 << 10;
+/// How many commands may wait for the one that is being done before the socket is read on.
+const MAX_WAITING_COMMANDS: usize = 16;
+/// How many topics one connection may subscribe to by commands.
+const MAX_TOPICS: usize = 10_000;
+/// How many frames are handled before others may run.
+const BUDGET: usize = 256;
+
+/// One connection, from its `open` to its close.
+pub struct Session {
+    app: Arc<App>,
+    socket: Socket,
+    subscription: Subscription,
+    joining: Option<Box<Joining>>,
+    waiting: VecDeque<Command>,
+    running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
+    pulse: Pulse,
+    heard_at: Instant,
+    leaving: bool,
+    began: Instant,
+    sent: u64,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A topic that is read up to where the connection stands.
+struct Joining {
+    reference: Reference,
+    pattern: Pattern,
+    subscription: Subscription,
+}
+
+/// Why a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Lost(Lost),
+    /// The client sent what a client may not send.
+    Unsupported,
+    /// Nothing was heard of the peer for two heartbeats.
+    Silent,
+    Draining,
+}
+
+impl Session {
+    pub fn new(app: Arc<App>, socket: Socket, subscription: Subscription, permit: OwnedSemaphorePermit) -> Self {
+        let now = Instant::now();
+        Self {
+            pulse: Pulse::new(app.clone()),
+            app,
+            socket,
+            subscription,
+            joining: None,
+            waiting: VecDeque::new(),
+            running: None,
+            heard_at: now,
+            leaving: false,
+            began: now,
+            sent: 0,
+            _permit: permit,
+        }
+    }
+
+    /// Serves the connection until it ends.
+    ///
+    /// # Cancel safety
+    /// Dropping this drops the connection without a close.
+    pub async fn run(mut self) {
+        let open = Control::Open {
+            connection: self.subscription.connection(),
+            cursor: self.subscription.cursor(),
+            heartbeat_ms: self.app.heartbeat_ms(),
+        };
+        self.socket.push(wire::control_frame(&open));
+        let end = std::future::poll_fn(|cx| self.poll(cx)).await;
+        tracing::debug!(
+            transport = "websocket",
+            connection = %self.subscription.connection(),
+            ?end,
+            seconds = self.began.elapsed().as_secs(),
+            frames = self.sent,
+            cursor = %self.subscription.cursor(),
+            "connection ended"
+        );
+        self.finish(end).await;
+    }
+
+    async fn finish(self, end: End) {
+        let cursor = self.subscription.cursor();
+        let closing = |code, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
+        let Self { mut socket, .. } = self;
+        match end {
+            End::Lost(Lost::Gone) | End::Silent => {}
+            End::Lost(Lost::Closed) => socket.closed().await,
+            End::Lost(Lost::Broken(code)) => socket.close(code, "").await,
+            End::Unsupported => socket.close(1003, "commands are text frames").await,
+            End::Lost(Lost::TooSlow) => {
+                let last = closing(Code::TooSlow, overload_retry_ms());
+                socket.close_slow(last, 4101, Code::TooSlow.as_str()).await;
+            }
+            End::Draining => {
+                socket.push(closing(Code::Draining, retry_ms()));
+                socket.close(4200, Code::Draining.as_str()).await;
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        for _ in 0..BUDGET {
+            let mut moved = match self.poll_commands(cx) {
+                Ok(moved) => moved,
+                Err(end) => return Poll::Ready(end),
+            };
+            moved |= self.gather(cx);
+            match self.socket.poll_flush(cx) {
+                Poll::Ready(Err(lost)) => return Poll::Ready(End::Lost(lost)),
+                Poll::Ready(Ok(())) if self.leaving && !moved && self.is_idle() => {
+                    return Poll::Ready(End::Draining);
+                }
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+            while let Poll::Ready(beat) = self.pulse.poll(cx) {
+                moved = true;
+                match beat {
+                    Beat::Leave => self.leaving = true,
+                    Beat::Quiet => {
+                        let cursor = Control::Cursor { cursor: self.subscription.cursor() };
+                        self.socket.push(wire::control_frame(&cursor));
+                    }
+                    Beat::Heartbeat if self.heard_at.elapsed() >= 2 * self.app.config.heartbeat => {
+                        return Poll::Ready(End::Silent);
+                    }
+                    Beat::Heartbeat => self.socket.ping(),
+                }
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn is_idle(&self) -> bool {
+        self.joining.is_none() && self.running.is_none() && self.waiting.is_empty()
+    }
+
+    /// Takes commands from the socket and does them, one after the other. True if one moved on.
+    fn poll_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = false;
+        while self.waiting.len() < MAX_WAITING_COMMANDS && self.socket.queued_bytes() < MAX_QUEUED_BYTES {
+            let Poll::Ready(message) = self.socket.poll_message(cx) else { break };
+            let message = message.map_err(End::Lost)?;
+            moved = true;
+            self.heard_at = Instant::now();
+            match message {
+                Message::Text(text) => match Command::parse(text.as_str().to_owned()) {
+                    Ok(command) => self.waiting.push_back(command),
+                    Err((reference, problem)) => self.answer(&reference, Answer::Error(&problem)),
+                },
+                Message::Binary(_) => return Err(End::Unsupported),
+                Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => {}
+            }
+        }
+        if let Some((reference, running)) = &mut self.running
+            && let Poll::Ready(outcome) = running.poll_unpin(cx)
+        {
+            let reference = reference.take();
+            self.running = None;
+            self.conclude(reference, outcome);
+            moved = true;
+        }
+        while self.running.is_none()
+            && self.joining.is_none()
+            && let Some(command) = self.waiting.pop_front()
+        {
+            self.start(command);
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    fn start(&mut self, Command { reference, action }: Command) {
+        match action {
+            Action::Ping => self.answer(&reference, Answer::Pong),
+            Action::Auth => {
+                let problem = Problem::bad_request("auth: this server has no credentials configured");
+                self.answer(&reference, Answer::Error(&problem));
+            }
+            Action::Unsubscribe { pattern } => {
+                self.subscription.remove(&pattern);
+                let cursor = self.subscription.cursor();
+                self.answer(&reference, Answer::Unsubscribed { topic: &pattern, cursor });
+            }
+            Action::Subscribe { pattern, .. } if self.subscription.reads(&pattern) => {
+                let cursor = self.subscription.cursor();
+                self.answer(&reference, Answer::Subscribed { topic: &pattern, cursor });
+            }
+            Action::Subscribe { .. } if self.subscription.width() >= MAX_TOPICS => {
+                let problem = Problem::bad_request(format!("topic: a connection reads up to {MAX_TOPICS}"));
+                self.answer(&reference, Answer::Error(&problem));
+            }
+            Action::Subscribe { pattern, start } => {
+                let connection = self.subscription.connection().clone();
+                self.running = Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
+            }
+            Action::Publish(text) => {
+                self.running = Some((reference, command::publish(self.app.clone(), text)));
+            }
+        }
+    }
+
+    fn conclude(&mut self, reference: Reference, outcome: Result<Outcome, Problem>) {
+        match outcome {
+            Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
+            Ok(Outcome::Begun(pattern, subscription)) => {
+                self.joining = Some(Box::new(Joining { reference, pattern, subscription: *subscription }));
+            }
+            Err(problem) => self.answer(&reference, Answer::Error(&problem)),
+        }
+    }
+
+    fn answer(&mut self, reference: &Reference, answer: Answer<'_>) {
+        self.pulse.sent();
+        self.socket.push(wire::control_frame(&Reply { answer, reference }));
+    }
+
+    /// Queues what is ready to be given out. True if there was anything.
+    fn gather(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while self.socket.queued_bytes() < MAX_QUEUED_BYTES
+            && let Poll::Ready(frame) = self.next_frame(cx)
+        {
+            self.socket.push(frame);
+            self.sent += 1;
+            moved = true;
+        }
+        if moved {
+            self.pulse.sent();
+        }
+        moved
+    }
+
+    fn next_frame(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        let Some(joining) = &mut self.joining else {
+            return self.subscription.poll_delivery(cx).map(|delivery| live_frame(&delivery));
+        };
+        match self.subscription.poll_join(&mut joining.subscription, cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Join::Live(delivery)) => Poll::Ready(live_frame(&delivery)),
+            Poll::Ready(Join::Replay(delivery)) => Poll::Ready(replay_frame(&delivery)),
+            Poll::Ready(Join::Level) => {
+                let Some(joining) = self.joining.take() else { return Poll::Pending };
+                let Joining { reference, pattern, subscription } = *joining;
+                self.subscription.absorb(subscription);
+                let answer = Answer::Subscribed { topic: &pattern, cursor: self.subscription.cursor() };
+                Poll::Ready(wire::control_frame(&Reply { answer, reference: &reference }))
+            }
+        }
+    }
+}
+
+fn live_frame(delivery: &Delivery) -> Bytes {
+    match delivery {
+        Delivery::Message(message) => wire::message_frame(message),
+        Delivery::Gap(gap) => wire::control_frame(&Control::Gap(gap)),
+    }
+}
+
+fn replay_frame(delivery: &Delivery) -> Bytes {
+    match delivery {
+        Delivery::Message(message) => wire::replay_frame(message),
+        Delivery::Gap(gap) => wire::replay_gap_frame(gap),
+    }
+}
+
+/// Tells a browser why its handshake is refused, which it could not see from a status.
+pub async fn turn_away(mut socket: Socket, problem: Problem) {
+    let code = problem.code.close().unwrap_or(4000);
+    socket.push(wire::control_frame(&Reply { answer: Answer::Error(&problem), reference: &None }));
+    socket.close(code, problem.code.as_str()).await;
+}

@@ -1,0 +1,214 @@
+//! One WebSocket: tungstenite reads the protocol, and ready frames are written as they are.
+
+use std::{
+    io::{self, Read, Write},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+use tungstenite::{
+    Error, Message,
+    protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext, frame::coding::CloseCode},
+};
+
+use super::outbox::Outbox;
+
+/// Commands are small and few. A larger one makes its own room for as long as it is read.
+const READ_BUFFER_BYTES: usize = 512;
+/// How long a peer has to answer a close, and to take what was written before it.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same for one that takes nothing.
+const SLOW_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A WebSocket on the side of the server.
+pub struct Socket {
+    io: TokioIo<Upgraded>,
+    protocol: WebSocketContext,
+    outbox: Outbox,
+    write_timeout: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why a socket cannot be read or written any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The close handshake was done.
+    Closed,
+    /// The connection ended without one.
+    Gone,
+    /// The peer broke the protocol or a limit, for which there is a close code.
+    Broken(u16),
+    /// The peer took nothing for the write timeout.
+    TooSlow,
+}
+
+impl Socket {
+    pub fn new(io: TokioIo<Upgraded>, max_message_bytes: usize, write_timeout: Duration) -> Self {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(0)
+            .max_message_size(Some(max_message_bytes))
+            .max_frame_size(Some(max_message_bytes));
+        let protocol = WebSocketContext::new(Role::Server, Some(config));
+        Self { io, protocol, outbox: Outbox::default(), write_timeout, stalled: None }
+    }
+
+    /// The next message of the peer. Pings are answered, and a close too.
+    pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Lost>> {
+        let Self { io, protocol, outbox, .. } = self;
+        match protocol.read(&mut Wire { io, outbox, cx }) {
+            Ok(message) => Poll::Ready(Ok(message)),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            Err(error) => Poll::Ready(Err(lost(&error))),
+        }
+    }
+
+    /// Queues a frame that is ready to be written.
+    pub fn push(&mut self, frame: Bytes) {
+        self.outbox.push(frame);
+    }
+
+    /// Queues a ping.
+    pub fn ping(&mut self) {
+        self.outbox.push(Bytes::from_static(&[0x89, 0]));
+    }
+
+    /// How many bytes wait to be written.
+    pub fn queued_bytes(&self) -> usize {
+        self.outbox.bytes()
+    }
+
+    /// Writes all that is queued. Pending while the peer does not take it.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
+        while !self.outbox.is_empty() {
+            match self.outbox.poll_write(&mut self.io, cx) {
+                Poll::Ready(Ok(_)) => self.stalled = None,
+                // The socket's own guard may have found the stall first.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Poll::Ready(Err(Lost::TooSlow));
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Lost::Gone)),
+                Poll::Pending => {
+                    let timeout = self.write_timeout;
+                    let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
+                    return stalled.poll_unpin(cx).map(|()| Err(Lost::TooSlow));
+                }
+            }
+        }
+        // HTTP/2 and TLS may hold back what was written.
+        match Pin::new(&mut self.io).poll_flush(cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Lost::Gone)),
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Closes, and reads on until the peer has answered or a short time is over: a socket that is
+    /// dropped with something unread takes the last frames back.
+    pub async fn close(mut self, code: u16, reason: &'static str) {
+        self.send_close(code, reason);
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.end()).await;
+    }
+
+    /// Closes a peer that takes nothing: what it has not begun to be sent is left out.
+    pub async fn close_slow(mut self, last: Bytes, code: u16, reason: &'static str) {
+        self.outbox.drop_unbegun();
+        self.push(last);
+        self.send_close(code, reason);
+        let _ = tokio::time::timeout(SLOW_CLOSE_TIMEOUT, self.end()).await;
+    }
+
+    /// Ends a socket whose close handshake the peer began.
+    pub async fn closed(mut self) {
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.end()).await;
+    }
+
+    fn send_close(&mut self, code: u16, reason: &'static str) {
+        let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
+        let Self { io, protocol, outbox, .. } = self;
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        // Writing only fills the outbox; there is nothing else to fail.
+        let _ = protocol.close(&mut Wire { io, outbox, cx: &mut context }, Some(frame));
+    }
+
+    async fn end(&mut self) {
+        self.stalled = None;
+        std::future::poll_fn(|cx| {
+            loop {
+                let _ = self.poll_flush(cx);
+                match self.poll_message(cx) {
+                    Poll::Ready(Ok(_)) => {}
+                    // It has answered, or nothing more can be understood of it.
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+        let _ = std::future::poll_fn(|cx| self.poll_flush(cx)).await;
+        let _ = std::future::poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
+        std::future::poll_fn(|cx| self.poll_drain(cx)).await;
+    }
+
+    /// Ready once the peer has ended the connection.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut bytes = [0; 512];
+        loop {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+fn lost(error: &Error) -> Lost {
+    match error {
+        Error::ConnectionClosed | Error::AlreadyClosed => Lost::Closed,
+        Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => Lost::Gone,
+        Error::Protocol(_) => Lost::Broken(1002),
+        Error::Utf8(_) => Lost::Broken(1007),
+        Error::Capacity(_) => Lost::Broken(1009),
+        _ => Lost::Gone,
+    }
+}
+
+/// The socket as tungstenite sees it: it reads what is there, and what it writes joins the outbox, so
+/// that its answers and our frames never mix.
+struct Wire<'a, 'b> {
+    io: &'a mut TokioIo<Upgraded>,
+    outbox: &'a mut Outbox,
+    cx: &'a mut Context<'b>,
+}
+
+impl Read for Wire<'_, '_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut buffer = ReadBuf::new(bytes);
+        match Pin::new(&mut *self.io).poll_read(self.cx, &mut buffer) {
+            Poll::Ready(result) => result.map(|()| buffer.filled().len()),
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+impl Write for Wire<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.outbox.push(Bytes::copy_from_slice(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,366 @@
+//! The shapes on the wire: the envelope, the control frames, and how each transport wraps them.
+
+use std::io::Write;
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::{
+    broker::GapNotice,
+    http::problem::Code,
+    message::{Id, Message, PayloadKind},
+};
+
+/// The slots in which a message remembers its renderings.
+mod slot {
+    pub const ENVELOPE: usize = 0;
+    pub const BINARY: usize = 1;
+    pub const SSE_ENVELOPE: usize = 2;
+    pub const SSE_RAW: usize = 3;
+}
+
+/// What the server says besides messages, the same on every transport.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Control<'a> {
+    Open { connection: &'a str, cursor: Id, heartbeat_ms: u64 },
+    Gap(&'a GapNotice),
+    Cursor { cursor: Id },
+    Closing { code: Code, cursor: Id, retry_ms: u32 },
+}
+
+impl Control<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Open { .. } => "open",
+            Self::Gap(_) => "gap",
+            Self::Cursor { .. } => "cursor",
+            Self::Closing { .. } => "closing",
+        }
+    }
+
+    fn cursor(&self) -> Id {
+        match self {
+            Self::Gap(gap) => gap.cursor,
+            Self::Open { cursor, .. } | Self::Cursor { cursor } | Self::Closing { cursor, .. } => *cursor,
+        }
+    }
+}
+
+/// One way to write messages and control frames into a response body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Server-Sent Events whose data is the payload.
+    SseRaw,
+    /// Server-Sent Events whose data is the envelope.
+    SseEnvelope,
+    /// One JSON object a line.
+    Ndjson,
+}
+
+impl Framing {
+    /// The bytes of a message, shared by all who read it in this form.
+    pub fn message(self, message: &Message, cursor: Id) -> Bytes {
+        match self {
+            Self::Ndjson => envelope_line(message),
+            // The id of an event is the cursor, which here is the reader's own.
+            Self::SseRaw | Self::SseEnvelope if message.is_ephemeral() => self.event(message, cursor).into(),
+            Self::SseRaw => message.rendered(slot::SSE_RAW, |message| self.event(message, message.id).into()),
+            Self::SseEnvelope => {
+                message.rendered(slot::SSE_ENVELOPE, |message| self.event(message, message.id).into())
+            }
+        }
+    }
+
+    pub fn control(self, control: &Control<'_>) -> Vec<u8> {
+        let json = to_json(control);
+        match self {
+            Self::Ndjson => [&json[..], b"\n"].concat(),
+            Self::SseRaw | Self::SseEnvelope => {
+                let mut event = format!("event: rejoin.{}\nid: {}\ndata: ", control.name(), control.cursor()).into_bytes();
+                event.extend_from_slice(&json);
+                event.extend_from_slice(b"\n\n");
+                event
+            }
+        }
+    }
+
+    fn event(self, message: &Message, cursor: Id) -> Vec<u8> {
+        let mut event = Vec::with_capacity(message.payload.bytes.len() + 192);
+        let raw = std::str::from_utf8(&message.payload.bytes).ok().filter(|text| !text.contains('\0'));
+        match (self, raw) {
+            (Self::SseRaw, Some(text)) => {
+                if let Some(name) = &message.event {
+                    write(&mut event, format_args!("event: {name}\n"));
+                }
+                write(&mut event, format_args!("id: {cursor}\n"));
+                for line in lines(text) {
+                    write(&mut event, format_args!("data: {line}\n"));
+                }
+            }
+            (Self::SseRaw, None) => {
+                write(&mut event, format_args!("event: rejoin.binary\nid: {cursor}\ndata: "));
+                write_envelope(&mut event, message, Style::default());
+                event.push(b'\n');
+            }
+            _ => {
+                write(&mut event, format_args!("id: {cursor}\ndata: "));
+                write_envelope(&mut event, message, Style::default());
+                event.push(b'\n');
+            }
+        }
+        event.push(b'\n');
+        event
+    }
+}
+
+/// The block with which a Server-Sent Events stream opens or is turned away.
+pub fn sse_retry(retry_ms: u32, control: &Control<'_>) -> Vec<u8> {
+    let mut block = format!("retry: {retry_ms}\n").into_bytes();
+    block.extend(Framing::SseEnvelope.control(control));
+    block
+}
+
+/// The lines of a text, ended by CRLF, LF or CR as Server-Sent Events count them.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let Some(end) = memchr::memchr2(b'\n', b'\r', text.as_bytes()) else { return rest.take() };
+        let (line, after) = text.split_at(end);
+        rest = Some(after.strip_prefix("\r\n").unwrap_or(&after[1..]));
+        Some(line)
+    })
+}
+
+/// The frame header of a server, for a payload of this length (RFC 6455 §5.2).
+fn write_frame_header(out: &mut Vec<u8>, opcode: u8, len: usize) {
+    out.push(0x80 | opcode);
+    match len {
+        0..126 => out.push(len as u8),
+        126..65536 => {
+            out.push(126);
+            out.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+        _ => {
+            out.push(127);
+            out.extend_from_slice(&(len as u64).to_be_bytes());
+        }
+    }
+}
+
+const TEXT: u8 = 1;
+const BINARY: u8 = 2;
+
+/// A text frame.
+pub fn text_frame(text: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(text.len() + 10);
+    write_frame_header(&mut frame, TEXT, text.len());
+    frame.extend_from_slice(text);
+    frame.into()
+}
+
+/// A WebSocket frame with a control frame, or an answer.
+pub fn control_frame(control: &impl Serialize) -> Bytes {
+    text_frame(&to_json(control))
+}
+
+/// The WebSocket frame of a message, shared by all who read it.
+pub fn message_frame(message: &Message) -> Bytes {
+    if message.payload.kind == PayloadKind::Binary {
+        return message.rendered(slot::BINARY, |message| binary_frame(message, false));
+    }
+    let line = framed_envelope(message);
+    line.slice(..line.len() - 1)
+}
+
+/// The WebSocket frame of a message that is read again before `subscribed`.
+pub fn replay_frame(message: &Message) -> Bytes {
+    if message.payload.kind == PayloadKind::Binary {
+        return binary_frame(message, true);
+    }
+    let mut envelope = Vec::new();
+    write_envelope(&mut envelope, message, Style { replay: true, ..Style::default() });
+    text_frame(&envelope)
+}
+
+/// A gap of a topic that is read again before `subscribed`.
+pub fn replay_gap_frame(gap: &GapNotice) -> Bytes {
+    #[derive(Serialize)]
+    struct Replay<'a> {
+        #[serde(flatten)]
+        gap: Control<'a>,
+        replay: bool,
+    }
+    control_frame(&Replay { gap: Control::Gap(gap), replay: true })
+}
+
+/// The envelope and a line feed.
+fn envelope_line(message: &Message) -> Bytes {
+    let framed = framed_envelope(message);
+    framed.slice(frame_header_len(&framed)..)
+}
+
+/// The envelope alone.
+pub fn envelope(message: &Message) -> Bytes {
+    let framed = framed_envelope(message);
+    framed.slice(frame_header_len(&framed)..framed.len() - 1)
+}
+
+/// One rendering for two forms: `[frame header] envelope LF`. A WebSocket takes all but the line feed,
+/// a line all but the header.
+fn framed_envelope(message: &Message) -> Bytes {
+    message.rendered(slot::ENVELOPE, |message| {
+        let mut envelope = Vec::with_capacity(message.payload.bytes.len() + 160);
+        write_envelope(&mut envelope, message, Style::default());
+        let mut framed = Vec::with_capacity(envelope.len() + 11);
+        write_frame_header(&mut framed, TEXT, envelope.len());
+        framed.extend_from_slice(&envelope);
+        framed.push(b'\n');
+        framed.into()
+    })
+}
+
+fn frame_header_len(frame: &[u8]) -> usize {
+    match frame[1] {
+        126 => 4,
+        127 => 10,
+        _ => 2,
+    }
+}
+
+fn binary_frame(message: &Message, replay: bool) -> Bytes {
+    let mut body = Vec::with_capacity(message.payload.bytes.len() + 160);
+    write_envelope(&mut body, message, Style { replay, bytes_follow: true });
+    body.push(b'\n');
+    body.extend_from_slice(&message.payload.bytes);
+    let mut frame = Vec::with_capacity(body.len() + 10);
+    write_frame_header(&mut frame, BINARY, body.len());
+    frame.extend_from_slice(&body);
+    frame.into()
+}
+
+#[derive(Clone, Copy, Default)]
+struct Style {
+    /// The message is read again before `subscribed`.
+    replay: bool,
+    /// The payload follows the envelope as it is.
+    bytes_follow: bool,
+}
+
+fn write_envelope(out: &mut Vec<u8>, message: &Message, style: Style) {
+    out.extend_from_slice(b"{\"type\":\"message\"");
+    if style.replay {
+        out.extend_from_slice(b",\"replay\":true");
+    }
+    if message.is_ephemeral() {
+        out.extend_from_slice(b",\"ephemeral\":true");
+    }
+    out.extend_from_slice(b",\"topic\":");
+    write_string(out, &message.topic);
+    if !message.is_ephemeral() {
+        write(out, format_args!(",\"id\":\"{}\"", message.id));
+    }
+    if let Some(event) = &message.event {
+        out.extend_from_slice(b",\"event\":");
+        write_string(out, event);
+    }
+    if let Some(content_type) = &message.payload.content_type {
+        out.extend_from_slice(b",\"content_type\":");
+        write_string(out, content_type);
+    }
+    write_data(out, message, style);
+    out.push(b'}');
+}
+
+fn write_data(out: &mut Vec<u8>, message: &Message, style: Style) {
+    let payload = &message.payload;
+    if style.bytes_follow {
+        out.extend_from_slice(b",\"encoding\":\"binary\"");
+        return;
+    }
+    match (payload.kind, payload.as_str()) {
+        (PayloadKind::Json, Some(json)) => {
+            out.extend_from_slice(b",\"data\":");
+            let begin = out.len();
+            out.extend_from_slice(json.as_bytes());
+            // Inside of strings JSON has no line ends, so these are between tokens.
+            out[begin..].iter_mut().filter(|byte| matches!(byte, b'\r' | b'\n')).for_each(|byte| *byte = b' ');
+        }
+        (PayloadKind::Text, Some(text)) => {
+            out.extend_from_slice(b",\"data\":");
+            write_string(out, text);
+        }
+        _ => {
+            out.extend_from_slice(b",\"encoding\":\"base64\",\"data\":\"");
+            out.extend_from_slice(BASE64.encode(&payload.bytes).as_bytes());
+            out.push(b'"');
+        }
+    }
+}
+
+fn write_string(out: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(out, text).expect("a string is written to memory");
+}
+
+fn write(out: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
+    out.write_fmt(arguments).expect("memory takes what is written");
+}
+
+fn to_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("a frame serializes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Draft, Payload};
+
+    fn message(payload: Payload, event: Option<&str>) -> std::sync::Arc<Message> {
+        let topic = "orders.42".parse().expect("a topic");
+        let event = event.map(Into::into);
+        Message::new(Draft { topic, event, payload, exclude: None }, Id::new(7), Id::ZERO)
+    }
+
+    fn text(bytes: &[u8]) -> &str {
+        std::str::from_utf8(bytes).expect("UTF-8")
+    }
+
+    #[test]
+    fn json_is_spliced_in_and_its_line_ends_become_spaces() {
+        let message = message(Payload::json(*b"{\r\n\"total\":12,\"s\":\"\\n\"}"), Some("paid"));
+        assert_eq!(
+            text(&envelope(&message)),
+            r#"{"type":"message","topic":"orders.42","id":"7","event":"paid","data":{  "total":12,"s":"\n"}}"#
+        );
+    }
+
+    #[test]
+    fn one_rendering_serves_the_frame_and_the_line() {
+        for len in [1, 200, 70_000] {
+            let message = message(Payload::text("x".repeat(len)), None);
+            let (frame, line) = (message_frame(&message), envelope_line(&message));
+            assert_eq!(frame[frame_header_len(&frame)..], line[..line.len() - 1]);
+            assert_eq!(line.last(), Some(&b'\n'));
+        }
+    }
+
+    #[test]
+    fn lines_end_as_server_sent_events_count_them() {
+        let split = |text| lines(text).collect::<Vec<_>>();
+        assert_eq!(split(""), [""]);
+        assert_eq!(split("a\nb\r\nc\rd"), ["a", "b", "c", "d"]);
+        assert_eq!(split("\n\r\r\n"), ["", "", "", ""]);
+    }
+
+    #[test]
+    fn what_server_sent_events_cannot_carry_comes_as_an_envelope() {
+        let binary = Payload::declared(b"\xff", None).expect("a payload");
+        let event = Framing::SseRaw.message(&message(binary, Some("e")), Id::ZERO);
+        assert!(text(&event).starts_with("event: rejoin.binary\nid: 7\ndata: {"), "{event:?}");
+        assert!(text(&event).contains(r#""event":"e""#) && text(&event).contains(r#""data":"/w==""#));
+        let nul = Framing::SseRaw.message(&message(Payload::text("a\0b"), None), Id::ZERO);
+        assert!(text(&nul).starts_with("event: rejoin.binary\n") && !nul.contains(&0), "{nul:?}");
+    }
+}

@@ -1,0 +1,40 @@
+//! Rejoin pushes messages to whoever listens, and whoever lost the connection can rejoin.
+//!
+//! Every subscriber is a cursor moving over a log: live delivery, replay, a slow client and a change
+//! of transport are one act, *read from where you stand*.
+//!
+//! Where to begin to read, each room knowing only those below it:
+//!
+//! - [`http`]: the routes, an adapter for each transport, the accept loop
+//! - [`broker`]: publish, subscribe, and the [`Subscription`](broker::Subscription) that moves its cursor
+//! - [`log`]: the [`Log`](log::Log) itself, in memory
+//! - [`message`]: topics, ids, messages: pure values
+
+pub mod broker;
+mod config;
+pub mod http;
+pub mod log;
+pub mod message;
+mod shutdown;
+
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+
+pub use crate::{
+    config::Config,
+    http::{App, Drained, router},
+    shutdown::Shutdown,
+};
+use crate::{broker::Broker, log::MemoryLog};
+
+/// Serves on `listener` until `shutdown` asks for the end, and says how that went.
+///
+/// # Errors
+/// If the configuration contradicts itself; see [`Config::mistakes`].
+pub async fn serve(listener: TcpListener, config: Arc<Config>, shutdown: Shutdown) -> std::io::Result<Drained> {
+    let log = MemoryLog::start(config.retention());
+    let app = App::new(Broker::new(log), config, shutdown);
+    let router = router(app.clone());
+    Ok(http::serve(app, router, listener).await)
+}

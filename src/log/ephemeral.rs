@@ -1,0 +1,62 @@
+//! Messages for those who are level now: announced, never stored.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::cost;
+use crate::message::{Id, Message};
+
+/// How many announcements wait for readers that are slow to wake.
+const MAX_MESSAGES: usize = 1024;
+/// How many bytes of them. Newer ones push out older ones: an announcement is not a promise.
+const MAX_BYTES: usize = 8 << 20;
+
+/// The newest announcements of all topics, in a ring that nobody owns an entry of.
+#[derive(Debug, Default)]
+pub struct Ephemerals {
+    /// How many there have ever been; the place of a reader is such a number.
+    count: AtomicU64,
+    // A std mutex: no await happens while it is held.
+    ring: Mutex<Ring>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    messages: VecDeque<(Id, Arc<Message>)>,
+    bytes: usize,
+}
+
+impl Ephemerals {
+    /// The place of a reader who has seen all.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Announces `message`, which came when `newest` was the newest id.
+    pub fn push(&self, newest: Id, message: Arc<Message>) {
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.bytes += cost(&message);
+        ring.messages.push_back((newest, message));
+        while ring.messages.len() > MAX_MESSAGES || (ring.bytes > MAX_BYTES && ring.messages.len() > 1) {
+            let Some((_, oldest)) = ring.messages.pop_front() else { break };
+            ring.bytes -= cost(&oldest);
+        }
+        self.count.fetch_add(1, Ordering::Release);
+    }
+
+    /// What came after the place `seen`, each with the newest id of its time; and the new place.
+    pub fn after(&self, seen: u64, mut take: impl FnMut(Id, &Arc<Message>)) -> u64 {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = self.count();
+        let unseen = usize::try_from(count - seen).unwrap_or(usize::MAX).min(ring.messages.len());
+        for (newest, message) in ring.messages.range(ring.messages.len() - unseen..) {
+            take(*newest, message);
+        }
+        count
+    }
+}

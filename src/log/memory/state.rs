@@ -1,0 +1,322 @@
+//! What the embedded log knows, changed under one lock.
+
+mod reading;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use hashlink::LinkedHashMap;
+
+use super::{
+    keys::Keys,
+    patterns::{self, PatternTails},
+    retention::Retention,
+};
+use crate::{
+    log::{Append, AppendError, Appended, Follower, LogStats, Tail, TopicStats},
+    message::{Id, Message, Pattern, Topic},
+};
+
+/// How long the index remembers a topic after its last message.
+const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How much one sweep does before others may have the lock.
+const SWEEP_BATCH: usize = 4096;
+/// How many of the newest messages keep their renderings.
+const MAX_HOT_MESSAGES: usize = 4096;
+/// How many bytes of payload these may have.
+const MAX_HOT_BYTES: usize = 8 << 20;
+
+pub struct State {
+    /// The newest id of any topic.
+    newest: Id,
+    /// From here on everything is known.
+    began: Id,
+    /// The newest id of a topic that the index does not hold is at most this.
+    forgotten: Id,
+    /// Every topic of late, in the order of its newest message. What is trimmed leaves its mark here.
+    index: LinkedHashMap<Topic, Known>,
+    /// The topics that have retained messages or followers.
+    tails: HashMap<Topic, Arc<Tail>>,
+    patterns: PatternTails,
+    /// All retained messages in the order of their ids, and some that were trimmed meanwhile.
+    order: VecDeque<(Id, Arc<Tail>)>,
+    messages: usize,
+    bytes: usize,
+    hot: VecDeque<Arc<Message>>,
+    hot_bytes: usize,
+    keys: Keys,
+}
+
+/// What the index remembers of a topic.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    newest: Id,
+    /// The newest id when it was last deleted.
+    deleted: Id,
+}
+
+impl State {
+    pub fn new(began: Id) -> Self {
+        Self {
+            newest: began,
+            began,
+            forgotten: began,
+            index: LinkedHashMap::new(),
+            tails: HashMap::new(),
+            patterns: PatternTails::default(),
+            order: VecDeque::new(),
+            messages: 0,
+            bytes: 0,
+            hot: VecDeque::new(),
+            hot_bytes: 0,
+            keys: Keys::default(),
+        }
+    }
+
+    pub fn newest(&self) -> Id {
+        self.newest
+    }
+
+    /// Stores a message, and names the tails to wake once the watermark has moved.
+    pub fn append(
+        &mut self,
+        append: Append,
+        retention: &Retention,
+    ) -> Result<(Appended, Vec<Arc<Tail>>), AppendError> {
+        let Append { mut draft, idempotency_key, if_match } = append;
+        if let Some(key) = &idempotency_key
+            && let Some(id) = self.keys.find(&draft.topic, key, &draft.payload)?
+        {
+            return Ok((Appended::Replayed(id), Vec::new()));
+        }
+        if let Some(expected) = if_match {
+            self.check_newest(&draft.topic, expected)?;
+        }
+        let id = self.newest.next();
+        if let Some(key) = &idempotency_key {
+            let digest = self.keys.digest(&draft.payload);
+            self.keys.remember(&draft.topic, key, digest, id);
+        }
+
+        let tail = self.tail_of(&draft.topic);
+        if let Some(topic) = tail.name().topic() {
+            // The name is kept once, however many messages carry it.
+            draft.topic = topic;
+        }
+        let prev = self.touch(&draft.topic, id);
+        let message = Message::new(draft, id, prev);
+        self.newest = id;
+        self.heat(message.clone());
+
+        let mut tails = self.pattern_tails_of(&message.topic);
+        tails.iter().for_each(|tail| patterns::push(tail, message.clone()));
+        self.retain(&tail, message, retention);
+        tails.push(tail);
+        Ok((Appended::Stored(id), tails))
+    }
+
+    /// What must be woken for `topic`: nothing where nobody follows.
+    pub fn tails_of(&self, topic: &Topic) -> Vec<Arc<Tail>> {
+        let mut tails = self.pattern_tails_of(topic);
+        tails.extend(self.tails.get(topic).cloned());
+        tails.retain(|tail| tail.follower_count() > 0);
+        tails
+    }
+
+    pub fn delete(&mut self, topic: &Topic) {
+        if let Some(known) = self.index.get_mut(topic) {
+            known.deleted = known.newest;
+        }
+        for tail in self.pattern_tails_of(topic) {
+            tail.ring().retain(|message| message.topic != *topic);
+        }
+        if let Some(tail) = self.tails.get(topic).cloned() {
+            while self.pop(&tail) {}
+            self.drop_if_idle(&tail);
+        }
+    }
+
+    pub fn follow(&mut self, pattern: &Pattern, follower: &Arc<Follower>) -> (Arc<Tail>, usize) {
+        let newest = self.newest;
+        let tail = match pattern.topic() {
+            Some(topic) => self.tail_of(&topic),
+            None => self.patterns.entry(pattern, || Tail::new(pattern.clone(), newest)),
+        };
+        let key = tail.add_follower(follower.clone());
+        (tail, key)
+    }
+
+    pub fn unfollow(&mut self, tail: &Arc<Tail>, follower: usize) {
+        tail.remove_follower(follower);
+        if !tail.name().has_wildcard() {
+            self.drop_if_idle(tail);
+        } else if tail.follower_count() == 0 {
+            self.patterns.remove(tail.name());
+        }
+    }
+
+    /// Removes what has expired, a batch at a time. True if there is more to do.
+    pub fn sweep(&mut self, retention: &Retention) -> bool {
+        self.keys.forget_old();
+        let expired = retention.expired();
+        let mut budget = SWEEP_BATCH;
+        while budget > 0
+            && let Some((id, _)) = self.order.front()
+            && *id < expired
+        {
+            self.evict_oldest();
+            budget -= 1;
+        }
+        let unknown = Id::now().minus(INDEX_AGE.max(retention.age));
+        while budget > 0
+            && let Some((_, known)) = self.index.front()
+            && known.newest < unknown
+        {
+            self.forgotten = self.forgotten.max(known.newest);
+            self.index.pop_front();
+            budget -= 1;
+        }
+        if self.hot.back().is_some_and(|message| message.id < Id::now().minus(Duration::from_secs(10))) {
+            self.cool(0, 0);
+        }
+        if budget > 0 {
+            self.give_back();
+        }
+        budget == 0
+    }
+
+    /// Up to `limit` topics by name, those after `after`.
+    pub fn topics(&self, after: &str, limit: usize) -> Vec<TopicStats> {
+        let mut names: Vec<_> = self.index.iter().filter(|(topic, _)| &***topic > after).collect();
+        if names.len() > limit && limit > 0 {
+            names.select_nth_unstable_by(limit - 1, |a, b| a.0.cmp(b.0));
+        }
+        names.truncate(limit);
+        names.sort_unstable_by(|a, b| a.0.cmp(b.0));
+        let stats = |(topic, known): (&Topic, &Known)| {
+            let tail = self.tails.get(topic);
+            let (messages, bytes) = tail.map_or((0, 0), |tail| tail.ring().size());
+            let subscribers = tail.map_or(0, |tail| tail.follower_count());
+            TopicStats { topic: topic.clone(), newest: known.newest, messages, bytes, subscribers }
+        };
+        names.into_iter().map(stats).collect()
+    }
+
+    pub fn stats(&self) -> LogStats {
+        LogStats {
+            topics: self.index.len(),
+            messages: self.messages,
+            bytes: self.bytes,
+            newest: self.newest,
+            began: self.began,
+        }
+    }
+
+    fn check_newest(&self, topic: &Topic, expected: Id) -> Result<(), AppendError> {
+        let known = self.index.get(topic).map(|known| known.newest);
+        // A topic that the index does not hold may have had something up to `forgotten`.
+        let vouched = known.unwrap_or(if expected == Id::ZERO { Id::ZERO } else { self.forgotten });
+        if vouched <= expected && expected <= self.newest {
+            return Ok(());
+        }
+        Err(AppendError::PreconditionFailed { newest: known.unwrap_or_default() })
+    }
+
+    /// The tail of a topic, made if it has none.
+    fn tail_of(&mut self, topic: &Topic) -> Arc<Tail> {
+        if let Some(tail) = self.tails.get(topic) {
+            return tail.clone();
+        }
+        let newest = self.index.get(topic).map_or(self.forgotten, |known| known.newest);
+        let tail = Arc::new(Tail::new(topic.into(), newest));
+        self.tails.insert(topic.clone(), tail.clone());
+        tail
+    }
+
+    fn pattern_tails_of(&self, topic: &Topic) -> Vec<Arc<Tail>> {
+        let mut tails = Vec::new();
+        self.patterns.matching(topic, &mut tails);
+        tails
+    }
+
+    /// Notes the newest id of a topic, and returns the one before it.
+    fn touch(&mut self, topic: &Topic, id: Id) -> Id {
+        if let Some(known) = self.index.to_back(topic) {
+            return std::mem::replace(&mut known.newest, id);
+        }
+        self.index.insert(topic.clone(), Known { newest: id, deleted: Id::ZERO });
+        self.forgotten
+    }
+
+    fn retain(&mut self, tail: &Arc<Tail>, message: Arc<Message>, retention: &Retention) {
+        self.messages += 1;
+        self.bytes += crate::log::cost(&message);
+        self.order.push_back((message.id, tail.clone()));
+        tail.push(message);
+        let is_full = |tail: &Tail| {
+            let ring = tail.ring();
+            ring.len() > retention.messages || (ring.bytes() > retention.bytes && ring.len() > 1)
+        };
+        while is_full(tail) {
+            self.pop(tail);
+        }
+        while self.bytes > retention.total_bytes && self.messages > 1 {
+            self.evict_oldest();
+        }
+        if self.order.len() > 2 * self.messages + 1024 {
+            self.order.retain(|(id, tail)| tail.ring().complete_from() < *id);
+        }
+    }
+
+    /// Removes the oldest entry of the order, and its message if that is still retained.
+    fn evict_oldest(&mut self) {
+        let Some((id, tail)) = self.order.pop_front() else { return };
+        let is_retained = tail.ring().oldest().is_some_and(|oldest| oldest.id == id);
+        if is_retained {
+            self.pop(&tail);
+            self.drop_if_idle(&tail);
+        }
+    }
+
+    fn pop(&mut self, tail: &Tail) -> bool {
+        let Some(message) = tail.ring().pop() else { return false };
+        self.messages -= 1;
+        self.bytes -= crate::log::cost(&message);
+        true
+    }
+
+    fn drop_if_idle(&mut self, tail: &Arc<Tail>) {
+        let Some(topic) = tail.name().topic() else { return };
+        if tail.is_idle() && self.tails.get(&topic).is_some_and(|known| Arc::ptr_eq(known, tail)) {
+            self.tails.remove(&topic);
+        }
+    }
+
+    fn heat(&mut self, message: Arc<Message>) {
+        self.hot_bytes += message.payload.bytes.len();
+        self.hot.push_back(message);
+        self.cool(MAX_HOT_MESSAGES, MAX_HOT_BYTES);
+    }
+
+    /// Lets all but the newest messages forget their renderings.
+    fn cool(&mut self, max_messages: usize, max_bytes: usize) {
+        while self.hot.len() > max_messages || (self.hot_bytes > max_bytes && self.hot.len() > 1) {
+            let Some(message) = self.hot.pop_front() else { return };
+            self.hot_bytes -= message.payload.bytes.len();
+            message.cool();
+        }
+    }
+
+    /// Gives back the room of a burst that has passed.
+    fn give_back(&mut self) {
+        if self.order.capacity() > 4096 && self.order.len() < self.order.capacity() / 4 {
+            self.order.shrink_to(self.order.len() * 2);
+        }
+        if self.tails.capacity() > 4096 && self.tails.len() < self.tails.capacity() / 8 {
+            self.tails.shrink_to(self.tails.len() * 2);
+        }
+    }
+}

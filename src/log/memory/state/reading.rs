@@ -1,0 +1,194 @@
+//! Where a reader begins, what it has missed, and the messages of patterns.
+
+use std::sync::Arc;
+
+use super::{Known, State};
+use crate::{
+    log::{Beginning, Gap, Page, Position, Reason, Start, Tail},
+    message::{Id, Message, Pattern, Topic},
+};
+
+/// How many entries of the log one page looks at, so that others may have the lock.
+const MAX_SCANNED: usize = 8192;
+/// How many topics a pattern's `last` covers: those with the newest messages.
+const MAX_LAST_TOPICS: usize = 1000;
+
+impl State {
+    pub fn begin(&mut self, patterns: &[Pattern], start: &Start, expired: Id) -> Beginning {
+        let unknown = |state: &mut Self| {
+            let mut beginning = state.begin_with(patterns, expired, |_, tail| tail.ring().oldest().cloned());
+            beginning.gaps = patterns.iter().map(|pattern| state.unknown_gap(pattern)).collect();
+            beginning
+        };
+        match *start {
+            Start::Now => Beginning { position: Position::at(self.newest), gaps: Vec::new() },
+            Start::After(cursor) if cursor <= self.newest => {
+                Beginning { position: Position::at(cursor), gaps: Vec::new() }
+            }
+            Start::After(_) | Start::Unreadable(_) => unknown(self),
+            Start::Everything => self.begin_with(patterns, expired, |_, tail| tail.ring().oldest().cloned()),
+            Start::Since(time) => {
+                self.begin_with(patterns, expired, |_, tail| tail.ring().after(time.before()).cloned())
+            }
+            Start::Last(count) => self.begin_with(patterns, expired, |nth, tail| {
+                if nth < MAX_LAST_TOPICS { tail.ring().nth_newest(count).cloned() } else { None }
+            }),
+        }
+    }
+
+    /// Begins just before the oldest of the messages that `first` chooses, one for each topic.
+    fn begin_with(
+        &mut self,
+        patterns: &[Pattern],
+        expired: Id,
+        first: impl Fn(usize, &Tail) -> Option<Arc<Message>>,
+    ) -> Beginning {
+        let mut cursor = self.newest;
+        let mut floors = Vec::new();
+        for (nth, (topic, known)) in self.matching(patterns, Id::ZERO).into_iter().enumerate() {
+            self.expire(&topic, expired);
+            match self.tails.get(&topic).and_then(|tail| first(nth, tail)) {
+                Some(message) => {
+                    cursor = cursor.min(message.id.before());
+                    floors.push((topic, message.prev));
+                }
+                None => floors.push((topic, known.newest)),
+            }
+        }
+        let mut position = Position::at(cursor);
+        for (topic, floor) in floors {
+            position.raise_floor(topic, floor);
+        }
+        Beginning { position, gaps: Vec::new() }
+    }
+
+    /// The gaps after `position`, and what is retained of the patterns.
+    pub fn read(&mut self, patterns: &[Pattern], position: &Position, limit: usize, expired: Id) -> Page {
+        let mut page = Page { told: position.told, end: self.newest, ..Page::default() };
+        let mut position = position.clone();
+        for topic in patterns.iter().filter_map(Pattern::topic) {
+            self.expire(&topic, expired);
+            let vouched = position.vouched(&topic);
+            page.gaps.extend(self.gap(&topic, position.given(&topic), vouched));
+        }
+        let wildcards: Vec<_> = patterns.iter().filter(|pattern| pattern.has_wildcard()).collect();
+        let vouched = position.cursor.max(position.told);
+        if vouched < self.forgotten {
+            for pattern in &wildcards {
+                let next = self.oldest_matching(pattern, position.cursor.max(expired.before()));
+                let (topic, reason) = ((*pattern).clone(), self.reason(vouched, Id::ZERO));
+                page.gaps.push(Gap { topic, next, reason, floor: Id::ZERO });
+            }
+        }
+        if !wildcards.is_empty() {
+            for (topic, _) in self.matching(patterns, position.cursor) {
+                if patterns.iter().any(|pattern| pattern.as_str() == &*topic) {
+                    continue;
+                }
+                self.expire(&topic, expired);
+                // The pattern's own gap has said what lay before `forgotten`.
+                let vouched = position.vouched(&topic).max(self.forgotten);
+                page.gaps.extend(self.gap(&topic, position.given(&topic), vouched));
+            }
+        }
+        page.told = page.told.max(self.forgotten);
+        for gap in page.gaps.iter().filter(|gap| !gap.topic.has_wildcard()) {
+            position.raise_floor(gap.topic.topic().expect("a pattern without a wildcard"), gap.floor);
+        }
+        self.fill(&mut page, patterns, &position, limit, expired);
+        page
+    }
+
+    fn gap(&self, topic: &Topic, given: Id, vouched: Id) -> Option<Gap> {
+        let tail = self.tails.get(topic);
+        let known = self.index.get(topic);
+        let complete_from = match (tail, known) {
+            (Some(tail), _) => tail.ring().complete_from(),
+            (None, Some(known)) => known.newest,
+            (None, None) => self.forgotten,
+        };
+        if vouched >= complete_from {
+            return None;
+        }
+        let next = tail.and_then(|tail| tail.ring().after(given).map(|message| message.id));
+        let reason = self.reason(vouched, known.map_or(Id::ZERO, |known| known.deleted));
+        Some(Gap { topic: topic.into(), next, reason, floor: complete_from })
+    }
+
+    fn reason(&self, vouched: Id, deleted: Id) -> Reason {
+        match vouched {
+            vouched if vouched < self.began => Reason::Restarted,
+            vouched if vouched < deleted => Reason::Deleted,
+            _ => Reason::Retention,
+        }
+    }
+
+    /// The retained messages, where there is a wildcard; topics alone are read from their tails.
+    fn fill(&self, page: &mut Page, patterns: &[Pattern], position: &Position, limit: usize, expired: Id) {
+        if !patterns.iter().any(Pattern::has_wildcard) {
+            let first_ungiven = |pattern: &Pattern| {
+                let tail = self.tails.get(pattern.as_str())?;
+                tail.ring().after(position.given(pattern.as_str())).map(|message| message.id.before())
+            };
+            page.past = patterns.iter().filter_map(first_ungiven).min().unwrap_or(self.newest);
+            page.end = page.past;
+            return;
+        }
+        let from = position.cursor.max(expired.before());
+        let begin = self.order.partition_point(|(id, _)| *id <= from);
+        for (scanned, (id, tail)) in self.order.range(begin..).enumerate() {
+            let name = tail.name().as_str();
+            if patterns.iter().any(|pattern| pattern.matches(name)) && *id > position.given(name) {
+                page.messages.extend(tail.ring().find(*id).cloned());
+            }
+            if scanned + 1 == MAX_SCANNED || page.messages.len() == limit {
+                page.end = *id;
+                break;
+            }
+        }
+        page.past = page.messages.first().map_or(page.end, |message| message.id.before());
+    }
+
+    fn unknown_gap(&mut self, pattern: &Pattern) -> Gap {
+        let next = match pattern.topic() {
+            Some(topic) => self.tails.get(&topic).and_then(|tail| tail.ring().oldest().map(|m| m.id)),
+            None => self.oldest_matching(pattern, Id::ZERO),
+        };
+        Gap { topic: pattern.clone(), next, reason: Reason::UnknownCursor, floor: Id::ZERO }
+    }
+
+    fn oldest_matching(&self, pattern: &Pattern, after: Id) -> Option<Id> {
+        let begin = self.order.partition_point(|(id, _)| *id <= after);
+        self.order
+            .range(begin..)
+            .find(|(id, tail)| pattern.matches(tail.name().as_str()) && tail.ring().find(*id).is_some())
+            .map(|(id, _)| *id)
+    }
+
+    /// The topics of `patterns` that have had something after `after`, newest first.
+    fn matching(&self, patterns: &[Pattern], after: Id) -> Vec<(Topic, Known)> {
+        let wildcards: Vec<_> = patterns.iter().filter(|pattern| pattern.has_wildcard()).collect();
+        if wildcards.is_empty() {
+            let known = |pattern: &Pattern| {
+                let topic = pattern.topic()?;
+                self.index.get(&topic).filter(|known| known.newest > after).map(|known| (topic, *known))
+            };
+            return patterns.iter().filter_map(known).collect();
+        }
+        self.index
+            .iter()
+            .rev()
+            .take_while(|(_, known)| known.newest > after)
+            .filter(|(topic, _)| patterns.iter().any(|pattern| pattern.matches(topic)))
+            .map(|(topic, known)| (topic.clone(), *known))
+            .collect()
+    }
+
+    /// Removes what has expired of one topic: age counts when reading too.
+    fn expire(&mut self, topic: &Topic, expired: Id) {
+        let Some(tail) = self.tails.get(topic).cloned() else { return };
+        while tail.ring().oldest().is_some_and(|oldest| oldest.id < expired) {
+            self.pop(&tail);
+        }
+    }
+}

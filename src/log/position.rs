@@ -1,0 +1,138 @@
+//! Where a reader stands, and what it is told when something is missing.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::message::{Id, Message, Pattern, Topic};
+
+/// Where to begin to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// From now on.
+    Now,
+    /// Everything after this cursor. The only start that can have a gap.
+    After(Id),
+    /// Everything retained.
+    Everything,
+    /// The newest so many messages of each topic.
+    Last(usize),
+    /// What was published at this time or later.
+    Since(Id),
+    /// A cursor that could not be read, as it was sent.
+    Unreadable(String),
+}
+
+/// How far a subscription has been given everything.
+///
+/// Usually a cursor and nothing else. Until the cursor has passed them, some topics may be known
+/// to be given further: those that begin later (`last`, `since`), and those whose gap was told.
+#[derive(Clone, Debug, Default)]
+pub struct Position {
+    pub cursor: Id,
+    /// No gap before this is still to be told.
+    pub told: Id,
+    /// Given further than the cursor says.
+    pub floors: HashMap<Topic, Id>,
+}
+
+impl Position {
+    pub fn at(cursor: Id) -> Self {
+        Self { cursor, ..Self::default() }
+    }
+
+    /// The point up to which this topic has been given.
+    pub fn given(&self, topic: &str) -> Id {
+        match self.floors.is_empty() {
+            true => self.cursor,
+            false => self.floors.get(topic).copied().unwrap_or_default().max(self.cursor),
+        }
+    }
+
+    /// The point from which on a hole in this topic is a gap.
+    pub fn vouched(&self, topic: &str) -> Id {
+        self.given(topic).max(self.told)
+    }
+
+    pub fn raise_floor(&mut self, topic: Topic, floor: Id) {
+        if floor > self.cursor {
+            let known = self.floors.entry(topic).or_default();
+            *known = floor.max(*known);
+        }
+    }
+
+    /// Moves on, and forgets the floors that the cursor has passed.
+    pub fn advance(&mut self, cursor: Id) {
+        self.cursor = self.cursor.max(cursor);
+        if !self.floors.is_empty() {
+            self.floors.retain(|_, floor| *floor > self.cursor);
+            if self.floors.is_empty() {
+                self.floors = HashMap::new();
+            }
+        }
+    }
+}
+
+/// What was found for a [`Start`].
+#[derive(Debug, Default)]
+pub struct Beginning {
+    pub position: Position,
+    /// A gap for each topic and pattern, if the cursor was ahead of the store or unreadable.
+    pub gaps: Vec<Gap>,
+}
+
+/// One read of the log.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// To be told before the messages.
+    pub gaps: Vec<Gap>,
+    /// No gap before this is still to be told, once these are.
+    pub told: Id,
+    /// In the order of their ids.
+    pub messages: Vec<Arc<Message>>,
+    /// Past the gaps, but not past anything retained that the reader has not been given.
+    pub past: Id,
+    /// The page is complete up to here.
+    pub end: Id,
+}
+
+/// Something that is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The topic, or the pattern where the topics are not known.
+    pub topic: Pattern,
+    /// The oldest retained message after the gap.
+    pub next: Option<Id>,
+    pub reason: Reason,
+    /// How far the topic counts as given once the gap has been told.
+    pub floor: Id,
+}
+
+/// Why it is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Trimmed by count, age or bytes.
+    Retention,
+    /// Deleted by the backend.
+    Deleted,
+    /// The store was started anew.
+    Restarted,
+    /// The store may have lost its newest messages.
+    Failover,
+    /// The cursor is ahead of the store, or is none.
+    UnknownCursor,
+}
+
+impl Reason {
+    pub const ALL: [Self; 5] =
+        [Self::Retention, Self::Deleted, Self::Restarted, Self::Failover, Self::UnknownCursor];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retention => "retention",
+            Self::Deleted => "deleted",
+            Self::Restarted => "restarted",
+            Self::Failover => "failover",
+            Self::UnknownCursor => "unknown_cursor",
+        }
+    }
+}

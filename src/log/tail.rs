@@ -1,0 +1,289 @@
+//! The newest messages of one topic or pattern, in memory, and whom to wake when there are more.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use atomic_waker::AtomicWaker;
+use slab::Slab;
+
+use super::{Position, cost};
+use crate::message::{Id, Message, Pattern};
+
+/// Whom a tail wakes: the task of one subscription.
+#[derive(Debug, Default)]
+pub struct Follower(AtomicWaker);
+
+impl Follower {
+    /// Remembers the task to wake. Look again at the tails after this: something may have come before it.
+    pub fn register(&self, waker: &std::task::Waker) {
+        self.0.register(waker);
+    }
+
+    pub fn wake(&self) {
+        self.0.wake();
+    }
+}
+
+/// The newest messages of a topic or a pattern.
+#[derive(Debug)]
+pub struct Tail {
+    name: Pattern,
+    /// The newest id that was ever here, read without the lock.
+    newest: AtomicU64,
+    // Std mutexes: no await happens while one is held.
+    ring: Mutex<Ring>,
+    followers: Mutex<Slab<Arc<Follower>>>,
+}
+
+/// What a [`Tail`] holds.
+#[derive(Debug)]
+pub struct Ring {
+    messages: VecDeque<Arc<Message>>,
+    bytes: usize,
+    /// Everything after this id is here.
+    complete_from: Id,
+}
+
+/// The tail does not hold everything after the reader's position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uncovered;
+
+impl Tail {
+    /// An empty tail that will be complete from `from` on.
+    pub fn new(name: Pattern, from: Id) -> Self {
+        Self {
+            name,
+            newest: AtomicU64::new(from.get()),
+            ring: Mutex::new(Ring { messages: VecDeque::new(), bytes: 0, complete_from: from }),
+            followers: Mutex::default(),
+        }
+    }
+
+    pub fn name(&self) -> &Pattern {
+        &self.name
+    }
+
+    pub fn newest(&self) -> Id {
+        Id::new(self.newest.load(Ordering::Acquire))
+    }
+
+    pub fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn followers(&self) -> MutexGuard<'_, Slab<Arc<Follower>>> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends the newest message. The watermark must follow only after this.
+    pub fn push(&self, message: Arc<Message>) {
+        let id = message.id;
+        self.ring().push(message);
+        self.newest.store(id.get(), Ordering::Release);
+    }
+
+    pub fn add_follower(&self, follower: Arc<Follower>) -> usize {
+        self.followers().insert(follower)
+    }
+
+    pub fn remove_follower(&self, key: usize) {
+        let mut followers = self.followers();
+        followers.try_remove(key);
+        if followers.is_empty() {
+            *followers = Slab::new();
+        }
+    }
+
+    pub fn follower_count(&self) -> usize {
+        self.followers().len()
+    }
+
+    /// Nobody reads it and it holds nothing.
+    pub fn is_idle(&self) -> bool {
+        self.ring().messages.is_empty() && self.followers().is_empty()
+    }
+
+    pub fn wake(&self) {
+        for (_, follower) in self.followers().iter() {
+            follower.wake();
+        }
+    }
+
+    /// Collects up to `limit` messages after `given` and not beyond `upto`, oldest first.
+    ///
+    /// # Errors
+    /// [`Uncovered`] if something after `given` was here once and is not any more, or has `expired`.
+    fn collect(
+        &self,
+        (given, vouched): (Id, Id),
+        upto: Id,
+        expired: Id,
+        limit: usize,
+        mut take: impl FnMut(Arc<Message>),
+    ) -> Result<(), Uncovered> {
+        let ring = self.ring();
+        let begin = ring.covered_from(given, vouched, expired)?;
+        ring.messages
+            .range(begin..)
+            .take_while(|message| message.id <= upto)
+            .take(limit)
+            .for_each(|message| take(message.clone()));
+        Ok(())
+    }
+}
+
+impl Ring {
+    fn push(&mut self, message: Arc<Message>) {
+        self.bytes += cost(&message);
+        self.messages.push_back(message);
+    }
+
+    /// Removes the oldest message: from now on the tail is complete only after it.
+    pub fn pop(&mut self) -> Option<Arc<Message>> {
+        let message = self.messages.pop_front()?;
+        self.bytes -= cost(&message);
+        self.complete_from = message.id;
+        // A burst is given back, without giving back and taking again at every message.
+        if self.messages.capacity() > 64 && self.messages.len() < self.messages.capacity() / 4 {
+            self.messages.shrink_to(self.messages.len() * 2);
+        }
+        Some(message)
+    }
+
+    /// Removes what does not satisfy `keep`: the tail is complete only after the newest that went.
+    pub fn retain(&mut self, keep: impl Fn(&Message) -> bool) {
+        let Self { messages, bytes, complete_from } = self;
+        messages.retain(|message| {
+            let kept = keep(message);
+            if !kept {
+                *bytes -= cost(message);
+                *complete_from = message.id.max(*complete_from);
+            }
+            kept
+        });
+    }
+
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many messages, and how many bytes.
+    pub fn size(&self) -> (usize, usize) {
+        (self.len(), self.bytes)
+    }
+
+    pub fn complete_from(&self) -> Id {
+        self.complete_from
+    }
+
+    pub fn oldest(&self) -> Option<&Arc<Message>> {
+        self.messages.front()
+    }
+
+    /// The oldest message after `id`.
+    pub fn after(&self, id: Id) -> Option<&Arc<Message>> {
+        self.messages.get(self.index_after(id))
+    }
+
+    /// The message with this id.
+    pub fn find(&self, id: Id) -> Option<&Arc<Message>> {
+        self.after(id.before()).filter(|message| message.id == id)
+    }
+
+    /// The oldest of the newest `count` messages.
+    pub fn nth_newest(&self, count: usize) -> Option<&Arc<Message>> {
+        if count == 0 { None } else { self.messages.get(self.messages.len().saturating_sub(count)) }
+    }
+
+    fn index_after(&self, id: Id) -> usize {
+        // Most readers stand just before the newest message.
+        match self.messages.len().checked_sub(2).map(|index| self.messages[index].id <= id) {
+            Some(true) => self.messages.len() - usize::from(self.messages[self.messages.len() - 1].id > id),
+            _ => self.messages.partition_point(|message| message.id <= id),
+        }
+    }
+
+    fn covered_from(&self, given: Id, vouched: Id, expired: Id) -> Result<usize, Uncovered> {
+        let begin = self.index_after(given);
+        let is_expired = self.messages.get(begin).is_some_and(|message| message.id < expired);
+        if vouched < self.complete_from || is_expired { Err(Uncovered) } else { Ok(begin) }
+    }
+}
+
+/// Reads up to `limit` messages of all `tails` after `position` and not beyond `upto`, in the order of
+/// their ids, each once. Returns the id up to which the reader then has everything.
+///
+/// `upto` must be a watermark that was read before this was called.
+///
+/// # Errors
+/// [`Uncovered`] if one of the tails does not reach back to the position; nothing is to be given then.
+pub fn merge<'a>(
+    tails: impl Iterator<Item = &'a Arc<Tail>> + Clone,
+    position: &Position,
+    upto: Id,
+    expired: Id,
+    limit: usize,
+    mut take: impl FnMut(Arc<Message>),
+) -> Result<Id, Uncovered> {
+    let points = |tail: &Tail| {
+        let name = tail.name.as_str();
+        (position.given(name), position.vouched(name))
+    };
+    let mut active = tails.clone().filter(|tail| tail.newest() > points(tail).0);
+    let Some(first) = active.next() else { return Ok(upto) };
+    let Some(second) = active.next() else {
+        let (mut taken, mut last) = (0, upto);
+        first.collect(points(first), upto, expired, limit, |message| {
+            (taken, last) = (taken + 1, message.id);
+            if message.id > position.given(&message.topic) {
+                take(message);
+            }
+        })?;
+        return Ok(if taken == limit { last } else { upto });
+    };
+
+    let mut heap = BinaryHeap::new();
+    let active: Vec<_> = [first, second].into_iter().chain(active).collect();
+    for (index, tail) in active.iter().enumerate() {
+        let ring = tail.ring();
+        let (given, vouched) = points(tail);
+        let begin = ring.covered_from(given, vouched, expired)?;
+        if let Some(message) = ring.messages.get(begin) {
+            heap.push(Reverse((message.id, index)));
+        }
+    }
+    let (mut taken, mut last) = (0, Id::ZERO);
+    while let Some(Reverse((id, index))) = heap.pop() {
+        if id > upto {
+            break;
+        }
+        if taken == limit {
+            return Ok(last);
+        }
+        let ring = active[index].ring();
+        let begin = ring.index_after(id.before());
+        // Between two looks a message may have been trimmed; the next read tells of it.
+        let Some(message) = ring.messages.get(begin).filter(|message| message.id == id) else {
+            return Ok(last.max(position.cursor));
+        };
+        if let Some(next) = ring.messages.get(begin + 1) {
+            heap.push(Reverse((next.id, index)));
+        }
+        if id > last && id > position.given(&message.topic) {
+            taken += 1;
+            take(message.clone());
+        }
+        last = id;
+    }
+    Ok(upto)
+}

@@ -1,0 +1,97 @@
+//! The program: parse everything, bind, serve, drain.
+
+use std::{io::IsTerminal, process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use rejoin::{Config, Drained, Shutdown};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// What is free goes back to the system, also when nothing happens that would find it.
+#[unsafe(export_name = "malloc_conf")]
+static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:3000,muzzy_decay_ms:3000\0";
+
+fn main() -> ExitCode {
+    let config = Arc::new(Config::parse());
+    log_to_stderr();
+    let mistakes = config.mistakes();
+    if !mistakes.is_empty() {
+        for mistake in mistakes {
+            eprintln!("error: {mistake}");
+        }
+        return ExitCode::from(2);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match runtime.and_then(|runtime| runtime.block_on(run(config))) {
+        Ok(Drained::Completely) => ExitCode::SUCCESS,
+        Ok(Drained::Partly(left)) => {
+            tracing::warn!(connections = left, "the grace was over before all had left");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Arc<Config>) -> std::io::Result<Drained> {
+    raise_descriptor_limit();
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|error| std::io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.listen)))?;
+    let address = listener.local_addr()?;
+    greet(&config, address);
+    let shutdown = Shutdown::new();
+    tokio::spawn(end_on_signal(shutdown.clone())?);
+    rejoin::serve(listener, config, shutdown).await
+}
+
+/// Says where the server is, and what to type to see it work.
+fn greet(config: &Config, address: std::net::SocketAddr) {
+    tracing::info!(%address, log = "memory", "listening");
+    if !address.ip().is_loopback() {
+        tracing::warn!("--insecure-open: whoever reaches this address may publish and subscribe");
+    }
+    println!(
+        "Rejoin listens on http://{address}\n\n  \
+         listen   curl -N -H 'Accept: text/event-stream' http://{address}/topics/demo\n  \
+         publish  curl -d 'hello' http://{address}/topics/demo\n  \
+         look     http://{address}/\n"
+    );
+}
+
+/// Each connection is a descriptor: take as many as the system gives.
+fn raise_descriptor_limit() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!(limit, "file descriptors"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of file descriptors"),
+    }
+}
+
+/// The first signal asks everybody to leave; the second does not wait for it.
+fn end_on_signal(shutdown: Shutdown) -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        for end in [Shutdown::drain, Shutdown::end] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            end(&shutdown);
+        }
+    })
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("REJOIN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() { log.init() } else { log.json().init() }
+}

@@ -1,0 +1,97 @@
+//! Ids, which are also cursors: one number that says how far somebody has read.
+
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// The id of a message, and a cursor: "everything up to here".
+///
+/// Microseconds since the Unix epoch, made unique and strictly growing over all topics of a deployment.
+/// Always below 2^53, so that JavaScript can hold it as a number; in JSON it is a string all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a cursor")]
+pub struct ParseIdError;
+
+impl Id {
+    /// Before everything. As a cursor it asks for all that is retained; it is never given out.
+    pub const ZERO: Self = Self(0);
+    /// After everything that can ever be: a cursor that no store has reached.
+    pub const MAX: Self = Self((1 << 53) - 1);
+
+    pub const fn new(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The id that the clock would give now.
+    pub fn now() -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(since_epoch.as_micros() as u64)
+    }
+
+    /// The id for a message that comes after `self`.
+    pub fn next(self) -> Self {
+        Self::now().max(Self(self.0 + 1))
+    }
+
+    /// The cursor of somebody who has everything before this message.
+    pub const fn before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
+    /// The point `age` earlier.
+    pub fn minus(self, age: Duration) -> Self {
+        Self(self.0.saturating_sub(age.as_micros() as u64))
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Id {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(ParseIdError);
+        }
+        text.parse().ok().map(Self).filter(|id| *id <= Self::MAX).ok_or(ParseIdError)
+    }
+}
+
+impl serde::Serialize for Id {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_never_goes_back_when_the_clock_does() {
+        let ahead = Id::new(Id::now().get() + 1_000_000_000);
+        assert_eq!(ahead.next(), Id::new(ahead.get() + 1));
+    }
+
+    #[test]
+    fn only_digits_below_two_to_the_53_are_a_cursor() {
+        assert_eq!("0".parse(), Ok(Id::ZERO));
+        assert_eq!("9007199254740991".parse(), Ok(Id::MAX));
+        for wrong in ["", "-1", "+1", "1.0", " 1", "9007199254740992", "99999999999999999999", "x"] {
+            assert_eq!(wrong.parse::<Id>(), Err(ParseIdError), "{wrong:?}");
+        }
+    }
+}

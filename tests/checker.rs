@@ -1,0 +1,43 @@
+//! The chief test: the guarantee of this server, while everything that can be cut is cut.
+//!
+//! Publishers publish. Subscribers read one topic, several, or a pattern, over WebSocket, Server-Sent Events,
+//! NDJSON and long-polling, through a proxy that cuts them inside frames, between frames and in the midst of
+//! a replay. After each cut they come back, on any transport, with the cursor that they have. Then:
+//!
+//! - every message has reached every subscriber once and in order, or lies inside a gap that was told;
+//! - every gap covers only what was really no longer retained, and at least one message;
+//! - a gap was told before anything newer than its beginning.
+//!
+//! `CHECKER_SEED` repeats the draws of an earlier run (the interleaving is the machine's), `CHECKER_ROUNDS`
+//! runs more of them, each with the next seed.
+
+mod support;
+
+use std::{env, str::FromStr, sync::Arc};
+
+use support::checker::{Retention, Tally, run};
+
+/// So few that a subscriber who stays away for a while comes back too late.
+const FEW: u64 = 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_message_comes_once_and_in_order_or_inside_a_told_gap() {
+    let seed = from_env("CHECKER_SEED").unwrap_or_else(rand::random::<u32>);
+    let rounds = from_env("CHECKER_ROUNDS").unwrap_or(1);
+    let tally = Arc::new(Tally::default());
+    for seed in (0..rounds).map(|round| seed.wrapping_add(round)) {
+        println!("CHECKER_SEED={seed}");
+        run(seed.into(), Retention::Everything, tally.clone()).await;
+        run(seed.into(), Retention::Newest(FEW), tally.clone()).await;
+    }
+    println!("{tally}");
+    let missing = tally.missing();
+    assert!(missing.is_empty(), "seed {seed} proves too little: {}", missing.join(", "));
+}
+
+/// # Panics
+/// If the variable is set to something else than a number.
+fn from_env<T: FromStr>(name: &str) -> Option<T> {
+    let text = env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}

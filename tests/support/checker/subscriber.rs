@@ -1,0 +1,274 @@
+//! A subscriber's life: connect on some transport from where it stands, read, be cut, stay away, come back
+//! on another. At the end it reads what is left, and makes sure that nothing more comes.
+
+mod commands;
+mod draw;
+
+use std::{convert::Infallible, future::pending, net::SocketAddr, sync::Arc};
+
+use rand::rngs::StdRng;
+
+use self::{commands::Commands, draw::Script};
+use super::{
+    World,
+    standing::{Lane, Place, Sitting, Standing, Wrong},
+    tally::Cut,
+};
+use crate::support::{
+    client::{Connection, Start, Stop, Transport, Wish},
+    cutter::{Order, Wire},
+    frame::Cursor,
+};
+
+/// How often each subscriber is cut.
+const SESSIONS: usize = 25;
+
+pub struct Subscriber {
+    world: Arc<World>,
+    rng: StdRng,
+    standing: Standing,
+    /// Where it starts while it has no cursor.
+    start: Start,
+    /// It subscribes by commands on a WebSocket, and so has topics with a start of their own.
+    commands: Option<Commands>,
+    /// On which transport the cursor was obtained.
+    cursor_from: Option<Transport>,
+}
+
+/// How a connection came to its end.
+enum End {
+    Over(Over),
+    Wrong(Wrong),
+    HasEverything,
+}
+
+#[derive(Default)]
+struct Over {
+    reason: String,
+    /// The client held the beginning of a frame.
+    inside_a_frame: bool,
+    frames: usize,
+}
+
+impl From<Wrong> for End {
+    fn from(wrong: Wrong) -> Self {
+        Self::Wrong(wrong)
+    }
+}
+
+impl From<Stop> for End {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Ended(reason) => Self::Over(Over { reason, ..Over::default() }),
+            Stop::Wrong(came) => Self::Wrong(Wrong { expected: "what the contract allows".to_owned(), came }),
+        }
+    }
+}
+
+impl Subscriber {
+    /// # Errors
+    /// The first thing that came and should not have, in full sentences.
+    pub async fn live(mut self) -> Result<Standing, String> {
+        match self.be_cut_and_come_back().await {
+            Ok(()) => Ok(self.standing),
+            Err(wrong) => Err(self.report(&wrong)),
+        }
+    }
+
+    async fn be_cut_and_come_back(&mut self) -> Result<(), Wrong> {
+        for session in 1..=SESSIONS {
+            let script = Script::draw(self.world.retention, &mut self.rng);
+            let transport = self.draw_transport();
+            self.standing.now = Place::new(session, transport);
+            self.note("stays away for a while");
+            self.world.truth.grows_by(script.stays_away_for).await;
+            self.sit_and_be_cut(transport, &script).await?;
+        }
+        self.world.restless.send_modify(|restless| *restless -= 1);
+        self.note("waits until the last message is published");
+        self.world.truth.is_closed().await;
+        self.read_what_is_left().await?;
+        self.look_once_more().await?;
+        self.note("is done");
+        Ok(())
+    }
+
+    /// One connection through the cutter, from the request to the cut.
+    async fn sit_and_be_cut(&mut self, transport: Transport, script: &Script) -> Result<(), Wrong> {
+        let wire = Wire::to(self.world.server, script.breakage).expect("a free port");
+        let wish = self.draw_wish(transport);
+        self.plan_to_unsubscribe(transport);
+        let horizons = self.horizons();
+        let world = self.world.clone();
+        let end = tokio::select! {
+            end = self.sit(wire.addr, &wish) => end,
+            never = conduct(&world, &wire, script) => match never {},
+        };
+        match end {
+            End::Over(over) if wire.was_cut() => self.count_cut(&over, &horizons),
+            end => complete(end)?,
+        }
+        self.standing.lose_connection();
+        self.forget_commands();
+        Ok(())
+    }
+
+    /// A last connection, straight to the server.
+    async fn read_what_is_left(&mut self) -> Result<(), Wrong> {
+        let transport = self.draw_transport();
+        self.standing.now = Place::new(SESSIONS + 1, transport);
+        if self.has_everything() {
+            return Ok(());
+        }
+        let wish = self.draw_wish(transport);
+        complete(self.sit(self.world.server, &wish).await)
+    }
+
+    /// Whoever has everything is given nothing more, and is told of no gap.
+    async fn look_once_more(&mut self) -> Result<(), Wrong> {
+        let transport = Transport::Poll;
+        self.standing.now = Place::new(SESSIONS + 2, transport);
+        let mut wish = self.draw_wish(transport);
+        wish.manner.wait_s = 0;
+        self.note("looks once more");
+        let had = (self.standing.given.len(), self.standing.gaps.len());
+        let mut sitting = Sitting { start: wish.start, newest_before: 0, is_open: false };
+        let taken = match Connection::open(self.world.server, &wish).await {
+            Ok(mut connection) => self.step(&mut connection, &wish, &mut sitting).await,
+            Err(stop) => Err(stop.into()),
+        };
+        taken.or_else(complete)?;
+        match had == (self.standing.given.len(), self.standing.gaps.len()) {
+            true => Ok(()),
+            false => Err(Wrong {
+                expected: "nothing, after everything".to_owned(),
+                came: "the last poll found more".to_owned(),
+            }),
+        }
+    }
+
+    /// Reads until the connection is over, or everything there will ever be has come.
+    async fn sit(&mut self, addr: SocketAddr, wish: &Wish) -> End {
+        self.note(&format!("reads {:?} from {:?}", wish.filters, wish.start));
+        let newest_before = self.world.truth.newest("**");
+        let mut sitting = Sitting { start: wish.start, newest_before, is_open: false };
+        let mut connection = match Connection::open(addr, wish).await {
+            Ok(connection) => connection,
+            Err(stop) => return stop.into(),
+        };
+        let mut frames = 0;
+        while !self.has_everything() {
+            match self.step(&mut connection, wish, &mut sitting).await {
+                Ok(()) => frames += 1,
+                Err(End::Over(over)) => {
+                    let inside_a_frame = connection.is_inside_a_frame();
+                    return End::Over(Over { frames, inside_a_frame, ..over });
+                }
+                Err(end) => return end,
+            }
+        }
+        End::HasEverything
+    }
+
+    /// Takes one frame, or gives the command that is due.
+    async fn step(
+        &mut self,
+        connection: &mut Connection,
+        wish: &Wish,
+        sitting: &mut Sitting,
+    ) -> Result<(), End> {
+        let frame = tokio::select! {
+            frame = connection.next() => frame?,
+            () = self.command_is_due() => return self.give_command(connection).await,
+        };
+        let is_first = !sitting.is_open;
+        self.heed_answer(&frame)?;
+        self.standing.take(frame, &self.world.truth.started(), sitting)?;
+        if is_first {
+            self.count_hop(wish);
+            self.subscribe_to_the_rest(connection).await?;
+        }
+        self.cursor_from = Some(wish.transport);
+        Ok(())
+    }
+
+    /// Whether nothing will ever come again, because all that was published has.
+    fn has_everything(&self) -> bool {
+        let truth = &self.world.truth;
+        let standing = &self.standing;
+        let is_read = |entry| standing.position(entry) >= truth.newest(&entry.filter);
+        truth.has_closed() && standing.is_level() && standing.entries.iter().all(is_read)
+    }
+
+    /// For each topic or pattern, the newest message that is older than the connection about to be made.
+    fn horizons(&self) -> Vec<Cursor> {
+        self.standing.entries.iter().map(|entry| self.world.truth.newest(&entry.filter)).collect()
+    }
+
+    fn count_cut(&self, over: &Over, horizons: &[Cursor]) {
+        let Place { transport, .. } = self.standing.now;
+        let tally = &self.world.tally;
+        match over {
+            Over { inside_a_frame: true, .. } => tally.cut(transport, Cut::InsideFrame),
+            Over { frames: 0, .. } => return tally.cut_before_a_frame(),
+            _ => tally.cut(transport, Cut::BetweenFrames),
+        }
+        let entries = &self.standing.entries;
+        if entries.iter().zip(horizons).any(|(entry, &horizon)| self.standing.position(entry) < horizon) {
+            tally.cut(transport, Cut::DuringReplay);
+        }
+        if entries.iter().any(|entry| matches!(entry.lane, Lane::Replaying(_))) {
+            tally.cut_before_subscribed();
+        }
+    }
+
+    fn count_hop(&self, wish: &Wish) {
+        if let (Some(from), Start::After(_)) = (self.cursor_from, wish.start) {
+            self.world.tally.hop(from, wish.transport);
+        }
+    }
+
+    fn note(&self, what: &str) {
+        let Standing { name, now, cursor, .. } = &self.standing;
+        self.world
+            .note(name, format!("session {}, {}, cursor {cursor:?}: {what}", now.session, now.transport));
+    }
+
+    fn report(&self, wrong: &Wrong) -> String {
+        let standing = &self.standing;
+        let Place { session, transport, .. } = standing.now;
+        let lanes: Vec<_> = standing.entries.iter().map(|entry| (&entry.filter, entry.lane)).collect();
+        format!(
+            "{}, session {session} on {transport}, cursor {:?}, {lanes:?}: {wrong}\n  before that:{}",
+            standing.name,
+            standing.cursor,
+            standing.recent(),
+        )
+    }
+}
+
+/// A connection that nobody cut ends when everything has come, and not sooner.
+fn complete(end: End) -> Result<(), Wrong> {
+    match end {
+        End::HasEverything => Ok(()),
+        End::Wrong(wrong) => Err(wrong),
+        End::Over(Over { reason, .. }) => Err(Wrong {
+            expected: "a connection that lasts".to_owned(),
+            came: format!("it ended, though nobody cut it: {reason}"),
+        }),
+    }
+}
+
+/// Lets happen to a connection what was drawn for it. The reader ends first, so this has no end.
+async fn conduct(world: &World, wire: &Wire, script: &Script) -> Infallible {
+    let begin = world.truth.acknowledged();
+    if let Some((after, length)) = script.stalls {
+        world.truth.reaches(begin + after).await;
+        wire.order(Order::Stall);
+        world.truth.reaches(begin + after + length).await;
+        wire.order(Order::Flow);
+    }
+    world.truth.reaches(begin + script.is_cut_after).await;
+    wire.order(Order::Cut);
+    pending().await
+}

@@ -1,0 +1,114 @@
+//! What a run really exercised. A checker that never cut anybody has proved nothing.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use crate::support::client::Transport;
+
+/// Where a cut met a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cut {
+    /// The parser held the beginning of a frame.
+    InsideFrame,
+    BetweenFrames,
+    /// Messages older than the connection were still to come. Counted beside the other two.
+    DuringReplay,
+}
+
+impl Cut {
+    const ALL: [Self; 3] = [Self::InsideFrame, Self::BetweenFrames, Self::DuringReplay];
+}
+
+#[derive(Default)]
+pub struct Tally {
+    cuts: Mutex<BTreeMap<(Transport, Cut), usize>>,
+    /// A cursor obtained on the first and used on the second.
+    hops: Mutex<BTreeMap<(Transport, Transport), usize>>,
+    cuts_before_a_frame: AtomicUsize,
+    cuts_before_subscribed: AtomicUsize,
+    published: AtomicUsize,
+    received: AtomicUsize,
+    gaps: AtomicUsize,
+}
+
+impl Tally {
+    pub fn cut(&self, transport: Transport, cut: Cut) {
+        *self.cuts.lock().expect("no panic while it is held").entry((transport, cut)).or_default() += 1;
+    }
+
+    pub fn hop(&self, from: Transport, to: Transport) {
+        *self.hops.lock().expect("no panic while it is held").entry((from, to)).or_default() += 1;
+    }
+
+    pub fn cut_before_a_frame(&self) {
+        self.cuts_before_a_frame.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn cut_before_subscribed(&self) {
+        self.cuts_before_subscribed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn published(&self, count: usize) {
+        self.published.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub fn received(&self, messages: usize, gaps: usize) {
+        self.received.fetch_add(messages, Ordering::Relaxed);
+        self.gaps.fetch_add(gaps, Ordering::Relaxed);
+    }
+
+    /// What should have happened and never did.
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        let cuts = self.cuts.lock().expect("no panic while it is held");
+        let hops = self.hops.lock().expect("no panic while it is held");
+        for from in Transport::ALL {
+            let cut = Cut::ALL.into_iter().filter(|&cut| !cuts.contains_key(&(from, cut)));
+            missing.extend(cut.map(|cut| format!("no cut {cut:?} on {from}")));
+            let hop = Transport::ALL.into_iter().filter(|&to| !hops.contains_key(&(from, to)));
+            missing.extend(hop.map(|to| format!("no hop from {from} to {to}")));
+        }
+        if self.gaps.load(Ordering::Relaxed) == 0 {
+            missing.push("no gap".to_owned());
+        }
+        if self.cuts_before_subscribed.load(Ordering::Relaxed) == 0 {
+            missing.push("no cut between a subscribe and its answer".to_owned());
+        }
+        missing
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        let cuts = self.cuts.lock().expect("no panic while it is held");
+        let hops = self.hops.lock().expect("no panic while it is held");
+        writeln!(f, "{:>10} {:>8} {:>8} {:>8}", "cuts", "inside", "between", "replay")?;
+        for transport in Transport::ALL {
+            let [inside, between, replay] =
+                Cut::ALL.map(|cut| cuts.get(&(transport, cut)).copied().unwrap_or(0));
+            writeln!(f, "{transport:>10} {inside:>8} {between:>8} {replay:>8}")?;
+        }
+        let [a, b, c, d] = Transport::ALL.map(|to| format!("to {to}"));
+        writeln!(f, "{:>10} {a:>12} {b:>12} {c:>12} {d:>12}", "hops from")?;
+        for from in Transport::ALL {
+            let [a, b, c, d] = Transport::ALL.map(|to| hops.get(&(from, to)).copied().unwrap_or(0));
+            writeln!(f, "{from:>10} {a:>12} {b:>12} {c:>12} {d:>12}")?;
+        }
+        writeln!(f, "cut before the first frame: {}", count(&self.cuts_before_a_frame))?;
+        writeln!(f, "cut between a subscribe and its answer: {}", count(&self.cuts_before_subscribed))?;
+        write!(
+            f,
+            "published {}, received {}, told {} gaps",
+            count(&self.published),
+            count(&self.received),
+            count(&self.gaps)
+        )
+    }
+}

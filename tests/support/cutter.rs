@@ -1,0 +1,180 @@
+//! A TCP proxy that breaks connections on purpose: after an exact number of bytes, or when told to, with a
+//! FIN or with an RST. It can also stop carrying for a while, as a train in a tunnel does.
+//!
+//! It knows nothing of what it carries.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy},
+    net::{
+        TcpListener, TcpSocket, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    sync::watch,
+    task::JoinSet,
+};
+
+/// A way to the server, for one client. Dropping it drops the connections that go over it.
+pub struct Wire {
+    pub addr: SocketAddr,
+    line: Arc<Line>,
+    _carrier: JoinSet<io::Result<()>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    Flow,
+    Stall,
+    /// The last order: nothing comes after it.
+    Cut,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Ending {
+    Fin,
+    Rst,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Breakage {
+    /// How many bytes towards the client pass before the cut.
+    pub after_bytes: Option<u64>,
+    pub ending: Ending,
+    /// Small socket buffers: a stall is then felt by the server and not only by this proxy.
+    pub is_narrow: bool,
+}
+
+/// What the connections over one wire share. A client that polls may open a second one.
+struct Line {
+    server: SocketAddr,
+    breakage: Breakage,
+    bytes_left: AtomicU64,
+    orders: watch::Sender<Order>,
+}
+
+/// What a narrow wire holds in each direction; the kernel doubles it.
+const NARROW_BYTES: u32 = 8 * 1024;
+const CHUNK_BYTES: usize = 16 * 1024;
+
+impl Wire {
+    pub fn to(server: SocketAddr, breakage: Breakage) -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        if breakage.is_narrow {
+            socket.set_send_buffer_size(NARROW_BYTES)?;
+        }
+        socket.bind(([127, 0, 0, 1], 0).into())?;
+        let listener = socket.listen(8)?;
+        let addr = listener.local_addr()?;
+        let bytes_left = AtomicU64::new(breakage.after_bytes.unwrap_or(u64::MAX));
+        let line = Arc::new(Line { server, breakage, bytes_left, orders: watch::Sender::new(Order::Flow) });
+        let mut carrier = JoinSet::new();
+        carrier.spawn(line.clone().carry_all(listener));
+        Ok(Self { addr, line, _carrier: carrier })
+    }
+
+    pub fn order(&self, order: Order) {
+        self.line.order(order);
+    }
+
+    /// True before the client can see the end.
+    pub fn was_cut(&self) -> bool {
+        self.line.is_cut()
+    }
+}
+
+impl Line {
+    fn is_cut(&self) -> bool {
+        *self.orders.borrow() == Order::Cut
+    }
+
+    fn order(&self, order: Order) {
+        self.orders.send_if_modified(|current| {
+            let is_new = *current != Order::Cut && *current != order;
+            if is_new {
+                *current = order;
+            }
+            is_new
+        });
+    }
+
+    /// Carries until the cut; after it nobody is listened to any more.
+    async fn carry_all(self: Arc<Self>, listener: TcpListener) -> io::Result<()> {
+        let mut orders = self.orders.subscribe();
+        let mut connections = JoinSet::new();
+        let refused = loop {
+            tokio::select! {
+                client = listener.accept() => {
+                    let (client, _) = client?;
+                    connections.spawn(self.clone().carry(client));
+                }
+                Some(_) = connections.join_next() => {}
+                _ = orders.wait_for(|order| *order == Order::Cut) => break listener,
+            }
+        };
+        drop(refused);
+        while connections.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    async fn carry(self: Arc<Self>, mut client: TcpStream) -> io::Result<()> {
+        let socket = TcpSocket::new_v4()?;
+        if self.breakage.is_narrow {
+            socket.set_recv_buffer_size(NARROW_BYTES)?;
+        }
+        let mut server = socket.connect(self.server).await?;
+        client.set_nodelay(true)?;
+        server.set_nodelay(true)?;
+        {
+            let (mut from_client, mut to_client) = client.split();
+            let (from_server, mut to_server) = server.split();
+            tokio::select! {
+                up = copy(&mut from_client, &mut to_server) => up.map(|_| ())?,
+                down = self.carry_down(from_server, &mut to_client) => down?,
+            }
+        }
+        self.end(client).await?;
+        self.end(server).await
+    }
+
+    /// Carries until the server ends or the cut is due.
+    async fn carry_down(&self, mut server: ReadHalf<'_>, client: &mut WriteHalf<'_>) -> io::Result<()> {
+        let mut orders = self.orders.subscribe();
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let order = *orders.borrow_and_update();
+            if order == Order::Cut {
+                return Ok(());
+            }
+            let read = tokio::select! {
+                read = server.read(&mut chunk), if order == Order::Flow => read?,
+                _ = orders.changed() => continue,
+            };
+            if read == 0 {
+                return Ok(());
+            }
+            let left = self.bytes_left.load(Ordering::Relaxed);
+            let passing = left.min(read as u64);
+            client.write_all(&chunk[..passing as usize]).await?;
+            self.bytes_left.store(left - passing, Ordering::Relaxed);
+            if passing == left {
+                self.order(Order::Cut);
+            }
+        }
+    }
+
+    async fn end(&self, mut stream: TcpStream) -> io::Result<()> {
+        match self.breakage.ending {
+            Ending::Rst if self.is_cut() => stream.set_zero_linger(),
+            // A peer that is gone already needs no FIN.
+            _ => stream.shutdown().await.or(Ok(())),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! A real server on a free port for each test, and what every test says to it.
+#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+
+pub mod checker;
+pub mod client;
+pub mod cutter;
+pub mod frame;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use rejoin::{Config, Shutdown};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+pub struct Server {
+    pub addr: SocketAddr,
+    pub shutdown: Shutdown,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// A server whose configuration differs from the default in what `change` does.
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::default();
+        change(&mut config);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let addr = listener.local_addr().expect("a bound address");
+        let shutdown = Shutdown::new();
+        let task = tokio::spawn({
+            let shutdown = shutdown.clone();
+            async move {
+                rejoin::serve(listener, Arc::new(config), shutdown).await.expect("the server runs");
+            }
+        });
+        Self { addr, shutdown, task }
+    }
+
+    pub fn http(&self, path: &str) -> String {
+        format!("http://{}{path}", self.addr)
+    }
+
+    pub fn ws(&self, path: &str) -> String {
+        format!("ws://{}{path}", self.addr)
+    }
+
+    /// Drains, and waits until the server has ended.
+    pub async fn stop(self) {
+        self.shutdown.drain();
+        self.task.await.expect("the server does not panic");
+    }
+}
