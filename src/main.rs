@@ -47,14 +47,14 @@ async fn run(config: Arc<Config>) -> std::io::Result<Drained> {
         .await
         .map_err(|error| std::io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.listen)))?;
     let address = listener.local_addr()?;
-    greet(&config, address);
+    greet(address);
     let shutdown = Shutdown::new();
     tokio::spawn(end_on_signal(shutdown.clone())?);
     rejoin::serve(listener, config, shutdown).await
 }
 
 /// Says where the server is, and what to type to see it work.
-fn greet(config: &Config, address: std::net::SocketAddr) {
+fn greet(address: std::net::SocketAddr) {
     tracing::info!(%address, log = "memory", "listening");
     if !address.ip().is_loopback() {
         tracing::warn!("--insecure-open: whoever reaches this address may publish and subscribe");

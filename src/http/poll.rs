@@ -27,7 +27,7 @@ use crate::{
 /// Dropping this loses nothing: the client still has the cursor it came with.
 pub async fn respond(app: &Arc<App>, mut subscription: Subscription, wait: Duration, limit: usize) -> Response {
     let mut messages: Vec<Bytes> = Vec::new();
-    let mut gaps: Vec<Box<GapNotice>> = Vec::new();
+    let mut gaps: Vec<GapNotice> = Vec::new();
     let mut pulse = Pulse::new(app.clone());
     let gather = poll_fn(|cx| {
         while messages.len() < limit
@@ -35,7 +35,7 @@ pub async fn respond(app: &Arc<App>, mut subscription: Subscription, wait: Durat
         {
             match delivery {
                 Delivery::Message(message) => messages.push(wire::envelope(&message)),
-                Delivery::Gap(gap) => gaps.push(gap),
+                Delivery::Gap(gap) => gaps.push(*gap),
             }
         }
         if !messages.is_empty() || !gaps.is_empty() {
@@ -58,15 +58,13 @@ pub fn respond_now(cursor: Id) -> Response {
     answer(&[], &[], cursor)
 }
 
-fn answer(messages: &[Bytes], gaps: &[Box<GapNotice>], cursor: Id) -> Response {
+fn answer(messages: &[Bytes], gaps: &[GapNotice], cursor: Id) -> Response {
     let mut body = b"{\"messages\":[".to_vec();
     body.reserve(messages.iter().map(|message| message.len() + 1).sum::<usize>() + 64);
     join(&mut body, messages.iter().map(AsRef::as_ref));
     body.push(b']');
     if !gaps.is_empty() {
-        let to_json = |gap: &Box<GapNotice>| {
-            serde_json::to_vec(&Control::Gap(gap)).expect("a gap serializes")
-        };
+        let to_json = |gap: &GapNotice| serde_json::to_vec(&Control::Gap(gap)).expect("a gap serializes");
         let gaps: Vec<Vec<u8>> = gaps.iter().map(to_json).collect();
         body.extend_from_slice(b",\"gaps\":[");
         join(&mut body, gaps.iter().map(AsRef::as_ref));

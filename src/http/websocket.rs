@@ -97,7 +97,7 @@ async fn begin(
     patterns: Vec<Pattern>,
     start: Start,
 ) -> Result<(Subscription, tokio::sync::OwnedSemaphorePermit), Problem> {
-    let permit = app.permit().ok_or_else(|| super::overloaded())?;
+    let permit = app.permit().ok_or_else(super::overloaded)?;
     // Before the answer, so that what is published once the client knows of it is not missed.
     let subscription = app.broker.subscribe(patterns, &start, &app.new_connection()).await?;
     Ok((subscription, permit))
