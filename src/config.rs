@@ -105,12 +105,14 @@ impl Config {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text).map_err(|error| format!("{error}, for example 90s, 10m or 2h"))?;
+    let duration =
+        humantime::parse_duration(text).map_err(|error| format!("{error}, for example 90s, 10m or 2h"))?;
     if duration.is_zero() { Err("must be more than nothing".into()) } else { Ok(duration) }
 }
 
 fn size(text: &str) -> Result<usize, String> {
-    let size: bytesize::ByteSize = text.parse().map_err(|_| "expected a size, for example 512KiB or 16MiB")?;
+    let size: bytesize::ByteSize =
+        text.parse().map_err(|_| "expected a size, for example 512KiB or 16MiB")?;
     match usize::try_from(size.as_u64()) {
         Ok(0) | Err(_) => Err("out of range".into()),
         Ok(size) => Ok(size),

@@ -137,7 +137,10 @@ fn overloaded() -> Problem {
 
 /// The whole HTTP side, to be nested in somebody's own application.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let router = Router::new();
+    #[cfg(feature = "echo")]
+    let router = router.route("/echo", any(websocket::echo));
+    router
         .route("/", get(page))
         .route("/topics", any(inspect::topics))
         .route("/topics/{topic}", any(topic))

@@ -21,18 +21,22 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
+use crate::{broker::Broker, log::MemoryLog};
 pub use crate::{
     config::Config,
     http::{App, Drained, router},
     shutdown::Shutdown,
 };
-use crate::{broker::Broker, log::MemoryLog};
 
 /// Serves on `listener` until `shutdown` asks for the end, and says how that went.
 ///
 /// # Errors
 /// If the configuration contradicts itself; see [`Config::mistakes`].
-pub async fn serve(listener: TcpListener, config: Arc<Config>, shutdown: Shutdown) -> std::io::Result<Drained> {
+pub async fn serve(
+    listener: TcpListener,
+    config: Arc<Config>,
+    shutdown: Shutdown,
+) -> std::io::Result<Drained> {
     let log = MemoryLog::start(config.retention());
     let app = App::new(Broker::new(log), config, shutdown);
     let router = router(app.clone());

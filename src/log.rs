@@ -59,12 +59,7 @@ pub trait Log: Send + Sync + 'static {
     async fn begin(&self, patterns: &[Pattern], start: &Start) -> Result<Beginning, LogError>;
 
     /// What the tails do not hold: the gaps after `position`, and the messages of patterns.
-    async fn read(
-        &self,
-        patterns: &[Pattern],
-        position: &Position,
-        limit: usize,
-    ) -> Result<Page, LogError>;
+    async fn read(&self, patterns: &[Pattern], position: &Position, limit: usize) -> Result<Page, LogError>;
 
     /// What was announced of late.
     fn ephemerals(&self) -> &Ephemerals;
@@ -185,5 +180,7 @@ const MESSAGE_OVERHEAD_BYTES: usize = 200;
 
 /// What `message` counts in retention by bytes.
 fn cost(message: &Message) -> usize {
-    MESSAGE_OVERHEAD_BYTES + message.payload.bytes.len() + message.event.as_ref().map_or(0, |event| event.len())
+    MESSAGE_OVERHEAD_BYTES
+        + message.payload.bytes.len()
+        + message.event.as_ref().map_or(0, |event| event.len())
 }

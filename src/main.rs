@@ -43,9 +43,9 @@ fn main() -> ExitCode {
 
 async fn run(config: Arc<Config>) -> std::io::Result<Drained> {
     raise_descriptor_limit();
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|error| std::io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.listen)))?;
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+        std::io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.listen))
+    })?;
     let address = listener.local_addr()?;
     greet(address);
     let shutdown = Shutdown::new();

@@ -9,7 +9,11 @@ use axum::{
 use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 
-use super::{App, problem::{Code, Problem}, query::{Query, number}};
+use super::{
+    App,
+    problem::{Code, Problem},
+    query::{Query, number},
+};
 use crate::log::LogStats;
 
 #[derive(Serialize)]

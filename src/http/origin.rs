@@ -114,8 +114,8 @@ fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
     }
     let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
     let is_navigation = is_read && value_is(headers, &SEC_FETCH_MODE, "navigate");
-    let is_from_elsewhere = value_is(headers, &SEC_FETCH_SITE, "cross-site")
-        || value_is(headers, &SEC_FETCH_SITE, "same-site");
+    let is_from_elsewhere =
+        value_is(headers, &SEC_FETCH_SITE, "cross-site") || value_is(headers, &SEC_FETCH_SITE, "same-site");
     // A browser sends a cookie for whichever page asks; only an origin tells which page that was.
     let is_upgrade = headers.contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
     let acts_by_cookie = (is_upgrade || !is_read) && headers.contains_key(header::COOKIE);

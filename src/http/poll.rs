@@ -1,11 +1,6 @@
 //! Polling and long-polling: one JSON answer, at once or when there is something to tell.
 
-use std::{
-    future::poll_fn,
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -25,7 +20,12 @@ use crate::{
 ///
 /// # Cancel safety
 /// Dropping this loses nothing: the client still has the cursor it came with.
-pub async fn respond(app: &Arc<App>, mut subscription: Subscription, wait: Duration, limit: usize) -> Response {
+pub async fn respond(
+    app: &Arc<App>,
+    mut subscription: Subscription,
+    wait: Duration,
+    limit: usize,
+) -> Response {
     let mut messages: Vec<Bytes> = Vec::new();
     let mut gaps: Vec<GapNotice> = Vec::new();
     let mut pulse = Pulse::new(app.clone());

@@ -193,12 +193,17 @@ impl From<AppendError> for Problem {
         match error {
             AppendError::PreconditionFailed { newest } => Self {
                 newest: Some(newest),
-                ..Self::new(Code::PreconditionFailed, "the topic's newest message is not the one If-Match names")
+                ..Self::new(
+                    Code::PreconditionFailed,
+                    "the topic's newest message is not the one If-Match names",
+                )
             },
             AppendError::KeyReused => {
                 Self::new(Code::KeyReused, "this Idempotency-Key was used with another payload")
             }
-            AppendError::TooManyKeys => Self::new(Code::Overloaded, "too many idempotency keys are remembered"),
+            AppendError::TooManyKeys => {
+                Self::new(Code::Overloaded, "too many idempotency keys are remembered")
+            }
             AppendError::Log(error) => error.into(),
         }
     }

@@ -14,7 +14,10 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use serde::Serialize;
 
-pub use self::{batch::publish_many, item::{Item, Published}};
+pub use self::{
+    batch::publish_many,
+    item::{Item, Published},
+};
 use super::{
     App, body,
     problem::{Code, Problem},
@@ -92,7 +95,9 @@ impl Options {
         let options = Self {
             event: query.one("event")?.map(event).transpose()?,
             exclude: query.one("exclude")?.map(|text| name("exclude", text)).transpose()?,
-            idempotency_key: header(&IDEMPOTENCY_KEY)?.map(|text| name("Idempotency-Key", text)).transpose()?,
+            idempotency_key: header(&IDEMPOTENCY_KEY)?
+                .map(|text| name("Idempotency-Key", text))
+                .transpose()?,
             if_match: header(&header::IF_MATCH)?.map(if_match).transpose()?,
             ephemeral: query.flag("ephemeral")?,
         };

@@ -38,7 +38,9 @@ impl Query {
         match self.one(name)? {
             Some("" | "1" | "true") => Ok(true),
             None | Some("0" | "false") => Ok(false),
-            Some(_) => Err(Problem::bad_request(format!("{name} is on with 1 or true and off with 0 or false"))),
+            Some(_) => {
+                Err(Problem::bad_request(format!("{name} is on with 1 or true and off with 0 or false")))
+            }
         }
     }
 }
@@ -54,7 +56,9 @@ pub fn number<T: FromStr + PartialOrd + std::fmt::Display>(
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {
         Ok(number) if is_plain && range.contains(&number) => Ok(number),
-        _ => Err(Problem::bad_request(format!("{name} is a number from {} to {}", range.start(), range.end()))),
+        _ => {
+            Err(Problem::bad_request(format!("{name} is a number from {} to {}", range.start(), range.end())))
+        }
     }
 }
 
@@ -109,10 +113,9 @@ fn since(text: &str) -> Result<Id, Problem> {
     // In a query a plus sign that was not encoded arrives as a space.
     let time: Result<jiff::Timestamp, _> = text.trim().replace(' ', "+").parse();
     let micros = time.ok().and_then(|time| u64::try_from(time.as_microsecond().max(0)).ok());
-    micros
-        .filter(|micros| *micros <= Id::MAX.get())
-        .map(Id::new)
-        .ok_or_else(|| Problem::bad_request("since is a duration such as 90s, 10m or 2h, or an RFC 3339 time"))
+    micros.filter(|micros| *micros <= Id::MAX.get()).map(Id::new).ok_or_else(|| {
+        Problem::bad_request("since is a duration such as 90s, 10m or 2h, or an RFC 3339 time")
+    })
 }
 
 /// How long a poll may be held.

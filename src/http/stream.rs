@@ -148,7 +148,7 @@ impl http_body::Body for StreamBody {
                 Beat::Quiet => {
                     let cursor = Control::Cursor { cursor: self.subscription.cursor() };
                     let bytes = self.framing.control(&cursor).into();
-                            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
             }
         }

@@ -1,6 +1,8 @@
 //! WebSocket (RFC 6455, and RFC 8441 on HTTP/2): the handshake.
 
 mod command;
+#[cfg(feature = "echo")]
+mod echo;
 mod outbox;
 mod session;
 mod socket;
@@ -17,17 +19,15 @@ use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tungstenite::handshake::derive_accept_key;
 
-pub use self::socket::Socket;
+#[cfg(feature = "echo")]
+pub use self::echo::echo;
 use self::session::Session;
+pub use self::socket::Socket;
 use super::{
     App,
     problem::{Code, Problem},
 };
-use crate::{
-    broker::Subscription,
-    log::Start,
-    message::Pattern,
-};
+use crate::{broker::Subscription, log::Start, message::Pattern};
 
 /// The subprotocol that is spoken, offered or not.
 const SUBPROTOCOL: &str = "rejoin.v1";
@@ -38,7 +38,8 @@ const SUBPROTOCOL: &str = "rejoin.v1";
 /// `upgrade_required` if it asks for one that is not RFC 6455 version 13.
 pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
     let headers = request.headers();
-    let is_extended_connect = request.extensions().get::<Protocol>().is_some_and(|name| name.as_str() == "websocket");
+    let is_extended_connect =
+        request.extensions().get::<Protocol>().is_some_and(|name| name.as_str() == "websocket");
     let asks = is_extended_connect || has_token(headers, &header::UPGRADE, "websocket");
     if !asks {
         return Ok(false);
@@ -104,7 +105,11 @@ async fn begin(
 }
 
 /// Sends the answer, and gives the socket to `serve` once the connection has become one.
-fn accept<F>(app: &Arc<App>, mut request: Request, serve: impl FnOnce(Socket) -> F + Send + 'static) -> Response
+fn accept<F>(
+    app: &Arc<App>,
+    mut request: Request,
+    serve: impl FnOnce(Socket) -> F + Send + 'static,
+) -> Response
 where
     F: Future<Output = ()> + Send,
 {

@@ -78,7 +78,8 @@ impl Framing {
         match self {
             Self::Ndjson => [&json[..], b"\n"].concat(),
             Self::SseRaw | Self::SseEnvelope => {
-                let mut event = format!("event: rejoin.{}\nid: {}\ndata: ", control.name(), control.cursor()).into_bytes();
+                let mut event = format!("event: rejoin.{}\nid: {}\ndata: ", control.name(), control.cursor())
+                    .into_bytes();
                 event.extend_from_slice(&json);
                 event.extend_from_slice(b"\n\n");
                 event
@@ -155,9 +156,19 @@ const BINARY: u8 = 2;
 
 /// A text frame.
 pub fn text_frame(text: &[u8]) -> Bytes {
-    let mut frame = Vec::with_capacity(text.len() + 10);
-    write_frame_header(&mut frame, TEXT, text.len());
-    frame.extend_from_slice(text);
+    frame(TEXT, text)
+}
+
+/// A binary frame.
+#[cfg(feature = "echo")]
+pub fn bytes_frame(bytes: &[u8]) -> Bytes {
+    frame(BINARY, bytes)
+}
+
+fn frame(opcode: u8, body: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(body.len() + 10);
+    write_frame_header(&mut frame, opcode, body.len());
+    frame.extend_from_slice(body);
     frame.into()
 }
 
@@ -235,10 +246,7 @@ fn binary_frame(message: &Message, replay: bool) -> Bytes {
     write_envelope(&mut body, message, Style { replay, bytes_follow: true });
     body.push(b'\n');
     body.extend_from_slice(&message.payload.bytes);
-    let mut frame = Vec::with_capacity(body.len() + 10);
-    write_frame_header(&mut frame, BINARY, body.len());
-    frame.extend_from_slice(&body);
-    frame.into()
+    frame(BINARY, &body)
 }
 
 #[derive(Clone, Copy, Default)]
@@ -286,7 +294,10 @@ fn write_data(out: &mut Vec<u8>, message: &Message, style: Style) {
             let begin = out.len();
             out.extend_from_slice(json.as_bytes());
             // Inside of strings JSON has no line ends, so these are between tokens.
-            out[begin..].iter_mut().filter(|byte| matches!(byte, b'\r' | b'\n')).for_each(|byte| *byte = b' ');
+            out[begin..]
+                .iter_mut()
+                .filter(|byte| matches!(byte, b'\r' | b'\n'))
+                .for_each(|byte| *byte = b' ');
         }
         (PayloadKind::Text, Some(text)) => {
             out.extend_from_slice(b",\"data\":");

@@ -128,12 +128,7 @@ impl Log for MemoryLog {
         Ok(self.state().begin(patterns, start, self.expired()))
     }
 
-    async fn read(
-        &self,
-        patterns: &[Pattern],
-        position: &Position,
-        limit: usize,
-    ) -> Result<Page, LogError> {
+    async fn read(&self, patterns: &[Pattern], position: &Position, limit: usize) -> Result<Page, LogError> {
         Ok(self.state().read(patterns, position, limit, self.expired()))
     }
 

@@ -84,8 +84,7 @@ impl Payload {
 fn essence(declared: &str) -> Result<String, PayloadError> {
     let essence = declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let is_token = |part: &str| {
-        !part.is_empty()
-            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
     };
     let valid = declared.len() <= 255
         && declared.bytes().all(|b| b == b' ' || b.is_ascii_graphic())

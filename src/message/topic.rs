@@ -94,7 +94,24 @@ mod tests {
 
     #[test]
     fn names_that_are_not() {
-        for name in ["", ".", "a.", ".a", "a..b", "a b", "a\u{a0}b", "a\tb", "a\0", "a\u{85}", "*", "a*", "a,b", "{", "a}", &"x".repeat(256)] {
+        for name in [
+            "",
+            ".",
+            "a.",
+            ".a",
+            "a..b",
+            "a b",
+            "a\u{a0}b",
+            "a\tb",
+            "a\0",
+            "a\u{85}",
+            "*",
+            "a*",
+            "a,b",
+            "{",
+            "a}",
+            &"x".repeat(256),
+        ] {
             assert!(name.parse::<Topic>().is_err(), "{name:?}");
         }
     }

@@ -103,7 +103,8 @@ impl Item<'_> {
         let content_type = self.content_type.as_deref();
         let essence = content_type.map(|declared| declared.split(';').next().unwrap_or_default().trim());
         let is_json = essence.is_none_or(|essence| {
-            essence.eq_ignore_ascii_case("application/json") || essence.to_ascii_lowercase().ends_with("+json")
+            essence.eq_ignore_ascii_case("application/json")
+                || essence.to_ascii_lowercase().ends_with("+json")
         });
         let string = || {
             serde_json::from_str::<String>(data)
@@ -111,8 +112,9 @@ impl Item<'_> {
         };
         let payload = match self.encoding.as_deref() {
             Some("base64") => {
-                let bytes =
-                    BASE64.decode(string()?).map_err(|_| Problem::bad_request("data: it is not valid base64"))?;
+                let bytes = BASE64
+                    .decode(string()?)
+                    .map_err(|_| Problem::bad_request("data: it is not valid base64"))?;
                 Payload::declared(&bytes, Some(content_type.unwrap_or("application/octet-stream")))
             }
             Some(_) => return Err(Problem::bad_request("encoding: the only one is base64")),

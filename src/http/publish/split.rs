@@ -176,7 +176,9 @@ mod tests {
     #[test]
     fn what_is_no_array_is_broken_where_it_breaks() {
         assert_eq!(split(List::Array, "[]", 9), (vec![], Ok(())));
-        for (body, complete) in [("", 0), ("{}", 0), ("[1", 0), ("[1,", 1), ("[1,]", 1), ("[1]2", 1), ("[,1]", 0), ("[}", 0)] {
+        for (body, complete) in
+            [("", 0), ("{}", 0), ("[1", 0), ("[1,", 1), ("[1,]", 1), ("[1]2", 1), ("[,1]", 0), ("[}", 0)]
+        {
             let (values, result) = split(List::Array, body, 9);
             assert_eq!((values.len(), result), (complete, Err(Broken)), "{body}");
         }

@@ -30,8 +30,13 @@ pub struct Command {
 
 #[derive(Debug)]
 pub enum Action {
-    Subscribe { pattern: Pattern, start: Start },
-    Unsubscribe { pattern: Pattern },
+    Subscribe {
+        pattern: Pattern,
+        start: Start,
+    },
+    Unsubscribe {
+        pattern: Pattern,
+    },
     /// The command as it came; the payload in it is spliced into the message.
     Publish(String),
     Auth,
@@ -142,8 +147,8 @@ pub fn begin(
 /// Publishes what the command says.
 pub fn publish(app: Arc<App>, text: String) -> BoxFuture<'static, Result<Outcome, Problem>> {
     Box::pin(async move {
-        let item: Item<'_> =
-            serde_json::from_str(&text).map_err(|error| Problem::bad_request(format!("the command: {error}")))?;
+        let item: Item<'_> = serde_json::from_str(&text)
+            .map_err(|error| Problem::bad_request(format!("the command: {error}")))?;
         item.publish(&app).await.map(Outcome::Published)
     })
 }

@@ -70,7 +70,12 @@ enum End {
 }
 
 impl Session {
-    pub fn new(app: Arc<App>, socket: Socket, subscription: Subscription, permit: OwnedSemaphorePermit) -> Self {
+    pub fn new(
+        app: Arc<App>,
+        socket: Socket,
+        subscription: Subscription,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
         let now = Instant::now();
         Self {
             pulse: Pulse::new(app.clone()),
@@ -119,7 +124,7 @@ impl Session {
         match end {
             End::Lost(Lost::Gone) | End::Silent => {}
             End::Lost(Lost::Closed) => socket.closed().await,
-            End::Lost(Lost::Broken(code)) => socket.close(code, "").await,
+            End::Lost(Lost::Broken(code)) => socket.fail(code).await,
             End::Unsupported => socket.close(1003, "commands are text frames").await,
             End::Lost(Lost::TooSlow) => {
                 let last = closing(Code::TooSlow, overload_retry_ms());
@@ -229,7 +234,8 @@ impl Session {
             }
             Action::Subscribe { pattern, start } => {
                 let connection = self.subscription.connection().clone();
-                self.running = Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
+                self.running =
+                    Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
             }
             Action::Publish(text) => {
                 self.running = Some((reference, command::publish(self.app.clone(), text)));

@@ -116,10 +116,20 @@ impl Socket {
     /// dropped with something unread takes the last frames back.
     pub async fn close(mut self, code: u16, reason: &'static str) {
         self.send_close(code, reason);
+        let closed = async {
+            self.answered().await;
+            self.end().await;
+        };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
+    }
+
+    /// Closes a peer that broke the protocol: what else it says cannot be understood.
+    pub async fn fail(mut self, code: u16) {
+        self.send_close(code, "");
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.end()).await;
     }
 
-    /// Closes a peer that takes nothing: what it has not begun to be sent is left out.
+    /// Closes a peer that takes nothing: what has not begun to be sent is left out.
     pub async fn close_slow(mut self, last: Bytes, code: u16, reason: &'static str) {
         self.outbox.drop_unbegun();
         self.push(last);
@@ -140,20 +150,24 @@ impl Socket {
         let _ = protocol.close(&mut Wire { io, outbox, cx: &mut context }, Some(frame));
     }
 
-    async fn end(&mut self) {
-        self.stalled = None;
+    /// Resolves when the peer has answered our close, or is gone.
+    async fn answered(&mut self) {
         std::future::poll_fn(|cx| {
             loop {
                 let _ = self.poll_flush(cx);
                 match self.poll_message(cx) {
                     Poll::Ready(Ok(_)) => {}
-                    // It has answered, or nothing more can be understood of it.
                     Poll::Ready(Err(_)) => return Poll::Ready(()),
                     Poll::Pending => return Poll::Pending,
                 }
             }
         })
         .await;
+    }
+
+    /// Writes what is left, ends our side, and waits until the peer has ended its own.
+    async fn end(&mut self) {
+        self.stalled = None;
         let _ = std::future::poll_fn(|cx| self.poll_flush(cx)).await;
         let _ = std::future::poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
         std::future::poll_fn(|cx| self.poll_drain(cx)).await;
