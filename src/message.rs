@@ -7,7 +7,10 @@ mod pattern;
 mod payload;
 mod topic;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -32,6 +35,7 @@ pub struct Message {
     pub payload: Payload,
     /// The one connection that is not given this message.
     pub exclude: Option<Box<str>>,
+    trimmed: AtomicBool,
     rendered: ArcSwapOption<Renderings>,
 }
 
@@ -56,7 +60,17 @@ impl Message {
     pub fn new(draft: Draft, id: Id, prev: Id) -> Arc<Self> {
         let Draft { topic, event, payload, exclude } = draft;
         let rendered = ArcSwapOption::new(Some(Arc::default()));
-        Arc::new(Self { id, prev, topic, event, payload, exclude, rendered })
+        let trimmed = AtomicBool::new(false);
+        Arc::new(Self { id, prev, topic, event, payload, exclude, trimmed, rendered })
+    }
+
+    /// The log has let go of this message: whoever still finds it must not give it out.
+    pub fn trim(&self) {
+        self.trimmed.store(true, Ordering::Release);
+    }
+
+    pub fn is_trimmed(&self) -> bool {
+        self.trimmed.load(Ordering::Acquire)
     }
 
     pub fn is_ephemeral(&self) -> bool {

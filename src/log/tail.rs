@@ -115,26 +115,32 @@ impl Tail {
         }
     }
 
-    /// Collects up to `limit` messages after `given` and not beyond `upto`, oldest first.
-    ///
-    /// # Errors
-    /// [`Uncovered`] if something after `given` was here once and is not any more, or has `expired`.
-    fn collect(
+    /// Reads up to `limit` messages after `position`, and returns the id up to which that is everything.
+    fn read(
         &self,
-        (given, vouched): (Id, Id),
+        position: &Position,
         upto: Id,
         expired: Id,
         limit: usize,
         mut take: impl FnMut(Arc<Message>),
-    ) -> Result<(), Uncovered> {
+    ) -> Result<Id, Uncovered> {
         let ring = self.ring();
-        let begin = ring.covered_from(given, vouched, expired)?;
-        ring.messages
-            .range(begin..)
-            .take_while(|message| message.id <= upto)
-            .take(limit)
-            .for_each(|message| take(message.clone()));
-        Ok(())
+        let begin = ring.covered_from(position, &self.name, expired)?;
+        let (mut taken, mut end) = (0, None);
+        for message in ring.messages.range(begin..).take_while(|message| message.id <= upto) {
+            if message.id > position.given(&message.topic) {
+                if message.is_trimmed() {
+                    return end.ok_or(Uncovered);
+                }
+                take(message.clone());
+                taken += 1;
+            }
+            end = Some(message.id);
+            if taken == limit {
+                return Ok(message.id);
+            }
+        }
+        Ok(upto)
     }
 }
 
@@ -154,19 +160,6 @@ impl Ring {
             self.messages.shrink_to(self.messages.len() * 2);
         }
         Some(message)
-    }
-
-    /// Removes what does not satisfy `keep`: the tail is complete only after the newest that went.
-    pub fn retain(&mut self, keep: impl Fn(&Message) -> bool) {
-        let Self { messages, bytes, complete_from } = self;
-        messages.retain(|message| {
-            let kept = keep(message);
-            if !kept {
-                *bytes -= cost(message);
-                *complete_from = message.id.max(*complete_from);
-            }
-            kept
-        });
     }
 
     pub fn len(&self) -> usize {
@@ -213,10 +206,12 @@ impl Ring {
         }
     }
 
-    fn covered_from(&self, given: Id, vouched: Id, expired: Id) -> Result<usize, Uncovered> {
-        let begin = self.index_after(given);
+    /// Where to read on after `position`, if everything after it is here.
+    fn covered_from(&self, position: &Position, name: &Pattern, expired: Id) -> Result<usize, Uncovered> {
+        let begin = self.index_after(position.given(name.as_str()));
         let is_expired = self.messages.get(begin).is_some_and(|message| message.id < expired);
-        if vouched < self.complete_from || is_expired { Err(Uncovered) } else { Ok(begin) }
+        let is_covered = position.vouched(name.as_str()) >= self.complete_from && !is_expired;
+        if is_covered { Ok(begin) } else { Err(Uncovered) }
     }
 }
 
@@ -228,62 +223,52 @@ impl Ring {
 /// # Errors
 /// [`Uncovered`] if one of the tails does not reach back to the position; nothing is to be given then.
 pub fn merge<'a>(
-    tails: impl Iterator<Item = &'a Arc<Tail>> + Clone,
+    tails: impl Iterator<Item = &'a Arc<Tail>>,
     position: &Position,
     upto: Id,
     expired: Id,
     limit: usize,
     mut take: impl FnMut(Arc<Message>),
 ) -> Result<Id, Uncovered> {
-    let points = |tail: &Tail| {
-        let name = tail.name.as_str();
-        (position.given(name), position.vouched(name))
-    };
-    let mut active = tails.clone().filter(|tail| tail.newest() > points(tail).0);
+    let mut active = tails.filter(|tail| tail.newest() > position.given(tail.name.as_str()));
     let Some(first) = active.next() else { return Ok(upto) };
-    let Some(second) = active.next() else {
-        let (mut taken, mut last) = (0, upto);
-        first.collect(points(first), upto, expired, limit, |message| {
-            (taken, last) = (taken + 1, message.id);
-            if message.id > position.given(&message.topic) {
-                take(message);
-            }
-        })?;
-        return Ok(if taken == limit { last } else { upto });
-    };
+    let Some(second) = active.next() else { return first.read(position, upto, expired, limit, take) };
 
     let mut heap = BinaryHeap::new();
     let active: Vec<_> = [first, second].into_iter().chain(active).collect();
     for (index, tail) in active.iter().enumerate() {
         let ring = tail.ring();
-        let (given, vouched) = points(tail);
-        let begin = ring.covered_from(given, vouched, expired)?;
+        let begin = ring.covered_from(position, &tail.name, expired)?;
         if let Some(message) = ring.messages.get(begin) {
             heap.push(Reverse((message.id, index)));
         }
     }
-    let (mut taken, mut last) = (0, Id::ZERO);
+    let (mut taken, mut end) = (0, None);
     while let Some(Reverse((id, index))) = heap.pop() {
         if id > upto {
             break;
         }
         if taken == limit {
-            return Ok(last);
+            return end.ok_or(Uncovered);
         }
         let ring = active[index].ring();
         let begin = ring.index_after(id.before());
         // Between two looks a message may have been trimmed; the next read tells of it.
         let Some(message) = ring.messages.get(begin).filter(|message| message.id == id) else {
-            return Ok(last.max(position.cursor));
+            return end.ok_or(Uncovered);
         };
         if let Some(next) = ring.messages.get(begin + 1) {
             heap.push(Reverse((next.id, index)));
         }
-        if id > last && id > position.given(&message.topic) {
+        // A message that several of the tails hold is given once.
+        if end != Some(id) && id > position.given(&message.topic) {
+            if message.is_trimmed() {
+                return end.ok_or(Uncovered);
+            }
             taken += 1;
             take(message.clone());
         }
-        last = id;
+        end = Some(id);
     }
     Ok(upto)
 }

@@ -130,9 +130,6 @@ impl State {
         if let Some(known) = self.index.get_mut(topic) {
             known.deleted = known.newest;
         }
-        for tail in self.pattern_tails_of(topic) {
-            tail.ring().retain(|message| message.topic != *topic);
-        }
         if let Some(tail) = self.tails.get(topic).cloned() {
             while self.pop(&tail) {}
             self.drop_if_idle(&tail);
@@ -283,6 +280,8 @@ impl State {
 
     fn pop(&mut self, tail: &Tail) -> bool {
         let Some(message) = tail.ring().pop() else { return false };
+        // The tails of patterns may hold it still.
+        message.trim();
         self.messages -= 1;
         self.bytes -= crate::log::cost(&message);
         true

@@ -1,0 +1,418 @@
+//! What every log promises, whichever it is. A new one joins by a line in `logs!`.
+
+use std::{sync::Arc, task::Poll, time::Duration};
+
+use rejoin::{
+    broker::{Broker, Delivery, Subscription},
+    log::{Append, AppendError, Appended, Log, MemoryLog, Reason, Retention, Start},
+    message::{Draft, Id, Pattern, Payload, Topic},
+};
+
+const RETENTION: Retention =
+    Retention { messages: 5, age: Duration::from_secs(3600), bytes: 1 << 20, total_bytes: 8 << 20 };
+
+fn memory(retention: Retention) -> Arc<dyn Log> {
+    MemoryLog::start(retention)
+}
+
+/// Makes a test of each claim for one log.
+macro_rules! suite {
+    ($log:ident; $($claim:ident),* $(,)?) => {
+        mod $log {
+            $(
+                #[tokio::test]
+                async fn $claim() {
+                    super::$claim(super::$log).await;
+                }
+            )*
+        }
+    };
+}
+
+macro_rules! logs {
+    ($($log:ident),*) => {$(
+        suite! {
+            $log;
+            ids_grow_over_all_topics,
+            an_idempotency_key_stores_once,
+            a_precondition_is_about_the_topic_alone,
+            one_behind_the_oldest_is_no_gap,
+            what_was_trimmed_is_a_gap_before_anything_else,
+            only_the_last_of_several_gaps_moves_the_cursor,
+            what_was_deleted_is_told_to_those_behind_only,
+            a_cursor_before_the_log_began_is_a_gap_for_everything,
+            a_cursor_ahead_of_the_log_is_a_gap_and_then_everything,
+            zero_last_and_since_have_no_gap,
+            the_first_cursor_of_zero_and_last_leads_to_no_false_gap,
+            several_topics_come_in_the_order_of_ids_and_once,
+            a_pattern_far_behind_reads_the_same_as_one_that_is_level,
+            a_slow_reader_is_told_of_the_gap,
+            an_announcement_reaches_only_those_who_are_level,
+            who_is_excluded_still_moves_on,
+            a_topic_that_joins_is_read_up_to_where_the_others_stand,
+            what_is_no_longer_read_does_not_come,
+            retention_by_bytes_keeps_the_newest,
+        }
+    )*};
+}
+
+logs!(memory);
+
+type New = fn(Retention) -> Arc<dyn Log>;
+
+fn topic(name: &str) -> Topic {
+    name.parse().expect("a topic")
+}
+
+fn patterns(names: &[&str]) -> Vec<Pattern> {
+    names.iter().map(|name| name.parse().expect("a pattern")).collect()
+}
+
+fn draft(name: &str, text: &str) -> Draft {
+    Draft { topic: topic(name), event: None, payload: Payload::text(text), exclude: None }
+}
+
+fn append(name: &str, text: &str) -> Append {
+    Append { draft: draft(name, text), idempotency_key: None, if_match: None }
+}
+
+async fn publish(broker: &Broker, name: &str) -> Id {
+    broker.publish(append(name, "x")).await.expect("stored").id()
+}
+
+async fn publish_many(broker: &Broker, name: &str, count: usize) -> Vec<Id> {
+    let mut ids = Vec::new();
+    for _ in 0..count {
+        ids.push(publish(broker, name).await);
+    }
+    ids
+}
+
+async fn subscribe(broker: &Broker, names: &[&str], start: Start) -> Subscription {
+    broker.subscribe(patterns(names), &start, "me").await.expect("the log can be read")
+}
+
+/// Everything that is ready, as `topic:id`, `topic!gap` or the text of an announcement.
+async fn drain(subscription: &mut Subscription) -> Vec<String> {
+    let mut seen = Vec::new();
+    std::future::poll_fn(|cx| {
+        while let Poll::Ready(delivery) = subscription.poll_delivery(cx) {
+            seen.push(shown(&delivery));
+        }
+        Poll::Ready(())
+    })
+    .await;
+    seen
+}
+
+fn shown(delivery: &Delivery) -> String {
+    match delivery {
+        Delivery::Message(message) if message.is_ephemeral() => {
+            message.payload.as_str().expect("text").to_owned()
+        }
+        Delivery::Message(message) => format!("{}:{}", message.topic, message.id),
+        Delivery::Gap(gap) => {
+            let next = gap.next.map_or("null".to_owned(), |next| next.to_string());
+            format!("{}!{}..{} {}", gap.topic, gap.after, next, gap.reason.as_str())
+        }
+    }
+}
+
+fn of(name: &str, ids: &[Id]) -> Vec<String> {
+    ids.iter().map(|id| format!("{name}:{id}")).collect()
+}
+
+async fn ids_grow_over_all_topics(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let mut last = broker.newest().await.expect("reachable");
+    for name in ["a", "b", "a", "c"] {
+        let id = publish(&broker, name).await;
+        assert!(id > last && id < Id::MAX, "{id} after {last}");
+        last = id;
+    }
+    assert_eq!(broker.newest().await, Ok(last));
+}
+
+async fn an_idempotency_key_stores_once(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let with_key = |name, text| Append { idempotency_key: Some("k".into()), ..append(name, text) };
+    let first = broker.publish(with_key("a", "x")).await.expect("stored");
+    assert_eq!(broker.publish(with_key("a", "x")).await, Ok(Appended::Replayed(first.id())));
+    assert_eq!(broker.publish(with_key("a", "y")).await, Err(AppendError::KeyReused));
+    assert!(matches!(broker.publish(with_key("b", "y")).await, Ok(Appended::Stored(_))));
+    // The key is looked at before the condition, which would fail now.
+    let outdated = Append { if_match: Some(Id::ZERO), ..with_key("a", "x") };
+    assert_eq!(broker.publish(outdated).await, Ok(Appended::Replayed(first.id())));
+}
+
+async fn a_precondition_is_about_the_topic_alone(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let when = |name, newest| Append { if_match: Some(newest), ..append(name, "x") };
+    let first = broker.publish(when("a", Id::ZERO)).await.expect("nothing was ever there").id();
+    publish(&broker, "b").await;
+    assert_eq!(
+        broker.publish(when("a", Id::ZERO)).await,
+        Err(AppendError::PreconditionFailed { newest: first })
+    );
+    let second = broker.publish(when("a", first)).await.expect("nothing newer").id();
+    assert_eq!(
+        broker.publish(when("a", first)).await,
+        Err(AppendError::PreconditionFailed { newest: second })
+    );
+    let ahead = broker.publish(when("a", Id::MAX)).await;
+    assert_eq!(ahead, Err(AppendError::PreconditionFailed { newest: second }));
+}
+
+async fn one_behind_the_oldest_is_no_gap(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let ids = publish_many(&broker, "a", 6).await;
+    let mut subscription = subscribe(&broker, &["a"], Start::After(ids[0])).await;
+    assert_eq!(drain(&mut subscription).await, of("a", &ids[1..]));
+}
+
+async fn what_was_trimmed_is_a_gap_before_anything_else(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let start = publish(&broker, "b").await;
+    let old = publish(&broker, "a").await;
+    let between = publish(&broker, "b").await;
+    let kept = publish_many(&broker, "a", 5).await;
+    for names in [&["a", "b"][..], &["*"]] {
+        let mut subscription = subscribe(&broker, names, Start::After(start)).await;
+        let mut expected = vec![format!("a!{start}..{} retention", kept[0]), format!("b:{between}")];
+        expected.extend(of("a", &kept));
+        assert_eq!(drain(&mut subscription).await, expected, "{names:?}, lost {old}");
+    }
+}
+
+async fn only_the_last_of_several_gaps_moves_the_cursor(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let start = broker.newest().await.expect("reachable");
+    publish_many(&broker, "a", 2).await;
+    publish_many(&broker, "b", 2).await;
+    let ungiven = publish(&broker, "c").await;
+    let last = publish(&broker, "b").await;
+    for name in ["a", "b"] {
+        broker.delete(&topic(name)).await.expect("deleted");
+    }
+    let mut subscription = subscribe(&broker, &["a", "b", "c"], Start::After(start)).await;
+    let mut cursors = Vec::new();
+    std::future::poll_fn(|cx| {
+        while let Poll::Ready(delivery) = subscription.poll_delivery(cx) {
+            cursors.push((matches!(delivery, Delivery::Gap(_)), subscription.cursor()));
+        }
+        Poll::Ready(())
+    })
+    .await;
+    // Past the gaps, but not past the message of `c`, which is between them.
+    assert_eq!(cursors, [(true, start), (true, ungiven.before()), (false, ungiven)]);
+    assert!(subscription.cursor() >= last);
+}
+
+async fn what_was_deleted_is_told_to_those_behind_only(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let ids = publish_many(&broker, "a", 3).await;
+    let mut level = subscribe(&broker, &["a"], Start::After(ids[2])).await;
+    let mut level_pattern = subscribe(&broker, &["*"], Start::After(ids[2])).await;
+    broker.delete(&topic("a")).await.expect("deleted");
+    assert!(drain(&mut level).await.is_empty() && drain(&mut level_pattern).await.is_empty());
+    for names in ["a", "*"] {
+        let mut behind = subscribe(&broker, &[names], Start::After(ids[0])).await;
+        assert_eq!(drain(&mut behind).await, [format!("a!{}..null deleted", ids[0])]);
+        assert!(behind.cursor() >= ids[2], "the gap is passed");
+    }
+    let next = publish(&broker, "a").await;
+    for subscription in [&mut level, &mut level_pattern] {
+        assert_eq!(drain(subscription).await, of("a", &[next]));
+    }
+}
+
+async fn a_cursor_before_the_log_began_is_a_gap_for_everything(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let old = broker.newest().await.expect("reachable").before();
+    let id = publish(&broker, "a").await;
+    let mut subscription = subscribe(&broker, &["a", "never", "x.*"], Start::After(old)).await;
+    let mut seen = drain(&mut subscription).await;
+    assert_eq!(seen.pop(), Some(format!("a:{id}")));
+    seen.sort();
+    let gap = |name, next: String| format!("{name}!{old}..{next} restarted");
+    assert_eq!(seen, [gap("a", id.to_string()), gap("never", "null".into()), gap("x.*", "null".into())]);
+}
+
+async fn a_cursor_ahead_of_the_log_is_a_gap_and_then_everything(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let ids = publish_many(&broker, "a", 7).await;
+    for start in [Start::After(Id::MAX), Start::Unreadable("?".into())] {
+        let mut subscription = subscribe(&broker, &["a"], start).await;
+        assert!(subscription.cursor() > ids[6], "whoever is cut now is to be told when it comes back");
+        let first = std::future::poll_fn(|cx| subscription.poll_delivery(cx)).await;
+        let Delivery::Gap(gap) = first else { panic!("{first:?}") };
+        assert_eq!(
+            (gap.reason, gap.next, gap.cursor),
+            (Reason::UnknownCursor, Some(ids[2]), ids[2].before())
+        );
+        assert_eq!(subscription.cursor(), ids[2].before());
+        assert_eq!(drain(&mut subscription).await, of("a", &ids[2..]));
+    }
+}
+
+async fn zero_last_and_since_have_no_gap(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let a = publish_many(&broker, "a", 8).await;
+    let b = publish_many(&broker, "b", 8).await;
+    for names in [&["a", "b"][..], &["*"]] {
+        for start in [Start::Everything, Start::Since(Id::new(1)), Start::Last(100)] {
+            let mut subscription = subscribe(&broker, names, start.clone()).await;
+            let expected = [of("a", &a[3..]), of("b", &b[3..])].concat();
+            assert_eq!(drain(&mut subscription).await, expected, "{names:?} {start:?}");
+        }
+        let mut last = subscribe(&broker, names, Start::Last(2)).await;
+        assert_eq!(drain(&mut last).await, [of("a", &a[6..]), of("b", &b[6..])].concat());
+        let mut none = subscribe(&broker, names, Start::Last(0)).await;
+        assert!(drain(&mut none).await.is_empty());
+        let mut since = subscribe(&broker, names, Start::Since(b[4])).await;
+        assert_eq!(drain(&mut since).await, of("b", &b[4..]));
+    }
+}
+
+async fn the_first_cursor_of_zero_and_last_leads_to_no_false_gap(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let ids = publish_many(&broker, "a", 8).await;
+    for (start, from) in [(Start::Everything, 3), (Start::Last(2), 6), (Start::Since(ids[5]), 5)] {
+        let first = subscribe(&broker, &["a"], start).await.cursor();
+        let mut again = subscribe(&broker, &["a"], Start::After(first)).await;
+        assert_eq!(drain(&mut again).await, of("a", &ids[from..]));
+    }
+    let empty = subscribe(&broker, &["empty"], Start::Everything).await;
+    assert_ne!(empty.cursor(), Id::ZERO);
+    let mut again = subscribe(&broker, &["empty"], Start::After(empty.cursor())).await;
+    assert!(drain(&mut again).await.is_empty());
+}
+
+async fn several_topics_come_in_the_order_of_ids_and_once(new: New) {
+    let broker = Broker::new(new(Retention { messages: 1000, ..RETENTION }));
+    let start = broker.newest().await.expect("reachable");
+    let mut expected = Vec::new();
+    for turn in 0..900 {
+        let name = ["a.x", "a.y", "b.x"][turn * 7 % 3];
+        let id = publish(&broker, name).await;
+        expected.push(format!("{name}:{id}"));
+    }
+    for names in [&["a.x", "a.y", "b.x"][..], &["a.*", "**", "b.x", "*.x"]] {
+        let mut subscription = subscribe(&broker, names, Start::After(start)).await;
+        assert_eq!(drain(&mut subscription).await, expected, "{names:?}");
+    }
+}
+
+async fn a_pattern_far_behind_reads_the_same_as_one_that_is_level(new: New) {
+    let broker = Broker::new(new(Retention { messages: 5000, ..RETENTION }));
+    let mut level = subscribe(&broker, &["a.**"], Start::Now).await;
+    let start = level.cursor();
+    let mut seen = Vec::new();
+    for turn in 0..3000 {
+        publish(&broker, ["a.b", "other", "a.b.c"][turn % 3]).await;
+        if turn % 50 == 0 {
+            seen.extend(drain(&mut level).await);
+        }
+    }
+    seen.extend(drain(&mut level).await);
+    let mut behind = subscribe(&broker, &["a.**"], Start::After(start)).await;
+    assert_eq!(drain(&mut behind).await, seen);
+    assert_eq!(seen.len(), 2000);
+}
+
+async fn a_slow_reader_is_told_of_the_gap(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let mut subscription = subscribe(&broker, &["a"], Start::Now).await;
+    let first = publish(&broker, "a").await;
+    assert_eq!(drain(&mut subscription).await, of("a", &[first]));
+    let missed = publish_many(&broker, "a", 20).await;
+    let mut expected = vec![format!("a!{first}..{} retention", missed[15])];
+    expected.extend(of("a", &missed[15..]));
+    assert_eq!(drain(&mut subscription).await, expected);
+}
+
+async fn an_announcement_reaches_only_those_who_are_level(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let mut level = subscribe(&broker, &["a"], Start::Now).await;
+    let mut pattern = subscribe(&broker, &["*"], Start::Now).await;
+    let mut other = subscribe(&broker, &["b"], Start::Now).await;
+    for subscription in [&mut level, &mut pattern, &mut other] {
+        assert!(drain(subscription).await.is_empty());
+    }
+    let before = publish(&broker, "a").await;
+    broker.announce(draft("a", "psst")).await.expect("announced");
+    let after = publish(&broker, "a").await;
+    let expected = [format!("a:{before}"), "psst".to_owned(), format!("a:{after}")];
+    assert_eq!(drain(&mut level).await, expected);
+    assert_eq!(drain(&mut pattern).await, expected);
+    assert!(drain(&mut other).await.is_empty());
+    let mut late = subscribe(&broker, &["a"], Start::After(before)).await;
+    assert_eq!(drain(&mut late).await, of("a", &[after]));
+}
+
+async fn who_is_excluded_still_moves_on(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let mut subscription = subscribe(&broker, &["a"], Start::Now).await;
+    let excluding = Draft { exclude: Some("me".into()), ..draft("a", "x") };
+    let append = Append { draft: excluding, idempotency_key: None, if_match: None };
+    let id = broker.publish(append).await.expect("stored").id();
+    assert!(drain(&mut subscription).await.is_empty());
+    assert!(subscription.cursor() >= id);
+}
+
+async fn a_topic_that_joins_is_read_up_to_where_the_others_stand(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let a = publish_many(&broker, "a", 2).await;
+    let mut subscription = subscribe(&broker, &["b"], Start::Now).await;
+    let b = publish(&broker, "b").await;
+    let mut other = subscribe(&broker, &["a"], Start::After(a[0])).await;
+    let late = publish(&broker, "a").await;
+    let mut seen = Vec::new();
+    std::future::poll_fn(|cx| {
+        while let Poll::Ready(join) = subscription.poll_join(&mut other, cx) {
+            use rejoin::broker::Join::{Level, Live, Replay};
+            match join {
+                Live(delivery) => seen.push(format!("live {}", shown(&delivery))),
+                Replay(delivery) => seen.push(format!("replay {}", shown(&delivery))),
+                Level => break,
+            }
+        }
+        Poll::Ready(())
+    })
+    .await;
+    subscription.absorb(other);
+    seen.extend(drain(&mut subscription).await);
+    // Whoever is behind reads up to the other, and nothing comes twice.
+    let caught_up = seen.iter().filter(|line| line.ends_with(&format!("a:{late}"))).count();
+    assert_eq!(caught_up, 1, "{seen:?}");
+    assert!(seen.contains(&format!("live b:{b}")) || seen.contains(&format!("b:{b}")), "{seen:?}");
+    assert!(seen.contains(&format!("replay a:{}", a[1])), "{seen:?}");
+    let both = [publish(&broker, "b").await, publish(&broker, "a").await];
+    assert_eq!(drain(&mut subscription).await, [format!("b:{}", both[0]), format!("a:{}", both[1])]);
+}
+
+async fn what_is_no_longer_read_does_not_come(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let mut subscription = subscribe(&broker, &["a", "a.*", "b"], Start::Now).await;
+    assert!(subscription.remove(&patterns(&["a"])[0]) && !subscription.remove(&patterns(&["a"])[0]));
+    publish(&broker, "a").await;
+    let kept = [publish(&broker, "a.x").await, publish(&broker, "b").await];
+    let expected = [format!("a.x:{}", kept[0]), format!("b:{}", kept[1])];
+    assert_eq!(drain(&mut subscription).await, expected);
+}
+
+async fn retention_by_bytes_keeps_the_newest(new: New) {
+    let broker = Broker::new(new(Retention { bytes: 2_000, total_bytes: 3_000, messages: 100, ..RETENTION }));
+    let large = |name| append(name, &"x".repeat(300));
+    let mut ids = Vec::new();
+    for name in ["a", "a", "a", "a", "a", "b", "b", "b"] {
+        ids.push(broker.publish(large(name)).await.expect("stored").id());
+    }
+    // Each counts 500: four of a topic, six of all.
+    let mut all = subscribe(&broker, &["a", "b"], Start::Everything).await;
+    let expected = [of("a", &ids[2..5]), of("b", &ids[5..])].concat();
+    assert_eq!(drain(&mut all).await, expected);
+    let huge = broker.publish(append("a", &"x".repeat(10_000))).await.expect("stored").id();
+    let mut newest = subscribe(&broker, &["a"], Start::Last(9)).await;
+    assert_eq!(drain(&mut newest).await, of("a", &[huge]));
+}
