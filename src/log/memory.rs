@@ -54,7 +54,7 @@ impl MemoryLog {
             loop {
                 tokio::time::sleep(SWEEP_EVERY).await;
                 let Some(log) = weak.upgrade() else { return };
-                while log.state().sweep(&log.retention) {
+                while log.state().sweep(&log.retention, Id::now()) {
                     tokio::task::yield_now().await;
                 }
             }

@@ -28,6 +28,8 @@ const SWEEP_BATCH: usize = 4096;
 const MAX_HOT_MESSAGES: usize = 4096;
 /// How many bytes of payload these may have.
 const MAX_HOT_BYTES: usize = 8 << 20;
+/// When even these are old.
+const HOT_AGE: Duration = Duration::from_secs(10);
 
 pub struct State {
     /// The newest id of any topic.
@@ -155,10 +157,10 @@ impl State {
         }
     }
 
-    /// Removes what has expired, a batch at a time. True if there is more to do.
-    pub fn sweep(&mut self, retention: &Retention) -> bool {
+    /// Removes what has expired by `now`, a batch at a time. True if there is more to do.
+    pub fn sweep(&mut self, retention: &Retention, now: Id) -> bool {
         self.keys.forget_old();
-        let expired = retention.expired();
+        let expired = now.minus(retention.age);
         let mut budget = SWEEP_BATCH;
         while budget > 0
             && let Some((id, _)) = self.order.front()
@@ -167,7 +169,7 @@ impl State {
             self.evict_oldest();
             budget -= 1;
         }
-        let unknown = Id::now().minus(INDEX_AGE.max(retention.age));
+        let unknown = now.minus(INDEX_AGE.max(retention.age));
         while budget > 0
             && let Some((_, known)) = self.index.front()
             && known.newest < unknown
@@ -176,7 +178,7 @@ impl State {
             self.index.pop_front();
             budget -= 1;
         }
-        if self.hot.back().is_some_and(|message| message.id < Id::now().minus(Duration::from_secs(10))) {
+        if self.hot.back().is_some_and(|message| message.id < now.minus(HOT_AGE)) {
             self.cool(0, 0);
         }
         if budget > 0 {
@@ -317,5 +319,73 @@ impl State {
         if self.tails.capacity() > 4096 && self.tails.len() < self.tails.capacity() / 8 {
             self.tails.shrink_to(self.tails.len() * 2);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        log::{Position, Reason, Start},
+        message::{Draft, Payload},
+    };
+
+    const RETENTION: Retention =
+        Retention { messages: 2, age: Duration::from_secs(60), bytes: 1 << 20, total_bytes: 1 << 20 };
+
+    fn publish(state: &mut State, name: &str) -> Id {
+        let topic = name.parse().expect("a topic");
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let append = Append { draft, idempotency_key: None, if_match: None };
+        state.append(append, &RETENTION).expect("stored").0.id()
+    }
+
+    fn later(days: u64) -> Id {
+        Id::new(Id::now().get() + days * 24 * 3600 * 1_000_000)
+    }
+
+    fn gaps(state: &mut State, name: &str, cursor: Id) -> Vec<(String, Reason)> {
+        let patterns = [name.parse::<Pattern>().expect("a pattern")];
+        let page = state.read(&patterns, &Position::at(cursor), 10, Id::ZERO);
+        page.gaps.into_iter().map(|gap| (gap.topic.to_string(), gap.reason)).collect()
+    }
+
+    #[test]
+    fn an_expired_topic_leaves_its_mark_until_the_index_forgets_it_and_then_in_forgotten() {
+        let mut state = State::new(Id::now());
+        let began = state.began;
+        let id = publish(&mut state, "a");
+        while state.sweep(&RETENTION, later(1)) {}
+        assert_eq!((state.messages, state.bytes, state.tails.len(), state.index.len()), (0, 0, 0, 1));
+        assert_eq!(gaps(&mut state, "a", id.before()), [("a".to_owned(), Reason::Retention)]);
+        assert_eq!(gaps(&mut state, "a", id), []);
+        assert_eq!(gaps(&mut state, "never", id.before()), []);
+
+        while state.sweep(&RETENTION, later(8)) {}
+        assert_eq!((state.index.len(), state.forgotten), (0, id));
+        // What is no longer known by name may have been in any topic.
+        for name in ["a", "never", "*"] {
+            assert_eq!(gaps(&mut state, name, id.before()), [(name.to_owned(), Reason::Retention)]);
+            assert_eq!(gaps(&mut state, name, id), []);
+        }
+        let next = publish(&mut state, "a");
+        assert_eq!(gaps(&mut state, "a", id), []);
+        assert_eq!(gaps(&mut state, "a", began).len(), 1);
+        assert!(next > id);
+    }
+
+    #[test]
+    fn trimming_leaves_no_entry_behind() {
+        let mut state = State::new(Id::now());
+        for _ in 0..10_000 {
+            publish(&mut state, "busy");
+        }
+        assert_eq!(state.messages, 2);
+        assert!(state.order.len() <= 2 * state.messages + 1025, "{}", state.order.len());
+        assert!(state.hot.len() <= MAX_HOT_MESSAGES);
+        let patterns = ["*".parse::<Pattern>().expect("a pattern")];
+        let beginning = state.begin(&patterns, &Start::Everything, Id::ZERO);
+        let page = state.read(&patterns, &beginning.position, 10, Id::ZERO);
+        assert_eq!((page.messages.len(), page.gaps.len()), (2, 0));
     }
 }
