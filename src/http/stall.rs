@@ -18,18 +18,22 @@ use futures_util::FutureExt;
 use http_body::{Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
     time::{Instant, Sleep, sleep},
 };
 
 /// A socket whose writes fail when nothing could be written for a while.
-pub struct StallGuard<S> {
-    socket: S,
+///
+/// Dropped while its peer takes nothing, it throws away what the peer has not taken; the system would
+/// keep that for minutes.
+pub struct StallGuard {
+    socket: TcpStream,
     timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> StallGuard<S> {
-    pub fn new(socket: S, timeout: Duration) -> Self {
+impl StallGuard {
+    pub fn new(socket: TcpStream, timeout: Duration) -> Self {
         Self { socket, timeout, stalled: None }
     }
 
@@ -41,12 +45,22 @@ impl<S> StallGuard<S> {
         let timeout = self.timeout;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(stalled.poll_unpin(cx));
-        self.stalled = None;
+        stalled.as_mut().reset(Instant::now() + timeout);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for StallGuard<S> {
+impl Drop for StallGuard {
+    fn drop(&mut self) {
+        if self.stalled.is_some()
+            && let Err(error) = self.socket.set_zero_linger()
+        {
+            tracing::debug!(%error, "cannot reset a connection");
+        }
+    }
+}
+
+impl AsyncRead for StallGuard {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -56,7 +70,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for StallGuard<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for StallGuard<S> {
+impl AsyncWrite for StallGuard {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.socket).poll_write(cx, bytes);
         self.watch(cx, result)
