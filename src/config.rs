@@ -1,10 +1,13 @@
 //! Everything that can be configured, parsed and checked before anything is bound.
 
+mod origin;
+
 use std::{net::SocketAddr, time::Duration};
 
 use clap::Parser;
 
-use crate::{http::Origin, log::Retention};
+pub use self::origin::{Origin, ParseOriginError};
+use crate::log::Retention;
 
 /// Realtime push over WebSocket, Server-Sent Events, NDJSON and long-polling, with one cursor that
 /// resumes on any of them.

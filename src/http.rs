@@ -41,7 +41,6 @@ use tokio_util::task::TaskTracker;
 
 pub use self::{
     accept::{Drained, serve},
-    origin::{Origin, ParseOriginError},
     problem::{Code, Problem},
 };
 use crate::{

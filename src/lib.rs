@@ -11,7 +11,7 @@
 //! - [`message`]: topics, ids, messages: pure values
 
 pub mod broker;
-mod config;
+pub mod config;
 pub mod http;
 pub mod log;
 pub mod message;
