@@ -18,6 +18,10 @@ pub struct Config {
     #[arg(long, env = "REJOIN_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:7070")]
     pub listen: SocketAddr,
 
+    /// Where messages are kept.
+    #[arg(long, env = "REJOIN_LOG", value_name = "LOG", default_value = "memory")]
+    pub log: LogKind,
+
     /// How often a quiet connection shows that it lives.
     #[arg(long, env = "REJOIN_HEARTBEAT", value_name = "DURATION", default_value = "25s", value_parser = duration)]
     pub heartbeat: Duration,
@@ -69,6 +73,13 @@ pub struct Config {
     /// How long connections have to leave when the server ends.
     #[arg(long, env = "REJOIN_DRAIN_GRACE", value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub drain_grace: Duration,
+}
+
+/// Which log keeps the messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogKind {
+    /// The memory of this process.
+    Memory,
 }
 
 impl Default for Config {

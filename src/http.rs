@@ -5,6 +5,7 @@
 mod accept;
 mod body;
 mod inspect;
+mod metrics;
 mod origin;
 mod poll;
 mod problem;
@@ -33,12 +34,10 @@ use axum::{
 };
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::Method;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::task::TaskTracker;
 
+use self::metrics::{Metrics, Permit, Transport};
 pub use self::{
     accept::{Drained, serve},
     problem::{Code, Problem},
@@ -46,7 +45,7 @@ pub use self::{
 use crate::{
     broker::Broker,
     config::Config,
-    log::Start,
+    log::{Append, Appended, Start},
     message::{Draft, Payload, Topic},
     shutdown::Shutdown,
 };
@@ -65,6 +64,7 @@ pub struct App {
     tasks: TaskTracker,
     permits: Arc<Semaphore>,
     publish_rate: Option<DefaultDirectRateLimiter>,
+    metrics: Metrics,
     began: Instant,
 }
 
@@ -75,6 +75,7 @@ impl App {
             broker,
             permits: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
             publish_rate: quota.map(RateLimiter::direct),
+            metrics: Metrics::new(),
             config,
             shutdown,
             tasks: TaskTracker::new(),
@@ -88,8 +89,9 @@ impl App {
     }
 
     /// The right to serve one more subscription, until it is dropped.
-    fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        self.permits.clone().try_acquire_owned().ok()
+    fn permit(&self, transport: Transport) -> Option<Permit> {
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        Some(Permit::new(self.metrics.of(transport).clone(), permit))
     }
 
     fn new_connection(&self) -> String {
@@ -105,13 +107,25 @@ impl App {
         6 * self.config.max_payload + (64 << 10)
     }
 
-    fn admit_publish(&self) -> Result<(), Problem> {
-        match &self.publish_rate {
+    /// Publishes, if not too much is published already. An ephemeral message has no outcome to tell.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves may still publish the message.
+    async fn publish(&self, append: Append, ephemeral: bool) -> Result<Option<Appended>, Problem> {
+        let published = match &self.publish_rate {
             Some(rate) if rate.check().is_err() => {
                 Err(Problem::new(Code::RateLimited, "more is published than --publish-rate allows"))
             }
-            _ => Ok(()),
-        }
+            _ if ephemeral => self.broker.announce(append.draft).await.map(|()| None).map_err(Problem::from),
+            _ => self.broker.publish(append).await.map(Some).map_err(Problem::from),
+        };
+        self.metrics.published(match &published {
+            Ok(Some(Appended::Stored(_))) => "stored",
+            Ok(Some(Appended::Replayed(_))) => "replayed",
+            Ok(None) => "announced",
+            Err(problem) => problem.code.as_str(),
+        });
+        published
     }
 
     /// Proves by a round trip that publishing and the live feed work.
@@ -146,6 +160,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/events", any(subscribe::events))
         .route("/publish", any(publish::publish_many))
         .route("/stats", get(inspect::stats))
+        .route("/metrics", get(metrics::show))
         .route("/health/live", get(inspect::live))
         .route("/health/ready", get(inspect::ready))
         .method_not_allowed_fallback(async || Problem::method_not_allowed("GET"))

@@ -91,7 +91,7 @@ fn end_on_signal(shutdown: Shutdown) -> std::io::Result<impl Future<Output = ()>
 }
 
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("REJOIN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("REJOIN_LOG_LEVEL").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() { log.init() } else { log.json().init() }
 }

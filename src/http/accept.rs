@@ -49,7 +49,10 @@ pub enum Drained {
 
 /// Serves `router` until the drain is over.
 pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drained {
-    let mut server = auto::Builder::new(StreamExecutor { timeout: app.config.write_timeout });
+    let mut server = auto::Builder::new(StreamExecutor {
+        timeout: app.config.write_timeout,
+        slow_closes: app.metrics.slow_closes.clone(),
+    });
     server
         .http1()
         .timer(TokioTimer::new())
@@ -129,6 +132,9 @@ async fn serve_connection(
         tokio::select! {
             result = &mut connection => {
                 if let Err(error) = result {
+                    if is_too_slow(&*error) {
+                        app.metrics.slow_closes.inc();
+                    }
                     tracing::debug!(%error, "connection ended");
                 }
                 return;
@@ -146,6 +152,14 @@ async fn serve_connection(
             () = app.shutdown.ended() => return,
         }
     }
+}
+
+/// Whether the connection ended because its peer took nothing.
+fn is_too_slow(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|io| io.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Waits until everybody has left, or the grace is over.

@@ -25,11 +25,17 @@ const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after
 pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let origin = match check(&app, &request) {
         Ok(origin) => origin,
-        Err(problem) => return problem.into_response(),
+        Err(problem) => {
+            app.metrics.refused(problem.code);
+            return problem.into_response();
+        }
     };
     let is_preflight = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = if is_preflight { preflight() } else { next.run(request).await };
+    if let Some(code) = response.extensions().get::<Code>() {
+        app.metrics.refused(*code);
+    }
     // A shared cache must not give one origin what was made for another.
     response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
     if let Some(origin) = origin {

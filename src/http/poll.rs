@@ -8,6 +8,7 @@ use http::{HeaderValue, header};
 
 use super::{
     App,
+    metrics::Permit,
     pulse::{Beat, Pulse},
     wire::{self, Control},
 };
@@ -23,6 +24,7 @@ use crate::{
 pub async fn respond(
     app: &Arc<App>,
     mut subscription: Subscription,
+    permit: Permit,
     wait: Duration,
     limit: usize,
 ) -> Response {
@@ -35,7 +37,10 @@ pub async fn respond(
         {
             match delivery {
                 Delivery::Message(message) => messages.push(wire::envelope(&message)),
-                Delivery::Gap(gap) => gaps.push(*gap),
+                Delivery::Gap(gap) => {
+                    app.metrics.gap(gap.reason);
+                    gaps.push(*gap);
+                }
             }
         }
         if !messages.is_empty() || !gaps.is_empty() {
@@ -50,6 +55,7 @@ pub async fn respond(
     });
     // Without anything to tell in time the answer is the cursor alone.
     let _ = tokio::time::timeout(wait, gather).await;
+    permit.metrics.delivered(messages.len(), messages.iter().map(Bytes::len).sum());
     answer(&messages, &gaps, subscription.cursor())
 }
 

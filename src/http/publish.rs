@@ -53,19 +53,15 @@ pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Resul
     })?;
     let payload = Payload::declared(&bytes, content_type(&parts.headers)?)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
-    app.admit_publish()?;
 
     let Options { event, exclude, idempotency_key, if_match, ephemeral } = options;
     let draft = Draft { topic: topic.clone(), event, payload, exclude };
-    if ephemeral {
-        app.broker.announce(draft).await?;
-        return Ok(json(StatusCode::ACCEPTED, &Receipt { id: None, topic: &topic }));
-    }
-    let appended = app.broker.publish(Append { draft, idempotency_key, if_match }).await?;
-    let receipt = Receipt { id: Some(appended.id()), topic: &topic };
+    let appended = app.publish(Append { draft, idempotency_key, if_match }, ephemeral).await?;
+    let receipt = Receipt { id: appended.map(Appended::id), topic: &topic };
     Ok(match appended {
-        Appended::Stored(_) => json(StatusCode::CREATED, &receipt),
-        Appended::Replayed(_) => {
+        None => json(StatusCode::ACCEPTED, &receipt),
+        Some(Appended::Stored(_)) => json(StatusCode::CREATED, &receipt),
+        Some(Appended::Replayed(_)) => {
             let mut response = json(StatusCode::OK, &receipt);
             response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
             response

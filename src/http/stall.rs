@@ -16,6 +16,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body::{Frame, SizeHint};
+use prometheus::IntCounter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -156,17 +157,19 @@ impl http_body::Body for WatchedBody {
 #[derive(Clone, Debug)]
 pub struct StreamExecutor {
     pub timeout: Duration,
+    pub slow_closes: IntCounter,
 }
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for StreamExecutor {
     fn execute(&self, stream: F) {
         let progress = Progress::default();
-        let watched = watch(stream, progress.clone(), self.timeout);
+        let watched = watch(stream, progress.clone(), self.clone());
         tokio::spawn(PROGRESS.scope(progress, watched));
     }
 }
 
-async fn watch(stream: impl Future<Output = ()>, progress: Progress, timeout: Duration) {
+async fn watch(stream: impl Future<Output = ()>, progress: Progress, executor: StreamExecutor) {
+    let StreamExecutor { timeout, slow_closes } = executor;
     let mut stream = std::pin::pin!(stream);
     let (mut seen, mut since) = (0, Instant::now());
     // Looked at four times within the timeout, so that a stall ends within a quarter of it.
@@ -182,6 +185,7 @@ async fn watch(stream: impl Future<Output = ()>, progress: Progress, timeout: Du
             (seen, since) = (polls, Instant::now());
         } else if since.elapsed() >= timeout {
             tracing::debug!(code = "too_slow", "stream closed");
+            slow_closes.inc();
             return;
         }
     }

@@ -13,10 +13,11 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use http_body::Frame;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::{
     App,
+    metrics::Permit,
     problem::Code,
     pulse::{Beat, Pulse, overload_retry_ms, retry_ms},
     wire::{self, Control, Framing},
@@ -30,12 +31,7 @@ use crate::{
 const MAX_GATHERED_BYTES: usize = 32 << 10;
 
 /// Answers with a stream that follows `subscription` until somebody ends it.
-pub fn respond(
-    app: &Arc<App>,
-    framing: Framing,
-    subscription: Subscription,
-    permit: OwnedSemaphorePermit,
-) -> Response {
+pub fn respond(app: &Arc<App>, framing: Framing, subscription: Subscription, permit: Permit) -> Response {
     let open = Control::Open {
         connection: subscription.connection(),
         cursor: subscription.cursor(),
@@ -52,7 +48,10 @@ pub fn respond(
         opening: Some(opening.into()),
         leaving: false,
         ended: false,
-        _permit: permit,
+        app: app.clone(),
+        began: Instant::now(),
+        sent: 0,
+        permit,
     };
     with_headers(framing, Body::new(body))
 }
@@ -91,14 +90,20 @@ struct StreamBody {
     opening: Option<Bytes>,
     leaving: bool,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
+    app: Arc<App>,
+    began: Instant,
+    sent: usize,
+    permit: Permit,
 }
 
 impl StreamBody {
     fn encode(&self, delivery: &Delivery) -> Bytes {
         match delivery {
             Delivery::Message(message) => self.framing.message(message, self.subscription.cursor()),
-            Delivery::Gap(gap) => self.framing.control(&Control::Gap(gap)).into(),
+            Delivery::Gap(gap) => {
+                self.app.metrics.gap(gap.reason);
+                self.framing.control(&Control::Gap(gap)).into()
+            }
         }
     }
 
@@ -106,10 +111,13 @@ impl StreamBody {
     fn gather(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
         let mut first = self.opening.take();
         let mut gathered = Vec::new();
+        let (mut messages, mut bytes_sent) = (0, 0);
         while gathered.len() < MAX_GATHERED_BYTES
             && let Poll::Ready(delivery) = self.subscription.poll_delivery(cx)
         {
             let bytes = self.encode(&delivery);
+            messages += 1;
+            bytes_sent += bytes.len();
             match first.take() {
                 None if gathered.is_empty() => first = Some(bytes),
                 None => gathered.extend_from_slice(&bytes),
@@ -120,7 +128,25 @@ impl StreamBody {
                 }
             }
         }
+        if messages > 0 {
+            self.permit.metrics.delivered(messages, bytes_sent);
+            self.sent += messages;
+        }
         if gathered.is_empty() { first } else { Some(gathered.into()) }
+    }
+}
+
+impl Drop for StreamBody {
+    fn drop(&mut self) {
+        tracing::debug!(
+            transport = self.framing.transport().as_str(),
+            connection = %self.subscription.connection(),
+            end = if self.ended { "draining" } else { "the client left, or took nothing" },
+            seconds = self.began.elapsed().as_secs(),
+            messages = self.sent,
+            cursor = %self.subscription.cursor(),
+            "connection ended"
+        );
     }
 }
 

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, Method, header};
 use serde::Deserialize;
 
 use super::{
-    App, body, poll,
+    App, body, metrics, poll,
     problem::{Code, Problem},
     query::{self, Query, StartFields},
     stream, websocket,
@@ -121,16 +121,16 @@ fn no_topic() -> Problem {
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
     let Wanted { patterns, start, transport, wait, limit } = wanted;
     let connection = app.new_connection();
-    let permit = app.permit();
     match transport {
         Transport::Poll => {
-            let Some(_permit) = permit else { return Err(super::overloaded()) };
+            let permit = app.permit(metrics::Transport::Poll).ok_or_else(super::overloaded)?;
             let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
             let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
-            Ok(poll::respond(app, subscription, wait, limit).await)
+            Ok(poll::respond(app, subscription, permit, wait, limit).await)
         }
         Transport::Stream(framing) => {
             let start = start.unwrap_or(Start::Now);
+            let permit = app.permit(framing.transport());
             match (app.broker.subscribe(patterns, &start, &connection).await, permit) {
                 (Ok(subscription), Some(permit)) => Ok(stream::respond(app, framing, subscription, permit)),
                 (Ok(subscription), None) => {

@@ -25,6 +25,7 @@ use self::session::Session;
 pub use self::socket::Socket;
 use super::{
     App,
+    metrics::{Permit, Transport},
     problem::{Code, Problem},
 };
 use crate::{broker::Subscription, log::Start, message::Pattern};
@@ -97,8 +98,8 @@ async fn begin(
     app: &Arc<App>,
     patterns: Vec<Pattern>,
     start: Start,
-) -> Result<(Subscription, tokio::sync::OwnedSemaphorePermit), Problem> {
-    let permit = app.permit().ok_or_else(super::overloaded)?;
+) -> Result<(Subscription, Permit), Problem> {
+    let permit = app.permit(Transport::WebSocket).ok_or_else(super::overloaded)?;
     // Before the answer, so that what is published once the client knows of it is not missed.
     let subscription = app.broker.subscribe(patterns, &start, &app.new_connection()).await?;
     Ok((subscription, permit))

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     broker::GapNotice,
-    http::problem::Code,
+    http::{metrics::Transport, problem::Code},
     message::{Id, Message, PayloadKind},
 };
 
@@ -60,6 +60,13 @@ pub enum Framing {
 }
 
 impl Framing {
+    pub fn transport(self) -> Transport {
+        match self {
+            Self::SseRaw | Self::SseEnvelope => Transport::Sse,
+            Self::Ndjson => Transport::Ndjson,
+        }
+    }
+
     /// The bytes of a message, shared by all who read it in this form.
     pub fn message(self, message: &Message, cursor: Id) -> Bytes {
         match self {

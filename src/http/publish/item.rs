@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::{check_ephemeral, event, name, publishable};
 use crate::{
     http::{App, problem::Problem},
-    log::Append,
+    log::{Append, Appended},
     message::{Draft, Id, Payload, Topic},
 };
 
@@ -86,7 +86,7 @@ impl Item<'_> {
             let (event, payload) = (event.clone(), payload.clone());
             let draft = Draft { topic: topic.clone(), event, payload, exclude: exclude.clone() };
             let append = Append { draft, idempotency_key: key.clone(), if_match };
-            match publish(app, append, self.ephemeral).await {
+            match app.publish(append, self.ephemeral).await.map(|appended| appended.map(Appended::id)) {
                 Ok(id) if is_one => return Ok(Published::One { topic, id }),
                 Ok(id) => {
                     ids.insert(topic, id);
@@ -124,15 +124,6 @@ impl Item<'_> {
         let payload = payload.map_err(|error| Problem::bad_request(error.to_string()))?;
         if payload.bytes.len() > max_bytes { Err(Problem::too_large(max_bytes)) } else { Ok(payload) }
     }
-}
-
-async fn publish(app: &App, append: Append, ephemeral: bool) -> Result<Option<Id>, Problem> {
-    app.admit_publish()?;
-    if ephemeral {
-        app.broker.announce(append.draft).await?;
-        return Ok(None);
-    }
-    Ok(Some(app.broker.publish(append).await?.id()))
 }
 
 /// An id, with or without the quotes that the header has.

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 use tungstenite::Message;
 
 use super::{
@@ -19,6 +19,7 @@ use crate::{
     broker::{Delivery, Join, Subscription},
     http::{
         App,
+        metrics::Permit,
         problem::{Code, Problem},
         pulse::{Beat, Pulse, overload_retry_ms, retry_ms},
         wire::{self, Control},
@@ -47,8 +48,8 @@ pub struct Session {
     heard_at: Instant,
     leaving: bool,
     began: Instant,
-    sent: u64,
-    _permit: OwnedSemaphorePermit,
+    sent: usize,
+    permit: Permit,
 }
 
 /// A topic that is read up to where the connection stands.
@@ -70,12 +71,7 @@ enum End {
 }
 
 impl Session {
-    pub fn new(
-        app: Arc<App>,
-        socket: Socket,
-        subscription: Subscription,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
+    pub fn new(app: Arc<App>, socket: Socket, subscription: Subscription, permit: Permit) -> Self {
         let now = Instant::now();
         Self {
             pulse: Pulse::new(app.clone()),
@@ -89,7 +85,7 @@ impl Session {
             leaving: false,
             began: now,
             sent: 0,
-            _permit: permit,
+            permit,
         }
     }
 
@@ -110,7 +106,7 @@ impl Session {
             connection = %self.subscription.connection(),
             ?end,
             seconds = self.began.elapsed().as_secs(),
-            frames = self.sent,
+            messages = self.sent,
             cursor = %self.subscription.cursor(),
             "connection ended"
         );
@@ -120,13 +116,14 @@ impl Session {
     async fn finish(self, end: End) {
         let cursor = self.subscription.cursor();
         let closing = |code, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
-        let Self { mut socket, .. } = self;
+        let Self { mut socket, app, .. } = self;
         match end {
             End::Lost(Lost::Gone) | End::Silent => {}
             End::Lost(Lost::Closed) => socket.closed().await,
             End::Lost(Lost::Broken(code)) => socket.fail(code).await,
             End::Unsupported => socket.close(1003, "commands are text frames").await,
             End::Lost(Lost::TooSlow) => {
+                app.metrics.slow_closes.inc();
                 let last = closing(Code::TooSlow, overload_retry_ms());
                 socket.close_slow(last, 4101, Code::TooSlow.as_str()).await;
             }
@@ -254,34 +251,39 @@ impl Session {
     }
 
     fn answer(&mut self, reference: &Reference, answer: Answer<'_>) {
+        if let Answer::Error(problem) = &answer {
+            self.app.metrics.refused(problem.code);
+        }
         self.pulse.sent();
         self.socket.push(wire::control_frame(&Reply { answer, reference }));
     }
 
     /// Queues what is ready to be given out. True if there was anything.
     fn gather(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut moved = false;
+        let (mut frames, mut bytes) = (0, 0);
         while self.socket.queued_bytes() < MAX_QUEUED_BYTES
             && let Poll::Ready(frame) = self.next_frame(cx)
         {
+            frames += 1;
+            bytes += frame.len();
             self.socket.push(frame);
-            self.sent += 1;
-            moved = true;
         }
-        if moved {
+        if frames > 0 {
             self.pulse.sent();
+            self.permit.metrics.delivered(frames, bytes);
+            self.sent += frames;
         }
-        moved
+        frames > 0
     }
 
     fn next_frame(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let Some(joining) = &mut self.joining else {
-            return self.subscription.poll_delivery(cx).map(|delivery| live_frame(&delivery));
+            return self.subscription.poll_delivery(cx).map(|delivery| live_frame(&self.app, &delivery));
         };
         match self.subscription.poll_join(&mut joining.subscription, cx) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Join::Live(delivery)) => Poll::Ready(live_frame(&delivery)),
-            Poll::Ready(Join::Replay(delivery)) => Poll::Ready(replay_frame(&delivery)),
+            Poll::Ready(Join::Live(delivery)) => Poll::Ready(live_frame(&self.app, &delivery)),
+            Poll::Ready(Join::Replay(delivery)) => Poll::Ready(replay_frame(&self.app, &delivery)),
             Poll::Ready(Join::Level) => {
                 let Some(joining) = self.joining.take() else { return Poll::Pending };
                 let Joining { reference, pattern, subscription } = *joining;
@@ -293,17 +295,23 @@ impl Session {
     }
 }
 
-fn live_frame(delivery: &Delivery) -> Bytes {
+fn live_frame(app: &App, delivery: &Delivery) -> Bytes {
     match delivery {
         Delivery::Message(message) => wire::message_frame(message),
-        Delivery::Gap(gap) => wire::control_frame(&Control::Gap(gap)),
+        Delivery::Gap(gap) => {
+            app.metrics.gap(gap.reason);
+            wire::control_frame(&Control::Gap(gap))
+        }
     }
 }
 
-fn replay_frame(delivery: &Delivery) -> Bytes {
+fn replay_frame(app: &App, delivery: &Delivery) -> Bytes {
     match delivery {
         Delivery::Message(message) => wire::replay_frame(message),
-        Delivery::Gap(gap) => wire::replay_gap_frame(gap),
+        Delivery::Gap(gap) => {
+            app.metrics.gap(gap.reason);
+            wire::replay_gap_frame(gap)
+        }
     }
 }
 
