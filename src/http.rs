@@ -179,7 +179,8 @@ async fn topic(
     request: Request,
 ) -> Result<Response, Problem> {
     let Ok(Path(topic)) = path else {
-        return Err(Problem::bad_request("topic: it is not UTF-8"));
+        let problem = Problem::bad_request("topic: it is not UTF-8");
+        return Ok(turn_down(&app, request, problem));
     };
     match *request.method() {
         Method::GET | Method::CONNECT => subscribe::topic(&app, &topic, request).await,
@@ -190,9 +191,17 @@ async fn topic(
 }
 
 async fn not_found(State(app): State<Arc<App>>, request: Request) -> Response {
-    let problem = Problem::new(Code::NotFound, "there is nothing here; see GET / for what there is");
+    turn_down(
+        &app,
+        request,
+        Problem::new(Code::NotFound, "there is nothing here; see GET / for what there is"),
+    )
+}
+
+/// Refuses, so that whoever asked for a WebSocket can see why.
+fn turn_down(app: &Arc<App>, request: Request, problem: Problem) -> Response {
     match websocket::is_upgrade(&request) {
-        Ok(true) => websocket::refuse(&app, request, problem),
+        Ok(true) => websocket::refuse(app, request, problem),
         _ => problem.into_response(),
     }
 }

@@ -58,7 +58,7 @@ pub fn respond(app: &Arc<App>, framing: Framing, subscription: Subscription, per
 
 /// Turns a reader away without refusing it: an `EventSource` comes back after this, and after a status
 /// it would not.
-pub fn turn_away(framing: Framing, code: Code, cursor: Id) -> Response {
+pub fn turn_away(framing: Framing, code: Code, cursor: Option<Id>) -> Response {
     let retry_ms = overload_retry_ms();
     let closing = Control::Closing { code, cursor, retry_ms };
     let body = match framing {
@@ -181,7 +181,7 @@ impl http_body::Body for StreamBody {
         if self.leaving {
             // Everything that had come was gathered before.
             self.ended = true;
-            let (cursor, retry_ms) = (self.subscription.cursor(), retry_ms());
+            let (cursor, retry_ms) = (Some(self.subscription.cursor()), retry_ms());
             let closing = Control::Closing { code: Code::Draining, cursor, retry_ms };
             return Poll::Ready(Some(Ok(Frame::data(self.framing.control(&closing).into()))));
         }

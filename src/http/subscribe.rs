@@ -134,10 +134,12 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             match (app.broker.subscribe(patterns, &start, &connection).await, permit) {
                 (Ok(subscription), Some(permit)) => Ok(stream::respond(app, framing, subscription, permit)),
                 (Ok(subscription), None) => {
-                    Ok(stream::turn_away(framing, Code::Overloaded, subscription.cursor()))
+                    Ok(stream::turn_away(framing, Code::Overloaded, Some(subscription.cursor())))
                 }
                 (Err(error), _) => {
-                    let Start::After(cursor) = start else { return Err(error.into()) };
+                    // Without a cursor of its own it is to come back as it came: one of ours would skip
+                    // what it asked for.
+                    let cursor = if let Start::After(cursor) = start { Some(cursor) } else { None };
                     Ok(stream::turn_away(framing, Problem::from(error).code, cursor))
                 }
             }

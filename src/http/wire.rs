@@ -24,10 +24,22 @@ mod slot {
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Control<'a> {
-    Open { connection: &'a str, cursor: Id, heartbeat_ms: u64 },
+    Open {
+        connection: &'a str,
+        cursor: Id,
+        heartbeat_ms: u64,
+    },
     Gap(&'a GapNotice),
-    Cursor { cursor: Id },
-    Closing { code: Code, cursor: Id, retry_ms: u32 },
+    Cursor {
+        cursor: Id,
+    },
+    Closing {
+        code: Code,
+        /// Nothing where reading had not begun: the client comes back as it came.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<Id>,
+        retry_ms: u32,
+    },
 }
 
 impl Control<'_> {
@@ -40,10 +52,11 @@ impl Control<'_> {
         }
     }
 
-    fn cursor(&self) -> Id {
+    fn cursor(&self) -> Option<Id> {
         match self {
-            Self::Gap(gap) => gap.cursor,
-            Self::Open { cursor, .. } | Self::Cursor { cursor } | Self::Closing { cursor, .. } => *cursor,
+            Self::Gap(gap) => Some(gap.cursor),
+            Self::Open { cursor, .. } | Self::Cursor { cursor } => Some(*cursor),
+            Self::Closing { cursor, .. } => *cursor,
         }
     }
 }
@@ -85,8 +98,11 @@ impl Framing {
         match self {
             Self::Ndjson => [&json[..], b"\n"].concat(),
             Self::SseRaw | Self::SseEnvelope => {
-                let mut event = format!("event: rejoin.{}\nid: {}\ndata: ", control.name(), control.cursor())
-                    .into_bytes();
+                let mut event = format!("event: rejoin.{}\n", control.name()).into_bytes();
+                if let Some(cursor) = control.cursor() {
+                    write(&mut event, format_args!("id: {cursor}\n"));
+                }
+                event.extend_from_slice(b"data: ");
                 event.extend_from_slice(&json);
                 event.extend_from_slice(b"\n\n");
                 event

@@ -115,7 +115,8 @@ impl Session {
 
     async fn finish(self, end: End) {
         let cursor = self.subscription.cursor();
-        let closing = |code, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
+        let closing =
+            |code, retry_ms| wire::control_frame(&Control::Closing { code, cursor: Some(cursor), retry_ms });
         let Self { mut socket, app, .. } = self;
         match end {
             End::Lost(Lost::Gone) | End::Silent => {}
