@@ -4,6 +4,7 @@
 
 mod accept;
 mod body;
+mod gate;
 mod inspect;
 mod metrics;
 mod origin;

@@ -43,8 +43,8 @@ impl Shutdown {
     ///
     /// # Cancel safety
     /// Safe to drop and to ask again.
-    pub async fn ended(&self) {
-        self.ended.cancelled().await;
+    pub fn ended(&self) -> WaitForCancellationFutureOwned {
+        self.ended.clone().cancelled_owned()
     }
 }
 

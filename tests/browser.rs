@@ -1,38 +1,24 @@
-//! What a page in a real browser sees: Chromium, driven over WebDriver.
+//! What a page in a real browser sees.
 
+#[path = "browser/page.rs"]
+mod page;
+#[path = "browser/proxy.rs"]
+mod proxy;
 mod support;
 
-use std::{
-    env, fs,
-    io::Write,
-    net::SocketAddr,
-    panic::{AssertUnwindSafe, resume_unwind},
-    path::PathBuf,
-    process::Stdio,
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
+use std::{net::SocketAddr, slice};
 
-use fantoccini::{Client, ClientBuilder, Locator};
-use futures_util::FutureExt;
-use hyper_util::client::legacy::connect::HttpConnector;
+use fantoccini::Locator;
+use page::in_browser;
+use proxy::Proxy;
 use rejoin::Config;
 use serde_json::{Value, json};
 use support::Server;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy_bidirectional},
-    net::{TcpListener, TcpStream},
-    process::{Child, Command},
-    sync::watch,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
     task::JoinSet,
-    time::timeout,
 };
-
-/// A browser starts slowly on a busy machine, and waits up to three seconds before it comes back.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What a page waits for comes within this, or the page tells what it has heard instead.
-const HEARD_WITHIN_MS: u64 = 20_000;
 
 #[tokio::test]
 async fn an_event_source_on_the_servers_own_page_receives_what_is_posted() {
@@ -170,7 +156,7 @@ async fn a_page_of_a_foreign_origin_can_neither_listen_nor_publish() {
                 assert_ne!(posted["status"], 201, "{foreign} {options}");
             }
         }
-        assert_eq!(retained(server.addr, "demo").await, [secret.clone()]);
+        assert_eq!(retained(server.addr, "demo").await, slice::from_ref(&secret));
 
         // The same code does all this on a page of the server's own.
         page.open(&server.http("/")).await;
@@ -237,201 +223,18 @@ async fn the_servers_page_shows_what_is_published_as_text_on_both_sides() {
         body.clear().await.unwrap();
         body.send_keys(markup).await.unwrap();
         page.client.find(Locator::Css("#publish button")).await.unwrap().click().await.unwrap();
-        let id = page
-            .until("document.querySelectorAll('.message').length === 2 && document.querySelector('.message .id').textContent")
-            .await;
+        page.until("document.querySelectorAll('.message').length === 2").await;
 
-        let shown = page.run("return [...document.querySelectorAll('.message .data')].map(it => it.textContent)").await;
+        let shown = page
+            .run("return [...document.querySelectorAll('.message .data')].map(it => it.textContent)")
+            .await;
         assert_eq!(shown, json!([markup, markup]));
-        assert_eq!(retained(server.addr, "demo").await[0].1, markup, "{id}");
+        assert_eq!(retained(server.addr, "demo").await[0].1, markup);
         let images = page.run("return document.querySelectorAll('.message img').length").await;
         assert_eq!(images, 0);
         server.stop().await;
     })
     .await;
-}
-
-/// Opens a browser for `test` and closes it afterwards, however the test ends.
-async fn in_browser(test: impl AsyncFnOnce(&Page)) {
-    let Some(programs) = Programs::find() else {
-        return skipped("chromium or chromedriver is not installed");
-    };
-    let scratch = Scratch::new();
-    let (_driver, page) =
-        timeout(PATIENCE, programs.start(&scratch)).await.expect("the browser starts in time");
-    let outcome = timeout(PATIENCE, AssertUnwindSafe(test(&page)).catch_unwind()).await;
-    let closed = timeout(PATIENCE, page.client.close()).await;
-    if let Err(panic) = outcome.expect("the test is done in time") {
-        resume_unwind(panic);
-    }
-    closed.expect("the browser closes in time").expect("the browser closes");
-}
-
-/// A directory that is empty at first and gone afterwards. Under a short name: a browser makes sockets in it.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Self {
-        static MADE: AtomicU32 = AtomicU32::new(0);
-        let name = format!("rejoin-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
-        let path = env::temp_dir().join(name);
-        fs::create_dir(&path).expect("a directory of its own");
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-struct Programs {
-    browser: PathBuf,
-    driver: PathBuf,
-}
-
-impl Programs {
-    fn find() -> Option<Self> {
-        let path = env::var_os("PATH")?;
-        let find = |names: &[&str]| {
-            env::split_paths(&path)
-                .flat_map(|dir| names.iter().map(move |name| dir.join(name)))
-                .find(|file| file.is_file())
-        };
-        Some(Self {
-            browser: find(&["chromium", "chromium-browser", "google-chrome"])?,
-            driver: find(&["chromedriver"])?,
-        })
-    }
-
-    /// The driver lives as long as the child that comes with the page.
-    async fn start(&self, scratch: &Scratch) -> (Child, Page) {
-        let mut driver = Command::new(&self.driver)
-            .arg("--port=0")
-            .env("TMPDIR", &scratch.0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("chromedriver starts");
-        let mut said = BufReader::new(driver.stdout.take().expect("a piped stdout")).lines();
-        let port: u16 = loop {
-            let line = said.next_line().await.expect("readable").expect("chromedriver names its port");
-            let named = line
-                .rsplit_once("successfully on port ")
-                .and_then(|(_, port)| port.trim_end_matches('.').parse().ok());
-            if let Some(port) = named {
-                break port;
-            }
-        };
-        let profile = format!("--user-data-dir={}", scratch.0.join("profile").display());
-        let arguments = [
-            &profile,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--disable-dev-shm-usage",
-            // With a pipe the browser ends when its driver does, also when that is killed.
-            "--remote-debugging-pipe",
-        ];
-        let capabilities = json!({
-            "goog:chromeOptions": {"binary": self.browser, "args": arguments},
-            "timeouts": {"script": PATIENCE.as_millis() as u64},
-        });
-        let Value::Object(capabilities) = capabilities else { unreachable!("an object, as written above") };
-        let client = ClientBuilder::new(HttpConnector::new())
-            .capabilities(capabilities)
-            .connect(&format!("http://127.0.0.1:{port}"))
-            .await
-            .expect("chromium starts");
-        (driver, Page { client })
-    }
-}
-
-/// A page that notes what it hears, in the order in which it hears it.
-struct Page {
-    client: Client,
-}
-
-/// What page code does, as a page would do it.
-const PAGE: &str = r#"
-window.heard = [];
-window.cursor = null;
-const waiting = new Set();
-const note = it => { heard.push(it); waiting.forEach(check => check()); };
-
-window.messages = () => heard.filter(it => it.type === 'message');
-
-window.listen = url => {
-    const source = new EventSource(url);
-    const state = () => ['connecting', 'open', 'closed'][source.readyState];
-    source.onerror = () => note({type: 'error', state: state()});
-    source.onmessage = it => note({type: 'message', id: it.lastEventId, data: it.data});
-    for (const type of ['rejoin.open', 'rejoin.gap', 'rejoin.closing']) {
-        source.addEventListener(type, it => note({type, id: it.lastEventId, frame: JSON.parse(it.data)}));
-    }
-};
-
-window.connect = url => {
-    const socket = new WebSocket(new URL(url, location.href.replace('http', 'ws')));
-    socket.onclose = it => note({type: 'close', code: it.code});
-    socket.onmessage = it => {
-        const frame = JSON.parse(it.data);
-        cursor = frame.id ?? frame.cursor;
-        note(frame);
-    };
-};
-
-window.post = async (url, body, options) => {
-    try {
-        const response = await fetch(url, {method: 'POST', body, ...options});
-        return {status: response.status, answer: response.status === 201 ? await response.json() : null};
-    } catch {
-        return {status: 'failed'};
-    }
-};
-
-window.read = url => fetch(url).then(response => response.status, () => 'failed');
-
-window.until = (condition, within) => new Promise((resolve, reject) => {
-    const late = () => reject(new Error('heard only ' + JSON.stringify(heard)));
-    const timer = setTimeout(late, within);
-    const check = () => {
-        if (!condition()) return;
-        clearTimeout(timer);
-        clearInterval(looking);
-        waiting.delete(check);
-        resolve(heard);
-    };
-    // What changes in the page is not noted, so it is looked at as well.
-    const looking = setInterval(check, 20);
-    waiting.add(check);
-    check();
-});
-"#;
-
-impl Page {
-    async fn open(&self, url: &str) {
-        self.client.goto(url).await.expect("the page opens");
-        self.run(PAGE).await;
-    }
-
-    /// Runs a script in the page; a promise that it returns is awaited.
-    async fn run(&self, script: &str) -> Value {
-        self.client.execute(script, Vec::new()).await.unwrap_or_else(|error| panic!("{script}: {error}"))
-    }
-
-    /// What the page has heard by the time that the condition is true.
-    async fn until(&self, condition: &str) -> Value {
-        self.run(&format!("return until(() => {condition}, {HEARD_WITHIN_MS})")).await
-    }
 }
 
 /// The ids and the data of what a page heard.
@@ -444,10 +247,14 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("a string, not {value}")).to_owned()
 }
 
+/// Whatever proxy the machine is told to use, the server is on this machine.
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().expect("a client without options that can fail")
+}
+
 /// Publishes past every proxy, as a backend does, and returns the id.
 async fn publish(server: SocketAddr, topic: &str, data: &str) -> String {
-    let request =
-        reqwest::Client::new().post(format!("http://{server}/topics/{topic}")).body(data.to_owned());
+    let request = client().post(format!("http://{server}/topics/{topic}")).body(data.to_owned());
     let response = request.send().await.expect("an answer");
     assert_eq!(response.status(), 201);
     let answer: Value = response.json().await.expect("JSON");
@@ -460,63 +267,10 @@ async fn published(server: SocketAddr, data: &str) -> (String, String) {
 }
 
 async fn retained(server: SocketAddr, topic: &str) -> Vec<(String, String)> {
-    let response =
-        reqwest::get(format!("http://{server}/topics/{topic}?after=0&wait=0")).await.expect("an answer");
+    let request = client().get(format!("http://{server}/topics/{topic}?after=0&wait=0"));
+    let response = request.send().await.expect("an answer");
     let answer: Value = response.json().await.expect("JSON");
     messages(&answer["messages"])
-}
-
-/// Stands between a browser and the server, so that the way between them can be cut.
-struct Proxy {
-    addr: SocketAddr,
-    whole: watch::Sender<bool>,
-    _accepting: JoinSet<()>,
-}
-
-impl Proxy {
-    async fn before(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let addr = listener.local_addr().expect("a bound address");
-        let (whole, watching) = watch::channel(true);
-        let mut accepting = JoinSet::new();
-        accepting.spawn(async move {
-            let mut passing = JoinSet::new();
-            loop {
-                let (client, _) = listener.accept().await.expect("a connection");
-                passing.spawn(pass(client, server, watching.clone()));
-            }
-        });
-        Self { addr, whole, _accepting: accepting }
-    }
-
-    fn http(&self, path: &str) -> String {
-        format!("http://{}{path}", self.addr)
-    }
-
-    /// Ends every connection, and every new one at once.
-    fn cut(&self) {
-        self.whole.send_replace(false);
-    }
-
-    fn mend(&self) {
-        self.whole.send_replace(true);
-    }
-}
-
-async fn pass(mut client: TcpStream, server: SocketAddr, mut whole: watch::Receiver<bool>) {
-    let forwarded = async {
-        let mut upstream = TcpStream::connect(server).await?;
-        copy_bidirectional(&mut client, &mut upstream).await
-    };
-    let cut = tokio::select! {
-        // The cut is looked at first: a connection that comes while it lasts sends nothing.
-        biased;
-        _ = whole.wait_for(|whole| !whole) => true,
-        _ = forwarded => false,
-    };
-    if cut {
-        let _ = client.set_zero_linger();
-    }
 }
 
 /// A page that somebody else serves; it lives as long as the set.
@@ -538,11 +292,4 @@ async fn serve_empty_page() -> (JoinSet<()>, u16) {
         }
     });
     (serving, port)
-}
-
-/// Fails where a test must run, and elsewhere says aloud that it did not; past the capture, which hides what
-/// tests that pass print.
-fn skipped(why: &str) {
-    assert!(env::var_os("CI").is_none(), "{why}");
-    let _ = writeln!(std::io::stderr(), "SKIPPED {}: {why}", module_path!());
 }

@@ -536,14 +536,13 @@ def check_gaps(outcome, published):
         if not told:
             raise Failure(f"{message} is missing and no gap was told; {len(missing)} are missing in all")
         with_missing.update(told)
-    for gap in outcome.gaps:
-        if gap not in with_missing:
-            raise Failure(f"{gap} was told and nothing in it is missing")
-
     for message in outcome.messages:
         for gap in gaps_of[message.topic]:
             if inside(message, gap) and gap.next is not None:
-                raise Failure(f"{gap} was told and {message}, which lies in it, was given")
+                raise Failure(f"{gap} was told, and yet {message}, which lies in it, was given")
+    for gap in outcome.gaps:
+        if gap not in with_missing:
+            raise Failure(f"{gap} was told and nothing in it is missing")
     return len(missing)
 
 

@@ -34,7 +34,7 @@ async fn readers_that_are_cut_end_with_every_record_or_know_what_is_missing() {
 
     assert!(output.status.success(), "{said}\n{complained}");
     if complained.contains("SKIPPED") {
-        return skipped(&complained);
+        return skipped(complained.trim_start_matches("SKIPPED: ").trim_end());
     }
     println!("{said}");
 }

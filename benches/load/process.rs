@@ -117,15 +117,13 @@ pub fn launch(command: &[OsString]) -> Outcome<()> {
     Err(Command::new(program).args(args).exec().into())
 }
 
-/// Keeps this thread, and those that it starts, on one core, where there are two to share.
+/// Keeps this thread, and those that it starts, on one core, where there is such a core to be had.
 pub fn pin(cpu: usize) {
-    if thread::available_parallelism().is_ok_and(|cores| cores.get() == 1) {
-        return;
-    }
+    // Not asked of the standard library: it counts the cores of the parent, which is pinned too.
     let mut cpus = CpuSet::new();
     cpus.set(cpu);
     if let Err(error) = sched_setaffinity(None, &cpus) {
-        eprintln!("cannot stay on core {cpu}: {error}");
+        eprintln!("not kept on core {cpu}: {error}");
     }
 }
 

@@ -47,7 +47,7 @@ pub async fn respond(
             return Poll::Ready(());
         }
         while let Poll::Ready(beat) = pulse.poll(cx) {
-            if beat == Beat::Leave {
+            if matches!(beat, Beat::Leave | Beat::End) {
                 return Poll::Ready(());
             }
         }

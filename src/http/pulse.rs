@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::App;
+use super::{App, gate::Gate};
 use crate::shutdown;
 
 /// What it is time for.
@@ -23,13 +23,21 @@ pub enum Beat {
     Heartbeat,
     /// The server drains, and it is this connection's turn.
     Leave,
+    /// The server does not wait any more.
+    End,
 }
 
 /// One timer and the drain, for one connection.
 pub struct Pulse {
+    gate: Gate,
+    times: Times,
+}
+
+struct Times {
     app: Arc<App>,
     timer: Pin<Box<Sleep>>,
-    draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    is_draining: bool,
     leave_at: Option<Instant>,
     sent_at: Instant,
     beat_at: Instant,
@@ -39,27 +47,38 @@ impl Pulse {
     pub fn new(app: Arc<App>) -> Self {
         let now = Instant::now();
         let next = now + app.config.heartbeat;
-        Self {
+        let times = Times {
             timer: Box::pin(sleep_until(next)),
-            draining: Some(Box::pin(app.shutdown.draining())),
+            shutdown: Box::pin(app.shutdown.draining()),
+            is_draining: false,
             leave_at: None,
             sent_at: now,
             beat_at: next,
             app,
-        }
+        };
+        Self { gate: Gate::new(), times }
     }
 
     /// Something was sent: the connection has shown that it lives.
     pub fn sent(&mut self) {
-        self.sent_at = Instant::now();
+        self.times.sent_at = Instant::now();
     }
 
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
+        let Self { gate, times } = self;
+        gate.poll(cx, |cx| times.poll(cx))
+    }
+}
+
+impl Times {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
         let heartbeat = self.app.config.heartbeat;
-        if let Some(draining) = &mut self.draining
-            && draining.poll_unpin(cx).is_ready()
-        {
-            self.draining = None;
+        while self.shutdown.poll_unpin(cx).is_ready() {
+            if self.is_draining {
+                return Poll::Ready(Beat::End);
+            }
+            self.is_draining = true;
+            self.shutdown = Box::pin(self.app.shutdown.ended());
             let spread = self.app.drain_spread().mul_f64(rand::random());
             self.leave_at = Some(Instant::now() + spread);
         }

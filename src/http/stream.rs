@@ -170,7 +170,7 @@ impl http_body::Body for StreamBody {
         {
             match beat {
                 Beat::Heartbeat => {}
-                Beat::Leave => self.leaving = true,
+                Beat::Leave | Beat::End => self.leaving = true,
                 Beat::Quiet => {
                     let cursor = Control::Cursor { cursor: self.subscription.cursor() };
                     let bytes = self.framing.control(&cursor).into();

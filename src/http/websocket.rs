@@ -116,17 +116,10 @@ where
 {
     let on_upgrade: OnUpgrade = hyper::upgrade::on(&mut request);
     let (max_message, write_timeout) = (app.max_command_bytes(), app.config.write_timeout);
-    let shutdown = app.shutdown.clone();
     app.tasks.spawn(async move {
-        let serve = async {
-            match on_upgrade.await {
-                Ok(upgraded) => serve(Socket::new(TokioIo::new(upgraded), max_message, write_timeout)).await,
-                Err(error) => tracing::debug!(%error, "handshake broke off"),
-            }
-        };
-        tokio::select! {
-            () = serve => {}
-            () = shutdown.ended() => {}
+        match on_upgrade.await {
+            Ok(upgraded) => serve(Socket::new(TokioIo::new(upgraded), max_message, write_timeout)).await,
+            Err(error) => tracing::debug!(%error, "handshake broke off"),
         }
     });
     handshake(request.version(), request.headers())

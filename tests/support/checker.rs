@@ -44,15 +44,19 @@ struct World {
     retention: Retention,
     truth: Truth,
     tally: Arc<Tally>,
-    /// How many subscribers still have connections to lose. The publishers go on until it is none.
+    /// How many subscribers are not yet on their last connection. The publishers go on until it is none.
     restless: watch::Sender<usize>,
-    /// What each task waits for, to be read when nothing moves any more.
+    /// What each task that is not done waits for, to be read when nothing moves any more.
     waits: Mutex<BTreeMap<String, String>>,
 }
 
 impl World {
     fn note(&self, who: &str, what: String) {
         self.waits.lock().expect("no panic while it is held").insert(who.to_owned(), what);
+    }
+
+    fn is_done(&self, who: &str) {
+        self.waits.lock().expect("no panic while it is held").remove(who);
     }
 
     /// The randomness of one task: its own, and the same for the same seed.
@@ -71,6 +75,8 @@ impl World {
 /// On the first thing that is not as promised, and when nothing moves any more.
 pub async fn run(seed: u64, retention: Retention, tally: Arc<Tally>) {
     let server = Server::with(|config| {
+        // Quiet, so that nobody is woken by it who should have been woken by a message.
+        config.heartbeat = Duration::from_secs(60 * 60);
         config.retain_age = Duration::from_secs(24 * 60 * 60);
         config.retain_bytes = 128 << 20;
         config.retain_messages = match retention {
@@ -127,7 +133,7 @@ fn judge(world: &World, standings: &[Standing]) -> Result<(), String> {
     let history = History::of(&world.truth, world.retention);
     for standing in standings {
         verdict::judge(standing, &history).map_err(|wrong| format!("{}: {wrong}", standing.name))?;
-        world.tally.received(standing.given.len(), standing.gaps.len());
+        world.tally.received(standing);
     }
     world.tally.published(history.len());
     Ok(())

@@ -46,35 +46,38 @@ pub enum Ending {
 #[derive(Debug, Clone, Copy)]
 pub struct Breakage {
     /// How many bytes towards the client pass before the cut.
-    pub after_bytes: Option<u64>,
+    pub cut_after_bytes: Option<u64>,
     pub ending: Ending,
-    /// Small socket buffers: a stall is then felt by the server and not only by this proxy.
-    pub is_narrow: bool,
+    /// How many pass, at least, before nothing is carried until the next order. Such a wire has small buffers
+    /// and small segments, so that the stall is felt by the server and not only by this proxy.
+    pub stall_after_bytes: Option<u64>,
 }
 
 /// What the connections over one wire share. A client that polls may open a second one.
 struct Line {
     server: SocketAddr,
     breakage: Breakage,
-    bytes_left: AtomicU64,
+    passed_bytes: AtomicU64,
     orders: watch::Sender<Order>,
 }
 
 /// What a narrow wire holds in each direction; the kernel doubles it.
 const NARROW_BYTES: u32 = 8 * 1024;
+/// The largest segment of a narrow wire. The kernel of the sender sizes its buffer by it.
+const NARROW_SEGMENT_BYTES: u32 = 536;
 const CHUNK_BYTES: usize = 16 * 1024;
 
 impl Wire {
     pub fn to(server: SocketAddr, breakage: Breakage) -> io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
-        if breakage.is_narrow {
+        if breakage.stall_after_bytes.is_some() {
             socket.set_send_buffer_size(NARROW_BYTES)?;
         }
         socket.bind(([127, 0, 0, 1], 0).into())?;
         let listener = socket.listen(8)?;
         let addr = listener.local_addr()?;
-        let bytes_left = AtomicU64::new(breakage.after_bytes.unwrap_or(u64::MAX));
-        let line = Arc::new(Line { server, breakage, bytes_left, orders: watch::Sender::new(Order::Flow) });
+        let orders = watch::Sender::new(Order::Flow);
+        let line = Arc::new(Line { server, breakage, passed_bytes: AtomicU64::new(0), orders });
         let mut carrier = JoinSet::new();
         carrier.spawn(line.clone().carry_all(listener));
         Ok(Self { addr, line, _carrier: carrier })
@@ -126,8 +129,9 @@ impl Line {
 
     async fn carry(self: Arc<Self>, mut client: TcpStream) -> io::Result<()> {
         let socket = TcpSocket::new_v4()?;
-        if self.breakage.is_narrow {
+        if self.breakage.stall_after_bytes.is_some() {
             socket.set_recv_buffer_size(NARROW_BYTES)?;
+            socket2::SockRef::from(&socket).set_tcp_mss(NARROW_SEGMENT_BYTES)?;
         }
         let mut server = socket.connect(self.server).await?;
         client.set_nodelay(true)?;
@@ -160,12 +164,16 @@ impl Line {
             if read == 0 {
                 return Ok(());
             }
-            let left = self.bytes_left.load(Ordering::Relaxed);
-            let passing = left.min(read as u64);
+            let before = self.passed_bytes.load(Ordering::Relaxed);
+            let Breakage { cut_after_bytes, stall_after_bytes, .. } = self.breakage;
+            let passing = cut_after_bytes.map_or(read as u64, |cut| (read as u64).min(cut - before));
             client.write_all(&chunk[..passing as usize]).await?;
-            self.bytes_left.store(left - passing, Ordering::Relaxed);
-            if passing == left {
+            let passed = before + passing;
+            self.passed_bytes.store(passed, Ordering::Relaxed);
+            if cut_after_bytes == Some(passed) {
                 self.order(Order::Cut);
+            } else if stall_after_bytes.is_some_and(|stall| before < stall && stall <= passed) {
+                self.order(Order::Stall);
             }
         }
     }

@@ -26,13 +26,12 @@ pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
     let count = setting.size(10_000, 1_000);
     let transport = Transport::WebSocket;
     let server = setting.server()?;
-    let mut publisher = Publisher::connect(server.addr)?;
     let mut limit = Limit::start()?;
     let (mut at_once, mut windowed) = (Series::default(), Series::default());
     let (mut limit_at_once, mut limit_windowed) = (Series::default(), Series::default());
     let mut cost = Series::default();
     let mut fleet = subscribe(&server, transport, count)?;
-    publisher.publish(&flight_of(1))?;
+    Publisher::connect(server.addr)?.publish(&flight_of(1))?;
     fleet.until_each(1)?;
     let head: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
     let record = decode::encode(transport.framing(), fleet.sample().0);
@@ -46,7 +45,7 @@ pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
         drop(theirs);
         // The server has noticed that they are gone before they come back.
         thread::sleep(Duration::from_millis(500));
-        publisher.publish(&flight_of(MISSED))?;
+        Publisher::connect(server.addr)?.publish(&flight_of(MISSED))?;
         let before = server.cpu_ns()?;
         let (back, seconds) = return_at(server.addr, count, window, &format!("after={cursor}"))?;
         let spent = (server.cpu_ns()? - before) as f64;

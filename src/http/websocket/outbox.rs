@@ -7,11 +7,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
 /// How many pieces one system call takes.
 const MAX_SLICES: usize = 64;
+/// A piece up to this size is copied beside the one before it: a system call is dearer than that.
+const MAX_COPIED_BYTES: usize = 1024;
 /// The room that a quiet connection keeps.
 const KEPT_CAPACITY: usize = 8;
 
@@ -19,6 +21,8 @@ const KEPT_CAPACITY: usize = 8;
 #[derive(Debug, Default)]
 pub struct Outbox {
     pieces: VecDeque<Bytes>,
+    /// Small pieces that came after these, put together.
+    gathered: BytesMut,
     /// How much of the first piece is on its way.
     written: usize,
     bytes: usize,
@@ -27,7 +31,18 @@ pub struct Outbox {
 impl Outbox {
     pub fn push(&mut self, piece: Bytes) {
         self.bytes += piece.len();
-        self.pieces.push_back(piece);
+        if piece.len() <= MAX_COPIED_BYTES && !self.pieces.is_empty() {
+            self.gathered.extend_from_slice(&piece);
+        } else {
+            self.close_gathered();
+            self.pieces.push_back(piece);
+        }
+    }
+
+    fn close_gathered(&mut self) {
+        if !self.gathered.is_empty() {
+            self.pieces.push_back(std::mem::take(&mut self.gathered).freeze());
+        }
     }
 
     pub fn bytes(&self) -> usize {
@@ -40,6 +55,7 @@ impl Outbox {
 
     /// Drops all that has not begun to be written.
     pub fn drop_unbegun(&mut self) {
+        self.gathered = BytesMut::new();
         self.pieces.truncate(usize::from(self.written > 0));
         self.bytes = self.pieces.front().map_or(0, Bytes::len);
     }
@@ -50,6 +66,7 @@ impl Outbox {
         socket: &mut W,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
+        self.close_gathered();
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let count = self.pieces.len().min(MAX_SLICES);
         for (slice, piece) in slices.iter_mut().zip(&self.pieces) {

@@ -137,22 +137,24 @@ impl Session {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         for _ in 0..BUDGET {
-            let mut moved = match self.poll_commands(cx) {
+            let mut again = match self.poll_commands(cx) {
                 Ok(moved) => moved,
                 Err(end) => return Poll::Ready(end),
             };
-            moved |= self.gather(cx);
+            let has_more = self.gather(cx);
             match self.socket.poll_flush(cx) {
                 Poll::Ready(Err(lost)) => return Poll::Ready(End::Lost(lost)),
-                Poll::Ready(Ok(())) if self.leaving && !moved && self.is_idle() => {
+                Poll::Ready(Ok(())) if self.leaving && !again && !has_more && self.is_idle() => {
                     return Poll::Ready(End::Draining);
                 }
-                Poll::Ready(Ok(())) | Poll::Pending => {}
+                Poll::Ready(Ok(())) => again |= has_more,
+                Poll::Pending => {}
             }
             while let Poll::Ready(beat) = self.pulse.poll(cx) {
-                moved = true;
+                again = true;
                 match beat {
                     Beat::Leave => self.leaving = true,
+                    Beat::End => return Poll::Ready(End::Lost(Lost::Gone)),
                     Beat::Quiet => {
                         let cursor = Control::Cursor { cursor: self.subscription.cursor() };
                         self.socket.push(wire::control_frame(&cursor));
@@ -163,7 +165,7 @@ impl Session {
                     Beat::Heartbeat => self.socket.ping(),
                 }
             }
-            if !moved {
+            if !again {
                 return Poll::Pending;
             }
         }
@@ -259,22 +261,26 @@ impl Session {
         self.socket.push(wire::control_frame(&Reply { answer, reference }));
     }
 
-    /// Queues what is ready to be given out. True if there was anything.
+    /// Queues what is ready to be given out. True if there is more than may be queued.
     fn gather(&mut self, cx: &mut Context<'_>) -> bool {
         let (mut frames, mut bytes) = (0, 0);
-        while self.socket.queued_bytes() < MAX_QUEUED_BYTES
-            && let Poll::Ready(frame) = self.next_frame(cx)
-        {
-            frames += 1;
-            bytes += frame.len();
-            self.socket.push(frame);
+        let mut has_more = true;
+        while has_more && self.socket.queued_bytes() < MAX_QUEUED_BYTES {
+            match self.next_frame(cx) {
+                Poll::Ready(frame) => {
+                    frames += 1;
+                    bytes += frame.len();
+                    self.socket.push(frame);
+                }
+                Poll::Pending => has_more = false,
+            }
         }
         if frames > 0 {
             self.pulse.sent();
             self.permit.metrics.delivered(frames, bytes);
             self.sent += frames;
         }
-        frames > 0
+        has_more
     }
 
     fn next_frame(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {

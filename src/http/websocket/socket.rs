@@ -21,6 +21,7 @@ use tungstenite::{
 };
 
 use super::outbox::Outbox;
+use crate::http::gate::Gate;
 
 /// Commands are small and few. A larger one makes its own room for as long as it is read.
 const READ_BUFFER_BYTES: usize = 512;
@@ -32,6 +33,8 @@ const SLOW_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A WebSocket on the side of the server.
 pub struct Socket {
     io: TokioIo<Upgraded>,
+    /// Opens when there is something to read.
+    incoming: Gate,
     protocol: WebSocketContext,
     outbox: Outbox,
     write_timeout: Duration,
@@ -59,17 +62,17 @@ impl Socket {
             .max_message_size(Some(max_message_bytes))
             .max_frame_size(Some(max_message_bytes));
         let protocol = WebSocketContext::new(Role::Server, Some(config));
-        Self { io, protocol, outbox: Outbox::default(), write_timeout, stalled: None }
+        Self { io, incoming: Gate::new(), protocol, outbox: Outbox::default(), write_timeout, stalled: None }
     }
 
     /// The next message of the peer. Pings are answered, and a close too.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Lost>> {
-        let Self { io, protocol, outbox, .. } = self;
-        match protocol.read(&mut Wire { io, outbox, cx }) {
+        let Self { io, incoming, protocol, outbox, .. } = self;
+        incoming.poll(cx, |cx| match protocol.read(&mut Wire { io, outbox, cx }) {
             Ok(message) => Poll::Ready(Ok(message)),
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
             Err(error) => Poll::Ready(Err(lost(&error))),
-        }
+        })
     }
 
     /// Queues a frame that is ready to be written.

@@ -21,7 +21,7 @@ use crate::support::{
 /// The pace of each publisher, so that the load is one that a small machine carries. Nothing waits for it.
 const PAUSE_MS: std::ops::Range<u64> = 2..16;
 
-/// Publishes until the subscribers have had all the cuts they need.
+/// Publishes until the subscribers have had all the cuts they need, and a last message to every topic.
 pub async fn publish(world: Arc<World>, number: usize) -> Result<(), String> {
     let name = format!("publisher {number}");
     let mut publisher = Publisher {
@@ -37,13 +37,16 @@ pub async fn publish(world: Arc<World>, number: usize) -> Result<(), String> {
         let way = match number {
             0 => publisher.batch().await,
             1 => publisher.command(&mut socket).await,
-            _ => publisher.single().await,
+            _ => publisher.single_somewhere().await,
         };
         way.map_err(|error| format!("{name}: {error}"))?;
         let pause = Duration::from_millis(publisher.rng.random_range(PAUSE_MS));
         tokio::time::sleep(pause).await;
     }
-    publisher.world.note(&name, "is done".to_owned());
+    for topic in TOPICS {
+        publisher.single(topic).await.map_err(|error| format!("{name}: {error}"))?;
+    }
+    publisher.world.is_done(&name);
     Ok(())
 }
 
@@ -73,8 +76,12 @@ impl Publisher {
         Payload::draw(topic, number, &mut self.rng)
     }
 
-    async fn single(&mut self) -> Result<(), String> {
+    async fn single_somewhere(&mut self) -> Result<(), String> {
         let topic = self.topic();
+        self.single(topic).await
+    }
+
+    async fn single(&mut self, topic: &'static str) -> Result<(), String> {
         let payload = self.draw(topic);
         let mut url = reqwest::Url::parse(&format!("http://{}/topics/", self.world.server)).expect("a URL");
         url.path_segments_mut().expect("a URL with a path").pop_if_empty().push(topic);

@@ -84,6 +84,8 @@ pub struct Told {
     /// What may have been published when it came.
     pub started: Counts,
     pub place: Place,
+    /// The stream had given messages already, so it fell behind while it was read.
+    pub is_midway: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -311,7 +313,8 @@ impl Standing {
         if gap.next.is_some_and(|next| next <= gap.after || (next <= gap.cursor && !gap.replay)) {
             return Err(wrong("a gap that ends after its beginning, and a cursor before its end", gap));
         }
-        self.gaps.push(Told { gap, started: started.clone(), place: self.now });
+        let is_midway = self.given.last().is_some_and(|given| given.place == self.now);
+        self.gaps.push(Told { gap, started: started.clone(), place: self.now, is_midway });
         Ok(())
     }
 

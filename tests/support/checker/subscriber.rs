@@ -4,7 +4,7 @@
 mod commands;
 mod draw;
 
-use std::{convert::Infallible, future::pending, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, future::pending, mem, net::SocketAddr, sync::Arc};
 
 use rand::rngs::StdRng;
 
@@ -21,10 +21,11 @@ use crate::support::{
 };
 
 /// How often each subscriber is cut.
-const SESSIONS: usize = 25;
+const SESSIONS: usize = 35;
 
 pub struct Subscriber {
     world: Arc<World>,
+    number: usize,
     rng: StdRng,
     standing: Standing,
     /// Where it starts while it has no cursor.
@@ -33,6 +34,8 @@ pub struct Subscriber {
     commands: Option<Commands>,
     /// On which transport the cursor was obtained.
     cursor_from: Option<Transport>,
+    /// The connection to come is the last one.
+    is_about_to_settle: bool,
 }
 
 /// How a connection came to its end.
@@ -84,12 +87,9 @@ impl Subscriber {
             self.world.truth.grows_by(script.stays_away_for).await;
             self.sit_and_be_cut(transport, &script).await?;
         }
-        self.world.restless.send_modify(|restless| *restless -= 1);
-        self.note("waits until the last message is published");
-        self.world.truth.is_closed().await;
-        self.read_what_is_left().await?;
+        self.settle_and_read_to_the_end().await?;
         self.look_once_more().await?;
-        self.note("is done");
+        self.world.is_done(&self.standing.name);
         Ok(())
     }
 
@@ -97,7 +97,7 @@ impl Subscriber {
     async fn sit_and_be_cut(&mut self, transport: Transport, script: &Script) -> Result<(), Wrong> {
         let wire = Wire::to(self.world.server, script.breakage).expect("a free port");
         let wish = self.draw_wish(transport);
-        self.plan_to_unsubscribe(transport);
+        self.plan_to_unsubscribe(transport, script);
         let horizons = self.horizons();
         let world = self.world.clone();
         let end = tokio::select! {
@@ -113,13 +113,12 @@ impl Subscriber {
         Ok(())
     }
 
-    /// A last connection, straight to the server.
-    async fn read_what_is_left(&mut self) -> Result<(), Wrong> {
-        let transport = self.draw_transport();
+    /// A last connection, straight to the server. The last messages are published only when it is open, so
+    /// they must come by themselves: no cut and no heartbeat makes anybody look again.
+    async fn settle_and_read_to_the_end(&mut self) -> Result<(), Wrong> {
+        let transport = self.last_transport();
         self.standing.now = Place::new(SESSIONS + 1, transport);
-        if self.has_everything() {
-            return Ok(());
-        }
+        self.is_about_to_settle = true;
         let wish = self.draw_wish(transport);
         complete(self.sit(self.world.server, &wish).await)
     }
@@ -149,7 +148,6 @@ impl Subscriber {
 
     /// Reads until the connection is over, or everything there will ever be has come.
     async fn sit(&mut self, addr: SocketAddr, wish: &Wish) -> End {
-        self.note(&format!("reads {:?} from {:?}", wish.filters, wish.start));
         let newest_before = self.world.truth.newest("**");
         let mut sitting = Sitting { start: wish.start, newest_before, is_open: false };
         let mut connection = match Connection::open(addr, wish).await {
@@ -158,6 +156,7 @@ impl Subscriber {
         };
         let mut frames = 0;
         while !self.has_everything() {
+            self.note("waits for the next frame");
             match self.step(&mut connection, wish, &mut sitting).await {
                 Ok(()) => frames += 1,
                 Err(End::Over(over)) => {
@@ -180,6 +179,8 @@ impl Subscriber {
         let frame = tokio::select! {
             frame = connection.next() => frame?,
             () = self.command_is_due() => return self.give_command(connection).await,
+            // Whether there is anything left to wait for is to be asked again.
+            () = self.world.truth.is_closed(), if !self.world.truth.has_closed() => return Ok(()),
         };
         let is_first = !sitting.is_open;
         self.heed_answer(&frame)?;
@@ -187,6 +188,9 @@ impl Subscriber {
         if is_first {
             self.count_hop(wish);
             self.subscribe_to_the_rest(connection).await?;
+            if mem::take(&mut self.is_about_to_settle) {
+                self.world.restless.send_modify(|restless| *restless -= 1);
+            }
         }
         self.cursor_from = Some(wish.transport);
         Ok(())
@@ -262,12 +266,8 @@ fn complete(end: End) -> Result<(), Wrong> {
 /// Lets happen to a connection what was drawn for it. The reader ends first, so this has no end.
 async fn conduct(world: &World, wire: &Wire, script: &Script) -> Infallible {
     let begin = world.truth.acknowledged();
-    if let Some((after, length)) = script.stalls {
-        world.truth.reaches(begin + after).await;
-        wire.order(Order::Stall);
-        world.truth.reaches(begin + after + length).await;
-        wire.order(Order::Flow);
-    }
+    world.truth.reaches(begin + script.stall_ends_after).await;
+    wire.order(Order::Flow);
     world.truth.reaches(begin + script.is_cut_after).await;
     wire.order(Order::Cut);
     pending().await

@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use super::standing::Standing;
 use crate::support::client::Transport;
 
 /// Where a cut met a client.
@@ -35,6 +36,8 @@ pub struct Tally {
     published: AtomicUsize,
     received: AtomicUsize,
     gaps: AtomicUsize,
+    gaps_midway: AtomicUsize,
+    gaps_replayed: AtomicUsize,
 }
 
 impl Tally {
@@ -58,9 +61,13 @@ impl Tally {
         self.published.fetch_add(count, Ordering::Relaxed);
     }
 
-    pub fn received(&self, messages: usize, gaps: usize) {
-        self.received.fetch_add(messages, Ordering::Relaxed);
-        self.gaps.fetch_add(gaps, Ordering::Relaxed);
+    pub fn received(&self, Standing { given, gaps, .. }: &Standing) {
+        let midway = gaps.iter().filter(|told| told.is_midway).count();
+        let replayed = gaps.iter().filter(|told| told.gap.replay).count();
+        self.received.fetch_add(given.len(), Ordering::Relaxed);
+        self.gaps.fetch_add(gaps.len(), Ordering::Relaxed);
+        self.gaps_midway.fetch_add(midway, Ordering::Relaxed);
+        self.gaps_replayed.fetch_add(replayed, Ordering::Relaxed);
     }
 
     /// What should have happened and never did.
@@ -74,12 +81,14 @@ impl Tally {
             let hop = Transport::ALL.into_iter().filter(|&to| !hops.contains_key(&(from, to)));
             missing.extend(hop.map(|to| format!("no hop from {from} to {to}")));
         }
-        if self.gaps.load(Ordering::Relaxed) == 0 {
-            missing.push("no gap".to_owned());
-        }
-        if self.cuts_before_subscribed.load(Ordering::Relaxed) == 0 {
-            missing.push("no cut between a subscribe and its answer".to_owned());
-        }
+        let others = [
+            (&self.gaps, "no gap"),
+            (&self.gaps_midway, "no gap for somebody who fell behind while reading"),
+            (&self.gaps_replayed, "no gap in a replay"),
+            (&self.cuts_before_subscribed, "no cut between a subscribe and its answer"),
+        ];
+        let never = others.iter().filter(|(counter, _)| counter.load(Ordering::Relaxed) == 0);
+        missing.extend(never.map(|(_, what)| (*what).to_owned()));
         missing
     }
 }
@@ -103,12 +112,8 @@ impl fmt::Display for Tally {
         }
         writeln!(f, "cut before the first frame: {}", count(&self.cuts_before_a_frame))?;
         writeln!(f, "cut between a subscribe and its answer: {}", count(&self.cuts_before_subscribed))?;
-        write!(
-            f,
-            "published {}, received {}, told {} gaps",
-            count(&self.published),
-            count(&self.received),
-            count(&self.gaps)
-        )
+        writeln!(f, "published {}, received {}", count(&self.published), count(&self.received))?;
+        let [gaps, midway, replayed] = [&self.gaps, &self.gaps_midway, &self.gaps_replayed].map(count);
+        write!(f, "told {gaps} gaps: {midway} while reading, {replayed} in a replay")
     }
 }

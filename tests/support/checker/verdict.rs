@@ -160,9 +160,7 @@ fn no_gap_was_told_without_cause(standing: &Standing, history: &History) -> Resu
 
 fn nothing_came_after_it_was_told_as_gone(standing: &Standing) -> Result<(), Wrong> {
     for told in standing.gaps.iter().filter(|told| !told.gap.topic.contains('*')) {
-        let is_inside = |given: &&Given| {
-            given.place == told.place && told.holds(given.id, &given.topic)
-        };
+        let is_inside = |given: &&Given| given.place == told.place && told.holds(given.id, &given.topic);
         if let Some(given) = standing.given.iter().find(is_inside) {
             let expected = format!("nothing from inside {:?}, told by {}", told.gap, place(told.place));
             return Err(wrong(expected, format!("{} gave {}", place(given.place), given.id)));

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     super::standing::{Lane, Wrong},
-    End, Subscriber,
+    End, Script, Subscriber,
 };
 use crate::support::{
     client::{Connection, Transport},
@@ -34,12 +34,12 @@ enum Command {
 
 impl Subscriber {
     /// Now and then a topic is left for a while on a connection that goes on.
-    pub fn plan_to_unsubscribe(&mut self, transport: Transport) {
+    pub fn plan_to_unsubscribe(&mut self, transport: Transport, script: &Script) {
         let Some(commands) = &mut self.commands else { return };
         let level = self.standing.filters(Lane::Level);
         if transport == Transport::WebSocket && !level.is_empty() && self.rng.random_bool(0.6) {
             let filter = level[self.rng.random_range(0..level.len())].clone();
-            let at = self.world.truth.acknowledged() + self.rng.random_range(0..20);
+            let at = self.world.truth.acknowledged() + self.rng.random_range(0..script.is_cut_after);
             commands.due = Some((at, Command::Unsubscribe(filter)));
         }
     }

@@ -22,45 +22,57 @@ use crate::support::{
 #[derive(Debug)]
 pub struct Script {
     pub stays_away_for: u64,
-    /// After how many messages, and for how many.
-    pub stalls: Option<(u64, u64)>,
+    pub stall_ends_after: u64,
     pub is_cut_after: u64,
     pub breakage: Breakage,
 }
 
-/// Long enough for a topic to forget what a subscriber has not had yet.
+/// Long enough for a topic to forget what a subscriber who is away has not had yet.
 const LONG: Range<u64> = 80..240;
+/// The same for one who is connected, when all the buffers on the way are full.
+const LONG_STALL: Range<u64> = 150..400;
 
 impl Script {
     pub fn draw(retention: Retention, rng: &mut StdRng) -> Self {
         let is_forgetful = retention != Retention::Everything;
         let is_long_away = is_forgetful && rng.random_bool(0.15);
-        let is_stalled = rng.random_bool(0.1);
-        let length = if is_forgetful { LONG } else { 10..60 };
-        let stalls = is_stalled.then(|| (rng.random_range(0..20), rng.random_range(length)));
-        let stalled_for = stalls.map_or(0, |(after, length)| after + length);
-        // Mostly within the first frames, where a connection is busiest with what it has missed.
-        let after_bytes = rng.random_bool(0.6).then(|| 1 << rng.random_range(6..17));
+        let is_stalled = rng.random_bool(0.12);
+        let stall_ends_after = match (is_stalled, is_forgetful) {
+            (false, _) => 0,
+            (true, false) => rng.random_range(10..60),
+            (true, true) => rng.random_range(LONG_STALL),
+        };
+        let is_cut_by_bytes = !is_stalled && rng.random_bool(0.65);
         Self {
             stays_away_for: rng.random_range(if is_long_away { LONG } else { 0..40 }),
-            stalls,
-            is_cut_after: stalled_for + rng.random_range(1..60),
+            stall_ends_after,
+            is_cut_after: stall_ends_after + rng.random_range(1..60),
             breakage: Breakage {
-                after_bytes: after_bytes.map(|power: u64| power + rng.random_range(0..power)),
+                cut_after_bytes: is_cut_by_bytes.then(|| draw_bytes(rng)),
                 ending: if rng.random_bool(0.5) { Ending::Fin } else { Ending::Rst },
-                is_narrow: is_stalled,
+                stall_after_bytes: is_stalled.then(|| draw_bytes(rng)),
             },
         }
     }
 }
 
+/// Mostly within the first frames, where a connection is busiest with what it has missed.
+fn draw_bytes(rng: &mut StdRng) -> u64 {
+    let power = 1 << rng.random_range(6..17);
+    power + rng.random_range(0..power)
+}
+
+/// One topic (twice), several, several by commands (twice), a pattern, and filters that overlap.
+const KINDS: usize = 7;
+
 impl Subscriber {
     pub fn new(world: &std::sync::Arc<World>, number: usize) -> Self {
         let mut rng = world.rng(&format!("subscriber {number}"));
-        let filters = match number % 7 {
+        let kind = number % KINDS;
+        let filters = match kind {
             0 | 1 => draw_topics(1, &mut rng),
-            2 | 3 | 6 => draw_topics(rng.random_range(2..5), &mut rng),
-            4 => vec![["a.**", "b.*", "*.one", "d.*"][number / 7 % 4].to_owned()],
+            2..5 => draw_topics(rng.random_range(2..5), &mut rng),
+            5 => vec![["a.**", "b.*", "*.one", "d.*"][number / KINDS % 4].to_owned()],
             _ => ["a.**", "a.one", "c"].map(str::to_owned).to_vec(),
         };
         let start = match rng.random_range(0..4) {
@@ -68,18 +80,35 @@ impl Subscriber {
             1 => Start::Last(rng.random_range(1..20)),
             _ => Start::All,
         };
-        let commands = (number % 7 == 6).then(Commands::default);
+        let commands = (3..5).contains(&kind).then(Commands::default);
         let lane = if commands.is_some() { Lane::Behind(start) } else { Lane::Level };
         let by = if commands.is_some() { " by commands" } else { "" };
         let name = format!("subscriber {number} of {filters:?} from {start:?}{by}");
         let standing = Standing::new(name, world.retention, filters, lane);
-        Self { world: world.clone(), rng, standing, start, commands, cursor_from: None }
+        Self {
+            world: world.clone(),
+            number,
+            rng,
+            standing,
+            start,
+            commands,
+            cursor_from: None,
+            is_about_to_settle: false,
+        }
     }
 
     /// Topics with a start of their own can only be asked for on a WebSocket.
     pub fn draw_transport(&mut self) -> Transport {
         match self.standing.is_level() {
             true => Transport::ALL[self.rng.random_range(0..4)],
+            false => Transport::WebSocket,
+        }
+    }
+
+    /// So that among seven kinds and four transports every kind ends on every transport.
+    pub fn last_transport(&self) -> Transport {
+        match self.standing.is_level() {
+            true => Transport::ALL[self.number % 4],
             false => Transport::WebSocket,
         }
     }

@@ -1,0 +1,169 @@
+//! A page in Chromium, driven over WebDriver by chromedriver.
+
+use std::{
+    env, fs,
+    io::Write,
+    panic::{AssertUnwindSafe, resume_unwind},
+    path::PathBuf,
+    process::Stdio,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use fantoccini::{Client, ClientBuilder};
+use futures_util::FutureExt;
+use hyper_util::client::legacy::connect::HttpConnector;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+
+/// A browser starts slowly on a busy machine, and waits up to three seconds before it comes back.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a page waits for comes within this, or the page tells what it has heard instead.
+const HEARD_WITHIN_MS: u64 = 20_000;
+
+/// Opens a browser for `test` and closes it afterwards, however the test ends.
+pub async fn in_browser(test: impl AsyncFnOnce(&Page)) {
+    let Some(programs) = Programs::find() else {
+        return skipped("chromium or chromedriver is not installed");
+    };
+    let scratch = Scratch::new();
+    let (_driver, page) =
+        timeout(PATIENCE, programs.start(&scratch)).await.expect("the browser starts in time");
+    let outcome = timeout(PATIENCE, AssertUnwindSafe(test(&page)).catch_unwind()).await;
+    let closed = timeout(PATIENCE, page.client.close()).await;
+    if let Err(panic) = outcome.expect("the test is done in time") {
+        resume_unwind(panic);
+    }
+    closed.expect("the browser closes in time").expect("the browser closes");
+}
+
+/// A directory that is empty at first and gone afterwards. Under a short name: a browser makes sockets in it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = format!("rejoin-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let path = env::temp_dir().join(name);
+        fs::create_dir(&path).expect("a directory of its own");
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Programs {
+    browser: PathBuf,
+    driver: PathBuf,
+}
+
+impl Programs {
+    fn find() -> Option<Self> {
+        let path = env::var_os("PATH")?;
+        let find = |names: &[&str]| {
+            env::split_paths(&path)
+                .flat_map(|dir| names.iter().map(move |name| dir.join(name)))
+                .find(|file| file.is_file())
+        };
+        Some(Self {
+            browser: find(&["chromium", "chromium-browser", "google-chrome"])?,
+            driver: find(&["chromedriver"])?,
+        })
+    }
+
+    /// The driver lives as long as the child that comes with the page.
+    async fn start(&self, scratch: &Scratch) -> (Child, Page) {
+        let (driver, port) = self.drive(scratch).await;
+        let profile = format!("--user-data-dir={}", scratch.0.join("profile").display());
+        let arguments = [
+            &profile,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-dev-shm-usage",
+            // With a pipe the browser ends when its driver does, also when that is killed.
+            "--remote-debugging-pipe",
+        ];
+        let capabilities = json!({
+            "goog:chromeOptions": {"binary": self.browser, "args": arguments},
+            "timeouts": {"script": PATIENCE.as_millis() as u64},
+        });
+        let Value::Object(capabilities) = capabilities else { unreachable!("an object, as written above") };
+        let client = ClientBuilder::new(HttpConnector::new())
+            .capabilities(capabilities)
+            .connect(&format!("http://127.0.0.1:{port}"))
+            .await
+            .expect("chromium starts");
+        (driver, Page { client })
+    }
+
+    /// Starts the driver and learns its port. It takes a free port of IPv6 and ends if that of IPv4 is taken, so it
+    /// is started again.
+    async fn drive(&self, scratch: &Scratch) -> (Child, u16) {
+        for _ in 0..10 {
+            let mut driver = Command::new(&self.driver)
+                .arg("--port=0")
+                .env("TMPDIR", &scratch.0)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .kill_on_drop(true)
+                .spawn()
+                .expect("chromedriver starts");
+            let mut said = BufReader::new(driver.stdout.take().expect("a piped stdout")).lines();
+            while let Some(line) = said.next_line().await.expect("chromedriver speaks text") {
+                let named = line.split_once("successfully on port ");
+                if let Some(port) = named.and_then(|(_, port)| port.trim_end_matches('.').parse().ok()) {
+                    return (driver, port);
+                }
+            }
+        }
+        panic!("chromedriver finds no free port");
+    }
+}
+
+/// A page that notes what it hears, in the order in which it hears it.
+pub struct Page {
+    pub client: Client,
+}
+
+/// What page code does.
+const PAGE: &str = include_str!("page.js");
+
+impl Page {
+    pub async fn open(&self, url: &str) {
+        self.client.goto(url).await.expect("the page opens");
+        self.run(PAGE).await;
+    }
+
+    /// Runs a script in the page; a promise that it returns is awaited.
+    pub async fn run(&self, script: &str) -> Value {
+        self.client.execute(script, Vec::new()).await.unwrap_or_else(|error| panic!("{script}: {error}"))
+    }
+
+    /// What the page has heard by the time that the condition is true.
+    pub async fn until(&self, condition: &str) -> Value {
+        self.run(&format!("return until(() => {condition}, {HEARD_WITHIN_MS})")).await
+    }
+}
+
+/// Fails where a test must run, and elsewhere says aloud that it did not; past the capture, which hides what
+/// tests that pass print.
+fn skipped(why: &str) {
+    assert!(env::var_os("CI").is_none(), "{why}");
+    let _ = writeln!(std::io::stderr(), "SKIPPED {}: {why}", module_path!());
+}

@@ -1,0 +1,359 @@
+//! Every code of the contract: its status, its close code, and a request that is answered with it.
+
+use std::{collections::BTreeSet, fs};
+
+use futures_util::{StreamExt, future::BoxFuture};
+use rejoin::{http::Code, log::LogError};
+use reqwest::Method;
+use serde_json::{Value, json};
+use sse_stream::SseByteStream;
+
+use crate::{
+    ask::{Answer, Ask, get, post, publish, request, until_served, within},
+    failing::FailingServer,
+    reader::{Events, Lines, Reader, Socket, Stream, frame_of, refusal, transport_headers},
+    support::{Server, client::Transport},
+};
+
+struct Row {
+    code: &'static str,
+    status: Option<u16>,
+    close: Option<u16>,
+    /// A request that is answered so; none where only a connection that is open ends so, or where it takes a
+    /// credential.
+    made_by: Option<fn() -> BoxFuture<'static, Answer>>,
+}
+
+const fn row(
+    code: &'static str,
+    status: Option<u16>,
+    close: Option<u16>,
+    made_by: Option<fn() -> BoxFuture<'static, Answer>>,
+) -> Row {
+    Row { code, status, close, made_by }
+}
+
+const ROWS: &[Row] = &[
+    row("bad_request", Some(400), Some(4000), Some(|| Box::pin(bad_request()))),
+    row("unauthorized", Some(401), Some(4001), None),
+    row("token_expired", Some(401), Some(4201), None),
+    row("forbidden", Some(403), Some(4003), None),
+    row("forbidden_origin", Some(403), None, Some(|| Box::pin(forbidden_origin()))),
+    row("forbidden_host", Some(403), None, Some(|| Box::pin(forbidden_host()))),
+    row("not_found", Some(404), Some(4000), Some(|| Box::pin(not_found()))),
+    row("method_not_allowed", Some(405), Some(4000), Some(|| Box::pin(method_not_allowed()))),
+    row("precondition_failed", Some(412), None, Some(|| Box::pin(precondition_failed()))),
+    row("too_large", Some(413), Some(1009), Some(|| Box::pin(too_large()))),
+    row("unsupported_media_type", Some(415), None, Some(|| Box::pin(unsupported_media_type()))),
+    row("key_reused", Some(422), None, Some(|| Box::pin(key_reused()))),
+    row("upgrade_required", Some(426), None, Some(|| Box::pin(upgrade_required()))),
+    row("rate_limited", Some(429), Some(4100), Some(|| Box::pin(rate_limited()))),
+    row("overloaded", Some(503), Some(4100), Some(|| Box::pin(overloaded()))),
+    row("unavailable", Some(503), None, Some(|| Box::pin(failed(LogError::Unavailable)))),
+    row("unknown_outcome", Some(503), None, Some(|| Box::pin(failed(LogError::UnknownOutcome)))),
+    row("too_slow", None, Some(4101), None),
+    row("draining", None, Some(4200), None),
+    row("disconnected", None, Some(4010), None),
+];
+
+#[tokio::test]
+async fn every_code_has_the_status_and_close_of_the_contract_and_is_answered_so() {
+    let named: BTreeSet<_> = ROWS.iter().map(|row| row.code).collect();
+    let known: BTreeSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
+    assert_eq!(named, known, "a row for each code, and a code for each row");
+    let rows: BTreeSet<_> = ROWS.iter().map(|row| (row.code.to_owned(), row.status, row.close)).collect();
+    assert_eq!(rows, documented(), "the table of docs/protocol.md");
+
+    for row in ROWS {
+        let code = Code::ALL.into_iter().find(|code| code.as_str() == row.code).expect("a code for each row");
+        assert_eq!(code.status().map(|status| status.as_u16()), row.status, "{code}");
+        assert_eq!(code.close(), row.close, "{code}");
+        assert_eq!(json!(code), json!(row.code));
+        let Some(made_by) = row.made_by else { continue };
+        let answer = made_by().await;
+        let problem = answer.problem(row.status.expect("a status"), row.code);
+        assert_eq!(problem["status"], json!(row.status), "{problem}");
+        assert!(problem["title"].is_string(), "{problem}");
+        let retry_after = if matches!(row.status, Some(429 | 503)) { "1" } else { "" };
+        assert_eq!(answer.header("retry-after"), retry_after, "{answer:?}");
+    }
+}
+
+/// The rows of the table of codes in the documentation: code, status, close.
+fn documented() -> BTreeSet<(String, Option<u16>, Option<u16>)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/protocol.md");
+    let page = fs::read_to_string(path).expect("the documentation of the protocol");
+    let table = page.lines().skip_while(|line| !line.starts_with("| code | status | close |"));
+    table.skip(2).take_while(|line| line.starts_with('|')).flat_map(documented_row).collect()
+}
+
+/// One row names several codes; its numbers are one for each of them, or one for all.
+fn documented_row(row: &str) -> Vec<(String, Option<u16>, Option<u16>)> {
+    let cells: Vec<_> = row.trim_matches('|').split('|').map(without_parentheses).collect();
+    let [codes, statuses, closes] = &cells[..] else { panic!("three cells: {row}") };
+    let codes: Vec<_> = codes.split('`').skip(1).step_by(2).collect();
+    let numbers = |cell: &str| -> Vec<Option<u16>> {
+        let numbers: Vec<_> = cell.split(',').map(|number| number.trim().parse().ok()).collect();
+        if numbers.len() == 1 { vec![numbers[0]; codes.len()] } else { numbers }
+    };
+    let (statuses, closes) = (numbers(statuses), numbers(closes));
+    assert_eq!((statuses.len(), closes.len()), (codes.len(), codes.len()), "{row}");
+    let row = codes.iter().zip(statuses).zip(closes);
+    row.map(|((code, status), close)| ((*code).to_owned(), status, close)).collect()
+}
+
+/// What is in parentheses explains the row.
+fn without_parentheses(cell: &str) -> String {
+    let mut depth = 0;
+    cell.chars()
+        .filter(|char| {
+            depth += i32::from(*char == '(');
+            let is_outside = depth == 0;
+            depth -= i32::from(*char == ')');
+            is_outside
+        })
+        .collect()
+}
+
+async fn bad_request() -> Answer {
+    let server = Server::start().await;
+    let answer = get(&server, "/topics/a?wait=x").answer().await;
+    let detail = answer.problem(400, "bad_request")["detail"].clone();
+    assert!(
+        detail.as_str().is_some_and(|detail| detail.contains("wait")),
+        "it names the parameter: {detail}"
+    );
+    answer
+}
+
+async fn forbidden_origin() -> Answer {
+    let server = Server::start().await;
+
+    get(&server, "/topics/a").header("origin", "https://elsewhere.example").answer().await
+}
+
+async fn forbidden_host() -> Answer {
+    let server = Server::start().await;
+
+    get(&server, "/topics/a").header("host", "rebound.example").answer().await
+}
+
+async fn not_found() -> Answer {
+    let server = Server::start().await;
+    for path in ["/nowhere", "/topics/", "/topics/a/b", "/events/", "/publish/x"] {
+        post(&server, path).answer().await.problem(404, "not_found");
+    }
+
+    get(&server, "/nowhere").answer().await
+}
+
+async fn method_not_allowed() -> Answer {
+    let server = Server::start().await;
+    for (method, path) in [
+        (Method::PUT, "/topics/a"),
+        (Method::PATCH, "/topics/a"),
+        (Method::DELETE, "/events"),
+        (Method::PUT, "/events"),
+        (Method::GET, "/publish"),
+        (Method::DELETE, "/publish"),
+        (Method::POST, "/topics"),
+        (Method::POST, "/stats"),
+        (Method::POST, "/health/live"),
+        (Method::POST, "/health/ready"),
+        (Method::POST, "/"),
+    ] {
+        let answer = request(&server, method.clone(), path).answer().await;
+        answer.problem(405, "method_not_allowed");
+        // RFC 9110 §15.5.6.
+        assert!(!answer.header("allow").is_empty(), "{method} {path}: {answer:?}");
+    }
+
+    request(&server, Method::PUT, "/topics/a").answer().await
+}
+
+async fn precondition_failed() -> Answer {
+    let server = Server::start().await;
+    publish(&server, "a", "x").await;
+
+    post(&server, "/topics/a").header("if-match", "\"0\"").body("y").answer().await
+}
+
+async fn too_large() -> Answer {
+    let server = Server::with(|config| config.max_payload = 10).await;
+
+    post(&server, "/topics/a").body("eleven char").answer().await
+}
+
+async fn unsupported_media_type() -> Answer {
+    let server = Server::start().await;
+    post(&server, "/events").body("{}").answer().await.problem(415, "unsupported_media_type");
+
+    post(&server, "/publish").body("[]").answer().await
+}
+
+async fn key_reused() -> Answer {
+    let server = Server::start().await;
+    let publish = |body: &'static str| post(&server, "/topics/a").header("idempotency-key", "k").body(body);
+    assert_eq!(publish("x").answer().await.status, 201);
+
+    publish("y").answer().await
+}
+
+async fn upgrade_required() -> Answer {
+    let server = Server::start().await;
+
+    get(&server, "/topics/a").header("upgrade", "websocket").answer().await
+}
+
+async fn rate_limited() -> Answer {
+    let server = Server::with(|config| config.publish_rate = 1).await;
+    let mut socket = Socket::open(&server, "/events").await;
+    let mut answer = post(&server, "/topics/a").body("x").answer().await;
+    // A second may pass between two of them, but not between all.
+    while answer.status == 201 {
+        answer = post(&server, "/topics/a").body("x").answer().await;
+    }
+    let many = vec![json!({"topic": "a", "data": 1}); 5];
+    let answers = post(&server, "/publish").json(&many).answer().await.json();
+    assert_eq!(answers[4]["code"], "rate_limited", "in its place: {answers}");
+    let mut said = socket.ask(json!({"type": "publish", "topic": "a", "data": 1})).await;
+    while said["type"] == "published" {
+        said = socket.ask(json!({"type": "publish", "topic": "a", "data": 1})).await;
+    }
+    assert_eq!((&said["type"], &said["code"]), (&json!("error"), &json!("rate_limited")), "{said}");
+    assert_eq!(socket.ask(json!({"type": "ping"})).await["type"], "pong", "the connection stays");
+    answer
+}
+
+async fn overloaded() -> Answer {
+    let server = Server::with(|config| config.max_connections = 1).await;
+    let mut first = Reader::open(&server, Transport::Ndjson, "topic=a").await;
+    refusal(&server, Transport::WebSocket, "/topics/a", &[]).await.problem(503, "overloaded");
+    let answer = refusal(&server, Transport::Poll, "/topics/a?after=0&wait=60", &[]).await;
+    let id = publish(&server, "a", "x").await;
+    assert_eq!(first.ids(1).await, [id], "who was first is served on");
+    answer
+}
+
+/// Publishing while the log fails, by each way there is.
+async fn failed(error: LogError) -> Answer {
+    let server = FailingServer::start().await;
+    let publish = || server.post("/topics/a").header("idempotency-key", "k").body("x").answer();
+    let first = publish().await;
+    assert_eq!(first.status, 201, "{first:?}");
+    server.fail(Some(error));
+    let answer = publish().await;
+    let code = answer.json()["code"].clone();
+    let items = json!([{"topic": "a", "data": 1}, {"topic": "b", "data": 2}]);
+    let answers = server.post("/publish").json(&items).answer().await.json();
+    assert_eq!((&answers[0]["code"], &answers[1]["code"]), (&code, &code), "{answers}");
+    server.fail(None);
+    assert_eq!(publish().await.id(), first.id(), "and later it works again");
+    answer
+}
+
+#[tokio::test]
+async fn an_event_stream_is_turned_away_from_an_overloaded_server_so_that_it_comes_back() {
+    let server = Server::with(|config| config.max_connections = 1).await;
+    let first = Reader::open(&server, Transport::Sse, "topic=a").await;
+    let cursor = first.cursor().to_owned();
+    let mut retries = BTreeSet::new();
+    for path in ["/topics/a", "/topics/*", "/events?topic=a"].repeat(4) {
+        let mut events = Events::of(Stream::open(&server, Transport::Sse, path, &[]).await);
+        assert_eq!(events.headers["content-type"], "text/event-stream", "{path}");
+        let event = events.next().await;
+        assert_eq!(event.event.as_deref(), Some("rejoin.closing"), "{path}");
+        let closing = frame_of(&event);
+        let retry_ms = event.retry.expect("a retry");
+        assert!((5_000..=30_000).contains(&retry_ms), "{path}: {retry_ms}");
+        let expected =
+            json!({"type": "closing", "code": "overloaded", "cursor": cursor, "retry_ms": retry_ms});
+        assert_eq!(closing, expected, "{path}");
+        assert!(events.try_next().await.is_none(), "{path}: the end");
+        retries.insert(retry_ms);
+    }
+    assert!(retries.len() > 3, "{retries:?}");
+    drop(first);
+}
+
+#[tokio::test]
+async fn a_stream_of_lines_is_turned_away_by_a_closing_and_nothing_else() {
+    let server = Server::with(|config| config.max_connections = 1).await;
+    let first = Reader::open(&server, Transport::Ndjson, "topic=a").await;
+    let mut lines = Lines::of(Stream::open(&server, Transport::Ndjson, "/topics/a", &[]).await);
+    let closing = lines.next().await;
+    let retry_ms = closing["retry_ms"].as_u64().expect("milliseconds");
+    let cursor = first.cursor();
+    assert_eq!(
+        closing,
+        json!({"type": "closing", "code": "overloaded", "cursor": cursor, "retry_ms": retry_ms})
+    );
+    assert!((5_000..=30_000).contains(&retry_ms), "{retry_ms}");
+    assert_eq!(lines.try_line().await, None);
+}
+
+#[tokio::test]
+async fn a_resuming_event_stream_that_is_turned_away_keeps_its_cursor() {
+    let server = Server::with(|config| config.max_connections = 1).await;
+    let cursor = publish(&server, "a", "seen").await;
+    let missed = publish(&server, "a", "missed").await;
+    let first = Reader::open(&server, Transport::Sse, "topic=a").await;
+    let headers = [("last-event-id", cursor.as_str())];
+    let mut events = Events::of(Stream::open(&server, Transport::Sse, "/events?topic=a", &headers).await);
+    events.next().await;
+    assert_eq!(events.cursor, cursor);
+    drop(first);
+    until_served(&server, 0).await;
+    let mut back = Reader::open(&server, Transport::Sse, &format!("topic=a&after={}", events.cursor)).await;
+    assert_eq!(back.ids(1).await, [missed]);
+}
+
+#[tokio::test]
+async fn a_page_is_told_of_the_overload_by_a_close_code_that_says_back_off() {
+    let server = Server::with(|config| config.max_connections = 1).await;
+    let first = Reader::open(&server, Transport::WebSocket, "topic=a").await;
+    let origin = server.http("");
+    let mut socket = Socket::shake_hands(&server, "/topics/a", &[("origin", &origin)]).await;
+    let error = socket.next().await;
+    assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("overloaded")), "{error}");
+    assert_eq!(socket.closed().await, (4100, "overloaded".to_owned()));
+    drop(first);
+}
+
+#[tokio::test]
+async fn a_log_that_fails_is_503_to_all_but_event_streams_which_it_would_stop_for_good() {
+    let server = FailingServer::start().await;
+    let cursor = server.post("/topics/a").body("x").answer().await.id();
+    server.fail(Some(LogError::Unavailable));
+    let with_cursor = format!("after={cursor}");
+    for start in ["", "after=0", "last=1", "since=1h", &with_cursor] {
+        let path = format!("/topics/a?wait=0&{start}");
+        server.get(&path).answer().await.problem(503, "unavailable");
+        let request = server.get(&path).header("accept", "text/event-stream");
+        let mut events = SseByteStream::new(Stream::of(request).await.chunks);
+        let event = within("an event", events.next()).await.expect("an event").expect("a well-formed one");
+        assert_eq!(event.event.as_deref(), Some("rejoin.closing"), "{start:?}");
+        let retry_ms = event.retry.expect("a retry");
+        assert!((5_000..=30_000).contains(&retry_ms), "{start:?}");
+        let mut expected = json!({"type": "closing", "code": "unavailable", "retry_ms": retry_ms});
+        // Who came without a cursor is given none: it comes back as it came.
+        if event.id.is_some() {
+            assert_eq!((event.id.as_deref(), start), (Some(&*cursor), &*with_cursor));
+            expected["cursor"] = json!(cursor);
+        }
+        let closing: Value = serde_json::from_str(&event.data.expect("data")).expect("JSON");
+        assert_eq!(closing, expected, "{start:?}");
+        assert!(within("the end", events.next()).await.is_none(), "{start:?}");
+        let mut request = server.get(&path);
+        for (name, value) in transport_headers(Transport::WebSocket) {
+            request = request.header(*name, *value);
+        }
+        request.answer().await.problem(503, "unavailable");
+    }
+    for path in ["/stats", "/topics", "/health/ready"] {
+        server.get(path).answer().await.problem(503, "unavailable");
+    }
+    assert_eq!(server.get("/health/live").answer().await.status, 200);
+    server.fail(None);
+    assert_eq!(server.get("/health/ready").answer().await.status, 200);
+}

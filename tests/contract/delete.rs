@@ -1,0 +1,125 @@
+//! `DELETE /topics/{topic}`: what is retained is forgotten, and who is behind is told.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    ask::{Ask, forget, get, now, number, publish, request, retained, text},
+    reader::Reader,
+    support::{Server, client::Transport},
+};
+
+#[tokio::test]
+async fn what_is_retained_is_forgotten_of_this_topic_alone() {
+    let server = Server::start().await;
+    publish(&server, "a", "1").await;
+    publish(&server, "b", "2").await;
+    forget(&server, "a").await;
+    assert_eq!(retained(&server, "a").await, [] as [Value; 0]);
+    assert_eq!(retained(&server, "b").await, ["2"]);
+    publish(&server, "a", "3").await;
+    assert_eq!(retained(&server, "a").await, ["3"]);
+    let page = get(&server, "/topics/*?after=0&wait=0").answer().await.json();
+    let data: Vec<_> =
+        page["messages"].as_array().expect("messages").iter().map(|it| text(&it["data"])).collect();
+    assert_eq!(data, ["2", "3"], "a pattern forgets it too");
+}
+
+#[tokio::test]
+async fn a_topic_without_messages_is_forgotten_too() {
+    let server = Server::start().await;
+    for _ in 0..2 {
+        let answer = request(&server, Method::DELETE, "/topics/nothing").answer().await;
+        assert_eq!((answer.status, answer.text()), (204, ""));
+    }
+}
+
+#[tokio::test]
+async fn who_had_everything_hears_nothing() {
+    let server = Server::start().await;
+    for transport in Transport::ALL {
+        for filter in ["a", "*"] {
+            let mut reader = Reader::open(&server, transport, &format!("topic={filter}")).await;
+            publish(&server, "a", "before").await;
+            assert_eq!(reader.next().await["data"], "before", "{transport} {filter}");
+            forget(&server, "a").await;
+            publish(&server, "a", "after").await;
+            assert_eq!(reader.next().await["data"], "after", "{transport} {filter}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_had_everything_comes_back_to_no_gap() {
+    let server = Server::start().await;
+    for transport in Transport::ALL {
+        for filter in ["a", "*"] {
+            let cursor = publish(&server, "a", "before").await;
+            forget(&server, "a").await;
+            let query = format!("topic={filter}&after={cursor}");
+            let mut quiet = Reader::open(&server, transport, &query).await;
+            publish(&server, "a", "after").await;
+            assert_eq!(quiet.next().await["data"], "after", "{transport} {filter}");
+            let mut late = Reader::open(&server, transport, &query).await;
+            assert_eq!(late.next().await["data"], "after", "{transport} {filter}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_behind_is_told_that_it_was_deleted() {
+    let server = Server::start().await;
+    for transport in Transport::ALL {
+        for filter in ["a", "*"] {
+            let cursor = now(&server).await;
+            let gone = publish(&server, "a", "gone").await;
+            forget(&server, "a").await;
+
+            let mut reader =
+                Reader::open(&server, transport, &format!("topic={filter}&after={cursor}")).await;
+            let gap = reader.gap().await;
+            let past = text(&gap["cursor"]);
+            assert_eq!(
+                gap,
+                json!({"type": "gap", "topic": "a", "after": cursor, "next": null, "cursor": past, "reason": "deleted"}),
+                "{transport} {filter}"
+            );
+            assert!(number(&past) >= number(&gone), "{transport} {filter}: past what is gone");
+
+            // Told once, it is not told again to who comes back with the cursor past it.
+            let mut again = Reader::open(&server, transport, &format!("topic={filter}&after={past}")).await;
+            let next = publish(&server, "a", "next").await;
+            assert_eq!(reader.ids(1).await, [next.as_str()], "{transport} {filter}");
+            assert_eq!(again.ids(1).await, [next.as_str()], "{transport} {filter}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_gap_names_what_was_published_since_as_the_next() {
+    let server = Server::start().await;
+    for transport in Transport::ALL {
+        for filter in ["a", "*"] {
+            let cursor = now(&server).await;
+            publish(&server, "a", "gone").await;
+            forget(&server, "a").await;
+            let next = publish(&server, "a", "next").await;
+            let mut reader =
+                Reader::open(&server, transport, &format!("topic={filter}&after={cursor}")).await;
+            let expected = json!({
+                "type": "gap", "topic": "a", "after": cursor, "next": next, "cursor": cursor, "reason": "deleted",
+            });
+            assert_eq!(reader.gap().await, expected, "{transport} {filter}");
+            assert_eq!(reader.ids(1).await, [next], "{transport} {filter}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn ids_do_not_go_back_after_a_delete() {
+    let server = Server::start().await;
+    let before = number(&publish(&server, "a", "1").await);
+    forget(&server, "a").await;
+    assert!(number(&now(&server).await) >= before);
+    assert!(number(&publish(&server, "a", "2").await) > before);
+}

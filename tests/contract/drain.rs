@@ -1,0 +1,166 @@
+//! The end of a server: everybody is told, after everything that was accepted before.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use crate::{
+    ask::{Ask, client, get, now, publish, publish_all, until_served, within},
+    reader::{Events, Lines, Reader, Socket, frame_of},
+    support::{Server, client::Transport},
+};
+
+#[track_caller]
+fn assert_closing(closing: &Value, cursor: &str) {
+    let retry_ms = closing["retry_ms"].as_u64().expect("a number of milliseconds");
+    assert_eq!(
+        *closing,
+        json!({"type": "closing", "code": "draining", "cursor": cursor, "retry_ms": retry_ms})
+    );
+    assert!((1_000..=3_000).contains(&retry_ms), "{retry_ms}");
+}
+
+async fn ends(server: Server) {
+    within("the end of the server", server.stop()).await;
+}
+
+#[tokio::test]
+async fn an_event_stream_is_told_and_ended() {
+    let server = Server::start().await;
+    let mut raw = Events::open(&server, "/topics/a").await;
+    let mut envelopes = Events::open(&server, "/events?topic=a").await;
+    let id = publish(&server, "a", "x").await;
+    raw.next().await;
+    envelopes.next().await;
+    server.shutdown.drain();
+    for events in [&mut raw, &mut envelopes] {
+        let closing = events.next().await;
+        assert_eq!(closing.event.as_deref(), Some("rejoin.closing"));
+        assert_closing(&frame_of(&closing), &id);
+        assert!(events.try_next().await.is_none(), "the end");
+    }
+    ends(server).await;
+}
+
+#[tokio::test]
+async fn a_stream_of_lines_is_told_and_ended() {
+    let server = Server::start().await;
+    let mut lines = Lines::open(&server, "/topics/a").await;
+    let id = publish(&server, "a", "x").await;
+    lines.next().await;
+    server.shutdown.drain();
+    assert_closing(&lines.next().await, &id);
+    assert_eq!(lines.try_line().await, None);
+    ends(server).await;
+}
+
+#[tokio::test]
+async fn a_websocket_is_told_and_closed_with_4200() {
+    let server = Server::start().await;
+    let mut socket = Socket::open(&server, "/topics/a").await;
+    let id = publish(&server, "a", "x").await;
+    socket.next().await;
+    server.shutdown.drain();
+    assert_closing(&socket.next().await, &id);
+    assert_eq!(socket.closed().await, (4200, "draining".to_owned()));
+    drop(socket);
+    ends(server).await;
+}
+
+#[tokio::test]
+async fn a_held_poll_is_answered_early_with_its_cursor() {
+    let server = Server::start().await;
+    let cursor = now(&server).await;
+    let mut held = std::pin::pin!(get(&server, &format!("/topics/a?after={cursor}&wait=60")).answer());
+    assert!(held.as_mut().now_or_never().is_none());
+    tokio::select! {
+        answer = &mut held => panic!("answered without cause: {answer:?}"),
+        () = until_served(&server, 1) => {}
+    }
+    server.shutdown.drain();
+    assert_eq!(held.await.json(), json!({"messages": [], "cursor": cursor}));
+    ends(server).await;
+}
+
+#[tokio::test]
+async fn what_was_accepted_before_a_drain_is_given_out_first() {
+    for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
+        for filter in ["a", "*"] {
+            let server = Server::start().await;
+            let mut live = Reader::open(&server, transport, &format!("topic={filter}")).await;
+            let ids = publish_all(&server, "a", 1..=900).await;
+            let mut late = Reader::open(&server, transport, &format!("topic={filter}&after=0")).await;
+            server.shutdown.drain();
+            for reader in [&mut live, &mut late] {
+                assert_eq!(reader.ids(900).await, ids, "{transport} {filter}");
+                assert_closing(&reader.next().await, &ids[899]);
+            }
+            // A WebSocket's close is answered by reading on to it.
+            if let (Reader::WebSocket(live), Reader::WebSocket(late)) = (&mut live, &mut late) {
+                live.closed().await;
+                late.closed().await;
+            }
+            drop((live, late));
+            ends(server).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replay_that_is_under_way_is_finished_before_the_close() {
+    let server = Server::start().await;
+    let ids = publish_all(&server, "a", 1..=900).await;
+    let mut socket = Socket::open(&server, "/events").await;
+    let first = socket.ask(json!({"type": "subscribe", "topic": "a", "after": "0"})).await;
+    assert_eq!(first["id"], ids[0]);
+    server.shutdown.drain();
+    for id in &ids[1..] {
+        assert_eq!(socket.next().await["id"], *id);
+    }
+    assert_eq!(socket.next().await["type"], "subscribed");
+    let cursor = socket.cursor.clone();
+    assert_closing(&socket.next().await, &cursor);
+    assert_eq!(socket.closed().await.0, 4200);
+    drop(socket);
+    ends(server).await;
+}
+
+#[tokio::test]
+async fn nobody_is_let_in_any_more() {
+    let server = Server::start().await;
+    let addr = server.addr;
+    server.shutdown.drain();
+    within("that no connection is accepted", async { while TcpStream::connect(addr).await.is_ok() {} }).await;
+    ends(server).await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_does_not_keep_the_server_from_ending() {
+    let server = Server::start().await;
+    let silent = TcpStream::connect(server.addr).await.expect("a connection");
+    let client = client();
+    let url = server.http("/stats");
+    let response = within("an answer", client.get(&url).send()).await.expect("an answer");
+    assert_eq!(response.status(), 200);
+    drop(response.bytes().await);
+    ends(server).await;
+    drop((client, silent));
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_does_not_hold_the_server_up_beyond_the_grace() {
+    let server = Server::with(|config| {
+        config.drain_grace = Duration::from_millis(500);
+        config.retain_bytes = 64 << 20;
+    })
+    .await;
+    let socket = Socket::open(&server, "/topics/a").await;
+    let events = Events::open(&server, "/topics/a").await;
+    for _ in 0..60 {
+        publish(&server, "a", "x".repeat(200_000)).await;
+    }
+    ends(server).await;
+    drop((socket, events));
+}

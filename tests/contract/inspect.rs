@@ -1,0 +1,115 @@
+//! What an operator asks.
+
+use serde_json::json;
+
+use crate::{
+    ask::{Ask, get, number, publish, publish_all, text},
+    failing::FailingServer,
+    reader::Reader,
+    support::{Server, client::Transport},
+};
+
+#[tokio::test]
+async fn topics_are_listed_with_what_is_retained_and_who_reads_here() {
+    let server = Server::with(|config| config.retain_messages = 3).await;
+    publish_all(&server, "b", 1..=4).await;
+    let newest = publish(&server, "b", "5").await;
+    publish(&server, "a", "1").await;
+    let _readers = [
+        Reader::open(&server, Transport::Sse, "topic=b").await,
+        Reader::open(&server, Transport::WebSocket, "topic=b&topic=a").await,
+    ];
+    let listed = get(&server, "/topics").answer().await.json();
+    let topics = listed["topics"].as_array().expect("topics");
+    assert_eq!(topics.iter().map(|topic| text(&topic["topic"])).collect::<Vec<_>>(), ["a", "b"]);
+    let bytes = &topics[1]["bytes"];
+    let expected = json!({"topic": "b", "newest": newest, "messages": 3, "bytes": bytes, "subscribers": 2});
+    assert_eq!(topics[1], expected);
+    assert!(bytes.is_u64(), "{bytes}");
+    assert_eq!(topics[0]["subscribers"], 1);
+}
+
+#[tokio::test]
+async fn topics_are_listed_by_name_a_page_at_a_time() {
+    let server = Server::start().await;
+    let names: Vec<_> = (0..120).map(|number| format!("t{number:03}")).collect();
+    for name in names.iter().rev() {
+        publish(&server, name, "x").await;
+    }
+    for (query, limit) in
+        [("", 100), ("&limit=1", 1), ("&limit=50", 50), ("&limit=120", 120), ("&limit=1000", 1000)]
+    {
+        let mut seen = Vec::new();
+        let mut after = String::new();
+        loop {
+            let page = get(&server, &format!("/topics?after={after}{query}")).answer().await.json();
+            let topics = page["topics"].as_array().expect("topics");
+            assert!(topics.len() <= limit, "{query}");
+            seen.extend(topics.iter().map(|topic| text(&topic["topic"])));
+            match page["next"].as_str() {
+                Some(next) => after = next.to_owned(),
+                None => break,
+            }
+        }
+        assert_eq!(seen, names, "{query}");
+    }
+    for wrong in ["limit=0", "limit=1001", "limit=x", "limit=1&limit=1"] {
+        get(&server, &format!("/topics?{wrong}")).answer().await.problem(400, "bad_request");
+    }
+}
+
+#[tokio::test]
+async fn there_is_a_page_that_publishes_and_listens() {
+    let server = Server::start().await;
+    let answer = get(&server, "/").answer().await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.header("content-type").starts_with("text/html"), "{:?}", answer.headers);
+}
+
+#[tokio::test]
+async fn stats_count_what_is_retained_and_who_is_served() {
+    let server = Server::start().await;
+    let _reader = Reader::open(&server, Transport::Ndjson, "topic=a").await;
+    publish_all(&server, "a", 1..=4).await;
+    let newest = publish(&server, "b", "5").await;
+    let stats = get(&server, "/stats").answer().await.json();
+    assert_eq!((&stats["messages"], &stats["connections"]), (&json!(5), &json!(1)), "{stats}");
+    assert_eq!((&stats["topics"], &stats["newest"]), (&json!(2), &json!(newest)), "{stats}");
+    assert!(stats["bytes"].is_u64() && stats["uptime_seconds"].is_u64(), "{stats}");
+    assert_eq!(stats["version"], env!("CARGO_PKG_VERSION"), "{stats}");
+    assert!(number(&text(&stats["began"])) < number(&newest), "{stats}");
+}
+
+#[tokio::test]
+async fn metrics_are_in_the_text_format_of_prometheus() {
+    let server = Server::start().await;
+    let answer = get(&server, "/metrics").answer().await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(answer.header("content-type").starts_with("text/plain"), "{answer:?}");
+    assert!(answer.text().lines().any(|line| line.starts_with("# TYPE ")), "{answer:?}");
+}
+
+#[tokio::test]
+async fn readiness_is_proven_by_a_round_trip() {
+    let server = FailingServer::start().await;
+    let ready = async || server.get("/health/ready").answer().await;
+    assert_eq!(ready().await.status, 200);
+    for failure in [rejoin::log::LogError::Unavailable, rejoin::log::LogError::UnknownOutcome] {
+        server.fail(Some(failure));
+        assert_eq!(ready().await.status, 503, "{failure:?}");
+        assert_eq!(server.get("/health/live").answer().await.status, 200);
+    }
+    server.fail(None);
+    assert_eq!(ready().await.status, 200);
+}
+
+#[tokio::test]
+async fn the_proof_of_readiness_leaves_nothing_behind() {
+    let server = Server::start().await;
+    let newest = publish(&server, "a", "x").await;
+    for _ in 0..3 {
+        assert_eq!(get(&server, "/health/ready").answer().await.status, 200);
+    }
+    let stats = get(&server, "/stats").answer().await.json();
+    assert_eq!((&stats["messages"], &stats["newest"]), (&json!(1), &json!(newest)), "{stats}");
+}

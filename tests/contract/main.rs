@@ -1,0 +1,31 @@
+//! The contract, sentence by sentence: each test is named as a claim of `docs/protocol.md`, and speaks to a real
+//! server through a real client.
+
+mod ask;
+mod batch;
+mod breakout;
+mod codes;
+mod commands;
+mod conditions;
+mod cursors;
+mod delete;
+mod drain;
+mod ephemeral;
+mod failing;
+mod frames;
+mod gaps;
+mod guard;
+mod http1;
+mod http2;
+mod inspect;
+mod poll;
+mod publish;
+mod reader;
+mod replay;
+mod slow;
+mod sse;
+mod start;
+mod subscribe;
+#[path = "../support/mod.rs"]
+mod support;
+mod websocket;

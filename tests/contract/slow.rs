@@ -1,0 +1,147 @@
+//! Readers that take nothing: they are told of the gap, or closed, and hold nobody else up.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde_json::Value;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::{
+    ask::{forget, number, publish, text, until_served, within},
+    reader::{Reader, Socket, Stream},
+    support::{Server, client::Transport},
+};
+
+/// What no two sockets hold between them.
+const MESSAGES: usize = 60;
+const MESSAGE_BYTES: usize = 200_000;
+
+async fn publish_much(server: &Server) -> Vec<String> {
+    let mut ids = Vec::new();
+    for _ in 0..MESSAGES {
+        ids.push(publish(server, "a", "x".repeat(MESSAGE_BYTES)).await);
+    }
+    ids
+}
+
+/// A server that closes who takes nothing for a second, and retains what such a reader has not got.
+async fn impatient() -> Server {
+    Server::with(|config| {
+        config.write_timeout = Duration::from_secs(1);
+        config.retain_bytes = 64 << 20;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_told_of_the_gap() {
+    for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
+        let server = Server::with(|config| config.retain_messages = 2).await;
+        let mut reader = Reader::open(&server, transport, "topic=a").await;
+        let ids = publish_much(&server).await;
+        let mut expected = ids.iter();
+        let mut gaps = 0;
+        while let Some(id) = expected.next() {
+            let cursor = reader.cursor().to_owned();
+            let frame = reader.next().await;
+            if frame["type"] == "gap" {
+                gaps += 1;
+                assert_eq!((text(&frame["after"]), &frame["reason"]), (cursor, &Value::from("retention")));
+                let next = text(&frame["next"]);
+                assert!(number(&next) > number(id), "{transport}: the gap is none: {frame}");
+                assert_eq!(reader.ids(1).await, [next.as_str()], "{transport}");
+                expected.by_ref().find(|id| **id == next).expect("the next is one of those");
+            } else {
+                assert_eq!(text(&frame["id"]), *id, "{transport}");
+            }
+        }
+        assert!(gaps > 0, "{transport}: too little was published to fall behind");
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut() {
+    let server = impatient().await;
+    let mut slow = Socket::open(&server, "/topics/a").await;
+    let mut other = Reader::open(&server, Transport::WebSocket, "topic=a").await;
+    let (ids, ()) = tokio::join!(publish_much(&server), async {
+        other.ids(MESSAGES).await;
+    });
+    until_served(&server, 1).await;
+
+    let mut seen = 0;
+    let mut closing = Value::Null;
+    let close = loop {
+        match within("the end of the socket", slow.stream.next()).await {
+            Some(Ok(Message::Text(json))) => {
+                let frame: Value = serde_json::from_str(&json).expect("whole frames");
+                if frame["type"] == "closing" {
+                    closing = frame;
+                } else {
+                    assert_eq!(frame["id"], ids[seen], "what came is whole and in order");
+                    seen += 1;
+                }
+            }
+            Some(Ok(Message::Close(close))) => break close,
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => break None,
+        }
+    };
+    assert!(seen < MESSAGES, "too little was published to fall behind");
+    if let Some(close) = close {
+        assert_eq!((u16::from(close.code), close.reason.as_str()), (4101, "too_slow"));
+        assert_eq!(closing["code"], "too_slow", "{closing}");
+        let retry_ms = closing["retry_ms"].as_u64().expect("milliseconds");
+        assert!((5_000..=30_000).contains(&retry_ms), "{closing}");
+        assert_eq!(closing["cursor"], ids[seen - 1], "{closing}: what was given is what has come");
+    }
+    let id = publish(&server, "a", "the other stays").await;
+    assert_eq!(other.ids(1).await, [id]);
+}
+
+#[tokio::test]
+async fn a_stream_that_takes_nothing_is_cut() {
+    let server = impatient().await;
+    for transport in [Transport::Sse, Transport::Ndjson] {
+        let mut slow = Stream::open(&server, transport, "/events?topic=a", &[]).await;
+        let mut other = Reader::open(&server, transport, "topic=a").await;
+        tokio::join!(publish_much(&server), async {
+            other.ids(MESSAGES).await;
+        });
+        until_served(&server, 1).await;
+        let mut bytes = 0;
+        let error = loop {
+            match within("the end of the stream", slow.chunks.next()).await {
+                Some(Ok(chunk)) => bytes += chunk.len(),
+                Some(Err(error)) => break Some(error),
+                None => break None,
+            }
+        };
+        assert!(error.is_some(), "{transport}: a stream that was cut must not look complete");
+        assert!(bytes < MESSAGES * MESSAGE_BYTES, "{transport}: too little was published to fall behind");
+        let id = publish(&server, "a", "the other stays").await;
+        assert_eq!(other.ids(1).await, [id], "{transport}");
+    }
+}
+
+#[tokio::test]
+async fn who_was_closed_as_too_slow_comes_back_to_what_it_missed() {
+    let server = impatient().await;
+    for (transport, other) in [
+        (Transport::WebSocket, Transport::Poll),
+        (Transport::Sse, Transport::Ndjson),
+        (Transport::Ndjson, Transport::WebSocket),
+    ] {
+        let mut slow = Reader::open(&server, transport, "topic=a").await;
+        let id = publish(&server, "a", "taken").await;
+        assert_eq!(slow.ids(1).await, [id], "{transport}");
+        let ids = publish_much(&server).await;
+        until_served(&server, 0).await;
+        let query = format!("topic=a&after={}", slow.cursor());
+        let mut back = Reader::open(&server, other, &query).await;
+        assert_eq!(back.ids(MESSAGES).await, ids, "{transport} {other}");
+        drop(back);
+        until_served(&server, 0).await;
+        forget(&server, "a").await;
+    }
+}

@@ -1,0 +1,292 @@
+//! WebSocket: the handshake, the frames, and the protocol below them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::{
+    Error, Message,
+    protocol::frame::{
+        Frame,
+        coding::{Data, OpCode},
+    },
+};
+
+use crate::{
+    ask::{
+        Ask, forget, get, now, post, publish, publish_as, retained, text, topic_path, until_served, within,
+    },
+    reader::{Socket, refusal, transport_headers},
+    support::{Server, client::Transport},
+};
+
+#[tokio::test]
+async fn the_subprotocol_is_spoken_offered_or_not_and_alone_is_echoed() {
+    let server = Server::start().await;
+    for (offered, echoed) in [
+        (&[][..], None),
+        (&[("sec-websocket-protocol", "rejoin.v1")], Some("rejoin.v1")),
+        (&[("sec-websocket-protocol", "bearer.x, rejoin.v1")], Some("rejoin.v1")),
+        (&[("sec-websocket-protocol", "rejoin.v1,bearer.x")], Some("rejoin.v1")),
+    ] {
+        let mut socket = Socket::open_with(&server, "/topics/a", offered).await;
+        let protocol = socket.response.headers().get("sec-websocket-protocol");
+        assert_eq!(protocol.map(|value| value.to_str().expect("visible ASCII")), echoed, "{offered:?}");
+        assert_eq!(socket.opening["type"], "open");
+        let id = publish(&server, "a", "x").await;
+        assert_eq!(socket.next().await["id"], id);
+    }
+}
+
+#[tokio::test]
+async fn each_frame_is_a_text_with_one_object() {
+    let server = Server::start().await;
+    let mut socket = Socket::open(&server, "/topics/a").await;
+    for _ in 0..100 {
+        publish(&server, "a", "a\nb").await;
+    }
+    for _ in 0..100 {
+        let Message::Text(json) = socket.next_data().await else { panic!("a text frame") };
+        let frame: Value = serde_json::from_str(&json).expect("one object");
+        assert_eq!(frame["data"], "a\nb");
+        assert!(!json.contains('\n'), "{json:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_neither_json_nor_text_is_a_binary_frame_of_envelope_line_feed_and_bytes() {
+    let server = Server::start().await;
+    let payload = b"\xff\n\n{\"type\":\"message\"}\n\0";
+    let mut live = Socket::open(&server, "/topics/a").await;
+    let request =
+        post(&server, "/topics/a?event=snap").header("content-type", "image/png").body(&payload[..]);
+    let id = request.answer().await.id();
+    let expected = json!({
+        "type": "message", "topic": "a", "id": id, "event": "snap", "content_type": "image/png",
+        "encoding": "binary",
+    });
+    let mut late = Socket::open(&server, "/topics/a?after=0").await;
+    for socket in [&mut live, &mut late] {
+        assert_binary(&socket.next_data().await, &expected, payload);
+    }
+
+    let mut replayed = Socket::open(&server, "/events").await;
+    replayed.send(json!({"type": "subscribe", "topic": "a", "after": "0"})).await;
+    let mut expected = expected;
+    expected["replay"] = json!(true);
+    assert_binary(&replayed.next_data().await, &expected, payload);
+
+    let id = publish_as(&server, "b", "application/octet-stream", "").await;
+    let mut empty = Socket::open(&server, "/topics/b?after=0").await;
+    let expected = json!({
+        "type": "message", "topic": "b", "id": id, "content_type": "application/octet-stream",
+        "encoding": "binary",
+    });
+    assert_binary(&empty.next_data().await, &expected, b"");
+}
+
+#[track_caller]
+fn assert_binary(message: &Message, envelope: &Value, payload: &[u8]) {
+    let Message::Binary(frame) = message else { panic!("a binary frame, and not {message:?}") };
+    let end = frame.iter().position(|&byte| byte == b'\n').expect("a line feed");
+    let found: Value = serde_json::from_slice(&frame[..end]).expect("an envelope before the line feed");
+    assert_eq!(found, *envelope);
+    assert_eq!(frame[end + 1..], *payload);
+}
+
+#[tokio::test]
+async fn a_ping_is_answered_with_its_payload() {
+    let server = Server::start().await;
+    let mut socket = Socket::open(&server, "/topics/a").await;
+    for payload in [&b""[..], b"x", &[7; 125]] {
+        socket.send_message(Message::Ping(payload.into())).await;
+        assert_eq!(socket.next_message().await, Message::Pong(payload.into()));
+    }
+}
+
+#[tokio::test]
+async fn a_close_is_answered_and_ends_the_connection() {
+    let server = Server::start().await;
+    let mut socket = Socket::open(&server, "/topics/a").await;
+    within("the close is sent", socket.stream.close(None)).await.expect("an open socket");
+    let end = socket.ended().await;
+    assert!(matches!(end, None | Some(Error::ConnectionClosed)), "{end:?}");
+    drop(socket);
+    until_served(&server, 0).await;
+}
+
+/// What a client does wrong, as bytes on the connection or as a message.
+enum Wrong {
+    Sends(Message),
+    Writes(Vec<u8>),
+}
+
+fn raw(payload: Vec<u8>, opcode: OpCode) -> Wrong {
+    Wrong::Sends(Message::Frame(Frame::message(payload, opcode, true)))
+}
+
+#[tokio::test]
+async fn who_breaks_the_protocol_or_a_limit_is_closed_with_its_code_and_nobody_else_is() {
+    let server = Server::start().await;
+    let mut bystander = Socket::open(&server, "/topics/a").await;
+    let long = 64 << 20;
+    let wrongs = [
+        ("a binary frame", Wrong::Sends(Message::binary(&b"{}"[..])), 1003),
+        ("a text that is not UTF-8", raw(b"\"\xff\"".to_vec(), OpCode::Data(Data::Text)), 1007),
+        ("a text that is too long", Wrong::Sends(Message::text(" ".repeat(8 << 20))), 1009),
+        ("a length that is too long", Wrong::Writes(masked_header(0x81, long)), 1009),
+        ("a frame that is not masked", Wrong::Writes(b"\x81\x02{}".to_vec()), 1002),
+        ("a reserved opcode", Wrong::Writes(b"\x83\x80\0\0\0\0".to_vec()), 1002),
+        ("a reserved bit", Wrong::Writes(b"\xc1\x80\0\0\0\0".to_vec()), 1002),
+        ("a continuation of nothing", Wrong::Writes(b"\x80\x80\0\0\0\0".to_vec()), 1002),
+        ("a ping in pieces", Wrong::Writes(b"\x09\x80\0\0\0\0".to_vec()), 1002),
+    ];
+    for (what, wrong, expected) in wrongs {
+        let mut socket = Socket::open(&server, "/topics/a").await;
+        match wrong {
+            // A refusal may come before all was taken.
+            Wrong::Sends(message) => _ = futures_util::SinkExt::send(&mut socket.stream, message).await,
+            Wrong::Writes(bytes) => socket.wire().write_all(&bytes).await.expect("an open connection"),
+        }
+        assert_eq!(socket.closed().await.0, expected, "{what}");
+        let id = publish(&server, "a", what).await;
+        assert_eq!(bystander.next().await["id"], id, "{what}");
+    }
+}
+
+/// The head of a client's frame of that length, with the mask 0.
+fn masked_header(first: u8, length: u64) -> Vec<u8> {
+    [&[first, 0xff][..], &length.to_be_bytes(), &[0; 4]].concat()
+}
+
+#[tokio::test]
+async fn a_command_in_pieces_with_a_ping_between_is_understood() {
+    let server = Server::start().await;
+    let mut socket = Socket::open(&server, "/events").await;
+    for bytes in [&b"\x01\x89\0\0\0\0{\"type\":\""[..], b"\x89\x81\0\0\0\0p", b"\x80\x86\0\0\0\0ping\"}"] {
+        socket.wire().write_all(bytes).await.expect("an open connection");
+    }
+    assert_eq!(socket.next_message().await, Message::Pong(b"p"[..].into()));
+    assert_eq!(socket.next().await, json!({"type": "pong"}));
+}
+
+#[tokio::test]
+async fn a_peer_that_stays_silent_for_two_heartbeats_is_pinged_and_dropped() {
+    let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
+    let mut socket = Socket::open(&server, "/events").await;
+    // Read past tungstenite, nothing is answered.
+    let mut bytes = Vec::new();
+    within("the end of the connection", socket.wire().read_to_end(&mut bytes)).await.ok();
+    assert!(bytes.windows(2).any(|two| two == [0x89, 0]), "a ping: {bytes:?}");
+    until_served(&server, 0).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_answers_pings_stays() {
+    let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
+    let mut socket = Socket::open(&server, "/topics/a").await;
+    let mut pings = 0;
+    while pings < 8 {
+        pings += u32::from(socket.next_message().await.is_ping());
+    }
+    let id = publish(&server, "a", "x").await;
+    let mut frame = socket.next().await;
+    while frame["type"] == "cursor" {
+        frame = socket.next().await;
+    }
+    assert_eq!(frame["id"], id);
+}
+
+#[tokio::test]
+async fn an_upgrade_that_is_not_rfc_6455_version_13_is_426() {
+    let server = Server::start().await;
+    let without = |name: &str, instead: Option<&'static str>| {
+        let kept = transport_headers(Transport::WebSocket).iter().filter(|(known, _)| *known != name);
+        kept.copied().chain(instead.map(|value| ("instead", value))).collect::<Vec<_>>()
+    };
+    let cases = [
+        ("sec-websocket-version", None),
+        ("sec-websocket-version", Some("8")),
+        ("sec-websocket-version", Some("14")),
+        ("sec-websocket-key", None),
+        ("sec-websocket-key", Some("short")),
+        ("connection", None),
+    ];
+    for (name, instead) in cases {
+        for path in ["/topics/a", "/events", "/topics/a..b"] {
+            for origin in [None, Some(("origin", server.http("")))] {
+                let mut request = get(&server, path);
+                for (known, value) in without(name, instead) {
+                    request = request.header(if known == "instead" { name } else { known }, value);
+                }
+                if let Some((name, value)) = &origin {
+                    request = request.header(*name, value);
+                }
+                let answer = request.answer().await;
+                answer.problem(426, "upgrade_required");
+                assert_eq!(answer.header("upgrade"), "websocket", "{name} {instead:?}");
+                assert_eq!(answer.header("sec-websocket-version"), "13", "{name} {instead:?}");
+                assert_eq!(answer.header("connection").to_ascii_lowercase(), "close", "{name} {instead:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_body_of_an_ancient_handshake_is_not_read_as_a_request() {
+    let server = Server::start().await;
+    let mut wire = tokio::net::TcpStream::connect(server.addr).await.expect("a connection");
+    let smuggled = "DELETE /topics/a HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    publish(&server, "a", "kept").await;
+    let ancient = "GET /topics/a HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\
+                   Sec-WebSocket-Key1: 18x 6]8vM;54 *(5:  {   U1]8  z [  8\r\n\r\n";
+    wire.write_all(format!("{ancient}{smuggled}").as_bytes()).await.expect("an open connection");
+    let mut answer = String::new();
+    within("the end of the connection", wire.read_to_string(&mut answer)).await.ok();
+    assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    assert_eq!(retained(&server, "a").await, ["kept"]);
+}
+
+/// What is refused, its status, its word and its close code.
+const REFUSED: [(&str, u16, &str, u16); 5] = [
+    ("/topics/a..b", 400, "bad_request", 4000),
+    ("/topics/a?after=nonsense", 400, "bad_request", 4000),
+    ("/events?topic=a&last=-1", 400, "bad_request", 4000),
+    ("/topics/%FF", 400, "bad_request", 4000),
+    ("/nowhere", 404, "not_found", 4000),
+];
+
+#[tokio::test]
+async fn who_has_no_origin_is_refused_with_the_real_status() {
+    let server = Server::start().await;
+    for (path, status, code, _) in REFUSED {
+        refusal(&server, Transport::WebSocket, path, &[]).await.problem(status, code);
+    }
+}
+
+#[tokio::test]
+async fn who_has_an_origin_is_refused_by_101_an_error_and_a_close_code() {
+    let server = Server::start().await;
+    let origin = server.http("");
+    for (path, _, code, close) in REFUSED {
+        let mut socket = Socket::shake_hands(&server, path, &[("origin", &origin)]).await;
+        let error = socket.next().await;
+        assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!(code)), "{path}: {error}");
+        assert!(!text(&error["detail"]).is_empty(), "{path}: {error}");
+        assert_eq!(socket.closed().await, (close, code.to_owned()), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_gap_comes_before_the_messages_and_binary_ones_are_no_exception() {
+    let server = Server::start().await;
+    let cursor = now(&server).await;
+    publish(&server, "a", "gone").await;
+    forget(&server, "a").await;
+    let next = publish_as(&server, "a", "image/png", &b"\xff"[..]).await;
+    let mut socket = Socket::open(&server, &format!("{}?after={cursor}", topic_path("a"))).await;
+    let gap = socket.next().await;
+    assert_eq!((&gap["type"], &gap["next"]), (&json!("gap"), &json!(next)));
+    assert!(socket.next_data().await.is_binary());
+}
