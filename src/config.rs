@@ -2,12 +2,12 @@
 
 mod origin;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, str::FromStr, time::Duration};
 
 use clap::Parser;
 
 pub use self::origin::{Origin, ParseOriginError};
-use crate::log::Retention;
+use crate::log::{Address, ParseAddressError, Retention};
 
 /// Realtime push over WebSocket, Server-Sent Events, NDJSON and long-polling, with one cursor that
 /// resumes on any of them.
@@ -18,8 +18,9 @@ pub struct Config {
     #[arg(long, env = "REJOIN_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:7070")]
     pub listen: SocketAddr,
 
-    /// Where messages are kept.
-    #[arg(long, env = "REJOIN_LOG", value_name = "LOG", default_value = "memory")]
+    /// Where messages are kept: `memory`, or `redis://[user:password@]host[:port][/db][?prefix=name]`,
+    /// `rediss://…` or `unix:///path`.
+    #[arg(long, env = "REJOIN_LOG", value_name = "LOG", default_value = "memory", hide_env_values = true)]
     pub log: LogKind,
 
     /// How often a quiet connection shows that it lives.
@@ -76,10 +77,26 @@ pub struct Config {
 }
 
 /// Which log keeps the messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Debug)]
 pub enum LogKind {
     /// The memory of this process.
     Memory,
+    /// A Redis or Valkey server, shared by replicas.
+    Redis(Box<Address>),
+}
+
+impl FromStr for LogKind {
+    type Err = ParseAddressError;
+
+    fn from_str(text: &str) -> Result<Self, ParseAddressError> {
+        if text == "memory" {
+            return Ok(Self::Memory);
+        }
+        let credential = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let address: Address = text.parse()?;
+        let (username, password) = (credential("REJOIN_REDIS_USERNAME"), credential("REJOIN_REDIS_PASSWORD"));
+        Ok(Self::Redis(Box::new(address.or_credentials(username, password))))
+    }
 }
 
 impl Default for Config {

@@ -7,7 +7,7 @@
 //!
 //! - [`http`]: the routes, an adapter for each transport, the accept loop
 //! - [`broker`]: publish, subscribe, and the [`Subscription`](broker::Subscription) that moves its cursor
-//! - [`log`]: the [`Log`](log::Log) itself, in memory
+//! - [`log`]: the [`Log`](log::Log) itself, in memory or in Redis
 //! - [`message`]: topics, ids, messages: pure values
 
 pub mod broker;
@@ -21,7 +21,11 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
-use crate::{broker::Broker, log::MemoryLog};
+use crate::{
+    broker::Broker,
+    config::LogKind,
+    log::{Log, MemoryLog, RedisLog},
+};
 pub use crate::{
     config::Config,
     http::{App, Drained, router},
@@ -37,7 +41,10 @@ pub async fn serve(
     config: Arc<Config>,
     shutdown: Shutdown,
 ) -> std::io::Result<Drained> {
-    let log = MemoryLog::start(config.retention());
+    let log: Arc<dyn Log> = match &config.log {
+        LogKind::Memory => MemoryLog::start(config.retention()),
+        LogKind::Redis(address) => RedisLog::start((**address).clone(), &config.retention()),
+    };
     let app = App::new(Broker::new(log), config, shutdown);
     let router = router(app.clone());
     Ok(http::serve(app, router, listener).await)

@@ -5,6 +5,7 @@
 mod ephemeral;
 mod memory;
 mod position;
+mod redis;
 mod tail;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ pub use self::{
     ephemeral::Ephemerals,
     memory::{MemoryLog, Retention},
     position::{Beginning, Gap, Page, Position, Reason, Start},
+    redis::{Address, ParseAddressError, RedisLog},
     tail::{Follower, Tail, Uncovered, merge},
 };
 use crate::message::{Draft, Id, Message, Pattern, Topic};

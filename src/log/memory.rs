@@ -1,7 +1,7 @@
 //! The embedded log: everything in memory, one critical section for each append.
 
 mod keys;
-mod patterns;
+pub(super) mod patterns;
 mod retention;
 mod state;
 

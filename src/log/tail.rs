@@ -88,6 +88,38 @@ impl Tail {
         self.newest.store(id.get(), Ordering::Release);
     }
 
+    /// Lets go of everything up to `upto`: only from there on is the tail complete.
+    pub fn forget(&self, upto: Id, mut gone: impl FnMut(Arc<Message>)) {
+        let mut ring = self.ring();
+        while ring.oldest().is_some_and(|oldest| oldest.id <= upto) {
+            ring.pop().into_iter().for_each(&mut gone);
+        }
+        ring.complete_from = ring.complete_from.max(upto);
+        drop(ring);
+        self.newest.fetch_max(upto.get(), Ordering::AcqRel);
+    }
+
+    /// Puts `older` messages, oldest first, before those that are here: now it is complete from `from` on.
+    ///
+    /// False, and nothing is done, if the tail was not complete from `was` on any more.
+    pub fn prepend(&self, older: &[Arc<Message>], from: Id, was: Id) -> bool {
+        let mut ring = self.ring();
+        if ring.complete_from != was {
+            return false;
+        }
+        for message in older.iter().rev() {
+            ring.bytes += cost(message);
+            ring.messages.push_front(message.clone());
+        }
+        ring.complete_from = from;
+        true
+    }
+
+    /// Whether everything after `position` is here.
+    pub fn covers(&self, position: &Position, expired: Id) -> bool {
+        self.ring().covered_from(position, &self.name, expired).is_ok()
+    }
+
     pub fn add_follower(&self, follower: Arc<Follower>) -> usize {
         self.followers().insert(follower)
     }

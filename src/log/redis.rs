@@ -1,0 +1,249 @@
+//! The log in Redis (7 or later) or Valkey: any number of replicas, one order of messages.
+//!
+//! The streams are the truth, and what is announced is only the fast path: tails are filled from the live
+//! link and never from a publisher's own reply, and whatever a tail lacks is read from the streams.
+
+mod address;
+mod codec;
+mod facts;
+mod feed;
+mod held;
+mod link;
+mod reading;
+mod scripts;
+mod store;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::task::JoinSet;
+
+pub use self::address::{Address, ParseAddressError};
+use self::{
+    facts::{Facts, Num},
+    feed::Feed,
+    held::{MAX_TAIL_BYTES, MAX_TAIL_MESSAGES},
+    link::Link,
+    reading::Reading,
+    store::Store,
+};
+use super::{
+    Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, IDEMPOTENCY_WINDOW, Log,
+    LogError, LogStats, Page, Position, Retention, Start, Tail, TopicStats,
+};
+use crate::message::{Draft, Id, Message, Pattern, Topic};
+
+/// How long somebody who begins to read waits for what was published before to arrive here.
+const ARRIVAL: Duration = Duration::from_secs(1);
+/// How long a read waits for the tails to belong to the same life of the store.
+const SETTLING: Duration = Duration::from_secs(2);
+
+/// A log that is shared by all replicas that use the same server, database and prefix.
+pub struct RedisLog {
+    store: Arc<Store>,
+    feed: Arc<Feed>,
+    link: Arc<Link>,
+    /// One question at a time; who comes meanwhile shares the next one.
+    asking: tokio::sync::Mutex<Option<(u64, Id)>>,
+    asked: std::sync::atomic::AtomicU64,
+    /// They end with the log.
+    _tasks: JoinSet<()>,
+}
+
+impl RedisLog {
+    /// Begins to connect. Until that has worked, everything is [`LogError::Unavailable`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(address: Address, retention: &Retention) -> Arc<Self> {
+        let store = Arc::new(Store::new(address, retention));
+        let feed = Arc::new(Feed::new(retention.age));
+        let link = Arc::new(Link::new(store.clone(), feed.clone()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(store.clone().keep_connected());
+        tasks.spawn(link.clone().keep_linked());
+        let (asking, asked) = Default::default();
+        Arc::new(Self { store, feed, link, asking, asked, _tasks: tasks })
+    }
+
+    /// The store's newest id, asked for after this was called, by all who call it at the same time.
+    async fn ask(&self) -> Result<Id, LogError> {
+        use std::sync::atomic::Ordering;
+        let ticket = self.asked.load(Ordering::Acquire);
+        let mut answered = self.asking.lock().await;
+        if let Some((number, newest)) = *answered
+            && number > ticket
+        {
+            return Ok(newest);
+        }
+        let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        let newest = self.link.ask().await?.newest;
+        *answered = Some((number, newest));
+        Ok(newest)
+    }
+
+    /// Fills the tail of one topic backwards, if that is what a reader at `position` lacks.
+    async fn fill(&self, pattern: &Pattern, position: &Position) -> Result<bool, LogError> {
+        let Some(followed) = self.feed.find(pattern) else { return Ok(false) };
+        // What one has filled, the others who wait need not read.
+        let _filling = followed.filling.lock().await;
+        let tail = &followed.tail;
+        let (from, length, bytes) = {
+            let ring = tail.ring();
+            (ring.complete_from(), ring.len(), ring.bytes())
+        };
+        let room = MAX_TAIL_MESSAGES.saturating_sub(length);
+        if position.vouched(pattern.as_str()) >= from || room == 0 || bytes >= MAX_TAIL_BYTES / 2 {
+            return Ok(tail.covers(position, self.expired()));
+        }
+        let args = [from.to_string(), room.to_string(), (MAX_TAIL_BYTES / 2).to_string()];
+        let args = args.each_ref().map(|arg| arg.as_bytes());
+        let answer = self.store.run(&self.store.scripts.newest, pattern.as_str(), &args).await?;
+        let (facts, found): (Facts, Vec<reading::Entry>) = answer;
+        let Some(topic) = pattern.topic() else { return Ok(false) };
+        let (mut older, mut complete_from): (Vec<Arc<Message>>, Id) = (Vec::new(), from);
+        for (id, prev, head, bytes) in found {
+            // Each is the one that the next names as the one before it; where that ends, so does what is known.
+            if id.0 != complete_from {
+                break;
+            }
+            let Some(message) = reading::message(&topic, id.0, prev.0, &head, &bytes) else { break };
+            older.push(message);
+            complete_from = prev.0;
+        }
+        older.reverse();
+        if !older.is_empty() {
+            self.feed.fill(&followed, facts.began, &older, complete_from, from);
+        }
+        Ok(tail.covers(position, self.expired()))
+    }
+}
+
+#[async_trait]
+impl Log for RedisLog {
+    async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        let Append { draft, idempotency_key, if_match } = append;
+        let head = codec::head(&draft);
+        let event_bytes = draft.event.as_ref().map_or(0, |event| event.len()).to_string();
+        let window = IDEMPOTENCY_WINDOW.as_millis().to_string();
+        let if_match = if_match.map(|id| id.to_string()).unwrap_or_default();
+        let args: [&[u8]; 6] = [
+            &head,
+            &draft.payload.bytes,
+            event_bytes.as_bytes(),
+            idempotency_key.as_deref().unwrap_or_default().as_bytes(),
+            if_match.as_bytes(),
+            window.as_bytes(),
+        ];
+        let (outcome, Num(id)): (String, Num) =
+            self.store.run(&self.store.scripts.publish, &draft.topic, &args).await?;
+        self.store.has_seen(id);
+        match outcome.as_str() {
+            "stored" => Ok(Appended::Stored(id)),
+            "replayed" => Ok(Appended::Replayed(id)),
+            "newest" => Err(AppendError::PreconditionFailed { newest: id }),
+            "reused" => Err(AppendError::KeyReused),
+            _ => Err(LogError::UnknownOutcome.into()),
+        }
+    }
+
+    async fn announce(&self, draft: Draft) -> Result<(), LogError> {
+        let head = codec::head(&draft);
+        let args = [&*head, &*draft.payload.bytes];
+        let _: Facts = self.store.run(&self.store.scripts.announce, &draft.topic, &args).await?;
+        Ok(())
+    }
+
+    async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
+        let facts: Facts = self.store.run(&self.store.scripts.delete, topic, &[]).await?;
+        self.store.has_seen(facts.newest);
+        Ok(())
+    }
+
+    async fn follow(
+        self: Arc<Self>,
+        pattern: &Pattern,
+        follower: &Arc<Follower>,
+    ) -> Result<Followed, LogError> {
+        let (followed, key) = self.feed.follow(pattern, follower);
+        // From here on its drop ends it, also if this is not awaited to the end.
+        let guard = Followed::new(self.clone(), followed.tail.clone(), key);
+        followed.joined.get_or_try_init(|| self.link.join(&followed)).await?;
+        Ok(guard)
+    }
+
+    fn unfollow(&self, tail: &Arc<Tail>, follower: usize) {
+        tail.remove_follower(follower);
+    }
+
+    async fn newest(&self) -> Result<Id, LogError> {
+        let newest = self.ask().await?;
+        // Who publishes and then looks is to see it, wherever that is. A replica that is behind waits no longer.
+        self.feed.wait(ARRIVAL, |feed| feed.watermark() >= newest).await;
+        Ok(newest)
+    }
+
+    fn watermark(&self) -> Id {
+        self.feed.watermark()
+    }
+
+    fn expired(&self) -> Id {
+        self.feed.expired()
+    }
+
+    async fn begin(&self, patterns: &[Pattern], start: &Start) -> Result<Beginning, LogError> {
+        let newest = self.newest().await?;
+        Reading { store: &self.store, patterns }.begin(start, newest).await
+    }
+
+    async fn read(&self, patterns: &[Pattern], position: &Position, limit: usize) -> Result<Page, LogError> {
+        if let [pattern] = patterns
+            && !pattern.has_wildcard()
+            && self.fill(pattern, position).await?
+        {
+            // Now it is in the tail.
+            let (told, cursor) = (position.told, position.cursor);
+            return Ok(Page { told, past: cursor, end: cursor, ..Page::default() });
+        }
+        let (facts, page) = Reading { store: &self.store, patterns }.read(position, limit).await?;
+        self.store.has_seen(facts.newest);
+        if self.feed.generation() != Some(facts.began) {
+            // What was read belongs to another life of the store than what arrives.
+            if self.feed.generation().is_some() {
+                self.feed.unsettle();
+            }
+            let is_same = self.feed.wait(SETTLING, |feed| feed.generation() == Some(facts.began)).await;
+            return if is_same { Ok(page) } else { Err(LogError::Unavailable) };
+        }
+        Ok(page)
+    }
+
+    fn ephemerals(&self) -> &Ephemerals {
+        &self.feed.ephemerals
+    }
+
+    async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
+        let script = &self.store.scripts.topics;
+        let (_, mut names): (Facts, Vec<String>) = self.store.run(script, "", &[]).await?;
+        names.retain(|name| &**name > after);
+        names.sort_unstable();
+        names.truncate(limit);
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let args: Vec<_> = names.iter().map(|name| name.as_bytes()).collect();
+        let (_, known): (Facts, Vec<(Num, usize, usize)>) = self.store.run(script, "", &args).await?;
+        let stats = |(name, (newest, messages, bytes)): (&String, (Num, usize, usize))| {
+            let topic: Topic = name.parse().ok()?;
+            let subscribers = self.feed.followers(&topic);
+            Some(TopicStats { topic, newest: newest.0, messages, bytes, subscribers })
+        };
+        Ok(names.iter().zip(known).filter_map(stats).collect())
+    }
+
+    async fn stats(&self) -> Result<LogStats, LogError> {
+        let (facts, topics, messages, bytes): (Facts, usize, usize, usize) =
+            self.store.run(&self.store.scripts.stats, "", &[]).await?;
+        Ok(LogStats { topics, messages, bytes, newest: facts.newest, began: facts.began })
+    }
+}

@@ -1,0 +1,106 @@
+//! What every script says of the store beside its own answer.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use redis::{FromRedisValue, ParsingError, Value};
+
+use super::Retention;
+use crate::{log::Reason, message::Id};
+
+/// What the store vouches for.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub newest: Id,
+    /// From here on the store vouches for having everything.
+    pub began: Id,
+    /// What an earlier life has left goes up to here.
+    pub inherited: Id,
+    /// The newest id of a topic that the index does not hold is at most this.
+    pub forgotten: Id,
+    /// Why it began where it did.
+    pub reason: Reason,
+    pub keep: Keep,
+}
+
+/// How much is kept, as the store remembers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    pub messages: usize,
+    pub age: Duration,
+    pub bytes: usize,
+    pub total_bytes: usize,
+}
+
+impl From<&Retention> for Keep {
+    fn from(retention: &Retention) -> Self {
+        let Retention { messages, age, bytes, total_bytes } = *retention;
+        Self { messages, age, bytes, total_bytes }
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {} {}", self.messages, self.age.as_micros(), self.bytes, self.total_bytes)
+    }
+}
+
+impl FromStr for Keep {
+    type Err = ParsingError;
+
+    fn from_str(text: &str) -> Result<Self, ParsingError> {
+        let mut numbers = text.split(' ').map(u64::from_str);
+        let mut number = || numbers.next().and_then(Result::ok).ok_or_else(|| unexpected("how much is kept"));
+        let size = |number: u64| usize::try_from(number).map_err(|_| unexpected("how much is kept"));
+        Ok(Self {
+            messages: size(number()?)?,
+            age: Duration::from_micros(number()?),
+            bytes: size(number()?)?,
+            total_bytes: size(number()?)?,
+        })
+    }
+}
+
+impl FromRedisValue for Facts {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let (newest, began, inherited, forgotten, reason, keep): (Num, Num, Num, Num, String, String) =
+            FromRedisValue::from_redis_value(value)?;
+        let reason = if reason == "failover" { Reason::Failover } else { Reason::Restarted };
+        let [newest, began, inherited, forgotten] = [newest.0, began.0, inherited.0, forgotten.0];
+        Ok(Self { newest, began, inherited, forgotten, reason, keep: keep.parse()? })
+    }
+}
+
+/// An id in an answer. An empty text is none, and so zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Num(pub Id);
+
+impl FromRedisValue for Num {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let text: String = FromRedisValue::from_redis_value(value)?;
+        // The ids of stream entries have a second part.
+        let text = text.strip_suffix("-0").unwrap_or(&text);
+        if text.is_empty() {
+            return Ok(Self(Id::ZERO));
+        }
+        text.parse().map(Self).map_err(|_| unexpected("an id"))
+    }
+}
+
+/// What links a stored message to the one before it: its id, then what the message costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prev(pub Id);
+
+impl FromRedisValue for Prev {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let text: String = FromRedisValue::from_redis_value(value)?;
+        let id = text.split(' ').next().unwrap_or_default();
+        if id.is_empty() {
+            return Ok(Self(Id::ZERO));
+        }
+        id.parse().map(Self).map_err(|_| unexpected("a link"))
+    }
+}
+
+fn unexpected(what: &str) -> ParsingError {
+    format!("expected {what}").into()
+}

@@ -1,0 +1,117 @@
+//! The messages that the tails of topics hold, bounded together.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use crate::{
+    log::{Tail, cost},
+    message::{Id, Message},
+};
+
+/// How many messages the tail of a topic holds; who is further behind reads the store.
+pub const MAX_TAIL_MESSAGES: usize = 1024;
+/// How many bytes.
+pub const MAX_TAIL_BYTES: usize = 4 << 20;
+/// How many bytes all of them hold.
+const MAX_BYTES: usize = 48 << 20;
+/// How many of the newest messages keep their renderings.
+const MAX_HOT_MESSAGES: usize = 4096;
+/// How many bytes of payload these may have.
+const MAX_HOT_BYTES: usize = 8 << 20;
+/// When even these are old.
+const HOT_AGE: Duration = Duration::from_secs(10);
+
+#[derive(Default)]
+pub struct Held {
+    /// Every message that is held, about in the order of ids, and some that are gone meanwhile.
+    order: VecDeque<(Id, Arc<Tail>)>,
+    messages: usize,
+    bytes: usize,
+    hot: VecDeque<Arc<Message>>,
+    hot_bytes: usize,
+    /// The tails that the last message went to.
+    pub taken: Vec<Arc<Tail>>,
+}
+
+impl Held {
+    /// Appends the newest message of a topic.
+    pub fn push(&mut self, tail: &Arc<Tail>, message: Arc<Message>) {
+        self.count(&message);
+        self.order.push_back((message.id, tail.clone()));
+        self.hot_bytes += message.payload.bytes.len();
+        self.hot.push_back(message.clone());
+        self.cool(MAX_HOT_MESSAGES, MAX_HOT_BYTES);
+        tail.push(message);
+        self.bound(tail);
+    }
+
+    /// Counts what was put before the messages of a tail, oldest first.
+    pub fn prepended(&mut self, tail: &Arc<Tail>, older: &[Arc<Message>]) {
+        for message in older.iter().rev() {
+            self.count(message);
+            self.order.push_front((message.id, tail.clone()));
+        }
+        self.bound(tail);
+    }
+
+    /// Lets go of everything of a topic up to `upto`.
+    pub fn forget(&mut self, tail: &Tail, upto: Id) {
+        let Self { messages, bytes, .. } = self;
+        tail.forget(upto, |message| {
+            // The tails of patterns may hold it still.
+            message.trim();
+            *messages -= 1;
+            *bytes -= cost(&message);
+        });
+    }
+
+    /// Lets old messages forget their renderings, and gives back the room of a burst that has passed.
+    pub fn give_back(&mut self) {
+        if self.hot.back().is_some_and(|message| message.id < Id::now().minus(HOT_AGE)) {
+            self.cool(0, 0);
+        }
+        self.clear_out();
+        if self.order.capacity() > 4096 && self.order.len() < self.order.capacity() / 4 {
+            self.order.shrink_to(self.order.len() * 2);
+        }
+    }
+
+    fn count(&mut self, message: &Message) {
+        self.messages += 1;
+        self.bytes += cost(message);
+    }
+
+    fn bound(&mut self, tail: &Arc<Tail>) {
+        loop {
+            let over = {
+                let ring = tail.ring();
+                let is_over =
+                    ring.len() > MAX_TAIL_MESSAGES || (ring.bytes() > MAX_TAIL_BYTES && ring.len() > 1);
+                if is_over { ring.oldest().map(|oldest| oldest.id) } else { None }
+            };
+            let Some(oldest) = over else { break };
+            self.forget(tail, oldest);
+        }
+        while self.bytes > MAX_BYTES
+            && let Some((id, tail)) = self.order.pop_front()
+        {
+            if tail.ring().oldest().is_some_and(|oldest| oldest.id == id) {
+                self.forget(&tail, id);
+            }
+        }
+        if self.order.len() > 2 * self.messages + 1024 {
+            self.clear_out();
+        }
+    }
+
+    fn clear_out(&mut self) {
+        self.order.retain(|(id, tail)| tail.ring().complete_from() < *id);
+    }
+
+    fn cool(&mut self, max_messages: usize, max_bytes: usize) {
+        while self.hot.len() > max_messages || (self.hot_bytes > max_bytes && self.hot.len() > 1) {
+            let Some(message) = self.hot.pop_front() else { return };
+            self.hot_bytes -= message.payload.bytes.len();
+            message.cool();
+        }
+    }
+}

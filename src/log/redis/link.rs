@@ -1,0 +1,288 @@
+//! The live link: one connection over which everything that is followed here arrives, in the order of ids.
+//!
+//! It is made anew whenever it breaks or a probe does not come back over it. What was missed meanwhile is
+//! found in the index of the store, before anything newer is given out.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, PushInfo, PushKind, RedisError, Value, aio::MultiplexedConnection,
+};
+use tokio::{
+    sync::{Notify, RwLock, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+
+use super::{
+    codec::Announced,
+    facts::{Facts, Num},
+    feed::{Feed, Followed},
+    store::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, RETRY_AFTER, Store},
+};
+use crate::{
+    log::LogError,
+    message::{Id, Pattern},
+};
+
+/// How often it is proven that what is published arrives.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// How long a probe may take to be answered, and then to arrive.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long somebody who wants to follow waits for a link.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How many channels are subscribed to at once.
+const SUBSCRIBE_BATCH: usize = 500;
+/// How many members of the index are compared at once.
+const CHANGED_BATCH: usize = 2000;
+
+/// The link, and what is subscribed to over it.
+pub struct Link {
+    store: Arc<Store>,
+    feed: Arc<Feed>,
+    connection: watch::Sender<Option<(u64, MultiplexedConnection)>>,
+    /// Taken for reading to subscribe, for writing to unsubscribe: the two must not overtake each other.
+    order: RwLock<()>,
+    /// Where the probes of this replica are announced.
+    own_channel: String,
+    probes: AtomicU64,
+}
+
+/// Why a link is given up.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{0}")]
+    Redis(#[from] RedisError),
+    #[error("what the tails lack could not be asked for")]
+    Unsettled,
+    #[error("a probe did not arrive")]
+    Silent,
+    #[error("it was closed")]
+    Closed,
+}
+
+impl Link {
+    pub fn new(store: Arc<Store>, feed: Arc<Feed>) -> Self {
+        let own_channel = format!("{}probe:{:016x}", store.prefix(), rand::random::<u64>());
+        let (connection, order, probes) = (watch::Sender::new(None), RwLock::default(), AtomicU64::new(0));
+        Self { store, feed, connection, order, own_channel, probes }
+    }
+
+    /// Links, again and again. Never ends.
+    pub async fn keep_linked(self: Arc<Self>) {
+        let mut was_told = false;
+        loop {
+            let closed = Arc::new(Notify::new());
+            let is_linked = || self.connection.borrow().is_some();
+            let broken = tokio::select! {
+                broken = self.live(closed.clone()) => broken,
+                () = closed.notified() => Broken::Closed,
+            };
+            if is_linked() || !was_told {
+                tracing::warn!(redis = %self.store.address(), why = %broken, "the live link is lost");
+                was_told = true;
+            }
+            self.connection.send_replace(None);
+            sleep(RETRY_AFTER).await;
+        }
+    }
+
+    async fn live(&self, closed: Arc<Notify>) -> Broken {
+        match self.try_live(closed).await {
+            Ok(never) => match never {},
+            Err(broken) => broken,
+        }
+    }
+
+    async fn try_live(&self, closed: Arc<Notify>) -> Result<std::convert::Infallible, Broken> {
+        let number = self.feed.begin_link();
+        let mut connection = self.connect(number, closed).await?;
+        // Listen first, then look back: nothing falls between.
+        connection.subscribe(&self.own_channel).await?;
+        let wanted: Vec<_> = self.feed.wanted().iter().map(|pattern| self.channel_of(pattern)).collect();
+        for channels in wanted.chunks(SUBSCRIBE_BATCH) {
+            connection.subscribe(channels).await?;
+        }
+        self.settle(number).await?;
+        self.connection.send_replace(Some((number, connection)));
+        tracing::info!(redis = %self.store.address(), "live");
+
+        let mut probes = interval(PROBE_EVERY);
+        probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.feed.is_unsettled() => self.settle(number).await?,
+                _ = probes.tick() => {
+                    self.probe().await?;
+                    self.unsubscribe_idle().await?;
+                }
+            }
+        }
+    }
+
+    /// Follows a topic or pattern: once this has resolved, whatever is published to it arrives.
+    pub async fn join(&self, followed: &Followed) -> Result<(), LogError> {
+        let pattern = followed.tail.name();
+        let channel = self.channel_of(pattern);
+        let join = async {
+            loop {
+                let (number, mut connection) = self.connected().await?;
+                let _order = self.order.read().await;
+                if connection.subscribe(&channel).await.is_err() {
+                    return Err(LogError::Unavailable);
+                }
+                let newest = self.newest_of(pattern).await?;
+                if self.feed.join(number, followed, newest) {
+                    return Ok(());
+                }
+            }
+        };
+        timeout(PATIENCE, join).await.unwrap_or(Err(LogError::Unavailable))
+    }
+
+    /// Asks for the newest id, and has it announced: what was published before this was asked is on its way
+    /// before it.
+    pub async fn ask(&self) -> Result<Facts, LogError> {
+        self.run_probe(0, false).await
+    }
+
+    async fn connect(&self, number: u64, closed: Arc<Notify>) -> Result<MultiplexedConnection, RedisError> {
+        let feed = self.feed.clone();
+        // Taken as it arrives, so that nothing is read from the socket that there is no room for.
+        let take = move |push: PushInfo| {
+            match push.kind {
+                PushKind::Message => {
+                    if let [_, Value::BulkString(bytes)] = &*push.data
+                        && let Some(announced) = Announced::parse(bytes)
+                    {
+                        feed.arrive(number, announced);
+                    }
+                }
+                PushKind::Disconnection => closed.notify_one(),
+                _ => {}
+            }
+            Ok::<(), std::convert::Infallible>(())
+        };
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(ANSWER_TIMEOUT))
+            .set_push_sender(take);
+        let client = Client::open(self.store.address().connection_info())?;
+        client.get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    async fn connected(&self) -> Result<(u64, MultiplexedConnection), LogError> {
+        let mut connection = self.connection.subscribe();
+        let made = connection.wait_for(Option::is_some).await.map_err(|_| LogError::Unavailable)?;
+        made.clone().ok_or(LogError::Unavailable)
+    }
+
+    /// Compares the tails with the index.
+    async fn settle(&self, number: u64) -> Result<(), Broken> {
+        let mut from = self.feed.watermark();
+        if from == Id::ZERO {
+            // No tail was ever vouched for.
+            from = Id::MAX;
+        }
+        let mut all = Vec::new();
+        let mut first: Option<Facts> = None;
+        loop {
+            let args = [from.to_string(), CHANGED_BATCH.to_string()];
+            let args = args.each_ref().map(|arg| arg.as_bytes());
+            let answer = self.store.run(&self.store.scripts.changed, "", &args).await;
+            let (facts, changed): (Facts, Vec<(Vec<u8>, Num)>) = answer.map_err(|_| Broken::Unsettled)?;
+            if first.as_ref().is_some_and(|first| first.began != facts.began) {
+                return Err(Broken::Unsettled);
+            }
+            self.store.has_seen(facts.newest);
+            self.feed.keep_for(facts.keep.age);
+            first.get_or_insert(facts);
+            let is_last = changed.len() < CHANGED_BATCH;
+            // Several members may have the same id: the last one is asked for again.
+            from = changed.last().map_or(from, |(_, id)| id.0.before());
+            all.extend(changed.into_iter().map(|(member, id)| (member, id.0)));
+            if is_last {
+                break;
+            }
+        }
+        // As of the first answer: what came later arrives over the link.
+        let facts = first.expect("there was an answer");
+        if self.feed.settle(number, &facts, &all) { Ok(()) } else { Err(Broken::Unsettled) }
+    }
+
+    /// The point from which on everything will arrive, asked after the subscription.
+    async fn newest_of(&self, pattern: &Pattern) -> Result<Id, LogError> {
+        let name = pattern.as_str();
+        let (facts, newest): (Facts, Vec<Num>) =
+            self.store.run(&self.store.scripts.look, "", &[name.as_bytes()]).await?;
+        self.store.has_seen(facts.newest);
+        if pattern.has_wildcard() {
+            return Ok(facts.newest);
+        }
+        Ok(match newest.first() {
+            Some(Num(newest)) if *newest > Id::ZERO => (*newest).max(facts.began),
+            _ => facts.forgotten.max(facts.began),
+        })
+    }
+
+    async fn probe(&self) -> Result<(), Broken> {
+        let asked = self.store.current();
+        let token = self.probes.fetch_add(1, Ordering::Relaxed) + 1;
+        match timeout(PROBE_TIMEOUT, self.run_probe(token, true)).await {
+            Ok(Ok(facts)) => {
+                self.feed.keep_for(facts.keep.age);
+                if !self.feed.wait(PROBE_TIMEOUT, |feed| feed.echoed() >= token).await {
+                    return Err(Broken::Silent);
+                }
+                let _ = timeout(PROBE_TIMEOUT, self.store.check_durability()).await;
+            }
+            // The link may be well all the same.
+            Ok(Err(_)) => {}
+            Err(_) => asked.into_iter().for_each(|number| self.store.give_up(number)),
+        }
+        Ok(())
+    }
+
+    async fn run_probe(&self, token: u64, is_sweep: bool) -> Result<Facts, LogError> {
+        let (token, is_sweep) = (token.to_string(), if is_sweep { "1" } else { "0" });
+        let args = [self.own_channel.as_bytes(), token.as_bytes(), is_sweep.as_bytes()];
+        let facts: Facts = self.store.run(&self.store.scripts.probe, "", &args).await?;
+        self.store.has_seen(facts.newest);
+        Ok(facts)
+    }
+
+    async fn unsubscribe_idle(&self) -> Result<(), Broken> {
+        // Whoever is about to follow goes first; what is idle can wait.
+        let Ok(_order) = self.order.try_write() else { return Ok(()) };
+        let idle = self.feed.drop_idle(Instant::now());
+        if idle.is_empty() {
+            return Ok(());
+        }
+        let Ok((_, mut connection)) = self.connected().await else { return Ok(()) };
+        let kept: std::collections::HashSet<_> =
+            self.feed.wanted().iter().map(|pattern| self.channel_of(pattern)).collect();
+        let mut channels: Vec<_> = idle.iter().map(|pattern| self.channel_of(pattern)).collect();
+        channels.retain(|channel| !kept.contains(channel));
+        for channels in channels.chunks(SUBSCRIBE_BATCH) {
+            connection.unsubscribe(channels).await?;
+        }
+        Ok(())
+    }
+
+    /// Where a topic is announced, or all topics that a pattern can match: those of its first segment, or all.
+    fn channel_of(&self, pattern: &Pattern) -> String {
+        let prefix = self.store.prefix();
+        if !pattern.has_wildcard() {
+            return format!("{prefix}t:{pattern}");
+        }
+        match pattern.as_str().split('.').next() {
+            Some(first) if !first.contains('*') => format!("{prefix}s:{first}"),
+            _ => format!("{prefix}a"),
+        }
+    }
+}

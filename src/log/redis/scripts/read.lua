@@ -1,0 +1,44 @@
+-- What is retained of some topics, each after a point of its own, in the order of ids.
+sweep(1000)
+local upto, limit, bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local is_before = ARGV[9]
+-- What an earlier life has left is read first: the gap lies behind it.
+if tonumber(is_before) < began and tonumber(ARGV[10]) < inherited then upto = math.min(upto, inherited) end
+upto = math.min(upto, last)
+
+local known_topics, heads = {}, {}
+for at = 11, #ARGV, 2 do
+  local topic, given = ARGV[at], tonumber(ARGV[at + 1])
+  local scores = redis.call('ZMSCORE', index, topic, ' ' .. topic)
+  local newest, batch = tonumber(scores[1]), {}
+  if newest and newest > given then
+    batch = redis.call('XRANGE', stream(topic), str(math.max(given + 1, expired)), '+', 'COUNT', #ARGV == 12 and 64 or 1)
+  end
+  local first = batch[1]
+  known_topics[#known_topics + 1] = {scores[1] or '', scores[2] or '0', first and first[1] or '', first and first[2][2] or ''}
+  if first then heads[#heads + 1] = {topic = topic, number = #known_topics, batch = batch, at = 1} end
+end
+
+local found, stop = {}, nil
+while #heads > 0 do
+  local least, least_id
+  for number, head in ipairs(heads) do
+    local id = head.batch[head.at][1]
+    -- All ids have 16 digits, so that they compare as text.
+    if not least_id or id < least_id then least, least_id = number, id end
+  end
+  local head = heads[least]
+  local entry = head.batch[head.at]
+  local id = tonumber((string.gsub(entry[1], '-0$', '')))
+  if id > upto then break end
+  if #found >= limit or (bytes <= 0 and #found > 0) then stop = found[#found][2] break end
+  found[#found + 1] = {head.number, str(id), entry[2][2], entry[2][4], entry[2][6]}
+  bytes = bytes - #entry[2][6]
+  head.at = head.at + 1
+  if not head.batch[head.at] then
+    head.batch = redis.call('XRANGE', stream(head.topic), str(id + 1), '+', 'COUNT', 16)
+    head.at = 1
+    if not head.batch[1] then table.remove(heads, least) end
+  end
+end
+return {facts(), stop or str(upto), known_topics, found}

@@ -1,0 +1,28 @@
+-- What was published to any topic after an id, by name only, and which topics have lost something since another.
+sweep(1000)
+local after, told, limit, upto = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
+if told < began and after < inherited then upto = math.min(upto, inherited) end
+upto = math.min(upto, last)
+local marked = redis.call('ZRANGE', index, '(' .. str(math.max(after, told)), '+inf', 'BYSCORE', 'WITHSCORES')
+local gone, deleted = {}, {}
+for at = 1, #marked, 2 do
+  local kind = string.sub(marked[at], 1, 1)
+  local into = kind == ',' and gone or kind == ' ' and deleted or nil
+  if into then
+    into[#into + 1] = string.sub(marked[at], 2)
+    into[#into + 1] = marked[at + 1]
+  end
+end
+local newest = {}
+for at = 10, #ARGV do newest[#newest + 1] = redis.call('ZSCORE', index, ARGV[at]) or '' end
+local entries = redis.call('XRANGE', order, str(math.max(after + 1, expired)), str(upto), 'COUNT', limit)
+local names = {}
+for _, entry in ipairs(entries) do
+  if entry[2][1] == 't' then
+    names[#names + 1] = (string.gsub(entry[1], '-0$', ''))
+    names[#names + 1] = entry[2][2]
+  end
+end
+local is_full = #entries == tonumber(limit)
+local stop = is_full and (string.gsub(entries[#entries][1], '-0$', '')) or str(upto)
+return {facts(), stop, is_full and 1 or 0, gone, deleted, newest, names}

@@ -1,0 +1,246 @@
+//! The publishing connection: scripts are run over it, and whatever is asked at the same time shares a round trip.
+//!
+//! It knows nothing of the link, nor of what the scripts are about.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind,
+    aio::MultiplexedConnection,
+};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use super::{Address, Retention, facts::Keep, scripts::Scripts};
+use crate::{log::LogError, message::Id};
+
+/// How long an answer may take. After that nobody knows whether it was done.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection may take to be made.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long to wait for a connection that is being made, before nothing is sent at all.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Between two attempts to connect.
+pub const RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// One of the connections that there were, so that a late error does not end the next one.
+#[derive(Clone)]
+struct Connection {
+    number: u64,
+    redis: MultiplexedConnection,
+}
+
+/// Runs scripts over the one connection that is there, if there is one.
+pub struct Store {
+    pub scripts: Scripts,
+    address: Address,
+    prefix: String,
+    keep: Keep,
+    connection: watch::Sender<Option<Connection>>,
+    /// The newest id that this process has seen: a store that is behind it has lost something.
+    known: AtomicU64,
+    /// What is acknowledged is on disk.
+    is_durable: AtomicBool,
+}
+
+impl Store {
+    pub fn new(address: Address, retention: &Retention) -> Self {
+        Self {
+            scripts: Scripts::default(),
+            prefix: address.prefix(),
+            address,
+            keep: Keep::from(retention),
+            connection: watch::Sender::new(None),
+            known: AtomicU64::new(0),
+            is_durable: AtomicBool::new(false),
+        }
+    }
+
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Notes an id that the store has given or shown.
+    pub fn has_seen(&self, id: Id) {
+        self.known.fetch_max(id.get(), Ordering::AcqRel);
+    }
+
+    /// Runs a script about `subject`, which may be nothing.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] if it was certainly not run, [`LogError::UnknownOutcome`] if it may have been.
+    /// It is never sent again.
+    pub async fn run<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        subject: &str,
+        args: &[&[u8]],
+    ) -> Result<T, LogError> {
+        let mut connection = self.connected().await.ok_or(LogError::Unavailable)?;
+        let mut invocation = script.prepare_invoke();
+        invocation.key(format!("{}index", self.prefix));
+        invocation.arg(&self.prefix).arg(self.known.load(Ordering::Acquire));
+        invocation
+            .arg(u8::from(self.is_durable.load(Ordering::Acquire)))
+            .arg(self.keep.to_string())
+            .arg(subject);
+        for arg in args {
+            invocation.arg(*arg);
+        }
+        // A script that Redis does not know was not run: then it is sent whole.
+        let answer = invocation.invoke_async(&mut connection.redis).await;
+        answer.map_err(|error| {
+            if is_broken(&error) {
+                self.lose(connection.number, &error);
+            }
+            tracing::debug!(%error, "redis did not do it");
+            if is_refused(&error) { LogError::Unavailable } else { LogError::UnknownOutcome }
+        })
+    }
+
+    /// Gives up the connection: what waits for an answer will not get it.
+    fn lose(&self, number: u64, why: &dyn std::fmt::Display) {
+        let is_lost = self.connection.send_if_modified(|connection| {
+            let is_this = connection.as_ref().is_some_and(|connection| connection.number == number);
+            if is_this {
+                *connection = None;
+            }
+            is_this
+        });
+        if is_lost {
+            tracing::warn!(redis = %self.address, %why, "the publishing connection is lost");
+        }
+    }
+
+    /// Which connection there is now, to be given up if it turns out to be dead.
+    pub fn current(&self) -> Option<u64> {
+        self.connection.borrow().as_ref().map(|connection| connection.number)
+    }
+
+    /// Gives up a connection over which nothing was answered.
+    pub fn give_up(&self, number: u64) {
+        self.lose(number, &"it does not answer");
+    }
+
+    /// Connects, again and again, whenever there is no connection. Never ends.
+    pub async fn keep_connected(self: Arc<Self>) {
+        let mut is_first = true;
+        let mut was_told = false;
+        for number in 0.. {
+            match self.connect().await {
+                Ok(redis) => {
+                    tracing::info!(redis = %self.address, "publishing");
+                    self.connection.send_replace(Some(Connection { number, redis }));
+                    if std::mem::take(&mut is_first) {
+                        self.say_how_much_is_kept().await;
+                        self.warn_of_eviction().await;
+                    }
+                    was_told = false;
+                    let mut connection = self.connection.subscribe();
+                    let _ = connection.wait_for(Option::is_none).await;
+                }
+                Err(error) if !was_told => {
+                    tracing::warn!(redis = %self.address, %error, "redis cannot be reached");
+                    was_told = true;
+                }
+                Err(error) => tracing::debug!(%error, "redis cannot be reached"),
+            }
+            sleep(RETRY_AFTER).await;
+        }
+    }
+
+    /// Asks whether what is acknowledged from now on is on disk.
+    pub async fn check_durability(&self) {
+        let Some(connection) = self.connection.borrow().clone() else { return };
+        self.is_durable.store(is_durable(connection.redis).await, Ordering::Release);
+    }
+
+    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
+        let client = Client::open(self.address.connection_info())?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(ANSWER_TIMEOUT));
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        self.is_durable.store(is_durable(connection.clone()).await, Ordering::Release);
+        Ok(connection)
+    }
+
+    async fn connected(&self) -> Option<Connection> {
+        if let Some(connection) = &*self.connection.borrow() {
+            return Some(connection.clone());
+        }
+        let mut connection = self.connection.subscribe();
+        let made = timeout(PATIENCE, connection.wait_for(Option::is_some)).await;
+        made.ok()?.ok()?.clone()
+    }
+
+    /// The last one that is started says how much is kept, for all.
+    async fn say_how_much_is_kept(&self) {
+        let before: Result<String, _> = self.run(&self.scripts.keep, "", &[]).await;
+        match before {
+            Ok(before) if before != self.keep.to_string() => tracing::warn!(
+                before = %before, now = %self.keep,
+                "another replica was started with other --retain-… settings; now these hold for all"
+            ),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "redis was not told how much to keep"),
+        }
+    }
+
+    async fn warn_of_eviction(&self) {
+        let Some(connection) = self.connection.borrow().clone() else { return };
+        match setting(connection.redis, "maxmemory-policy").await {
+            Some(policy) if policy == "noeviction" => {}
+            Some(policy) => tracing::warn!(
+                %policy,
+                "redis may evict what is retained when its memory is full; set maxmemory-policy to noeviction"
+            ),
+            None => tracing::warn!("redis does not tell its maxmemory-policy; it should be noeviction"),
+        }
+    }
+}
+
+async fn is_durable(connection: MultiplexedConnection) -> bool {
+    setting(connection.clone(), "appendonly").await.as_deref() == Some("yes")
+        && setting(connection, "appendfsync").await.as_deref() == Some("always")
+}
+
+async fn setting(mut connection: MultiplexedConnection, name: &str) -> Option<String> {
+    let mut command = redis::cmd("CONFIG");
+    let answer: Result<std::collections::HashMap<String, String>, _> =
+        command.arg("GET").arg(name).query_async(&mut connection).await;
+    answer.ok()?.remove(name)
+}
+
+/// Redis said that it did not do it.
+fn is_refused(error: &RedisError) -> bool {
+    use ServerErrorKind::{
+        BusyLoading, ClusterDown, CrossSlot, MasterDown, Moved, NoPerm, NoScript, ReadOnly, TryAgain,
+    };
+    match error.kind() {
+        ErrorKind::Server(
+            BusyLoading | ClusterDown | CrossSlot | MasterDown | Moved | NoPerm | NoScript | ReadOnly
+            | TryAgain,
+        )
+        | ErrorKind::AuthenticationFailed => true,
+        _ => matches!(error.code(), Some("OOM" | "MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH")),
+    }
+}
+
+/// The connection is of no more use.
+fn is_broken(error: &RedisError) -> bool {
+    // A copy, or a primary that has become one, takes no writes: another address may be the right one now.
+    error.is_unrecoverable_error() || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
+}

@@ -1,0 +1,123 @@
+//! A Redis server of a test's own, on a free port of the loopback, and what can befall it.
+#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+
+use std::{
+    env,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long it may take to start.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Killed when it is dropped.
+pub struct Redis {
+    pub port: u16,
+    folder: PathBuf,
+    settings: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Redis {
+    /// A server with these settings, as the command line takes them. Nothing is saved unless they say so.
+    ///
+    /// Nothing where there is no `redis-server` and this is not CI: then it is said aloud.
+    pub fn start(settings: &[&str]) -> Option<Self> {
+        if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
+            assert!(env::var_os("CI").is_none(), "redis-server is not installed");
+            eprintln!("SKIPPED: redis-server is not installed");
+            return None;
+        }
+        let folder = env::temp_dir().join(format!("rejoin-redis-{:016x}", rand::random::<u64>()));
+        std::fs::create_dir(&folder).expect("a folder of its own");
+        let port =
+            TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
+        let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let mut redis = Self { port, folder, settings, child: None };
+        redis.start_again();
+        Some(redis)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Starts what was killed, with what it had on disk.
+    pub fn start_again(&mut self) {
+        let port = self.port.to_string();
+        let child = Command::new("redis-server")
+            .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--loglevel", "warning"])
+            .arg("--dir")
+            .arg(&self.folder)
+            .args(&self.settings)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server starts");
+        self.child = Some(child);
+        let began = Instant::now();
+        while self.try_say(&["PING"]).is_none_or(|answer| !answer.starts_with("+PONG")) {
+            assert!(began.elapsed() < PATIENCE, "redis-server does not answer");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// As a power cut would end it.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("it can be killed");
+            child.wait().expect("it has ended");
+        }
+    }
+
+    /// It lives and does nothing, until it is to [`go_on`](Self::go_on).
+    pub fn stop(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    pub fn go_on(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, signal).expect("it takes signals");
+    }
+
+    /// Says one command, and returns the answer as it came.
+    ///
+    /// # Panics
+    /// If Redis does not take it.
+    pub fn say(&self, words: &[&str]) -> String {
+        let answer = self.try_say(words).unwrap_or_else(|| panic!("{words:?}: no answer"));
+        assert!(!answer.starts_with('-'), "{words:?}: {answer}");
+        answer
+    }
+
+    fn try_say(&self, words: &[&str]) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        let mut command = format!("*{}\r\n", words.len());
+        for word in words {
+            command += &format!("${}\r\n{word}\r\n", word.len());
+        }
+        // Redis answers QUIT and closes, so that the answer has an end.
+        command += "*1\r\n$4\r\nQUIT\r\n";
+        stream.write_all(command.as_bytes()).ok()?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).ok()?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        Some(answer.strip_suffix("+OK\r\n").map_or(answer.clone(), str::to_owned))
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
