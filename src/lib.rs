@@ -7,7 +7,7 @@
 //!
 //! - [`http`]: the routes, an adapter for each transport, the accept loop
 //! - [`broker`]: publish, subscribe, and the [`Subscription`](broker::Subscription) that moves its cursor
-//! - [`log`]: the [`Log`](log::Log) itself, in memory or in Redis
+//! - [`log`]: the [`Log`] itself, in memory or in Redis
 //! - [`message`]: topics, ids, messages: pure values
 
 pub mod broker;
