@@ -1,5 +1,7 @@
 //! The program: parse everything, bind, serve, drain.
 
+mod cli;
+
 use std::{io::IsTerminal, process::ExitCode, sync::Arc};
 
 use clap::Parser;
@@ -18,7 +20,12 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:3000,muzzy_decay_ms:3000\0";
 
 fn main() -> ExitCode {
-    let config = Arc::new(Config::parse());
+    match cli::Cli::parse().into_command() {
+        cli::Command::Serve(config) => serve(Arc::new(*config)),
+    }
+}
+
+fn serve(config: Arc<Config>) -> ExitCode {
     log_to_stderr();
     let mistakes = config.mistakes();
     if !mistakes.is_empty() {
