@@ -66,6 +66,8 @@ macro_rules! logs {
             who_is_excluded_still_moves_on,
             a_topic_that_joins_is_read_up_to_where_the_others_stand,
             what_is_no_longer_read_does_not_come,
+            a_topic_that_leaves_before_its_gap_leaves_no_unknown_cursor_behind,
+            last_of_named_topics_has_no_limit,
             retention_by_bytes_keeps_the_newest,
         }
     )*};
@@ -110,12 +112,17 @@ async fn subscribe(broker: &Broker, names: &[&str], start: Start) -> Subscriptio
 /// Everything that there is to give out, as `topic:id`, `topic!gap` or the text of an announcement.
 async fn drain(broker: &Broker, subscription: &mut Subscription) -> Vec<String> {
     let newest = broker.newest().await.expect("reachable");
+    drain_until(subscription, |cursor| cursor >= newest).await
+}
+
+/// Everything that there is to give out until nothing more comes and the cursor stands where it should.
+async fn drain_until(subscription: &mut Subscription, stands: impl Fn(Id) -> bool) -> Vec<String> {
     let mut seen = Vec::new();
     let drained = std::future::poll_fn(|cx| {
         loop {
             match subscription.poll_delivery(cx) {
                 Poll::Ready(delivery) => seen.push(shown(&delivery)),
-                Poll::Pending if subscription.cursor() >= newest => return Poll::Ready(()),
+                Poll::Pending if stands(subscription.cursor()) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -417,6 +424,37 @@ async fn what_is_no_longer_read_does_not_come(new: New) {
     publish(&broker, "a").await;
     let kept = [publish(&broker, "a.x").await, publish(&broker, "b").await];
     let expected = [format!("a.x:{}", kept[0]), format!("b:{}", kept[1])];
+    assert_eq!(drain(&broker, &mut subscription).await, expected);
+}
+
+/// Once the only gap that could say so had left with its topic, the cursor stayed ahead of the log for ever.
+async fn a_topic_that_leaves_before_its_gap_leaves_no_unknown_cursor_behind(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let a = publish(&broker, "a").await;
+    let ahead = Id::new(a.get() + 1_000_000_000);
+    for names in [&["a"][..], &["a", "b"]] {
+        let mut subscription = subscribe(&broker, names, Start::After(ahead)).await;
+        assert_eq!(subscription.cursor(), ahead);
+        for pattern in patterns(names) {
+            assert!(subscription.remove(&pattern));
+        }
+        assert_eq!(drain_until(&mut subscription, |cursor| cursor == a).await, [""; 0], "{names:?}");
+    }
+    let mut subscription = subscribe(&broker, &["a", "b"], Start::After(ahead)).await;
+    subscription.remove(&patterns(&["b"])[0]);
+    let expected = [format!("a!{ahead}..{a} unknown_cursor"), format!("a:{a}")];
+    assert_eq!(drain_until(&mut subscription, |cursor| cursor == a).await, expected);
+}
+
+async fn last_of_named_topics_has_no_limit(new: New) {
+    let broker = Broker::new(new(RETENTION));
+    let names: Vec<_> = (0..1_100).map(|number| format!("t{number:04}")).collect();
+    let mut expected = Vec::new();
+    for name in &names {
+        expected.extend(of(name, &[publish(&broker, name).await]));
+    }
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let mut subscription = subscribe(&broker, &names, Start::Last(1)).await;
     assert_eq!(drain(&broker, &mut subscription).await, expected);
 }
 

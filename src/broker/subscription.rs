@@ -160,6 +160,8 @@ impl Subscription {
         for (topic, floor) in std::mem::take(&mut other.position.floors) {
             self.position.raise_floor(topic, floor);
         }
+        // A gap of either may be told again, never not at all.
+        self.position.told = self.position.told.min(other.position.told);
         // The tails of the other wake its own follower; this one follows them in its own name.
         let others = std::mem::take(&mut other.followed);
         for (pattern, followed) in other.patterns.drain(..).zip(&others) {
@@ -192,7 +194,22 @@ impl Subscription {
         });
         // A page that is being read may hold what is no longer wanted.
         self.page = None;
+        self.keep_one_that_ends_unknown();
         true
+    }
+
+    /// Lets the last of the gaps that tell of an unknown cursor be the one after which it is known, now
+    /// that some were dropped.
+    fn keep_one_that_ends_unknown(&mut self) {
+        let is_last = |gap: &&mut Box<GapNotice>| gap.reason == Reason::UnknownCursor;
+        let gaps = self.ready.iter_mut().rev().filter_map(|delivery| match delivery {
+            Delivery::Gap(gap) => Some(gap),
+            Delivery::Message(_) => None,
+        });
+        match gaps.into_iter().find(is_last) {
+            Some(gap) => gap.cursor = self.cursor,
+            None => self.unknown = None,
+        }
     }
 
     /// The next thing to give out, now or once there is one.

@@ -97,9 +97,12 @@ impl Reading<'_> {
         let mut position = Position::at(newest);
         let mut floors = Vec::new();
         let args = [since.to_string(), last.map_or("-1".to_owned(), |count| count.to_string())];
+        let is_bounded = self.patterns.iter().any(Pattern::has_wildcard);
         for (nth, topics) in topics.chunks(TOPIC_BATCH).enumerate() {
             let args = match last {
-                Some(_) if nth * TOPIC_BATCH >= MAX_LAST_TOPICS => [since.to_string(), "0".to_owned()],
+                Some(_) if is_bounded && nth * TOPIC_BATCH >= MAX_LAST_TOPICS => {
+                    [since.to_string(), "0".to_owned()]
+                }
                 _ => args.clone(),
             };
             let args: Vec<&str> =

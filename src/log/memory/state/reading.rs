@@ -30,9 +30,13 @@ impl State {
             Start::Since(time) => {
                 self.begin_with(patterns, expired, |_, tail| tail.ring().after(time.before()).cloned())
             }
-            Start::Last(count) => self.begin_with(patterns, expired, |nth, tail| {
-                if nth < MAX_LAST_TOPICS { tail.ring().nth_newest(count).cloned() } else { None }
-            }),
+            Start::Last(count) => {
+                let is_bounded = patterns.iter().any(Pattern::has_wildcard);
+                let max_topics = if is_bounded { MAX_LAST_TOPICS } else { usize::MAX };
+                self.begin_with(patterns, expired, |nth, tail| {
+                    if nth < max_topics { tail.ring().nth_newest(count).cloned() } else { None }
+                })
+            }
         }
     }
 
