@@ -30,7 +30,7 @@ use axum::{
     Router,
     extract::{Path, Request, State, rejection::PathRejection},
     middleware,
-    response::{Html, IntoResponse, Response},
+    response::{Html, Response},
     routing::{any, get},
 };
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -151,14 +151,13 @@ fn overloaded() -> Problem {
 
 /// The whole HTTP side, to be nested in somebody's own application.
 pub fn router(app: Arc<App>) -> Router {
-    let router = Router::new();
+    let subscribable =
+        Router::new().route("/topics/{topic}", any(topic)).route("/events", any(subscribe::events));
     #[cfg(feature = "echo")]
-    let router = router.route("/echo", any(websocket::echo));
-    router
+    let subscribable = subscribable.route("/echo", any(websocket::echo));
+    let others = Router::new()
         .route("/", get(page))
         .route("/topics", any(inspect::topics))
-        .route("/topics/{topic}", any(topic))
-        .route("/events", any(subscribe::events))
         .route("/publish", any(publish::publish_many))
         .route("/stats", get(inspect::stats))
         .route("/metrics", get(metrics::show))
@@ -166,6 +165,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/health/ready", get(inspect::ready))
         .method_not_allowed_fallback(async || Problem::method_not_allowed("GET"))
         .fallback(not_found)
+        .layer(middleware::from_fn_with_state(app.clone(), websocket::refuse_upgrade));
+    subscribable
+        .merge(others)
         .layer(middleware::from_fn_with_state(app.clone(), origin::guard))
         .with_state(app)
 }
@@ -179,9 +181,10 @@ async fn topic(
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
+    let is_upgrade = websocket::is_upgrade(&request)?;
     let Ok(Path(topic)) = path else {
         let problem = Problem::bad_request("topic: it is not UTF-8");
-        return Ok(turn_down(&app, request, problem));
+        return if is_upgrade { Ok(websocket::refuse(&app, request, problem)) } else { Err(problem) };
     };
     match *request.method() {
         Method::GET | Method::CONNECT => subscribe::topic(&app, &topic, request).await,
@@ -191,18 +194,6 @@ async fn topic(
     }
 }
 
-async fn not_found(State(app): State<Arc<App>>, request: Request) -> Response {
-    turn_down(
-        &app,
-        request,
-        Problem::new(Code::NotFound, "there is nothing here; see GET / for what there is"),
-    )
-}
-
-/// Refuses, so that whoever asked for a WebSocket can see why.
-fn turn_down(app: &Arc<App>, request: Request, problem: Problem) -> Response {
-    match websocket::is_upgrade(&request) {
-        Ok(true) => websocket::refuse(app, request, problem),
-        _ => problem.into_response(),
-    }
+async fn not_found() -> Problem {
+    Problem::new(Code::NotFound, "there is nothing here; see GET / for what there is")
 }

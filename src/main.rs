@@ -64,7 +64,10 @@ async fn run(config: Arc<Config>) -> std::io::Result<Drained> {
 fn greet(address: std::net::SocketAddr) {
     tracing::info!(%address, log = "memory", "listening");
     if !address.ip().is_loopback() {
-        tracing::warn!("--insecure-open: whoever reaches this address may publish and subscribe");
+        tracing::warn!(
+            "--insecure-open: whoever reaches this address may publish and subscribe, \
+             with a Host that is a loopback name or the host of an --allowed-origin"
+        );
     }
     println!(
         "Rejoin listens on http://{address}\n\n  \

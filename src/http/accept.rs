@@ -35,6 +35,9 @@ const MAX_STREAMS: u32 = 100_000;
 const MAX_STREAM_SEND_BYTES: usize = 64 << 10;
 /// How often an HTTP/2 connection is asked whether it lives, and how long it may take to answer.
 const HTTP2_PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+/// How much the system may hold that it has yet to send to one peer. A slow reader is to fall behind in
+/// the log, not in the system's memory.
+const MAX_UNSENT_BYTES: u32 = 128 << 10;
 /// How long to wait when no connection can be accepted for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -52,6 +55,7 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
     let mut server = auto::Builder::new(StreamExecutor {
         timeout: app.config.write_timeout,
         slow_closes: app.metrics.slow_closes.clone(),
+        tasks: app.tasks.clone(),
     });
     server
         .http1()
@@ -96,6 +100,16 @@ async fn survive(error: &io::Error) {
     sleep(ACCEPT_BACKOFF).await;
 }
 
+#[cfg(target_os = "linux")]
+fn bound_unsent(socket: &TcpStream) -> io::Result<()> {
+    socket2::SockRef::from(socket).set_tcp_notsent_lowat(MAX_UNSENT_BYTES)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn bound_unsent(_socket: &TcpStream) -> io::Result<()> {
+    Ok(())
+}
+
 async fn serve_connection(
     app: Arc<App>,
     server: Arc<auto::Builder<StreamExecutor>>,
@@ -103,7 +117,7 @@ async fn serve_connection(
     socket: TcpStream,
 ) {
     // A message is to leave at once; what belongs together is put together before it is written.
-    if let Err(error) = socket.set_nodelay(true) {
+    if let Err(error) = socket.set_nodelay(true).and_then(|()| bound_unsent(&socket)) {
         tracing::debug!(%error, "connection was gone at once");
         return;
     }

@@ -61,10 +61,10 @@ fn preflight() -> Response {
 fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
     let headers = request.headers();
     let host = host_of(request);
-    if app.config.listen.ip().is_loopback() && !host.is_some_and(|host| is_known_host(app, host)) {
+    if !host.is_some_and(|host| is_known_host(app, host)) {
         return Err(Problem::new(
             Code::ForbiddenHost,
-            "without credentials this server answers only to a loopback name or the host of an allowed origin",
+            "without credentials this server answers only to a loopback name or the host of an --allowed-origin",
         ));
     }
     if let Some(value) = headers.get(header::ORIGIN) {

@@ -17,6 +17,9 @@ use crate::{
     message::Id,
 };
 
+/// How much one answer may hold; the next poll goes on where it ends.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
+
 /// Answers with what comes after the start, and waits up to `wait` for it.
 ///
 /// # Cancel safety
@@ -31,12 +34,18 @@ pub async fn respond(
     let mut messages: Vec<Bytes> = Vec::new();
     let mut gaps: Vec<GapNotice> = Vec::new();
     let mut pulse = Pulse::new(app.clone());
+    let mut bytes = 0;
     let gather = poll_fn(|cx| {
         while messages.len() < limit
+            && bytes < MAX_ANSWER_BYTES
             && let Poll::Ready(delivery) = subscription.poll_delivery(cx)
         {
             match delivery {
-                Delivery::Message(message) => messages.push(wire::envelope(&message)),
+                Delivery::Message(message) => {
+                    let envelope = wire::envelope(&message);
+                    bytes += envelope.len();
+                    messages.push(envelope);
+                }
                 Delivery::Gap(gap) => {
                     app.metrics.gap(gap.reason);
                     gaps.push(*gap);
@@ -55,7 +64,7 @@ pub async fn respond(
     });
     // Without anything to tell in time the answer is the cursor alone.
     let _ = tokio::time::timeout(wait, gather).await;
-    permit.metrics.delivered(messages.len(), messages.iter().map(Bytes::len).sum());
+    permit.metrics.delivered(messages.len(), bytes);
     answer(&messages, &gaps, subscription.cursor())
 }
 

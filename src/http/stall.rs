@@ -22,6 +22,7 @@ use tokio::{
     net::TcpStream,
     time::{Instant, Sleep, sleep},
 };
+use tokio_util::task::TaskTracker;
 
 /// A socket whose writes fail when nothing could be written for a while.
 ///
@@ -158,18 +159,20 @@ impl http_body::Body for WatchedBody {
 pub struct StreamExecutor {
     pub timeout: Duration,
     pub slow_closes: IntCounter,
+    /// Who waits for the streams at the end.
+    pub tasks: TaskTracker,
 }
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for StreamExecutor {
     fn execute(&self, stream: F) {
         let progress = Progress::default();
         let watched = watch(stream, progress.clone(), self.clone());
-        tokio::spawn(PROGRESS.scope(progress, watched));
+        self.tasks.spawn(PROGRESS.scope(progress, watched));
     }
 }
 
 async fn watch(stream: impl Future<Output = ()>, progress: Progress, executor: StreamExecutor) {
-    let StreamExecutor { timeout, slow_closes } = executor;
+    let StreamExecutor { timeout, slow_closes, .. } = executor;
     let mut stream = std::pin::pin!(stream);
     let (mut seen, mut since) = (0, Instant::now());
     // Looked at four times within the timeout, so that a stall ends within a quarter of it.

@@ -10,7 +10,8 @@ mod socket;
 use std::sync::Arc;
 
 use axum::{
-    extract::Request,
+    extract::{Request, State},
+    middleware::Next,
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -80,6 +81,18 @@ pub async fn upgrade(
             })
         }
         Err(problem) => refuse(app, request, problem),
+    }
+}
+
+/// Refuses a handshake where nothing can be subscribed to; other requests go on.
+pub async fn refuse_upgrade(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match is_upgrade(&request) {
+        Ok(false) => next.run(request).await,
+        Ok(true) => {
+            let detail = "no WebSocket is spoken here; subscribe at /topics/{topic} or /events";
+            refuse(&app, request, Problem::new(Code::NotFound, detail))
+        }
+        Err(problem) => problem.into_response(),
     }
 }
 

@@ -186,6 +186,17 @@ async fn a_request_holds_up_to_100_000_messages() {
     assert_eq!(answers[100_000]["code"], "too_large", "{}", answers[100_000]);
     assert_eq!(retained(&server, "last").await, [1]);
     assert_eq!(retained(&server, "one.more").await, [] as [Value; 0]);
+    let full = self::answers(&send(&server, NDJSON, "0\n".repeat(100_000)).await);
+    assert_eq!(full.len(), 100_000, "a request that is just full is answered for what it holds");
+}
+
+#[tokio::test]
+async fn a_topic_that_is_named_twice_is_published_to_once() {
+    let server = Server::start().await;
+    let items = json!([{"topics": ["a", "b", "a"], "data": 1}]);
+    let answers = answers(&send(&server, JSON, items.to_string()).await);
+    assert_eq!(answers[0]["ids"].as_object().map(serde_json::Map::len), Some(2), "{}", answers[0]);
+    assert_eq!(retained(&server, "a").await, [1]);
 }
 
 #[tokio::test]

@@ -179,6 +179,7 @@ async fn commands_are_answered_in_their_order() {
         json!({"type": "subscribe", "topic": "old", "after": "0", "ref": 1}),
         json!({"type": "ping", "ref": 2}),
         json!({"type": "publish", "topic": "other", "data": 1, "ref": 3}),
+        json!({"type": "nonsense", "ref": 3.5}),
         json!({"type": "subscribe", "topic": "other", "ref": 4}),
         json!({"type": "unsubscribe", "topic": "old", "ref": 5}),
         json!({"type": "ping", "ref": 6}),
@@ -192,7 +193,19 @@ async fn commands_are_answered_in_their_order() {
             answered.push(frame["ref"].clone());
         }
     }
-    assert_eq!(answered, [1, 2, 3, 4, 5, 6]);
+    assert_eq!(json!(answered), json!([1, 2, 3, 3.5, 4, 5, 6]));
+}
+
+#[tokio::test]
+async fn a_publish_that_one_of_the_topics_refuses_is_an_error_with_the_ids_of_those_before() {
+    let server = Server::start().await;
+    publish(&server, "b", "x").await;
+    let mut socket = Socket::open(&server, "/events").await;
+    let command = json!({"type": "publish", "topics": ["a", "b"], "data": 1, "if_match": "0", "ref": 7});
+    let error = socket.ask(command).await;
+    let (kind, code) = (&error["type"], &error["code"]);
+    assert_eq!((kind, code, &error["ref"]), (&json!("error"), &json!("precondition_failed"), &json!(7)));
+    assert_eq!(error["ids"], json!({"a": envelope_in(&server, "a").await["id"]}), "{error}");
 }
 
 #[tokio::test]

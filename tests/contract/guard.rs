@@ -286,14 +286,17 @@ async fn a_loopback_name_and_the_host_of_an_allowed_origin_are_served() {
 }
 
 #[tokio::test]
-async fn an_open_server_on_another_address_does_not_look_at_the_name() {
+async fn an_open_server_looks_at_the_name_on_every_address() {
     let server = Server::with(|config| {
         config.listen = "192.0.2.1:7070".parse().expect("an address");
         config.insecure_open = true;
+        config.allowed_origins = vec!["https://push.example".parse().expect("an origin")];
     })
     .await;
     let request = |host: &'static str| get(&server, "/topics/a?wait=0").header("host", host);
     assert_eq!(request("push.example").answer().await.status, 200);
+    request("rebound.example").answer().await.problem(403, "forbidden_host");
+    request("192.0.2.1:7070").answer().await.problem(403, "forbidden_host");
     let own = request("push.example").header("origin", "https://push.example").answer().await;
     assert_eq!(own.status, 200, "the scheme is not compared, since a proxy may end TLS: {own:?}");
     let foreign = request("push.example").header("origin", "https://elsewhere.example").answer().await;

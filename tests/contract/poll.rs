@@ -117,6 +117,27 @@ async fn a_page_has_100_messages_unless_another_limit_up_to_1000_is_given() {
 }
 
 #[tokio::test]
+async fn an_answer_is_of_bounded_size_and_the_next_goes_on_where_it_ended() {
+    let server = Server::start().await;
+    let mut expected = Vec::new();
+    for _ in 0..40 {
+        expected.push(publish(&server, "a", "x".repeat(250_000)).await);
+    }
+    let (mut cursor, mut seen, mut largest) = ("0".to_owned(), Vec::new(), 0);
+    while seen.len() < expected.len() {
+        let answer = get(&server, &format!("/topics/a?after={cursor}&wait=0&limit=1000")).answer().await;
+        let page = answer.json();
+        largest = largest.max(answer.body.len());
+        seen.extend(
+            page["messages"].as_array().expect("messages").iter().map(|message| text(&message["id"])),
+        );
+        cursor = text(&page["cursor"]);
+    }
+    assert_eq!(seen, expected);
+    assert!(largest < 5_000_000, "{largest}");
+}
+
+#[tokio::test]
 async fn wait_and_limit_out_of_range_are_refused() {
     let server = Server::start().await;
     for query in [

@@ -99,6 +99,23 @@ async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut() {
     assert_eq!(other.ids(1).await, [id]);
 }
 
+/// A ping waits behind what the reader has yet to take; once that counted as the reader's silence.
+#[tokio::test]
+async fn a_websocket_that_takes_what_comes_slowly_but_steadily_stays() {
+    let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
+    let mut slow = Socket::open_narrow(&server, "/topics/a").await;
+    let mut expected = publish_much(&server).await.into_iter();
+    while let Some(id) = expected.next() {
+        let mut frame = slow.next().await;
+        while frame["type"] == "cursor" {
+            frame = slow.next().await;
+        }
+        assert_eq!(frame["id"], id, "{} were still to come", expected.len());
+        // The pace of the reader: all of it takes many heartbeats.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_stream_that_takes_nothing_is_cut() {
     let server = impatient().await;

@@ -213,7 +213,7 @@ async fn an_upgrade_that_is_not_rfc_6455_version_13_is_426() {
         ("connection", None),
     ];
     for (name, instead) in cases {
-        for path in ["/topics/a", "/events", "/topics/a..b"] {
+        for path in ["/topics/a", "/events", "/topics/a..b", "/topics", "/publish", "/stats", "/nowhere"] {
             for origin in [None, Some(("origin", server.http("")))] {
                 let mut request = get(&server, path);
                 for (known, value) in without(name, instead) {
@@ -233,6 +233,19 @@ async fn an_upgrade_that_is_not_rfc_6455_version_13_is_426() {
 }
 
 #[tokio::test]
+async fn a_post_that_asks_for_an_upgrade_publishes_nothing() {
+    let server = Server::start().await;
+    for path in ["/topics/a", "/publish", "/events"] {
+        let mut request = post(&server, path).body(r#"[{"topic":"a","data":1}]"#);
+        for (name, value) in transport_headers(Transport::WebSocket) {
+            request = request.header(*name, *value);
+        }
+        request.header("content-type", "application/json").answer().await.problem(426, "upgrade_required");
+    }
+    assert_eq!(retained(&server, "a").await, [] as [Value; 0]);
+}
+
+#[tokio::test]
 async fn the_body_of_an_ancient_handshake_is_not_read_as_a_request() {
     let server = Server::start().await;
     let mut wire = tokio::net::TcpStream::connect(server.addr).await.expect("a connection");
@@ -249,12 +262,16 @@ async fn the_body_of_an_ancient_handshake_is_not_read_as_a_request() {
 }
 
 /// What is refused, its status, its word and its close code.
-const REFUSED: [(&str, u16, &str, u16); 5] = [
+const REFUSED: [(&str, u16, &str, u16); 9] = [
     ("/topics/a..b", 400, "bad_request", 4000),
     ("/topics/a?after=nonsense", 400, "bad_request", 4000),
     ("/events?topic=a&last=-1", 400, "bad_request", 4000),
     ("/topics/%FF", 400, "bad_request", 4000),
     ("/nowhere", 404, "not_found", 4000),
+    ("/", 404, "not_found", 4000),
+    ("/topics", 404, "not_found", 4000),
+    ("/publish", 404, "not_found", 4000),
+    ("/stats", 404, "not_found", 4000),
 ];
 
 #[tokio::test]

@@ -60,12 +60,12 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
             deadline = Instant::now() + app.config.read_timeout;
         }
         for value in values {
-            answers.push_value(&app, value).await;
             if answers.count == MAX_ITEMS {
                 let detail =
                     format!("a request may hold up to {MAX_ITEMS} messages; the rest was not published");
                 return answers.end_with(Problem::new(Code::TooLarge, detail));
             }
+            answers.push_value(&app, value).await;
         }
         match (bytes, split) {
             (Err(problem), _) => return answers.end_with(problem),

@@ -41,6 +41,8 @@ pub enum Action {
     Publish(String),
     Auth,
     Ping,
+    /// It is no command; said in its turn.
+    Refused(Problem),
 }
 
 /// What became of a command that took its time.
@@ -54,11 +56,20 @@ pub enum Outcome {
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Answer<'a> {
-    Subscribed { topic: &'a Pattern, cursor: Id },
-    Unsubscribed { topic: &'a Pattern, cursor: Id },
+    Subscribed {
+        topic: &'a Pattern,
+        cursor: Id,
+    },
+    Unsubscribed {
+        topic: &'a Pattern,
+        cursor: Id,
+    },
     Published(&'a Published),
     Pong,
     Error(&'a Problem),
+    /// Some of the topics have it, then one refused.
+    #[serde(rename = "error")]
+    Partly(&'a Published),
 }
 
 /// An answer with the name of the command.
@@ -87,33 +98,44 @@ struct Fields {
 }
 
 impl Command {
-    /// # Errors
-    /// The problem, and the name of the command if that could be read.
-    pub fn parse(text: String) -> Result<Self, (Reference, Problem)> {
-        let wrong = |error: serde_json::Error| Problem::bad_request(format!("the command: {error}"));
-        let head: Head = serde_json::from_str(&text).map_err(|error| (None, wrong(error)))?;
-        let reference = head.reference;
-        if !matches!(reference, None | Some(Value::String(_) | Value::Number(_))) {
-            return Err((None, Problem::bad_request("ref is a string or a number")));
+    pub fn parse(text: String) -> Self {
+        match Self::reference(&text) {
+            Ok((kind, reference)) => {
+                let action = Action::parse(&kind, text).unwrap_or_else(Action::Refused);
+                Self { reference, action }
+            }
+            Err(problem) => Self { reference: None, action: Action::Refused(problem) },
         }
-        let fields = || serde_json::from_str::<Fields>(&text).map_err(wrong);
-        let action = match head.kind.as_str() {
-            "subscribe" => fields().and_then(|fields| fields.subscribe()),
-            "unsubscribe" => fields()
-                .and_then(|fields| query::pattern("topic", &fields.topic))
-                .map(|pattern| Action::Unsubscribe { pattern }),
-            "publish" => Ok(Action::Publish(text)),
-            "auth" => Ok(Action::Auth),
-            "ping" => Ok(Action::Ping),
+    }
+
+    /// The type of a command, and the name that the client gave it.
+    fn reference(text: &str) -> Result<(String, Reference), Problem> {
+        let Head { kind, reference } = serde_json::from_str(text).map_err(|error| wrong(&error))?;
+        match reference {
+            None | Some(Value::String(_) | Value::Number(_)) => Ok((kind, reference)),
+            Some(_) => Err(Problem::bad_request("ref is a string or a number")),
+        }
+    }
+}
+
+impl Action {
+    fn parse(kind: &str, text: String) -> Result<Self, Problem> {
+        let fields = || serde_json::from_str::<Fields>(&text).map_err(|error| wrong(&error));
+        match kind {
+            "subscribe" => fields()?.subscribe(),
+            "unsubscribe" => Ok(Self::Unsubscribe { pattern: query::pattern("topic", &fields()?.topic)? }),
+            "publish" => Ok(Self::Publish(text)),
+            "auth" => Ok(Self::Auth),
+            "ping" => Ok(Self::Ping),
             other => Err(Problem::bad_request(format!(
                 "type {other:?}: subscribe, unsubscribe, publish, auth or ping"
             ))),
-        };
-        match action {
-            Ok(action) => Ok(Self { reference, action }),
-            Err(problem) => Err((reference, problem)),
         }
     }
+}
+
+fn wrong(error: &serde_json::Error) -> Problem {
+    Problem::bad_request(format!("the command: {error}"))
 }
 
 impl Fields {
@@ -147,8 +169,7 @@ pub fn begin(
 /// Publishes what the command says.
 pub fn publish(app: Arc<App>, text: String) -> BoxFuture<'static, Result<Outcome, Problem>> {
     Box::pin(async move {
-        let item: Item<'_> = serde_json::from_str(&text)
-            .map_err(|error| Problem::bad_request(format!("the command: {error}")))?;
+        let item: Item<'_> = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
         item.publish(&app).await.map(Outcome::Published)
     })
 }

@@ -21,13 +21,14 @@ use crate::{
         App,
         metrics::Permit,
         problem::{Code, Problem},
+        publish::Published,
         pulse::{Beat, Pulse, overload_retry_ms, retry_ms},
         wire::{self, Control},
     },
     message::Pattern,
 };
 
-/// How much may wait to be written before the log is read on.
+/// How much may wait to be written before the log is read on; and of answers, before commands are.
 const MAX_QUEUED_BYTES: usize = 64 << 10;
 /// How many commands may wait for the one that is being done before the socket is read on.
 const MAX_WAITING_COMMANDS: usize = 16;
@@ -45,7 +46,10 @@ pub struct Session {
     waiting: VecDeque<Command>,
     running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
     pulse: Pulse,
+    /// When the peer last said something, or could not have because it has yet to take what was written.
     heard_at: Instant,
+    /// How much was gathered since the socket had last taken all.
+    gathered_bytes: usize,
     leaving: bool,
     began: Instant,
     sent: usize,
@@ -82,6 +86,7 @@ impl Session {
             waiting: VecDeque::new(),
             running: None,
             heard_at: now,
+            gathered_bytes: 0,
             leaving: false,
             began: now,
             sent: 0,
@@ -142,13 +147,17 @@ impl Session {
                 Err(end) => return Poll::Ready(end),
             };
             let has_more = self.gather(cx);
+            let mut is_behind = false;
             match self.socket.poll_flush(cx) {
                 Poll::Ready(Err(lost)) => return Poll::Ready(End::Lost(lost)),
                 Poll::Ready(Ok(())) if self.leaving && !again && !has_more && self.is_idle() => {
                     return Poll::Ready(End::Draining);
                 }
-                Poll::Ready(Ok(())) => again |= has_more,
-                Poll::Pending => {}
+                Poll::Ready(Ok(())) => {
+                    self.gathered_bytes = 0;
+                    again |= has_more;
+                }
+                Poll::Pending => is_behind = true,
             }
             while let Poll::Ready(beat) = self.pulse.poll(cx) {
                 again = true;
@@ -159,6 +168,8 @@ impl Session {
                         let cursor = Control::Cursor { cursor: self.subscription.cursor() };
                         self.socket.push(wire::control_frame(&cursor));
                     }
+                    // A ping waits behind what the peer has yet to take, and its pong behind that.
+                    Beat::Heartbeat if is_behind => self.heard_at = Instant::now(),
                     Beat::Heartbeat if self.heard_at.elapsed() >= 2 * self.app.config.heartbeat => {
                         return Poll::Ready(End::Silent);
                     }
@@ -180,16 +191,14 @@ impl Session {
     /// Takes commands from the socket and does them, one after the other. True if one moved on.
     fn poll_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = false;
-        while self.waiting.len() < MAX_WAITING_COMMANDS && self.socket.queued_bytes() < MAX_QUEUED_BYTES {
+        let max_queued = MAX_QUEUED_BYTES + self.gathered_bytes;
+        while self.waiting.len() < MAX_WAITING_COMMANDS && self.socket.queued_bytes() < max_queued {
             let Poll::Ready(message) = self.socket.poll_message(cx) else { break };
             let message = message.map_err(End::Lost)?;
             moved = true;
             self.heard_at = Instant::now();
             match message {
-                Message::Text(text) => match Command::parse(text.as_str().to_owned()) {
-                    Ok(command) => self.waiting.push_back(command),
-                    Err((reference, problem)) => self.answer(&reference, Answer::Error(&problem)),
-                },
+                Message::Text(text) => self.waiting.push_back(Command::parse(text.as_str().to_owned())),
                 Message::Binary(_) => return Err(End::Unsupported),
                 Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => {}
             }
@@ -215,6 +224,7 @@ impl Session {
     fn start(&mut self, Command { reference, action }: Command) {
         match action {
             Action::Ping => self.answer(&reference, Answer::Pong),
+            Action::Refused(problem) => self.answer(&reference, Answer::Error(&problem)),
             Action::Auth => {
                 let problem = Problem::bad_request("auth: this server has no credentials configured");
                 self.answer(&reference, Answer::Error(&problem));
@@ -245,6 +255,9 @@ impl Session {
 
     fn conclude(&mut self, reference: Reference, outcome: Result<Outcome, Problem>) {
         match outcome {
+            Ok(Outcome::Published(published @ Published::Partly { .. })) => {
+                self.answer(&reference, Answer::Partly(&published));
+            }
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
             Ok(Outcome::Begun(pattern, subscription)) => {
                 self.joining = Some(Box::new(Joining { reference, pattern, subscription: *subscription }));
@@ -276,6 +289,7 @@ impl Session {
             }
         }
         if frames > 0 {
+            self.gathered_bytes += bytes;
             self.pulse.sent();
             self.permit.metrics.delivered(frames, bytes);
             self.sent += frames;

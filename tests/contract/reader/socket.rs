@@ -2,9 +2,9 @@
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
+    MaybeTlsStream, WebSocketStream, client_async, connect_async,
     tungstenite::{self, Message, client::IntoClientRequest, handshake::client::Response},
 };
 
@@ -26,6 +26,18 @@ impl Socket {
 
     pub async fn open_with(server: &Server, path: &str, headers: Headers<'_>) -> Self {
         let mut socket = Self::shake_hands(server, path, headers).await;
+        socket.opening = socket.next().await;
+        socket
+    }
+
+    /// Over a connection that has room for little that was not read.
+    pub async fn open_narrow(server: &Server, path: &str) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(32 << 10).expect("a size that systems allow");
+        let wire = within("a connection", socket.connect(server.addr)).await.expect("a server that listens");
+        let handshake = client_async(server.ws(path), MaybeTlsStream::Plain(wire));
+        let (stream, response) = within(path, handshake).await.expect("a handshake");
+        let mut socket = Self { response, opening: Value::Null, cursor: String::new(), stream };
         socket.opening = socket.next().await;
         socket
     }
