@@ -35,12 +35,17 @@ pub use crate::{
 /// Serves on `listener` until `shutdown` asks for the end, and says how that went.
 ///
 /// # Errors
-/// If the configuration contradicts itself; see [`Config::mistakes`].
+/// If the configuration contradicts itself; see [`Config::contradictions`].
 pub async fn serve(
     listener: TcpListener,
     config: Arc<Config>,
     shutdown: Shutdown,
 ) -> std::io::Result<Drained> {
+    let contradictions = config.contradictions();
+    if !contradictions.is_empty() {
+        let all: Vec<_> = contradictions.iter().map(|contradiction| contradiction.what).collect();
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, all.join("; ")));
+    }
     let log: Arc<dyn Log> = match &config.log {
         LogKind::Memory => MemoryLog::start(config.retention()),
         LogKind::Redis(address) => RedisLog::start((**address).clone(), &config.retention()),

@@ -5,12 +5,16 @@ mod cli;
 use std::{io::IsTerminal, process::ExitCode, sync::Arc};
 
 use clap::Parser;
-use rejoin::{Config, Drained, Shutdown};
+use rejoin::{
+    Config, Drained, Shutdown,
+    config::{Flags, Settings},
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -21,19 +25,32 @@ static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:3000,muzzy_d
 
 fn main() -> ExitCode {
     match cli::Cli::parse().into_command() {
-        cli::Command::Serve(config) => serve(Arc::new(*config)),
+        cli::Command::Serve(flags) => settings(&flags).map_or_else(|code| code, serve),
+        cli::Command::Config(flags) => settings(&flags).map_or_else(
+            |code| code,
+            |settings| {
+                print!("{}", settings.show());
+                ExitCode::SUCCESS
+            },
+        ),
     }
 }
 
-fn serve(config: Arc<Config>) -> ExitCode {
-    log_to_stderr();
-    let mistakes = config.mistakes();
-    if !mistakes.is_empty() {
-        for mistake in mistakes {
-            eprintln!("error: {mistake}");
-        }
-        return ExitCode::from(2);
+/// Everything is checked before anything is bound, and all that is wrong is told at once.
+fn settings(flags: &Flags) -> Result<Settings, ExitCode> {
+    Settings::read(flags, |name| std::env::var(name).ok()).map_err(|mistakes| {
+        mistakes.iter().for_each(|mistake| eprintln!("error: {mistake}"));
+        ExitCode::from(2)
+    })
+}
+
+fn serve(settings: Settings) -> ExitCode {
+    log_to_stderr(settings.config.log_level);
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in rejoin::config::unknown_variables(names) {
+        tracing::warn!(name, "there is no setting of this name, so the variable says nothing");
     }
+    let config = Arc::new(settings.config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match runtime.and_then(|runtime| runtime.block_on(run(config))) {
         Ok(Drained::Completely) => ExitCode::SUCCESS,
@@ -100,8 +117,10 @@ fn end_on_signal(shutdown: Shutdown) -> std::io::Result<impl Future<Output = ()>
     })
 }
 
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("REJOIN_LOG_LEVEL").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() { log.init() } else { log.json().init() }
+/// Text for whoever looks at a terminal, else JSON. Of other crates only what goes wrong.
+fn log_to_stderr(level: LevelFilter) {
+    let filter = Targets::new().with_target("rejoin", level).with_default(level.min(LevelFilter::WARN));
+    let log = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() { log.with(lines).init() } else { log.with(lines.json()).init() }
 }

@@ -69,11 +69,15 @@ async fn what_was_trimmed_by_bytes_is_told() {
 
 #[tokio::test]
 async fn what_a_loud_topic_pushes_out_of_a_quiet_one_is_told() {
-    let server = Server::with(|config| config.retain_total = 10_000).await;
+    let server = Server::with(|config| {
+        (config.max_payload, config.retain_bytes, config.retain_total) = (10_000, 10_000, 10_000);
+    })
+    .await;
     let cursor = now(&server).await;
     let quiet = publish(&server, "quiet", "x").await;
     for _ in 0..10 {
         publish(&server, "loud", "x".repeat(2_000)).await;
+        publish(&server, "loud.too", "x".repeat(2_000)).await;
     }
     assert_eq!(retained(&server, "quiet").await, [] as [Value; 0]);
     for transport in Transport::ALL {

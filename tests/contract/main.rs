@@ -22,6 +22,7 @@ mod poll;
 mod publish;
 mod reader;
 mod replay;
+mod settings;
 mod slow;
 mod sse;
 mod start;

@@ -1,0 +1,79 @@
+//! The settings as they were typed, before they are laid over the environment and the file.
+
+use clap::{ArgMatches, Args, Command, FromArgMatches, parser::ValueSource, value_parser};
+
+use super::Config;
+
+/// The flags that were typed, each as it was typed: mistakes are told together with those of the
+/// environment and of the file.
+#[derive(Clone, Debug, Default)]
+pub struct Flags(Vec<(String, String)>);
+
+impl Flags {
+    /// What was typed for the setting of this name; the values of a repeated flag, with commas.
+    pub fn find(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(flag, _)| flag == name).map(|(_, text)| text.as_str())
+    }
+}
+
+/// Each setting: the name by which clap knows it, and its own.
+fn names() -> Vec<(String, String)> {
+    let command = Config::augment_args(Command::new("rejoin"));
+    let named = command
+        .get_arguments()
+        .filter_map(|arg| Some((arg.get_id().to_string(), arg.get_long()?.to_owned())));
+    named.collect()
+}
+
+/// The names of all settings, in the order of the help.
+pub fn settings() -> Vec<String> {
+    names().into_iter().map(|(_, name)| name).collect()
+}
+
+/// What a setting is where nobody says anything.
+pub fn default(name: &str) -> Option<String> {
+    let command = Config::augment_args(Command::new("rejoin"));
+    let arg = command.get_arguments().find(|arg| arg.get_long() == Some(name))?;
+    Some(arg.get_default_values().first()?.to_string_lossy().into_owned())
+}
+
+/// What is wrong with `text` as the value of one setting.
+pub fn mistake(name: &str, text: &str) -> Option<String> {
+    let error = Config::augment_args(Command::new("rejoin"))
+        .try_get_matches_from(["rejoin".to_owned(), format!("--{name}={text}")])
+        .err()?;
+    // The source alone: what stands around it repeats the value, which may be a secret.
+    let source = std::error::Error::source(&error).map(ToString::to_string);
+    Some(source.unwrap_or_else(|| "not a value for this".to_owned()))
+}
+
+impl Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        let ours: Vec<String> = names().into_iter().map(|(id, _)| id).collect();
+        Config::augment_args(command).mut_args(|arg| {
+            let is_ours = ours.iter().any(|id| arg.get_id() == id.as_str());
+            if is_ours { arg.value_parser(value_parser!(String)) } else { arg }
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let is_typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let text = |id: &str| {
+            let values: Vec<&str> = matches.get_many::<String>(id)?.map(String::as_str).collect();
+            Some(values.join(","))
+        };
+        let typed = names().into_iter().filter(|(id, _)| is_typed(id));
+        Ok(Self(typed.filter_map(|(id, name)| Some((name, text(&id)?))).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! Flags over the environment over the file over the defaults, and where each value stood.
+
+use std::{fmt, path::Path};
+
+use clap::Parser;
+
+use super::{
+    Config, LogKind,
+    file::File,
+    flags::{self, Flags},
+};
+
+/// Variables that begin as ours do and are no settings: credentials for Redis that its URL lacks, and
+/// what the commands that are clients read.
+const OTHER_VARIABLES: [&str; 4] =
+    ["REJOIN_REDIS_USERNAME", "REJOIN_REDIS_PASSWORD", "REJOIN_URL", "REJOIN_TOKEN"];
+/// What Kubernetes sets for a service that is called `rejoin`.
+const VARIABLES_OF_KUBERNETES: [&str; 2] = ["REJOIN_SERVICE_", "REJOIN_PORT"];
+
+/// What is in force, and why.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub config: Config,
+    settings: Vec<Setting>,
+}
+
+/// One setting, as it was written.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub name: String,
+    text: Option<String>,
+    pub place: Place,
+}
+
+/// Where a value stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    Default,
+    File { path: String, line: usize },
+    Variable(String),
+    Flag(String),
+}
+
+impl Settings {
+    /// Lays the flags over `environment` over the file that they name over the defaults.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with the place where it stands.
+    pub fn read(typed: &Flags, environment: impl Fn(&str) -> Option<String>) -> Result<Self, Vec<String>> {
+        // Set to nothing is not set: so it is written where variables are passed on.
+        let environment = |name: &str| environment(name).filter(|text| !text.is_empty());
+        let mut mistakes = Vec::new();
+        let path = typed.find("config").map(str::to_owned).or_else(|| environment(&variable("config")));
+        let path = path.unwrap_or_default();
+        let text = read(&path, &mut mistakes);
+        let mut file = File::parse(&path, &text, &mut mistakes);
+
+        let mut settings = Vec::new();
+        let mut mistaken = Vec::new();
+        for name in flags::settings() {
+            let mut layers = Vec::new();
+            layers.extend(typed.find(&name).map(|text| (text.to_owned(), Place::Flag(format!("--{name}")))));
+            let variable = variable(&name);
+            layers.extend(environment(&variable).map(|text| (text, Place::Variable(variable))));
+            if name != "config" {
+                let in_file = file.take_setting(&name, &mut mistakes);
+                layers.extend(in_file.map(|(text, line)| (text, Place::File { path: path.clone(), line })));
+            }
+            // What is overridden is checked too: one day it is not.
+            for (text, place) in &layers {
+                if let Some(what) = flags::mistake(&name, text) {
+                    mistakes.push(match place {
+                        Place::File { .. } => format!("{place}: {name}: {what}"),
+                        _ => format!("{place}: {what}"),
+                    });
+                    mistaken.push(name.clone());
+                }
+            }
+            let first = layers.into_iter().next().map(|(text, place)| (Some(text), place));
+            let (text, place) = first.unwrap_or_else(|| (flags::default(&name), Place::Default));
+            settings.push(Setting { name, text, place });
+        }
+        mistakes.extend(file.leftovers());
+
+        let right = settings.iter().filter(|setting| !mistaken.contains(&setting.name));
+        let arguments =
+            right.filter_map(|setting| Some(format!("--{}={}", setting.name, setting.text.as_ref()?)));
+        let mut config = Config::parse_from(std::iter::once("rejoin".to_owned()).chain(arguments));
+        if let LogKind::Redis(address) = &mut config.log {
+            let (username, password) =
+                (environment("REJOIN_REDIS_USERNAME"), environment("REJOIN_REDIS_PASSWORD"));
+            **address = (**address).clone().or_credentials(username, password);
+        }
+        for contradiction in config.contradictions() {
+            let between = |setting: &&Setting| contradiction.between.contains(&setting.name.as_str());
+            if !settings.iter().filter(between).any(|setting| mistaken.contains(&setting.name)) {
+                let stand: Vec<_> = settings.iter().filter(between).map(ToString::to_string).collect();
+                mistakes.push(format!("{} ({})", contradiction.what, stand.join("; ")));
+            }
+        }
+        if mistakes.is_empty() { Ok(Self { config, settings }) } else { Err(mistakes) }
+    }
+
+    /// Every setting as a line of the file, and where it stood. Secrets are hidden.
+    pub fn show(&self) -> String {
+        let lines = self.settings.iter().map(|setting| (setting.line(), &setting.place));
+        let lines: Vec<_> = lines.collect();
+        let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or_default();
+        lines.iter().map(|(line, place)| format!("{line:width$}  # {place}\n")).collect()
+    }
+}
+
+/// The names of `variables` that look like settings and are none.
+pub fn unknown_variables(variables: impl Iterator<Item = String>) -> Vec<String> {
+    let known: Vec<_> = flags::settings().iter().map(|name| variable(name)).collect();
+    let is_unknown = |name: &String| {
+        name.starts_with("REJOIN_")
+            && !known.contains(name)
+            && !OTHER_VARIABLES.contains(&name.as_str())
+            && !VARIABLES_OF_KUBERNETES.iter().any(|prefix| name.starts_with(prefix))
+    };
+    variables.filter(is_unknown).collect()
+}
+
+fn variable(name: &str) -> String {
+    format!("REJOIN_{}", name.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// The file's text; nothing if there is no file.
+fn read(path: &str, mistakes: &mut Vec<String>) -> String {
+    if path.is_empty() {
+        return String::new();
+    }
+    std::fs::read_to_string(Path::new(path)).unwrap_or_else(|error| {
+        mistakes.push(format!("{path}: it cannot be read: {error}"));
+        String::new()
+    })
+}
+
+impl Setting {
+    fn line(&self) -> String {
+        let Some(text) = self.shown() else { return format!("# {} is not set", self.name) };
+        if self.name == "config" {
+            return format!("# config = {text:?}");
+        }
+        let is_plain = text.parse::<u64>().is_ok() || text == "true" || text == "false";
+        if is_plain { format!("{} = {text}", self.name) } else { format!("{} = {text:?}", self.name) }
+    }
+
+    /// The value without what is secret in it.
+    fn shown(&self) -> Option<String> {
+        let text = self.text.as_ref()?;
+        Some(match self.name.as_str() {
+            "log" => without_credentials(text),
+            name if name.ends_with("-secret") => "***".to_owned(),
+            _ => text.clone(),
+        })
+    }
+}
+
+/// A URL without its user, its password, and parameters that are neither a name nor a number of ours.
+fn without_credentials(url: &str) -> String {
+    let (address, query) = url.split_once('?').map_or((url, None), |(address, query)| (address, Some(query)));
+    // Up to the last @, in case the password has one that is not written as %40.
+    let shown = match (address.split_once("://"), url.rfind('@')) {
+        (Some((scheme, _)), Some(_)) => {
+            let host = address.rsplit_once('@').map_or("", |(_, host)| host);
+            format!("{scheme}://***@{host}")
+        }
+        _ => address.to_owned(),
+    };
+    let Some(query) = query else { return shown };
+    let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name @ ("prefix" | "db"), value)) => format!("{name}={value}"),
+        Some((name, _)) => format!("{name}=***"),
+        None => "***".to_owned(),
+    });
+    format!("{shown}?{}", pairs.collect::<Vec<_>>().join("&"))
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.shown() {
+            Some(text) => write!(f, "{} = {text}, {}", self.name, self.place),
+            None => write!(f, "{} is not set", self.name),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{path}:{line}"),
+            Self::Variable(name) | Self::Flag(name) => f.write_str(name),
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! How the values of settings are written. What is refused says what was expected, and never the value.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tracing::level_filters::LevelFilter;
+
+pub fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "expected an address and a port, for example 127.0.0.1:7070 or [::1]:7070")
+}
+
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("expected a duration, for example 90s, 10m or 2h: {error}"))?;
+    if duration.is_zero() { Err("must be more than nothing".into()) } else { Ok(duration) }
+}
+
+pub fn size(text: &str) -> Result<usize, &'static str> {
+    let size: bytesize::ByteSize =
+        text.parse().map_err(|_| "expected a size, for example 512KiB or 16MiB")?;
+    match usize::try_from(size.as_u64()) {
+        Ok(0) | Err(_) => Err("out of range"),
+        Ok(size) => Ok(size),
+    }
+}
+
+pub fn count(text: &str) -> Result<usize, &'static str> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1"),
+        Ok(count) => Ok(count),
+        Err(_) => Err("expected a whole number"),
+    }
+}
+
+pub fn rate(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "expected a whole number")
+}
+
+pub fn yes_or_no(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err("expected true or false"),
+    }
+}
+
+pub fn level(text: &str) -> Result<LevelFilter, &'static str> {
+    let known = ["off", "error", "warn", "info", "debug", "trace"];
+    let level = if known.contains(&text) { text.parse().ok() } else { None };
+    level.ok_or("expected off, error, warn, info, debug or trace")
+}

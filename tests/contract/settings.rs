@@ -1,0 +1,156 @@
+//! Flags, environment and file, as the program reads them.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+/// A folder of its own for each test, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("rejoin-{:032x}", rand::random::<u128>()));
+        std::fs::create_dir(&path).expect("a folder");
+        Self(path)
+    }
+
+    fn file(&self, text: &str) -> &Self {
+        std::fs::write(self.0.join("r.toml"), text).expect("a file");
+        self
+    }
+
+    fn run(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Run {
+        run(&self.0, arguments, variables)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[derive(Debug)]
+struct Run {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Run {
+    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_rejoin"))
+        .env_clear()
+        .envs(variables.iter().copied())
+        .current_dir(folder)
+        .args(arguments)
+        .output()
+        .expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Run { code: status.code(), out: text(stdout), err: text(stderr) }
+}
+
+impl Run {
+    /// The line of `rejoin config` for one setting, with one space for many.
+    fn line(&self, name: &str) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        let line = self.out.lines().find(|line| line.starts_with(&format!("{name} = ")));
+        line.unwrap_or_else(|| panic!("no {name}: {self:?}")).split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+#[test]
+fn a_flag_goes_before_the_environment_and_that_before_the_file() {
+    let folder = Folder::new();
+    folder.file(
+        "# first\nretain-age = \"2h\"\nretain-messages = 7\nheartbeat = \"9s\"\ninsecure-open = true\n",
+    );
+    let run = folder.run(
+        &["config", "--config", "r.toml", "--retain-age", "3h"],
+        &[("REJOIN_RETAIN_AGE", "4h"), ("REJOIN_HEARTBEAT", "8s"), ("REJOIN_RETAIN_MESSAGES", "")],
+    );
+    assert_eq!(run.line("retain-age"), r#"retain-age = "3h" # --retain-age"#);
+    assert_eq!(run.line("heartbeat"), r#"heartbeat = "8s" # REJOIN_HEARTBEAT"#);
+    assert_eq!(run.line("retain-messages"), "retain-messages = 7 # r.toml:3");
+    assert_eq!(run.line("insecure-open"), "insecure-open = true # r.toml:5");
+    assert_eq!(run.line("listen"), r#"listen = "127.0.0.1:7070" # default"#);
+}
+
+#[test]
+fn what_is_printed_is_a_file_of_the_same_settings() {
+    let folder = Folder::new();
+    let flags =
+        ["--retain-age=5m", "--allowed-origin=https://a.example", "--allowed-origin=http://b.example"];
+    let first = folder.run(&[&["config"][..], &flags].concat(), &[]);
+    let second = folder.file(&first.out).run(&["config"], &[("REJOIN_CONFIG", "r.toml")]);
+    let values = |run: &Run| -> Vec<String> {
+        let lines = run.out.lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| line.split("  #").next().unwrap_or_default().trim().to_owned()).collect()
+    };
+    assert!(values(&first).contains(&r#"allowed-origin = "https://a.example,http://b.example""#.to_owned()));
+    assert_eq!(values(&first), values(&second), "{second:?}");
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_with_the_place_where_they_stand() {
+    let folder = Folder::new();
+    folder.file(
+        "hartbeat = \"3s\"\nheartbeat = \"x\"\nmax-payload = \"1MiB\"\nretain-messages = 0\n\n[nothing]\na = 1\n",
+    );
+    let run = folder.run(
+        &["--config", "r.toml", "--retain-bytes", "1KiB", "--drain-grace", "soon"],
+        &[("REJOIN_LISTEN", "here"), ("REJOIN_RETAIN_MESSAGES", "12")],
+    );
+    assert_eq!(run.code, Some(2), "{run:?}");
+    for told in [
+        "r.toml:1: there is no setting `hartbeat`",
+        "r.toml:2: heartbeat: expected a duration",
+        // It is overridden, and wrong all the same.
+        "r.toml:4: retain-messages: must be at least 1",
+        "r.toml:6: there is no setting `nothing`",
+        "REJOIN_LISTEN: expected an address",
+        "--drain-grace: expected a duration",
+        "--retain-bytes is less than --max-payload (retain-bytes = 1KiB, --retain-bytes; max-payload = 1MiB, r.toml:3)",
+    ] {
+        assert!(run.err.contains(told), "{told}: {run:?}");
+    }
+    assert_eq!(run.err.lines().count(), 7, "{run:?}");
+}
+
+#[test]
+fn every_fault_of_syntax_is_told_with_its_line() {
+    let folder = Folder::new();
+    let run = folder
+        .file("listen = \nlog = \"\nheartbeat = '1s'\nheartbeat = '2s'\n")
+        .run(&["--config=r.toml"], &[]);
+    assert_eq!(run.code, Some(2), "{run:?}");
+    for place in ["r.toml:1: ", "r.toml:2: ", "r.toml:4: "] {
+        assert!(run.err.contains(place), "{place}: {run:?}");
+    }
+    let run = folder.run(&[], &[("REJOIN_CONFIG", "other.toml")]);
+    assert!(run.code == Some(2) && run.err.contains("other.toml: it cannot be read"), "{run:?}");
+}
+
+#[test]
+fn secrets_are_hidden_where_settings_and_mistakes_are_told() {
+    let folder = Folder::new();
+    for log in
+        ["redis://me:hush@h/0", "redis://:hu@hush@h?pass=hush", "unix:///s?pass=hush", "rediss://hush?@h"]
+    {
+        for arguments in
+            [&["config"][..], &["config", "--listen=0.0.0.0:1"], &["--log=memory", "--heartbeat=0s"]]
+        {
+            let run = folder.run(arguments, &[("REJOIN_LOG", log), ("REJOIN_REDIS_PASSWORD", "hush")]);
+            assert!(!run.out.contains("hush") && !run.err.contains("hush"), "{run:?}");
+        }
+    }
+    let shown = folder.run(&["config", "--log=redis://me:x@h:7/3?prefix=p"], &[]).line("log");
+    assert_eq!(shown, r#"log = "redis://***@h:7/3?prefix=p" # --log"#);
+}
+
+#[test]
+fn there_are_at_most_twenty_settings_and_each_has_help() {
+    let help = run(Path::new("/"), &["serve", "--help"], &[("COLUMNS", "100")]).out;
+    let flags = help.lines().filter(|line| line.trim_start().starts_with("--"));
+    assert!((15..=20).contains(&flags.count()), "{help}");
+}
