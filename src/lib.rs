@@ -8,8 +8,10 @@
 //! - [`http`]: the routes, an adapter for each transport, the accept loop
 //! - [`broker`]: publish, subscribe, and the [`Subscription`](broker::Subscription) that moves its cursor
 //! - [`log`]: the [`Log`] itself, in memory or in Redis
+//! - [`auth`]: credentials and grants: pure values, beside the log
 //! - [`message`]: topics, ids, messages: pure values
 
+pub mod auth;
 pub mod broker;
 pub mod config;
 pub mod http;

@@ -10,10 +10,11 @@ use std::{
 use rejoin::{http::Code, log::Reason};
 
 /// For each room the names that must not occur in it: rooms above it, and crates that are not its business.
-const WALLS: [(&str, &[&str], &[&str]); 5] = [
+const WALLS: [(&str, &[&str], &[&str]); 6] = [
     ("message", &["log", "broker", "http", "config"], &["tokio", "axum", "http", "hyper", "tungstenite"]),
     ("log", &["broker", "http", "config"], &["axum", "http", "hyper", "tungstenite"]),
     ("broker", &["http", "config"], &["axum", "http", "hyper", "tungstenite"]),
+    ("auth", &["log", "broker", "http", "config"], &["tokio", "axum", "http", "hyper", "tungstenite"]),
     ("config", &["http", "broker"], &["axum", "hyper", "tungstenite"]),
     ("shutdown", &["message", "log", "broker", "http", "config"], &["axum", "http", "hyper"]),
 ];

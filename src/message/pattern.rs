@@ -31,6 +31,10 @@ impl Pattern {
         &self.0
     }
 
+    pub fn segments(&self) -> impl Iterator<Item = &str> {
+        self.0.split('.')
+    }
+
     /// Whether `topic` is one of those that the pattern names.
     ///
     /// A wildcard does not match a first segment that begins with `$`.
@@ -39,7 +43,7 @@ impl Pattern {
             return false;
         }
         let mut names = topic.split('.');
-        for segment in self.0.split('.') {
+        for segment in self.segments() {
             match (segment, names.next()) {
                 ("**", Some(_)) => return true,
                 ("*", Some(_)) => {}

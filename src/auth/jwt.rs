@@ -1,0 +1,245 @@
+//! Signatures of tokens: which key made one, each key bound to its algorithm.
+
+use aws_lc_rs::signature::{ParsedPublicKey, VerificationAlgorithm};
+use jsonwebtoken::{
+    Algorithm, AlgorithmFamily, DecodingKey,
+    DecodingKeyKind::{RsaModulusExponent, SecretOrDer},
+    EncodingKey, Header, Validation, decode, decode_header, encode,
+    errors::ErrorKind,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse},
+};
+
+use super::{Refused, claims::Claims, key::Digest};
+
+/// The longest token that is looked at: more than a header of HTTP can carry.
+const MAX_TOKEN_BYTES: usize = 64 << 10;
+/// The shortest shared secret: what is shorter than its hash can be found by trying (RFC 7518 §3.2).
+const MIN_SECRET_BYTES: usize = 32;
+/// The shortest modulus that is verified by: 2048 bits (RFC 7518 §3.3).
+const MIN_RSA_BYTES: usize = 256;
+
+/// A key that verifies tokens, of one algorithm only.
+pub struct Verifier {
+    algorithm: Algorithm,
+    /// Tokens that name another are not tried.
+    kid: Option<String>,
+    key: DecodingKey,
+    fingerprint: Digest,
+}
+
+/// What a key is made of.
+#[derive(Clone, Copy, Debug)]
+pub enum Material<'a> {
+    /// Shared, as it stands.
+    Secret(&'a str),
+    /// A public key.
+    Pem(&'a str),
+    /// A public key or a shared one.
+    Jwk(&'a str),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    #[error(
+        "algorithm {0:?} is not one of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA"
+    )]
+    Algorithm(String),
+    #[error("{0} takes another kind of key")]
+    Kind(&'static str),
+    #[error("a secret has at least {MIN_SECRET_BYTES} bytes")]
+    ShortSecret,
+    #[error("a PEM key is no secret: whoever has it could sign")]
+    PemAsSecret,
+    #[error("this is a private key; only the public one is needed to verify")]
+    Private,
+    #[error("the key cannot be read as the public key of {0}")]
+    Unreadable(&'static str),
+    #[error("the JWK cannot be read: {0}")]
+    Jwk(String),
+    #[error("the JWK says that it is for another algorithm or another use")]
+    OtherUse,
+}
+
+impl Verifier {
+    /// # Errors
+    /// If the material is not that of the algorithm, so that no token could ever be verified, or that it
+    /// could be verified by what is public.
+    pub fn new(algorithm: &str, kid: Option<String>, material: Material<'_>) -> Result<Self, KeyError> {
+        let algorithm: Algorithm =
+            algorithm.parse().map_err(|_| KeyError::Algorithm(algorithm.to_owned()))?;
+        let (key, jwk_kid) = match material {
+            Material::Secret(secret) => (secret_key(algorithm, secret.as_bytes())?, None),
+            Material::Pem(pem) => (public_key(algorithm, pem)?, None),
+            Material::Jwk(json) => jwk_key(algorithm, json)?,
+        };
+        let fingerprint = fingerprint(algorithm, &key);
+        Ok(Self { algorithm, kid: kid.or(jwk_kid), key, fingerprint })
+    }
+
+    /// A secret for HS256 that may be short, for development.
+    pub fn for_development(secret: &str) -> Self {
+        let (algorithm, key) = (Algorithm::HS256, DecodingKey::from_secret(secret.as_bytes()));
+        let fingerprint = fingerprint(algorithm, &key);
+        Self { algorithm, kid: None, key, fingerprint }
+    }
+
+    /// By what the same key is known after the configuration was read again.
+    pub fn fingerprint(&self) -> &Digest {
+        &self.fingerprint
+    }
+
+    pub fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    pub fn is_shared(&self) -> bool {
+        self.algorithm.family() == AlgorithmFamily::Hmac
+    }
+
+    /// Signs a token. None where the key can only verify.
+    pub fn sign(&self, claims: &Claims) -> Option<String> {
+        if !self.is_shared() {
+            return None;
+        }
+        let key = EncodingKey::from_secret(self.key.try_get_as_bytes().ok()?);
+        let header = Header { kid: self.kid.clone(), ..Header::new(self.algorithm) };
+        encode(&header, claims, &key).ok()
+    }
+
+    fn fits(&self, header: &Header) -> bool {
+        let is_named = match (&self.kid, &header.kid) {
+            (Some(own), Some(named)) => own == named,
+            _ => true,
+        };
+        self.algorithm == header.alg && is_named
+    }
+}
+
+/// The claims of a token, and which of the keys signed it. What the claims say is not looked at.
+pub fn verify<'a, K: AsRef<Verifier>>(keys: &'a [K], token: &str) -> Result<(&'a K, Claims), Refused> {
+    if token.len() > MAX_TOKEN_BYTES {
+        return Err(Refused::Malformed("it is too long".into()));
+    }
+    let header = decode_header(token).map_err(|error| Refused::Malformed(error.to_string()))?;
+    // What has to be understood, and is not (RFC 7515 §4.1.11).
+    if header.crit.is_some() {
+        return Err(Refused::Malformed("its header has crit".into()));
+    }
+    let mut refused = Refused::NoKey { algorithm: name(header.alg), kid: header.kid.clone() };
+    for key in keys.iter().filter(|key| key.as_ref().fits(&header)) {
+        let verifier = key.as_ref();
+        // Signature and algorithm only: times, issuer and audience are the authority's to judge.
+        let mut validation = Validation::new(verifier.algorithm);
+        validation.required_spec_claims.clear();
+        (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
+        match decode::<Claims>(token, &verifier.key, &validation) {
+            Ok(verified) => return Ok((key, verified.claims)),
+            Err(error) if *error.kind() == ErrorKind::InvalidSignature => refused = Refused::Signature,
+            Err(error) => refused = Refused::Malformed(error.to_string()),
+        }
+    }
+    Err(refused)
+}
+
+fn name(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::HS256 => "HS256",
+        Algorithm::HS384 => "HS384",
+        Algorithm::HS512 => "HS512",
+        Algorithm::RS256 => "RS256",
+        Algorithm::RS384 => "RS384",
+        Algorithm::RS512 => "RS512",
+        Algorithm::PS256 => "PS256",
+        Algorithm::PS384 => "PS384",
+        Algorithm::PS512 => "PS512",
+        Algorithm::ES256 => "ES256",
+        Algorithm::ES384 => "ES384",
+        Algorithm::EdDSA => "EdDSA",
+        _ => "this algorithm",
+    }
+}
+
+fn secret_key(algorithm: Algorithm, secret: &[u8]) -> Result<DecodingKey, KeyError> {
+    if algorithm.family() != AlgorithmFamily::Hmac {
+        return Err(KeyError::Kind(name(algorithm)));
+    }
+    if secret.trim_ascii_start().starts_with(b"-----BEGIN") {
+        return Err(KeyError::PemAsSecret);
+    }
+    if secret.len() < MIN_SECRET_BYTES {
+        return Err(KeyError::ShortSecret);
+    }
+    Ok(DecodingKey::from_secret(secret))
+}
+
+fn public_key(algorithm: Algorithm, pem: &str) -> Result<DecodingKey, KeyError> {
+    if pem.contains("PRIVATE KEY-----") {
+        return Err(KeyError::Private);
+    }
+    let key = match algorithm.family() {
+        AlgorithmFamily::Hmac => return Err(KeyError::PemAsSecret),
+        AlgorithmFamily::Rsa => DecodingKey::from_rsa_pem(pem.as_bytes()),
+        AlgorithmFamily::Ec => DecodingKey::from_ec_pem(pem.as_bytes()),
+        AlgorithmFamily::Ed => DecodingKey::from_ed_pem(pem.as_bytes()),
+    };
+    let key = key.map_err(|_| KeyError::Unreadable(name(algorithm)))?;
+    check_public(algorithm, key.try_get_as_bytes().unwrap_or_default())?;
+    Ok(key)
+}
+
+/// Reads the key as verifying will, so that a wrong one is found now.
+fn check_public(algorithm: Algorithm, key: &[u8]) -> Result<(), KeyError> {
+    use aws_lc_rs::signature as known;
+    let parsed_as: &'static dyn VerificationAlgorithm = match algorithm {
+        Algorithm::ES256 => &known::ECDSA_P256_SHA256_FIXED,
+        Algorithm::ES384 => &known::ECDSA_P384_SHA384_FIXED,
+        Algorithm::EdDSA => &known::ED25519,
+        _ => &known::RSA_PKCS1_2048_8192_SHA256,
+    };
+    ParsedPublicKey::new(parsed_as, key).map(drop).map_err(|_| KeyError::Unreadable(name(algorithm)))
+}
+
+fn jwk_key(algorithm: Algorithm, json: &str) -> Result<(DecodingKey, Option<String>), KeyError> {
+    let jwk: Jwk = serde_json::from_str(json).map_err(|error| KeyError::Jwk(error.to_string()))?;
+    let is_for_another =
+        jwk.common.key_algorithm.is_some_and(|named| Algorithm::try_from(named) != Ok(algorithm));
+    let is_for_encryption =
+        jwk.common.public_key_use.as_ref().is_some_and(|named| *named != PublicKeyUse::Signature);
+    if is_for_another || is_for_encryption {
+        return Err(KeyError::OtherUse);
+    }
+    if serde_json::from_str::<serde_json::Value>(json).is_ok_and(|jwk| jwk.get("d").is_some()) {
+        return Err(KeyError::Private);
+    }
+    let is_of_family = match (&jwk.algorithm, algorithm) {
+        (AlgorithmParameters::OctetKey(_), _) => algorithm.family() == AlgorithmFamily::Hmac,
+        (AlgorithmParameters::RSA(_), _) => algorithm.family() == AlgorithmFamily::Rsa,
+        (AlgorithmParameters::EllipticCurve(key), Algorithm::ES256) => key.curve == EllipticCurve::P256,
+        (AlgorithmParameters::EllipticCurve(key), Algorithm::ES384) => key.curve == EllipticCurve::P384,
+        (AlgorithmParameters::OctetKeyPair(key), Algorithm::EdDSA) => key.curve == EllipticCurve::Ed25519,
+        _ => false,
+    };
+    if !is_of_family {
+        return Err(KeyError::Kind(name(algorithm)));
+    }
+    let key = DecodingKey::from_jwk(&jwk).map_err(|_| KeyError::Unreadable(name(algorithm)))?;
+    match key.kind() {
+        SecretOrDer(secret) if algorithm.family() == AlgorithmFamily::Hmac => {
+            secret_key(algorithm, secret)?;
+        }
+        SecretOrDer(bytes) => check_public(algorithm, bytes)?,
+        RsaModulusExponent { n, .. } if n.len() < MIN_RSA_BYTES => {
+            return Err(KeyError::Unreadable(name(algorithm)));
+        }
+        RsaModulusExponent { .. } => {}
+    }
+    Ok((key, jwk.common.key_id))
+}
+
+fn fingerprint(algorithm: Algorithm, key: &DecodingKey) -> Digest {
+    let bytes = match key.kind() {
+        SecretOrDer(bytes) => [name(algorithm).as_bytes(), b":", bytes].concat(),
+        RsaModulusExponent { n, e } => [name(algorithm).as_bytes(), b":", n, b":", e].concat(),
+    };
+    Digest::of(&bytes)
+}

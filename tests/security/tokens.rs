@@ -1,0 +1,235 @@
+//! Tokens and keys, as the authority judges them.
+
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use jsonwebtoken::Header;
+use rejoin::auth::{Authority, Digest, GrantList, Identity, Refused, mint, new_key};
+use serde_json::{Value, json};
+
+use crate::signer::{SECRET, Signer, seconds_from_now, unsigned};
+
+const ALGORITHMS: [&str; 12] = [
+    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384",
+    "EdDSA",
+];
+
+fn authority(toml: &str) -> Authority {
+    Authority::parse(toml, Path::new("")).unwrap_or_else(|mistakes| panic!("{mistakes:?} in {toml}"))
+}
+
+fn mistakes(toml: &str) -> Vec<String> {
+    match Authority::parse(toml, Path::new("")) {
+        Ok(_) => panic!("accepted: {toml}"),
+        Err(mistakes) => mistakes.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn ask(authority: &Authority, token: &str) -> Result<Identity, Refused> {
+    authority.identify(Some(token), SystemTime::now())
+}
+
+fn claims() -> Value {
+    json!({"sub": "u1", "exp": seconds_from_now(60), "rejoin": {"subscribe": ["users.{sub}.**"]}})
+}
+
+#[test]
+fn every_algorithm_verifies_by_pem_or_secret_and_by_jwk() {
+    for algorithm in ALGORITHMS {
+        let (signer, other) = (Signer::new(algorithm), Signer::new(algorithm));
+        let jwk = format!("[[jwt]]\nname = \"k\"\nalgorithm = {algorithm:?}\njwk = '{}'", signer.jwk());
+        for table in [signer.table("k"), jwk] {
+            let authority = authority(&table);
+            let identity = ask(&authority, &signer.sign(&claims()))
+                .unwrap_or_else(|error| panic!("{algorithm}: {error}"));
+            assert!(identity.grants.may_subscribe(&"users.u1.**".parse().expect("a pattern")), "{algorithm}");
+            assert_eq!(identity.name(), "u1");
+            if !algorithm.starts_with("HS") {
+                assert_eq!(
+                    ask(&authority, &other.sign(&claims())).err(),
+                    Some(Refused::Signature),
+                    "{algorithm}"
+                );
+            }
+            let mut torn = signer.sign(&claims());
+            torn.insert(torn.len() - 10, 'A');
+            assert!(ask(&authority, &torn).is_err(), "{algorithm}");
+        }
+    }
+}
+
+#[test]
+fn several_keys_are_accepted_at_once_so_that_they_can_be_rotated() {
+    let (old, new) = (Signer::new("ES256"), Signer::new("ES256"));
+    let both = authority(&(old.table("old") + &new.table("new")));
+    assert!(ask(&both, &old.sign(&claims())).is_ok() && ask(&both, &new.sign(&claims())).is_ok());
+    let identity = ask(&both, &old.sign(&claims())).expect("accepted");
+    let only_new = authority(&new.table("new"));
+    assert_eq!(only_new.again(&identity, SystemTime::now()).err(), Some(Refused::KeyGone));
+    let renamed = authority(&(new.table("new") + &old.table("renamed")));
+    assert!(renamed.again(&identity, SystemTime::now()).is_ok());
+}
+
+#[test]
+fn a_token_that_names_a_key_is_verified_by_that_one() {
+    let signer = Signer::new("ES256");
+    let authority = authority(&(signer.table("k") + "kid = \"2026\"\n"));
+    let sign = |kid: Option<&str>| {
+        let header = Header { kid: kid.map(str::to_owned), ..Header::new(signer.algorithm) };
+        ask(&authority, &signer.sign_as(&header, &claims()))
+    };
+    assert!(sign(None).is_ok() && sign(Some("2026")).is_ok());
+    assert!(matches!(sign(Some("2025")), Err(Refused::NoKey { kid: Some(_), .. })));
+}
+
+#[test]
+fn issuer_and_audience_are_checked_where_they_are_configured() {
+    let signer = Signer::new("HS256");
+    let strict = authority(&(signer.table("k") + "iss = \"https://id.example\"\naud = \"push\"\n"));
+    let with = |iss: Value, aud: Value| {
+        let mut claims = claims();
+        for (name, value) in [("iss", iss), ("aud", aud)] {
+            if !value.is_null() {
+                claims[name] = value;
+            }
+        }
+        ask(&strict, &signer.sign(&claims)).err()
+    };
+    let wrong = |claim| Some(Refused::Claim { key: "k".into(), claim });
+    assert_eq!(with(json!("https://id.example"), json!("push")), None);
+    assert_eq!(with(json!("https://id.example"), json!(["shop", "push"])), None);
+    assert_eq!(with(json!("https://id.example"), json!(["shop"])), wrong("aud"));
+    assert_eq!(with(json!("https://id.example"), Value::Null), wrong("aud"));
+    assert_eq!(with(json!("https://other.example"), json!("push")), wrong("iss"));
+    assert_eq!(with(Value::Null, json!("push")), wrong("iss"));
+    // What is learned of by a reload counts for those who are here, too.
+    let identity = ask(&authority(&signer.table("k")), &signer.sign(&claims())).expect("accepted");
+    assert_eq!(strict.again(&identity, SystemTime::now()).err(), wrong("iss"));
+}
+
+#[test]
+fn a_token_has_an_end_and_begins_no_later_than_now() {
+    let signer = Signer::new("HS256");
+    let authority = authority(&signer.table("k"));
+    let with = |claims: Value| ask(&authority, &signer.sign(&claims)).err();
+    assert_eq!(with(json!({"exp": seconds_from_now(0)})), Some(Refused::Expired { key: "k".into() }));
+    assert!(matches!(with(json!({"sub": "u1"})), Some(Refused::Malformed(_))));
+    assert!(matches!(with(json!({"exp": seconds_from_now(60).to_string()})), Some(Refused::Malformed(_))));
+    let nbf = |seconds| with(json!({"exp": seconds_from_now(600), "nbf": seconds_from_now(seconds)}));
+    assert_eq!((nbf(-1), nbf(10)), (None, None));
+    assert_eq!(nbf(60), Some(Refused::Claim { key: "k".into(), claim: "nbf" }));
+    let identity = ask(&authority, &signer.sign(&claims())).expect("accepted");
+    let later = SystemTime::now() + Duration::from_secs(61);
+    assert_eq!(authority.again(&identity, later).err(), Some(Refused::Expired { key: "k".into() }));
+}
+
+#[test]
+fn headers_that_would_change_what_is_verified_are_of_no_use() {
+    let (signer, foreign) = (Signer::new("ES256"), Signer::new("ES256"));
+    let authority = authority(&signer.table("k"));
+    // A key that the token brings itself, by value or by address.
+    let header = Header {
+        jwk: serde_json::from_str(&foreign.jwk()).ok(),
+        jku: Some("https://elsewhere.example/keys".into()),
+        ..Header::new(foreign.algorithm)
+    };
+    assert_eq!(ask(&authority, &foreign.sign_as(&header, &claims())).err(), Some(Refused::Signature));
+    let header = Header { crit: Some(vec!["b64".into()]), ..Header::new(signer.algorithm) };
+    assert!(matches!(ask(&authority, &signer.sign_as(&header, &claims())), Err(Refused::Malformed(_))));
+    for alg in ["none", "None", "NONE", "", "HS1", "ES512"] {
+        let token = unsigned(&json!({"alg": alg}), &claims());
+        assert!(matches!(ask(&authority, &token), Err(Refused::Malformed(_))), "{alg:?}");
+    }
+    for token in ["", ".", "..", "...", "a.b", "a.b.c", "a.b.c.d", "\0", &"a.".repeat(100_000)] {
+        assert!(ask(&authority, token).is_err(), "{token:.20}");
+    }
+}
+
+#[test]
+fn an_api_key_is_known_by_its_hash_and_has_what_is_configured() {
+    let (key, other) = (new_key(), new_key());
+    let toml = format!(
+        "[[key]]\nname = \"backend\"\nsha256 = \"{}\"\npublish = [\"orders.*\"]\nmetrics = true\n",
+        Digest::of(key.as_bytes())
+    );
+    let authority = authority(&toml);
+    let identity = ask(&authority, &key).expect("known");
+    assert!(identity.grants.may_publish(&"orders.1".parse().expect("a topic")));
+    assert!(identity.grants.may_read_metrics() && !identity.grants.is_admin());
+    assert_eq!((identity.name(), identity.expires_at), ("backend", None));
+    for wrong in [other.as_str(), "", &key[..key.len() - 1], &format!("{key} "), &key.to_uppercase()] {
+        assert_eq!(ask(&authority, wrong).err(), Some(Refused::UnknownKey), "{wrong:?}");
+    }
+    assert_eq!(authority.identify(None, SystemTime::now()).err(), Some(Refused::Missing));
+}
+
+#[test]
+fn what_is_minted_is_accepted() {
+    let mut authority = authority(&Signer::new("ES256").table("k"));
+    let list =
+        || -> GrantList { serde_json::from_value(json!({"subscribe": ["users.{sub}.**"]})).expect("grants") };
+    let mint = |authority: &Authority| {
+        mint(authority, Some("u1".into()), list(), Duration::from_secs(60), SystemTime::now())
+    };
+    assert!(mint(&authority).is_err(), "a public key cannot sign");
+    authority.add_development_secret("short");
+    let token = mint(&authority).expect("a token");
+    let identity = ask(&authority, &token).expect("accepted");
+    assert!(identity.grants.may_subscribe(&"users.u1.x".parse().expect("a pattern")));
+    assert!(identity.expires_at.is_some_and(|end| end > SystemTime::now() + Duration::from_secs(58)));
+}
+
+#[test]
+fn a_mistake_in_the_tables_is_told_by_its_line_and_repeats_no_secret() {
+    let ec = Signer::new("ES256");
+    let pem = format!("pem = '''{}'''", ec.public);
+    for (text, expected) in [
+        ("\n[[key]]\nname = \"a\"\nsha256 = \"beef\"", "line 2: [[key]] \"a\": sha256"),
+        ("[[key]]\nname = \"a\"\nsha256 = \"00\"\nsubscribed = []", "line 4: unknown field `subscribed`"),
+        ("[[key]]\nname = \"a\"", "line 1: missing field `sha256`"),
+        ("[anonymous]\nsubscribe = [\"a..b\"]", "line 2: \"a..b\": a topic has no empty segment"),
+        ("[anonymous]\nsubscribe = [\"a.{sub}\"]", "line 1: whoever is anonymous has no subject"),
+        ("[anonymous]\nadmin = true", "line 2: unknown field `admin`"),
+        ("x = [", "line 1: "),
+        ("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"", "give one of secret, pem, jwk and file"),
+        ("[[jwt]]\nname = \"k\"\nalgorithm = \"none\"\nsecret = \"x\"", "algorithm \"none\" is not one of"),
+        ("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = \"hunter2\"", "at least 32 bytes"),
+        (
+            "[[jwt]]\nname = \"k\"\nalgorithm = \"RS256\"\nsecret = \"hunter2\"",
+            "RS256 takes another kind of key",
+        ),
+        (&format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\n{pem}"), "whoever has it could sign"),
+        (
+            &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = '''{}'''", ec.public),
+            "whoever has it could sign",
+        ),
+        (
+            &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"ES384\"\n{pem}"),
+            "cannot be read as the public key of ES384",
+        ),
+        (
+            &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"RS256\"\n{pem}"),
+            "cannot be read as the public key of RS256",
+        ),
+        (
+            &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"ES384\"\njwk = '{}'", ec.jwk()),
+            "for another algorithm",
+        ),
+        ("[[jwt]]\nname = \"k\"\nalgorithm = \"ES256\"\nfile = \"not-there.pem\"", "file not-there.pem"),
+        (&(ec.table("one") + &ec.table("two")), "\"two\" is the same key as \"one\""),
+    ] {
+        let told = mistakes(text).join("\n");
+        assert!(told.contains(expected) && !told.contains("hunter2"), "{told:?} is not {expected:?}");
+    }
+    let two =
+        "[[key]]\nname = \"a\"\nsha256 = \"beef\"\n[[jwt]]\nname = \"k\"\nalgorithm = \"XS\"\nsecret = \"\"";
+    assert_eq!(mistakes(two).len(), 2, "all that can be found");
+    assert!(
+        mistakes("[[jwt]]\nname = \"k\"\nalgorithm = \"ES256\"\npem = '''-----BEGIN PRIVATE KEY-----\n'''")
+            [0]
+        .contains("private key")
+    );
+    assert!(SECRET.len() >= 32);
+}
