@@ -38,6 +38,9 @@ const ARRIVAL: Duration = Duration::from_secs(1);
 /// How long a read waits for the tails to belong to the same life of the store.
 const SETTLING: Duration = Duration::from_secs(2);
 
+/// How many tails are filled for one reader; more topics than these are read in one step.
+const MAX_FILLED: usize = 16;
+
 /// A log that is shared by all replicas that use the same server, database and prefix.
 pub struct RedisLog {
     store: Arc<Store>,
@@ -82,6 +85,19 @@ impl RedisLog {
         Ok(newest)
     }
 
+    /// Fills the tails of a few topics backwards. True if a reader at `position` now lacks nothing.
+    async fn fill_all(&self, patterns: &[Pattern], position: &Position) -> Result<bool, LogError> {
+        if patterns.len() > MAX_FILLED || patterns.iter().any(Pattern::has_wildcard) {
+            return Ok(false);
+        }
+        for pattern in patterns {
+            if !self.fill(pattern, position).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Fills the tail of one topic backwards, if that is what a reader at `position` lacks.
     async fn fill(&self, pattern: &Pattern, position: &Position) -> Result<bool, LogError> {
         let Some(followed) = self.feed.find(pattern) else { return Ok(false) };
@@ -98,7 +114,7 @@ impl RedisLog {
         }
         let args = [from.to_string(), room.to_string(), (MAX_TAIL_BYTES / 2).to_string()];
         let args = args.each_ref().map(|arg| arg.as_bytes());
-        let answer = self.store.run(&self.store.scripts.newest, pattern.as_str(), &args).await?;
+        let answer = self.store.read(&self.store.scripts.newest, pattern.as_str(), &args).await?;
         let (facts, found): (Facts, Vec<reading::Entry>) = answer;
         let Some(topic) = pattern.topic() else { return Ok(false) };
         let (mut older, mut complete_from): (Vec<Arc<Message>>, Id) = (Vec::new(), from);
@@ -197,10 +213,7 @@ impl Log for RedisLog {
     }
 
     async fn read(&self, patterns: &[Pattern], position: &Position, limit: usize) -> Result<Page, LogError> {
-        if let [pattern] = patterns
-            && !pattern.has_wildcard()
-            && self.fill(pattern, position).await?
-        {
+        if self.fill_all(patterns, position).await? {
             // Now it is in the tail.
             let (told, cursor) = (position.told, position.cursor);
             return Ok(Page { told, past: cursor, end: cursor, ..Page::default() });
@@ -224,7 +237,7 @@ impl Log for RedisLog {
 
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
         let script = &self.store.scripts.topics;
-        let (_, mut names): (Facts, Vec<String>) = self.store.run(script, "", &[]).await?;
+        let (_, mut names): (Facts, Vec<String>) = self.store.read(script, "", &[]).await?;
         names.retain(|name| &**name > after);
         names.sort_unstable();
         names.truncate(limit);
@@ -232,7 +245,7 @@ impl Log for RedisLog {
             return Ok(Vec::new());
         }
         let args: Vec<_> = names.iter().map(|name| name.as_bytes()).collect();
-        let (_, known): (Facts, Vec<(Num, usize, usize)>) = self.store.run(script, "", &args).await?;
+        let (_, known): (Facts, Vec<(Num, usize, usize)>) = self.store.read(script, "", &args).await?;
         let stats = |(name, (newest, messages, bytes)): (&String, (Num, usize, usize))| {
             let topic: Topic = name.parse().ok()?;
             let subscribers = self.feed.followers(&topic);
@@ -243,7 +256,7 @@ impl Log for RedisLog {
 
     async fn stats(&self) -> Result<LogStats, LogError> {
         let (facts, topics, messages, bytes): (Facts, usize, usize, usize) =
-            self.store.run(&self.store.scripts.stats, "", &[]).await?;
+            self.store.read(&self.store.scripts.stats, "", &[]).await?;
         Ok(LogStats { topics, messages, bytes, newest: facts.newest, began: facts.began })
     }
 }

@@ -167,6 +167,10 @@ impl Wish {
 pub enum Stop {
     /// The connection is over, which is what a cut looks like from here.
     Ended(String),
+    /// The server turns the request away for now.
+    Refused(String),
+    /// The server closes the connection, and says so.
+    Closed(String),
     /// What came is not what the contract allows.
     Wrong(String),
 }

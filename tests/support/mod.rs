@@ -5,6 +5,7 @@ pub mod checker;
 pub mod client;
 pub mod cutter;
 pub mod frame;
+pub mod redis;
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -98,6 +98,13 @@ impl Redis {
         answer
     }
 
+    /// Closes all connections of a type, and returns how many there were.
+    pub fn kill_clients(&self, kind: &str) -> usize {
+        let answer = self.say(&["CLIENT", "KILL", "TYPE", kind]);
+        let count = answer.trim_end().strip_prefix(':').and_then(|count| count.parse().ok());
+        count.unwrap_or_else(|| panic!("{answer:?} is no number"))
+    }
+
     fn try_say(&self, words: &[&str]) -> Option<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use bytesize::ByteSize;
 use redis::{FromRedisValue, ParsingError, Value};
 
 use super::Retention;
@@ -38,9 +39,19 @@ impl From<&Retention> for Keep {
     }
 }
 
+impl Keep {
+    /// As the store remembers it, and as it is parsed.
+    pub fn written(&self) -> String {
+        format!("{} {} {} {}", self.messages, self.age.as_micros(), self.bytes, self.total_bytes)
+    }
+}
+
+/// For people.
 impl fmt::Display for Keep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} {}", self.messages, self.age.as_micros(), self.bytes, self.total_bytes)
+        let [bytes, total_bytes] = [self.bytes, self.total_bytes].map(|bytes| ByteSize::b(bytes as u64));
+        let (messages, age) = (self.messages, humantime::format_duration(self.age));
+        write!(f, "{messages} messages, {age} and {bytes} of each topic, {total_bytes} in all")
     }
 }
 
@@ -60,13 +71,19 @@ impl FromStr for Keep {
     }
 }
 
+impl FromRedisValue for Keep {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        String::from_redis_value(value)?.parse()
+    }
+}
+
 impl FromRedisValue for Facts {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (newest, began, inherited, forgotten, reason, keep): (Num, Num, Num, Num, String, String) =
+        let (newest, began, inherited, forgotten, reason, keep): (Num, Num, Num, Num, String, Keep) =
             FromRedisValue::from_redis_value(value)?;
         let reason = if reason == "failover" { Reason::Failover } else { Reason::Restarted };
         let [newest, began, inherited, forgotten] = [newest.0, began.0, inherited.0, forgotten.0];
-        Ok(Self { newest, began, inherited, forgotten, reason, keep: keep.parse()? })
+        Ok(Self { newest, began, inherited, forgotten, reason, keep })
     }
 }
 

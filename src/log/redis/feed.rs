@@ -244,7 +244,8 @@ impl Feed {
         if state.link != link {
             return false;
         }
-        if newest > followed.tail.newest() {
+        // The tail of a pattern has no chain that would show what came before its first message.
+        if newest > followed.tail.newest() || followed.tail.name().has_wildcard() {
             state.forget(&followed.tail, newest);
         }
         true
@@ -430,7 +431,8 @@ impl State {
         if !is_mark {
             let mut tails = Vec::new();
             self.trie.matching(&topic, &mut tails);
-            tails.iter().filter(|tail| id > tail.newest()).for_each(|tail| tail.forget(id, drop));
+            // What one topic has brought since does not show what another one lacks: there is no chain.
+            tails.iter().for_each(|tail| tail.forget(id, drop));
         }
     }
 

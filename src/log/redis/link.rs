@@ -16,7 +16,7 @@ use redis::{
 };
 use tokio::{
     sync::{Notify, RwLock, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 
 use super::{
@@ -33,7 +33,7 @@ use crate::{
 /// How often it is proven that what is published arrives.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How long a probe may take to be answered, and then to arrive.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long somebody who wants to follow waits for a link.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How many channels are subscribed to at once.
@@ -77,6 +77,7 @@ impl Link {
     pub async fn keep_linked(self: Arc<Self>) {
         let mut was_told = false;
         loop {
+            let began = Instant::now();
             let closed = Arc::new(Notify::new());
             let is_linked = || self.connection.borrow().is_some();
             let broken = tokio::select! {
@@ -88,7 +89,7 @@ impl Link {
                 was_told = true;
             }
             self.connection.send_replace(None);
-            sleep(RETRY_AFTER).await;
+            sleep_until(began + RETRY_AFTER).await;
         }
     }
 
@@ -114,9 +115,15 @@ impl Link {
 
         let mut probes = interval(PROBE_EVERY);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut store = self.store.current();
         loop {
             tokio::select! {
                 () = self.feed.is_unsettled() => self.settle(number).await?,
+                // What ended the one connection may have ended the other without a sign.
+                () = self.store.is_renewed(store) => {
+                    store = self.store.current();
+                    self.probe().await?;
+                }
                 _ = probes.tick() => {
                     self.probe().await?;
                     self.unsubscribe_idle().await?;
@@ -134,7 +141,9 @@ impl Link {
                 let (number, mut connection) = self.connected().await?;
                 let _order = self.order.read().await;
                 if connection.subscribe(&channel).await.is_err() {
-                    return Err(LogError::Unavailable);
+                    // The next link will do.
+                    self.is_past(number).await;
+                    continue;
                 }
                 let newest = self.newest_of(pattern).await?;
                 if self.feed.join(number, followed, newest) {
@@ -182,6 +191,14 @@ impl Link {
         made.clone().ok_or(LogError::Unavailable)
     }
 
+    /// Resolves when this link has been given up.
+    async fn is_past(&self, number: u64) {
+        let mut connection = self.connection.subscribe();
+        let is_other = |link: &Option<(u64, _)>| link.as_ref().is_none_or(|(current, _)| *current != number);
+        // The sender is in self.
+        let _ = connection.wait_for(is_other).await;
+    }
+
     /// Compares the tails with the index.
     async fn settle(&self, number: u64) -> Result<(), Broken> {
         let mut from = self.feed.watermark();
@@ -194,7 +211,7 @@ impl Link {
         loop {
             let args = [from.to_string(), CHANGED_BATCH.to_string()];
             let args = args.each_ref().map(|arg| arg.as_bytes());
-            let answer = self.store.run(&self.store.scripts.changed, "", &args).await;
+            let answer = self.store.read(&self.store.scripts.changed, "", &args).await;
             let (facts, changed): (Facts, Vec<(Vec<u8>, Num)>) = answer.map_err(|_| Broken::Unsettled)?;
             if first.as_ref().is_some_and(|first| first.began != facts.began) {
                 return Err(Broken::Unsettled);
@@ -219,7 +236,7 @@ impl Link {
     async fn newest_of(&self, pattern: &Pattern) -> Result<Id, LogError> {
         let name = pattern.as_str();
         let (facts, newest): (Facts, Vec<Num>) =
-            self.store.run(&self.store.scripts.look, "", &[name.as_bytes()]).await?;
+            self.store.read(&self.store.scripts.look, "", &[name.as_bytes()]).await?;
         self.store.has_seen(facts.newest);
         if pattern.has_wildcard() {
             return Ok(facts.newest);
@@ -251,7 +268,7 @@ impl Link {
     async fn run_probe(&self, token: u64, is_sweep: bool) -> Result<Facts, LogError> {
         let (token, is_sweep) = (token.to_string(), if is_sweep { "1" } else { "0" });
         let args = [self.own_channel.as_bytes(), token.as_bytes(), is_sweep.as_bytes()];
-        let facts: Facts = self.store.run(&self.store.scripts.probe, "", &args).await?;
+        let facts: Facts = self.store.read(&self.store.scripts.probe, "", &args).await?;
         self.store.has_seen(facts.newest);
         Ok(facts)
     }

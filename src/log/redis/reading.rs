@@ -55,7 +55,7 @@ impl Reading<'_> {
         args: &[impl AsRef<[u8]>],
     ) -> Result<T, LogError> {
         let args: Vec<_> = args.iter().map(AsRef::as_ref).collect();
-        self.store.run(script, "", &args).await
+        self.store.read(script, "", &args).await
     }
 
     fn topics(&self) -> Vec<Topic> {

@@ -4,19 +4,19 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, PushInfo, PushKind, RedisError, Script,
+    ServerErrorKind, aio::MultiplexedConnection,
 };
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{Address, Retention, facts::Keep, scripts::Scripts};
@@ -24,12 +24,14 @@ use crate::{log::LogError, message::Id};
 
 /// How long an answer may take. After that nobody knows whether it was done.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a connection may take to be made.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection may take to be made. One that was begun while nothing got through holds up the next.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to wait for a connection that is being made, before nothing is sent at all.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Between two attempts to connect.
+/// From one attempt to connect to the next, at least.
 pub const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// How often it is said what Redis refuses.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// One of the connections that there were, so that a late error does not end the next one.
 #[derive(Clone)]
@@ -49,6 +51,8 @@ pub struct Store {
     known: AtomicU64,
     /// What is acknowledged is on disk.
     is_durable: AtomicBool,
+    /// When it was last said that Redis refuses something.
+    said: Mutex<Option<Instant>>,
 }
 
 impl Store {
@@ -61,6 +65,7 @@ impl Store {
             connection: watch::Sender::new(None),
             known: AtomicU64::new(0),
             is_durable: AtomicBool::new(false),
+            said: Mutex::default(),
         }
     }
 
@@ -94,7 +99,7 @@ impl Store {
         invocation.arg(&self.prefix).arg(self.known.load(Ordering::Acquire));
         invocation
             .arg(u8::from(self.is_durable.load(Ordering::Acquire)))
-            .arg(self.keep.to_string())
+            .arg(self.keep.written())
             .arg(subject);
         for arg in args {
             invocation.arg(*arg);
@@ -105,9 +110,51 @@ impl Store {
             if is_broken(&error) {
                 self.lose(connection.number, &error);
             }
-            tracing::debug!(%error, "redis did not do it");
+            self.say(&error);
             if is_refused(&error) { LogError::Unavailable } else { LogError::UnknownOutcome }
         })
+    }
+
+    /// Runs a script that changes nothing, or nothing that matters when it is done twice: it is run again if the
+    /// connection broke under it.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`], within a bounded time.
+    pub async fn read<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        subject: &str,
+        args: &[&[u8]],
+    ) -> Result<T, LogError> {
+        let read = async {
+            loop {
+                let known = self.current();
+                match self.run(script, subject, args).await {
+                    // Gone is gone; what was only slow is not asked again.
+                    Err(LogError::UnknownOutcome) if known.is_some() && self.current() != known => {}
+                    Err(_) => return Err(LogError::Unavailable),
+                    read => return read,
+                }
+            }
+        };
+        timeout(ANSWER_TIMEOUT, read).await.unwrap_or(Err(LogError::Unavailable))
+    }
+
+    /// An operator must learn why everybody is told 503, and not once for each of them.
+    fn say(&self, error: &RedisError) {
+        let is_news = !error.is_io_error() && {
+            let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_news = said.is_none_or(|said| said.elapsed() >= SAY_EVERY);
+            if is_news {
+                *said = Some(Instant::now());
+            }
+            is_news
+        };
+        if is_news {
+            tracing::warn!(redis = %self.address, %error, "redis did not do it");
+        } else {
+            tracing::debug!(%error, "redis did not do it");
+        }
     }
 
     /// Gives up the connection: what waits for an answer will not get it.
@@ -129,6 +176,16 @@ impl Store {
         self.connection.borrow().as_ref().map(|connection| connection.number)
     }
 
+    /// Resolves when there is a connection, and it is another than `known`.
+    pub async fn is_renewed(&self, known: Option<u64>) {
+        let mut connection = self.connection.subscribe();
+        let is_other = |connection: &Option<Connection>| {
+            connection.as_ref().is_some_and(|connection| Some(connection.number) != known)
+        };
+        // The sender is in self.
+        let _ = connection.wait_for(is_other).await;
+    }
+
     /// Gives up a connection over which nothing was answered.
     pub fn give_up(&self, number: u64) {
         self.lose(number, &"it does not answer");
@@ -139,7 +196,8 @@ impl Store {
         let mut is_first = true;
         let mut was_told = false;
         for number in 0.. {
-            match self.connect().await {
+            let began = Instant::now();
+            match self.connect(number).await {
                 Ok(redis) => {
                     tracing::info!(redis = %self.address, "publishing");
                     self.connection.send_replace(Some(Connection { number, redis }));
@@ -157,7 +215,7 @@ impl Store {
                 }
                 Err(error) => tracing::debug!(%error, "redis cannot be reached"),
             }
-            sleep(RETRY_AFTER).await;
+            sleep_until(began + RETRY_AFTER).await;
         }
     }
 
@@ -167,11 +225,20 @@ impl Store {
         self.is_durable.store(is_durable(connection.redis).await, Ordering::Release);
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
+    async fn connect(self: &Arc<Self>, number: u64) -> Result<MultiplexedConnection, RedisError> {
+        let store = Arc::downgrade(self);
+        // Noticed at once, so that nothing is sent to where nobody is: its outcome would be unknown.
+        let take = move |push: PushInfo| {
+            if let (PushKind::Disconnection, Some(store)) = (push.kind, store.upgrade()) {
+                store.lose(number, &"it was closed");
+            }
+            Ok::<(), std::convert::Infallible>(())
+        };
         let client = Client::open(self.address.connection_info())?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(ANSWER_TIMEOUT));
+            .set_response_timeout(Some(ANSWER_TIMEOUT))
+            .set_push_sender(take);
         let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         self.is_durable.store(is_durable(connection.clone()).await, Ordering::Release);
         Ok(connection)
@@ -188,11 +255,11 @@ impl Store {
 
     /// The last one that is started says how much is kept, for all.
     async fn say_how_much_is_kept(&self) {
-        let before: Result<String, _> = self.run(&self.scripts.keep, "", &[]).await;
+        let before: Result<Keep, _> = self.run(&self.scripts.keep, "", &[]).await;
         match before {
-            Ok(before) if before != self.keep.to_string() => tracing::warn!(
+            Ok(before) if before != self.keep => tracing::warn!(
                 before = %before, now = %self.keep,
-                "another replica was started with other --retain-… settings; now these hold for all"
+                "the store kept messages by other --retain-… settings; now these hold for all replicas"
             ),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "redis was not told how much to keep"),

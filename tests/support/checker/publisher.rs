@@ -1,5 +1,6 @@
 //! Publishers: one message at a time, in batches, and over a WebSocket. They are never cut, so that the
-//! outcome of everything they publish is known.
+//! outcome of everything they publish is known; where the server is troubled, they repeat with the same key
+//! until it is.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -9,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    MESSAGES, World,
+    Trouble, World,
     payload::Payload,
     truth::{Published, TOPICS},
 };
@@ -21,22 +22,33 @@ use crate::support::{
 /// The pace of each publisher, so that the load is one that a small machine carries. Nothing waits for it.
 const PAUSE_MS: std::ops::Range<u64> = 2..16;
 
+/// After this a server that does not answer is given up, and another one is asked.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// Before a publication is repeated.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
+
 /// Publishes until the subscribers have had all the cuts they need, and a last message to every topic.
 pub async fn publish(world: Arc<World>, number: usize) -> Result<(), String> {
     let name = format!("publisher {number}");
     let mut publisher = Publisher {
         rng: world.rng(&name),
-        client: Client::builder().no_proxy().build().expect("a client without options that can fail"),
+        client: Client::builder()
+            .no_proxy()
+            .timeout(PATIENCE)
+            .build()
+            .expect("a client without options that can fail"),
+        name: name.clone(),
+        socket: None,
+        keys: 0,
         last_id: 0,
         last_ids: BTreeMap::new(),
         world,
     };
-    let mut socket = publisher.socket().await?;
-    while *publisher.world.restless.borrow() > 0 || publisher.world.truth.acknowledged() < MESSAGES {
+    while publisher.world.is_busy() {
         publisher.world.note(&name, "waits for what it published to be acknowledged".to_owned());
         let way = match number {
             0 => publisher.batch().await,
-            1 => publisher.command(&mut socket).await,
+            1 => publisher.command().await,
             _ => publisher.single_somewhere().await,
         };
         way.map_err(|error| format!("{name}: {error}"))?;
@@ -54,8 +66,19 @@ struct Publisher {
     world: Arc<World>,
     rng: StdRng,
     client: Client,
+    name: String,
+    /// For commands; made when it is needed.
+    socket: Option<Connection>,
+    keys: u64,
     last_id: Cursor,
     last_ids: BTreeMap<&'static str, Cursor>,
+}
+
+/// Why something was not published.
+enum Setback {
+    /// Nobody knows whether it was, or it certainly was not.
+    Unsure(String),
+    Wrong(String),
 }
 
 #[derive(Deserialize)]
@@ -81,22 +104,62 @@ impl Publisher {
         self.single(topic).await
     }
 
+    /// What makes a repetition harmless, where there may be one.
+    fn next_key(&mut self) -> Option<String> {
+        self.keys += 1;
+        let is_troubled = self.world.plan.trouble != Trouble::None;
+        is_troubled.then(|| format!("{}-{}-{}", self.world.seed, self.name.replace(' ', "-"), self.keys))
+    }
+
+    /// Waits before the same is sent once more, if there is anything to put up with.
+    async fn heed(&mut self, setback: Setback) -> Result<(), String> {
+        match setback {
+            Setback::Unsure(_) if self.world.plan.trouble != Trouble::None => {
+                self.world.tally.repeat();
+                tokio::time::sleep(AGAIN_AFTER).await;
+                Ok(())
+            }
+            Setback::Unsure(why) | Setback::Wrong(why) => Err(why),
+        }
+    }
+
     async fn single(&mut self, topic: &'static str) -> Result<(), String> {
         let payload = self.draw(topic);
-        let mut url = reqwest::Url::parse(&format!("http://{}/topics/", self.world.server)).expect("a URL");
+        let key = self.next_key();
+        loop {
+            match self.post(topic, &payload, key.as_deref()).await {
+                Ok(id) => return self.acknowledge(&id, self.last_id, true, topic, &payload),
+                Err(setback) => self.heed(setback).await?,
+            }
+        }
+    }
+
+    async fn post(
+        &mut self,
+        topic: &'static str,
+        payload: &Payload,
+        key: Option<&str>,
+    ) -> Result<String, Setback> {
+        let server = self.world.server(&mut self.rng);
+        let mut url = reqwest::Url::parse(&format!("http://{server}/topics/")).expect("a URL");
         url.path_segments_mut().expect("a URL with a path").pop_if_empty().push(topic);
         if let Some(event) = &payload.event {
             url.query_pairs_mut().append_pair("event", event);
         }
-        let request = self.client.post(url).header("content-type", payload.content_type());
-        let response = request.body(payload.bytes()).send().await.map_err(|error| error.to_string())?;
+        let mut request = self.client.post(url).header("content-type", payload.content_type());
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        let response = request.body(payload.bytes()).send().await.map_err(unsure)?;
         let status = response.status();
-        let body = response.text().await.map_err(|error| error.to_string())?;
+        let body = response.text().await.map_err(unsure)?;
+        let is_stored = status == 201 || (status == 200 && key.is_some());
         match serde_json::from_str(&body) {
-            Ok(Receipt { id: Some(id), topic: Some(named), .. }) if status == 201 && named == topic => {
-                self.acknowledge(&id, self.last_id, topic, &payload)
+            Ok(Receipt { id: Some(id), topic: Some(named), .. }) if is_stored && named == topic => Ok(id),
+            _ => {
+                let came = format!("publishing to {topic} was answered with {status} {body}");
+                Err(if status == 503 { Setback::Unsure(came) } else { Setback::Wrong(came) })
             }
-            _ => Err(format!("publishing to {topic} was answered with {status} {body}")),
         }
     }
 
@@ -109,6 +172,9 @@ impl Publisher {
             let topic = self.topic();
             let payload = self.draw(topic).compact();
             let mut item = payload.item();
+            if let Some(key) = self.next_key() {
+                item.insert("idempotency_key".to_owned(), json!(key));
+            }
             let mut topics = vec![topic];
             let other = self.topic();
             if other != topic && self.rng.random_bool(0.3) {
@@ -127,44 +193,99 @@ impl Publisher {
                 ("application/x-ndjson", items.iter().map(|item| format!("{item}\n")).collect::<String>())
             }
         };
-        let request = self.client.post(format!("http://{}/publish", self.world.server));
-        let request = request.header("content-type", content_type).body(body);
-        let response = request.send().await.map_err(|error| error.to_string())?;
-        let body = response.text().await.map_err(|error| error.to_string())?;
-        let receipts: Vec<Receipt> =
-            serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
-        if receipts.len() != sent.len() {
-            return Err(format!("{} items were answered with {body}", sent.len()));
-        }
         let before = self.last_id;
-        for ((topics, payload), receipt) in sent.iter().zip(&receipts) {
-            for &topic in topics {
-                let id = if topics.len() > 1 { receipt.ids.get(topic) } else { receipt.id.as_ref() };
-                let id = id.ok_or_else(|| format!("no id for {topic} in {body}"))?;
-                self.acknowledge(id, before, topic, payload)?;
+        let mut is_first = true;
+        let ids = loop {
+            match self.post_batch(content_type, &body, &sent).await {
+                Ok(ids) => break ids,
+                Err(setback) => self.heed(setback).await?,
             }
+            is_first = false;
+        };
+        for (id, topic, payload) in ids {
+            // What was stored only when it was repeated comes after what followed it.
+            self.acknowledge(&id, before, is_first, topic, payload)?;
         }
         Ok(())
     }
 
-    async fn command(&mut self, socket: &mut Connection) -> Result<(), String> {
+    /// The id of each item for each of its topics.
+    async fn post_batch<'a>(
+        &mut self,
+        content_type: &str,
+        body: &str,
+        sent: &'a [(Vec<&'static str>, Payload)],
+    ) -> Result<Vec<(String, &'static str, &'a Payload)>, Setback> {
+        let request = self.client.post(format!("http://{}/publish", self.world.server(&mut self.rng)));
+        let request = request.header("content-type", content_type).body(body.to_owned());
+        let response = request.send().await.map_err(unsure)?;
+        let is_away = response.status() == 503;
+        let body = response.text().await.map_err(unsure)?;
+        if is_away {
+            return Err(Setback::Unsure(body));
+        }
+        let receipts: Vec<Receipt> =
+            serde_json::from_str(&body).map_err(|error| Setback::Wrong(format!("{error}: {body}")))?;
+        if receipts.len() != sent.len() {
+            return Err(Setback::Wrong(format!("{} items were answered with {body}", sent.len())));
+        }
+        let mut ids = Vec::new();
+        for ((topics, payload), receipt) in sent.iter().zip(receipts) {
+            for &topic in topics {
+                let id = if topics.len() > 1 { receipt.ids.get(topic) } else { receipt.id.as_ref() };
+                let id = id.ok_or_else(|| Setback::Unsure(format!("no id for {topic} in {body}")))?;
+                ids.push((id.clone(), topic, payload));
+            }
+        }
+        Ok(ids)
+    }
+
+    async fn command(&mut self) -> Result<(), String> {
         let topic = self.topic();
         let payload = self.draw(topic).compact();
+        let key = self.next_key();
+        loop {
+            let publish = self.say(topic, &payload, key.as_deref());
+            let said = tokio::time::timeout(PATIENCE, publish).await;
+            match said.unwrap_or_else(|_| Err(Setback::Unsure("no answer".to_owned()))) {
+                Ok(id) => return self.acknowledge(&id, self.last_id, true, topic, &payload),
+                Err(setback) => self.heed(setback).await?,
+            }
+        }
+    }
+
+    async fn say(
+        &mut self,
+        topic: &'static str,
+        payload: &Payload,
+        key: Option<&str>,
+    ) -> Result<String, Setback> {
+        // Whatever goes wrong, the next one is said on another socket.
+        let mut socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => self.open_socket().await?,
+        };
         let reference = self.rng.random::<u32>().into();
         let mut command = payload.item();
+        command.extend(key.map(|key| ("idempotency_key".to_owned(), json!(key))));
         command.extend([
             ("type".to_owned(), json!("publish")),
             ("topic".to_owned(), json!(topic)),
             ("ref".to_owned(), json!(reference)),
         ]);
-        socket.send(&Value::Object(command)).await.map_err(|stop| format!("{stop:?}"))?;
+        socket.send(&Value::Object(command)).await.map_err(setback)?;
         loop {
             match socket.next().await {
                 Ok(Frame::Cursor { .. }) => {}
                 Ok(Frame::Published(stored)) if stored.reference == Some(reference) => {
-                    return self.acknowledge(&stored.id.to_string(), self.last_id, topic, &payload);
+                    self.socket = Some(socket);
+                    return Ok(stored.id.to_string());
                 }
-                other => return Err(format!("the command publish was answered with {other:?}")),
+                Ok(Frame::Refusal(came)) => return Err(Setback::Unsure(came)),
+                Ok(other) => {
+                    return Err(Setback::Wrong(format!("the command publish was answered with {other:?}")));
+                }
+                Err(stop) => return Err(setback(stop)),
             }
         }
     }
@@ -175,11 +296,14 @@ impl Publisher {
         &mut self,
         id: &str,
         before: Cursor,
+        in_order: bool,
         topic: &'static str,
         payload: &Payload,
     ) -> Result<(), String> {
         let id: Cursor = id.parse().map_err(|error| format!("{error}: the id {id:?}"))?;
-        let floor = before.max(self.last_ids.insert(topic, id).unwrap_or(0));
+        let last = self.last_ids.entry(topic).or_default();
+        let floor = if in_order { before.max(*last) } else { before };
+        *last = id.max(*last);
         if id <= floor {
             return Err(format!("the id {id} of {topic} came after {floor}"));
         }
@@ -190,7 +314,7 @@ impl Publisher {
     }
 
     /// A WebSocket without a subscription.
-    async fn socket(&mut self) -> Result<Connection, String> {
+    async fn open_socket(&mut self) -> Result<Connection, Setback> {
         let manner = Manner {
             cursor_in_header: false,
             by_post: false,
@@ -201,11 +325,23 @@ impl Publisher {
             limit: 1,
         };
         let wish = Wish { transport: Transport::WebSocket, filters: Vec::new(), start: Start::Now, manner };
-        let refused = |stop: Stop| format!("a WebSocket to publish on: {stop:?}");
-        let mut socket = Connection::open(self.world.server, &wish).await.map_err(refused)?;
-        match socket.next().await.map_err(refused)? {
+        let server = self.world.server(&mut self.rng);
+        let mut socket = Connection::open(server, &wish).await.map_err(setback)?;
+        match socket.next().await.map_err(setback)? {
             Frame::Open { .. } => Ok(socket),
-            other => Err(format!("the first frame was {other:?}")),
+            Frame::Refusal(came) => Err(Setback::Unsure(came)),
+            other => Err(Setback::Wrong(format!("the first frame was {other:?}"))),
         }
+    }
+}
+
+fn unsure(error: reqwest::Error) -> Setback {
+    Setback::Unsure(error.to_string())
+}
+
+fn setback(stop: Stop) -> Setback {
+    match stop {
+        Stop::Ended(why) | Stop::Refused(why) | Stop::Closed(why) => Setback::Unsure(why),
+        Stop::Wrong(why) => Setback::Wrong(why),
     }
 }

@@ -4,24 +4,24 @@
 mod commands;
 mod draw;
 
-use std::{convert::Infallible, future::pending, mem, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, future::pending, mem, net::SocketAddr, sync::Arc, time::Duration};
 
 use rand::rngs::StdRng;
 
 use self::{commands::Commands, draw::Script};
 use super::{
-    World,
+    Trouble, World,
     standing::{Lane, Place, Sitting, Standing, Wrong},
     tally::Cut,
 };
 use crate::support::{
     client::{Connection, Start, Stop, Transport, Wish},
     cutter::{Order, Wire},
-    frame::Cursor,
+    frame::{Cursor, Frame},
 };
 
-/// How often each subscriber is cut.
-const SESSIONS: usize = 35;
+/// How long to stay away from a server that has turned a request away.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 pub struct Subscriber {
     world: Arc<World>,
@@ -51,6 +51,29 @@ struct Over {
     /// The client held the beginning of a frame.
     inside_a_frame: bool,
     frames: usize,
+    how: How,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// Without a word.
+    #[default]
+    Gone,
+    /// The server said so.
+    Closed,
+    /// A request was turned away; a poll makes many.
+    Refused,
+}
+
+impl Over {
+    /// A connection that was open goes on, but one of its commands may fail.
+    fn is_turned_away(&self) -> bool {
+        match self.how {
+            How::Gone => false,
+            How::Closed => self.frames == 0 || self.reason.contains(r#""type":"error""#),
+            How::Refused => true,
+        }
+    }
 }
 
 impl From<Wrong> for End {
@@ -63,6 +86,8 @@ impl From<Stop> for End {
     fn from(stop: Stop) -> Self {
         match stop {
             Stop::Ended(reason) => Self::Over(Over { reason, ..Over::default() }),
+            Stop::Closed(reason) => Self::Over(Over { reason, how: How::Closed, ..Over::default() }),
+            Stop::Refused(reason) => Self::Over(Over { reason, how: How::Refused, ..Over::default() }),
             Stop::Wrong(came) => Self::Wrong(Wrong { expected: "what the contract allows".to_owned(), came }),
         }
     }
@@ -79,8 +104,8 @@ impl Subscriber {
     }
 
     async fn be_cut_and_come_back(&mut self) -> Result<(), Wrong> {
-        for session in 1..=SESSIONS {
-            let script = Script::draw(self.world.retention, &mut self.rng);
+        for session in 1..=self.world.plan.sessions {
+            let script = Script::draw(self.world.plan.retention, &mut self.rng);
             let transport = self.draw_transport();
             self.standing.now = Place::new(session, transport);
             self.note("stays away for a while");
@@ -95,7 +120,7 @@ impl Subscriber {
 
     /// One connection through the cutter, from the request to the cut.
     async fn sit_and_be_cut(&mut self, transport: Transport, script: &Script) -> Result<(), Wrong> {
-        let wire = Wire::to(self.world.server, script.breakage).expect("a free port");
+        let wire = Wire::to(self.world.server(&mut self.rng), script.breakage).expect("a free port");
         let wish = self.draw_wish(transport);
         self.plan_to_unsubscribe(transport, script);
         let horizons = self.horizons();
@@ -106,10 +131,22 @@ impl Subscriber {
         };
         match end {
             End::Over(over) if wire.was_cut() => self.count_cut(&over, &horizons),
-            end => complete(end)?,
+            end => self.put_up_with(end).await?,
         }
         self.standing.lose_connection();
         self.forget_commands();
+        Ok(())
+    }
+
+    /// A connection that nobody cut ends when everything has come, and not sooner, unless the server is troubled.
+    async fn put_up_with(&self, end: End) -> Result<(), Wrong> {
+        let (tally, trouble) = (&self.world.tally, self.world.plan.trouble);
+        match end {
+            End::Over(over) if over.is_turned_away() && trouble != Trouble::None => tally.refuse(),
+            End::Over(_) if trouble == Trouble::Ends => tally.end(),
+            end => return complete(end),
+        }
+        tokio::time::sleep(AGAIN_AFTER).await;
         Ok(())
     }
 
@@ -117,26 +154,43 @@ impl Subscriber {
     /// they must come by themselves: no cut and no heartbeat makes anybody look again.
     async fn settle_and_read_to_the_end(&mut self) -> Result<(), Wrong> {
         let transport = self.last_transport();
-        self.standing.now = Place::new(SESSIONS + 1, transport);
         self.is_about_to_settle = true;
-        let wish = self.draw_wish(transport);
-        complete(self.sit(self.world.server, &wish).await)
+        let mut session = self.world.plan.sessions;
+        loop {
+            session += 1;
+            self.standing.now = Place::new(session, transport);
+            let transport = if self.standing.is_level() { transport } else { Transport::WebSocket };
+            let wish = self.draw_wish(transport);
+            let server = self.world.server(&mut self.rng);
+            match self.sit(server, &wish).await {
+                End::HasEverything => return Ok(()),
+                end => self.put_up_with(end).await?,
+            }
+            self.standing.lose_connection();
+            self.forget_commands();
+        }
     }
 
     /// Whoever has everything is given nothing more, and is told of no gap.
     async fn look_once_more(&mut self) -> Result<(), Wrong> {
         let transport = Transport::Poll;
-        self.standing.now = Place::new(SESSIONS + 2, transport);
+        self.standing.now = Place::new(usize::MAX, transport);
         let mut wish = self.draw_wish(transport);
         wish.manner.wait_s = 0;
         self.note("looks once more");
         let had = (self.standing.given.len(), self.standing.gaps.len());
-        let mut sitting = Sitting { start: wish.start, newest_before: 0, is_open: false };
-        let taken = match Connection::open(self.world.server, &wish).await {
-            Ok(mut connection) => self.step(&mut connection, &wish, &mut sitting).await,
-            Err(stop) => Err(stop.into()),
-        };
-        taken.or_else(complete)?;
+        loop {
+            let mut sitting = Sitting { start: wish.start, newest_before: 0, is_open: false };
+            let server = self.world.server(&mut self.rng);
+            let taken = match Connection::open(server, &wish).await {
+                Ok(mut connection) => self.step(&mut connection, &wish, &mut sitting).await,
+                Err(stop) => Err(stop.into()),
+            };
+            match taken {
+                Ok(()) => break,
+                Err(end) => self.put_up_with(end).await?,
+            }
+        }
         match had == (self.standing.given.len(), self.standing.gaps.len()) {
             true => Ok(()),
             false => Err(Wrong {
@@ -182,6 +236,10 @@ impl Subscriber {
             // Whether there is anything left to wait for is to be asked again.
             () = self.world.truth.is_closed(), if !self.world.truth.has_closed() => return Ok(()),
         };
+        if let (Frame::Refusal(came), true) = (&frame, self.world.plan.trouble != Trouble::None) {
+            // Whoever is told that one command failed may as well come back.
+            return Err(End::Over(Over { reason: came.clone(), how: How::Closed, ..Over::default() }));
+        }
         let is_first = !sitting.is_open;
         self.heed_answer(&frame)?;
         self.standing.take(frame, &self.world.truth.started(), sitting)?;

@@ -38,6 +38,9 @@ pub struct Tally {
     gaps: AtomicUsize,
     gaps_midway: AtomicUsize,
     gaps_replayed: AtomicUsize,
+    repeated: AtomicUsize,
+    refused: AtomicUsize,
+    ended: AtomicUsize,
 }
 
 impl Tally {
@@ -55,6 +58,35 @@ impl Tally {
 
     pub fn cut_before_subscribed(&self) {
         self.cuts_before_subscribed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A publication whose outcome was not known was repeated.
+    pub fn repeat(&self) {
+        self.repeated.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request to read was turned away.
+    pub fn refuse(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection that nobody cut came to its end.
+    pub fn end(&self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// For a run in which only what befalls the servers counts.
+    pub fn summary(&self) -> String {
+        let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        format!(
+            "published {}, received {}, repeated {}, turned away {}, ended {}, gaps {}",
+            count(&self.published),
+            count(&self.received),
+            count(&self.repeated),
+            count(&self.refused),
+            count(&self.ended),
+            count(&self.gaps),
+        )
     }
 
     pub fn published(&self, count: usize) {

@@ -46,7 +46,8 @@ async fn ask(client: &Client, addr: SocketAddr, wish: &Wish) -> Result<Response,
     if response.status() != 200 {
         let status = response.status();
         let body = response.text().await.unwrap_or_default();
-        return Err(Stop::Wrong(format!("{status} {body:?} to {wish:?}")));
+        let refusal = format!("{status} {body:?} to {wish:?}");
+        return Err(if status == 503 { Stop::Refused(refusal) } else { Stop::Wrong(refusal) });
     }
     Ok(response)
 }
@@ -92,6 +93,10 @@ impl Sse {
 
     /// The last event id is the cursor, whatever the event; so it must agree with what the data says.
     fn read(&self, event: Event) -> Result<Frame, String> {
+        if event.id.is_none() && event.event.as_deref() == Some("rejoin.closing") {
+            // Turned away before there was a cursor to give.
+            return Ok(Frame::Refusal(event.data.unwrap_or_default()));
+        }
         let id = event.id.as_deref().ok_or_else(|| format!("an event without an id: {event:?}"))?;
         let id: Cursor = id.parse().map_err(|error| format!("{error}: the id {id:?}"))?;
         let data = event.data.ok_or("an event without data")?;

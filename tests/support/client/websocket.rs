@@ -39,7 +39,8 @@ impl WebSocket {
             Ok((stream, _)) => Ok(Self { stream, whole_bytes: 0 }),
             Err(tungstenite::Error::Http(response)) => {
                 let body = response.body().as_deref().map(String::from_utf8_lossy);
-                Err(Stop::Wrong(format!("{} {body:?} to {}", response.status(), wish.target())))
+                let refusal = format!("{} {body:?} to {}", response.status(), wish.target());
+                Err(if response.status() == 503 { Stop::Refused(refusal) } else { Stop::Wrong(refusal) })
             }
             Err(error) => Err(Stop::Ended(error.to_string())),
         }
@@ -57,7 +58,7 @@ impl WebSocket {
             return match message {
                 Message::Text(text) => Frame::parse(&text).map_err(Stop::Wrong),
                 Message::Binary(bytes) => Frame::parse_binary(&bytes).map_err(Stop::Wrong),
-                Message::Close(reason) => Err(Stop::Wrong(format!("a close frame: {reason:?}"))),
+                Message::Close(reason) => Err(Stop::Closed(format!("a close frame: {reason:?}"))),
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
             };
         }

@@ -79,4 +79,6 @@ while budget > 0 and total > max_total and messages > 1 do
   end
   budget = budget - 1
 end
+-- More goes than comes, so that what has expired never piles up.
+sweep(2)
 return {'stored', ident}

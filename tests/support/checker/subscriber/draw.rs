@@ -84,7 +84,7 @@ impl Subscriber {
         let lane = if commands.is_some() { Lane::Behind(start) } else { Lane::Level };
         let by = if commands.is_some() { " by commands" } else { "" };
         let name = format!("subscriber {number} of {filters:?} from {start:?}{by}");
-        let standing = Standing::new(name, world.retention, filters, lane);
+        let standing = Standing::new(name, world.plan.retention, filters, lane);
         Self {
             world: world.clone(),
             number,

@@ -1,0 +1,91 @@
+//! A Redis of a test's own, replicas over it in this process, and how a test is told what to draw.
+
+use std::{env, net::SocketAddr, str::FromStr, time::Duration};
+
+use rejoin::{Config, config::LogKind};
+
+use crate::support::{Server, redis::Redis};
+
+/// Replicas over one store, each in this process and by an address of its own for the store.
+pub struct Deployment {
+    pub replicas: Vec<Server>,
+}
+
+impl Deployment {
+    /// A replica for each of these addresses of the store.
+    pub async fn over(urls: &[String]) -> Self {
+        let mut replicas = Vec::new();
+        for url in urls {
+            replicas.push(Server::with(|config| configure(config, url)).await);
+        }
+        let deployment = Self { replicas };
+        for addr in deployment.addrs() {
+            until_ready(addr).await;
+        }
+        deployment
+    }
+
+    pub async fn of(count: usize, redis: &Redis) -> Self {
+        Self::over(&vec![redis.url(); count]).await
+    }
+
+    pub fn addrs(&self) -> Vec<SocketAddr> {
+        self.replicas.iter().map(|replica| replica.addr).collect()
+    }
+
+    pub async fn stop(self) {
+        for replica in self.replicas {
+            replica.stop().await;
+        }
+    }
+}
+
+fn configure(config: &mut Config, url: &str) {
+    config.log = LogKind::from_str(url).expect("an address");
+    // Quiet, so that nobody is woken by it who should have been woken by a message.
+    config.heartbeat = Duration::from_secs(60 * 60);
+    config.retain_age = Duration::from_secs(24 * 60 * 60);
+    config.retain_bytes = 128 << 20;
+    config.retain_messages = 1_000_000;
+}
+
+/// How long anything may take that comes by itself. It turns a hang into a failure.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until a server says that publishing and the live feed work.
+///
+/// # Panics
+/// If it never does.
+pub async fn until_ready(addr: SocketAddr) {
+    let ready = async {
+        while !is_ready(addr).await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready).await.unwrap_or_else(|_| panic!("{addr} is never ready"));
+}
+
+pub async fn is_ready(addr: SocketAddr) -> bool {
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let answer = client.get(format!("http://{addr}/health/ready")).send().await;
+    answer.is_ok_and(|answer| answer.status() == 200)
+}
+
+/// The seed of a test, which it has printed.
+pub fn seed() -> u64 {
+    let seed = from_env("REDIS_SEED").unwrap_or_else(|| rand::random::<u32>().into());
+    println!("REDIS_SEED={seed}");
+    seed
+}
+
+/// How much of it: 1 in the test command, more by hand.
+pub fn rounds() -> usize {
+    from_env("REDIS_ROUNDS").unwrap_or(1)
+}
+
+/// # Panics
+/// If the variable is set to something else than a number.
+fn from_env<T: FromStr>(name: &str) -> Option<T> {
+    let text = env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}

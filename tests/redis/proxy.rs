@@ -1,0 +1,217 @@
+//! A way to Redis that can go wrong: it stops forwarding while it goes on accepting, carries late, or leads
+//! elsewhere. It knows a live link from a publishing connection by what is said over it.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+/// Dropping it ends everything that goes over it.
+pub struct Proxy {
+    pub addr: SocketAddr,
+    line: Arc<Line>,
+    _carrier: JoinSet<io::Result<()>>,
+}
+
+/// What nothing gets through on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stall {
+    Nothing,
+    Links,
+    Publishing,
+    Both,
+}
+
+struct Line {
+    target: watch::Sender<SocketAddr>,
+    stall: watch::Sender<Stall>,
+    /// How late the links carry.
+    lag: Duration,
+    /// Pieces that had to wait because of a stall.
+    held: AtomicUsize,
+    /// Pieces that were carried late.
+    late: AtomicUsize,
+    links: AtomicUsize,
+}
+
+const UNKNOWN: u8 = 0;
+const LINK: u8 = 1;
+const PUBLISHING: u8 = 2;
+const CHUNK_BYTES: usize = 16 * 1024;
+/// How many pieces wait for their time.
+const MAX_LATE: usize = 1024;
+
+impl Proxy {
+    pub async fn to(target: SocketAddr, lag: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let addr = listener.local_addr().expect("a bound address");
+        let line = Arc::new(Line {
+            target: watch::Sender::new(target),
+            stall: watch::Sender::new(Stall::Nothing),
+            lag,
+            held: AtomicUsize::new(0),
+            late: AtomicUsize::new(0),
+            links: AtomicUsize::new(0),
+        });
+        let mut carrier = JoinSet::new();
+        carrier.spawn(line.clone().carry_all(listener));
+        Self { addr, line, _carrier: carrier }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.addr)
+    }
+
+    pub fn stall(&self, stall: Stall) {
+        self.line.stall.send_replace(stall);
+    }
+
+    /// New connections lead there; those that there are end.
+    pub fn lead_to(&self, target: SocketAddr) {
+        self.line.target.send_replace(target);
+    }
+
+    /// How many pieces a stall has held up.
+    pub fn held(&self) -> usize {
+        self.line.held.load(Ordering::Relaxed)
+    }
+
+    /// How many pieces came late.
+    pub fn late(&self) -> usize {
+        self.line.late.load(Ordering::Relaxed)
+    }
+
+    /// How many links were made.
+    pub fn links(&self) -> usize {
+        self.line.links.load(Ordering::Relaxed)
+    }
+}
+
+impl Line {
+    async fn carry_all(self: Arc<Self>, listener: TcpListener) -> io::Result<()> {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                client = listener.accept() => {
+                    let (client, _) = client?;
+                    connections.spawn(self.clone().carry(client));
+                }
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    }
+
+    async fn carry(self: Arc<Self>, client: TcpStream) -> io::Result<()> {
+        let mut target = self.target.subscribe();
+        let addr = *target.borrow_and_update();
+        let server = TcpStream::connect(addr).await?;
+        client.set_nodelay(true)?;
+        server.set_nodelay(true)?;
+        let kind = Arc::new(AtomicU8::new(UNKNOWN));
+        let (from_client, to_client) = client.into_split();
+        let (from_server, to_server) = server.into_split();
+        tokio::select! {
+            up = self.carry_up(from_client, to_server, &kind) => up,
+            down = self.carry_down(from_server, to_client, &kind) => down,
+            _ = target.changed() => Ok(()),
+        }
+    }
+
+    async fn carry_up(
+        &self,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+        kind: &AtomicU8,
+    ) -> io::Result<()> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let read = from.read(&mut chunk).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            if kind.load(Ordering::Relaxed) == UNKNOWN {
+                self.learn(&chunk[..read], kind);
+            }
+            self.pass(kind).await;
+            to.write_all(&chunk[..read]).await?;
+        }
+    }
+
+    async fn carry_down(
+        &self,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+        kind: &AtomicU8,
+    ) -> io::Result<()> {
+        let (sender, mut pieces) = mpsc::channel::<(Instant, Vec<u8>)>(MAX_LATE);
+        let read = async {
+            let mut chunk = vec![0; CHUNK_BYTES];
+            loop {
+                let read = from.read(&mut chunk).await?;
+                if read == 0 {
+                    return io::Result::Ok(());
+                }
+                let is_late = kind.load(Ordering::Relaxed) == LINK && !self.lag.is_zero();
+                self.late.fetch_add(is_late.into(), Ordering::Relaxed);
+                let due = Instant::now() + if is_late { self.lag } else { Duration::ZERO };
+                if sender.send((due, chunk[..read].to_vec())).await.is_err() {
+                    return Ok(());
+                }
+            }
+        };
+        let write = async {
+            while let Some((due, piece)) = pieces.recv().await {
+                sleep_until(due).await;
+                self.pass(kind).await;
+                to.write_all(&piece).await?;
+            }
+            io::Result::Ok(())
+        };
+        tokio::select! {
+            read = read => read,
+            write = write => write,
+        }
+    }
+
+    /// Scripts are run over the one, channels are subscribed to over the other.
+    fn learn(&self, said: &[u8], kind: &AtomicU8) {
+        let says = |word: &[u8]| said.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
+        if says(b"EVALSHA") || says(b"CONFIG") {
+            kind.store(PUBLISHING, Ordering::Relaxed);
+        } else if says(b"SUBSCRIBE") {
+            self.links.fetch_add(1, Ordering::Relaxed);
+            kind.store(LINK, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits while nothing gets through.
+    async fn pass(&self, kind: &AtomicU8) {
+        let is_held = |stall: &Stall| match (*stall, kind.load(Ordering::Relaxed)) {
+            (Stall::Nothing, _) => false,
+            (Stall::Both, _) => true,
+            (Stall::Links, kind) => kind == LINK,
+            (Stall::Publishing, kind) => kind == PUBLISHING,
+        };
+        let mut stall = self.stall.subscribe();
+        if is_held(&stall.borrow_and_update()) {
+            self.held.fetch_add(1, Ordering::Relaxed);
+            let _ = stall.wait_for(|stall| !is_held(stall)).await;
+        }
+    }
+}
