@@ -96,6 +96,10 @@ pub struct Config {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub drain_grace: Duration,
 
+    /// Where the log in memory is kept from the end of one process to the start of the next.
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+
     /// What is logged on standard error: `off`, `error`, `warn`, `info`, `debug` or `trace`.
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level)]
     pub log_level: LevelFilter,
@@ -139,7 +143,8 @@ impl Config {
     /// What is wrong with the configuration as a whole, all of it at once.
     pub fn contradictions(&self) -> Vec<Contradiction> {
         let is_open = !self.listen.ip().is_loopback() && !self.insecure_open;
-        let rules: [(bool, &[&str], &str); 3] = [
+        let is_kept_twice = self.state.is_some() && !matches!(self.log, LogKind::Memory);
+        let rules: [(bool, &[&str], &str); 4] = [
             (
                 is_open,
                 &["listen"],
@@ -156,6 +161,7 @@ impl Config {
                 &["retain-total", "retain-bytes"],
                 "--retain-total is less than --retain-bytes",
             ),
+            (is_kept_twice, &["state", "log"], "--state is for --log memory; Redis keeps its own"),
         ];
         let broken = rules.into_iter().filter(|(is_broken, ..)| *is_broken);
         broken.map(|(_, between, what)| Contradiction { between, what }).collect()

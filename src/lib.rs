@@ -19,7 +19,7 @@ pub mod log;
 pub mod message;
 mod shutdown;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use tokio::net::TcpListener;
 
@@ -37,7 +37,8 @@ pub use crate::{
 /// Serves on `listener` until `shutdown` asks for the end, and says how that went.
 ///
 /// # Errors
-/// If the configuration contradicts itself; see [`Config::contradictions`].
+/// If the configuration contradicts itself, see [`Config::contradictions`], or if the file of
+/// [`Config::state`] cannot be used.
 pub async fn serve(
     listener: TcpListener,
     config: Arc<Config>,
@@ -48,11 +49,26 @@ pub async fn serve(
         let all: Vec<_> = contradictions.iter().map(|contradiction| contradiction.what).collect();
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, all.join("; ")));
     }
-    let log: Arc<dyn Log> = match &config.log {
-        LogKind::Memory => MemoryLog::start(config.retention()),
-        LogKind::Redis(address) => RedisLog::start((**address).clone(), &config.retention()),
+    let retention = config.retention();
+    let of_state = |error: std::io::Error| {
+        let path = config.state.as_deref().unwrap_or_else(|| Path::new(""));
+        std::io::Error::new(error.kind(), format!("--state {}: {error}", path.display()))
     };
-    let app = App::new(Broker::new(log), config, shutdown);
+    let (log, memory): (Arc<dyn Log>, _) = match &config.log {
+        LogKind::Memory => {
+            let memory = match &config.state {
+                Some(path) => MemoryLog::resume(retention, path.clone()).await.map_err(of_state)?,
+                None => MemoryLog::start(retention),
+            };
+            (memory.clone(), Some(memory))
+        }
+        LogKind::Redis(address) => (RedisLog::start((**address).clone(), &retention), None),
+    };
+    let app = App::new(Broker::new(log), config.clone(), shutdown);
     let router = router(app.clone());
-    Ok(http::serve(app, router, listener).await)
+    let drained = http::serve(app, router, listener).await;
+    if let Some(memory) = memory {
+        memory.end().await.map_err(of_state)?;
+    }
+    Ok(drained)
 }

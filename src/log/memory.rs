@@ -3,9 +3,12 @@
 mod keys;
 pub(super) mod patterns;
 mod retention;
+mod saved;
 mod state;
 
 use std::{
+    io,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,7 +19,10 @@ use std::{
 use async_trait::async_trait;
 
 pub use self::retention::Retention;
-use self::state::State;
+use self::{
+    saved::{Found, Saved},
+    state::State,
+};
 use super::{
     Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
     Position, Start, Tail, TopicStats,
@@ -26,13 +32,14 @@ use crate::message::{Draft, Id, Message, Pattern, Topic};
 /// How often what has expired is removed. Until then it takes memory, but nobody is given it.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// A log that lives and dies with this process.
+/// A log that lives and dies with this process, or goes on in the next by way of a file.
 pub struct MemoryLog {
     retention: Retention,
     // A std mutex: no await happens while it is held.
     state: Mutex<State>,
     watermark: AtomicU64,
     ephemerals: Ephemerals,
+    saved: Option<Arc<Saved>>,
 }
 
 impl MemoryLog {
@@ -41,25 +48,66 @@ impl MemoryLog {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(retention: Retention) -> Arc<Self> {
-        let began = Id::now();
-        let log = Arc::new(Self {
-            retention,
-            state: Mutex::new(State::new(began)),
-            watermark: AtomicU64::new(began.get()),
-            ephemerals: Ephemerals::default(),
-        });
+        Self::run(State::new(Id::now()), retention, None)
+    }
+
+    /// Goes on where the process that [ended](Self::end) with this file was, or begins anew and says why.
+    ///
+    /// # Errors
+    /// If the file cannot be used, or another process uses it.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn resume(retention: Retention, path: PathBuf) -> io::Result<Arc<Self>> {
+        let saved = Saved::open(path).await?;
+        let state = match saved.take().await? {
+            Found::Nothing => State::new(Id::now()),
+            Found::Snapshot(snapshot) => State::restore(*snapshot, &retention),
+            Found::Lost { reserved } => State::new(reserved.next()),
+        };
+        saved.begin(state.newest()).await?;
+        Ok(Self::run(state, retention, Some(saved)))
+    }
+
+    /// Takes nothing more, and writes what is retained to the file that it was resumed from, if any.
+    pub async fn end(&self) -> io::Result<()> {
+        let Some(saved) = &self.saved else { return Ok(()) };
+        let snapshot = self.state().close();
+        saved.write(snapshot).await
+    }
+
+    fn run(state: State, retention: Retention, saved: Option<Arc<Saved>>) -> Arc<Self> {
+        let watermark = AtomicU64::new(state.newest().get());
+        let (state, ephemerals) = (Mutex::new(state), Ephemerals::default());
+        let log = Arc::new(Self { retention, state, watermark, ephemerals, saved });
         // The task ends with the log: it holds no more than a weak reference while it waits.
         let weak = Arc::downgrade(&log);
+        let mut newest = log.watermark();
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(SWEEP_EVERY).await;
                 let Some(log) = weak.upgrade() else { return };
+                // Ahead of those who publish, so that they do not wait for it.
+                if std::mem::replace(&mut newest, log.watermark()) < newest {
+                    log.reserve(newest).await;
+                }
                 while log.state().sweep(&log.retention, Id::now()) {
                     tokio::task::yield_now().await;
                 }
             }
         });
         log
+    }
+
+    /// Notes in the file that ids from `next` on may be given.
+    ///
+    /// Where that fails publishing goes on: what is at stake is a crash together with a clock set back.
+    async fn reserve(&self, next: Id) {
+        if let Some(saved) = &self.saved
+            && let Err(error) = saved.reserve(next).await
+        {
+            tracing::error!(%error, "the state file cannot be written");
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -70,6 +118,9 @@ impl MemoryLog {
 #[async_trait]
 impl Log for MemoryLog {
     async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        if self.saved.is_some() {
+            self.reserve(self.watermark().next()).await;
+        }
         let (appended, tails) = {
             let mut state = self.state();
             let (appended, tails) = state.append(append, &self.retention)?;
@@ -95,8 +146,7 @@ impl Log for MemoryLog {
     }
 
     async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
-        self.state().delete(topic);
-        Ok(())
+        self.state().delete(topic)
     }
 
     async fn follow(

@@ -26,6 +26,7 @@ mod settings;
 mod slow;
 mod sse;
 mod start;
+mod state;
 mod subscribe;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,20 +1,13 @@
 //! Flags, environment and file, as the program reads them.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
-/// A folder of its own for each test, removed at its end.
-struct Folder(PathBuf);
+use crate::support::program::Folder;
 
 impl Folder {
-    fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("rejoin-{:032x}", rand::random::<u128>()));
-        std::fs::create_dir(&path).expect("a folder");
-        Self(path)
-    }
-
     fn file(&self, text: &str) -> &Self {
         std::fs::write(self.0.join("r.toml"), text).expect("a file");
         self
@@ -22,12 +15,6 @@ impl Folder {
 
     fn run(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Run {
         run(&self.0, arguments, variables)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -5,6 +5,7 @@ pub mod checker;
 pub mod client;
 pub mod cutter;
 pub mod frame;
+pub mod program;
 pub mod redis;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -37,6 +38,11 @@ impl Server {
             }
         });
         Self { addr, shutdown, task }
+    }
+
+    /// A server that runs elsewhere, such as in a process of its own.
+    pub fn elsewhere(addr: SocketAddr) -> Self {
+        Self { addr, shutdown: Shutdown::new(), task: tokio::spawn(async {}) }
     }
 
     pub fn http(&self, path: &str) -> String {

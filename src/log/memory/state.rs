@@ -1,6 +1,7 @@
 //! What the embedded log knows, changed under one lock.
 
 mod reading;
+mod snapshot;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,13 +11,14 @@ use std::{
 
 use hashlink::LinkedHashMap;
 
+pub use self::snapshot::Snapshot;
 use super::{
     keys::Keys,
     patterns::{self, PatternTails},
     retention::Retention,
 };
 use crate::{
-    log::{Append, AppendError, Appended, Follower, LogStats, Tail, TopicStats},
+    log::{Append, AppendError, Appended, Follower, LogError, LogStats, Tail, TopicStats},
     message::{Id, Message, Pattern, Topic},
 };
 
@@ -50,6 +52,8 @@ pub struct State {
     hot: VecDeque<Arc<Message>>,
     hot_bytes: usize,
     keys: Keys,
+    /// Nothing more is taken: what is retained has been handed on.
+    closed: bool,
 }
 
 /// What the index remembers of a topic.
@@ -75,6 +79,7 @@ impl State {
             hot: VecDeque::new(),
             hot_bytes: 0,
             keys: Keys::default(),
+            closed: false,
         }
     }
 
@@ -88,6 +93,7 @@ impl State {
         append: Append,
         retention: &Retention,
     ) -> Result<(Appended, Vec<Arc<Tail>>), AppendError> {
+        self.check_open()?;
         let Append { mut draft, idempotency_key, if_match } = append;
         if let Some(key) = &idempotency_key
             && let Some(id) = self.keys.find(&draft.topic, key, &draft.payload)?
@@ -128,7 +134,8 @@ impl State {
         tails
     }
 
-    pub fn delete(&mut self, topic: &Topic) {
+    pub fn delete(&mut self, topic: &Topic) -> Result<(), LogError> {
+        self.check_open()?;
         if let Some(known) = self.index.get_mut(topic) {
             known.deleted = known.newest;
         }
@@ -136,6 +143,7 @@ impl State {
             while self.pop(&tail) {}
             self.drop_if_idle(&tail);
         }
+        Ok(())
     }
 
     pub fn follow(&mut self, pattern: &Pattern, follower: &Arc<Follower>) -> (Arc<Tail>, usize) {
@@ -212,6 +220,10 @@ impl State {
             newest: self.newest,
             began: self.began,
         }
+    }
+
+    fn check_open(&self) -> Result<(), LogError> {
+        if self.closed { Err(LogError::Unavailable) } else { Ok(()) }
     }
 
     fn check_newest(&self, topic: &Topic, expected: Id) -> Result<(), AppendError> {

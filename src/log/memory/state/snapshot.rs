@@ -1,0 +1,224 @@
+//! All that outlives the process, as a value: taken under the lock, written and read without it.
+
+use std::{io::Write, sync::Arc};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{Known, State};
+use crate::{
+    log::{
+        Tail,
+        memory::{
+            keys::{Keys, Remembered},
+            retention::Retention,
+        },
+    },
+    message::{Draft, Id, Message, Payload, PayloadKind, Topic},
+};
+
+/// What a log knows, but for those who follow it.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub newest: Id,
+    began: Id,
+    forgotten: Id,
+    /// The index, in the order of the newest messages.
+    topics: Vec<(Topic, Known)>,
+    /// What is retained, in the order of the ids.
+    messages: Vec<Arc<Message>>,
+    keys: Remembered,
+}
+
+/// The bytes are not those of a snapshot.
+#[derive(Debug, thiserror::Error)]
+#[error("what it holds cannot be read")]
+pub struct Unreadable;
+
+/// How many of what follow.
+#[derive(Serialize, Deserialize)]
+struct Counts {
+    newest: u64,
+    began: u64,
+    forgotten: u64,
+    seed: u64,
+    topics: u64,
+    messages: u64,
+    keys: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TopicEntry {
+    topic: String,
+    newest: u64,
+    deleted: u64,
+}
+
+/// A message but for its payload, whose bytes follow.
+#[derive(Serialize, Deserialize)]
+struct MessageEntry {
+    topic: String,
+    id: u64,
+    prev: u64,
+    event: Option<Box<str>>,
+    exclude: Option<Box<str>>,
+    kind: Kind,
+    content_type: Option<Box<str>>,
+    payload_bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Kind {
+    Json,
+    Text,
+    Binary,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeyEntry {
+    name: String,
+    id: u64,
+    digest: u64,
+}
+
+impl State {
+    /// Takes nothing more from now on, and hands on what there is.
+    pub fn close(&mut self) -> Snapshot {
+        self.closed = true;
+        let find = |(id, tail): &(Id, Arc<Tail>)| tail.ring().find(*id).cloned();
+        Snapshot {
+            newest: self.newest,
+            began: self.began,
+            forgotten: self.forgotten,
+            topics: self.index.iter().map(|(topic, known)| (topic.clone(), *known)).collect(),
+            messages: self.order.iter().filter_map(find).collect(),
+            keys: self.keys.remembered(),
+        }
+    }
+
+    /// Goes on from a snapshot, with no more than is to be retained now.
+    pub fn restore(snapshot: Snapshot, retention: &Retention) -> Self {
+        let Snapshot { newest, began, forgotten, topics, messages, keys } = snapshot;
+        let mut state = Self { newest, forgotten, keys: Keys::restore(keys), ..Self::new(began) };
+        state.index.extend(topics);
+        for message in messages {
+            let tail = state.tails.get(&message.topic).cloned().unwrap_or_else(|| {
+                // What was there before its oldest retained message is gone.
+                let tail = Arc::new(Tail::new((&message.topic).into(), message.prev));
+                state.tails.insert(message.topic.clone(), tail.clone());
+                tail
+            });
+            message.cool();
+            state.retain(&tail, message, retention);
+        }
+        state
+    }
+}
+
+impl Snapshot {
+    pub fn message_count(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
+        let (seed, keys) = &self.keys;
+        put(
+            to,
+            &Counts {
+                newest: self.newest.get(),
+                began: self.began.get(),
+                forgotten: self.forgotten.get(),
+                seed: *seed,
+                topics: self.topics.len() as u64,
+                messages: self.messages.len() as u64,
+                keys: keys.len() as u64,
+            },
+        )?;
+        for (topic, known) in &self.topics {
+            let (newest, deleted) = (known.newest.get(), known.deleted.get());
+            put(to, &TopicEntry { topic: topic.to_string(), newest, deleted })?;
+        }
+        for message in &self.messages {
+            put(
+                to,
+                &MessageEntry {
+                    topic: message.topic.to_string(),
+                    id: message.id.get(),
+                    prev: message.prev.get(),
+                    event: message.event.clone(),
+                    exclude: message.exclude.clone(),
+                    kind: match message.payload.kind {
+                        PayloadKind::Json => Kind::Json,
+                        PayloadKind::Text => Kind::Text,
+                        PayloadKind::Binary => Kind::Binary,
+                    },
+                    content_type: message.payload.content_type.clone(),
+                    payload_bytes: message.payload.bytes.len() as u64,
+                },
+            )?;
+            to.write_all(&message.payload.bytes)?;
+        }
+        for (name, id, digest) in keys {
+            put(to, &KeyEntry { name: name.to_string(), id: id.get(), digest: *digest })?;
+        }
+        Ok(())
+    }
+
+    /// Reads what [`write`](Self::write) wrote, all of it or nothing.
+    pub fn read(mut bytes: &[u8]) -> Result<Self, Unreadable> {
+        let from = &mut bytes;
+        let counts: Counts = take(from)?;
+        let topics = (0..counts.topics).map(|_| {
+            let TopicEntry { topic, newest, deleted } = take(from)?;
+            Ok((name(&topic)?, Known { newest: Id::new(newest), deleted: Id::new(deleted) }))
+        });
+        let topics = topics.collect::<Result<_, _>>()?;
+        let messages = (0..counts.messages).map(|_| {
+            let entry: MessageEntry = take(from)?;
+            let len = usize::try_from(entry.payload_bytes).map_err(|_| Unreadable)?;
+            let (payload, rest) = from.split_at_checked(len).ok_or(Unreadable)?;
+            *from = rest;
+            entry.message(payload)
+        });
+        let messages = messages.collect::<Result<_, _>>()?;
+        let keys = (0..counts.keys).map(|_| {
+            let KeyEntry { name, id, digest } = take(from)?;
+            Ok((name.into(), Id::new(id), digest))
+        });
+        let keys = (counts.seed, keys.collect::<Result<_, _>>()?);
+        let (newest, began) = (Id::new(counts.newest), Id::new(counts.began));
+        let forgotten = Id::new(counts.forgotten);
+        if bytes.is_empty() {
+            Ok(Self { newest, began, forgotten, topics, messages, keys })
+        } else {
+            Err(Unreadable)
+        }
+    }
+}
+
+impl MessageEntry {
+    fn message(self, payload: &[u8]) -> Result<Arc<Message>, Unreadable> {
+        let kind = match self.kind {
+            Kind::Json => PayloadKind::Json,
+            Kind::Text => PayloadKind::Text,
+            Kind::Binary => PayloadKind::Binary,
+        };
+        let payload = Payload { kind, content_type: self.content_type, bytes: payload.into() };
+        let draft = Draft { topic: name(&self.topic)?, event: self.event, payload, exclude: self.exclude };
+        Ok(Message::new(draft, Id::new(self.id), Id::new(self.prev)))
+    }
+}
+
+fn put(to: &mut impl Write, entry: &impl Serialize) -> std::io::Result<()> {
+    let bytes = postcard::to_allocvec(entry).expect("an entry has a form");
+    to.write_all(&bytes)
+}
+
+fn take<T: DeserializeOwned>(from: &mut &[u8]) -> Result<T, Unreadable> {
+    let (entry, rest) = postcard::take_from_bytes(from).map_err(|_| Unreadable)?;
+    *from = rest;
+    Ok(entry)
+}
+
+fn name(topic: &str) -> Result<Topic, Unreadable> {
+    topic.parse().map_err(|_| Unreadable)
+}

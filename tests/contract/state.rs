@@ -1,0 +1,129 @@
+//! A restart with `--state`, of the program itself.
+
+use crate::{
+    ask::{Ask, get, post, publish, publish_all, text, topic_path},
+    reader::Reader,
+    support::{
+        client::Transport,
+        program::{Folder, Program},
+    },
+};
+
+/// Comes back at `cursor` and asserts that the next frames are exactly these messages, without a gap.
+async fn assert_resumes(program: &Program, topics: &str, cursor: &str, ids: &[String]) {
+    for transport in Transport::ALL {
+        let query = format!("{topics}&after={cursor}");
+        let mut reader = Reader::open(&program.server, transport, &query).await;
+        assert_eq!(reader.ids(ids.len()).await, ids, "{transport}");
+    }
+}
+
+#[tokio::test]
+async fn with_a_state_file_readers_go_on_after_a_restart_as_if_there_had_been_none() {
+    let folder = Folder::new();
+    let arguments = ["--state", &folder.path("state")];
+    let program = Program::start(&arguments).await;
+    let first = publish_all(&program.server, "a", 1..=500).await;
+    let mut reader =
+        Reader::open(&program.server, Transport::Sse, &format!("topic=a&after={}", first[0])).await;
+    assert_eq!(reader.ids(499).await, first[1..]);
+    // Published while it is not read, so that some of it is still to be given after the restart.
+    let later = publish_all(&program.server, "b.c", 1..=50).await;
+    let ended = program.terminate().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+
+    let program = Program::start(&arguments).await;
+    assert_resumes(&program, "topic=a", &first[0], &first[1..]).await;
+    let mut live =
+        Reader::open(&program.server, Transport::WebSocket, &format!("topic=a&after={}", first[499])).await;
+    assert_resumes(&program, "topic=b.*", reader.cursor(), &later).await;
+    let next = publish(&program.server, "a", "after the restart").await;
+    assert!(next > later[49]);
+    assert_eq!(live.ids(1).await, [next.as_str()]);
+    let all: Vec<_> = later.iter().chain([&next]).cloned().collect();
+    assert_resumes(&program, "topic=**", &first[499], &all).await;
+
+    // And once more: what was read from the file is kept again.
+    let ended = program.terminate().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let program = Program::start(&arguments).await;
+    assert_resumes(&program, "topic=**", &first[499], &all).await;
+}
+
+#[tokio::test]
+async fn an_idempotency_key_counts_on_after_a_restart_with_a_state_file() {
+    let folder = Folder::new();
+    let arguments = ["--state", &folder.path("state")];
+    let program = Program::start(&arguments).await;
+    let with_key = async |program: &Program, payload: &'static str| {
+        let request = post(&program.server, &topic_path("a")).header("idempotency-key", "k").body(payload);
+        request.answer().await
+    };
+    let first = with_key(&program, "x").await;
+    assert_eq!(first.status, 201, "{first:?}");
+    program.terminate().await;
+    let program = Program::start(&arguments).await;
+    let again = with_key(&program, "x").await;
+    assert_eq!((again.status, again.id()), (200, first.id()), "{again:?}");
+    with_key(&program, "other").await.problem(422, "key_reused");
+}
+
+#[tokio::test]
+async fn after_a_crash_the_gap_is_told_also_where_a_state_file_was_read_before_it() {
+    let folder = Folder::new();
+    let arguments = ["--state", &folder.path("state")];
+    let program = Program::start(&arguments).await;
+    let kept = publish(&program.server, "a", "kept").await;
+    program.terminate().await;
+    let program = Program::start(&arguments).await;
+    let lost = publish(&program.server, "a", "lost").await;
+    program.kill().await;
+
+    let program = Program::start(&arguments).await;
+    for cursor in [&kept, &lost] {
+        for transport in Transport::ALL {
+            let query = format!("topic=a&after={cursor}");
+            let gap = Reader::open(&program.server, transport, &query).await.gap().await;
+            assert_eq!(gap["reason"], "restarted", "{transport}: {gap}");
+        }
+    }
+    assert!(publish(&program.server, "a", "new").await > lost);
+    let ended = program.terminate().await;
+    assert!(ended.log.contains("did not end in order"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_state_file_is_told_and_set_aside() {
+    let damage: [fn(&mut Vec<u8>); 3] = [
+        |bytes| bytes.truncate(bytes.len() / 2),
+        |bytes| *bytes.last_mut().expect("it has bytes") ^= 1,
+        |bytes| bytes.clear(),
+    ];
+    for damage in damage {
+        let folder = Folder::new();
+        let path = folder.path("state");
+        let arguments = ["--state", &path];
+        let program = Program::start(&arguments).await;
+        let id = publish(&program.server, "a", "x").await;
+        program.terminate().await;
+        let mut bytes = std::fs::read(&path).expect("a file");
+        damage(&mut bytes);
+        std::fs::write(&path, &bytes).expect("written");
+
+        let program = Program::start(&arguments).await;
+        let gap = Reader::open(&program.server, Transport::Ndjson, &format!("topic=a&after={id}"))
+            .await
+            .gap()
+            .await;
+        assert_eq!(gap["reason"], "restarted", "{gap}");
+        let stats = get(&program.server, "/stats").answer().await.json();
+        assert!(text(&stats["began"]) > id, "{stats}");
+        let ended = program.terminate().await;
+        assert!(ended.log.contains("damaged and was set aside"), "{ended:?}");
+        let names =
+            std::fs::read_dir(&folder.0).expect("a folder").map(|entry| entry.expect("an entry").path());
+        let aside: Vec<_> = names.filter(|path| path.to_string_lossy().contains(".damaged-")).collect();
+        assert_eq!(aside.len(), 1, "{aside:?}");
+        assert_eq!(std::fs::read(&aside[0]).expect("a file"), bytes);
+    }
+}

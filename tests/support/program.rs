@@ -1,0 +1,94 @@
+//! The program itself, as a process that can be ended and killed.
+
+use std::{net::SocketAddr, path::PathBuf, process::Stdio};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
+    process::{Child, ChildStderr, ChildStdout, Command},
+};
+
+use super::Server;
+
+/// A folder of its own for a test, removed at its end.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("rejoin-{:032x}", rand::random::<u128>()));
+        std::fs::create_dir(&path).expect("a folder");
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("UTF-8").to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running server, killed when this is dropped.
+pub struct Program {
+    pub server: Server,
+    child: Child,
+    _out: Lines<BufReader<ChildStdout>>,
+    err: ChildStderr,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub log: String,
+}
+
+impl Program {
+    /// Starts it on a free port and waits until it says which.
+    pub async fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_rejoin"))
+            .env_clear()
+            .args(["--listen", "127.0.0.1:0", "--drain-grace", "2s"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("it starts");
+        let mut out = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let mut err = child.stderr.take().expect("a pipe");
+        let Some(greeting) = out.next_line().await.expect("text") else {
+            let mut log = String::new();
+            err.read_to_string(&mut log).await.expect("text");
+            panic!("it did not start: {log}");
+        };
+        let addr = greeting.rsplit_once("http://").and_then(|(_, addr)| addr.parse::<SocketAddr>().ok());
+        let server = Server::elsewhere(addr.unwrap_or_else(|| panic!("no address: {greeting}")));
+        Self { server, child, _out: out, err }
+    }
+
+    pub fn pid(&self) -> rustix::process::Pid {
+        let id = self.child.id().expect("it runs");
+        rustix::process::Pid::from_raw(id.try_into().expect("a process id")).expect("not zero")
+    }
+
+    /// Ends it in order, and waits for that.
+    pub async fn terminate(self) -> Ended {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).expect("it runs");
+        self.ended().await
+    }
+
+    /// Kills it, so that it can do nothing more.
+    pub async fn kill(mut self) -> Ended {
+        self.child.start_kill().expect("it runs");
+        self.ended().await
+    }
+
+    async fn ended(mut self) -> Ended {
+        let mut log = String::new();
+        let (_, status) = tokio::join!(self.err.read_to_string(&mut log), self.child.wait());
+        Ended { code: status.expect("it ends").code(), log }
+    }
+}
