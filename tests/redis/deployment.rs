@@ -1,14 +1,19 @@
 //! A Redis of a test's own, replicas over it in this process, and how a test is told what to draw.
 
-use std::{env, net::SocketAddr, str::FromStr, time::Duration};
+use std::{env, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
 use rejoin::{Config, config::LogKind};
 
-use crate::support::{Server, redis::Redis};
+use crate::support::{
+    Server,
+    checker::{Plan, Progress, Tally, Trouble, run_against},
+    redis::Redis,
+};
 
 /// Replicas over one store, each in this process and by an address of its own for the store.
 pub struct Deployment {
     pub replicas: Vec<Server>,
+    pub urls: Vec<String>,
 }
 
 impl Deployment {
@@ -18,7 +23,7 @@ impl Deployment {
         for url in urls {
             replicas.push(Server::with(|config| configure(config, url)).await);
         }
-        let deployment = Self { replicas };
+        let deployment = Self { replicas, urls: urls.to_vec() };
         for addr in deployment.addrs() {
             until_ready(addr).await;
         }
@@ -38,6 +43,13 @@ impl Deployment {
             replica.stop().await;
         }
     }
+}
+
+/// The checker, while `trouble` befalls these replicas or their store. Prints what it came to.
+pub async fn play(deployment: &Deployment, seed: u64, trouble: Trouble, befall: impl AsyncFnOnce(Progress)) {
+    let tally = Arc::new(Tally::default());
+    run_against(deployment.addrs(), seed, Plan::short(trouble), tally.clone(), befall).await;
+    println!("{}", tally.summary());
 }
 
 fn configure(config: &mut Config, url: &str) {

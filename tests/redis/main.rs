@@ -3,9 +3,20 @@
 //! Each test prints its seed and proves that its fault happened. `REDIS_SEED` repeats the draws of an earlier
 //! run (the interleaving is the machine's), `REDIS_ROUNDS` makes every fault happen so many times as often.
 
+mod across;
 mod deployment;
 mod killed;
-#[allow(dead_code, reason = "the faults that need it come with it")]
+mod lagging;
+mod lost;
+mod outage;
+mod promoted;
 mod proxy;
+mod reader;
+mod replicas;
+mod restarted;
+mod scene;
+mod sharing;
+mod stalled;
+mod stopped;
 #[path = "../support/mod.rs"]
 mod support;

@@ -4,8 +4,8 @@
 use std::{
     env,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
-    path::PathBuf,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -44,6 +44,31 @@ impl Redis {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// Where it keeps its files.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Another one after each start.
+    pub fn run_id(&self) -> String {
+        let info = self.say(&["INFO", "server"]);
+        let id = info.split_once("run_id:").and_then(|(_, rest)| rest.lines().next());
+        id.unwrap_or_else(|| panic!("no run_id: {info}")).to_owned()
+    }
+
+    /// Waits until the answer to a command contains something.
+    pub async fn until_says(&self, words: &[&str], what: &str) {
+        let began = Instant::now();
+        while !self.say(words).contains(what) {
+            assert!(began.elapsed() < PATIENCE, "{words:?} never says {what}: {}", self.say(words));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Starts what was killed, with what it had on disk.

@@ -75,6 +75,10 @@ impl Tally {
         self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub fn ended(&self) -> usize {
+        self.ended.load(Ordering::Relaxed)
+    }
+
     /// For a run in which only what befalls the servers counts.
     pub fn summary(&self) -> String {
         let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);

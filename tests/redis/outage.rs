@@ -1,0 +1,107 @@
+//! Redis is away: what publishers and operators are told, and that subscribers stay.
+
+use std::{net::SocketAddr, time::Duration};
+
+use futures_util::{StreamExt, stream::BoxStream};
+use reqwest::Client;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::{
+    across::{json, post},
+    deployment::{Deployment, is_ready, until_ready},
+    support::redis::Redis,
+};
+
+/// It turns a hang into a failure, and says what a bounded time is.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// A stream of NDJSON, with the name of its connection.
+pub struct Lines {
+    pub connection: String,
+    chunks: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    pub async fn open(addr: SocketAddr, path: &str) -> Self {
+        let client = Client::builder().no_proxy().build().expect("a client");
+        let request = client.get(format!("http://{addr}{path}")).header("accept", "application/x-ndjson");
+        let chunks = request.send().await.expect("an answer").bytes_stream().boxed();
+        let mut lines = Self { connection: String::new(), chunks, rest: Vec::new() };
+        let open = lines.next().await;
+        lines.connection = open["connection"].as_str().expect("a name").to_owned();
+        lines
+    }
+
+    /// The next line but for cursors.
+    ///
+    /// # Panics
+    /// If the connection ends, or nothing comes.
+    pub async fn next(&mut self) -> Value {
+        loop {
+            if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                let value: Value = serde_json::from_slice(&line).expect("JSON");
+                if value["type"] != "cursor" {
+                    return value;
+                }
+                continue;
+            }
+            let chunk = timeout(PATIENCE, self.chunks.next()).await.expect("something comes");
+            self.rest.extend_from_slice(&chunk.expect("the connection lasts").expect("the connection lasts"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_is_away_publishing_is_unavailable_and_connections_stay() {
+    let Some(mut redis) = Redis::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
+    let deployment = Deployment::of(2, &redis).await;
+    let mut streams = Vec::new();
+    for addr in deployment.addrs() {
+        streams.push(Lines::open(addr, "/topics/a").await);
+    }
+    redis.kill();
+    for addr in deployment.addrs() {
+        let refused = timeout(PATIENCE, async {
+            while is_ready(addr).await {}
+            post(addr, "/topics/a", None, "lost").await
+        });
+        let refused = refused.await.expect("within a bounded time");
+        assert_eq!((refused.status().as_u16(), refused.headers().contains_key("retry-after")), (503, true));
+        assert_eq!(json(refused).await["code"], "unavailable");
+    }
+    redis.start_again();
+    for addr in deployment.addrs() {
+        until_ready(addr).await;
+    }
+    assert_eq!(post(deployment.addrs()[0], "/topics/a", None, "kept").await.status(), 201);
+    // On the very connections that were there before, and nothing of what was refused.
+    for stream in &mut streams {
+        assert_eq!(stream.next().await["data"], "kept");
+    }
+    deployment.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_that_redis_may_have_received_has_an_unknown_outcome() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let deployment = Deployment::of(1, &redis).await;
+    let addr = deployment.addrs()[0];
+    let mut stream = Lines::open(addr, "/topics/a").await;
+    redis.stop();
+    let refused = timeout(PATIENCE, post(addr, "/topics/a", Some("k"), "perhaps")).await;
+    let refused = refused.expect("within a bounded time");
+    assert_eq!(refused.status(), 503);
+    assert_eq!(json(refused).await["code"], "unknown_outcome");
+    redis.go_on();
+    until_ready(addr).await;
+    // The same key: it is there once, whether or not it had been stored.
+    let again = post(addr, "/topics/a", Some("k"), "perhaps").await;
+    assert!(again.status() == 200 || again.status() == 201, "{}", again.status());
+    assert_eq!(post(addr, "/topics/a", None, "next").await.status(), 201);
+    assert_eq!(stream.next().await["data"], "perhaps");
+    assert_eq!(stream.next().await["data"], "next");
+    deployment.stop().await;
+}

@@ -1,0 +1,87 @@
+//! One reader on one connection: what it has been given, and what it was told is gone.
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::support::{
+    client::{Connection, Manner, Start, Stop, Transport, Wish},
+    frame::{Cursor, Frame, Gap, Message},
+};
+
+/// It turns a hang into a failure.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Before a poll that was turned away is repeated.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+pub struct Reader {
+    pub name: String,
+    connection: Connection,
+    pub given: Vec<Cursor>,
+    pub gaps: Vec<Gap>,
+    /// How many messages had been given when each gap was told.
+    pub told_after: Vec<usize>,
+    pub cursor: Cursor,
+}
+
+impl Reader {
+    pub async fn open(addr: SocketAddr, transport: Transport, filter: &str, start: Start) -> Self {
+        let manner = Manner {
+            cursor_in_header: false,
+            by_post: false,
+            by_path: false,
+            transport_in_query: true,
+            other_format: false,
+            wait_s: 5,
+            limit: 100,
+        };
+        let wish = Wish { transport, filters: vec![filter.to_owned()], start, manner };
+        let name = format!("{filter} from {start:?} on {transport} at {addr}");
+        let connection =
+            Connection::open(addr, &wish).await.unwrap_or_else(|stop| panic!("{name}: {stop:?}"));
+        Self { name, connection, given: Vec::new(), gaps: Vec::new(), told_after: Vec::new(), cursor: 0 }
+    }
+
+    /// Reads until this message has come.
+    ///
+    /// # Panics
+    /// If it does not, or if the connection ends.
+    pub async fn until(&mut self, id: Cursor) {
+        let read = async {
+            while self.given.last().is_none_or(|last| *last < id) {
+                match self.connection.next().await {
+                    Ok(frame) => self.take(frame),
+                    // A poll is many requests.
+                    Err(Stop::Refused(_)) => tokio::time::sleep(AGAIN_AFTER).await,
+                    Err(stop) => panic!("{}: {stop:?}", self.name),
+                }
+            }
+        };
+        let read = tokio::time::timeout(PATIENCE, read).await;
+        read.unwrap_or_else(|_| panic!("{}: {id} does not come, only {:?}", self.name, self.given));
+    }
+
+    fn take(&mut self, frame: Frame) {
+        match frame {
+            Frame::Open { cursor } | Frame::Cursor { cursor } => self.cursor = cursor,
+            Frame::Message(message) => self.take_message(message),
+            Frame::Gap(gap) => self.take_gap(gap),
+            Frame::Answer(answer) => {
+                answer.gaps.into_iter().for_each(|gap| self.take_gap(gap));
+                answer.messages.into_iter().for_each(|message| self.take_message(message));
+                self.cursor = answer.cursor;
+            }
+            other => panic!("{}: {other:?}", self.name),
+        }
+    }
+
+    fn take_message(&mut self, message: Message) {
+        assert!(self.given.last().is_none_or(|last| *last < message.id), "{}: out of order", self.name);
+        self.given.push(message.id);
+        self.cursor = message.id;
+    }
+
+    fn take_gap(&mut self, gap: Gap) {
+        self.cursor = gap.cursor;
+        self.told_after.push(self.given.len());
+        self.gaps.push(gap);
+    }
+}

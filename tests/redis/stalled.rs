@@ -1,0 +1,56 @@
+//! The way to Redis goes on accepting, and nothing gets through.
+
+use std::time::Duration;
+
+use crate::{
+    deployment::{Deployment, play, rounds, seed, until_ready},
+    proxy::{Proxy, Stall},
+    support::{checker::Trouble, redis::Redis},
+};
+
+/// Longer than it takes to be found.
+const STALL: Duration = Duration::from_secs(4);
+
+async fn check(stall: Stall) {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let seed = seed();
+    let proxy = Proxy::to(redis.addr(), Duration::ZERO).await;
+    let deployment = Deployment::over(&[proxy.url(), redis.url()]).await;
+    let (held, links) = (proxy.held(), proxy.links());
+    play(&deployment, seed, Trouble::Refusals, async |progress| {
+        for _ in 0..rounds() {
+            progress.by(100).await;
+            proxy.stall(stall);
+            tokio::time::sleep(STALL).await;
+            proxy.stall(Stall::Nothing);
+            until_ready(proxy_side(&deployment)).await;
+            progress.by(100).await;
+        }
+    })
+    .await;
+    let (held, links) = (proxy.held() - held, proxy.links() - links);
+    println!("{stall:?}: {held} pieces held up, {links} links made anew");
+    assert!(held > 0, "nothing was held up");
+    // Where both stall the link is well again as soon as it can be asked.
+    assert!(stall != Stall::Links || links > 0, "the dead link was not found");
+    deployment.stop().await;
+}
+
+fn proxy_side(deployment: &Deployment) -> std::net::SocketAddr {
+    deployment.replicas[0].addr
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_over_which_nothing_comes_loses_nothing() {
+    check(Stall::Links).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publishing_connection_that_is_not_answered_loses_nothing() {
+    check(Stall::Publishing).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_to_which_nothing_gets_through_loses_nothing() {
+    check(Stall::Both).await;
+}
