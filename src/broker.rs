@@ -66,6 +66,11 @@ impl Broker {
         self.log.newest().await
     }
 
+    /// What this process holds: everything up to this id.
+    pub fn watermark(&self) -> Id {
+        self.log.watermark()
+    }
+
     pub async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
         self.log.topics(after, limit).await
     }

@@ -92,7 +92,7 @@ impl App {
     /// The right to serve one more subscription, until it is dropped.
     fn permit(&self, transport: Transport) -> Option<Permit> {
         let permit = self.permits.clone().try_acquire_owned().ok()?;
-        Some(Permit::new(self.metrics.of(transport).clone(), permit))
+        Some(Permit::new(self.metrics.of(transport).clone(), self.broker.watermark(), permit))
     }
 
     fn new_connection(&self) -> String {
@@ -118,14 +118,14 @@ impl App {
                 Err(Problem::new(Code::RateLimited, "more is published than --publish-rate allows"))
             }
             _ if ephemeral => self.broker.announce(append.draft).await.map(|()| None).map_err(Problem::from),
-            _ => self.broker.publish(append).await.map(Some).map_err(Problem::from),
+            _ => {
+                let asked_at = Instant::now();
+                let published = self.broker.publish(append).await;
+                self.metrics.stored_within(asked_at.elapsed());
+                published.map(Some).map_err(Problem::from)
+            }
         };
-        self.metrics.published(match &published {
-            Ok(Some(Appended::Stored(_))) => "stored",
-            Ok(Some(Appended::Replayed(_))) => "replayed",
-            Ok(None) => "announced",
-            Err(problem) => problem.code.as_str(),
-        });
+        self.metrics.published(published.as_ref().map_err(|problem| problem.code).copied());
         published
     }
 

@@ -1,20 +1,19 @@
 //! The program: parse everything, bind, serve, drain.
 
 mod cli;
+mod logging;
 
-use std::{io::IsTerminal, process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc};
 
 use clap::Parser;
 use rejoin::{
     Config, Drained, Shutdown,
-    config::{Flags, Settings},
+    config::{Flags, LogKind, Settings},
 };
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -45,7 +44,7 @@ fn settings(flags: &Flags) -> Result<Settings, ExitCode> {
 }
 
 fn serve(settings: Settings) -> ExitCode {
-    log_to_stderr(settings.config.log_level);
+    logging::start(settings.config.log_level);
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for name in rejoin::config::unknown_variables(names) {
         tracing::warn!(name, "there is no setting of this name, so the variable says nothing");
@@ -71,15 +70,22 @@ async fn run(config: Arc<Config>) -> std::io::Result<Drained> {
         std::io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.listen))
     })?;
     let address = listener.local_addr()?;
-    greet(address);
+    greet(address, &config);
     let shutdown = Shutdown::new();
     tokio::spawn(end_on_signal(shutdown.clone())?);
-    rejoin::serve(listener, config, shutdown).await
+    tokio::select! {
+        served = rejoin::serve(listener, config, shutdown) => served,
+        never = logging::tell_what_is_left_out() => never,
+    }
 }
 
 /// Says where the server is, and what to type to see it work.
-fn greet(address: std::net::SocketAddr) {
-    tracing::info!(%address, log = "memory", "listening");
+fn greet(address: std::net::SocketAddr, config: &Config) {
+    let log = match &config.log {
+        LogKind::Memory => "memory".to_owned(),
+        LogKind::Redis(redis) => format!("redis {redis}"),
+    };
+    tracing::info!(%address, log, version = env!("CARGO_PKG_VERSION"), "listening");
     if !address.ip().is_loopback() {
         tracing::warn!(
             "--insecure-open: whoever reaches this address may publish and subscribe, \
@@ -115,12 +121,4 @@ fn end_on_signal(shutdown: Shutdown) -> std::io::Result<impl Future<Output = ()>
             end(&shutdown);
         }
     })
-}
-
-/// Text for whoever looks at a terminal, else JSON. Of other crates only what goes wrong.
-fn log_to_stderr(level: LevelFilter) {
-    let filter = Targets::new().with_target("rejoin", level).with_default(level.min(LevelFilter::WARN));
-    let log = tracing_subscriber::registry().with(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() { log.with(lines).init() } else { log.with(lines.json()).init() }
 }

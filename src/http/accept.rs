@@ -18,7 +18,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::{sleep, timeout},
+    time::{Instant, interval_at, sleep, timeout},
 };
 use tower::ServiceExt;
 
@@ -40,6 +40,9 @@ const HTTP2_PING: (Duration, Duration) = (Duration::from_secs(30), Duration::fro
 const MAX_UNSENT_BYTES: u32 = 128 << 10;
 /// How long to wait when no connection can be accepted for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// How often the log tells what was done.
+const TOTALS_EVERY: Duration = Duration::from_secs(60);
 
 /// How the end went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +78,10 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
     let server = Arc::new(server);
 
     let mut draining = std::pin::pin!(app.shutdown.draining());
+    let mut minute = interval_at(Instant::now() + TOTALS_EVERY, TOTALS_EVERY);
     loop {
         tokio::select! {
+            _ = minute.tick() => app.metrics.tell_totals(),
             accepted = listener.accept() => match accepted {
                 Ok((socket, _)) => {
                     app.tasks.spawn(serve_connection(app.clone(), server.clone(), router.clone(), socket));

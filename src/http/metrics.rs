@@ -1,4 +1,11 @@
-//! What is counted, for Prometheus.
+//! What is measured, for Prometheus.
+
+mod tally;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     extract::State,
@@ -6,17 +13,16 @@ use axum::{
 };
 use http::{HeaderValue, header};
 use prometheus::{
-    Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    process_collector::ProcessCollector,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, process_collector::ProcessCollector, proto::MetricFamily,
 };
-use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
 
+pub use self::tally::{Permit, TransportMetrics};
 use super::{
     App,
     problem::{Code, Problem},
 };
-use crate::log::Reason;
+use crate::log::{Appended, Reason};
 
 /// How a subscription is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,55 +46,34 @@ impl Transport {
     }
 }
 
-/// All counters of one server.
+/// All that is measured of one server.
 pub struct Metrics {
     registry: Registry,
     /// Of each transport, in the order of [`Transport::ALL`]; looked up once, not at each delivery.
     transports: [TransportMetrics; 4],
     publishes: IntCounterVec,
-    gaps: IntCounterVec,
+    /// Of `publishes`, those that are looked up at every publish.
+    stored: IntCounter,
+    replayed: IntCounter,
+    announced: IntCounter,
+    store_latency: Histogram,
     refusals: IntCounterVec,
     /// Clients that took nothing for the write timeout.
     pub slow_closes: IntCounter,
+    log_up: IntGauge,
     topics: IntGauge,
     retained_messages: IntGauge,
     retained_bytes: IntGauge,
+    /// The totals at the end of the last minute.
+    told: Mutex<Totals>,
 }
 
-/// The counters of one transport.
-#[derive(Clone)]
-pub struct TransportMetrics {
-    connections: IntGauge,
-    deliveries: IntCounter,
-    delivered_bytes: IntCounter,
-}
-
-impl TransportMetrics {
-    /// Notes messages that were handed to a connection, and their bytes on the wire.
-    pub fn delivered(&self, messages: usize, bytes: usize) {
-        self.deliveries.inc_by(messages as u64);
-        self.delivered_bytes.inc_by(bytes as u64);
-    }
-}
-
-/// The right to be served as one subscription, counted until it is dropped.
-pub struct Permit {
-    pub metrics: TransportMetrics,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Permit {
-    pub fn new(metrics: TransportMetrics, permit: OwnedSemaphorePermit) -> Self {
-        metrics.connections.inc();
-        Self { metrics, _permit: permit }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.metrics.connections.dec();
-    }
-}
+/// From half a millisecond to half a minute: what a user may notice.
+const DELIVERY_BUCKETS: [f64; 15] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// From the ten microseconds of memory to the seconds of a Redis in trouble.
+const STORE_BUCKETS: [f64; 13] =
+    [0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0];
 
 impl Metrics {
     pub fn new() -> Self {
@@ -103,31 +88,63 @@ impl Metrics {
             "Bytes of these messages on the wire.",
             "transport",
         );
-        let transports = Transport::ALL.map(|transport| TransportMetrics {
-            connections: connections.with_label_values(&[transport.as_str()]),
-            deliveries: deliveries.with_label_values(&[transport.as_str()]),
-            delivered_bytes: bytes.with_label_values(&[transport.as_str()]),
-        });
+        let replays = counters(
+            &registry,
+            "rejoin_replayed_messages_total",
+            "Of these messages, those that were published before the connection came.",
+            "transport",
+        );
+        let latency = HistogramVec::new(
+            HistogramOpts::new(
+                "rejoin_delivery_latency_seconds",
+                "From the publishing of a message to its write, of the oldest live message of each write.",
+            )
+            .buckets(DELIVERY_BUCKETS.to_vec()),
+            &["transport"],
+        )
+        .expect("a valid name");
+        register(&registry, Box::new(latency.clone()));
         let gaps = counters(&registry, "rejoin_gaps_total", "Gaps told to clients.", "reason");
         Reason::ALL.iter().for_each(|reason| drop(gaps.with_label_values(&[reason.as_str()])));
+        let transports = Transport::ALL.map(|transport| {
+            let label = &[transport.as_str()];
+            TransportMetrics {
+                transport,
+                connections: connections.with_label_values(label),
+                deliveries: deliveries.with_label_values(label),
+                delivered_bytes: bytes.with_label_values(label),
+                replayed: replays.with_label_values(label),
+                latency: latency.with_label_values(label),
+                gaps: gaps.clone(),
+            }
+        });
+        let publishes =
+            counters(&registry, "rejoin_publishes_total", "Messages that publishers sent.", "result");
+        let refusals = counters(&registry, "rejoin_refusals_total", "Requests and commands refused.", "code");
+        Code::ALL.iter().for_each(|code| drop(refusals.with_label_values(&[code.as_str()])));
+        let store_latency = Histogram::with_opts(
+            HistogramOpts::new("rejoin_store_latency_seconds", "How long the log took to store a message.")
+                .buckets(STORE_BUCKETS.to_vec()),
+        )
+        .expect("a valid name");
+        register(&registry, Box::new(store_latency.clone()));
         let build = gauges(&registry, "rejoin_build_info", "The version that runs; always 1.", "version");
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         register(&registry, Box::new(ProcessCollector::for_self()));
         Self {
             transports,
-            publishes: counters(
-                &registry,
-                "rejoin_publishes_total",
-                "Messages that publishers sent.",
-                "result",
-            ),
-            gaps,
-            refusals: counters(&registry, "rejoin_refusals_total", "Requests and commands refused.", "code"),
+            stored: publishes.with_label_values(&["stored"]),
+            replayed: publishes.with_label_values(&["replayed"]),
+            announced: publishes.with_label_values(&["announced"]),
+            publishes,
+            store_latency,
+            refusals,
             slow_closes: counter(
                 &registry,
                 "rejoin_slow_closes_total",
                 "Clients closed because they took nothing.",
             ),
+            log_up: gauge(&registry, "rejoin_log_up", "Whether the log answered for this scrape."),
             topics: gauge(&registry, "rejoin_topics", "Topics known, with or without retained messages."),
             retained_messages: gauge(&registry, "rejoin_retained_messages", "Messages retained."),
             retained_bytes: gauge(
@@ -136,6 +153,7 @@ impl Metrics {
                 "Bytes retained, as retention counts them.",
             ),
             registry,
+            told: Mutex::default(),
         }
     }
 
@@ -143,27 +161,88 @@ impl Metrics {
         &self.transports[transport as usize]
     }
 
-    /// Notes what became of a message: `stored`, `replayed`, `announced`, or the code of its refusal.
-    pub fn published(&self, result: &str) {
-        self.publishes.with_label_values(&[result]).inc();
+    /// Notes what became of a message.
+    pub fn published(&self, published: Result<Option<Appended>, Code>) {
+        match published {
+            Ok(Some(Appended::Stored(_))) => self.stored.inc(),
+            Ok(Some(Appended::Replayed(_))) => self.replayed.inc(),
+            Ok(None) => self.announced.inc(),
+            Err(code) => self.publishes.with_label_values(&[code.as_str()]).inc(),
+        }
     }
 
-    pub fn gap(&self, reason: Reason) {
-        self.gaps.with_label_values(&[reason.as_str()]).inc();
+    /// Notes how long the log took to answer.
+    pub fn stored_within(&self, duration: Duration) {
+        self.store_latency.observe(duration.as_secs_f64());
     }
 
     pub fn refused(&self, code: Code) {
         self.refusals.with_label_values(&[code.as_str()]).inc();
+    }
+
+    /// One line with what came since the last one.
+    pub fn tell_totals(&self) {
+        let now = Totals::of(&self.registry.gather());
+        let before = std::mem::replace(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner), now);
+        let since = |name: &str| now.counted(name) - before.counted(name);
+        tracing::info!(
+            connections = now.counted("rejoin_connections"),
+            published = since("rejoin_publishes_total"),
+            delivered = since("rejoin_deliveries_total"),
+            delivered_bytes = since("rejoin_delivered_bytes_total"),
+            replayed = since("rejoin_replayed_messages_total"),
+            gaps = since("rejoin_gaps_total"),
+            refusals = since("rejoin_refusals_total"),
+            slow_closes = since("rejoin_slow_closes_total"),
+            "the last minute"
+        );
+    }
+}
+
+/// What is summed over all labels, for the log.
+const TOTALS: [&str; 8] = [
+    "rejoin_connections",
+    "rejoin_publishes_total",
+    "rejoin_deliveries_total",
+    "rejoin_delivered_bytes_total",
+    "rejoin_replayed_messages_total",
+    "rejoin_gaps_total",
+    "rejoin_refusals_total",
+    "rejoin_slow_closes_total",
+];
+
+#[derive(Clone, Copy, Default)]
+struct Totals([u64; TOTALS.len()]);
+
+impl Totals {
+    fn of(families: &[MetricFamily]) -> Self {
+        let sum = |name: &str| {
+            let family = families.iter().find(|family| family.name() == name)?;
+            let values = family
+                .get_metric()
+                .iter()
+                .map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value());
+            Some(values.sum::<f64>() as u64)
+        };
+        Self(TOTALS.map(|name| sum(name).unwrap_or_default()))
+    }
+
+    fn counted(&self, name: &str) -> u64 {
+        TOTALS.iter().position(|known| *known == name).map_or(0, |index| self.0[index])
     }
 }
 
 /// `GET /metrics`.
 pub async fn show(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     let metrics = &app.metrics;
-    let stats = app.broker.stats().await?;
-    metrics.topics.set(stats.topics as i64);
-    metrics.retained_messages.set(stats.messages as i64);
-    metrics.retained_bytes.set(stats.bytes as i64);
+    // Without the log there is all the more to see.
+    let stats = app.broker.stats().await;
+    metrics.log_up.set(i64::from(stats.is_ok()));
+    if let Ok(stats) = stats {
+        metrics.topics.set(stats.topics as i64);
+        metrics.retained_messages.set(stats.messages as i64);
+        metrics.retained_bytes.set(stats.bytes as i64);
+    }
     let mut body = Vec::new();
     TextEncoder::new().encode(&metrics.registry.gather(), &mut body).expect("metrics have names and help");
     let mut response = body.into_response();

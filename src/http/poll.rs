@@ -27,7 +27,7 @@ const MAX_ANSWER_BYTES: usize = 4 << 20;
 pub async fn respond(
     app: &Arc<App>,
     mut subscription: Subscription,
-    permit: Permit,
+    mut permit: Permit,
     wait: Duration,
     limit: usize,
 ) -> Response {
@@ -40,16 +40,15 @@ pub async fn respond(
             && bytes < MAX_ANSWER_BYTES
             && let Poll::Ready(delivery) = subscription.poll_delivery(cx)
         {
-            match delivery {
-                Delivery::Message(message) => {
-                    let envelope = wire::envelope(&message);
-                    bytes += envelope.len();
-                    messages.push(envelope);
-                }
-                Delivery::Gap(gap) => {
-                    app.metrics.gap(gap.reason);
-                    gaps.push(*gap);
-                }
+            let before = bytes;
+            if let Delivery::Message(message) = &delivery {
+                let envelope = wire::envelope(message);
+                bytes += envelope.len();
+                messages.push(envelope);
+            }
+            permit.note(&delivery, bytes - before, false);
+            if let Delivery::Gap(gap) = delivery {
+                gaps.push(*gap);
             }
         }
         if !messages.is_empty() || !gaps.is_empty() {
@@ -64,7 +63,7 @@ pub async fn respond(
     });
     // Without anything to tell in time the answer is the cursor alone.
     let _ = tokio::time::timeout(wait, gather).await;
-    permit.metrics.delivered(messages.len(), bytes);
+    permit.add_up();
     answer(&messages, &gaps, subscription.cursor())
 }
 

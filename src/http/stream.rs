@@ -13,7 +13,6 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use http_body::Frame;
-use tokio::time::Instant;
 
 use super::{
     App,
@@ -49,8 +48,6 @@ pub fn respond(app: &Arc<App>, framing: Framing, subscription: Subscription, per
         leaving: false,
         ended: false,
         app: app.clone(),
-        began: Instant::now(),
-        sent: 0,
         permit,
     };
     with_headers(framing, Body::new(body))
@@ -91,33 +88,27 @@ struct StreamBody {
     leaving: bool,
     ended: bool,
     app: Arc<App>,
-    began: Instant,
-    sent: usize,
     permit: Permit,
 }
 
 impl StreamBody {
-    fn encode(&self, delivery: &Delivery) -> Bytes {
-        match delivery {
+    fn encode(&mut self, delivery: &Delivery) -> Bytes {
+        let bytes = match delivery {
             Delivery::Message(message) => self.framing.message(message, self.subscription.cursor()),
-            Delivery::Gap(gap) => {
-                self.app.metrics.gap(gap.reason);
-                self.framing.control(&Control::Gap(gap)).into()
-            }
-        }
+            Delivery::Gap(gap) => self.framing.control(&Control::Gap(gap)).into(),
+        };
+        self.permit.note(delivery, bytes.len(), false);
+        bytes
     }
 
     /// What is ready, in one piece: a single message as it is shared, several put together.
     fn gather(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
         let mut first = self.opening.take();
         let mut gathered = Vec::new();
-        let (mut messages, mut bytes_sent) = (0, 0);
         while gathered.len() < MAX_GATHERED_BYTES
             && let Poll::Ready(delivery) = self.subscription.poll_delivery(cx)
         {
             let bytes = self.encode(&delivery);
-            messages += 1;
-            bytes_sent += bytes.len();
             match first.take() {
                 None if gathered.is_empty() => first = Some(bytes),
                 None => gathered.extend_from_slice(&bytes),
@@ -128,25 +119,17 @@ impl StreamBody {
                 }
             }
         }
-        if messages > 0 {
-            self.permit.metrics.delivered(messages, bytes_sent);
-            self.sent += messages;
-        }
+        self.permit.add_up();
         if gathered.is_empty() { first } else { Some(gathered.into()) }
     }
 }
 
 impl Drop for StreamBody {
     fn drop(&mut self) {
-        tracing::debug!(
-            transport = self.framing.transport().as_str(),
-            connection = %self.subscription.connection(),
-            end = if self.ended { "draining" } else { "the client left, or took nothing" },
-            seconds = self.began.elapsed().as_secs(),
-            messages = self.sent,
-            cursor = %self.subscription.cursor(),
-            "connection ended"
-        );
+        let why = if self.ended { "draining" } else { "the client left, or took nothing" };
+        let Self { subscription, app, .. } = self;
+        let (cursor, newest) = (subscription.cursor(), app.broker.watermark());
+        self.permit.tell_end(format_args!("{why}"), subscription.connection(), cursor, newest);
     }
 }
 

@@ -18,6 +18,8 @@ mod guard;
 mod http1;
 mod http2;
 mod inspect;
+mod logs;
+mod metrics;
 mod poll;
 mod publish;
 mod reader;

@@ -51,8 +51,6 @@ pub struct Session {
     /// How much was gathered since the socket had last taken all.
     gathered_bytes: usize,
     leaving: bool,
-    began: Instant,
-    sent: usize,
     permit: Permit,
 }
 
@@ -88,8 +86,6 @@ impl Session {
             heard_at: now,
             gathered_bytes: 0,
             leaving: false,
-            began: now,
-            sent: 0,
             permit,
         }
     }
@@ -106,15 +102,8 @@ impl Session {
         };
         self.socket.push(wire::control_frame(&open));
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
-        tracing::debug!(
-            transport = "websocket",
-            connection = %self.subscription.connection(),
-            ?end,
-            seconds = self.began.elapsed().as_secs(),
-            messages = self.sent,
-            cursor = %self.subscription.cursor(),
-            "connection ended"
-        );
+        let (cursor, newest) = (self.subscription.cursor(), self.app.broker.watermark());
+        self.permit.tell_end(format_args!("{end:?}"), self.subscription.connection(), cursor, newest);
         self.finish(end).await;
     }
 
@@ -291,20 +280,19 @@ impl Session {
         if frames > 0 {
             self.gathered_bytes += bytes;
             self.pulse.sent();
-            self.permit.metrics.delivered(frames, bytes);
-            self.sent += frames;
+            self.permit.add_up();
         }
         has_more
     }
 
     fn next_frame(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let Some(joining) = &mut self.joining else {
-            return self.subscription.poll_delivery(cx).map(|delivery| live_frame(&self.app, &delivery));
+            return self.subscription.poll_delivery(cx).map(|delivery| self.live_frame(&delivery));
         };
         match self.subscription.poll_join(&mut joining.subscription, cx) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Join::Live(delivery)) => Poll::Ready(live_frame(&self.app, &delivery)),
-            Poll::Ready(Join::Replay(delivery)) => Poll::Ready(replay_frame(&self.app, &delivery)),
+            Poll::Ready(Join::Live(delivery)) => Poll::Ready(self.live_frame(&delivery)),
+            Poll::Ready(Join::Replay(delivery)) => Poll::Ready(self.replay_frame(&delivery)),
             Poll::Ready(Join::Level) => {
                 let Some(joining) = self.joining.take() else { return Poll::Pending };
                 let Joining { reference, pattern, subscription } = *joining;
@@ -314,25 +302,23 @@ impl Session {
             }
         }
     }
-}
 
-fn live_frame(app: &App, delivery: &Delivery) -> Bytes {
-    match delivery {
-        Delivery::Message(message) => wire::message_frame(message),
-        Delivery::Gap(gap) => {
-            app.metrics.gap(gap.reason);
-            wire::control_frame(&Control::Gap(gap))
-        }
+    fn live_frame(&mut self, delivery: &Delivery) -> Bytes {
+        let frame = match delivery {
+            Delivery::Message(message) => wire::message_frame(message),
+            Delivery::Gap(gap) => wire::control_frame(&Control::Gap(gap)),
+        };
+        self.permit.note(delivery, frame.len(), false);
+        frame
     }
-}
 
-fn replay_frame(app: &App, delivery: &Delivery) -> Bytes {
-    match delivery {
-        Delivery::Message(message) => wire::replay_frame(message),
-        Delivery::Gap(gap) => {
-            app.metrics.gap(gap.reason);
-            wire::replay_gap_frame(gap)
-        }
+    fn replay_frame(&mut self, delivery: &Delivery) -> Bytes {
+        let frame = match delivery {
+            Delivery::Message(message) => wire::replay_frame(message),
+            Delivery::Gap(gap) => wire::replay_gap_frame(gap),
+        };
+        self.permit.note(delivery, frame.len(), true);
+        frame
     }
 }
 

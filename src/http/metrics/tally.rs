@@ -1,0 +1,109 @@
+//! What one connection is given: counted in plain numbers, and added up once for each write.
+
+use std::fmt;
+
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+
+use super::Transport;
+use crate::{broker::Delivery, message::Id};
+
+/// The metrics of one transport.
+#[derive(Clone)]
+pub struct TransportMetrics {
+    pub transport: Transport,
+    pub connections: IntGauge,
+    pub deliveries: IntCounter,
+    pub delivered_bytes: IntCounter,
+    pub replayed: IntCounter,
+    pub latency: Histogram,
+    /// Of all transports, by reason.
+    pub gaps: IntCounterVec,
+}
+
+/// The right to be served as one subscription, counted until it is dropped; and what it was given.
+pub struct Permit {
+    metrics: TransportMetrics,
+    began: Instant,
+    /// What is not newer than this was published before the connection came.
+    newest: Id,
+    given: usize,
+    batch: Batch,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// What is about to be written.
+#[derive(Default)]
+struct Batch {
+    messages: usize,
+    bytes: usize,
+    replayed: usize,
+    /// The oldest message that came while the connection was there: it has waited longest.
+    oldest: Option<Id>,
+}
+
+impl Permit {
+    pub fn new(metrics: TransportMetrics, newest: Id, permit: OwnedSemaphorePermit) -> Self {
+        metrics.connections.inc();
+        let (began, batch) = (Instant::now(), Batch::default());
+        Self { metrics, began, newest, given: 0, batch, _permit: permit }
+    }
+
+    /// Notes what is about to be written, in so many bytes; `again` where it is read for a topic that
+    /// was added.
+    pub fn note(&mut self, delivery: &Delivery, bytes: usize, again: bool) {
+        let message = match delivery {
+            Delivery::Message(message) => message,
+            Delivery::Gap(gap) => {
+                return self.metrics.gaps.with_label_values(&[gap.reason.as_str()]).inc();
+            }
+        };
+        let batch = &mut self.batch;
+        batch.messages += 1;
+        batch.bytes += bytes;
+        if again || (message.id <= self.newest && !message.is_ephemeral()) {
+            batch.replayed += 1;
+        } else if batch.oldest.is_none() && !message.is_ephemeral() {
+            batch.oldest = Some(message.id);
+        }
+    }
+
+    /// Adds up what was noted since the last time: it is written now.
+    pub fn add_up(&mut self) {
+        let Batch { messages, bytes, replayed, oldest } = std::mem::take(&mut self.batch);
+        if messages == 0 {
+            return;
+        }
+        self.given += messages;
+        self.metrics.deliveries.inc_by(messages as u64);
+        self.metrics.delivered_bytes.inc_by(bytes as u64);
+        if replayed > 0 {
+            self.metrics.replayed.inc_by(replayed as u64);
+        }
+        if let Some(oldest) = oldest {
+            // An id is the time of publishing in microseconds.
+            let micros = Id::now().get().saturating_sub(oldest.get());
+            self.metrics.latency.observe(micros as f64 / 1e6);
+        }
+    }
+
+    /// One line for a connection that ends: why, after how long, with how much, and how far behind.
+    pub fn tell_end(&self, why: fmt::Arguments<'_>, connection: &str, cursor: Id, newest: Id) {
+        tracing::debug!(
+            transport = self.metrics.transport.as_str(),
+            connection,
+            why = %why,
+            seconds = self.began.elapsed().as_secs(),
+            messages = self.given,
+            %cursor,
+            behind_ms = newest.get().saturating_sub(cursor.get()) / 1000,
+            "connection ended"
+        );
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
+}

@@ -1,0 +1,109 @@
+//! What is told on standard error: text for whoever looks at a terminal, else JSON.
+//!
+//! Clients can cause lines, and no place in the code writes more than a few of them a second.
+
+use std::{
+    collections::HashMap,
+    io::IsTerminal,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tracing::{Event, Metadata, callsite::Identifier, level_filters::LevelFilter};
+use tracing_subscriber::{
+    filter::{FilterExt, Targets},
+    layer::{Context, Filter, Layer, SubscriberExt},
+    util::SubscriberInitExt,
+};
+
+/// How many lines one place in the code may write in one [`WINDOW`]: enough to see what happens.
+const MAX_LINES: u32 = 20;
+const WINDOW: Duration = Duration::from_secs(1);
+/// How often it is told how many lines were left out.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
+
+/// Begins to log what is at `level` or above; of other crates only what goes wrong.
+pub fn start(level: LevelFilter) {
+    let wanted = Targets::new().with_target("rejoin", level).with_default(level.min(LevelFilter::WARN));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = tracing_subscriber::registry();
+    if std::io::stderr().is_terminal() {
+        log.with(lines.with_filter(wanted.and(Sparse::default()))).init();
+    } else {
+        log.with(lines.json().with_filter(wanted.and(Sparse::default()))).init();
+    }
+}
+
+/// Tells how many lines were left out, for as long as it is polled.
+pub async fn tell_what_is_left_out() -> ! {
+    loop {
+        tokio::time::sleep(TELL_EVERY).await;
+        let lines = LEFT_OUT.swap(0, Ordering::Relaxed);
+        if lines > 0 {
+            tracing::warn!(lines, "so many lines were left out, since there were too many at once");
+        }
+    }
+}
+
+/// Lets through a few lines a second of each place in the code.
+#[derive(Default)]
+struct Sparse {
+    // A std mutex: no await happens while it is held. There are as many entries as places that log.
+    places: Mutex<HashMap<Identifier, (Instant, u32)>>,
+}
+
+impl Sparse {
+    fn is_due(&self, place: Identifier, now: Instant) -> bool {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let (began, lines) = places.entry(place).or_insert((now, 0));
+        if now.duration_since(*began) >= WINDOW {
+            (*began, *lines) = (now, 0);
+        }
+        *lines += 1;
+        *lines <= MAX_LINES
+    }
+}
+
+impl<S> Filter<S> for Sparse {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        let is_due = self.is_due(event.metadata().callsite(), Instant::now());
+        LEFT_OUT.fetch_add(u64::from(!is_due), Ordering::Relaxed);
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::{Callsite, metadata::Kind};
+
+    use super::*;
+
+    #[test]
+    fn a_place_that_writes_too_much_is_left_out_until_the_next_second() {
+        let sparse = Sparse::default();
+        let now = Instant::now();
+        let (often, seldom) = (identifier(), identifier_of_another());
+        let told = (0..1000).filter(|_| sparse.is_due(often.clone(), now)).count();
+        assert_eq!(told, MAX_LINES as usize);
+        assert!(sparse.is_due(seldom, now), "another place is not held back by it");
+        assert!(sparse.is_due(often, now + WINDOW));
+    }
+
+    fn identifier() -> Identifier {
+        tracing::callsite!(name: "often", kind: Kind::EVENT, fields: ).metadata().callsite()
+    }
+
+    fn identifier_of_another() -> Identifier {
+        tracing::callsite!(name: "seldom", kind: Kind::EVENT, fields: ).metadata().callsite()
+    }
+}

@@ -1,0 +1,62 @@
+//! What the program tells on standard error.
+
+use serde_json::Value;
+
+use crate::{
+    ask::{Ask, get, publish, publish_all},
+    reader::Reader,
+    support::{client::Transport, program::Program},
+};
+
+fn lines(log: &str) -> Vec<Value> {
+    log.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+#[tokio::test]
+async fn where_nobody_looks_at_a_terminal_each_line_is_json_and_a_connection_that_ends_says_why() {
+    let program = Program::start(&["--log-level", "debug"]).await;
+    let first = publish(&program.server, "a", "1").await;
+    let streams = [Transport::WebSocket, Transport::Sse, Transport::Ndjson];
+    for transport in streams {
+        let mut reader = Reader::open(&program.server, transport, "topic=a&last=1").await;
+        assert_eq!(reader.ids(1).await, [first.as_str()]);
+    }
+    let log = program.terminate().await.log;
+    let ended = lines(&log).into_iter().filter(|line| line["fields"]["message"] == "connection ended");
+    let ended: Vec<_> = ended.filter(|line| line["fields"]["transport"].is_string()).collect();
+    for transport in streams {
+        let name = transport.to_string();
+        let line = ended.iter().find(|line| line["fields"]["transport"] == name.as_str());
+        let fields = &line.unwrap_or_else(|| panic!("{transport}: {log}"))["fields"];
+        assert_eq!((&fields["messages"], &fields["behind_ms"]), (&1.into(), &0.into()), "{fields}");
+        assert!(fields["why"].as_str().is_some_and(|why| !why.is_empty()), "{fields}");
+        assert!(fields["seconds"].is_u64() && fields["cursor"] == first.as_str(), "{fields}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_never_logged() {
+    let program = Program::start(&["--log-level", "trace"]).await;
+    for path in ["/topics/a?wait=0&after=0&token=hush", "/nothing?token=hush", "/events?token=hush&topic=%ff"]
+    {
+        get(&program.server, path).bearer_auth("hush").header("cookie", "rejoin_token=hush").answer().await;
+    }
+    let log = program.terminate().await.log;
+    assert!(!log.contains("hush"), "{log}");
+}
+
+#[tokio::test]
+async fn lines_that_clients_cause_are_few() {
+    let program = Program::start(&["--log-level", "debug"]).await;
+    publish_all(&program.server, "a", 1..=3).await;
+    for _ in 0..10 {
+        let open = (0..30).map(|_| Reader::open(&program.server, Transport::Ndjson, "topic=a"));
+        drop(futures_util::future::join_all(open).await);
+    }
+    let began = lines(&program.terminate().await.log);
+    let ended = began.iter().filter(|line| line["fields"]["transport"] == "ndjson").count();
+    // Three hundred connections ended; how many seconds that took is the machine's.
+    assert!((1..300).contains(&ended), "{ended}");
+}
