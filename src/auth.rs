@@ -20,7 +20,7 @@ pub use self::{
     grants::{GrantList, Grants, Template},
     key::{Digest, new_key},
     mint::{MintError, mint},
-    tables::Mistake,
+    tables::{AnonymousTable, InLine, JwtTable, KeyTable},
 };
 
 /// Why a credential is not accepted: for the operator's log. The client learns that it is not, and whether

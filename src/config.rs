@@ -1,5 +1,6 @@
 //! Everything that can be configured, parsed and checked before anything is bound.
 
+mod access;
 mod file;
 mod flags;
 mod layers;
@@ -13,12 +14,17 @@ use tracing::level_filters::LevelFilter;
 
 use self::values::{address, count, duration, level, rate, size, yes_or_no};
 pub use self::{
+    access::authority,
     file::File,
     flags::Flags,
     layers::{Place, Setting, Settings, unknown_variables},
     origin::{Origin, ParseOriginError},
+    values::Secret,
 };
-use crate::log::{Address, ParseAddressError, Retention};
+use crate::{
+    auth::Authority,
+    log::{Address, ParseAddressError, Retention},
+};
 
 /// Where settings are given but in flags, for the help.
 pub const ELSEWHERE: &str = "A setting is also read from the environment, in capitals (REJOIN_RETAIN_AGE=2h), \
@@ -88,6 +94,10 @@ pub struct Config {
     #[arg(long = "allowed-origin", value_name = "URL", value_delimiter = ',')]
     pub allowed_origins: Vec<Origin>,
 
+    /// Accept tokens signed with this secret by HS256; for development.
+    #[arg(long, value_name = "SECRET", value_parser = Secret::parse)]
+    pub jwt_secret: Option<Secret>,
+
     /// Serve everybody who can reach an address that is not loopback, without credentials.
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_parser = yes_or_no)]
     pub insecure_open: bool,
@@ -103,6 +113,10 @@ pub struct Config {
     /// What is logged on standard error: `off`, `error`, `warn`, `info`, `debug` or `trace`.
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level)]
     pub log_level: LevelFilter,
+
+    /// Keys and grants: the tables `[[key]]`, `[[jwt]]` and `[anonymous]` of the file.
+    #[arg(skip)]
+    pub tables: Authority,
 }
 
 /// Two settings or more that do not go together.
@@ -142,7 +156,7 @@ impl Default for Config {
 impl Config {
     /// What is wrong with the configuration as a whole, all of it at once.
     pub fn contradictions(&self) -> Vec<Contradiction> {
-        let is_open = !self.listen.ip().is_loopback() && !self.insecure_open;
+        let is_open = !self.listen.ip().is_loopback() && !self.insecure_open && self.authority().is_open();
         let is_kept_twice = self.state.is_some() && !matches!(self.log, LogKind::Memory);
         let rules: [(bool, &[&str], &str); 4] = [
             (
@@ -165,6 +179,15 @@ impl Config {
         ];
         let broken = rules.into_iter().filter(|(is_broken, ..)| *is_broken);
         broken.map(|(_, between, what)| Contradiction { between, what }).collect()
+    }
+
+    /// All that is configured about who may do what.
+    pub fn authority(&self) -> Authority {
+        let mut authority = self.tables.clone();
+        if let Some(Secret(secret)) = &self.jwt_secret {
+            authority.add_development_secret(secret);
+        }
+        authority
     }
 
     pub fn retention(&self) -> Retention {

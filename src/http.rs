@@ -3,7 +3,9 @@
 //! Each transport is an adapter that knows nothing of the others; none knows how the log is kept.
 
 mod accept;
+mod access;
 mod body;
+mod credentials;
 mod gate;
 mod inspect;
 mod metrics;
@@ -38,10 +40,14 @@ use http::Method;
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::task::TaskTracker;
 
-use self::metrics::{Metrics, Permit, Transport};
 pub use self::{
     accept::{Drained, serve},
+    access::Reopened,
     problem::{Code, Problem},
+};
+use self::{
+    access::{Access, InForce},
+    metrics::{Metrics, Permit, Transport},
 };
 use crate::{
     broker::Broker,
@@ -60,6 +66,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct App {
     broker: Broker,
     config: Arc<Config>,
+    rules: InForce,
     shutdown: Shutdown,
     /// Every connection that outlives its request, so that the end can wait for it.
     tasks: TaskTracker,
@@ -77,6 +84,7 @@ impl App {
             permits: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
             publish_rate: quota.map(RateLimiter::direct),
             metrics: Metrics::new(),
+            rules: InForce::new(&config),
             config,
             shutdown,
             tasks: TaskTracker::new(),
@@ -189,7 +197,7 @@ async fn topic(
     match *request.method() {
         Method::GET | Method::CONNECT => subscribe::topic(&app, &topic, request).await,
         Method::POST => publish::publish_one(&app, &topic, request).await,
-        Method::DELETE => publish::delete(&app, &topic).await,
+        Method::DELETE => publish::delete(&app, &topic, &Access::of(&app, &request)?).await,
         _ => Err(Problem::method_not_allowed("GET, POST, DELETE")),
     }
 }

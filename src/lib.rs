@@ -37,38 +37,69 @@ pub use crate::{
 /// Serves on `listener` until `shutdown` asks for the end, and says how that went.
 ///
 /// # Errors
-/// If the configuration contradicts itself, see [`Config::contradictions`], or if the file of
-/// [`Config::state`] cannot be used.
+/// As [`Server::start`] and [`Server::serve`].
 pub async fn serve(
     listener: TcpListener,
     config: Arc<Config>,
     shutdown: Shutdown,
 ) -> std::io::Result<Drained> {
-    let contradictions = config.contradictions();
-    if !contradictions.is_empty() {
-        let all: Vec<_> = contradictions.iter().map(|contradiction| contradiction.what).collect();
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, all.join("; ")));
-    }
-    let retention = config.retention();
-    let of_state = |error: std::io::Error| {
-        let path = config.state.as_deref().unwrap_or_else(|| Path::new(""));
-        std::io::Error::new(error.kind(), format!("--state {}: {error}", path.display()))
-    };
-    let (log, memory): (Arc<dyn Log>, _) = match &config.log {
-        LogKind::Memory => {
-            let memory = match &config.state {
-                Some(path) => MemoryLog::resume(retention, path.clone()).await.map_err(of_state)?,
-                None => MemoryLog::start(retention),
-            };
-            (memory.clone(), Some(memory))
+    Server::start(config, shutdown).await?.serve(listener).await
+}
+
+/// A server that has what it needs and does not serve yet, for those who want to
+/// [`reconfigure`](App::reconfigure) it.
+pub struct Server {
+    app: Arc<App>,
+    /// The log, where it is to be kept for the next start.
+    memory: Option<Arc<MemoryLog>>,
+    config: Arc<Config>,
+}
+
+impl Server {
+    /// # Errors
+    /// If the configuration contradicts itself, see [`Config::contradictions`], or if the file of
+    /// [`Config::state`] cannot be used.
+    pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> std::io::Result<Self> {
+        let contradictions = config.contradictions();
+        if !contradictions.is_empty() {
+            let all: Vec<_> = contradictions.iter().map(|contradiction| contradiction.what).collect();
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, all.join("; ")));
         }
-        LogKind::Redis(address) => (RedisLog::start((**address).clone(), &retention), None),
-    };
-    let app = App::new(Broker::new(log), config.clone(), shutdown);
-    let router = router(app.clone());
-    let drained = http::serve(app, router, listener).await;
-    if let Some(memory) = memory {
-        memory.end().await.map_err(of_state)?;
+        let retention = config.retention();
+        let (log, memory): (Arc<dyn Log>, _) = match &config.log {
+            LogKind::Memory => {
+                let memory = match &config.state {
+                    Some(path) => MemoryLog::resume(retention, path.clone())
+                        .await
+                        .map_err(|error| of_state(&config, &error))?,
+                    None => MemoryLog::start(retention),
+                };
+                (memory.clone(), Some(memory))
+            }
+            LogKind::Redis(address) => (RedisLog::start((**address).clone(), &retention), None),
+        };
+        Ok(Self { app: App::new(Broker::new(log), config.clone(), shutdown), memory, config })
     }
-    Ok(drained)
+
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// Serves on `listener` until the end, and says how that went.
+    ///
+    /// # Errors
+    /// If the file of [`Config::state`] cannot be written.
+    pub async fn serve(self, listener: TcpListener) -> std::io::Result<Drained> {
+        let router = router(self.app.clone());
+        let drained = http::serve(self.app, router, listener).await;
+        if let Some(memory) = self.memory {
+            memory.end().await.map_err(|error| of_state(&self.config, &error))?;
+        }
+        Ok(drained)
+    }
+}
+
+fn of_state(config: &Config, error: &std::io::Error) -> std::io::Error {
+    let path = config.state.as_deref().unwrap_or_else(|| Path::new(""));
+    std::io::Error::new(error.kind(), format!("--state {}: {error}", path.display()))
 }

@@ -1,6 +1,7 @@
 //! Who somebody is, and what that one may do: one configuration of keys and grants, judged as of a time.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -20,14 +21,16 @@ use super::{
 const LEEWAY: Duration = Duration::from_secs(30);
 
 /// An API key that is known.
+#[derive(Clone)]
 pub struct ApiKey {
     /// For the operator's log.
-    pub name: String,
+    pub name: Arc<str>,
     pub digest: Digest,
     pub grants: Arc<Grants>,
 }
 
 /// A key that signs tokens, and what tokens must say beside.
+#[derive(Clone)]
 pub struct TokenKey {
     /// For the operator's log.
     pub name: String,
@@ -44,8 +47,8 @@ impl AsRef<Verifier> for TokenKey {
     }
 }
 
-/// Everything that is configured about who may do what.
-#[derive(Default)]
+/// Everything that is configured about who may do what. Where that is nothing, whoever comes may do everything.
+#[derive(Clone, Default)]
 pub struct Authority {
     pub keys: Vec<ApiKey>,
     pub token_keys: Vec<TokenKey>,
@@ -65,12 +68,17 @@ pub struct Identity {
 #[derive(Clone, Debug)]
 enum Holder {
     Nobody,
-    Key { name: String, digest: Digest },
+    Key { name: Arc<str>, digest: Digest },
     Token { key: Digest, claims: Arc<Claims> },
 }
 
 impl Authority {
-    /// Whether there is nothing to decide by: then whoever comes may do everything.
+    /// One that knows nobody and grants nothing.
+    pub fn closed() -> Self {
+        Self { anonymous: Some(Arc::default()), ..Self::default() }
+    }
+
+    /// Whether there is nothing to decide by.
     pub fn is_open(&self) -> bool {
         self.keys.is_empty() && self.token_keys.is_empty() && self.anonymous.is_none()
     }
@@ -81,6 +89,7 @@ impl Authority {
     /// If it is not accepted, also where it could have been done without.
     pub fn identify(&self, credential: Option<&str>, now: SystemTime) -> Result<Identity, Refused> {
         match credential {
+            _ if self.is_open() => self.nobody(),
             None => self.nobody(),
             // Keys have no dot, and tokens have two.
             Some(token) if token.contains('.') => {
@@ -94,6 +103,7 @@ impl Authority {
     /// Who somebody is by this configuration that was identified by an earlier one.
     pub fn again(&self, identity: &Identity, now: SystemTime) -> Result<Identity, Refused> {
         match &identity.holder {
+            _ if self.is_open() => self.nobody(),
             Holder::Nobody => self.nobody(),
             Holder::Key { digest, .. } => self.holder_of(digest),
             Holder::Token { key, claims } => {
@@ -104,7 +114,8 @@ impl Authority {
     }
 
     fn nobody(&self) -> Result<Identity, Refused> {
-        let grants = self.anonymous.clone().ok_or(Refused::Missing)?;
+        let everything = self.is_open().then(|| Arc::new(Grants::everything()));
+        let grants = everything.or_else(|| self.anonymous.clone()).ok_or(Refused::Missing)?;
         Ok(Identity { grants, expires_at: None, holder: Holder::Nobody })
     }
 
@@ -119,6 +130,16 @@ impl Authority {
         let key = found.ok_or(Refused::UnknownKey)?;
         let holder = Holder::Key { name: key.name.clone(), digest: key.digest };
         Ok(Identity { grants: key.grants.clone(), expires_at: None, holder })
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority")
+            .field("keys", &self.keys.iter().map(|key| &key.name).collect::<Vec<_>>())
+            .field("token_keys", &self.token_keys.iter().map(|key| &key.name).collect::<Vec<_>>())
+            .field("anonymous", &self.anonymous)
+            .finish()
     }
 }
 

@@ -13,6 +13,7 @@ const SUBJECT: &str = "{sub}";
 /// What somebody may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
+    everything: bool,
     subscribe: Box<[Pattern]>,
     publish: Box<[Pattern]>,
     admin: bool,
@@ -20,13 +21,18 @@ pub struct Grants {
 }
 
 impl Grants {
+    /// What an open server grants.
+    pub fn everything() -> Self {
+        Self { everything: true, admin: true, ..Self::default() }
+    }
+
     /// Whether every topic that `pattern` names may be read: wider than what is granted is not granted.
     pub fn may_subscribe(&self, pattern: &Pattern) -> bool {
-        self.subscribe.binary_search(pattern).is_ok() || covers(&self.subscribe, pattern)
+        self.everything || self.subscribe.binary_search(pattern).is_ok() || covers(&self.subscribe, pattern)
     }
 
     pub fn may_publish(&self, topic: &Topic) -> bool {
-        self.publish.iter().any(|pattern| pattern.matches(topic))
+        self.everything || self.publish.iter().any(|pattern| pattern.matches(topic))
     }
 
     /// Whether topics may be deleted, and statistics be read.
@@ -64,6 +70,7 @@ impl GrantList {
             patterns.into()
         };
         Grants {
+            everything: false,
             subscribe: fill(|list| &list.subscribe),
             publish: fill(|list| &list.publish),
             admin: lists.clone().into_iter().any(|list| list.admin),

@@ -19,6 +19,7 @@ const MIN_SECRET_BYTES: usize = 32;
 const MIN_RSA_BYTES: usize = 256;
 
 /// A key that verifies tokens, of one algorithm only.
+#[derive(Clone)]
 pub struct Verifier {
     algorithm: Algorithm,
     /// Tokens that name another are not tried.

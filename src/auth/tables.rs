@@ -1,14 +1,12 @@
 //! Keys and grants as the configuration file has them: `[[key]]`, `[[jwt]]` and `[anonymous]`.
 
 use std::{
-    fmt::{self, Display},
     fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use serde::Deserialize;
-use toml::Spanned;
 
 use super::{
     authority::{ApiKey, Authority, TokenKey},
@@ -17,32 +15,13 @@ use super::{
     key::Digest,
 };
 
-/// Something in the file that cannot be meant. It repeats nothing that may be secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
-    pub line: usize,
-    pub text: String,
-}
+/// A table, and the line where it stands.
+pub type InLine<T> = (T, usize);
 
-impl Display for Mistake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: {}", self.line, self.text)
-    }
-}
-
-/// The tables of this room; what else the file holds is not looked at.
-#[derive(Deserialize)]
-struct Tables {
-    #[serde(default)]
-    key: Vec<Spanned<KeyTable>>,
-    #[serde(default)]
-    jwt: Vec<Spanned<JwtTable>>,
-    anonymous: Option<Spanned<AnonymousTable>>,
-}
-
-#[derive(Deserialize)]
+/// `[[key]]`: an API key, by its hash.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct KeyTable {
+pub struct KeyTable {
     name: String,
     sha256: String,
     #[serde(default)]
@@ -55,9 +34,10 @@ struct KeyTable {
     metrics: bool,
 }
 
-#[derive(Deserialize)]
+/// `[[jwt]]`: a key that signs tokens.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct JwtTable {
+pub struct JwtTable {
     name: String,
     algorithm: String,
     kid: Option<String>,
@@ -77,9 +57,10 @@ struct JwtTable {
     metrics: bool,
 }
 
-#[derive(Deserialize)]
+/// `[anonymous]`: what may be done without a credential.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct AnonymousTable {
+pub struct AnonymousTable {
     #[serde(default)]
     subscribe: Vec<Template>,
     #[serde(default)]
@@ -89,37 +70,27 @@ struct AnonymousTable {
 }
 
 impl Authority {
-    /// Reads the tables of a configuration file, and the files that they name, relative to `folder`.
+    /// What these tables say, and the files that they name, relative to `folder`.
     ///
     /// # Errors
-    /// All mistakes that can be found; nothing is configured by halves.
-    pub fn parse(text: &str, folder: &Path) -> Result<Self, Vec<Mistake>> {
-        let line_at = |offset: usize| 1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
-        let tables: Tables = toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| line_at(span.start));
-            vec![Mistake { line, text: error.message().to_owned() }]
-        })?;
+    /// All mistakes, each in its line. They repeat nothing that may be secret.
+    pub fn new(
+        keys: Vec<InLine<KeyTable>>,
+        jwts: Vec<InLine<JwtTable>>,
+        anonymous: Option<InLine<AnonymousTable>>,
+        folder: &Path,
+    ) -> Result<Self, Vec<InLine<String>>> {
         let (mut authority, mut mistakes) = (Self::default(), Vec::new());
-        for table in tables.key {
-            let line = line_at(table.span().start);
-            if let Err(text) = authority.add_key(table.into_inner()) {
-                mistakes.push(Mistake { line, text });
-            }
+        for (table, line) in keys {
+            mistakes.extend(authority.add_key(table).err().map(|what| (what, line)));
         }
-        for table in tables.jwt {
-            let line = line_at(table.span().start);
-            if let Err(text) = authority.add_jwt(table.into_inner(), folder) {
-                mistakes.push(Mistake { line, text });
-            }
+        for (table, line) in jwts {
+            mistakes.extend(authority.add_jwt(table, folder).err().map(|what| (what, line)));
         }
-        if let Some(table) = tables.anonymous {
-            let line = line_at(table.span().start);
-            let AnonymousTable { subscribe, publish, metrics } = table.into_inner();
+        if let Some((AnonymousTable { subscribe, publish, metrics }, line)) = anonymous {
             let list = GrantList { subscribe, publish, admin: false, metrics };
-            match without_subject(&list, "whoever is anonymous") {
-                Ok(()) => authority.anonymous = Some(Arc::new(GrantList::grant([&list], None))),
-                Err(text) => mistakes.push(Mistake { line, text }),
-            }
+            mistakes.extend(without_subject(&list, "whoever is anonymous").err().map(|what| (what, line)));
+            authority.anonymous = Some(Arc::new(GrantList::grant([&list], None)));
         }
         if mistakes.is_empty() { Ok(authority) } else { Err(mistakes) }
     }
@@ -137,22 +108,26 @@ impl Authority {
 
     fn add_key(&mut self, table: KeyTable) -> Result<(), String> {
         let KeyTable { name, sha256, subscribe, publish, admin, metrics } = table;
-        let digest: Digest = sha256.parse().map_err(|error| format!("[[key]] {name:?}: sha256: {error}"))?;
+        let digest: Digest = sha256.parse().map_err(|error| format!("key {name:?}: sha256: {error}"))?;
         if let Some(known) = self.keys.iter().find(|known| known.digest.is(&digest)) {
-            return Err(format!("[[key]] {name:?} is the same key as {:?}", known.name));
+            return Err(format!("key {name:?} is the same key as {:?}", known.name));
         }
         let list = GrantList { subscribe, publish, admin, metrics };
-        without_subject(&list, "an API key").map_err(|text| format!("[[key]] {name:?}: {text}"))?;
-        self.keys.push(ApiKey { name, digest, grants: Arc::new(GrantList::grant([&list], None)) });
+        without_subject(&list, "an API key").map_err(|text| format!("key {name:?}: {text}"))?;
+        self.keys.push(ApiKey {
+            name: name.into(),
+            digest,
+            grants: Arc::new(GrantList::grant([&list], None)),
+        });
         Ok(())
     }
 
     fn add_jwt(&mut self, table: JwtTable, folder: &Path) -> Result<(), String> {
-        let verifier = table.verifier(folder).map_err(|text| format!("[[jwt]] {:?}: {text}", table.name))?;
+        let verifier = table.verifier(folder).map_err(|text| format!("jwt {:?}: {text}", table.name))?;
         let JwtTable { name, iss, aud, subscribe, publish, admin, metrics, .. } = table;
         let is_same = |known: &&TokenKey| known.verifier.fingerprint().is(verifier.fingerprint());
         if let Some(known) = self.token_keys.iter().find(is_same) {
-            return Err(format!("[[jwt]] {name:?} is the same key as {:?}", known.name));
+            return Err(format!("jwt {name:?} is the same key as {:?}", known.name));
         }
         let grants = GrantList { subscribe, publish, admin, metrics };
         self.token_keys.push(TokenKey { name, verifier, iss, aud, grants });

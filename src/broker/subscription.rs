@@ -177,6 +177,11 @@ impl Subscription {
         self.patterns.len()
     }
 
+    /// The topics and patterns that are read.
+    pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
+        self.patterns.iter()
+    }
+
     /// Whether `pattern` is one of those that are read.
     pub fn reads(&self, pattern: &Pattern) -> bool {
         self.patterns.contains(pattern)

@@ -5,7 +5,7 @@ use std::{fmt, path::Path};
 use clap::Parser;
 
 use super::{
-    Config, LogKind,
+    Config, LogKind, access,
     file::File,
     flags::{self, Flags},
 };
@@ -80,12 +80,14 @@ impl Settings {
             let (text, place) = first.unwrap_or_else(|| (flags::default(&name), Place::Default));
             settings.push(Setting { name, text, place });
         }
+        let tables = access::authority(&mut file, Path::new(&path), &mut mistakes);
         mistakes.extend(file.leftovers());
 
         let right = settings.iter().filter(|setting| !mistaken.contains(&setting.name));
         let arguments =
             right.filter_map(|setting| Some(format!("--{}={}", setting.name, setting.text.as_ref()?)));
         let mut config = Config::parse_from(std::iter::once("rejoin".to_owned()).chain(arguments));
+        config.tables = tables;
         if let LogKind::Redis(address) = &mut config.log {
             let (username, password) =
                 (environment("REJOIN_REDIS_USERNAME"), environment("REJOIN_REDIS_PASSWORD"));

@@ -1,8 +1,24 @@
 //! How the values of settings are written. What is refused says what was expected, and never the value.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use tracing::level_filters::LevelFilter;
+
+/// What is not to be seen, also not by whoever looks at the configuration.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl Secret {
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        if text.is_empty() { Err("expected a secret, not nothing") } else { Ok(Self(text.to_owned())) }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
 
 pub fn address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse().map_err(|_| "expected an address and a port, for example 127.0.0.1:7070 or [::1]:7070")

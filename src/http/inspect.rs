@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{
     App,
+    access::Access,
     problem::{Code, Problem},
     query::{Query, number},
 };
@@ -41,7 +42,8 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Response, Problem> {
 }
 
 /// `GET /stats`.
-pub async fn stats(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+pub async fn stats(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    Access::of(&app, &request)?.admin()?;
     let stats = Stats {
         log: app.broker.stats().await?,
         connections: app.connections(),
@@ -56,6 +58,7 @@ pub async fn topics(State(app): State<Arc<App>>, request: Request) -> Result<Res
     if *request.method() != Method::GET {
         return Err(Problem::method_not_allowed("GET"));
     }
+    Access::of(&app, &request)?.admin()?;
     let query = Query::parse(request.uri().query());
     let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
     let topics = app.broker.topics(query.one("after")?.unwrap_or_default(), limit).await?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{
-    extract::State,
+    extract::{Request, State},
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, header};
@@ -20,6 +20,7 @@ use prometheus::{
 pub use self::tally::{Permit, TransportMetrics};
 use super::{
     App,
+    access::Access,
     problem::{Code, Problem},
 };
 use crate::log::{Appended, Reason};
@@ -233,7 +234,8 @@ impl Totals {
 }
 
 /// `GET /metrics`.
-pub async fn show(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    Access::of(&app, &request)?.metrics()?;
     let metrics = &app.metrics;
     // Without the log there is all the more to see.
     let stats = app.broker.stats().await;

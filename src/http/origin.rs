@@ -10,7 +10,7 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
-    App,
+    App, credentials,
     problem::{Code, Problem},
 };
 use crate::config::Origin;
@@ -22,7 +22,9 @@ const ALLOWED_HEADERS: HeaderValue =
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after, idempotency-replayed");
 
 /// Refuses what a page elsewhere may not do, answers preflights, and names the origin to the others.
-pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let shown = credentials::take(&mut request);
+    request.extensions_mut().insert(shown);
     let origin = match check(&app, &request) {
         Ok(origin) => origin,
         Err(problem) => {
@@ -61,7 +63,8 @@ fn preflight() -> Response {
 fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
     let headers = request.headers();
     let host = host_of(request);
-    if !host.is_some_and(|host| is_known_host(app, host)) {
+    let rules = app.rules.load();
+    if rules.authority.is_open() && !host.is_some_and(|host| is_known_host(&rules.origins, host)) {
         return Err(Problem::new(
             Code::ForbiddenHost,
             "without credentials this server answers only to a loopback name or the host of an --allowed-origin",
@@ -70,7 +73,7 @@ fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
     if let Some(value) = headers.get(header::ORIGIN) {
         let origin: Option<Origin> = value.to_str().ok().and_then(|text| text.parse().ok());
         let is_allowed = origin.is_some_and(|origin| {
-            host.is_some_and(|host| origin.is_of(host)) || app.config.allowed_origins.contains(&origin)
+            host.is_some_and(|host| origin.is_of(host)) || rules.origins.contains(&origin)
         });
         return if is_allowed { Ok(Some(value.clone())) } else { Err(foreign()) };
     }
@@ -103,11 +106,11 @@ fn host_of(request: &Request) -> Option<&str> {
     }
 }
 
-fn is_known_host(app: &App, host: &str) -> bool {
+fn is_known_host(origins: &[Origin], host: &str) -> bool {
     let Ok(asked) = format!("http://{host}").parse::<Origin>() else { return false };
     let name = asked.host().trim_start_matches('[').trim_end_matches(']');
     name == "localhost"
         || name.ends_with(".localhost")
         || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        || app.config.allowed_origins.iter().any(|origin| origin.host() == asked.host())
+        || origins.iter().any(|origin| origin.host() == asked.host())
 }

@@ -8,6 +8,7 @@ use http::{HeaderValue, header};
 
 use super::{
     App,
+    access::Lease,
     metrics::Permit,
     pulse::{Beat, Pulse},
     wire::{self, Control},
@@ -28,6 +29,7 @@ pub async fn respond(
     app: &Arc<App>,
     mut subscription: Subscription,
     mut permit: Permit,
+    mut lease: Lease,
     wait: Duration,
     limit: usize,
 ) -> Response {
@@ -36,6 +38,9 @@ pub async fn respond(
     let mut pulse = Pulse::new(app.clone());
     let mut bytes = 0;
     let gather = poll_fn(|cx| {
+        if lease.poll(cx, || subscription.patterns()).is_ready() {
+            return Poll::Ready(());
+        }
         while messages.len() < limit
             && bytes < MAX_ANSWER_BYTES
             && let Poll::Ready(delivery) = subscription.poll_delivery(cx)

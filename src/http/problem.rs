@@ -220,6 +220,9 @@ impl IntoResponse for Problem {
         if let Some(after) = self.code.retry_after() {
             headers.insert(header::RETRY_AFTER, after.as_secs().into());
         }
+        if matches!(self.code, Code::Unauthorized | Code::TokenExpired) {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(allow) = self.allow {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }

@@ -19,7 +19,9 @@ pub use self::{
     item::{Item, Published},
 };
 use super::{
-    App, body,
+    App,
+    access::Access,
+    body,
     problem::{Code, Problem},
     query::Query,
 };
@@ -43,8 +45,10 @@ struct Receipt<'a> {
 
 /// `POST /topics/{topic}`: the body is the payload.
 pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Result<Response, Problem> {
+    let access = Access::of(app, &request)?;
     let (parts, body) = request.into_parts();
     let topic = publishable(topic)?;
+    access.publish(&topic)?;
     let options = Options::parse(&parts)?;
     let limit = app.config.max_payload;
     let bytes = body::read(app, &parts.headers, body, limit).await.map_err(|problem| match problem.code {
@@ -70,7 +74,8 @@ pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Resul
 }
 
 /// `DELETE /topics/{topic}`.
-pub async fn delete(app: &Arc<App>, topic: &str) -> Result<Response, Problem> {
+pub async fn delete(app: &Arc<App>, topic: &str, access: &Access) -> Result<Response, Problem> {
+    access.admin()?;
     app.broker.delete(&publishable(topic)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

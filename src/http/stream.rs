@@ -16,6 +16,7 @@ use http_body::Frame;
 
 use super::{
     App,
+    access::Lease,
     metrics::Permit,
     problem::Code,
     pulse::{Beat, Pulse, overload_retry_ms, retry_ms},
@@ -30,7 +31,13 @@ use crate::{
 const MAX_GATHERED_BYTES: usize = 32 << 10;
 
 /// Answers with a stream that follows `subscription` until somebody ends it.
-pub fn respond(app: &Arc<App>, framing: Framing, subscription: Subscription, permit: Permit) -> Response {
+pub fn respond(
+    app: &Arc<App>,
+    framing: Framing,
+    subscription: Subscription,
+    permit: Permit,
+    lease: Lease,
+) -> Response {
     let open = Control::Open {
         connection: subscription.connection(),
         cursor: subscription.cursor(),
@@ -46,7 +53,8 @@ pub fn respond(app: &Arc<App>, framing: Framing, subscription: Subscription, per
         pulse: Pulse::new(app.clone()),
         opening: Some(opening.into()),
         leaving: false,
-        ended: false,
+        ended: None,
+        lease,
         app: app.clone(),
         permit,
     };
@@ -86,7 +94,8 @@ struct StreamBody {
     pulse: Pulse,
     opening: Option<Bytes>,
     leaving: bool,
-    ended: bool,
+    ended: Option<Code>,
+    lease: Lease,
     app: Arc<App>,
     permit: Permit,
 }
@@ -99,6 +108,14 @@ impl StreamBody {
         };
         self.permit.note(delivery, bytes.len(), false);
         bytes
+    }
+
+    /// The last frame.
+    fn end(&mut self, code: Code) -> Frame<Bytes> {
+        self.ended = Some(code);
+        let closing =
+            Control::Closing { code, cursor: Some(self.subscription.cursor()), retry_ms: retry_ms() };
+        Frame::data(self.framing.control(&closing).into())
     }
 
     /// What is ready, in one piece: a single message as it is shared, several put together.
@@ -126,7 +143,7 @@ impl StreamBody {
 
 impl Drop for StreamBody {
     fn drop(&mut self) {
-        let why = if self.ended { "draining" } else { "the client left, or took nothing" };
+        let why = self.ended.map_or("the client left, or took nothing", Code::as_str);
         let Self { subscription, app, .. } = self;
         let (cursor, newest) = (subscription.cursor(), app.broker.watermark());
         self.permit.tell_end(format_args!("{why}"), subscription.connection(), cursor, newest);
@@ -141,8 +158,12 @@ impl http_body::Body for StreamBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if self.ended {
+        if self.ended.is_some() {
             return Poll::Ready(None);
+        }
+        let Self { lease, subscription, .. } = &mut *self;
+        if let Poll::Ready(code) = lease.poll(cx, || subscription.patterns()) {
+            return Poll::Ready(Some(Ok(self.end(code))));
         }
         if let Some(bytes) = self.gather(cx) {
             self.pulse.sent();
@@ -163,10 +184,7 @@ impl http_body::Body for StreamBody {
         }
         if self.leaving {
             // Everything that had come was gathered before.
-            self.ended = true;
-            let (cursor, retry_ms) = (Some(self.subscription.cursor()), retry_ms());
-            let closing = Control::Closing { code: Code::Draining, cursor, retry_ms };
-            return Poll::Ready(Some(Ok(Frame::data(self.framing.control(&closing).into()))));
+            return Poll::Ready(Some(Ok(self.end(Code::Draining))));
         }
         Poll::Pending
     }

@@ -11,7 +11,9 @@ use http::{HeaderMap, HeaderName, Method, header};
 use serde::Deserialize;
 
 use super::{
-    App, body, metrics, poll,
+    App,
+    access::Access,
+    body, metrics, poll,
     problem::{Code, Problem},
     query::{self, Query, StartFields},
     stream, websocket,
@@ -25,9 +27,10 @@ const MAX_EVENTS_BODY_BYTES: usize = 1 << 20;
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// What to read, from where, and how.
-#[derive(Debug)]
 struct Wanted {
+    /// All of them granted.
     patterns: Vec<Pattern>,
+    access: Access,
     start: Option<Start>,
     transport: Transport,
     wait: Duration,
@@ -74,15 +77,15 @@ impl Scalar {
 
 /// `GET /topics/{topic}`.
 pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Response, Problem> {
-    let pattern = query::pattern("topic", pattern);
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::parse(request.uri().query());
-    let wanted = pattern.and_then(|pattern| {
+    let wanted = Access::of(app, &request).and_then(|access| {
+        let pattern = query::pattern("topic", pattern)?;
         let sse = if pattern.has_wildcard() { Framing::SseEnvelope } else { Framing::SseRaw };
-        Wanted::parse(vec![pattern], Options::from_query(&query)?, request.headers(), sse)
+        Wanted::parse(access, vec![pattern], Options::from_query(&query)?, request.headers(), sse)
     });
     if is_upgrade {
-        let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start));
+        let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start, wanted.access));
         return Ok(websocket::upgrade(app, request, wanted).await);
     }
     serve(app, wanted?).await
@@ -92,22 +95,24 @@ pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Re
 pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::parse(request.uri().query());
+    let access = Access::of(&app, &request);
     let options = Options::from_query(&query);
     match *request.method() {
         Method::GET => {}
         Method::CONNECT if is_upgrade => {}
         Method::POST => {
+            let access = access?;
             let (parts, body) = request.into_parts();
             let mut options = options?;
             options.merge(Options::from_body(&app, &parts.headers, body).await?)?;
-            let wanted = Wanted::of_events(options, &parts.headers)?;
+            let wanted = Wanted::of_events(access, options, &parts.headers)?;
             return if wanted.patterns.is_empty() { Err(no_topic()) } else { serve(&app, wanted).await };
         }
         _ => return Err(Problem::method_not_allowed("GET, POST")),
     }
-    let wanted = options.and_then(|options| Wanted::of_events(options, request.headers()));
+    let wanted = access.and_then(|access| Wanted::of_events(access, options?, request.headers()));
     if is_upgrade {
-        let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start));
+        let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start, wanted.access));
         return Ok(websocket::upgrade(&app, request, wanted).await);
     }
     let wanted = wanted?;
@@ -119,20 +124,22 @@ fn no_topic() -> Problem {
 }
 
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
-    let Wanted { patterns, start, transport, wait, limit } = wanted;
+    let Wanted { patterns, access, start, transport, wait, limit } = wanted;
     let connection = app.new_connection();
     match transport {
         Transport::Poll => {
             let permit = app.permit(metrics::Transport::Poll).ok_or_else(super::overloaded)?;
             let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
             let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
-            Ok(poll::respond(app, subscription, permit, wait, limit).await)
+            Ok(poll::respond(app, subscription, permit, access.lease(), wait, limit).await)
         }
         Transport::Stream(framing) => {
             let start = start.unwrap_or(Start::Now);
             let permit = app.permit(framing.transport());
             match (app.broker.subscribe(patterns, &start, &connection).await, permit) {
-                (Ok(subscription), Some(permit)) => Ok(stream::respond(app, framing, subscription, permit)),
+                (Ok(subscription), Some(permit)) => {
+                    Ok(stream::respond(app, framing, subscription, permit, access.lease()))
+                }
                 (Ok(subscription), None) => {
                     Ok(stream::turn_away(framing, Code::Overloaded, Some(subscription.cursor())))
                 }
@@ -148,21 +155,23 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
 }
 
 impl Wanted {
-    fn of_events(options: Options, headers: &HeaderMap) -> Result<Self, Problem> {
+    fn of_events(access: Access, options: Options, headers: &HeaderMap) -> Result<Self, Problem> {
         let patterns: Result<Vec<_>, _> =
             options.topics.iter().map(|text| query::pattern("topic", text)).collect();
         let mut patterns = patterns?;
         patterns.sort_unstable();
         patterns.dedup();
-        Self::parse(patterns, options, headers, Framing::SseEnvelope)
+        Self::parse(access, patterns, options, headers, Framing::SseEnvelope)
     }
 
     fn parse(
+        access: Access,
         patterns: Vec<Pattern>,
         options: Options,
         headers: &HeaderMap,
         sse: Framing,
     ) -> Result<Self, Problem> {
+        access.subscribe(&patterns)?;
         let sse = match options.format.as_deref() {
             None => sse,
             Some("raw") => Framing::SseRaw,
@@ -176,6 +185,7 @@ impl Wanted {
         };
         Ok(Self {
             patterns,
+            access,
             start: options.start(headers)?,
             transport,
             wait: query::wait(options.wait.map(Scalar::into_text).as_deref())?,

@@ -26,6 +26,7 @@ use self::session::Session;
 pub use self::socket::Socket;
 use super::{
     App,
+    access::Access,
     metrics::{Permit, Transport},
     problem::{Code, Problem},
 };
@@ -67,17 +68,19 @@ pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
 pub async fn upgrade(
     app: &Arc<App>,
     request: Request,
-    wanted: Result<(Vec<Pattern>, Option<Start>), Problem>,
+    wanted: Result<(Vec<Pattern>, Option<Start>, Access), Problem>,
 ) -> Response {
     let begun = match wanted {
-        Ok((patterns, start)) => begin(app, patterns, start.unwrap_or(Start::Now)).await,
+        Ok((patterns, start, access)) => begin(app, patterns, start.unwrap_or(Start::Now))
+            .await
+            .map(|(subscription, permit)| (subscription, permit, access)),
         Err(problem) => Err(problem),
     };
     match begun {
-        Ok((subscription, permit)) => {
+        Ok((subscription, permit, access)) => {
             let app = app.clone();
             accept(&app.clone(), request, move |socket| async move {
-                Session::new(app, socket, subscription, permit).run().await;
+                Session::new(app, socket, subscription, permit, access.lease()).run().await;
             })
         }
         Err(problem) => refuse(app, request, problem),

@@ -1,9 +1,13 @@
 //! Every code of the contract: its status, its close code, and a request that is answered with it.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::{StreamExt, future::BoxFuture};
-use rejoin::{http::Code, log::LogError};
+use rejoin::{auth::mint, config::Secret, http::Code, log::LogError};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sse_stream::SseByteStream;
@@ -19,8 +23,7 @@ struct Row {
     code: &'static str,
     status: Option<u16>,
     close: Option<u16>,
-    /// A request that is answered so; none where only a connection that is open ends so, or where it takes a
-    /// credential.
+    /// A request that is answered so; none where only a connection that is open ends so.
     made_by: Option<fn() -> BoxFuture<'static, Answer>>,
 }
 
@@ -35,9 +38,9 @@ const fn row(
 
 const ROWS: &[Row] = &[
     row("bad_request", Some(400), Some(4000), Some(|| Box::pin(bad_request()))),
-    row("unauthorized", Some(401), Some(4001), None),
-    row("token_expired", Some(401), Some(4201), None),
-    row("forbidden", Some(403), Some(4003), None),
+    row("unauthorized", Some(401), Some(4001), Some(|| Box::pin(unauthorized()))),
+    row("token_expired", Some(401), Some(4201), Some(|| Box::pin(token_expired()))),
+    row("forbidden", Some(403), Some(4003), Some(|| Box::pin(forbidden()))),
     row("forbidden_origin", Some(403), None, Some(|| Box::pin(forbidden_origin()))),
     row("forbidden_host", Some(403), None, Some(|| Box::pin(forbidden_host()))),
     row("not_found", Some(404), Some(4000), Some(|| Box::pin(not_found()))),
@@ -124,6 +127,39 @@ async fn bad_request() -> Answer {
         "it names the parameter: {detail}"
     );
     answer
+}
+
+/// A server that takes tokens, and one that reads the topic `a` until so long after now.
+async fn with_token(ttl: Duration, age: Duration) -> (Server, String) {
+    let mut token = String::new();
+    let server = Server::with(|config| {
+        config.jwt_secret = Some(Secret("for the tests".into()));
+        let grants = serde_json::from_value(json!({"subscribe": ["a"]})).expect("grants");
+        let minted = mint(&config.authority(), Some("u1".into()), grants, ttl, SystemTime::now() - age);
+        token = minted.expect("there is a secret");
+    })
+    .await;
+    (server, token)
+}
+
+async fn unauthorized() -> Answer {
+    let (server, _) = with_token(Duration::from_secs(60), Duration::ZERO).await;
+
+    get(&server, "/topics/a").answer().await
+}
+
+async fn token_expired() -> Answer {
+    let (server, token) = with_token(Duration::ZERO, Duration::from_secs(1)).await;
+
+    get(&server, &format!("/topics/a?token={token}")).answer().await
+}
+
+async fn forbidden() -> Answer {
+    let (server, token) = with_token(Duration::from_secs(60), Duration::ZERO).await;
+    let answer = get(&server, "/topics/a").bearer_auth(&token).answer().await;
+    assert_eq!(answer.status, 200, "what is granted: {answer:?}");
+
+    get(&server, "/topics/b").bearer_auth(&token).answer().await
 }
 
 async fn forbidden_origin() -> Answer {

@@ -1,30 +1,23 @@
 //! Tokens and keys, as the authority judges them.
 
-use std::{
-    path::Path,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::Header;
 use rejoin::auth::{Authority, Digest, GrantList, Identity, Refused, mint, new_key};
 use serde_json::{Value, json};
 
-use crate::signer::{SECRET, Signer, seconds_from_now, unsigned};
+use crate::{
+    people::{parse, tables as authority},
+    signer::{SECRET, Signer, seconds_from_now, unsigned},
+};
 
 const ALGORITHMS: [&str; 12] = [
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384",
     "EdDSA",
 ];
 
-fn authority(toml: &str) -> Authority {
-    Authority::parse(toml, Path::new("")).unwrap_or_else(|mistakes| panic!("{mistakes:?} in {toml}"))
-}
-
 fn mistakes(toml: &str) -> Vec<String> {
-    match Authority::parse(toml, Path::new("")) {
-        Ok(_) => panic!("accepted: {toml}"),
-        Err(mistakes) => mistakes.iter().map(ToString::to_string).collect(),
-    }
+    parse(toml).expect_err(toml)
 }
 
 fn ask(authority: &Authority, token: &str) -> Result<Identity, Refused> {
@@ -186,13 +179,19 @@ fn a_mistake_in_the_tables_is_told_by_its_line_and_repeats_no_secret() {
     let ec = Signer::new("ES256");
     let pem = format!("pem = '''{}'''", ec.public);
     for (text, expected) in [
-        ("\n[[key]]\nname = \"a\"\nsha256 = \"beef\"", "line 2: [[key]] \"a\": sha256"),
-        ("[[key]]\nname = \"a\"\nsha256 = \"00\"\nsubscribed = []", "line 4: unknown field `subscribed`"),
-        ("[[key]]\nname = \"a\"", "line 1: missing field `sha256`"),
-        ("[anonymous]\nsubscribe = [\"a..b\"]", "line 2: \"a..b\": a topic has no empty segment"),
-        ("[anonymous]\nsubscribe = [\"a.{sub}\"]", "line 1: whoever is anonymous has no subject"),
-        ("[anonymous]\nadmin = true", "line 2: unknown field `admin`"),
-        ("x = [", "line 1: "),
+        ("\n[[key]]\nname = \"a\"\nsha256 = \"beef\"", "rejoin.toml:2: key \"a\": sha256"),
+        (
+            "[[key]]\nname = \"a\"\nsha256 = \"00\"\nsubscribed = []",
+            "rejoin.toml:4: key: unknown field `subscribed`",
+        ),
+        ("[[key]]\nname = \"a\"", "rejoin.toml:1: key: missing field `sha256`"),
+        (
+            "[anonymous]\nsubscribe = [\"a..b\"]",
+            "rejoin.toml:2: anonymous: \"a..b\": a topic has no empty segment",
+        ),
+        ("[anonymous]\nsubscribe = [\"a.{sub}\"]", "rejoin.toml:1: whoever is anonymous has no subject"),
+        ("[anonymous]\nadmin = true", "rejoin.toml:2: anonymous: unknown field `admin`"),
+        ("x = [", "rejoin.toml:1: "),
         ("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"", "give one of secret, pem, jwk and file"),
         ("[[jwt]]\nname = \"k\"\nalgorithm = \"none\"\nsecret = \"x\"", "algorithm \"none\" is not one of"),
         ("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = \"hunter2\"", "at least 32 bytes"),

@@ -10,11 +10,13 @@ pub mod redis;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use rejoin::{Config, Shutdown};
+use rejoin::{App, Config, Shutdown};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 pub struct Server {
     pub addr: SocketAddr,
+    /// None for one that another process serves.
+    pub app: Option<Arc<App>>,
     pub shutdown: Shutdown,
     task: JoinHandle<()>,
 }
@@ -31,18 +33,15 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("a bound address");
         let shutdown = Shutdown::new();
-        let task = tokio::spawn({
-            let shutdown = shutdown.clone();
-            async move {
-                rejoin::serve(listener, Arc::new(config), shutdown).await.expect("the server runs");
-            }
-        });
-        Self { addr, shutdown, task }
+        let server = rejoin::Server::start(Arc::new(config), shutdown.clone()).await.expect("it starts");
+        let app = Some(server.app().clone());
+        let task = tokio::spawn(async { _ = server.serve(listener).await.expect("the server runs") });
+        Self { addr, app, shutdown, task }
     }
 
     /// A server that runs elsewhere, such as in a process of its own.
     pub fn elsewhere(addr: SocketAddr) -> Self {
-        Self { addr, shutdown: Shutdown::new(), task: tokio::spawn(async {}) }
+        Self { addr, app: None, shutdown: Shutdown::new(), task: tokio::spawn(async {}) }
     }
 
     pub fn http(&self, path: &str) -> String {

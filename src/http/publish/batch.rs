@@ -17,7 +17,9 @@ use super::{
     split::{List, Splitter, Value},
 };
 use crate::http::{
-    App, body,
+    App,
+    access::Access,
+    body,
     problem::{Code, Problem},
 };
 
@@ -34,6 +36,7 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
     if *request.method() != Method::POST {
         return Err(Problem::method_not_allowed("POST"));
     }
+    let access = Access::of(&app, &request)?;
     let list = match body::essence(request.headers()).as_deref() {
         Some("application/x-ndjson" | "application/ndjson" | "application/jsonl") => List::Ndjson,
         Some("application/json") => List::Array,
@@ -65,7 +68,7 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
                     format!("a request may hold up to {MAX_ITEMS} messages; the rest was not published");
                 return answers.end_with(Problem::new(Code::TooLarge, detail));
             }
-            answers.push_value(&app, value).await;
+            answers.push_value(&app, &access, value).await;
         }
         match (bytes, split) {
             (Err(problem), _) => return answers.end_with(problem),
@@ -100,11 +103,11 @@ struct Answers {
 }
 
 impl Answers {
-    async fn push_value(&mut self, app: &App, value: Value) {
+    async fn push_value(&mut self, app: &App, access: &Access, value: Value) {
         let result = match value {
             Value::TooLong => Err(Problem::too_large(app.config.max_payload)),
             Value::Bytes(bytes) => match serde_json::from_slice::<Item<'_>>(&bytes) {
-                Ok(item) => item.publish(app).await,
+                Ok(item) => item.publish(app, access).await,
                 Err(error) => Err(Problem::bad_request(error.to_string())),
             },
         };

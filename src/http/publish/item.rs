@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::{check_ephemeral, event, name, publishable};
 use crate::{
-    http::{App, problem::Problem},
+    http::{App, access::Access, problem::Problem},
     log::{Append, Appended},
     message::{Draft, Id, Payload, Topic},
 };
@@ -65,7 +65,7 @@ impl Item<'_> {
     ///
     /// # Cancel safety
     /// Dropping this before it resolves may have published to none, some or all of them.
-    pub async fn publish(self, app: &App) -> Result<Published, Problem> {
+    pub async fn publish(self, app: &App, access: &Access) -> Result<Published, Problem> {
         let (topics, is_one) = match (&self.topic, &self.topics) {
             (Some(topic), None) => (vec![publishable(topic)?], true),
             (None, Some(topics)) if !topics.is_empty() => {
@@ -74,6 +74,7 @@ impl Item<'_> {
             }
             _ => return Err(Problem::bad_request("topic: give topic, or topics with at least one")),
         };
+        topics.iter().try_for_each(|topic| access.publish(topic))?;
         let payload = self.payload(app.config.max_payload)?;
         let event = self.event.as_deref().map(event).transpose()?;
         let exclude = self.exclude.as_deref().map(|text| name("exclude", text)).transpose()?;

@@ -10,6 +10,7 @@ use crate::{
     broker::Subscription,
     http::{
         App,
+        access::Access,
         problem::Problem,
         publish::{Item, Published},
         query::{self, StartFields},
@@ -39,7 +40,8 @@ pub enum Action {
     },
     /// The command as it came; the payload in it is spliced into the message.
     Publish(String),
-    Auth,
+    /// A new token.
+    Auth(String),
     Ping,
     /// It is no command; said in its turn.
     Refused(Problem),
@@ -65,6 +67,7 @@ pub enum Answer<'a> {
         cursor: Id,
     },
     Published(&'a Published),
+    Authenticated,
     Pong,
     Error(&'a Problem),
     /// Some of the topics have it, then one refused.
@@ -87,6 +90,11 @@ struct Head {
     kind: String,
     #[serde(rename = "ref")]
     reference: Reference,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: String,
 }
 
 #[derive(Deserialize)]
@@ -125,7 +133,10 @@ impl Action {
             "subscribe" => fields()?.subscribe(),
             "unsubscribe" => Ok(Self::Unsubscribe { pattern: query::pattern("topic", &fields()?.topic)? }),
             "publish" => Ok(Self::Publish(text)),
-            "auth" => Ok(Self::Auth),
+            "auth" => {
+                let Token { token } = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
+                Ok(Self::Auth(token))
+            }
             "ping" => Ok(Self::Ping),
             other => Err(Problem::bad_request(format!(
                 "type {other:?}: subscribe, unsubscribe, publish, auth or ping"
@@ -167,9 +178,9 @@ pub fn begin(
 }
 
 /// Publishes what the command says.
-pub fn publish(app: Arc<App>, text: String) -> BoxFuture<'static, Result<Outcome, Problem>> {
+pub fn publish(app: Arc<App>, access: Access, text: String) -> BoxFuture<'static, Result<Outcome, Problem>> {
     Box::pin(async move {
         let item: Item<'_> = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
-        item.publish(&app).await.map(Outcome::Published)
+        item.publish(&app, &access).await.map(Outcome::Published)
     })
 }

@@ -19,6 +19,7 @@ use crate::{
     broker::{Delivery, Join, Subscription},
     http::{
         App,
+        access::Lease,
         metrics::Permit,
         problem::{Code, Problem},
         publish::Published,
@@ -52,6 +53,7 @@ pub struct Session {
     gathered_bytes: usize,
     leaving: bool,
     permit: Permit,
+    lease: Lease,
 }
 
 /// A topic that is read up to where the connection stands.
@@ -70,10 +72,18 @@ enum End {
     /// Nothing was heard of the peer for two heartbeats.
     Silent,
     Draining,
+    /// What it reads is not granted any more.
+    Over(Code),
 }
 
 impl Session {
-    pub fn new(app: Arc<App>, socket: Socket, subscription: Subscription, permit: Permit) -> Self {
+    pub fn new(
+        app: Arc<App>,
+        socket: Socket,
+        subscription: Subscription,
+        permit: Permit,
+        lease: Lease,
+    ) -> Self {
         let now = Instant::now();
         Self {
             pulse: Pulse::new(app.clone()),
@@ -87,6 +97,7 @@ impl Session {
             gathered_bytes: 0,
             leaving: false,
             permit,
+            lease,
         }
     }
 
@@ -122,6 +133,10 @@ impl Session {
                 let last = closing(Code::TooSlow, overload_retry_ms());
                 socket.close_slow(last, 4101, Code::TooSlow.as_str()).await;
             }
+            End::Over(code) => {
+                socket.push(closing(code, retry_ms()));
+                socket.close(code.close().unwrap_or(4000), code.as_str()).await;
+            }
             End::Draining => {
                 socket.push(closing(Code::Draining, retry_ms()));
                 socket.close(4200, Code::Draining.as_str()).await;
@@ -131,6 +146,10 @@ impl Session {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         for _ in 0..BUDGET {
+            let Self { lease, subscription, joining, .. } = self;
+            if let Poll::Ready(code) = lease.poll(cx, || patterns_of(subscription, joining)) {
+                return Poll::Ready(End::Over(code));
+            }
             let mut again = match self.poll_commands(cx) {
                 Ok(moved) => moved,
                 Err(end) => return Poll::Ready(end),
@@ -214,10 +233,10 @@ impl Session {
         match action {
             Action::Ping => self.answer(&reference, Answer::Pong),
             Action::Refused(problem) => self.answer(&reference, Answer::Error(&problem)),
-            Action::Auth => {
-                let problem = Problem::bad_request("auth: this server has no credentials configured");
-                self.answer(&reference, Answer::Error(&problem));
-            }
+            Action::Auth(token) => match self.renew(&token) {
+                Ok(()) => self.answer(&reference, Answer::Authenticated),
+                Err(problem) => self.answer(&reference, Answer::Error(&problem)),
+            },
             Action::Unsubscribe { pattern } => {
                 self.subscription.remove(&pattern);
                 let cursor = self.subscription.cursor();
@@ -232,14 +251,26 @@ impl Session {
                 self.answer(&reference, Answer::Error(&problem));
             }
             Action::Subscribe { pattern, start } => {
+                if let Err(problem) = self.lease.access().subscribe(std::slice::from_ref(&pattern)) {
+                    return self.answer(&reference, Answer::Error(&problem));
+                }
                 let connection = self.subscription.connection().clone();
                 self.running =
                     Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
             }
             Action::Publish(text) => {
-                self.running = Some((reference, command::publish(self.app.clone(), text)));
+                self.running =
+                    Some((reference, command::publish(self.app.clone(), self.lease.access().clone(), text)));
             }
         }
+    }
+
+    fn renew(&mut self, token: &str) -> Result<(), Problem> {
+        let Self { lease, subscription, joining, .. } = self;
+        if lease.access().is_open() {
+            return Err(Problem::bad_request("auth: this server has no credentials configured"));
+        }
+        lease.renew(token, patterns_of(subscription, joining))
     }
 
     fn conclude(&mut self, reference: Reference, outcome: Result<Outcome, Problem>) {
@@ -249,6 +280,10 @@ impl Session {
             }
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
             Ok(Outcome::Begun(pattern, subscription)) => {
+                // Meanwhile the rules may have changed.
+                if let Err(problem) = self.lease.access().subscribe(std::slice::from_ref(&pattern)) {
+                    return self.answer(&reference, Answer::Error(&problem));
+                }
                 self.joining = Some(Box::new(Joining { reference, pattern, subscription: *subscription }));
             }
             Err(problem) => self.answer(&reference, Answer::Error(&problem)),
@@ -320,6 +355,15 @@ impl Session {
         self.permit.note(delivery, frame.len(), true);
         frame
     }
+}
+
+/// All that a connection reads, or is about to.
+fn patterns_of<'a>(
+    subscription: &'a Subscription,
+    joining: &'a Option<Box<Joining>>,
+) -> impl Iterator<Item = &'a Pattern> {
+    let joined = joining.iter().map(|joining| &joining.pattern);
+    subscription.patterns().chain(joined)
 }
 
 /// Tells a browser why its handshake is refused, which it could not see from a status.

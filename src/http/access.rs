@@ -1,0 +1,292 @@
+//! What the one who asks may do: at every step, and by what is configured at that moment.
+
+use std::{
+    fmt::Display,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use axum::extract::Request;
+use futures_util::FutureExt;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::{
+    App,
+    credentials::Shown,
+    gate::Gate,
+    problem::{Code, Problem},
+};
+use crate::{
+    auth::{Authority, Identity, Refused},
+    config::{Config, Origin},
+    message::{Pattern, Topic},
+};
+
+/// What is configured about access, which may change while the server runs.
+pub struct Rules {
+    pub authority: Authority,
+    pub origins: Vec<Origin>,
+    /// Cancelled once others are in force.
+    replaced: CancellationToken,
+}
+
+impl Rules {
+    fn of(config: &Config) -> Self {
+        Self {
+            authority: config.authority(),
+            origins: config.allowed_origins.clone(),
+            replaced: CancellationToken::new(),
+        }
+    }
+}
+
+/// The rules that are in force.
+pub struct InForce(ArcSwap<Rules>);
+
+impl InForce {
+    pub fn new(config: &Config) -> Self {
+        Self(ArcSwap::from_pointee(Rules::of(config)))
+    }
+
+    pub fn load(&self) -> arc_swap::Guard<Arc<Rules>> {
+        self.0.load()
+    }
+
+    fn load_full(&self) -> Arc<Rules> {
+        self.0.load_full()
+    }
+
+    /// Puts others in force: every connection finds out whether it may stay.
+    fn replace(&self, config: &Config) {
+        self.0.swap(Arc::new(Rules::of(config))).replaced.cancel();
+    }
+}
+
+impl App {
+    /// Takes keys, grants and origins of `config` while connections live. Those that are still allowed do
+    /// not notice; the others end.
+    ///
+    /// # Errors
+    /// If that would open a server that asks for credentials: nothing changes then. A file that is just
+    /// being written looks like that.
+    pub fn reconfigure(&self, config: &Config) -> Result<(), Reopened> {
+        if config.authority().is_open() && !self.rules.load().authority.is_open() {
+            return Err(Reopened);
+        }
+        self.rules.replace(config);
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no credentials are left, which would open this server to everybody; start it anew if that is meant")]
+pub struct Reopened;
+
+/// Somebody who asks, and by which rules that one was last judged.
+#[derive(Clone)]
+pub struct Access {
+    app: Arc<App>,
+    rules: Arc<Rules>,
+    identity: Identity,
+}
+
+impl Access {
+    /// Who asks.
+    ///
+    /// # Errors
+    /// If no credential was shown and nothing is granted without one, or if it is not accepted.
+    pub fn of(app: &Arc<App>, request: &Request) -> Result<Self, Problem> {
+        let rules = app.rules.load_full();
+        let shown = request.extensions().get::<Shown>().map_or(Ok(None), Shown::credential);
+        let credential = shown.map_err(|ambiguous| {
+            Problem::new(Code::Unauthorized, format!("there are different credentials in {}", ambiguous.0))
+        })?;
+        let identity = rules.authority.identify(credential, SystemTime::now()).map_err(told)?;
+        Ok(Self { app: app.clone(), rules, identity })
+    }
+
+    /// # Errors
+    /// If not all of these may be read; the first that may not is named.
+    pub fn subscribe(&self, patterns: &[Pattern]) -> Result<(), Problem> {
+        let now = self.now()?;
+        match patterns.iter().find(|pattern| !now.grants.may_subscribe(pattern)) {
+            Some(pattern) => Err(forbidden(&now, "subscribe", pattern)),
+            None => Ok(()),
+        }
+    }
+
+    pub fn publish(&self, topic: &Topic) -> Result<(), Problem> {
+        let now = self.now()?;
+        if now.grants.may_publish(topic) { Ok(()) } else { Err(forbidden(&now, "publish", topic)) }
+    }
+
+    /// To forget topics, and to see all of them.
+    pub fn admin(&self) -> Result<(), Problem> {
+        let now = self.now()?;
+        if now.grants.is_admin() { Ok(()) } else { Err(forbidden(&now, "admin", &"this")) }
+    }
+
+    pub fn metrics(&self) -> Result<(), Problem> {
+        let now = self.now()?;
+        if now.grants.may_read_metrics() { Ok(()) } else { Err(forbidden(&now, "metrics", &"this")) }
+    }
+
+    /// Goes on with a new token of the same subject, which may read all of `patterns`.
+    ///
+    /// # Errors
+    /// If it is not accepted, somebody else's, or grants less than is being read: nothing changes then.
+    pub fn renew<'a>(
+        &mut self,
+        token: &str,
+        patterns: impl Iterator<Item = &'a Pattern>,
+    ) -> Result<(), Problem> {
+        let rules = self.app.rules.load_full();
+        let identity = rules.authority.identify(Some(token), SystemTime::now()).map_err(told)?;
+        if !identity.is_same_subject(&self.identity) {
+            tracing::debug!(
+                was = self.identity.name(),
+                is = identity.name(),
+                "refused to change the subject"
+            );
+            return Err(Problem::new(Code::Forbidden, "token: its subject is not that of this connection"));
+        }
+        if let Some(pattern) = patterns.into_iter().find(|pattern| !identity.grants.may_subscribe(pattern)) {
+            return Err(forbidden(&identity, "subscribe", pattern));
+        }
+        (self.rules, self.identity) = (rules, identity);
+        Ok(())
+    }
+
+    /// Whether this server asks for credentials at all.
+    pub fn is_open(&self) -> bool {
+        self.app.rules.load().authority.is_open()
+    }
+
+    /// Watches that this access does not end.
+    pub fn lease(self) -> Lease {
+        Lease::new(self)
+    }
+
+    /// Who this is by the rules in force.
+    fn now(&self) -> Result<Identity, Problem> {
+        let (rules, time) = (self.app.rules.load(), SystemTime::now());
+        if !Arc::ptr_eq(&rules, &self.rules) {
+            return rules.authority.again(&self.identity, time).map_err(told);
+        }
+        match self.identity.is_expired(time) {
+            true => Err(expired()),
+            false => Ok(self.identity.clone()),
+        }
+    }
+}
+
+/// Ends what a credential began: when it expires, or when the rules change and do not allow it any more.
+pub struct Lease {
+    access: Access,
+    gate: Gate,
+    replaced: Pin<Box<WaitForCancellationFutureOwned>>,
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+impl Lease {
+    fn new(access: Access) -> Self {
+        let replaced = Box::pin(access.rules.replaced.clone().cancelled_owned());
+        let end = access.identity.expires_at.map(|end| Box::pin(sleep_until(instant(end))));
+        Self { access, gate: Gate::new(), replaced, end }
+    }
+
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// See [`Access::renew`].
+    pub fn renew<'a>(
+        &mut self,
+        token: &str,
+        patterns: impl Iterator<Item = &'a Pattern>,
+    ) -> Result<(), Problem> {
+        let mut access = self.access.clone();
+        access.renew(token, patterns)?;
+        *self = Self::new(access);
+        Ok(())
+    }
+
+    /// Ready once `patterns` may not be read any more, with the reason. To be asked before anything is
+    /// given out.
+    pub fn poll<'a, P: Iterator<Item = &'a Pattern>>(
+        &mut self,
+        cx: &mut Context<'_>,
+        patterns: impl Fn() -> P,
+    ) -> Poll<Code> {
+        let Self { access, gate, replaced, end } = self;
+        gate.poll(cx, |cx| {
+            while replaced.poll_unpin(cx).is_ready() {
+                access.rules = access.app.rules.load_full();
+                *replaced = Box::pin(access.rules.replaced.clone().cancelled_owned());
+                match access.rules.authority.again(&access.identity, SystemTime::now()) {
+                    Ok(identity) => access.identity = identity,
+                    Err(Refused::Expired { .. }) => return Poll::Ready(Code::TokenExpired),
+                    Err(refused) => {
+                        tracing::debug!(who = access.identity.name(), %refused, "no longer allowed");
+                        return Poll::Ready(Code::Forbidden);
+                    }
+                }
+                if let Some(pattern) =
+                    patterns().find(|pattern| !access.identity.grants.may_subscribe(pattern))
+                {
+                    tracing::debug!(who = access.identity.name(), %pattern, "no longer allowed");
+                    return Poll::Ready(Code::Forbidden);
+                }
+            }
+            while let (Some(timer), Some(at)) = (end.as_mut(), access.identity.expires_at) {
+                if timer.poll_unpin(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                // The timer says when to look; whether it is time says the clock that tokens are made by.
+                if access.identity.is_expired(SystemTime::now()) {
+                    return Poll::Ready(Code::TokenExpired);
+                }
+                timer.as_mut().reset(instant(at));
+            }
+            Poll::Pending
+        })
+    }
+}
+
+/// When a time of the clock will be.
+fn instant(time: SystemTime) -> Instant {
+    let now = Instant::now();
+    let left = time.duration_since(SystemTime::now()).unwrap_or_default();
+    now.checked_add(left).unwrap_or(now + Duration::from_secs(u32::MAX.into()))
+}
+
+/// What a client is told of a credential that is not accepted; the operator is told why.
+fn told(refused: Refused) -> Problem {
+    tracing::debug!(why = %refused, "refused a credential");
+    match refused {
+        Refused::Expired { .. } => expired(),
+        Refused::Missing => Problem::new(
+            Code::Unauthorized,
+            "show an API key or a token: Authorization: Bearer, ?token=, the cookie rejoin_token, or the subprotocol bearer.TOKEN",
+        ),
+        _ => Problem::new(Code::Unauthorized, "the credential is not accepted"),
+    }
+}
+
+fn expired() -> Problem {
+    Problem::new(Code::TokenExpired, "the token has expired")
+}
+
+fn forbidden(who: &Identity, grant: &'static str, what: &dyn Display) -> Problem {
+    tracing::debug!(who = who.name(), grant, %what, "refused: not granted");
+    let code = if who.is_known() { Code::Forbidden } else { Code::Unauthorized };
+    let detail = match grant {
+        "admin" | "metrics" => format!("{grant} is not granted"),
+        _ => format!("topic {:?}: {grant} is not granted", what.to_string()),
+    };
+    Problem::new(code, detail)
+}

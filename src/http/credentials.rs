@@ -1,0 +1,174 @@
+//! Where a credential is in a request. It is taken out at the door, so that nothing behind it can tell it.
+
+use axum::extract::Request;
+use http::{HeaderMap, HeaderName, Uri, header, uri::PathAndQuery};
+
+/// The parameter of a query that has a credential.
+const PARAMETER: &str = "token";
+/// The cookie that has one.
+const COOKIE: &str = "rejoin_token";
+/// How the subprotocol of a WebSocket begins that has one: a page cannot set a header there.
+const SUBPROTOCOL: &str = "bearer.";
+
+/// What was shown, if anything. Without `Debug`: it is not to be written anywhere.
+#[derive(Clone)]
+pub struct Shown(Result<Option<Box<str>>, Ambiguous>);
+
+/// Different credentials in one place: one of them may be somebody else's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ambiguous(pub &'static str);
+
+impl Shown {
+    pub fn credential(&self) -> Result<Option<&str>, Ambiguous> {
+        self.0.as_ref().map(Option::as_deref).map_err(|ambiguous| *ambiguous)
+    }
+}
+
+/// Finds the credential, and leaves a request in which it cannot be seen.
+///
+/// What was meant for this request goes before what a browser sends with every one.
+pub fn take(request: &mut Request) -> Shown {
+    let from_query = take_from_query(request.uri_mut());
+    let headers = request.headers_mut();
+    let shown = first([
+        ("Authorization", bearers(headers)),
+        ("Sec-WebSocket-Protocol", subprotocols(headers)),
+        (PARAMETER, from_query),
+        (COOKIE, cookies(headers)),
+    ]);
+    let secret = [header::AUTHORIZATION, header::COOKIE, header::SEC_WEBSOCKET_PROTOCOL];
+    for (name, value) in headers.iter_mut() {
+        value.set_sensitive(value.is_sensitive() || secret.contains(name));
+    }
+    Shown(shown)
+}
+
+/// What is in the first place that has something.
+fn first(places: [(&'static str, Vec<String>); 4]) -> Result<Option<Box<str>>, Ambiguous> {
+    for (place, mut found) in places {
+        found.sort_unstable();
+        found.dedup();
+        match (found.pop(), found.pop()) {
+            (None, _) => {}
+            (Some(only), None) => return Ok(Some(only.into())),
+            (Some(_), Some(_)) => return Err(Ambiguous(place)),
+        }
+    }
+    Ok(None)
+}
+
+/// `Authorization: Bearer` (RFC 6750 §2.1). Another scheme is for a proxy before us.
+fn bearers(headers: &HeaderMap) -> Vec<String> {
+    let schemes =
+        texts(headers, &header::AUTHORIZATION).map(|value| value.split_once(' ').unwrap_or((value, "")));
+    let bearers = schemes.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    bearers.map(|(_, token)| token.trim().to_owned()).collect()
+}
+
+fn subprotocols(headers: &HeaderMap) -> Vec<String> {
+    let offered = texts(headers, &header::SEC_WEBSOCKET_PROTOCOL).flat_map(|value| value.split(','));
+    offered.filter_map(|name| name.trim().strip_prefix(SUBPROTOCOL)).map(str::to_owned).collect()
+}
+
+fn cookies(headers: &HeaderMap) -> Vec<String> {
+    let pairs = texts(headers, &header::COOKIE).flat_map(|value| value.split(';'));
+    let named = pairs.filter_map(|pair| pair.trim().split_once('=')).filter(|(name, _)| *name == COOKIE);
+    named.map(|(_, value)| value.trim_matches('"').to_owned()).collect()
+}
+
+fn texts<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers.get_all(name).iter().filter_map(|value| value.to_str().ok())
+}
+
+/// Removes every `token=`, however its name is encoded, and leaves the rest of the query as it is.
+fn take_from_query(uri: &mut Uri) -> Vec<String> {
+    let mut found = Vec::new();
+    let Some(query) = uri.query() else { return found };
+    let is_other = |pair: &&str| match form_urlencoded::parse(pair.as_bytes()).next() {
+        Some((name, value)) if name == PARAMETER => {
+            found.push(value.into_owned());
+            false
+        }
+        _ => true,
+    };
+    let rest = query.split('&').filter(is_other).collect::<Vec<_>>().join("&");
+    if found.is_empty() {
+        return found;
+    }
+    let path = match rest.as_str() {
+        "" => uri.path().to_owned(),
+        rest => format!("{}?{rest}", uri.path()),
+    };
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = PathAndQuery::try_from(path).ok();
+    *uri = Uri::from_parts(parts).unwrap_or_default();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    fn shown(uri: &str, headers: &[(&str, &str)]) -> (Result<Option<String>, Ambiguous>, Request) {
+        let mut request = Request::builder().uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Body::empty()).expect("a request");
+        let shown = take(&mut request);
+        (shown.credential().map(|found| found.map(str::to_owned)), request)
+    }
+
+    #[test]
+    fn a_credential_is_found_in_each_place_and_the_first_counts() {
+        let all: [(&str, &str); 3] = [
+            ("authorization", "bearer in-header"),
+            ("sec-websocket-protocol", "rejoin.v1, bearer.in-subprotocol"),
+            ("cookie", "a=b; rejoin_token=in-cookie; c=d"),
+        ];
+        let found = |uri: &str, headers: &[(&str, &str)]| shown(uri, headers).0.expect("not ambiguous");
+        assert_eq!(found("/?token=in-query", &all).as_deref(), Some("in-header"));
+        assert_eq!(found("/?token=in-query", &all[1..]).as_deref(), Some("in-subprotocol"));
+        assert_eq!(found("/?token=in-query", &all[2..]).as_deref(), Some("in-query"));
+        assert_eq!(found("/", &all[2..]).as_deref(), Some("in-cookie"));
+        let others = [
+            ("authorization", "Basic dTpw"),
+            ("cookie", "other_rejoin_token=x"),
+            ("sec-websocket-protocol", "bearer"),
+        ];
+        assert_eq!(found("/?tokens=x&Token=y", &others), None);
+    }
+
+    #[test]
+    fn two_credentials_in_one_place_are_refused_and_one_given_twice_is_not() {
+        let cookies = |cookie: &str| shown("/", &[("cookie", cookie)]).0;
+        assert_eq!(cookies("rejoin_token=mine; rejoin_token=planted"), Err(Ambiguous(COOKIE)));
+        assert_eq!(cookies("rejoin_token=\"mine\"; rejoin_token=mine"), Ok(Some("mine".into())));
+        assert_eq!(shown("/?token=a&token=b", &[]).0, Err(Ambiguous(PARAMETER)));
+    }
+
+    #[test]
+    fn nothing_of_it_is_left_in_the_request() {
+        let headers = [
+            ("authorization", "Bearer s3cret"),
+            ("cookie", "rejoin_token=s3cret"),
+            ("sec-websocket-protocol", "bearer.s3cret, rejoin.v1"),
+        ];
+        for (uri, left) in [
+            ("/topics/a?token=s3cret", "/topics/a"),
+            ("/topics/a?x=%20&token=s3cret&after=0", "/topics/a?x=%20&after=0"),
+            ("/topics/a?%74oken=s3cret&%74%6f%6B%65%6e=s3cret&&y", "/topics/a?&y"),
+            ("http://host:7070/events?topic=a&token=s3cret", "http://host:7070/events?topic=a"),
+        ] {
+            let (found, request) = shown(uri, &headers);
+            assert_eq!(
+                (found, request.uri().to_string().as_str()),
+                (Ok(Some("s3cret".into())), left),
+                "{uri}"
+            );
+            assert!(!format!("{request:?}").contains("s3cret"), "{request:?}");
+        }
+    }
+}

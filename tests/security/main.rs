@@ -1,0 +1,22 @@
+//! The threats of `docs/security.md`, and what credentials and grants promise: each through a real server and a
+//! real client, and for each threat a test that fails where nothing stops it.
+
+#[allow(dead_code, reason = "shared with the contract, which uses all of it")]
+#[path = "../contract/ask.rs"]
+mod ask;
+#[allow(dead_code, unused_imports, reason = "shared with the contract, which uses all of it")]
+#[path = "../contract"]
+mod contract {
+    pub mod reader;
+}
+mod expiry;
+mod grants;
+mod people;
+mod reload;
+#[path = "../support/signer.rs"]
+mod signer;
+#[path = "../support/mod.rs"]
+mod support;
+mod tokens;
+
+use contract::reader;

@@ -1,0 +1,96 @@
+//! A server that asks for credentials, and those who come to it.
+
+use std::path::Path;
+
+use rejoin::{
+    auth::{Authority, Digest},
+    config::{self, File},
+};
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+
+use crate::{
+    ask::{Answer, Ask, get, post, topic_path, within},
+    signer::{Signer, seconds_from_now},
+    support::Server,
+};
+
+/// The API key of a backend that may do everything.
+pub const BACKEND: &str = "rejoin_backend-key-for-tests";
+
+/// Tokens signed with [`SECRET`](crate::signer::SECRET), the backend's key, and `public.**` for everybody.
+pub fn usual() -> String {
+    let digest = Digest::of(BACKEND.as_bytes());
+    format!(
+        "{}[[key]]\nname = \"backend\"\nsha256 = \"{digest}\"\nsubscribe = [\"**\"]\npublish = [\"**\"]\nadmin = true\n\
+         [anonymous]\nsubscribe = [\"public.**\"]\n",
+        Signer::new("HS256").table("k")
+    )
+}
+
+/// # Panics
+/// If there are mistakes in it.
+pub fn tables(toml: &str) -> Authority {
+    parse(toml).unwrap_or_else(|mistakes| panic!("{mistakes:?} in {toml}"))
+}
+
+pub fn parse(toml: &str) -> Result<Authority, Vec<String>> {
+    let mut mistakes = Vec::new();
+    let mut file = File::parse("rejoin.toml", toml, &mut mistakes);
+    let authority = config::authority(&mut file, Path::new("rejoin.toml"), &mut mistakes);
+    if mistakes.is_empty() { Ok(authority) } else { Err(mistakes) }
+}
+
+pub async fn server_with(toml: &str) -> Server {
+    let tables = tables(toml);
+    Server::with(|config| config.tables = tables).await
+}
+
+pub async fn server() -> Server {
+    server_with(&usual()).await
+}
+
+/// A token of this subject with these grants, for a minute.
+pub fn token(sub: &str, rejoin: Value) -> String {
+    token_for(60, sub, rejoin)
+}
+
+pub fn token_for(seconds: i64, sub: &str, rejoin: Value) -> String {
+    Signer::new("HS256").sign(&json!({"sub": sub, "exp": seconds_from_now(seconds), "rejoin": rejoin}))
+}
+
+/// A token that may read this.
+pub fn reads(sub: &str, patterns: &[&str]) -> String {
+    token(sub, json!({"subscribe": patterns}))
+}
+
+/// The header in which most clients show a credential.
+pub fn bearer(credential: &str) -> String {
+    format!("Bearer {credential}")
+}
+
+pub trait As {
+    /// Sends the request with this credential, and reads the whole answer.
+    async fn answer_to(self, credential: &str) -> Answer;
+}
+
+impl As for RequestBuilder {
+    async fn answer_to(self, credential: &str) -> Answer {
+        self.header("authorization", bearer(credential)).answer().await
+    }
+}
+
+/// Resolves once so many subscriptions and held polls are served.
+pub async fn until_served(server: &Server, connections: u64) {
+    within(format!("{connections} connections"), async {
+        while get(server, "/stats").answer_to(BACKEND).await.json()["connections"] != connections {}
+    })
+    .await;
+}
+
+/// Publishes as the backend, and gives the id.
+pub async fn publish(server: &Server, topic: &str, text: &str) -> String {
+    let answer = post(server, &topic_path(topic)).body(text.to_owned()).answer_to(BACKEND).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    answer.id()
+}

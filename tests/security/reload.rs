@@ -1,0 +1,105 @@
+//! Keys, grants and origins change while connections live.
+
+use rejoin::{App, Config};
+use serde_json::json;
+
+use crate::{
+    ask::{Ask, get, post},
+    people::{As, BACKEND, bearer, publish, reads, server, tables, token, until_served, usual},
+    reader::{Lines, Socket},
+    signer::Signer,
+    support::Server,
+};
+
+fn app(server: &Server) -> &App {
+    server.app.as_ref().expect("it is served here")
+}
+
+/// Puts other tables in force.
+fn reconfigure(server: &Server, toml: &str) {
+    let config = Config { tables: tables(toml), ..Config::default() };
+    app(server).reconfigure(&config).expect("it may be changed so");
+}
+
+#[tokio::test]
+async fn those_who_are_no_longer_allowed_end_and_the_others_do_not_notice() {
+    let server = server().await;
+    let header = bearer(&reads("u1", &["a"]));
+    let mut by_token = Socket::open_with(&server, "/topics/a", &[("authorization", &header)]).await;
+    let mut anonymous = Lines::open(&server, "/topics/public.a").await;
+    let header = bearer(BACKEND);
+    let mut backend = Socket::open_with(&server, "/topics/a", &[("authorization", &header)]).await;
+    let mut idle = Socket::open_with(&server, "/events", &[("authorization", &header)]).await;
+    let cursor = by_token.cursor.clone();
+    let held = get(&server, &format!("/topics/a?after={cursor}&wait=60")).answer_to(BACKEND);
+    let reload = async {
+        until_served(&server, 5).await;
+        reconfigure(&server, &usual().replace("subscribe = [\"**\"]", "subscribe = [\"b\"]"));
+        let closing = backend.next().await;
+        assert_eq!(
+            (&closing["type"], &closing["code"]),
+            (&json!("closing"), &json!("forbidden")),
+            "{closing}"
+        );
+        assert_eq!(backend.closed().await, (4003, "forbidden".to_owned()));
+    };
+    let (answer, ()) = tokio::join!(held, reload);
+    assert_eq!(answer.status, 200, "a held poll is answered early: {answer:?}");
+    get(&server, "/topics/a").answer_to(BACKEND).await.problem(403, "forbidden");
+    assert_eq!(idle.ask(json!({"type": "subscribe", "topic": "a"})).await["code"], "forbidden");
+    assert_eq!(idle.ask(json!({"type": "subscribe", "topic": "b"})).await["type"], "subscribed");
+
+    let (id, public) = (publish(&server, "a", "x").await, publish(&server, "public.a", "x").await);
+    assert_eq!(by_token.next().await["id"], json!(id));
+    assert_eq!(anonymous.next().await["id"], json!(public));
+
+    let other_key =
+        usual().replace(&Signer::new("HS256").public, "another secret of more than thirty-two bytes");
+    reconfigure(&server, &other_key.replace("[anonymous]\nsubscribe = [\"public.**\"]", "[anonymous]"));
+    assert_eq!(by_token.closed().await, (4003, "forbidden".to_owned()));
+    assert_eq!(anonymous.next().await["code"], "forbidden");
+    assert_eq!(idle.ask(json!({"type": "ping"})).await["type"], "pong");
+}
+
+#[tokio::test]
+async fn a_new_key_is_accepted_and_an_old_one_refused_at_once() {
+    let server = server().await;
+    let mine = token("u1", json!({"publish": ["a"]}));
+    let publish = || post(&server, "/topics/a").body("x").answer_to(&mine);
+    assert_eq!(publish().await.status, 201);
+    let es = Signer::new("ES256");
+    reconfigure(&server, &es.table("new"));
+    publish().await.problem(401, "unauthorized");
+    let new = es.sign(&json!({"exp": crate::signer::seconds_from_now(60), "rejoin": {"publish": ["a"]}}));
+    assert_eq!(post(&server, "/topics/a").body("x").answer_to(&new).await.status, 201);
+}
+
+#[tokio::test]
+async fn a_reload_never_opens_a_server() {
+    let server = server().await;
+    assert!(app(&server).reconfigure(&Config::default()).is_err());
+    get(&server, "/topics/a").answer().await.problem(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn a_reload_closes_an_open_server() {
+    let server = Server::start().await;
+    let mut lines = Lines::open(&server, "/topics/a").await;
+    let mut public = Lines::open(&server, "/topics/public.a").await;
+    reconfigure(&server, &usual());
+    assert_eq!(lines.next().await["code"], "forbidden");
+    get(&server, "/topics/a").answer().await.problem(401, "unauthorized");
+    let id = publish(&server, "public.a", "x").await;
+    assert_eq!(public.next().await["id"], json!(id));
+}
+
+#[tokio::test]
+async fn origins_change_too() {
+    let server = server().await;
+    let ask = || get(&server, "/topics/public.a").header("origin", "https://app.example").answer();
+    ask().await.problem(403, "forbidden_origin");
+    let allowed_origins = vec!["https://app.example".parse().expect("an origin")];
+    let config = Config { tables: tables(&usual()), allowed_origins, ..Config::default() };
+    app(&server).reconfigure(&config).expect("it may be changed so");
+    assert_eq!(ask().await.status, 200);
+}
