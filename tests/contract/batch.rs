@@ -4,12 +4,14 @@ use std::{io, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use reqwest::Body;
+use reqwest::{Body, Method};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::{
-    ask::{Answer, Ask, envelope_in, get, number, post, publish, retained, text, topic_path, within},
+    ask::{
+        Answer, Ask, envelope_in, get, number, post, publish, request, retained, text, topic_path, within,
+    },
     reader::{Events, Reader},
     support::{Server, client::Transport},
 };
@@ -51,6 +53,28 @@ async fn an_array_and_lines_are_answered_in_order_with_ids_that_grow() {
     }
     let expected: Vec<_> = (0..2).flat_map(|_| (0..200).step_by(3)).collect();
     assert_eq!(json!(retained(&server, "t0").await), json!(expected), "to one topic, order is kept");
+}
+
+#[tokio::test]
+async fn behind_one_that_fails_nothing_is_published_if_they_are_ordered() {
+    let server = Server::start().await;
+    let items = [json!({"topic": "t", "data": 1}), json!({"topic": "*"}), json!({"topic": "t", "data": 3})];
+    for (content_type, body) in both(&items) {
+        for (path, expected) in [("/publish?ordered=0", vec![1, 3]), ("/publish?ordered", vec![1])] {
+            let request = post(&server, path).header("content-type", content_type).body(body.clone());
+            let answers = answers(&request.answer().await);
+            assert_eq!(answers[1]["code"], "bad_request", "{answers:?}");
+            assert_eq!(answers.len(), if expected.len() == 2 { 3 } else { 2 }, "{path}: {answers:?}");
+            assert_eq!(json!(retained(&server, "t").await), json!(expected), "{path}");
+            delete(&server, "t").await;
+        }
+    }
+    post(&server, "/publish?ordered=perhaps").json(&items).answer().await.problem(400, "bad_request");
+}
+
+async fn delete(server: &Server, topic: &str) {
+    let answer = request(server, Method::DELETE, &topic_path(topic)).answer().await;
+    assert_eq!(answer.status, 204, "{answer:?}");
 }
 
 #[tokio::test]

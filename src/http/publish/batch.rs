@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{
-    Item,
+    Item, Published,
     split::{List, Splitter, Value},
 };
 use crate::http::{
@@ -21,6 +21,7 @@ use crate::http::{
     access::Access,
     body,
     problem::{Code, Problem},
+    query::Query,
 };
 
 /// How many messages one request may hold: the answers are kept until all have come.
@@ -28,7 +29,7 @@ const MAX_ITEMS: usize = 100_000;
 /// What an item may have beside its payload.
 const MAX_ITEM_OVERHEAD_BYTES: usize = 64 << 10;
 
-/// Publishes each element in turn. One that fails does not stop the others.
+/// Publishes each element in turn. One that fails does not stop the others, unless they are to be ordered.
 ///
 /// # Cancel safety
 /// What arrived before this is dropped stays published.
@@ -45,6 +46,7 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
+    let is_ordered = Query::parse(request.uri().query()).flag("ordered")?;
     // JSON can write a byte with six, and base64 three with four.
     let mut splitter = Splitter::new(list, 6 * app.config.max_payload + MAX_ITEM_OVERHEAD_BYTES);
     let mut answers = Answers::default();
@@ -63,6 +65,10 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
             deadline = Instant::now() + app.config.read_timeout;
         }
         for value in values {
+            // The rest is still read: who is sending it is not looking for the answer.
+            if is_ordered && answers.has_failed {
+                break;
+            }
             if answers.count == MAX_ITEMS {
                 let detail =
                     format!("a request may hold up to {MAX_ITEMS} messages; the rest was not published");
@@ -100,6 +106,7 @@ async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, Probl
 struct Answers {
     json: Vec<u8>,
     count: usize,
+    has_failed: bool,
 }
 
 impl Answers {
@@ -111,6 +118,7 @@ impl Answers {
                 Err(error) => Err(Problem::bad_request(error.to_string())),
             },
         };
+        self.has_failed |= matches!(result, Err(_) | Ok(Published::Partly { .. }));
         match result {
             Ok(published) => self.push(&published),
             Err(problem) => self.push(&problem),
