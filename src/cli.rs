@@ -3,8 +3,21 @@
 //! A command is a client of a server somewhere, or says something about this program; each has a file
 //! of its own. It speaks to a server only as a stranger would, and knows nothing of how one works.
 
+mod feed;
+mod patience;
+mod publish;
+mod remote;
+mod subscribe;
+
+use std::{
+    fmt::{self, Display},
+    process::ExitCode,
+};
+
 use clap::{Parser, Subcommand};
 use rejoin::config::Flags;
+
+use self::{feed::Gap, publish::Publish, subscribe::Subscribe};
 
 /// Realtime push over WebSocket, Server-Sent Events, NDJSON and long-polling, with one cursor that
 /// resumes on any of them.
@@ -30,10 +43,82 @@ pub enum Command {
     Serve(Flags),
     /// Print the settings that are in force, as a file of them, and where each came from.
     Config(Flags),
+    /// Publish a message, or each line of standard input.
+    ///
+    /// The messages are stored in order and once, also when the server is restarted meanwhile. With DATA the id is
+    /// printed.
+    Pub(Publish),
+    /// Print what is published, a message a line.
+    ///
+    /// It comes back by itself when the connection is lost, and goes on where it was. What is missing is told on
+    /// standard error. A message that holds a line feed is printed as with --json.
+    Sub(Subscribe),
 }
 
 impl Cli {
     pub fn into_command(self) -> Command {
         self.command.unwrap_or(Command::Serve(self.flags))
+    }
+}
+
+/// How a command ends.
+#[derive(Debug)]
+pub enum Ending {
+    Done,
+    /// The server refused, or it could not be read or written here.
+    Failed(String),
+    /// It was done, but something is missing or may be there twice.
+    Doubtful(String),
+    /// The server could not be reached for as long as it was tried.
+    GaveUp(String),
+}
+
+/// What the help says of them.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused, or reading or writing failed
+  2  a mistake in the command line
+  3  done, but something is missing (sub) or may be there twice (pub)
+  4  the server could not be reached";
+
+/// Runs a command of a client to its end.
+pub fn run(command: impl Future<Output = Ending>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Ending::Failed(error.to_string()).report(),
+    };
+    let ending = runtime.block_on(command);
+    // Somebody may still wait for a line that is not going to be typed.
+    runtime.shutdown_background();
+    ending.report()
+}
+
+impl Ending {
+    fn report(self) -> ExitCode {
+        let (code, why) = match self {
+            Self::Done => return ExitCode::SUCCESS,
+            Self::Failed(why) => (1, why),
+            Self::Doubtful(why) => (3, why),
+            Self::GaveUp(why) => (4, why),
+        };
+        tell(why);
+        ExitCode::from(code)
+    }
+}
+
+/// Tells the user something that is not what was asked for.
+fn tell(what: impl Display) {
+    eprintln!("rejoin: {what}");
+}
+
+impl Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { topic, after, next, reason, .. } = self;
+        write!(f, "gap: what {topic} had after {after} ")?;
+        match next {
+            Some(next) => write!(f, "and before {next} is gone ({reason})"),
+            None => write!(f, "is gone ({reason})"),
+        }
     }
 }

@@ -32,6 +32,8 @@ fn main() -> ExitCode {
                 ExitCode::SUCCESS
             },
         ),
+        cli::Command::Pub(publish) => cli::run(publish.run()),
+        cli::Command::Sub(subscribe) => cli::run(subscribe.run()),
     }
 }
 

@@ -249,7 +249,7 @@ fn text(value: &Value) -> String {
 
 /// Whatever proxy the machine is told to use, the server is on this machine.
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().expect("a client without options that can fail")
+    support::http_client().build().expect("a client without options that can fail")
 }
 
 /// Publishes past every proxy, as a backend does, and returns the id.

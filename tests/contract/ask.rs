@@ -7,7 +7,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Client, Method, RequestBuilder, header::HeaderMap};
 use serde_json::Value;
 
-use crate::support::Server;
+use crate::support::{Server, http_client};
 
 /// What is awaited comes at once, or on a busy machine a little later. Nobody should ever wait for this: it
 /// turns a hang into a failure.
@@ -26,7 +26,7 @@ pub async fn within<T>(what: impl Debug, future: impl Future<Output = T>) -> T {
 
 /// A client with a pool of its own, which no other test's runtime holds.
 pub fn client() -> Client {
-    Client::builder().no_proxy().http1_only().build().expect("a client without options that can fail")
+    http_client().http1_only().build().expect("a client without options that can fail")
 }
 
 /// A whole answer.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use reqwest::{Client, Response};
+use reqwest::Response;
 use serde_json::Value;
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub async fn post(addr: SocketAddr, path: &str, key: Option<&str>, body: &str) -> Response {
-    let client = Client::builder().no_proxy().build().expect("a client");
+    let client = crate::support::http_client().build().expect("a client");
     let mut request = client.post(format!("http://{addr}{path}")).body(body.to_owned());
     if let Some(key) = key {
         request = request.header("idempotency-key", key);
@@ -55,7 +55,7 @@ async fn what_is_deleted_on_one_replica_is_gone_on_the_other() {
     }
     let mut level = Reader::open(other, Transport::Sse, "a", Start::All).await;
     level.until(ids[2]).await;
-    let client = Client::builder().no_proxy().build().expect("a client");
+    let client = crate::support::http_client().build().expect("a client");
     let deleted = client.delete(format!("http://{one}/topics/a")).send().await.expect("an answer");
     assert_eq!(deleted.status(), 204);
     let mut behind = Reader::open(other, Transport::Sse, "a", Start::After(ids[0])).await;

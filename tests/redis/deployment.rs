@@ -7,6 +7,7 @@ use rejoin::{Config, config::LogKind};
 use crate::support::{
     Server,
     checker::{Plan, Progress, Tally, Trouble, run_against},
+    http_client,
     redis::Redis,
 };
 
@@ -78,7 +79,7 @@ pub async fn until_ready(addr: SocketAddr) {
 }
 
 pub async fn is_ready(addr: SocketAddr) -> bool {
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let client = http_client().build().expect("a client");
     let answer = client.get(format!("http://{addr}/health/ready")).send().await;
     answer.is_ok_and(|answer| answer.status() == 200)
 }

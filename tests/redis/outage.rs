@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, time::Duration};
 
 use futures_util::{StreamExt, stream::BoxStream};
-use reqwest::Client;
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -25,7 +24,7 @@ pub struct Lines {
 
 impl Lines {
     pub async fn open(addr: SocketAddr, path: &str) -> Self {
-        let client = Client::builder().no_proxy().build().expect("a client");
+        let client = crate::support::http_client().build().expect("a client");
         let request = client.get(format!("http://{addr}{path}")).header("accept", "application/x-ndjson");
         let chunks = request.send().await.expect("an answer").bytes_stream().boxed();
         let mut lines = Self { connection: String::new(), chunks, rest: Vec::new() };

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use reqwest::Client;
 use serde_json::Value;
 
 use crate::{
@@ -132,7 +131,7 @@ impl Scene {
 }
 
 async fn publish(addr: SocketAddr) -> Cursor {
-    let client = Client::builder().no_proxy().build().expect("a client");
+    let client = crate::support::http_client().build().expect("a client");
     let request = client.post(format!("http://{addr}/topics/{TOPIC}")).body("x");
     let answer = request.send().await.expect("an answer");
     assert_eq!(answer.status(), 201);

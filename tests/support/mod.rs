@@ -13,6 +13,14 @@ use std::{net::SocketAddr, sync::Arc};
 use rejoin::{App, Config, Shutdown};
 use tokio::{net::TcpListener, task::JoinHandle};
 
+/// An HTTP client that is not ours. It could speak TLS, so it has to be told by which crate; it never does, so it
+/// need not read the certificates of the system, which takes a while.
+pub fn http_client() -> reqwest::ClientBuilder {
+    // Refused if there is one already, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().tls_certs_only([])
+}
+
 pub struct Server {
     pub addr: SocketAddr,
     /// None for one that another process serves.

@@ -17,6 +17,7 @@ use super::{
 use crate::support::{
     client::{Connection, Manner, Start, Stop, Transport, Wish},
     frame::{Cursor, Frame},
+    http_client,
 };
 
 /// The pace of each publisher, so that the load is one that a small machine carries. Nothing waits for it.
@@ -32,11 +33,7 @@ pub async fn publish(world: Arc<World>, number: usize) -> Result<(), String> {
     let name = format!("publisher {number}");
     let mut publisher = Publisher {
         rng: world.rng(&name),
-        client: Client::builder()
-            .no_proxy()
-            .timeout(PATIENCE)
-            .build()
-            .expect("a client without options that can fail"),
+        client: http_client().timeout(PATIENCE).build().expect("a client without options that can fail"),
         name: name.clone(),
         socket: None,
         keys: 0,

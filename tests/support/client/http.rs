@@ -14,13 +14,16 @@ use reqwest::{Client, Response};
 use sse_stream::{Sse as Event, SseByteStream};
 
 use super::{Start, Stop, Transport, Wish};
-use crate::support::frame::{Body, Cursor, Frame, Kind, Message};
+use crate::support::{
+    frame::{Body, Cursor, Frame, Kind, Message},
+    http_client,
+};
 
 type Chunks = BoxStream<'static, reqwest::Result<Bytes>>;
 
 /// One client for each subscriber's connection, so that no two share a pool.
 fn client() -> Client {
-    Client::builder().no_proxy().http1_only().build().expect("a client without options that can fail")
+    http_client().http1_only().build().expect("a client without options that can fail")
 }
 
 async fn ask(client: &Client, addr: SocketAddr, wish: &Wish) -> Result<Response, Stop> {

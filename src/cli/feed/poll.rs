@@ -1,0 +1,79 @@
+//! Long-polling: one request after the other, each from the cursor of the last answer.
+
+use std::{collections::VecDeque, time::Duration};
+
+use reqwest::{Client, StatusCode, Url};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::frame::{Frame, not_ours};
+use crate::cli::remote::{Trouble, ask};
+
+/// How long the server may hold an answer, and how many messages it may have.
+const WAIT: Duration = Duration::from_secs(25);
+const LIMIT: usize = 1_000;
+
+pub struct Poll {
+    client: Client,
+    /// What is asked for, without where to begin once there is a cursor.
+    url: Url,
+    cursor: Option<String>,
+    /// What the last answer brought and was not yet given out.
+    frames: VecDeque<Frame>,
+}
+
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(borrow)]
+    messages: Vec<&'a RawValue>,
+    #[serde(borrow, default)]
+    gaps: Vec<&'a RawValue>,
+    cursor: String,
+}
+
+impl Poll {
+    pub fn new(client: &Client, url: Url) -> Self {
+        Self { client: client.clone(), url, cursor: None, frames: VecDeque::new() }
+    }
+
+    /// # Cancel safety
+    /// Dropping this loses nothing: the same is asked for again.
+    pub async fn next(&mut self) -> Result<Frame, Trouble> {
+        while self.frames.is_empty() {
+            self.ask().await?;
+        }
+        Ok(self.frames.pop_front().expect("it is not empty"))
+    }
+
+    async fn ask(&mut self) -> Result<(), Trouble> {
+        let answer = ask(self.client.get(self.request()), StatusCode::OK).await?.bytes().await?;
+        let Answer { messages, gaps, cursor } = serde_json::from_slice(&answer).map_err(not_ours)?;
+        if self.cursor.is_none() {
+            self.frames.push_back(Frame::Open { cursor: None, heartbeat: WAIT });
+        }
+        for raw in gaps.into_iter().chain(messages) {
+            self.frames.extend(Frame::parse(answer.slice_ref(raw.get().as_bytes()))?);
+        }
+        self.frames.push_back(Frame::Cursor(cursor.clone()));
+        self.cursor = Some(cursor);
+        Ok(())
+    }
+
+    fn request(&self) -> Url {
+        let mut url = self.url.clone();
+        // The first answer comes at once, so that it is known whether there will be any.
+        let wait = if self.cursor.is_some() { WAIT.as_secs() } else { 0 };
+        let begins = |name: &str| matches!(name, "after" | "last" | "since");
+        let mut query: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        if let Some(cursor) = &self.cursor {
+            query.retain(|(name, _)| !begins(name));
+            query.push(("after".into(), cursor.clone()));
+        }
+        url.query_pairs_mut()
+            .clear()
+            .extend_pairs(query)
+            .append_pair("wait", &wait.to_string())
+            .append_pair("limit", &LIMIT.to_string());
+        url
+    }
+}

@@ -1,0 +1,178 @@
+//! The server that a command speaks to: where it is, what it is shown, and what its refusals mean.
+
+use std::{error::Error, fmt, time::Duration};
+
+use clap::Args;
+use reqwest::{
+    Client, RequestBuilder, Response, StatusCode, Url,
+    header::{self, HeaderMap, HeaderValue},
+    redirect,
+};
+use serde::Deserialize;
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the system asks a silent peer whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug, Args)]
+pub struct Remote {
+    /// The server.
+    #[arg(
+        long, env = "REJOIN_URL", value_name = "URL", default_value = "http://127.0.0.1:7070",
+        value_parser = url
+    )]
+    url: Url,
+
+    /// A token or a key to show. Give it in the environment: others see the command line.
+    #[arg(long, env = "REJOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<Token>,
+}
+
+/// What is never shown to anybody but the server.
+#[derive(Clone)]
+struct Token(String);
+
+/// Why something did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// To try it again in the same way is in vain.
+    #[error("{0}")]
+    Refused(String),
+    /// It never reached the server.
+    #[error("cannot reach it: {0}")]
+    Unreachable(String),
+    /// The connection is over, or the server cannot do it now. What was asked for may have been done.
+    #[error("{why}")]
+    Lost {
+        why: String,
+        /// How long the server asks to be left alone.
+        pause: Option<Duration>,
+    },
+}
+
+/// A refusal as the server words it (RFC 9457).
+#[derive(Debug, Deserialize)]
+pub struct Problem {
+    pub code: String,
+    #[serde(default)]
+    pub detail: String,
+    #[serde(default)]
+    pub status: u16,
+}
+
+impl Remote {
+    /// A client with connections of its own.
+    ///
+    /// # Errors
+    /// If the token cannot be shown.
+    pub fn client(&self) -> Result<Client, Trouble> {
+        // Refused if there is one already, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut headers = HeaderMap::new();
+        if let Some(Token(token)) = &self.token {
+            let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim()))
+                .map_err(|_| Trouble::Refused("the token holds what a header cannot carry".into()))?;
+            value.set_sensitive(true);
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        let mut builder = Client::builder();
+        if self.url.scheme() == "http" {
+            // The certificates of the system, of which there are many, need not be read.
+            builder = builder.tls_certs_only([]);
+        }
+        builder
+            .http1_only()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_keepalive(KEEPALIVE)
+            .default_headers(headers)
+            .build()
+            .map_err(Trouble::from)
+    }
+
+    /// The URL of a path and a query on the server, which may itself live under a path.
+    pub fn at(&self, path: &str) -> Url {
+        let mut url = self.url.clone();
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        url.set_path(&format!("{}{path}", self.url.path().trim_end_matches('/')));
+        url.set_query(query);
+        url
+    }
+}
+
+/// Sends a request, and gives the answer if it is of one of these statuses.
+pub async fn ask(request: RequestBuilder, wanted: StatusCode) -> Result<Response, Trouble> {
+    let response = request.send().await.map_err(Trouble::from)?;
+    if response.status() == wanted { Ok(response) } else { Err(Trouble::in_answer(response).await) }
+}
+
+impl Trouble {
+    pub fn lost(why: impl Into<String>) -> Self {
+        Self::Lost { why: why.into(), pause: None }
+    }
+
+    async fn in_answer(response: Response) -> Self {
+        let status = response.status();
+        let pause = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let body = response.bytes().await.unwrap_or_default();
+        let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
+            code: status.to_string(),
+            detail: String::new(),
+            status: status.as_u16(),
+        });
+        Self::told(Problem { status: status.as_u16(), ..problem }, pause.map(Duration::from_secs))
+    }
+
+    /// What a problem means for whoever would try again.
+    pub fn told(problem: Problem, pause: Option<Duration>) -> Self {
+        let Problem { code, detail, status } = problem;
+        let why = if detail.is_empty() { code } else { format!("{code}: {detail}") };
+        if matches!(status, 408 | 429 | 500..) { Self::Lost { why, pause } } else { Self::Refused(why) }
+    }
+}
+
+impl From<reqwest::Error> for Trouble {
+    fn from(error: reqwest::Error) -> Self {
+        let why = deepest(&error);
+        if error.is_connect() {
+            Self::Unreachable(why)
+        } else if error.is_builder() {
+            Self::Refused(why)
+        } else {
+            Self::lost(format!("the connection was lost: {why}"))
+        }
+    }
+}
+
+/// The cause of all causes, which is what a reader wants to know.
+fn deepest(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+fn url(text: &str) -> Result<Url, String> {
+    let url: Url = text.parse().map_err(|error| format!("{error}, for example http://127.0.0.1:7070"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("it begins with http:// or https://".into());
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+        return Err("it has neither credentials nor a query; the token has a place of its own".into());
+    }
+    Ok(url)
+}
+
+impl From<String> for Token {
+    fn from(token: String) -> Self {
+        Self(token)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}

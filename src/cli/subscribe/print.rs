@@ -1,0 +1,58 @@
+//! Messages on standard output, each on one line.
+
+use std::{
+    io::{self, BufWriter, ErrorKind, Stdout, Write, stdout},
+    os::fd::AsFd,
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::cli::{Ending, feed::Message};
+
+pub struct Printer {
+    out: BufWriter<Stdout>,
+    json: bool,
+}
+
+impl Printer {
+    pub fn new(json: bool) -> Self {
+        Self { out: BufWriter::new(stdout()), json }
+    }
+
+    /// Prints what was published. What holds a line feed, which no line can, comes as its envelope instead, so that
+    /// no publisher can make one message look like two.
+    pub fn print(&mut self, message: &Message) -> io::Result<()> {
+        let fits = memchr::memchr(b'\n', &message.payload).is_none();
+        let line = if self.json || !fits { &*message.envelope } else { &*message.payload };
+        self.out.write_all(line)?;
+        self.out.write_all(b"\n")
+    }
+
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// How it ends when nothing can be printed any more.
+pub fn ending(error: &io::Error) -> Ending {
+    match error.kind() {
+        // The reader has what it wanted.
+        ErrorKind::BrokenPipe => Ending::Done,
+        _ => Ending::Failed(format!("cannot write to standard output: {error}")),
+    }
+}
+
+/// Resolves when standard output is a pipe that nobody reads any more, which writing would only find out with the
+/// next message.
+pub async fn reader_gone() {
+    // SAFETY: the descriptor is owned by what watches it, so it stays open for as long.
+    let watch = |pipe| unsafe { AsyncFd::register_with_interest(pipe, Interest::ERROR) };
+    // What is no pipe, such as a file, cannot be watched.
+    if let Ok(pipe) = stdout().as_fd().try_clone_to_owned()
+        && let Ok(pipe) = watch(pipe)
+        && let Ok(_gone) = pipe.ready(Interest::ERROR).await
+    {
+        return;
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,124 @@
+//! A run of the program: what it is given, what it prints, and how it ends.
+
+use std::{process::Stdio, time::Duration};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
+    time::timeout,
+};
+
+use crate::support::Server;
+
+/// What is awaited comes at once, or on a busy machine a little later. This turns a hang into a failure.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program, told where that server is.
+pub fn rejoin(server: &Server, arguments: &[&str]) -> Program {
+    let mut program = Program::new(arguments);
+    program.0.env("REJOIN_URL", server.http("/"));
+    program
+}
+
+pub struct Program(Command);
+
+impl Program {
+    pub fn new(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rejoin"));
+        command.args(arguments).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self(command)
+    }
+
+    /// Runs it to its end.
+    pub async fn run(self) -> Ended {
+        self.run_with(b"").await
+    }
+
+    /// Runs it to its end with that on standard input.
+    pub async fn run_with(self, input: &[u8]) -> Ended {
+        let mut running = self.start();
+        running.write(input).await;
+        running.end().await
+    }
+
+    pub fn start(mut self) -> Running {
+        let mut child = self.0.spawn().expect("it starts");
+        Running {
+            stdin: child.stdin.take(),
+            stdout: child.stdout.take().map(BufReader::new),
+            stderr: child.stderr.take().expect("a piped stderr"),
+            child,
+        }
+    }
+}
+
+pub struct Running {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Option<BufReader<ChildStdout>>,
+    stderr: ChildStderr,
+}
+
+impl Running {
+    pub async fn write(&mut self, input: &[u8]) {
+        let stdin = self.stdin.as_mut().expect("standard input is open");
+        // Who ends without reading everything has said why.
+        let _ = timeout(PATIENCE, stdin.write_all(input)).await.expect("it is taken in time");
+    }
+
+    /// The next line that it prints.
+    pub async fn line(&mut self) -> String {
+        let mut line = String::new();
+        let stdout = self.stdout.as_mut().expect("standard output is open");
+        timeout(PATIENCE, stdout.read_line(&mut line))
+            .await
+            .expect("it comes in time")
+            .expect("it can be read");
+        line.trim_end_matches('\n').to_owned()
+    }
+
+    /// Reads no more of what it prints.
+    pub fn close_stdout(mut self) -> Self {
+        self.stdout = None;
+        self
+    }
+
+    /// Closes standard input and waits for the end.
+    pub async fn end(mut self) -> Ended {
+        drop(self.stdin.take());
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let read = async {
+            let out = async {
+                if let Some(pipe) = &mut self.stdout {
+                    pipe.read_to_end(&mut stdout).await.expect("it can be read");
+                }
+            };
+            let err = async { self.stderr.read_to_end(&mut stderr).await.expect("it can be read") };
+            tokio::join!(out, err);
+            self.child.wait().await.expect("it ends")
+        };
+        let status = timeout(PATIENCE, read).await.expect("it ends in time");
+        Ended { code: status.code(), stdout, stderr: String::from_utf8(stderr).expect("UTF-8") }
+    }
+}
+
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    stderr: String,
+}
+
+impl Ended {
+    /// What it said on standard error.
+    pub fn told(&self) -> &str {
+        &self.stderr
+    }
+
+    /// What it printed, line by line.
+    #[track_caller]
+    pub fn lines(&self) -> Vec<&str> {
+        std::str::from_utf8(&self.stdout).expect("UTF-8").lines().collect()
+    }
+}
