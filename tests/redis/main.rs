@@ -8,6 +8,8 @@ mod deployment;
 mod killed;
 mod lagging;
 mod lost;
+mod memory;
+mod options;
 mod outage;
 mod promoted;
 mod proxy;

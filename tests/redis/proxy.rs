@@ -48,6 +48,16 @@ struct Line {
     /// Pieces that were carried late.
     late: AtomicUsize,
     links: AtomicUsize,
+    /// Connections by number, and up to which of them nothing gets through for ever.
+    connections: AtomicUsize,
+    forgotten: watch::Sender<usize>,
+}
+
+/// One connection.
+#[derive(Clone, Copy)]
+struct About<'a> {
+    number: usize,
+    kind: &'a AtomicU8,
 }
 
 const UNKNOWN: u8 = 0;
@@ -68,6 +78,8 @@ impl Proxy {
             held: AtomicUsize::new(0),
             late: AtomicUsize::new(0),
             links: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            forgotten: watch::Sender::new(0),
         });
         let mut carrier = JoinSet::new();
         carrier.spawn(line.clone().carry_all(listener));
@@ -80,6 +92,11 @@ impl Proxy {
 
     pub fn stall(&self, stall: Stall) {
         self.line.stall.send_replace(stall);
+    }
+
+    /// The connections that there are go on without a sign, and nothing gets through over them ever again.
+    pub fn forget_connections(&self) {
+        self.line.forgotten.send_replace(self.line.connections.load(Ordering::Relaxed));
     }
 
     /// New connections lead there; those that there are end.
@@ -123,12 +140,14 @@ impl Line {
         let server = TcpStream::connect(addr).await?;
         client.set_nodelay(true)?;
         server.set_nodelay(true)?;
-        let kind = Arc::new(AtomicU8::new(UNKNOWN));
+        let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        let kind = AtomicU8::new(UNKNOWN);
+        let about = About { number, kind: &kind };
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         tokio::select! {
-            up = self.carry_up(from_client, to_server, &kind) => up,
-            down = self.carry_down(from_server, to_client, &kind) => down,
+            up = self.carry_up(from_client, to_server, about) => up,
+            down = self.carry_down(from_server, to_client, about) => down,
             _ = target.changed() => Ok(()),
         }
     }
@@ -137,7 +156,7 @@ impl Line {
         &self,
         mut from: OwnedReadHalf,
         mut to: OwnedWriteHalf,
-        kind: &AtomicU8,
+        about: About<'_>,
     ) -> io::Result<()> {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
@@ -145,10 +164,10 @@ impl Line {
             if read == 0 {
                 return Ok(());
             }
-            if kind.load(Ordering::Relaxed) == UNKNOWN {
-                self.learn(&chunk[..read], kind);
+            if about.kind.load(Ordering::Relaxed) == UNKNOWN {
+                self.learn(&chunk[..read], about.kind);
             }
-            self.pass(kind).await;
+            self.pass(about).await;
             to.write_all(&chunk[..read]).await?;
         }
     }
@@ -157,7 +176,7 @@ impl Line {
         &self,
         mut from: OwnedReadHalf,
         mut to: OwnedWriteHalf,
-        kind: &AtomicU8,
+        about: About<'_>,
     ) -> io::Result<()> {
         let (sender, mut pieces) = mpsc::channel::<(Instant, Vec<u8>)>(MAX_LATE);
         let read = async {
@@ -167,7 +186,7 @@ impl Line {
                 if read == 0 {
                     return io::Result::Ok(());
                 }
-                let is_late = kind.load(Ordering::Relaxed) == LINK && !self.lag.is_zero();
+                let is_late = about.kind.load(Ordering::Relaxed) == LINK && !self.lag.is_zero();
                 self.late.fetch_add(is_late.into(), Ordering::Relaxed);
                 let due = Instant::now() + if is_late { self.lag } else { Duration::ZERO };
                 if sender.send((due, chunk[..read].to_vec())).await.is_err() {
@@ -178,7 +197,7 @@ impl Line {
         let write = async {
             while let Some((due, piece)) = pieces.recv().await {
                 sleep_until(due).await;
-                self.pass(kind).await;
+                self.pass(about).await;
                 to.write_all(&piece).await?;
             }
             io::Result::Ok(())
@@ -201,7 +220,7 @@ impl Line {
     }
 
     /// Waits while nothing gets through.
-    async fn pass(&self, kind: &AtomicU8) {
+    async fn pass(&self, About { number, kind }: About<'_>) {
         let is_held = |stall: &Stall| match (*stall, kind.load(Ordering::Relaxed)) {
             (Stall::Nothing, _) => false,
             (Stall::Both, _) => true,
@@ -212,6 +231,10 @@ impl Line {
         if is_held(&stall.borrow_and_update()) {
             self.held.fetch_add(1, Ordering::Relaxed);
             let _ = stall.wait_for(|stall| !is_held(stall)).await;
+        }
+        if *self.forgotten.borrow() >= number {
+            self.held.fetch_add(1, Ordering::Relaxed);
+            std::future::pending::<()>().await;
         }
     }
 }

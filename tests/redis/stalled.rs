@@ -54,3 +54,28 @@ async fn a_publishing_connection_that_is_not_answered_loses_nothing() {
 async fn a_redis_to_which_nothing_gets_through_loses_nothing() {
     check(Stall::Both).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_have_died_without_a_sign_are_found_and_replaced() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let seed = seed();
+    let proxy = Proxy::to(redis.addr(), Duration::ZERO).await;
+    let deployment = Deployment::over(&[proxy.url(), redis.url()]).await;
+    let links = proxy.links();
+    play(&deployment, seed, Trouble::Refusals, async |progress| {
+        for dead in 1..=3 * rounds() {
+            progress.by(100).await;
+            proxy.forget_connections();
+            // Nothing else ends a link here, so that another one shows that the dead one was found.
+            while proxy.links() - links < dead {
+                progress.by(1).await;
+            }
+        }
+        until_ready(proxy_side(&deployment)).await;
+        progress.by(100).await;
+    })
+    .await;
+    println!("{} pieces held up for ever, {} links made anew", proxy.held(), proxy.links() - links);
+    assert!(proxy.held() > 0);
+    deployment.stop().await;
+}

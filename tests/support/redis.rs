@@ -62,6 +62,13 @@ impl Redis {
         id.unwrap_or_else(|| panic!("no run_id: {info}")).to_owned()
     }
 
+    /// A number of `INFO stats`.
+    pub fn stat(&self, name: &str) -> usize {
+        let info = self.say(&["INFO", "stats"]);
+        let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name}: {info}"))
+    }
+
     /// Waits until the answer to a command contains something.
     pub async fn until_says(&self, words: &[&str], what: &str) {
         let began = Instant::now();
