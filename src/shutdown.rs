@@ -1,7 +1,12 @@
 //! When to leave: first a drain with a bounded grace, then the end.
 
-use std::time::Duration;
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use futures_util::FutureExt;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Tells the server to end. Cheap to clone; every clone speaks for all.
@@ -45,6 +50,42 @@ impl Shutdown {
     /// Safe to drop and to ask again.
     pub fn ended(&self) -> WaitForCancellationFutureOwned {
         self.ended.clone().cancelled_owned()
+    }
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Everybody is asked to leave.
+    Draining,
+    /// Everybody has to be gone.
+    Ended,
+}
+
+/// Tells one task of each [`Stage`], once.
+#[derive(Debug)]
+pub struct Ending {
+    shutdown: Shutdown,
+    next: Pin<Box<WaitForCancellationFutureOwned>>,
+    is_draining: bool,
+}
+
+impl Ending {
+    pub fn new(shutdown: Shutdown) -> Self {
+        Self { next: Box::pin(shutdown.draining()), shutdown, is_draining: false }
+    }
+
+    /// Ready when the end has come further.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stage> {
+        if self.next.poll_unpin(cx).is_pending() {
+            return Poll::Pending;
+        }
+        if self.is_draining {
+            return Poll::Ready(Stage::Ended);
+        }
+        self.is_draining = true;
+        self.next.set(self.shutdown.ended());
+        Poll::Ready(Stage::Draining)
     }
 }
 

@@ -75,6 +75,8 @@ pub struct Subscription {
     cursor: Id,
     /// Nothing beyond this is read.
     until: Id,
+    /// The watermark up to which the tails had been read when they were last looked at, if that was all.
+    looked_upto: Option<Id>,
     ready: VecDeque<Delivery>,
     page: Option<BoxFuture<'static, Result<Page, LogError>>>,
     /// Announcements up to this place were seen; none before the subscription was first level.
@@ -103,6 +105,7 @@ impl Subscription {
             cursor: position.cursor,
             position,
             until: Id::MAX,
+            looked_upto: None,
             ready: VecDeque::new(),
             page: None,
             announced: None,
@@ -139,14 +142,14 @@ impl Subscription {
     /// Gives out what this one has still to read up to there, then what the other has, and at last
     /// [`Join::Level`]: now [`absorb`](Self::absorb) it.
     pub fn poll_join(&mut self, other: &mut Self, cx: &mut Context<'_>) -> Poll<Join> {
-        self.until = self.position.cursor.max(other.position.cursor);
+        self.read_until(self.position.cursor.max(other.position.cursor));
         if let Poll::Ready(delivery) = self.poll_delivery(cx) {
             return Poll::Ready(Join::Live(delivery));
         }
         if self.cursor < self.until {
             return Poll::Pending;
         }
-        other.until = self.cursor;
+        other.read_until(self.cursor);
         match other.poll_delivery(cx) {
             Poll::Ready(delivery) => Poll::Ready(Join::Replay(delivery)),
             Poll::Pending if other.cursor < other.until => Poll::Pending,
@@ -156,7 +159,7 @@ impl Subscription {
 
     /// From here on reads also what `other` reads. Both must be level, as [`Join::Level`] says.
     pub fn absorb(&mut self, mut other: Self) {
-        self.until = Id::MAX;
+        self.read_until(Id::MAX);
         for (topic, floor) in std::mem::take(&mut other.position.floors) {
             self.position.raise_floor(topic, floor);
         }
@@ -169,7 +172,15 @@ impl Subscription {
             self.patterns.push(pattern);
         }
         // What came in between woke nobody.
+        self.looked_upto = None;
         self.follower.wake();
+    }
+
+    fn read_until(&mut self, until: Id) {
+        if self.until != until {
+            self.until = until;
+            self.looked_upto = None;
+        }
     }
 
     /// How many topics and patterns are read.
@@ -199,6 +210,7 @@ impl Subscription {
         });
         // A page that is being read may hold what is no longer wanted.
         self.page = None;
+        self.looked_upto = None;
         self.keep_one_that_ends_unknown();
         true
     }
@@ -219,7 +231,6 @@ impl Subscription {
 
     /// The next thing to give out, now or once there is one.
     pub fn poll_delivery(&mut self, cx: &mut Context<'_>) -> Poll<Delivery> {
-        let mut registered = false;
         loop {
             if let Some(delivery) = self.ready.pop_front() {
                 self.note(&delivery);
@@ -235,19 +246,15 @@ impl Subscription {
                 }
                 continue;
             }
-            if self.take_tails() {
-                continue;
-            }
-            if registered {
-                self.cursor = self.cursor.max(self.position.cursor);
+            // Listen first, then look.
+            let was_woken = self.follower.was_woken(cx);
+            if !was_woken && self.looked_upto == Some(self.log.watermark()) {
                 if self.ready.capacity() > KEPT_CAPACITY {
                     self.ready = VecDeque::new();
                 }
                 return Poll::Pending;
             }
-            // Listen first, then look back.
-            self.follower.register(cx.waker());
-            registered = true;
+            self.take_tails();
         }
     }
 
@@ -263,10 +270,11 @@ impl Subscription {
         }
     }
 
-    /// Takes what the tails hold. True if there is something to do now.
-    fn take_tails(&mut self) -> bool {
+    /// Takes what the tails hold.
+    fn take_tails(&mut self) {
         // The watermark first: what comes while the tails are read is for the next time.
-        let upto = self.log.watermark().min(self.until);
+        let watermark = self.log.watermark();
+        let upto = watermark.min(self.until);
         let announced = self.log.ephemerals().count();
         let Self { followed, position, ready, connection, log, .. } = self;
         let tails = followed.iter().map(Followed::tail);
@@ -277,17 +285,16 @@ impl Subscription {
         });
         match merged {
             Ok(end) => {
-                let is_level = end >= upto && upto < self.until;
                 self.position.advance(end);
-                if is_level {
+                if end >= upto && upto < self.until {
                     self.take_announcements(announced);
                 }
-                !self.ready.is_empty() || end < upto
+                self.looked_upto = (end >= upto).then_some(watermark);
             }
             Err(Uncovered) => {
                 self.ready.clear();
+                self.looked_upto = None;
                 self.begin_page(Duration::ZERO);
-                true
             }
         }
     }

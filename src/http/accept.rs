@@ -1,22 +1,29 @@
 //! From the listening socket to the router, and back to an empty server.
 
 use std::{
+    future::poll_fn,
     io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
 use axum::{Router, extract::Request};
-use http::Version;
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::conn::auto,
+    service::TowerToHyperService,
 };
 use tokio::{
+    io::AsyncReadExt,
     net::{TcpListener, TcpStream},
     time::{Instant, interval_at, sleep, timeout},
 };
@@ -24,9 +31,14 @@ use tower::ServiceExt;
 
 use super::{
     App,
+    gate::Gate,
     stall::{StallGuard, StreamExecutor, WatchedBody},
 };
+use crate::shutdown::{Ending, Stage};
 
+/// How a connection begins that speaks HTTP/2 with prior knowledge (RFC 9113 §3.4), as far as it takes to
+/// tell: no method of HTTP/1.1 begins so.
+const HTTP2_PREFACE: &[u8; 3] = b"PRI";
 /// The largest request head.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// How many requests one HTTP/2 connection may have open; the server's own limit comes first.
@@ -53,30 +65,40 @@ pub enum Drained {
     Partly(usize),
 }
 
+/// How each protocol is spoken.
+struct Server {
+    http1: http1::Builder,
+    http2: http2::Builder<StreamExecutor>,
+}
+
+impl Server {
+    fn new(app: &App) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(app.config.read_timeout)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .pipeline_flush(false);
+        let mut http2 = http2::Builder::new(StreamExecutor {
+            timeout: app.config.write_timeout,
+            slow_closes: app.metrics.slow_closes.clone(),
+            tasks: app.tasks.clone(),
+        });
+        http2
+            .timer(TokioTimer::new())
+            .enable_connect_protocol()
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEAD_BYTES as u32)
+            .max_send_buf_size(MAX_STREAM_SEND_BYTES)
+            .keep_alive_interval(HTTP2_PING.0)
+            .keep_alive_timeout(HTTP2_PING.1);
+        Self { http1, http2 }
+    }
+}
+
 /// Serves `router` until the drain is over.
 pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drained {
-    let mut server = auto::Builder::new(StreamExecutor {
-        timeout: app.config.write_timeout,
-        slow_closes: app.metrics.slow_closes.clone(),
-        tasks: app.tasks.clone(),
-    });
-    server
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(app.config.read_timeout)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .pipeline_flush(false);
-    server
-        .http2()
-        .timer(TokioTimer::new())
-        .enable_connect_protocol()
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEAD_BYTES as u32)
-        .max_send_buf_size(MAX_STREAM_SEND_BYTES)
-        .keep_alive_interval(HTTP2_PING.0)
-        .keep_alive_timeout(HTTP2_PING.1);
-    let server = Arc::new(server);
-
+    let server = Arc::new(Server::new(&app));
     let mut draining = std::pin::pin!(app.shutdown.draining());
     let mut minute = interval_at(Instant::now() + TOTALS_EVERY, TOTALS_EVERY);
     loop {
@@ -115,62 +137,88 @@ fn bound_unsent(_socket: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn serve_connection(
-    app: Arc<App>,
-    server: Arc<auto::Builder<StreamExecutor>>,
-    router: Router,
-    socket: TcpStream,
-) {
+async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mut socket: TcpStream) {
     // A message is to leave at once; what belongs together is put together before it is written.
     if let Err(error) = socket.set_nodelay(true).and_then(|()| bound_unsent(&socket)) {
         tracing::debug!(%error, "connection was gone at once");
         return;
     }
+    let mut head = [0; HTTP2_PREFACE.len()];
+    tokio::select! {
+        read = timeout(app.config.read_timeout, socket.read_exact(&mut head)) => {
+            if !matches!(read, Ok(Ok(_))) {
+                tracing::debug!("connection ended: it asked for nothing");
+                return;
+            }
+        }
+        () = app.shutdown.draining() => return,
+    }
+    let is_http2 = head == *HTTP2_PREFACE;
+    let io = TokioIo::new(StallGuard::new(Bytes::copy_from_slice(&head), socket, app.config.write_timeout));
+    let result = match is_http2 {
+        false => {
+            let service = TowerToHyperService::new(router);
+            let connection = server.http1.serve_connection(io, service).with_upgrades();
+            drive(&app, connection, http1::UpgradeableConnection::graceful_shutdown).await
+        }
+        // In a box of its own, since a connection takes the room of the largest that it may become.
+        true => Box::pin(serve_http2(&app, &server, router, io)).await,
+    };
+    if let Err(error) = result {
+        if is_too_slow(&error) {
+            app.metrics.slow_closes.inc();
+        }
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+async fn serve_http2(
+    app: &App,
+    server: &Server,
+    router: Router,
+    io: TokioIo<StallGuard>,
+) -> hyper::Result<()> {
     let has_asked = Arc::new(AtomicBool::new(false));
     let service = {
         let has_asked = has_asked.clone();
         hyper::service::service_fn(move |request: Request<Incoming>| {
             has_asked.store(true, Ordering::Relaxed);
-            let is_http2 = request.version() == Version::HTTP_2;
             let response = router.clone().oneshot(request);
-            async move {
-                response.await.map(|response| match is_http2 {
-                    true => response.map(|body| axum::body::Body::new(WatchedBody::new(body))),
-                    false => response,
-                })
-            }
+            async move { response.await.map(|response| response.map(WatchedBody::new)) }
         })
     };
-    let io = TokioIo::new(StallGuard::new(socket, app.config.write_timeout));
-    let mut connection = std::pin::pin!(server.serve_connection_with_upgrades(io, service));
-    // Until its first request a connection has no other timeout: its protocol is not even known.
-    let mut first_request = std::pin::pin!(sleep(app.config.read_timeout));
-    let mut draining = std::pin::pin!(app.shutdown.draining());
-    let mut is_draining = false;
-    loop {
-        tokio::select! {
-            result = &mut connection => {
-                if let Err(error) = result {
-                    if is_too_slow(&*error) {
-                        app.metrics.slow_closes.inc();
-                    }
-                    tracing::debug!(%error, "connection ended");
-                }
-                return;
-            }
-            () = &mut first_request, if !first_request.is_elapsed() => {
-                if !has_asked.load(Ordering::Relaxed) {
-                    tracing::debug!("connection ended: it asked for nothing");
-                    return;
-                }
-            }
-            () = &mut draining, if !is_draining => {
-                is_draining = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = app.shutdown.ended() => return,
+    let connection = server.http2.serve_connection(io, service);
+    let connection = drive(app, connection, http2::Connection::graceful_shutdown);
+    let mut connection = std::pin::pin!(connection);
+    // HTTP/1.1 has its own timeout for a request that does not come.
+    match timeout(app.config.read_timeout, &mut connection).await {
+        Ok(result) => result,
+        Err(_) if has_asked.load(Ordering::Relaxed) => connection.await,
+        Err(_) => {
+            tracing::debug!("connection ended: it asked for nothing");
+            Ok(())
         }
     }
+}
+
+/// Runs a connection until it ends, or the server does; `leave` lets it end what it has begun.
+async fn drive<C>(app: &App, connection: C, leave: impl Fn(Pin<&mut C>)) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut connection = std::pin::pin!(connection);
+    let mut ending = Ending::new(app.shutdown.clone());
+    let mut gate = Gate::new();
+    poll_fn(|cx| {
+        while let Poll::Ready(stage) = gate.poll(cx, |cx| ending.poll(cx)) {
+            match stage {
+                Stage::Draining => leave(connection.as_mut()),
+                Stage::Ended => return Poll::Ready(Ok(())),
+            }
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// Whether the connection ended because its peer took nothing.

@@ -9,10 +9,9 @@ use std::{
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{App, gate::Gate};
-use crate::shutdown;
+use crate::shutdown::{self, Ending, Stage};
 
 /// What it is time for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +35,7 @@ pub struct Pulse {
 struct Times {
     app: Arc<App>,
     timer: Pin<Box<Sleep>>,
-    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
-    is_draining: bool,
+    ending: Ending,
     leave_at: Option<Instant>,
     sent_at: Instant,
     beat_at: Instant,
@@ -49,8 +47,7 @@ impl Pulse {
         let next = now + app.config.heartbeat;
         let times = Times {
             timer: Box::pin(sleep_until(next)),
-            shutdown: Box::pin(app.shutdown.draining()),
-            is_draining: false,
+            ending: Ending::new(app.shutdown.clone()),
             leave_at: None,
             sent_at: now,
             beat_at: next,
@@ -73,12 +70,10 @@ impl Pulse {
 impl Times {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
         let heartbeat = self.app.config.heartbeat;
-        while self.shutdown.poll_unpin(cx).is_ready() {
-            if self.is_draining {
+        while let Poll::Ready(stage) = self.ending.poll(cx) {
+            if stage == Stage::Ended {
                 return Poll::Ready(Beat::End);
             }
-            self.is_draining = true;
-            self.shutdown = Box::pin(self.app.shutdown.ended());
             let spread = self.app.drain_spread().mul_f64(rand::random());
             self.leave_at = Some(Instant::now() + spread);
         }

@@ -29,14 +29,17 @@ use tokio_util::task::TaskTracker;
 /// Dropped while its peer takes nothing, it throws away what the peer has not taken; the system would
 /// keep that for minutes.
 pub struct StallGuard {
+    /// What was read already, to be read again.
+    head: Bytes,
     socket: TcpStream,
     timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl StallGuard {
-    pub fn new(socket: TcpStream, timeout: Duration) -> Self {
-        Self { socket, timeout, stalled: None }
+    /// A socket of which `head` was read already.
+    pub fn new(head: Bytes, socket: TcpStream, timeout: Duration) -> Self {
+        Self { head, socket, timeout, stalled: None }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -68,6 +71,11 @@ impl AsyncRead for StallGuard {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.head.is_empty() {
+            let length = self.head.len().min(buffer.remaining());
+            buffer.put_slice(&self.head.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.socket).poll_read(cx, buffer)
     }
 }

@@ -5,8 +5,9 @@ use std::{
     collections::{BinaryHeap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::Context,
 };
 
 use atomic_waker::AtomicWaker;
@@ -16,17 +17,32 @@ use super::{Position, cost};
 use crate::message::{Id, Message, Pattern};
 
 /// Whom a tail wakes: the task of one subscription.
-#[derive(Debug, Default)]
-pub struct Follower(AtomicWaker);
+#[derive(Debug)]
+pub struct Follower {
+    /// Something has come since the task last looked.
+    is_woken: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Default for Follower {
+    /// One that has not looked yet.
+    fn default() -> Self {
+        Self { is_woken: AtomicBool::new(true), task: AtomicWaker::new() }
+    }
+}
 
 impl Follower {
-    /// Remembers the task to wake. Look again at the tails after this: something may have come before it.
-    pub fn register(&self, waker: &std::task::Waker) {
-        self.0.register(waker);
+    /// Remembers the task to wake, and says whether it was woken since it last asked: then look at the tails.
+    pub fn was_woken(&self, cx: &Context<'_>) -> bool {
+        self.task.register(cx.waker());
+        self.is_woken.swap(false, Ordering::AcqRel)
     }
 
     pub fn wake(&self) {
-        self.0.wake();
+        // A task that was woken and has not looked since will find this too.
+        if !self.is_woken.swap(true, Ordering::AcqRel) {
+            self.task.wake();
+        }
     }
 }
 

@@ -67,21 +67,29 @@ impl Outbox {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         self.close_gathered();
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let count = self.pieces.len().min(MAX_SLICES);
-        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
-            *slice = IoSlice::new(piece);
-        }
-        let written = match count {
+        let written = match self.pieces.len() {
             0 => return Poll::Ready(Ok(0)),
             1 => ready!(Pin::new(socket).poll_write(cx, &self.pieces[0]))?,
-            _ => ready!(Pin::new(socket).poll_write_vectored(cx, &slices[..count]))?,
+            _ => ready!(self.poll_write_many(socket, cx))?,
         };
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         self.consume(written);
         Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_many<W: AsyncWrite + Unpin>(
+        &self,
+        socket: &mut W,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let count = self.pieces.len().min(MAX_SLICES);
+        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+            *slice = IoSlice::new(piece);
+        }
+        Pin::new(socket).poll_write_vectored(cx, &slices[..count])
     }
 
     fn consume(&mut self, mut written: usize) {
