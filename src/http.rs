@@ -4,6 +4,7 @@
 
 mod accept;
 mod access;
+mod batch;
 mod body;
 mod credentials;
 mod gate;

@@ -206,7 +206,11 @@ impl Subscription {
         let patterns = &self.patterns;
         self.ready.retain(|delivery| match delivery {
             Delivery::Message(message) => patterns.iter().any(|pattern| pattern.matches(&message.topic)),
-            Delivery::Gap(gap) => gap.topic != *pattern,
+            // What a gap of a topic tells may concern another pattern too.
+            Delivery::Gap(gap) => match gap.topic.topic() {
+                Some(topic) => patterns.iter().any(|pattern| pattern.matches(&topic)),
+                None => patterns.contains(&gap.topic),
+            },
         });
         // A page that is being read may hold what is no longer wanted.
         self.page = None;
@@ -272,10 +276,11 @@ impl Subscription {
 
     /// Takes what the tails hold.
     fn take_tails(&mut self) {
-        // The watermark first: what comes while the tails are read is for the next time.
+        // These first: what comes while the tails are read is for the next time. Announcements before the
+        // watermark, which then covers every message that was stored before one of them.
+        let announced = self.log.ephemerals().count();
         let watermark = self.log.watermark();
         let upto = watermark.min(self.until);
-        let announced = self.log.ephemerals().count();
         let Self { followed, position, ready, connection, log, .. } = self;
         let tails = followed.iter().map(Followed::tail);
         let merged = merge(tails, position, upto, log.expired(), TAIL_LIMIT, |message| {

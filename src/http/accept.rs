@@ -77,6 +77,7 @@ impl Server {
         http1
             .timer(TokioTimer::new())
             .header_read_timeout(app.config.read_timeout)
+            .max_header_size(MAX_HEAD_BYTES)
             .max_buf_size(MAX_HEAD_BYTES)
             .pipeline_flush(false);
         let mut http2 = http2::Builder::new(StreamExecutor {

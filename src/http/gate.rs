@@ -2,13 +2,11 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
 };
-
-use atomic_waker::AtomicWaker;
 
 /// Keeps a task that is woken for one of its parts from polling the others.
 ///
@@ -18,13 +16,15 @@ pub struct Gate {
     /// The waker of this part.
     waker: Waker,
     part: Arc<Part>,
-    /// The waker of the task when it was last told to the part.
+    /// The waker of the task as the part knows it.
     task: Option<Waker>,
 }
 
 struct Part {
     is_woken: AtomicBool,
-    task: AtomicWaker,
+    /// Set when the task's waker changes, and never taken: a wake that comes late must not leave the next
+    /// one without a task.
+    task: Mutex<Option<Waker>>,
 }
 
 impl Wake for Part {
@@ -34,14 +34,17 @@ impl Wake for Part {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.is_woken.store(true, Ordering::Release);
-        self.task.wake();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(task) = task {
+            task.wake();
+        }
     }
 }
 
 impl Gate {
     /// A gate that is open for the first poll.
     pub fn new() -> Self {
-        let part = Arc::new(Part { is_woken: AtomicBool::new(true), task: AtomicWaker::new() });
+        let part = Arc::new(Part { is_woken: AtomicBool::new(true), task: Mutex::default() });
         Self { waker: part.clone().into(), part, task: None }
     }
 
@@ -51,16 +54,16 @@ impl Gate {
         cx: &mut Context<'_>,
         poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        let is_known = self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
-        if is_known && !self.part.is_woken.load(Ordering::Acquire) {
+        if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            let task = Some(cx.waker().clone());
+            self.part.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&task);
+            self.task = task;
+        } else if !self.part.is_woken.load(Ordering::Acquire) {
             return Poll::Pending;
         }
-        // Listen first, then look: who wakes the part after this wakes the task.
-        self.part.task.register(cx.waker());
-        if !is_known {
-            self.task = Some(cx.waker().clone());
-        }
-        self.part.is_woken.store(false, Ordering::Release);
+        // Whoever wakes the part after this wakes the task too. A swap, so that what was done before a wake
+        // that is forgotten here is seen below.
+        self.part.is_woken.swap(false, Ordering::AcqRel);
         let result = poll(&mut Context::from_waker(&self.waker));
         if result.is_ready() {
             self.part.is_woken.store(true, Ordering::Release);
@@ -97,5 +100,41 @@ mod tests {
         part.clone().expect("a waker").wake();
         assert!(is_polled(&mut gate, &mut part, Poll::Pending).await);
         assert!(!is_polled(&mut gate, &mut part, Poll::Pending).await);
+    }
+    /// The task may have run between a wake's mark and its call; the next wake must still reach it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_wake_is_lost_however_late_another_one_calls() {
+        use std::sync::atomic::AtomicUsize;
+
+        const WAKES: usize = 20_000;
+        let (told, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut part = Some(futures_util::task::noop_waker());
+        let (sender, receiver) = std::sync::mpsc::channel::<Waker>();
+        let waking = std::thread::spawn({
+            let (told, seen) = (told.clone(), seen.clone());
+            move || {
+                let waker = receiver.recv().expect("the part's waker");
+                for number in 1..=WAKES {
+                    told.store(number, Ordering::Release);
+                    waker.wake_by_ref();
+                    while number % 2 == 0 && seen.load(Ordering::Acquire) < number {
+                        std::hint::spin_loop();
+                    }
+                }
+            }
+        });
+        let mut gate = Gate::new();
+        let all = std::future::poll_fn(|cx| {
+            gate.poll(cx, |cx| {
+                if part.take().is_some() {
+                    sender.send(cx.waker().clone()).expect("the thread listens");
+                }
+                let number = told.load(Ordering::Acquire);
+                seen.store(number, Ordering::Release);
+                if number == WAKES { Poll::Ready(()) } else { Poll::Pending }
+            })
+        });
+        tokio::time::timeout(std::time::Duration::from_secs(30), all).await.expect("every wake arrives");
+        waking.join().expect("the thread ends");
     }
 }

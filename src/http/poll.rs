@@ -45,13 +45,12 @@ pub async fn respond(
             && bytes < MAX_ANSWER_BYTES
             && let Poll::Ready(delivery) = subscription.poll_delivery(cx)
         {
-            let before = bytes;
+            permit.note(&delivery, false);
             if let Delivery::Message(message) = &delivery {
                 let envelope = wire::envelope(message);
                 bytes += envelope.len();
                 messages.push(envelope);
             }
-            permit.note(&delivery, bytes - before, false);
             if let Delivery::Gap(gap) = delivery {
                 gaps.push(*gap);
             }
@@ -68,7 +67,7 @@ pub async fn respond(
     });
     // Without anything to tell in time the answer is the cursor alone.
     let _ = tokio::time::timeout(wait, gather).await;
-    permit.add_up();
+    permit.add_up(bytes);
     answer(&messages, &gaps, subscription.cursor())
 }
 

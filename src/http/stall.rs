@@ -71,12 +71,18 @@ impl AsyncRead for StallGuard {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.head.is_empty() {
-            let length = self.head.len().min(buffer.remaining());
-            buffer.put_slice(&self.head.split_to(length));
-            return Poll::Ready(Ok(()));
+        if self.head.is_empty() {
+            return Pin::new(&mut self.socket).poll_read(cx, buffer);
         }
-        Pin::new(&mut self.socket).poll_read(cx, buffer)
+        let length = self.head.len().min(buffer.remaining());
+        buffer.put_slice(&self.head.split_to(length));
+        // What comes after it in the same read, so that the reader need not make more room for the rest.
+        if buffer.remaining() > 0
+            && let Poll::Ready(Err(error)) = Pin::new(&mut self.socket).poll_read(cx, buffer)
+        {
+            return Poll::Ready(Err(error));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

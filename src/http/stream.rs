@@ -17,6 +17,7 @@ use http_body::Frame;
 use super::{
     App,
     access::Lease,
+    batch::{Batch, Form},
     metrics::Permit,
     problem::Code,
     pulse::{Beat, Pulse, overload_retry_ms, retry_ms},
@@ -51,7 +52,7 @@ pub fn respond(
         framing,
         subscription,
         pulse: Pulse::new(app.clone()),
-        opening: Some(opening.into()),
+        next: Some(opening.into()),
         leaving: false,
         ended: None,
         lease,
@@ -92,7 +93,8 @@ struct StreamBody {
     framing: Framing,
     subscription: Subscription,
     pulse: Pulse,
-    opening: Option<Bytes>,
+    /// What comes before anything else.
+    next: Option<Bytes>,
     leaving: bool,
     ended: Option<Code>,
     lease: Lease,
@@ -101,15 +103,6 @@ struct StreamBody {
 }
 
 impl StreamBody {
-    fn encode(&mut self, delivery: &Delivery) -> Bytes {
-        let bytes = match delivery {
-            Delivery::Message(message) => self.framing.message(message, self.subscription.cursor()),
-            Delivery::Gap(gap) => self.framing.control(&Control::Gap(gap)).into(),
-        };
-        self.permit.note(delivery, bytes.len(), false);
-        bytes
-    }
-
     /// The last frame.
     fn end(&mut self, code: Code) -> Frame<Bytes> {
         self.ended = Some(code);
@@ -118,26 +111,30 @@ impl StreamBody {
         Frame::data(self.framing.control(&closing).into())
     }
 
-    /// What is ready, in one piece: a single message as it is shared, several put together.
+    /// What is ready, in one piece.
     fn gather(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
-        let mut first = self.opening.take();
-        let mut gathered = Vec::new();
-        while gathered.len() < MAX_GATHERED_BYTES
+        if self.next.is_some() {
+            return self.next.take();
+        }
+        let mut batch = Batch::new(Form::Body(self.framing));
+        while self.next.is_none()
+            && batch.size() < MAX_GATHERED_BYTES
             && let Poll::Ready(delivery) = self.subscription.poll_delivery(cx)
         {
-            let bytes = self.encode(&delivery);
-            match first.take() {
-                None if gathered.is_empty() => first = Some(bytes),
-                None => gathered.extend_from_slice(&bytes),
-                Some(first) => {
-                    gathered.reserve(4 * (first.len() + bytes.len()));
-                    gathered.extend_from_slice(&first);
-                    gathered.extend_from_slice(&bytes);
+            self.permit.note(&delivery, false);
+            match delivery {
+                Delivery::Message(message) if !message.is_ephemeral() => batch.push(message),
+                // The id of its event is the cursor, which is this reader's own.
+                Delivery::Message(message) => {
+                    self.next = Some(self.framing.message(&message, self.subscription.cursor()));
                 }
+                Delivery::Gap(gap) => self.next = Some(self.framing.control(&Control::Gap(&gap)).into()),
             }
         }
-        self.permit.add_up();
-        if gathered.is_empty() { first } else { Some(gathered.into()) }
+        let together = batch.take();
+        let bytes = [&together, &self.next].into_iter().flatten().map(Bytes::len).sum();
+        self.permit.add_up(bytes);
+        together.or_else(|| self.next.take())
     }
 }
 

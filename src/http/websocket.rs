@@ -79,8 +79,8 @@ pub async fn upgrade(
     match begun {
         Ok((subscription, permit, access)) => {
             let app = app.clone();
-            accept(&app.clone(), request, move |socket| async move {
-                Session::new(app, socket, subscription, permit, access.lease()).run().await;
+            accept(&app.clone(), request, move |socket| {
+                Box::new(Session::new(app, socket, subscription, permit, access.lease())).run()
             })
         }
         Err(problem) => refuse(app, request, problem),
@@ -132,6 +132,8 @@ where
 {
     let on_upgrade: OnUpgrade = hyper::upgrade::on(&mut request);
     let (max_message, write_timeout) = (app.max_command_bytes(), app.config.write_timeout);
+    // What waits for the connection is in a box, so that the room for it is not held for as long as that lasts.
+    let serve = Box::new(serve);
     app.tasks.spawn(async move {
         match on_upgrade.await {
             Ok(upgraded) => serve(Socket::new(TokioIo::new(upgraded), max_message, write_timeout)).await,

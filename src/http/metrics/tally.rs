@@ -36,7 +36,6 @@ pub struct Permit {
 #[derive(Default)]
 struct Batch {
     messages: usize,
-    bytes: usize,
     replayed: usize,
     /// The oldest message that came while the connection was there: it has waited longest.
     oldest: Option<Id>,
@@ -49,9 +48,8 @@ impl Permit {
         Self { metrics, began, newest, given: 0, batch, _permit: permit }
     }
 
-    /// Notes what is about to be written, in so many bytes; `again` where it is read for a topic that
-    /// was added.
-    pub fn note(&mut self, delivery: &Delivery, bytes: usize, again: bool) {
+    /// Notes what is about to be written; `again` where it is read for a topic that was added.
+    pub fn note(&mut self, delivery: &Delivery, again: bool) {
         let message = match delivery {
             Delivery::Message(message) => message,
             Delivery::Gap(gap) => {
@@ -60,7 +58,6 @@ impl Permit {
         };
         let batch = &mut self.batch;
         batch.messages += 1;
-        batch.bytes += bytes;
         if again || (message.id <= self.newest && !message.is_ephemeral()) {
             batch.replayed += 1;
         } else if batch.oldest.is_none() && !message.is_ephemeral() {
@@ -68,9 +65,9 @@ impl Permit {
         }
     }
 
-    /// Adds up what was noted since the last time: it is written now.
-    pub fn add_up(&mut self) {
-        let Batch { messages, bytes, replayed, oldest } = std::mem::take(&mut self.batch);
+    /// Adds up what was noted since the last time: it is written now, in so many bytes.
+    pub fn add_up(&mut self, bytes: usize) {
+        let Batch { messages, replayed, oldest } = std::mem::take(&mut self.batch);
         if messages == 0 {
             return;
         }

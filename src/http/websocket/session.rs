@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
-use tungstenite::Message;
+use tungstenite::Message as Said;
 
 use super::{
     command::{self, Action, Answer, Command, Outcome, Reference, Reply},
@@ -20,13 +20,14 @@ use crate::{
     http::{
         App,
         access::Lease,
+        batch::{Batch, Form},
         metrics::Permit,
         problem::{Code, Problem},
         publish::Published,
         pulse::{Beat, Pulse, overload_retry_ms, retry_ms},
         wire::{self, Control},
     },
-    message::Pattern,
+    message::{Message, Pattern},
 };
 
 /// How much may wait to be written before the log is read on; and of answers, before commands are.
@@ -105,7 +106,7 @@ impl Session {
     ///
     /// # Cancel safety
     /// Dropping this drops the connection without a close.
-    pub async fn run(mut self) {
+    pub async fn run(mut self: Box<Self>) {
         let open = Control::Open {
             connection: self.subscription.connection(),
             cursor: self.subscription.cursor(),
@@ -115,14 +116,15 @@ impl Session {
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
         let (cursor, newest) = (self.subscription.cursor(), self.app.broker.watermark());
         self.permit.tell_end(format_args!("{end:?}"), self.subscription.connection(), cursor, newest);
-        self.finish(end).await;
+        // In a box, so that the room for it is not held by every connection that goes on.
+        Box::pin(self.finish(end)).await;
     }
 
-    async fn finish(self, end: End) {
+    async fn finish(self: Box<Self>, end: End) {
         let cursor = self.subscription.cursor();
         let closing =
             |code, retry_ms| wire::control_frame(&Control::Closing { code, cursor: Some(cursor), retry_ms });
-        let Self { mut socket, app, .. } = self;
+        let Self { mut socket, app, .. } = *self;
         match end {
             End::Lost(Lost::Gone) | End::Silent => {}
             End::Lost(Lost::Closed) => socket.closed().await,
@@ -176,8 +178,11 @@ impl Session {
                         let cursor = Control::Cursor { cursor: self.subscription.cursor() };
                         self.socket.push(wire::control_frame(&cursor));
                     }
-                    // A ping waits behind what the peer has yet to take, and its pong behind that.
-                    Beat::Heartbeat if is_behind => self.heard_at = Instant::now(),
+                    // A ping waits behind what the peer has yet to take, and its pong is not read as long as
+                    // too many commands wait.
+                    Beat::Heartbeat if is_behind || self.waiting.len() >= MAX_WAITING_COMMANDS => {
+                        self.heard_at = Instant::now();
+                    }
                     Beat::Heartbeat if self.heard_at.elapsed() >= 2 * self.app.config.heartbeat => {
                         return Poll::Ready(End::Silent);
                     }
@@ -206,9 +211,9 @@ impl Session {
             moved = true;
             self.heard_at = Instant::now();
             match message {
-                Message::Text(text) => self.waiting.push_back(Command::parse(text.as_str().to_owned())),
-                Message::Binary(_) => return Err(End::Unsupported),
-                Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => {}
+                Said::Text(text) => self.waiting.push_back(Command::parse(text.as_str().to_owned())),
+                Said::Binary(_) => return Err(End::Unsupported),
+                Said::Ping(_) | Said::Pong(_) | Said::Close(_) | Said::Frame(_) => {}
             }
         }
         if let Some((reference, running)) = &mut self.running
@@ -300,61 +305,73 @@ impl Session {
 
     /// Queues what is ready to be given out. True if there is more than may be queued.
     fn gather(&mut self, cx: &mut Context<'_>) -> bool {
-        let (mut frames, mut bytes) = (0, 0);
+        let mut batch = Batch::new(Form::Frames);
+        let queued_before = self.socket.queued_bytes();
         let mut has_more = true;
-        while has_more && self.socket.queued_bytes() < MAX_QUEUED_BYTES {
-            match self.next_frame(cx) {
-                Poll::Ready(frame) => {
-                    frames += 1;
-                    bytes += frame.len();
+        while has_more && self.socket.queued_bytes() + batch.size() < MAX_QUEUED_BYTES {
+            match self.poll_next(cx) {
+                Poll::Ready(Next::Message(message)) => batch.push(message),
+                Poll::Ready(Next::Frame(frame)) => {
+                    batch.take().into_iter().for_each(|frames| self.socket.push(frames));
                     self.socket.push(frame);
                 }
                 Poll::Pending => has_more = false,
             }
         }
-        if frames > 0 {
+        batch.take().into_iter().for_each(|frames| self.socket.push(frames));
+        let bytes = self.socket.queued_bytes() - queued_before;
+        if bytes > 0 {
             self.gathered_bytes += bytes;
             self.pulse.sent();
-            self.permit.add_up();
+            self.permit.add_up(bytes);
         }
         has_more
     }
 
-    fn next_frame(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         let Some(joining) = &mut self.joining else {
-            return self.subscription.poll_delivery(cx).map(|delivery| self.live_frame(&delivery));
+            return self.subscription.poll_delivery(cx).map(|delivery| self.live(delivery));
         };
         match self.subscription.poll_join(&mut joining.subscription, cx) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Join::Live(delivery)) => Poll::Ready(self.live_frame(&delivery)),
-            Poll::Ready(Join::Replay(delivery)) => Poll::Ready(self.replay_frame(&delivery)),
+            Poll::Ready(Join::Live(delivery)) => Poll::Ready(self.live(delivery)),
+            Poll::Ready(Join::Replay(delivery)) => Poll::Ready(self.replay(&delivery)),
             Poll::Ready(Join::Level) => {
                 let Some(joining) = self.joining.take() else { return Poll::Pending };
                 let Joining { reference, pattern, subscription } = *joining;
                 self.subscription.absorb(subscription);
                 let answer = Answer::Subscribed { topic: &pattern, cursor: self.subscription.cursor() };
-                Poll::Ready(wire::control_frame(&Reply { answer, reference: &reference }))
+                Poll::Ready(Next::Frame(wire::control_frame(&Reply { answer, reference: &reference })))
             }
         }
     }
 
-    fn live_frame(&mut self, delivery: &Delivery) -> Bytes {
-        let frame = match delivery {
-            Delivery::Message(message) => wire::message_frame(message),
-            Delivery::Gap(gap) => wire::control_frame(&Control::Gap(gap)),
-        };
-        self.permit.note(delivery, frame.len(), false);
-        frame
+    fn live(&mut self, delivery: Delivery) -> Next {
+        self.permit.note(&delivery, false);
+        match delivery {
+            Delivery::Message(message) if message.is_ephemeral() => {
+                Next::Frame(wire::message_frame(&message))
+            }
+            Delivery::Message(message) => Next::Message(message),
+            Delivery::Gap(gap) => Next::Frame(wire::control_frame(&Control::Gap(&gap))),
+        }
     }
 
-    fn replay_frame(&mut self, delivery: &Delivery) -> Bytes {
-        let frame = match delivery {
+    fn replay(&mut self, delivery: &Delivery) -> Next {
+        self.permit.note(delivery, true);
+        Next::Frame(match delivery {
             Delivery::Message(message) => wire::replay_frame(message),
             Delivery::Gap(gap) => wire::replay_gap_frame(gap),
-        };
-        self.permit.note(delivery, frame.len(), true);
-        frame
+        })
     }
+}
+
+/// What is given out next.
+enum Next {
+    /// A message that others are given too.
+    Message(Arc<Message>),
+    /// A frame for this connection alone.
+    Frame(Bytes),
 }
 
 /// All that a connection reads, or is about to.

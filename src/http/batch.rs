@@ -1,0 +1,142 @@
+//! Messages that leave together, put together once for all who are given the same.
+//!
+//! A topic's readers are woken one after the other and want the same bytes. What this thread put together
+//! last is therefore remembered, and the next reader takes it as it is.
+
+use std::{cell::RefCell, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
+
+use super::wire::{self, Framing};
+use crate::message::Message;
+
+/// What a message has around its payload, about: for a bound it need not be exact.
+const OVERHEAD_BYTES: usize = 160;
+/// The longest run that is remembered for others.
+const MAX_REMEMBERED_BYTES: usize = 128 << 10;
+
+type Messages = SmallVec<[Arc<Message>; 4]>;
+
+/// How messages that leave together are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// WebSocket frames.
+    Frames,
+    /// A part of a response body.
+    Body(Framing),
+}
+
+/// Messages of one reader that leave together.
+pub struct Batch {
+    form: Form,
+    messages: Messages,
+    payload_bytes: usize,
+}
+
+/// What was put together last, for whoever wants the same.
+struct Remembered {
+    form: Form,
+    messages: Messages,
+    bytes: Bytes,
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Remembered>> = const { RefCell::new(None) };
+}
+
+impl Batch {
+    pub fn new(form: Form) -> Self {
+        Self { form, messages: Messages::new(), payload_bytes: 0 }
+    }
+
+    /// Adds a message, which has an id.
+    pub fn push(&mut self, message: Arc<Message>) {
+        debug_assert!(!message.is_ephemeral(), "its bytes may be another reader's");
+        self.payload_bytes += message.payload.bytes.len();
+        self.messages.push(message);
+    }
+
+    /// How many bytes it will be, about.
+    pub fn size(&self) -> usize {
+        self.payload_bytes + self.messages.len() * OVERHEAD_BYTES
+    }
+
+    /// The bytes of all, if there are any; the batch is empty then.
+    pub fn take(&mut self) -> Option<Bytes> {
+        let bytes = match &*self.messages {
+            [] => return None,
+            [message] => self.form.encode(message),
+            _ => {
+                let size = self.size();
+                let messages = std::mem::take(&mut self.messages);
+                self.payload_bytes = 0;
+                return Some(together(self.form, messages, size));
+            }
+        };
+        self.messages.clear();
+        self.payload_bytes = 0;
+        Some(bytes)
+    }
+}
+
+impl Form {
+    fn encode(self, message: &Message) -> Bytes {
+        match self {
+            Self::Frames => wire::message_frame(message),
+            Self::Body(framing) => framing.message(message, message.id),
+        }
+    }
+}
+
+fn together(form: Form, messages: Messages, size: usize) -> Bytes {
+    LAST.with_borrow_mut(|last| {
+        let is_same = |last: &&Remembered| {
+            last.form == form
+                && last.messages.len() == messages.len()
+                && last.messages.iter().zip(&messages).all(|(a, b)| Arc::ptr_eq(a, b))
+        };
+        if let Some(same) = last.as_ref().filter(is_same) {
+            return same.bytes.clone();
+        }
+        let mut bytes = BytesMut::with_capacity(size);
+        messages.iter().for_each(|message| bytes.extend_from_slice(&form.encode(message)));
+        let bytes = bytes.freeze();
+        if bytes.len() <= MAX_REMEMBERED_BYTES {
+            *last = Some(Remembered { form, messages, bytes: bytes.clone() });
+        }
+        bytes
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Draft, Id, Payload};
+
+    fn message(id: u64) -> Arc<Message> {
+        let topic = "a".parse().expect("a topic");
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        Message::new(draft, Id::new(id), Id::ZERO)
+    }
+
+    fn take(form: Form, messages: &[Arc<Message>]) -> Bytes {
+        let mut batch = Batch::new(form);
+        messages.iter().for_each(|message| batch.push(message.clone()));
+        batch.take().expect("bytes")
+    }
+
+    #[test]
+    fn readers_of_the_same_messages_share_the_bytes_and_others_do_not() {
+        let messages = [message(1), message(2), message(3)];
+        let lines = Form::Body(Framing::Ndjson);
+        let first = take(lines, &messages);
+        assert_eq!(first.iter().filter(|byte| **byte == b'\n').count(), 3);
+        assert_eq!(take(lines, &messages).as_ptr(), first.as_ptr());
+        assert_ne!(take(Form::Frames, &messages), first);
+        assert_ne!(take(lines, &messages[1..]), first);
+        let twin = [message(1), message(2), message(3)];
+        let other = take(lines, &twin);
+        assert!(other == first && other.as_ptr() != first.as_ptr());
+    }
+}
