@@ -3,6 +3,7 @@
 //! A command is a client of a server somewhere, or says something about this program; each has a file
 //! of its own. It speaks to a server only as a stranger would, and knows nothing of how one works.
 
+mod completions;
 mod feed;
 mod patience;
 mod publish;
@@ -11,13 +12,14 @@ mod subscribe;
 
 use std::{
     fmt::{self, Display},
+    io,
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
 use rejoin::config::Flags;
 
-use self::{feed::Gap, publish::Publish, subscribe::Subscribe};
+use self::{completions::Completions, feed::Gap, publish::Publish, subscribe::Subscribe};
 
 /// Realtime push over WebSocket, Server-Sent Events, NDJSON and long-polling, with one cursor that
 /// resumes on any of them.
@@ -53,6 +55,11 @@ pub enum Command {
     /// It comes back by itself when the connection is lost, and goes on where it was. What is missing is told on
     /// standard error. A message that holds a line feed is printed as with --json.
     Sub(Subscribe),
+    /// Print what a shell needs to complete commands and flags.
+    #[command(
+        after_help = "For example: rejoin completions bash > ~/.local/share/bash-completion/completions/rejoin"
+    )]
+    Completions(Completions),
 }
 
 impl Cli {
@@ -95,7 +102,16 @@ pub fn run(command: impl Future<Output = Ending>) -> ExitCode {
 }
 
 impl Ending {
-    fn report(self) -> ExitCode {
+    /// How it ends when nothing can be printed any more.
+    fn of_output(error: &io::Error) -> Self {
+        match error.kind() {
+            // The reader has what it wanted.
+            io::ErrorKind::BrokenPipe => Self::Done,
+            _ => Self::Failed(format!("cannot write to standard output: {error}")),
+        }
+    }
+
+    pub fn report(self) -> ExitCode {
         let (code, why) = match self {
             Self::Done => return ExitCode::SUCCESS,
             Self::Failed(why) => (1, why),

@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         ),
         cli::Command::Pub(publish) => cli::run(publish.run()),
         cli::Command::Sub(subscribe) => cli::run(subscribe.run()),
+        cli::Command::Completions(completions) => completions.run().report(),
     }
 }
 
@@ -67,14 +68,15 @@ fn serve(settings: Settings) -> ExitCode {
 }
 
 async fn run(config: Arc<Config>) -> std::io::Result<Drained> {
+    let shutdown = Shutdown::new();
+    // Before it says that it is there, so that nobody ends it out of order.
+    tokio::spawn(end_on_signal(shutdown.clone())?);
     raise_descriptor_limit();
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         std::io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.listen))
     })?;
     let address = listener.local_addr()?;
     greet(address, &config);
-    let shutdown = Shutdown::new();
-    tokio::spawn(end_on_signal(shutdown.clone())?);
     tokio::select! {
         served = rejoin::serve(listener, config, shutdown) => served,
         never = logging::tell_what_is_left_out() => never,

@@ -3,10 +3,17 @@
 
 #[path = "cli/program.rs"]
 mod program;
+#[path = "cli/proxy.rs"]
+mod proxy;
 mod support;
 
-use program::{Program, rejoin};
-use support::Server;
+use program::{Ended, Program, rejoin};
+use proxy::Proxy;
+use support::{
+    Server,
+    program::{Folder, Program as Serving},
+};
+use tokio::task::JoinHandle;
 
 const TRANSPORTS: [&str; 4] = ["ws", "sse", "ndjson", "poll"];
 
@@ -147,7 +154,7 @@ async fn a_server_that_is_not_there_ends_with_four() {
         let arguments = [arguments, &["--url", &url, "--give-up", "100ms"]].concat();
         let given_up = Program::new(&arguments).run().await;
         assert_eq!(given_up.code, Some(4), "{arguments:?}: {given_up:?}");
-        assert!(given_up.told().contains("cannot reach it: "), "{}", given_up.told());
+        assert!(given_up.told().contains("cannot reach http://"), "{}", given_up.told());
     }
 }
 
@@ -165,6 +172,16 @@ async fn a_mistake_in_the_command_line_ends_with_two() {
     }
 }
 
+#[tokio::test]
+async fn a_shell_learns_every_command() {
+    let shell = Program::new(&["completions", "bash"]).run().await;
+    assert_eq!(shell.code, Some(0), "{shell:?}");
+    let script = shell.lines().join("\n");
+    for name in ["serve", "config", "pub", "sub", "completions", "--until-idle", "--listen"] {
+        assert!(script.contains(name), "{name} is not completed");
+    }
+}
+
 /// `rejoin sub … | head -1` has what it wanted with the first line, though no second one ever comes.
 #[tokio::test]
 async fn sub_ends_quietly_when_nobody_reads_it_any_more() {
@@ -176,5 +193,108 @@ async fn sub_ends_quietly_when_nobody_reads_it_any_more() {
         let ended = sub.close_stdout().end().await;
         assert_eq!((ended.code, ended.told()), (Some(0), ""), "{transport}");
     }
+    server.stop().await;
+}
+
+/// Lines that say which they are, of both kinds.
+fn numbered(count: usize) -> Vec<u8> {
+    let line = |n| if n % 3 == 0 { format!("line {n}\n") } else { format!("{{\"n\": {n}}}\n") };
+    (0..count).map(line).collect::<String>().into_bytes()
+}
+
+/// A reader on each transport, from the beginning, which ends when it has had nothing for a while.
+fn readers(url: &str) -> [(&'static str, JoinHandle<Ended>); 4] {
+    TRANSPORTS.map(|transport| {
+        let arguments = ["sub", "lines", "--after", "0", "--url", url, "--until-idle", "5s", "--transport"];
+        (transport, tokio::spawn(Program::new(&[&arguments[..], &[transport]].concat()).run()))
+    })
+}
+
+async fn assert_exact(readers: [(&'static str, JoinHandle<Ended>); 4], input: &[u8]) {
+    for (transport, reader) in readers {
+        let heard = reader.await.expect("it does not panic");
+        assert_eq!(heard.code, Some(0), "{transport}: {}", heard.told());
+        assert!(heard.stdout == input, "{transport}: {} lines: {}", heard.lines().len(), heard.told());
+    }
+}
+
+#[tokio::test]
+async fn pub_into_sub_is_exact_through_restarts_of_the_server() {
+    let folder = Folder::new();
+    let arguments = ["--state", &folder.path("state"), "--retain-messages", "1000000"];
+    let mut serving = Serving::start(&arguments).await;
+    let proxy = Proxy::to(serving.server.addr).await;
+    let mut watcher = Program::new(&["sub", "lines", "--after", "0", "--url", &proxy.url()]).start();
+    let readers = readers(&proxy.url());
+
+    let input = numbered(20_000);
+    let mut publisher = Program::new(&["pub", "lines", "--url", &proxy.url()]).start();
+    let restarts = async {
+        for _ in 0..3 {
+            // In the midst of it.
+            for _ in 0..3_000 {
+                watcher.line().await;
+            }
+            let ended = serving.terminate().await;
+            assert_eq!(ended.code, Some(0), "{ended:?}");
+            serving = Serving::start(&arguments).await;
+            proxy.point_at(serving.server.addr);
+        }
+        watcher.close_stdout().end().await;
+        serving
+    };
+    let publish = async {
+        publisher.write(&input).await;
+        publisher.end().await
+    };
+    let (_serving, published) = tokio::join!(restarts, publish);
+    assert_eq!(published.code, Some(0), "{}", published.told());
+    assert_exact(readers, &input).await;
+}
+
+/// Cut off in the midst of an answer, `pub` cannot know what was stored; `sub` may hold half a message.
+#[tokio::test]
+async fn pub_into_sub_is_exact_though_connections_break_at_any_byte() {
+    let server = Server::with(|config| config.retain_messages = 1_000_000).await;
+    let proxy = Proxy::cutting(server.addr, |number| number * 12_347 % 150_000).await;
+    let readers = readers(&proxy.url());
+    let input = numbered(10_000);
+    let mut publisher = Program::new(&["pub", "lines", "--url", &proxy.url()]).start();
+    publisher.write(&input).await;
+    let published = publisher.end().await;
+    assert_eq!(published.code, Some(0), "{}", published.told());
+    assert!(published.told().contains("the connection was lost"), "{}", published.told());
+    assert_exact(readers, &input).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_crash_took_is_told_and_sub_goes_on() {
+    let serving = Serving::start(&[]).await;
+    let proxy = Proxy::to(serving.server.addr).await;
+    let mut sub =
+        Program::new(&["sub", "t", "--after", "0", "--url", &proxy.url(), "--until-idle", "3s"]).start();
+    Program::new(&["pub", "t", "before", "--url", &proxy.url()]).run().await;
+    assert_eq!(sub.line().await, "before");
+    serving.kill().await;
+    let serving = Serving::start(&[]).await;
+    proxy.point_at(serving.server.addr);
+    Program::new(&["pub", "t", "after", "--url", &proxy.url()]).run().await;
+    assert_eq!(sub.line().await, "after");
+    let ended = sub.end().await;
+    assert_eq!(ended.code, Some(3), "{}", ended.told());
+    assert!(ended.told().contains("is gone (restarted)"), "{}", ended.told());
+}
+
+/// A rate limit refuses messages in the midst of a batch; those behind must not overtake them.
+#[tokio::test]
+async fn a_rate_limit_slows_pub_down_and_changes_no_order() {
+    let server = Server::with(|config| config.publish_rate = 200).await;
+    let input = numbered(600);
+    let published = rejoin(&server, &["pub", "t"]).run_with(&input).await;
+    assert_eq!(published.code, Some(0), "{}", published.told());
+    assert!(published.told().contains("rate_limited"), "{}", published.told());
+    let heard = rejoin(&server, &["sub", "t", "--after", "0", "--until-idle", "1s"]).run().await;
+    assert_eq!(heard.stdout, input);
     server.stop().await;
 }

@@ -19,14 +19,14 @@ pub struct Patience {
     /// Since when it has failed, and what was told of it last.
     failing: Option<(Instant, String)>,
     pauses: ExponentialBackoff,
-    /// Since when it works.
-    working: Option<Instant>,
+    /// Whether something came of the last attempt.
+    has_progressed: bool,
 }
 
 impl Patience {
     /// Ends after trying in vain for `give_up`.
     pub fn new(give_up: Option<Duration>) -> Self {
-        Self { give_up, failing: None, pauses: pauses(), working: None }
+        Self { give_up, failing: None, pauses: pauses(), has_progressed: false }
     }
 
     /// Waits before the next attempt, and tells the user why on standard error.
@@ -47,8 +47,7 @@ impl Patience {
             super::tell(format_args!("{why}; trying again"));
         }
         self.failing = Some((since, why));
-        // What works for a moment only is still failing.
-        if self.working.take().is_some_and(|since| since.elapsed() > LONGEST_PAUSE) {
+        if std::mem::take(&mut self.has_progressed) {
             self.pauses = pauses();
         }
         let own = self.pauses.next().expect("there is no end of pauses");
@@ -56,12 +55,17 @@ impl Patience {
         Ok(())
     }
 
-    /// It works.
+    /// The server is there again.
     pub fn restore(&mut self) {
-        self.working.get_or_insert_with(Instant::now);
         if self.failing.take().is_some() {
             super::tell("going on");
         }
+    }
+
+    /// Something came of it, so the next pause is a short one. A server that is only there is not enough: it may turn
+    /// everybody away.
+    pub fn progress(&mut self) {
+        self.has_progressed = true;
     }
 }
 

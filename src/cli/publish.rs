@@ -130,6 +130,7 @@ impl Publisher {
             };
             let Some(trouble) = trouble else {
                 self.patience.restore();
+                self.patience.progress();
                 continue;
             };
             if matches!(trouble, Trouble::Lost { .. }) {

@@ -40,7 +40,7 @@ pub enum Trouble {
     #[error("{0}")]
     Refused(String),
     /// It never reached the server.
-    #[error("cannot reach it: {0}")]
+    #[error("cannot reach {0}")]
     Unreachable(String),
     /// The connection is over, or the server cannot do it now. What was asked for may have been done.
     #[error("{why}")]
@@ -136,7 +136,8 @@ impl From<reqwest::Error> for Trouble {
     fn from(error: reqwest::Error) -> Self {
         let why = deepest(&error);
         if error.is_connect() {
-            Self::Unreachable(why)
+            let server = error.url().map_or_else(String::new, |url| url.origin().ascii_serialization());
+            Self::Unreachable(format!("{server}: {why}"))
         } else if error.is_builder() {
             Self::Refused(why)
         } else {

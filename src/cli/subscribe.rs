@@ -113,7 +113,7 @@ impl Reader {
             match leave {
                 Leave::Cut(trouble) => {
                     if let Err(error) = self.printer.flush() {
-                        return print::ending(&error);
+                        return Ending::of_output(&error);
                     }
                     if let Err(ending) = self.patience.wait(trouble).await {
                         return ending;
@@ -123,7 +123,7 @@ impl Reader {
                     return Ending::Doubtful("a gap was told, so not everything was printed".into());
                 }
                 Leave::Idle => return Ending::Done,
-                Leave::Printed(error) => return print::ending(&error),
+                Leave::Printed(error) => return Ending::of_output(&error),
             }
         }
     }
@@ -169,7 +169,8 @@ impl Reader {
         let cursor = match frame {
             Frame::Open { cursor, .. } => {
                 self.patience.restore();
-                cursor
+                self.stand_at(cursor);
+                return Ok(None);
             }
             Frame::Message(message) => {
                 self.printer.print(&message)?;
@@ -188,6 +189,7 @@ impl Reader {
                 return Ok(Some(Trouble::Lost { why, pause }));
             }
         };
+        self.patience.progress();
         self.stand_at(cursor);
         Ok(None)
     }

@@ -1,13 +1,13 @@
 //! Messages on standard output, each on one line.
 
 use std::{
-    io::{self, BufWriter, ErrorKind, Stdout, Write, stdout},
+    io::{self, BufWriter, Stdout, Write, stdout},
     os::fd::AsFd,
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::cli::{Ending, feed::Message};
+use crate::cli::feed::Message;
 
 pub struct Printer {
     out: BufWriter<Stdout>,
@@ -30,15 +30,6 @@ impl Printer {
 
     pub fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
-    }
-}
-
-/// How it ends when nothing can be printed any more.
-pub fn ending(error: &io::Error) -> Ending {
-    match error.kind() {
-        // The reader has what it wanted.
-        ErrorKind::BrokenPipe => Ending::Done,
-        _ => Ending::Failed(format!("cannot write to standard output: {error}")),
     }
 }
 

@@ -1,0 +1,65 @@
+//! A way to a server that may move, on which connections may break. It knows nothing of what it carries.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use tokio::{
+    io::{AsyncReadExt, copy},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+/// Dropping it drops the connections that go over it.
+pub struct Proxy {
+    addr: SocketAddr,
+    // A std mutex: no await happens while it is held.
+    server: Arc<Mutex<SocketAddr>>,
+    _carrier: JoinSet<()>,
+}
+
+impl Proxy {
+    pub async fn to(server: SocketAddr) -> Self {
+        Self::cutting(server, |_| u64::MAX).await
+    }
+
+    /// Cuts the nth connection after so many bytes towards the client.
+    pub async fn cutting(server: SocketAddr, cut_after: fn(u64) -> u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let addr = listener.local_addr().expect("a bound address");
+        let server = Arc::new(Mutex::new(server));
+        let mut carrier = JoinSet::new();
+        let target = server.clone();
+        carrier.spawn(async move {
+            let mut connections = JoinSet::new();
+            for number in 0.. {
+                let Ok((client, _)) = listener.accept().await else { return };
+                let server = *target.lock().expect("no panic while it is held");
+                connections.spawn(carry(client, server, cut_after(number)));
+            }
+        });
+        Self { addr, server, _carrier: carrier }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Where connections lead from now on.
+    pub fn point_at(&self, server: SocketAddr) {
+        *self.server.lock().expect("no panic while it is held") = server;
+    }
+}
+
+/// Carries until either side ends or the cut is due.
+async fn carry(mut client: TcpStream, server: SocketAddr, cut_after: u64) {
+    let Ok(mut server) = TcpStream::connect(server).await else { return };
+    let (mut from_client, mut to_client) = client.split();
+    let (from_server, mut to_server) = server.split();
+    let mut from_server = from_server.take(cut_after);
+    tokio::select! {
+        _ = copy(&mut from_client, &mut to_server) => {}
+        _ = copy(&mut from_server, &mut to_client) => {}
+    }
+}
