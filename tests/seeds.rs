@@ -1,0 +1,50 @@
+//! What fuzzing began with and what it found, tried again: see `tests/fuzz`.
+
+use std::{fs, path::Path};
+
+#[path = "fuzz/claims.rs"]
+mod claims;
+#[path = "fuzz/harness.rs"]
+mod harness;
+
+fn try_all(target: &str, claim: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(target);
+    let mut count = 0;
+    for entry in fs::read_dir(&folder).expect("seeds") {
+        let path = entry.expect("an entry").path();
+        println!("{}", path.display());
+        claim(&fs::read(&path).expect("a seed"));
+        count += 1;
+    }
+    assert!(count > 3, "{} has its seeds", folder.display());
+}
+
+#[test]
+fn topics_patterns_and_what_covers_what_are_read_as_they_are_documented() {
+    try_all("patterns", claims::patterns);
+}
+
+#[test]
+fn a_cursor_is_a_number_or_is_told_to_be_none() {
+    try_all("cursors", claims::cursors);
+}
+
+#[test]
+fn a_start_is_understood_or_refused() {
+    try_all("starts", claims::starts);
+}
+
+#[test]
+fn every_command_is_answered_and_the_connection_stays() {
+    try_all("commands", claims::commands);
+}
+
+#[test]
+fn every_body_is_published_or_refused_value_by_value() {
+    try_all("bodies", claims::bodies);
+}
+
+#[test]
+fn no_token_is_accepted_that_was_not_signed_or_has_ended() {
+    try_all("tokens", claims::tokens);
+}
