@@ -2,12 +2,13 @@
 
 mod cli;
 mod logging;
+mod reload;
 
 use std::{process::ExitCode, sync::Arc};
 
 use clap::Parser;
 use rejoin::{
-    Config, Drained, Shutdown,
+    Config, Drained, Server, Shutdown,
     config::{Flags, LogKind, Settings},
 };
 use tokio::{
@@ -24,7 +25,9 @@ static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:3000,muzzy_d
 
 fn main() -> ExitCode {
     match cli::Cli::parse().into_command() {
-        cli::Command::Serve(flags) => settings(&flags).map_or_else(|code| code, serve),
+        cli::Command::Serve(flags) => {
+            settings(&flags).map_or_else(|code| code, |settings| serve(flags, settings))
+        }
         cli::Command::Config(flags) => settings(&flags).map_or_else(
             |code| code,
             |settings| {
@@ -46,15 +49,14 @@ fn settings(flags: &Flags) -> Result<Settings, ExitCode> {
     })
 }
 
-fn serve(settings: Settings) -> ExitCode {
+fn serve(flags: Flags, settings: Settings) -> ExitCode {
     logging::start(settings.config.log_level);
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for name in rejoin::config::unknown_variables(names) {
         tracing::warn!(name, "there is no setting of this name, so the variable says nothing");
     }
-    let config = Arc::new(settings.config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    match runtime.and_then(|runtime| runtime.block_on(run(config))) {
+    match runtime.and_then(|runtime| runtime.block_on(run(flags, settings))) {
         Ok(Drained::Completely) => ExitCode::SUCCESS,
         Ok(Drained::Partly(left)) => {
             tracing::warn!(connections = left, "the grace was over before all had left");
@@ -67,7 +69,8 @@ fn serve(settings: Settings) -> ExitCode {
     }
 }
 
-async fn run(config: Arc<Config>) -> std::io::Result<Drained> {
+async fn run(flags: Flags, settings: Settings) -> std::io::Result<Drained> {
+    let config = Arc::new(settings.config.clone());
     let shutdown = Shutdown::new();
     // Before it says that it is there, so that nobody ends it out of order.
     tokio::spawn(end_on_signal(shutdown.clone())?);
@@ -77,8 +80,11 @@ async fn run(config: Arc<Config>) -> std::io::Result<Drained> {
     })?;
     let address = listener.local_addr()?;
     greet(address, &config);
+    let server = Server::start(config, shutdown).await?;
+    let app = server.app().clone();
     tokio::select! {
-        served = rejoin::serve(listener, config, shutdown) => served,
+        served = server.serve(listener) => served,
+        Err(error) = reload::follow(&app, flags, settings) => Err(error),
         never = logging::tell_what_is_left_out() => never,
     }
 }
@@ -90,7 +96,8 @@ fn greet(address: std::net::SocketAddr, config: &Config) {
         LogKind::Redis(redis) => format!("redis {redis}"),
     };
     tracing::info!(%address, log, version = env!("CARGO_PKG_VERSION"), "listening");
-    if !address.ip().is_loopback() {
+    let is_open = config.authority().is_open();
+    if is_open && !address.ip().is_loopback() {
         tracing::warn!(
             "--insecure-open: whoever reaches this address may publish and subscribe, \
              with a Host that is a loopback name or the host of an --allowed-origin"

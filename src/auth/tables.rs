@@ -123,6 +123,7 @@ impl Authority {
     }
 
     fn add_jwt(&mut self, table: JwtTable, folder: &Path) -> Result<(), String> {
+        self.files.extend(table.file.iter().map(|file| folder.join(file)));
         let verifier = table.verifier(folder).map_err(|text| format!("jwt {:?}: {text}", table.name))?;
         let JwtTable { name, iss, aud, subscribe, publish, admin, metrics, .. } = table;
         let is_same = |known: &&TokenKey| known.verifier.fingerprint().is(verifier.fingerprint());

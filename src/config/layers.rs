@@ -103,6 +103,12 @@ impl Settings {
         if mistakes.is_empty() { Ok(Self { config, settings }) } else { Err(mistakes) }
     }
 
+    /// The names of the settings that are not what they are in `other`.
+    pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a str> {
+        let pairs = self.settings.iter().zip(&other.settings);
+        pairs.filter(|(one, other)| one.text != other.text).map(|(one, _)| one.name.as_str())
+    }
+
     /// Every setting as a line of the file, and where it stood. Secrets are hidden.
     pub fn show(&self) -> String {
         let lines = self.settings.iter().map(|setting| (setting.line(), &setting.place));

@@ -8,7 +8,10 @@ use crate::{
     people::{As, BACKEND, bearer, publish, reads, server, tables, token, until_served, usual},
     reader::{Lines, Socket},
     signer::Signer,
-    support::Server,
+    support::{
+        Server,
+        program::{Folder, Program},
+    },
 };
 
 fn app(server: &Server) -> &App {
@@ -102,4 +105,72 @@ async fn origins_change_too() {
     let config = Config { tables: tables(&usual()), allowed_origins, ..Config::default() };
     app(&server).reconfigure(&config).expect("it may be changed so");
     assert_eq!(ask().await.status, 200);
+}
+
+/// A file that is replaced at once, as deployments do.
+fn write(folder: &Folder, text: &str) {
+    let new = folder.path("new.toml");
+    std::fs::write(&new, text).expect("a file");
+    std::fs::rename(new, folder.path("rejoin.toml")).expect("a file");
+}
+
+#[tokio::test]
+async fn the_program_reads_its_file_again_when_it_changed_and_when_it_is_asked_to() {
+    let folder = Folder::new();
+    write(&folder, &usual());
+    let path = folder.path("rejoin.toml");
+    let mut program = Program::start(&["--config", &path]).await;
+    let mut public = Lines::open(&program.server, "/topics/public.a").await;
+    let header = bearer(&reads("u1", &["a"]));
+    let mut mine = Lines::open_with(&program.server, "/topics/a", &[("authorization", &header)]).await;
+
+    write(
+        &folder,
+        &format!(
+            "{}\n[[key]]\nname = \"other\"\nsha256 = \"beef\"\n",
+            usual().replace("public.**", "other.**")
+        ),
+    );
+    program.until_told("rejoin.toml:").await;
+    program.until_told("what was in force stays").await;
+    let id = publish(&program.server, "public.a", "x").await;
+    assert_eq!(public.next().await["id"], json!(id), "a mistake changes nothing");
+
+    write(&folder, "");
+    program.hang_up();
+    program.until_told("would open this server to everybody").await;
+    get(&program.server, "/topics/a").answer().await.problem(401, "unauthorized");
+
+    write(&folder, &format!("heartbeat = \"1s\"\n{}", usual().replace("public.**", "other.**")));
+    assert_eq!(public.next().await["code"], "forbidden", "without being asked to");
+    program.until_told("needs a new start").await;
+    let id = publish(&program.server, "a", "x").await;
+    assert_eq!(mine.next().await["id"], json!(id), "who is still allowed does not notice");
+    let ended = program.terminate().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+}
+
+#[tokio::test]
+async fn a_key_in_a_file_of_its_own_is_followed_too() {
+    let folder = Folder::new();
+    let (old, new) = (Signer::new("ES256"), Signer::new("ES256"));
+    std::fs::write(folder.path("key.pem"), &old.public).expect("a file");
+    write(&folder, "[[jwt]]\nname = \"k\"\nalgorithm = \"ES256\"\nfile = \"key.pem\"\n");
+    let program = Program::start(&["--config", &folder.path("rejoin.toml")]).await;
+    let claims = json!({"exp": crate::signer::seconds_from_now(60), "rejoin": {"subscribe": ["a"]}});
+    let header = bearer(&old.sign(&claims));
+    let mut lines = Lines::open_with(&program.server, "/topics/a", &[("authorization", &header)]).await;
+    std::fs::write(folder.path("key.pem"), &new.public).expect("a file");
+    assert_eq!(lines.next().await["code"], "forbidden");
+    assert_eq!(get(&program.server, "/topics/a").answer_to(&new.sign(&claims)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_hangup_ends_no_server_that_has_no_file() {
+    let mut program = Program::start(&[]).await;
+    let mut lines = Lines::open(&program.server, "/topics/a").await;
+    program.hang_up();
+    program.until_told("were read again").await;
+    let answer = post(&program.server, "/topics/a").body("x").answer().await;
+    assert_eq!(lines.next().await["id"], json!(answer.id()));
 }

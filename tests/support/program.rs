@@ -36,6 +36,8 @@ pub struct Program {
     child: Child,
     _out: Lines<BufReader<ChildStdout>>,
     err: ChildStderr,
+    /// What it has told so far, as far as that was awaited.
+    log: String,
 }
 
 /// How it ended.
@@ -66,12 +68,28 @@ impl Program {
         };
         let addr = greeting.rsplit_once("http://").and_then(|(_, addr)| addr.parse::<SocketAddr>().ok());
         let server = Server::elsewhere(addr.unwrap_or_else(|| panic!("no address: {greeting}")));
-        Self { server, child, _out: out, err }
+        Self { server, child, _out: out, err, log: String::new() }
     }
 
     pub fn pid(&self) -> rustix::process::Pid {
         let id = self.child.id().expect("it runs");
         rustix::process::Pid::from_raw(id.try_into().expect("a process id")).expect("not zero")
+    }
+
+    /// Resolves once its log has this.
+    pub async fn until_told(&mut self, text: &str) {
+        let mut bytes = [0; 1024];
+        while !self.log.contains(text) {
+            let read = tokio::time::timeout(std::time::Duration::from_secs(30), self.err.read(&mut bytes));
+            let count =
+                read.await.unwrap_or_else(|_| panic!("{text:?} is not in {}", self.log)).expect("text");
+            assert!(count > 0, "it ended: {}", self.log);
+            self.log += &String::from_utf8_lossy(&bytes[..count]);
+        }
+    }
+
+    pub fn hang_up(&self) {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::HUP).expect("it runs");
     }
 
     /// Ends it in order, and waits for that.
@@ -87,7 +105,7 @@ impl Program {
     }
 
     async fn ended(mut self) -> Ended {
-        let mut log = String::new();
+        let mut log = self.log;
         let (_, status) = tokio::join!(self.err.read_to_string(&mut log), self.child.wait());
         Ended { code: status.expect("it ends").code(), log }
     }
