@@ -11,34 +11,31 @@ mod gate;
 mod inspect;
 mod metrics;
 mod origin;
+mod page;
 mod poll;
 mod problem;
 mod publish;
 mod pulse;
 mod query;
+mod ready;
 mod stall;
 mod stream;
 mod subscribe;
 mod websocket;
 mod wire;
 
-use std::{
-    future::poll_fn,
-    sync::Arc,
-    task::Poll,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Router,
     extract::{Path, Request, State, rejection::PathRejection},
     middleware,
-    response::{Html, Response},
+    response::Response,
     routing::{any, get},
 };
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::Method;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 pub use self::{
@@ -53,15 +50,9 @@ use self::{
 use crate::{
     broker::Broker,
     config::Config,
-    log::{Append, Appended, Start},
-    message::{Draft, Payload, Topic},
+    log::{Append, Appended},
     shutdown::Shutdown,
 };
-
-/// Where readiness is proven. Clients cannot publish to it, and no pattern reaches it.
-const PROBE_TOPIC: &str = "$rejoin.ready";
-/// How long the proof may take.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the handlers share.
 pub struct App {
@@ -74,6 +65,7 @@ pub struct App {
     permits: Arc<Semaphore>,
     publish_rate: Option<DefaultDirectRateLimiter>,
     metrics: Metrics,
+    proof: ready::Proof,
     began: Instant,
 }
 
@@ -86,6 +78,7 @@ impl App {
             publish_rate: quota.map(RateLimiter::direct),
             metrics: Metrics::new(),
             rules: InForce::new(&config),
+            proof: ready::Proof::default(),
             config,
             shutdown,
             tasks: TaskTracker::new(),
@@ -137,21 +130,6 @@ impl App {
         self.metrics.published(published.as_ref().map_err(|problem| problem.code).copied());
         published
     }
-
-    /// Proves by a round trip that publishing and the live feed work.
-    async fn probe(&self) -> Result<(), Problem> {
-        let topic: Topic = PROBE_TOPIC.parse().expect("the probe's topic is one");
-        let mut probe = self.broker.subscribe(vec![(&topic).into()], &Start::Now, "").await?;
-        // Announcements are for those who are level: look once before there is one.
-        let is_level = poll_fn(|cx| Poll::Ready(probe.poll_delivery(cx).is_pending())).await;
-        debug_assert!(is_level, "nothing else is published to the probe's topic");
-        let payload = Payload::text("ready");
-        self.broker.announce(Draft { topic, event: None, payload, exclude: None }).await?;
-        match timeout(PROBE_TIMEOUT, poll_fn(|cx| probe.poll_delivery(cx))).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Problem::new(Code::Unavailable, "what is published does not arrive")),
-        }
-    }
 }
 
 fn overloaded() -> Problem {
@@ -165,13 +143,14 @@ pub fn router(app: Arc<App>) -> Router {
     #[cfg(feature = "echo")]
     let subscribable = subscribable.route("/echo", any(websocket::echo));
     let others = Router::new()
-        .route("/", get(page))
+        .route("/", get(page::show))
         .route("/topics", any(inspect::topics))
         .route("/publish", any(publish::publish_many))
+        .route("/openapi.json", get(inspect::openapi))
         .route("/stats", get(inspect::stats))
         .route("/metrics", get(metrics::show))
         .route("/health/live", get(inspect::live))
-        .route("/health/ready", get(inspect::ready))
+        .route("/health/ready", get(ready::show))
         .method_not_allowed_fallback(async || Problem::method_not_allowed("GET"))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(app.clone(), websocket::refuse_upgrade));
@@ -179,10 +158,6 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(others)
         .layer(middleware::from_fn_with_state(app.clone(), origin::guard))
         .with_state(app)
-}
-
-async fn page() -> Html<&'static str> {
-    Html(include_str!("../web/index.html"))
 }
 
 async fn topic(

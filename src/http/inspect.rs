@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{
     App,
     access::Access,
-    problem::{Code, Problem},
+    problem::Problem,
     query::{Query, number},
 };
 use crate::log::LogStats;
@@ -32,13 +32,11 @@ pub async fn live() -> Response {
     json(StatusCode::OK, &serde_json::json!({"status": "live"}))
 }
 
-/// `GET /health/ready`: publishing and the live feed work, or why they do not.
-pub async fn ready(State(app): State<Arc<App>>) -> Result<Response, Problem> {
-    if app.shutdown.is_draining() {
-        return Err(Problem::new(Code::Unavailable, "the server is draining"));
-    }
-    app.probe().await?;
-    Ok(json(StatusCode::OK, &serde_json::json!({"status": "ready"})))
+/// `GET /openapi.json`: the HTTP side, for tools.
+pub async fn openapi() -> Response {
+    let document = include_str!("../../docs/openapi.json");
+    ([(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-cache")], document)
+        .into_response()
 }
 
 /// `GET /stats`.
@@ -66,7 +64,7 @@ pub async fn topics(State(app): State<Arc<App>>, request: Request) -> Result<Res
     Ok(json(StatusCode::OK, &serde_json::json!({"topics": topics, "next": next})))
 }
 
-fn json(status: StatusCode, value: &impl Serialize) -> Response {
+pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
     let body = serde_json::to_vec(value).expect("an answer serializes");
     let mut response = (status, body).into_response();
     let headers = response.headers_mut();

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Each series with its value.
-type Series = BTreeMap<String, f64>;
+pub type Series = BTreeMap<String, f64>;
 
 fn parse(text: &str) -> Series {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -21,7 +21,7 @@ fn parse(text: &str) -> Series {
     lines.map(|line| value(line).unwrap_or_else(|| panic!("no series: {line}"))).collect()
 }
 
-async fn scrape(server: &Server) -> Series {
+pub async fn scrape(server: &Server) -> Series {
     let answer = get(server, "/metrics").answer().await;
     assert_eq!(answer.status, 200, "{answer:?}");
     parse(answer.text())
