@@ -118,7 +118,7 @@ fn the_flags_of_the_documents_are_those_of_the_program() {
         not_yet.split_once("**Flags**:").map_or("", |(_, listed)| listed.lines().next().unwrap_or_default());
     assert!(flags(planned).is_disjoint(&known), "docs/protocol.md says not yet: {planned:?}");
 
-    for name in ["README.md", "docs/guarantees.md", "docs/architecture.md"] {
+    for name in ["README.md", "docs/guarantees.md", "docs/architecture.md", "docs/operations.md"] {
         let unknown: Vec<_> = flags(&without_cargo(&read(name))).difference(&known).cloned().collect();
         assert!(unknown.is_empty(), "{name} names {unknown:?}, which rejoin --help does not");
     }
