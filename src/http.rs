@@ -54,6 +54,9 @@ use crate::{
     shutdown::Shutdown,
 };
 
+/// How many topics and patterns one subscription may read.
+const MAX_TOPICS: usize = 10_000;
+
 /// What the handlers share.
 pub struct App {
     broker: Broker,
@@ -171,7 +174,8 @@ async fn topic(
         return if is_upgrade { Ok(websocket::refuse(&app, request, problem)) } else { Err(problem) };
     };
     match *request.method() {
-        Method::GET | Method::CONNECT => subscribe::topic(&app, &topic, request).await,
+        Method::GET => subscribe::topic(&app, &topic, request).await,
+        Method::CONNECT if is_upgrade => subscribe::topic(&app, &topic, request).await,
         Method::POST => publish::publish_one(&app, &topic, request).await,
         Method::DELETE => publish::delete(&app, &topic, &Access::of(&app, &request)?).await,
         _ => Err(Problem::method_not_allowed("GET, POST, DELETE")),

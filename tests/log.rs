@@ -67,6 +67,7 @@ macro_rules! logs {
             a_topic_that_joins_is_read_up_to_where_the_others_stand,
             what_is_no_longer_read_does_not_come,
             a_topic_that_leaves_before_its_gap_leaves_no_unknown_cursor_behind,
+            a_pattern_that_leaves_takes_along_only_the_gaps_that_nobody_else_needs,
             last_of_named_topics_has_no_limit,
             retention_by_bytes_keeps_the_newest,
         }
@@ -472,4 +473,25 @@ async fn retention_by_bytes_keeps_the_newest(new: New) {
     let huge = broker.publish(append("a", &"x".repeat(10_000))).await.expect("stored").id();
     let mut newest = subscribe(&broker, &["a"], Start::Last(9)).await;
     assert_eq!(drain(&broker, &mut newest).await, of("a", &[huge]));
+}
+
+/// A pattern that left took along the gaps of topics that another one reads too.
+async fn a_pattern_that_leaves_takes_along_only_the_gaps_that_nobody_else_needs(new: New) {
+    let broker = Broker::new(new(Retention { messages: 1, ..RETENTION }));
+    let cursor = publish(&broker, "before").await;
+    let mut newest = Vec::new();
+    for name in ["t.a", "t.b", "t.a", "t.b"] {
+        newest.push(publish(&broker, name).await);
+    }
+    let mut subscription = subscribe(&broker, &["t.*", "*.a"], Start::After(cursor)).await;
+    // Both gaps wait before the first of them is given out.
+    let first = std::future::poll_fn(|cx| subscription.poll_delivery(cx)).await;
+    assert!(matches!(first, Delivery::Gap(_)), "{first:?}");
+    assert!(subscription.remove(&patterns(&["t.*"])[0]));
+    let told = drain_until(&mut subscription, |cursor| cursor >= newest[2]).await;
+    let told = [vec![shown(&first)], told].concat();
+    let gap = format!("t.a!{cursor}..{} retention", newest[2]);
+    assert!(told.contains(&gap), "{told:?}");
+    assert_eq!(told.last(), Some(&format!("t.a:{}", newest[2])), "{told:?}");
+    assert!(told.iter().skip(1).all(|line| line.starts_with("t.a")), "{told:?}");
 }

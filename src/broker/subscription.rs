@@ -79,6 +79,8 @@ pub struct Subscription {
     looked_upto: Option<Id>,
     ready: VecDeque<Delivery>,
     page: Option<BoxFuture<'static, Result<Page, LogError>>>,
+    /// The log could not be read when it was last asked; it is asked again.
+    has_failed: bool,
     /// Announcements up to this place were seen; none before the subscription was first level.
     announced: Option<u64>,
     connection: Arc<str>,
@@ -108,6 +110,7 @@ impl Subscription {
             looked_upto: None,
             ready: VecDeque::new(),
             page: None,
+            has_failed: false,
             announced: None,
             connection: connection.into(),
             unknown: None,
@@ -130,6 +133,16 @@ impl Subscription {
     /// was given out: whoever is cut before that is to be told when it comes back.
     pub fn cursor(&self) -> Id {
         self.unknown.unwrap_or(self.cursor)
+    }
+
+    /// Whether the log is being read, so that there may be more to give out soon.
+    pub fn is_reading(&self) -> bool {
+        self.page.is_some() && !self.has_failed
+    }
+
+    /// Whether the log could not be read, and is asked again.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed
     }
 
     /// The connection that reads, which messages may exclude.
@@ -214,6 +227,7 @@ impl Subscription {
         });
         // A page that is being read may hold what is no longer wanted.
         self.page = None;
+        self.has_failed = false;
         self.looked_upto = None;
         self.keep_one_that_ends_unknown();
         true
@@ -244,6 +258,7 @@ impl Subscription {
             if let Some(page) = &mut self.page {
                 let Poll::Ready(page) = page.poll_unpin(cx) else { return Poll::Pending };
                 self.page = None;
+                self.has_failed = page.is_err();
                 match page {
                     Ok(page) => self.take_page(page),
                     Err(_) => self.begin_page(RETRY_AFTER),
@@ -345,7 +360,7 @@ impl Subscription {
         }
     }
 
-    /// Takes what was announced since the last time, each after the messages that came before it.
+    /// Takes what was announced up to this place, each after the messages that came before it.
     fn take_announcements(&mut self, announced: u64) {
         let Some(seen) = self.announced.replace(announced) else { return };
         if seen == announced {
@@ -353,7 +368,7 @@ impl Subscription {
         }
         let Self { patterns, ready, connection, .. } = self;
         let mut place = 0;
-        let count = self.log.ephemerals().after(seen, |newest, message| {
+        self.log.ephemerals().between(seen, announced, |newest, message| {
             let is_wanted = patterns.iter().any(|pattern| pattern.matches(&message.topic))
                 && message.exclude.as_deref() != Some(&**connection);
             if is_wanted {
@@ -368,7 +383,6 @@ impl Subscription {
                 place += 1;
             }
         });
-        self.announced = Some(count);
     }
 }
 

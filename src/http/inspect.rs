@@ -57,7 +57,7 @@ pub async fn topics(State(app): State<Arc<App>>, request: Request) -> Result<Res
         return Err(Problem::method_not_allowed("GET"));
     }
     Access::of(&app, &request)?.admin()?;
-    let query = Query::parse(request.uri().query());
+    let query = Query::parse(request.uri().query())?;
     let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
     let topics = app.broker.topics(query.one("after")?.unwrap_or_default(), limit).await?;
     let next = if topics.len() == limit { topics.last().map(|last| last.topic.clone()) } else { None };

@@ -102,7 +102,14 @@ fn value_is(headers: &HeaderMap, name: &HeaderName, expected: &str) -> bool {
 fn host_of(request: &Request) -> Option<&str> {
     match request.uri().authority() {
         Some(authority) => Some(authority.as_str()),
-        None => request.headers().get(header::HOST)?.to_str().ok(),
+        None => {
+            let mut hosts = request.headers().get_all(header::HOST).iter();
+            // Of two names it is not known which one a proxy went by.
+            match (hosts.next(), hosts.next()) {
+                (Some(host), None) => host.to_str().ok(),
+                _ => None,
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Polling and long-polling: one JSON answer, at once or when there is something to tell.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -10,18 +10,22 @@ use super::{
     App,
     access::Lease,
     metrics::Permit,
+    problem::Problem,
     pulse::{Beat, Pulse},
     wire::{self, Control},
 };
 use crate::{
     broker::{Delivery, GapNotice, Subscription},
+    log::LogError,
     message::Id,
 };
 
-/// How much one answer may hold; the next poll goes on where it ends.
+/// How much one answer may hold of messages; the next poll goes on where it ends. Gaps are not counted: who is
+/// told some of them is told these again.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 
-/// Answers with what comes after the start, and waits up to `wait` for it.
+/// Answers with what comes after the start, and waits up to `wait` for it; longer only while the log is being
+/// read, which ends in a time of its own.
 ///
 /// # Cancel safety
 /// Dropping this loses nothing: the client still has the cursor it came with.
@@ -37,7 +41,9 @@ pub async fn respond(
     let mut gaps: Vec<GapNotice> = Vec::new();
     let mut pulse = Pulse::new(app.clone());
     let mut bytes = 0;
-    let gather = poll_fn(|cx| {
+    let mut waited = pin!(tokio::time::sleep(wait));
+    let mut is_over = false;
+    poll_fn(|cx| {
         if lease.poll(cx, || subscription.patterns()).is_ready() {
             return Poll::Ready(());
         }
@@ -58,16 +64,22 @@ pub async fn respond(
         if !messages.is_empty() || !gaps.is_empty() {
             return Poll::Ready(());
         }
+        is_over = is_over || waited.as_mut().poll(cx).is_ready();
         while let Poll::Ready(beat) = pulse.poll(cx) {
-            if matches!(beat, Beat::Leave | Beat::End) {
-                return Poll::Ready(());
+            match beat {
+                Beat::End => return Poll::Ready(()),
+                Beat::Leave => is_over = true,
+                Beat::Quiet | Beat::Heartbeat => {}
             }
         }
-        Poll::Pending
-    });
-    // Without anything to tell in time the answer is the cursor alone.
-    let _ = tokio::time::timeout(wait, gather).await;
+        if is_over && !subscription.is_reading() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
     permit.add_up(bytes);
+    if messages.is_empty() && gaps.is_empty() && subscription.has_failed() {
+        return Problem::from(LogError::Unavailable).into_response();
+    }
+    // Without anything to tell in time the answer is the cursor alone.
     answer(&messages, &gaps, subscription.cursor())
 }
 

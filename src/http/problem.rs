@@ -134,6 +134,18 @@ impl fmt::Display for Code {
     }
 }
 
+/// The longest text that is sent back of what a client sent: it may be repeated for each of many.
+const MAX_QUOTED_CHARS: usize = 400;
+
+/// As much of `text` as is sent back.
+pub fn shorten(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(MAX_QUOTED_CHARS) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
 /// A refusal, as `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, Serialize)]
 pub struct Problem {
@@ -153,7 +165,7 @@ impl Problem {
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         let status = code.status();
         let title = status.and_then(|status| status.canonical_reason()).unwrap_or("Closed");
-        Self { code, status, title, detail: detail.into(), newest: None, allow: None }
+        Self { code, status, title, detail: shorten(detail.into()), newest: None, allow: None }
     }
 
     pub fn bad_request(detail: impl Into<String>) -> Self {

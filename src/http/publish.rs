@@ -91,7 +91,7 @@ struct Options {
 
 impl Options {
     fn parse(parts: &Parts) -> Result<Self, Problem> {
-        let query = Query::parse(parts.uri.query());
+        let query = Query::parse(parts.uri.query())?;
         let header = |name: &HeaderName| single_header(&parts.headers, name);
         let options = Self {
             event: query.one("event")?.map(event).transpose()?,

@@ -2,7 +2,9 @@
 
 use std::{str::FromStr, time::Duration};
 
-use super::problem::Problem;
+use percent_encoding::percent_decode_str;
+
+use super::problem::{Problem, shorten};
 use crate::{
     log::Start,
     message::{Id, Pattern},
@@ -13,9 +15,13 @@ use crate::{
 pub struct Query(Vec<(String, String)>);
 
 impl Query {
-    pub fn parse(query: Option<&str>) -> Self {
-        let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
-        Self(pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect())
+    pub fn parse(query: Option<&str>) -> Result<Self, Problem> {
+        let query = query.unwrap_or_default();
+        if percent_decode_str(query).decode_utf8().is_err() {
+            return Err(Problem::bad_request("the query is not UTF-8"));
+        }
+        let pairs = form_urlencoded::parse(query.as_bytes());
+        Ok(Self(pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect()))
     }
 
     /// Every value of a parameter that may be repeated.
@@ -101,7 +107,8 @@ pub fn last_event_id(value: &[u8]) -> Option<Start> {
     let text = String::from_utf8_lossy(value);
     match text.trim() {
         "" => None,
-        text => Some(after(text).unwrap_or_else(|_| Start::Unreadable(text.to_owned()))),
+        // It is repeated in a gap for each topic.
+        text => Some(after(text).unwrap_or_else(|_| Start::Unreadable(shorten(text.to_owned())))),
     }
 }
 

@@ -166,12 +166,11 @@ impl http_body::Body for StreamBody {
             self.pulse.sent();
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
-        while !self.leaving
-            && let Poll::Ready(beat) = self.pulse.poll(cx)
-        {
+        while let Poll::Ready(beat) = self.pulse.poll(cx) {
             match beat {
                 Beat::Heartbeat => {}
-                Beat::Leave | Beat::End => self.leaving = true,
+                Beat::Leave => self.leaving = true,
+                Beat::End => return Poll::Ready(Some(Ok(self.end(Code::Draining)))),
                 Beat::Quiet => {
                     let cursor = Control::Cursor { cursor: self.subscription.cursor() };
                     let bytes = self.framing.control(&cursor).into();
@@ -179,8 +178,8 @@ impl http_body::Body for StreamBody {
                 }
             }
         }
-        if self.leaving {
-            // Everything that had come was gathered before.
+        // Everything that had come was gathered before.
+        if self.leaving && !self.subscription.is_reading() {
             return Poll::Ready(Some(Ok(self.end(Code::Draining))));
         }
         Poll::Pending

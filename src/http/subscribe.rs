@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, Method, header};
 use serde::Deserialize;
 
 use super::{
-    App,
+    App, MAX_TOPICS,
     access::Access,
     body, metrics, poll,
     problem::{Code, Problem},
@@ -82,7 +82,7 @@ pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Re
     let wanted = Access::of(app, &request).and_then(|access| {
         let pattern = query::pattern("topic", pattern)?;
         let sse = if pattern.has_wildcard() { Framing::SseEnvelope } else { Framing::SseRaw };
-        Wanted::parse(access, vec![pattern], Options::from_query(&query)?, request.headers(), sse)
+        Wanted::parse(access, vec![pattern], Options::from_query(&query?)?, request.headers(), sse)
     });
     if is_upgrade {
         let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start, wanted.access));
@@ -96,7 +96,7 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::parse(request.uri().query());
     let access = Access::of(&app, &request);
-    let options = Options::from_query(&query);
+    let options = query.and_then(|query| Options::from_query(&query));
     match *request.method() {
         Method::GET => {}
         Method::CONNECT if is_upgrade => {}
@@ -161,6 +161,9 @@ impl Wanted {
         let mut patterns = patterns?;
         patterns.sort_unstable();
         patterns.dedup();
+        if patterns.len() > MAX_TOPICS {
+            return Err(Problem::bad_request(format!("topic: name up to {MAX_TOPICS}")));
+        }
         Self::parse(access, patterns, options, headers, Framing::SseEnvelope)
     }
 

@@ -49,14 +49,16 @@ impl Ephemerals {
         self.count.fetch_add(1, Ordering::Release);
     }
 
-    /// What came after the place `seen`, each with the newest id of its time; and the new place.
-    pub fn after(&self, seen: u64, mut take: impl FnMut(Id, &Arc<Message>)) -> u64 {
+    /// What came after the place `seen` and up to the place `upto`, each with the newest id of its time.
+    pub fn between(&self, seen: u64, upto: u64, mut take: impl FnMut(Id, &Arc<Message>)) {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = self.count();
-        let unseen = usize::try_from(count - seen).unwrap_or(usize::MAX).min(ring.messages.len());
-        for (newest, message) in ring.messages.range(ring.messages.len() - unseen..) {
+        let length = ring.messages.len();
+        let index = |place: u64| {
+            let younger = usize::try_from(self.count() - place).unwrap_or(usize::MAX);
+            length.saturating_sub(younger)
+        };
+        for (newest, message) in ring.messages.range(index(seen)..index(upto)) {
             take(*newest, message);
         }
-        count
     }
 }

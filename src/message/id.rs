@@ -49,7 +49,7 @@ impl Id {
 
     /// The point `age` earlier.
     pub fn minus(self, age: Duration) -> Self {
-        Self(self.0.saturating_sub(age.as_micros() as u64))
+        Self(self.0.saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX)))
     }
 }
 

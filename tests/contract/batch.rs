@@ -393,3 +393,27 @@ async fn a_message_is_published_before_the_request_has_ended() {
         assert_eq!(reader.next().await["data"], 3, "{content_type}");
     }
 }
+
+#[tokio::test]
+async fn a_message_is_published_to_up_to_1_000_topics() {
+    let server = Server::start().await;
+    let asked = async |count: usize| {
+        let topics: Vec<_> = (0..count).map(|number| format!("t{number}")).collect();
+        send(&server, "application/json", json!([{"topics": topics, "data": 1}]).to_string()).await.json()
+    };
+    assert_eq!(asked(1_000).await[0]["ids"].as_object().expect("ids").len(), 1_000);
+    assert_eq!(asked(1_001).await[0]["code"], "bad_request");
+}
+
+#[tokio::test]
+async fn of_what_was_sent_little_is_sent_back() {
+    let server = Server::start().await;
+    let long = "x".repeat(50_000);
+    let items =
+        json!([{"topic": long, "data": 1}, {long.clone(): 1}, {"topic": "a", "data": 1, "encoding": long}]);
+    let answers = send(&server, "application/json", items.to_string()).await.json();
+    for answer in answers.as_array().expect("an array") {
+        assert_eq!(answer["code"], "bad_request");
+        assert!(text(&answer["detail"]).chars().count() <= 401, "{answer}");
+    }
+}

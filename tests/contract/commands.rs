@@ -227,3 +227,17 @@ async fn many_commands_at_once_are_all_done() {
         assert_eq!(reader.next().await["data"], expected, "to one topic, order is kept");
     }
 }
+
+#[tokio::test]
+async fn a_command_that_is_none_is_answered_with_its_ref_all_the_same() {
+    let server = Server::start().await;
+    let mut socket = Socket::open(&server, "/events").await;
+    for command in [json!({"ref": 7}), json!({"type": null, "ref": 7}), json!({"type": "nonsense", "ref": 7})]
+    {
+        let error = socket.ask(command).await;
+        assert_eq!(
+            (&error["type"], &error["code"], &error["ref"]),
+            (&json!("error"), &json!("bad_request"), &json!(7))
+        );
+    }
+}

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     ask::{Ask, client, get, now, publish, publish_all, until_served, within},
+    failing::FailingServer,
     reader::{Events, Lines, Reader, Socket, frame_of},
     support::{Server, client::Transport},
 };
@@ -125,6 +126,29 @@ async fn a_replay_that_is_under_way_is_finished_before_the_close() {
     assert_eq!(socket.closed().await.0, 4200);
     drop(socket);
     ends(server).await;
+}
+
+#[tokio::test]
+async fn what_has_to_be_read_from_the_log_is_given_out_before_the_close() {
+    for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
+        let server = FailingServer::start().await;
+        let ids = publish_all(&server, "a", 1..=900).await;
+        server.hold_reads(true);
+        let mut late = Reader::open(&server, transport, "topic=**&after=0").await;
+        server.until_read(1).await;
+        let mut others = Vec::new();
+        for _ in 0..8 {
+            others.push(Lines::open(&server, "/topics/b").await);
+        }
+        server.shutdown.drain();
+        // When all of them have been told, its own turn has most likely come too.
+        for other in &mut others {
+            assert_eq!(other.next().await["type"], "closing");
+        }
+        server.hold_reads(false);
+        assert_eq!(late.ids(900).await, ids, "{transport}");
+        assert_closing(&late.next().await, &ids[899]);
+    }
 }
 
 #[tokio::test]

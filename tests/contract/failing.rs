@@ -1,35 +1,41 @@
 //! A log that fails on purpose, under a server that is otherwise the real one.
 
 use std::{
-    net::SocketAddr,
+    ops::Deref,
     sync::{Arc, Mutex},
 };
 
 use async_trait::async_trait;
 use rejoin::{
-    App, Config, Shutdown,
-    broker::Broker,
+    Config,
     log::{
         Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats,
         MemoryLog, Page, Position, Start, Tail, TopicStats,
     },
     message::{Draft, Id, Pattern, Topic},
 };
-use reqwest::RequestBuilder;
-use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-use crate::ask::client;
+use crate::{ask::within, support::Server};
 
 /// The log in memory, until it is told to fail.
 struct FailingLog {
     log: Arc<MemoryLog>,
+    faults: Arc<Faults>,
+}
+
+/// What is wrong with the log now.
+#[derive(Default)]
+struct Faults {
     // A std mutex: no await happens while it is held.
-    failure: Arc<Mutex<Option<LogError>>>,
+    failure: Mutex<Option<LogError>>,
+    are_held: watch::Sender<bool>,
+    reads: watch::Sender<usize>,
 }
 
 impl FailingLog {
     fn check(&self) -> Result<(), LogError> {
-        match *self.failure.lock().expect("no panic while it is held") {
+        match *self.faults.failure.lock().expect("no panic while it is held") {
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -81,6 +87,8 @@ impl Log for FailingLog {
     }
 
     async fn read(&self, patterns: &[Pattern], position: &Position, limit: usize) -> Result<Page, LogError> {
+        self.faults.reads.send_modify(|reads| *reads += 1);
+        self.faults.are_held.subscribe().wait_for(|are_held| !are_held).await.expect("a sender");
         self.check()?;
         self.log.read(patterns, position, limit).await
     }
@@ -104,35 +112,45 @@ impl Log for FailingLog {
     }
 }
 
-/// A server over a log that fails when it is told to.
+/// A server over a log that fails, or takes its time, when it is told to.
 pub struct FailingServer {
-    addr: SocketAddr,
-    failure: Arc<Mutex<Option<LogError>>>,
+    server: Server,
+    faults: Arc<Faults>,
 }
 
 impl FailingServer {
     pub async fn start() -> Self {
-        let config = Arc::new(Config::default());
-        let failure = Arc::default();
-        let log = FailingLog { log: MemoryLog::start(config.retention()), failure: Arc::clone(&failure) };
-        let app = App::new(Broker::new(Arc::new(log)), config, Shutdown::new());
-        let router = rejoin::router(app.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let addr = listener.local_addr().expect("a bound address");
-        tokio::spawn(rejoin::http::serve(app, router, listener));
-        Self { addr, failure }
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let faults = Arc::new(Faults::default());
+        let log =
+            FailingLog { log: MemoryLog::start(Config::default().retention()), faults: Arc::clone(&faults) };
+        Self { server: Server::over(Arc::new(log), change).await, faults }
     }
 
     /// From now on the log fails in this way, or no more.
     pub fn fail(&self, failure: Option<LogError>) {
-        *self.failure.lock().expect("no panic while it is held") = failure;
+        *self.faults.failure.lock().expect("no panic while it is held") = failure;
     }
 
-    pub fn get(&self, path: &str) -> RequestBuilder {
-        client().get(format!("http://{}{path}", self.addr))
+    /// From now on nobody is given what has to be read from the log, or no more so.
+    pub fn hold_reads(&self, are_held: bool) {
+        self.faults.are_held.send_replace(are_held);
     }
 
-    pub fn post(&self, path: &str) -> RequestBuilder {
-        client().post(format!("http://{}{path}", self.addr))
+    /// Waits until so many have begun to read from the log.
+    pub async fn until_read(&self, times: usize) {
+        let mut reads = self.faults.reads.subscribe();
+        within("that the log is read", reads.wait_for(|reads| *reads >= times)).await.expect("a sender");
+    }
+}
+
+impl Deref for FailingServer {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
     }
 }

@@ -290,3 +290,14 @@ async fn a_poll_is_answered_at_once_by_a_gap_alone() {
     let page = post(&server, "/events").json(&body).answer().await.json();
     assert_eq!(page, json!({"messages": [], "cursor": past}), "no gaps, no field");
 }
+
+#[tokio::test]
+async fn an_unreadable_cursor_is_repeated_in_part() {
+    let server = Server::start().await;
+    publish(&server, "a", "x").await;
+    let long = "x".repeat(50_000);
+    let request = get(&server, "/topics/a?wait=0").header("last-event-id", &long);
+    let gap = request.answer().await.json()["gaps"][0].clone();
+    assert_eq!(gap["reason"], "unknown_cursor");
+    assert!(text(&gap["after"]).chars().count() <= 401 && text(&gap["after"]).starts_with("xxx"), "{gap}");
+}

@@ -63,3 +63,21 @@ async fn a_body_that_does_not_arrive_in_time_is_refused() {
         request.answer().await.problem(400, "bad_request");
     }
 }
+
+#[tokio::test]
+async fn connect_is_no_way_to_read() {
+    let server = Server::start().await;
+    for target in ["/topics/a?wait=0", "localhost:80"] {
+        let head = format!("CONNECT {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let said = said_to(&server, head.as_bytes()).await;
+        assert!(said.starts_with("HTTP/1.1 4"), "{target}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn of_two_names_for_this_server_none_counts() {
+    let server = Server::start().await;
+    let head = "GET /topics/a?wait=0 HTTP/1.1\r\nHost: localhost\r\nHost: other.example\r\nConnection: close\r\n\r\n";
+    let said = said_to(&server, head.as_bytes()).await;
+    assert!(said.starts_with("HTTP/1.1 403 "), "{said}");
+}

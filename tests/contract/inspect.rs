@@ -94,13 +94,13 @@ async fn metrics_are_in_the_text_format_of_prometheus() {
 #[tokio::test]
 async fn readiness_is_proven_by_a_round_trip() {
     let server = FailingServer::start().await;
-    let ready = async || server.get("/health/ready").answer().await.status;
+    let ready = async || get(&server, "/health/ready").answer().await.status;
     assert_eq!(ready().await, 200);
     for failure in [rejoin::log::LogError::Unavailable, rejoin::log::LogError::UnknownOutcome] {
         server.fail(Some(failure));
         // A proof counts for a second: what comes in between is seen by the next one.
         within("readiness to end", async { while ready().await != 503 {} }).await;
-        assert_eq!(server.get("/health/live").answer().await.status, 200);
+        assert_eq!(get(&server, "/health/live").answer().await.status, 200);
         server.fail(None);
         within("readiness", async { while ready().await != 200 {} }).await;
     }
@@ -110,9 +110,9 @@ async fn readiness_is_proven_by_a_round_trip() {
 async fn a_proof_of_readiness_serves_all_who_ask_within_a_second() {
     let server = FailingServer::start().await;
     let asked = std::time::Instant::now();
-    assert_eq!(server.get("/health/ready").answer().await.status, 200);
+    assert_eq!(get(&server, "/health/ready").answer().await.status, 200);
     server.fail(Some(rejoin::log::LogError::Unavailable));
-    let status = server.get("/health/ready").answer().await.status;
+    let status = get(&server, "/health/ready").answer().await.status;
     // Only on a machine that was so slow may there have been another proof.
     assert!(status == 200 || asked.elapsed() >= std::time::Duration::from_secs(1), "{status}");
 }

@@ -105,7 +105,7 @@ async fn publishes_are_counted_by_what_became_of_them() {
 async fn where_the_log_does_not_answer_there_are_metrics_all_the_same() {
     let server = FailingServer::start().await;
     let up = async || {
-        let answer = server.get("/metrics").answer().await;
+        let answer = get(&server, "/metrics").answer().await;
         assert_eq!(answer.status, 200, "{answer:?}");
         parse(answer.text())["rejoin_log_up"]
     };

@@ -1,10 +1,12 @@
 //! Polling and long-polling.
 
 use futures_util::FutureExt;
+use rejoin::log::LogError;
 use serde_json::{Value, json};
 
 use crate::{
     ask::{Answer, Ask, get, now, post, publish, publish_all, text, until_served},
+    failing::FailingServer,
     support::Server,
 };
 
@@ -189,4 +191,40 @@ async fn a_poll_for_last_and_since_reads_on_from_its_cursor() {
         let rest = page(&get(&server, &format!("/topics/a?after={cursor}")).answer().await);
         assert_eq!(ids(&rest), published[first + 2..], "{start}");
     }
+}
+
+/// A poll that does not wait, once its time is over and the log is being read for it.
+async fn overdue(server: &FailingServer) -> impl Future<Output = Answer> {
+    let cursor = now(server).await;
+    server.hold_reads(true);
+    let mut poll = Box::pin(get(server, "/topics/**?after=0&wait=0").answer());
+    let later = async {
+        server.until_read(1).await;
+        // Who came later and is level has been answered.
+        get(server, &format!("/topics/b?after={cursor}&wait=0")).answer().await
+    };
+    tokio::select! {
+        answer = &mut poll => panic!("answered before the log was read: {answer:?}"),
+        answer = later => assert_eq!(answer.status, 200),
+    }
+    poll
+}
+
+#[tokio::test]
+async fn a_poll_that_does_not_wait_is_given_what_has_to_be_read_first() {
+    let server = FailingServer::start().await;
+    let published = publish_all(&server, "a", 1..=3).await;
+    let poll = overdue(&server).await;
+    server.hold_reads(false);
+    assert_eq!(ids(&page(&poll.await)), published);
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_read_is_told_and_not_taken_for_an_empty_one() {
+    let server = FailingServer::start().await;
+    publish(&server, "a", "x").await;
+    let poll = overdue(&server).await;
+    server.fail(Some(LogError::Unavailable));
+    server.hold_reads(false);
+    poll.await.problem(503, "unavailable");
 }

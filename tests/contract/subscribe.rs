@@ -319,3 +319,23 @@ async fn a_topic_in_a_path_is_percent_encoded() {
         assert_eq!(Lines::open(&server, &path).await.next().await["id"], id);
     }
 }
+
+#[tokio::test]
+async fn a_request_names_up_to_10_000_topics() {
+    let server = Server::start().await;
+    let asked = async |count: usize| {
+        let topics: Vec<_> = (0..count).map(|number| format!("t{number}")).collect();
+        post(&server, "/events").json(&json!({"topics": topics, "after": "0", "wait": 0})).answer().await
+    };
+    assert_eq!(asked(10_000).await.status, 200);
+    asked(10_001).await.problem(400, "bad_request");
+}
+
+#[tokio::test]
+async fn a_query_that_is_not_utf_8_is_refused() {
+    let server = Server::start().await;
+    for path in ["/events?topic=%ff", "/topics/a?after=%c3", "/topics?after=%ff", "/topics/a?%ff=1&wait=0"] {
+        get(&server, path).answer().await.problem(400, "bad_request");
+    }
+    post(&server, "/topics/a?event=%ff").body("x").answer().await.problem(400, "bad_request");
+}

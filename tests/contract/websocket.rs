@@ -16,7 +16,8 @@ use crate::{
     ask::{
         Ask, forget, get, now, post, publish, publish_as, retained, text, topic_path, until_served, within,
     },
-    reader::{Socket, refusal, transport_headers},
+    failing::FailingServer,
+    reader::{Lines, Socket, refusal, transport_headers},
     support::{Server, client::Transport},
 };
 
@@ -306,4 +307,36 @@ async fn a_gap_comes_before_the_messages_and_binary_ones_are_no_exception() {
     let gap = socket.next().await;
     assert_eq!((&gap["type"], &gap["next"]), (&json!("gap"), &json!(next)));
     assert!(socket.next_data().await.is_binary());
+}
+
+#[tokio::test]
+async fn a_peer_whose_commands_wait_is_not_taken_for_silent() {
+    let server = FailingServer::with(|config| config.heartbeat = Duration::from_millis(100)).await;
+    let id = publish(&server, "a", "x").await;
+    server.hold_reads(true);
+    let mut socket = Socket::open(&server, "/events").await;
+    let mut lines = Lines::open(&server, "/topics/b").await;
+    socket.send(json!({"type": "subscribe", "topic": "**", "after": "0"})).await;
+    for number in 0..40 {
+        socket.send(json!({"type": "ping", "ref": number})).await;
+    }
+    server.until_read(1).await;
+    for _ in 0..6 {
+        assert_eq!(lines.next().await["type"], "cursor");
+    }
+    server.hold_reads(false);
+    let mut pongs = 0;
+    let mut replayed = Vec::new();
+    while pongs < 40 {
+        let frame = socket.next().await;
+        match text(&frame["type"]).as_str() {
+            "message" => replayed.push(text(&frame["id"])),
+            "pong" => {
+                assert_eq!(frame["ref"], pongs);
+                pongs += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(replayed, [id]);
 }

@@ -10,7 +10,7 @@ pub mod redis;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use rejoin::{App, Config, Shutdown};
+use rejoin::{App, Config, Shutdown, broker::Broker, log::Log};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 /// An HTTP client that is not ours. It could speak TLS, so it has to be told by which crate; it never does, so it
@@ -45,6 +45,19 @@ impl Server {
         let app = Some(server.app().clone());
         let task = tokio::spawn(async { _ = server.serve(listener).await.expect("the server runs") });
         Self { addr, app, shutdown, task }
+    }
+
+    /// A server over a log of the test's own.
+    pub async fn over(log: Arc<dyn Log>, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::default();
+        change(&mut config);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let addr = listener.local_addr().expect("a bound address");
+        let shutdown = Shutdown::new();
+        let app = App::new(Broker::new(log), Arc::new(config), shutdown.clone());
+        let served = rejoin::http::serve(app.clone(), rejoin::router(app.clone()), listener);
+        let task = tokio::spawn(async { _ = served.await });
+        Self { addr, app: Some(app), shutdown, task }
     }
 
     /// A server that runs elsewhere, such as in a process of its own.

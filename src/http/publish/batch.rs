@@ -26,6 +26,8 @@ use crate::http::{
 
 /// How many messages one request may hold: the answers are kept until all have come.
 const MAX_ITEMS: usize = 100_000;
+/// How large these answers may be together.
+const MAX_ANSWERS_BYTES: usize = 32 << 20;
 /// What an item may have beside its payload.
 const MAX_ITEM_OVERHEAD_BYTES: usize = 64 << 10;
 
@@ -46,7 +48,7 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
-    let is_ordered = Query::parse(request.uri().query()).flag("ordered")?;
+    let is_ordered = Query::parse(request.uri().query())?.flag("ordered")?;
     // JSON can write a byte with six, and base64 three with four.
     let mut splitter = Splitter::new(list, 6 * app.config.max_payload + MAX_ITEM_OVERHEAD_BYTES);
     let mut answers = Answers::default();
@@ -69,9 +71,8 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
             if is_ordered && answers.has_failed {
                 break;
             }
-            if answers.count == MAX_ITEMS {
-                let detail =
-                    format!("a request may hold up to {MAX_ITEMS} messages; the rest was not published");
+            if let Some(limit) = answers.limit() {
+                let detail = format!("a request may hold up to {limit}; the rest was not published");
                 return answers.end_with(Problem::new(Code::TooLarge, detail));
             }
             answers.push_value(&app, &access, value).await;
@@ -129,6 +130,17 @@ impl Answers {
         self.json.push(if self.count == 0 { b'[' } else { b',' });
         serde_json::to_writer(&mut self.json, answer).expect("an answer serializes");
         self.count += 1;
+    }
+
+    /// The limit that is reached, if one is.
+    fn limit(&self) -> Option<String> {
+        match self {
+            _ if self.count >= MAX_ITEMS => Some(format!("{MAX_ITEMS} messages")),
+            _ if self.json.len() >= MAX_ANSWERS_BYTES => {
+                Some(format!("{MAX_ANSWERS_BYTES} bytes of answers"))
+            }
+            _ => None,
+        }
     }
 
     /// Ends with a problem of the request: its status if nothing was answered yet, else the last answer.

@@ -13,6 +13,9 @@ use crate::{
     message::{Draft, Id, Payload, Topic},
 };
 
+/// How many topics one item may be published to.
+const MAX_TOPICS: usize = 1_000;
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Item<'a> {
@@ -68,6 +71,9 @@ impl Item<'_> {
     pub async fn publish(self, app: &App, access: &Access) -> Result<Published, Problem> {
         let (topics, is_one) = match (&self.topic, &self.topics) {
             (Some(topic), None) => (vec![publishable(topic)?], true),
+            (None, Some(topics)) if topics.len() > MAX_TOPICS => {
+                return Err(Problem::bad_request(format!("topics: name up to {MAX_TOPICS}")));
+            }
             (None, Some(topics)) if !topics.is_empty() => {
                 let topics: Result<Vec<_>, _> = topics.iter().map(|topic| publishable(topic)).collect();
                 (topics?, false)

@@ -84,10 +84,13 @@ pub struct Reply<'a> {
     pub reference: &'a Reference,
 }
 
+/// What a command may be.
+const KINDS: &str = "subscribe, unsubscribe, publish, auth or ping";
+
 #[derive(Deserialize)]
 struct Head {
-    #[serde(rename = "type")]
-    kind: String,
+    #[serde(rename = "type", default)]
+    kind: Value,
     #[serde(rename = "ref")]
     reference: Reference,
 }
@@ -109,7 +112,7 @@ impl Command {
     pub fn parse(text: String) -> Self {
         match Self::reference(&text) {
             Ok((kind, reference)) => {
-                let action = Action::parse(&kind, text).unwrap_or_else(Action::Refused);
+                let action = Action::parse(kind.as_str(), text).unwrap_or_else(Action::Refused);
                 Self { reference, action }
             }
             Err(problem) => Self { reference: None, action: Action::Refused(problem) },
@@ -117,7 +120,7 @@ impl Command {
     }
 
     /// The type of a command, and the name that the client gave it.
-    fn reference(text: &str) -> Result<(String, Reference), Problem> {
+    fn reference(text: &str) -> Result<(Value, Reference), Problem> {
         let Head { kind, reference } = serde_json::from_str(text).map_err(|error| wrong(&error))?;
         match reference {
             None | Some(Value::String(_) | Value::Number(_)) => Ok((kind, reference)),
@@ -127,20 +130,21 @@ impl Command {
 }
 
 impl Action {
-    fn parse(kind: &str, text: String) -> Result<Self, Problem> {
+    fn parse(kind: Option<&str>, text: String) -> Result<Self, Problem> {
         let fields = || serde_json::from_str::<Fields>(&text).map_err(|error| wrong(&error));
         match kind {
-            "subscribe" => fields()?.subscribe(),
-            "unsubscribe" => Ok(Self::Unsubscribe { pattern: query::pattern("topic", &fields()?.topic)? }),
-            "publish" => Ok(Self::Publish(text)),
-            "auth" => {
+            Some("subscribe") => fields()?.subscribe(),
+            Some("unsubscribe") => {
+                Ok(Self::Unsubscribe { pattern: query::pattern("topic", &fields()?.topic)? })
+            }
+            Some("publish") => Ok(Self::Publish(text)),
+            Some("auth") => {
                 let Token { token } = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
                 Ok(Self::Auth(token))
             }
-            "ping" => Ok(Self::Ping),
-            other => Err(Problem::bad_request(format!(
-                "type {other:?}: subscribe, unsubscribe, publish, auth or ping"
-            ))),
+            Some("ping") => Ok(Self::Ping),
+            Some(other) => Err(Problem::bad_request(format!("type {other:?}: {KINDS}"))),
+            None => Err(Problem::bad_request(format!("type: {KINDS}"))),
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     broker::{Delivery, Join, Subscription},
     http::{
-        App,
+        App, MAX_TOPICS,
         access::Lease,
         batch::{Batch, Form},
         metrics::Permit,
@@ -34,8 +34,6 @@ use crate::{
 const MAX_QUEUED_BYTES: usize = 64 << 10;
 /// How many commands may wait for the one that is being done before the socket is read on.
 const MAX_WAITING_COMMANDS: usize = 16;
-/// How many topics one connection may subscribe to by commands.
-const MAX_TOPICS: usize = 10_000;
 /// How many frames are handled before others may run.
 const BUDGET: usize = 256;
 
@@ -197,8 +195,12 @@ impl Session {
         Poll::Pending
     }
 
+    /// Whether everything was done that was asked for.
     fn is_idle(&self) -> bool {
-        self.joining.is_none() && self.running.is_none() && self.waiting.is_empty()
+        self.joining.is_none()
+            && self.running.is_none()
+            && self.waiting.is_empty()
+            && !self.subscription.is_reading()
     }
 
     /// Takes commands from the socket and does them, one after the other. True if one moved on.
