@@ -19,7 +19,7 @@ pub use self::{
     containment::covers,
     grants::{GrantList, Grants, Template},
     key::{Digest, new_key},
-    mint::{MintError, mint},
+    mint::{MintError, SigningKey, Wish, mint},
     tables::{AnonymousTable, InLine, JwtTable, KeyTable},
 };
 

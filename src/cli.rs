@@ -5,21 +5,26 @@
 
 mod completions;
 mod feed;
+mod grants;
+mod key;
 mod patience;
 mod publish;
 mod remote;
 mod subscribe;
+mod token;
 
 use std::{
     fmt::{self, Display},
-    io,
+    io::{self, Write},
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
 use rejoin::config::Flags;
 
-use self::{completions::Completions, feed::Gap, publish::Publish, subscribe::Subscribe};
+use self::{
+    completions::Completions, feed::Gap, key::Key, publish::Publish, subscribe::Subscribe, token::Token,
+};
 
 /// Realtime push over WebSocket, Server-Sent Events, NDJSON and long-polling, with one cursor that
 /// resumes on any of them.
@@ -55,6 +60,14 @@ pub enum Command {
     /// It comes back by itself when the connection is lost, and goes on where it was. What is missing is told on
     /// standard error. A message that holds a line feed is printed as with --json.
     Sub(Subscribe),
+    /// Make an API key.
+    #[command(subcommand)]
+    Key(Key),
+    /// Print a token for development, signed by what a server of this configuration accepts.
+    #[command(
+        after_help = "For example: rejoin token --jwt-secret SECRET --sub u1 --subscribe 'users.{sub}.**' --ttl 1h"
+    )]
+    Token(Token),
     /// Print what a shell needs to complete commands and flags.
     #[command(
         after_help = "For example: rejoin completions bash > ~/.local/share/bash-completion/completions/rejoin"
@@ -120,6 +133,14 @@ impl Ending {
         };
         tell(why);
         ExitCode::from(code)
+    }
+}
+
+/// Prints what was asked for.
+fn print(text: impl AsRef<[u8]>) -> Ending {
+    match io::stdout().write_all(text.as_ref()) {
+        Ok(()) => Ending::Done,
+        Err(error) => Ending::of_output(&error),
     }
 }
 

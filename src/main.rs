@@ -37,6 +37,9 @@ fn main() -> ExitCode {
         ),
         cli::Command::Pub(publish) => cli::run(publish.run()),
         cli::Command::Sub(subscribe) => cli::run(subscribe.run()),
+        cli::Command::Key(key) => key.run().report(),
+        cli::Command::Token(token) => settings(&token.flags())
+            .map_or_else(|code| code, |settings| token.run(&settings.config.authority()).report()),
         cli::Command::Completions(completions) => completions.run().report(),
     }
 }

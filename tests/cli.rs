@@ -1,6 +1,8 @@
 //! The program's own commands, as somebody types them: what they print, how they end, and that `pub` and `sub` are a
 //! pipe.
 
+#[path = "cli/credentials.rs"]
+mod credentials;
 #[path = "cli/program.rs"]
 mod program;
 #[path = "cli/proxy.rs"]

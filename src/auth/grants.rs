@@ -78,6 +78,11 @@ impl GrantList {
         }
     }
 
+    /// Whether this grants something only to a subject for which `{sub}` can stand, and `subject` is none.
+    pub fn needs_subject(&self, subject: Option<&str>) -> bool {
+        self.names_subject() && !subject.is_some_and(is_plain_segment)
+    }
+
     pub fn names_subject(&self) -> bool {
         self.subscribe.iter().chain(&self.publish).any(|template| template.names_subject())
     }

@@ -39,6 +39,18 @@ pub enum Material<'a> {
     Jwk(&'a str),
 }
 
+impl<'a> Material<'a> {
+    /// What a file holds, by how it begins.
+    pub fn of(text: &'a str) -> Self {
+        match text.trim_start().as_bytes() {
+            [b'-', b'-', b'-', b'-', b'-', ..] => Self::Pem(text),
+            [b'{', ..] => Self::Jwk(text),
+            // The line end is the editor's.
+            _ => Self::Secret(text.trim_end_matches(['\r', '\n'])),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     #[error(
@@ -87,6 +99,10 @@ impl Verifier {
     /// By what the same key is known after the configuration was read again.
     pub fn fingerprint(&self) -> &Digest {
         &self.fingerprint
+    }
+
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
     }
 
     pub fn kid(&self) -> Option<&str> {

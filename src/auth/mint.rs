@@ -2,39 +2,105 @@
 
 use std::time::{Duration, SystemTime};
 
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+
 use super::{
-    authority::Authority,
+    authority::{Authority, TokenKey},
     claims::{Audience, Claims, NumericDate},
     grants::GrantList,
+    jwt::Material,
 };
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
     #[error(
-        "a token is signed with a shared secret: give --jwt-secret, or a [[jwt]] with a secret in the configuration file"
+        "there is nothing to sign with: give --jwt-secret, --key FILE, or --config FILE of a server that has a [[jwt]]"
     )]
-    NoSecret,
+    NoKey,
+    #[error("[[jwt]] {0} can only verify: give the private key with --key FILE")]
+    OnlyPublic(String),
+    #[error("no [[jwt]] of the configuration verifies what this key signs")]
+    Unknown,
+    #[error("this is a public key, which cannot sign: give the private one")]
+    Public,
+    #[error("a JWK cannot be signed with here: give the private key as PEM")]
+    Jwk,
+    #[error("this is no private key in PKCS #8; `openssl pkcs8 -topk8 -nocrypt -in FILE` prints one as such")]
+    Unreadable,
 }
 
-/// A token that `authority` accepts until `ttl` from now is over, signed by the first of its keys that can sign.
+/// A key that signs tokens.
+pub struct SigningKey(EncodingKey);
+
+/// What a token is to say.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    pub sub: Option<String>,
+    pub rejoin: GrantList,
+    pub ttl: Duration,
+}
+
+impl SigningKey {
+    /// Reads a private key as PEM, or a shared secret.
+    ///
+    /// # Errors
+    /// If that cannot sign.
+    pub fn parse(text: &str) -> Result<Self, MintError> {
+        let pem = match Material::of(text) {
+            Material::Secret(secret) => return Ok(Self(EncodingKey::from_secret(secret.as_bytes()))),
+            Material::Jwk(_) => return Err(MintError::Jwk),
+            Material::Pem(pem) if pem.contains("PUBLIC KEY-----") => return Err(MintError::Public),
+            Material::Pem(pem) => pem.as_bytes(),
+        };
+        let kinds = [EncodingKey::from_rsa_pem, EncodingKey::from_ec_pem, EncodingKey::from_ed_pem];
+        kinds.iter().find_map(|read| read(pem).ok()).map(Self).ok_or(MintError::Unreadable)
+    }
+
+    /// None where the key is not one of this algorithm.
+    fn sign(&self, algorithm: Algorithm, kid: Option<&str>, claims: &Claims) -> Option<String> {
+        let header = Header { kid: kid.map(str::to_owned), ..Header::new(algorithm) };
+        encode(&header, claims, &self.0).ok()
+    }
+}
+
+/// A token that `authority` accepts until its time is over. It is signed by `key`, and without one by the first
+/// secret that is configured.
 ///
 /// # Errors
-/// If it only has keys that verify.
+/// If nothing can sign, or if what `key` signs would not be accepted. Where no tokens are configured, that is not
+/// asked.
 pub fn mint(
     authority: &Authority,
-    sub: Option<String>,
-    rejoin: GrantList,
-    ttl: Duration,
+    key: Option<&SigningKey>,
+    wish: &Wish,
     now: SystemTime,
 ) -> Result<String, MintError> {
-    let key = authority.token_keys.iter().find(|key| key.verifier.is_shared()).ok_or(MintError::NoSecret)?;
-    let claims = Claims {
-        sub,
-        iss: key.iss.clone(),
-        aud: Audience(key.aud.clone().into_iter().collect()),
-        exp: NumericDate(now + ttl),
+    let known = &authority.token_keys;
+    let claims = |of: Option<&TokenKey>| Claims {
+        sub: wish.sub.clone(),
+        iss: of.and_then(|key| key.iss.clone()),
+        aud: Audience(of.and_then(|key| key.aud.clone()).into_iter().collect()),
+        exp: NumericDate(now + wish.ttl),
         nbf: None,
-        rejoin,
+        rejoin: wish.rejoin.clone(),
     };
-    key.verifier.sign(&claims).ok_or(MintError::NoSecret)
+    let Some(key) = key else {
+        let signed = known.iter().find_map(|known| known.verifier.sign(&claims(Some(known))));
+        let names: Vec<_> = known.iter().map(|known| format!("{:?}", known.name)).collect();
+        return signed.ok_or_else(|| match names.is_empty() {
+            true => MintError::NoKey,
+            false => MintError::OnlyPublic(names.join(", ")),
+        });
+    };
+    if known.is_empty() {
+        let family = key.0.family();
+        let mut signed = family.algorithms().iter().filter_map(|one| key.sign(*one, None, &claims(None)));
+        return signed.next().ok_or(MintError::Unreadable);
+    }
+    let signed = known.iter().filter_map(|known| {
+        let verifier = &known.verifier;
+        key.sign(verifier.algorithm(), verifier.kid(), &claims(Some(known)))
+    });
+    let mut accepted = signed.filter(|token| authority.identify(Some(token), now).is_ok());
+    accepted.next().ok_or(MintError::Unknown)
 }

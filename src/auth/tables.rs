@@ -146,21 +146,11 @@ impl JwtTable {
             (Some(secret), None, None, None) => Material::Secret(secret),
             (None, Some(pem), None, None) => Material::Pem(pem),
             (None, None, Some(jwk), None) => Material::Jwk(jwk),
-            (None, None, None, Some(text)) => kind_of(text),
+            (None, None, None, Some(text)) => Material::of(text),
             _ => return Err("give one of secret, pem, jwk and file".into()),
         };
         Verifier::new(&self.algorithm, self.kid.clone(), material)
             .map_err(|error: KeyError| error.to_string())
-    }
-}
-
-/// What a file holds, by how it begins.
-fn kind_of(text: &str) -> Material<'_> {
-    match text.trim_start().as_bytes() {
-        [b'-', b'-', b'-', b'-', b'-', ..] => Material::Pem(text),
-        [b'{', ..] => Material::Jwk(text),
-        // The line end is the editor's.
-        _ => Material::Secret(text.trim_end_matches(['\r', '\n'])),
     }
 }
 

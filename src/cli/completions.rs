@@ -1,11 +1,9 @@
 //! `rejoin completions`: what a shell needs to complete commands and flags.
 
-use std::io::{Write, stdout};
-
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-use super::{Cli, Ending};
+use super::{Cli, Ending, print};
 
 #[derive(Debug, Args)]
 pub struct Completions {
@@ -16,9 +14,6 @@ impl Completions {
     pub fn run(self) -> Ending {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "rejoin", &mut script);
-        match stdout().write_all(&script) {
-            Ok(()) => Ending::Done,
-            Err(error) => Ending::of_output(&error),
-        }
+        print(script)
     }
 }

@@ -10,6 +10,11 @@ use super::Config;
 pub struct Flags(Vec<(String, String)>);
 
 impl Flags {
+    /// These settings alone, as if they had been typed.
+    pub fn of(typed: impl IntoIterator<Item = (&'static str, Option<String>)>) -> Self {
+        Self(typed.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?))).collect())
+    }
+
     /// What was typed for the setting of this name; the values of a repeated flag, with commas.
     pub fn find(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(flag, _)| flag == name).map(|(_, text)| text.as_str())

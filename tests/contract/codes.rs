@@ -7,7 +7,12 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::BoxFuture};
-use rejoin::{auth::mint, config::Secret, http::Code, log::LogError};
+use rejoin::{
+    auth::{Wish, mint},
+    config::Secret,
+    http::Code,
+    log::LogError,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sse_stream::SseByteStream;
@@ -134,8 +139,9 @@ async fn with_token(ttl: Duration, age: Duration) -> (Server, String) {
     let mut token = String::new();
     let server = Server::with(|config| {
         config.jwt_secret = Some(Secret("for the tests".into()));
-        let grants = serde_json::from_value(json!({"subscribe": ["a"]})).expect("grants");
-        let minted = mint(&config.authority(), Some("u1".into()), grants, ttl, SystemTime::now() - age);
+        let rejoin = serde_json::from_value(json!({"subscribe": ["a"]})).expect("grants");
+        let wish = Wish { sub: Some("u1".into()), rejoin, ttl };
+        let minted = mint(&config.authority(), None, &wish, SystemTime::now() - age);
         token = minted.expect("there is a secret");
     })
     .await;

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::Header;
-use rejoin::auth::{Authority, Digest, GrantList, Identity, Refused, mint, new_key};
+use rejoin::auth::{Authority, Digest, Identity, MintError, Refused, SigningKey, Wish, mint, new_key};
 use serde_json::{Value, json};
 
 use crate::{
@@ -158,20 +158,44 @@ fn an_api_key_is_known_by_its_hash_and_has_what_is_configured() {
     assert_eq!(authority.identify(None, SystemTime::now()).err(), Some(Refused::Missing));
 }
 
+/// A token for `u1`, for a minute.
+fn minted(authority: &Authority, key: Option<&SigningKey>) -> Result<String, MintError> {
+    let rejoin = serde_json::from_value(json!({"subscribe": ["users.{sub}.**"]})).expect("grants");
+    let wish = Wish { sub: Some("u1".into()), rejoin, ttl: Duration::from_secs(60) };
+    mint(authority, key, &wish, SystemTime::now())
+}
+
 #[test]
 fn what_is_minted_is_accepted() {
-    let mut authority = authority(&Signer::new("ES256").table("k"));
-    let list =
-        || -> GrantList { serde_json::from_value(json!({"subscribe": ["users.{sub}.**"]})).expect("grants") };
-    let mint = |authority: &Authority| {
-        mint(authority, Some("u1".into()), list(), Duration::from_secs(60), SystemTime::now())
-    };
-    assert!(mint(&authority).is_err(), "a public key cannot sign");
+    let mut authority = authority(&(Signer::new("ES256").table("one") + &Signer::new("EdDSA").table("two")));
+    assert_eq!(minted(&authority, None), Err(MintError::OnlyPublic(r#""one", "two""#.into())));
+    assert_eq!(minted(&Authority::default(), None), Err(MintError::NoKey));
     authority.add_development_secret("short");
-    let token = mint(&authority).expect("a token");
+    let token = minted(&authority, None).expect("a token");
     let identity = ask(&authority, &token).expect("accepted");
-    assert!(identity.grants.may_subscribe(&"users.u1.x".parse().expect("a pattern")));
+    assert!(identity.grants.may_subscribe(&"users.u1.x".parse().expect("a topic")));
     assert!(identity.expires_at.is_some_and(|end| end > SystemTime::now() + Duration::from_secs(58)));
+}
+
+#[test]
+fn a_private_key_mints_what_its_public_one_accepts_with_all_that_is_asked_for_beside() {
+    for algorithm in ALGORITHMS {
+        let signer = Signer::new(algorithm);
+        let strict = signer.table("k") + "kid = \"1\"\niss = \"https://id.example\"\naud = \"push\"\n";
+        let known = authority(&(Signer::new("ES256").table("other") + &strict));
+        let key = SigningKey::parse(&signer.private).expect("a private key");
+        let token = minted(&known, Some(&key)).unwrap_or_else(|error| panic!("{algorithm}: {error}"));
+        assert_eq!(ask(&known, &token).map(|identity| identity.name().to_owned()), Ok("u1".into()));
+        let stranger = authority(&Signer::new("ES256").table("other"));
+        assert_eq!(minted(&stranger, Some(&key)), Err(MintError::Unknown), "{algorithm}");
+        assert!(minted(&Authority::default(), Some(&key)).is_ok(), "{algorithm}: for whoever knows it");
+        if !algorithm.starts_with("HS") {
+            assert_eq!(SigningKey::parse(&signer.public).err(), Some(MintError::Public));
+            assert_eq!(SigningKey::parse(&signer.jwk()).err(), Some(MintError::Jwk));
+        }
+    }
+    let other_form = "-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n";
+    assert_eq!(SigningKey::parse(other_form).err(), Some(MintError::Unreadable));
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub struct Signer {
     key: EncodingKey,
     /// What verifies: a secret, or a PEM.
     pub public: String,
+    /// What signs, alike.
+    pub private: String,
 }
 
 impl Signer {
@@ -38,33 +40,38 @@ impl Signer {
                 let pair = Ed25519KeyPair::generate().expect("a key");
                 let private: Pkcs8V1Der<'_> = pair.as_der().expect("a private key");
                 let public: PublicKeyX509Der<'_> = pair.public_key().as_der().expect("a public key");
-                Self::pair(named, EncodingKey::from_ed_der(private.as_ref()), public.as_ref())
+                Self::pair(named, EncodingKey::from_ed_pem, private.as_ref(), public.as_ref())
             }
             shared if shared.starts_with("HS") => Self::with_secret(named, SECRET),
             _ => {
                 let pair = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).expect("a key");
                 let private: Pkcs8V1Der<'_> = pair.as_der().expect("a private key");
                 let public: PublicKeyX509Der<'_> = pair.public_key().as_der().expect("a public key");
-                let pem = pem("PRIVATE KEY", private.as_ref());
-                let key = EncodingKey::from_rsa_pem(pem.as_bytes()).expect("a private key");
-                Self::pair(named, key, public.as_ref())
+                Self::pair(named, EncodingKey::from_rsa_pem, private.as_ref(), public.as_ref())
             }
         }
     }
 
     pub fn with_secret(algorithm: Algorithm, secret: &str) -> Self {
-        Self { algorithm, key: EncodingKey::from_secret(secret.as_bytes()), public: secret.to_owned() }
+        let key = EncodingKey::from_secret(secret.as_bytes());
+        Self { algorithm, key, public: secret.to_owned(), private: secret.to_owned() }
     }
 
     fn ecdsa(algorithm: Algorithm, curve: &'static EcdsaSigningAlgorithm) -> Self {
         let pair = EcdsaKeyPair::generate(curve).expect("a key");
         let private = pair.to_pkcs8v1().expect("a private key");
         let public: PublicKeyX509Der<'_> = pair.public_key().as_der().expect("a public key");
-        Self::pair(algorithm, EncodingKey::from_ec_der(private.as_ref()), public.as_ref())
+        Self::pair(algorithm, EncodingKey::from_ec_pem, private.as_ref(), public.as_ref())
     }
 
-    fn pair(algorithm: Algorithm, key: EncodingKey, public: &[u8]) -> Self {
-        Self { algorithm, key, public: pem("PUBLIC KEY", public) }
+    fn pair(
+        algorithm: Algorithm,
+        read: fn(&[u8]) -> jsonwebtoken::errors::Result<EncodingKey>,
+        private: &[u8],
+        public: &[u8],
+    ) -> Self {
+        let (private, public) = (pem("PRIVATE KEY", private), pem("PUBLIC KEY", public));
+        Self { algorithm, key: read(private.as_bytes()).expect("a private key"), public, private }
     }
 
     /// The key that verifies, as a JWK.

@@ -1,0 +1,87 @@
+//! What `key` and `token` print is accepted by a server, and what they cannot do they say.
+
+use crate::{
+    program::{Ended, Program},
+    support::program::{Folder, Program as Serving},
+};
+
+const SECRET: &str = "a secret of more than thirty-two bytes";
+
+/// Publishes with a credential.
+async fn publish(serving: &Serving, topic: &str, credential: &str) -> Ended {
+    let url = serving.server.http("/");
+    Program::new(&["pub", topic, "x", "--url", &url, "--token", credential]).run().await
+}
+
+async fn run(arguments: &[&str]) -> Ended {
+    Program::new(arguments).run().await
+}
+
+#[tokio::test]
+async fn a_new_key_is_accepted_once_what_is_printed_with_it_is_configured() {
+    let made = run(&["key", "new", "--name", "shop \"1\"", "--publish", "orders.*", "--publish", "a"]).await;
+    assert_eq!((made.code, made.told()), (Some(0), ""), "{made:?}");
+    let (lines, other) = (made.lines(), run(&["key", "new"]).await);
+    let (key, table) = (lines[0], lines[2..].join("\n"));
+    assert!(key.starts_with("rejoin_") && lines[1].is_empty(), "{lines:?}");
+    assert!(!table.contains(key), "only its hash is to be kept");
+    assert_ne!(other.lines()[0], key);
+
+    let folder = Folder::new();
+    std::fs::write(folder.path("rejoin.toml"), table).expect("a file");
+    let serving = Serving::start(&["--config", &folder.path("rejoin.toml")]).await;
+    assert_eq!(publish(&serving, "orders.1", key).await.code, Some(0));
+    assert!(publish(&serving, "other", key).await.told().contains("forbidden"));
+    assert!(publish(&serving, "orders.1", other.lines()[0]).await.told().contains("unauthorized"));
+
+    let mistaken = run(&["key", "new", "--subscribe", "users.{sub}"]).await;
+    assert_eq!((mistaken.code, mistaken.stdout), (Some(1), vec![]));
+}
+
+#[tokio::test]
+async fn a_token_is_accepted_by_the_server_of_the_same_configuration() {
+    let folder = Folder::new();
+    let (config, key) = (folder.path("rejoin.toml"), folder.path("key.pem"));
+    let table =
+        format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS384\"\nsecret = \"{SECRET}\"\naud = \"push\"\n");
+    std::fs::write(&config, table).expect("a file");
+    std::fs::write(&key, SECRET).expect("a file");
+    let serving = Serving::start(&["--config", &config]).await;
+    let wish = ["token", "--sub", "u1", "--publish", "users.{sub}.**", "--ttl", "10m"];
+    for signs in [&["--config", &config][..], &["--config", &config, "--key", &key]] {
+        let made = run(&[&wish[..], signs].concat()).await;
+        assert_eq!((made.code, made.told(), made.lines().len()), (Some(0), "", 1), "{made:?}");
+        assert_eq!(publish(&serving, "users.u1.a", made.lines()[0]).await.code, Some(0));
+        assert!(publish(&serving, "users.u2.a", made.lines()[0]).await.told().contains("forbidden"));
+    }
+    let wrong = run(&[&wish[..], &["--jwt-secret", "another"]].concat()).await;
+    assert!(publish(&serving, "users.u1.a", wrong.lines()[0]).await.told().contains("unauthorized"));
+}
+
+#[tokio::test]
+async fn what_cannot_sign_is_named() {
+    let folder = Folder::new();
+    let public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
+    let (config, key) = (folder.path("rejoin.toml"), folder.path("key.pem"));
+    std::fs::write(&config, "[[jwt]]\nname = \"id\"\nalgorithm = \"EdDSA\"\nfile = \"key.pem\"\n")
+        .expect("a file");
+    std::fs::write(&key, public).expect("a file");
+    for (arguments, code, expected) in [
+        (&[][..], 1, "there is nothing to sign with: give --jwt-secret, --key FILE, or --config FILE"),
+        (&["--config", &config], 1, "[[jwt]] \"id\" can only verify: give the private key"),
+        (&["--key", &key], 1, "key.pem: this is a public key, which cannot sign"),
+        (&["--key", "not-there.pem"], 1, "not-there.pem: No such file"),
+        (&["--config", &config, "--secret", SECRET, "--key", &config], 1, "no [[jwt]] of the configuration"),
+        (&["--config", "not-there.toml"], 2, "not-there.toml: it cannot be read"),
+        (&["--jwt-secret", SECRET, "--subscribe", "a..b"], 2, "a topic has no empty segment"),
+        (&["--jwt-secret", SECRET, "--ttl", "soon"], 2, "invalid value 'soon' for '--ttl"),
+    ] {
+        let ended = run(&[&["token", "--sub", "u1"], arguments].concat()).await;
+        assert_eq!(ended.code, Some(code), "{arguments:?}: {ended:?}");
+        assert!(ended.told().contains(expected), "{arguments:?}: {}", ended.told());
+        assert!(ended.stdout.is_empty() && !ended.told().contains(SECRET), "{arguments:?}: {ended:?}");
+    }
+    let told = run(&["token", "--secret", SECRET, "--subscribe", "users.{sub}"]).await;
+    assert_eq!((told.code, told.lines().len()), (Some(0), 1));
+    assert!(told.told().contains("grants nothing here"), "{}", told.told());
+}
