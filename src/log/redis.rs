@@ -13,10 +13,10 @@ mod reading;
 mod scripts;
 mod store;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 
 pub use self::address::{Address, ParseAddressError};
 use self::{
@@ -25,7 +25,7 @@ use self::{
     held::{MAX_TAIL_BYTES, MAX_TAIL_MESSAGES},
     link::Link,
     reading::Reading,
-    store::Store,
+    store::{Part, Store},
 };
 use super::{
     Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, IDEMPOTENCY_WINDOW, Log,
@@ -35,8 +35,10 @@ use crate::message::{Draft, Id, Message, Pattern, Topic};
 
 /// How long somebody who begins to read waits for what was published before to arrive here.
 const ARRIVAL: Duration = Duration::from_secs(1);
-/// How long a read waits for the tails to belong to the same life of the store.
-const SETTLING: Duration = Duration::from_secs(2);
+/// How long somebody who wants to follow waits for the link, and a read for tails that can be vouched for.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often a read begins again because another life of the store has begun.
+const MAX_LIVES: usize = 2;
 
 /// How many tails are filled for one reader; more topics than these are read in one step.
 const MAX_FILLED: usize = 16;
@@ -46,8 +48,8 @@ pub struct RedisLog {
     store: Arc<Store>,
     feed: Arc<Feed>,
     link: Arc<Link>,
-    /// One question at a time; who comes meanwhile shares the next one.
-    asking: tokio::sync::Mutex<Option<(u64, Id)>>,
+    /// One question at a time; who comes meanwhile shares the answer to the next one, also if it is an error.
+    asking: tokio::sync::Mutex<Option<(u64, Result<Id, LogError>)>>,
     asked: std::sync::atomic::AtomicU64,
     /// They end with the log.
     _tasks: JoinSet<()>,
@@ -77,12 +79,12 @@ impl RedisLog {
         if let Some((number, newest)) = *answered
             && number > ticket
         {
-            return Ok(newest);
+            return newest;
         }
         let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        let newest = self.link.ask().await?.newest;
+        let newest = self.link.ask().await.map(|facts| facts.newest);
         *answered = Some((number, newest));
-        Ok(newest)
+        newest
     }
 
     /// Fills the tails of a few topics backwards. True if a reader at `position` now lacks nothing.
@@ -184,7 +186,9 @@ impl Log for RedisLog {
         let (followed, key) = self.feed.follow(pattern, follower);
         // From here on its drop ends it, also if this is not awaited to the end.
         let guard = Followed::new(self.clone(), followed.tail.clone(), key);
-        followed.joined.get_or_try_init(|| self.link.join(&followed)).await?;
+        // The time of each one counts, also of those who wait for the one who joins.
+        let join = followed.joined.get_or_try_init(|| self.link.join(&followed));
+        timeout(PATIENCE, join).await.map_err(|_| LogError::Unavailable)??;
         Ok(guard)
     }
 
@@ -218,17 +222,20 @@ impl Log for RedisLog {
             let (told, cursor) = (position.told, position.cursor);
             return Ok(Page { told, past: cursor, end: cursor, ..Page::default() });
         }
-        let (facts, page) = Reading { store: &self.store, patterns }.read(position, limit).await?;
-        self.store.has_seen(facts.newest);
-        if self.feed.generation() != Some(facts.began) {
-            // What was read belongs to another life of the store than what arrives.
-            if self.feed.generation().is_some() {
-                self.feed.unsettle();
+        for _ in 0..MAX_LIVES {
+            // Nothing is read, and kept waiting, that could not be vouched for.
+            if !self.feed.wait(PATIENCE, |feed| feed.generation().is_some()).await {
+                break;
             }
-            let is_same = self.feed.wait(SETTLING, |feed| feed.generation() == Some(facts.began)).await;
-            return if is_same { Ok(page) } else { Err(LogError::Unavailable) };
+            let (facts, page) = Reading { store: &self.store, patterns }.read(position, limit).await?;
+            self.store.has_seen(facts.newest);
+            if self.feed.generation() == Some(facts.began) {
+                return Ok(page);
+            }
+            // What was read belongs to another life of the store than what arrives.
+            self.feed.unsettle();
         }
-        Ok(page)
+        Err(LogError::Unavailable)
     }
 
     fn ephemerals(&self) -> &Ephemerals {
@@ -236,14 +243,21 @@ impl Log for RedisLog {
     }
 
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
-        let script = &self.store.scripts.topics;
-        let (_, mut names): (Facts, Vec<String>) = self.store.read(script, "", &[]).await?;
-        names.retain(|name| &**name > after);
-        names.sort_unstable();
-        names.truncate(limit);
+        // As many as are asked for and no more, however many there are.
+        let mut names = BTreeSet::new();
+        let take = |members: Vec<(String, Id)>| {
+            for name in members.into_iter().map(|(name, _)| name).filter(|name| &**name > after) {
+                names.insert(name);
+                if names.len() > limit {
+                    names.pop_last();
+                }
+            }
+        };
+        self.store.index(Part::Topics(Id::ZERO), take).await?;
         if names.is_empty() {
             return Ok(Vec::new());
         }
+        let script = &self.store.scripts.topics;
         let args: Vec<_> = names.iter().map(|name| name.as_bytes()).collect();
         let (_, known): (Facts, Vec<(Num, usize, usize)>) = self.store.read(script, "", &args).await?;
         let stats = |(name, (newest, messages, bytes)): (&String, (Num, usize, usize))| {

@@ -18,13 +18,16 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// A replica for each of these addresses of the store.
+    /// A replica for each of these addresses of the store; where there are to be more, they have the last one.
     pub async fn over(urls: &[String]) -> Self {
+        let mut urls = urls.to_vec();
+        let last = urls.last().expect("at least one").clone();
+        urls.resize(urls.len().max(least_replicas()), last);
         let mut replicas = Vec::new();
-        for url in urls {
+        for url in &urls {
             replicas.push(Server::with(|config| configure(config, url)).await);
         }
-        let deployment = Self { replicas, urls: urls.to_vec() };
+        let deployment = Self { replicas, urls };
         for addr in deployment.addrs() {
             until_ready(addr).await;
         }
@@ -94,6 +97,11 @@ pub fn seed() -> u64 {
 /// How much of it: 1 in the test command, more by hand.
 pub fn rounds() -> usize {
     from_env("REDIS_ROUNDS").unwrap_or(1)
+}
+
+/// How many replicas there are at least.
+pub fn least_replicas() -> usize {
+    from_env("REDIS_REPLICAS").unwrap_or(1)
 }
 
 /// # Panics

@@ -1,12 +1,16 @@
 //! Several replicas over one Redis, and what can befall Redis, the ways to it, and the replicas.
 //!
 //! Each test prints its seed and proves that its fault happened. `REDIS_SEED` repeats the draws of an earlier
-//! run (the interleaving is the machine's), `REDIS_ROUNDS` makes every fault happen so many times as often.
+//! run (the interleaving is the machine's), `REDIS_ROUNDS` makes every fault happen so many times as often,
+//! `REDIS_REPLICAS` gives every deployment so many replicas at least.
 
 mod across;
+mod bare;
 mod deployment;
+mod holes;
 mod killed;
 mod lagging;
+mod lives;
 mod lost;
 mod memory;
 mod options;

@@ -3,17 +3,21 @@
 use std::{net::SocketAddr, time::Duration};
 
 use futures_util::{StreamExt, stream::BoxStream};
+use rejoin::log::Start;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     across::{json, post},
+    bare::{log, subscribe},
     deployment::{Deployment, is_ready, until_ready},
     support::redis::Redis,
 };
 
 /// It turns a hang into a failure, and says what a bounded time is.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// So many that they would wait for minutes one after the other.
+const READERS: usize = 64;
 
 /// A stream of NDJSON, with the name of its connection.
 pub struct Lines {
@@ -81,6 +85,26 @@ async fn while_redis_is_away_publishing_is_unavailable_and_connections_stay() {
         assert_eq!(stream.next().await["data"], "kept");
     }
     deployment.stop().await;
+}
+
+/// Many who ask while Redis is away wait together, and not one after the other.
+#[tokio::test]
+async fn while_redis_is_away_all_who_want_to_read_are_turned_away_at_the_same_time() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let _followed = subscribe(&broker, "followed", Start::Now).await;
+    redis.stop();
+    let mut readers = JoinSet::new();
+    for number in 0..READERS {
+        let broker = broker.clone();
+        let topic = if number % 2 == 0 { "followed" } else { "new" };
+        readers.spawn(async move {
+            let patterns = vec![topic.parse().expect("a topic")];
+            broker.subscribe(patterns, &Start::Now, "me").await.is_err()
+        });
+    }
+    let turned_away = timeout(PATIENCE, readers.join_all()).await.expect("within a bounded time");
+    assert!(turned_away.into_iter().all(|is_turned_away| is_turned_away));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -104,6 +104,14 @@ impl Proxy {
         self.line.target.send_replace(target);
     }
 
+    /// New connections lead there; those that there are stay as they are.
+    pub fn lead_new_to(&self, target: SocketAddr) {
+        self.line.target.send_if_modified(|leads_to| {
+            *leads_to = target;
+            false
+        });
+    }
+
     /// How many pieces a stall has held up.
     pub fn held(&self) -> usize {
         self.line.held.load(Ordering::Relaxed)

@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    deployment::{rounds, seed, until_ready},
+    deployment::{least_replicas, rounds, seed, until_ready},
     support::{
         checker::{Plan, Progress, Tally, Trouble, run_against},
         redis::Redis,
@@ -65,13 +65,22 @@ fn spawn(addr: SocketAddr, url: &str) -> Child {
         .expect("the server starts")
 }
 
+/// The other ones, to which nothing happens.
+async fn calm(redis: &Redis) -> Vec<Replica> {
+    let mut calm = Vec::new();
+    while calm.is_empty() || calm.len() + 1 < least_replicas() {
+        calm.push(Replica::start(redis.url()).await);
+    }
+    calm
+}
+
 async fn check(trouble: impl AsyncFnOnce(Progress, &mut Replica)) {
     let Some(redis) = Redis::start(&[]) else { return };
     let seed = seed();
     let mut troubled = Replica::start(redis.url()).await;
-    let calm = Replica::start(redis.url()).await;
+    let calm = calm(&redis).await;
     let tally = Arc::new(Tally::default());
-    let addrs = vec![troubled.addr, calm.addr];
+    let addrs = [&troubled].into_iter().chain(&calm).map(|replica| replica.addr).collect();
     run_against(addrs, seed, Plan::short(Trouble::Ends), tally.clone(), async |progress| {
         trouble(progress, &mut troubled).await;
     })
@@ -108,9 +117,10 @@ async fn clients_of_a_replica_that_is_drained_while_busy_miss_nothing() {
 async fn a_replica_that_hangs_for_ten_seconds_gives_out_nothing_wrong_afterwards() {
     let Some(redis) = Redis::start(&[]) else { return };
     let seed = seed();
-    let (paused, calm) = (Replica::start(redis.url()).await, Replica::start(redis.url()).await);
+    let (paused, calm) = (Replica::start(redis.url()).await, calm(&redis).await);
     let tally = Arc::new(Tally::default());
-    let (addrs, plan) = (vec![paused.addr, calm.addr], Plan::short(Trouble::Ends));
+    let addrs = [&paused].into_iter().chain(&calm).map(|replica| replica.addr).collect();
+    let plan = Plan::short(Trouble::Ends);
     run_against(addrs, seed, plan, tally.clone(), async |progress| {
         progress.by(100).await;
         paused.signal(Signal::STOP);

@@ -10,7 +10,7 @@ pub enum Announced {
     /// A message was stored; what is older than `gone` was trimmed from its topic.
     Message { began: Id, id: Id, prev: Id, gone: Id, draft: Draft },
     /// A message that is not stored, and the newest id of its time. No two have the same `stamp`.
-    Ephemeral { stamp: u64, newest: Id, draft: Draft },
+    Ephemeral { began: Id, stamp: u64, newest: Id, draft: Draft },
     /// What a topic had up to `gone` is not retained any more. `id` is the newest id of that time.
     Gone { began: Id, id: Id, gone: Id, topic: Topic },
     /// A probe: `newest` was the newest id when it was made.
@@ -59,6 +59,14 @@ pub fn draft(topic: Topic, head: &[u8], bytes: &[u8]) -> Option<Draft> {
 }
 
 impl Announced {
+    /// The generation that it belongs to, and the newest id of its time.
+    pub fn life(&self) -> (Id, Id) {
+        match *self {
+            Self::Message { began, id, .. } | Self::Gone { began, id, .. } => (began, id),
+            Self::Ephemeral { began, newest, .. } | Self::Probe { began, newest, .. } => (began, newest),
+        }
+    }
+
     /// Reads what one of the scripts put together; nothing if it was somebody else.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let line_end = bytes.iter().position(|byte| *byte == b'\n')?;
@@ -76,9 +84,9 @@ impl Announced {
                 Self::Message { began, id, prev, gone, draft }
             }
             "e" => {
-                let (stamp, newest) = (number()?, Id::new(number()?));
+                let (began, stamp, newest) = (Id::new(number()?), number()?, Id::new(number()?));
                 let (topic_len, head_len) = (number()?, number()?);
-                Self::Ephemeral { stamp, newest, draft: body(rest, topic_len, head_len)? }
+                Self::Ephemeral { began, stamp, newest, draft: body(rest, topic_len, head_len)? }
             }
             "g" => {
                 let [began, id, gone] = [number()?, number()?, number()?].map(Id::new);
@@ -124,7 +132,7 @@ mod tests {
             b"m 1 2 3 4 9 9\nx",
             b"p x y z\n",
             b"q\n",
-            b"e 1 2 1 1\na?",
+            b"e 1 2 3 1 1\na?",
             b"m\xff\n",
         ] {
             assert!(Announced::parse(bytes).is_none(), "{bytes:?}");

@@ -16,6 +16,8 @@ pub struct Facts {
     pub began: Id,
     /// What an earlier life has left goes up to here.
     pub inherited: Id,
+    /// Where the life before this one began. Who stands before that may lack what was lost then.
+    pub previous: Id,
     /// The newest id of a topic that the index does not hold is at most this.
     pub forgotten: Id,
     /// Why it began where it did.
@@ -79,11 +81,12 @@ impl FromRedisValue for Keep {
 
 impl FromRedisValue for Facts {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (newest, began, inherited, forgotten, reason, keep): (Num, Num, Num, Num, String, Keep) =
+        type Parts = (Num, Num, Num, Num, Num, String, Keep);
+        let (newest, began, inherited, previous, forgotten, reason, keep): Parts =
             FromRedisValue::from_redis_value(value)?;
         let reason = if reason == "failover" { Reason::Failover } else { Reason::Restarted };
-        let [newest, began, inherited, forgotten] = [newest.0, began.0, inherited.0, forgotten.0];
-        Ok(Self { newest, began, inherited, forgotten, reason, keep })
+        let (newest, began, inherited) = (newest.0, began.0, inherited.0);
+        Ok(Self { newest, began, inherited, previous: previous.0, forgotten: forgotten.0, reason, keep })
     }
 }
 

@@ -50,6 +50,8 @@ struct State {
     is_settled: bool,
     /// The generation of the store that the tails belong to.
     began: Id,
+    /// The generation that the link tells of.
+    heard: Id,
     /// The newest id that this link has brought.
     arrived: Id,
     /// The newest probe that came back.
@@ -194,7 +196,7 @@ impl Feed {
         let mut state = self.state();
         state.link += 1;
         state.is_settled = false;
-        state.arrived = Id::ZERO;
+        (state.heard, state.arrived) = (Id::ZERO, Id::ZERO);
         state.link
     }
 
@@ -251,23 +253,38 @@ impl Feed {
         true
     }
 
-    /// All that the tails lack, now that `link` is subscribed to everything: whatever the index says is newer
-    /// than what a tail has is left to the store. From now on everything up to the newest id is vouched for.
+    /// From now on the tails belong to this generation, and take what is announced of it and nothing else.
     ///
-    /// `changed` are members of the index with their ids, as of after the subscription.
-    pub fn settle(&self, link: u64, facts: &Facts, changed: &[(Vec<u8>, Id)]) -> bool {
+    /// False if the link tells of another one than the store.
+    pub fn turn(&self, link: u64, facts: &Facts) -> bool {
+        let mut state = self.state();
+        if state.link != link || state.heard != facts.began {
+            return false;
+        }
+        if state.began != facts.began {
+            tracing::info!(began = %facts.began, reason = facts.reason.as_str(), "the store vouches from here on");
+            state.is_settled = false;
+            state.began = facts.began;
+            state.each_tail(|state, tail| state.forget(tail, facts.began));
+        }
+        true
+    }
+
+    /// What the tails lack: whatever the index says is newer than what a tail has is left to the store.
+    ///
+    /// `changed` are members of the index with their ids, as of after the subscription and the turn.
+    pub fn mend(&self, changed: &[(String, Id)]) {
+        let mut state = self.state();
+        changed.iter().for_each(|(member, id)| state.mend(member, *id));
+    }
+
+    /// The tails were mended, now that `link` is subscribed to everything: from now on everything up to the
+    /// newest id of that time is vouched for.
+    pub fn settle(&self, link: u64, facts: &Facts) -> bool {
         let followed: Vec<_> = {
             let mut state = self.state();
-            if state.link != link {
+            if state.link != link || state.began != facts.began {
                 return false;
-            }
-            for (member, id) in changed {
-                state.mend(member, *id);
-            }
-            if state.began != facts.began {
-                tracing::info!(began = %facts.began, reason = facts.reason.as_str(), "the store vouches from here on");
-                state.began = facts.began;
-                state.each_tail(|state, tail| state.forget(tail, facts.began));
             }
             state.is_settled = true;
             let watermark = facts.newest.max(state.arrived);
@@ -294,18 +311,18 @@ impl Feed {
             if state.link != link {
                 return;
             }
-            let (began, newest) = match &announced {
-                Announced::Message { began, id, .. } | Announced::Gone { began, id, .. } => (*began, *id),
-                Announced::Probe { began, newest, .. } => (*began, *newest),
-                Announced::Ephemeral { newest, .. } => (state.began, *newest),
-            };
-            if began != state.began && state.is_settled {
+            let (began, newest) = announced.life();
+            state.heard = began;
+            let is_other = began != state.began;
+            if is_other && state.is_settled {
                 // Another life of the store: nothing is vouched for until the tails have been compared.
                 state.is_settled = false;
                 self.unsettled.notify_one();
             }
             let tails = match announced {
-                Announced::Message { began, id, prev, gone, draft } => {
+                // It was announced before the tails turn to its life, and so it is found in the index then.
+                Announced::Message { .. } | Announced::Gone { .. } if is_other => Vec::new(),
+                Announced::Message { id, prev, gone, draft, .. } => {
                     if !state.take(draft, id, prev, gone, began) && state.is_settled {
                         tracing::warn!(%id, %prev, "the link left something out");
                         state.is_settled = false;
@@ -314,7 +331,7 @@ impl Feed {
                     state.last_taken()
                 }
                 Announced::Ephemeral { stamp, .. } if stamp == state.stamp => Vec::new(),
-                Announced::Ephemeral { stamp, newest, draft } => {
+                Announced::Ephemeral { stamp, newest, draft, .. } => {
                     state.stamp = stamp;
                     let tails = state.tails_of(&draft.topic);
                     if !tails.is_empty() {
@@ -333,7 +350,9 @@ impl Feed {
                     Vec::new()
                 }
             };
-            state.arrived = state.arrived.max(newest);
+            if !is_other {
+                state.arrived = state.arrived.max(newest);
+            }
             if state.is_settled {
                 // Only after the tails hold it, and before anything else can arrive.
                 self.watermark.fetch_max(newest.get(), Ordering::AcqRel);
@@ -418,8 +437,7 @@ impl State {
     }
 
     /// A member of the index: a topic, or a topic behind the sign for what is gone (`,`) or was deleted (` `).
-    fn mend(&mut self, member: &[u8], id: Id) {
-        let Ok(member) = std::str::from_utf8(member) else { return };
+    fn mend(&mut self, member: &str, id: Id) {
         let name = member.trim_start_matches([',', ' ']);
         let Ok(topic) = name.parse::<Topic>() else { return };
         let is_mark = name.len() != member.len();

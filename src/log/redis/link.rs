@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -23,7 +23,7 @@ use super::{
     codec::Announced,
     facts::{Facts, Num},
     feed::{Feed, Followed},
-    store::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, RETRY_AFTER, Store},
+    store::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Part, RETRY_AFTER, Store},
 };
 use crate::{
     log::LogError,
@@ -34,12 +34,10 @@ use crate::{
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How long a probe may take to be answered, and then to arrive.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long somebody who wants to follow waits for a link.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Each so many probes sweep what has expired; as long as there is more of it, each one does.
+const SWEEP_EVERY: u64 = 8;
 /// How many channels are subscribed to at once.
 const SUBSCRIBE_BATCH: usize = 500;
-/// How many members of the index are compared at once.
-const CHANGED_BATCH: usize = 2000;
 
 /// The link, and what is subscribed to over it.
 pub struct Link {
@@ -51,6 +49,8 @@ pub struct Link {
     /// Where the probes of this replica are announced.
     own_channel: String,
     probes: AtomicU64,
+    /// The last sweep has left something.
+    is_unswept: AtomicBool,
 }
 
 /// Why a link is given up.
@@ -69,8 +69,9 @@ enum Broken {
 impl Link {
     pub fn new(store: Arc<Store>, feed: Arc<Feed>) -> Self {
         let own_channel = format!("{}probe:{:016x}", store.prefix(), rand::random::<u64>());
-        let (connection, order, probes) = (watch::Sender::new(None), RwLock::default(), AtomicU64::new(0));
-        Self { store, feed, connection, order, own_channel, probes }
+        let (connection, order) = (watch::Sender::new(None), RwLock::default());
+        let (probes, is_unswept) = Default::default();
+        Self { store, feed, connection, order, own_channel, probes, is_unswept }
     }
 
     /// Links, again and again. Never ends.
@@ -133,31 +134,31 @@ impl Link {
     }
 
     /// Follows a topic or pattern: once this has resolved, whatever is published to it arrives.
+    ///
+    /// Waits for a link for as long as there is none.
     pub async fn join(&self, followed: &Followed) -> Result<(), LogError> {
         let pattern = followed.tail.name();
         let channel = self.channel_of(pattern);
-        let join = async {
-            loop {
-                let (number, mut connection) = self.connected().await?;
-                let _order = self.order.read().await;
-                if connection.subscribe(&channel).await.is_err() {
-                    // The next link will do.
-                    self.is_past(number).await;
-                    continue;
-                }
-                let newest = self.newest_of(pattern).await?;
-                if self.feed.join(number, followed, newest) {
-                    return Ok(());
-                }
+        loop {
+            let (number, mut connection) = self.connected().await?;
+            let order = self.order.read().await;
+            if connection.subscribe(&channel).await.is_err() {
+                // The next link will do.
+                drop(order);
+                self.is_past(number).await;
+                continue;
             }
-        };
-        timeout(PATIENCE, join).await.unwrap_or(Err(LogError::Unavailable))
+            let newest = self.newest_of(pattern).await?;
+            if self.feed.join(number, followed, newest) {
+                return Ok(());
+            }
+        }
     }
 
     /// Asks for the newest id, and has it announced: what was published before this was asked is on its way
     /// before it.
     pub async fn ask(&self) -> Result<Facts, LogError> {
-        self.run_probe(0, false).await
+        Ok(self.run_probe(0, false).await?.0)
     }
 
     async fn connect(&self, number: u64, closed: Arc<Notify>) -> Result<MultiplexedConnection, RedisError> {
@@ -201,35 +202,21 @@ impl Link {
 
     /// Compares the tails with the index.
     async fn settle(&self, number: u64) -> Result<(), Broken> {
-        let mut from = self.feed.watermark();
-        if from == Id::ZERO {
-            // No tail was ever vouched for.
-            from = Id::MAX;
+        let from = self.feed.watermark();
+        self.store.has_seen(from);
+        // Over both connections: what is read over the one must be of the life that the other tells of.
+        let facts = self.probe().await?.ok_or(Broken::Unsettled)?;
+        if !self.feed.turn(number, &facts) {
+            return Err(Broken::Unsettled);
         }
-        let mut all = Vec::new();
-        let mut first: Option<Facts> = None;
-        loop {
-            let args = [from.to_string(), CHANGED_BATCH.to_string()];
-            let args = args.each_ref().map(|arg| arg.as_bytes());
-            let answer = self.store.read(&self.store.scripts.changed, "", &args).await;
-            let (facts, changed): (Facts, Vec<(Vec<u8>, Num)>) = answer.map_err(|_| Broken::Unsettled)?;
-            if first.as_ref().is_some_and(|first| first.began != facts.began) {
-                return Err(Broken::Unsettled);
-            }
-            self.store.has_seen(facts.newest);
-            self.feed.keep_for(facts.keep.age);
-            first.get_or_insert(facts);
-            let is_last = changed.len() < CHANGED_BATCH;
-            // Several members may have the same id: the last one is asked for again.
-            from = changed.last().map_or(from, |(_, id)| id.0.before());
-            all.extend(changed.into_iter().map(|(member, id)| (member, id.0)));
-            if is_last {
-                break;
-            }
+        // Where no tail was ever vouched for, there is nothing to compare.
+        if from > Id::ZERO {
+            let mend = |members: Vec<(String, Id)>| self.feed.mend(&members);
+            self.store.index(Part::Topics(from), mend).await.map_err(|_| Broken::Unsettled)?;
+            self.store.index(Part::Marks(from), mend).await.map_err(|_| Broken::Unsettled)?;
         }
-        // As of the first answer: what came later arrives over the link.
-        let facts = first.expect("there was an answer");
-        if self.feed.settle(number, &facts, &all) { Ok(()) } else { Err(Broken::Unsettled) }
+        // As of before it was compared: what came later arrives over the link.
+        if self.feed.settle(number, &facts) { Ok(()) } else { Err(Broken::Unsettled) }
     }
 
     /// The point from which on everything will arrive, asked after the subscription.
@@ -247,30 +234,34 @@ impl Link {
         })
     }
 
-    async fn probe(&self) -> Result<(), Broken> {
+    /// What the store says, once it has come over the link too; nothing if the store cannot be asked.
+    async fn probe(&self) -> Result<Option<Facts>, Broken> {
         let asked = self.store.current();
         let token = self.probes.fetch_add(1, Ordering::Relaxed) + 1;
-        match timeout(PROBE_TIMEOUT, self.run_probe(token, true)).await {
-            Ok(Ok(facts)) => {
+        let is_sweep = token.is_multiple_of(SWEEP_EVERY) || self.is_unswept.load(Ordering::Relaxed);
+        match timeout(PROBE_TIMEOUT, self.run_probe(token, is_sweep)).await {
+            Ok(Ok((facts, is_unswept))) => {
+                self.is_unswept.store(is_unswept, Ordering::Relaxed);
                 self.feed.keep_for(facts.keep.age);
                 if !self.feed.wait(PROBE_TIMEOUT, |feed| feed.echoed() >= token).await {
                     return Err(Broken::Silent);
                 }
                 let _ = timeout(PROBE_TIMEOUT, self.store.check_durability()).await;
+                return Ok(Some(facts));
             }
             // The link may be well all the same.
             Ok(Err(_)) => {}
             Err(_) => asked.into_iter().for_each(|number| self.store.give_up(number)),
         }
-        Ok(())
+        Ok(None)
     }
 
-    async fn run_probe(&self, token: u64, is_sweep: bool) -> Result<Facts, LogError> {
+    async fn run_probe(&self, token: u64, is_sweep: bool) -> Result<(Facts, bool), LogError> {
         let (token, is_sweep) = (token.to_string(), if is_sweep { "1" } else { "0" });
         let args = [self.own_channel.as_bytes(), token.as_bytes(), is_sweep.as_bytes()];
-        let facts: Facts = self.store.read(&self.store.scripts.probe, "", &args).await?;
+        let (facts, is_unswept): (Facts, u8) = self.store.read(&self.store.scripts.probe, "", &args).await?;
         self.store.has_seen(facts.newest);
-        Ok(facts)
+        Ok((facts, is_unswept == 1))
     }
 
     async fn unsubscribe_idle(&self) -> Result<(), Broken> {

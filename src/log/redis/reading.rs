@@ -2,13 +2,16 @@
 //!
 //! What a cursor means is decided here from what the scripts answer; nothing of it is kept.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     codec,
     facts::{Facts, Num, Prev},
-    store::Store,
+    store::{Part, Store},
 };
 use crate::{
     log::{Beginning, Gap, LogError, Page, Position, Reason, Start},
@@ -21,6 +24,8 @@ const PAGE_BYTES: usize = 1 << 20;
 const SCAN_LIMIT: usize = 2000;
 /// How many topics one script looks at, so that others get their turn.
 const TOPIC_BATCH: usize = 200;
+/// How many messages one script steps over to find where the newest so many begin.
+const STEP_LIMIT: usize = 2000;
 /// How many topics a pattern's `last` covers: those with the newest messages.
 const MAX_LAST_TOPICS: usize = 1000;
 /// How far is looked for the message behind a gap.
@@ -29,6 +34,8 @@ const MAX_SCANS: usize = 64;
 /// What is retained of one topic: its newest id, when it was deleted, its oldest message after the reader's
 /// point, and the one before that.
 type Retained = (Num, Num, Num, Prev);
+/// The newest id of a topic, the message to begin with, the one before that, and how many were passed.
+type First = (Num, Num, Prev, usize);
 /// Number of its topic, id, link, head, payload.
 type Found = (usize, Num, Prev, Vec<u8>, Vec<u8>);
 
@@ -36,11 +43,22 @@ type Found = (usize, Num, Prev, Vec<u8>, Vec<u8>);
 pub type Entry = (Num, Prev, Vec<u8>, Vec<u8>);
 /// A topic with an id.
 type Mark = (String, Num);
+/// What a scan says when it has come to the end.
+const NO_MORE: u8 = 0;
+/// What it says when too much has expired to know what is gone.
+const UNSWEPT: u8 = 2;
 /// Where the scan ended, whether there is more, what is gone, what was deleted, the newest ids of topics, the order.
 type Scanned = (Facts, Num, u8, Vec<Mark>, Vec<Mark>, Vec<Num>, Vec<(Num, String)>);
 /// Link, head and payload of messages, each nothing if it is not there; and for other topics the oldest message
 /// after a point, the one before that, and the newest id.
 type Fetched = (Facts, Vec<Vec<Vec<u8>>>, Vec<(Num, Prev, Num)>);
+
+/// The parts of some messages, each nothing if it is not there, and where others begin.
+#[derive(Default)]
+struct Retrieved {
+    messages: Vec<Vec<Vec<u8>>>,
+    firsts: Vec<(Num, Prev, Num)>,
+}
 
 /// Reads the store.
 pub struct Reading<'a> {
@@ -93,48 +111,77 @@ impl Reading<'_> {
 
     /// Begins just before the oldest message of each topic since `since`, or the newest `last` of each.
     async fn begin_with(&self, since: Id, last: Option<usize>, newest: Id) -> Result<Position, LogError> {
-        let topics = self.matching().await?;
+        let topics = self.matching(since).await?;
+        let is_bounded = last.is_some() && self.patterns.iter().any(Pattern::has_wildcard);
+        let covered = if is_bounded { topics.len().min(MAX_LAST_TOPICS) } else { topics.len() };
         let mut position = Position::at(newest);
-        let mut floors = Vec::new();
-        let args = [since.to_string(), last.map_or("-1".to_owned(), |count| count.to_string())];
-        let is_bounded = self.patterns.iter().any(Pattern::has_wildcard);
-        for (nth, topics) in topics.chunks(TOPIC_BATCH).enumerate() {
-            let args = match last {
-                Some(_) if is_bounded && nth * TOPIC_BATCH >= MAX_LAST_TOPICS => {
-                    [since.to_string(), "0".to_owned()]
-                }
-                _ => args.clone(),
-            };
-            let args: Vec<&str> =
-                args.iter().map(String::as_str).chain(topics.iter().map(|topic| &**topic)).collect();
-            let (facts, firsts): (Facts, Vec<(Num, Num, Prev)>) =
-                self.run(&self.store.scripts.begin, &args).await?;
-            // No cursor was given, so nothing from before the store began can be missed.
-            position.told = position.told.max(facts.began);
-            for (topic, (known, first, prev)) in topics.iter().zip(firsts) {
-                match first.0 {
-                    Id::ZERO => floors.push((topic.clone(), known.0)),
-                    first => {
-                        position.cursor = position.cursor.min(first.before());
-                        floors.push((topic.clone(), prev.0));
-                    }
-                }
-            }
+        let mut firsts = self.firsts(&topics[..covered], since, last, &mut position.told).await?;
+        firsts.extend(self.firsts(&topics[covered..], since, Some(0), &mut position.told).await?);
+        for (_, first, ..) in firsts.iter().filter(|(_, first, ..)| first.0 > Id::ZERO) {
+            position.cursor = position.cursor.min(first.0.before());
         }
-        for (topic, floor) in floors {
-            position.raise_floor(topic, floor);
+        for (topic, (newest, first, prev, _)) in topics.iter().zip(firsts) {
+            position.raise_floor(topic.clone(), if first.0 > Id::ZERO { prev.0 } else { newest.0 });
         }
         Ok(position)
     }
 
-    /// The topics that are read, those of patterns newest first.
-    async fn matching(&self) -> Result<Vec<Topic>, LogError> {
+    /// Where to begin in each topic. Says from where on the store vouches: no cursor was given, so nothing from
+    /// before that can be missed.
+    async fn firsts(
+        &self,
+        topics: &[Topic],
+        since: Id,
+        last: Option<usize>,
+        began: &mut Id,
+    ) -> Result<Vec<First>, LogError> {
+        let batch = last.map_or(TOPIC_BATCH, |count| (STEP_LIMIT / count.max(1)).clamp(1, TOPIC_BATCH));
+        let mut firsts = Vec::with_capacity(topics.len());
+        for topics in topics.chunks(batch) {
+            let step = last.map_or("-1".to_owned(), |count| count.min(STEP_LIMIT).to_string());
+            let mut args = vec![since.to_string(), step];
+            args.extend(topics.iter().flat_map(|topic| [topic.to_string(), "+".to_owned()]));
+            let (facts, mut found): (Facts, Vec<First>) = self.run(&self.store.scripts.begin, &args).await?;
+            *began = facts.began.max(*began);
+            if let (Some(count), [topic], [first]) = (last, topics, &mut found[..]) {
+                self.step_back(topic, count, first).await?;
+            }
+            firsts.extend(found);
+        }
+        Ok(firsts)
+    }
+
+    /// Goes on where one step did not lead far enough back.
+    async fn step_back(&self, topic: &Topic, count: usize, first: &mut First) -> Result<(), LogError> {
+        let (mut passed, mut left) = (first.3, count.saturating_sub(first.3));
+        while passed == STEP_LIMIT && left > 0 {
+            let step = left.min(STEP_LIMIT).to_string();
+            let args = ["0".to_owned(), step, topic.to_string(), format!("({}-0", first.1.0)];
+            let (_, found): (Facts, Vec<First>) = self.run(&self.store.scripts.begin, &args).await?;
+            let Some(further) = found.into_iter().next().filter(|(_, _, _, passed)| *passed > 0) else {
+                break;
+            };
+            passed = further.3;
+            left -= passed.min(left);
+            *first = further;
+        }
+        Ok(())
+    }
+
+    /// The topics that are read, those of patterns newest first, and only such as may have something since `since`.
+    async fn matching(&self, since: Id) -> Result<Vec<Topic>, LogError> {
         if !self.patterns.iter().any(Pattern::has_wildcard) {
             return Ok(self.topics());
         }
-        let (_, names): (Facts, Vec<String>) = self.run(&self.store.scripts.topics, &[""; 0]).await?;
-        let names = names.iter().rev().filter(|name| self.matches(name));
-        Ok(names.filter_map(|name| name.parse().ok()).collect())
+        let mut topics = HashMap::new();
+        let take = |members: Vec<(String, Id)>| {
+            let matching = members.into_iter().filter(|(name, _)| self.matches(name));
+            topics.extend(matching.filter_map(|(name, id)| Some((name.parse::<Topic>().ok()?, id))));
+        };
+        self.store.index(Part::Topics(since.before()), take).await?;
+        let mut topics: Vec<_> = topics.into_iter().collect();
+        topics.sort_unstable_by_key(|(_, newest)| Reverse(*newest));
+        Ok(topics.into_iter().map(|(topic, _)| topic).collect())
     }
 
     /// The gaps after `position`, and what is retained after it.
@@ -173,7 +220,8 @@ impl Reading<'_> {
                 past = past.min(first.0.before());
             }
             let next = Some(first.0).filter(|first| *first > Id::ZERO);
-            page.gaps.extend(life.gap(topic, position, complete_from, next, deleted.0));
+            let loss = Loss { complete_from, next, deleted: deleted.0 };
+            page.gaps.extend(life.gap(topic, position, loss));
         }
         page.past = past;
 
@@ -196,8 +244,7 @@ impl Reading<'_> {
         let mut args =
             vec![position.cursor.to_string(), told.to_string(), SCAN_LIMIT.to_string(), Id::MAX.to_string()];
         args.extend(exact.iter().map(|topic| topic.to_string()));
-        let (facts, end, _is_full, gone, deleted, newest, order): Scanned =
-            self.run(&self.store.scripts.scan, &args).await?;
+        let (facts, end, _, gone, deleted, newest, order) = self.scan_order(&args).await?;
         let deleted: HashMap<_, _> = deleted.into_iter().map(|(topic, id)| (topic, id.0)).collect();
         let life = Life::at(&facts, position);
         let mut page = Page { told: life.told(position).max(facts.forgotten), end: end.0, ..Page::default() };
@@ -217,105 +264,121 @@ impl Reading<'_> {
             }
         }
 
-        // Which topics have lost something.
-        let mut lost: Vec<(Topic, Id)> = Vec::new();
+        // Which topics may have lost something.
+        let forgotten = facts.forgotten;
+        let mut lost: HashSet<Topic> = HashSet::new();
         for (name, id) in gone.iter().filter(|(name, _)| self.matches(name)) {
-            let vouched = position.vouched(name).max(facts.forgotten);
-            if vouched < id.0 {
-                lost.extend(name.parse().map(|topic| (topic, id.0)));
+            // What lay before a gap of the pattern was told by it.
+            let told = if life.is_before { facts.began.max(forgotten) } else { forgotten };
+            if position.vouched(name).max(told) < id.0 {
+                lost.extend(name.parse());
             }
         }
-        for (topic, newest) in exact.iter().zip(newest) {
-            if newest.0 == Id::ZERO {
-                lost.push((topic.clone(), facts.forgotten.max(facts.began)));
-            } else if life.is_before && !lost.iter().any(|(known, _)| known == topic) {
-                lost.push((topic.clone(), facts.began));
+        let is_far = life.is_before || told < forgotten;
+        for (topic, newest) in exact.into_iter().zip(newest) {
+            if is_far || newest.0 == Id::ZERO {
+                lost.insert(topic);
             }
         }
-        for pattern in self.patterns.iter().filter(|pattern| pattern.has_wildcard()) {
-            let vouched = position.cursor.max(position.told);
-            let has_forgotten = vouched < facts.forgotten;
-            if life.is_before || has_forgotten {
-                let next = self.oldest_matching(pattern, position.cursor).await?;
-                let reason = if life.is_before { facts.reason } else { Reason::Retention };
-                page.gaps.push(Gap { topic: pattern.clone(), next, reason, floor: Id::ZERO });
-            }
+        for pattern in self.patterns.iter().filter(|pattern| pattern.has_wildcard() && is_far) {
+            let next = self.oldest_matching(pattern, position.cursor).await?;
+            let reason = if life.is_before { facts.reason } else { Reason::Retention };
+            page.gaps.push(Gap { topic: pattern.clone(), next, reason, floor: Id::ZERO });
         }
-        if life.is_before {
-            // The gaps of the patterns say it for all of their topics.
-            lost.retain(|(topic, _)| exact.contains(topic));
-        }
-        self.fetch(&mut page, &facts, &life, position, &wanted, &lost, &deleted).await?;
-        Ok((facts, page))
-    }
-
-    /// Fetches the `wanted` messages, and tells of what is `lost` and of what is not there any more.
-    #[allow(clippy::too_many_arguments, reason = "one step of `scan`, which shares all of it")]
-    async fn fetch(
-        &self,
-        page: &mut Page,
-        facts: &Facts,
-        life: &Life<'_>,
-        position: &Position,
-        wanted: &[(Topic, Id)],
-        lost: &[(Topic, Id)],
-        deleted: &HashMap<String, Id>,
-    ) -> Result<(), LogError> {
-        let mut told: HashSet<Topic> = HashSet::new();
+        let lost: Vec<_> = lost.into_iter().collect();
+        let found = self.fetch(&wanted, &lost, position).await?;
         page.past = wanted.first().map_or(page.end, |(_, id)| id.before()).min(page.end);
-        if wanted.is_empty() && lost.is_empty() {
-            return Ok(());
-        }
-        let mut args = vec![PAGE_BYTES.to_string(), wanted.len().to_string()];
-        args.extend(wanted.iter().flat_map(|(topic, id)| [topic.to_string(), id.to_string()]));
-        args.extend(
-            lost.iter().flat_map(|(topic, _)| [topic.to_string(), position.given(topic).to_string()]),
-        );
-        let (_, found, firsts): Fetched = self.run(&self.store.scripts.fetch, &args).await?;
-        if found.len() < wanted.len() {
+        if found.messages.len() < wanted.len() {
             // Not all of it fits.
-            page.end = wanted[found.len().max(1) - 1].1;
+            page.end = wanted[found.messages.len().max(1) - 1].1;
         }
-        for ((topic, complete_from), (first, _, _)) in lost.iter().zip(&firsts) {
+        for (topic, (first, prev, newest)) in lost.iter().zip(found.firsts) {
             let next = Some(first.0).filter(|first| *first > Id::ZERO);
+            let complete_from = match (next, newest.0) {
+                (Some(_), _) => prev.0,
+                (None, Id::ZERO) => facts.forgotten.max(facts.began),
+                (None, newest) => newest,
+            };
             let deleted = deleted.get(&**topic).copied().unwrap_or_default();
-            page.gaps.extend(life.gap(topic, position, *complete_from, next, deleted));
-            told.insert(topic.clone());
+            let loss = Loss { complete_from, next, deleted };
+            page.gaps.extend(life.gap(topic, position, loss));
         }
-        let mut missing: Vec<(Topic, Id)> = Vec::new();
-        for ((topic, id), parts) in wanted.iter().zip(found) {
+        let mut missing: HashMap<Topic, Id> = HashMap::new();
+        for ((topic, id), parts) in wanted.into_iter().zip(found.messages) {
             if let [link, head, bytes] = &*parts {
                 let prev =
                     std::str::from_utf8(link).ok().and_then(|link| link.split(' ').next()?.parse().ok());
-                page.messages.extend(message(topic, *id, prev.unwrap_or_default(), head, bytes));
+                page.messages.extend(message(&topic, id, prev.unwrap_or_default(), head, bytes));
             } else {
                 // It went between two looks, or somebody else took it.
-                match missing.iter_mut().find(|(known, _)| known == topic) {
-                    Some((_, newest)) => *newest = *id,
-                    None => missing.push((topic.clone(), *id)),
-                }
+                missing.insert(topic, id);
             }
         }
-        missing.retain(|(topic, id)| {
-            let known = lost.iter().find(|(known, _)| known == topic);
-            position.vouched(topic) < *id && known.is_none_or(|(_, upto)| upto < id)
-        });
-        if missing.is_empty() {
-            return Ok(());
+        for gap in &page.gaps {
+            missing.retain(|topic, id| gap.topic.as_str() != &**topic || gap.floor < *id);
         }
-        let mut args = vec![PAGE_BYTES.to_string(), "0".to_owned()];
-        args.extend(missing.iter().flat_map(|(topic, id)| [topic.to_string(), id.to_string()]));
-        let (_, _, firsts): Fetched = self.run(&self.store.scripts.fetch, &args).await?;
-        for ((topic, id), (first, prev, newest)) in missing.iter().zip(&firsts) {
+        missing.retain(|topic, id| position.vouched(topic) < *id);
+        self.tell_missing(&mut page, position, missing).await?;
+        Ok((facts, page))
+    }
+
+    /// Tells of messages that the order has, and their streams have not.
+    async fn tell_missing(
+        &self,
+        page: &mut Page,
+        position: &Position,
+        missing: HashMap<Topic, Id>,
+    ) -> Result<(), LogError> {
+        let mut beyond = position.clone();
+        let missing: Vec<_> = missing.into_iter().collect();
+        let topics: Vec<_> = missing.iter().map(|(topic, _)| topic.clone()).collect();
+        beyond.floors = missing.iter().cloned().collect();
+        let found = self.fetch(&[], &topics, &beyond).await?;
+        for ((topic, id), (first, prev, newest)) in missing.into_iter().zip(found.firsts) {
             let next = Some(first.0).filter(|first| *first > Id::ZERO);
-            let floor = if next.is_some() { prev.0 } else { newest.0 }.max(*id);
-            page.gaps.retain(|gap| gap.topic.as_str() != &**topic);
-            page.gaps.push(Gap { topic: topic.into(), next, reason: Reason::Retention, floor });
+            let floor = if next.is_some() { prev.0 } else { newest.0 }.max(id);
+            page.gaps.retain(|gap| gap.topic.as_str() != &*topic);
             // Nothing before the hole is given after it was told.
-            page.messages.retain(|message| message.topic != *topic || message.id > floor);
+            page.messages.retain(|message| message.topic != topic || message.id > floor);
+            page.gaps.push(Gap { topic: (&topic).into(), next, reason: Reason::Retention, floor });
         }
-        let _ = facts;
         Ok(())
+    }
+
+    /// Fetches the `wanted` messages, as many as fit, and what is retained of other topics after `position`.
+    async fn fetch(
+        &self,
+        wanted: &[(Topic, Id)],
+        others: &[Topic],
+        position: &Position,
+    ) -> Result<Retrieved, LogError> {
+        let mut retrieved = Retrieved::default();
+        let (first, rest) = others.split_at(others.len().min(TOPIC_BATCH));
+        for others in [first].into_iter().chain(rest.chunks(TOPIC_BATCH)) {
+            let wanted = if retrieved.firsts.is_empty() { wanted } else { &[] };
+            if wanted.is_empty() && others.is_empty() {
+                continue;
+            }
+            let mut args = vec![PAGE_BYTES.to_string(), wanted.len().to_string()];
+            args.extend(wanted.iter().flat_map(|(topic, id)| [topic.to_string(), id.to_string()]));
+            args.extend(
+                others.iter().flat_map(|topic| [topic.to_string(), position.given(topic).to_string()]),
+            );
+            let (_, messages, firsts): Fetched = self.run(&self.store.scripts.fetch, &args).await?;
+            retrieved.messages.extend(messages);
+            retrieved.firsts.extend(firsts);
+        }
+        Ok(retrieved)
+    }
+
+    async fn scan_order(&self, args: &[String]) -> Result<Scanned, LogError> {
+        loop {
+            let scanned: Scanned = self.run(&self.store.scripts.scan, args).await?;
+            // Each time removes a thousand of what has expired, for all who wait.
+            if scanned.2 != UNSWEPT {
+                return Ok(scanned);
+            }
+        }
     }
 
     async fn oldest_matching(&self, pattern: &Pattern, after: Id) -> Result<Option<Id>, LogError> {
@@ -324,14 +387,11 @@ impl Reading<'_> {
         let mut after = after;
         for _ in 0..MAX_SCANS {
             let args = [after.to_string(), Id::MAX.to_string(), SCAN_LIMIT.to_string(), Id::MAX.to_string()];
-            type Scanned =
-                (Facts, Num, u8, Vec<(String, Num)>, Vec<(String, Num)>, Vec<Num>, Vec<(Num, String)>);
-            let (_, end, is_full, _, _, _, order): Scanned =
-                self.run(&self.store.scripts.scan, &args).await?;
+            let (_, end, more, _, _, _, order) = self.scan_order(&args).await?;
             if let Some((id, _)) = order.iter().find(|(_, name)| reading.matches(name)) {
                 return Ok(Some(id.0));
             }
-            if is_full == 0 {
+            if more == NO_MORE {
                 return Ok(None);
             }
             after = end.0;
@@ -349,10 +409,21 @@ struct Life<'a> {
     is_in_earlier: bool,
 }
 
+/// What is known of a topic that may have lost something.
+struct Loss {
+    /// It is complete only after this.
+    complete_from: Id,
+    /// The oldest message after the reader's point.
+    next: Option<Id>,
+    deleted: Id,
+}
+
 impl<'a> Life<'a> {
     fn at(facts: &'a Facts, position: &Position) -> Self {
-        let is_outside = position.told.max(position.cursor) < facts.began;
-        let is_in_earlier = is_outside && position.cursor < facts.inherited;
+        let vouched = position.told.max(position.cursor);
+        let is_outside = vouched < facts.began;
+        // Of two lives before this one nothing is known of what the first has lost: that is told at once.
+        let is_in_earlier = is_outside && vouched >= facts.previous && position.cursor < facts.inherited;
         Self { facts, is_before: is_outside && !is_in_earlier, is_in_earlier }
     }
 
@@ -360,19 +431,13 @@ impl<'a> Life<'a> {
         if self.is_before { self.facts.began.max(position.told) } else { position.told }
     }
 
-    /// What `topic` has lost, which is complete only after `complete_from`.
-    fn gap(
-        &self,
-        topic: &Topic,
-        position: &Position,
-        complete_from: Id,
-        next: Option<Id>,
-        deleted: Id,
-    ) -> Option<Gap> {
-        let vouched = position.vouched(topic);
-        let floor = if self.is_before { complete_from.max(self.facts.began) } else { complete_from };
+    /// What `topic` has lost.
+    fn gap(&self, topic: &Topic, position: &Position, loss: Loss) -> Option<Gap> {
+        let Loss { complete_from, next, deleted } = loss;
+        let (vouched, began) = (position.vouched(topic), self.facts.began);
+        let upto = if self.is_before { complete_from.max(began) } else { complete_from };
         // What began later is told of once what came before it has been read.
-        if vouched >= floor || (self.is_in_earlier && complete_from >= self.facts.began) {
+        if vouched >= upto || (self.is_in_earlier && complete_from >= began) {
             return None;
         }
         let reason = if self.is_before {
@@ -382,7 +447,7 @@ impl<'a> Life<'a> {
         } else {
             Reason::Retention
         };
-        Some(Gap { topic: topic.into(), next, reason, floor })
+        Some(Gap { topic: topic.into(), next, reason, floor: complete_from })
     }
 }
 

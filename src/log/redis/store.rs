@@ -19,7 +19,11 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Address, Retention, facts::Keep, scripts::Scripts};
+use super::{
+    Address, Retention,
+    facts::{Facts, Keep},
+    scripts::Scripts,
+};
 use crate::{log::LogError, message::Id};
 
 /// How long an answer may take. After that nobody knows whether it was done.
@@ -32,6 +36,19 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// How often it is said what Redis refuses.
 const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// How many members of the index are looked at in one step.
+const INDEX_BATCH: usize = 2000;
+
+/// A part of the index.
+#[derive(Clone, Copy, Debug)]
+pub enum Part {
+    /// The topics that have something after this.
+    Topics(Id),
+    /// The marks of what is gone, up to a point after this: a topic behind a comma, or behind a space if it was
+    /// deleted.
+    Marks(Id),
+}
 
 /// One of the connections that there were, so that a late error does not end the next one.
 #[derive(Clone)]
@@ -138,6 +155,39 @@ impl Store {
             }
         };
         timeout(ANSWER_TIMEOUT, read).await.unwrap_or(Err(LogError::Unavailable))
+    }
+
+    /// Gives a part of the index to `take`, in batches of members with their ids. What the store says of itself
+    /// is left out; a topic that is published to meanwhile comes again.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); also if another life of the store has begun on the way.
+    pub async fn index(&self, part: Part, mut take: impl FnMut(Vec<(String, Id)>)) -> Result<(), LogError> {
+        let (mut least, most) = match part {
+            Part::Topics(after) => (format!("({after}"), "+inf".to_owned()),
+            Part::Marks(after) => ("-inf".to_owned(), format!("(-{after}")),
+        };
+        let mut began = None;
+        loop {
+            let limit = INDEX_BATCH.to_string();
+            let args = [&*least, &*most, &*limit].map(str::as_bytes);
+            let answer = self.read(&self.scripts.changed, "", &args).await?;
+            let (facts, members): (Facts, Vec<(Vec<u8>, i64)>) = answer;
+            if *began.get_or_insert(facts.began) != facts.began {
+                return Err(LogError::Unavailable);
+            }
+            let is_last = members.len() < INDEX_BATCH;
+            // Several members may have the same id: the last one comes again.
+            least = members.last().map_or(least, |(_, score)| score.to_string());
+            let members = members.into_iter().filter_map(|(member, score)| {
+                let member = String::from_utf8(member).ok().filter(|member| !member.starts_with('*'));
+                Some((member?, Id::new(score.unsigned_abs())))
+            });
+            take(members.collect());
+            if is_last {
+                return Ok(());
+            }
+        }
     }
 
     /// An operator must learn why everybody is told 503, and not once for each of them.

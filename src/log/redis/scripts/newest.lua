@@ -1,12 +1,19 @@
 -- The newest retained messages of a topic up to an id, newest first: what fills a tail backwards.
-local newest = tonumber(marks[7])
-if not newest then return {facts(), {}} end
+if not subject_newest then return {facts(), {}} end
 sweep(1000)
-local found, bytes = {}, tonumber(ARGV[8])
-local batch = redis.call('XREVRANGE', stream(subject), ARGV[6], str(expired), 'COUNT', ARGV[7])
-for _, entry in ipairs(batch) do
-  bytes = bytes - #entry[2][6]
-  if bytes < 0 then break end
-  found[#found + 1] = {(string.gsub(entry[1], '-0$', '')), entry[2][2], entry[2][4], entry[2][6]}
+local upto, room, bytes = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+local found, taken, step = {}, 0, 16
+while room > 0 do
+  local batch = redis.call('XREVRANGE', stream(subject), upto, str(expired), 'COUNT', math.min(step, room))
+  for _, entry in ipairs(batch) do
+    taken = taken + #entry[2][6]
+    if taken > bytes then return {facts(), found} end
+    found[#found + 1] = {(string.gsub(entry[1], '-0$', '')), entry[2][2], entry[2][4], entry[2][6]}
+  end
+  if #batch < math.min(step, room) then break end
+  room = room - #batch
+  upto = '(' .. batch[#batch][1]
+  -- No more at once than fits, if what comes is as large as what came.
+  step = math.max(1, math.floor((bytes - taken) / (taken / #found + 1)))
 end
 return {facts(), found}

@@ -20,9 +20,10 @@ if string.match(info, 'connected_slaves:(%d+)') ~= '0' then durable = false end
 
 -- The topic that a script is about, if any, rides along.
 local subject = ARGV[5]
-local marks = redis.call('ZMSCORE', index, '*last', '*began', '*inherited', '*forgotten', '*reason', '*life ' .. replid, subject)
+local marks = redis.call('ZMSCORE', index, '*last', '*began', '*inherited', '*forgotten', '*reason', '*previous', '*life ' .. replid, subject)
 local last, began, inherited = tonumber(marks[1]), tonumber(marks[2]), tonumber(marks[3])
-local forgotten, reason, life = tonumber(marks[4]), tonumber(marks[5]), tonumber(marks[6])
+local forgotten, reason, previous = tonumber(marks[4]), tonumber(marks[5]), tonumber(marks[6]) or 0
+local life, subject_newest = tonumber(marks[7]), tonumber(marks[8])
 local has_order = redis.call('EXISTS', order) == 1
 
 if not (last and began and life and has_order and known <= last) then
@@ -34,12 +35,20 @@ if not (last and began and life and has_order and known <= last) then
     -- A copy was alive when the newest message came; who came to life after it was started again.
     local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)'))
     reason = (last and is_promoted and now - (uptime + 1) * 1000000 <= last) and -12 or -11
-    inherited = has_order and last or 0
-    last = math.max(now, last or 0, known) + SKEW
+    inherited, previous = has_order and last or 0, began or 0
+    -- No id may come before one that the order has had, also where the index is lost.
+    local top = 0
+    if has_order then
+      local about = redis.call('XINFO', 'STREAM', order)
+      for at = 1, #about, 2 do
+        if about[at] == 'last-generated-id' then top = tonumber(string.match(about[at + 1], '%d+')) end
+      end
+    end
+    last = math.max(now, last or 0, known, top) + SKEW
     began, forgotten = last, forgotten or last
     if not has_order then redis.call('XADD', order, str(began) .. '-0', 'began', '') end
     redis.call('ZADD', index, str(last), '*last', str(began), '*began', str(inherited), '*inherited',
-      str(forgotten), '*forgotten', reason, '*reason')
+      str(forgotten), '*forgotten', reason, '*reason', str(previous), '*previous')
   end
   for at = 1, #before, 2 do redis.call('ZREM', index, before[at]) end
   life = durable and -2 or -1
@@ -62,7 +71,7 @@ local total, messages = tonumber(counts[2]) or 0, tonumber(counts[3]) or 0
 local expired = now - max_age
 
 local function facts()
-  return {str(last), str(began), str(inherited), str(forgotten), reason == -12 and 'failover' or 'restarted', keep}
+  return {str(last), str(began), str(inherited), str(previous), str(forgotten), reason == -12 and 'failover' or 'restarted', keep}
 end
 
 -- Tells those who listen to a topic. What nobody listens to is not even put together.
@@ -77,9 +86,10 @@ local function announce(topic, text)
   end
 end
 
-local function cost_of(entry) return tonumber(string.match(entry[2][2], ' (%d+)$')) end
+-- An entry that is not ours costs nothing.
+local function cost_of(entry) return tonumber(string.match(entry[2][2], ' (%d+)$')) or 0 end
 
--- Removes one message, and leaves its mark. Returns what it cost, nothing if it was gone already.
+-- Removes one message, and leaves its mark: marks lie below zero, apart from the topics. Returns what it cost, nothing if it was gone already.
 local function evict(topic, id)
   local entry = redis.call('XRANGE', stream(topic), id, id)[1]
   redis.call('XDEL', order, id)
@@ -89,14 +99,15 @@ local function evict(topic, id)
   redis.call('HINCRBY', sizes, topic, -cost)
   redis.call('HINCRBY', sizes, '*bytes', -cost)
   redis.call('HINCRBY', sizes, '*messages', -1)
-  redis.call('ZADD', index, 'GT', (string.gsub(id, '-0$', '')), ',' .. topic)
+  redis.call('ZADD', index, 'LT', '-' .. string.gsub(id, '-0$', ''), ',' .. topic)
   return cost
 end
 
--- Removes what has expired, a batch at a time.
+-- Removes what has expired, a batch at a time. True if there may be more.
 local function sweep(budget)
   local old = redis.call('XRANGE', order, '-', '(' .. str(expired) .. '-0', 'COUNT', budget)
   for _, entry in ipairs(old) do
     if entry[2][1] == 't' then evict(entry[2][2], entry[1]) else redis.call('XDEL', order, entry[1]) end
   end
+  return #old == budget
 end

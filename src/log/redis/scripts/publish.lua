@@ -1,7 +1,7 @@
 -- Stores a message and tells of it.
 local topic, head, data, event_bytes = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local key, if_match = ARGV[9], ARGV[10]
-local newest = tonumber(marks[7])
+local newest = subject_newest
 local name, digest
 
 if key ~= '' then
@@ -46,7 +46,7 @@ while budget > 0 and length > 1 and (length > max_messages or bytes > max_bytes)
   length, bytes, total, messages, budget = length - 1, bytes - freed, total - freed, messages - 1, budget - 1
 end
 if gone then
-  redis.call('ZADD', index, ident, '*last', ident, topic, gone, ',' .. topic)
+  redis.call('ZADD', index, ident, '*last', ident, topic, '-' .. gone, ',' .. topic)
 else
   redis.call('ZADD', index, ident, '*last', ident, topic)
 end

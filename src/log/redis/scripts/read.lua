@@ -2,8 +2,8 @@
 sweep(1000)
 local upto, limit, bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local is_before = ARGV[9]
--- What an earlier life has left is read first: the gap lies behind it.
-if tonumber(is_before) < began and tonumber(ARGV[10]) < inherited then upto = math.min(upto, inherited) end
+-- What the life before this one has left is read first: the gap lies behind it.
+if tonumber(is_before) < began and tonumber(is_before) >= previous and tonumber(ARGV[10]) < inherited then upto = math.min(upto, inherited) end
 upto = math.min(upto, last)
 
 local known_topics, heads = {}, {}
@@ -12,14 +12,14 @@ for at = 11, #ARGV, 2 do
   local scores = redis.call('ZMSCORE', index, topic, ' ' .. topic)
   local newest, batch = tonumber(scores[1]), {}
   if newest and newest > given then
-    batch = redis.call('XRANGE', stream(topic), str(math.max(given + 1, expired)), '+', 'COUNT', #ARGV == 12 and 64 or 1)
+    batch = redis.call('XRANGE', stream(topic), str(math.max(given + 1, expired)), '+', 'COUNT', #ARGV == 12 and 16 or 1)
   end
   local first = batch[1]
-  known_topics[#known_topics + 1] = {scores[1] or '', scores[2] or '0', first and first[1] or '', first and first[2][2] or ''}
+  known_topics[#known_topics + 1] = {scores[1] or '', string.sub(scores[2] or '-0', 2), first and first[1] or '', first and first[2][2] or ''}
   if first then heads[#heads + 1] = {topic = topic, number = #known_topics, batch = batch, at = 1} end
 end
 
-local found, stop = {}, nil
+local found, stop, all = {}, nil, bytes
 while #heads > 0 do
   local least, least_id
   for number, head in ipairs(heads) do
@@ -36,7 +36,10 @@ while #heads > 0 do
   bytes = bytes - #entry[2][6]
   head.at = head.at + 1
   if not head.batch[head.at] then
-    head.batch = redis.call('XRANGE', stream(head.topic), str(id + 1), '+', 'COUNT', 16)
+    -- No more at once than is wanted, if what comes is as large as what came.
+    local step = #ARGV == 12 and math.floor(bytes / ((all - bytes) / #found + 1)) or 16
+    step = math.max(1, math.min(step, limit - #found + 1))
+    head.batch = redis.call('XRANGE', stream(head.topic), str(id + 1), '+', 'COUNT', step)
     head.at = 1
     if not head.batch[1] then table.remove(heads, least) end
   end

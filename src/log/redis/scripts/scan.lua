@@ -1,17 +1,16 @@
 -- What was published to any topic after an id, by name only, and which topics have lost something since another.
-sweep(1000)
+local is_unswept = sweep(1000)
 local after, told, limit, upto = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
-if told < began and after < inherited then upto = math.min(upto, inherited) end
+-- What has expired leaves its mark when it is swept: until all of it is, nobody knows what is gone.
+if is_unswept and after < expired then return {facts(), '0', 2, {}, {}, {}, {}} end
+if told < began and told >= previous and after < inherited then upto = math.min(upto, inherited) end
 upto = math.min(upto, last)
-local marked = redis.call('ZRANGE', index, '(' .. str(math.max(after, told)), '+inf', 'BYSCORE', 'WITHSCORES')
+local marked = redis.call('ZRANGE', index, '-inf', '(' .. str(-math.max(after, told, 100)), 'BYSCORE', 'WITHSCORES')
 local gone, deleted = {}, {}
 for at = 1, #marked, 2 do
-  local kind = string.sub(marked[at], 1, 1)
-  local into = kind == ',' and gone or kind == ' ' and deleted or nil
-  if into then
-    into[#into + 1] = string.sub(marked[at], 2)
-    into[#into + 1] = marked[at + 1]
-  end
+  local into = string.sub(marked[at], 1, 1) == ',' and gone or deleted
+  into[#into + 1] = string.sub(marked[at], 2)
+  into[#into + 1] = string.sub(marked[at + 1], 2)
 end
 local newest = {}
 for at = 10, #ARGV do newest[#newest + 1] = redis.call('ZSCORE', index, ARGV[at]) or '' end

@@ -1,0 +1,72 @@
+//! A log in Redis without the server around it.
+
+use std::{task::Poll, time::Duration};
+
+use rejoin::{
+    broker::{Broker, Delivery, Subscription},
+    log::{Append, RedisLog, Retention, Start},
+    message::{Draft, Id, Payload},
+};
+use tokio::time::timeout;
+
+/// It turns a hang into a failure.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub const RETENTION: Retention =
+    Retention { messages: 1000, age: Duration::from_secs(3600), bytes: 16 << 20, total_bytes: 256 << 20 };
+
+/// One that can be reached.
+pub async fn log(url: &str) -> Broker {
+    log_that_keeps(url, &RETENTION).await
+}
+
+pub async fn log_that_keeps(url: &str, retention: &Retention) -> Broker {
+    let broker = Broker::new(RedisLog::start(url.parse().expect("an address"), retention));
+    until_reachable(&broker).await;
+    broker
+}
+
+/// Waits until the store can be asked and something can be followed.
+pub async fn until_reachable(broker: &Broker) {
+    let reachable = async {
+        let patterns = || vec!["until.reachable".parse().expect("a pattern")];
+        while broker.subscribe(patterns(), &Start::Now, "").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, reachable).await.expect("it can be reached");
+}
+
+pub fn draft(topic: &str) -> Draft {
+    let topic = topic.parse().expect("a topic");
+    Draft { topic, event: None, payload: Payload::text("x"), exclude: None }
+}
+
+pub async fn publish(broker: &Broker, topic: &str) -> Id {
+    let append = Append { draft: draft(topic), idempotency_key: None, if_match: None };
+    broker.publish(append).await.expect("stored").id()
+}
+
+pub async fn subscribe(broker: &Broker, pattern: &str, start: Start) -> Subscription {
+    let patterns = vec![pattern.parse().expect("a pattern")];
+    broker.subscribe(patterns, &start, "me").await.expect("the log can be read")
+}
+
+/// What a reader was given: a message, or nothing where it was told of a gap.
+pub async fn read_until(reader: &mut Subscription, last: Id) -> Vec<Option<Id>> {
+    let mut seen = Vec::new();
+    let read = std::future::poll_fn(|cx| {
+        while reader.cursor() < last {
+            match reader.poll_delivery(cx) {
+                Poll::Ready(Delivery::Message(message)) if message.is_ephemeral() => {}
+                Poll::Ready(Delivery::Message(message)) => seen.push(Some(message.id)),
+                Poll::Ready(Delivery::Gap(_)) => seen.push(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(())
+    });
+    let read = timeout(PATIENCE, read).await;
+    assert!(read.is_ok(), "{last} does not come, only {seen:?}");
+    seen
+}

@@ -1,0 +1,105 @@
+//! What the link leaves out is found by the chain, and what has expired by the marks that it leaves.
+
+use std::time::Duration;
+
+use rejoin::{
+    broker::Broker,
+    log::{Retention, Start},
+    message::Id,
+};
+use tokio::task::JoinSet;
+
+use crate::{
+    bare::{RETENTION, log, log_that_keeps, publish, read_until, subscribe},
+    support::redis::Redis,
+};
+
+/// The script that stores a message, but for telling of it.
+fn store_in_silence(redis: &Redis, topic: &str) -> Id {
+    let script = format!(
+        "{}\nannounce = function() end\n{}",
+        include_str!("../../src/log/redis/scripts/prelude.lua"),
+        include_str!("../../src/log/redis/scripts/publish.lua")
+    );
+    let args = ["{rejoin}:", "0", "0", "1000 3600000000 16777216 268435456", topic, "t\0\0\0\0\0\0", "x"];
+    let rest = ["0", "", "", "1"];
+    let answer = redis.say(&[&["EVAL", &script, "0"], &args[..], &rest[..]].concat());
+    let id = answer.lines().last().and_then(|id| id.parse().ok());
+    id.unwrap_or_else(|| panic!("{answer}"))
+}
+
+#[tokio::test]
+async fn what_the_link_leaves_out_is_read_before_anything_newer_is_given() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    for pattern in ["a", "*"] {
+        let mut reader = subscribe(&broker, pattern, Start::Now).await;
+        let first = publish(&broker, "a").await;
+        assert_eq!(read_until(&mut reader, first).await, [Some(first)]);
+        for _ in 0..3 {
+            let silent = [store_in_silence(&redis, "a"), store_in_silence(&redis, "a")];
+            let told = publish(&broker, "a").await;
+            let expected = [silent[0], silent[1], told].map(Some);
+            assert_eq!(read_until(&mut reader, told).await, expected, "{pattern}");
+        }
+    }
+}
+
+const TOPICS: usize = 3000;
+
+/// More expires at once than one step removes. Those of a pattern learn what is gone from the marks that are left
+/// when it is removed, so nothing may be read before all of it is.
+#[tokio::test]
+async fn what_has_expired_all_at_once_is_told_to_everybody_and_given_to_nobody() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log_that_keeps(&redis.url(), &Retention { age: Duration::from_secs(4), ..RETENTION }).await;
+    let cursor = publish(&broker, "before").await;
+    let mut publishers = JoinSet::new();
+    for number in 0..TOPICS {
+        let broker = broker.clone();
+        publishers.spawn(async move { publish(&broker, &format!("p.{number}")).await });
+    }
+    let ids = publishers.join_all().await;
+    let last = *ids.iter().max().expect("some were published");
+    while Id::now().minus(Duration::from_secs(4)) <= last {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let newest = publish(&broker, "after").await;
+    let mut one = subscribe(&broker, "p.7", Start::After(cursor)).await;
+    assert_eq!(read_until(&mut one, newest).await, [None]);
+    let mut all = subscribe(&broker, "**", Start::After(cursor)).await;
+    let seen = read_until(&mut all, newest).await;
+    assert_eq!(seen.iter().filter(|seen| seen.is_none()).count(), TOPICS);
+    assert_eq!(seen.last(), Some(&Some(newest)), "after all that is told");
+    assert_eq!(seen.len(), TOPICS + 1);
+}
+
+/// A reader who is far behind, and one for whom the newest are more than one step looks at.
+#[tokio::test]
+async fn the_newest_of_many_and_those_after_a_far_point_are_found() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log_that_keeps(&redis.url(), &Retention { messages: 10_000, ..RETENTION }).await;
+    let ids = publish_many(&broker, 5000).await;
+    let last = ids[4999];
+    for count in [1, 2000, 2001, 4500, 6000] {
+        let mut reader = subscribe(&broker, "a", Start::Last(count)).await;
+        let expected: Vec<_> = ids[5000 - count.min(5000)..].iter().copied().map(Some).collect();
+        assert!(read_until(&mut reader, last).await == expected, "the newest {count}");
+    }
+    for pattern in ["a", "*"] {
+        let mut reader = subscribe(&broker, pattern, Start::After(ids[9])).await;
+        let expected: Vec<_> = ids[10..].iter().copied().map(Some).collect();
+        assert!(read_until(&mut reader, last).await == expected, "{pattern}");
+    }
+}
+
+async fn publish_many(broker: &Broker, count: usize) -> Vec<Id> {
+    let mut publishers = JoinSet::new();
+    for _ in 0..count {
+        let broker = broker.clone();
+        publishers.spawn(async move { publish(&broker, "a").await });
+    }
+    let mut ids = publishers.join_all().await;
+    ids.sort_unstable();
+    ids
+}

@@ -1,0 +1,125 @@
+//! Lives of the store that follow each other, and what would hide that one has ended.
+
+use std::{sync::Arc, time::Duration};
+
+use rejoin::{broker::Broker, log::Start, message::Id};
+
+use crate::{
+    bare::{draft, log, publish, read_until, subscribe, until_reachable},
+    proxy::{Proxy, Stall},
+    support::redis::Redis,
+};
+
+/// How often something is published while something else is waited for.
+const BEAT: Duration = Duration::from_millis(5);
+
+/// An announcement carries the newest id of its time. If it is the first that comes of a new life, whoever is
+/// level must not take that id for the point up to which nothing is missing.
+#[tokio::test]
+async fn an_announcement_that_begins_a_life_hides_no_gap() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let (here, there) = (log(&redis.url()).await, log(&redis.url()).await);
+    let mut reader = subscribe(&here, "a", Start::Now).await;
+    let first = publish(&there, "a").await;
+    assert_eq!(read_until(&mut reader, first).await, [Some(first)]);
+    redis.say(&["FLUSHALL"]);
+    there.announce(draft("a")).await.expect("announced");
+    let last = publish(&there, "a").await;
+    assert_eq!(read_until(&mut reader, last).await, [None, Some(last)]);
+}
+
+/// What a life before the last one has lost does not show in the chain of what is left, so whoever stands before
+/// that life is told before anything of it is given.
+#[tokio::test]
+async fn who_was_away_for_two_lives_is_told_before_anything_newer_is_given() {
+    let Some(mut redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let (mut lives, mut saved) = (Vec::new(), 3);
+    for _ in 0..2 {
+        let mut ids = Vec::new();
+        for _ in 0..saved {
+            ids.push(publish(&broker, "a").await);
+        }
+        redis.say(&["SAVE"]);
+        let lost = publish(&broker, "a").await;
+        redis.kill();
+        redis.start_again();
+        until_reachable(&broker).await;
+        lives.push((ids, lost));
+        saved = 2;
+    }
+    let last = publish(&broker, "a").await;
+    let [(first, lost), (second, lost_too)] = &lives[..] else { unreachable!("two lives have ended") };
+    for pattern in ["a", "*"] {
+        for cursor in [first[0], first[2], *lost] {
+            let mut reader = subscribe(&broker, pattern, Start::After(cursor)).await;
+            let seen = read_until(&mut reader, last).await;
+            let told = seen.iter().position(Option::is_none).expect("it is told");
+            let given: Vec<Id> = seen.iter().flatten().copied().collect();
+            let retained = first.iter().chain(second).chain([&last]).filter(|id| **id > cursor);
+            assert_eq!(given, retained.copied().collect::<Vec<_>>(), "{pattern} after {cursor}");
+            assert!(seen[..told].iter().flatten().all(|id| id < lost), "{pattern} after {cursor}: {seen:?}");
+        }
+        let mut reader = subscribe(&broker, pattern, Start::After(second[0])).await;
+        assert_eq!(read_until(&mut reader, last).await, [Some(second[1]), None, Some(last)]);
+        let mut reader = subscribe(&broker, pattern, Start::After(*lost_too)).await;
+        assert_eq!(read_until(&mut reader, last).await, [None, Some(last)]);
+    }
+}
+
+/// The link has broken and leads to the promoted copy, the publishing connection still to the old primary: what
+/// the one tells of and what is read over the other are not of the same life.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_to_another_primary_than_the_one_that_is_asked_gives_out_nothing() {
+    let Some(primary) = Redis::start(&[]) else { return };
+    let way = Proxy::to(primary.addr(), Duration::ZERO).await;
+    let to_copy = Proxy::to(primary.addr(), Duration::ZERO).await;
+    let copy =
+        Redis::start(&["--replicaof", &format!("127.0.0.1 {}", to_copy.addr.port())]).expect("another");
+    let here = log(&way.url()).await;
+    let mut readers = [subscribe(&here, "a", Start::Now).await, subscribe(&here, "*", Start::Now).await];
+    let kept = publish(&here, "a").await;
+    copy.until_says(&["XREVRANGE", "{rejoin}:topic:a", "+", "-"], &kept.to_string()).await;
+    to_copy.stall(Stall::Both);
+    let lost = publish(&here, "a").await;
+    for reader in &mut readers {
+        assert_eq!(read_until(reader, lost).await, [Some(kept), Some(lost)]);
+    }
+    copy.say(&["REPLICAOF", "NO", "ONE"]);
+    let there = Arc::new(log(&copy.url()).await);
+    let beat = tokio::spawn(beat(there.clone()));
+    way.lead_new_to(copy.addr());
+    let links = way.links();
+    assert!(primary.kill_clients("pubsub") > 0);
+    // Each of these has led to the copy, and was found to be of no use.
+    while way.links() < links + 4 {
+        tokio::time::sleep(BEAT).await;
+    }
+    primary.kill_clients("normal");
+    until_reachable(&here).await;
+    let newest = publish(&there, "a").await;
+    beat.abort();
+    for reader in &mut readers {
+        let seen = read_until(reader, newest).await;
+        assert_eq!(seen[0], None, "{seen:?}");
+        assert!(seen[1..].iter().all(Option::is_some), "{seen:?}");
+    }
+}
+
+async fn beat(broker: Arc<Broker>) {
+    loop {
+        publish(&broker, "a").await;
+        tokio::time::sleep(BEAT).await;
+    }
+}
+
+/// The index was evicted and the order was not, and the clock is behind what the order has had.
+#[tokio::test]
+async fn an_order_without_an_index_is_gone_on_with() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let ahead: Id = "4102444800000000".parse().expect("an id");
+    redis.say(&["XADD", "{rejoin}:order", &format!("{ahead}-0"), "t", "a"]);
+    redis.say(&["XADD", "{rejoin}:topic:a", &format!("{ahead}-0"), "p", "0 1", "h", "t", "d", "x"]);
+    let broker = log(&redis.url()).await;
+    assert!(publish(&broker, "a").await > ahead);
+}
