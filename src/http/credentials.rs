@@ -1,5 +1,7 @@
 //! Where a credential is in a request. It is taken out at the door, so that nothing behind it can tell it.
 
+use std::borrow::Cow;
+
 use axum::extract::Request;
 use http::{HeaderMap, HeaderName, Uri, header, uri::PathAndQuery};
 
@@ -59,25 +61,29 @@ fn first(places: [(&'static str, Vec<String>); 4]) -> Result<Option<Box<str>>, A
 
 /// `Authorization: Bearer` (RFC 6750 §2.1). Another scheme is for a proxy before us.
 fn bearers(headers: &HeaderMap) -> Vec<String> {
-    let schemes =
-        texts(headers, &header::AUTHORIZATION).map(|value| value.split_once(' ').unwrap_or((value, "")));
+    let values = texts(headers, &header::AUTHORIZATION);
+    let schemes = values.iter().map(|value| value.split_once(' ').unwrap_or((value, "")));
     let bearers = schemes.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
     bearers.map(|(_, token)| token.trim().to_owned()).collect()
 }
 
 fn subprotocols(headers: &HeaderMap) -> Vec<String> {
-    let offered = texts(headers, &header::SEC_WEBSOCKET_PROTOCOL).flat_map(|value| value.split(','));
+    let values = texts(headers, &header::SEC_WEBSOCKET_PROTOCOL);
+    let offered = values.iter().flat_map(|value| value.split(','));
     offered.filter_map(|name| name.trim().strip_prefix(SUBPROTOCOL)).map(str::to_owned).collect()
 }
 
 fn cookies(headers: &HeaderMap) -> Vec<String> {
-    let pairs = texts(headers, &header::COOKIE).flat_map(|value| value.split(';'));
+    let values = texts(headers, &header::COOKIE);
+    let pairs = values.iter().flat_map(|value| value.split(';'));
     let named = pairs.filter_map(|pair| pair.trim().split_once('=')).filter(|(name, _)| *name == COOKIE);
     named.map(|(_, value)| value.trim_matches('"').to_owned()).collect()
 }
 
-fn texts<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    headers.get_all(name).iter().filter_map(|value| value.to_str().ok())
+/// The values of a header. What is not UTF-8 in one makes nothing else in it unreadable: a cookie of another
+/// application may hold anything. A credential that holds it is none, and is refused as such.
+fn texts<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Vec<Cow<'a, str>> {
+    headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect()
 }
 
 /// Removes every `token=`, however its name is encoded, and leaves the rest of the query as it is.
@@ -108,6 +114,7 @@ fn take_from_query(uri: &mut Uri) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
+    use http::HeaderValue;
 
     use super::*;
 
@@ -139,6 +146,24 @@ mod tests {
             ("sec-websocket-protocol", "bearer"),
         ];
         assert_eq!(found("/?tokens=x&Token=y", &others), None);
+    }
+
+    #[test]
+    fn what_is_no_text_hides_no_credential_beside_it_and_is_none_itself() {
+        let cookie = |bytes: &[u8]| {
+            let value = HeaderValue::from_bytes(bytes).expect("a header's value");
+            let mut request =
+                Request::builder().header("cookie", value).body(Body::empty()).expect("a request");
+            take(&mut request).credential().map(|found| found.map(str::to_owned))
+        };
+        let mine = Ok(Some("mine".to_owned()));
+        assert_eq!(cookie("name=Jürgen; rejoin_token=mine".as_bytes()), mine);
+        assert_eq!(cookie(b"name=\xff; rejoin_token=mine"), mine);
+        assert_eq!(
+            cookie(b"rejoin_token=\xff"),
+            Ok(Some("\u{fffd}".to_owned())),
+            "refused, and not overlooked"
+        );
     }
 
     #[test]
