@@ -35,8 +35,10 @@ pub enum Refused {
     Malformed(String),
     #[error("no [[jwt]] is for the algorithm {algorithm} and the kid {kid:?}")]
     NoKey { algorithm: &'static str, kid: Option<String> },
-    #[error("the token is not signed by a key that is known")]
-    Signature,
+    #[error(
+        "the token is not signed by the key of a [[jwt]] for the algorithm {algorithm} and the kid {kid:?}"
+    )]
+    Signature { algorithm: &'static str, kid: Option<String> },
     #[error("the claim {claim} of the token is not what [[jwt]] {key:?} asks for")]
     Claim { key: String, claim: &'static str },
     #[error("the token of [[jwt]] {key:?} has expired")]

@@ -118,9 +118,43 @@ fn the_flags_of_the_documents_are_those_of_the_program() {
         not_yet.split_once("**Flags**:").map_or("", |(_, listed)| listed.lines().next().unwrap_or_default());
     assert!(flags(planned).is_disjoint(&known), "docs/protocol.md says not yet: {planned:?}");
 
-    for name in ["README.md", "docs/guarantees.md", "docs/architecture.md", "docs/operations.md"] {
+    for name in
+        ["README.md", "docs/guarantees.md", "docs/architecture.md", "docs/operations.md", "docs/security.md"]
+    {
         let unknown: Vec<_> = flags(&without_cargo(&read(name))).difference(&known).cloned().collect();
         assert!(unknown.is_empty(), "{name} names {unknown:?}, which rejoin --help does not");
+    }
+}
+
+#[test]
+fn every_threat_names_tests_that_are_there() {
+    let security = read("docs/security.md");
+    let mut tests = String::new();
+    for folder in ["src", "tests"] {
+        texts_in(&root().join(folder), &mut tests);
+    }
+    let rows: Vec<_> =
+        section(&security, "\n## Threats\n").lines().filter(|line| line.starts_with("| **")).collect();
+    assert!(rows.len() >= 12, "{rows:?}");
+    for row in rows {
+        let shown = row.trim_end_matches('|').rsplit('|').next().expect("a last cell");
+        let names = spans(shown);
+        assert!(!names.is_empty(), "nothing shows {row}");
+        for name in names {
+            assert!(tests.contains(&format!("fn {name}()")), "there is no test {name}: {row}");
+        }
+    }
+}
+
+/// All Rust under a folder, in one text.
+fn texts_in(folder: &Path, into: &mut String) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            texts_in(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push_str(&fs::read_to_string(&path).expect("a source file"));
+        }
     }
 }
 

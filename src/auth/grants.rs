@@ -9,6 +9,8 @@ use crate::message::{ParsePatternError, Pattern, Topic};
 
 /// What stands for the subject in a pattern that is granted.
 const SUBJECT: &str = "{sub}";
+/// How many patterns of each kind are listed in a line of the log.
+const MAX_LISTED: usize = 20;
 
 /// What somebody may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +44,26 @@ impl Grants {
 
     pub fn may_read_metrics(&self) -> bool {
         self.admin || self.metrics
+    }
+}
+
+/// For the operator's log: as they would be written, with what `{sub}` stood for.
+impl fmt::Display for Grants {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { everything, subscribe, publish, admin, metrics } = self;
+        let patterns = |patterns: &[Pattern]| {
+            let listed = patterns.iter().take(MAX_LISTED).map(Pattern::as_str).collect::<Vec<_>>().join(", ");
+            if patterns.len() > MAX_LISTED { format!("[{listed}, …]") } else { format!("[{listed}]") }
+        };
+        match everything {
+            true => f.write_str("everything"),
+            false => write!(
+                f,
+                "subscribe {} publish {} admin {admin} metrics {metrics}",
+                patterns(subscribe),
+                patterns(publish)
+            ),
+        }
     }
 }
 

@@ -142,7 +142,8 @@ pub fn verify<'a, K: AsRef<Verifier>>(keys: &'a [K], token: &str) -> Result<(&'a
     if header.crit.is_some() {
         return Err(Refused::Malformed("its header has crit".into()));
     }
-    let mut refused = Refused::NoKey { algorithm: name(header.alg), kid: header.kid.clone() };
+    let algorithm = name(header.alg);
+    let mut refused = Refused::NoKey { algorithm, kid: header.kid.clone() };
     for key in keys.iter().filter(|key| key.as_ref().fits(&header)) {
         let verifier = key.as_ref();
         // Signature and algorithm only: times, issuer and audience are the authority's to judge.
@@ -151,7 +152,9 @@ pub fn verify<'a, K: AsRef<Verifier>>(keys: &'a [K], token: &str) -> Result<(&'a
         (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
         match decode::<Claims>(token, &verifier.key, &validation) {
             Ok(verified) => return Ok((key, verified.claims)),
-            Err(error) if *error.kind() == ErrorKind::InvalidSignature => refused = Refused::Signature,
+            Err(error) if *error.kind() == ErrorKind::InvalidSignature => {
+                refused = Refused::Signature { algorithm, kid: header.kid.clone() };
+            }
             Err(error) => refused = Refused::Malformed(error.to_string()),
         }
     }

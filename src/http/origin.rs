@@ -28,6 +28,8 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
     let origin = match check(&app, &request) {
         Ok(origin) => origin,
         Err(problem) => {
+            let (host, origin) = (host_of(&request), request.headers().get(header::ORIGIN));
+            tracing::debug!(code = problem.code.as_str(), host, ?origin, "refused a page");
             app.metrics.refused(problem.code);
             return problem.into_response();
         }

@@ -11,6 +11,7 @@ use rejoin::{
     auth::{Authority, covers},
     message::{Id, Pattern, Topic},
 };
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
 use crate::harness::{CLOSED, MAX_PAYLOAD_BYTES, OPEN, SECRET};
@@ -186,13 +187,20 @@ pub fn commands(data: &[u8]) {
         answers.last().is_some_and(|last| last.contains("the last")),
         "the connection ended: {answers:?}"
     );
-    let frames: Vec<Value> =
-        answers.iter().map(|answer| serde_json::from_str(answer).expect("JSON")).collect();
-    assert_eq!(frames[0]["type"], "open");
+    let types: Vec<_> = answers.iter().map(|answer| type_of(answer)).collect();
+    assert_eq!(types[0], "open");
     const ANSWERS: [&str; 6] = ["subscribed", "unsubscribed", "published", "authenticated", "pong", "error"];
-    let answered =
-        frames.iter().filter(|frame| ANSWERS.contains(&frame["type"].as_str().expect("a type"))).count();
+    let answered = types.iter().filter(|name| ANSWERS.contains(&name.as_str())).count();
     assert_eq!(answered, lines.len() + 1, "each is answered once: {lines:?} {answers:?}");
+}
+
+/// The type of a frame. Its data may hold a number that is larger than any here.
+fn type_of(frame: &str) -> String {
+    #[derive(Deserialize)]
+    struct Frame {
+        r#type: String,
+    }
+    serde_json::from_str::<Frame>(frame).unwrap_or_else(|error| panic!("{error}: {frame}")).r#type
 }
 
 /// In the first byte how it is published, in the second how large the pieces are in which it arrives.
@@ -227,7 +235,8 @@ pub fn bodies(data: &[u8]) {
         "/topics/a" => {
             assert!(matches!(status, 201 | 400 | 413), "{}", told());
             assert_eq!(status == 413, body.len() > MAX_PAYLOAD_BYTES, "{}", told());
-            let is_json = serde_json::from_slice::<Value>(body).is_ok();
+            // Also numbers that are larger than any here.
+            let is_json = serde_json::from_slice::<IgnoredAny>(body).is_ok();
             if content_type == "application/json" && status == 201 {
                 assert!(is_json, "{}", told());
             }

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use crate::{
     ask::{Ask, get, post, request, text, with_query},
-    people::{As, BACKEND, bearer, publish, reads, server, token, token_for},
+    people::{As, BACKEND, bearer, publish, reads, server, servers, token, token_for, usual},
     reader::{Reader, Socket, refusal},
-    support::client::Transport,
+    support::{Server, client::Transport},
 };
 
 #[tokio::test]
@@ -109,6 +109,16 @@ async fn a_credential_that_is_not_accepted_is_refused_everywhere() {
     }
 }
 
+/// Two different tokens in one place, which nobody who asks for none is to stumble over.
+#[tokio::test]
+async fn an_open_server_looks_at_no_credential() {
+    let server = Server::start().await;
+    for path in ["/topics/a?wait=0&token=x", "/topics/a?wait=0&token=x&token=y", "/stats?token=x&token=y"] {
+        assert_eq!(get(&server, path).answer().await.status, 200, "{path}");
+        assert_eq!(get(&server, path).answer_to("a.b.c").await.status, 200, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn a_topic_in_a_list_that_is_not_granted_refuses_the_request_and_is_named() {
     let server = server().await;
@@ -139,25 +149,29 @@ async fn a_topic_in_a_list_that_is_not_granted_refuses_the_request_and_is_named(
 
 #[tokio::test]
 async fn a_wildcard_reads_what_is_granted_and_nothing_more() {
-    let server = server().await;
-    let wide = reads("u1", &["a.*", "a.*.**"]);
-    publish(&server, "a", "not granted").await;
-    publish(&server, "b.c", "not granted").await;
-    let ids = [publish(&server, "a.b", "x").await, publish(&server, "a.b.c", "y").await];
-    let header = bearer(&wide);
-    let headers = [("authorization", header.as_str())];
-    for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
-        let mut reader = Reader::open_with(&server, transport, "topic=a.**&after=0", &headers).await;
-        assert_eq!(reader.ids(2).await, ids, "{transport}: replayed");
+    for (_redis, server) in servers(&usual()).await {
+        let wide = reads("u1", &["a.*", "a.*.**"]);
         publish(&server, "a", "not granted").await;
-        publish(&server, "aa.b", "not granted").await;
-        let live = publish(&server, "a.live", "z").await;
-        assert_eq!(reader.ids(1).await, [live], "{transport}: live");
-        request(&server, Method::DELETE, "/topics/a.live").answer_to(BACKEND).await;
-    }
-    for wider in ["**", "*.b", "*", "*.**", "$rejoin.*", "$rejoin.ready"] {
-        let path = with_query("/events", &[("topic", wider)]);
-        get(&server, &path).answer_to(&wide).await.problem(403, "forbidden");
+        publish(&server, "b.c", "not granted").await;
+        let mut ids = vec![publish(&server, "a.b", "x").await, publish(&server, "a.b.c", "y").await];
+        let header = bearer(&wide);
+        let headers = [("authorization", header.as_str())];
+        for transport in Transport::ALL {
+            let mut reader = Reader::open_with(&server, transport, "topic=a.**&after=0", &headers).await;
+            assert_eq!(reader.ids(ids.len()).await, ids, "{transport}: replayed");
+            publish(&server, "a", "not granted").await;
+            publish(&server, "aa.b", "not granted").await;
+            let live = publish(&server, "a.live", "z").await;
+            assert_eq!(reader.ids(1).await, [live.as_str()], "{transport}: live");
+            ids.push(live);
+        }
+        for wider in ["**", "*.b", "*", "*.**", "$rejoin.*", "$rejoin.ready"] {
+            for start in ["after=0", "last=5", "since=1h", "wait=0"] {
+                let path = format!("{}&{start}", with_query("/events", &[("topic", wider)]));
+                get(&server, &path).answer_to(&wide).await.problem(403, "forbidden");
+            }
+        }
+        server.stop().await;
     }
 }
 

@@ -17,6 +17,7 @@ mod reload;
 mod signer;
 #[path = "../support/mod.rs"]
 mod support;
+mod threats;
 mod tokens;
 
 use contract::reader;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     ask::{Answer, Ask, get, post, topic_path, within},
     signer::{Signer, seconds_from_now},
-    support::Server,
+    support::{Server, redis::Redis},
 };
 
 /// The API key of a backend that may do everything.
@@ -44,6 +44,17 @@ pub fn parse(toml: &str) -> Result<Authority, Vec<String>> {
 pub async fn server_with(toml: &str) -> Server {
     let tables = tables(toml);
     Server::with(|config| config.tables = tables).await
+}
+
+/// Such a server over each log; over Redis where there is one.
+pub async fn servers(toml: &str) -> Vec<(Option<Redis>, Server)> {
+    let mut servers = vec![(None, server_with(toml).await)];
+    if let Some(redis) = Redis::start(&[]) {
+        let (tables, log) = (tables(toml), redis.url().parse().expect("a log"));
+        let server = Server::with(|config| (config.tables, config.log) = (tables, log)).await;
+        servers.push((Some(redis), server));
+    }
+    servers
 }
 
 pub async fn server() -> Server {

@@ -74,6 +74,13 @@ impl Signer {
         Self { algorithm, key: read(private.as_bytes()).expect("a private key"), public, private }
     }
 
+    /// The same key, for another algorithm.
+    pub fn of(&self, algorithm: &str) -> Self {
+        let algorithm = algorithm.parse().expect("an algorithm");
+        let (key, public, private) = (self.key.clone(), self.public.clone(), self.private.clone());
+        Self { algorithm, key, public, private }
+    }
+
     /// The key that verifies, as a JWK.
     pub fn jwk(&self) -> String {
         let jwk = Jwk::from_encoding_key(&self.key, self.algorithm).expect("a JWK");

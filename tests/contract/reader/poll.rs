@@ -53,7 +53,7 @@ impl Poll {
         self.frames.extend(page["messages"].as_array().expect("messages").iter().cloned());
         self.cursor = text(&page["cursor"]);
         // From here on only the cursor says where to go on.
-        self.headers.clear();
+        self.headers.retain(|(name, _)| name != "last-event-id");
         let (path, query) = self.query.split_once('?').expect("a query");
         let is_start = |part: &str| STARTS.contains(&part.split('=').next().unwrap_or_default());
         let rest: Vec<_> = query.split('&').filter(|part| !is_start(part)).collect();

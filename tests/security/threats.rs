@@ -1,0 +1,316 @@
+//! The threats of `docs/security.md` that need a server that asks for credentials, and somebody who has one to abuse.
+
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+
+use crate::{
+    ask::{Ask, get, post, request, text, with_query},
+    people::{As, BACKEND, bearer, publish, reads, server, server_with, servers, token, token_for, usual},
+    reader::{Reader, Socket, refusal},
+    signer::{Signer, seconds_from_now, unsigned},
+    support::{
+        client::Transport,
+        program::{Folder, Program},
+    },
+};
+
+/// What a browser sends for a page elsewhere, beside the cookie of its visitor. Old browsers send less.
+const ELSEWHERE: [&[(&str, &str)]; 4] = [
+    &[("origin", "https://elsewhere.example"), ("sec-fetch-site", "cross-site")],
+    &[("origin", "https://elsewhere.example")],
+    &[("origin", "null")],
+    &[],
+];
+
+fn with(request: RequestBuilder, headers: &[(&str, &str)]) -> RequestBuilder {
+    headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))
+}
+
+#[tokio::test]
+async fn a_page_elsewhere_opens_no_websocket_with_the_cookie_of_its_visitor() {
+    let server = server().await;
+    let cookie = format!("rejoin_token={}", reads("u1", &["users.{sub}.**"]));
+    for headers in ELSEWHERE {
+        let headers = [headers, &[("cookie", cookie.as_str())]].concat();
+        for path in ["/topics/users.u1.a", "/events"] {
+            let answer = refusal(&server, Transport::WebSocket, path, &headers).await;
+            answer.problem(403, "forbidden_origin");
+        }
+    }
+    let own = server.http("");
+    Socket::open_with(&server, "/topics/users.u1.a", &[("cookie", &cookie), ("origin", &own)]).await;
+}
+
+#[tokio::test]
+async fn a_form_elsewhere_publishes_nothing_with_the_cookie_of_its_visitor() {
+    let server = server().await;
+    let cookie = format!("rejoin_token={}", token("u1", json!({"publish": ["**"], "admin": true})));
+    let kept = publish(&server, "a", "kept").await;
+    for headers in ELSEWHERE {
+        let headers = [headers, &[("cookie", cookie.as_str()), ("sec-fetch-mode", "navigate")]].concat();
+        for content_type in ["application/x-www-form-urlencoded", "multipart/form-data", "text/plain"] {
+            for path in ["/topics/a", "/publish", "/topics/a?ephemeral"] {
+                let form = post(&server, path).header("content-type", content_type).body("data=x");
+                with(form, &headers).answer().await.problem(403, "forbidden_origin");
+            }
+        }
+        let delete = with(request(&server, Method::DELETE, "/topics/a"), &headers);
+        delete.answer().await.problem(403, "forbidden_origin");
+    }
+    let all = get(&server, "/topics/**?after=0&wait=0").answer_to(BACKEND).await.json();
+    assert_eq!((all["messages"].as_array().map(Vec::len), &all["cursor"]), (Some(1), &json!(kept)), "{all}");
+}
+
+/// Nothing that is logged today has a query; what a credential is taken out of could be.
+#[tokio::test]
+async fn a_token_in_a_url_is_in_no_line_of_the_log_and_in_no_metric() {
+    let folder = Folder::new();
+    std::fs::write(folder.path("rejoin.toml"), usual()).expect("a file");
+    let program = Program::start(&["--config", &folder.path("rejoin.toml"), "--log-level", "trace"]).await;
+    let server = &program.server;
+    let good = reads("u1", &["users.{sub}.**"]);
+    let wrong = format!("{good}x");
+    let old = token_for(-60, "u1", json!({}));
+    let shown = [good.as_str(), &wrong, &old, "rejoin_not-known"];
+    for token in shown {
+        for path in
+            ["/topics/users.u1.a", "/topics/users.u2.a", "/events", "/nowhere", "/stats", "/topics/a..b"]
+        {
+            let path = with_query(path, &[("token", token), ("wait", "0"), ("after", "0")]);
+            get(server, &path).answer().await;
+            get(server, &path.replace("token=", "t%6Fken=")).answer().await;
+            refusal(server, Transport::WebSocket, &path, &[("sec-websocket-version", "7")]).await;
+        }
+    }
+    let mut socket = Socket::open(server, &format!("/topics/users.u1.a?token={good}")).await;
+    socket.ask(json!({"type": "auth", "token": wrong})).await;
+    drop(socket);
+    let metrics = get(server, "/metrics").answer_to(BACKEND).await;
+    let log = program.terminate().await.log;
+    assert!(log.contains("DEBUG") && metrics.text().contains("rejoin_"), "there is something to look at");
+    for part in shown.iter().flat_map(|token| token.split('.')).chain([BACKEND]) {
+        assert!(!log.contains(part), "{part} is in {log}");
+        assert!(!metrics.text().contains(part), "{part} is in {}", metrics.text());
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_of_somebody_else_opens_nothing() {
+    for (_redis, server) in servers(&usual()).await {
+        let before = publish(&server, "users.u2.a", "secret").await;
+        let own = publish(&server, "users.u1.a", "mine").await;
+        let after = publish(&server, "users.u2.b", "secret").await;
+        let header = bearer(&reads("u1", &["users.{sub}.**"]));
+        let headers = [("authorization", header.as_str())];
+        for cursor in [before.as_str(), &after, "0", "1", "9007199254740000"] {
+            for transport in Transport::ALL {
+                let theirs = format!("/topics/users.u2.a?wait=0&after={cursor}");
+                refusal(&server, transport, &theirs, &headers).await.problem(403, "forbidden");
+            }
+            let path = format!("/topics/users.u1.**?wait=0&after={cursor}");
+            let answer = with(get(&server, &path), &headers).answer().await;
+            assert!(!answer.text().contains("u2") && !answer.text().contains("secret"), "{answer:?}");
+        }
+        for transport in Transport::ALL {
+            let query = format!("topic=users.u1.**&after={before}");
+            let mut reader = Reader::open_with(&server, transport, &query, &headers).await;
+            assert_eq!(reader.ids(1).await, [own.as_str()], "{transport}");
+        }
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn no_subject_reaches_beyond_its_own_segment() {
+    let server = server().await;
+    publish(&server, "users.u2.a", "secret").await;
+    for subject in ["*", "**", "u2.**", "u2.a", "u1.**", ".", "", "$rejoin", "{sub}", "u2,u1", "u2\n", " u2"]
+    {
+        let claims =
+            json!({"subscribe": ["users.{sub}.**", "users.{sub}", "{sub}"], "publish": ["users.{sub}.a"]});
+        let mine = token(subject, claims);
+        for asked in ["users.u2.a", "users.u2.**", "users.*.a", "users.**", "**", "*"] {
+            let path = with_query("/events", &[("topic", asked), ("wait", "0"), ("after", "0")]);
+            get(&server, &path).answer_to(&mine).await.problem(403, "forbidden");
+        }
+        let publish = post(&server, "/topics/users.u2.a").body("x").answer_to(&mine);
+        publish.await.problem(403, "forbidden");
+    }
+    let mine = token("u2", json!({"subscribe": ["users.{sub}.**"]}));
+    assert_eq!(get(&server, "/topics/users.u2.a?after=0").answer_to(&mine).await.status, 200);
+}
+
+/// A server that knows these keys, and whether it accepts a token.
+async fn is_accepted(tables: &str, token: &str) -> bool {
+    let server = server_with(tables).await;
+    let answer = get(&server, "/topics/a?wait=0").answer_to(token).await;
+    if answer.status != 200 {
+        answer.problem(401, "unauthorized");
+    }
+    server.stop().await;
+    answer.status == 200
+}
+
+fn claims() -> Value {
+    json!({"sub": "u1", "exp": seconds_from_now(60), "rejoin": {"subscribe": ["**"]}})
+}
+
+#[tokio::test]
+async fn a_public_key_is_no_secret_and_each_key_is_of_one_algorithm() {
+    for (algorithm, others) in [("RS256", &["RS512", "PS256"][..]), ("ES256", &[]), ("EdDSA", &[])] {
+        let signer = Signer::new(algorithm);
+        // Beside a secret, so that tokens of that kind are looked at.
+        let tables = signer.table("public") + &Signer::new("HS256").table("secret");
+        assert!(is_accepted(&tables, &signer.sign(&claims())).await, "{algorithm}");
+        let der = signer.public.lines().filter(|line| !line.starts_with('-')).collect::<String>();
+        for secret in [signer.public.as_str(), signer.public.trim(), &der, &signer.jwk()] {
+            for forged in ["HS256", "HS384", "HS512"] {
+                let forger = Signer::with_secret(forged.parse().expect("an algorithm"), secret);
+                assert!(!is_accepted(&tables, &forger.sign(&claims())).await, "{algorithm} as {forged}");
+            }
+        }
+        for other in others {
+            let same_key = signer.of(other);
+            assert!(!is_accepted(&tables, &same_key.sign(&claims())).await, "{algorithm} as {other}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_nobody_signed_is_refused() {
+    let signer = Signer::new("HS256");
+    let tables = signer.table("k");
+    let signed = signer.sign(&claims());
+    let (body, _) = signed.rsplit_once('.').expect("three parts");
+    let mut tokens = vec![format!("{body}."), format!("{body}.AAAA"), body.to_owned()];
+    for algorithm in ["none", "None", "NONE", "nOnE", "", "HS256 ", "hs256", "ES512"] {
+        let token = unsigned(&json!({"alg": algorithm, "typ": "JWT"}), &claims());
+        tokens.extend([format!("{token}AAAA"), token]);
+    }
+    tokens.extend(
+        [json!({}), json!({"alg": null}), json!({"alg": ["HS256"]})]
+            .map(|header| unsigned(&header, &claims())),
+    );
+    for token in tokens {
+        assert!(!is_accepted(&tables, &token).await, "{token}");
+    }
+    assert!(is_accepted(&tables, &signed).await);
+}
+
+#[tokio::test]
+async fn a_token_chooses_no_key_but_the_one_that_signed_it() {
+    let (ours, theirs, foreign) = (Signer::new("ES256"), Signer::new("ES256"), Signer::new("ES256"));
+    let tables = ours.table("ours")
+        + "kid = \"ours\"\niss = \"ours\"\n"
+        + &theirs.table("theirs")
+        + "kid = \"theirs\"\niss = \"theirs\"\n";
+    let sign = |signer: &Signer, kid: &str, iss: &str| {
+        let mut header = jsonwebtoken::Header::new(signer.algorithm);
+        header.kid = Some(kid.into());
+        header.jku = Some("https://elsewhere.example/keys".into());
+        header.jwk = serde_json::from_str(&signer.jwk()).ok();
+        let mut claims = claims();
+        claims["iss"] = json!(iss);
+        signer.sign_as(&header, &claims)
+    };
+    assert!(is_accepted(&tables, &sign(&theirs, "theirs", "theirs")).await);
+    for (signer, kid, iss) in [
+        (&theirs, "ours", "ours"),
+        (&theirs, "ours", "theirs"),
+        (&theirs, "theirs", "ours"),
+        (&foreign, "ours", "ours"),
+        (&foreign, "foreign", "ours"),
+        (&theirs, "", "theirs"),
+    ] {
+        assert!(!is_accepted(&tables, &sign(signer, kid, iss)).await, "{kid:?} {iss:?}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_that_is_sent_becomes_a_header_or_a_line() {
+    let server = server().await;
+    let evil = "x\r\nset-cookie: evil=1\r\n\r\nid: 1";
+    let mut answers = Vec::new();
+    for path in [
+        with_query("/topics/a", &[("event", evil)]),
+        with_query("/topics/a", &[("exclude", evil)]),
+        "/topics/x%0d%0aset-cookie:%20evil=1".to_owned(),
+        with_query("/topics/a", &[("event", "x\u{0}")]),
+    ] {
+        answers.push(post(&server, &path).body("x").answer_to(BACKEND).await);
+    }
+    let items = json!([{"topic": evil, "data": 1}, {"topic": "a", "event": evil, "data": 1}, {"topic": "a", "idempotency_key": evil, "data": 1}]);
+    let answer = post(&server, "/publish").json(&items).answer_to(BACKEND).await;
+    for problem in answer.json().as_array().expect("answers") {
+        assert_eq!(problem["code"], "bad_request", "{problem}");
+    }
+    for name in ["topic", "after", "last", "since", "transport", "format", "wait", "limit"] {
+        let path = with_query("/events", &[(name, evil)]);
+        answers.push(get(&server, &path).answer_to(BACKEND).await);
+    }
+    for answer in &answers {
+        answer.problem(400, "bad_request");
+        assert_eq!(answer.header("set-cookie"), "", "{answer:?}");
+        assert!(!answer.text().contains("\r\n"), "{answer:?}");
+    }
+    let all = get(&server, "/topics/**?after=0&wait=0").answer_to(BACKEND).await.json();
+    assert_eq!(all["messages"], json!([]), "nothing of it was stored");
+}
+
+/// How long comparing takes cannot be asserted; by what it is done can.
+#[test]
+fn secrets_are_compared_by_what_takes_as_long_for_all() {
+    let key = include_str!("../../src/auth/key.rs");
+    let compare =
+        key.split("pub fn is(").nth(1).and_then(|rest| rest.split("}\n").next()).expect("it compares");
+    assert!(compare.contains("constant_time::verify_slices_are_equal(&self.0, &other.0)"), "{compare}");
+    assert!(!compare.contains("=="), "{compare}");
+}
+
+#[tokio::test]
+async fn the_operator_is_told_why_and_the_client_is_not() {
+    let folder = Folder::new();
+    let signer = Signer::new("HS256");
+    let strict = signer.table("issuer") + "kid = \"2026\"\naud = \"push\"\n";
+    let anonymous = "[anonymous]\nsubscribe = [\"public\"]\n";
+    std::fs::write(folder.path("rejoin.toml"), strict + anonymous).expect("a file");
+    let mut program =
+        Program::start(&["--config", &folder.path("rejoin.toml"), "--log-level", "debug"]).await;
+    let sign = |change: Value| {
+        let mut claims = json!({"sub": "u1", "aud": "push", "exp": seconds_from_now(60), "rejoin": {"subscribe": ["mine.*"]}});
+        claims.as_object_mut().expect("an object").append(change.clone().as_object_mut().expect("an object"));
+        let header =
+            jsonwebtoken::Header { kid: Some("2026".into()), ..jsonwebtoken::Header::new(signer.algorithm) };
+        signer.sign_as(&header, &claims)
+    };
+    let other =
+        jsonwebtoken::Header { kid: Some("2025".into()), ..jsonwebtoken::Header::new(signer.algorithm) };
+    let unknown_kid = signer.sign_as(&other, &claims());
+    let forged = format!("{}AAAA", sign(json!({})));
+    for (credential, code, told) in [
+        (unknown_kid, "unauthorized", vec!["2025", "HS256"]),
+        (forged, "unauthorized", vec!["not signed", "2026"]),
+        (sign(json!({"aud": "shop"})), "unauthorized", vec!["claim aud", "issuer"]),
+        (sign(json!({"exp": 1})), "token_expired", vec!["expired", "issuer"]),
+        ("rejoin_unknown".into(), "unauthorized", vec!["no [[key]]"]),
+        (sign(json!({})), "forbidden", vec!["u1", "subscribe", "theirs", "mine.*"]),
+    ] {
+        let answer = get(&program.server, "/topics/theirs").answer_to(&credential).await;
+        let problem = answer.problem(if code == "forbidden" { 403 } else { 401 }, code);
+        for text in &told {
+            program.until_told(text).await;
+        }
+        let detail = text(&problem["detail"]);
+        assert!(
+            code == "forbidden" || !told.iter().any(|text| detail.contains(text) && *text != "expired"),
+            "{problem}"
+        );
+        assert!(!detail.contains("mine"), "{problem}");
+    }
+    let origin = get(&program.server, "/topics/public").header("origin", "https://elsewhere.example");
+    origin.answer().await.problem(403, "forbidden_origin");
+    program.until_told("https://elsewhere.example").await;
+    let two = get(&program.server, "/topics/public?token=one&token=two").answer().await;
+    two.problem(401, "unauthorized");
+    program.until_told("different credentials").await;
+}
