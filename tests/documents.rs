@@ -1,0 +1,162 @@
+//! What the README and `docs/clients.md` tell a reader to type does what they say.
+//!
+//! Every block runs as it stands, but for the address of the server. One that cannot be run is marked `no_run`, and
+//! the test says aloud which.
+
+#[path = "documents/block.rs"]
+mod block;
+#[path = "documents/listener.rs"]
+mod listener;
+#[path = "browser/page.rs"]
+mod page;
+#[path = "browser/proxy.rs"]
+mod proxy;
+mod support;
+
+use std::{io::Write, time::Duration};
+
+use block::{Block, Promise};
+use listener::{Listener, Process, Tab};
+use page::in_browser;
+use proxy::Proxy;
+use support::Server;
+
+#[tokio::test]
+async fn every_block_of_the_readme_runs_as_written() {
+    run("README.md", include_str!("../README.md"), 1).await;
+}
+
+#[tokio::test]
+async fn every_block_for_clients_runs_as_written() {
+    run("docs/clients.md", include_str!("../docs/clients.md"), 0).await;
+}
+
+/// Runs the blocks of a document, of which so many are marked as not to be run.
+async fn run(name: &'static str, text: &str, marked: usize) {
+    let blocks = Block::all_of(name, text);
+    let server = Server::start().await;
+    let mut not_run = 0;
+    for block in &blocks {
+        match block.promise() {
+            Promise::Nothing => {
+                // Past the capture, which hides what tests that pass print.
+                let _ = writeln!(std::io::stderr(), "NOT RUN {block}: it is marked no_run");
+                not_run += 1;
+            }
+            Promise::Commands => {
+                for command in block.text.lines() {
+                    run_command(block, command, &server).await;
+                }
+            }
+            promise => {
+                // Little is kept, so that it is easy to miss something for good.
+                let server = Server::with(|config| config.retain_messages = KEPT).await;
+                let proxy = Proxy::before(server.addr).await;
+                let way = Way { block, server: &server, proxy: &proxy, returns: promise == Promise::Returns };
+                if block.is_of_a_page() {
+                    in_browser(async |page| way.walk(Tab::open(page, block, &proxy).await).await).await;
+                } else {
+                    way.walk(Process::start(block, &block.text, &proxy.http(""))).await;
+                }
+                server.stop().await;
+            }
+        }
+    }
+    assert_eq!(not_run, marked, "{name}: another number of blocks is marked no_run");
+    assert!(blocks.len() > not_run, "{name} has no blocks");
+    server.stop().await;
+}
+
+/// How many messages of a topic are retained where a reader is to miss some.
+const KEPT: usize = 3;
+
+/// Runs one command to its end, or until it has shown what is published.
+async fn run_command(block: &Block, command: &str, server: &Server) {
+    let mut process = Process::start(block, command, &server.http(""));
+    if command.contains("curl -N") || command.contains("rejoin sub") {
+        publish_until_heard(&process, server).await;
+        return;
+    }
+    let (code, printed) = process.end().await;
+    assert_eq!(code, Some(0), "{block}: {command}: {printed}");
+    assert!(!printed.contains("\"code\""), "{block}: {command} was refused: {printed}");
+    let shows =
+        !command.contains("curl") || ["\"id\":", "\"messages\":"].iter().any(|it| printed.contains(it));
+    assert!(shows, "{block}: {command}: {printed}");
+}
+
+/// One block, the server it reads, and the way between them.
+struct Way<'a> {
+    block: &'a Block,
+    server: &'a Server,
+    proxy: &'a Proxy,
+    /// Whether it says that it comes back by itself.
+    returns: bool,
+}
+
+impl Way<'_> {
+    /// Lets it hear a message, miss one, and miss more than is retained.
+    async fn walk(&self, listener: impl Listener) {
+        publish_until_heard(&listener, self.server).await;
+        if !self.returns {
+            return;
+        }
+        self.publish("<li>first").await;
+        listener.until("<li>first").await;
+        let before = listener.printed().await;
+
+        self.proxy.cut();
+        self.publish("<li>meanwhile").await;
+        self.proxy.mend();
+        listener.until("<li>meanwhile").await;
+        let after = listener.printed().await;
+        assert!(!after[before.len()..].contains("gap"), "{}: a gap that is none: {after}", self.block);
+
+        self.proxy.cut();
+        let missed = (1..=2 * KEPT).map(|number| format!("<li>missed {number}."));
+        let missed: Vec<_> = missed.collect();
+        for payload in &missed {
+            self.publish(payload).await;
+        }
+        self.proxy.mend();
+        listener.until(&missed[2 * KEPT - 1]).await;
+        let printed = listener.printed().await;
+        let (gone, kept) = missed.split_at(KEPT);
+        let since = &printed[after.len()..];
+        let gap = since.find("gap").unwrap_or_else(|| panic!("{}: no gap: {printed}", self.block));
+        let is_told_before = since.find(&kept[0]).is_some_and(|at| gap < at);
+        assert!(is_told_before || self.block.prints_whole_answers(), "{}: {printed}", self.block);
+        for payload in kept.iter().map(String::as_str).chain(["<li>first", "<li>meanwhile"]) {
+            assert_eq!(printed.matches(payload).count(), 1, "{}: {payload}: {printed}", self.block);
+        }
+        assert!(!gone.iter().any(|payload| printed.contains(payload)), "{}: {printed}", self.block);
+    }
+
+    async fn publish(&self, payload: &str) {
+        publish(self.server, payload).await;
+    }
+}
+
+/// Publishes until the listener has one of it: nobody knows from when on it listens.
+async fn publish_until_heard(listener: &impl Listener, server: &Server) {
+    let publishing = async {
+        let mut again = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            again.tick().await;
+            publish(server, "<li>is it there?").await;
+        }
+    };
+    tokio::select! {
+        () = listener.until("<li>is it there?") => {}
+        never = publishing => never,
+    }
+}
+
+/// Publishes to the topics of all blocks.
+async fn publish(server: &Server, payload: &str) {
+    for topic in ["demo", "news"] {
+        let url = server.http(&format!("/topics/{topic}"));
+        let request = support::http_client().build().expect("a client").post(url).body(payload.to_owned());
+        assert_eq!(request.send().await.expect("an answer").status(), 201);
+    }
+}
