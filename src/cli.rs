@@ -3,6 +3,7 @@
 //! A command is a client of a server somewhere, or says something about this program; each has a file
 //! of its own. It speaks to a server only as a stranger would, and knows nothing of how one works.
 
+mod bench;
 mod completions;
 mod feed;
 mod grants;
@@ -23,7 +24,8 @@ use clap::{Parser, Subcommand};
 use rejoin::config::Flags;
 
 use self::{
-    completions::Completions, feed::Gap, key::Key, publish::Publish, subscribe::Subscribe, token::Token,
+    bench::Bench, completions::Completions, feed::Gap, key::Key, publish::Publish, subscribe::Subscribe,
+    token::Token,
 };
 
 /// Realtime push over WebSocket, Server-Sent Events, NDJSON and long-polling, with one cursor that
@@ -60,6 +62,11 @@ pub enum Command {
     /// It comes back by itself when the connection is lost, and goes on where it was. What is missing is told on
     /// standard error. A message that holds a line feed is printed as with --json.
     Sub(Subscribe),
+    /// Measure what a server carries, and how fast, so that a machine can be sized.
+    ///
+    /// It publishes to topics of its own, which begin with `bench`, and ends by itself. It takes a good part of a
+    /// machine, so run it on another one than the server.
+    Bench(Bench),
     /// Make an API key.
     #[command(subcommand)]
     Key(Key),
@@ -99,7 +106,7 @@ Exit codes:
   0  done
   1  refused, or reading or writing failed
   2  a mistake in the command line
-  3  done, but something is missing (sub) or may be there twice (pub)
+  3  done, but something is missing, or may be there twice
   4  the server could not be reached";
 
 /// Runs a command of a client to its end.

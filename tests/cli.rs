@@ -168,6 +168,10 @@ async fn a_mistake_in_the_command_line_ends_with_two() {
         &["sub", "t", "--url", "localhost:7070"],
         &["pub", "t", "x", "y"],
         &["sub", "t", "--transport", "pigeon"],
+        &["sub", "t", "--until-idle", "99999999999y"],
+        &["bench", "--subscribers", "0"],
+        &["bench", "--duration", "2h"],
+        &["bench", "localhost:7070"],
     ] {
         let mistaken = Program::new(arguments).run().await;
         assert_eq!(mistaken.code, Some(2), "{arguments:?}: {mistaken:?}");
@@ -179,7 +183,7 @@ async fn a_shell_learns_every_command() {
     let shell = Program::new(&["completions", "bash"]).run().await;
     assert_eq!(shell.code, Some(0), "{shell:?}");
     let script = shell.lines().join("\n");
-    for name in ["serve", "config", "pub", "sub", "completions", "--until-idle", "--listen"] {
+    for name in ["serve", "config", "pub", "sub", "bench", "completions", "--until-idle", "--listen"] {
         assert!(script.contains(name), "{name} is not completed");
     }
 }
@@ -299,4 +303,73 @@ async fn a_rate_limit_slows_pub_down_and_changes_no_order() {
     let heard = rejoin(&server, &["sub", "t", "--after", "0", "--until-idle", "1s"]).run().await;
     assert_eq!(heard.stdout, input);
     server.stop().await;
+}
+
+impl Ended {
+    /// The first number of a row of the table that `bench` prints.
+    #[track_caller]
+    fn row(&self, name: &str) -> u64 {
+        let number =
+            |line: &str| line.strip_prefix(name)?.split_whitespace().next()?.replace(',', "").parse().ok();
+        let found = self.lines().into_iter().find_map(number);
+        found.unwrap_or_else(|| panic!("no {name}: {self:?}"))
+    }
+}
+
+#[tokio::test]
+async fn bench_counts_what_it_delivered_on_every_transport() {
+    let server = Server::start().await;
+    for transport in TRANSPORTS {
+        let arguments =
+            ["bench", "--subscribers", "5", "--topics", "2", "--rate", "200", "--duration", "500ms"];
+        let bench = rejoin(&server, &[&arguments[..], &["--transport", transport]].concat()).run().await;
+        assert_eq!((bench.code, bench.told()), (Some(0), ""), "{transport}: {bench:?}");
+        let published = bench.row("published");
+        assert!((1..=100).contains(&published), "{bench:?}");
+        // Three readers have the first topic, and two the second.
+        assert_eq!(bench.row("delivered"), 3 * published.div_ceil(2) + 2 * (published / 2), "{bench:?}");
+        for nothing in ["lost", "duplicated", "reordered", "gaps told", "cut off"] {
+            assert_eq!(bench.row(nothing), 0, "{transport}: {nothing}: {bench:?}");
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn bench_counts_what_the_server_lost() {
+    // Whoever is one message late has lost it.
+    let server = Server::with(|config| config.retain_messages = 1).await;
+    let arguments = ["--subscribers", "2", "--rate", "5000", "--duration", "500ms", "--transport", "poll"];
+    let bench = Program::new(&[&["bench", &server.http("")][..], &arguments].concat()).run().await;
+    assert_eq!(bench.code, Some(3), "{bench:?}");
+    assert!(bench.told().contains("deliveries are missing"), "{bench:?}");
+    assert!(bench.row("lost") > 0 && bench.row("gaps told") > 0, "{bench:?}");
+    assert_eq!(bench.row("delivered") + bench.row("lost"), 2 * bench.row("published"), "{bench:?}");
+    assert_eq!((bench.row("duplicated"), bench.row("reordered")), (0, 0), "{bench:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn bench_ends_where_it_is_refused_or_nobody_is_there() {
+    let limited = Server::with(|config| config.publish_rate = 1).await;
+    let bench = rejoin(&limited, &["bench", "--rate", "1000", "--duration", "1s"]).run().await;
+    assert_eq!((bench.code, bench.stdout.len()), (Some(1), 0), "{bench:?}");
+    assert!(bench.told().contains("a message was refused: rate_limited"), "{bench:?}");
+    limited.stop().await;
+
+    let full = Server::with(|config| config.max_connections = 3).await;
+    let bench = rejoin(&full, &["bench", "--subscribers", "4", "--transport", "sse"]).run().await;
+    assert_eq!(bench.code, Some(4), "{bench:?}");
+    let url = full.http("/");
+    full.stop().await;
+    let bench = Program::new(&["bench", &url]).run().await;
+    assert_eq!(bench.code, Some(4), "{bench:?}");
+    assert!(bench.told().contains("cannot reach http://"), "{bench:?}");
+
+    let closed =
+        Server::with(|config| config.jwt_secret = Some(rejoin::config::Secret("x".repeat(32)))).await;
+    let bench = rejoin(&closed, &["bench"]).run().await;
+    assert_eq!(bench.code, Some(1), "{bench:?}");
+    assert!(bench.told().contains("unauthorized"), "{bench:?}");
+    closed.stop().await;
 }

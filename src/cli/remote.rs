@@ -24,6 +24,13 @@ pub struct Remote {
     )]
     url: Url,
 
+    #[command(flatten)]
+    credential: Credential,
+}
+
+/// What is shown to the server.
+#[derive(Clone, Debug, Args)]
+pub struct Credential {
     /// A token or a key to show. Give it in the environment: others see the command line.
     #[arg(long, env = "REJOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<Token>,
@@ -62,6 +69,10 @@ pub struct Problem {
 }
 
 impl Remote {
+    pub fn new(url: Url, credential: Credential) -> Self {
+        Self { url, credential }
+    }
+
     /// A client with connections of its own.
     ///
     /// # Errors
@@ -70,7 +81,7 @@ impl Remote {
         // Refused if there is one already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut headers = HeaderMap::new();
-        if let Some(Token(token)) = &self.token {
+        if let Some(Token(token)) = &self.credential.token {
             let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim()))
                 .map_err(|_| Trouble::Refused("the token holds what a header cannot carry".into()))?;
             value.set_sensitive(true);
@@ -155,7 +166,8 @@ fn deepest(error: &dyn Error) -> String {
     error.to_string()
 }
 
-fn url(text: &str) -> Result<Url, String> {
+/// Reads where a server is.
+pub fn url(text: &str) -> Result<Url, String> {
     let url: Url = text.parse().map_err(|error| format!("{error}, for example http://127.0.0.1:7070"))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err("it begins with http:// or https://".into());

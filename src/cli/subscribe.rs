@@ -47,7 +47,7 @@ pub struct Subscribe {
     json: bool,
 
     /// End when nothing has come for this long.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
     until_idle: Option<Duration>,
 
     /// How long to try while the server cannot be reached [default: for ever; 30s with --until-idle].
