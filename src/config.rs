@@ -12,14 +12,14 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use clap::Parser;
 use tracing::level_filters::LevelFilter;
 
-use self::values::{address, count, duration, level, rate, size, yes_or_no};
+use self::values::{address, count, level, rate, size, yes_or_no};
 pub use self::{
     access::authority,
     file::File,
     flags::Flags,
     layers::{Place, Setting, Settings, unknown_variables},
     origin::{Origin, ParseOriginError},
-    values::Secret,
+    values::{Secret, duration},
 };
 use crate::{
     auth::Authority,

@@ -4,6 +4,11 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use tracing::level_filters::LevelFilter;
 
+/// More than anybody waits or keeps, and far from where a time cannot be reckoned with.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+/// More than any machine has, and far from where a number overflows when it is multiplied.
+const MOST: u64 = 1 << 50;
+
 /// What is not to be seen, also not by whoever looks at the configuration.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
@@ -27,22 +32,30 @@ pub fn address(text: &str) -> Result<SocketAddr, &'static str> {
 pub fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("expected a duration, for example 90s, 10m or 2h: {error}"))?;
-    if duration.is_zero() { Err("must be more than nothing".into()) } else { Ok(duration) }
+    if duration.is_zero() {
+        return Err("must be more than nothing".into());
+    }
+    if duration > LONGEST {
+        return Err("must be at most 10 years".into());
+    }
+    Ok(duration)
 }
 
 pub fn size(text: &str) -> Result<usize, &'static str> {
     let size: bytesize::ByteSize =
         text.parse().map_err(|_| "expected a size, for example 512KiB or 16MiB")?;
-    match usize::try_from(size.as_u64()) {
-        Ok(0) | Err(_) => Err("out of range"),
-        Ok(size) => Ok(size),
+    match size.as_u64() {
+        0 => Err("must be more than nothing"),
+        MOST.. => Err("must be less than 1PiB"),
+        size => usize::try_from(size).map_err(|_| "must be less than this machine can address"),
     }
 }
 
 pub fn count(text: &str) -> Result<usize, &'static str> {
     match text.parse() {
         Ok(0) => Err("must be at least 1"),
-        Ok(count) => Ok(count),
+        Ok(count @ 1..MOST) => usize::try_from(count).map_err(|_| "must be less than this machine can count"),
+        Ok(_) => Err("must be less than 2^50"),
         Err(_) => Err("expected a whole number"),
     }
 }

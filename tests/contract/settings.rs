@@ -104,6 +104,26 @@ fn all_mistakes_are_told_at_once_with_the_place_where_they_stand() {
     assert_eq!(run.err.lines().count(), 7, "{run:?}");
 }
 
+/// A `retain-age` of more years than a clock has made the server panic with its first message.
+#[test]
+fn what_cannot_be_reckoned_with_is_refused() {
+    let folder = Folder::new();
+    for (setting, told) in [
+        ("--retain-age=500000000y", "must be at most 10 years"),
+        ("--heartbeat=11y", "must be at most 10 years"),
+        ("--drain-grace=18446744073709551615s", "must be at most 10 years"),
+        ("--max-payload=3EiB", "must be less than 1PiB"),
+        ("--retain-bytes=0", "must be more than nothing"),
+        ("--max-connections=18446744073709551615", "must be less than 2^50"),
+        ("--retain-messages=99999999999999999999", "expected a whole number"),
+    ] {
+        let run = folder.run(&["config", setting], &[]);
+        assert!(run.code == Some(2) && run.err.contains(told), "{setting}: {run:?}");
+    }
+    let run = folder.run(&["config", "--retain-age=10y", "--retain-total=1023TiB"], &[]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+}
+
 #[test]
 fn every_fault_of_syntax_is_told_with_its_line() {
     let folder = Folder::new();
