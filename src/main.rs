@@ -4,7 +4,11 @@ mod cli;
 mod logging;
 mod reload;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::Parser;
 use rejoin::{
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         cli::Command::Key(key) => key.run().report(),
         cli::Command::Token(token) => settings(&token.flags())
             .map_or_else(|code| code, |settings| token.run(&settings.config.authority()).report()),
+        cli::Command::Bench(bench) => cli::run(bench.run()),
         cli::Command::Completions(completions) => completions.run().report(),
     }
 }
@@ -62,7 +67,7 @@ fn serve(flags: Flags, settings: Settings) -> ExitCode {
     match runtime.and_then(|runtime| runtime.block_on(run(flags, settings))) {
         Ok(Drained::Completely) => ExitCode::SUCCESS,
         Ok(Drained::Partly(left)) => {
-            tracing::warn!(connections = left, "the grace was over before all had left");
+            tracing::warn!(connections = left, "ended before all had left");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -81,9 +86,8 @@ async fn run(flags: Flags, settings: Settings) -> std::io::Result<Drained> {
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         std::io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.listen))
     })?;
-    let address = listener.local_addr()?;
-    greet(address, &config);
-    let server = Server::start(config, shutdown).await?;
+    let server = Server::start(config.clone(), shutdown).await?;
+    greet(listener.local_addr()?, &config);
     let app = server.app().clone();
     tokio::select! {
         served = server.serve(listener) => served,
@@ -93,7 +97,7 @@ async fn run(flags: Flags, settings: Settings) -> std::io::Result<Drained> {
 }
 
 /// Says where the server is, and what to type to see it work.
-fn greet(address: std::net::SocketAddr, config: &Config) {
+fn greet(address: SocketAddr, config: &Config) {
     let log = match &config.log {
         LogKind::Memory => "memory".to_owned(),
         LogKind::Redis(redis) => format!("redis {redis}"),
@@ -106,12 +110,23 @@ fn greet(address: std::net::SocketAddr, config: &Config) {
              with a Host that is a loopback name or the host of an --allowed-origin"
         );
     }
+    let url = reachable(address);
     println!(
         "Rejoin listens on http://{address}\n\n  \
-         listen   curl -N -H 'Accept: text/event-stream' http://{address}/topics/demo\n  \
-         publish  curl -d 'hello' http://{address}/topics/demo\n  \
-         look     http://{address}/\n"
+         listen   curl -N -H 'Accept: text/event-stream' http://{url}/topics/demo\n  \
+         publish  curl -d 'hello' http://{url}/topics/demo\n  \
+         look     http://{url}/\n"
     );
+}
+
+/// Where it can be reached from this machine: nobody can connect to all addresses at once.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
 }
 
 /// Each connection is a descriptor: take as many as the system gives.
@@ -128,9 +143,13 @@ fn end_on_signal(shutdown: Shutdown) -> std::io::Result<impl Future<Output = ()>
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
         for end in [Shutdown::drain, Shutdown::end] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+            let signal = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            match shutdown.is_draining() {
+                false => tracing::info!(signal, "asked to end"),
+                true => tracing::warn!(signal, "asked to end at once"),
             }
             end(&shutdown);
         }

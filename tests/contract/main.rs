@@ -23,6 +23,7 @@ mod logs;
 mod metrics;
 mod openapi;
 mod poll;
+mod process;
 mod publish;
 mod reader;
 mod replay;

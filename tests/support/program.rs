@@ -34,7 +34,7 @@ impl Drop for Folder {
 pub struct Program {
     pub server: Server,
     child: Child,
-    _out: Lines<BufReader<ChildStdout>>,
+    out: Lines<BufReader<ChildStdout>>,
     err: ChildStderr,
     /// What it has told so far, as far as that was awaited.
     log: String,
@@ -50,9 +50,11 @@ pub struct Ended {
 impl Program {
     /// Starts it on a free port and waits until it says which.
     pub async fn start(arguments: &[&str]) -> Self {
+        let usual = [["--listen", "127.0.0.1:0"], ["--drain-grace", "2s"]];
+        let usual = usual.into_iter().filter(|[flag, _]| !arguments.contains(flag)).flatten();
         let mut child = Command::new(env!("CARGO_BIN_EXE_rejoin"))
             .env_clear()
-            .args(["--listen", "127.0.0.1:0", "--drain-grace", "2s"])
+            .args(usual)
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -68,7 +70,7 @@ impl Program {
         };
         let addr = greeting.rsplit_once("http://").and_then(|(_, addr)| addr.parse::<SocketAddr>().ok());
         let server = Server::elsewhere(addr.unwrap_or_else(|| panic!("no address: {greeting}")));
-        Self { server, child, _out: out, err, log: String::new() }
+        Self { server, child, out, err, log: String::new() }
     }
 
     pub fn pid(&self) -> rustix::process::Pid {
@@ -92,9 +94,19 @@ impl Program {
         rustix::process::kill_process(self.pid(), rustix::process::Signal::HUP).expect("it runs");
     }
 
+    /// The next line of what it prints after its greeting's first.
+    pub async fn line(&mut self) -> String {
+        self.out.next_line().await.expect("text").expect("a line")
+    }
+
+    /// Asks it to end.
+    pub fn ask_to_end(&self) {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).expect("it runs");
+    }
+
     /// Ends it in order, and waits for that.
     pub async fn terminate(self) -> Ended {
-        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).expect("it runs");
+        self.ask_to_end();
         self.ended().await
     }
 
@@ -104,7 +116,8 @@ impl Program {
         self.ended().await
     }
 
-    async fn ended(mut self) -> Ended {
+    /// Waits for its end.
+    pub async fn ended(mut self) -> Ended {
         let mut log = self.log;
         let (_, status) = tokio::join!(self.err.read_to_string(&mut log), self.child.wait());
         Ended { code: status.expect("it ends").code(), log }

@@ -1,0 +1,62 @@
+//! The program as a process: what it says when it starts, and how signals end it.
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::support::program::Program;
+
+#[tokio::test]
+async fn the_greeting_names_an_address_that_can_be_connected_to() {
+    for (listen, reachable) in [
+        (&["--listen", "127.0.0.1:0"][..], "127.0.0.1"),
+        (&["--listen", "0.0.0.0:0", "--insecure-open"], "127.0.0.1"),
+        (&["--listen", "[::]:0", "--insecure-open"], "[::1]"),
+    ] {
+        let mut program = Program::start(listen).await;
+        let mut greeting = Vec::new();
+        for _ in 0..4 {
+            greeting.push(program.line().await);
+        }
+        let url = format!("http://{reachable}:{}/", program.server.addr.port());
+        for line in &greeting[1..] {
+            assert!(line.contains(&url), "{listen:?}: {greeting:?}");
+        }
+        program.terminate().await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_serve_does_not_greet() {
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_rejoin"))
+        .args(["--listen", "127.0.0.1:0", "--state", "/nowhere/at/all"])
+        .output()
+        .await
+        .expect("it runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("error: --state /nowhere/at/all: "), "{told}");
+    assert_eq!(output.stdout, b"");
+}
+
+/// The second signal used to be told as the end of a grace of which most was left.
+#[tokio::test]
+async fn a_second_signal_ends_at_once_and_the_log_says_so() {
+    let mut program = Program::start(&["--drain-grace", "1h"]).await;
+    let mut request = TcpStream::connect(program.server.addr).await.expect("a connection");
+    let head =
+        "POST /topics/a HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
+    request.write_all(head.as_bytes()).await.expect("sent");
+    let mut answer = [0; 12];
+    request.read_exact(&mut answer).await.expect("it waits for the body");
+    assert_eq!(&answer, b"HTTP/1.1 100");
+
+    program.ask_to_end();
+    program.until_told("\"draining\"").await;
+    program.ask_to_end();
+    let ended = program.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.log.contains("asked to end at once"), "{ended:?}");
+    assert!(ended.log.contains("ended before all had left"), "{ended:?}");
+}
