@@ -49,6 +49,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve; so does `rejoin` without a command.
+    #[command(after_help = rejoin::config::ELSEWHERE)]
     Serve(Flags),
     /// Print the settings that are in force, as a file of them, and where each came from.
     Config(Flags),

@@ -29,7 +29,8 @@ use crate::{
 /// Where settings are given but in flags, for the help.
 pub const ELSEWHERE: &str = "A setting is also read from the environment, in capitals (REJOIN_RETAIN_AGE=2h), \
      and from the file of --config (retain-age = \"2h\"). \
-     A flag goes before the environment, and that before the file.";
+     A flag goes before the environment, and that before the file.\n\n\
+     Exit codes:\n  0  ended in order\n  1  could not serve\n  2  a setting is wrong";
 
 /// All settings. Each is a flag, an environment variable and a name in the file, spelt the same.
 ///

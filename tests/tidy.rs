@@ -105,9 +105,11 @@ fn the_protocol_names_every_reason_of_a_gap() {
 
 #[test]
 fn the_flags_of_the_documents_are_those_of_the_program() {
-    let help = Command::new(env!("CARGO_BIN_EXE_rejoin")).arg("--help").output().expect("it runs");
-    let help = String::from_utf8(help.stdout).expect("UTF-8");
-    let known: BTreeSet<String> = flags(&help);
+    let help = |arguments: &[&str]| {
+        let help = Command::new(env!("CARGO_BIN_EXE_rejoin")).args(arguments).output().expect("it runs");
+        String::from_utf8(help.stdout).expect("UTF-8")
+    };
+    let known: BTreeSet<String> = flags(&help(&["--help"]));
     let protocol = read("docs/protocol.md");
     let (now, not_yet) = protocol.split_once("\n## Not yet\n").expect("a section for what is not there yet");
 
@@ -118,9 +120,11 @@ fn the_flags_of_the_documents_are_those_of_the_program() {
         not_yet.split_once("**Flags**:").map_or("", |(_, listed)| listed.lines().next().unwrap_or_default());
     assert!(flags(planned).is_disjoint(&known), "docs/protocol.md says not yet: {planned:?}");
 
-    for name in
-        ["README.md", "docs/guarantees.md", "docs/architecture.md", "docs/operations.md", "docs/security.md"]
-    {
+    let of_commands = ["pub", "sub", "bench", "token"].map(|command| flags(&help(&[command, "--help"])));
+    let known: BTreeSet<String> = known.into_iter().chain(of_commands.into_iter().flatten()).collect();
+    let documents = ["guarantees", "architecture", "operations", "clients", "security"]
+        .map(|name| format!("docs/{name}.md"));
+    for name in ["README.md"].into_iter().chain(documents.iter().map(String::as_str)) {
         let unknown: Vec<_> = flags(&without_cargo(&read(name))).difference(&known).cloned().collect();
         assert!(unknown.is_empty(), "{name} names {unknown:?}, which rejoin --help does not");
     }

@@ -9,6 +9,7 @@ use super::{
     file::File,
     flags::{self, Flags},
 };
+use crate::auth::Authority;
 
 /// Variables that begin as ours do and are no settings: credentials for Redis that its URL lacks, and
 /// what the commands that are clients read.
@@ -109,13 +110,25 @@ impl Settings {
         pairs.filter(|(one, other)| one.text != other.text).map(|(one, _)| one.name.as_str())
     }
 
-    /// Every setting as a line of the file, and where it stood. Secrets are hidden.
+    /// Every setting as a line of the file, and where it stood, and who is known. Secrets are hidden.
     pub fn show(&self) -> String {
         let lines = self.settings.iter().map(|setting| (setting.line(), &setting.place));
         let lines: Vec<_> = lines.collect();
         let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or_default();
-        lines.iter().map(|(line, place)| format!("{line:width$}  # {place}\n")).collect()
+        let settings: String =
+            lines.iter().map(|(line, place)| format!("{line:width$}  # {place}\n")).collect();
+        format!("{settings}{}", who(&self.config.authority()))
     }
+}
+
+/// Whom the tables know, by name: what they grant stands in the file.
+fn who(authority: &Authority) -> String {
+    if authority.is_open() {
+        return "# no credentials are asked for\n".to_owned();
+    }
+    let keys = authority.keys.iter().map(|key| format!("# [[key]] {:?}\n", key.name));
+    let tokens = authority.token_keys.iter().map(|key| format!("# [[jwt]] {:?}\n", key.name));
+    keys.chain(tokens).chain(authority.anonymous.iter().map(|_| "# [anonymous]\n".to_owned())).collect()
 }
 
 /// The names of `variables` that look like settings and are none.

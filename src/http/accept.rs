@@ -169,7 +169,7 @@ async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mu
         if is_too_slow(&error) {
             app.metrics.slow_closes.inc();
         }
-        tracing::debug!(%error, "connection ended");
+        tracing::debug!(%error, "connection broke off");
     }
 }
 

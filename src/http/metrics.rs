@@ -14,7 +14,9 @@ use axum::{
 use http::{HeaderValue, header};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, process_collector::ProcessCollector, proto::MetricFamily,
+    Registry, TextEncoder,
+    process_collector::ProcessCollector,
+    proto::{Metric, MetricFamily},
 };
 
 pub use self::tally::{Permit, TransportMetrics};
@@ -76,6 +78,9 @@ const DELIVERY_BUCKETS: [f64; 15] =
 const STORE_BUCKETS: [f64; 13] =
     [0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0];
 
+/// What somebody may have to be woken for when it becomes of many messages.
+const TROUBLES: [Code; 4] = [Code::Unavailable, Code::UnknownOutcome, Code::Overloaded, Code::RateLimited];
+
 impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
@@ -121,6 +126,8 @@ impl Metrics {
         });
         let publishes =
             counters(&registry, "rejoin_publishes_total", "Messages that publishers sent.", "result");
+        // Known from the beginning, so that the first one raises a rate.
+        TROUBLES.iter().for_each(|code| drop(publishes.with_label_values(&[code.as_str()])));
         let refusals = counters(&registry, "rejoin_refusals_total", "Requests and commands refused.", "code");
         Code::ALL.iter().for_each(|code| drop(refusals.with_label_values(&[code.as_str()])));
         let store_latency = Histogram::with_opts(
@@ -212,6 +219,9 @@ const TOTALS: [&str; 8] = [
     "rejoin_slow_closes_total",
 ];
 
+/// Of the results of publishing, those after which there is a message more.
+const PUBLISHED: [&str; 2] = ["stored", "announced"];
+
 #[derive(Clone, Copy, Default)]
 struct Totals([u64; TOTALS.len()]);
 
@@ -219,9 +229,17 @@ impl Totals {
     fn of(families: &[MetricFamily]) -> Self {
         let sum = |name: &str| {
             let family = families.iter().find(|family| family.name() == name)?;
+            // What was refused is sent, and not published.
+            let is_counted = |metric: &&Metric| {
+                metric
+                    .get_label()
+                    .iter()
+                    .all(|label| label.name() != "result" || PUBLISHED.contains(&label.value()))
+            };
             let values = family
                 .get_metric()
                 .iter()
+                .filter(is_counted)
                 .map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value());
             Some(values.sum::<f64>() as u64)
         };
@@ -281,4 +299,18 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
 
 fn register(registry: &Registry, metric: Box<dyn prometheus::core::Collector>) {
     registry.register(metric).expect("each metric is registered once");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_refused_is_not_told_as_published() {
+        let metrics = Metrics::new();
+        metrics.published(Ok(None));
+        metrics.published(Err(Code::Unavailable));
+        metrics.published(Err(Code::RateLimited));
+        assert_eq!(Totals::of(&metrics.registry.gather()).counted("rejoin_publishes_total"), 1);
+    }
 }

@@ -60,3 +60,17 @@ async fn a_second_signal_ends_at_once_and_the_log_says_so() {
     assert!(ended.log.contains("asked to end at once"), "{ended:?}");
     assert!(ended.log.contains("ended before all had left"), "{ended:?}");
 }
+
+#[tokio::test]
+async fn the_log_says_where_messages_are_kept_and_shows_no_credentials() {
+    for (arguments, kept) in [
+        (&[][..], r#""log":"memory""#),
+        // Nobody answers there, which a server waits for.
+        (&["--log", "redis://me:hush@127.0.0.1:1/0"], r#""log":"redis "#),
+    ] {
+        let mut program = Program::start(arguments).await;
+        program.until_told("\"listening\"").await;
+        let ended = program.terminate().await;
+        assert!(ended.log.contains(kept) && !ended.log.contains("hush"), "{ended:?}");
+    }
+}

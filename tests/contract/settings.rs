@@ -156,6 +156,20 @@ fn secrets_are_hidden_where_settings_and_mistakes_are_told() {
 }
 
 #[test]
+fn the_settings_that_are_printed_say_who_is_known() {
+    let folder = Folder::new();
+    let open = folder.run(&["config"], &[]);
+    assert!(open.out.ends_with("\n# no credentials are asked for\n"), "{open:?}");
+    let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    folder.file(&format!(
+        "[[key]]\nname = \"ci\"\nsha256 = \"{digest}\"\n[anonymous]\nsubscribe = [\"news\"]\n"
+    ));
+    let known = folder.run(&["config", "--config=r.toml", "--jwt-secret", &"hush".repeat(8)], &[]);
+    let who = "\n# [[key]] \"ci\"\n# [[jwt]] \"--jwt-secret\"\n# [anonymous]\n";
+    assert!(known.out.ends_with(who) && !known.out.contains("hush"), "{known:?}");
+}
+
+#[test]
 fn there_are_at_most_twenty_settings_and_each_has_help() {
     let help = run(Path::new("/"), &["serve", "--help"], &[("COLUMNS", "100")]).out;
     let flags = help.lines().filter(|line| line.trim_start().starts_with("--"));

@@ -1,7 +1,14 @@
 //! A restart with `--state`, of the program itself.
 
+use std::process::Stdio;
+
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+};
+
 use crate::{
-    ask::{Ask, get, post, publish, publish_all, text, topic_path},
+    ask::{Ask, get, post, publish, publish_all, text, topic_path, within},
     reader::Reader,
     support::{
         client::Transport,
@@ -126,4 +133,27 @@ async fn a_damaged_state_file_is_told_and_set_aside() {
         assert_eq!(aside.len(), 1, "{aside:?}");
         assert_eq!(std::fs::read(&aside[0]).expect("a file"), bytes);
     }
+}
+
+#[tokio::test]
+async fn the_next_process_waits_for_the_one_before_and_says_so() {
+    let folder = Folder::new();
+    let path = folder.path("state");
+    let first = Program::start(&["--state", &path]).await;
+    let mut second = Command::new(env!("CARGO_BIN_EXE_rejoin"))
+        .env_clear()
+        .args(["--listen", "127.0.0.1:0", "--state", &path])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it starts");
+    let mut told = BufReader::new(second.stderr.take().expect("a pipe")).lines();
+    let mut greeting = BufReader::new(second.stdout.take().expect("a pipe")).lines();
+    let waiting =
+        async { while !told.next_line().await.expect("text").expect("a line").contains("waiting for it") {} };
+    within("the second process to wait", waiting).await;
+    first.terminate().await;
+    let line = within("the second process to greet", greeting.next_line()).await.expect("text");
+    assert!(line.as_deref().is_some_and(|line| line.starts_with("Rejoin listens on ")), "{line:?}");
 }

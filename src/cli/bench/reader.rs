@@ -15,7 +15,7 @@ use crate::cli::{
 };
 
 /// How long after the last message nothing more is expected.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(5);
 /// How long after the last message was published it ends, whatever still comes.
 const AFTERWARDS: Duration = Duration::from_secs(60);
 /// The longest pause before a reader that was cut comes back; each waits some part of it.

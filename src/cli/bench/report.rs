@@ -44,7 +44,7 @@ impl fmt::Display for Report {
         let counted = |count: f64| HumanCount(count.round() as u64).to_string();
         writeln!(
             f,
-            "{subscribers} subscribers by {transport}, {topics} topics, {rate} messages/s of {size} bytes\n"
+            "subscribers {subscribers}, transport {transport}, topics {topics}, rate {rate}, size {size}\n"
         )?;
         writeln!(f, "{:<12}{:>14}{:>14}", "", "messages", "a second")?;
         for (what, count) in [("published", *published), ("delivered", heard.delivered)] {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -75,6 +76,23 @@ enum End {
     Over(Code),
 }
 
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lost(Lost::Closed) => "the client closed",
+            Self::Lost(Lost::Gone) => "the client left",
+            Self::Lost(Lost::Broken(code)) => {
+                return write!(f, "the client broke the protocol: close {code}");
+            }
+            Self::Lost(Lost::TooSlow) => Code::TooSlow.as_str(),
+            Self::Unsupported => "the client sent what is no text",
+            Self::Silent => "the client was silent for two heartbeats",
+            Self::Draining => Code::Draining.as_str(),
+            Self::Over(code) => code.as_str(),
+        })
+    }
+}
+
 impl Session {
     pub fn new(
         app: Arc<App>,
@@ -113,7 +131,7 @@ impl Session {
         self.socket.push(wire::control_frame(&open));
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
         let (cursor, newest) = (self.subscription.cursor(), self.app.broker.watermark());
-        self.permit.tell_end(format_args!("{end:?}"), self.subscription.connection(), cursor, newest);
+        self.permit.tell_end(format_args!("{end}"), self.subscription.connection(), cursor, newest);
         // In a box, so that the room for it is not held by every connection that goes on.
         Box::pin(self.finish(end)).await;
     }

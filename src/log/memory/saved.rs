@@ -62,12 +62,16 @@ impl Saved {
     pub async fn open(path: PathBuf) -> io::Result<Arc<Self>> {
         let lock = options().create(true).truncate(false).open(beside(&path, ".lock"))?;
         let begun = Instant::now();
+        let mut is_told = false;
         while let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             if error != rustix::io::Errno::WOULDBLOCK {
                 return Err(error.into());
             }
             if begun.elapsed() > HANDOVER {
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another process uses it"));
+            }
+            if !std::mem::replace(&mut is_told, true) {
+                tracing::info!(path = %path.display(), "another process uses the state file; waiting for it");
             }
             sleep(ASK_EVERY).await;
         }
