@@ -145,7 +145,7 @@ impl Ending {
 }
 
 /// Prints what was asked for.
-fn print(text: impl AsRef<[u8]>) -> Ending {
+pub fn print(text: impl AsRef<[u8]>) -> Ending {
     match io::stdout().write_all(text.as_ref()) {
         Ok(()) => Ending::Done,
         Err(error) => Ending::of_output(&error),

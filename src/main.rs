@@ -5,6 +5,7 @@ mod logging;
 mod reload;
 
 use std::{
+    io::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
     sync::Arc,
@@ -32,13 +33,9 @@ fn main() -> ExitCode {
         cli::Command::Serve(flags) => {
             settings(&flags).map_or_else(|code| code, |settings| serve(flags, settings))
         }
-        cli::Command::Config(flags) => settings(&flags).map_or_else(
-            |code| code,
-            |settings| {
-                print!("{}", settings.show());
-                ExitCode::SUCCESS
-            },
-        ),
+        cli::Command::Config(flags) => {
+            settings(&flags).map_or_else(|code| code, |settings| cli::print(settings.show()).report())
+        }
         cli::Command::Pub(publish) => cli::run(publish.run()),
         cli::Command::Sub(subscribe) => cli::run(subscribe.run()),
         cli::Command::Key(key) => key.run().report(),
@@ -111,12 +108,14 @@ fn greet(address: SocketAddr, config: &Config) {
         );
     }
     let url = reachable(address);
-    println!(
+    let greeting = format!(
         "Rejoin listens on http://{address}\n\n  \
          listen   curl -N -H 'Accept: text/event-stream' http://{url}/topics/demo\n  \
          publish  curl -d 'hello' http://{url}/topics/demo\n  \
-         look     http://{url}/\n"
+         look     http://{url}/\n\n"
     );
+    // Whether anybody reads it or not: the log has it too.
+    let _ = std::io::stdout().write_all(greeting.as_bytes());
 }
 
 /// Where it can be reached from this machine: nobody can connect to all addresses at once.

@@ -109,10 +109,10 @@ impl Measured {
 impl Bench {
     pub async fn run(self) -> Ending {
         match self.measure().await {
-            Ok(report) => {
-                print!("{report}");
-                report.ending()
-            }
+            Ok(report) => match super::print(report.to_string()) {
+                Ending::Done => report.ending(),
+                unprinted => unprinted,
+            },
             Err(Trouble::Refused(why)) => Ending::Failed(why),
             Err(trouble) => Ending::GaveUp(trouble.to_string()),
         }

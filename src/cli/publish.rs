@@ -69,7 +69,8 @@ impl Publish {
         };
         if let Some(data) = data {
             let line = Line { number: 1, bytes: data.into_bytes() };
-            publisher.publish([line].into(), |id| println!("{id}")).await?;
+            // It is stored, whether its id can be printed or not.
+            publisher.publish([line].into(), |id| drop(super::print(format!("{id}\n")))).await?;
         } else {
             let mut lines = Lines::of_stdin();
             loop {

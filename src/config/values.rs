@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use tracing::level_filters::LevelFilter;
 
 /// More than anybody waits or keeps, and far from where a time cannot be reckoned with.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+const LONGEST: Duration = Duration::from_secs(10 * 31_557_600);
 /// More than any machine has, and far from where a number overflows when it is multiplied.
 const MOST: u64 = 1 << 50;
 

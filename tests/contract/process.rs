@@ -1,11 +1,17 @@
 //! The program as a process: what it says when it starts, and how signals end it.
 
+use std::{net::SocketAddr, process::Stdio};
+
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
+    process::{Child, Command},
 };
 
-use crate::support::program::Program;
+use crate::{
+    ask::{Ask, get, publish, within},
+    support::{Server, program::Program},
+};
 
 #[tokio::test]
 async fn the_greeting_names_an_address_that_can_be_connected_to() {
@@ -29,7 +35,7 @@ async fn the_greeting_names_an_address_that_can_be_connected_to() {
 
 #[tokio::test]
 async fn a_server_that_cannot_serve_does_not_greet() {
-    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_rejoin"))
+    let output = Command::new(env!("CARGO_BIN_EXE_rejoin"))
         .args(["--listen", "127.0.0.1:0", "--state", "/nowhere/at/all"])
         .output()
         .await
@@ -58,7 +64,7 @@ async fn a_second_signal_ends_at_once_and_the_log_says_so() {
     let ended = program.ended().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.log.contains("asked to end at once"), "{ended:?}");
-    assert!(ended.log.contains("ended before all had left"), "{ended:?}");
+    assert!(!ended.log.contains("grace was over"), "{ended:?}");
 }
 
 #[tokio::test]
@@ -72,5 +78,64 @@ async fn the_log_says_where_messages_are_kept_and_shows_no_credentials() {
         program.until_told("\"listening\"").await;
         let ended = program.terminate().await;
         assert!(ended.log.contains(kept) && !ended.log.contains("hush"), "{ended:?}");
+    }
+}
+
+/// A file on a disk that is full; a write to it fails.
+fn full() -> Stdio {
+    std::fs::File::options().write(true).open("/dev/full").expect("a device").into()
+}
+
+fn serving(stdout: Stdio, stderr: Stdio) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_rejoin"))
+        .env_clear()
+        .args(["--listen", "127.0.0.1:0", "--log-level", "trace"])
+        .stdout(stdout)
+        .stderr(stderr)
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it starts")
+}
+
+/// The first address that it tells.
+async fn address(told: impl AsyncRead + Unpin) -> SocketAddr {
+    let mut lines = BufReader::new(told).lines();
+    let told = async {
+        loop {
+            let line = lines.next_line().await.expect("text").expect("a line");
+            let words = line.split(|c: char| c != '.' && c != ':' && !c.is_ascii_digit());
+            let address = words.map(|word| word.trim_start_matches(':')).find_map(|word| word.parse().ok());
+            if let Some(address) = address {
+                return address;
+            }
+        }
+    };
+    within("the address", told).await
+}
+
+/// A line that could not be written was a panic, of whatever wrote it.
+#[tokio::test]
+async fn a_disk_that_is_full_of_logs_stops_nothing() {
+    for is_log_full in [true, false] {
+        let (stdout, stderr) = if is_log_full { (Stdio::piped(), full()) } else { (full(), Stdio::piped()) };
+        let mut program = serving(stdout, stderr);
+        let addr = match (program.stdout.take(), program.stderr.take()) {
+            (Some(greeting), _) => address(greeting).await,
+            (_, Some(log)) => address(log).await,
+            _ => unreachable!("one of them is a pipe"),
+        };
+        let server = Server::elsewhere(addr);
+        publish(&server, "a", "x").await;
+        assert_eq!(get(&server, "/health/ready").answer().await.status, 200, "{is_log_full}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_printed_is_no_panic() {
+    for arguments in [&["config"][..], &["--help"], &["completions", "bash"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_rejoin")).args(arguments).stdout(full()).output().await;
+        let output = output.expect("it runs");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() != Some(101) && !told.contains("panicked"), "{arguments:?}: {told}");
     }
 }
