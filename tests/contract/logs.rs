@@ -31,7 +31,9 @@ async fn where_nobody_looks_at_a_terminal_each_line_is_json_and_a_connection_tha
         let line = ended.iter().find(|line| line["fields"]["transport"] == name.as_str());
         let fields = &line.unwrap_or_else(|| panic!("{transport}: {log}"))["fields"];
         assert_eq!((&fields["messages"], &fields["behind_ms"]), (&1.into(), &0.into()), "{fields}");
-        assert_eq!(fields["why"], "draining", "{fields}");
+        // The reader is gone, unless the drain was quicker.
+        let why = fields["why"].as_str().expect("a reason");
+        assert!(why.starts_with("the client left") || why == "draining", "{fields}");
         assert!(fields["seconds"].is_u64() && fields["cursor"] == first.as_str(), "{fields}");
     }
 }
