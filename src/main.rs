@@ -108,10 +108,11 @@ fn greet(address: SocketAddr, config: &Config) {
         );
     }
     let url = reachable(address);
+    let shown = if is_open { "" } else { " -H 'Authorization: Bearer TOKEN'" };
     let greeting = format!(
         "Rejoin listens on http://{address}\n\n  \
-         listen   curl -N -H 'Accept: text/event-stream' http://{url}/topics/demo\n  \
-         publish  curl -d 'hello' http://{url}/topics/demo\n  \
+         listen   curl -N{shown} -H 'Accept: text/event-stream' http://{url}/topics/demo\n  \
+         publish  curl{shown} -d 'hello' http://{url}/topics/demo\n  \
          look     http://{url}/\n\n"
     );
     // Whether anybody reads it or not: the log has it too.

@@ -13,7 +13,7 @@ mod page;
 mod proxy;
 mod support;
 
-use std::{io::Write, time::Duration};
+use std::{fs, io::Write, path::Path, time::Duration};
 
 use block::{Block, Promise};
 use listener::{Listener, Process, Tab};
@@ -23,17 +23,18 @@ use support::Server;
 
 #[tokio::test]
 async fn every_block_of_the_readme_runs_as_written() {
-    run("README.md", include_str!("../README.md"), 1).await;
+    run("README.md", 1).await;
 }
 
 #[tokio::test]
 async fn every_block_for_clients_runs_as_written() {
-    run("docs/clients.md", include_str!("../docs/clients.md"), 0).await;
+    run("docs/clients.md", 0).await;
 }
 
 /// Runs the blocks of a document, of which so many are marked as not to be run.
-async fn run(name: &'static str, text: &str, marked: usize) {
-    let blocks = Block::all_of(name, text);
+async fn run(name: &'static str, marked: usize) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    let blocks = Block::all_of(name, &fs::read_to_string(path).expect("the document is there"));
     let server = Server::start().await;
     let mut not_run = 0;
     for block in &blocks {

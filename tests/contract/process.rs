@@ -34,6 +34,19 @@ async fn the_greeting_names_an_address_that_can_be_connected_to() {
 }
 
 #[tokio::test]
+async fn the_greeting_shows_a_token_where_one_is_asked_for() {
+    for (arguments, is_asked) in [(&[][..], false), (&["--jwt-secret", &"x".repeat(32)], true)] {
+        let mut program = Program::start(arguments).await;
+        assert_eq!(program.line().await, "");
+        for _ in 0..2 {
+            let line = program.line().await;
+            assert_eq!(line.contains("curl") && line.contains("Bearer TOKEN"), is_asked, "{line}");
+        }
+        program.terminate().await;
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_cannot_serve_does_not_greet() {
     let output = Command::new(env!("CARGO_BIN_EXE_rejoin"))
         .args(["--listen", "127.0.0.1:0", "--state", "/nowhere/at/all"])
