@@ -366,10 +366,16 @@ async fn bench_ends_where_it_is_refused_or_nobody_is_there() {
     assert_eq!(bench.code, Some(4), "{bench:?}");
     assert!(bench.told().contains("cannot reach http://"), "{bench:?}");
 
+    let secret = "x".repeat(32);
     let closed =
-        Server::with(|config| config.jwt_secret = Some(rejoin::config::Secret("x".repeat(32)))).await;
+        Server::with(|config| config.jwt_secret = Some(rejoin::config::Secret(secret.clone()))).await;
     let bench = rejoin(&closed, &["bench"]).run().await;
     assert_eq!(bench.code, Some(1), "{bench:?}");
     assert!(bench.told().contains("unauthorized"), "{bench:?}");
+    let granted = ["--subscribe", "bench.**", "--publish", "bench.**"];
+    let token = Program::new(&[&["token", "--jwt-secret", &secret, "--sub", "b"][..], &granted].concat());
+    let token = token.run().await.lines().concat();
+    let bench = rejoin(&closed, &["bench", "--token", &token, "--duration", "100ms"]).run().await;
+    assert_eq!((bench.code, bench.told()), (Some(0), ""), "{bench:?}");
     closed.stop().await;
 }
