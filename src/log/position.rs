@@ -80,7 +80,7 @@ pub struct Beginning {
 }
 
 /// One read of the log.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Page {
     /// To be told before the messages.
     pub gaps: Vec<Gap>,

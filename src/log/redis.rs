@@ -12,6 +12,7 @@ mod link;
 mod reading;
 mod scripts;
 mod store;
+mod under_way;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -26,6 +27,7 @@ use self::{
     link::Link,
     reading::Reading,
     store::{Part, Store},
+    under_way::UnderWay,
 };
 use super::{
     Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, IDEMPOTENCY_WINDOW, Log,
@@ -51,6 +53,7 @@ pub struct RedisLog {
     /// One question at a time; who comes meanwhile shares the answer to the next one, also if it is an error.
     asking: tokio::sync::Mutex<Option<(u64, Result<Id, LogError>)>>,
     asked: std::sync::atomic::AtomicU64,
+    under_way: UnderWay,
     /// They end with the log.
     _tasks: JoinSet<()>,
 }
@@ -67,8 +70,8 @@ impl RedisLog {
         let mut tasks = JoinSet::new();
         tasks.spawn(store.clone().keep_connected());
         tasks.spawn(link.clone().keep_linked());
-        let (asking, asked) = Default::default();
-        Arc::new(Self { store, feed, link, asking, asked, _tasks: tasks })
+        let (asking, asked, under_way) = Default::default();
+        Arc::new(Self { store, feed, link, asking, asked, under_way, _tasks: tasks })
     }
 
     /// The store's newest id, asked for after this was called, by all who call it at the same time.
@@ -85,6 +88,28 @@ impl RedisLog {
         let newest = self.link.ask().await.map(|facts| facts.newest);
         *answered = Some((number, newest));
         newest
+    }
+
+    async fn read_store(
+        &self,
+        patterns: &[Pattern],
+        position: &Position,
+        limit: usize,
+    ) -> Result<Page, LogError> {
+        for _ in 0..MAX_LIVES {
+            // Nothing is read, and kept waiting, that could not be vouched for.
+            if !self.feed.wait(PATIENCE, |feed| feed.generation().is_some()).await {
+                break;
+            }
+            let (facts, page) = Reading { store: &self.store, patterns }.read(position, limit).await?;
+            self.store.has_seen(facts.newest);
+            if self.feed.generation() == Some(facts.began) {
+                return Ok(page);
+            }
+            // What was read belongs to another life of the store than what arrives.
+            self.feed.unsettle();
+        }
+        Err(LogError::Unavailable)
     }
 
     /// Fills the tails of a few topics backwards. True if a reader at `position` now lacks nothing.
@@ -222,20 +247,7 @@ impl Log for RedisLog {
             let (told, cursor) = (position.told, position.cursor);
             return Ok(Page { told, past: cursor, end: cursor, ..Page::default() });
         }
-        for _ in 0..MAX_LIVES {
-            // Nothing is read, and kept waiting, that could not be vouched for.
-            if !self.feed.wait(PATIENCE, |feed| feed.generation().is_some()).await {
-                break;
-            }
-            let (facts, page) = Reading { store: &self.store, patterns }.read(position, limit).await?;
-            self.store.has_seen(facts.newest);
-            if self.feed.generation() == Some(facts.began) {
-                return Ok(page);
-            }
-            // What was read belongs to another life of the store than what arrives.
-            self.feed.unsettle();
-        }
-        Err(LogError::Unavailable)
+        self.under_way.share(patterns, position, limit, self.read_store(patterns, position, limit)).await
     }
 
     fn ephemerals(&self) -> &Ephemerals {

@@ -1,27 +1,41 @@
 //! The ways to name a Redis, as the program takes them, and that no credential is ever shown.
 
 use std::{
-    net::TcpListener,
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpListener},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use crate::{deployment::until_ready, support::redis::Redis};
 
 const PASSWORD: &str = "only-for-your-eyes";
 
-/// Runs the program until it is ready, and returns what it said.
-async fn output(url: &str, env: &[(&str, &str)], flags: &[&str]) -> String {
+fn spawn(url: &str, env: &[(&str, &str)], flags: &[&str]) -> (SocketAddr, Child) {
     let addr = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
-    let mut program = Command::new(env!("CARGO_BIN_EXE_rejoin"))
+    let program = Command::new(env!("CARGO_BIN_EXE_rejoin"))
         .args(["--listen", &addr.to_string(), "--log", url])
         .args(flags)
         .envs(env.iter().copied())
         .env("REJOIN_LOG_LEVEL", "debug")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn()
-        .expect("the server starts");
+        .spawn();
+    (addr, program.expect("the program starts"))
+}
+
+/// Ends the program once it has said this, or has ended by itself, and returns what it said on standard error.
+fn until_said(mut program: Child, what: &str) -> String {
+    let mut stderr = BufReader::new(program.stderr.take().expect("it is piped"));
+    let mut said = String::new();
+    while !said.contains(what) && stderr.read_line(&mut said).expect("UTF-8") > 0 {}
+    program.kill().and_then(|()| program.wait()).expect("it ends");
+    said
+}
+
+/// Runs the program until it is ready, and returns what it said.
+async fn output(url: &str, env: &[(&str, &str)], flags: &[&str]) -> String {
+    let (addr, mut program) = spawn(url, env, flags);
     until_ready(addr).await;
     program.kill().expect("it can be killed");
     let output = program.wait_with_output().expect("it has ended");
@@ -70,6 +84,37 @@ async fn a_user_a_password_a_database_a_prefix_and_a_socket_are_taken_and_no_pas
     assert!(keys.lines().count() > 1 && keys.lines().all(|key| key.starts_with("{here}:")), "{keys}");
 }
 
+/// What signs for the server is trusted where the system, or `SSL_CERT_FILE`, says so.
+#[tokio::test]
+async fn tls_is_spoken_with_whom_the_system_trusts_and_nobody_else() {
+    let folder = std::env::temp_dir().join(format!("rejoin-tls-{:016x}", rand::random::<u64>()));
+    std::fs::create_dir(&folder).expect("a folder of its own");
+    let [key, cert] = ["key.pem", "cert.pem"].map(|name| folder.join(name).display().to_string());
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:false"])
+        .args(["-keyout", &key, "-out", &cert])
+        .stderr(Stdio::null())
+        .status();
+    if made.is_err() {
+        assert!(std::env::var_os("CI").is_none(), "openssl is not installed");
+        eprintln!("SKIPPED: openssl is not installed");
+        return;
+    }
+    let port =
+        TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
+    let tls_port = port.to_string();
+    let settings = ["--tls-port", &tls_port, "--tls-auth-clients", "no"];
+    let files = ["--tls-cert-file", &cert, "--tls-key-file", &key];
+    let Some(_redis) = Redis::start(&[settings, files].concat()) else { return };
+    let url = format!("rediss://localhost:{port}");
+    output(&url, &[("SSL_CERT_FILE", &cert)], &[]).await;
+
+    let (_, program) = spawn(&url, &[], &[]);
+    until_said(program, "invalid peer certificate");
+    let _ = std::fs::remove_dir_all(folder);
+}
+
 #[tokio::test]
 async fn a_wrong_password_is_told_without_it() {
     let Some(redis) = with_user() else { return };
@@ -80,20 +125,9 @@ async fn a_wrong_password_is_told_without_it() {
         format!("redis://me:{wrong}@127.0.0.1:{}/x", redis.port),
         format!("redis://me:{wrong}@127.0.0.1?prefix=%7B"),
     ] {
-        let addr = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
-        let mut program = Command::new(env!("CARGO_BIN_EXE_rejoin"))
-            .args(["--listen", &addr.to_string(), "--log", &url])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        let mut stderr = std::io::BufReader::new(program.stderr.take().expect("it is piped"));
-        let mut said = String::new();
         // What is no address ends the program; what is one is tried until somebody ends it.
-        while !said.contains("WRONGPASS")
-            && std::io::BufRead::read_line(&mut stderr, &mut said).expect("UTF-8") > 0
-        {}
-        program.kill().and_then(|()| program.wait()).expect("it ends");
+        let (_, program) = spawn(&url, &[], &[]);
+        let said = until_said(program, "WRONGPASS");
         assert!(!said.is_empty() && !said.contains(PASSWORD), "{said}");
     }
 }

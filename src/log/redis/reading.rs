@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How many bytes of payload one page may have. One message more is given, however large it is.
-const PAGE_BYTES: usize = 1 << 20;
+const PAGE_BYTES: usize = 256 << 10;
 /// How many entries of the order one page looks at.
 const SCAN_LIMIT: usize = 2000;
 /// How many topics one script looks at, so that others get their turn.
