@@ -4,9 +4,11 @@
 //! which has [`Grants`]. This room knows nothing of requests and connections; where a credential comes
 //! from, and what becomes of a connection whose credential ends, is not its business.
 
+mod algorithm;
 mod authority;
 mod claims;
 mod containment;
+mod es512;
 mod grants;
 mod jwt;
 mod key;

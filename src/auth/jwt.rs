@@ -1,15 +1,17 @@
 //! Signatures of tokens: which key made one, each key bound to its algorithm.
 
 use aws_lc_rs::signature::{ParsedPublicKey, VerificationAlgorithm};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use jsonwebtoken::{
-    Algorithm, AlgorithmFamily, DecodingKey,
+    Algorithm as Known, AlgorithmFamily, DecodingKey,
     DecodingKeyKind::{RsaModulusExponent, SecretOrDer},
-    EncodingKey, Header, Validation, decode, decode_header, encode,
+    EncodingKey, Header, Validation, decode, encode,
     errors::ErrorKind,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse},
 };
+use serde::{Deserialize, de::IgnoredAny};
 
-use super::{Refused, claims::Claims, key::Digest};
+use super::{Refused, algorithm::Algorithm, claims::Claims, es512, key::Digest};
 
 /// The longest token that is looked at: more than a header of HTTP can carry.
 const MAX_TOKEN_BYTES: usize = 64 << 10;
@@ -54,7 +56,7 @@ impl<'a> Material<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     #[error(
-        "algorithm {0:?} is not one of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA"
+        "algorithm {0:?} is not one of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512 and EdDSA"
     )]
     Algorithm(String),
     #[error("{0} takes another kind of key")]
@@ -91,7 +93,7 @@ impl Verifier {
 
     /// A secret for HS256 that may be short, for development.
     pub fn for_development(secret: &str) -> Self {
-        let (algorithm, key) = (Algorithm::HS256, DecodingKey::from_secret(secret.as_bytes()));
+        let (algorithm, key) = (Algorithm::Known(Known::HS256), DecodingKey::from_secret(secret.as_bytes()));
         let fingerprint = fingerprint(algorithm, &key);
         Self { algorithm, kid: None, key, fingerprint }
     }
@@ -115,20 +117,60 @@ impl Verifier {
 
     /// Signs a token. None where the key can only verify.
     pub fn sign(&self, claims: &Claims) -> Option<String> {
+        let Algorithm::Known(algorithm) = self.algorithm else { return None };
         if !self.is_shared() {
             return None;
         }
         let key = EncodingKey::from_secret(self.key.try_get_as_bytes().ok()?);
-        let header = Header { kid: self.kid.clone(), ..Header::new(self.algorithm) };
+        let header = Header { kid: self.kid.clone(), ..Header::new(algorithm) };
         encode(&header, claims, &key).ok()
     }
 
-    fn fits(&self, header: &Header) -> bool {
-        let is_named = match (&self.kid, &header.kid) {
+    fn fits(&self, algorithm: Algorithm, kid: Option<&str>) -> bool {
+        let is_named = match (self.kid(), kid) {
             (Some(own), Some(named)) => own == named,
             _ => true,
         };
-        self.algorithm == header.alg && is_named
+        self.algorithm == algorithm && is_named
+    }
+
+    /// What a token says that this key has signed.
+    fn claims(&self, token: &str) -> Result<Claims, Unverified> {
+        let Algorithm::Known(algorithm) = self.algorithm else {
+            return es512::verify(token, self.key.try_get_as_bytes().unwrap_or_default());
+        };
+        // Signature and algorithm only: times, issuer and audience are the authority's to judge.
+        let mut validation = Validation::new(algorithm);
+        validation.required_spec_claims.clear();
+        (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
+        match decode::<Claims>(token, &self.key, &validation) {
+            Ok(verified) => Ok(verified.claims),
+            Err(error) if *error.kind() == ErrorKind::InvalidSignature => Err(Unverified::Signature),
+            Err(error) => Err(Unverified::Malformed(error.to_string())),
+        }
+    }
+}
+
+/// Why the claims of a token do not count.
+#[derive(Debug)]
+pub enum Unverified {
+    Signature,
+    Malformed(String),
+}
+
+/// What of a token's header is looked at, to find keys for it.
+#[derive(Deserialize)]
+struct Head {
+    alg: String,
+    kid: Option<String>,
+    crit: Option<IgnoredAny>,
+}
+
+impl Head {
+    fn read(token: &str) -> Result<Self, String> {
+        let (head, _) = token.split_once('.').ok_or("it has no parts")?;
+        let json = BASE64URL.decode(head).map_err(|error| error.to_string())?;
+        serde_json::from_slice(&json).map_err(|error| error.to_string())
     }
 }
 
@@ -137,51 +179,27 @@ pub fn verify<'a, K: AsRef<Verifier>>(keys: &'a [K], token: &str) -> Result<(&'a
     if token.len() > MAX_TOKEN_BYTES {
         return Err(Refused::Malformed("it is too long".into()));
     }
-    let header = decode_header(token).map_err(|error| Refused::Malformed(error.to_string()))?;
+    let Head { alg, kid, crit } = Head::read(token).map_err(Refused::Malformed)?;
     // What has to be understood, and is not (RFC 7515 §4.1.11).
-    if header.crit.is_some() {
+    if crit.is_some() {
         return Err(Refused::Malformed("its header has crit".into()));
     }
-    let algorithm = name(header.alg);
-    let mut refused = Refused::NoKey { algorithm, kid: header.kid.clone() };
-    for key in keys.iter().filter(|key| key.as_ref().fits(&header)) {
-        let verifier = key.as_ref();
-        // Signature and algorithm only: times, issuer and audience are the authority's to judge.
-        let mut validation = Validation::new(verifier.algorithm);
-        validation.required_spec_claims.clear();
-        (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
-        match decode::<Claims>(token, &verifier.key, &validation) {
-            Ok(verified) => return Ok((key, verified.claims)),
-            Err(error) if *error.kind() == ErrorKind::InvalidSignature => {
-                refused = Refused::Signature { algorithm, kid: header.kid.clone() };
-            }
-            Err(error) => refused = Refused::Malformed(error.to_string()),
+    let known: Algorithm = alg.parse().map_err(|_| Refused::Malformed("its alg is none of ours".into()))?;
+    let algorithm = known.name();
+    let mut refused = Refused::NoKey { algorithm, kid: kid.clone() };
+    for key in keys.iter().filter(|key| key.as_ref().fits(known, kid.as_deref())) {
+        match key.as_ref().claims(token) {
+            Ok(claims) => return Ok((key, claims)),
+            Err(Unverified::Signature) => refused = Refused::Signature { algorithm, kid: kid.clone() },
+            Err(Unverified::Malformed(why)) => refused = Refused::Malformed(why),
         }
     }
     Err(refused)
 }
 
-fn name(algorithm: Algorithm) -> &'static str {
-    match algorithm {
-        Algorithm::HS256 => "HS256",
-        Algorithm::HS384 => "HS384",
-        Algorithm::HS512 => "HS512",
-        Algorithm::RS256 => "RS256",
-        Algorithm::RS384 => "RS384",
-        Algorithm::RS512 => "RS512",
-        Algorithm::PS256 => "PS256",
-        Algorithm::PS384 => "PS384",
-        Algorithm::PS512 => "PS512",
-        Algorithm::ES256 => "ES256",
-        Algorithm::ES384 => "ES384",
-        Algorithm::EdDSA => "EdDSA",
-        _ => "this algorithm",
-    }
-}
-
 fn secret_key(algorithm: Algorithm, secret: &[u8]) -> Result<DecodingKey, KeyError> {
     if algorithm.family() != AlgorithmFamily::Hmac {
-        return Err(KeyError::Kind(name(algorithm)));
+        return Err(KeyError::Kind(algorithm.name()));
     }
     if secret.trim_ascii_start().starts_with(b"-----BEGIN") {
         return Err(KeyError::PemAsSecret);
@@ -202,7 +220,7 @@ fn public_key(algorithm: Algorithm, pem: &str) -> Result<DecodingKey, KeyError> 
         AlgorithmFamily::Ec => DecodingKey::from_ec_pem(pem.as_bytes()),
         AlgorithmFamily::Ed => DecodingKey::from_ed_pem(pem.as_bytes()),
     };
-    let key = key.map_err(|_| KeyError::Unreadable(name(algorithm)))?;
+    let key = key.map_err(|_| KeyError::Unreadable(algorithm.name()))?;
     check_public(algorithm, key.try_get_as_bytes().unwrap_or_default())?;
     Ok(key)
 }
@@ -211,45 +229,54 @@ fn public_key(algorithm: Algorithm, pem: &str) -> Result<DecodingKey, KeyError> 
 fn check_public(algorithm: Algorithm, key: &[u8]) -> Result<(), KeyError> {
     use aws_lc_rs::signature as known;
     let parsed_as: &'static dyn VerificationAlgorithm = match algorithm {
-        Algorithm::ES256 => &known::ECDSA_P256_SHA256_FIXED,
-        Algorithm::ES384 => &known::ECDSA_P384_SHA384_FIXED,
-        Algorithm::EdDSA => &known::ED25519,
+        Algorithm::Known(Known::ES256) => &known::ECDSA_P256_SHA256_FIXED,
+        Algorithm::Known(Known::ES384) => &known::ECDSA_P384_SHA384_FIXED,
+        Algorithm::Known(Known::EdDSA) => &known::ED25519,
+        Algorithm::Es512 => &known::ECDSA_P521_SHA512_FIXED,
         _ => &known::RSA_PKCS1_2048_8192_SHA256,
     };
-    ParsedPublicKey::new(parsed_as, key).map(drop).map_err(|_| KeyError::Unreadable(name(algorithm)))
+    ParsedPublicKey::new(parsed_as, key).map(drop).map_err(|_| KeyError::Unreadable(algorithm.name()))
 }
 
 fn jwk_key(algorithm: Algorithm, json: &str) -> Result<(DecodingKey, Option<String>), KeyError> {
     let jwk: Jwk = serde_json::from_str(json).map_err(|error| KeyError::Jwk(error.to_string()))?;
-    let is_for_another =
-        jwk.common.key_algorithm.is_some_and(|named| Algorithm::try_from(named) != Ok(algorithm));
+    let raw: serde_json::Value =
+        serde_json::from_str(json).map_err(|error| KeyError::Jwk(error.to_string()))?;
+    let is_for_another = raw["alg"].as_str().is_some_and(|named| named != algorithm.name());
     let is_for_encryption =
         jwk.common.public_key_use.as_ref().is_some_and(|named| *named != PublicKeyUse::Signature);
     if is_for_another || is_for_encryption {
         return Err(KeyError::OtherUse);
     }
-    if serde_json::from_str::<serde_json::Value>(json).is_ok_and(|jwk| jwk.get("d").is_some()) {
+    if raw.get("d").is_some() {
         return Err(KeyError::Private);
     }
     let is_of_family = match (&jwk.algorithm, algorithm) {
         (AlgorithmParameters::OctetKey(_), _) => algorithm.family() == AlgorithmFamily::Hmac,
         (AlgorithmParameters::RSA(_), _) => algorithm.family() == AlgorithmFamily::Rsa,
-        (AlgorithmParameters::EllipticCurve(key), Algorithm::ES256) => key.curve == EllipticCurve::P256,
-        (AlgorithmParameters::EllipticCurve(key), Algorithm::ES384) => key.curve == EllipticCurve::P384,
-        (AlgorithmParameters::OctetKeyPair(key), Algorithm::EdDSA) => key.curve == EllipticCurve::Ed25519,
+        (AlgorithmParameters::EllipticCurve(key), Algorithm::Es512) => key.curve == EllipticCurve::P521,
+        (AlgorithmParameters::EllipticCurve(key), Algorithm::Known(Known::ES256)) => {
+            key.curve == EllipticCurve::P256
+        }
+        (AlgorithmParameters::EllipticCurve(key), Algorithm::Known(Known::ES384)) => {
+            key.curve == EllipticCurve::P384
+        }
+        (AlgorithmParameters::OctetKeyPair(key), Algorithm::Known(Known::EdDSA)) => {
+            key.curve == EllipticCurve::Ed25519
+        }
         _ => false,
     };
     if !is_of_family {
-        return Err(KeyError::Kind(name(algorithm)));
+        return Err(KeyError::Kind(algorithm.name()));
     }
-    let key = DecodingKey::from_jwk(&jwk).map_err(|_| KeyError::Unreadable(name(algorithm)))?;
+    let key = DecodingKey::from_jwk(&jwk).map_err(|_| KeyError::Unreadable(algorithm.name()))?;
     match key.kind() {
         SecretOrDer(secret) if algorithm.family() == AlgorithmFamily::Hmac => {
             secret_key(algorithm, secret)?;
         }
         SecretOrDer(bytes) => check_public(algorithm, bytes)?,
         RsaModulusExponent { n, .. } if n.len() < MIN_RSA_BYTES => {
-            return Err(KeyError::Unreadable(name(algorithm)));
+            return Err(KeyError::Unreadable(algorithm.name()));
         }
         RsaModulusExponent { .. } => {}
     }
@@ -258,8 +285,8 @@ fn jwk_key(algorithm: Algorithm, json: &str) -> Result<(DecodingKey, Option<Stri
 
 fn fingerprint(algorithm: Algorithm, key: &DecodingKey) -> Digest {
     let bytes = match key.kind() {
-        SecretOrDer(bytes) => [name(algorithm).as_bytes(), b":", bytes].concat(),
-        RsaModulusExponent { n, e } => [name(algorithm).as_bytes(), b":", n, b":", e].concat(),
+        SecretOrDer(bytes) => [algorithm.name().as_bytes(), b":", bytes].concat(),
+        RsaModulusExponent { n, e } => [algorithm.name().as_bytes(), b":", n, b":", e].concat(),
     };
     Digest::of(&bytes)
 }

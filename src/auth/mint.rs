@@ -2,11 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use jsonwebtoken::{EncodingKey, Header, encode};
 
 use super::{
+    algorithm::Algorithm,
     authority::{Authority, TokenKey},
     claims::{Audience, Claims, NumericDate},
+    es512,
     grants::GrantList,
     jwt::Material,
 };
@@ -58,6 +60,9 @@ impl SigningKey {
 
     /// None where the key is not one of this algorithm.
     fn sign(&self, algorithm: Algorithm, kid: Option<&str>, claims: &Claims) -> Option<String> {
+        let Algorithm::Known(algorithm) = algorithm else {
+            return es512::sign(self.0.as_bytes(), kid, claims);
+        };
         let header = Header { kid: kid.map(str::to_owned), ..Header::new(algorithm) };
         encode(&header, claims, &self.0).ok()
     }
@@ -94,7 +99,9 @@ pub fn mint(
     };
     if known.is_empty() {
         let family = key.0.family();
-        let mut signed = family.algorithms().iter().filter_map(|one| key.sign(*one, None, &claims(None)));
+        let algorithms =
+            family.algorithms().iter().map(|one| Algorithm::Known(*one)).chain([Algorithm::Es512]);
+        let mut signed = algorithms.filter_map(|algorithm| key.sign(algorithm, None, &claims(None)));
         return signed.next().ok_or(MintError::Unreadable);
     }
     let signed = known.iter().filter_map(|known| {

@@ -218,9 +218,15 @@ pub fn bodies(data: &[u8]) {
     let stream = futures_util::stream::iter(pieces.into_iter().map(Ok::<_, std::convert::Infallible>));
     let request = Request::post(path).header("host", "localhost").header("content-type", content_type);
     let request = request.body(Body::from_stream(stream)).expect("a request");
-    let (status, answer) = OPEN.with(|server| server.ask(request));
-    let answer: Value = serde_json::from_slice(&answer).expect("JSON");
-    let told = || format!("{status} {answer} to {path} {:?}", String::from_utf8_lossy(body));
+    let (status, bytes) = OPEN.with(|server| server.ask(request));
+    let told = || {
+        format!(
+            "{status} {:?} to {path} {:?}",
+            String::from_utf8_lossy(&bytes),
+            String::from_utf8_lossy(body)
+        )
+    };
+    assert!(is_json(&bytes), "{}", told());
     match path {
         "/publish" => {
             assert!(matches!(status, 200 | 400), "{}", told());
@@ -229,20 +235,24 @@ pub fn bodies(data: &[u8]) {
                 .filter(|_| content_type == "application/json");
             if let Some(values) = whole {
                 assert_eq!(status, 200, "{}", told());
-                assert_eq!(answer.as_array().map(Vec::len), Some(values.len()), "{}", told());
+                let answers: Vec<Value> = serde_json::from_slice(&bytes).expect("a list");
+                assert_eq!(answers.len(), values.len(), "{}", told());
             }
         }
         "/topics/a" => {
             assert!(matches!(status, 201 | 400 | 413), "{}", told());
             assert_eq!(status == 413, body.len() > MAX_PAYLOAD_BYTES, "{}", told());
-            // Also numbers that are larger than any here.
-            let is_json = serde_json::from_slice::<IgnoredAny>(body).is_ok();
             if content_type == "application/json" && status == 201 {
-                assert!(is_json, "{}", told());
+                assert!(is_json(body), "{}", told());
             }
         }
         _ => assert!(matches!(status, 200 | 400), "{}", told()),
     }
+}
+
+/// Also where a number is larger than any here.
+fn is_json(bytes: &[u8]) -> bool {
+    str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 
 /// As it stands, as a credential; and as the claims of a token that is signed as it should be.

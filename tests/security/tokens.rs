@@ -2,13 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
+use base64::{Engine, engine::general_purpose};
 use jsonwebtoken::Header;
 use rejoin::auth::{Authority, Digest, Identity, MintError, Refused, SigningKey, Wish, mint, new_key};
 use serde_json::{Value, json};
 
 use crate::{
     people::{parse, tables as authority},
-    signer::{SECRET, Signer, seconds_from_now, unsigned},
+    signer::{SECRET, Signer, pem, seconds_from_now, unsigned},
 };
 
 const ALGORITHMS: [&str; 12] = [
@@ -48,6 +49,62 @@ fn every_algorithm_verifies_by_pem_or_secret_and_by_jwk() {
             assert!(ask(&authority, &torn).is_err(), "{algorithm}");
         }
     }
+}
+
+/// Signed here by hand, since no library for tokens does it.
+#[test]
+fn es512_verifies_like_the_others() {
+    use aws_lc_rs::{
+        encoding::{AsDer, PublicKeyX509Der},
+        rand::SystemRandom,
+        signature::{ECDSA_P521_SHA512_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
+    };
+    let pair = EcdsaKeyPair::generate(&ECDSA_P521_SHA512_FIXED_SIGNING).expect("a key");
+    let base64 = |bytes: &[u8]| general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+    let sign = |header: Value, claims: &Value| {
+        let signed =
+            format!("{}.{}", base64(header.to_string().as_bytes()), base64(claims.to_string().as_bytes()));
+        let signature = pair.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
+        format!("{signed}.{}", base64(signature.as_ref()))
+    };
+    let der: PublicKeyX509Der<'_> = pair.public_key().as_der().expect("a public key");
+    let point = pair.public_key().as_ref();
+    let pem = pem("PUBLIC KEY", der.as_ref());
+    let jwk = json!({"kty": "EC", "crv": "P-521", "alg": "ES512", "x": base64(&point[1..67]), "y": base64(&point[67..])});
+    let table =
+        |algorithm: &str, key: String| format!("[[jwt]]\nname = \"k\"\nalgorithm = \"{algorithm}\"\n{key}\n");
+    let good = sign(json!({"alg": "ES512"}), &claims());
+    for key in [format!("pem = '''{pem}'''"), format!("jwk = '{jwk}'")] {
+        assert_eq!(mistakes(&table("ES256", key.clone())).len(), 1, "it is of another curve");
+        let known = authority(&table("ES512", key));
+        let identity = ask(&known, &good).expect("accepted");
+        assert!(identity.grants.may_subscribe(&"users.u1.**".parse().expect("a pattern")));
+        let other = EcdsaKeyPair::generate(&ECDSA_P521_SHA512_FIXED_SIGNING).expect("a key");
+        let (signed, signature) = good.rsplit_once('.').expect("three parts");
+        let forged = other.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
+        let wrong = Refused::Signature { algorithm: "ES512", kid: None };
+        for token in
+            [format!("{signed}.{}", base64(forged.as_ref())), format!("{signed}."), good.replace('.', "A.")]
+        {
+            assert!(
+                ask(&known, &token)
+                    .is_err_and(|error| error == wrong || matches!(error, Refused::Malformed(_))),
+                "{token}"
+            );
+        }
+        assert!(ask(&known, &format!("{signed}.{}", &signature[2..])).is_err(), "a short signature");
+        assert!(ask(&known, &sign(json!({"alg": "ES256"}), &claims())).is_err());
+        assert!(ask(&known, &sign(json!({"alg": "ES512", "crit": ["x"]}), &claims())).is_err());
+        assert!(
+            ask(&known, &sign(json!({"alg": "ES512"}), &json!({"sub": "u1"}))).is_err(),
+            "without an end"
+        );
+    }
+    let private = pair.to_pkcs8v1().expect("a private key");
+    let key = SigningKey::parse(&crate::signer::pem("PRIVATE KEY", private.as_ref())).expect("a private key");
+    let known = authority(&table("ES512", format!("pem = '''{pem}'''\nkid = \"7\"")));
+    assert!(ask(&known, &minted(&known, Some(&key)).expect("a token")).is_ok());
+    assert!(minted(&Authority::default(), Some(&key)).is_ok());
 }
 
 #[test]
@@ -129,7 +186,7 @@ fn headers_that_would_change_what_is_verified_are_of_no_use() {
     assert_eq!(refused, Some(Refused::Signature { algorithm: "ES256", kid: None }));
     let header = Header { crit: Some(vec!["b64".into()]), ..Header::new(signer.algorithm) };
     assert!(matches!(ask(&authority, &signer.sign_as(&header, &claims())), Err(Refused::Malformed(_))));
-    for alg in ["none", "None", "NONE", "", "HS1", "ES512"] {
+    for alg in ["none", "None", "NONE", "", "HS1", "ES256K"] {
         let token = unsigned(&json!({"alg": alg}), &claims());
         assert!(matches!(ask(&authority, &token), Err(Refused::Malformed(_))), "{alg:?}");
     }
