@@ -31,8 +31,7 @@ static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
 /// Begins to log what is at `level` or above; of other crates only what goes wrong.
 pub fn start(level: LevelFilter) {
     let wanted = Targets::new().with_target("rejoin", level).with_default(level.min(LevelFilter::WARN));
-    // What cannot be written cannot be told either: a full disk is no reason to stop serving.
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let log = tracing_subscriber::registry();
     if std::io::stderr().is_terminal() {
         log.with(lines.with_filter(wanted.and(Sparse::default()))).init();

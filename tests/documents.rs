@@ -45,6 +45,8 @@ async fn run(name: &'static str, marked: usize) {
     let server = Server::start().await;
     let mut not_run = 0;
     for block in &blocks {
+        // Shown where the test fails.
+        println!("{block}");
         match block.promise() {
             Promise::Nothing => {
                 // Past the capture, which hides what tests that pass print.

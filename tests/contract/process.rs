@@ -126,7 +126,7 @@ async fn address(told: impl AsyncRead + Unpin) -> SocketAddr {
     within("the address", told).await
 }
 
-/// A line that could not be written was a panic, of whatever wrote it.
+/// A greeting that could not be printed was a panic.
 #[tokio::test]
 async fn a_disk_that_is_full_of_logs_stops_nothing() {
     for is_log_full in [true, false] {
