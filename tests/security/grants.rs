@@ -150,7 +150,8 @@ async fn a_topic_in_a_list_that_is_not_granted_refuses_the_request_and_is_named(
 #[tokio::test]
 async fn a_wildcard_reads_what_is_granted_and_nothing_more() {
     for (_redis, server) in servers(&usual()).await {
-        let wide = reads("u1", &["a.*", "a.*.**"]);
+        let wide = reads("u1", &["a.*", "a.*.**", "flat.*"]);
+        publish(&server, "flat.a.b", "not granted").await;
         publish(&server, "a", "not granted").await;
         publish(&server, "b.c", "not granted").await;
         let mut ids = vec![publish(&server, "a.b", "x").await, publish(&server, "a.b.c", "y").await];
@@ -165,7 +166,7 @@ async fn a_wildcard_reads_what_is_granted_and_nothing_more() {
             assert_eq!(reader.ids(1).await, [live.as_str()], "{transport}: live");
             ids.push(live);
         }
-        for wider in ["**", "*.b", "*", "*.**", "$rejoin.*", "$rejoin.ready"] {
+        for wider in ["**", "*.b", "*", "*.**", "flat.**", "flat.*.*", "$rejoin.*", "$rejoin.ready"] {
             for start in ["after=0", "last=5", "since=1h", "wait=0"] {
                 let path = format!("{}&{start}", with_query("/events", &[("topic", wider)]));
                 get(&server, &path).answer_to(&wide).await.problem(403, "forbidden");

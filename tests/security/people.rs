@@ -35,9 +35,14 @@ pub fn tables(toml: &str) -> Authority {
 }
 
 pub fn parse(toml: &str) -> Result<Authority, Vec<String>> {
+    parse_at("rejoin.toml", toml)
+}
+
+/// What a file of this name says.
+pub fn parse_at(path: &str, toml: &str) -> Result<Authority, Vec<String>> {
     let mut mistakes = Vec::new();
-    let mut file = File::parse("rejoin.toml", toml, &mut mistakes);
-    let authority = config::authority(&mut file, Path::new("rejoin.toml"), &mut mistakes);
+    let mut file = File::parse(path, toml, &mut mistakes);
+    let authority = config::authority(&mut file, Path::new(path), &mut mistakes);
     if mistakes.is_empty() { Ok(authority) } else { Err(mistakes) }
 }
 

@@ -229,12 +229,12 @@ async fn a_token_chooses_no_key_but_the_one_that_signed_it() {
 #[tokio::test]
 async fn nothing_that_is_sent_becomes_a_header_or_a_line() {
     let server = server().await;
-    let evil = "x\r\nset-cookie: evil=1\r\n\r\nid: 1";
+    let evil = "x\r\nset-cookie:evil=1\r\n\r\nid:1";
     let mut answers = Vec::new();
     for path in [
         with_query("/topics/a", &[("event", evil)]),
         with_query("/topics/a", &[("exclude", evil)]),
-        "/topics/x%0d%0aset-cookie:%20evil=1".to_owned(),
+        "/topics/x%0d%0aset-cookie:evil=1".to_owned(),
         with_query("/topics/a", &[("event", "x\u{0}")]),
     ] {
         answers.push(post(&server, &path).body("x").answer_to(BACKEND).await);

@@ -8,8 +8,9 @@ use rejoin::auth::{Authority, Digest, Identity, MintError, Refused, SigningKey, 
 use serde_json::{Value, json};
 
 use crate::{
-    people::{parse, tables as authority},
+    people::{parse, parse_at, tables as authority},
     signer::{SECRET, Signer, pem, seconds_from_now, unsigned},
+    support::program::Folder,
 };
 
 const ALGORITHMS: [&str; 12] = [
@@ -251,6 +252,25 @@ fn a_private_key_mints_what_its_public_one_accepts_with_all_that_is_asked_for_be
     }
     let other_form = "-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n";
     assert_eq!(SigningKey::parse(other_form).err(), Some(MintError::Unreadable));
+}
+
+#[test]
+fn the_example_of_the_documentation_is_understood() {
+    let folder = Folder::new();
+    let signer = Signer::new("ES256");
+    std::fs::write(folder.path("shop.pem"), &signer.public).expect("a file");
+    let document = include_str!("../../docs/security.md");
+    let toml = document.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block");
+    let known = parse_at(&folder.path("rejoin.toml"), toml).expect("understood");
+    assert_eq!((known.keys.len(), known.token_keys.len(), known.anonymous.is_some()), (2, 1, true));
+    let claims = json!({
+        "sub": "u1", "iss": "https://id.shop.example", "aud": "push", "exp": seconds_from_now(60),
+        "rejoin": {"subscribe": ["users.{sub}.**"]},
+    });
+    let identity = ask(&known, &signer.sign(&claims)).expect("accepted");
+    for asked in ["users.u1.**", "public.a"] {
+        assert!(identity.grants.may_subscribe(&asked.parse().expect("a pattern")), "{asked}");
+    }
 }
 
 #[test]
