@@ -173,11 +173,7 @@ impl Subscription {
     /// From here on reads also what `other` reads. Both must be level, as [`Join::Level`] says.
     pub fn absorb(&mut self, mut other: Self) {
         self.read_until(Id::MAX);
-        for (topic, floor) in std::mem::take(&mut other.position.floors) {
-            self.position.raise_floor(topic, floor);
-        }
-        // A gap of either may be told again, never not at all.
-        self.position.told = self.position.told.min(other.position.told);
+        self.position.join(&other.position);
         // The tails of the other wake its own follower; this one follows them in its own name.
         let others = std::mem::take(&mut other.followed);
         for (pattern, followed) in other.patterns.drain(..).zip(&others) {
@@ -330,13 +326,14 @@ impl Subscription {
     }
 
     fn take_page(&mut self, page: Page) {
-        let Page { gaps, told, messages, past, end } = page;
+        let Page { gaps, told, checked, messages, past, end } = page;
         for gap in &gaps {
             if let Some(topic) = gap.topic.topic() {
                 self.position.raise_floor(topic, gap.floor);
             }
         }
         self.position.told = self.position.told.max(told);
+        self.position.checked = checked;
         let (cursor, past) = (self.cursor, past.min(self.until).max(self.cursor));
         self.tell(gaps, &cursor.to_string(), cursor, past);
         for message in messages.into_iter().filter(|message| message.id <= self.until) {

@@ -30,8 +30,10 @@ pub struct Position {
     pub cursor: Id,
     /// No gap before this is still to be told.
     pub told: Id,
-    /// Given further than the cursor says.
-    pub floors: HashMap<Topic, Id>,
+    /// How much the log had lost when it last looked for gaps of all topics, if it counts that.
+    pub checked: Option<u64>,
+    /// Given further than the cursor says. Shared with the reads of it that are under way.
+    floors: Arc<HashMap<Topic, Id>>,
 }
 
 impl Position {
@@ -54,7 +56,7 @@ impl Position {
 
     pub fn raise_floor(&mut self, topic: Topic, floor: Id) {
         if floor > self.cursor {
-            let known = self.floors.entry(topic).or_default();
+            let known = Arc::make_mut(&mut self.floors).entry(topic).or_default();
             *known = floor.max(*known);
         }
     }
@@ -63,11 +65,22 @@ impl Position {
     pub fn advance(&mut self, cursor: Id) {
         self.cursor = self.cursor.max(cursor);
         if !self.floors.is_empty() {
-            self.floors.retain(|_, floor| *floor > self.cursor);
-            if self.floors.is_empty() {
-                self.floors = HashMap::new();
+            let floors = Arc::make_mut(&mut self.floors);
+            floors.retain(|_, floor| *floor > self.cursor);
+            if floors.is_empty() {
+                self.floors = Arc::default();
             }
         }
+    }
+
+    /// Takes over what another reader at the same cursor knows of its topics.
+    pub fn join(&mut self, other: &Self) {
+        for (topic, floor) in other.floors.iter() {
+            self.raise_floor(topic.clone(), *floor);
+        }
+        // A gap of either may be told again, never not at all.
+        self.told = self.told.min(other.told);
+        self.checked = None;
     }
 }
 
@@ -86,6 +99,8 @@ pub struct Page {
     pub gaps: Vec<Gap>,
     /// No gap before this is still to be told, once these are.
     pub told: Id,
+    /// See [`Position::checked`].
+    pub checked: Option<u64>,
     /// In the order of their ids.
     pub messages: Vec<Arc<Message>>,
     /// Past the gaps, but not past anything retained that the reader has not been given.

@@ -52,6 +52,8 @@ pub struct State {
     hot: VecDeque<Arc<Message>>,
     hot_bytes: usize,
     keys: Keys,
+    /// How often something was removed or forgotten. As long as it stays, nobody has a new gap.
+    losses: u64,
     /// Nothing more is taken: what is retained has been handed on.
     closed: bool,
 }
@@ -79,6 +81,7 @@ impl State {
             hot: VecDeque::new(),
             hot_bytes: 0,
             keys: Keys::default(),
+            losses: 0,
             closed: false,
         }
     }
@@ -183,6 +186,7 @@ impl State {
             && known.newest < unknown
         {
             self.forgotten = self.forgotten.max(known.newest);
+            self.losses += 1;
             self.index.pop_front();
             budget -= 1;
         }
@@ -296,6 +300,7 @@ impl State {
         let Some(message) = tail.ring().pop() else { return false };
         // The tails of patterns may hold it still.
         message.trim();
+        self.losses += 1;
         self.messages -= 1;
         self.bytes -= crate::log::cost(&message);
         true
@@ -384,6 +389,45 @@ mod tests {
         assert_eq!(gaps(&mut state, "a", id), []);
         assert_eq!(gaps(&mut state, "a", began).len(), 1);
         assert!(next > id);
+    }
+
+    #[test]
+    fn what_is_lost_between_two_pages_is_told_in_the_second() {
+        let lose: [fn(&mut State); 3] = [
+            |state| _ = [publish(state, "b"), publish(state, "b")],
+            |state| state.delete(&"b".parse().expect("a topic")).expect("open"),
+            |state| while state.sweep(&RETENTION, later(1)) {},
+        ];
+        for lose in lose {
+            let mut state = State::new(Id::now());
+            let mut position = Position::at(state.newest);
+            let first = publish(&mut state, "a");
+            publish(&mut state, "b");
+            let patterns = ["*".parse::<Pattern>().expect("a pattern")];
+            let page = state.read(&patterns, &position, 1, Id::ZERO);
+            assert_eq!((page.gaps.len(), page.messages.len(), page.end), (0, 1, first));
+            position.advance(page.end);
+            position.checked = page.checked;
+            assert_eq!(state.read(&patterns, &position, 1, Id::ZERO).gaps, []);
+            lose(&mut state);
+            let gaps = state.read(&patterns, &position, 1, Id::ZERO).gaps;
+            assert_eq!(gaps.iter().map(|gap| gap.topic.as_str()).collect::<Vec<_>>(), ["b"]);
+        }
+    }
+
+    #[test]
+    fn what_expires_between_two_pages_is_told_in_the_second() {
+        let mut state = State::new(Id::now());
+        let mut position = Position::at(state.newest);
+        let first = publish(&mut state, "a");
+        let second = publish(&mut state, "b");
+        let patterns = ["*".parse::<Pattern>().expect("a pattern")];
+        let page = state.read(&patterns, &position, 1, Id::ZERO);
+        position.advance(page.end);
+        position.checked = page.checked;
+        assert_eq!(position.cursor, first);
+        let page = state.read(&patterns, &position, 1, Id::new(second.get() + 1));
+        assert_eq!((page.gaps.len(), page.messages.len()), (1, 0));
     }
 
     #[test]

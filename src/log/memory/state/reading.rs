@@ -1,6 +1,6 @@
 //! Where a reader begins, what it has missed, and the messages of patterns.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{Known, State};
 use crate::{
@@ -68,39 +68,51 @@ impl State {
 
     /// The gaps after `position`, and what is retained of the patterns.
     pub fn read(&mut self, patterns: &[Pattern], position: &Position, limit: usize, expired: Id) -> Page {
-        let mut page = Page { told: position.told, end: self.newest, ..Page::default() };
-        let mut position = position.clone();
+        let mut page = Page { told: position.told.max(self.forgotten), end: self.newest, ..Page::default() };
+        let has_expired = self.order.front().is_some_and(|(oldest, _)| *oldest < expired);
+        if has_expired || position.checked != Some(self.losses) {
+            page.gaps = self.gaps(patterns, position, expired);
+        }
+        page.checked = Some(self.losses);
+        let mut position = Cow::Borrowed(position);
+        for gap in &page.gaps {
+            if let Some(topic) = gap.topic.topic() {
+                position.to_mut().raise_floor(topic, gap.floor);
+            }
+        }
+        self.fill(&mut page, patterns, &position, limit, expired);
+        page
+    }
+
+    /// What is gone after `position`: of each topic, and of the patterns what the index does not know by name.
+    fn gaps(&mut self, patterns: &[Pattern], position: &Position, expired: Id) -> Vec<Gap> {
+        let mut gaps = Vec::new();
         for topic in patterns.iter().filter_map(Pattern::topic) {
             self.expire(&topic, expired);
-            let vouched = position.vouched(&topic);
-            page.gaps.extend(self.gap(&topic, position.given(&topic), vouched));
+            gaps.extend(self.gap(&topic, position.given(&topic), position.vouched(&topic)));
         }
         let wildcards: Vec<_> = patterns.iter().filter(|pattern| pattern.has_wildcard()).collect();
+        if wildcards.is_empty() {
+            return gaps;
+        }
         let vouched = position.cursor.max(position.told);
         if vouched < self.forgotten {
             for pattern in &wildcards {
                 let next = self.oldest_matching(pattern, position.cursor.max(expired.before()));
                 let (topic, reason) = ((*pattern).clone(), self.reason(vouched, Id::ZERO));
-                page.gaps.push(Gap { topic, next, reason, floor: Id::ZERO });
+                gaps.push(Gap { topic, next, reason, floor: Id::ZERO });
             }
         }
-        if !wildcards.is_empty() {
-            for (topic, _) in self.matching(patterns, position.cursor) {
-                if patterns.iter().any(|pattern| pattern.as_str() == &*topic) {
-                    continue;
-                }
-                self.expire(&topic, expired);
-                // The pattern's own gap has said what lay before `forgotten`.
-                let vouched = position.vouched(&topic).max(self.forgotten);
-                page.gaps.extend(self.gap(&topic, position.given(&topic), vouched));
+        for (topic, _) in self.matching(patterns, position.cursor) {
+            if patterns.iter().any(|pattern| pattern.as_str() == &*topic) {
+                continue;
             }
+            self.expire(&topic, expired);
+            // The pattern's own gap has said what lay before `forgotten`.
+            let vouched = position.vouched(&topic).max(self.forgotten);
+            gaps.extend(self.gap(&topic, position.given(&topic), vouched));
         }
-        page.told = page.told.max(self.forgotten);
-        for gap in page.gaps.iter().filter(|gap| !gap.topic.has_wildcard()) {
-            position.raise_floor(gap.topic.topic().expect("a pattern without a wildcard"), gap.floor);
-        }
-        self.fill(&mut page, patterns, &position, limit, expired);
-        page
+        gaps
     }
 
     fn gap(&self, topic: &Topic, given: Id, vouched: Id) -> Option<Gap> {
