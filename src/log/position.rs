@@ -151,3 +151,21 @@ impl Reason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn joined_readers_are_told_what_either_was_not() {
+        let topic = |name: &str| name.parse::<Topic>().expect("a topic");
+        let mut one = Position { told: Id::new(9), checked: Some(7), ..Position::at(Id::new(5)) };
+        one.raise_floor(topic("a"), Id::new(8));
+        let mut other = Position { told: Id::new(6), ..Position::at(Id::new(5)) };
+        other.raise_floor(topic("a"), Id::new(7));
+        other.raise_floor(topic("b"), Id::new(7));
+        one.join(&other);
+        assert_eq!((one.cursor, one.told, one.checked), (Id::new(5), Id::new(6), None));
+        assert_eq!(["a", "b", "c"].map(|name| one.given(name).get()), [8, 7, 5]);
+    }
+}

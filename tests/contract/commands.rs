@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
-    ask::{Ask, envelope_in, get, number, publish, retained, text},
+    ask::{Ask, envelope_in, get, number, publish, retained, text, within},
     reader::{Reader, Socket},
     support::{Server, client::Transport},
 };
@@ -240,4 +240,19 @@ async fn a_command_that_is_none_is_answered_with_its_ref_all_the_same() {
             (&json!("error"), &json!("bad_request"), &json!(7))
         );
     }
+}
+
+#[tokio::test]
+async fn who_publishes_what_it_reads_and_reads_nothing_is_heard_all_the_same() {
+    let server = Server::start().await;
+    let mut socket = Socket::open_narrow(&server, "/topics/a").await;
+    let text = "x".repeat(250_000);
+    let publish_all = async {
+        for _ in 0..40 {
+            socket.send(json!({"type": "publish", "topic": "a", "data": text})).await;
+        }
+    };
+    within("that all is taken", publish_all).await;
+    let stored = async || get(&server, "/stats").answer().await.json()["messages"].clone();
+    within("that all is stored", async { while stored().await != 40 {} }).await;
 }

@@ -10,6 +10,7 @@ use h2::{
     ext::Protocol,
 };
 use http::{Method, Request, Response, StatusCode, Version};
+use rejoin::Drained;
 use serde_json::{Value, json};
 use sse_stream::{Sse, SseByteStream};
 use tokio::{
@@ -23,7 +24,7 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    ask::{publish, until_served, within},
+    ask::{publish, retained, until_served, within},
     support::Server,
 };
 
@@ -311,4 +312,18 @@ async fn a_drain_tells_every_stream_and_ends_the_connection() {
     drop(socket);
     within("the end of the connection", connection.driver).await.expect("no panic").expect("no error");
     within("the end of the server", server.stop()).await;
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_end_is_counted_among_those_who_did_not_leave() {
+    let server = Server::with(|config| config.drain_grace = Duration::from_millis(300)).await;
+    let mut connection = Connection::open(&server).await;
+    let uri = format!("http://{}/publish", connection.authority);
+    let request = Request::post(uri).header("content-type", "application/x-ndjson").version(Version::HTTP_2);
+    let (_, mut body) =
+        connection.client.send_request(request.body(()).expect("a request"), false).expect("sent");
+    body.send_data(Bytes::from_static(b"{\"topic\":\"a\",\"data\":1}\n"), false).expect("sent");
+    // It is being done.
+    within("the message", async { while retained(&server, "a").await.is_empty() {} }).await;
+    assert_eq!(within("the end", server.stop()).await, Drained::Partly(2), "the connection and its request");
 }

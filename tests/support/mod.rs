@@ -10,7 +10,7 @@ pub mod redis;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use rejoin::{App, Config, Shutdown, broker::Broker, log::Log};
+use rejoin::{App, Config, Drained, Shutdown, broker::Broker, log::Log};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 /// An HTTP client that is not ours. It could speak TLS, so it has to be told by which crate; it never does, so it
@@ -26,7 +26,7 @@ pub struct Server {
     /// None for one that another process serves.
     pub app: Option<Arc<App>>,
     pub shutdown: Shutdown,
-    task: JoinHandle<()>,
+    task: JoinHandle<Drained>,
 }
 
 impl Server {
@@ -43,7 +43,7 @@ impl Server {
         let shutdown = Shutdown::new();
         let server = rejoin::Server::start(Arc::new(config), shutdown.clone()).await.expect("it starts");
         let app = Some(server.app().clone());
-        let task = tokio::spawn(async { _ = server.serve(listener).await.expect("the server runs") });
+        let task = tokio::spawn(async { server.serve(listener).await.expect("the server runs") });
         Self { addr, app, shutdown, task }
     }
 
@@ -56,13 +56,13 @@ impl Server {
         let shutdown = Shutdown::new();
         let app = App::new(Broker::new(log), Arc::new(config), shutdown.clone());
         let served = rejoin::http::serve(app.clone(), rejoin::router(app.clone()), listener);
-        let task = tokio::spawn(async { _ = served.await });
+        let task = tokio::spawn(served);
         Self { addr, app: Some(app), shutdown, task }
     }
 
     /// A server that runs elsewhere, such as in a process of its own.
     pub fn elsewhere(addr: SocketAddr) -> Self {
-        Self { addr, app: None, shutdown: Shutdown::new(), task: tokio::spawn(async {}) }
+        Self { addr, app: None, shutdown: Shutdown::new(), task: tokio::spawn(async { Drained::Completely }) }
     }
 
     pub fn http(&self, path: &str) -> String {
@@ -74,8 +74,8 @@ impl Server {
     }
 
     /// Drains, and waits until the server has ended.
-    pub async fn stop(self) {
+    pub async fn stop(self) -> Drained {
         self.shutdown.drain();
-        self.task.await.expect("the server does not panic");
+        self.task.await.expect("the server does not panic")
     }
 }
