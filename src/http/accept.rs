@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -100,7 +100,7 @@ impl Server {
 /// Serves `router` until the drain is over.
 pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drained {
     let server = Arc::new(Server::new(&app));
-    let mut draining = std::pin::pin!(app.shutdown.draining());
+    let mut draining = pin!(app.shutdown.draining());
     let mut minute = interval_at(Instant::now() + TOTALS_EVERY, TOTALS_EVERY);
     loop {
         tokio::select! {
@@ -159,7 +159,7 @@ async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mu
     let result = match is_http2 {
         false => {
             let service = TowerToHyperService::new(router);
-            let connection = server.http1.serve_connection(io, service).with_upgrades();
+            let connection = pin!(server.http1.serve_connection(io, service).with_upgrades());
             drive(&app, connection, http1::UpgradeableConnection::graceful_shutdown).await
         }
         // In a box of its own, since a connection takes the room of the largest that it may become.
@@ -188,9 +188,8 @@ async fn serve_http2(
             async move { response.await.map(|response| response.map(WatchedBody::new)) }
         })
     };
-    let connection = server.http2.serve_connection(io, service);
-    let connection = drive(app, connection, http2::Connection::graceful_shutdown);
-    let mut connection = std::pin::pin!(connection);
+    let connection = pin!(server.http2.serve_connection(io, service));
+    let mut connection = pin!(drive(app, connection, http2::Connection::graceful_shutdown));
     // HTTP/1.1 has its own timeout for a request that does not come.
     match timeout(app.config.read_timeout, &mut connection).await {
         Ok(result) => result,
@@ -203,11 +202,10 @@ async fn serve_http2(
 }
 
 /// Runs a connection until it ends, or the server does; `leave` lets it end what it has begun.
-async fn drive<C>(app: &App, connection: C, leave: impl Fn(Pin<&mut C>)) -> hyper::Result<()>
+async fn drive<C>(app: &App, mut connection: Pin<&mut C>, leave: impl Fn(Pin<&mut C>)) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let mut connection = std::pin::pin!(connection);
     let mut ending = Ending::new(app.shutdown.clone());
     let mut gate = Gate::new();
     poll_fn(|cx| {

@@ -33,7 +33,7 @@ pub struct Position {
     /// How much the log had lost when it last looked for gaps of all topics, if it counts that.
     pub checked: Option<u64>,
     /// Given further than the cursor says. Shared with the reads of it that are under way.
-    floors: Arc<HashMap<Topic, Id>>,
+    floors: Option<Arc<HashMap<Topic, Id>>>,
 }
 
 impl Position {
@@ -43,10 +43,13 @@ impl Position {
 
     /// The point up to which this topic has been given.
     pub fn given(&self, topic: &str) -> Id {
-        match self.floors.is_empty() {
-            true => self.cursor,
-            false => self.floors.get(topic).copied().unwrap_or_default().max(self.cursor),
-        }
+        let floor = self.floors.as_ref().and_then(|floors| floors.get(topic));
+        floor.map_or(self.cursor, |floor| self.cursor.max(*floor))
+    }
+
+    /// Whether it is more than a cursor.
+    pub fn has_floors(&self) -> bool {
+        self.floors.is_some()
     }
 
     /// The point from which on a hole in this topic is a gap.
@@ -56,7 +59,7 @@ impl Position {
 
     pub fn raise_floor(&mut self, topic: Topic, floor: Id) {
         if floor > self.cursor {
-            let known = Arc::make_mut(&mut self.floors).entry(topic).or_default();
+            let known = Arc::make_mut(self.floors.get_or_insert_default()).entry(topic).or_default();
             *known = floor.max(*known);
         }
     }
@@ -64,18 +67,18 @@ impl Position {
     /// Moves on, and forgets the floors that the cursor has passed.
     pub fn advance(&mut self, cursor: Id) {
         self.cursor = self.cursor.max(cursor);
-        if !self.floors.is_empty() {
-            let floors = Arc::make_mut(&mut self.floors);
+        if let Some(floors) = &mut self.floors {
+            let floors = Arc::make_mut(floors);
             floors.retain(|_, floor| *floor > self.cursor);
             if floors.is_empty() {
-                self.floors = Arc::default();
+                self.floors = None;
             }
         }
     }
 
     /// Takes over what another reader at the same cursor knows of its topics.
     pub fn join(&mut self, other: &Self) {
-        for (topic, floor) in other.floors.iter() {
+        for (topic, floor) in other.floors.iter().flat_map(|floors| floors.iter()) {
             self.raise_floor(topic.clone(), *floor);
         }
         // A gap of either may be told again, never not at all.

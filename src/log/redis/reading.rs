@@ -330,9 +330,11 @@ impl Reading<'_> {
         missing: HashMap<Topic, Id>,
     ) -> Result<(), LogError> {
         let mut beyond = position.clone();
+        for (topic, id) in &missing {
+            beyond.raise_floor(topic.clone(), *id);
+        }
         let missing: Vec<_> = missing.into_iter().collect();
         let topics: Vec<_> = missing.iter().map(|(topic, _)| topic.clone()).collect();
-        beyond.floors = missing.iter().cloned().collect();
         let found = self.fetch(&[], &topics, &beyond).await?;
         for ((topic, id), (first, prev, newest)) in missing.into_iter().zip(found.firsts) {
             let next = Some(first.0).filter(|first| *first > Id::ZERO);

@@ -50,7 +50,7 @@ impl UnderWay {
         limit: usize,
         read: impl Future<Output = Result<Page, LogError>>,
     ) -> Result<Page, LogError> {
-        if patterns.len() > MAX_PATTERNS || !position.floors.is_empty() {
+        if patterns.len() > MAX_PATTERNS || position.has_floors() {
             return read.await;
         }
         let (cursor, told) = (position.cursor, position.told);
