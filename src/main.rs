@@ -17,7 +17,7 @@ use rejoin::{
     config::{Flags, LogKind, Settings},
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
 };
 
@@ -27,6 +27,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// What is free goes back to the system, also when nothing happens that would find it.
 #[unsafe(export_name = "malloc_conf")]
 static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:3000,muzzy_decay_ms:3000\0";
+
+/// How many connections may wait to be accepted, as far as the system allows (`net.core.somaxconn`): when a
+/// server comes back all its clients do, and one for whom there is no room tries again a second later.
+const BACKLOG: u32 = 65_535;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().into_command() {
@@ -80,7 +84,7 @@ async fn run(flags: Flags, settings: Settings) -> std::io::Result<Drained> {
     // Before it says that it is there, so that nobody ends it out of order.
     tokio::spawn(end_on_signal(shutdown.clone())?);
     raise_descriptor_limit();
-    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+    let listener = listen(config.listen).map_err(|error| {
         std::io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.listen))
     })?;
     let server = Server::start(config.clone(), shutdown).await?;
@@ -91,6 +95,14 @@ async fn run(flags: Flags, settings: Settings) -> std::io::Result<Drained> {
         Err(error) = reload::follow(&app, flags, settings) => Err(error),
         never = logging::tell_what_is_left_out() => never,
     }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A server that ended a moment ago must not keep the next one from its address.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Says where the server is, and what to type to see it work.

@@ -152,3 +152,19 @@ async fn what_cannot_be_printed_is_no_panic() {
         assert!(output.status.code() != Some(101) && !told.contains("panicked"), "{arguments:?}: {told}");
     }
 }
+
+#[tokio::test]
+async fn all_who_come_back_at_once_find_room() {
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn")
+        .ok()
+        .and_then(|most| most.trim().parse().ok());
+    let program = Program::start(&[]).await;
+    rustix::process::kill_process(program.pid(), rustix::process::Signal::STOP).expect("it runs");
+    let mut connections = Vec::new();
+    for _ in 0..most.unwrap_or(128).min(1_000) {
+        let connection = TcpStream::connect(program.server.addr);
+        connections.push(within("room for a connection", connection).await.expect("a connection"));
+    }
+    rustix::process::kill_process(program.pid(), rustix::process::Signal::CONT).expect("it runs");
+    assert_eq!(get(&program.server, "/health/live").answer().await.status, 200);
+}
