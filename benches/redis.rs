@@ -58,8 +58,12 @@ fn main() -> Outcome<()> {
 }
 
 fn log(url: &str) -> Outcome<Broker> {
+    log_that_keeps(1000, url)
+}
+
+fn log_that_keeps(messages: usize, url: &str) -> Outcome<Broker> {
     let retention =
-        Retention { messages: 1000, age: Duration::from_secs(3600), bytes: 16 << 20, total_bytes: 256 << 20 };
+        Retention { messages, age: Duration::from_secs(3600), bytes: 16 << 20, total_bytes: 256 << 20 };
     Ok(Broker::new(RedisLog::start(url.parse()?, &retention)))
 }
 
@@ -210,7 +214,10 @@ async fn latency() -> Outcome<()> {
 async fn found_again() -> Outcome<()> {
     let redis = redis()?;
     let proxy = Proxy::to(redis.addr(), Duration::ZERO).await;
-    let (troubled, calm) = (log(&proxy.url())?, Arc::new(log(&redis.url())?));
+    // More than is published while nothing gets through.
+    let keep = 20_000;
+    let (troubled, calm) =
+        (log_that_keeps(keep, &proxy.url())?, Arc::new(log_that_keeps(keep, &redis.url())?));
     reachable(&troubled).await?;
     reachable(&calm).await?;
     let mut subscription = subscribe(&troubled).await?;

@@ -1,5 +1,5 @@
 -- What every script begins with: which life of which primary this is, and what it vouches for.
--- Runs as one step with what follows. Numbers are ids: doubles hold them exactly, printed they need '%.0f'.
+-- Runs as one step with what follows. Numbers are ids: doubles hold them exactly, printed they need a format.
 local base, known, durable, wanted = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4]
 local index, order, sizes = base .. 'index', base .. 'order', base .. 'sizes'
 
@@ -8,7 +8,9 @@ local SKEW = 10000000
 -- What a message costs beside its payload and its event.
 local OVERHEAD = 200
 
-local function str(id) return string.format('%.0f', id) end
+-- Integers are printed faster, where the machine's are wide enough.
+local NUMBER = string.format('%d', 9007199254740991) == '9007199254740991' and '%d' or '%.0f'
+local function str(id) return string.format(NUMBER, id) end
 local function stream(topic) return base .. 'topic:' .. topic end
 
 local time = redis.call('TIME')
@@ -20,13 +22,22 @@ if string.match(info, 'connected_slaves:(%d+)') ~= '0' then durable = false end
 
 -- The topic that a script is about, if any, rides along.
 local subject = ARGV[5]
-local marks = redis.call('ZMSCORE', index, '*last', '*began', '*inherited', '*forgotten', '*reason', '*previous', '*life ' .. replid, subject)
-local last, began, inherited = tonumber(marks[1]), tonumber(marks[2]), tonumber(marks[3])
-local forgotten, reason, previous = tonumber(marks[4]), tonumber(marks[5]), tonumber(marks[6]) or 0
-local life, subject_newest = tonumber(marks[7]), tonumber(marks[8])
+local marks = redis.call('ZMSCORE', index, '*last', '*began', '*life ' .. replid, subject)
+local last, began, life, subject_newest = tonumber(marks[1]), tonumber(marks[2]), tonumber(marks[3]), tonumber(marks[4])
+local inherited, previous, forgotten, reason
+
+-- What few scripts need is asked for by those.
+local function learn()
+  if forgotten then return end
+  local more = redis.call('ZMSCORE', index, '*inherited', '*previous', '*forgotten', '*reason')
+  inherited, previous = tonumber(more[1]) or 0, tonumber(more[2]) or 0
+  forgotten, reason = tonumber(more[3]), tonumber(more[4])
+end
+
 local has_order = redis.call('EXISTS', order) == 1
 
 if not (last and began and life and has_order and known <= last) then
+  learn()
   local before = redis.call('ZRANGE', index, -2, -1, 'BYSCORE', 'WITHSCORES')
   local whole = last and began and has_order and known <= last
   local was = before[1] and string.sub(before[1], 7)
@@ -71,6 +82,7 @@ local total, messages = tonumber(counts[2]) or 0, tonumber(counts[3]) or 0
 local expired = now - max_age
 
 local function facts()
+  learn()
   return {str(last), str(began), str(inherited), str(previous), str(forgotten), reason == -12 and 'failover' or 'restarted', keep}
 end
 

@@ -1,6 +1,7 @@
 -- Proves that this primary takes writes, and that the link brings what is announced. Now and then it sweeps.
 local channel, token, is_sweep = ARGV[6], ARGV[7], ARGV[8] == '1'
 local is_more = false
+learn()
 if is_sweep then
   is_more = sweep(200)
   -- The index forgets a topic after 7 days, or after as long as messages are kept.

@@ -15,47 +15,60 @@ end
 if if_match ~= '' then
   local expected = tonumber(if_match)
   -- A topic that the index does not hold may have had something up to `forgotten`.
+  if not newest then learn() end
   local vouched = newest or (expected == 0 and 0 or forgotten)
   if vouched > expected or expected > last then return {'newest', str(newest or 0)} end
 end
 
 local id = math.max(now, last + 1)
-local ident, prev = str(id), newest or forgotten
-local cost = OVERHEAD + #data + event_bytes
--- What the index does not know was left behind by another life.
-if not newest then redis.call('DEL', stream(topic)) end
-redis.call('XADD', stream(topic), ident .. '-0', 'p', str(prev) .. ' ' .. cost, 'h', head, 'd', data)
-redis.call('XADD', order, ident .. '-0', 't', topic)
-if name then redis.call('SET', name, ident .. ' ' .. digest, 'PX', ARGV[11]) end
+local into, ident, cost = stream(topic), str(id), OVERHEAD + #data + event_bytes
+local prev = newest
+if not newest then
+  learn()
+  prev = forgotten
+  -- What the index does not know was left behind by another life.
+  redis.call('DEL', into)
+end
 
-local length, bytes = redis.call('XLEN', stream(topic)), tonumber(counts[4]) or 0
-if length == 1 then
+local length, bytes = redis.call('XLEN', into), tonumber(counts[4]) or 0
+local is_first = length == 0
+if is_first then
   -- Whatever was counted of this topic is not there any more.
   total, bytes = total - bytes, 0
 end
-length, bytes, total, messages = length, bytes + cost, total + cost, messages + 1
+length, bytes, total, messages = length + 1, bytes + cost, total + cost, messages + 1
 
 local gone
-local budget = 100
-while budget > 0 and length > 1 and (length > max_messages or bytes > max_bytes) do
-  local oldest = redis.call('XRANGE', stream(topic), '-', '+', 'COUNT', 1)[1]
+local old, budget = {}, 100
+while #old < budget and length > 1 and (length > max_messages or bytes > max_bytes) do
+  local oldest = redis.call('XRANGE', into, gone and '(' .. gone or '-', '+', 'COUNT', 1)[1]
   local freed = cost_of(oldest)
-  redis.call('XDEL', stream(topic), oldest[1])
-  redis.call('XDEL', order, oldest[1])
-  gone = string.gsub(oldest[1], '-0$', '')
-  length, bytes, total, messages, budget = length - 1, bytes - freed, total - freed, messages - 1, budget - 1
+  gone = oldest[1]
+  old[#old + 1] = gone
+  length, bytes, total, messages = length - 1, bytes - freed, total - freed, messages - 1
 end
+redis.call('XADD', into, 'MAXLEN', '=', length, ident .. '-0', 'p', str(prev) .. ' ' .. cost, 'h', head, 'd', data)
+redis.call('XADD', order, ident .. '-0', 't', topic)
+if gone then
+  redis.call('XDEL', order, unpack(old))
+  gone, budget = string.gsub(gone, '-0$', ''), budget - #old
+end
+if name then redis.call('SET', name, ident .. ' ' .. digest, 'PX', ARGV[11]) end
 if gone then
   redis.call('ZADD', index, ident, '*last', ident, topic, '-' .. gone, ',' .. topic)
 else
   redis.call('ZADD', index, ident, '*last', ident, topic)
 end
 redis.call('HSET', sizes, topic, str(bytes), '*bytes', str(total), '*messages', str(messages))
--- If nobody sweeps any more, what is kept still goes.
-redis.call('PEXPIRE', stream(topic), str(math.ceil(max_age / 500) + 60000))
+-- If nobody sweeps any more, what is kept still goes. Once in a while is enough: it is put off for long.
+local span = max_age / 4
+if is_first or math.floor(id / span) ~= math.floor(prev / span) then
+  redis.call('PEXPIRE', into, str(math.ceil(max_age / 500) + 60000))
+end
 
 announce(topic, function()
-  return string.format('m %.0f %.0f %.0f %s %d %d\n', began, id, prev, gone or '0', #topic, #head) .. topic .. head .. data
+  local line = table.concat({'m', str(began), ident, str(prev), gone or '0', #topic, #head}, ' ')
+  return line .. '\n' .. topic .. head .. data
 end)
 
 while budget > 0 and total > max_total and messages > 1 do
@@ -80,5 +93,5 @@ while budget > 0 and total > max_total and messages > 1 do
   budget = budget - 1
 end
 -- More goes than comes, so that what has expired never piles up.
-sweep(2)
+if id % 4 == 0 then sweep(8) end
 return {'stored', ident}

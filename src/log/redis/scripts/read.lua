@@ -1,5 +1,6 @@
 -- What is retained of some topics, each after a point of its own, in the order of ids.
 sweep(1000)
+learn()
 local upto, limit, bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local is_before = ARGV[9]
 -- What the life before this one has left is read first: the gap lies behind it.

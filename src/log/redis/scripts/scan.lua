@@ -1,5 +1,6 @@
 -- What was published to any topic after an id, by name only, and which topics have lost something since another.
 local is_unswept = sweep(1000)
+learn()
 local after, told, limit, upto = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
 -- What has expired leaves its mark when it is swept: until all of it is, nobody knows what is gone.
 if is_unswept and after < expired then return {facts(), '0', 2, {}, {}, {}, {}} end
