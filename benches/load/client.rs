@@ -13,11 +13,8 @@ use crate::{
     Outcome,
     decode::{Decoder, Framing, Record, member},
     poller::{Interest, Poller, READ, READ_WRITE},
-    wire,
+    wire::{self, PATIENCE, Transport},
 };
-
-/// No wait of the benchmark is longer, unless a row says so.
-pub const PATIENCE: Duration = Duration::from_secs(30);
 
 const INBOX_BYTES: usize = 256 * 1024;
 
@@ -30,6 +27,16 @@ pub enum Habit {
     Poll { again: Option<String> },
     /// Sends the same request again while there are requests left.
     Ask { request: Vec<u8> },
+}
+
+impl Habit {
+    /// What a reader of `topic` does.
+    pub fn reads(transport: Transport, topic: &str) -> Self {
+        match transport {
+            Transport::Poll => Self::Poll { again: Some(topic.to_owned()) },
+            _ => Self::Listen,
+        }
+    }
 }
 
 pub struct Fleet {

@@ -4,18 +4,21 @@ use std::{
     fmt::Write as _,
     io::{Read, Write as _},
     net::{SocketAddr, TcpStream},
+    time::Duration,
 };
 
 use memchr::memmem;
 
 use crate::{
     Outcome,
-    client::{Habit, PATIENCE},
     decode::{Decoder, Framing, Record},
 };
 
 /// The `Host` of every request: while the server runs open, only a loopback name will do.
 const HOST: &str = "host: localhost\r\n";
+
+/// No wait of the benchmark is longer, unless a row says so.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The ways to read that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,13 +47,6 @@ impl Transport {
             Self::Sse => Framing::Sse,
             Self::Ndjson => Framing::Ndjson,
             Self::Poll => Framing::Answers,
-        }
-    }
-
-    pub fn habit(self, topic: &str) -> Habit {
-        match self {
-            Self::Poll => Habit::Poll { again: Some(topic.to_owned()) },
-            _ => Habit::Listen,
         }
     }
 

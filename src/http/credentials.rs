@@ -90,6 +90,9 @@ fn texts<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Vec<Cow<'a, str>> {
 fn take_from_query(uri: &mut Uri) -> Vec<String> {
     let mut found = Vec::new();
     let Some(query) = uri.query() else { return found };
+    if !query.contains(PARAMETER) && !query.contains('%') {
+        return found;
+    }
     let is_other = |pair: &&str| match form_urlencoded::parse(pair.as_bytes()).next() {
         Some((name, value)) if name == PARAMETER => {
             found.push(value.into_owned());

@@ -1,6 +1,6 @@
 //! The query of a request, read strictly: what cannot be parsed is named, and nothing is guessed.
 
-use std::{str::FromStr, time::Duration};
+use std::{borrow::Cow, str::FromStr, time::Duration};
 
 use percent_encoding::percent_decode_str;
 
@@ -12,21 +12,20 @@ use crate::{
 
 /// The parameters of a query, decoded.
 #[derive(Debug, Default)]
-pub struct Query(Vec<(String, String)>);
+pub struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
-impl Query {
-    pub fn parse(query: Option<&str>) -> Result<Self, Problem> {
+impl<'a> Query<'a> {
+    pub fn parse(query: Option<&'a str>) -> Result<Self, Problem> {
         let query = query.unwrap_or_default();
-        if percent_decode_str(query).decode_utf8().is_err() {
+        if query.contains('%') && percent_decode_str(query).decode_utf8().is_err() {
             return Err(Problem::bad_request("the query is not UTF-8"));
         }
-        let pairs = form_urlencoded::parse(query.as_bytes());
-        Ok(Self(pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect()))
+        Ok(Self(form_urlencoded::parse(query.as_bytes()).collect()))
     }
 
     /// Every value of a parameter that may be repeated.
-    pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    pub fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| &**value)
     }
 
     /// The value of a parameter that may be given once.

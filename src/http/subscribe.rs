@@ -224,7 +224,7 @@ impl Transport {
 }
 
 impl Options {
-    fn from_query(query: &Query) -> Result<Self, Problem> {
+    fn from_query(query: &Query<'_>) -> Result<Self, Problem> {
         let text = |name| query.one(name).map(|value| value.map(str::to_owned));
         let scalar = |name| query.one(name).map(|value| value.map(|text| Scalar::Text(text.to_owned())));
         Ok(Self {

@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome, PAYLOAD_BYTES, Setting,
-    client::{Arrival, Fleet},
+    client::{Arrival, Fleet, Habit},
     limit::Limit,
     process::Process,
     table::{Line, Series},
@@ -53,7 +53,7 @@ pub fn subscribe(server: &Process, transport: Transport, count: usize) -> Outcom
         count,
         framing: transport.framing(),
         request: &|_| transport.subscribe(TOPIC, ""),
-        habit: transport.habit(TOPIC),
+        habit: Habit::reads(transport, TOPIC),
         window: 1_000,
     })
 }

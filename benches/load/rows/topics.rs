@@ -3,7 +3,7 @@
 
 use crate::{
     Outcome, PAYLOAD_BYTES, Setting,
-    client::{Arrival, Fleet},
+    client::{Arrival, Fleet, Habit},
     process::Process,
     table::{self, Line, Series},
     wire::{self, Publisher, Transport},
@@ -26,7 +26,7 @@ pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
         count: topics,
         framing: transport.framing(),
         request: &|n| transport.subscribe(&format!("heard.{n}"), ""),
-        habit: transport.habit(""),
+        habit: Habit::reads(transport, ""),
         window: 1_000,
     })?;
     let mut wide_publisher = Publisher::connect(wide.addr)?;
