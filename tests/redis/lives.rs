@@ -67,6 +67,61 @@ async fn who_was_away_for_two_lives_is_told_before_anything_newer_is_given() {
     }
 }
 
+/// Nobody is left who has seen the newest ids, so that only the life of the primary shows that they may be gone.
+#[tokio::test]
+async fn a_loss_that_no_replica_remembers_is_told_all_the_same() {
+    let Some(mut redis) = Redis::start(&[]) else { return };
+    let before = log(&redis.url()).await;
+    let kept = publish(&before, "a").await;
+    redis.say(&["SAVE"]);
+    publish(&before, "a").await;
+    drop(before);
+    redis.kill();
+    redis.start_again();
+    is_told(&log(&redis.url()).await, kept).await;
+}
+
+#[tokio::test]
+async fn a_promotion_that_no_replica_has_seen_is_told_all_the_same() {
+    let Some(primary) = Redis::start(&[]) else { return };
+    let to_copy = Proxy::to(primary.addr(), Duration::ZERO).await;
+    let copy =
+        Redis::start(&["--replicaof", &format!("127.0.0.1 {}", to_copy.addr.port())]).expect("another");
+    let before = log(&primary.url()).await;
+    let kept = publish(&before, "a").await;
+    copy.until_says(&["XREVRANGE", "{rejoin}:topic:a", "+", "-"], &kept.to_string()).await;
+    to_copy.stall(Stall::Both);
+    publish(&before, "a").await;
+    drop(before);
+    copy.say(&["REPLICAOF", "NO", "ONE"]);
+    is_told(&log(&copy.url()).await, kept).await;
+}
+
+async fn is_told(broker: &Broker, cursor: Id) {
+    let last = publish(broker, "a").await;
+    for pattern in ["a", "*"] {
+        let mut reader = subscribe(broker, pattern, Start::After(cursor)).await;
+        assert_eq!(read_until(&mut reader, last).await, [None, Some(last)], "{pattern}");
+    }
+}
+
+/// What is on disk before it is acknowledged is there after a restart, whoever remembers it.
+#[tokio::test]
+async fn what_is_kept_always_is_no_gap_for_a_replica_that_is_new() {
+    let Some(mut redis) = Redis::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
+    let before = log(&redis.url()).await;
+    let (first, second) = (publish(&before, "a").await, publish(&before, "a").await);
+    drop(before);
+    redis.kill();
+    redis.start_again();
+    let broker = log(&redis.url()).await;
+    let last = publish(&broker, "a").await;
+    for pattern in ["a", "*"] {
+        let mut reader = subscribe(&broker, pattern, Start::After(first)).await;
+        assert_eq!(read_until(&mut reader, last).await, [Some(second), Some(last)], "{pattern}");
+    }
+}
+
 /// The link has broken and leads to the promoted copy, the publishing connection still to the old primary: what
 /// the one tells of and what is read over the other are not of the same life.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

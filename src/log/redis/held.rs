@@ -11,8 +11,8 @@ use crate::{
 pub const MAX_TAIL_MESSAGES: usize = 1024;
 /// How many bytes.
 pub const MAX_TAIL_BYTES: usize = 4 << 20;
-/// How many bytes all of them hold.
-const MAX_BYTES: usize = 48 << 20;
+/// How many bytes all of them hold, as retention counts them. Tiny messages of as many topics take three times that.
+const MAX_BYTES: usize = 32 << 20;
 /// How many of the newest messages keep their renderings.
 const MAX_HOT_MESSAGES: usize = 4096;
 /// How many bytes of payload these may have.

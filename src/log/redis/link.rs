@@ -32,8 +32,9 @@ use crate::{
 
 /// How often it is proven that what is published arrives.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// How long a probe may take to be answered, and then to arrive.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a probe may take to be answered, and then to arrive. Where both ways have died without a sign, the one
+/// is found after the other, and both within three seconds.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(750);
 /// Each so many probes sweep what has expired; as long as there is more of it, each one does.
 const SWEEP_EVERY: u64 = 8;
 /// How many channels are subscribed to at once.
