@@ -125,6 +125,15 @@ fn what_cannot_be_reckoned_with_is_refused() {
 }
 
 #[test]
+fn the_file_that_operators_are_shown_is_one() {
+    let page = include_str!("../../docs/operations.md");
+    let (_, rest) = page.split_once("```toml\n").expect("it has a file");
+    let (file, _) = rest.split_once("```").expect("it ends");
+    let run = Folder::new().file(file).run(&["config", "--config=r.toml"], &[]);
+    assert_eq!(run.line("retain-age"), r#"retain-age = "24h" # r.toml:4"#);
+}
+
+#[test]
 fn every_fault_of_syntax_is_told_with_its_line() {
     let folder = Folder::new();
     let run = folder
