@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     net::{SocketAddr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -45,10 +45,10 @@ async fn output(url: &str, env: &[(&str, &str)], flags: &[&str]) -> String {
     said
 }
 
-fn with_user() -> Option<Redis> {
+/// A server that takes one user with a password, also over the socket.
+fn with_user(socket: &Path) -> Option<Redis> {
     let user = format!("me on >{PASSWORD} ~* &* +@all");
     let words: Vec<_> = user.split(' ').collect();
-    let socket = socket();
     let socket = socket.to_str().expect("UTF-8");
     let settings =
         [&["--unixsocket", socket, "--maxmemory-policy", "allkeys-lru"][..], &["--user"], &words[..]];
@@ -57,13 +57,15 @@ fn with_user() -> Option<Redis> {
     Some(redis)
 }
 
+/// Another one each time: the server that ends takes its socket away.
 fn socket() -> PathBuf {
-    std::env::temp_dir().join(format!("rejoin-{}.sock", std::process::id()))
+    std::env::temp_dir().join(format!("rejoin-{:016x}.sock", rand::random::<u64>()))
 }
 
 #[tokio::test]
 async fn a_user_a_password_a_database_a_prefix_and_a_socket_are_taken_and_no_password_is_shown() {
-    let Some(redis) = with_user() else { return };
+    let socket = socket();
+    let Some(redis) = with_user(&socket) else { return };
     let port = redis.port;
     let env = [("REJOIN_REDIS_USERNAME", "me"), ("REJOIN_REDIS_PASSWORD", PASSWORD)];
 
@@ -71,8 +73,8 @@ async fn a_user_a_password_a_database_a_prefix_and_a_socket_are_taken_and_no_pas
     assert!(said.contains("set maxmemory-policy to noeviction"), "{said}");
     let said = output(&format!("redis://127.0.0.1:{port}/3?prefix=here"), &env, &[]).await;
     assert!(!said.contains("other --retain"), "{said}");
-    let socket = format!("unix://{}?db=3&prefix=here", socket().display());
-    let said = output(&socket, &env, &["--retain-messages", "7"]).await;
+    let url = format!("unix://{}?db=3&prefix=here", socket.display());
+    let said = output(&url, &env, &["--retain-messages", "7"]).await;
     // The store keeps what was said last, and whoever says something else is told.
     assert!(said.contains("other --retain-") && said.contains("\"1000 messages"), "{said}");
 
@@ -117,7 +119,7 @@ async fn tls_is_spoken_with_whom_the_system_trusts_and_nobody_else() {
 
 #[tokio::test]
 async fn a_wrong_password_is_told_without_it() {
-    let Some(redis) = with_user() else { return };
+    let Some(redis) = with_user(&socket()) else { return };
     let wrong = format!("{PASSWORD}-wrong");
     for url in [
         format!("redis://me:{wrong}@127.0.0.1:{}", redis.port),
