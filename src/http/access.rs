@@ -18,6 +18,7 @@ use super::{
     App,
     credentials::Shown,
     gate::Gate,
+    origin,
     problem::{Code, Problem},
 };
 use crate::{
@@ -92,6 +93,8 @@ pub struct Access {
     app: Arc<App>,
     rules: Arc<Rules>,
     identity: Identity,
+    /// The origin of the page that asks, if it is served because that is listed.
+    page: Option<Arc<Origin>>,
 }
 
 impl Access {
@@ -113,7 +116,8 @@ impl Access {
             }
         };
         let identity = rules.authority.identify(credential, SystemTime::now()).map_err(told)?;
-        Ok(Self { app: app.clone(), rules, identity })
+        let page = origin::listed(request).map(Arc::new);
+        Ok(Self { app: app.clone(), rules, identity, page })
     }
 
     /// # Errors
@@ -152,6 +156,9 @@ impl Access {
         patterns: impl Iterator<Item = &'a Pattern>,
     ) -> Result<(), Problem> {
         let rules = self.app.rules.load_full();
+        if !self.is_page_listed(&rules) {
+            return Err(origin::foreign());
+        }
         let identity = rules.authority.identify(Some(token), SystemTime::now()).map_err(told)?;
         if !identity.is_same_subject(&self.identity) {
             tracing::debug!(
@@ -178,10 +185,17 @@ impl Access {
         Lease::new(self)
     }
 
+    fn is_page_listed(&self, rules: &Rules) -> bool {
+        self.page.as_ref().is_none_or(|page| rules.origins.contains(page))
+    }
+
     /// Who this is by the rules in force.
     fn now(&self) -> Result<Identity, Problem> {
         let (rules, time) = (self.app.rules.load(), SystemTime::now());
         if !Arc::ptr_eq(&rules, &self.rules) {
+            if !self.is_page_listed(&rules) {
+                return Err(origin::foreign());
+            }
             return rules.authority.again(&self.identity, time).map_err(told);
         }
         match self.identity.is_expired(time) {
@@ -234,6 +248,10 @@ impl Lease {
             while replaced.poll_unpin(cx).is_ready() {
                 access.rules = access.app.rules.load_full();
                 *replaced = Box::pin(access.rules.replaced.clone().cancelled_owned());
+                if !access.is_page_listed(&access.rules) {
+                    tracing::debug!(who = access.identity.name(), page = ?access.page, "no longer allowed");
+                    return Poll::Ready(Code::Forbidden);
+                }
                 match access.rules.authority.again(&access.identity, SystemTime::now()) {
                     Ok(identity) => access.identity = identity,
                     Err(Refused::Expired { .. }) => return Poll::Ready(Code::TokenExpired),

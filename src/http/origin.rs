@@ -74,9 +74,8 @@ fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
     }
     if let Some(value) = headers.get(header::ORIGIN) {
         let origin: Option<Origin> = value.to_str().ok().and_then(|text| text.parse().ok());
-        let is_allowed = origin.is_some_and(|origin| {
-            host.is_some_and(|host| origin.is_of(host)) || rules.origins.contains(&origin)
-        });
+        let is_allowed =
+            origin.is_some() && listed(request).is_none_or(|origin| rules.origins.contains(&origin));
         return if is_allowed { Ok(Some(value.clone())) } else { Err(foreign()) };
     }
     let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
@@ -92,7 +91,15 @@ fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
     Ok(None)
 }
 
-fn foreign() -> Problem {
+/// The origin of the page that asks, where that is not the server's own: such a page is served as long as its
+/// origin is listed.
+pub fn listed(request: &Request) -> Option<Origin> {
+    let origin: Origin = request.headers().get(header::ORIGIN)?.to_str().ok()?.parse().ok()?;
+    let is_own = host_of(request).is_some_and(|host| origin.is_of(host));
+    (!is_own).then_some(origin)
+}
+
+pub fn foreign() -> Problem {
     Problem::new(Code::ForbiddenOrigin, "pages of this origin may not use this server; see --allowed-origin")
 }
 

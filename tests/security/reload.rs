@@ -105,6 +105,19 @@ async fn origins_change_too() {
     let config = Config { tables: tables(&usual()), allowed_origins, ..Config::default() };
     app(&server).reconfigure(&config).expect("it may be changed so");
     assert_eq!(ask().await.status, 200);
+
+    let own = server.http("");
+    let page = [("origin", "https://app.example")];
+    let mut socket = Socket::open_with(&server, "/topics/public.a", &page).await;
+    let mut lines = Lines::open_with(&server, "/topics/public.a", &page).await;
+    let mut others = Lines::open_with(&server, "/topics/public.a", &[("origin", &own)]).await;
+    reconfigure(&server, &usual());
+    assert_eq!(socket.next().await["code"], "forbidden");
+    assert_eq!(socket.closed().await, (4003, "forbidden".to_owned()));
+    assert_eq!(lines.next().await["code"], "forbidden");
+    let id = publish(&server, "public.a", "x").await;
+    assert_eq!(others.next().await["id"], json!(id));
+    ask().await.problem(403, "forbidden_origin");
 }
 
 /// A file that is replaced at once, as deployments do.
