@@ -17,11 +17,9 @@ use bytes::Bytes;
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
+    service::service_fn,
 };
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
@@ -158,7 +156,8 @@ async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mu
     let io = TokioIo::new(StallGuard::new(Bytes::copy_from_slice(&head), socket, app.config.write_timeout));
     let result = match is_http2 {
         false => {
-            let service = TowerToHyperService::new(router);
+            // In a box, which the connection does not hold once there is a response.
+            let service = service_fn(move |request| Box::pin(router.clone().oneshot(request)));
             let connection = pin!(server.http1.serve_connection(io, service).with_upgrades());
             drive(&app, connection, http1::UpgradeableConnection::graceful_shutdown).await
         }
@@ -182,7 +181,7 @@ async fn serve_http2(
     let has_asked = Arc::new(AtomicBool::new(false));
     let service = {
         let has_asked = has_asked.clone();
-        hyper::service::service_fn(move |request: Request<Incoming>| {
+        service_fn(move |request: Request<Incoming>| {
             has_asked.store(true, Ordering::Relaxed);
             let response = router.clone().oneshot(request);
             async move { response.await.map(|response| response.map(WatchedBody::new)) }

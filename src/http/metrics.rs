@@ -53,7 +53,7 @@ impl Transport {
 pub struct Metrics {
     registry: Registry,
     /// Of each transport, in the order of [`Transport::ALL`]; looked up once, not at each delivery.
-    transports: [TransportMetrics; 4],
+    transports: [Arc<TransportMetrics>; 4],
     publishes: IntCounterVec,
     /// Of `publishes`, those that are looked up at every publish.
     stored: IntCounter,
@@ -114,7 +114,7 @@ impl Metrics {
         Reason::ALL.iter().for_each(|reason| drop(gaps.with_label_values(&[reason.as_str()])));
         let transports = Transport::ALL.map(|transport| {
             let label = &[transport.as_str()];
-            TransportMetrics {
+            Arc::new(TransportMetrics {
                 transport,
                 connections: connections.with_label_values(label),
                 deliveries: deliveries.with_label_values(label),
@@ -122,7 +122,7 @@ impl Metrics {
                 replayed: replays.with_label_values(label),
                 latency: latency.with_label_values(label),
                 gaps: gaps.clone(),
-            }
+            })
         });
         let publishes =
             counters(&registry, "rejoin_publishes_total", "Messages that publishers sent.", "result");
@@ -165,7 +165,7 @@ impl Metrics {
         }
     }
 
-    pub fn of(&self, transport: Transport) -> &TransportMetrics {
+    pub fn of(&self, transport: Transport) -> &Arc<TransportMetrics> {
         &self.transports[transport as usize]
     }
 

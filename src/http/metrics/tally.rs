@@ -1,6 +1,6 @@
 //! What one connection is given: counted in plain numbers, and added up once for each write.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
@@ -9,7 +9,6 @@ use super::Transport;
 use crate::{broker::Delivery, message::Id};
 
 /// The metrics of one transport.
-#[derive(Clone)]
 pub struct TransportMetrics {
     pub transport: Transport,
     pub connections: IntGauge,
@@ -23,7 +22,7 @@ pub struct TransportMetrics {
 
 /// The right to be served as one subscription, counted until it is dropped; and what it was given.
 pub struct Permit {
-    metrics: TransportMetrics,
+    metrics: Arc<TransportMetrics>,
     began: Instant,
     /// What is not newer than this was published before the connection came.
     newest: Id,
@@ -42,7 +41,7 @@ struct Batch {
 }
 
 impl Permit {
-    pub fn new(metrics: TransportMetrics, newest: Id, permit: OwnedSemaphorePermit) -> Self {
+    pub fn new(metrics: Arc<TransportMetrics>, newest: Id, permit: OwnedSemaphorePermit) -> Self {
         metrics.connections.inc();
         let (began, batch) = (Instant::now(), Batch::default());
         Self { metrics, began, newest, given: 0, batch, _permit: permit }
