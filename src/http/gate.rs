@@ -13,8 +13,6 @@ use std::{
 /// A connection is woken for each message that it is to be given, and its timers and its incoming side
 /// have rarely anything to say then. To ask them costs more than to write the message.
 pub struct Gate {
-    /// The waker of this part.
-    waker: Waker,
     part: Arc<Part>,
     /// The waker of the task as the part knows it.
     task: Option<Waker>,
@@ -45,7 +43,7 @@ impl Gate {
     /// A gate that is open for the first poll.
     pub fn new() -> Self {
         let part = Arc::new(Part { is_woken: AtomicBool::new(true), task: Mutex::default() });
-        Self { waker: part.clone().into(), part, task: None }
+        Self { part, task: None }
     }
 
     /// Polls the part if it was woken since it was last pending.
@@ -64,7 +62,8 @@ impl Gate {
         // Whoever wakes the part after this wakes the task too. A swap, so that what was done before a wake
         // that is forgotten here is seen below.
         self.part.is_woken.swap(false, Ordering::AcqRel);
-        let result = poll(&mut Context::from_waker(&self.waker));
+        let waker = self.part.clone().into();
+        let result = poll(&mut Context::from_waker(&waker));
         if result.is_ready() {
             self.part.is_woken.store(true, Ordering::Release);
         }

@@ -34,8 +34,8 @@ pub struct Permit {
 /// What is about to be written.
 #[derive(Default)]
 struct Batch {
-    messages: usize,
-    replayed: usize,
+    messages: u32,
+    replayed: u32,
     /// The oldest message that came while the connection was there: it has waited longest.
     oldest: Option<Id>,
 }
@@ -70,11 +70,11 @@ impl Permit {
         if messages == 0 {
             return;
         }
-        self.given += messages;
-        self.metrics.deliveries.inc_by(messages as u64);
+        self.given += messages as usize;
+        self.metrics.deliveries.inc_by(messages.into());
         self.metrics.delivered_bytes.inc_by(bytes as u64);
         if replayed > 0 {
-            self.metrics.replayed.inc_by(replayed as u64);
+            self.metrics.replayed.inc_by(replayed.into());
         }
         if let Some(oldest) = oldest {
             // An id is the time of publishing in microseconds.
