@@ -55,6 +55,8 @@ pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Resul
         Code::TooLarge => Problem::too_large(limit),
         _ => problem,
     })?;
+    // It may have taken a while to come.
+    access.publish(&topic)?;
     let payload = Payload::declared(&bytes, content_type(&parts.headers)?)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
 

@@ -139,3 +139,25 @@ async fn a_request_that_goes_on_stops_to_publish_when_its_token_ends() {
     assert!(answers[0]["id"].is_string(), "{answers}");
     assert_eq!(text(&answers[1]["code"]), "token_expired", "{answers}");
 }
+
+#[tokio::test]
+async fn a_body_that_comes_after_the_end_of_its_token_is_not_published() {
+    let server = server().await;
+    let mine = token_for(2, "u1", json!({"publish": ["a"], "subscribe": ["a"]}));
+    let header = bearer(&mine);
+    let mut witness = Lines::open_with(&server, "/topics/a", &[("authorization", &header)]).await;
+    let (pieces, body) = tokio::sync::mpsc::channel::<&'static str>(1);
+    let body = futures_util::stream::unfold(body, |mut body| async {
+        let piece = body.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(piece), body))
+    });
+    let request = post(&server, "/topics/a").body(reqwest::Body::wrap_stream(body)).answer_to(&mine);
+    let publisher = async {
+        pieces.send("begun ").await.expect("it is read");
+        assert_eq!(witness.next().await["code"], "token_expired");
+        pieces.send("and ended").await.expect("it is read");
+        drop(pieces);
+    };
+    let (answer, ()) = tokio::join!(request, publisher);
+    answer.problem(401, "token_expired");
+}
