@@ -2,7 +2,8 @@
 //!
 //! Each test prints its seed and proves that its fault happened. `REDIS_SEED` repeats the draws of an earlier
 //! run (the interleaving is the machine's), `REDIS_ROUNDS` makes every fault happen so many times as often,
-//! `REDIS_REPLICAS` gives every deployment so many replicas at least.
+//! `REDIS_REPLICAS` gives every deployment so many replicas at least, `REDIS_SERVER` names the program to start,
+//! so that other versions and Valkey are tried.
 
 mod across;
 mod bare;

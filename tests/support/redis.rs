@@ -14,6 +14,11 @@ use std::{
 /// How long it may take to start.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The server to start: `REDIS_SERVER` names another version, or Valkey.
+fn program() -> String {
+    env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
 /// Killed when it is dropped.
 pub struct Redis {
     pub port: u16,
@@ -25,11 +30,11 @@ pub struct Redis {
 impl Redis {
     /// A server with these settings, as the command line takes them. Nothing is saved unless they say so.
     ///
-    /// Nothing where there is no `redis-server` and this is not CI: then it is said aloud.
+    /// Nothing where the program is missing and this is not CI: then it is said aloud.
     pub fn start(settings: &[&str]) -> Option<Self> {
-        if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
-            assert!(env::var_os("CI").is_none(), "redis-server is not installed");
-            eprintln!("SKIPPED: redis-server is not installed");
+        if Command::new(program()).arg("--version").stdout(Stdio::null()).status().is_err() {
+            assert!(env::var_os("CI").is_none(), "{} is not installed", program());
+            eprintln!("SKIPPED: {} is not installed", program());
             return None;
         }
         let folder = env::temp_dir().join(format!("rejoin-redis-{:016x}", rand::random::<u64>()));
@@ -81,18 +86,18 @@ impl Redis {
     /// Starts what was killed, with what it had on disk.
     pub fn start_again(&mut self) {
         let port = self.port.to_string();
-        let child = Command::new("redis-server")
+        let child = Command::new(program())
             .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--loglevel", "warning"])
             .arg("--dir")
             .arg(&self.folder)
             .args(&self.settings)
             .stdout(Stdio::null())
             .spawn()
-            .expect("redis-server starts");
+            .expect("it starts");
         self.child = Some(child);
         let began = Instant::now();
         while self.try_say(&["PING"]).is_none_or(|answer| !answer.starts_with("+PONG")) {
-            assert!(began.elapsed() < PATIENCE, "redis-server does not answer");
+            assert!(began.elapsed() < PATIENCE, "{} does not answer", program());
             thread::sleep(Duration::from_millis(5));
         }
     }
