@@ -14,18 +14,31 @@ use crate::{
     support::redis::Redis,
 };
 
+/// Runs one of the scripts, but for what `change` makes of its prelude.
+fn run(redis: &Redis, change: impl Fn(&str) -> String, script: &str, topic: &str, rest: &[&str]) -> String {
+    let prelude = include_str!("../../src/log/redis/scripts/prelude.lua");
+    let changed = change(prelude);
+    assert_ne!(changed, prelude);
+    let script = format!("{changed}\n{script}");
+    let args = ["{rejoin}:", "0", "0", "1000 3600000000 16777216 268435456", topic];
+    redis.say(&[&["EVAL", &script, "0"], &args[..], rest].concat())
+}
+
 /// The script that stores a message, but for telling of it.
 fn store_in_silence(redis: &Redis, topic: &str) -> Id {
-    let script = format!(
-        "{}\nannounce = function() end\n{}",
-        include_str!("../../src/log/redis/scripts/prelude.lua"),
-        include_str!("../../src/log/redis/scripts/publish.lua")
-    );
-    let args = ["{rejoin}:", "0", "0", "1000 3600000000 16777216 268435456", topic, "t\0\0\0\0\0\0", "x"];
-    let rest = ["0", "", "", "1"];
-    let answer = redis.say(&[&["EVAL", &script, "0"], &args[..], &rest[..]].concat());
+    let publish = include_str!("../../src/log/redis/scripts/publish.lua");
+    let silent = |prelude: &str| format!("{prelude}\nannounce = function() end");
+    let answer = run(redis, silent, publish, topic, &["t\0\0\0\0\0\0", "x", "0", "", "", "1"]);
     let id = answer.lines().last().and_then(|id| id.parse().ok());
     id.unwrap_or_else(|| panic!("{answer}"))
+}
+
+/// The script that sweeps, as it will be run in eight days.
+fn sweep_in_eight_days(redis: &Redis) {
+    let probe = include_str!("../../src/log/redis/scripts/probe.lua");
+    let later =
+        |prelude: &str| prelude.replace("redis.call('TIME')", "{redis.call('TIME')[1] + 8 * 24 * 3600, 0}");
+    run(redis, later, probe, "", &["nobody", "1", "1"]);
 }
 
 #[tokio::test]
@@ -41,6 +54,32 @@ async fn what_the_link_leaves_out_is_read_before_anything_newer_is_given() {
             let told = publish(&broker, "a").await;
             let expected = [silent[0], silent[1], told].map(Some);
             assert_eq!(read_until(&mut reader, told).await, expected, "{pattern}");
+        }
+    }
+}
+
+/// What the index has dropped may have been in any topic, also in one that is published to again: the chain of
+/// that begins with what was forgotten and not with nothing.
+#[tokio::test]
+async fn a_topic_that_was_forgotten_and_begins_again_is_a_gap_for_who_stands_before_that_and_nobody_else() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let mut level = subscribe(&broker, "*", Start::Now).await;
+    let (first, second) = (publish(&broker, "a").await, publish(&broker, "a").await);
+    let forgotten = publish(&broker, "b").await;
+    assert_eq!(read_until(&mut level, forgotten).await, [first, second, forgotten].map(Some));
+    sweep_in_eight_days(&redis);
+    assert_eq!(redis.say(&["ZSCORE", "{rejoin}:index", "a"]), "$-1\r\n", "it is not forgotten");
+    let last = publish(&broker, "a").await;
+    assert_eq!(read_until(&mut level, last).await, [Some(last)]);
+    // Another one has only the store.
+    for broker in [&broker, &log(&redis.url()).await] {
+        for pattern in ["a", "*"] {
+            for (cursor, told) in [(first, true), (second, true), (forgotten, false)] {
+                let mut reader = subscribe(broker, pattern, Start::After(cursor)).await;
+                let expected = if told { vec![None, Some(last)] } else { vec![Some(last)] };
+                assert_eq!(read_until(&mut reader, last).await, expected, "{pattern} after {cursor}");
+            }
         }
     }
 }
