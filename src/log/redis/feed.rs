@@ -467,3 +467,38 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Reason, Retention};
+
+    const AGE: Duration = Duration::from_secs(60);
+
+    fn probe(began: u64, newest: u64) -> Announced {
+        Announced::Probe { began: Id::new(began), newest: Id::new(newest), token: 1 }
+    }
+
+    fn facts(began: u64, newest: u64) -> Facts {
+        let [began, newest] = [began, newest].map(Id::new);
+        let retention = Retention { messages: 1, age: AGE, bytes: 1, total_bytes: 1 };
+        let (inherited, previous, forgotten) = (Id::ZERO, Id::ZERO, began);
+        let (reason, keep) = (Reason::Failover, (&retention).into());
+        Facts { newest, began, inherited, previous, forgotten, reason, keep }
+    }
+
+    /// The link leads to the old primary, which still gives out ids, and the store is asked at the new one: that
+    /// may yet give out ids before the newest that the link has brought, so nobody may stand there.
+    #[test]
+    fn what_the_link_tells_of_one_life_vouches_for_nothing_of_another() {
+        let feed = Feed::new(AGE);
+        let link = feed.begin_link();
+        feed.arrive(link, probe(10, 15));
+        assert!(feed.turn(link, &facts(10, 15)) && feed.settle(link, &facts(10, 15)));
+        assert_eq!(feed.watermark(), Id::new(15));
+        feed.unsettle();
+        feed.arrive(link, probe(10, 30));
+        assert!(!(feed.turn(link, &facts(20, 25)) && feed.settle(link, &facts(20, 25))));
+        assert_eq!((feed.watermark(), feed.generation()), (Id::new(15), None));
+    }
+}
