@@ -22,7 +22,7 @@ pub use self::{
     grants::{GrantList, Grants, Template},
     key::{Digest, new_key},
     mint::{MintError, SigningKey, Wish, mint},
-    tables::{AnonymousTable, InLine, JwtTable, KeyTable},
+    tables::{AnonymousTable, InLine, JwtTable, KeyTable, Read},
 };
 
 /// Why a credential is not accepted: for the operator's log. The client learns that it is not, and whether

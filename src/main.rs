@@ -5,8 +5,10 @@ mod logging;
 mod reload;
 
 use std::{
+    fs,
     io::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     process::ExitCode,
     sync::Arc,
 };
@@ -20,6 +22,8 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
 };
+
+use self::reload::Sources;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -35,15 +39,16 @@ const BACKLOG: u32 = 65_535;
 fn main() -> ExitCode {
     match cli::Cli::parse().into_command() {
         cli::Command::Serve(flags) => {
-            settings(&flags).map_or_else(|code| code, |settings| serve(flags, settings))
+            let mut sources = Sources::default();
+            settings(&flags, |path| sources.read(path))
+                .map_or_else(|code| code, |settings| serve(flags, settings, sources))
         }
-        cli::Command::Config(flags) => {
-            settings(&flags).map_or_else(|code| code, |settings| cli::print(settings.show()).report())
-        }
+        cli::Command::Config(flags) => settings(&flags, |path| fs::read_to_string(path))
+            .map_or_else(|code| code, |settings| cli::print(settings.show()).report()),
         cli::Command::Pub(publish) => cli::run(publish.run()),
         cli::Command::Sub(subscribe) => cli::run(subscribe.run()),
         cli::Command::Key(key) => key.run().report(),
-        cli::Command::Token(token) => settings(&token.flags())
+        cli::Command::Token(token) => settings(&token.flags(), |path| fs::read_to_string(path))
             .map_or_else(|code| code, |settings| token.run(&settings.config.authority()).report()),
         cli::Command::Bench(bench) => cli::run(bench.run()),
         cli::Command::Completions(completions) => completions.run().report(),
@@ -51,21 +56,21 @@ fn main() -> ExitCode {
 }
 
 /// Everything is checked before anything is bound, and all that is wrong is told at once.
-fn settings(flags: &Flags) -> Result<Settings, ExitCode> {
-    Settings::read(flags, |name| std::env::var(name).ok()).map_err(|mistakes| {
+fn settings(flags: &Flags, read: impl FnMut(&Path) -> std::io::Result<String>) -> Result<Settings, ExitCode> {
+    Settings::read(flags, |name| std::env::var(name).ok(), read).map_err(|mistakes| {
         mistakes.iter().for_each(|mistake| eprintln!("error: {mistake}"));
         ExitCode::from(2)
     })
 }
 
-fn serve(flags: Flags, settings: Settings) -> ExitCode {
+fn serve(flags: Flags, settings: Settings, sources: Sources) -> ExitCode {
     logging::start(settings.config.log_level);
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for name in rejoin::config::unknown_variables(names) {
         tracing::warn!(name, "there is no setting of this name, so the variable says nothing");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    match runtime.and_then(|runtime| runtime.block_on(run(flags, settings))) {
+    match runtime.and_then(|runtime| runtime.block_on(run(flags, settings, sources))) {
         Ok(Drained::Completely) => ExitCode::SUCCESS,
         Ok(Drained::Partly(left)) => {
             tracing::warn!(connections = left, "ended before all had left");
@@ -78,7 +83,7 @@ fn serve(flags: Flags, settings: Settings) -> ExitCode {
     }
 }
 
-async fn run(flags: Flags, settings: Settings) -> std::io::Result<Drained> {
+async fn run(flags: Flags, settings: Settings, sources: Sources) -> std::io::Result<Drained> {
     let config = Arc::new(settings.config.clone());
     let shutdown = Shutdown::new();
     // Before it says that it is there, so that nobody ends it out of order.
@@ -92,7 +97,7 @@ async fn run(flags: Flags, settings: Settings) -> std::io::Result<Drained> {
     let app = server.app().clone();
     tokio::select! {
         served = server.serve(listener) => served,
-        Err(error) = reload::follow(&app, flags, settings) => Err(error),
+        Err(error) = reload::follow(&app, flags, settings, sources) => Err(error),
         never = logging::tell_what_is_left_out() => never,
     }
 }

@@ -2,18 +2,19 @@
 
 use std::{
     convert::Infallible,
-    io,
+    fs, io,
     os::unix::fs::MetadataExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use rejoin::{
-    App, Config,
+    App,
     config::{Flags, Settings},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
+    task,
     time::{MissedTickBehavior, interval},
 };
 
@@ -23,21 +24,25 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The settings that are read again; the others need a new start.
 const READ_AGAIN: [&str; 2] = ["allowed-origin", "jwt-secret"];
 
-/// Follows the files of `settings`, and gives `app` what changes.
+/// Follows the files that `settings` were read from, and gives `app` what changes.
 ///
 /// # Cancel safety
 /// Dropping this stops the following.
-pub async fn follow(app: &App, flags: Flags, mut settings: Settings) -> io::Result<Infallible> {
+pub async fn follow(
+    app: &App,
+    flags: Flags,
+    mut settings: Settings,
+    mut taken: Sources,
+) -> io::Result<Infallible> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut taken = look(&settings.config).await;
     let mut before = taken.clone();
     loop {
         tokio::select! {
             _ = hangup.recv() => {}
             _ = tick.tick() => {
-                let now = look(&settings.config).await;
+                let now = taken.now().await?;
                 // What is just being written is read once it rests.
                 let rests = std::mem::replace(&mut before, now.clone()) == now;
                 if now == taken || !rests {
@@ -45,19 +50,17 @@ pub async fn follow(app: &App, flags: Flags, mut settings: Settings) -> io::Resu
                 }
             }
         }
-        taken = look(&settings.config).await;
-        if let Some(read) = read_again(app, &flags, &settings) {
-            settings = read;
-            // There may be other key files now.
-            taken = look(&settings.config).await;
-        }
+        // What is refused is followed too: its mistake may be in another file.
+        taken = Sources::default();
+        settings = read_again(app, &flags, &settings, &mut taken).unwrap_or(settings);
         before = taken.clone();
     }
 }
 
 /// Puts in force what is written now. None, and nothing has changed, if there is a mistake in it.
-fn read_again(app: &App, flags: &Flags, settings: &Settings) -> Option<Settings> {
-    let read = match Settings::read(flags, |name| std::env::var(name).ok()) {
+fn read_again(app: &App, flags: &Flags, settings: &Settings, sources: &mut Sources) -> Option<Settings> {
+    let read = Settings::read(flags, |name| std::env::var(name).ok(), |path| sources.read(path));
+    let read = match read {
         Ok(read) => read,
         Err(mistakes) => {
             for mistake in &mistakes {
@@ -81,15 +84,31 @@ fn read_again(app: &App, flags: &Flags, settings: &Settings) -> Option<Settings>
     Some(read)
 }
 
-/// How a file is told from what it was: when it was written, how long it is, and which one it is.
+/// The files that settings were read from, each as it was just before.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Sources(Vec<(PathBuf, Look)>);
+
+/// How a file is told from what it was: when it was written, how long it is, and which one it is. None where there
+/// is no file. A pipe is none: it can be read once.
 type Look = Option<(SystemTime, u64, u64)>;
 
-async fn look(config: &Config) -> Vec<(PathBuf, Look)> {
-    let mut looks = Vec::new();
-    for path in config.config.iter().chain(&config.tables.files) {
-        let found = tokio::fs::metadata(path).await.ok();
-        let look = found.and_then(|found| Some((found.modified().ok()?, found.len(), found.ino())));
-        looks.push((path.clone(), look));
+impl Sources {
+    /// Reads a file, but looks at it first: what is written meanwhile is seen as a change.
+    pub fn read(&mut self, path: &Path) -> io::Result<String> {
+        self.0.push(look(path));
+        fs::read_to_string(path)
     }
-    looks
+
+    /// The same files as they are now.
+    async fn now(&self) -> io::Result<Self> {
+        let paths: Vec<_> = self.0.iter().map(|(path, _)| path.clone()).collect();
+        let looked = task::spawn_blocking(move || paths.iter().map(|path| look(path)).collect());
+        Ok(Self(looked.await?))
+    }
+}
+
+fn look(path: &Path) -> (PathBuf, Look) {
+    let found = fs::metadata(path).ok().filter(fs::Metadata::is_file);
+    let look = found.and_then(|found| Some((found.modified().ok()?, found.len(), found.ino())));
+    (path.to_owned(), look)
 }

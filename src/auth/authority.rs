@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -55,8 +54,6 @@ pub struct Authority {
     pub token_keys: Vec<TokenKey>,
     /// What may be done without a credential. None: nothing.
     pub anonymous: Option<Arc<Grants>>,
-    /// The files that keys were read from.
-    pub files: Vec<PathBuf>,
 }
 
 /// Somebody whose credential was accepted, or who has none.

@@ -1,7 +1,7 @@
 //! Keys and grants as the configuration file has them: `[[key]]`, `[[jwt]]` and `[anonymous]`.
 
 use std::{
-    fs,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,6 +17,9 @@ use super::{
 
 /// A table, and the line where it stands.
 pub type InLine<T> = (T, usize);
+
+/// Reads a file that a table names.
+pub type Read<'a> = dyn FnMut(&Path) -> io::Result<String> + 'a;
 
 /// `[[key]]`: an API key, by its hash.
 #[derive(Debug, Deserialize)]
@@ -70,7 +73,7 @@ pub struct AnonymousTable {
 }
 
 impl Authority {
-    /// What these tables say, and the files that they name, relative to `folder`.
+    /// What these tables say, and the files that they name.
     ///
     /// # Errors
     /// All mistakes, each in its line. They repeat nothing that may be secret.
@@ -78,14 +81,14 @@ impl Authority {
         keys: Vec<InLine<KeyTable>>,
         jwts: Vec<InLine<JwtTable>>,
         anonymous: Option<InLine<AnonymousTable>>,
-        folder: &Path,
+        read: &mut Read<'_>,
     ) -> Result<Self, Vec<InLine<String>>> {
         let (mut authority, mut mistakes) = (Self::default(), Vec::new());
         for (table, line) in keys {
             mistakes.extend(authority.add_key(table).err().map(|what| (what, line)));
         }
         for (table, line) in jwts {
-            mistakes.extend(authority.add_jwt(table, folder).err().map(|what| (what, line)));
+            mistakes.extend(authority.add_jwt(table, read).err().map(|what| (what, line)));
         }
         if let Some((AnonymousTable { subscribe, publish, metrics }, line)) = anonymous {
             let list = GrantList { subscribe, publish, admin: false, metrics };
@@ -122,9 +125,8 @@ impl Authority {
         Ok(())
     }
 
-    fn add_jwt(&mut self, table: JwtTable, folder: &Path) -> Result<(), String> {
-        self.files.extend(table.file.iter().map(|file| folder.join(file)));
-        let verifier = table.verifier(folder).map_err(|text| format!("jwt {:?}: {text}", table.name))?;
+    fn add_jwt(&mut self, table: JwtTable, read: &mut Read<'_>) -> Result<(), String> {
+        let verifier = table.verifier(read).map_err(|text| format!("jwt {:?}: {text}", table.name))?;
         let JwtTable { name, iss, aud, subscribe, publish, admin, metrics, .. } = table;
         let is_same = |known: &&TokenKey| known.verifier.fingerprint().is(verifier.fingerprint());
         if let Some(known) = self.token_keys.iter().find(is_same) {
@@ -137,12 +139,13 @@ impl Authority {
 }
 
 impl JwtTable {
-    fn verifier(&self, folder: &Path) -> Result<Verifier, String> {
-        let read = self.file.as_ref().map(|file| {
-            fs::read_to_string(folder.join(file)).map_err(|error| format!("file {}: {error}", file.display()))
-        });
-        let read = read.transpose()?;
-        let material = match (&self.secret, &self.pem, &self.jwk, &read) {
+    fn verifier(&self, read: &mut Read<'_>) -> Result<Verifier, String> {
+        let text = self
+            .file
+            .as_ref()
+            .map(|file| read(file).map_err(|error| format!("file {}: {error}", file.display())));
+        let text = text.transpose()?;
+        let material = match (&self.secret, &self.pem, &self.jwk, &text) {
             (Some(secret), None, None, None) => Material::Secret(secret),
             (None, Some(pem), None, None) => Material::Pem(pem),
             (None, None, Some(jwk), None) => Material::Jwk(jwk),

@@ -3,16 +3,21 @@
 use std::path::Path;
 
 use super::File;
-use crate::auth::Authority;
+use crate::auth::{Authority, Read};
 
-/// Takes `[[key]]`, `[[jwt]]` and `[anonymous]`, and reads the files that they name, relative to the
+/// Takes `[[key]]`, `[[jwt]]` and `[anonymous]`, and by `read` the files that they name, relative to the
 /// configuration file at `path`.
 /// Where there are mistakes, nobody is let in.
-pub fn authority(file: &mut File<'_>, path: &Path, mistakes: &mut Vec<String>) -> Authority {
+pub fn authority(
+    file: &mut File<'_>,
+    path: &Path,
+    read: &mut Read<'_>,
+    mistakes: &mut Vec<String>,
+) -> Authority {
     let (keys, jwts) = (file.take_tables("key", mistakes), file.take_tables("jwt", mistakes));
     let anonymous = file.take_table("anonymous", mistakes);
     let folder = path.parent().unwrap_or(Path::new(""));
-    Authority::new(keys, jwts, anonymous, folder).unwrap_or_else(|wrong| {
+    Authority::new(keys, jwts, anonymous, &mut |named| read(&folder.join(named))).unwrap_or_else(|wrong| {
         mistakes.extend(wrong.into_iter().map(|(what, line)| file.mistake_in_line(line, what)));
         Authority::closed()
     })

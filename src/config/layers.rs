@@ -1,6 +1,6 @@
 //! Flags over the environment over the file over the defaults, and where each value stood.
 
-use std::{fmt, path::Path};
+use std::{fmt, io, path::Path};
 
 use clap::Parser;
 
@@ -9,7 +9,7 @@ use super::{
     file::File,
     flags::{self, Flags},
 };
-use crate::auth::Authority;
+use crate::auth::{Authority, Read};
 
 /// Variables that begin as ours do and are no settings: credentials for Redis that its URL lacks, and
 /// what the commands that are clients read.
@@ -43,17 +43,22 @@ pub enum Place {
 }
 
 impl Settings {
-    /// Lays the flags over `environment` over the file that they name over the defaults.
+    /// Lays the flags over `environment` over the file that they name over the defaults. Files are read by
+    /// `read`, also where that ends in an error.
     ///
     /// # Errors
     /// Everything that is wrong, each with the place where it stands.
-    pub fn read(typed: &Flags, environment: impl Fn(&str) -> Option<String>) -> Result<Self, Vec<String>> {
+    pub fn read(
+        typed: &Flags,
+        environment: impl Fn(&str) -> Option<String>,
+        mut read: impl FnMut(&Path) -> io::Result<String>,
+    ) -> Result<Self, Vec<String>> {
         // Set to nothing is not set: so it is written where variables are passed on.
         let environment = |name: &str| environment(name).filter(|text| !text.is_empty());
         let mut mistakes = Vec::new();
         let path = typed.find("config").map(str::to_owned).or_else(|| environment(&variable("config")));
         let path = path.unwrap_or_default();
-        let text = read(&path, &mut mistakes);
+        let text = text_of(&path, &mut read, &mut mistakes);
         let mut file = File::parse(&path, &text, &mut mistakes);
 
         let mut settings = Vec::new();
@@ -81,7 +86,7 @@ impl Settings {
             let (text, place) = first.unwrap_or_else(|| (flags::default(&name), Place::Default));
             settings.push(Setting { name, text, place });
         }
-        let tables = access::authority(&mut file, Path::new(&path), &mut mistakes);
+        let tables = access::authority(&mut file, Path::new(&path), &mut read, &mut mistakes);
         mistakes.extend(file.leftovers());
 
         let right = settings.iter().filter(|setting| !mistaken.contains(&setting.name));
@@ -148,11 +153,11 @@ fn variable(name: &str) -> String {
 }
 
 /// The file's text; nothing if there is no file.
-fn read(path: &str, mistakes: &mut Vec<String>) -> String {
+fn text_of(path: &str, read: &mut Read<'_>, mistakes: &mut Vec<String>) -> String {
     if path.is_empty() {
         return String::new();
     }
-    std::fs::read_to_string(Path::new(path)).unwrap_or_else(|error| {
+    read(Path::new(path)).unwrap_or_else(|error| {
         mistakes.push(format!("{path}: it cannot be read: {error}"));
         String::new()
     })

@@ -42,7 +42,12 @@ pub fn parse(toml: &str) -> Result<Authority, Vec<String>> {
 pub fn parse_at(path: &str, toml: &str) -> Result<Authority, Vec<String>> {
     let mut mistakes = Vec::new();
     let mut file = File::parse(path, toml, &mut mistakes);
-    let authority = config::authority(&mut file, Path::new(path), &mut mistakes);
+    let authority = config::authority(
+        &mut file,
+        Path::new(path),
+        &mut |path| std::fs::read_to_string(path),
+        &mut mistakes,
+    );
     if mistakes.is_empty() { Ok(authority) } else { Err(mistakes) }
 }
 

@@ -1,13 +1,15 @@
 //! Keys, grants and origins change while connections live.
 
+use std::{fs::File, io::Write};
+
 use rejoin::{App, Config};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
-    ask::{Ask, get, post},
+    ask::{Ask, get, post, within},
     people::{As, BACKEND, bearer, publish, reads, server, tables, token, until_served, usual},
     reader::{Lines, Socket},
-    signer::Signer,
+    signer::{Signer, seconds_from_now},
     support::{
         Server,
         program::{Folder, Program},
@@ -73,7 +75,7 @@ async fn a_new_key_is_accepted_and_an_old_one_refused_at_once() {
     let es = Signer::new("ES256");
     reconfigure(&server, &es.table("new"));
     publish().await.problem(401, "unauthorized");
-    let new = es.sign(&json!({"exp": crate::signer::seconds_from_now(60), "rejoin": {"publish": ["a"]}}));
+    let new = es.sign(&json!({"exp": seconds_from_now(60), "rejoin": {"publish": ["a"]}}));
     assert_eq!(post(&server, "/topics/a").body("x").answer_to(&new).await.status, 201);
 }
 
@@ -118,6 +120,10 @@ async fn origins_change_too() {
     let id = publish(&server, "public.a", "x").await;
     assert_eq!(others.next().await["id"], json!(id));
     ask().await.problem(403, "forbidden_origin");
+}
+
+fn may_read_a() -> Value {
+    json!({"exp": seconds_from_now(60), "rejoin": {"subscribe": ["a"]}})
 }
 
 /// A file that is replaced at once, as deployments do.
@@ -170,12 +176,72 @@ async fn a_key_in_a_file_of_its_own_is_followed_too() {
     std::fs::write(folder.path("key.pem"), &old.public).expect("a file");
     write(&folder, "[[jwt]]\nname = \"k\"\nalgorithm = \"ES256\"\nfile = \"key.pem\"\n");
     let program = Program::start(&["--config", &folder.path("rejoin.toml")]).await;
-    let claims = json!({"exp": crate::signer::seconds_from_now(60), "rejoin": {"subscribe": ["a"]}});
-    let header = bearer(&old.sign(&claims));
+    let header = bearer(&old.sign(&may_read_a()));
     let mut lines = Lines::open_with(&program.server, "/topics/a", &[("authorization", &header)]).await;
     std::fs::write(folder.path("key.pem"), &new.public).expect("a file");
     assert_eq!(lines.next().await["code"], "forbidden");
-    assert_eq!(get(&program.server, "/topics/a").answer_to(&new.sign(&claims)).await.status, 200);
+    assert_eq!(get(&program.server, "/topics/a").answer_to(&new.sign(&may_read_a())).await.status, 200);
+}
+
+/// The configuration is refused because of a key file that it is the first to name. Whoever mends that file must
+/// not have to touch the configuration too.
+#[tokio::test]
+async fn a_file_that_only_a_refused_configuration_names_is_followed_too() {
+    let folder = Folder::new();
+    let new = Signer::new("ES256");
+    write(&folder, &usual());
+    let mut program = Program::start(&["--config", &folder.path("rejoin.toml")]).await;
+    let table = "[[jwt]]\nname = \"new\"\nalgorithm = \"ES256\"\nfile = \"key.pem\"\n";
+    write(&folder, &(usual() + table));
+    program.until_told("file key.pem").await;
+    program.until_told("what was in force stays").await;
+    std::fs::write(folder.path("key.pem"), &new.public).expect("a file");
+    program.until_told("were read again").await;
+    assert_eq!(get(&program.server, "/topics/a").answer_to(&new.sign(&may_read_a())).await.status, 200);
+}
+
+/// A key file is replaced after it was read and before all that belongs to it was, both when the server starts and
+/// when it reads again. What was written last must come into force.
+#[tokio::test]
+async fn what_is_written_while_the_files_are_read_is_read_once_more() {
+    let folder = Folder::new();
+    let keys = [(); 3].map(|()| Signer::new("ES256"));
+    let (path, pipe) = (folder.path("key.pem"), folder.path("pipe"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("it runs").success());
+    // The pipe is read last, and only when something is written to it.
+    write(
+        &folder,
+        "[[jwt]]\nname = \"k\"\nalgorithm = \"ES256\"\nfile = \"key.pem\"\n\
+         [[jwt]]\nname = \"last\"\nalgorithm = \"EdDSA\"\nfile = \"pipe\"\n",
+    );
+    let last = Signer::new("EdDSA").public;
+    let replace = |key: &Signer| std::fs::write(&path, &key.public).expect("a file");
+    replace(&keys[0]);
+    let arguments = ["--config", &folder.path("rejoin.toml")];
+    let (program, ()) = tokio::join!(Program::start(&arguments), async {
+        let mut pipe = being_read(&pipe).await;
+        replace(&keys[1]);
+        pipe.write_all(last.as_bytes()).expect("it is read");
+    });
+    for key in &keys[1..] {
+        let mut pipe = being_read(&pipe).await;
+        replace(&keys[2]);
+        pipe.write_all(last.as_bytes()).expect("it is read");
+        drop(pipe);
+        let token = key.sign(&may_read_a());
+        within("the key that was written last", async {
+            while get(&program.server, "/topics/a").answer_to(&token).await.status != 200 {}
+        })
+        .await;
+    }
+}
+
+/// A pipe, once the program waits for what is written to it.
+async fn being_read(pipe: &str) -> File {
+    let (opened, opens) = tokio::sync::oneshot::channel();
+    let path = pipe.to_owned();
+    std::thread::spawn(move || opened.send(File::create(path)));
+    within("somebody reads the pipe", opens).await.expect("it is opened").expect("a pipe")
 }
 
 #[tokio::test]
