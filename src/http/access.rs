@@ -117,7 +117,9 @@ impl Access {
         };
         let identity = rules.authority.identify(credential, SystemTime::now()).map_err(told)?;
         let page = origin::listed(request).map(Arc::new);
-        Ok(Self { app: app.clone(), rules, identity, page })
+        let access = Self { app: app.clone(), rules, identity, page };
+        // The page was let in by the rules of a moment ago.
+        if access.is_page_listed(&access.rules) { Ok(access) } else { Err(origin::foreign()) }
     }
 
     /// # Errors
@@ -314,4 +316,28 @@ fn forbidden(who: &Identity, grant: &'static str, what: &dyn Display) -> Problem
         _ => format!("topic {:?}: {grant} is not granted", what.to_string()),
     };
     Problem::new(code, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use http::header;
+
+    use super::*;
+    use crate::{broker::Broker, log::MemoryLog, shutdown::Shutdown};
+
+    /// The origin of a page is looked at when its request comes in, and the rules may change before it is asked
+    /// who it is. A connection that began in between would hear of no change any more.
+    #[tokio::test]
+    async fn a_page_that_is_no_longer_listed_is_nobody() {
+        let allowed_origins = vec!["https://app.example".parse().expect("an origin")];
+        let config = Config { allowed_origins, ..Config::default() };
+        let log = MemoryLog::start(config.retention());
+        let app = App::new(Broker::new(log), Arc::new(config), Shutdown::new());
+        let page = Request::builder().header(header::ORIGIN, "https://app.example");
+        let page = page.body(Body::empty()).expect("a request");
+        assert!(Access::of(&app, &page).is_ok());
+        app.reconfigure(&Config::default()).expect("it may be changed so");
+        assert_eq!(Access::of(&app, &page).err().map(|problem| problem.code), Some(Code::ForbiddenOrigin));
+    }
 }
