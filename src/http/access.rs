@@ -109,10 +109,9 @@ impl Access {
             Ok(credential) => credential,
             // An open server looks at none.
             Err(_) if rules.authority.is_open() => None,
-            Err(ambiguous) => {
-                tracing::debug!(place = ambiguous.0, "refused different credentials in one place");
-                let detail = format!("there are different credentials in {}", ambiguous.0);
-                return Err(Problem::new(Code::Unauthorized, detail));
+            Err(unusable) => {
+                tracing::debug!(why = %unusable, "refused a credential");
+                return Err(Problem::new(Code::Unauthorized, unusable.to_string()));
             }
         };
         let identity = rules.authority.identify(credential, SystemTime::now()).map_err(told)?;

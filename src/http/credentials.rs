@@ -14,15 +14,22 @@ const SUBPROTOCOL: &str = "bearer.";
 
 /// What was shown, if anything. Without `Debug`: it is not to be written anywhere.
 #[derive(Clone)]
-pub struct Shown(Result<Option<Box<str>>, Ambiguous>);
+pub struct Shown(Result<Option<Box<str>>, Unusable>);
 
-/// Different credentials in one place: one of them may be somebody else's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ambiguous(pub &'static str);
+/// Something was shown, but not who this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// One of them may be somebody else's.
+    #[error("there are different credentials in {0}")]
+    Ambiguous(&'static str),
+    /// Whoever shows something means to be somebody, and is not to be taken for nobody.
+    #[error("Authorization: the only scheme that is accepted is Bearer")]
+    Scheme,
+}
 
 impl Shown {
-    pub fn credential(&self) -> Result<Option<&str>, Ambiguous> {
-        self.0.as_ref().map(Option::as_deref).map_err(|ambiguous| *ambiguous)
+    pub fn credential(&self) -> Result<Option<&str>, Unusable> {
+        self.0.as_ref().map(Option::as_deref).map_err(|unusable| *unusable)
     }
 }
 
@@ -32,12 +39,17 @@ impl Shown {
 pub fn take(request: &mut Request) -> Shown {
     let from_query = take_from_query(request.uri_mut());
     let headers = request.headers_mut();
+    let (bearers, has_others) = authorizations(headers);
     let shown = first([
-        ("Authorization", bearers(headers)),
+        ("Authorization", bearers),
         ("Sec-WebSocket-Protocol", subprotocols(headers)),
         (PARAMETER, from_query),
         (COOKIE, cookies(headers)),
     ]);
+    let shown = match shown {
+        Ok(None) if has_others => Err(Unusable::Scheme),
+        shown => shown,
+    };
     let secret = [header::AUTHORIZATION, header::COOKIE, header::SEC_WEBSOCKET_PROTOCOL];
     for (name, value) in headers.iter_mut() {
         value.set_sensitive(value.is_sensitive() || secret.contains(name));
@@ -46,25 +58,32 @@ pub fn take(request: &mut Request) -> Shown {
 }
 
 /// What is in the first place that has something.
-fn first(places: [(&'static str, Vec<String>); 4]) -> Result<Option<Box<str>>, Ambiguous> {
+fn first(places: [(&'static str, Vec<String>); 4]) -> Result<Option<Box<str>>, Unusable> {
     for (place, mut found) in places {
         found.sort_unstable();
         found.dedup();
         match (found.pop(), found.pop()) {
             (None, _) => {}
             (Some(only), None) => return Ok(Some(only.into())),
-            (Some(_), Some(_)) => return Err(Ambiguous(place)),
+            (Some(_), Some(_)) => return Err(Unusable::Ambiguous(place)),
         }
     }
     Ok(None)
 }
 
-/// `Authorization: Bearer` (RFC 6750 §2.1). Another scheme is for a proxy before us.
-fn bearers(headers: &HeaderMap) -> Vec<String> {
-    let values = texts(headers, &header::AUTHORIZATION);
-    let schemes = values.iter().map(|value| value.split_once(' ').unwrap_or((value, "")));
-    let bearers = schemes.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    bearers.map(|(_, token)| token.trim().to_owned()).collect()
+/// What `Authorization` has for the scheme `Bearer` (RFC 6750 §2.1, RFC 9110 §11.4), and whether it has others: those
+/// may be for a proxy before us.
+fn authorizations(headers: &HeaderMap) -> (Vec<String>, bool) {
+    let (mut bearers, mut has_others) = (Vec::new(), false);
+    for value in texts(headers, &header::AUTHORIZATION) {
+        let (scheme, rest) = value.split_at(value.find([' ', '\t']).unwrap_or(value.len()));
+        if scheme.eq_ignore_ascii_case("bearer") {
+            bearers.push(rest.trim_matches(' ').to_owned());
+        } else if !value.is_empty() {
+            has_others = true;
+        }
+    }
+    (bearers, has_others)
 }
 
 fn subprotocols(headers: &HeaderMap) -> Vec<String> {
@@ -121,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    fn shown(uri: &str, headers: &[(&str, &str)]) -> (Result<Option<String>, Ambiguous>, Request) {
+    fn shown(uri: &str, headers: &[(&str, &str)]) -> (Result<Option<String>, Unusable>, Request) {
         let mut request = Request::builder().uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -143,12 +162,28 @@ mod tests {
         assert_eq!(found("/?token=in-query", &all[1..]).as_deref(), Some("in-subprotocol"));
         assert_eq!(found("/?token=in-query", &all[2..]).as_deref(), Some("in-query"));
         assert_eq!(found("/", &all[2..]).as_deref(), Some("in-cookie"));
-        let others = [
-            ("authorization", "Basic dTpw"),
-            ("cookie", "other_rejoin_token=x"),
-            ("sec-websocket-protocol", "bearer"),
-        ];
+        let others =
+            [("authorization", ""), ("cookie", "other_rejoin_token=x"), ("sec-websocket-protocol", "bearer")];
         assert_eq!(found("/?tokens=x&Token=y", &others), None);
+    }
+
+    #[test]
+    fn the_scheme_is_bearer_in_any_case_and_no_other_is_taken_for_nothing() {
+        let found = |value: &str, uri: &str| shown(uri, &[("authorization", value)]).0;
+        for bearer in ["Bearer x", "bearer x", "BEARER  x", "bEaReR   x "] {
+            assert_eq!(found(bearer, "/"), Ok(Some("x".into())), "{bearer:?}");
+        }
+        for (no_key, as_shown) in
+            [("Bearer", ""), ("Bearer ", ""), ("Bearer\tx", "\tx"), ("Bearer x y", "x y")]
+        {
+            assert_eq!(found(no_key, "/"), Ok(Some(as_shown.into())), "{no_key:?} is refused");
+        }
+        for other in ["Basic dTpw", "Bearerx", "x", "Digest username=\"u\"", "Bearer,x"] {
+            assert_eq!(found(other, "/"), Err(Unusable::Scheme), "{other:?}");
+            assert_eq!(found(other, "/?token=mine"), Ok(Some("mine".into())), "{other:?} is the proxy's");
+        }
+        let both = [("authorization", "Basic dTpw"), ("authorization", "Bearer x")];
+        assert_eq!(shown("/", &both).0, Ok(Some("x".into())));
     }
 
     #[test]
@@ -172,9 +207,9 @@ mod tests {
     #[test]
     fn two_credentials_in_one_place_are_refused_and_one_given_twice_is_not() {
         let cookies = |cookie: &str| shown("/", &[("cookie", cookie)]).0;
-        assert_eq!(cookies("rejoin_token=mine; rejoin_token=planted"), Err(Ambiguous(COOKIE)));
+        assert_eq!(cookies("rejoin_token=mine; rejoin_token=planted"), Err(Unusable::Ambiguous(COOKIE)));
         assert_eq!(cookies("rejoin_token=\"mine\"; rejoin_token=mine"), Ok(Some("mine".into())));
-        assert_eq!(shown("/?token=a&token=b", &[]).0, Err(Ambiguous(PARAMETER)));
+        assert_eq!(shown("/?token=a&token=b", &[]).0, Err(Unusable::Ambiguous(PARAMETER)));
     }
 
     #[test]

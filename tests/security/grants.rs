@@ -109,6 +109,24 @@ async fn a_credential_that_is_not_accepted_is_refused_everywhere() {
     }
 }
 
+#[tokio::test]
+async fn who_shows_a_credential_of_another_scheme_is_told_and_is_not_anonymous() {
+    let server = server().await;
+    let basic = [("authorization", "Basic dTpw")];
+    for transport in Transport::ALL {
+        let answer = refusal(&server, transport, "/topics/public.a", &basic).await;
+        let problem = answer.problem(401, "unauthorized");
+        assert!(text(&problem["detail"]).contains("Bearer"), "{problem}");
+        assert_eq!(answer.header("www-authenticate"), "Bearer");
+    }
+    // The header is a proxy's that checks it itself, and the credential is in another place.
+    let path = format!("/topics/users.u1.a?token={}", reads("u1", &["users.{sub}.**"]));
+    let answer = get(&server, &path).header("authorization", "Basic dTpw").answer().await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let health = get(&server, "/health/ready").header("authorization", "Basic dTpw").answer().await;
+    assert_eq!(health.status, 200, "{health:?}");
+}
+
 /// Two different tokens in one place, which nobody who asks for none is to stumble over.
 #[tokio::test]
 async fn an_open_server_looks_at_no_credential() {
@@ -116,6 +134,8 @@ async fn an_open_server_looks_at_no_credential() {
     for path in ["/topics/a?wait=0&token=x", "/topics/a?wait=0&token=x&token=y", "/stats?token=x&token=y"] {
         assert_eq!(get(&server, path).answer().await.status, 200, "{path}");
         assert_eq!(get(&server, path).answer_to("a.b.c").await.status, 200, "{path}");
+        let basic = get(&server, path).header("authorization", "Basic dTpw");
+        assert_eq!(basic.answer().await.status, 200, "{path}");
     }
 }
 
