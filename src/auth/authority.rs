@@ -178,13 +178,13 @@ impl Identity {
         !matches!(self.holder, Holder::Nobody)
     }
 
-    /// Whether both are the same: of tokens the subject, and whoever vouches for it.
+    /// Whether both are the same: of tokens the subject, and whoever vouches for it. A token without a subject may be
+    /// anybody's.
     pub fn is_same_subject(&self, other: &Self) -> bool {
         match (&self.holder, &other.holder) {
-            (Holder::Nobody, Holder::Nobody) => true,
             (Holder::Key { digest, .. }, Holder::Key { digest: other, .. }) => digest.is(other),
             (Holder::Token { claims, .. }, Holder::Token { claims: other, .. }) => {
-                claims.sub == other.sub && claims.iss == other.iss
+                claims.sub.is_some() && claims.sub == other.sub && claims.iss == other.iss
             }
             _ => false,
         }

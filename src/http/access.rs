@@ -167,7 +167,10 @@ impl Access {
                 is = identity.name(),
                 "refused to change the subject"
             );
-            return Err(Problem::new(Code::Forbidden, "token: its subject is not that of this connection"));
+            return Err(Problem::new(
+                Code::Forbidden,
+                "token: only one with the same sub and iss as that of this connection renews it",
+            ));
         }
         if let Some(pattern) = patterns.into_iter().find(|pattern| !identity.grants.may_subscribe(pattern)) {
             return Err(forbidden(&identity, "subscribe", pattern));

@@ -1,11 +1,12 @@
 //! What a token began ends with it, unless it is renewed.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     ask::{get, post, text},
     people::{As, BACKEND, bearer, publish, reads, server, token, token_for},
     reader::{Events, Lines, Socket, refusal},
+    signer::{Signer, seconds_from_now},
     support::client::Transport,
 };
 
@@ -112,6 +113,30 @@ async fn a_token_that_cannot_renew_changes_nothing() {
     let mut anonymous = Socket::open(&server, "/topics/public.a").await;
     let answer = anonymous.ask(json!({"type": "auth", "token": reads("u1", &["**"])})).await;
     assert_eq!(answer["code"], "forbidden", "{answer}");
+}
+
+#[tokio::test]
+async fn a_token_without_a_subject_or_of_another_issuer_renews_nothing() {
+    let server = server().await;
+    let sign = |claims: Value| {
+        let mut all = json!({"exp": seconds_from_now(60), "rejoin": {"subscribe": ["a"]}});
+        all.as_object_mut().expect("an object").extend(claims.as_object().expect("an object").clone());
+        Signer::new("HS256").sign(&all)
+    };
+    for (old, new, answered) in [
+        (json!({}), json!({}), "error"),
+        (json!({}), json!({"sub": "u1"}), "error"),
+        (json!({"sub": "u1"}), json!({}), "error"),
+        (json!({"sub": "u1", "iss": "a"}), json!({"sub": "u1", "iss": "b"}), "error"),
+        (json!({"sub": "u1", "iss": "a"}), json!({"sub": "u1"}), "error"),
+        (json!({"sub": "u1", "iss": "a"}), json!({"sub": "u1", "iss": "a"}), "authenticated"),
+    ] {
+        let header = bearer(&sign(old.clone()));
+        let mut socket = Socket::open_with(&server, "/topics/a", &[("authorization", &header)]).await;
+        let answer = socket.ask(json!({"type": "auth", "token": sign(new.clone())})).await;
+        assert_eq!(answer["type"], answered, "{old} {new}: {answer}");
+        assert!(answered != "error" || answer["code"] == "forbidden", "{answer}");
+    }
 }
 
 #[tokio::test]
