@@ -20,6 +20,7 @@ pub use self::{
     claims::Claims,
     containment::covers,
     grants::{GrantList, Grants, Template},
+    jwt::is_secret,
     key::{Digest, new_key},
     mint::{MintError, SigningKey, Wish, mint},
     tables::{AnonymousTable, InLine, JwtTable, KeyTable, Read},

@@ -41,6 +41,12 @@ pub enum Material<'a> {
     Jwk(&'a str),
 }
 
+/// Whether this can be a shared secret. What begins like a key in PEM or a JWK is none: whoever has the public one
+/// could sign.
+pub fn is_secret(text: &str) -> bool {
+    matches!(Material::of(text), Material::Secret(_))
+}
+
 impl<'a> Material<'a> {
     /// What a file holds, by how it begins.
     pub fn of(text: &'a str) -> Self {
@@ -63,8 +69,11 @@ pub enum KeyError {
     Kind(&'static str),
     #[error("a secret has at least {MIN_SECRET_BYTES} bytes")]
     ShortSecret,
-    #[error("a PEM key is no secret: whoever has it could sign")]
-    PemAsSecret,
+    #[error(
+        "what begins like a PEM key or a JWK is no secret, since whoever has the public one could sign: \
+         give it as pem, jwk or file, and the algorithm that it is for"
+    )]
+    KeyAsSecret,
     #[error("this is a private key; only the public one is needed to verify")]
     Private,
     #[error("the key cannot be read as the public key of {0}")]
@@ -201,8 +210,8 @@ fn secret_key(algorithm: Algorithm, secret: &[u8]) -> Result<DecodingKey, KeyErr
     if algorithm.family() != AlgorithmFamily::Hmac {
         return Err(KeyError::Kind(algorithm.name()));
     }
-    if secret.trim_ascii_start().starts_with(b"-----BEGIN") {
-        return Err(KeyError::PemAsSecret);
+    if str::from_utf8(secret).is_ok_and(|text| !is_secret(text)) {
+        return Err(KeyError::KeyAsSecret);
     }
     if secret.len() < MIN_SECRET_BYTES {
         return Err(KeyError::ShortSecret);
@@ -215,7 +224,7 @@ fn public_key(algorithm: Algorithm, pem: &str) -> Result<DecodingKey, KeyError> 
         return Err(KeyError::Private);
     }
     let key = match algorithm.family() {
-        AlgorithmFamily::Hmac => return Err(KeyError::PemAsSecret),
+        AlgorithmFamily::Hmac => return Err(KeyError::KeyAsSecret),
         AlgorithmFamily::Rsa => DecodingKey::from_rsa_pem(pem.as_bytes()),
         AlgorithmFamily::Ec => DecodingKey::from_ec_pem(pem.as_bytes()),
         AlgorithmFamily::Ed => DecodingKey::from_ed_pem(pem.as_bytes()),

@@ -4,6 +4,8 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use tracing::level_filters::LevelFilter;
 
+use crate::auth::is_secret;
+
 /// More than anybody waits or keeps, and far from where a time cannot be reckoned with.
 const LONGEST: Duration = Duration::from_secs(10 * 31_557_600);
 /// More than any machine has, and far from where a number overflows when it is multiplied.
@@ -15,7 +17,14 @@ pub struct Secret(pub String);
 
 impl Secret {
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        if text.is_empty() { Err("expected a secret, not nothing") } else { Ok(Self(text.to_owned())) }
+        match text {
+            "" => Err("expected a secret, not nothing"),
+            key if !is_secret(key) => Err(
+                "expected a secret, not a PEM key or a JWK, since whoever has the public one could sign: \
+                 give it in a [[jwt]] of the file of --config",
+            ),
+            secret => Ok(Self(secret.to_owned())),
+        }
     }
 }
 

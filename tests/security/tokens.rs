@@ -4,7 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use base64::{Engine, engine::general_purpose};
 use jsonwebtoken::Header;
-use rejoin::auth::{Authority, Digest, Identity, MintError, Refused, SigningKey, Wish, mint, new_key};
+use rejoin::{
+    auth::{Authority, Digest, Identity, MintError, Refused, SigningKey, Wish, mint, new_key},
+    config::{Flags, Settings},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -254,6 +257,44 @@ fn a_private_key_mints_what_its_public_one_accepts_with_all_that_is_asked_for_be
     assert_eq!(SigningKey::parse(other_form).err(), Some(MintError::Unreadable));
 }
 
+/// Given in place of a secret, a public key would let everybody sign who has it.
+#[test]
+fn a_public_key_is_accepted_as_a_secret_nowhere() {
+    for signer in ["RS256", "ES256", "EdDSA"].map(Signer::new) {
+        let set = format!("{{\"keys\":[{}]}}", signer.jwk());
+        for key in [signer.public.clone(), signer.jwk(), set, format!("\n\t {}", signer.jwk())] {
+            let oct = json!({"kty": "oct", "k": general_purpose::URL_SAFE_NO_PAD.encode(&key)});
+            for given in [format!("secret = {key:?}"), format!("jwk = '{oct}'")] {
+                let table = format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\n{given}\n");
+                let told = mistakes(&table).join("\n");
+                assert!(told.contains("is no secret") && !told.contains(&key), "{told}");
+            }
+            let folder = Folder::new();
+            std::fs::write(folder.path("key"), &key).expect("a file");
+            let table = "[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nfile = \"key\"\n";
+            assert!(parse_at(&folder.path("rejoin.toml"), table).is_err());
+
+            let of = |typed: Option<&str>, variable: Option<&str>, file: &str| {
+                let config = typed.is_none().then(|| "rejoin.toml".to_owned());
+                let flags = Flags::of([("jwt-secret", typed.map(str::to_owned)), ("config", config)]);
+                let environment =
+                    |name: &str| variable.filter(|_| name == "REJOIN_JWT_SECRET").map(str::to_owned);
+                Settings::read(&flags, environment, |_| Ok(file.to_owned()))
+                    .expect_err("a mistake")
+                    .join("\n")
+            };
+            for (told, place) in [
+                (of(Some(&key), None, ""), "--jwt-secret: "),
+                (of(None, Some(&key), ""), "REJOIN_JWT_SECRET: "),
+                (of(None, None, &format!("\njwt-secret = {key:?}\n")), "rejoin.toml:2: jwt-secret: "),
+            ] {
+                assert!(told.starts_with(place) && told.contains("give it in a [[jwt]]"), "{told}");
+                assert!(!told.contains(&key) && told.lines().count() == 1, "{told}");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_example_of_the_documentation_is_understood() {
     let folder = Folder::new();
@@ -298,10 +339,13 @@ fn a_mistake_in_the_tables_is_told_by_its_line_and_repeats_no_secret() {
             "[[jwt]]\nname = \"k\"\nalgorithm = \"RS256\"\nsecret = \"hunter2\"",
             "RS256 takes another kind of key",
         ),
-        (&format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\n{pem}"), "whoever has it could sign"),
+        (
+            &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\n{pem}"),
+            "whoever has the public one could sign",
+        ),
         (
             &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = '''{}'''", ec.public),
-            "whoever has it could sign",
+            "whoever has the public one could sign",
         ),
         (
             &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"ES384\"\n{pem}"),
