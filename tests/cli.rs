@@ -9,6 +9,8 @@ mod program;
 mod proxy;
 mod support;
 
+use std::time::Duration;
+
 use program::{Ended, Program, rejoin};
 use proxy::Proxy;
 use support::{
@@ -158,6 +160,29 @@ async fn a_server_that_is_not_there_ends_with_four() {
         assert_eq!(given_up.code, Some(4), "{arguments:?}: {given_up:?}");
         assert!(given_up.told().contains("cannot reach http://"), "{}", given_up.told());
     }
+}
+
+/// A proxy that lets nobody stay kept a script waiting for ever: every connection began to wait anew.
+#[tokio::test]
+async fn sub_ends_though_every_connection_is_cut_before_it_would() {
+    let server = Server::start().await;
+    rejoin(&server, &["pub", "t", "x"]).run().await;
+    let proxy = |millis| Proxy::impatient(server.addr, Duration::from_millis(millis));
+    let (lasting, hasty) = (proxy(1500).await, proxy(100).await);
+    let ends = TRANSPORTS.map(|transport| {
+        let sub = |url: &str, arguments: &[&str]| {
+            let common = ["sub", "t", "--after", "0", "--transport", transport, "--url", url];
+            Program::new(&[&common[..], arguments].concat()).run()
+        };
+        let idle = sub(&lasting.url(), &["--until-idle", "3s"]);
+        let given_up = sub(&hasty.url(), &["--until-idle", "3s", "--give-up", "2s"]);
+        async move { (transport, idle.await, given_up.await) }
+    });
+    for (transport, idle, given_up) in futures_util::future::join_all(ends).await {
+        assert_eq!((idle.code, idle.lines()), (Some(0), vec!["x"]), "{transport}: {idle:?}");
+        assert_eq!((given_up.code, given_up.lines()), (Some(4), vec!["x"]), "{transport}: {given_up:?}");
+    }
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -16,17 +16,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Patience {
     give_up: Option<Duration>,
-    /// Since when it has failed, and what was told of it last.
-    failing: Option<(Instant, String)>,
+    /// Since when nothing has come of it.
+    failing_since: Option<Instant>,
+    /// What was told last, until the server is there again.
+    told: Option<String>,
     pauses: ExponentialBackoff,
-    /// Whether something came of the last attempt.
-    has_progressed: bool,
 }
 
 impl Patience {
     /// Ends after trying in vain for `give_up`.
     pub fn new(give_up: Option<Duration>) -> Self {
-        Self { give_up, failing: None, pauses: pauses(), has_progressed: false }
+        Self { give_up, failing_since: None, told: None, pauses: pauses() }
     }
 
     /// Waits before the next attempt, and tells the user why on standard error.
@@ -39,33 +39,39 @@ impl Patience {
             Trouble::Unreachable(_) => (trouble.to_string(), None),
             Trouble::Lost { why, pause } => (why, pause),
         };
-        let since = self.failing.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
         if self.give_up.is_some_and(|give_up| since.elapsed() >= give_up) {
             return Err(Ending::GaveUp(why));
         }
-        if self.failing.as_ref().is_none_or(|(_, told)| *told != why) {
+        if self.told.as_ref() != Some(&why) {
             super::tell(format_args!("{why}; trying again"));
         }
-        self.failing = Some((since, why));
-        if std::mem::take(&mut self.has_progressed) {
-            self.pauses = pauses();
-        }
+        self.told = Some(why);
         let own = self.pauses.next().expect("there is no end of pauses");
         sleep(own.max(pause.unwrap_or_default())).await;
         Ok(())
     }
 
-    /// The server is there again.
+    /// The server is there again, which is not enough to be patient anew: it may turn everybody away.
     pub fn restore(&mut self) {
-        if self.failing.take().is_some() {
+        if self.told.take().is_some() {
             super::tell("going on");
         }
     }
 
-    /// Something came of it, so the next pause is a short one. A server that is only there is not enough: it may turn
-    /// everybody away.
+    /// Something came of it, so the next pause is a short one.
     pub fn progress(&mut self) {
-        self.has_progressed = true;
+        if self.failing_since.take().is_some() {
+            self.pauses = pauses();
+        }
+    }
+
+    /// The connection is over that was made at `open_at`; one that stayed is progress though nothing came over it.
+    pub fn cut(&mut self, open_at: Instant) {
+        let stayed = self.give_up.map_or(LONGEST_PAUSE, |give_up| give_up.min(LONGEST_PAUSE));
+        if open_at.elapsed() >= stayed {
+            self.progress();
+        }
     }
 }
 
@@ -76,4 +82,28 @@ fn pauses() -> ExponentialBackoff {
         .with_jitter()
         .without_max_times()
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether it gives up when a connection that stayed for so long is cut, having failed for 31 seconds.
+    async fn gives_up(give_up: u64, stayed: u64) -> bool {
+        let ago =
+            |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).expect("the machine is up");
+        let mut patience = Patience::new(Some(Duration::from_secs(give_up)));
+        patience.failing_since = Some(ago(31));
+        patience.restore();
+        patience.cut(ago(stayed));
+        patience.wait(Trouble::lost("cut")).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_stayed_is_progress_and_one_that_was_cut_at_once_is_none() {
+        assert!(!gives_up(30, 6).await);
+        assert!(!gives_up(2, 3).await, "it stayed for longer than one waits");
+        assert!(gives_up(30, 0).await);
+        assert!(gives_up(30, 4).await);
+    }
 }

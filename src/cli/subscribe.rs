@@ -18,6 +18,8 @@ use super::{
 
 /// How long a script waits for a server that is not there.
 const GIVE_UP: Duration = Duration::from_secs(30);
+/// How long a connection is listened to before the end: what was published before it was made has come by then.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 #[command(after_help = super::EXIT_CODES)]
@@ -46,12 +48,13 @@ pub struct Subscribe {
     #[arg(long)]
     json: bool,
 
-    /// End when nothing has come for this long.
+    /// End when no message has come for this long, not counting the time without a connection.
     #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
     until_idle: Option<Duration>,
 
-    /// How long to try while the server cannot be reached [default: for ever; 30s with --until-idle].
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    /// How long to try while the server cannot be reached, or no connection to it lasts [default: for ever; 30s with
+    /// --until-idle].
+    #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
     give_up: Option<Duration>,
 
     #[command(flatten)]
@@ -71,6 +74,8 @@ impl Subscribe {
             printer: Printer::new(self.json),
             patience: Patience::new(self.give_up.or(self.until_idle.and(Some(GIVE_UP)))),
             until_idle: self.until_idle,
+            quiet: Duration::ZERO,
+            quiet_since: None,
             told_of_gap: false,
         };
         let gone = print::reader_gone();
@@ -88,6 +93,10 @@ struct Reader {
     printer: Printer,
     patience: Patience,
     until_idle: Option<Duration>,
+    /// For how long nothing came over the connections before this one.
+    quiet: Duration,
+    /// When this connection was made, or something came over it.
+    quiet_since: Option<Instant>,
     told_of_gap: bool,
 }
 
@@ -112,6 +121,10 @@ impl Reader {
             };
             match leave {
                 Leave::Cut(trouble) => {
+                    if let Some(since) = self.quiet_since.take() {
+                        self.quiet += since.elapsed();
+                        self.patience.cut(since);
+                    }
                     if let Err(error) = self.printer.flush() {
                         return Ending::of_output(&error);
                     }
@@ -130,7 +143,6 @@ impl Reader {
 
     /// Prints what comes until there is a reason to leave.
     async fn read(&mut self, mut feed: Feed) -> Leave {
-        let mut idle_at = None;
         loop {
             let mut next = pin!(feed.next());
             // What is there is printed together; before waiting it has to be out.
@@ -140,7 +152,7 @@ impl Reader {
                     if let Err(error) = self.printer.flush() {
                         return Leave::Printed(error);
                     }
-                    match idle_at {
+                    match self.idle_at() {
                         None => next.await,
                         Some(idle_at) => match timeout_at(idle_at, next).await {
                             Ok(next) => next,
@@ -153,9 +165,6 @@ impl Reader {
                 Ok(frame) => frame,
                 Err(trouble) => return Leave::Cut(trouble),
             };
-            if !matches!(frame, Frame::Cursor(_)) {
-                idle_at = self.until_idle.map(|idle| Instant::now() + idle);
-            }
             match self.take(frame) {
                 Ok(None) => {}
                 Ok(Some(trouble)) => return Leave::Cut(trouble),
@@ -164,11 +173,19 @@ impl Reader {
         }
     }
 
+    /// When it has been quiet for long enough, as far as that is known. Only time with a connection counts: who cannot
+    /// be reached is not quiet.
+    fn idle_at(&self) -> Option<Instant> {
+        let idle = self.until_idle?;
+        Some(self.quiet_since? + idle.saturating_sub(self.quiet).max(idle.min(CATCH_UP)))
+    }
+
     /// Prints a frame and moves the cursor behind it; gives why the connection ends, if it says so.
     fn take(&mut self, frame: Frame) -> std::io::Result<Option<Trouble>> {
         let cursor = match frame {
             Frame::Open { cursor, .. } => {
                 self.patience.restore();
+                self.quiet_since = Some(Instant::now());
                 self.stand_at(cursor);
                 return Ok(None);
             }
@@ -183,13 +200,17 @@ impl Reader {
                 self.told_of_gap = true;
                 Some(gap.cursor)
             }
-            Frame::Cursor(cursor) => Some(cursor),
+            Frame::Cursor(cursor) => {
+                self.stand_at(Some(cursor));
+                return Ok(None);
+            }
             Frame::Closing { why, cursor, pause } => {
                 self.stand_at(cursor);
                 return Ok(Some(Trouble::Lost { why, pause }));
             }
         };
         self.patience.progress();
+        (self.quiet, self.quiet_since) = (Duration::ZERO, Some(Instant::now()));
         self.stand_at(cursor);
         Ok(None)
     }

@@ -3,12 +3,14 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncReadExt, copy},
     net::{TcpListener, TcpStream},
     task::JoinSet,
+    time::timeout,
 };
 
 /// Dropping it drops the connections that go over it.
@@ -21,11 +23,20 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn to(server: SocketAddr) -> Self {
-        Self::cutting(server, |_| u64::MAX).await
+        Self::begin(server, |_| u64::MAX, Duration::MAX).await
     }
 
     /// Cuts the nth connection after so many bytes towards the client.
     pub async fn cutting(server: SocketAddr, cut_after: fn(u64) -> u64) -> Self {
+        Self::begin(server, cut_after, Duration::MAX).await
+    }
+
+    /// Cuts every connection after this long.
+    pub async fn impatient(server: SocketAddr, lasting: Duration) -> Self {
+        Self::begin(server, |_| u64::MAX, lasting).await
+    }
+
+    async fn begin(server: SocketAddr, cut_after: fn(u64) -> u64, lasting: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("a bound address");
         let server = Arc::new(Mutex::new(server));
@@ -36,7 +47,7 @@ impl Proxy {
             for number in 0.. {
                 let Ok((client, _)) = listener.accept().await else { return };
                 let server = *target.lock().expect("no panic while it is held");
-                connections.spawn(carry(client, server, cut_after(number)));
+                connections.spawn(timeout(lasting, carry(client, server, cut_after(number))));
             }
         });
         Self { addr, server, _carrier: carrier }
