@@ -1,6 +1,11 @@
 //! How the values of settings are written. What is refused says what was expected, and never the value.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    num::{IntErrorKind, ParseIntError},
+    time::Duration,
+};
 
 use tracing::level_filters::LevelFilter;
 
@@ -61,16 +66,20 @@ pub fn size(text: &str) -> Result<usize, &'static str> {
 }
 
 pub fn count(text: &str) -> Result<usize, &'static str> {
-    match text.parse() {
+    match text.parse::<u64>() {
         Ok(0) => Err("must be at least 1"),
         Ok(count @ 1..MOST) => usize::try_from(count).map_err(|_| "must be less than this machine can count"),
         Ok(_) => Err("must be less than 2^50"),
-        Err(_) => Err("expected a whole number"),
+        Err(error) if *error.kind() == IntErrorKind::PosOverflow => Err("must be less than 2^50"),
+        Err(_) => Err("expected a whole number, at least 1"),
     }
 }
 
 pub fn rate(text: &str) -> Result<u32, &'static str> {
-    text.parse().map_err(|_| "expected a whole number")
+    text.parse().map_err(|error: ParseIntError| match error.kind() {
+        IntErrorKind::PosOverflow => "must be less than 2^32",
+        _ => "expected a whole number that is not negative",
+    })
 }
 
 pub fn yes_or_no(text: &str) -> Result<bool, &'static str> {

@@ -115,12 +115,15 @@ fn what_cannot_be_reckoned_with_is_refused() {
         ("--max-payload=3EiB", "must be less than 1PiB"),
         ("--retain-bytes=0", "must be more than nothing"),
         ("--max-connections=18446744073709551615", "must be less than 2^50"),
-        ("--retain-messages=99999999999999999999", "expected a whole number"),
+        ("--retain-messages=99999999999999999999", "must be less than 2^50"),
+        ("--retain-messages=-4", "expected a whole number, at least 1"),
+        ("--publish-rate=-4", "expected a whole number that is not negative"),
+        ("--publish-rate=4294967296", "must be less than 2^32"),
     ] {
         let run = folder.run(&["config", setting], &[]);
         assert!(run.code == Some(2) && run.err.contains(told), "{setting}: {run:?}");
     }
-    let run = folder.run(&["config", "--retain-age=10y", "--retain-total=1023TiB"], &[]);
+    let run = folder.run(&["config", "--retain-age=10y", "--retain-total=1023TiB", "--publish-rate=0"], &[]);
     assert_eq!(run.code, Some(0), "{run:?}");
 }
 
