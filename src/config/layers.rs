@@ -122,18 +122,19 @@ impl Settings {
         let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or_default();
         let settings: String =
             lines.iter().map(|(line, place)| format!("{line:width$}  # {place}\n")).collect();
-        format!("{settings}{}", who(&self.config.authority()))
+        format!("{settings}{}", who(&self.config))
     }
 }
 
 /// Whom the tables know, by name: what they grant stands in the file.
-fn who(authority: &Authority) -> String {
-    if authority.is_open() {
+fn who(config: &Config) -> String {
+    if config.authority().is_open() {
         return "# no credentials are asked for\n".to_owned();
     }
-    let keys = authority.keys.iter().map(|key| format!("# [[key]] {:?}\n", key.name));
-    let tokens = authority.token_keys.iter().map(|key| format!("# [[jwt]] {:?}\n", key.name));
-    keys.chain(tokens).chain(authority.anonymous.iter().map(|_| "# [anonymous]\n".to_owned())).collect()
+    let Authority { keys, token_keys, anonymous, .. } = &config.tables;
+    let keys = keys.iter().map(|key| format!("# [[key]] {:?}\n", key.name));
+    let tokens = token_keys.iter().map(|key| format!("# [[jwt]] {:?}\n", key.name));
+    keys.chain(tokens).chain(anonymous.iter().map(|_| "# [anonymous]\n".to_owned())).collect()
 }
 
 /// The names of `variables` that look like settings and are none.

@@ -177,8 +177,14 @@ fn the_settings_that_are_printed_say_who_is_known() {
         "[[key]]\nname = \"ci\"\nsha256 = \"{digest}\"\n[anonymous]\nsubscribe = [\"news\"]\n"
     ));
     let known = folder.run(&["config", "--config=r.toml", "--jwt-secret", &"hush".repeat(8)], &[]);
-    let who = "\n# [[key]] \"ci\"\n# [[jwt]] \"--jwt-secret\"\n# [anonymous]\n";
+    let who = "\n# [[key]] \"ci\"\n# [anonymous]\n";
     assert!(known.out.ends_with(who) && !known.out.contains("hush"), "{known:?}");
+
+    // It is no table, and its line says where it stands.
+    let secret = folder.run(&["config"], &[("REJOIN_JWT_SECRET", &"hush".repeat(8))]);
+    assert_eq!(secret.line("jwt-secret"), r#"jwt-secret = "***" # REJOIN_JWT_SECRET"#);
+    assert!(!secret.out.contains("--jwt-secret") && !secret.out.contains("[[jwt]]"), "{secret:?}");
+    assert!(!secret.out.contains("no credentials"), "{secret:?}");
 }
 
 #[test]
