@@ -36,6 +36,8 @@ static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:3000,muzzy_d
 /// server comes back all its clients do, and one for whom there is no room tries again a second later.
 const BACKLOG: u32 = 65_535;
 
+const UNKNOWN_VARIABLE: &str = "there is no setting of this name, so the variable says nothing";
+
 fn main() -> ExitCode {
     match cli::Cli::parse().into_command() {
         cli::Command::Serve(flags) => {
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
                 .map_or_else(|code| code, |settings| serve(flags, settings, sources))
         }
         cli::Command::Config(flags) => settings(&flags, |path| fs::read_to_string(path))
-            .map_or_else(|code| code, |settings| cli::print(settings.show()).report()),
+            .map_or_else(|code| code, |settings| show(&settings)),
         cli::Command::Pub(publish) => cli::run(publish.run()),
         cli::Command::Sub(subscribe) => cli::run(subscribe.run()),
         cli::Command::Key(key) => key.run().report(),
@@ -63,11 +65,17 @@ fn settings(flags: &Flags, read: impl FnMut(&Path) -> std::io::Result<String>) -
     })
 }
 
+fn show(settings: &Settings) -> ExitCode {
+    for name in rejoin::config::unknown_variables() {
+        eprintln!("warning: {name}: {UNKNOWN_VARIABLE}");
+    }
+    cli::print(settings.show()).report()
+}
+
 fn serve(flags: Flags, settings: Settings, sources: Sources) -> ExitCode {
     logging::start(settings.config.log_level);
-    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    for name in rejoin::config::unknown_variables(names) {
-        tracing::warn!(name, "there is no setting of this name, so the variable says nothing");
+    for name in rejoin::config::unknown_variables() {
+        tracing::warn!(name, "{UNKNOWN_VARIABLE}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match runtime.and_then(|runtime| runtime.block_on(run(flags, settings, sources))) {

@@ -137,16 +137,16 @@ fn who(config: &Config) -> String {
     keys.chain(tokens).chain(anonymous.iter().map(|_| "# [anonymous]\n".to_owned())).collect()
 }
 
-/// The names of `variables` that look like settings and are none.
-pub fn unknown_variables(variables: impl Iterator<Item = String>) -> Vec<String> {
+/// The names of the variables in the environment that look like settings and are none.
+pub fn unknown_variables() -> impl Iterator<Item = String> {
     let known: Vec<_> = flags::settings().iter().map(|name| variable(name)).collect();
-    let is_unknown = |name: &String| {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(move |name| {
         name.starts_with("REJOIN_")
             && !known.contains(name)
             && !OTHER_VARIABLES.contains(&name.as_str())
             && !VARIABLES_OF_KUBERNETES.iter().any(|prefix| name.starts_with(prefix))
-    };
-    variables.filter(is_unknown).collect()
+    })
 }
 
 fn variable(name: &str) -> String {

@@ -188,6 +188,16 @@ fn the_settings_that_are_printed_say_who_is_known() {
 }
 
 #[test]
+fn a_variable_that_is_no_setting_is_warned_of() {
+    let variables =
+        [("REJOIN_RETAIN_AEG", "2h"), ("REJOIN_TOKEN", "t"), ("REJOIN_PORT_7070_TCP", "tcp://10.0.0.1:7070")];
+    let run = Folder::new().run(&["config"], &variables);
+    assert_eq!(run.line("retain-age"), r#"retain-age = "1h" # default"#);
+    let told = "warning: REJOIN_RETAIN_AEG: there is no setting of this name, so the variable says nothing\n";
+    assert_eq!(run.err, told);
+}
+
+#[test]
 fn there_are_at_most_twenty_settings_and_each_has_help() {
     let help = run(Path::new("/"), &["serve", "--help"], &[("COLUMNS", "100")]).out;
     let flags = help.lines().filter(|line| line.trim_start().starts_with("--"));
