@@ -56,7 +56,8 @@ pub enum Command {
     /// Publish a message, or each line of standard input.
     ///
     /// The messages are stored in order and once, also when the server is restarted meanwhile. With DATA the id is
-    /// printed.
+    /// printed. After three minutes without an answer the server may soon have forgotten what it stored: from then on
+    /// the lines that were sent may be there twice, which is told, and the exit code is 3.
     Pub(Publish),
     /// Print what is published, a message a line.
     ///

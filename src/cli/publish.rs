@@ -27,9 +27,9 @@ use super::{
 const GIVE_UP: Duration = Duration::from_secs(30);
 /// How long the answer to a request may take. The server may be at work on it all the same.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a key surely keeps a message from being stored twice: the server remembers it for 5 minutes, and a request
-/// may be on its way for a while.
-const KEY_LIFE: Duration = Duration::from_secs(4 * 60);
+/// For how long a message that may be stored is sent again as the same one: the server remembers a key for 5 minutes,
+/// a request may take as long as its answer, and something between may hold it back for a while.
+const KEY_TRUSTED: Duration = Duration::from_secs(3 * 60);
 
 #[derive(Debug, Args)]
 #[command(after_help = super::EXIT_CODES)]
@@ -119,7 +119,7 @@ impl Publisher {
         // Since when something of the batch may have been stored without our knowing.
         let mut in_doubt: Option<Instant> = None;
         while let (Some(first), Some(last)) = (batch.front(), batch.back()) {
-            if in_doubt.is_some_and(|since| since.elapsed() > KEY_LIFE) {
+            if in_doubt.is_some_and(|since| since.elapsed() > KEY_TRUSTED) {
                 super::tell(format_args!("lines {} to {} may be there twice", first.number, last.number));
                 self.is_doubtful = true;
                 in_doubt = None;
@@ -187,5 +187,17 @@ impl Publisher {
             batch.pop_front();
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It was sent for the last time just before the key was forgotten, and could come just after.
+    #[test]
+    fn what_is_sent_as_the_same_message_comes_long_before_its_key_is_forgotten() {
+        let (remembered, margin) = (Duration::from_secs(5 * 60), Duration::from_secs(60));
+        assert!(KEY_TRUSTED + ANSWER_TIMEOUT + margin <= remembered);
     }
 }
