@@ -194,6 +194,8 @@ async fn a_mistake_in_the_command_line_ends_with_two() {
         &["pub", "t", "x", "y"],
         &["sub", "t", "--transport", "pigeon"],
         &["sub", "t", "--until-idle", "99999999999y"],
+        &["sub", "t", "--give-up", "99999999999y"],
+        &["pub", "t", "--give-up", "0s"],
         &["bench", "--subscribers", "0"],
         &["bench", "--duration", "2h"],
         &["bench", "localhost:7070"],

@@ -41,7 +41,7 @@ pub struct Publish {
     data: Option<String>,
 
     /// How long to try while the server cannot be reached [default: for ever with standard input, 30s with DATA].
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
     give_up: Option<Duration>,
 
     #[command(flatten)]
