@@ -124,14 +124,16 @@ impl Publisher {
                 self.is_doubtful = true;
                 in_doubt = None;
             }
-            let sent_at = Instant::now();
+            let (sent_at, count) = (Instant::now(), batch.len());
             let trouble = match self.send(&batch).await {
                 Ok(answers) => self.settle(&mut batch, answers, &stored)?,
                 Err(trouble) => Some(trouble),
             };
+            if batch.len() < count {
+                self.patience.progress();
+            }
             let Some(trouble) = trouble else {
                 self.patience.restore();
-                self.patience.progress();
                 continue;
             };
             if matches!(trouble, Trouble::Lost { .. }) {
