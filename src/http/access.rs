@@ -126,25 +126,25 @@ impl Access {
     pub fn subscribe(&self, patterns: &[Pattern]) -> Result<(), Problem> {
         let now = self.now()?;
         match patterns.iter().find(|pattern| !now.grants.may_subscribe(pattern)) {
-            Some(pattern) => Err(forbidden(&now, "subscribe", pattern)),
+            Some(pattern) => Err(forbidden(&now, "subscribe", Some(pattern))),
             None => Ok(()),
         }
     }
 
     pub fn publish(&self, topic: &Topic) -> Result<(), Problem> {
         let now = self.now()?;
-        if now.grants.may_publish(topic) { Ok(()) } else { Err(forbidden(&now, "publish", topic)) }
+        if now.grants.may_publish(topic) { Ok(()) } else { Err(forbidden(&now, "publish", Some(topic))) }
     }
 
     /// To forget topics, and to see all of them.
     pub fn admin(&self) -> Result<(), Problem> {
         let now = self.now()?;
-        if now.grants.is_admin() { Ok(()) } else { Err(forbidden(&now, "admin", &"this")) }
+        if now.grants.is_admin() { Ok(()) } else { Err(forbidden(&now, "admin", None)) }
     }
 
     pub fn metrics(&self) -> Result<(), Problem> {
         let now = self.now()?;
-        if now.grants.may_read_metrics() { Ok(()) } else { Err(forbidden(&now, "metrics", &"this")) }
+        if now.grants.may_read_metrics() { Ok(()) } else { Err(forbidden(&now, "metrics", None)) }
     }
 
     /// Goes on with a new token of the same subject, which may read all of `patterns`.
@@ -173,7 +173,7 @@ impl Access {
             ));
         }
         if let Some(pattern) = patterns.into_iter().find(|pattern| !identity.grants.may_subscribe(pattern)) {
-            return Err(forbidden(&identity, "subscribe", pattern));
+            return Err(forbidden(&identity, "subscribe", Some(pattern)));
         }
         (self.rules, self.identity) = (rules, identity);
         Ok(())
@@ -310,14 +310,15 @@ fn expired() -> Problem {
     Problem::new(Code::TokenExpired, "the token has expired")
 }
 
-fn forbidden(who: &Identity, grant: &'static str, what: &dyn Display) -> Problem {
-    tracing::debug!(who = who.name(), grant, %what, granted = %who.grants, "refused: not granted");
-    let code = if who.is_known() { Code::Forbidden } else { Code::Unauthorized };
-    let detail = match grant {
-        "admin" | "metrics" => format!("{grant} is not granted"),
-        _ => format!("topic {:?}: {grant} is not granted", what.to_string()),
+fn forbidden(who: &Identity, grant: &'static str, topic: Option<&dyn Display>) -> Problem {
+    let shown = topic.map(tracing::field::display);
+    tracing::debug!(who = who.name(), grant, topic = shown, granted = %who.grants, "refused: not granted");
+    let (code, to_whom) = match who.is_known() {
+        true => (Code::Forbidden, ""),
+        false => (Code::Unauthorized, " without a credential"),
     };
-    Problem::new(code, detail)
+    let what = topic.map(|topic| format!("topic {:?}: ", topic.to_string())).unwrap_or_default();
+    Problem::new(code, format!("{what}{grant} is not granted{to_whom}"))
 }
 
 #[cfg(test)]

@@ -43,8 +43,8 @@ pub fn take(request: &mut Request) -> Shown {
     let shown = first([
         ("Authorization", bearers),
         ("Sec-WebSocket-Protocol", subprotocols(headers)),
-        (PARAMETER, from_query),
-        (COOKIE, cookies(headers)),
+        ("the query", from_query),
+        ("the cookies", cookies(headers)),
     ]);
     let shown = match shown {
         Ok(None) if has_others => Err(Unusable::Scheme),
@@ -207,9 +207,12 @@ mod tests {
     #[test]
     fn two_credentials_in_one_place_are_refused_and_one_given_twice_is_not() {
         let cookies = |cookie: &str| shown("/", &[("cookie", cookie)]).0;
-        assert_eq!(cookies("rejoin_token=mine; rejoin_token=planted"), Err(Unusable::Ambiguous(COOKIE)));
+        assert_eq!(
+            cookies("rejoin_token=mine; rejoin_token=planted"),
+            Err(Unusable::Ambiguous("the cookies"))
+        );
         assert_eq!(cookies("rejoin_token=\"mine\"; rejoin_token=mine"), Ok(Some("mine".into())));
-        assert_eq!(shown("/?token=a&token=b", &[]).0, Err(Unusable::Ambiguous(PARAMETER)));
+        assert_eq!(shown("/?token=a&token=b", &[]).0, Err(Unusable::Ambiguous("the query")));
     }
 
     #[test]

@@ -302,5 +302,5 @@ async fn the_operator_is_told_why_and_the_client_is_not() {
     program.until_told("https://elsewhere.example").await;
     let two = get(&program.server, "/topics/public?token=one&token=two").answer().await;
     two.problem(401, "unauthorized");
-    program.until_told("different credentials").await;
+    program.until_told("different credentials in the query").await;
 }
