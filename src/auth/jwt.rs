@@ -80,6 +80,8 @@ pub enum KeyError {
     Unreadable(&'static str),
     #[error("the JWK cannot be read: {0}")]
     Jwk(String),
+    #[error("this is a set of JWKs: give each key in a [[jwt]] of its own")]
+    JwkSet,
     #[error("the JWK says that it is for another algorithm or another use")]
     OtherUse,
 }
@@ -248,9 +250,12 @@ fn check_public(algorithm: Algorithm, key: &[u8]) -> Result<(), KeyError> {
 }
 
 fn jwk_key(algorithm: Algorithm, json: &str) -> Result<(DecodingKey, Option<String>), KeyError> {
-    let jwk: Jwk = serde_json::from_str(json).map_err(|error| KeyError::Jwk(error.to_string()))?;
-    let raw: serde_json::Value =
-        serde_json::from_str(json).map_err(|error| KeyError::Jwk(error.to_string()))?;
+    let unreadable = |error: serde_json::Error| KeyError::Jwk(error.to_string());
+    let raw: serde_json::Value = serde_json::from_str(json).map_err(unreadable)?;
+    if raw.get("keys").is_some() {
+        return Err(KeyError::JwkSet);
+    }
+    let jwk = Jwk::deserialize(&raw).map_err(unreadable)?;
     let is_for_another = raw["alg"].as_str().is_some_and(|named| named != algorithm.name());
     let is_for_encryption =
         jwk.common.public_key_use.as_ref().is_some_and(|named| *named != PublicKeyUse::Signature);

@@ -359,6 +359,10 @@ fn a_mistake_in_the_tables_is_told_by_its_line_and_repeats_no_secret() {
             &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"ES384\"\njwk = '{}'", ec.jwk()),
             "for another algorithm",
         ),
+        (
+            &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"ES256\"\njwk = '{{\"keys\":[{}]}}'", ec.jwk()),
+            "a set of JWKs",
+        ),
         ("[[jwt]]\nname = \"k\"\nalgorithm = \"ES256\"\nfile = \"not-there.pem\"", "file not-there.pem"),
         (&(ec.table("one") + &ec.table("two")), "\"two\" is the same key as \"one\""),
     ] {
