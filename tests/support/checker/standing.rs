@@ -274,7 +274,8 @@ impl Standing {
         if message.id <= read_to {
             return Err(wrong(format!("a message replayed after {read_to}, once and in order"), message));
         }
-        self.promise(|entry| entry.filter == filter, start, 0, started);
+        // Where "now" was is not said before `subscribed`, but it was before this.
+        self.promise(|entry| entry.filter == filter, start, message.id - 1, started);
         self.enter(&filter, Lane::Replaying(Start::After(message.id)));
         self.give(message);
         Ok(())
