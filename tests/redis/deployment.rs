@@ -65,24 +65,29 @@ fn configure(config: &mut Config, url: &str) {
     config.retain_messages = 1_000_000;
 }
 
-/// How long anything may take that comes by itself. It turns a hang into a failure.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How often a server is asked until it is given up, and after how long again. Counted, so that a time in which all
+/// of this was stopped from outside is none. It turns a hang into a failure.
+const ATTEMPTS: usize = 1000;
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
+/// How long one answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Waits until a server says that publishing and the live feed work.
 ///
 /// # Panics
 /// If it never does.
 pub async fn until_ready(addr: SocketAddr) {
-    let ready = async {
-        while !is_ready(addr).await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    for _ in 0..ATTEMPTS {
+        if is_ready(addr).await {
+            return;
         }
-    };
-    tokio::time::timeout(PATIENCE, ready).await.unwrap_or_else(|_| panic!("{addr} is never ready"));
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+    panic!("{addr} is never ready");
 }
 
 pub async fn is_ready(addr: SocketAddr) -> bool {
-    let client = http_client().build().expect("a client");
+    let client = http_client().timeout(PATIENCE).build().expect("a client");
     let answer = client.get(format!("http://{addr}/health/ready")).send().await;
     answer.is_ok_and(|answer| answer.status() == 200)
 }

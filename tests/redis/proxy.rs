@@ -122,6 +122,11 @@ impl Proxy {
         self.line.late.load(Ordering::Relaxed)
     }
 
+    /// How many connections were made.
+    pub fn connections(&self) -> usize {
+        self.line.connections.load(Ordering::Relaxed)
+    }
+
     /// How many links were made.
     pub fn links(&self) -> usize {
         self.line.links.load(Ordering::Relaxed)

@@ -8,8 +8,9 @@ use crate::{
     support::{checker::Trouble, redis::Redis},
 };
 
-/// Longer than it takes to be found.
+/// Usually longer than it takes to be found.
 const STALL: Duration = Duration::from_secs(4);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 async fn check(stall: Stall) {
     let Some(redis) = Redis::start(&[]) else { return };
@@ -20,8 +21,13 @@ async fn check(stall: Stall) {
     play(&deployment, seed, Trouble::Refusals, async |progress| {
         for _ in 0..rounds() {
             progress.by(100).await;
+            let connections = proxy.connections();
             proxy.stall(stall);
             tokio::time::sleep(STALL).await;
+            // The machine may have stood still meanwhile: it is not over before it was found.
+            while proxy.connections() == connections {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
             proxy.stall(Stall::Nothing);
             until_ready(proxy_side(&deployment)).await;
             progress.by(100).await;
