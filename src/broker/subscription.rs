@@ -173,13 +173,21 @@ impl Subscription {
     /// From here on reads also what `other` reads. Both must be level, as [`Join::Level`] says.
     pub fn absorb(&mut self, mut other: Self) {
         self.read_until(Id::MAX);
-        self.position.join(&other.position);
+        let reads = |patterns: &[Pattern], topic: &str| patterns.iter().any(|pattern| pattern.matches(topic));
+        self.position.join(
+            &other.position,
+            |topic| reads(&self.patterns, topic),
+            |topic| reads(&other.patterns, topic),
+        );
         // The tails of the other wake its own follower; this one follows them in its own name.
         let others = std::mem::take(&mut other.followed);
         for (pattern, followed) in other.patterns.drain(..).zip(&others) {
             self.followed.push(followed.share(&self.follower));
             self.patterns.push(pattern);
         }
+        // A page that is being read has nothing of the other.
+        self.page = None;
+        self.has_failed = false;
         // What came in between woke nobody.
         self.looked_upto = None;
         self.follower.wake();
@@ -260,6 +268,9 @@ impl Subscription {
                     Err(_) => self.begin_page(RETRY_AFTER),
                 }
                 continue;
+            }
+            if self.position.cursor >= self.until {
+                return Poll::Pending;
             }
             // Listen first, then look.
             let was_woken = self.follower.was_woken(cx);

@@ -76,11 +76,18 @@ impl Position {
         }
     }
 
-    /// Takes over what another reader at the same cursor knows of its topics.
-    pub fn join(&mut self, other: &Self) {
-        for (topic, floor) in other.floors.iter().flat_map(|floors| floors.iter()) {
-            self.raise_floor(topic.clone(), *floor);
-        }
+    /// Reads on for another reader at the same cursor too. Either says which topics it reads: one that both
+    /// read is given from where the one that was given less of it stands.
+    pub fn join(&mut self, other: &Self, is_ours: impl Fn(&str) -> bool, is_theirs: impl Fn(&str) -> bool) {
+        let given = |topic: &Topic| {
+            let ours = is_ours(topic).then(|| self.given(topic));
+            let theirs = is_theirs(topic).then(|| other.given(topic));
+            let floor = ours.into_iter().chain(theirs).min().filter(|floor| *floor > self.cursor)?;
+            Some((topic.clone(), floor))
+        };
+        let known = [&self.floors, &other.floors].into_iter().flatten().flat_map(|floors| floors.keys());
+        let floors: HashMap<_, _> = known.filter_map(given).collect();
+        self.floors = (!floors.is_empty()).then(|| Arc::new(floors));
         // A gap of either may be told again, never not at all.
         self.told = self.told.min(other.told);
         self.checked = None;
@@ -164,11 +171,15 @@ mod tests {
         let topic = |name: &str| name.parse::<Topic>().expect("a topic");
         let mut one = Position { told: Id::new(9), checked: Some(7), ..Position::at(Id::new(5)) };
         one.raise_floor(topic("a"), Id::new(8));
+        one.raise_floor(topic("both"), Id::new(8));
+        one.raise_floor(topic("left"), Id::new(8));
         let mut other = Position { told: Id::new(6), ..Position::at(Id::new(5)) };
         other.raise_floor(topic("a"), Id::new(7));
         other.raise_floor(topic("b"), Id::new(7));
-        one.join(&other);
+        other.raise_floor(topic("both"), Id::new(6));
+        one.join(&other, |topic| ["a", "both"].contains(&topic), |topic| ["b", "both"].contains(&topic));
         assert_eq!((one.cursor, one.told, one.checked), (Id::new(5), Id::new(6), None));
-        assert_eq!(["a", "b", "c"].map(|name| one.given(name).get()), [8, 7, 5]);
+        let given = ["a", "b", "both", "left"].map(|name| one.given(name).get());
+        assert_eq!(given, [8, 7, 6, 5], "who was given less of a topic says where it goes on");
     }
 }

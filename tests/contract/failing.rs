@@ -19,14 +19,14 @@ use tokio::sync::watch;
 use crate::{ask::within, support::Server};
 
 /// The log in memory, until it is told to fail.
-struct FailingLog {
+pub struct FailingLog {
     log: Arc<MemoryLog>,
     faults: Arc<Faults>,
 }
 
 /// What is wrong with the log now.
 #[derive(Default)]
-struct Faults {
+pub struct Faults {
     // A std mutex: no await happens while it is held.
     failure: Mutex<Option<LogError>>,
     are_held: watch::Sender<bool>,
@@ -34,11 +34,25 @@ struct Faults {
 }
 
 impl FailingLog {
+    /// A log of which nothing is wrong yet.
+    pub fn new() -> (Arc<Self>, Arc<Faults>) {
+        let faults = Arc::new(Faults::default());
+        let log = MemoryLog::start(Config::default().retention());
+        (Arc::new(Self { log, faults: Arc::clone(&faults) }), faults)
+    }
+
     fn check(&self) -> Result<(), LogError> {
         match *self.faults.failure.lock().expect("no panic while it is held") {
             Some(error) => Err(error),
             None => Ok(()),
         }
+    }
+}
+
+impl Faults {
+    /// From now on nobody is given what has to be read from the log, or no more so.
+    pub fn hold_reads(&self, are_held: bool) {
+        self.are_held.send_replace(are_held);
     }
 }
 
@@ -124,10 +138,8 @@ impl FailingServer {
     }
 
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let faults = Arc::new(Faults::default());
-        let log =
-            FailingLog { log: MemoryLog::start(Config::default().retention()), faults: Arc::clone(&faults) };
-        Self { server: Server::over(Arc::new(log), change).await, faults }
+        let (log, faults) = FailingLog::new();
+        Self { server: Server::over(log, change).await, faults }
     }
 
     /// From now on the log fails in this way, or no more.
@@ -137,7 +149,7 @@ impl FailingServer {
 
     /// From now on nobody is given what has to be read from the log, or no more so.
     pub fn hold_reads(&self, are_held: bool) {
-        self.faults.are_held.send_replace(are_held);
+        self.faults.hold_reads(are_held);
     }
 
     /// Waits until so many have begun to read from the log.

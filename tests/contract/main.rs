@@ -19,6 +19,7 @@ mod guard;
 mod http1;
 mod http2;
 mod inspect;
+mod joining;
 mod logs;
 mod metrics;
 mod openapi;

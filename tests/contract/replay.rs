@@ -1,5 +1,7 @@
 //! `subscribe` and `unsubscribe` on a WebSocket: one cursor speaks for all, before and after.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -218,6 +220,20 @@ async fn a_command_that_comes_meanwhile_waits_for_subscribed() {
     publish(&server, "a", "not any more").await;
     let id = publish(&server, "b", "next").await;
     assert_live(&mut socket, &id).await;
+}
+
+#[tokio::test]
+async fn what_waits_for_subscribed_is_done_then_whatever_came_meanwhile() {
+    let server = Server::with(|config| config.heartbeat = Duration::from_secs(600)).await;
+    publish_all(&server, "old", 1..=900).await;
+    let mut socket = Socket::open(&server, "/topics/live").await;
+    for _ in 0..20 {
+        let (_, ()) = tokio::join!(publish_all(&server, "live", 1..=5), async {
+            socket.send(subscribe("old", "0")).await;
+            socket.send(json!({"type": "unsubscribe", "topic": "old"})).await;
+            while socket.next().await["type"] != "unsubscribed" {}
+        });
+    }
 }
 
 #[tokio::test]

@@ -172,7 +172,10 @@ impl Session {
                 Ok(moved) => moved,
                 Err(end) => return Poll::Ready(end),
             };
+            let was_joining = self.joining.is_some();
             let has_more = self.gather(cx);
+            // Commands that waited for it can be done now.
+            again |= was_joining && self.joining.is_none();
             let mut is_behind = false;
             match self.socket.poll_flush(cx) {
                 Poll::Ready(Err(lost)) => return Poll::Ready(End::Lost(lost)),
