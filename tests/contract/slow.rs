@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
-    ask::{forget, number, publish, text, until_served, within},
+    ask::{Ask, forget, get, number, publish, text, until_served, within},
     reader::{Reader, Socket, Stream},
     support::{Server, client::Transport},
 };
@@ -97,6 +97,41 @@ async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut() {
     }
     let id = publish(&server, "a", "the other stays").await;
     assert_eq!(other.ids(1).await, [id]);
+}
+
+/// What had not begun to be written is left out before `closing`; once the cursor there was past it.
+#[tokio::test]
+async fn a_slow_websocket_is_told_no_cursor_that_is_past_what_it_was_given() {
+    const SMALL: usize = 1_000;
+    let server = impatient().await;
+    let slow_closes = async || {
+        let metrics = get(&server, "/metrics").answer().await;
+        let line = metrics.text().lines().find(|line| line.starts_with("rejoin_slow_closes_total"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+    };
+    let mut told = 0;
+    for nth in 1..=3 {
+        let mut slow = Socket::open_narrow(&server, "/topics/a").await;
+        for _ in 0..SMALL {
+            publish(&server, "a", "x".repeat(3_000)).await;
+        }
+        within("the close of the slow one", async { while slow_closes().await < nth {} }).await;
+        let (mut given, mut closing) = (slow.cursor.clone(), Value::Null);
+        // Whoever takes on too late finds the connection gone, and is told nothing.
+        while let Some(Ok(message)) = within("the end of the socket", slow.stream.next()).await {
+            let Message::Text(json) = message else { continue };
+            let frame: Value = serde_json::from_str(&json).expect("whole frames");
+            match frame["type"].as_str() {
+                Some("closing") => closing = frame,
+                _ => given = text(&frame["id"]),
+            }
+        }
+        if closing["code"] == "too_slow" {
+            told += 1;
+            assert!(closing.get("cursor").is_none_or(|cursor| *cursor == given), "{closing} after {given}");
+        }
+    }
+    assert!(told > 0, "nobody took the last frame");
 }
 
 /// A ping waits behind what the reader has yet to take; once that counted as the reader's silence.

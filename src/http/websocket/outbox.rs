@@ -53,11 +53,12 @@ impl Outbox {
         self.pieces.is_empty()
     }
 
-    /// Drops all that has not begun to be written.
-    pub fn drop_unbegun(&mut self) {
+    /// Drops all that has not begun to be written. True if there was any.
+    pub fn drop_unbegun(&mut self) -> bool {
         self.gathered = BytesMut::new();
         self.pieces.truncate(usize::from(self.written > 0));
-        self.bytes = self.pieces.front().map_or(0, Bytes::len);
+        let kept = self.pieces.front().map_or(0, Bytes::len);
+        std::mem::replace(&mut self.bytes, kept) > kept
     }
 
     /// Writes what the socket takes. Ready with how much that was; pending if it takes nothing.

@@ -139,7 +139,7 @@ impl Session {
     async fn finish(self: Box<Self>, end: End) {
         let cursor = self.subscription.cursor();
         let closing =
-            |code, retry_ms| wire::control_frame(&Control::Closing { code, cursor: Some(cursor), retry_ms });
+            |code, cursor, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
         let Self { mut socket, app, .. } = *self;
         match end {
             End::Lost(Lost::Gone) | End::Silent => {}
@@ -148,15 +148,17 @@ impl Session {
             End::Unsupported => socket.close(1003, "commands are text frames").await,
             End::Lost(Lost::TooSlow) => {
                 app.metrics.slow_closes.inc();
-                let last = closing(Code::TooSlow, overload_retry_ms());
-                socket.close_slow(last, 4101, Code::TooSlow.as_str()).await;
+                // The cursor is past what is left out.
+                let cursor = if socket.leave_out_unbegun() { None } else { Some(cursor) };
+                socket.push(closing(Code::TooSlow, cursor, overload_retry_ms()));
+                socket.close_slow(4101, Code::TooSlow.as_str()).await;
             }
             End::Over(code) => {
-                socket.push(closing(code, retry_ms()));
+                socket.push(closing(code, Some(cursor), retry_ms()));
                 socket.close(code.close().unwrap_or(4000), code.as_str()).await;
             }
             End::Draining => {
-                socket.push(closing(Code::Draining, retry_ms()));
+                socket.push(closing(Code::Draining, Some(cursor), retry_ms()));
                 socket.close(4200, Code::Draining.as_str()).await;
             }
         }

@@ -132,10 +132,13 @@ impl Socket {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.end()).await;
     }
 
-    /// Closes a peer that takes nothing: what has not begun to be sent is left out.
-    pub async fn close_slow(mut self, last: Bytes, code: u16, reason: &'static str) {
-        self.outbox.drop_unbegun();
-        self.push(last);
+    /// Drops what waits to be written and has not begun to be. True if there was any.
+    pub fn leave_out_unbegun(&mut self) -> bool {
+        self.outbox.drop_unbegun()
+    }
+
+    /// Closes a peer that takes nothing, in less time.
+    pub async fn close_slow(mut self, code: u16, reason: &'static str) {
         self.send_close(code, reason);
         let _ = tokio::time::timeout(SLOW_CLOSE_TIMEOUT, self.end()).await;
     }
