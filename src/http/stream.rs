@@ -158,8 +158,11 @@ impl http_body::Body for StreamBody {
         if self.ended.is_some() {
             return Poll::Ready(None);
         }
-        let Self { lease, subscription, .. } = &mut *self;
-        if let Poll::Ready(code) = lease.poll(cx, || subscription.patterns()) {
+        let Self { lease, subscription, next, .. } = &mut *self;
+        // What was taken before the end is given out before it: the cursor is past it.
+        if next.is_none()
+            && let Poll::Ready(code) = lease.poll(cx, || subscription.patterns())
+        {
             return Poll::Ready(Some(Ok(self.end(code))));
         }
         if let Some(bytes) = self.gather(cx) {
@@ -183,5 +186,64 @@ impl http_body::Body for StreamBody {
             return Poll::Ready(Some(Ok(self.end(Code::Draining))));
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::extract::Request;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::{
+        broker::Broker,
+        config::Config,
+        log::{Append, MemoryLog},
+        message::{Draft, Payload},
+        shutdown::Shutdown,
+    };
+
+    async fn publish(broker: &Broker, topic: &str) {
+        let topic = topic.parse().expect("a topic");
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        broker.publish(Append { draft, idempotency_key: None, if_match: None }).await.expect("stored");
+    }
+
+    /// The types of the frames that leave next.
+    async fn types(body: &mut Body) -> Vec<String> {
+        let bytes =
+            body.frame().await.expect("a frame").expect("it does not fail").into_data().expect("data");
+        let value = |line: &[u8]| serde_json::from_slice::<serde_json::Value>(line).expect("JSON");
+        let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| value(line)["type"].as_str().expect("a type").to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_gap_that_was_taken_is_told_before_the_end_that_comes_then() {
+        let page = "https://app.example";
+        let config = Config { allowed_origins: vec![page.parse().expect("an origin")], ..Config::default() };
+        let broker = Broker::new(MemoryLog::start(config.retention()));
+        let app = App::new(broker.clone(), Arc::new(config), Shutdown::new());
+        // More than one page of the log, and that more than one write.
+        for _ in 0..300 {
+            publish(&broker, "a").await;
+        }
+        publish(&broker, "gone").await;
+        let request = Request::get("/events?topic=*&after=0&transport=ndjson")
+            .header(header::HOST, "localhost")
+            .header(header::ORIGIN, page)
+            .body(Body::empty())
+            .expect("a request");
+        let response = super::super::router(app.clone()).oneshot(request).await.expect("an answer");
+        let mut body = response.into_body();
+        assert_eq!(types(&mut body).await, ["open"]);
+        let first = types(&mut body).await.len();
+        broker.delete(&"gone".parse().expect("a topic")).await.expect("deleted");
+        assert_eq!(first + types(&mut body).await.len(), 256);
+        app.reconfigure(&Config::default()).expect("it was open before");
+        assert_eq!(types(&mut body).await, ["gap"]);
+        assert_eq!(types(&mut body).await, ["closing"]);
+        assert!(body.frame().await.is_none());
     }
 }
