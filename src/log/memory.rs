@@ -1,6 +1,7 @@
 //! The embedded log: everything in memory, one critical section for each append.
 
 mod keys;
+mod losses;
 pub(super) mod patterns;
 mod retention;
 mod saved;

@@ -14,6 +14,7 @@ use hashlink::LinkedHashMap;
 pub use self::snapshot::Snapshot;
 use super::{
     keys::Keys,
+    losses::Losses,
     patterns::{self, PatternTails},
     retention::Retention,
 };
@@ -52,8 +53,7 @@ pub struct State {
     hot: VecDeque<Arc<Message>>,
     hot_bytes: usize,
     keys: Keys,
-    /// How often something was removed or forgotten. As long as it stays, nobody has a new gap.
-    losses: u64,
+    losses: Losses,
     /// Nothing more is taken: what is retained has been handed on.
     closed: bool,
 }
@@ -81,7 +81,7 @@ impl State {
             hot: VecDeque::new(),
             hot_bytes: 0,
             keys: Keys::default(),
-            losses: 0,
+            losses: Losses::default(),
             closed: false,
         }
     }
@@ -182,12 +182,11 @@ impl State {
         }
         let unknown = now.minus(INDEX_AGE.max(retention.age));
         while budget > 0
-            && let Some((_, known)) = self.index.front()
-            && known.newest < unknown
+            && self.index.front().is_some_and(|(_, known)| known.newest < unknown)
+            && let Some((topic, known)) = self.index.pop_front()
         {
             self.forgotten = self.forgotten.max(known.newest);
-            self.losses += 1;
-            self.index.pop_front();
+            self.losses.note(topic);
             budget -= 1;
         }
         if self.hot.back().is_some_and(|message| message.id < now.minus(HOT_AGE)) {
@@ -286,6 +285,13 @@ impl State {
         }
     }
 
+    /// Removes what has expired: age counts when reading too.
+    fn expire(&mut self, expired: Id) {
+        while self.order.front().is_some_and(|(oldest, _)| *oldest < expired) {
+            self.evict_oldest();
+        }
+    }
+
     /// Removes the oldest entry of the order, and its message if that is still retained.
     fn evict_oldest(&mut self) {
         let Some((id, tail)) = self.order.pop_front() else { return };
@@ -300,7 +306,7 @@ impl State {
         let Some(message) = tail.ring().pop() else { return false };
         // The tails of patterns may hold it still.
         message.trim();
-        self.losses += 1;
+        self.losses.note(message.topic.clone());
         self.messages -= 1;
         self.bytes -= crate::log::cost(&message);
         true
@@ -428,6 +434,37 @@ mod tests {
         assert_eq!(position.cursor, first);
         let page = state.read(&patterns, &position, 1, Id::new(second.get() + 1));
         assert_eq!((page.gaps.len(), page.messages.len()), (1, 0));
+    }
+
+    #[test]
+    fn what_expires_while_somebody_reads_leaves_nothing_behind() {
+        let mut state = State::new(Id::now());
+        let cursor = state.newest;
+        let patterns = ["*".parse::<Pattern>().expect("a pattern")];
+        let reads: [fn(&mut State, &[Pattern], Id); 2] = [
+            |state, patterns, _| _ = state.begin(patterns, &Start::Everything, state.newest.next()),
+            |state, patterns, at| _ = state.read(patterns, &Position::at(at), 10, state.newest.next()),
+        ];
+        for read in reads {
+            publish(&mut state, "a");
+            read(&mut state, &patterns, cursor);
+            while state.sweep(&RETENTION, later(1)) {}
+            assert_eq!((state.messages, state.tails.len(), state.order.len()), (0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn last_gives_of_every_topic_that_is_named_however_many_others_are_newer() {
+        let mut state = State::new(Id::now());
+        let id = publish(&mut state, "named");
+        publish(&mut state, "other");
+        for number in 0..1_000 {
+            publish(&mut state, &format!("many.{number}"));
+        }
+        let patterns = ["named", "**"].map(|name| name.parse::<Pattern>().expect("a pattern"));
+        let position = state.begin(&patterns, &Start::Last(1), Id::ZERO).position;
+        assert!(position.given("named") < id);
+        assert!(position.given("other") > id, "a pattern has its bound");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Where a reader begins, what it has missed, and the messages of patterns.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use super::{Known, State};
 use crate::{
@@ -15,26 +15,25 @@ const MAX_LAST_TOPICS: usize = 1000;
 
 impl State {
     pub fn begin(&mut self, patterns: &[Pattern], start: &Start, expired: Id) -> Beginning {
-        let unknown = |state: &mut Self| {
-            let mut beginning = state.begin_with(patterns, expired, |_, tail| tail.ring().oldest().cloned());
-            beginning.gaps = patterns.iter().map(|pattern| state.unknown_gap(pattern)).collect();
-            beginning
-        };
+        self.expire(expired);
         match *start {
             Start::Now => Beginning { position: Position::at(self.newest), gaps: Vec::new() },
             Start::After(cursor) if cursor <= self.newest => {
                 Beginning { position: Position::at(cursor), gaps: Vec::new() }
             }
-            Start::After(_) | Start::Unreadable(_) => unknown(self),
-            Start::Everything => self.begin_with(patterns, expired, |_, tail| tail.ring().oldest().cloned()),
+            Start::After(_) | Start::Unreadable(_) => Beginning {
+                gaps: patterns.iter().map(|pattern| self.unknown_gap(pattern)).collect(),
+                ..self.begin_with(patterns, |_, tail| tail.ring().oldest().cloned())
+            },
+            Start::Everything => self.begin_with(patterns, |_, tail| tail.ring().oldest().cloned()),
             Start::Since(time) => {
-                self.begin_with(patterns, expired, |_, tail| tail.ring().after(time.before()).cloned())
+                self.begin_with(patterns, |_, tail| tail.ring().after(time.before()).cloned())
             }
             Start::Last(count) => {
                 let is_bounded = patterns.iter().any(Pattern::has_wildcard);
-                let max_topics = if is_bounded { MAX_LAST_TOPICS } else { usize::MAX };
-                self.begin_with(patterns, expired, |nth, tail| {
-                    if nth < max_topics { tail.ring().nth_newest(count).cloned() } else { None }
+                self.begin_with(patterns, |nth, tail| {
+                    let is_given = !is_bounded || nth < MAX_LAST_TOPICS || patterns.contains(tail.name());
+                    if is_given { tail.ring().nth_newest(count).cloned() } else { None }
                 })
             }
         }
@@ -42,15 +41,13 @@ impl State {
 
     /// Begins just before the oldest of the messages that `first` chooses, one for each topic.
     fn begin_with(
-        &mut self,
+        &self,
         patterns: &[Pattern],
-        expired: Id,
         first: impl Fn(usize, &Tail) -> Option<Arc<Message>>,
     ) -> Beginning {
         let mut cursor = self.newest;
         let mut floors = Vec::new();
         for (nth, (topic, known)) in self.matching(patterns, Id::ZERO).into_iter().enumerate() {
-            self.expire(&topic, expired);
             match self.tails.get(&topic).and_then(|tail| first(nth, tail)) {
                 Some(message) => {
                     cursor = cursor.min(message.id.before());
@@ -68,27 +65,26 @@ impl State {
 
     /// The gaps after `position`, and what is retained of the patterns.
     pub fn read(&mut self, patterns: &[Pattern], position: &Position, limit: usize, expired: Id) -> Page {
+        self.expire(expired);
         let mut page = Page { told: position.told.max(self.forgotten), end: self.newest, ..Page::default() };
-        let has_expired = self.order.front().is_some_and(|(oldest, _)| *oldest < expired);
-        if has_expired || position.checked != Some(self.losses) {
-            page.gaps = self.gaps(patterns, position, expired);
+        page.checked = Some(self.losses.count());
+        if position.checked != page.checked {
+            page.gaps = self.gaps(patterns, position);
         }
-        page.checked = Some(self.losses);
         let mut position = Cow::Borrowed(position);
         for gap in &page.gaps {
             if let Some(topic) = gap.topic.topic() {
                 position.to_mut().raise_floor(topic, gap.floor);
             }
         }
-        self.fill(&mut page, patterns, &position, limit, expired);
+        self.fill(&mut page, patterns, &position, limit);
         page
     }
 
     /// What is gone after `position`: of each topic, and of the patterns what the index does not know by name.
-    fn gaps(&mut self, patterns: &[Pattern], position: &Position, expired: Id) -> Vec<Gap> {
+    fn gaps(&self, patterns: &[Pattern], position: &Position) -> Vec<Gap> {
         let mut gaps = Vec::new();
         for topic in patterns.iter().filter_map(Pattern::topic) {
-            self.expire(&topic, expired);
             gaps.extend(self.gap(&topic, position.given(&topic), position.vouched(&topic)));
         }
         let wildcards: Vec<_> = patterns.iter().filter(|pattern| pattern.has_wildcard()).collect();
@@ -98,16 +94,22 @@ impl State {
         let vouched = position.cursor.max(position.told);
         if vouched < self.forgotten {
             for pattern in &wildcards {
-                let next = self.oldest_matching(pattern, position.cursor.max(expired.before()));
+                let next = self.oldest_matching(pattern, position.cursor);
                 let (topic, reason) = ((*pattern).clone(), self.reason(vouched, Id::ZERO));
                 gaps.push(Gap { topic, next, reason, floor: Id::ZERO });
             }
         }
-        for (topic, _) in self.matching(patterns, position.cursor) {
+        let lost = position.checked.and_then(|checked| self.losses.since(checked));
+        let topics: BTreeSet<Topic> = match lost {
+            Some(lost) => {
+                lost.filter(|topic| wildcards.iter().any(|it| it.matches(topic))).cloned().collect()
+            }
+            None => self.matching(patterns, position.cursor).into_iter().map(|(topic, _)| topic).collect(),
+        };
+        for topic in topics {
             if patterns.iter().any(|pattern| pattern.as_str() == &*topic) {
                 continue;
             }
-            self.expire(&topic, expired);
             // The pattern's own gap has said what lay before `forgotten`.
             let vouched = position.vouched(&topic).max(self.forgotten);
             gaps.extend(self.gap(&topic, position.given(&topic), vouched));
@@ -140,7 +142,7 @@ impl State {
     }
 
     /// The retained messages, where there is a wildcard; topics alone are read from their tails.
-    fn fill(&self, page: &mut Page, patterns: &[Pattern], position: &Position, limit: usize, expired: Id) {
+    fn fill(&self, page: &mut Page, patterns: &[Pattern], position: &Position, limit: usize) {
         if !patterns.iter().any(Pattern::has_wildcard) {
             let first_ungiven = |pattern: &Pattern| {
                 let tail = self.tails.get(pattern.as_str())?;
@@ -150,8 +152,7 @@ impl State {
             page.end = page.past;
             return;
         }
-        let from = position.cursor.max(expired.before());
-        let begin = self.order.partition_point(|(id, _)| *id <= from);
+        let begin = self.order.partition_point(|(id, _)| *id <= position.cursor);
         for (scanned, (id, tail)) in self.order.range(begin..).enumerate() {
             let name = tail.name().as_str();
             if patterns.iter().any(|pattern| pattern.matches(name)) && *id > position.given(name) {
@@ -165,7 +166,7 @@ impl State {
         page.past = page.messages.first().map_or(page.end, |message| message.id.before());
     }
 
-    fn unknown_gap(&mut self, pattern: &Pattern) -> Gap {
+    fn unknown_gap(&self, pattern: &Pattern) -> Gap {
         let next = match pattern.topic() {
             Some(topic) => self.tails.get(&topic).and_then(|tail| tail.ring().oldest().map(|m| m.id)),
             None => self.oldest_matching(pattern, Id::ZERO),
@@ -199,12 +200,81 @@ impl State {
             .map(|(topic, known)| (topic.clone(), *known))
             .collect()
     }
+}
 
-    /// Removes what has expired of one topic: age counts when reading too.
-    fn expire(&mut self, topic: &Topic, expired: Id) {
-        let Some(tail) = self.tails.get(topic).cloned() else { return };
-        while tail.ring().oldest().is_some_and(|oldest| oldest.id < expired) {
-            self.pop(&tail);
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::{
+        log::{Append, memory::Retention},
+        message::{Draft, Payload},
+    };
+
+    const RETENTION: Retention =
+        Retention { messages: 2, age: Duration::from_secs(60), bytes: 1 << 20, total_bytes: 4_000 };
+
+    fn topic(name: &str, number: u32) -> Topic {
+        format!("{name}.{number}").parse().expect("a topic")
+    }
+
+    fn publish(state: &mut State, topic: Topic) {
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let append = Append { draft, idempotency_key: None, if_match: None };
+        state.append(append, &RETENTION).expect("stored");
+    }
+
+    /// Moves on as a subscription does.
+    fn take(position: &mut Position, page: &Page) {
+        for gap in &page.gaps {
+            gap.topic.topic().into_iter().for_each(|topic| position.raise_floor(topic, gap.floor));
+        }
+        (position.told, position.checked) = (page.told, page.checked);
+        position.advance(page.end);
+    }
+
+    #[test]
+    fn to_look_only_where_something_was_lost_finds_every_gap() {
+        for seed in 0..200 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut state = State::new(Id::now());
+            let mut position = Position::at(state.newest);
+            let patterns = ["a.*", "b.1", "**"].map(|name| name.parse::<Pattern>().expect("a pattern"));
+            let patterns = &patterns[..random.random_range(1..=3)];
+            for _ in 0..100 {
+                match random.random_range(0..10) {
+                    0..5 => publish(
+                        &mut state,
+                        topic(["a", "b"][random.random_range(0..2)], random.random_range(0..4)),
+                    ),
+                    5 => state.delete(&topic("a", random.random_range(0..4))).expect("open"),
+                    // More than are remembered by name.
+                    6 if random.random_ratio(1, 10) => {
+                        (0..1_100).for_each(|_| publish(&mut state, topic("b", random.random_range(0..4))));
+                    }
+                    6 => state.expire(Id::new(state.newest.get() - random.random_range(0..20))),
+                    7 if random.random_ratio(1, 10) => {
+                        let later = Id::new(Id::now().get() + 8 * 24 * 3600 * 1_000_000);
+                        while state.sweep(&RETENTION, later) {}
+                    }
+                    _ => {
+                        let mut anew = position.clone();
+                        anew.checked = None;
+                        let expected = state.read(patterns, &anew, 3, Id::ZERO);
+                        let page = state.read(patterns, &position, 3, Id::ZERO);
+                        let sorted = |page: &Page| {
+                            let mut gaps: Vec<_> = page.gaps.iter().map(|gap| format!("{gap:?}")).collect();
+                            gaps.sort();
+                            gaps
+                        };
+                        assert_eq!(sorted(&page), sorted(&expected), "seed {seed}");
+                        take(&mut position, &page);
+                    }
+                }
+            }
         }
     }
 }
