@@ -7,6 +7,7 @@
 
 mod across;
 mod bare;
+mod churn;
 mod deployment;
 mod holes;
 mod killed;

@@ -266,8 +266,8 @@ impl Link {
     }
 
     async fn unsubscribe_idle(&self) -> Result<(), Broken> {
-        // Whoever is about to follow goes first; what is idle can wait.
-        let Ok(_order) = self.order.try_write() else { return Ok(()) };
+        // Whoever is about to follow goes first, but who comes meanwhile waits: somebody always comes.
+        let Ok(_order) = timeout(PROBE_TIMEOUT, self.order.write()).await else { return Ok(()) };
         let idle = self.feed.drop_idle(Instant::now());
         if idle.is_empty() {
             return Ok(());
