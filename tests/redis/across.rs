@@ -32,7 +32,7 @@ pub async fn json(response: Response) -> Value {
 async fn a_key_counts_on_every_replica() {
     let Some(redis) = Redis::start(&[]) else { return };
     let deployment = Deployment::of(2, &redis).await;
-    let [one, other] = deployment.addrs()[..] else { unreachable!("two replicas") };
+    let [one, other, ..] = deployment.addrs()[..] else { unreachable!("two replicas") };
     let first = post(one, "/topics/a", Some("k"), "x").await;
     assert_eq!(first.status(), 201);
     let again = post(other, "/topics/a", Some("k"), "x").await;
@@ -47,7 +47,7 @@ async fn a_key_counts_on_every_replica() {
 async fn what_is_deleted_on_one_replica_is_gone_on_the_other() {
     let Some(redis) = Redis::start(&[]) else { return };
     let deployment = Deployment::of(2, &redis).await;
-    let [one, other] = deployment.addrs()[..] else { unreachable!("two replicas") };
+    let [one, other, ..] = deployment.addrs()[..] else { unreachable!("two replicas") };
     let mut ids = Vec::new();
     for _ in 0..3 {
         let id = json(post(one, "/topics/a", None, "x").await).await["id"].clone();
@@ -74,7 +74,7 @@ async fn what_is_deleted_on_one_replica_is_gone_on_the_other() {
 async fn an_excluded_connection_of_another_replica_is_passed_by_and_an_announcement_reaches_all() {
     let Some(redis) = Redis::start(&[]) else { return };
     let deployment = Deployment::of(2, &redis).await;
-    let [one, other] = deployment.addrs()[..] else { unreachable!("two replicas") };
+    let [one, other, ..] = deployment.addrs()[..] else { unreachable!("two replicas") };
     let mut excluded = Lines::open(other, "/topics/a").await;
     let mut included = Lines::open(other, "/topics/a").await;
     let path = format!("/topics/a?exclude={}", excluded.connection);

@@ -16,7 +16,7 @@ async fn clients_that_hop_to_a_replica_that_is_behind_are_told_of_no_false_gap_a
     let seed = seed();
     let proxy = Proxy::to(redis.addr(), LAG).await;
     let deployment = Deployment::over(&[proxy.url(), redis.url()]).await;
-    play(&deployment, seed, Trouble::None, async |progress| progress.by(200).await).await;
+    play(&deployment, seed, Trouble::Refusals, async |progress| progress.by(200).await).await;
     println!("{} pieces carried {LAG:?} late over {} links", proxy.late(), proxy.links());
     assert!(proxy.late() > 200);
     deployment.stop().await;
