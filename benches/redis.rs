@@ -3,6 +3,7 @@
 //! Everything runs here, over a Redis of its own on the loopback: publishing beside `redis-benchmark` with the same
 //! script and the same pipelining, in turns; a delivery on another replica beside a bare `PUBLISH` and `SUBSCRIBE`;
 //! and how long it takes until messages come again after the way to Redis had gone dead. Linux only.
+//! One of `publish`, `latency` and `found-again` measures that alone.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/redis/proxy.rs"]
@@ -47,13 +48,22 @@ fn main() -> Outcome<()> {
         eprintln!("nothing to test here; measure with: cargo bench --bench redis");
         return Ok(());
     }
+    let only = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    let is_wanted = |figure: &str| only.as_deref().is_none_or(|only| only == figure);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         println!("| figure | unit | measured | compared to | | ratio |\n|---|---|---|---|---|---|");
-        throughput(0).await?;
-        throughput(1).await?;
-        latency().await?;
-        found_again().await
+        if is_wanted("publish") {
+            throughput(0).await?;
+            throughput(1).await?;
+        }
+        if is_wanted("latency") {
+            latency().await?;
+        }
+        if is_wanted("found-again") {
+            found_again().await?;
+        }
+        Ok(())
     })
 }
 

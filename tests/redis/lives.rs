@@ -167,14 +167,3 @@ async fn beat(broker: Arc<Broker>) {
         tokio::time::sleep(BEAT).await;
     }
 }
-
-/// The index was evicted and the order was not, and the clock is behind what the order has had.
-#[tokio::test]
-async fn an_order_without_an_index_is_gone_on_with() {
-    let Some(redis) = Redis::start(&[]) else { return };
-    let ahead: Id = "4102444800000000".parse().expect("an id");
-    redis.say(&["XADD", "{rejoin}:order", &format!("{ahead}-0"), "t", "a"]);
-    redis.say(&["XADD", "{rejoin}:topic:a", &format!("{ahead}-0"), "p", "0 1", "h", "t", "d", "x"]);
-    let broker = log(&redis.url()).await;
-    assert!(publish(&broker, "a").await > ahead);
-}

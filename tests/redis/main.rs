@@ -17,6 +17,7 @@ mod lost;
 mod memory;
 mod options;
 mod outage;
+mod pieces;
 mod promoted;
 mod proxy;
 mod reader;

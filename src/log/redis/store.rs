@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -32,6 +32,9 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to wait for a connection that is being made, before nothing is sent at all.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long it may take until a publish notices that the connection leads to another primary than it did. Whoever
+/// was given something meanwhile is told a gap then.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// From one attempt to connect to the next, at least.
 pub const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// How often it is said what Redis refuses.
@@ -55,6 +58,14 @@ pub enum Part {
 struct Connection {
     number: u64,
     redis: MultiplexedConnection,
+    /// When it was last asked which primary it leads to.
+    looked: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Connection {
+    fn looked(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Runs scripts over the one connection that is there, if there is one.
@@ -99,7 +110,7 @@ impl Store {
         self.known.fetch_max(id.get(), Ordering::AcqRel);
     }
 
-    /// Runs a script about `subject`, which may be nothing.
+    /// Runs a script about `subject`, which may be nothing, and looks now and then which primary runs it.
     ///
     /// # Errors
     /// [`LogError::Unavailable`] if it was certainly not run, [`LogError::UnknownOutcome`] if it may have been.
@@ -110,11 +121,24 @@ impl Store {
         subject: &str,
         args: &[&[u8]],
     ) -> Result<T, LogError> {
+        self.invoke(script, subject, args, false).await
+    }
+
+    async fn invoke<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        subject: &str,
+        args: &[&[u8]],
+        must_look: bool,
+    ) -> Result<T, LogError> {
         let mut connection = self.connected().await.ok_or(LogError::Unavailable)?;
+        let now = Instant::now();
+        let looks = must_look || connection.looked().is_none_or(|looked| now - looked >= LOOK_EVERY);
         let mut invocation = script.prepare_invoke();
         invocation.key(format!("{}index", self.prefix));
         invocation.arg(&self.prefix).arg(self.known.load(Ordering::Acquire));
         invocation
+            .arg(u8::from(looks))
             .arg(u8::from(self.is_durable.load(Ordering::Acquire)))
             .arg(self.keep.written())
             .arg(subject);
@@ -123,6 +147,9 @@ impl Store {
         }
         // A script that Redis does not know was not run: then it is sent whole.
         let answer = invocation.invoke_async(&mut connection.redis).await;
+        if looks && answer.is_ok() {
+            *connection.looked() = Some(now);
+        }
         answer.map_err(|error| {
             if is_broken(&error) {
                 self.lose(connection.number, &error);
@@ -132,8 +159,8 @@ impl Store {
         })
     }
 
-    /// Runs a script that changes nothing, or nothing that matters when it is done twice: it is run again if the
-    /// connection broke under it.
+    /// Runs a script that changes nothing, or nothing that matters when it is done twice: it looks which primary runs
+    /// it, and it is run again if the connection broke under it.
     ///
     /// # Errors
     /// [`LogError::Unavailable`], within a bounded time.
@@ -146,7 +173,7 @@ impl Store {
         let read = async {
             loop {
                 let known = self.current();
-                match self.run(script, subject, args).await {
+                match self.invoke(script, subject, args, true).await {
                     // Gone is gone; what was only slow is not asked again.
                     Err(LogError::UnknownOutcome) if known.is_some() && self.current() != known => {}
                     Err(_) => return Err(LogError::Unavailable),
@@ -157,8 +184,8 @@ impl Store {
         timeout(ANSWER_TIMEOUT, read).await.unwrap_or(Err(LogError::Unavailable))
     }
 
-    /// Gives a part of the index to `take`, in batches of members with their ids. What the store says of itself
-    /// is left out; a topic that is published to meanwhile comes again.
+    /// Gives a part of the index to `take`, in batches of members with their ids. A topic that is published to
+    /// meanwhile comes again.
     ///
     /// # Errors
     /// As [`read`](Self::read); also if another life of the store has begun on the way.
@@ -180,8 +207,7 @@ impl Store {
             // Several members may have the same id: the last one comes again.
             least = members.last().map_or(least, |(_, score)| score.to_string());
             let members = members.into_iter().filter_map(|(member, score)| {
-                let member = String::from_utf8(member).ok().filter(|member| !member.starts_with('*'));
-                Some((member?, Id::new(score.unsigned_abs())))
+                Some((String::from_utf8(member).ok()?, Id::new(score.unsigned_abs())))
             });
             take(members.collect());
             if is_last {
@@ -250,7 +276,7 @@ impl Store {
             match self.connect(number).await {
                 Ok(redis) => {
                     tracing::info!(redis = %self.address, "publishing");
-                    self.connection.send_replace(Some(Connection { number, redis }));
+                    self.connection.send_replace(Some(Connection { number, redis, looked: Arc::default() }));
                     if std::mem::take(&mut is_first) {
                         self.say_how_much_is_kept().await;
                         self.warn_of_eviction().await;

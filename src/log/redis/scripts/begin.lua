@@ -1,9 +1,9 @@
 -- For some topics the message to begin with: the oldest since an id, or the nth newest up to a point of its own.
 -- How many of these were passed is said too, since one step passes no more than a few.
 sweep(1000)
-local since, count = tonumber(ARGV[6]), tonumber(ARGV[7])
+local since, count = tonumber(ARGV[7]), tonumber(ARGV[8])
 local firsts = {}
-for at = 8, #ARGV, 2 do
+for at = 9, #ARGV, 2 do
   local newest, passed = redis.call('ZSCORE', index, ARGV[at]), 0
   local first
   if newest and count < 0 then

@@ -1,15 +1,14 @@
 -- Forgets what is retained of a topic. Takes an id of its own, so that whoever missed it can see that it was.
-local topic = ARGV[5]
+local topic = ARGV[6]
 local newest = subject_newest
 if newest then
-  local id = math.max(now, last + 1)
-  local length = redis.call('XLEN', stream(topic))
+  last = math.max(now, last + 1)
+  total, messages = total - subject_bytes, messages - redis.call('XLEN', stream(topic))
   redis.call('DEL', stream(topic))
-  redis.call('HSET', sizes, topic, '0', '*bytes', str(total - (tonumber(counts[4]) or 0)), '*messages', str(messages - length))
-  redis.call('ZADD', index, str(id), '*last', str(-id), ' ' .. topic, str(-newest), ',' .. topic)
+  redis.call('HSET', state, '*', packed(), topic, cmsgpack.pack(newest, 0))
+  redis.call('ZADD', index, str(-last), ' ' .. topic, str(-newest), ',' .. topic)
   announce(topic, function()
-    return string.format('g %.0f %.0f %.0f %d\n', began, id, newest, #topic) .. topic
+    return string.format('g %d %d %d %d\n', began, last, newest, #topic) .. topic
   end)
-  last = id
 end
 return facts()

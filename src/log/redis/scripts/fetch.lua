@@ -1,7 +1,7 @@
 -- Some messages by topic and id, and of other topics the oldest retained after an id.
-local found, bytes = {}, tonumber(ARGV[6])
-local count = tonumber(ARGV[7])
-local at = 8
+local found, bytes = {}, tonumber(ARGV[7])
+local count = tonumber(ARGV[8])
+local at = 9
 for _ = 1, count do
   local entry = bytes > 0 and redis.call('XRANGE', stream(ARGV[at]), ARGV[at + 1], ARGV[at + 1])[1]
   if bytes <= 0 then break end
@@ -14,7 +14,7 @@ for _ = 1, count do
   at = at + 2
 end
 local firsts = {}
-at = 8 + 2 * count
+at = 9 + 2 * count
 while ARGV[at] do
   local first = redis.call('XRANGE', stream(ARGV[at]), str(math.max(tonumber(ARGV[at + 1]) + 1, expired)), '+', 'COUNT', 1)[1]
   local newest = redis.call('ZSCORE', index, ARGV[at])

@@ -1,3 +1,5 @@
 -- Says how much is kept, and returns what was said before.
-redis.call('HSET', sizes, '*keep', wanted)
-return keep
+local before = kept()
+keep(wanted)
+redis.call('HSET', state, '*', packed())
+return before

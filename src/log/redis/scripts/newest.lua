@@ -1,7 +1,7 @@
 -- The newest retained messages of a topic up to an id, newest first: what fills a tail backwards.
 if not subject_newest then return {facts(), {}} end
 sweep(1000)
-local upto, room, bytes = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+local upto, room, bytes = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 local found, taken, step = {}, 0, 16
 while room > 0 do
   local batch = redis.call('XREVRANGE', stream(subject), upto, str(expired), 'COUNT', math.min(step, room))

@@ -1,5 +1,5 @@
 -- Proves that this primary takes writes, and that the link brings what is announced. Now and then it sweeps.
-local channel, token, is_sweep = ARGV[6], ARGV[7], ARGV[8] == '1'
+local channel, token, is_sweep = ARGV[7], ARGV[8], ARGV[9] == '1'
 local is_more = false
 learn()
 if is_sweep then
@@ -9,18 +9,15 @@ if is_sweep then
   local function forget(least, most)
     local old = redis.call('ZRANGE', index, least, most, 'BYSCORE', 'LIMIT', 0, 200, 'WITHSCORES')
     for at = 1, #old, 2 do
-      local member = old[at]
-      if string.sub(member, 1, 1) ~= '*' then
-        forgotten = math.max(forgotten, math.abs(tonumber(old[at + 1])))
-        redis.call('ZREM', index, member)
-        redis.call('HDEL', sizes, member)
-      end
+      forgotten = math.max(forgotten, math.abs(tonumber(old[at + 1])))
+      redis.call('ZREM', index, old[at])
+      redis.call('HDEL', state, old[at])
     end
     is_more = is_more or #old == 400
   end
-  forget('1', str(unknown))
-  forget(str(-unknown), '-100')
+  forget('(0', str(unknown))
+  forget(str(-unknown), '(0')
 end
-redis.call('ZADD', index, str(forgotten), '*forgotten')
-redis.call('PUBLISH', channel, string.format('p %.0f %.0f %s\n', began, last, token))
+redis.call('HSET', state, '*forgotten', str(forgotten))
+redis.call('PUBLISH', channel, string.format('p %d %d %s\n', began, last, token))
 return {facts(), is_more and 1 or 0}

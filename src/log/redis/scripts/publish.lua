@@ -1,6 +1,6 @@
 -- Stores a message and tells of it.
-local topic, head, data, event_bytes = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
-local key, if_match = ARGV[9], ARGV[10]
+local topic, head, data, event_bytes = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9])
+local key, if_match = ARGV[10], ARGV[11]
 local newest = subject_newest
 local name, digest
 
@@ -30,7 +30,7 @@ if not newest then
   redis.call('DEL', into)
 end
 
-local length, bytes = redis.call('XLEN', into), tonumber(counts[4]) or 0
+local length, bytes = redis.call('XLEN', into), subject_bytes or 0
 local is_first = length == 0
 if is_first then
   -- Whatever was counted of this topic is not there any more.
@@ -38,28 +38,34 @@ if is_first then
 end
 length, bytes, total, messages = length + 1, bytes + cost, total + cost, messages + 1
 
-local gone
-local old, budget = {}, 100
-while #old < budget and length > 1 and (length > max_messages or bytes > max_bytes) do
-  local oldest = redis.call('XRANGE', into, gone and '(' .. gone or '-', '+', 'COUNT', 1)[1]
-  local freed = cost_of(oldest)
-  gone = oldest[1]
-  old[#old + 1] = gone
-  length, bytes, total, messages = length - 1, bytes - freed, total - freed, messages - 1
+-- Removing costs more than keeping: a few more than are kept may pile up, and go all at once.
+local is_full = length > max_messages + math.floor(max_messages / SLACK) or bytes > max_bytes + max_bytes / SLACK
+local gone, old, budget = nil, {}, 100
+while is_full do
+  local batch = redis.call('XRANGE', into, gone and '(' .. gone or '-', '+', 'COUNT', 16)
+  is_full = #batch > 0
+  for _, oldest in ipairs(batch) do
+    local freed = cost_of(oldest)
+    gone = oldest[1]
+    old[#old + 1] = gone
+    length, bytes, total, messages = length - 1, bytes - freed, total - freed, messages - 1
+    is_full = (length > max_messages or bytes > max_bytes) and length > 1 and #old < budget
+    if not is_full then break end
+  end
 end
-redis.call('XADD', into, 'MAXLEN', '=', length, ident .. '-0', 'p', str(prev) .. ' ' .. cost, 'h', head, 'd', data)
-redis.call('XADD', order, ident .. '-0', 't', topic)
+local entry, link = ident .. '-0', str(prev)
+redis.call('XADD', into, 'MAXLEN', '=', length, entry, 'p', link .. ' ' .. cost, 'h', head, 'd', data)
+redis.call('XADD', order, entry, 't', topic)
 if gone then
   redis.call('XDEL', order, unpack(old))
   gone, budget = string.gsub(gone, '-0$', ''), budget - #old
-end
-if name then redis.call('SET', name, ident .. ' ' .. digest, 'PX', ARGV[11]) end
-if gone then
-  redis.call('ZADD', index, ident, '*last', ident, topic, '-' .. gone, ',' .. topic)
+  redis.call('ZADD', index, ident, topic, '-' .. gone, ',' .. topic)
 else
-  redis.call('ZADD', index, ident, '*last', ident, topic)
+  redis.call('ZADD', index, ident, topic)
 end
-redis.call('HSET', sizes, topic, str(bytes), '*bytes', str(total), '*messages', str(messages))
+last = id
+redis.call('HSET', state, '*', packed(), topic, cmsgpack.pack(id, bytes))
+if name then redis.call('SET', name, ident .. ' ' .. digest, 'PX', ARGV[12]) end
 -- If nobody sweeps any more, what is kept still goes. Once in a while is enough: it is put off for long.
 local span = max_age / 4
 if is_first or math.floor(id / span) ~= math.floor(prev / span) then
@@ -67,24 +73,23 @@ if is_first or math.floor(id / span) ~= math.floor(prev / span) then
 end
 
 announce(topic, function()
-  local line = table.concat({'m', str(began), ident, str(prev), gone or '0', #topic, #head}, ' ')
-  return line .. '\n' .. topic .. head .. data
+  return 'm ' .. str(began) .. ' ' .. ident .. ' ' .. link .. ' ' .. (gone or '0') .. ' ' .. #topic .. ' ' .. #head
+    .. '\n' .. topic .. head .. data
 end)
 
+local is_over = total > max_total
 while budget > 0 and total > max_total and messages > 1 do
   local oldest = redis.call('XRANGE', order, '-', '+', 'COUNT', 1)[1]
-  if not oldest or oldest[1] == ident .. '-0' then
+  if not oldest or oldest[1] == entry then
     -- What is still counted was lost behind our back.
-    redis.call('HSET', sizes, '*bytes', str(bytes), '*messages', length)
+    total, messages = bytes, length
     break
   end
   if oldest[2][1] == 't' then
     local victim = oldest[2][2]
-    local freed = evict(victim, oldest[1])
-    if freed then
-      total, messages = total - freed, messages - 1
+    if evict(victim, oldest[1]) then
       announce(victim, function()
-        return string.format('g %.0f %.0f %s %d\n', began, id, string.gsub(oldest[1], '-0$', ''), #victim) .. victim
+        return string.format('g %d %d %s %d\n', began, id, string.gsub(oldest[1], '-0$', ''), #victim) .. victim
       end)
     end
   else
@@ -92,6 +97,7 @@ while budget > 0 and total > max_total and messages > 1 do
   end
   budget = budget - 1
 end
+if is_over then redis.call('HSET', state, '*', packed()) end
 -- More goes than comes, so that what has expired never piles up.
-if id % 4 == 0 then sweep(8) end
+if id % 16 == 0 then sweep(32) end
 return {'stored', ident}

@@ -1,19 +1,19 @@
 -- What is retained of some topics, each after a point of its own, in the order of ids.
 sweep(1000)
 learn()
-local upto, limit, bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local is_before = ARGV[9]
+local upto, limit, bytes = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local is_before = ARGV[10]
 -- What the life before this one has left is read first: the gap lies behind it.
-if tonumber(is_before) < began and tonumber(is_before) >= previous and tonumber(ARGV[10]) < inherited then upto = math.min(upto, inherited) end
+if tonumber(is_before) < began and tonumber(is_before) >= previous and tonumber(ARGV[11]) < inherited then upto = math.min(upto, inherited) end
 upto = math.min(upto, last)
 
 local known_topics, heads = {}, {}
-for at = 11, #ARGV, 2 do
+for at = 12, #ARGV, 2 do
   local topic, given = ARGV[at], tonumber(ARGV[at + 1])
   local scores = redis.call('ZMSCORE', index, topic, ' ' .. topic)
   local newest, batch = tonumber(scores[1]), {}
   if newest and newest > given then
-    batch = redis.call('XRANGE', stream(topic), str(math.max(given + 1, expired)), '+', 'COUNT', #ARGV == 12 and 16 or 1)
+    batch = redis.call('XRANGE', stream(topic), str(math.max(given + 1, expired)), '+', 'COUNT', #ARGV == 13 and 16 or 1)
   end
   local first = batch[1]
   known_topics[#known_topics + 1] = {scores[1] or '', string.sub(scores[2] or '-0', 2), first and first[1] or '', first and first[2][2] or ''}
@@ -38,7 +38,7 @@ while #heads > 0 do
   head.at = head.at + 1
   if not head.batch[head.at] then
     -- No more at once than is wanted, if what comes is as large as what came.
-    local step = #ARGV == 12 and math.floor(bytes / ((all - bytes) / #found + 1)) or 16
+    local step = #ARGV == 13 and math.floor(bytes / ((all - bytes) / #found + 1)) or 16
     step = math.max(1, math.min(step, limit - #found + 1))
     head.batch = redis.call('XRANGE', stream(head.topic), str(id + 1), '+', 'COUNT', step)
     head.at = 1

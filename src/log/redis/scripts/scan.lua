@@ -1,12 +1,12 @@
 -- What was published to any topic after an id, by name only, and which topics have lost something since another.
 local is_unswept = sweep(1000)
 learn()
-local after, told, limit, upto = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
+local after, told, limit, upto = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
 -- What has expired leaves its mark when it is swept: until all of it is, nobody knows what is gone.
 if is_unswept and after < expired then return {facts(), '0', 2, {}, {}, {}, {}} end
 if told < began and told >= previous and after < inherited then upto = math.min(upto, inherited) end
 upto = math.min(upto, last)
-local marked = redis.call('ZRANGE', index, '-inf', '(' .. str(-math.max(after, told, 100)), 'BYSCORE', 'WITHSCORES')
+local marked = redis.call('ZRANGE', index, '-inf', '(' .. str(-math.max(after, told)), 'BYSCORE', 'WITHSCORES')
 local gone, deleted = {}, {}
 for at = 1, #marked, 2 do
   local into = string.sub(marked[at], 1, 1) == ',' and gone or deleted
@@ -14,7 +14,7 @@ for at = 1, #marked, 2 do
   into[#into + 1] = string.sub(marked[at + 1], 2)
 end
 local newest = {}
-for at = 10, #ARGV do newest[#newest + 1] = redis.call('ZSCORE', index, ARGV[at]) or '' end
+for at = 11, #ARGV do newest[#newest + 1] = redis.call('ZSCORE', index, ARGV[at]) or '' end
 local entries = redis.call('XRANGE', order, str(math.max(after + 1, expired)), str(upto), 'COUNT', limit)
 local names = {}
 for _, entry in ipairs(entries) do

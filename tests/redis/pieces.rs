@@ -1,0 +1,63 @@
+//! What the store knows lies in several keys, each of which may be deleted or evicted alone.
+
+use rejoin::{
+    log::{Retention, Start},
+    message::Id,
+};
+
+use crate::{
+    bare::{RETENTION, log, log_that_keeps, publish, read_until, subscribe},
+    support::redis::Redis,
+};
+
+#[tokio::test]
+async fn a_store_that_lacks_one_of_its_keys_begins_anew() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    for key in ["{rejoin}:index", "{rejoin}:order", "{rejoin}:state"] {
+        let mut topics = subscribe(&broker, "a", Start::Now).await;
+        let mut patterns = subscribe(&broker, "*", Start::Now).await;
+        let before = publish(&broker, "a").await;
+        assert_eq!(read_until(&mut topics, before).await, [Some(before)]);
+        assert_eq!(read_until(&mut patterns, before).await, [Some(before)]);
+        assert!(redis.say(&["DEL", key]).starts_with(":1"), "{key}");
+        let after = publish(&broker, "a").await;
+        assert!(after > before, "{key}");
+        assert_eq!(read_until(&mut topics, after).await, [None, Some(after)], "{key}");
+        assert_eq!(read_until(&mut patterns, after).await, [None, Some(after)], "{key}");
+        // Nothing of before is counted on.
+        let mut again = subscribe(&broker, "a", Start::After(Id::ZERO)).await;
+        assert_eq!(read_until(&mut again, after).await, [None, Some(after)], "{key}");
+        let stats = broker.stats().await.expect("stats");
+        assert_eq!((stats.topics, stats.messages, stats.bytes), (1, 1, 201), "{key}");
+    }
+}
+
+/// The last of all ids is in the order, also when nothing else is left, and the clock is behind it.
+#[tokio::test]
+async fn no_id_comes_before_one_that_the_order_has_had() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let ahead: Id = "4102444800000000".parse().expect("an id");
+    redis.say(&["XADD", "{rejoin}:order", &format!("{ahead}-0"), "t", "a"]);
+    redis.say(&["XADD", "{rejoin}:topic:a", &format!("{ahead}-0"), "p", "0 1", "h", "t", "d", "x"]);
+    let broker = log(&redis.url()).await;
+    assert!(publish(&broker, "a").await > ahead);
+}
+
+/// A few at once are removed with less work than one at a time.
+#[tokio::test]
+async fn as_many_as_are_to_be_kept_are_kept_and_few_more() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log_that_keeps(&redis.url(), &Retention { messages: 128, ..RETENTION }).await;
+    let first = publish(&broker, "a").await;
+    let mut ids = Vec::new();
+    for _ in 0..300 {
+        ids.push(publish(&broker, "a").await);
+    }
+    let kept = broker.stats().await.expect("stats").messages;
+    assert!((128..=130).contains(&kept), "{kept}");
+    let mut reader = subscribe(&broker, "a", Start::After(first)).await;
+    let seen = read_until(&mut reader, ids[299]).await;
+    let expected: Vec<_> = std::iter::once(None).chain(ids[300 - kept..].iter().copied().map(Some)).collect();
+    assert_eq!(seen, expected);
+}
