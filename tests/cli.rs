@@ -135,6 +135,11 @@ async fn what_the_server_refuses_ends_with_one_and_its_words() {
         assert_eq!(refused.code, Some(1), "{arguments:?}: {refused:?}");
         assert!(refused.told().contains("bad_request: "), "{arguments:?}: {}", refused.told());
     }
+    let line = rejoin(&server, &["pub", "no topic"]).run_with(b"x\n").await;
+    assert!(line.told().starts_with("rejoin: line 1: bad_request: "), "{}", line.told());
+    // Nobody typed a line.
+    let data = rejoin(&server, &["pub", "no topic", "x"]).run().await;
+    assert!(data.told().starts_with("rejoin: the message: bad_request: "), "{}", data.told());
     server.stop().await;
 }
 

@@ -68,7 +68,7 @@ impl Publish {
             is_doubtful: false,
         };
         if let Some(data) = data {
-            let line = Line { number: 1, bytes: data.into_bytes() };
+            let line = Line { number: 0, bytes: data.into_bytes() };
             // It is stored, whether its id can be printed or not.
             publisher.publish([line].into(), |id| drop(super::print(format!("{id}\n")))).await?;
         } else {
@@ -120,7 +120,10 @@ impl Publisher {
         let mut in_doubt: Option<Instant> = None;
         while let (Some(first), Some(last)) = (batch.front(), batch.back()) {
             if in_doubt.is_some_and(|since| since.elapsed() > KEY_TRUSTED) {
-                super::tell(format_args!("lines {} to {} may be there twice", first.number, last.number));
+                match batch.len() {
+                    1 => super::tell(format_args!("{first} may be there twice")),
+                    _ => super::tell(format_args!("{first} to {last} may be there twice")),
+                }
                 self.is_doubtful = true;
                 in_doubt = None;
             }
@@ -176,12 +179,12 @@ impl Publisher {
             match answer {
                 Answer::Stored { id } => stored(&id),
                 Answer::Refused(problem) if problem.code == "too_large" => {
-                    super::tell(format_args!("line {} was refused: {}", line.number, problem.detail));
+                    super::tell(format_args!("{line} was refused: {}", problem.detail));
                     self.refused += 1;
                 }
                 Answer::Refused(problem) => match Trouble::told(problem, None) {
                     Trouble::Refused(why) => {
-                        return Err(Ending::Failed(format!("line {}: {why}", line.number)));
+                        return Err(Ending::Failed(format!("{line}: {why}")));
                     }
                     trouble => return Ok(Some(trouble)),
                 },

@@ -1,6 +1,10 @@
 //! Standard input, line by line: what is there is sent together, and no more is read before that is stored.
 
-use std::{collections::VecDeque, io};
+use std::{
+    collections::VecDeque,
+    fmt::{self, Display},
+    io,
+};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Stdin, stdin};
 
@@ -13,10 +17,19 @@ const MAX_LINE_BYTES: usize = 64 << 20;
 
 #[derive(Debug)]
 pub struct Line {
-    /// Counted from 1.
+    /// Counted from 1; 0 is what was typed behind the command.
     pub number: u64,
     /// Without the line feed.
     pub bytes: Vec<u8>,
+}
+
+impl Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number {
+            0 => f.write_str("the message"),
+            number => write!(f, "line {number}"),
+        }
+    }
 }
 
 pub struct Lines<R> {
