@@ -17,7 +17,11 @@ use support::{
     Server,
     program::{Folder, Program as Serving},
 };
-use tokio::task::JoinHandle;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinHandle,
+};
 
 const TRANSPORTS: [&str; 4] = ["ws", "sse", "ndjson", "poll"];
 
@@ -141,6 +145,27 @@ async fn what_the_server_refuses_ends_with_one_and_its_words() {
     let data = rejoin(&server, &["pub", "no topic", "x"]).run().await;
     assert!(data.told().starts_with("rejoin: the message: bad_request: "), "{}", data.told());
     server.stop().await;
+}
+
+/// What a web server of another kind says to a POST that it does not know.
+#[tokio::test]
+async fn who_is_no_rejoin_is_told_to_be_none_and_not_asked_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("a bound address"));
+    let stranger = tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let _ = client.read(&mut [0; 4096]).await;
+            let answer = b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            let _ = client.write_all(answer).await;
+        }
+    });
+    for command in ["pub", "sub"] {
+        let refused = Program::new(&[command, "t", "--url", &url]).run_with(b"x\n").await;
+        assert_eq!(refused.code, Some(1), "{command}: {refused:?}");
+        let told = "rejoin: 501 Not Implemented: the answer is not Rejoin's own\n";
+        assert_eq!(refused.told(), told, "{command}");
+    }
+    stranger.abort();
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ impl Trouble {
         let body = response.bytes().await.unwrap_or_default();
         let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
             code: status.to_string(),
-            detail: String::new(),
+            detail: "the answer is not Rejoin's own".into(),
             status: status.as_u16(),
         });
         Self::told(Problem { status: status.as_u16(), ..problem }, pause.map(Duration::from_secs))
@@ -139,7 +139,8 @@ impl Trouble {
     pub fn told(problem: Problem, pause: Option<Duration>) -> Self {
         let Problem { code, detail, status } = problem;
         let why = if detail.is_empty() { code } else { format!("{code}: {detail}") };
-        if matches!(status, 408 | 429 | 500..) { Self::Lost { why, pause } } else { Self::Refused(why) }
+        // 501 is said by who never does it.
+        if matches!(status, 408 | 429 | 500 | 502..) { Self::Lost { why, pause } } else { Self::Refused(why) }
     }
 }
 
