@@ -6,8 +6,8 @@ use http::{HeaderValue, header};
 const PAGE: &str = include_str!("../../web/index.html");
 /// The page's own script and style alone, named by their hashes; it speaks to this server alone.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-MfOPtZxThFNm9IoEkjUXn2a4VI8BnM9PnWViPAV4Z9I='; \
-    style-src 'sha256-GtQdXqPzp9bcGNfL9wm6sOg64m06tbr+rSTm92rgdWc='; \
+    script-src 'sha256-QJfAyPwSdHaGKYLI0NKUSpIqY/TeayNWxnpwp5+mzVc='; \
+    style-src 'sha256-8WX2HovwR9S9R3XsEVeq2bDu/6FVg+N8sTy2m5oAYPU='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// `GET /`.
