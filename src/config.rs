@@ -37,7 +37,7 @@ pub const ELSEWHERE: &str = "A setting is also read from the environment, in cap
 /// [`Config::default`] has the defaults, and looks neither at the environment nor at any file.
 #[derive(Clone, Debug, Parser)]
 pub struct Config {
-    /// A TOML file with any of these settings, and with what is too long for a flag.
+    /// A TOML file with any of these settings, and with keys and grants, which have no flag.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 

@@ -91,13 +91,13 @@ impl Metrics {
         let bytes = counters(
             &registry,
             "rejoin_delivered_bytes_total",
-            "Bytes of these messages on the wire.",
+            "Bytes of messages handed to connections, as they are on the wire.",
             "transport",
         );
         let replays = counters(
             &registry,
             "rejoin_replayed_messages_total",
-            "Of these messages, those that were published before the connection came.",
+            "Messages handed to connections that were published before the connection came.",
             "transport",
         );
         let latency = HistogramVec::new(
