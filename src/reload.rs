@@ -51,15 +51,28 @@ pub async fn follow(
             }
         }
         // What is refused is followed too: its mistake may be in another file.
-        taken = Sources::default();
-        settings = read_again(app, &flags, &settings, &mut taken).unwrap_or(settings);
+        let (read, sources) = read(flags.clone()).await?;
+        settings = take(app, read, &settings).unwrap_or(settings);
+        taken = sources;
         before = taken.clone();
     }
 }
 
-/// Puts in force what is written now. None, and nothing has changed, if there is a mistake in it.
-fn read_again(app: &App, flags: &Flags, settings: &Settings, sources: &mut Sources) -> Option<Settings> {
-    let read = Settings::read(flags, |name| std::env::var(name).ok(), |path| sources.read(path));
+/// What a configuration says, or all that is wrong with it.
+type Read = Result<Settings, Vec<String>>;
+
+/// What is written now, and where. Beside all else that is done: a file system may keep one waiting.
+async fn read(flags: Flags) -> io::Result<(Read, Sources)> {
+    let reading = task::spawn_blocking(move || {
+        let mut sources = Sources::default();
+        let read = Settings::read(&flags, |name| std::env::var(name).ok(), |path| sources.read(path));
+        (read, sources)
+    });
+    Ok(reading.await?)
+}
+
+/// Puts in force what was read. None, and nothing has changed, if there is a mistake in it.
+fn take(app: &App, read: Read, settings: &Settings) -> Option<Settings> {
     let read = match read {
         Ok(read) => read,
         Err(mistakes) => {

@@ -223,9 +223,11 @@ async fn what_is_written_while_the_files_are_read_is_read_once_more() {
         replace(&keys[1]);
         pipe.write_all(last.as_bytes()).expect("it is read");
     });
-    for key in &keys[1..] {
+    for (key, next) in [(&keys[1], Some(&keys[2])), (&keys[2], None)] {
         let mut pipe = being_read(&pipe).await;
-        replace(&keys[2]);
+        // Meanwhile others are served.
+        get(&program.server, "/topics/a").answer().await.problem(401, "unauthorized");
+        next.into_iter().for_each(replace);
         pipe.write_all(last.as_bytes()).expect("it is read");
         drop(pipe);
         let token = key.sign(&may_read_a());
