@@ -29,3 +29,4 @@ mod stalled;
 mod stopped;
 #[path = "../support/mod.rs"]
 mod support;
+mod taken;
