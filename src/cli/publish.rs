@@ -40,7 +40,7 @@ pub struct Publish {
     /// The message; `-` or nothing: each line of standard input is one.
     data: Option<String>,
 
-    /// How long to try while the server cannot be reached [default: for ever with standard input, 30s with DATA].
+    /// How long to try while nothing can be stored [default: for ever with standard input, 30s with DATA].
     #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
     give_up: Option<Duration>,
 
