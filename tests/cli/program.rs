@@ -11,7 +11,7 @@ use tokio::{
 use crate::support::Server;
 
 /// What is awaited comes at once, or on a busy machine a little later. This turns a hang into a failure.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The program, told where that server is.
 pub fn rejoin(server: &Server, arguments: &[&str]) -> Program {
