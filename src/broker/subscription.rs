@@ -25,6 +25,8 @@ const PAGE_LIMIT: usize = 256;
 const KEPT_CAPACITY: usize = 16;
 /// How long to wait before the log is asked again when it could not be read.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long to wait for what is on its way here, before the log is asked for it.
+const ARRIVAL: Duration = Duration::from_millis(20);
 
 /// What a subscription gives out.
 #[derive(Clone, Debug)]
@@ -317,6 +319,11 @@ impl Subscription {
                     self.take_announcements(announced);
                 }
                 self.looked_upto = (end >= upto).then_some(watermark);
+                // Nobody is woken when the watermark comes to where this is to stop, only by messages.
+                if end >= upto && upto < self.until && self.until < Id::MAX {
+                    self.looked_upto = None;
+                    self.begin_page(ARRIVAL);
+                }
             }
             Err(Uncovered) => {
                 self.ready.clear();

@@ -10,6 +10,7 @@ mod bare;
 mod churn;
 mod deployment;
 mod holes;
+mod joining;
 mod killed;
 mod lagging;
 mod lives;
