@@ -170,16 +170,18 @@ impl Log for RedisLog {
         let event_bytes = draft.event.as_ref().map_or(0, |event| event.len()).to_string();
         let window = IDEMPOTENCY_WINDOW.as_millis().to_string();
         let if_match = if_match.map(|id| id.to_string()).unwrap_or_default();
+        let key = idempotency_key.as_deref().unwrap_or_default();
         let args: [&[u8]; 6] = [
             &head,
             &draft.payload.bytes,
             event_bytes.as_bytes(),
-            idempotency_key.as_deref().unwrap_or_default().as_bytes(),
+            key.as_bytes(),
             if_match.as_bytes(),
             window.as_bytes(),
         ];
+        let args = if key.is_empty() && if_match.is_empty() { &args[..3] } else { &args };
         let (outcome, Num(id)): (String, Num) =
-            self.store.run(&self.store.scripts.publish, &draft.topic, &args).await?;
+            self.store.run(&self.store.scripts.publish, &draft.topic, args).await?;
         self.store.has_seen(id);
         match outcome.as_str() {
             "stored" => Ok(Appended::Stored(id)),

@@ -1,6 +1,7 @@
 -- Stores a message and tells of it.
 local topic, head, data, event_bytes = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9])
-local key, if_match = ARGV[10], ARGV[11]
+-- Few publishes have any of these.
+local key, if_match = ARGV[10] or '', ARGV[11] or ''
 local newest = subject_newest
 local name, digest
 
