@@ -172,7 +172,8 @@ impl Saved {
             }
             Err(why) => {
                 let aside = beside(&self.path, &format!(".damaged-{}", Id::now()));
-                fs::rename(&self.path, &aside)?;
+                // By a second name: until the mark is in its place, whoever starts finds what this one has found.
+                fs::hard_link(&self.path, &aside).or_else(|_| fs::rename(&self.path, &aside))?;
                 sync_folder(&self.path)?;
                 tracing::error!(%path, why, aside = %aside.display(), "the state file is damaged and was set aside: nothing of it is used, and readers are told of a gap");
                 Ok(Found::Lost { reserved })
@@ -457,6 +458,32 @@ mod tests {
             assert!(log.watermark() > id);
             assert_eq!(folder.aside(), times + 1);
         }
+    }
+
+    /// A process that was killed after it had read the file, and before it had marked it.
+    #[tokio::test]
+    async fn who_looked_and_left_no_mark_has_changed_nothing() {
+        let look = async |folder: &Folder| {
+            let saved = Saved::open(folder.state()).await.expect("a file");
+            drop(saved.take().await.expect("what it holds"));
+        };
+        let folder = Folder::new();
+        let log = folder.log().await.expect("a new log");
+        let id = publish(&log, "a", "precious").await;
+        log.end().await.expect("written");
+        drop(log);
+        look(&folder).await;
+        let log = folder.log().await.expect("the next log");
+        assert_eq!(read(&log, id.before()).await, (0, vec![id]));
+        drop(log);
+
+        // Damaged behind its first line, which says which ids may have been given, whatever the clock says.
+        let ahead = Id::new(Id::now().get() + 3_600_000_000);
+        fs::write(folder.state(), head("closed", ahead, 1, 0)).expect("written");
+        look(&folder).await;
+        let log = folder.log().await.expect("a log that begins anew");
+        assert!(publish(&log, "a", "x").await > ahead);
+        assert_eq!(read(&log, id).await.0, 1, "a gap is told");
     }
 
     #[tokio::test]
