@@ -457,6 +457,10 @@ async fn last_of_named_topics_has_no_limit(new: New) {
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let mut subscription = subscribe(&broker, &names, Start::Last(1)).await;
     assert_eq!(drain(&broker, &mut subscription).await, expected);
+    // A pattern beside them has one.
+    let mut subscription = subscribe(&broker, &["t0000", "**"], Start::Last(1)).await;
+    let expected = [&expected[..1], &expected[100..]].concat();
+    assert_eq!(drain(&broker, &mut subscription).await, expected);
 }
 
 async fn retention_by_bytes_keeps_the_newest(new: New) {

@@ -454,20 +454,6 @@ mod tests {
     }
 
     #[test]
-    fn last_gives_of_every_topic_that_is_named_however_many_others_are_newer() {
-        let mut state = State::new(Id::now());
-        let id = publish(&mut state, "named");
-        publish(&mut state, "other");
-        for number in 0..1_000 {
-            publish(&mut state, &format!("many.{number}"));
-        }
-        let patterns = ["named", "**"].map(|name| name.parse::<Pattern>().expect("a pattern"));
-        let position = state.begin(&patterns, &Start::Last(1), Id::ZERO).position;
-        assert!(position.given("named") < id);
-        assert!(position.given("other") > id, "a pattern has its bound");
-    }
-
-    #[test]
     fn trimming_leaves_no_entry_behind() {
         let mut state = State::new(Id::now());
         for _ in 0..10_000 {

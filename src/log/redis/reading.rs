@@ -111,9 +111,17 @@ impl Reading<'_> {
 
     /// Begins just before the oldest message of each topic since `since`, or the newest `last` of each.
     async fn begin_with(&self, since: Id, last: Option<usize>, newest: Id) -> Result<Position, LogError> {
-        let topics = self.matching(since).await?;
-        let is_bounded = last.is_some() && self.patterns.iter().any(Pattern::has_wildcard);
-        let covered = if is_bounded { topics.len().min(MAX_LAST_TOPICS) } else { topics.len() };
+        let mut topics = self.matching(since).await?;
+        let mut covered = topics.len();
+        if last.is_some() && covered > MAX_LAST_TOPICS && self.patterns.iter().any(Pattern::has_wildcard) {
+            // A topic that is named is given however many others are newer.
+            let is_named = |topic: &Topic| self.patterns.iter().any(|pattern| pattern.as_str() == &**topic);
+            let (named, others): (Vec<_>, Vec<_>) =
+                topics.split_off(MAX_LAST_TOPICS).into_iter().partition(is_named);
+            topics.extend(named);
+            covered = topics.len();
+            topics.extend(others);
+        }
         let mut position = Position::at(newest);
         let mut firsts = self.firsts(&topics[..covered], since, last, &mut position.told).await?;
         firsts.extend(self.firsts(&topics[covered..], since, Some(0), &mut position.told).await?);
