@@ -93,12 +93,7 @@ async fn what_has_expired_all_at_once_is_told_to_everybody_and_given_to_nobody()
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log_that_keeps(&redis.url(), &Retention { age: Duration::from_secs(4), ..RETENTION }).await;
     let cursor = publish(&broker, "before").await;
-    let mut publishers = JoinSet::new();
-    for number in 0..TOPICS {
-        let broker = broker.clone();
-        publishers.spawn(async move { publish(&broker, &format!("p.{number}")).await });
-    }
-    let ids = publishers.join_all().await;
+    let ids = publish_all(&broker, (0..TOPICS).map(|number| format!("p.{number}")).collect()).await;
     let last = *ids.iter().max().expect("some were published");
     while Id::now().minus(Duration::from_secs(4)) <= last {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -119,7 +114,7 @@ async fn what_has_expired_all_at_once_is_told_to_everybody_and_given_to_nobody()
 async fn the_newest_of_many_and_those_after_a_far_point_are_found() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log_that_keeps(&redis.url(), &Retention { messages: 10_000, ..RETENTION }).await;
-    let ids = publish_many(&broker, 5000).await;
+    let ids = publish_all(&broker, vec!["a".to_owned(); 5000]).await;
     let last = ids[4999];
     for count in [1, 2000, 2001, 4500, 6000] {
         let mut reader = subscribe(&broker, "a", Start::Last(count)).await;
@@ -136,13 +131,14 @@ async fn the_newest_of_many_and_those_after_a_far_point_are_found() {
 /// As many at once as are answered in time on a busy machine too.
 const AT_ONCE: usize = 500;
 
-async fn publish_many(broker: &Broker, count: usize) -> Vec<Id> {
+/// A message to each of these topics.
+async fn publish_all(broker: &Broker, topics: Vec<String>) -> Vec<Id> {
     let mut ids = Vec::new();
-    while ids.len() < count {
+    for topics in topics.chunks(AT_ONCE) {
         let mut publishers = JoinSet::new();
-        for _ in 0..AT_ONCE {
-            let broker = broker.clone();
-            publishers.spawn(async move { publish(&broker, "a").await });
+        for topic in topics {
+            let (broker, topic) = (broker.clone(), topic.clone());
+            publishers.spawn(async move { publish(&broker, &topic).await });
         }
         ids.extend(publishers.join_all().await);
     }
