@@ -10,7 +10,7 @@ use rejoin::{
 use tokio::time::timeout;
 
 /// It turns a hang into a failure.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub const RETENTION: Retention =
     Retention { messages: 1000, age: Duration::from_secs(3600), bytes: 16 << 20, total_bytes: 256 << 20 };

@@ -1,12 +1,15 @@
 //! What the store knows lies in several keys, each of which may be deleted or evicted alone.
 
+use std::time::Duration;
+
 use rejoin::{
     log::{Retention, Start},
     message::Id,
 };
+use tokio::time::timeout;
 
 use crate::{
-    bare::{RETENTION, log, log_that_keeps, publish, read_until, subscribe},
+    bare::{PATIENCE, RETENTION, log, log_that_keeps, publish, read_until, subscribe},
     support::redis::Redis,
 };
 
@@ -60,4 +63,28 @@ async fn as_many_as_are_to_be_kept_are_kept_and_few_more() {
     let seen = read_until(&mut reader, ids[299]).await;
     let expected: Vec<_> = std::iter::once(None).chain(ids[300 - kept..].iter().copied().map(Some)).collect();
     assert_eq!(seen, expected);
+}
+
+/// Streams expire by themselves while nobody sweeps, and what they cost is not to be counted for ever.
+#[tokio::test]
+async fn a_stream_that_is_gone_is_not_counted() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let age = Duration::from_secs(1);
+    let broker = log_that_keeps(&redis.url(), &Retention { age, ..RETENTION }).await;
+    for _ in 0..3 {
+        publish(&broker, "a").await;
+    }
+    assert!(redis.say(&["DEL", "{rejoin}:topic:a"]).starts_with(":1"));
+    let swept = async {
+        loop {
+            // Whoever reads sweeps.
+            subscribe(&broker, "*", Start::Last(1)).await;
+            let stats = broker.stats().await.expect("stats");
+            if (stats.messages, stats.bytes) == (0, 0) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, swept).await.expect("it is counted no more");
 }

@@ -122,21 +122,27 @@ end
 -- An entry that is not ours costs nothing.
 local function cost_of(entry) return tonumber(string.match(entry[2][2], ' (%d+)$')) or 0 end
 
--- Removes one message, and leaves its mark: marks lie below zero, apart from the topics. Returns what it cost, nothing
--- if it was gone already. What is left in all is to be noted when all is done.
+-- Removes one message, and leaves its mark: marks lie below zero, apart from the topics. True if it was still there.
+-- What is left in all is to be noted when all is done.
 local function evict(topic, id)
   local entry = redis.call('XRANGE', stream(topic), id, id)[1]
   redis.call('XDEL', order, id)
-  if not entry then return nil end
-  redis.call('XDEL', stream(topic), id)
-  local cost, known_topic = cost_of(entry), redis.call('HGET', state, topic)
+  local known_topic, cost = redis.call('HGET', state, topic), 0
+  if entry then
+    redis.call('XDEL', stream(topic), id)
+    redis.call('ZADD', index, 'LT', '-' .. string.gsub(id, '-0$', ''), ',' .. topic)
+    cost, messages = cost_of(entry), messages - 1
+  end
   if known_topic then
     local newest, bytes = cmsgpack.unpack(known_topic)
-    redis.call('HSET', state, topic, cmsgpack.pack(newest, bytes - cost))
+    -- A stream that was lost behind our back, or has expired while nobody swept, is not counted any more.
+    if not entry and redis.call('EXISTS', stream(topic)) == 0 then cost = bytes end
+    if cost > 0 then redis.call('HSET', state, topic, cmsgpack.pack(newest, bytes - cost)) end
   end
-  total, messages = total - cost, messages - 1
-  redis.call('ZADD', index, 'LT', '-' .. string.gsub(id, '-0$', ''), ',' .. topic)
-  return cost
+  total = total - cost
+  -- Nobody can say how many there were in what was lost, but each message costs something.
+  if total == 0 then messages = 0 end
+  return entry ~= nil
 end
 
 -- Removes what has expired, a batch at a time. True if there may be more.

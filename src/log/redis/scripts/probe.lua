@@ -15,8 +15,11 @@ if is_sweep then
     end
     is_more = is_more or #old == 400
   end
-  forget('(0', str(unknown))
-  forget(str(-unknown), '(0')
+  -- What is still to be swept is counted by its topic.
+  if not is_more then
+    forget('(0', str(unknown))
+    forget(str(-unknown), '(0')
+  end
 end
 redis.call('HSET', state, '*forgotten', str(forgotten))
 redis.call('PUBLISH', channel, string.format('p %d %d %s\n', began, last, token))
