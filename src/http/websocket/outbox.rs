@@ -110,3 +110,21 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_has_begun_to_be_written_is_kept_and_it_is_told_whether_anything_was_not() {
+        let (mut socket, _peer) = tokio::io::duplex(4);
+        let mut outbox = Outbox::default();
+        outbox.push("begun".into());
+        let written = std::future::poll_fn(|cx| outbox.poll_write(&mut socket, cx)).await;
+        assert_eq!(written.expect("it takes some"), 4);
+        assert!(!outbox.drop_unbegun());
+        outbox.push("left out".into());
+        assert!(outbox.drop_unbegun());
+        assert_eq!(outbox.bytes(), 1);
+    }
+}
