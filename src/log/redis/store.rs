@@ -147,7 +147,10 @@ impl Store {
         }
         // A script that Redis does not know was not run: then it is sent whole.
         let answer = invocation.invoke_async(&mut connection.redis).await;
-        if looks && answer.is_ok() {
+        if answer.is_err() {
+            // It may have been another primary for a while.
+            *connection.looked() = None;
+        } else if looks {
             *connection.looked() = Some(now);
         }
         answer.map_err(|error| {
