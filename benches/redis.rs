@@ -185,36 +185,36 @@ async fn latency() -> Outcome<()> {
     let mut messages = pubsub.on_message();
     let payload = "x".repeat(PAYLOAD_BYTES);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for _ in 0..SAMPLES {
-        let began = Instant::now();
-        let publish = async { here.publish(append()).await };
-        let deliver = async {
-            let delivery = subscription.next().await;
-            (began.elapsed(), matches!(delivery, Some(Delivery::Message(_))))
-        };
-        let (published, (elapsed, is_message)) = tokio::join!(publish, deliver);
-        published?;
-        assert!(is_message);
-        ours.push(elapsed.as_secs_f64() * 1e6);
+    for _ in 0..ROUNDS {
+        let (mut our_times, mut bare_times) = (Vec::new(), Vec::new());
+        for _ in 0..SAMPLES {
+            let began = Instant::now();
+            let publish = async { here.publish(append()).await };
+            let deliver = async {
+                let delivery = subscription.next().await;
+                (began.elapsed(), matches!(delivery, Some(Delivery::Message(_))))
+            };
+            let (published, (elapsed, is_message)) = tokio::join!(publish, deliver);
+            published?;
+            assert!(is_message);
+            our_times.push(elapsed.as_secs_f64() * 1e6);
 
-        let began = Instant::now();
-        let mut publish = ::redis::cmd("PUBLISH");
-        publish.arg("bare").arg(&payload);
-        let publish = publish.query_async::<i64>(&mut publisher);
-        let deliver = async { messages.next().await.map(|_| began.elapsed()) };
-        let (published, elapsed) = tokio::join!(publish, deliver);
-        published?;
-        bare.push(elapsed.ok_or("no message")?.as_secs_f64() * 1e6);
+            let began = Instant::now();
+            let mut publish = ::redis::cmd("PUBLISH");
+            publish.arg("bare").arg(&payload);
+            let publish = publish.query_async::<i64>(&mut publisher);
+            let deliver = async { messages.next().await.map(|_| began.elapsed()) };
+            let (published, elapsed) = tokio::join!(publish, deliver);
+            published?;
+            bare_times.push(elapsed.ok_or("no message")?.as_secs_f64() * 1e6);
+        }
+        ours.push(our_times);
+        bare.push(bare_times);
     }
     for (name, at) in [("p50", 0.5), ("p99", 0.99)] {
-        let (ours, bare) = (quantile(&ours, at), quantile(&bare, at));
-        print_line(
-            &format!("publish on one replica to delivery on another, {name}"),
-            "µs",
-            &[ours],
-            "bare PUBLISH to SUBSCRIBE",
-            &[bare],
-        );
+        let each = |rounds: &[Vec<f64>]| rounds.iter().map(|times| quantile(times, at)).collect::<Vec<_>>();
+        let name = format!("publish on one replica to delivery on another, {name}");
+        print_line(&name, "µs", &each(&ours), "bare PUBLISH to SUBSCRIBE", &each(&bare));
     }
     Ok(())
 }
