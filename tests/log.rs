@@ -65,6 +65,7 @@ macro_rules! logs {
             an_announcement_reaches_only_those_who_are_level,
             who_is_excluded_still_moves_on,
             a_topic_that_joins_is_read_up_to_where_the_others_stand,
+            a_topic_that_joins_brings_nothing_that_was_announced_before,
             what_is_no_longer_read_does_not_come,
             a_topic_that_leaves_before_its_gap_leaves_no_unknown_cursor_behind,
             a_pattern_that_leaves_takes_along_only_the_gaps_that_nobody_else_needs,
@@ -416,6 +417,31 @@ async fn a_topic_that_joins_is_read_up_to_where_the_others_stand(new: New) {
     assert!(seen.contains(&format!("replay a:{}", a[1])), "{seen:?}");
     let both = [publish(&broker, "b").await, publish(&broker, "a").await];
     assert_eq!(drain(&broker, &mut subscription).await, [format!("b:{}", both[0]), format!("a:{}", both[1])]);
+}
+
+/// What was announced while nobody woke the reader, since it read another topic, was given to it later as if new.
+async fn a_topic_that_joins_brings_nothing_that_was_announced_before(new: New) {
+    use rejoin::broker::Join::Level;
+    let broker = Broker::new(new(RETENTION));
+    let mut subscription = subscribe(&broker, &["a"], Start::Now).await;
+    // Somebody listens, or nothing would be announced.
+    let mut listener = subscribe(&broker, &["b"], Start::Now).await;
+    for subscription in [&mut subscription, &mut listener] {
+        assert!(drain(&broker, subscription).await.is_empty());
+    }
+    for text in ["b once", "b twice"] {
+        broker.announce(draft("b", text)).await.expect("announced");
+    }
+    broker.announce(draft("a", "psst")).await.expect("announced");
+    assert_eq!(drain(&broker, &mut listener).await, ["b once", "b twice"]);
+    let mut other = subscribe(&broker, &["b"], Start::Now).await;
+    let joined = std::future::poll_fn(|cx| subscription.poll_join(&mut other, cx)).await;
+    assert!(matches!(joined, Level), "there is nothing to read");
+    subscription.absorb(other);
+    let stored = publish(&broker, "b").await;
+    broker.announce(draft("b", "thrice")).await.expect("announced");
+    let expected = ["psst".to_owned(), format!("b:{stored}"), "thrice".to_owned()];
+    assert_eq!(drain(&broker, &mut subscription).await, expected);
 }
 
 async fn what_is_no_longer_read_does_not_come(new: New) {

@@ -175,6 +175,10 @@ impl Subscription {
     /// From here on reads also what `other` reads. Both must be level, as [`Join::Level`] says.
     pub fn absorb(&mut self, mut other: Self) {
         self.read_until(Id::MAX);
+        // What was announced until now is only for those who read its topic then.
+        if let Some(seen) = self.announced {
+            self.take_announcements(seen.max(self.log.ephemerals().place_at(self.cursor)));
+        }
         let reads = |patterns: &[Pattern], topic: &str| patterns.iter().any(|pattern| pattern.matches(topic));
         self.position.join(
             &other.position,
@@ -315,7 +319,8 @@ impl Subscription {
         match merged {
             Ok(end) => {
                 self.position.advance(end);
-                if end >= upto && upto < self.until {
+                // Who stops on the way takes them when it goes on, and who is to be absorbed never does.
+                if end >= upto && self.until == Id::MAX {
                     self.take_announcements(announced);
                 }
                 self.looked_upto = (end >= upto).then_some(watermark);

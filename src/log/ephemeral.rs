@@ -49,6 +49,13 @@ impl Ephemerals {
         self.count.fetch_add(1, Ordering::Release);
     }
 
+    /// The place of a reader who has seen all that came when nothing newer than `cursor` was stored.
+    pub fn place_at(&self, cursor: Id) -> u64 {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = ring.messages.partition_point(|(newest, _)| *newest <= cursor);
+        self.count() - (ring.messages.len() - seen) as u64
+    }
+
     /// What came after the place `seen` and up to the place `upto`, each with the newest id of its time.
     pub fn between(&self, seen: u64, upto: u64, mut take: impl FnMut(Id, &Arc<Message>)) {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
