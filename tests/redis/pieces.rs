@@ -36,6 +36,25 @@ async fn a_store_that_lacks_one_of_its_keys_begins_anew() {
     }
 }
 
+/// An older state is put back beneath a primary that stays the same: only who has seen newer ids can tell.
+#[tokio::test]
+async fn an_older_state_is_a_gap_while_somebody_has_seen_newer_ids() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let mut reader = subscribe(&broker, "a", Start::Now).await;
+    let kept = publish(&broker, "a").await;
+    let keys = "for _, key in ipairs({'index', 'order', 'state', 'topic:a'}) do key = '{rejoin}:' .. key ";
+    let save = format!("{keys} redis.call('COPY', key, key .. '.old') end");
+    let put_back = format!("{keys} redis.call('RENAME', key .. '.old', key) end");
+    redis.say(&["EVAL", &save, "0"]);
+    let lost = publish(&broker, "a").await;
+    assert_eq!(read_until(&mut reader, lost).await, [kept, lost].map(Some));
+    redis.say(&["EVAL", &put_back, "0"]);
+    let next = publish(&broker, "a").await;
+    assert!(next > lost);
+    assert_eq!(read_until(&mut reader, next).await, [None, Some(next)]);
+}
+
 /// The last of all ids is in the order, also when nothing else is left, and the clock is behind it.
 #[tokio::test]
 async fn no_id_comes_before_one_that_the_order_has_had() {
