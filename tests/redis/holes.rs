@@ -33,11 +33,11 @@ fn store_in_silence(redis: &Redis, topic: &str) -> Id {
     id.unwrap_or_else(|| panic!("{answer}"))
 }
 
-/// The script that sweeps, as it will be run in eight days.
-fn sweep_in_eight_days(redis: &Redis) {
+/// The script that sweeps, as it will be run in so many days.
+fn sweep_in_days(redis: &Redis, days: usize) {
     let probe = include_str!("../../src/log/redis/scripts/probe.lua");
-    let later =
-        |prelude: &str| prelude.replace("redis.call('TIME')", "{redis.call('TIME')[1] + 8 * 24 * 3600, 0}");
+    let time = format!("{{redis.call('TIME')[1] + {days} * 24 * 3600, 0}}");
+    let later = |prelude: &str| prelude.replace("redis.call('TIME')", &time);
     run(redis, later, probe, "", &["nobody", "1", "1"]);
 }
 
@@ -68,7 +68,7 @@ async fn a_topic_that_was_forgotten_and_begins_again_is_a_gap_for_who_stands_bef
     let (first, second) = (publish(&broker, "a").await, publish(&broker, "a").await);
     let forgotten = publish(&broker, "b").await;
     assert_eq!(read_until(&mut level, forgotten).await, [first, second, forgotten].map(Some));
-    sweep_in_eight_days(&redis);
+    sweep_in_days(&redis, 8);
     assert_eq!(redis.say(&["ZSCORE", "{rejoin}:index", "a"]), "$-1\r\n", "it is not forgotten");
     let last = publish(&broker, "a").await;
     assert_eq!(read_until(&mut level, last).await, [Some(last)]);
@@ -81,6 +81,25 @@ async fn a_topic_that_was_forgotten_and_begins_again_is_a_gap_for_who_stands_bef
                 assert_eq!(read_until(&mut reader, last).await, expected, "{pattern} after {cursor}");
             }
         }
+    }
+}
+
+/// The stream of a topic was deleted behind our back, and then all of it expires: the mark that tells of it is left all
+/// the same, since readers of a pattern have nothing else.
+#[tokio::test]
+async fn a_message_without_its_stream_leaves_a_mark_when_it_expires() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let cursor = publish(&broker, "before").await;
+    publish(&broker, "p.a").await;
+    let last = publish(&broker, "p.b").await;
+    assert!(redis.say(&["DEL", "{rejoin}:topic:p.a"]).starts_with(":1"));
+    sweep_in_days(&redis, 1);
+    let newest = publish(&broker, "after").await;
+    assert!(newest > last);
+    for (pattern, expected) in [("p.*", vec![None, None]), ("p.a", vec![None]), ("p.b", vec![None])] {
+        let mut reader = subscribe(&broker, pattern, Start::After(cursor)).await;
+        assert_eq!(read_until(&mut reader, newest).await, expected, "{pattern}");
     }
 }
 

@@ -9,6 +9,7 @@ mod across;
 mod bare;
 mod churn;
 mod deployment;
+mod handover;
 mod holes;
 mod joining;
 mod killed;

@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -47,11 +47,21 @@ pub struct Link {
     connection: watch::Sender<Option<(u64, MultiplexedConnection)>>,
     /// Taken for reading to subscribe, for writing to unsubscribe: the two must not overtake each other.
     order: RwLock<()>,
-    /// Where the probes of this replica are announced.
-    own_channel: String,
+    /// Where probes are announced to the link that is there, or is being made. Each link has a channel of its own: one
+    /// that is dead, and still open somewhere on the way, counts as a listener of no other.
+    own_channel: Mutex<String>,
     probes: AtomicU64,
     /// The last sweep has left something.
     is_unswept: AtomicBool,
+}
+
+/// The answer to a probe.
+struct Probed {
+    facts: Facts,
+    /// The sweep has left something.
+    is_unswept: bool,
+    /// How many connections to the server that answered listen to the link's own channel.
+    listeners: u64,
 }
 
 /// Why a link is given up.
@@ -63,15 +73,16 @@ enum Broken {
     Unsettled,
     #[error("a probe did not arrive")]
     Silent,
+    #[error("the link leads to another server than the one that answers")]
+    Elsewhere,
     #[error("it was closed")]
     Closed,
 }
 
 impl Link {
     pub fn new(store: Arc<Store>, feed: Arc<Feed>) -> Self {
-        let own_channel = format!("{}probe:{:016x}", store.prefix(), rand::random::<u64>());
         let (connection, order) = (watch::Sender::new(None), RwLock::default());
-        let (probes, is_unswept) = Default::default();
+        let (own_channel, probes, is_unswept) = Default::default();
         Self { store, feed, connection, order, own_channel, probes, is_unswept }
     }
 
@@ -106,7 +117,9 @@ impl Link {
         let number = self.feed.begin_link();
         let mut connection = self.connect(number, closed).await?;
         // Listen first, then look back: nothing falls between.
-        connection.subscribe(&self.own_channel).await?;
+        let own_channel = format!("{}probe:{:016x}", self.store.prefix(), rand::random::<u64>());
+        self.own_channel().clone_from(&own_channel);
+        connection.subscribe(own_channel).await?;
         let wanted: Vec<_> = self.feed.wanted().iter().map(|pattern| self.channel_of(pattern)).collect();
         for channels in wanted.chunks(SUBSCRIBE_BATCH) {
             connection.subscribe(channels).await?;
@@ -159,7 +172,7 @@ impl Link {
     /// Asks for the newest id, and has it announced: what was published before this was asked is on its way
     /// before it.
     pub async fn ask(&self) -> Result<Facts, LogError> {
-        Ok(self.run_probe(0, false).await?.0)
+        Ok(self.run_probe(0, false).await?.facts)
     }
 
     async fn connect(&self, number: u64, closed: Arc<Notify>) -> Result<MultiplexedConnection, RedisError> {
@@ -241,8 +254,12 @@ impl Link {
         let token = self.probes.fetch_add(1, Ordering::Relaxed) + 1;
         let is_sweep = token.is_multiple_of(SWEEP_EVERY) || self.is_unswept.load(Ordering::Relaxed);
         match timeout(PROBE_TIMEOUT, self.run_probe(token, is_sweep)).await {
-            Ok(Ok((facts, is_unswept))) => {
+            Ok(Ok(Probed { facts, is_unswept, listeners })) => {
                 self.is_unswept.store(is_unswept, Ordering::Relaxed);
+                // A copy brings the probe too, but not what is announced only where somebody listens.
+                if listeners == 0 {
+                    return Err(Broken::Elsewhere);
+                }
                 self.feed.keep_for(facts.keep.age);
                 if !self.feed.wait(PROBE_TIMEOUT, |feed| feed.echoed() >= token).await {
                     return Err(Broken::Silent);
@@ -257,12 +274,18 @@ impl Link {
         Ok(None)
     }
 
-    async fn run_probe(&self, token: u64, is_sweep: bool) -> Result<(Facts, bool), LogError> {
+    async fn run_probe(&self, token: u64, is_sweep: bool) -> Result<Probed, LogError> {
+        let own_channel = self.own_channel().clone();
         let (token, is_sweep) = (token.to_string(), if is_sweep { "1" } else { "0" });
-        let args = [self.own_channel.as_bytes(), token.as_bytes(), is_sweep.as_bytes()];
-        let (facts, is_unswept): (Facts, u8) = self.store.read(&self.store.scripts.probe, "", &args).await?;
+        let args = [own_channel.as_bytes(), token.as_bytes(), is_sweep.as_bytes()];
+        let (facts, is_unswept, listeners): (Facts, u8, u64) =
+            self.store.read(&self.store.scripts.probe, "", &args).await?;
         self.store.has_seen(facts.newest);
-        Ok((facts, is_unswept == 1))
+        Ok(Probed { facts, is_unswept: is_unswept == 1, listeners })
+    }
+
+    fn own_channel(&self) -> MutexGuard<'_, String> {
+        self.own_channel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn unsubscribe_idle(&self) -> Result<(), Broken> {

@@ -27,15 +27,16 @@ end
 local function packed()
   return cmsgpack.pack(last, began, total, messages, max_messages, max_age, max_bytes, max_total)
 end
-local life, was_durable, inherited, previous, forgotten, reason
+local life, process, was_durable, inherited, previous, forgotten, reason
 
 -- What few scripts need is asked for by those.
 local function learn()
   if life then return end
-  local more = redis.call('HMGET', state, '*life', '*durable', '*inherited', '*previous', '*forgotten', '*reason')
-  life, was_durable = more[1], more[2] == '1'
-  inherited, previous = tonumber(more[3]) or 0, tonumber(more[4]) or 0
-  forgotten, reason = tonumber(more[5]), more[6]
+  local more = redis.call('HMGET', state, '*life', '*process', '*durable', '*inherited', '*previous', '*forgotten',
+    '*reason')
+  life, process, was_durable = more[1], more[2], more[3] == '1'
+  inherited, previous = tonumber(more[4]) or 0, tonumber(more[5]) or 0
+  forgotten, reason = tonumber(more[6]), more[7]
 end
 
 -- How much is kept: what the last one that was started says, for all of them.
@@ -57,11 +58,21 @@ if info then
   -- A copy may be promoted, and lack what was acknowledged here.
   if not string.find(info, 'connected_slaves:0', 1, true) then durable = false end
 end
-if not is_sound or (info and not string.find(info, 'master_replid:' .. life, 1, true)) then
+-- A primary takes another replication id when its first copy comes, and when its last one has been away for long. It
+-- has lost nothing as long as it is the same process, and was never promoted: then the second id is all zeros.
+local replication_id = info and string.match(info, 'master_replid:(%w+)')
+local server, is_same_process
+if info and not (is_sound and process and replication_id == life) then
+  server = redis.call('INFO', 'server')
+  is_same_process = process and string.find(server, 'run_id:' .. process, 1, true)
+    and string.find(info, 'role:master', 1, true)
+    and string.find(info, 'master_replid2:' .. string.rep('0', 40), 1, true)
+end
+if not is_sound or (info and replication_id ~= life and not is_same_process) then
   local is_promoted = life and string.find(info, 'master_replid2:' .. life, 1, true)
   if not (is_sound and was_durable and not is_promoted) then
     -- A copy was alive when the newest message came; who came to life after it was started again.
-    local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)'))
+    local uptime = tonumber(string.match(server, 'uptime_in_seconds:(%d+)'))
     reason = (last and is_promoted and now - (uptime + 1) * 1000000 <= last) and 'failover' or 'restarted'
     inherited, previous = is_whole and last or 0, began or 0
     if string.format('%d', 9007199254740991) ~= '9007199254740991' then
@@ -90,10 +101,13 @@ if not is_sound or (info and not string.find(info, 'master_replid:' .. life, 1, 
     redis.call('HSET', state, '*', packed(), '*inherited', str(inherited), '*previous', str(previous),
       '*forgotten', str(forgotten), '*reason', reason)
   end
-  life = string.match(info, 'master_replid:(%w+)')
-  redis.call('HSET', state, '*life', life, '*durable', durable and 1 or 0)
-elseif info and was_durable and not durable then
-  redis.call('HSET', state, '*durable', 0)
+  life, was_durable = replication_id, durable
+  redis.call('HSET', state, '*life', life, '*process', string.match(server, 'run_id:(%w+)'),
+    '*durable', durable and 1 or 0)
+elseif info and (server or (was_durable and not durable)) then
+  life = replication_id
+  redis.call('HSET', state, '*life', life, '*durable', (was_durable and durable) and 1 or 0)
+  if server then redis.call('HSET', state, '*process', string.match(server, 'run_id:(%w+)')) end
 end
 
 local expired = now - max_age
@@ -122,15 +136,16 @@ end
 -- An entry that is not ours costs nothing.
 local function cost_of(entry) return tonumber(string.match(entry[2][2], ' (%d+)$')) or 0 end
 
--- Removes one message, and leaves its mark: marks lie below zero, apart from the topics. True if it was still there.
+-- Removes one message, and leaves its mark: marks lie below zero, apart from the topics. Whatever leaves the order
+-- leaves one, also where its stream was lost behind our back. True if the message was still there.
 -- What is left in all is to be noted when all is done.
 local function evict(topic, id)
   local entry = redis.call('XRANGE', stream(topic), id, id)[1]
   redis.call('XDEL', order, id)
+  redis.call('ZADD', index, 'LT', '-' .. string.gsub(id, '-0$', ''), ',' .. topic)
   local known_topic, cost = redis.call('HGET', state, topic), 0
   if entry then
     redis.call('XDEL', stream(topic), id)
-    redis.call('ZADD', index, 'LT', '-' .. string.gsub(id, '-0$', ''), ',' .. topic)
     cost, messages = cost_of(entry), messages - 1
   end
   if known_topic then

@@ -1,4 +1,5 @@
--- Proves that this primary takes writes, and that the link brings what is announced. Now and then it sweeps.
+-- Proves that this primary takes writes, and that the link brings what is announced: how many connections listen here
+-- is said too, since a copy passes the probe on to those that listen there. Now and then it sweeps.
 local channel, token, is_sweep = ARGV[7], ARGV[8], ARGV[9] == '1'
 local is_more = false
 learn()
@@ -22,5 +23,5 @@ if is_sweep then
   end
 end
 redis.call('HSET', state, '*forgotten', str(forgotten))
-redis.call('PUBLISH', channel, string.format('p %d %d %s\n', began, last, token))
-return {facts(), is_more and 1 or 0}
+local listeners = redis.call('PUBLISH', channel, string.format('p %d %d %s\n', began, last, token))
+return {facts(), is_more and 1 or 0, listeners}
