@@ -1,10 +1,11 @@
 //! The log in Redis (7 or later) or Valkey: any number of replicas, one order of messages.
 //!
-//! The streams are the truth, and what is announced is only the fast path: tails are filled from the live
-//! link and never from a publisher's own reply, and whatever a tail lacks is read from the streams.
+//! Every replica reads one stream of all that happens, the feed, and fills its tails from that and from nothing else.
+//! Whatever a tail lacks is read from the streams of the topics.
 
 mod address;
 mod codec;
+mod deletions;
 mod facts;
 mod feed;
 mod held;
@@ -17,7 +18,7 @@ mod under_way;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::task::JoinSet;
 
 pub use self::address::{Address, ParseAddressError};
 use self::{
@@ -26,7 +27,7 @@ use self::{
     held::{MAX_TAIL_BYTES, MAX_TAIL_MESSAGES},
     link::Link,
     reading::Reading,
-    store::{Part, Store},
+    store::Store,
     under_way::UnderWay,
 };
 use super::{
@@ -39,8 +40,8 @@ use crate::message::{Draft, Id, Message, Pattern, Topic};
 const ARRIVAL: Duration = Duration::from_secs(1);
 /// How long somebody who wants to follow waits for the link, and a read for tails that can be vouched for.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often a read begins again because another life of the store has begun.
-const MAX_LIVES: usize = 2;
+/// How often a page is read until it counts: a deletion or a new generation may outdate it.
+const MAX_READS: usize = 3;
 
 /// How many tails are filled for one reader; more topics than these are read in one step.
 const MAX_FILLED: usize = 16;
@@ -96,18 +97,15 @@ impl RedisLog {
         position: &Position,
         limit: usize,
     ) -> Result<Page, LogError> {
-        for _ in 0..MAX_LIVES {
-            // Nothing is read, and kept waiting, that could not be vouched for.
-            if !self.feed.wait(PATIENCE, |feed| feed.generation().is_some()).await {
-                break;
-            }
+        for _ in 0..MAX_READS {
+            let deletions = self.feed.deletions();
             let (facts, page) = Reading { store: &self.store, patterns }.read(position, limit).await?;
             self.store.has_seen(facts.newest);
-            if self.feed.generation() == Some(facts.began) {
+            // A page must be of the generation of the tails, and must not bring back what was deleted meanwhile.
+            let is_same = |feed: &Feed| feed.generation() == Some(facts.began);
+            if self.feed.wait(PATIENCE, is_same).await && !self.feed.brings_back(&page, deletions) {
                 return Ok(page);
             }
-            // What was read belongs to another life of the store than what arrives.
-            self.feed.unsettle();
         }
         Err(LogError::Unavailable)
     }
@@ -139,12 +137,13 @@ impl RedisLog {
         if position.vouched(pattern.as_str()) >= from || room == 0 || bytes >= MAX_TAIL_BYTES / 2 {
             return Ok(tail.covers(position, self.expired()));
         }
-        let args = [from.to_string(), room.to_string(), (MAX_TAIL_BYTES / 2).to_string()];
+        let given = position.vouched(pattern.as_str());
+        let args = [from.to_string(), room.to_string(), (MAX_TAIL_BYTES / 2).to_string(), given.to_string()];
         let args = args.each_ref().map(|arg| arg.as_bytes());
         let answer = self.store.read(&self.store.scripts.newest, pattern.as_str(), &args).await?;
-        let (facts, found): (Facts, Vec<reading::Entry>) = answer;
+        let (facts, Num(newest), found): (Facts, Num, Vec<reading::Entry>) = answer;
         let Some(topic) = pattern.topic() else { return Ok(false) };
-        let (mut older, mut complete_from): (Vec<Arc<Message>>, Id) = (Vec::new(), from);
+        let (mut older, mut complete_from): (Vec<Arc<Message>>, Id) = (Vec::new(), newest);
         for (id, prev, head, bytes) in found {
             // Each is the one that the next names as the one before it; where that ends, so does what is known.
             if id.0 != complete_from {
@@ -155,7 +154,7 @@ impl RedisLog {
             complete_from = prev.0;
         }
         older.reverse();
-        if !older.is_empty() {
+        if complete_from < from {
             self.feed.fill(&followed, facts.began, &older, complete_from, from);
         }
         Ok(tail.covers(position, self.expired()))
@@ -200,8 +199,9 @@ impl Log for RedisLog {
     }
 
     async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
-        let facts: Facts = self.store.run(&self.store.scripts.delete, topic, &[]).await?;
+        let (facts, Num(gone)): (Facts, Num) = self.store.run(&self.store.scripts.delete, topic, &[]).await?;
         self.store.has_seen(facts.newest);
+        self.feed.delete(topic, gone);
         Ok(())
     }
 
@@ -210,13 +210,11 @@ impl Log for RedisLog {
         pattern: &Pattern,
         follower: &Arc<Follower>,
     ) -> Result<Followed, LogError> {
+        if !self.feed.wait(PATIENCE, |feed| feed.place().is_some()).await {
+            return Err(LogError::Unavailable);
+        }
         let (followed, key) = self.feed.follow(pattern, follower);
-        // From here on its drop ends it, also if this is not awaited to the end.
-        let guard = Followed::new(self.clone(), followed.tail.clone(), key);
-        // The time of each one counts, also of those who wait for the one who joins.
-        let join = followed.joined.get_or_try_init(|| self.link.join(&followed));
-        timeout(PATIENCE, join).await.map_err(|_| LogError::Unavailable)??;
-        Ok(guard)
+        Ok(Followed::new(self, followed.tail.clone(), key))
     }
 
     fn unfollow(&self, tail: &Arc<Tail>, follower: usize) {
@@ -267,7 +265,7 @@ impl Log for RedisLog {
                 }
             }
         };
-        self.store.index(Part::Topics(Id::ZERO), take).await?;
+        self.store.index(Id::ZERO, take).await?;
         if names.is_empty() {
             return Ok(Vec::new());
         }

@@ -64,6 +64,8 @@ pub struct Ring {
     bytes: usize,
     /// Everything after this id is here.
     complete_from: Id,
+    /// Nothing up to this id is retained any more, whoever still brings it.
+    gone: Id,
 }
 
 /// The tail does not hold everything after the reader's position.
@@ -76,7 +78,12 @@ impl Tail {
         Self {
             name,
             newest: AtomicU64::new(from.get()),
-            ring: Mutex::new(Ring { messages: VecDeque::new(), bytes: 0, complete_from: from }),
+            ring: Mutex::new(Ring {
+                messages: VecDeque::new(),
+                bytes: 0,
+                complete_from: from,
+                gone: Id::ZERO,
+            }),
             followers: Mutex::default(),
         }
     }
@@ -115,12 +122,20 @@ impl Tail {
         self.newest.fetch_max(upto.get(), Ordering::AcqRel);
     }
 
+    /// Lets go of everything up to `upto`, which is not retained any more: it is not taken back either.
+    pub fn remove(&self, upto: Id, gone: impl FnMut(Arc<Message>)) {
+        self.forget(upto, gone);
+        let mut ring = self.ring();
+        ring.gone = ring.gone.max(upto);
+    }
+
     /// Puts `older` messages, oldest first, before those that are here: now it is complete from `from` on.
     ///
-    /// False, and nothing is done, if the tail was not complete from `was` on any more.
+    /// False, and nothing is done, if the tail is not complete from `was` on any more, or if some of them were removed
+    /// since they were read.
     pub fn prepend(&self, older: &[Arc<Message>], from: Id, was: Id) -> bool {
         let mut ring = self.ring();
-        if ring.complete_from != was {
+        if ring.complete_from != was || ring.gone > from {
             return false;
         }
         for message in older.iter().rev() {

@@ -21,7 +21,7 @@ async fn killed_connections_lose_nothing_and_end_no_subscription() {
         let mut rng = StdRng::seed_from_u64(seed);
         while links < wanted || others < wanted {
             if rng.random_bool(0.5) {
-                links += redis.kill_clients("pubsub");
+                links += redis.kill_links();
             } else {
                 others += redis.kill_clients("normal");
             }

@@ -145,7 +145,7 @@ async fn a_link_to_another_primary_than_the_one_that_is_asked_gives_out_nothing(
     let beat = tokio::spawn(beat(there.clone()));
     way.lead_new_to(copy.addr());
     let links = way.links();
-    assert!(primary.kill_clients("pubsub") > 0);
+    assert!(primary.kill_links() > 0);
     // Each of these has led to the copy, and was found to be of no use.
     while way.links() < links + 4 {
         tokio::time::sleep(BEAT).await;

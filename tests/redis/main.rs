@@ -7,7 +7,6 @@
 
 mod across;
 mod bare;
-mod churn;
 mod deployment;
 mod handover;
 mod holes;

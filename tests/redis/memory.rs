@@ -18,9 +18,10 @@ use crate::{
     support::redis::Redis,
 };
 
-const PAYLOAD_BYTES: usize = 256 << 10;
-/// Half a gigabyte for each round: four times as much by hand.
-const MESSAGES: usize = 2048;
+/// Small enough for the feed.
+const PAYLOAD_BYTES: usize = 16 << 10;
+/// A quarter of a gigabyte for each round: more by hand.
+const MESSAGES: usize = 16384;
 const PUBLISHERS: usize = 8;
 const MAX_RESIDENT_MIB: usize = 200;
 

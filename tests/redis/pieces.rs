@@ -17,7 +17,7 @@ use crate::{
 async fn a_store_that_lacks_one_of_its_keys_begins_anew() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log(&redis.url()).await;
-    for key in ["{rejoin}:index", "{rejoin}:order", "{rejoin}:state"] {
+    for key in ["{rejoin}:index", "{rejoin}:order", "{rejoin}:store"] {
         let mut topics = subscribe(&broker, "a", Start::Now).await;
         let mut patterns = subscribe(&broker, "*", Start::Now).await;
         let before = publish(&broker, "a").await;
@@ -43,7 +43,7 @@ async fn an_older_state_is_a_gap_while_somebody_has_seen_newer_ids() {
     let broker = log(&redis.url()).await;
     let mut reader = subscribe(&broker, "a", Start::Now).await;
     let kept = publish(&broker, "a").await;
-    let keys = "for _, key in ipairs({'index', 'order', 'state', 'topic:a'}) do key = '{rejoin}:' .. key ";
+    let keys = "for _, key in ipairs({'index', 'order', 'store', 'topic:a'}) do key = '{rejoin}:' .. key ";
     let save = format!("{keys} redis.call('COPY', key, key .. '.old') end");
     let put_back = format!("{keys} redis.call('RENAME', key .. '.old', key) end");
     redis.say(&["EVAL", &save, "0"]);

@@ -226,7 +226,7 @@ impl Line {
         let says = |word: &[u8]| said.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
         if says(b"EVALSHA") || says(b"CONFIG") {
             kind.store(PUBLISHING, Ordering::Relaxed);
-        } else if says(b"SUBSCRIBE") {
+        } else if says(b"XREAD") {
             self.links.fetch_add(1, Ordering::Relaxed);
             kind.store(LINK, Ordering::Relaxed);
         }

@@ -142,6 +142,17 @@ impl Redis {
         count.unwrap_or_else(|| panic!("{answer:?} is no number"))
     }
 
+    /// Closes the connections that read the feed, and returns how many there were.
+    pub fn kill_links(&self) -> usize {
+        let clients = self.say(&["CLIENT", "LIST"]);
+        let links = clients.lines().filter(|client| client.contains(" cmd=xread "));
+        let ids =
+            links.filter_map(|client| client.trim_start_matches(|c: char| c != 'i').strip_prefix("id="));
+        let ids: Vec<_> = ids.filter_map(|id| id.split(' ').next()).collect();
+        // One that has ended by itself meanwhile is none.
+        ids.iter().filter(|id| self.say(&["CLIENT", "KILL", "ID", id]).starts_with(":1")).count()
+    }
+
     fn try_say(&self, words: &[&str]) -> Option<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;

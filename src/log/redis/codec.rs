@@ -1,20 +1,48 @@
-//! How a message is written to Redis, and how what is announced is read.
+//! How a message is written to Redis, and how an entry of the feed is read.
 
 use std::str::FromStr;
 
+use redis::{FromRedisValue, ParsingError, Value};
+
 use crate::message::{Draft, Id, Payload, PayloadKind, Topic};
 
-/// What is announced on a channel.
+/// An entry of the feed: what happened in the store, in the order in which it happened.
 #[derive(Debug)]
-pub enum Announced {
-    /// A message was stored; what is older than `gone` was trimmed from its topic.
-    Message { began: Id, id: Id, prev: Id, gone: Id, draft: Draft },
-    /// A message that is not stored, and the newest id of its time. No two have the same `stamp`.
-    Ephemeral { began: Id, stamp: u64, newest: Id, draft: Draft },
-    /// What a topic had up to `gone` is not retained any more. `id` is the newest id of that time.
-    Gone { began: Id, id: Id, gone: Id, topic: Topic },
-    /// A probe: `newest` was the newest id when it was made.
-    Probe { began: Id, newest: Id, token: u64 },
+pub struct Entry {
+    pub place: Place,
+    /// Nothing if this version cannot read it.
+    pub event: Option<Event>,
+}
+
+/// Where an entry stands in the feed: an id of the log, and a number for what has no id of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    pub id: Id,
+    pub number: u64,
+}
+
+/// What an entry of the feed tells.
+#[derive(Debug)]
+pub enum Event {
+    /// A message was stored. What its topic had up to `gone` was trimmed.
+    Message { link: Link, prev: Id, gone: Id, topic: Topic, draft: Option<Draft> },
+    /// A message that is not stored.
+    Ephemeral { draft: Draft },
+    /// What a topic had up to `gone` was deleted.
+    Deleted { link: Link, gone: Id, topic: Topic },
+    /// What a topic had up to `gone` was trimmed to make room for others.
+    Evicted { gone: Id, topic: Topic },
+    /// An id was taken for nothing that is given to readers.
+    Step { link: Link },
+}
+
+/// What links an entry with an id of its own to the one before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// The generation of the store.
+    pub began: Id,
+    /// The id before this one. Whoever has read up to another one has missed something.
+    pub before: Id,
 }
 
 /// Everything of a message but its topic and its payload's bytes.
@@ -58,54 +86,70 @@ pub fn draft(topic: Topic, head: &[u8], bytes: &[u8]) -> Option<Draft> {
     Some(Draft { topic, event, exclude, payload: Payload { kind, content_type, bytes: bytes.into() } })
 }
 
-impl Announced {
-    /// The generation that it belongs to, and the newest id of its time.
-    pub fn life(&self) -> (Id, Id) {
-        match *self {
-            Self::Message { began, id, .. } | Self::Gone { began, id, .. } => (began, id),
-            Self::Ephemeral { began, newest, .. } | Self::Probe { began, newest, .. } => (began, newest),
-        }
-    }
-
-    /// Reads what one of the scripts put together; nothing if it was somebody else.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let line_end = bytes.iter().position(|byte| *byte == b'\n')?;
-        let (line, rest) = (std::str::from_utf8(&bytes[..line_end]).ok()?, &bytes[line_end + 1..]);
-        let mut words = line.split(' ');
-        let kind = words.next()?;
-        let mut numbers = words.map(u64::from_str);
-        let mut number = || numbers.next()?.ok();
-        Some(match kind {
-            "m" => {
-                let (began, id, prev, gone) = (number()?, number()?, number()?, number()?);
-                let (topic_len, head_len) = (number()?, number()?);
-                let draft = body(rest, topic_len, head_len)?;
-                let [began, id, prev, gone] = [began, id, prev, gone].map(Id::new);
-                Self::Message { began, id, prev, gone, draft }
-            }
-            "e" => {
-                let (began, stamp, newest) = (Id::new(number()?), number()?, Id::new(number()?));
-                let (topic_len, head_len) = (number()?, number()?);
-                Self::Ephemeral { began, stamp, newest, draft: body(rest, topic_len, head_len)? }
-            }
-            "g" => {
-                let [began, id, gone] = [number()?, number()?, number()?].map(Id::new);
-                let topic = std::str::from_utf8(rest).ok()?.parse().ok()?;
-                Self::Gone { began, id, gone, topic }
-            }
-            "p" => {
-                let [began, newest] = [number()?, number()?].map(Id::new);
-                Self::Probe { began, newest, token: number()? }
-            }
-            _ => return None,
-        })
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.id, self.number)
     }
 }
 
-fn body(rest: &[u8], topic_len: u64, head_len: u64) -> Option<Draft> {
-    let (topic, rest) = rest.split_at_checked(usize::try_from(topic_len).ok()?)?;
-    let (head, bytes) = rest.split_at_checked(usize::try_from(head_len).ok()?)?;
-    draft(std::str::from_utf8(topic).ok()?.parse().ok()?, head, bytes)
+impl FromStr for Place {
+    type Err = ParsingError;
+
+    fn from_str(text: &str) -> Result<Self, ParsingError> {
+        let parts =
+            text.split_once('-').and_then(|(id, number)| Some((id.parse().ok()?, number.parse().ok()?)));
+        let (id, number) = parts.ok_or("expected the id of an entry")?;
+        Ok(Self { id: Id::new(id), number })
+    }
+}
+
+impl FromRedisValue for Place {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        String::from_redis_value(value)?.parse()
+    }
+}
+
+impl FromRedisValue for Entry {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let (place, fields): (Place, Vec<Vec<u8>>) = FromRedisValue::from_redis_value(value)?;
+        Ok(Self { place, event: Event::read(&fields) })
+    }
+}
+
+impl Event {
+    /// Reads the fields that a script has written: a kind with numbers, a topic, a head, a body.
+    fn read(fields: &[Vec<u8>]) -> Option<Self> {
+        let mut numbers = std::str::from_utf8(fields.get(1)?).ok()?.split(' ').map(Id::from_str);
+        let mut number = || numbers.next()?.ok();
+        let topic = || -> Option<Topic> { std::str::from_utf8(fields.get(3)?).ok()?.parse().ok() };
+        let body = || draft(topic()?, fields.get(5)?, fields.get(7)?);
+        Some(match (&**fields.first()?, fields.len()) {
+            (b"m", length) => {
+                let (link, prev, gone) = (Link::read(&mut number)?, number()?, number()?);
+                let draft = if length > 4 { Some(body()?) } else { None };
+                Self::Message { link, prev, gone, topic: topic()?, draft }
+            }
+            (b"e", _) => Self::Ephemeral { draft: body()? },
+            (b"x", _) => Self::Deleted { link: Link::read(&mut number)?, gone: number()?, topic: topic()? },
+            (b"g", _) => Self::Evicted { gone: number()?, topic: topic()? },
+            (b"b", _) => Self::Step { link: Link::read(&mut number)? },
+            _ => return None,
+        })
+    }
+
+    /// What links it to the entry before it, if it has an id of its own.
+    pub fn link(&self) -> Option<Link> {
+        match self {
+            Self::Message { link, .. } | Self::Deleted { link, .. } | Self::Step { link } => Some(*link),
+            Self::Ephemeral { .. } | Self::Evicted { .. } => None,
+        }
+    }
+}
+
+impl Link {
+    fn read(number: &mut impl FnMut() -> Option<Id>) -> Option<Self> {
+        Some(Self { began: number()?, before: number()? })
+    }
 }
 
 #[cfg(test)]
@@ -124,18 +168,20 @@ mod tests {
     }
 
     #[test]
-    fn what_others_publish_is_ignored() {
-        for bytes in [
-            &b""[..],
-            b"\n",
-            b"m 1 2\n",
-            b"m 1 2 3 4 9 9\nx",
-            b"p x y z\n",
-            b"q\n",
-            b"e 1 2 3 1 1\na?",
-            b"m\xff\n",
+    fn an_entry_of_another_kind_is_unreadable() {
+        for fields in [
+            &[][..],
+            &["m"],
+            &["m", "1 2 3"],
+            &["m", "1 2 3 4"],
+            &["m", "1 2 3 4", "t", "a*"],
+            &["m", "1 2 3 4", "t", "a", "h", "?", "d", "x"],
+            &["e", "", "t", "a"],
+            &["b", "x 1"],
+            &["q", "1 2 3 4", "t", "a"],
         ] {
-            assert!(Announced::parse(bytes).is_none(), "{bytes:?}");
+            let fields: Vec<_> = fields.iter().map(|field| field.as_bytes().to_vec()).collect();
+            assert!(Event::read(&fields).is_none(), "{fields:?}");
         }
         for head in [&b""[..], b"?", b"t", b"t\0\x09a\0\0\0\0"] {
             assert!(draft("a".parse().expect("a topic"), head, b"x").is_none(), "{head:?}");

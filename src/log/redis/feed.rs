@@ -1,6 +1,6 @@
-//! What this replica holds of the log: the tails, filled from the link alone, and how far they can be vouched for.
+//! What this process holds of the log: the tails, filled from the feed alone, and the point up to which they are.
 //!
-//! It knows nothing of connections: it is told what arrived, and by which link.
+//! It knows nothing of connections: it is given the entries of the feed in their order.
 
 use std::{
     collections::HashMap,
@@ -12,31 +12,34 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, OnceCell},
+    sync::Notify,
     time::{Instant, timeout},
 };
 
-use super::{codec::Announced, facts::Facts, held::Held};
+use super::{
+    codec::{Entry, Event, Link, Place},
+    deletions::Deletions,
+    facts::Facts,
+    held::Held,
+};
 use crate::{
     log::{
-        Ephemerals, Follower, Tail,
+        Ephemerals, Follower, Page, Tail,
         memory::patterns::{self, PatternTails},
     },
     message::{Draft, Id, Message, Pattern, Topic},
 };
 
-/// How long a topic is followed after its last reader has left: most come back.
+/// How long a topic is held after its last reader has left: most reconnect.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// The tails, the watermark, and what is announced.
+/// The tails, the watermark, and what was announced.
 pub struct Feed {
     // A std mutex: no await happens while it is held.
     state: Mutex<State>,
     watermark: AtomicU64,
-    /// The watermark, a link or a generation has moved.
+    /// The watermark has moved.
     moved: Notify,
-    /// The tails may lack something: they are to be compared with the store.
-    unsettled: Notify,
     /// How long a message is kept, in microseconds.
     age: AtomicU64,
     pub ephemerals: Ephemerals,
@@ -44,45 +47,31 @@ pub struct Feed {
 
 #[derive(Default)]
 struct State {
-    /// The link that is listened to. What an earlier one still brings is too late.
-    link: u64,
-    /// Everything that was announced is in the tails. Until then nothing newer is given out.
-    is_settled: bool,
-    /// The generation of the store that the tails belong to.
+    /// The last entry that was read.
+    place: Place,
+    /// The id of the last entry that had one of its own.
+    newest: Id,
+    /// The generation of the store that the tails belong to; zero until the feed has begun.
     began: Id,
-    /// The generation that the link tells of.
-    heard: Id,
-    /// The newest id that this link has brought.
-    arrived: Id,
-    /// The newest probe that came back.
-    echoed: u64,
-    /// The last ephemeral message, which may come over several channels.
-    stamp: u64,
     topics: HashMap<Topic, Arc<Followed>>,
     patterns: HashMap<Pattern, Arc<Followed>>,
     trie: PatternTails,
     held: Held,
+    deletions: Deletions,
 }
 
-/// A tail that the link fills.
+/// A tail that the feed fills.
 pub struct Followed {
     pub tail: Arc<Tail>,
-    /// Set once its channel is subscribed to, and its newest id is known.
-    pub joined: OnceCell<()>,
     /// Only one at a time fills it backwards.
     pub filling: tokio::sync::Mutex<()>,
-    /// When its last reader was seen to have left; nothing while it is read, or if it never was.
+    /// When its last reader was seen to have left; nothing while it is read.
     idle_since: Mutex<Option<Instant>>,
 }
 
 impl Followed {
     fn new(tail: Arc<Tail>) -> Arc<Self> {
-        Arc::new(Self {
-            tail,
-            joined: OnceCell::new(),
-            filling: tokio::sync::Mutex::default(),
-            idle_since: Mutex::default(),
-        })
+        Arc::new(Self { tail, filling: tokio::sync::Mutex::default(), idle_since: Mutex::default() })
     }
 
     /// Whether it has had no reader for a while.
@@ -102,7 +91,6 @@ impl Feed {
             state: Mutex::default(),
             watermark: AtomicU64::new(0),
             moved: Notify::new(),
-            unsettled: Notify::new(),
             age: AtomicU64::new(age.as_micros() as u64),
             ephemerals: Ephemerals::default(),
         }
@@ -123,6 +111,49 @@ impl Feed {
     /// The store says how long a message is kept.
     pub fn keep_for(&self, age: Duration) {
         self.age.store(age.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// Begins where the feed ended when the store said this. Does nothing where it has begun already.
+    pub fn begin(&self, facts: &Facts, end: Place) {
+        let mut state = self.state();
+        if state.began > Id::ZERO {
+            return;
+        }
+        (state.began, state.newest, state.place) = (facts.began, facts.newest, end);
+        state.resync(facts.newest);
+        self.watermark.store(facts.newest.get(), Ordering::Release);
+        drop(state);
+        self.moved.notify_waiters();
+    }
+
+    /// Where to read on, once it has begun.
+    pub fn place(&self) -> Option<Place> {
+        let state = self.state();
+        (state.began > Id::ZERO).then_some(state.place)
+    }
+
+    /// The generation of the store that the tails belong to, once it has begun.
+    pub fn generation(&self) -> Option<Id> {
+        Some(self.state().began).filter(|began| *began > Id::ZERO)
+    }
+
+    /// Whether everything has arrived that the store had when it said this.
+    pub fn has_reached(&self, facts: &Facts) -> bool {
+        let state = self.state();
+        state.began == facts.began && state.newest >= facts.newest
+    }
+
+    /// Takes the next entry of the feed.
+    pub fn arrive(&self, entry: Entry) {
+        let woken = {
+            let mut state = self.state();
+            let woken = state.take(entry, &self.ephemerals);
+            // Only after the tails hold it, and before anything else can arrive.
+            self.watermark.store(state.newest.get(), Ordering::Release);
+            woken
+        };
+        woken.iter().for_each(|tail| tail.wake());
+        self.moved.notify_waiters();
     }
 
     /// The tail of a topic or pattern, made if there is none, and the key of its new follower.
@@ -146,79 +177,27 @@ impl Feed {
         self.state().topics.get(topic).map_or(0, |followed| followed.tail.follower_count())
     }
 
-    /// All that has to be subscribed to on a new link.
-    pub fn wanted(&self) -> Vec<Pattern> {
-        let state = self.state();
-        let topics = state
-            .topics
-            .values()
-            .filter(|followed| followed.joined.initialized() || followed.tail.follower_count() > 0);
-        topics.map(|followed| followed.tail.name().clone()).chain(state.patterns.keys().cloned()).collect()
-    }
-
-    /// Ends the following of what nobody has read for a while, and says what is not to be subscribed to any more.
-    pub fn drop_idle(&self, now: Instant) -> Vec<Pattern> {
+    /// Lets go of the tails that had no reader for a while.
+    pub fn drop_idle(&self, now: Instant) {
         let mut state = self.state();
-        let mut idle = Vec::new();
-        let state = &mut *state;
-        state.patterns.retain(|pattern, followed| {
+        let State { topics, patterns, trie, held, .. } = &mut *state;
+        patterns.retain(|pattern, followed| {
             let is_idle = followed.has_lingered(now);
             if is_idle {
-                state.trie.remove(pattern);
-                idle.push(pattern.clone());
+                trie.remove(pattern);
             }
             !is_idle
         });
-        let has_patterns = !state.patterns.is_empty();
-        let held = &mut state.held;
-        state.topics.retain(|_, followed| {
-            // What only a pattern's channel has brought is complete only as long as that is subscribed to.
-            let is_unfollowed = !followed.joined.initialized() && followed.tail.follower_count() == 0;
-            let is_idle = if is_unfollowed {
-                !idle.is_empty() || !has_patterns || followed.tail.is_idle()
-            } else {
-                followed.has_lingered(now)
-            };
+        // A topic that has messages in the tail of a pattern must be there when they are trimmed.
+        let has_patterns = !patterns.is_empty();
+        topics.retain(|_, followed| {
+            let is_idle = followed.has_lingered(now) && (!has_patterns || followed.tail.is_idle());
             if is_idle {
                 held.forget(&followed.tail, Id::MAX);
-                if followed.joined.initialized() {
-                    idle.push(followed.tail.name().clone());
-                }
             }
             !is_idle
         });
         held.give_back();
-        idle
-    }
-
-    /// A new link is about to be made: from now on only it is listened to, and nothing is vouched for until it is settled.
-    pub fn begin_link(&self) -> u64 {
-        let mut state = self.state();
-        state.link += 1;
-        state.is_settled = false;
-        (state.heard, state.arrived) = (Id::ZERO, Id::ZERO);
-        state.link
-    }
-
-    /// The newest probe that came back.
-    pub fn echoed(&self) -> u64 {
-        self.state().echoed
-    }
-
-    /// The generation that the tails belong to, once they can be vouched for.
-    pub fn generation(&self) -> Option<Id> {
-        let state = self.state();
-        state.is_settled.then_some(state.began)
-    }
-
-    /// The tails are to be compared with the store.
-    pub fn unsettle(&self) {
-        self.state().is_settled = false;
-        self.unsettled.notify_one();
-    }
-
-    pub async fn is_unsettled(&self) {
-        self.unsettled.notified().await;
     }
 
     /// Waits until `is_so`, but not for longer than `patience`.
@@ -238,64 +217,6 @@ impl Feed {
         is_so(self) || timeout(patience, wait).await.is_ok()
     }
 
-    /// A tail is followed from now on: its channel is subscribed to, and it had nothing after `newest`.
-    ///
-    /// False if the link is not this one any more.
-    pub fn join(&self, link: u64, followed: &Followed, newest: Id) -> bool {
-        let mut state = self.state();
-        if state.link != link {
-            return false;
-        }
-        // The tail of a pattern has no chain that would show what came before its first message.
-        if newest > followed.tail.newest() || followed.tail.name().has_wildcard() {
-            state.forget(&followed.tail, newest);
-        }
-        true
-    }
-
-    /// From now on the tails belong to this generation, and take what is announced of it and nothing else.
-    ///
-    /// False if the link tells of another one than the store.
-    pub fn turn(&self, link: u64, facts: &Facts) -> bool {
-        let mut state = self.state();
-        if state.link != link || state.heard != facts.began {
-            return false;
-        }
-        if state.began != facts.began {
-            tracing::info!(began = %facts.began, reason = facts.reason.as_str(), "the store vouches from here on");
-            state.is_settled = false;
-            state.began = facts.began;
-            state.each_tail(|state, tail| state.forget(tail, facts.began));
-        }
-        true
-    }
-
-    /// What the tails lack: whatever the index says is newer than what a tail has is left to the store.
-    ///
-    /// `changed` are members of the index with their ids, as of after the subscription and the turn.
-    pub fn mend(&self, changed: &[(String, Id)]) {
-        let mut state = self.state();
-        changed.iter().for_each(|(member, id)| state.mend(member, *id));
-    }
-
-    /// The tails were mended, now that `link` is subscribed to everything: from now on everything up to the
-    /// newest id of that time is vouched for.
-    pub fn settle(&self, link: u64, facts: &Facts) -> bool {
-        let followed: Vec<_> = {
-            let mut state = self.state();
-            if state.link != link || state.began != facts.began {
-                return false;
-            }
-            state.is_settled = true;
-            let watermark = facts.newest.max(state.arrived);
-            self.watermark.fetch_max(watermark.get(), Ordering::AcqRel);
-            state.topics.values().chain(state.patterns.values()).cloned().collect()
-        };
-        followed.iter().for_each(|followed| followed.tail.wake());
-        self.moved.notify_waiters();
-        true
-    }
-
     /// Older messages of a topic, oldest first, that the tail did not hold: now it is complete from `from` on.
     pub fn fill(&self, followed: &Followed, began: Id, older: &[Arc<Message>], from: Id, was: Id) {
         let mut state = self.state();
@@ -304,166 +225,145 @@ impl Feed {
         }
     }
 
-    /// Takes what `link` has brought.
-    pub fn arrive(&self, link: u64, announced: Announced) {
-        let tails = {
-            let mut state = self.state();
-            if state.link != link {
-                return;
-            }
-            let (began, newest) = announced.life();
-            state.heard = began;
-            let is_other = began != state.began;
-            if is_other && state.is_settled {
-                // Another life of the store: nothing is vouched for until the tails have been compared.
-                state.is_settled = false;
-                self.unsettled.notify_one();
-            }
-            let tails = match announced {
-                // It was announced before the tails turn to its life, and so it is found in the index then.
-                Announced::Message { .. } | Announced::Gone { .. } if is_other => Vec::new(),
-                Announced::Message { id, prev, gone, draft, .. } => {
-                    if !state.take(draft, id, prev, gone, began) && state.is_settled {
-                        tracing::warn!(%id, %prev, "the link left something out");
-                        state.is_settled = false;
-                        self.unsettled.notify_one();
-                    }
-                    state.last_taken()
-                }
-                Announced::Ephemeral { stamp, .. } if stamp == state.stamp => Vec::new(),
-                Announced::Ephemeral { stamp, newest, draft, .. } => {
-                    state.stamp = stamp;
-                    let tails = state.tails_of(&draft.topic);
-                    if !tails.is_empty() {
-                        self.ephemerals.push(newest, Message::new(draft, Id::ZERO, Id::ZERO));
-                    }
-                    tails
-                }
-                Announced::Gone { gone, topic, .. } => {
-                    if let Some(followed) = state.topics.get(&topic).cloned() {
-                        state.forget(&followed.tail, gone);
-                    }
-                    Vec::new()
-                }
-                Announced::Probe { token, .. } => {
-                    state.echoed = state.echoed.max(token);
-                    Vec::new()
-                }
-            };
-            if !is_other {
-                state.arrived = state.arrived.max(newest);
-            }
-            if state.is_settled {
-                // Only after the tails hold it, and before anything else can arrive.
-                self.watermark.fetch_max(newest.get(), Ordering::AcqRel);
-            }
-            tails
-        };
-        tails.iter().for_each(|tail| tail.wake());
-        self.moved.notify_waiters();
+    /// What `topic` had up to `gone` was deleted, though the feed may not have brought that yet.
+    pub fn delete(&self, topic: &Topic, gone: Id) {
+        let mut state = self.state();
+        state.deletions.expect(topic, gone);
+        state.remove(topic, gone);
+    }
+
+    /// How many deletions are known; see [`brings_back`](Self::brings_back).
+    pub fn deletions(&self) -> u64 {
+        self.state().deletions.count()
+    }
+
+    /// Whether a page has messages that were deleted since there had been `count` deletions.
+    pub fn brings_back(&self, page: &Page, count: u64) -> bool {
+        let state = self.state();
+        page.messages.iter().any(|message| state.deletions.has_since(count, message))
     }
 }
 
 impl State {
-    fn followed(&mut self, pattern: &Pattern) -> Arc<Followed> {
-        match pattern.topic() {
-            Some(topic) => {
-                let new = || Followed::new(Arc::new(Tail::new(pattern.clone(), Id::ZERO)));
-                self.topics.entry(topic).or_insert_with(new).clone()
+    /// Takes an entry into all tails that want it, and names those to wake.
+    fn take(&mut self, entry: Entry, ephemerals: &Ephemerals) -> Vec<Arc<Tail>> {
+        let Entry { place, event } = entry;
+        self.place = place;
+        let Some(event) = event else {
+            tracing::error!(%place, "an entry of the feed cannot be read; resyncing");
+            return self.resync(place.id);
+        };
+        let link = event.link();
+        let mut woken = link.map(|link| self.follow_on(link)).unwrap_or_default();
+        match event {
+            Event::Message { gone, topic, draft, prev, .. } => {
+                woken.extend(self.push(topic, draft, place.id, prev, gone));
             }
-            None => {
-                let tail = self.trie.entry(pattern, || Tail::new(pattern.clone(), Id::ZERO));
-                self.patterns.entry(pattern.clone()).or_insert_with(|| Followed::new(tail)).clone()
+            Event::Ephemeral { draft } => woken.extend(self.announce(draft, place.id, ephemerals)),
+            Event::Deleted { gone, topic, .. } => {
+                self.deletions.note(&topic, gone);
+                self.remove(&topic, gone);
             }
+            Event::Evicted { gone, topic } => self.remove(&topic, gone),
+            Event::Step { .. } => {}
         }
+        if link.is_some() {
+            self.newest = place.id;
+        }
+        woken
     }
 
-    /// Takes a message into all tails that want it. False if one before it was left out.
-    fn take(&mut self, mut draft: Draft, id: Id, prev: Id, gone: Id, began: Id) -> bool {
-        let mut tails = Vec::new();
-        self.trie.matching(&draft.topic, &mut tails);
-        tails.retain(|tail| tail.newest() < id);
-        let followed = match self.topics.get(&draft.topic) {
-            Some(followed) => followed.clone(),
-            // What a pattern brings is kept by topic too, so that trimming finds it.
-            None if !tails.is_empty() => {
-                let name = Pattern::from(&draft.topic);
-                let followed = Followed::new(Arc::new(Tail::new(name, prev.max(began))));
-                self.topics.insert(draft.topic.clone(), followed.clone());
-                followed
-            }
-            None => return true,
-        };
-        let newest = followed.tail.newest();
-        let is_new = newest < id;
-        // A tail that has had nothing yet does not know what it lacks.
-        let is_whole = prev <= newest || newest == Id::ZERO;
-        if is_new {
-            // Where one was left out, or where another life of the store begins, the tail begins anew.
-            self.forget(&followed.tail, if prev > newest { prev.max(began) } else { began });
+    /// Moves to the point before an entry. If that is not where the last one has led, the tails begin anew there.
+    fn follow_on(&mut self, link: Link) -> Vec<Arc<Tail>> {
+        let Link { began, before } = link;
+        let is_same = began == self.began;
+        let is_next = is_same && before == self.newest;
+        let woken = if is_next { Vec::new() } else { self.resync(before.max(began)) };
+        if !is_same {
+            tracing::info!(%began, "the store has a new generation; older cursors will see a gap");
+        } else if !is_next {
+            tracing::warn!(from = %self.newest, to = %before, "messages were missed in the feed; resyncing");
         }
-        if is_new || !tails.is_empty() {
-            if let Some(topic) = followed.tail.name().topic() {
-                // The name is kept once, however many messages carry it.
-                draft.topic = topic;
-            }
-            let message = Message::new(draft, id, prev);
-            tails.iter().for_each(|tail| patterns::push(tail, message.clone()));
-            if is_new {
-                self.held.push(&followed.tail, message);
-                tails.push(followed.tail.clone());
-            } else {
-                // The topic's tail has passed it by, so nothing would find it when it is trimmed.
-                message.trim();
+        (self.began, self.newest) = (began, before.max(began));
+        woken
+    }
+
+    /// Leaves everything up to `upto` to the store, and names the tails to wake.
+    fn resync(&mut self, upto: Id) -> Vec<Arc<Tail>> {
+        let Self { topics, patterns, held, deletions, .. } = self;
+        deletions.forget(upto);
+        patterns.values().for_each(|followed| followed.tail.forget(upto, drop));
+        topics.values().for_each(|followed| held.forget(&followed.tail, upto));
+        topics.values().chain(patterns.values()).map(|followed| followed.tail.clone()).collect()
+    }
+
+    fn push(&mut self, topic: Topic, draft: Option<Draft>, id: Id, prev: Id, gone: Id) -> Vec<Arc<Tail>> {
+        let mut tails = Vec::new();
+        self.trie.matching(&topic, &mut tails);
+        if tails.is_empty() && !self.topics.contains_key(&topic) {
+            return tails;
+        }
+        // What a pattern brings is held by topic too, so that trimming finds it.
+        let followed = self.followed(&Pattern::from(&topic));
+        if prev > followed.tail.newest() {
+            // The store has forgotten the topic meanwhile, and retains nothing of any topic up to here.
+            self.resync(prev);
+        }
+        if !self.deletions.is_expected(&topic, id) {
+            match draft {
+                Some(draft) => self.hold(&followed.tail, &tails, draft, id, prev),
+                // It is too large for the feed.
+                None => self.leave_to_store(&followed.tail, &tails, id),
             }
         }
         if gone > Id::ZERO {
-            self.forget(&followed.tail, gone);
+            self.held.remove(&followed.tail, gone);
         }
-        self.held.taken = tails;
-        is_whole
-    }
-
-    fn last_taken(&mut self) -> Vec<Arc<Tail>> {
-        std::mem::take(&mut self.held.taken)
-    }
-
-    fn tails_of(&self, topic: &Topic) -> Vec<Arc<Tail>> {
-        let mut tails = Vec::new();
-        self.trie.matching(topic, &mut tails);
-        tails.extend(self.topics.get(topic).map(|followed| followed.tail.clone()));
-        tails.retain(|tail| tail.follower_count() > 0);
+        tails.push(followed.tail.clone());
         tails
     }
 
-    /// A member of the index: a topic, or a topic behind the sign for what is gone (`,`) or was deleted (` `).
-    fn mend(&mut self, member: &str, id: Id) {
-        let name = member.trim_start_matches([',', ' ']);
-        let Ok(topic) = name.parse::<Topic>() else { return };
-        let is_mark = name.len() != member.len();
-        if let Some(followed) = self.topics.get(&topic).cloned()
-            && (is_mark || id > followed.tail.newest())
-        {
-            self.forget(&followed.tail, id);
+    fn hold(&mut self, tail: &Arc<Tail>, patterns: &[Arc<Tail>], mut draft: Draft, id: Id, prev: Id) {
+        if let Some(topic) = tail.name().topic() {
+            // The name is kept once, however many messages carry it.
+            draft.topic = topic;
         }
-        if !is_mark {
-            let mut tails = Vec::new();
-            self.trie.matching(&topic, &mut tails);
-            // What one topic has brought since does not show what another one lacks: there is no chain.
-            tails.iter().for_each(|tail| tail.forget(id, drop));
+        let message = Message::new(draft, id, prev);
+        patterns.iter().for_each(|tail| patterns::push(tail, message.clone()));
+        self.held.push(tail, message);
+    }
+
+    fn leave_to_store(&mut self, tail: &Arc<Tail>, patterns: &[Arc<Tail>], upto: Id) {
+        patterns.iter().for_each(|tail| tail.forget(upto, drop));
+        self.held.forget(tail, upto);
+    }
+
+    fn announce(&self, draft: Draft, newest: Id, ephemerals: &Ephemerals) -> Vec<Arc<Tail>> {
+        let mut tails = Vec::new();
+        self.trie.matching(&draft.topic, &mut tails);
+        tails.extend(self.topics.get(&draft.topic).map(|followed| followed.tail.clone()));
+        tails.retain(|tail| tail.follower_count() > 0);
+        if !tails.is_empty() {
+            ephemerals.push(newest, Message::new(draft, Id::ZERO, Id::ZERO));
+        }
+        tails
+    }
+
+    fn remove(&mut self, topic: &Topic, gone: Id) {
+        if let Some(followed) = self.topics.get(topic) {
+            self.held.remove(&followed.tail, gone);
         }
     }
 
-    fn each_tail(&mut self, mut each: impl FnMut(&mut Self, &Arc<Tail>)) {
-        let followed: Vec<_> = self.topics.values().chain(self.patterns.values()).cloned().collect();
-        followed.iter().for_each(|followed| each(self, &followed.tail));
-    }
-
-    fn forget(&mut self, tail: &Arc<Tail>, upto: Id) {
-        if tail.name().has_wildcard() {
-            tail.forget(upto, drop);
-        } else {
-            self.held.forget(tail, upto);
+    /// A tail that holds whatever comes from now on.
+    fn followed(&mut self, pattern: &Pattern) -> Arc<Followed> {
+        let new = || Tail::new(pattern.clone(), self.newest);
+        match pattern.topic() {
+            Some(topic) => self.topics.entry(topic).or_insert_with(|| Followed::new(Arc::new(new()))).clone(),
+            None => {
+                let tail = self.trie.entry(pattern, new);
+                self.patterns.entry(pattern.clone()).or_insert_with(|| Followed::new(tail)).clone()
+            }
         }
     }
 }
@@ -471,13 +371,12 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::{Reason, Retention};
+    use crate::{
+        log::{Reason, Retention, redis::codec::Entry},
+        message::Payload,
+    };
 
     const AGE: Duration = Duration::from_secs(60);
-
-    fn probe(began: u64, newest: u64) -> Announced {
-        Announced::Probe { began: Id::new(began), newest: Id::new(newest), token: 1 }
-    }
 
     fn facts(began: u64, newest: u64) -> Facts {
         let [began, newest] = [began, newest].map(Id::new);
@@ -487,18 +386,108 @@ mod tests {
         Facts { newest, began, inherited, previous, forgotten, reason, keep }
     }
 
-    /// The link leads to the old primary, which still gives out ids, and the store is asked at the new one: that
-    /// may yet give out ids before the newest that the link has brought, so nobody may stand there.
-    #[test]
-    fn what_the_link_tells_of_one_life_vouches_for_nothing_of_another() {
+    fn begun() -> Feed {
         let feed = Feed::new(AGE);
-        let link = feed.begin_link();
-        feed.arrive(link, probe(10, 15));
-        assert!(feed.turn(link, &facts(10, 15)) && feed.settle(link, &facts(10, 15)));
-        assert_eq!(feed.watermark(), Id::new(15));
-        feed.unsettle();
-        feed.arrive(link, probe(10, 30));
-        assert!(!(feed.turn(link, &facts(20, 25)) && feed.settle(link, &facts(20, 25))));
-        assert_eq!((feed.watermark(), feed.generation()), (Id::new(15), None));
+        feed.begin(&facts(10, 10), Place { id: Id::new(10), number: 0 });
+        feed
+    }
+
+    fn message(began: u64, before: u64, id: u64, topic: &str) -> Entry {
+        let topic: Topic = topic.parse().expect("a topic");
+        let draft = Draft { topic: topic.clone(), event: None, payload: Payload::text("x"), exclude: None };
+        let link = Link { began: Id::new(began), before: Id::new(before) };
+        let (prev, gone) = (Id::ZERO, Id::ZERO);
+        let event = Event::Message { link, prev, gone, topic, draft: Some(draft) };
+        Entry { place: Place { id: Id::new(id), number: 0 }, event: Some(event) }
+    }
+
+    fn follow(feed: &Feed, pattern: &str) -> (Arc<Followed>, usize) {
+        feed.follow(&pattern.parse().expect("a pattern"), &Arc::default())
+    }
+
+    /// The smallest id from which on the tail has everything, and how many messages it holds.
+    fn held(followed: &Followed) -> (u64, usize) {
+        let ring = followed.tail.ring();
+        (ring.complete_from().get(), ring.len())
+    }
+
+    #[test]
+    fn a_broken_chain_leaves_everything_before_it_to_the_store() {
+        let feed = begun();
+        let tails = ["a", "b", "*"].map(|pattern| follow(&feed, pattern).0);
+        feed.arrive(message(10, 10, 11, "a"));
+        assert_eq!(tails.each_ref().map(|tail| held(tail)), [(10, 1), (10, 0), (10, 1)]);
+        // 12 was stored, and nobody was told.
+        feed.arrive(message(10, 12, 13, "a"));
+        assert_eq!(tails.each_ref().map(|tail| held(tail)), [(12, 1), (12, 0), (12, 1)]);
+        assert_eq!(feed.watermark(), Id::new(13));
+    }
+
+    #[test]
+    fn a_new_generation_leaves_everything_before_it_to_the_store() {
+        let feed = begun();
+        let (tail, _) = follow(&feed, "a");
+        feed.arrive(message(10, 10, 11, "a"));
+        // The new primary had all of it, as far as this process can tell, and another one knows better.
+        feed.arrive(message(20, 11, 21, "a"));
+        assert_eq!((held(&tail), feed.generation()), ((20, 1), Some(Id::new(20))));
+        assert!(feed.has_reached(&facts(20, 21)) && !feed.has_reached(&facts(10, 11)));
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_is_left_to_the_store() {
+        let feed = begun();
+        let (tail, _) = follow(&feed, "a");
+        feed.arrive(Entry { place: Place { id: Id::new(11), number: 0 }, event: None });
+        assert_eq!((held(&tail), feed.watermark()), ((11, 0), Id::new(10)));
+        feed.arrive(message(10, 11, 12, "a"));
+        assert_eq!((held(&tail), feed.watermark()), ((11, 1), Id::new(12)));
+    }
+
+    #[test]
+    fn a_message_too_large_for_the_feed_is_left_to_the_store() {
+        let feed = begun();
+        let tails = ["a", "*"].map(|pattern| follow(&feed, pattern).0);
+        let mut entry = message(10, 10, 11, "a");
+        if let Some(Event::Message { draft, .. }) = &mut entry.event {
+            *draft = None;
+        }
+        feed.arrive(entry);
+        assert_eq!(tails.each_ref().map(|tail| held(tail)), [(11, 0), (11, 0)]);
+    }
+
+    #[test]
+    fn a_deleted_message_is_not_taken_back() {
+        let feed = begun();
+        let (tail, _) = follow(&feed, "a");
+        let topic: Topic = "a".parse().expect("a topic");
+        let deletions = feed.deletions();
+        // It is deleted here before the feed brings it, and while somebody reads it from the store.
+        feed.delete(&topic, Id::new(11));
+        feed.arrive(message(10, 10, 11, "a"));
+        assert_eq!(held(&tail), (11, 0));
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let late = Message::new(draft, Id::new(11), Id::new(9));
+        feed.fill(&tail, Id::new(10), std::slice::from_ref(&late), Id::new(9), Id::new(11));
+        assert_eq!(held(&tail), (11, 0));
+        let page = Page { messages: vec![late], ..Page::default() };
+        assert!(feed.brings_back(&page, deletions) && !feed.brings_back(&page, feed.deletions()));
+        feed.arrive(message(10, 11, 12, "a"));
+        assert_eq!(held(&tail), (11, 1));
+    }
+
+    #[test]
+    fn what_nobody_reads_is_dropped_after_a_while_but_not_what_a_pattern_reads() {
+        let feed = begun();
+        let (topic, reader) = follow(&feed, "a");
+        let (_pattern, _) = follow(&feed, "b.*");
+        feed.arrive(message(10, 10, 11, "b.c"));
+        topic.tail.remove_follower(reader);
+        let now = Instant::now();
+        for (later, is_held) in [(now, true), (now + LINGER, false)] {
+            feed.drop_idle(later);
+            let find = |name: &str| feed.find(&name.parse().expect("a pattern")).is_some();
+            assert_eq!(["a", "b.c", "b.*"].map(find), [is_held, true, true]);
+        }
     }
 }

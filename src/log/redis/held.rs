@@ -28,8 +28,6 @@ pub struct Held {
     bytes: usize,
     hot: VecDeque<Arc<Message>>,
     hot_bytes: usize,
-    /// The tails that the last message went to.
-    pub taken: Vec<Arc<Tail>>,
 }
 
 impl Held {
@@ -53,15 +51,21 @@ impl Held {
         self.bound(tail);
     }
 
-    /// Lets go of everything of a topic up to `upto`.
+    /// Lets go of everything of a topic up to `upto`: whoever needs it reads the store.
     pub fn forget(&mut self, tail: &Tail, upto: Id) {
-        let Self { messages, bytes, .. } = self;
-        tail.forget(upto, |message| {
-            // The tails of patterns may hold it still.
-            message.trim();
-            *messages -= 1;
-            *bytes -= cost(&message);
-        });
+        tail.forget(upto, |message| self.let_go(&message));
+    }
+
+    /// Lets go of everything of a topic up to `upto`, which is not retained any more.
+    pub fn remove(&mut self, tail: &Tail, upto: Id) {
+        tail.remove(upto, |message| self.let_go(&message));
+    }
+
+    fn let_go(&mut self, message: &Message) {
+        // The tails of patterns may hold it still.
+        message.trim();
+        self.messages -= 1;
+        self.bytes -= cost(message);
     }
 
     /// Lets old messages forget their renderings, and gives back the room of a burst that has passed.

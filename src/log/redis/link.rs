@@ -1,55 +1,45 @@
-//! The live link: one connection over which everything that is followed here arrives, in the order of ids.
+//! The live link: one connection that reads the feed, on and on, and the proof that nothing is missing.
 //!
-//! It is made anew whenever it breaks or a probe does not come back over it. What was missed meanwhile is
-//! found in the index of the store, before anything newer is given out.
+//! It is made anew whenever it breaks or falls behind, and then reads on from the last entry that it has read. It does
+//! not matter whether it leads to the primary or to a copy: a copy has the same feed, a little later.
 
 use std::{
+    collections::HashMap,
+    convert::Infallible,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use redis::{
-    AsyncConnectionConfig, Client, PushInfo, PushKind, RedisError, Value, aio::MultiplexedConnection,
-};
-use tokio::{
-    sync::{Notify, RwLock, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
-};
+use redis::{AsyncConnectionConfig, Client, RedisError, aio::MultiplexedConnection};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::{
-    codec::Announced,
-    facts::{Facts, Num},
-    feed::{Feed, Followed},
-    store::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Part, RETRY_AFTER, Store},
+    codec::{Entry, Place},
+    facts::Facts,
+    feed::Feed,
+    store::{CONNECT_TIMEOUT, RETRY_AFTER, Store},
 };
-use crate::{
-    log::LogError,
-    message::{Id, Pattern},
-};
+use crate::log::LogError;
 
-/// How often it is proven that what is published arrives.
+/// How often it is proven that everything has arrived.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// How long a probe may take to be answered, and then to arrive. Where both ways have died without a sign, the one
-/// is found after the other, and both within three seconds.
+/// How long a probe may take to be answered, and then what it names to arrive. Where both connections have died without
+/// a sign, the one is found after the other, and both within three seconds.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(750);
+/// How long Redis keeps a read of the feed that finds nothing. A link that is silent for longer is dead.
+const BLOCK: Duration = Duration::from_secs(1);
+/// How many entries one read of the feed brings.
+const READ_ENTRIES: usize = 512;
 /// Each so many probes sweep what has expired; as long as there is more of it, each one does.
 const SWEEP_EVERY: u64 = 8;
-/// How many channels are subscribed to at once.
-const SUBSCRIBE_BATCH: usize = 500;
 
-/// The link, and what is subscribed to over it.
+/// The link, and the probes that watch it.
 pub struct Link {
     store: Arc<Store>,
     feed: Arc<Feed>,
-    connection: watch::Sender<Option<(u64, MultiplexedConnection)>>,
-    /// Taken for reading to subscribe, for writing to unsubscribe: the two must not overtake each other.
-    order: RwLock<()>,
-    /// Where probes are announced to the link that is there, or is being made. Each link has a channel of its own: one
-    /// that is dead, and still open somewhere on the way, counts as a listener of no other.
-    own_channel: Mutex<String>,
     probes: AtomicU64,
     /// The last sweep has left something.
     is_unswept: AtomicBool,
@@ -60,8 +50,8 @@ struct Probed {
     facts: Facts,
     /// The sweep has left something.
     is_unswept: bool,
-    /// How many connections to the server that answered listen to the link's own channel.
-    listeners: u64,
+    /// The newest entry of the feed.
+    end: Place,
 }
 
 /// Why a link is given up.
@@ -69,252 +59,133 @@ struct Probed {
 enum Broken {
     #[error("{0}")]
     Redis(#[from] RedisError),
-    #[error("what the tails lack could not be asked for")]
-    Unsettled,
-    #[error("a probe did not arrive")]
-    Silent,
-    #[error("the link leads to another server than the one that answers")]
-    Elsewhere,
-    #[error("it was closed")]
-    Closed,
+    #[error("the store does not answer")]
+    Unavailable(#[from] LogError),
+    #[error("it does not bring what the store has")]
+    Behind,
 }
 
 impl Link {
     pub fn new(store: Arc<Store>, feed: Arc<Feed>) -> Self {
-        let (connection, order) = (watch::Sender::new(None), RwLock::default());
-        let (own_channel, probes, is_unswept) = Default::default();
-        Self { store, feed, connection, order, own_channel, probes, is_unswept }
+        let (probes, is_unswept) = Default::default();
+        Self { store, feed, probes, is_unswept }
     }
 
     /// Links, again and again. Never ends.
     pub async fn keep_linked(self: Arc<Self>) {
-        let mut was_told = false;
+        let mut is_logged = false;
         loop {
             let began = Instant::now();
-            let closed = Arc::new(Notify::new());
-            let is_linked = || self.connection.borrow().is_some();
-            let broken = tokio::select! {
-                broken = self.live(closed.clone()) => broken,
-                () = closed.notified() => Broken::Closed,
-            };
-            if is_linked() || !was_told {
+            let mut is_linked = false;
+            let Err(broken) = self.live(&mut is_linked).await;
+            if is_linked || !is_logged {
                 tracing::warn!(redis = %self.store.address(), why = %broken, "the live link is lost");
-                was_told = true;
+                is_logged = true;
             }
-            self.connection.send_replace(None);
             sleep_until(began + RETRY_AFTER).await;
         }
     }
 
-    async fn live(&self, closed: Arc<Notify>) -> Broken {
-        match self.try_live(closed).await {
-            Ok(never) => match never {},
-            Err(broken) => broken,
+    async fn live(&self, is_linked: &mut bool) -> Result<Infallible, Broken> {
+        let connection = self.connect().await?;
+        if self.feed.place().is_none() {
+            let Probed { facts, end, .. } = self.run_probe(false).await?;
+            self.feed.begin(&facts, end);
+        }
+        *is_linked = true;
+        tracing::info!(redis = %self.store.address(), "live");
+        tokio::select! {
+            broken = self.read_feed(connection) => broken,
+            broken = self.watch() => broken,
         }
     }
 
-    async fn try_live(&self, closed: Arc<Notify>) -> Result<std::convert::Infallible, Broken> {
-        let number = self.feed.begin_link();
-        let mut connection = self.connect(number, closed).await?;
-        // Listen first, then look back: nothing falls between.
-        let own_channel = format!("{}probe:{:016x}", self.store.prefix(), rand::random::<u64>());
-        self.own_channel().clone_from(&own_channel);
-        connection.subscribe(own_channel).await?;
-        let wanted: Vec<_> = self.feed.wanted().iter().map(|pattern| self.channel_of(pattern)).collect();
-        for channels in wanted.chunks(SUBSCRIBE_BATCH) {
-            connection.subscribe(channels).await?;
+    /// Gives the feed, entry by entry, to the tails.
+    async fn read_feed(&self, mut connection: MultiplexedConnection) -> Result<Infallible, Broken> {
+        let key = format!("{}feed", self.store.prefix());
+        loop {
+            let after = self.feed.place().unwrap_or_default();
+            let mut read = redis::cmd("XREAD");
+            read.arg("COUNT").arg(READ_ENTRIES).arg("BLOCK").arg(BLOCK.as_millis() as u64);
+            read.arg("STREAMS").arg(&key).arg(after.to_string());
+            // Nothing comes back where there was nothing to read for so long.
+            let found: Option<HashMap<String, Vec<Entry>>> = read.query_async(&mut connection).await?;
+            found
+                .into_iter()
+                .flatten()
+                .flat_map(|(_, entries)| entries)
+                .for_each(|entry| self.feed.arrive(entry));
+            self.store.has_seen(self.feed.watermark());
         }
-        self.settle(number).await?;
-        self.connection.send_replace(Some((number, connection)));
-        tracing::info!(redis = %self.store.address(), "live");
+    }
 
+    /// Proves again and again that everything arrives; ends when it does not.
+    async fn watch(&self) -> Result<Infallible, Broken> {
         let mut probes = interval(PROBE_EVERY);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut store = self.store.current();
         loop {
+            let store = self.store.current();
             tokio::select! {
-                () = self.feed.is_unsettled() => self.settle(number).await?,
                 // What ended the one connection may have ended the other without a sign.
-                () = self.store.is_renewed(store) => {
-                    store = self.store.current();
-                    self.probe().await?;
-                }
-                _ = probes.tick() => {
-                    self.probe().await?;
-                    self.unsubscribe_idle().await?;
-                }
+                () = self.store.renewed(store) => {}
+                _ = probes.tick() => {}
             }
+            self.probe().await?;
+            self.feed.drop_idle(Instant::now());
         }
     }
 
-    /// Follows a topic or pattern: once this has resolved, whatever is published to it arrives.
-    ///
-    /// Waits for a link for as long as there is none.
-    pub async fn join(&self, followed: &Followed) -> Result<(), LogError> {
-        let pattern = followed.tail.name();
-        let channel = self.channel_of(pattern);
-        loop {
-            let (number, mut connection) = self.connected().await?;
-            let order = self.order.read().await;
-            if connection.subscribe(&channel).await.is_err() {
-                // The next link will do.
-                drop(order);
-                self.is_past(number).await;
-                continue;
-            }
-            let newest = self.newest_of(pattern).await?;
-            if self.feed.join(number, followed, newest) {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Asks for the newest id, and has it announced: what was published before this was asked is on its way
-    /// before it.
+    /// What the store holds now.
     pub async fn ask(&self) -> Result<Facts, LogError> {
-        Ok(self.run_probe(0, false).await?.facts)
+        Ok(self.run_probe(false).await?.facts)
     }
 
-    async fn connect(&self, number: u64, closed: Arc<Notify>) -> Result<MultiplexedConnection, RedisError> {
-        let feed = self.feed.clone();
-        // Taken as it arrives, so that nothing is read from the socket that there is no room for.
-        let take = move |push: PushInfo| {
-            match push.kind {
-                PushKind::Message => {
-                    if let [_, Value::BulkString(bytes)] = &*push.data
-                        && let Some(announced) = Announced::parse(bytes)
-                    {
-                        feed.arrive(number, announced);
-                    }
-                }
-                PushKind::Disconnection => closed.notify_one(),
-                _ => {}
-            }
-            Ok::<(), std::convert::Infallible>(())
-        };
+    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(ANSWER_TIMEOUT))
-            .set_push_sender(take);
+            .set_response_timeout(Some(BLOCK + PROBE_TIMEOUT));
         let client = Client::open(self.store.address().connection_info())?;
         client.get_multiplexed_async_connection_with_config(&config).await
     }
 
-    async fn connected(&self) -> Result<(u64, MultiplexedConnection), LogError> {
-        let mut connection = self.connection.subscribe();
-        let made = connection.wait_for(Option::is_some).await.map_err(|_| LogError::Unavailable)?;
-        made.clone().ok_or(LogError::Unavailable)
-    }
-
-    /// Resolves when this link has been given up.
-    async fn is_past(&self, number: u64) {
-        let mut connection = self.connection.subscribe();
-        let is_other = |link: &Option<(u64, _)>| link.as_ref().is_none_or(|(current, _)| *current != number);
-        // The sender is in self.
-        let _ = connection.wait_for(is_other).await;
-    }
-
-    /// Compares the tails with the index.
-    async fn settle(&self, number: u64) -> Result<(), Broken> {
-        let from = self.feed.watermark();
-        self.store.has_seen(from);
-        // Over both connections: what is read over the one must be of the life that the other tells of.
-        let facts = self.probe().await?.ok_or(Broken::Unsettled)?;
-        if !self.feed.turn(number, &facts) {
-            return Err(Broken::Unsettled);
-        }
-        // Where no tail was ever vouched for, there is nothing to compare.
-        if from > Id::ZERO {
-            let mend = |members: Vec<(String, Id)>| self.feed.mend(&members);
-            self.store.index(Part::Topics(from), mend).await.map_err(|_| Broken::Unsettled)?;
-            self.store.index(Part::Marks(from), mend).await.map_err(|_| Broken::Unsettled)?;
-        }
-        // As of before it was compared: what came later arrives over the link.
-        if self.feed.settle(number, &facts) { Ok(()) } else { Err(Broken::Unsettled) }
-    }
-
-    /// The point from which on everything will arrive, asked after the subscription.
-    async fn newest_of(&self, pattern: &Pattern) -> Result<Id, LogError> {
-        let name = pattern.as_str();
-        let (facts, newest): (Facts, Vec<Num>) =
-            self.store.read(&self.store.scripts.look, "", &[name.as_bytes()]).await?;
-        self.store.has_seen(facts.newest);
-        if pattern.has_wildcard() {
-            return Ok(facts.newest);
-        }
-        Ok(match newest.first() {
-            Some(Num(newest)) if *newest > Id::ZERO => (*newest).max(facts.began),
-            _ => facts.forgotten.max(facts.began),
-        })
-    }
-
-    /// What the store says, once it has come over the link too; nothing if the store cannot be asked.
-    async fn probe(&self) -> Result<Option<Facts>, Broken> {
+    /// Asks the store what it holds, and waits until all of that has arrived.
+    async fn probe(&self) -> Result<(), Broken> {
         let asked = self.store.current();
-        let token = self.probes.fetch_add(1, Ordering::Relaxed) + 1;
-        let is_sweep = token.is_multiple_of(SWEEP_EVERY) || self.is_unswept.load(Ordering::Relaxed);
-        match timeout(PROBE_TIMEOUT, self.run_probe(token, is_sweep)).await {
-            Ok(Ok(Probed { facts, is_unswept, listeners })) => {
+        let number = self.probes.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_sweep = number.is_multiple_of(SWEEP_EVERY) || self.is_unswept.load(Ordering::Relaxed);
+        match timeout(PROBE_TIMEOUT, self.run_probe(is_sweep)).await {
+            Ok(Ok(Probed { facts, is_unswept, .. })) => {
                 self.is_unswept.store(is_unswept, Ordering::Relaxed);
-                // A copy brings the probe too, but not what is announced only where somebody listens.
-                if listeners == 0 {
-                    return Err(Broken::Elsewhere);
-                }
                 self.feed.keep_for(facts.keep.age);
-                if !self.feed.wait(PROBE_TIMEOUT, |feed| feed.echoed() >= token).await {
-                    return Err(Broken::Silent);
-                }
+                self.arrived(&facts).await?;
                 let _ = timeout(PROBE_TIMEOUT, self.store.check_durability()).await;
-                return Ok(Some(facts));
             }
             // The link may be well all the same.
             Ok(Err(_)) => {}
             Err(_) => asked.into_iter().for_each(|number| self.store.give_up(number)),
         }
-        Ok(None)
-    }
-
-    async fn run_probe(&self, token: u64, is_sweep: bool) -> Result<Probed, LogError> {
-        let own_channel = self.own_channel().clone();
-        let (token, is_sweep) = (token.to_string(), if is_sweep { "1" } else { "0" });
-        let args = [own_channel.as_bytes(), token.as_bytes(), is_sweep.as_bytes()];
-        let (facts, is_unswept, listeners): (Facts, u8, u64) =
-            self.store.read(&self.store.scripts.probe, "", &args).await?;
-        self.store.has_seen(facts.newest);
-        Ok(Probed { facts, is_unswept: is_unswept == 1, listeners })
-    }
-
-    fn own_channel(&self) -> MutexGuard<'_, String> {
-        self.own_channel.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn unsubscribe_idle(&self) -> Result<(), Broken> {
-        // Whoever is about to follow goes first, but who comes meanwhile waits: somebody always comes.
-        let Ok(_order) = timeout(PROBE_TIMEOUT, self.order.write()).await else { return Ok(()) };
-        let idle = self.feed.drop_idle(Instant::now());
-        if idle.is_empty() {
-            return Ok(());
-        }
-        let Ok((_, mut connection)) = self.connected().await else { return Ok(()) };
-        let kept: std::collections::HashSet<_> =
-            self.feed.wanted().iter().map(|pattern| self.channel_of(pattern)).collect();
-        let mut channels: Vec<_> = idle.iter().map(|pattern| self.channel_of(pattern)).collect();
-        channels.retain(|channel| !kept.contains(channel));
-        for channels in channels.chunks(SUBSCRIBE_BATCH) {
-            connection.unsubscribe(channels).await?;
-        }
         Ok(())
     }
 
-    /// Where a topic is announced, or all topics that a pattern can match: those of its first segment, or all.
-    fn channel_of(&self, pattern: &Pattern) -> String {
-        let prefix = self.store.prefix();
-        if !pattern.has_wildcard() {
-            return format!("{prefix}t:{pattern}");
+    /// Waits until everything has arrived that the store had when it said this, as long as something arrives.
+    async fn arrived(&self, facts: &Facts) -> Result<(), Broken> {
+        loop {
+            let place = self.feed.place();
+            if self.feed.wait(PROBE_TIMEOUT, |feed| feed.has_reached(facts)).await {
+                return Ok(());
+            }
+            // What another primary still brings is of no use.
+            if self.feed.place() == place || self.feed.generation() != Some(facts.began) {
+                return Err(Broken::Behind);
+            }
         }
-        match pattern.as_str().split('.').next() {
-            Some(first) if !first.contains('*') => format!("{prefix}s:{first}"),
-            _ => format!("{prefix}a"),
-        }
+    }
+
+    async fn run_probe(&self, is_sweep: bool) -> Result<Probed, LogError> {
+        let is_sweep = if is_sweep { "1" } else { "0" };
+        let (facts, is_unswept, end): (Facts, u8, Place) =
+            self.store.read(&self.store.scripts.probe, "", &[is_sweep.as_bytes()]).await?;
+        self.store.has_seen(facts.newest);
+        Ok(Probed { facts, is_unswept: is_unswept == 1, end })
     }
 }

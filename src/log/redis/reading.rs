@@ -11,7 +11,7 @@ use std::{
 use super::{
     codec,
     facts::{Facts, Num, Prev},
-    store::{Part, Store},
+    store::Store,
 };
 use crate::{
     log::{Beginning, Gap, LogError, Page, Position, Reason, Start},
@@ -186,7 +186,7 @@ impl Reading<'_> {
             let matching = members.into_iter().filter(|(name, _)| self.matches(name));
             topics.extend(matching.filter_map(|(name, id)| Some((name.parse::<Topic>().ok()?, id))));
         };
-        self.store.index(Part::Topics(since.before()), take).await?;
+        self.store.index(since.before(), take).await?;
         let mut topics: Vec<_> = topics.into_iter().collect();
         topics.sort_unstable_by_key(|(_, newest)| Reverse(*newest));
         Ok(topics.into_iter().map(|(topic, _)| topic).collect())

@@ -43,16 +43,6 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How many members of the index are looked at in one step.
 const INDEX_BATCH: usize = 2000;
 
-/// A part of the index.
-#[derive(Clone, Copy, Debug)]
-pub enum Part {
-    /// The topics that have something after this.
-    Topics(Id),
-    /// The marks of what is gone, up to a point after this: a topic behind a comma, or behind a space if it was
-    /// deleted.
-    Marks(Id),
-}
-
 /// One of the connections that there were, so that a late error does not end the next one.
 #[derive(Clone)]
 struct Connection {
@@ -187,16 +177,13 @@ impl Store {
         timeout(ANSWER_TIMEOUT, read).await.unwrap_or(Err(LogError::Unavailable))
     }
 
-    /// Gives a part of the index to `take`, in batches of members with their ids. A topic that is published to
-    /// meanwhile comes again.
+    /// Gives the topics that have something after `after` to `take`, in batches, with their newest ids. A topic that is
+    /// published to meanwhile comes again.
     ///
     /// # Errors
-    /// As [`read`](Self::read); also if another life of the store has begun on the way.
-    pub async fn index(&self, part: Part, mut take: impl FnMut(Vec<(String, Id)>)) -> Result<(), LogError> {
-        let (mut least, most) = match part {
-            Part::Topics(after) => (format!("({after}"), "+inf".to_owned()),
-            Part::Marks(after) => ("-inf".to_owned(), format!("(-{after}")),
-        };
+    /// As [`read`](Self::read); also if another generation of the store has begun on the way.
+    pub async fn index(&self, after: Id, mut take: impl FnMut(Vec<(String, Id)>)) -> Result<(), LogError> {
+        let (mut least, most) = (format!("({after}"), "+inf".to_owned());
         let mut began = None;
         loop {
             let limit = INDEX_BATCH.to_string();
@@ -256,7 +243,7 @@ impl Store {
     }
 
     /// Resolves when there is a connection, and it is another than `known`.
-    pub async fn is_renewed(&self, known: Option<u64>) {
+    pub async fn renewed(&self, known: Option<u64>) {
         let mut connection = self.connection.subscribe();
         let is_other = |connection: &Option<Connection>| {
             connection.as_ref().is_some_and(|connection| Some(connection.number) != known)

@@ -1,6 +1,4 @@
--- Tells of a message that is not stored. Who hears of it on several channels knows it by the time.
+-- Tells of a message that is not stored.
 local topic, head, data = ARGV[6], ARGV[7], ARGV[8]
-announce(topic, function()
-  return string.format('e %d %d %d %d %d\n', began, now, last, #topic, #head) .. topic .. head .. data
-end)
+tell(str(last) .. '-*', #data, 'e', '', 't', topic, 'h', head, 'd', data)
 return facts()

@@ -2,13 +2,12 @@
 local topic = ARGV[6]
 local newest = subject_newest
 if newest then
+  local chain = last
   last = math.max(now, last + 1)
   total, messages = total - subject_bytes, messages - redis.call('XLEN', stream(topic))
-  redis.call('DEL', stream(topic))
   redis.call('HSET', state, '*', packed(), topic, cmsgpack.pack(newest, 0))
+  redis.call('DEL', stream(topic))
   redis.call('ZADD', index, str(-last), ' ' .. topic, str(-newest), ',' .. topic)
-  announce(topic, function()
-    return string.format('g %d %d %d %d\n', began, last, newest, #topic) .. topic
-  end)
+  tell(str(last) .. '-0', 0, 'x', linked(chain) .. ' ' .. str(newest), 't', topic)
 end
-return facts()
+return {facts(), str(newest or 0)}

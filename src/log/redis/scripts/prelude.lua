@@ -2,30 +2,58 @@
 -- Runs as one step with what follows. Numbers are ids: doubles hold them exactly, printed they need a format.
 local base, known, looks, durable = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1'
 local wanted, subject = ARGV[5], ARGV[6]
--- Topics by their newest ids, and marks of what is gone; what was published, in order; and what the store says of
--- itself and of each topic, packed, since it is asked for and written with every message.
-local index, order, state = base .. 'index', base .. 'order', base .. 'state'
 
+-- Which layout of keys this is. A replica that knows another one must not touch them.
+local FORMAT = 2
 -- The clocks of two primaries, and of those who publish, may differ by this much.
 local SKEW = 10000000
 -- What a message costs beside its payload and its event.
 local OVERHEAD = 200
--- This part of what is kept of a topic may be there beside it, until it is removed.
+-- A topic may hold this part of its bounds more, until the surplus is removed at once.
 local SLACK = 64
+-- The feed holds this many of the newest entries, and about this many bytes. A message that is larger than this is
+-- announced there without its body.
+local FEED_ENTRIES, FEED_BYTES, FEED_MAX_BODY = 16384, 16777216, 16384
+
+-- `index`: topics by their newest ids, and below zero marks of what is gone. `order`: the ids of all messages.
+-- `state`: what the store says of itself and of each topic, packed, since it is read and written with every message.
+-- `feed`: the newest messages, deletions and announcements, which every replica reads.
+local index, order, state, feed = base .. 'index', base .. 'order', base .. 'store', base .. 'feed'
+-- Format 1 had its state here. What is here now makes a replica of that time fail, before it writes anything.
+local tombstone = base .. 'state'
 
 local function str(id) return string.format('%d', id) end
 local function stream(topic) return base .. 'topic:' .. topic end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
+
+local format, last, began, total, messages, max_messages, max_age, max_bytes, max_total
+local function packed()
+  return cmsgpack.pack(FORMAT, last, began, total, messages, max_messages, max_age, max_bytes, max_total)
+end
+
+-- Turns a store of format 1 into one of this format, in one step. Streams had an age of their own then.
+local function take_over()
+  if redis.call('TYPE', tombstone).ok ~= 'hash' then return end
+  local old = redis.call('HGET', tombstone, '*')
+  if not old then return end
+  last, began, total, messages, max_messages, max_age, max_bytes, max_total = cmsgpack.unpack(old)
+  for _, topic in ipairs(redis.call('ZRANGE', index, '(0', '+inf', 'BYSCORE')) do redis.call('PERSIST', stream(topic)) end
+  redis.call('RENAME', tombstone, state)
+  redis.call('HSET', state, '*', packed())
+  redis.call('SET', tombstone, 'format 2')
+end
+
 -- The topic that a script is about, if any, rides along.
 local saved = redis.call('HMGET', state, '*', subject)
-local last, began, total, messages, max_messages, max_age, max_bytes, max_total
-if saved[1] then
-  last, began, total, messages, max_messages, max_age, max_bytes, max_total = cmsgpack.unpack(saved[1])
+if not saved[1] then
+  take_over()
+  if last then saved = redis.call('HMGET', state, '*', subject) end
 end
-local function packed()
-  return cmsgpack.pack(last, began, total, messages, max_messages, max_age, max_bytes, max_total)
+if saved[1] then
+  format, last, began, total, messages, max_messages, max_age, max_bytes, max_total = cmsgpack.unpack(saved[1])
+  if format ~= FORMAT then return redis.error_reply('FORMAT ' .. format .. ' is not ' .. FORMAT) end
 end
 local life, process, was_durable, inherited, previous, forgotten, reason
 
@@ -79,7 +107,7 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
       return redis.error_reply('ERR ids need a Redis built for 64 bits')
     end
     -- No id may come before one that there was.
-    local top = math.max(now, last or 0, known)
+    local top, chain = math.max(now, last or 0, known), last or 0
     if not is_whole then
       if redis.call('EXISTS', order) == 1 then
         local about = redis.call('XINFO', 'STREAM', order)
@@ -88,6 +116,7 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
         end
       end
       redis.call('UNLINK', index, order, state)
+      redis.call('SET', tombstone, 'format 2')
       total, messages, forgotten, saved[2] = 0, 0, nil, nil
       keep(wanted)
     end
@@ -100,6 +129,9 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
     end
     redis.call('HSET', state, '*', packed(), '*inherited', str(inherited), '*previous', str(previous),
       '*forgotten', str(forgotten), '*reason', reason)
+    -- It may hold ids that are lost, and later than those to come.
+    redis.call('UNLINK', feed)
+    redis.call('XADD', feed, str(began) .. '-0', 'b', str(began) .. ' ' .. str(chain))
   end
   life, was_durable = replication_id, durable
   redis.call('HSET', state, '*life', life, '*process', string.match(server, 'run_id:(%w+)'),
@@ -121,16 +153,14 @@ local function facts()
   return {str(last), str(began), str(inherited), str(previous), str(forgotten), reason, kept()}
 end
 
--- Tells those who listen to a topic. What nobody listens to is not even put together.
-local function announce(topic, text)
-  local heard = redis.call('PUBSUB', 'NUMSUB', base .. 't:' .. topic,
-    base .. 's:' .. string.match(topic, '^[^.]*'), base .. 'a')
-  for at = 2, 6, 2 do
-    if heard[at] > 0 then
-      if type(text) == 'function' then text = text() end
-      redis.call('PUBLISH', heard[at - 1], text)
-    end
-  end
+-- What every entry of the feed that has an id of its own says first: the generation, and the id before it. A replica
+-- that finds another id before it than the one it has read, has missed something.
+local function linked(chain) return str(began) .. ' ' .. str(chain) end
+
+-- Appends to the feed, which holds fewer entries where they are large.
+local function tell(id, bytes, ...)
+  local entries = math.max(16, math.min(FEED_ENTRIES, math.floor(FEED_BYTES / (bytes + 100))))
+  redis.call('XADD', feed, 'MAXLEN', '~', entries, id, ...)
 end
 
 -- An entry that is not ours costs nothing.

@@ -1,6 +1,6 @@
--- Proves that this primary takes writes, and that the link brings what is announced: how many connections listen here
--- is said too, since a copy passes the probe on to those that listen there. Now and then it sweeps.
-local channel, token, is_sweep = ARGV[7], ARGV[8], ARGV[9] == '1'
+-- Says what the store holds and where the feed ends, so that a replica sees whether it has read it all. Now and then
+-- it sweeps.
+local is_sweep = ARGV[7] == '1'
 local is_more = false
 learn()
 if is_sweep then
@@ -21,7 +21,16 @@ if is_sweep then
     forget('(0', str(unknown))
     forget(str(-unknown), '(0')
   end
+  redis.call('HSET', state, '*forgotten', str(forgotten))
 end
-redis.call('HSET', state, '*forgotten', str(forgotten))
-local listeners = redis.call('PUBLISH', channel, string.format('p %d %d %s\n', began, last, token))
-return {facts(), is_more and 1 or 0, listeners}
+-- A script that failed after it had begun to write has told nobody. Now it shows that something was left out.
+local newest = redis.call('XREVRANGE', feed, '+', '-', 'COUNT', 1)[1]
+local place = newest and newest[1]
+if not place or tonumber(string.match(place, '^%d+')) < last then
+  local chain = last
+  last = math.max(now, last + 1)
+  place = str(last) .. '-0'
+  redis.call('HSET', state, '*', packed())
+  tell(place, 0, 'b', linked(chain))
+end
+return {facts(), is_more and 1 or 0, place}

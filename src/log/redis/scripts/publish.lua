@@ -54,8 +54,19 @@ while is_full do
     if not is_full then break end
   end
 end
-local entry, link = ident .. '-0', str(prev)
-redis.call('XADD', into, 'MAXLEN', '=', length, entry, 'p', link .. ' ' .. cost, 'h', head, 'd', data)
+local entry, chain, link = ident .. '-0', last, str(prev)
+last = id
+-- First of all, so that the next entry of the feed shows it if this script fails on its way.
+redis.call('HSET', state, '*', packed(), topic, cmsgpack.pack(id, bytes))
+if is_first then
+  -- Redis sets 4 KiB aside for each new stream, and a copy of it has only what it holds.
+  redis.call('DEL', base .. 'new')
+  redis.call('XADD', base .. 'new', entry, 'p', link .. ' ' .. cost, 'h', head, 'd', data)
+  redis.call('COPY', base .. 'new', into, 'REPLACE')
+  redis.call('DEL', base .. 'new')
+else
+  redis.call('XADD', into, 'MAXLEN', '=', length, entry, 'p', link .. ' ' .. cost, 'h', head, 'd', data)
+end
 redis.call('XADD', order, entry, 't', topic)
 if gone then
   redis.call('XDEL', order, unpack(old))
@@ -64,20 +75,9 @@ if gone then
 else
   redis.call('ZADD', index, ident, topic)
 end
-last = id
-redis.call('HSET', state, '*', packed(), topic, cmsgpack.pack(id, bytes))
 if name then redis.call('SET', name, ident .. ' ' .. digest, 'PX', ARGV[12]) end
--- If nobody sweeps any more, what is kept still goes. Once in a while is enough: it is put off for long.
-local span = max_age / 4
-if is_first or math.floor(id / span) ~= math.floor(prev / span) then
-  redis.call('PEXPIRE', into, str(math.ceil(max_age / 500) + 60000))
-end
 
-announce(topic, function()
-  return 'm ' .. str(began) .. ' ' .. ident .. ' ' .. link .. ' ' .. (gone or '0') .. ' ' .. #topic .. ' ' .. #head
-    .. '\n' .. topic .. head .. data
-end)
-
+local victims = {}
 local is_over = total > max_total
 while budget > 0 and total > max_total and messages > 1 do
   local oldest = redis.call('XRANGE', order, '-', '+', 'COUNT', 1)[1]
@@ -88,17 +88,20 @@ while budget > 0 and total > max_total and messages > 1 do
   end
   if oldest[2][1] == 't' then
     local victim = oldest[2][2]
-    if evict(victim, oldest[1]) then
-      announce(victim, function()
-        return string.format('g %d %d %s %d\n', began, id, string.gsub(oldest[1], '-0$', ''), #victim) .. victim
-      end)
-    end
+    if evict(victim, oldest[1]) then victims[victim] = string.gsub(oldest[1], '-0$', '') end
   else
     redis.call('XDEL', order, oldest[1])
   end
   budget = budget - 1
 end
 if is_over then redis.call('HSET', state, '*', packed()) end
+local about = linked(chain) .. ' ' .. link .. ' ' .. (gone or '0')
+if #data <= FEED_MAX_BODY then
+  tell(entry, #data, 'm', about, 't', topic, 'h', head, 'd', data)
+else
+  tell(entry, 0, 'm', about, 't', topic)
+end
+for victim, upto in pairs(victims) do tell(ident .. '-*', 0, 'g', upto, 't', victim) end
 -- More goes than comes, so that what has expired never piles up.
 if id % 16 == 0 then sweep(32) end
 return {'stored', ident}
