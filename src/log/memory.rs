@@ -28,7 +28,7 @@ use super::{
     Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
     Position, Start, Tail, TopicStats,
 };
-use crate::message::{Draft, Id, Message, Pattern, Topic};
+use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
 /// How often what has expired is removed. Until then it takes memory, but nobody is given it.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -175,11 +175,11 @@ impl Log for MemoryLog {
         self.retention.expired()
     }
 
-    async fn begin(&self, patterns: &[Pattern], start: &Start) -> Result<Beginning, LogError> {
+    async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {
         Ok(self.state().begin(patterns, start, self.expired()))
     }
 
-    async fn read(&self, patterns: &[Pattern], position: &Position, limit: usize) -> Result<Page, LogError> {
+    async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError> {
         Ok(self.state().read(patterns, position, limit, self.expired()))
     }
 

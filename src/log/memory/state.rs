@@ -350,7 +350,7 @@ mod tests {
     use super::*;
     use crate::{
         log::{Position, Reason, Start},
-        message::{Draft, Payload},
+        message::{Draft, PatternSet, Payload},
     };
 
     const RETENTION: Retention =
@@ -363,12 +363,16 @@ mod tests {
         state.append(append, &RETENTION).expect("stored").0.id()
     }
 
+    fn patterns(names: &[&str]) -> PatternSet {
+        names.iter().map(|name| name.parse().expect("a pattern")).collect()
+    }
+
     fn later(days: u64) -> Id {
         Id::new(Id::now().get() + days * 24 * 3600 * 1_000_000)
     }
 
     fn gaps(state: &mut State, name: &str, cursor: Id) -> Vec<(String, Reason)> {
-        let patterns = [name.parse::<Pattern>().expect("a pattern")];
+        let patterns = patterns(&[name]);
         let page = state.read(&patterns, &Position::at(cursor), 10, Id::ZERO);
         page.gaps.into_iter().map(|gap| (gap.topic.to_string(), gap.reason)).collect()
     }
@@ -409,7 +413,7 @@ mod tests {
             let mut position = Position::at(state.newest);
             let first = publish(&mut state, "a");
             publish(&mut state, "b");
-            let patterns = ["*".parse::<Pattern>().expect("a pattern")];
+            let patterns = patterns(&["*"]);
             let page = state.read(&patterns, &position, 1, Id::ZERO);
             assert_eq!((page.gaps.len(), page.messages.len(), page.end), (0, 1, first));
             position.advance(page.end);
@@ -427,7 +431,7 @@ mod tests {
         let mut position = Position::at(state.newest);
         let first = publish(&mut state, "a");
         let second = publish(&mut state, "b");
-        let patterns = ["*".parse::<Pattern>().expect("a pattern")];
+        let patterns = patterns(&["*"]);
         let page = state.read(&patterns, &position, 1, Id::ZERO);
         position.advance(page.end);
         position.checked = page.checked;
@@ -440,8 +444,8 @@ mod tests {
     fn what_expires_while_somebody_reads_leaves_nothing_behind() {
         let mut state = State::new(Id::now());
         let cursor = state.newest;
-        let patterns = ["*".parse::<Pattern>().expect("a pattern")];
-        let reads: [fn(&mut State, &[Pattern], Id); 2] = [
+        let patterns = patterns(&["*"]);
+        let reads: [fn(&mut State, &PatternSet, Id); 2] = [
             |state, patterns, _| _ = state.begin(patterns, &Start::Everything, state.newest.next()),
             |state, patterns, at| _ = state.read(patterns, &Position::at(at), 10, state.newest.next()),
         ];
@@ -462,7 +466,7 @@ mod tests {
         assert_eq!(state.messages, 2);
         assert!(state.order.len() <= 2 * state.messages + 1025, "{}", state.order.len());
         assert!(state.hot.len() <= MAX_HOT_MESSAGES);
-        let patterns = ["*".parse::<Pattern>().expect("a pattern")];
+        let patterns = patterns(&["*"]);
         let beginning = state.begin(&patterns, &Start::Everything, Id::ZERO);
         let page = state.read(&patterns, &beginning.position, 10, Id::ZERO);
         assert_eq!((page.messages.len(), page.gaps.len()), (2, 0));

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 use super::{Known, State};
 use crate::{
     log::{Beginning, Gap, Page, Position, Reason, Start, Tail},
-    message::{Id, Message, Pattern, Topic},
+    message::{Id, Message, Pattern, PatternSet, Topic},
 };
 
 /// How many entries of the log one page looks at, so that others may have the lock.
@@ -14,7 +14,7 @@ const MAX_SCANNED: usize = 8192;
 const MAX_LAST_TOPICS: usize = 1000;
 
 impl State {
-    pub fn begin(&mut self, patterns: &[Pattern], start: &Start, expired: Id) -> Beginning {
+    pub fn begin(&mut self, patterns: &PatternSet, start: &Start, expired: Id) -> Beginning {
         self.expire(expired);
         match *start {
             Start::Now => Beginning { position: Position::at(self.newest), gaps: Vec::new() },
@@ -30,9 +30,10 @@ impl State {
                 self.begin_with(patterns, |_, tail| tail.ring().after(time.before()).cloned())
             }
             Start::Last(count) => {
-                let is_bounded = patterns.iter().any(Pattern::has_wildcard);
+                let is_bounded = !patterns.wildcards().is_empty();
                 self.begin_with(patterns, |nth, tail| {
-                    let is_given = !is_bounded || nth < MAX_LAST_TOPICS || patterns.contains(tail.name());
+                    let is_given =
+                        !is_bounded || nth < MAX_LAST_TOPICS || patterns.names(tail.name().as_str());
                     if is_given { tail.ring().nth_newest(count).cloned() } else { None }
                 })
             }
@@ -42,7 +43,7 @@ impl State {
     /// Begins just before the oldest of the messages that `first` chooses, one for each topic.
     fn begin_with(
         &self,
-        patterns: &[Pattern],
+        patterns: &PatternSet,
         first: impl Fn(usize, &Tail) -> Option<Arc<Message>>,
     ) -> Beginning {
         let mut cursor = self.newest;
@@ -64,7 +65,7 @@ impl State {
     }
 
     /// The gaps after `position`, and what is retained of the patterns.
-    pub fn read(&mut self, patterns: &[Pattern], position: &Position, limit: usize, expired: Id) -> Page {
+    pub fn read(&mut self, patterns: &PatternSet, position: &Position, limit: usize, expired: Id) -> Page {
         self.expire(expired);
         let mut page = Page { told: position.told.max(self.forgotten), end: self.newest, ..Page::default() };
         page.checked = Some(self.losses.count());
@@ -82,32 +83,29 @@ impl State {
     }
 
     /// What is gone after `position`: of each topic, and of the patterns what the index does not know by name.
-    fn gaps(&self, patterns: &[Pattern], position: &Position) -> Vec<Gap> {
+    fn gaps(&self, patterns: &PatternSet, position: &Position) -> Vec<Gap> {
         let mut gaps = Vec::new();
-        for topic in patterns.iter().filter_map(Pattern::topic) {
+        for topic in patterns.topics().iter().filter_map(Pattern::topic) {
             gaps.extend(self.gap(&topic, position.given(&topic), position.vouched(&topic)));
         }
-        let wildcards: Vec<_> = patterns.iter().filter(|pattern| pattern.has_wildcard()).collect();
-        if wildcards.is_empty() {
+        if patterns.wildcards().is_empty() {
             return gaps;
         }
         let vouched = position.cursor.max(position.told);
         if vouched < self.forgotten {
-            for pattern in &wildcards {
+            for pattern in patterns.wildcards() {
                 let next = self.oldest_matching(pattern, position.cursor);
-                let (topic, reason) = ((*pattern).clone(), self.reason(vouched, Id::ZERO));
+                let (topic, reason) = (pattern.clone(), self.reason(vouched, Id::ZERO));
                 gaps.push(Gap { topic, next, reason, floor: Id::ZERO });
             }
         }
         let lost = position.checked.and_then(|checked| self.losses.since(checked));
         let topics: BTreeSet<Topic> = match lost {
-            Some(lost) => {
-                lost.filter(|topic| wildcards.iter().any(|it| it.matches(topic))).cloned().collect()
-            }
+            Some(lost) => lost.filter(|topic| patterns.matches(topic)).cloned().collect(),
             None => self.matching(patterns, position.cursor).into_iter().map(|(topic, _)| topic).collect(),
         };
         for topic in topics {
-            if patterns.iter().any(|pattern| pattern.as_str() == &*topic) {
+            if patterns.names(&topic) {
                 continue;
             }
             // The pattern's own gap has said what lay before `forgotten`.
@@ -142,8 +140,8 @@ impl State {
     }
 
     /// The retained messages, where there is a wildcard; topics alone are read from their tails.
-    fn fill(&self, page: &mut Page, patterns: &[Pattern], position: &Position, limit: usize) {
-        if !patterns.iter().any(Pattern::has_wildcard) {
+    fn fill(&self, page: &mut Page, patterns: &PatternSet, position: &Position, limit: usize) {
+        if patterns.wildcards().is_empty() {
             let first_ungiven = |pattern: &Pattern| {
                 let tail = self.tails.get(pattern.as_str())?;
                 tail.ring().after(position.given(pattern.as_str())).map(|message| message.id.before())
@@ -155,7 +153,7 @@ impl State {
         let begin = self.order.partition_point(|(id, _)| *id <= position.cursor);
         for (scanned, (id, tail)) in self.order.range(begin..).enumerate() {
             let name = tail.name().as_str();
-            if patterns.iter().any(|pattern| pattern.matches(name)) && *id > position.given(name) {
+            if patterns.matches(name) && *id > position.given(name) {
                 page.messages.extend(tail.ring().find(*id).cloned());
             }
             if scanned + 1 == MAX_SCANNED || page.messages.len() == limit {
@@ -183,9 +181,8 @@ impl State {
     }
 
     /// The topics of `patterns` that have had something after `after`, newest first.
-    fn matching(&self, patterns: &[Pattern], after: Id) -> Vec<(Topic, Known)> {
-        let wildcards: Vec<_> = patterns.iter().filter(|pattern| pattern.has_wildcard()).collect();
-        if wildcards.is_empty() {
+    fn matching(&self, patterns: &PatternSet, after: Id) -> Vec<(Topic, Known)> {
+        if patterns.wildcards().is_empty() {
             let known = |pattern: &Pattern| {
                 let topic = pattern.topic()?;
                 self.index.get(&topic).filter(|known| known.newest > after).map(|known| (topic, *known))
@@ -196,7 +193,7 @@ impl State {
             .iter()
             .rev()
             .take_while(|(_, known)| known.newest > after)
-            .filter(|(topic, _)| patterns.iter().any(|pattern| pattern.matches(topic)))
+            .filter(|(topic, _)| patterns.matches(topic))
             .map(|(topic, known)| (topic.clone(), *known))
             .collect()
     }
@@ -243,7 +240,7 @@ mod tests {
             let mut state = State::new(Id::now());
             let mut position = Position::at(state.newest);
             let patterns = ["a.*", "b.1", "**"].map(|name| name.parse::<Pattern>().expect("a pattern"));
-            let patterns = &patterns[..random.random_range(1..=3)];
+            let patterns = &patterns.into_iter().take(random.random_range(1..=3)).collect();
             for _ in 0..100 {
                 match random.random_range(0..10) {
                     0..5 => publish(
