@@ -212,6 +212,11 @@ impl Subscription {
         self.patterns.len()
     }
 
+    /// How many of these have a wildcard.
+    pub fn wildcards(&self) -> usize {
+        self.patterns.wildcards().len()
+    }
+
     /// The topics and patterns that are read.
     pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
         self.patterns.iter()
