@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use self::tail::Ring;
 pub use self::{
     ephemeral::Ephemerals,
     memory::{MemoryLog, Retention},
-    position::{Beginning, Gap, Page, Position, Reason, Start},
+    position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
     redis::{Address, ParseAddressError, RedisLog},
     tail::{Follower, Tail, Uncovered, merge},
 };

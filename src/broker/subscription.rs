@@ -158,7 +158,7 @@ impl Subscription {
     /// Gives out what this one has still to read up to there, then what the other has, and at last
     /// [`Join::Level`]: now [`absorb`](Self::absorb) it.
     pub fn poll_join(&mut self, other: &mut Self, cx: &mut Context<'_>) -> Poll<Join> {
-        self.read_until(self.position.cursor.max(other.position.cursor));
+        self.read_until(self.position.settled().max(other.position.settled()));
         if let Poll::Ready(delivery) = self.poll_delivery(cx) {
             return Poll::Ready(Join::Live(delivery));
         }

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 pub use self::retention::Retention;
 use self::{
     saved::{Found, Saved},
-    state::State,
+    state::{Reading, STEP, Seeking, State},
 };
 use super::{
     Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
@@ -111,6 +111,14 @@ impl MemoryLog {
         }
     }
 
+    /// Removes what has expired by now: age counts when reading too, also before the sweep.
+    async fn expire(&self) {
+        let expired = self.expired();
+        while self.state().expire(expired, STEP) == STEP {
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -176,11 +184,24 @@ impl Log for MemoryLog {
     }
 
     async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {
-        Ok(self.state().begin(patterns, start, self.expired()))
+        let mut seeking = match Seeking::new(patterns, start, self.watermark()) {
+            Ok(seeking) => seeking,
+            Err(position) => return Ok(Beginning { position, gaps: Vec::new() }),
+        };
+        self.expire().await;
+        while !self.state().seek_on(&mut seeking, STEP) {
+            tokio::task::yield_now().await;
+        }
+        Ok(seeking.into_beginning())
     }
 
     async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError> {
-        Ok(self.state().read(patterns, position, limit, self.expired()))
+        self.expire().await;
+        let mut reading = Reading::new(patterns, position, limit);
+        while !self.state().read_on(&mut reading, STEP) {
+            tokio::task::yield_now().await;
+        }
+        Ok(reading.into_page())
     }
 
     fn ephemerals(&self) -> &Ephemerals {
