@@ -113,6 +113,8 @@ pub enum AppendError {
     KeyReused,
     #[error("too many idempotency keys are remembered")]
     TooManyKeys,
+    #[error("too many topics are remembered")]
+    TooManyTopics,
     #[error(transparent)]
     Log(#[from] LogError),
 }

@@ -16,8 +16,13 @@ use tokio::time::timeout;
 /// Nobody should ever wait for this: it turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const RETENTION: Retention =
-    Retention { messages: 5, age: Duration::from_secs(3600), bytes: 1 << 20, total_bytes: 8 << 20 };
+const RETENTION: Retention = Retention {
+    messages: 5,
+    age: Duration::from_secs(3600),
+    bytes: 1 << 20,
+    total_bytes: 8 << 20,
+    topics: 1_000_000,
+};
 
 fn memory() -> Option<New> {
     Some(Box::new(|retention| MemoryLog::start(retention)))

@@ -216,6 +216,10 @@ impl From<AppendError> for Problem {
             AppendError::TooManyKeys => {
                 Self::new(Code::Overloaded, "too many idempotency keys are remembered")
             }
+            AppendError::TooManyTopics => Self::new(
+                Code::Overloaded,
+                "topic limit reached (--max-topics); publish to one that is known",
+            ),
             AppendError::Log(error) => error.into(),
         }
     }

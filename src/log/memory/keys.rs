@@ -15,12 +15,17 @@ use crate::{
 };
 
 /// How many keys are remembered. One more is refused: to forget one early would store a message twice.
+///
+/// Of one topic no more are remembered than there is room left, so that no topic takes it from all others.
 const MAX_KEYS: usize = 1_000_000;
 
 #[derive(Debug)]
 pub struct Keys {
     used: HashMap<Arc<str>, Use>,
     by_age: VecDeque<(Instant, Arc<str>)>,
+    /// How many keys each topic has.
+    counts: HashMap<Topic, usize>,
+    max: usize,
     /// What nobody can guess, so that nobody can make two payloads of one digest.
     seed: u64,
 }
@@ -36,7 +41,13 @@ struct Use {
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { used: HashMap::new(), by_age: VecDeque::new(), seed: rand::random() }
+        Self {
+            used: HashMap::new(),
+            by_age: VecDeque::new(),
+            counts: HashMap::new(),
+            max: MAX_KEYS,
+            seed: rand::random(),
+        }
     }
 }
 
@@ -55,6 +66,8 @@ impl Keys {
         for (name, id, digest) in keys {
             // An id tells the time. Where that cannot be told, the key is remembered for longer.
             let age = Duration::from_micros(now_id.get().saturating_sub(id.get()));
+            let topic = topic_in(&name).parse().ok();
+            topic.into_iter().for_each(|topic| *restored.counts.entry(topic).or_default() += 1);
             restored.by_age.push_back((now.checked_sub(age).unwrap_or(now), name.clone()));
             restored.used.insert(name, Use { id, digest });
         }
@@ -71,7 +84,7 @@ impl Keys {
         match self.used.get(&*name(topic, key)) {
             Some(used) if used.digest == self.digest(payload) => Ok(Some(used.id)),
             Some(_) => Err(AppendError::KeyReused),
-            None if self.used.len() >= MAX_KEYS => Err(AppendError::TooManyKeys),
+            None if !self.has_room_for(topic) => Err(AppendError::TooManyKeys),
             None => Ok(None),
         }
     }
@@ -80,6 +93,12 @@ impl Keys {
         let name: Arc<str> = name(topic, key).into();
         self.by_age.push_back((Instant::now(), name.clone()));
         self.used.insert(name, Use { id, digest });
+        *self.counts.entry(topic.clone()).or_default() += 1;
+    }
+
+    fn has_room_for(&self, topic: &Topic) -> bool {
+        let room = self.max.saturating_sub(self.used.len());
+        self.counts.get(topic).copied().unwrap_or_default() < room
     }
 
     pub fn digest(&self, payload: &Payload) -> u64 {
@@ -92,6 +111,15 @@ impl Keys {
         {
             let Some((_, name)) = self.by_age.pop_front() else { return };
             self.used.remove(&name);
+            self.uncount(topic_in(&name));
+        }
+    }
+
+    fn uncount(&mut self, topic: &str) {
+        let Some(count) = self.counts.get_mut(topic) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.counts.remove(topic);
         }
     }
 }
@@ -99,4 +127,40 @@ impl Keys {
 /// No topic contains a NUL, so this is unambiguous.
 fn name(topic: &Topic, key: &str) -> String {
     format!("{topic}\0{key}")
+}
+
+fn topic_in(name: &str) -> &str {
+    name.split_once('\0').map_or(name, |(topic, _)| topic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remember(keys: &mut Keys, topic: &str, key: usize) -> bool {
+        let (topic, key) = (topic.parse().expect("a topic"), key.to_string());
+        let is_new = keys.find(&topic, &key, &Payload::text("x")) == Ok(None);
+        if is_new {
+            keys.remember(&topic, &key, 0, Id::ZERO);
+        }
+        is_new
+    }
+
+    #[test]
+    fn no_topic_takes_the_room_of_all_others_and_what_ran_out_gives_it_back() {
+        let mut keys = Keys { max: 1_000, ..Keys::default() };
+        let fill =
+            |keys: &mut Keys, topic: &str| (0..2_000).filter(|key| remember(keys, topic, *key)).count();
+        assert_eq!(fill(&mut keys, "loud"), 500);
+        assert_eq!(fill(&mut keys, "loud.too"), 250);
+        assert!((0..100).all(|number| remember(&mut keys, &format!("quiet.{number}"), 0)));
+
+        let (seed, remembered) = keys.remembered();
+        assert_eq!(Keys::restore((seed, remembered.clone())).counts, keys.counts);
+        let long_ago = Id::now().minus(IDEMPOTENCY_WINDOW);
+        let old = remembered.into_iter().map(|(name, _, digest)| (name, long_ago, digest)).collect();
+        let mut keys = Keys { max: 1_000, ..Keys::restore((seed, old)) };
+        assert_eq!(fill(&mut keys, "loud"), 500);
+        assert_eq!((keys.counts.len(), keys.used.len()), (1, 500));
+    }
 }

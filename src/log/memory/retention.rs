@@ -17,6 +17,8 @@ pub struct Retention {
     pub bytes: usize,
     /// Bytes of all topics, counted in the same way.
     pub total_bytes: usize,
+    /// How many topics are remembered; a new one beyond that is refused, and none is forgotten early.
+    pub topics: usize,
 }
 
 impl Retention {

@@ -311,8 +311,13 @@ mod tests {
         message::{Draft, Payload},
     };
 
-    const RETENTION: Retention =
-        Retention { messages: 3, age: Duration::from_secs(3600), bytes: 1 << 20, total_bytes: 1 << 20 };
+    const RETENTION: Retention = Retention {
+        messages: 3,
+        age: Duration::from_secs(3600),
+        bytes: 1 << 20,
+        total_bytes: 1 << 20,
+        topics: 1_000_000,
+    };
 
     /// A folder for one test, removed at its end.
     struct Folder(PathBuf);

@@ -111,6 +111,9 @@ impl State {
         if let Some(expected) = if_match {
             self.check_newest(&draft.topic, expected)?;
         }
+        if !self.index.contains_key(&draft.topic) && self.index.len() >= retention.topics {
+            return Err(AppendError::TooManyTopics);
+        }
         let id = self.newest.next();
         if let Some(key) = &idempotency_key {
             let digest = self.keys.digest(&draft.payload);
@@ -350,8 +353,13 @@ pub mod tests {
         message::{Draft, PatternSet, Payload},
     };
 
-    const RETENTION: Retention =
-        Retention { messages: 2, age: Duration::from_secs(60), bytes: 1 << 20, total_bytes: 1 << 20 };
+    const RETENTION: Retention = Retention {
+        messages: 2,
+        age: Duration::from_secs(60),
+        bytes: 1 << 20,
+        total_bytes: 1 << 20,
+        topics: 1_000_000,
+    };
 
     fn publish(state: &mut State, name: &str) -> Id {
         let topic = name.parse().expect("a topic");

@@ -270,8 +270,13 @@ mod tests {
         message::{Draft, Payload, Topic, steps},
     };
 
-    const RETENTION: Retention =
-        Retention { messages: 2, age: Duration::from_secs(60), bytes: 1 << 20, total_bytes: 4_000 };
+    const RETENTION: Retention = Retention {
+        messages: 2,
+        age: Duration::from_secs(60),
+        bytes: 1 << 20,
+        total_bytes: 4_000,
+        topics: 1_000_000,
+    };
 
     fn topic(name: &str, number: u32) -> Topic {
         format!("{name}.{number}").parse().expect("a topic")
