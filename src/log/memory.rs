@@ -1,5 +1,6 @@
 //! The embedded log: everything in memory, one critical section for each append.
 
+mod cost;
 mod keys;
 mod losses;
 pub(super) mod patterns;

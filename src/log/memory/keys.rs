@@ -9,6 +9,7 @@ use std::{
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::cost::KEY_BYTES;
 use crate::{
     log::{AppendError, IDEMPOTENCY_WINDOW},
     message::{Id, Payload, Topic},
@@ -25,6 +26,8 @@ pub struct Keys {
     by_age: VecDeque<(Instant, Arc<str>)>,
     /// How many keys each topic has.
     counts: HashMap<Topic, usize>,
+    /// How many bytes the names have.
+    bytes: usize,
     max: usize,
     /// What nobody can guess, so that nobody can make two payloads of one digest.
     seed: u64,
@@ -45,6 +48,7 @@ impl Default for Keys {
             used: HashMap::new(),
             by_age: VecDeque::new(),
             counts: HashMap::new(),
+            bytes: 0,
             max: MAX_KEYS,
             seed: rand::random(),
         }
@@ -68,6 +72,7 @@ impl Keys {
             let age = Duration::from_micros(now_id.get().saturating_sub(id.get()));
             let topic = topic_in(&name).parse().ok();
             topic.into_iter().for_each(|topic| *restored.counts.entry(topic).or_default() += 1);
+            restored.bytes += name.len();
             restored.by_age.push_back((now.checked_sub(age).unwrap_or(now), name.clone()));
             restored.used.insert(name, Use { id, digest });
         }
@@ -91,9 +96,15 @@ impl Keys {
 
     pub fn remember(&mut self, topic: &Topic, key: &str, digest: u64, id: Id) {
         let name: Arc<str> = name(topic, key).into();
+        self.bytes += name.len();
         self.by_age.push_back((Instant::now(), name.clone()));
         self.used.insert(name, Use { id, digest });
         *self.counts.entry(topic.clone()).or_default() += 1;
+    }
+
+    /// How much memory the keys take.
+    pub fn footprint(&self) -> usize {
+        self.bytes + self.used.len() * KEY_BYTES
     }
 
     fn has_room_for(&self, topic: &Topic) -> bool {
@@ -111,6 +122,7 @@ impl Keys {
         {
             let Some((_, name)) = self.by_age.pop_front() else { return };
             self.used.remove(&name);
+            self.bytes -= name.len();
             self.uncount(topic_in(&name));
         }
     }

@@ -43,7 +43,6 @@ impl Losses {
         self.last
     }
 
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.marks.len()
     }

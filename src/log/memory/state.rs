@@ -15,6 +15,7 @@ use hashlink::LinkedHashMap;
 
 pub use self::{reading::Reading, seeking::Seeking, snapshot::Snapshot};
 use super::{
+    cost,
     keys::Keys,
     losses::Losses,
     patterns::{self, PatternTails},
@@ -53,6 +54,10 @@ pub struct State {
     /// The topic of each retained message.
     order: BTreeMap<Id, Arc<Tail>>,
     bytes: usize,
+    /// How many topics have retained messages.
+    held: usize,
+    /// How many bytes the names of the index have.
+    name_bytes: usize,
     hot: VecDeque<Arc<Message>>,
     hot_bytes: usize,
     keys: Keys,
@@ -83,6 +88,8 @@ impl State {
             patterns: PatternTails::default(),
             order: BTreeMap::new(),
             bytes: 0,
+            held: 0,
+            name_bytes: 0,
             hot: VecDeque::new(),
             hot_bytes: 0,
             keys: Keys::default(),
@@ -187,6 +194,7 @@ impl State {
         {
             self.forgotten = self.forgotten.max(known.newest);
             self.names.remove(&topic);
+            self.name_bytes -= topic.len();
             self.losses.forget(known.lost);
             budget -= 1;
         }
@@ -241,6 +249,8 @@ impl State {
             return tail.clone();
         }
         let newest = self.index.get(topic).map_or(self.forgotten, |known| known.newest);
+        // The name is kept once.
+        let topic = self.names.get(topic).unwrap_or(topic);
         let tail = Arc::new(Tail::new(topic.into(), newest));
         self.tails.insert(topic.clone(), tail.clone());
         tail
@@ -257,21 +267,49 @@ impl State {
         if let Some(known) = self.index.to_back(topic) {
             return std::mem::replace(&mut known.newest, id);
         }
-        self.index.insert(topic.clone(), Known { newest: id, deleted: Id::ZERO, lost: Mark::default() });
-        self.names.insert(topic.clone());
+        self.know(topic.clone(), Known { newest: id, deleted: Id::ZERO, lost: Mark::default() });
         self.forgotten
+    }
+
+    fn know(&mut self, topic: Topic, known: Known) {
+        self.name_bytes += topic.len();
+        self.names.insert(topic.clone());
+        self.index.insert(topic, known);
     }
 
     fn retain(&mut self, tail: &Arc<Tail>, message: Arc<Message>, retention: &Retention) {
         self.bytes += crate::log::cost(&message);
         self.order.insert(message.id, tail.clone());
+        self.held += usize::from(tail.ring().len() == 0);
         tail.push(message);
         self.pop_while(tail, |ring| {
             ring.len() > retention.messages || (ring.bytes() > retention.bytes && ring.len() > 1)
         });
-        while self.bytes > retention.total_bytes && self.order.len() > 1 {
-            self.evict_oldest();
+        while self.footprint() > retention.total_bytes && self.order.len() > 1 {
+            if self.holds_more_than_its_share(tail, retention) {
+                self.pop_one(tail);
+            } else {
+                self.evict_oldest();
+            }
         }
+    }
+
+    /// How much memory all of this takes, but for those who follow.
+    pub fn footprint(&self) -> usize {
+        self.bytes
+            + self.order.len() * cost::MESSAGE_BYTES
+            + self.held * cost::TAIL_BYTES
+            + self.index.len() * cost::TOPIC_BYTES
+            + self.name_bytes
+            + self.losses.len() * cost::MARK_BYTES
+            + self.keys.footprint()
+    }
+
+    /// Whether a topic could pay for its newest message, and holds more than each topic could have.
+    fn holds_more_than_its_share(&self, tail: &Tail, retention: &Retention) -> bool {
+        let (messages, bytes) = tail.ring().size();
+        let share = retention.total_bytes / self.held.max(1);
+        messages > 1 && bytes + messages * cost::MESSAGE_BYTES > share
     }
 
     /// Removes up to `limit` messages that have expired, and returns how many those were.
@@ -287,9 +325,13 @@ impl State {
 
     fn evict_oldest(&mut self) {
         let Some(tail) = self.order.first_key_value().map(|(_, tail)| tail.clone()) else { return };
-        let mut is_first = true;
-        self.pop_while(&tail, |_| std::mem::take(&mut is_first));
+        self.pop_one(&tail);
         self.drop_if_idle(&tail);
+    }
+
+    fn pop_one(&mut self, tail: &Tail) {
+        let mut is_first = true;
+        self.pop_while(tail, |_| std::mem::take(&mut is_first));
     }
 
     /// Removes the oldest messages of a topic for as long as `is_due`, and marks that it lost something.
@@ -301,6 +343,7 @@ impl State {
                 break;
             }
             let Some(message) = ring.pop() else { break };
+            self.held -= usize::from(ring.len() == 0);
             drop(ring);
             // The tails of patterns may hold it still.
             message.trim();

@@ -274,7 +274,7 @@ mod tests {
         messages: 2,
         age: Duration::from_secs(60),
         bytes: 1 << 20,
-        total_bytes: 4_000,
+        total_bytes: 7_000,
         topics: 1_000_000,
     };
 

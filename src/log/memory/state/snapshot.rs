@@ -106,14 +106,14 @@ impl State {
         let (keys, losses) = (Keys::restore(keys), Losses::new(newest));
         let mut state = Self { newest, forgotten, keys, losses, ..Self::new(began) };
         for (topic, newest, deleted) in topics {
-            state.names.insert(topic.clone());
-            state.index.insert(topic, Known { newest, deleted, lost: Mark::default() });
+            state.know(topic, Known { newest, deleted, lost: Mark::default() });
         }
         for message in messages {
             let tail = state.tails.get(&message.topic).cloned().unwrap_or_else(|| {
                 // What was there before its oldest retained message is gone.
-                let tail = Arc::new(Tail::new((&message.topic).into(), message.prev));
-                state.tails.insert(message.topic.clone(), tail.clone());
+                let topic = state.names.get(&message.topic).unwrap_or(&message.topic);
+                let tail = Arc::new(Tail::new(topic.into(), message.prev));
+                state.tails.insert(topic.clone(), tail.clone());
                 tail
             });
             message.cool();
