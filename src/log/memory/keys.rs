@@ -1,11 +1,8 @@
 //! Idempotency keys, remembered for a while.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
+use hashlink::LinkedHashMap;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -20,10 +17,13 @@ use crate::{
 /// Of one topic no more are remembered than there is room left, so that no topic takes it from all others.
 const MAX_KEYS: usize = 1_000_000;
 
+/// How many keys that have run out are removed at once where there is no room. The sweep removes the others.
+const MAX_FORGOTTEN: usize = 4096;
+
 #[derive(Debug)]
 pub struct Keys {
-    used: HashMap<Arc<str>, Use>,
-    by_age: VecDeque<(Instant, Arc<str>)>,
+    /// By topic and key, in the order of their age.
+    used: LinkedHashMap<Box<str>, Use>,
     /// How many keys each topic has.
     counts: HashMap<Topic, usize>,
     /// How many bytes the names have.
@@ -34,19 +34,25 @@ pub struct Keys {
 }
 
 /// What is remembered of all keys: the seed of their digests, and each by age with its topic, id and digest.
-pub type Remembered = (u64, Vec<(Arc<str>, Id, u64)>);
+pub type Remembered = (u64, Vec<(Box<str>, Id, u64)>);
 
 #[derive(Debug)]
 struct Use {
+    at: Instant,
     id: Id,
     digest: u64,
+}
+
+impl Use {
+    fn has_run_out(&self) -> bool {
+        self.at.elapsed() >= IDEMPOTENCY_WINDOW
+    }
 }
 
 impl Default for Keys {
     fn default() -> Self {
         Self {
-            used: HashMap::new(),
-            by_age: VecDeque::new(),
+            used: LinkedHashMap::new(),
             counts: HashMap::new(),
             bytes: 0,
             max: MAX_KEYS,
@@ -58,10 +64,7 @@ impl Default for Keys {
 impl Keys {
     /// What to give to [`restore`](Self::restore) in another process.
     pub fn remembered(&self) -> Remembered {
-        let entry = |(_, name): &(Instant, Arc<str>)| {
-            self.used.get(name).map(|used| (name.clone(), used.id, used.digest))
-        };
-        (self.seed, self.by_age.iter().filter_map(entry).collect())
+        (self.seed, self.used.iter().map(|(name, used)| (name.clone(), used.id, used.digest)).collect())
     }
 
     pub fn restore((seed, keys): Remembered) -> Self {
@@ -70,11 +73,9 @@ impl Keys {
         for (name, id, digest) in keys {
             // An id tells the time. Where that cannot be told, the key is remembered for longer.
             let age = Duration::from_micros(now_id.get().saturating_sub(id.get()));
-            let topic = topic_in(&name).parse().ok();
-            topic.into_iter().for_each(|topic| *restored.counts.entry(topic).or_default() += 1);
-            restored.bytes += name.len();
-            restored.by_age.push_back((now.checked_sub(age).unwrap_or(now), name.clone()));
-            restored.used.insert(name, Use { id, digest });
+            if let Ok(topic) = topic_in(&name).parse() {
+                restored.insert(topic, name, Use { at: now.checked_sub(age).unwrap_or(now), id, digest });
+            }
         }
         restored
     }
@@ -85,8 +86,10 @@ impl Keys {
     /// [`AppendError::KeyReused`] if the payload was another one,
     /// [`AppendError::TooManyKeys`] if there is no room to remember a new one.
     pub fn find(&mut self, topic: &Topic, key: &str, payload: &Payload) -> Result<Option<Id>, AppendError> {
-        self.forget_old();
-        match self.used.get(&*name(topic, key)) {
+        if !self.has_room_for(topic) {
+            self.forget_old(MAX_FORGOTTEN);
+        }
+        match self.used.get(&*name(topic, key)).filter(|used| !used.has_run_out()) {
             Some(used) if used.digest == self.digest(payload) => Ok(Some(used.id)),
             Some(_) => Err(AppendError::KeyReused),
             None if !self.has_room_for(topic) => Err(AppendError::TooManyKeys),
@@ -95,11 +98,23 @@ impl Keys {
     }
 
     pub fn remember(&mut self, topic: &Topic, key: &str, digest: u64, id: Id) {
-        let name: Arc<str> = name(topic, key).into();
+        let name = name(topic, key);
+        // It may have run out and not have been removed yet.
+        self.remove(&name);
+        self.insert(topic.clone(), name.into(), Use { at: Instant::now(), id, digest });
+    }
+
+    fn insert(&mut self, topic: Topic, name: Box<str>, used: Use) {
         self.bytes += name.len();
-        self.by_age.push_back((Instant::now(), name.clone()));
-        self.used.insert(name, Use { id, digest });
-        *self.counts.entry(topic.clone()).or_default() += 1;
+        self.used.insert(name, used);
+        *self.counts.entry(topic).or_default() += 1;
+    }
+
+    fn remove(&mut self, name: &str) {
+        if self.used.remove(name).is_some() {
+            self.bytes -= name.len();
+            self.uncount(topic_in(name));
+        }
     }
 
     /// How much memory the keys take.
@@ -116,15 +131,16 @@ impl Keys {
         xxh3_64_with_seed(&payload.bytes, self.seed)
     }
 
-    pub fn forget_old(&mut self) {
-        while let Some((used_at, _)) = self.by_age.front()
-            && used_at.elapsed() >= IDEMPOTENCY_WINDOW
-        {
-            let Some((_, name)) = self.by_age.pop_front() else { return };
-            self.used.remove(&name);
-            self.bytes -= name.len();
-            self.uncount(topic_in(&name));
+    /// Removes up to `limit` keys that have run out, and returns how many those were.
+    pub fn forget_old(&mut self, limit: usize) -> usize {
+        for count in 0..limit {
+            let Some((name, _)) = self.used.front().filter(|(_, used)| used.has_run_out()) else {
+                return count;
+            };
+            let name = name.clone();
+            self.remove(&name);
         }
+        limit
     }
 
     fn uncount(&mut self, topic: &str) {
@@ -172,7 +188,12 @@ mod tests {
         let long_ago = Id::now().minus(IDEMPOTENCY_WINDOW);
         let old = remembered.into_iter().map(|(name, _, digest)| (name, long_ago, digest)).collect();
         let mut keys = Keys { max: 1_000, ..Keys::restore((seed, old)) };
+        // A key that has run out is new, though it was not removed.
+        assert!(remember(&mut keys, "quiet.99", 0) && !remember(&mut keys, "quiet.99", 0));
+        assert_eq!((keys.used.len(), keys.forget_old(10)), (850, 10));
         assert_eq!(fill(&mut keys, "loud"), 500);
-        assert_eq!((keys.counts.len(), keys.used.len()), (1, 500));
+        assert_eq!((keys.counts.len(), keys.used.len()), (2, 501));
+        let bytes = |(name, _): (&Box<str>, &Use)| name.len();
+        assert_eq!(keys.bytes, keys.used.iter().map(bytes).sum::<usize>());
     }
 }

@@ -185,8 +185,8 @@ impl State {
 
     /// Removes what has expired by `now`, a batch at a time. True if there is more to do.
     pub fn sweep(&mut self, retention: &Retention, now: Id) -> bool {
-        self.keys.forget_old();
-        let mut budget = STEP - self.expire(now.minus(retention.age), STEP);
+        let mut budget = STEP - self.keys.forget_old(STEP);
+        budget -= self.expire(now.minus(retention.age), budget);
         let unknown = now.minus(INDEX_AGE.max(retention.age));
         while budget > 0
             && self.index.front().is_some_and(|(_, known)| known.newest < unknown)
