@@ -13,8 +13,6 @@ use crate::{
 };
 
 /// How many keys are remembered. One more is refused: to forget one early would store a message twice.
-///
-/// Of one topic no more are remembered than there is room left, so that no topic takes it from all others.
 const MAX_KEYS: usize = 1_000_000;
 
 /// How many keys that have run out are removed at once where there is no room. The sweep removes the others.
@@ -24,11 +22,10 @@ const MAX_FORGOTTEN: usize = 4096;
 pub struct Keys {
     /// By topic and key, in the order of their age.
     used: LinkedHashMap<Box<str>, Use>,
-    /// How many keys each topic has.
-    counts: HashMap<Topic, usize>,
-    /// How many bytes the names have.
+    /// How much memory they take.
     bytes: usize,
-    max: usize,
+    /// How much of it the keys of each topic take.
+    shares: HashMap<Topic, usize>,
     /// What nobody can guess, so that nobody can make two payloads of one digest.
     seed: u64,
 }
@@ -51,13 +48,7 @@ impl Use {
 
 impl Default for Keys {
     fn default() -> Self {
-        Self {
-            used: LinkedHashMap::new(),
-            counts: HashMap::new(),
-            bytes: 0,
-            max: MAX_KEYS,
-            seed: rand::random(),
-        }
+        Self { used: LinkedHashMap::new(), bytes: 0, shares: HashMap::new(), seed: rand::random() }
     }
 }
 
@@ -82,17 +73,26 @@ impl Keys {
 
     /// The id that was given for this key, if it was used of late for the same payload.
     ///
+    /// Keys may take `max_bytes`, and those of one topic no more than there is room left: no topic takes it
+    /// from all others.
+    ///
     /// # Errors
     /// [`AppendError::KeyReused`] if the payload was another one,
     /// [`AppendError::TooManyKeys`] if there is no room to remember a new one.
-    pub fn find(&mut self, topic: &Topic, key: &str, payload: &Payload) -> Result<Option<Id>, AppendError> {
-        if !self.has_room_for(topic) {
+    pub fn find(
+        &mut self,
+        topic: &Topic,
+        key: &str,
+        payload: &Payload,
+        max_bytes: usize,
+    ) -> Result<Option<Id>, AppendError> {
+        if !self.has_room_for(topic, max_bytes) {
             self.forget_old(MAX_FORGOTTEN);
         }
         match self.used.get(&*name(topic, key)).filter(|used| !used.has_run_out()) {
             Some(used) if used.digest == self.digest(payload) => Ok(Some(used.id)),
             Some(_) => Err(AppendError::KeyReused),
-            None if !self.has_room_for(topic) => Err(AppendError::TooManyKeys),
+            None if !self.has_room_for(topic, max_bytes) => Err(AppendError::TooManyKeys),
             None => Ok(None),
         }
     }
@@ -105,26 +105,32 @@ impl Keys {
     }
 
     fn insert(&mut self, topic: Topic, name: Box<str>, used: Use) {
-        self.bytes += name.len();
+        self.bytes += cost(&name);
+        *self.shares.entry(topic).or_default() += cost(&name);
         self.used.insert(name, used);
-        *self.counts.entry(topic).or_default() += 1;
     }
 
     fn remove(&mut self, name: &str) {
-        if self.used.remove(name).is_some() {
-            self.bytes -= name.len();
-            self.uncount(topic_in(name));
+        if self.used.remove(name).is_none() {
+            return;
+        }
+        self.bytes -= cost(name);
+        if let Some(share) = self.shares.get_mut(topic_in(name)) {
+            *share -= cost(name);
+            if *share == 0 {
+                self.shares.remove(topic_in(name));
+            }
         }
     }
 
     /// How much memory the keys take.
     pub fn footprint(&self) -> usize {
-        self.bytes + self.used.len() * KEY_BYTES
+        self.bytes
     }
 
-    fn has_room_for(&self, topic: &Topic) -> bool {
-        let room = self.max.saturating_sub(self.used.len());
-        self.counts.get(topic).copied().unwrap_or_default() < room
+    fn has_room_for(&self, topic: &Topic, max_bytes: usize) -> bool {
+        let share = self.shares.get(topic).copied().unwrap_or_default();
+        self.used.len() < MAX_KEYS && share < max_bytes.saturating_sub(self.bytes)
     }
 
     pub fn digest(&self, payload: &Payload) -> u64 {
@@ -142,19 +148,15 @@ impl Keys {
         }
         limit
     }
-
-    fn uncount(&mut self, topic: &str) {
-        let Some(count) = self.counts.get_mut(topic) else { return };
-        *count -= 1;
-        if *count == 0 {
-            self.counts.remove(topic);
-        }
-    }
 }
 
 /// No topic contains a NUL, so this is unambiguous.
 fn name(topic: &Topic, key: &str) -> String {
     format!("{topic}\0{key}")
+}
+
+fn cost(name: &str) -> usize {
+    KEY_BYTES + name.len()
 }
 
 fn topic_in(name: &str) -> &str {
@@ -165,35 +167,45 @@ fn topic_in(name: &str) -> &str {
 mod tests {
     use super::*;
 
+    const MAX_BYTES: usize = 200_000;
+
     fn remember(keys: &mut Keys, topic: &str, key: usize) -> bool {
         let (topic, key) = (topic.parse().expect("a topic"), key.to_string());
-        let is_new = keys.find(&topic, &key, &Payload::text("x")) == Ok(None);
+        let is_new = keys.find(&topic, &key, &Payload::text("x"), MAX_BYTES) == Ok(None);
         if is_new {
             keys.remember(&topic, &key, 0, Id::ZERO);
         }
         is_new
     }
 
+    /// How much the keys of a topic take when it has as many as it may.
+    fn fill(keys: &mut Keys, topic: &str) -> usize {
+        (0..2_000).for_each(|key| _ = remember(keys, topic, key));
+        keys.shares[topic]
+    }
+
+    fn is_about(bytes: usize, expected: usize) -> bool {
+        bytes.abs_diff(expected) < 1_000
+    }
+
     #[test]
     fn no_topic_takes_the_room_of_all_others_and_what_ran_out_gives_it_back() {
-        let mut keys = Keys { max: 1_000, ..Keys::default() };
-        let fill =
-            |keys: &mut Keys, topic: &str| (0..2_000).filter(|key| remember(keys, topic, *key)).count();
-        assert_eq!(fill(&mut keys, "loud"), 500);
-        assert_eq!(fill(&mut keys, "loud.too"), 250);
+        let mut keys = Keys::default();
+        assert!(is_about(fill(&mut keys, "loud"), MAX_BYTES / 2));
+        assert!(is_about(fill(&mut keys, "loud.too"), MAX_BYTES / 4));
         assert!((0..100).all(|number| remember(&mut keys, &format!("quiet.{number}"), 0)));
 
         let (seed, remembered) = keys.remembered();
-        assert_eq!(Keys::restore((seed, remembered.clone())).counts, keys.counts);
+        assert_eq!(Keys::restore((seed, remembered.clone())).shares, keys.shares);
         let long_ago = Id::now().minus(IDEMPOTENCY_WINDOW);
         let old = remembered.into_iter().map(|(name, _, digest)| (name, long_ago, digest)).collect();
-        let mut keys = Keys { max: 1_000, ..Keys::restore((seed, old)) };
+        let mut keys = Keys::restore((seed, old));
         // A key that has run out is new, though it was not removed.
         assert!(remember(&mut keys, "quiet.99", 0) && !remember(&mut keys, "quiet.99", 0));
-        assert_eq!((keys.used.len(), keys.forget_old(10)), (850, 10));
-        assert_eq!(fill(&mut keys, "loud"), 500);
-        assert_eq!((keys.counts.len(), keys.used.len()), (2, 501));
-        let bytes = |(name, _): (&Box<str>, &Use)| name.len();
-        assert_eq!(keys.bytes, keys.used.iter().map(bytes).sum::<usize>());
+        assert_eq!(keys.forget_old(10), 10);
+        assert!(is_about(fill(&mut keys, "loud"), MAX_BYTES / 2));
+        assert_eq!(keys.shares.len(), 2);
+        assert_eq!(keys.bytes, keys.used.keys().map(|name| cost(name)).sum::<usize>());
+        assert_eq!(keys.bytes, keys.shares.values().sum::<usize>());
     }
 }

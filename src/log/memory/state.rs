@@ -111,16 +111,14 @@ impl State {
         self.check_open()?;
         let Append { mut draft, idempotency_key, if_match } = append;
         if let Some(key) = &idempotency_key
-            && let Some(id) = self.keys.find(&draft.topic, key, &draft.payload)?
+            && let Some(id) = self.keys.find(&draft.topic, key, &draft.payload, retention.key_bytes())?
         {
             return Ok((Appended::Replayed(id), Vec::new()));
         }
         if let Some(expected) = if_match {
             self.check_newest(&draft.topic, expected)?;
         }
-        if !self.index.contains_key(&draft.topic) && self.index.len() >= retention.topics {
-            return Err(AppendError::TooManyTopics);
-        }
+        self.check_room_for(&draft.topic, retention)?;
         let id = self.newest.next();
         if let Some(key) = &idempotency_key {
             let digest = self.keys.digest(&draft.payload);
@@ -241,6 +239,13 @@ impl State {
             return Ok(());
         }
         Err(AppendError::PreconditionFailed { newest: known.unwrap_or_default() })
+    }
+
+    /// Whether there is room for a topic that may be new.
+    fn check_room_for(&self, topic: &Topic, retention: &Retention) -> Result<(), AppendError> {
+        let bytes = self.index.len() * (cost::TOPIC_BYTES + cost::MARK_BYTES) + self.name_bytes;
+        let is_full = self.index.len() >= retention.topics || bytes > retention.topic_bytes();
+        if is_full && !self.index.contains_key(topic) { Err(AppendError::TooManyTopics) } else { Ok(()) }
     }
 
     /// The tail of a topic, made if it has none.
@@ -529,6 +534,27 @@ pub mod tests {
             while state.sweep(&RETENTION, later(1)) {}
             assert_eq!((state.order.len(), state.tails.len()), (0, 0));
         }
+    }
+
+    /// A user who made topics had everybody's messages pushed out, for as long as topics are remembered.
+    #[test]
+    fn topics_leave_half_of_the_room_to_messages() {
+        let retention = Retention { total_bytes: 100_000, ..RETENTION };
+        let mut state = State::new(Id::now());
+        let store = |state: &mut State, number: usize| {
+            let topic = format!("topic.{number}").parse().expect("a topic");
+            let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+            state.append(Append { draft, idempotency_key: None, if_match: None }, &retention).map(|_| ())
+        };
+        let stored = (0..1_000).filter(|number| store(&mut state, *number).is_ok()).count();
+        assert!((150..180).contains(&stored), "{stored} topics in half of the room");
+        assert_eq!(store(&mut state, stored), Err(AppendError::TooManyTopics));
+        assert_eq!(store(&mut state, 0), Ok(()), "a topic that is known");
+        assert!(state.order.len() > 50, "{} messages in the other half", state.order.len());
+        assert!(state.footprint() <= retention.total_bytes);
+        let held = state.tails.values().filter(|tail| tail.ring().len() > 0).count();
+        let named: usize = state.index.iter().map(|(topic, _)| topic.len()).sum();
+        assert_eq!((state.held, state.name_bytes), (held, named));
     }
 
     #[test]
