@@ -72,8 +72,13 @@ fn log(url: &str) -> Outcome<Broker> {
 }
 
 fn log_that_keeps(messages: usize, url: &str) -> Outcome<Broker> {
-    let retention =
-        Retention { messages, age: Duration::from_secs(3600), bytes: 16 << 20, total_bytes: 256 << 20 };
+    let retention = Retention {
+        messages,
+        age: Duration::from_secs(3600),
+        bytes: 16 << 20,
+        total_bytes: 256 << 20,
+        topics: 1_000_000,
+    };
     Ok(Broker::new(RedisLog::start(url.parse()?, &retention)))
 }
 

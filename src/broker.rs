@@ -9,7 +9,7 @@ use std::sync::Arc;
 pub use self::subscription::{Delivery, GapNotice, Join, Subscription};
 use crate::{
     log::{Append, AppendError, Appended, Beginning, Follower, Log, LogError, LogStats, Start, TopicStats},
-    message::{Draft, Id, Pattern, Topic},
+    message::{Draft, Id, Pattern, PatternSet, Topic},
 };
 
 /// A cheap handle to the log; clone it freely.
@@ -51,13 +51,15 @@ impl Broker {
         start: &Start,
         connection: &str,
     ) -> Result<Subscription, LogError> {
+        let patterns: PatternSet = patterns.into_iter().collect();
         let follower = Arc::new(Follower::default());
         // Listen first, then look back: nothing falls between.
         let mut followed = Vec::with_capacity(patterns.len());
-        for pattern in &patterns {
+        for pattern in patterns.iter() {
             followed.push(self.log.clone().follow(pattern, &follower).await?);
         }
         let beginning: Beginning = self.log.begin(&patterns, start).await?;
+        let patterns = Arc::new(patterns);
         Ok(Subscription::new(self.log.clone(), patterns, followed, follower, start, beginning, connection))
     }
 

@@ -71,6 +71,10 @@ pub struct Config {
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
     pub retain_total: usize,
 
+    /// How many topics are remembered; a publish to one more is refused.
+    #[arg(long, value_name = "N", default_value = "1000000", value_parser = count)]
+    pub max_topics: usize,
+
     /// The largest payload of a message.
     #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = size)]
     pub max_payload: usize,
@@ -197,6 +201,7 @@ impl Config {
             age: self.retain_age,
             bytes: self.retain_bytes,
             total_bytes: self.retain_total,
+            topics: self.max_topics,
         }
     }
 }

@@ -56,6 +56,8 @@ use crate::{
 
 /// How many topics and patterns one subscription may read.
 const MAX_TOPICS: usize = 10_000;
+/// How many of these may have a wildcard: each publish that they match goes to the tail of each of them.
+const MAX_WILDCARDS: usize = 100;
 
 /// What the handlers share.
 pub struct App {

@@ -12,14 +12,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use self::tail::Ring;
 pub use self::{
     ephemeral::Ephemerals,
     memory::{MemoryLog, Retention},
-    position::{Beginning, Gap, Page, Position, Reason, Start},
+    position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
     redis::{Address, ParseAddressError, RedisLog},
     tail::{Follower, Tail, Uncovered, merge},
 };
-use crate::message::{Draft, Id, Message, Pattern, Topic};
+use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
 /// An append-only log of messages under one sequence of ids.
 ///
@@ -58,10 +59,10 @@ pub trait Log: Send + Sync + 'static {
     fn expired(&self) -> Id;
 
     /// Finds where to begin to read `patterns`.
-    async fn begin(&self, patterns: &[Pattern], start: &Start) -> Result<Beginning, LogError>;
+    async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError>;
 
     /// What the tails do not hold: the gaps after `position`, and the messages of patterns.
-    async fn read(&self, patterns: &[Pattern], position: &Position, limit: usize) -> Result<Page, LogError>;
+    async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError>;
 
     /// What was announced of late.
     fn ephemerals(&self) -> &Ephemerals;
@@ -112,6 +113,8 @@ pub enum AppendError {
     KeyReused,
     #[error("too many idempotency keys are remembered")]
     TooManyKeys,
+    #[error("too many topics are remembered")]
+    TooManyTopics,
     #[error(transparent)]
     Log(#[from] LogError),
 }

@@ -4,6 +4,7 @@
 
 mod id;
 mod pattern;
+mod pattern_set;
 mod payload;
 mod topic;
 
@@ -15,9 +16,12 @@ use std::sync::{
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 
+#[cfg(test)]
+pub use self::pattern_set::steps;
 pub use self::{
     id::{Id, ParseIdError},
     pattern::{ParsePatternError, Pattern},
+    pattern_set::{PatternMap, PatternSet},
     payload::{Payload, PayloadError, PayloadKind},
     topic::{ParseTopicError, Topic},
 };

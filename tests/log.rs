@@ -16,8 +16,13 @@ use tokio::time::timeout;
 /// Nobody should ever wait for this: it turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const RETENTION: Retention =
-    Retention { messages: 5, age: Duration::from_secs(3600), bytes: 1 << 20, total_bytes: 8 << 20 };
+const RETENTION: Retention = Retention {
+    messages: 5,
+    age: Duration::from_secs(3600),
+    bytes: 1 << 20,
+    total_bytes: 8 << 20,
+    topics: 1_000_000,
+};
 
 fn memory() -> Option<New> {
     Some(Box::new(|retention| MemoryLog::start(retention)))
@@ -490,17 +495,18 @@ async fn last_of_named_topics_has_no_limit(new: New) {
 }
 
 async fn retention_by_bytes_keeps_the_newest(new: New) {
-    let broker = Broker::new(new(Retention { bytes: 2_000, total_bytes: 3_000, messages: 100, ..RETENTION }));
-    let large = |name| append(name, &"x".repeat(300));
+    let bytes = 122_000;
+    let broker = Broker::new(new(Retention { bytes, total_bytes: 190_000, messages: 100, ..RETENTION }));
+    let large = |name| append(name, &"x".repeat(30_000));
     let mut ids = Vec::new();
     for name in ["a", "a", "a", "a", "a", "b", "b", "b"] {
         ids.push(broker.publish(large(name)).await.expect("stored").id());
     }
-    // Each counts 500: four of a topic, six of all.
+    // Each counts 30 200: four of a topic, six of all.
     let mut all = subscribe(&broker, &["a", "b"], Start::Everything).await;
     let expected = [of("a", &ids[2..5]), of("b", &ids[5..])].concat();
     assert_eq!(drain(&broker, &mut all).await, expected);
-    let huge = broker.publish(append("a", &"x".repeat(10_000))).await.expect("stored").id();
+    let huge = broker.publish(append("a", &"x".repeat(150_000))).await.expect("stored").id();
     let mut newest = subscribe(&broker, &["a"], Start::Last(9)).await;
     assert_eq!(drain(&broker, &mut newest).await, of("a", &[huge]));
 }

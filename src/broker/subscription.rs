@@ -14,7 +14,7 @@ use crate::{
     log::{
         Beginning, Followed, Follower, Gap, Log, LogError, Page, Position, Reason, Start, Uncovered, merge,
     },
-    message::{Id, Message, Pattern},
+    message::{Id, Message, Pattern, PatternSet},
 };
 
 /// How many messages are taken from the tails at once. They are shared: only a pointer each is held.
@@ -69,7 +69,8 @@ pub struct GapNotice {
 /// A poll either gives out an item or changes nothing; dropping the subscription ends it.
 pub struct Subscription {
     log: Arc<dyn Log>,
-    patterns: Vec<Pattern>,
+    patterns: Arc<PatternSet>,
+    /// The tails of the patterns, in the same order.
     followed: Vec<Followed>,
     follower: Arc<Follower>,
     /// Where the log is read from, ahead of the cursor by what waits in `ready`.
@@ -93,7 +94,7 @@ pub struct Subscription {
 impl Subscription {
     pub(super) fn new(
         log: Arc<dyn Log>,
-        patterns: Vec<Pattern>,
+        patterns: Arc<PatternSet>,
         followed: Vec<Followed>,
         follower: Arc<Follower>,
         start: &Start,
@@ -157,7 +158,7 @@ impl Subscription {
     /// Gives out what this one has still to read up to there, then what the other has, and at last
     /// [`Join::Level`]: now [`absorb`](Self::absorb) it.
     pub fn poll_join(&mut self, other: &mut Self, cx: &mut Context<'_>) -> Poll<Join> {
-        self.read_until(self.position.cursor.max(other.position.cursor));
+        self.read_until(self.position.settled().max(other.position.settled()));
         if let Poll::Ready(delivery) = self.poll_delivery(cx) {
             return Poll::Ready(Join::Live(delivery));
         }
@@ -173,23 +174,23 @@ impl Subscription {
     }
 
     /// From here on reads also what `other` reads. Both must be level, as [`Join::Level`] says.
-    pub fn absorb(&mut self, mut other: Self) {
+    pub fn absorb(&mut self, other: Self) {
         self.read_until(Id::MAX);
         // What was announced until now is only for those who read its topic then.
         if let Some(seen) = self.announced {
             self.take_announcements(seen.max(self.log.ephemerals().place_at(self.cursor)));
         }
-        let reads = |patterns: &[Pattern], topic: &str| patterns.iter().any(|pattern| pattern.matches(topic));
         self.position.join(
             &other.position,
-            |topic| reads(&self.patterns, topic),
-            |topic| reads(&other.patterns, topic),
+            |topic| self.patterns.matches(topic),
+            |topic| other.patterns.matches(topic),
         );
         // The tails of the other wake its own follower; this one follows them in its own name.
-        let others = std::mem::take(&mut other.followed);
-        for (pattern, followed) in other.patterns.drain(..).zip(&others) {
-            self.followed.push(followed.share(&self.follower));
-            self.patterns.push(pattern);
+        let patterns = Arc::make_mut(&mut self.patterns);
+        for (pattern, followed) in other.patterns.iter().zip(&other.followed) {
+            if let Some(place) = patterns.insert(pattern.clone()) {
+                self.followed.insert(place, followed.share(&self.follower));
+            }
         }
         // A page that is being read has nothing of the other.
         self.page = None;
@@ -211,6 +212,11 @@ impl Subscription {
         self.patterns.len()
     }
 
+    /// How many of these have a wildcard.
+    pub fn wildcards(&self) -> usize {
+        self.patterns.wildcards().len()
+    }
+
     /// The topics and patterns that are read.
     pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
         self.patterns.iter()
@@ -223,15 +229,14 @@ impl Subscription {
 
     /// Reads `pattern` no more. False if it was not read.
     pub fn remove(&mut self, pattern: &Pattern) -> bool {
-        let Some(index) = self.patterns.iter().position(|known| known == pattern) else { return false };
-        self.patterns.remove(index);
-        self.followed.remove(index);
+        let Some(place) = Arc::make_mut(&mut self.patterns).remove(pattern) else { return false };
+        self.followed.remove(place);
         let patterns = &self.patterns;
         self.ready.retain(|delivery| match delivery {
-            Delivery::Message(message) => patterns.iter().any(|pattern| pattern.matches(&message.topic)),
+            Delivery::Message(message) => patterns.matches(&message.topic),
             // What a gap of a topic tells may concern another pattern too.
             Delivery::Gap(gap) => match gap.topic.topic() {
-                Some(topic) => patterns.iter().any(|pattern| pattern.matches(&topic)),
+                Some(topic) => patterns.matches(&topic),
                 None => patterns.contains(&gap.topic),
             },
         });
@@ -389,8 +394,8 @@ impl Subscription {
         let Self { patterns, ready, connection, .. } = self;
         let mut place = 0;
         self.log.ephemerals().between(seen, announced, |newest, message| {
-            let is_wanted = patterns.iter().any(|pattern| pattern.matches(&message.topic))
-                && message.exclude.as_deref() != Some(&**connection);
+            let is_wanted =
+                patterns.matches(&message.topic) && message.exclude.as_deref() != Some(&**connection);
             if is_wanted {
                 let is_before = |delivery: &Delivery| match delivery {
                     Delivery::Message(before) => before.id <= newest,

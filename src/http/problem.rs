@@ -213,9 +213,14 @@ impl From<AppendError> for Problem {
             AppendError::KeyReused => {
                 Self::new(Code::KeyReused, "this Idempotency-Key was used with another payload")
             }
-            AppendError::TooManyKeys => {
-                Self::new(Code::Overloaded, "too many idempotency keys are remembered")
-            }
+            AppendError::TooManyKeys => Self::new(
+                Code::Overloaded,
+                "too many idempotency keys are remembered, of this topic or in all",
+            ),
+            AppendError::TooManyTopics => Self::new(
+                Code::Overloaded,
+                "topic limit reached (--max-topics, or half of --retain-total); publish to one that is known",
+            ),
             AppendError::Log(error) => error.into(),
         }
     }

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, Method, header};
 use serde::Deserialize;
 
 use super::{
-    App, MAX_TOPICS,
+    App, MAX_TOPICS, MAX_WILDCARDS,
     access::Access,
     body, metrics, poll,
     problem::{Code, Problem},
@@ -163,6 +163,10 @@ impl Wanted {
         patterns.dedup();
         if patterns.len() > MAX_TOPICS {
             return Err(Problem::bad_request(format!("topic: name up to {MAX_TOPICS}")));
+        }
+        if patterns.iter().filter(|pattern| pattern.has_wildcard()).count() > MAX_WILDCARDS {
+            let detail = format!("topic: name up to {MAX_WILDCARDS} patterns with a wildcard");
+            return Err(Problem::bad_request(detail));
         }
         Self::parse(access, patterns, options, headers, Framing::SseEnvelope)
     }

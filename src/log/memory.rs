@@ -1,5 +1,6 @@
 //! The embedded log: everything in memory, one critical section for each append.
 
+mod cost;
 mod keys;
 mod losses;
 pub(super) mod patterns;
@@ -22,13 +23,13 @@ use async_trait::async_trait;
 pub use self::retention::Retention;
 use self::{
     saved::{Found, Saved},
-    state::State,
+    state::{Reading, STEP, Seeking, State},
 };
 use super::{
     Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
     Position, Start, Tail, TopicStats,
 };
-use crate::message::{Draft, Id, Message, Pattern, Topic};
+use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
 /// How often what has expired is removed. Until then it takes memory, but nobody is given it.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -111,6 +112,14 @@ impl MemoryLog {
         }
     }
 
+    /// Removes what has expired by now: age counts when reading too, also before the sweep.
+    async fn expire(&self) {
+        let expired = self.expired();
+        while self.state().expire(expired, STEP) == STEP {
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,12 +184,25 @@ impl Log for MemoryLog {
         self.retention.expired()
     }
 
-    async fn begin(&self, patterns: &[Pattern], start: &Start) -> Result<Beginning, LogError> {
-        Ok(self.state().begin(patterns, start, self.expired()))
+    async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {
+        let mut seeking = match Seeking::new(patterns, start, self.watermark()) {
+            Ok(seeking) => seeking,
+            Err(position) => return Ok(Beginning { position, gaps: Vec::new() }),
+        };
+        self.expire().await;
+        while !self.state().seek_on(&mut seeking, STEP) {
+            tokio::task::yield_now().await;
+        }
+        Ok(seeking.into_beginning())
     }
 
-    async fn read(&self, patterns: &[Pattern], position: &Position, limit: usize) -> Result<Page, LogError> {
-        Ok(self.state().read(patterns, position, limit, self.expired()))
+    async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError> {
+        self.expire().await;
+        let mut reading = Reading::new(patterns, position, limit);
+        while !self.state().read_on(&mut reading, STEP) {
+            tokio::task::yield_now().await;
+        }
+        Ok(reading.into_page())
     }
 
     fn ephemerals(&self) -> &Ephemerals {

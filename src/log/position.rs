@@ -30,10 +30,45 @@ pub struct Position {
     pub cursor: Id,
     /// No gap before this is still to be told.
     pub told: Id,
-    /// How much the log had lost when it last looked for gaps of all topics, if it counts that.
-    pub checked: Option<u64>,
+    /// What was lost up to here has been looked at, if the log counts that.
+    pub checked: Mark,
     /// Given further than the cursor says. Shared with the reads of it that are under way.
-    floors: Option<Arc<HashMap<Topic, Id>>>,
+    floors: Option<Arc<Floors>>,
+}
+
+/// A moment in the log's losses: the newest id at that time, and which one it was.
+///
+/// What is lost had been published, so its id is at most the id of its mark.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    pub newest: Id,
+    pub nth: u64,
+}
+
+impl Mark {
+    /// Everything that was lost when nothing newer than `newest` was there: none of it is after that.
+    pub fn at(newest: Id) -> Self {
+        Self { newest, nth: u64::MAX }
+    }
+}
+
+/// How far topics have been given.
+#[derive(Clone, Debug, Default)]
+struct Floors {
+    topics: HashMap<Topic, Id>,
+    /// Topics without a floor of their own.
+    others: Id,
+}
+
+impl Floors {
+    fn of(&self, name: &str) -> Id {
+        match self.topics.get(name) {
+            Some(floor) => *floor,
+            // A pattern is given as far as the cursor says.
+            None if name.contains('*') => Id::ZERO,
+            None => self.others,
+        }
+    }
 }
 
 impl Position {
@@ -41,10 +76,22 @@ impl Position {
         Self { cursor, ..Self::default() }
     }
 
+    /// A position at which some topics are given further than the cursor, each up to its floor, and all
+    /// others up to `others`.
+    pub fn with_floors(cursor: Id, topics: HashMap<Topic, Id>, others: Id) -> Self {
+        let mut position = Self { floors: Some(Arc::new(Floors { topics, others })), ..Self::at(cursor) };
+        position.drop_floors();
+        position
+    }
+
     /// The point up to which this topic has been given.
     pub fn given(&self, topic: &str) -> Id {
-        let floor = self.floors.as_ref().and_then(|floors| floors.get(topic));
-        floor.map_or(self.cursor, |floor| self.cursor.max(*floor))
+        self.floors.as_ref().map_or(self.cursor, |floors| self.cursor.max(floors.of(topic)))
+    }
+
+    /// From here on the cursor alone says what topics without a floor were given.
+    pub fn settled(&self) -> Id {
+        self.floors.as_ref().map_or(self.cursor, |floors| self.cursor.max(floors.others))
     }
 
     /// Whether it is more than a cursor.
@@ -58,25 +105,32 @@ impl Position {
     }
 
     pub fn raise_floor(&mut self, topic: Topic, floor: Id) {
+        let floor = floor.max(self.given(&topic));
         if floor > self.cursor {
-            let known = Arc::make_mut(self.floors.get_or_insert_default()).entry(topic).or_default();
-            *known = floor.max(*known);
+            Arc::make_mut(self.floors.get_or_insert_default()).topics.insert(topic, floor);
         }
     }
 
     /// Moves on, and forgets the floors that the cursor has passed.
     pub fn advance(&mut self, cursor: Id) {
         self.cursor = self.cursor.max(cursor);
-        if let Some(floors) = &mut self.floors {
-            let floors = Arc::make_mut(floors);
-            floors.retain(|_, floor| *floor > self.cursor);
-            if floors.is_empty() {
-                self.floors = None;
-            }
+        self.drop_floors();
+    }
+
+    fn drop_floors(&mut self) {
+        let Some(floors) = &mut self.floors else { return };
+        // Until then a floor that the cursor has passed still says that its topic is none of the others.
+        if floors.others > self.cursor {
+            return;
+        }
+        let floors = Arc::make_mut(floors);
+        floors.topics.retain(|_, floor| *floor > self.cursor);
+        if floors.topics.is_empty() {
+            self.floors = None;
         }
     }
 
-    /// Reads on for another reader at the same cursor too. Either says which topics it reads: one that both
+    /// Reads on for another reader at the same cursor too, once both have [settled](Self::settled). Either says which topics it reads: one that both
     /// read is given from where the one that was given less of it stands.
     pub fn join(&mut self, other: &Self, is_ours: impl Fn(&str) -> bool, is_theirs: impl Fn(&str) -> bool) {
         let given = |topic: &Topic| {
@@ -85,12 +139,13 @@ impl Position {
             let floor = ours.into_iter().chain(theirs).min().filter(|floor| *floor > self.cursor)?;
             Some((topic.clone(), floor))
         };
-        let known = [&self.floors, &other.floors].into_iter().flatten().flat_map(|floors| floors.keys());
-        let floors: HashMap<_, _> = known.filter_map(given).collect();
-        self.floors = (!floors.is_empty()).then(|| Arc::new(floors));
+        let known =
+            [&self.floors, &other.floors].into_iter().flatten().flat_map(|floors| floors.topics.keys());
+        let topics: HashMap<_, _> = known.filter_map(given).collect();
+        self.floors = (!topics.is_empty()).then(|| Arc::new(Floors { topics, others: Id::ZERO }));
         // A gap of either may be told again, never not at all.
         self.told = self.told.min(other.told);
-        self.checked = None;
+        self.checked = self.checked.min(other.checked);
     }
 }
 
@@ -110,7 +165,7 @@ pub struct Page {
     /// No gap before this is still to be told, once these are.
     pub told: Id,
     /// See [`Position::checked`].
-    pub checked: Option<u64>,
+    pub checked: Mark,
     /// In the order of their ids.
     pub messages: Vec<Arc<Message>>,
     /// Past the gaps, but not past anything retained that the reader has not been given.
@@ -169,7 +224,8 @@ mod tests {
     #[test]
     fn joined_readers_are_told_what_either_was_not() {
         let topic = |name: &str| name.parse::<Topic>().expect("a topic");
-        let mut one = Position { told: Id::new(9), checked: Some(7), ..Position::at(Id::new(5)) };
+        let mut one =
+            Position { told: Id::new(9), checked: Mark::at(Id::new(4)), ..Position::at(Id::new(5)) };
         one.raise_floor(topic("a"), Id::new(8));
         one.raise_floor(topic("both"), Id::new(8));
         one.raise_floor(topic("left"), Id::new(8));
@@ -178,8 +234,23 @@ mod tests {
         other.raise_floor(topic("b"), Id::new(7));
         other.raise_floor(topic("both"), Id::new(6));
         one.join(&other, |topic| ["a", "both"].contains(&topic), |topic| ["b", "both"].contains(&topic));
-        assert_eq!((one.cursor, one.told, one.checked), (Id::new(5), Id::new(6), None));
+        assert_eq!((one.cursor, one.told, one.checked), (Id::new(5), Id::new(6), Mark::default()));
         let given = ["a", "b", "both", "left"].map(|name| one.given(name).get());
         assert_eq!(given, [8, 7, 6, 5], "who was given less of a topic says where it goes on");
+    }
+    #[test]
+    fn topics_that_were_not_chosen_are_given_from_where_the_choice_was_made() {
+        let topic = |name: &str| name.parse::<Topic>().expect("a topic");
+        let chosen = [("a", 3), ("b", 7)].map(|(name, floor)| (topic(name), Id::new(floor)));
+        let mut position = Position::with_floors(Id::new(5), chosen.into(), Id::new(9));
+        let given = |position: &Position| ["a", "b", "c", "*"].map(|name| position.given(name).get());
+        assert_eq!((given(&position), position.settled()), ([5, 7, 9, 5], Id::new(9)));
+        position.advance(Id::new(8));
+        assert_eq!(given(&position), [8, 8, 9, 8]);
+        position.raise_floor(topic("a"), Id::new(9));
+        assert_eq!(given(&position), [9, 8, 9, 8]);
+        position.advance(Id::new(9));
+        assert!(!position.has_floors());
+        assert_eq!(position.settled(), Id::new(9));
     }
 }

@@ -34,7 +34,7 @@ use super::{
     Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, IDEMPOTENCY_WINDOW, Log,
     LogError, LogStats, Page, Position, Retention, Start, Tail, TopicStats,
 };
-use crate::message::{Draft, Id, Message, Pattern, Topic};
+use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
 /// How long somebody who begins to read waits for what was published before to arrive here.
 const ARRIVAL: Duration = Duration::from_secs(1);
@@ -236,12 +236,12 @@ impl Log for RedisLog {
         self.feed.expired()
     }
 
-    async fn begin(&self, patterns: &[Pattern], start: &Start) -> Result<Beginning, LogError> {
+    async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {
         let newest = self.newest().await?;
         Reading { store: &self.store, patterns }.begin(start, newest).await
     }
 
-    async fn read(&self, patterns: &[Pattern], position: &Position, limit: usize) -> Result<Page, LogError> {
+    async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError> {
         if self.fill_all(patterns, position).await? {
             // Now it is in the tail.
             let (told, cursor) = (position.told, position.cursor);

@@ -42,6 +42,26 @@ async fn the_answer_repeats_the_ref_which_is_a_string_or_a_number() {
 }
 
 #[tokio::test]
+async fn a_connection_reads_up_to_100_patterns_with_a_wildcard() {
+    let server = Server::start().await;
+    let mut socket = Socket::open(&server, "/events").await;
+    for number in 0..100 {
+        let answer = socket.ask(json!({"type": "subscribe", "topic": format!("p{number}.*")})).await;
+        assert_eq!(answer["type"], "subscribed");
+    }
+    let refused = socket.ask(json!({"type": "subscribe", "topic": "one.more.*"})).await;
+    assert_eq!((&refused["type"], &refused["code"]), (&json!("error"), &json!("bad_request")));
+    // What is read already, and a topic without a wildcard, are not one more.
+    for topic in ["p7.*", "one.more"] {
+        let answer = socket.ask(json!({"type": "subscribe", "topic": topic})).await;
+        assert_eq!(answer["type"], "subscribed", "{topic}");
+    }
+    assert_eq!(socket.ask(json!({"type": "unsubscribe", "topic": "p7.*"})).await["type"], "unsubscribed");
+    let answer = socket.ask(json!({"type": "subscribe", "topic": "one.more.*"})).await;
+    assert_eq!(answer["type"], "subscribed");
+}
+
+#[tokio::test]
 async fn a_wrong_command_is_an_error_and_the_connection_stays() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, "/topics/a").await;

@@ -12,7 +12,7 @@ use rejoin::{
         Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats,
         MemoryLog, Page, Position, Start, Tail, TopicStats,
     },
-    message::{Draft, Id, Pattern, Topic},
+    message::{Draft, Id, Pattern, PatternSet, Topic},
 };
 use tokio::sync::watch;
 
@@ -95,12 +95,12 @@ impl Log for FailingLog {
         self.log.expired()
     }
 
-    async fn begin(&self, patterns: &[Pattern], start: &Start) -> Result<Beginning, LogError> {
+    async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {
         self.check()?;
         self.log.begin(patterns, start).await
     }
 
-    async fn read(&self, patterns: &[Pattern], position: &Position, limit: usize) -> Result<Page, LogError> {
+    async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError> {
         self.faults.reads.send_modify(|reads| *reads += 1);
         self.faults.are_held.subscribe().wait_for(|are_held| !are_held).await.expect("a sender");
         self.check()?;

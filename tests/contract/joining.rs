@@ -13,8 +13,13 @@ use rejoin::{
 
 use crate::failing::FailingLog;
 
-const RETENTION: Retention =
-    Retention { messages: 5, age: Duration::from_secs(3600), bytes: 1 << 20, total_bytes: 8 << 20 };
+const RETENTION: Retention = Retention {
+    messages: 5,
+    age: Duration::from_secs(3600),
+    bytes: 1 << 20,
+    total_bytes: 8 << 20,
+    topics: 1_000_000,
+};
 
 async fn publish(broker: &Broker, topic: &str) -> Id {
     let topic = topic.parse().expect("a topic");

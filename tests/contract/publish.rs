@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use crate::{
     ask::{
-        Ask, envelope_in, get, number, post, publish, publish_as, request, retained, text, topic_path,
-        with_query,
+        Ask, envelope_in, forget, get, number, post, publish, publish_as, request, retained, text,
+        topic_path, with_query,
     },
     support::Server,
 };
@@ -285,4 +285,18 @@ async fn json_is_spliced_in_byte_for_byte_but_for_line_ends_between_its_tokens()
     let page = get(&server, "/topics/a?after=0").answer().await;
     let flat = json.replace(['\r', '\n'], " ");
     assert!(page.text().contains(&format!("\"data\":{flat}}}")), "{page:?}");
+}
+
+#[tokio::test]
+async fn beyond_max_topics_a_new_topic_is_refused_and_none_is_forgotten() {
+    let server = Server::with(|config| config.max_topics = 2).await;
+    for topic in ["a", "b", "a"] {
+        publish(&server, topic, "x").await;
+    }
+    forget(&server, "a").await;
+    let refused = post(&server, "/topics/c").body("x").answer().await;
+    refused.problem(503, "overloaded");
+    assert_eq!(post(&server, "/topics/c?ephemeral").body("x").answer().await.status, 202);
+    publish(&server, "a", "x").await;
+    assert_eq!(get(&server, "/stats").answer().await.json()["topics"], 2);
 }

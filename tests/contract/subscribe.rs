@@ -332,6 +332,21 @@ async fn a_request_names_up_to_10_000_topics() {
 }
 
 #[tokio::test]
+async fn a_request_names_up_to_100_patterns_with_a_wildcard_beside_its_topics() {
+    let server = Server::start().await;
+    let topics = (0..9_000).map(|number| format!("t{number}"));
+    let named = |wildcards| topics.clone().chain((0..wildcards).map(|number| format!("p{number}.*")));
+    let asked = async |wildcards| {
+        let topics: Vec<_> = named(wildcards).collect();
+        post(&server, "/events").json(&json!({"topics": topics, "after": "0", "wait": 0})).answer().await
+    };
+    assert_eq!(asked(100).await.status, 200);
+    asked(101).await.problem(400, "bad_request");
+    let query: Vec<_> = named(101).skip(9_000).map(|name| format!("topic={name}")).collect();
+    get(&server, &format!("/events?{}", query.join("&"))).answer().await.problem(400, "bad_request");
+}
+
+#[tokio::test]
 async fn a_query_that_is_not_utf_8_is_refused() {
     let server = Server::start().await;
     for path in ["/events?topic=%ff", "/topics/a?after=%c3", "/topics?after=%ff", "/topics/a?%ff=1&wait=0"] {

@@ -12,8 +12,13 @@ use tokio::time::timeout;
 /// It turns a hang into a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-pub const RETENTION: Retention =
-    Retention { messages: 1000, age: Duration::from_secs(3600), bytes: 16 << 20, total_bytes: 256 << 20 };
+pub const RETENTION: Retention = Retention {
+    messages: 1000,
+    age: Duration::from_secs(3600),
+    bytes: 16 << 20,
+    total_bytes: 256 << 20,
+    topics: 1_000_000,
+};
 
 /// One that can be reached.
 pub async fn log(url: &str) -> Broker {

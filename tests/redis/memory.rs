@@ -44,8 +44,13 @@ async fn what_is_published_to_a_topic_whose_reader_has_stopped_takes_no_memory()
     stopped.read_exact(&mut head).await.expect("a head");
     assert_eq!(&head, b"HTTP/1.1 200 OK");
 
-    let retention =
-        Retention { messages: 1000, age: Duration::from_secs(3600), bytes: 16 << 20, total_bytes: 256 << 20 };
+    let retention = Retention {
+        messages: 1000,
+        age: Duration::from_secs(3600),
+        bytes: 16 << 20,
+        total_bytes: 256 << 20,
+        topics: 1_000_000,
+    };
     let broker = Arc::new(Broker::new(RedisLog::start(redis.url().parse().expect("an address"), &retention)));
     let mut publishers = JoinSet::new();
     for _ in 0..PUBLISHERS {

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     broker::{Delivery, Join, Subscription},
     http::{
-        App, MAX_TOPICS,
+        App, MAX_TOPICS, MAX_WILDCARDS,
         access::Lease,
         batch::{Batch, Form},
         metrics::Permit,
@@ -279,6 +279,13 @@ impl Session {
             Action::Subscribe { .. } if self.subscription.width() >= MAX_TOPICS => {
                 let problem = Problem::bad_request(format!("topic: a connection reads up to {MAX_TOPICS}"));
                 self.answer(&reference, Answer::Error(&problem));
+            }
+            Action::Subscribe { pattern, .. }
+                if pattern.has_wildcard() && self.subscription.wildcards() >= MAX_WILDCARDS =>
+            {
+                let detail =
+                    format!("topic: a connection reads up to {MAX_WILDCARDS} patterns with a wildcard");
+                self.answer(&reference, Answer::Error(&Problem::bad_request(detail)));
             }
             Action::Subscribe { pattern, start } => {
                 if let Err(problem) = self.lease.access().subscribe(std::slice::from_ref(&pattern)) {

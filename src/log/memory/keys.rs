@@ -1,14 +1,12 @@
 //! Idempotency keys, remembered for a while.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
+use hashlink::LinkedHashMap;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::cost::KEY_BYTES;
 use crate::{
     log::{AppendError, IDEMPOTENCY_WINDOW},
     message::{Id, Payload, Topic},
@@ -17,36 +15,47 @@ use crate::{
 /// How many keys are remembered. One more is refused: to forget one early would store a message twice.
 const MAX_KEYS: usize = 1_000_000;
 
+/// How many keys that have run out are removed at once where there is no room. The sweep removes the others.
+const MAX_FORGOTTEN: usize = 4096;
+
 #[derive(Debug)]
 pub struct Keys {
-    used: HashMap<Arc<str>, Use>,
-    by_age: VecDeque<(Instant, Arc<str>)>,
+    /// By topic and key, in the order of their age.
+    used: LinkedHashMap<Box<str>, Use>,
+    /// How much memory they take.
+    bytes: usize,
+    /// How much of it the keys of each topic take.
+    shares: HashMap<Topic, usize>,
     /// What nobody can guess, so that nobody can make two payloads of one digest.
     seed: u64,
 }
 
 /// What is remembered of all keys: the seed of their digests, and each by age with its topic, id and digest.
-pub type Remembered = (u64, Vec<(Arc<str>, Id, u64)>);
+pub type Remembered = (u64, Vec<(Box<str>, Id, u64)>);
 
 #[derive(Debug)]
 struct Use {
+    at: Instant,
     id: Id,
     digest: u64,
 }
 
+impl Use {
+    fn has_run_out(&self) -> bool {
+        self.at.elapsed() >= IDEMPOTENCY_WINDOW
+    }
+}
+
 impl Default for Keys {
     fn default() -> Self {
-        Self { used: HashMap::new(), by_age: VecDeque::new(), seed: rand::random() }
+        Self { used: LinkedHashMap::new(), bytes: 0, shares: HashMap::new(), seed: rand::random() }
     }
 }
 
 impl Keys {
     /// What to give to [`restore`](Self::restore) in another process.
     pub fn remembered(&self) -> Remembered {
-        let entry = |(_, name): &(Instant, Arc<str>)| {
-            self.used.get(name).map(|used| (name.clone(), used.id, used.digest))
-        };
-        (self.seed, self.by_age.iter().filter_map(entry).collect())
+        (self.seed, self.used.iter().map(|(name, used)| (name.clone(), used.id, used.digest)).collect())
     }
 
     pub fn restore((seed, keys): Remembered) -> Self {
@@ -55,48 +64,148 @@ impl Keys {
         for (name, id, digest) in keys {
             // An id tells the time. Where that cannot be told, the key is remembered for longer.
             let age = Duration::from_micros(now_id.get().saturating_sub(id.get()));
-            restored.by_age.push_back((now.checked_sub(age).unwrap_or(now), name.clone()));
-            restored.used.insert(name, Use { id, digest });
+            if let Ok(topic) = topic_in(&name).parse() {
+                restored.insert(topic, name, Use { at: now.checked_sub(age).unwrap_or(now), id, digest });
+            }
         }
         restored
     }
 
     /// The id that was given for this key, if it was used of late for the same payload.
     ///
+    /// Keys may take `max_bytes`, and those of one topic no more than there is room left: no topic takes it
+    /// from all others.
+    ///
     /// # Errors
     /// [`AppendError::KeyReused`] if the payload was another one,
     /// [`AppendError::TooManyKeys`] if there is no room to remember a new one.
-    pub fn find(&mut self, topic: &Topic, key: &str, payload: &Payload) -> Result<Option<Id>, AppendError> {
-        self.forget_old();
-        match self.used.get(&*name(topic, key)) {
+    pub fn find(
+        &mut self,
+        topic: &Topic,
+        key: &str,
+        payload: &Payload,
+        max_bytes: usize,
+    ) -> Result<Option<Id>, AppendError> {
+        if !self.has_room_for(topic, max_bytes) {
+            self.forget_old(MAX_FORGOTTEN);
+        }
+        match self.used.get(&*name(topic, key)).filter(|used| !used.has_run_out()) {
             Some(used) if used.digest == self.digest(payload) => Ok(Some(used.id)),
             Some(_) => Err(AppendError::KeyReused),
-            None if self.used.len() >= MAX_KEYS => Err(AppendError::TooManyKeys),
+            None if !self.has_room_for(topic, max_bytes) => Err(AppendError::TooManyKeys),
             None => Ok(None),
         }
     }
 
     pub fn remember(&mut self, topic: &Topic, key: &str, digest: u64, id: Id) {
-        let name: Arc<str> = name(topic, key).into();
-        self.by_age.push_back((Instant::now(), name.clone()));
-        self.used.insert(name, Use { id, digest });
+        let name = name(topic, key);
+        // It may have run out and not have been removed yet.
+        self.remove(&name);
+        self.insert(topic.clone(), name.into(), Use { at: Instant::now(), id, digest });
+    }
+
+    fn insert(&mut self, topic: Topic, name: Box<str>, used: Use) {
+        self.bytes += cost(&name);
+        *self.shares.entry(topic).or_default() += cost(&name);
+        self.used.insert(name, used);
+    }
+
+    fn remove(&mut self, name: &str) {
+        if self.used.remove(name).is_none() {
+            return;
+        }
+        self.bytes -= cost(name);
+        if let Some(share) = self.shares.get_mut(topic_in(name)) {
+            *share -= cost(name);
+            if *share == 0 {
+                self.shares.remove(topic_in(name));
+            }
+        }
+    }
+
+    /// How much memory the keys take.
+    pub fn footprint(&self) -> usize {
+        self.bytes
+    }
+
+    fn has_room_for(&self, topic: &Topic, max_bytes: usize) -> bool {
+        let share = self.shares.get(topic).copied().unwrap_or_default();
+        self.used.len() < MAX_KEYS && share < max_bytes.saturating_sub(self.bytes)
     }
 
     pub fn digest(&self, payload: &Payload) -> u64 {
         xxh3_64_with_seed(&payload.bytes, self.seed)
     }
 
-    pub fn forget_old(&mut self) {
-        while let Some((used_at, _)) = self.by_age.front()
-            && used_at.elapsed() >= IDEMPOTENCY_WINDOW
-        {
-            let Some((_, name)) = self.by_age.pop_front() else { return };
-            self.used.remove(&name);
+    /// Removes up to `limit` keys that have run out, and returns how many those were.
+    pub fn forget_old(&mut self, limit: usize) -> usize {
+        for count in 0..limit {
+            let Some((name, _)) = self.used.front().filter(|(_, used)| used.has_run_out()) else {
+                return count;
+            };
+            let name = name.clone();
+            self.remove(&name);
         }
+        limit
     }
 }
 
 /// No topic contains a NUL, so this is unambiguous.
 fn name(topic: &Topic, key: &str) -> String {
     format!("{topic}\0{key}")
+}
+
+fn cost(name: &str) -> usize {
+    KEY_BYTES + name.len()
+}
+
+fn topic_in(name: &str) -> &str {
+    name.split_once('\0').map_or(name, |(topic, _)| topic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX_BYTES: usize = 200_000;
+
+    fn remember(keys: &mut Keys, topic: &str, key: usize) -> bool {
+        let (topic, key) = (topic.parse().expect("a topic"), key.to_string());
+        let is_new = keys.find(&topic, &key, &Payload::text("x"), MAX_BYTES) == Ok(None);
+        if is_new {
+            keys.remember(&topic, &key, 0, Id::ZERO);
+        }
+        is_new
+    }
+
+    /// How much the keys of a topic take when it has as many as it may.
+    fn fill(keys: &mut Keys, topic: &str) -> usize {
+        (0..2_000).for_each(|key| _ = remember(keys, topic, key));
+        keys.shares[topic]
+    }
+
+    fn is_about(bytes: usize, expected: usize) -> bool {
+        bytes.abs_diff(expected) < 1_000
+    }
+
+    #[test]
+    fn no_topic_takes_the_room_of_all_others_and_what_ran_out_gives_it_back() {
+        let mut keys = Keys::default();
+        assert!(is_about(fill(&mut keys, "loud"), MAX_BYTES / 2));
+        assert!(is_about(fill(&mut keys, "loud.too"), MAX_BYTES / 4));
+        assert!((0..100).all(|number| remember(&mut keys, &format!("quiet.{number}"), 0)));
+
+        let (seed, remembered) = keys.remembered();
+        assert_eq!(Keys::restore((seed, remembered.clone())).shares, keys.shares);
+        let long_ago = Id::now().minus(IDEMPOTENCY_WINDOW);
+        let old = remembered.into_iter().map(|(name, _, digest)| (name, long_ago, digest)).collect();
+        let mut keys = Keys::restore((seed, old));
+        // A key that has run out is new, though it was not removed.
+        assert!(remember(&mut keys, "quiet.99", 0) && !remember(&mut keys, "quiet.99", 0));
+        assert_eq!(keys.forget_old(10), 10);
+        assert!(is_about(fill(&mut keys, "loud"), MAX_BYTES / 2));
+        assert_eq!(keys.shares.len(), 2);
+        assert_eq!(keys.bytes, keys.used.keys().map(|name| cost(name)).sum::<usize>());
+        assert_eq!(keys.bytes, keys.shares.values().sum::<usize>());
+    }
 }

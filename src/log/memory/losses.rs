@@ -1,37 +1,54 @@
-//! Of which topics something was lost of late: only these can have a new gap.
+//! Which topics lost something, in the order in which they last did: only these can have a gap.
 
-use std::collections::VecDeque;
+use std::{collections::BTreeMap, ops::Bound};
 
-use crate::message::Topic;
+use crate::{
+    log::Mark,
+    message::{Id, Topic},
+};
 
-/// How many are remembered by name. Who looked for gaps longer ago looks at all topics again.
-const MAX_NAMED: usize = 1024;
-
-/// What was removed or forgotten, counted, and the newest by name.
-#[derive(Debug, Default)]
+/// A mark for each topic that lost something, kept until the topic is forgotten.
+#[derive(Debug)]
 pub struct Losses {
-    count: u64,
-    newest: VecDeque<Topic>,
+    marks: BTreeMap<Mark, Topic>,
+    last: Mark,
 }
 
 impl Losses {
-    pub fn note(&mut self, topic: Topic) {
-        self.count += 1;
-        if self.newest.len() == MAX_NAMED {
-            self.newest.pop_front();
-        }
-        self.newest.push_back(topic);
+    /// Begins where `newest` is the newest id.
+    pub fn new(newest: Id) -> Self {
+        Self { marks: BTreeMap::new(), last: Mark { newest, nth: 0 } }
     }
 
-    /// How many there have been. As long as that stays, nobody has a new gap.
-    pub fn count(&self) -> u64 {
-        self.count
+    /// Moves the mark of `topic` from where it `was` to now, and returns where that is.
+    pub fn note(&mut self, topic: &Topic, was: Mark, newest: Id) -> Mark {
+        self.marks.remove(&was);
+        self.last = Mark { newest, nth: self.last.nth + 1 };
+        self.marks.insert(self.last, topic.clone());
+        self.last
     }
 
-    /// The topics that lost something since there had been `count` losses, if so many are remembered.
-    pub fn since(&self, count: u64) -> Option<impl Iterator<Item = &Topic>> {
-        let new = usize::try_from(self.count - count).ok()?;
-        let begin = self.newest.len().checked_sub(new)?;
-        Some(self.newest.range(begin..))
+    /// A mark for what was lost before this process began: nothing of it is after `upto`.
+    pub fn restore(&mut self, topic: &Topic, upto: Id) -> Mark {
+        let mark = Mark { newest: upto, nth: 0 };
+        self.marks.insert(mark, topic.clone());
+        mark
+    }
+
+    pub fn forget(&mut self, mark: Mark) {
+        self.marks.remove(&mark);
+    }
+
+    pub fn last(&self) -> Mark {
+        self.last
+    }
+
+    pub fn len(&self) -> usize {
+        self.marks.len()
+    }
+
+    /// What lost something after `mark`, in the order of the marks.
+    pub fn after(&self, mark: Mark) -> impl Iterator<Item = (Mark, &Topic)> {
+        self.marks.range((Bound::Excluded(mark), Bound::Unbounded)).map(|(mark, topic)| (*mark, topic))
     }
 }

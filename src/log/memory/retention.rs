@@ -15,13 +15,26 @@ pub struct Retention {
     pub age: Duration,
     /// Bytes of a topic: payload, event and 200 bytes for each message.
     pub bytes: usize,
-    /// Bytes of all topics, counted in the same way.
+    /// Bytes of everything: messages, counted in the same way, topics and idempotency keys.
     pub total_bytes: usize,
+    /// How many topics are remembered; a new one beyond that is refused, and none is forgotten early.
+    pub topics: usize,
 }
 
 impl Retention {
     /// What is older than this has expired.
     pub fn expired(&self) -> Id {
         Id::now().minus(self.age)
+    }
+
+    /// How much of all bytes the topics may take themselves. They are not forgotten early, so without a
+    /// bound there would be no room for messages.
+    pub fn topic_bytes(&self) -> usize {
+        self.total_bytes / 2
+    }
+
+    /// How much the idempotency keys may take, which are not forgotten early either.
+    pub fn key_bytes(&self) -> usize {
+        self.total_bytes / 4
     }
 }

@@ -1,32 +1,35 @@
 //! What the embedded log knows, changed under one lock.
 
 mod reading;
+mod seeking;
 mod snapshot;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    ops::Bound::{Excluded, Unbounded},
     sync::Arc,
     time::Duration,
 };
 
 use hashlink::LinkedHashMap;
 
-pub use self::snapshot::Snapshot;
+pub use self::{reading::Reading, seeking::Seeking, snapshot::Snapshot};
 use super::{
+    cost,
     keys::Keys,
     losses::Losses,
     patterns::{self, PatternTails},
     retention::Retention,
 };
 use crate::{
-    log::{Append, AppendError, Appended, Follower, LogError, LogStats, Tail, TopicStats},
+    log::{Append, AppendError, Appended, Follower, LogError, LogStats, Mark, Ring, Tail, TopicStats},
     message::{Id, Message, Pattern, Topic},
 };
 
 /// How long the index remembers a topic after its last message.
 const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How much one sweep does before others may have the lock.
-const SWEEP_BATCH: usize = 4096;
+/// How many entries one step looks at or removes before others may have the lock.
+pub const STEP: usize = 4096;
 /// How many of the newest messages keep their renderings.
 const MAX_HOT_MESSAGES: usize = 4096;
 /// How many bytes of payload these may have.
@@ -43,13 +46,18 @@ pub struct State {
     forgotten: Id,
     /// Every topic of late, in the order of its newest message. What is trimmed leaves its mark here.
     index: LinkedHashMap<Topic, Known>,
+    /// The topics of the index.
+    names: BTreeSet<Topic>,
     /// The topics that have retained messages or followers.
     tails: HashMap<Topic, Arc<Tail>>,
     patterns: PatternTails,
-    /// All retained messages in the order of their ids, and some that were trimmed meanwhile.
-    order: VecDeque<(Id, Arc<Tail>)>,
-    messages: usize,
+    /// The topic of each retained message.
+    order: BTreeMap<Id, Arc<Tail>>,
     bytes: usize,
+    /// How many topics have retained messages.
+    held: usize,
+    /// How many bytes the names of the index have.
+    name_bytes: usize,
     hot: VecDeque<Arc<Message>>,
     hot_bytes: usize,
     keys: Keys,
@@ -64,6 +72,8 @@ struct Known {
     newest: Id,
     /// The newest id when it was last deleted.
     deleted: Id,
+    /// When it last lost something.
+    lost: Mark,
 }
 
 impl State {
@@ -73,15 +83,17 @@ impl State {
             began,
             forgotten: began,
             index: LinkedHashMap::new(),
+            names: BTreeSet::new(),
             tails: HashMap::new(),
             patterns: PatternTails::default(),
-            order: VecDeque::new(),
-            messages: 0,
+            order: BTreeMap::new(),
             bytes: 0,
+            held: 0,
+            name_bytes: 0,
             hot: VecDeque::new(),
             hot_bytes: 0,
             keys: Keys::default(),
-            losses: Losses::default(),
+            losses: Losses::new(began),
             closed: false,
         }
     }
@@ -99,13 +111,14 @@ impl State {
         self.check_open()?;
         let Append { mut draft, idempotency_key, if_match } = append;
         if let Some(key) = &idempotency_key
-            && let Some(id) = self.keys.find(&draft.topic, key, &draft.payload)?
+            && let Some(id) = self.keys.find(&draft.topic, key, &draft.payload, retention.key_bytes())?
         {
             return Ok((Appended::Replayed(id), Vec::new()));
         }
         if let Some(expected) = if_match {
             self.check_newest(&draft.topic, expected)?;
         }
+        self.check_room_for(&draft.topic, retention)?;
         let id = self.newest.next();
         if let Some(key) = &idempotency_key {
             let digest = self.keys.digest(&draft.payload);
@@ -143,7 +156,7 @@ impl State {
             known.deleted = known.newest;
         }
         if let Some(tail) = self.tails.get(topic).cloned() {
-            while self.pop(&tail) {}
+            self.pop_while(&tail, |_| true);
             self.drop_if_idle(&tail);
         }
         Ok(())
@@ -170,23 +183,17 @@ impl State {
 
     /// Removes what has expired by `now`, a batch at a time. True if there is more to do.
     pub fn sweep(&mut self, retention: &Retention, now: Id) -> bool {
-        self.keys.forget_old();
-        let expired = now.minus(retention.age);
-        let mut budget = SWEEP_BATCH;
-        while budget > 0
-            && let Some((id, _)) = self.order.front()
-            && *id < expired
-        {
-            self.evict_oldest();
-            budget -= 1;
-        }
+        let mut budget = STEP - self.keys.forget_old(STEP);
+        budget -= self.expire(now.minus(retention.age), budget);
         let unknown = now.minus(INDEX_AGE.max(retention.age));
         while budget > 0
             && self.index.front().is_some_and(|(_, known)| known.newest < unknown)
             && let Some((topic, known)) = self.index.pop_front()
         {
             self.forgotten = self.forgotten.max(known.newest);
-            self.losses.note(topic);
+            self.names.remove(&topic);
+            self.name_bytes -= topic.len();
+            self.losses.forget(known.lost);
             budget -= 1;
         }
         if self.hot.back().is_some_and(|message| message.id < now.minus(HOT_AGE)) {
@@ -200,25 +207,20 @@ impl State {
 
     /// Up to `limit` topics by name, those after `after`.
     pub fn topics(&self, after: &str, limit: usize) -> Vec<TopicStats> {
-        let mut names: Vec<_> = self.index.iter().filter(|(topic, _)| &***topic > after).collect();
-        if names.len() > limit && limit > 0 {
-            names.select_nth_unstable_by(limit - 1, |a, b| a.0.cmp(b.0));
-        }
-        names.truncate(limit);
-        names.sort_unstable_by(|a, b| a.0.cmp(b.0));
-        let stats = |(topic, known): (&Topic, &Known)| {
-            let tail = self.tails.get(topic);
+        let stats = |topic: &Topic| {
+            let (known, tail) = (self.index.get(topic)?, self.tails.get(topic));
             let (messages, bytes) = tail.map_or((0, 0), |tail| tail.ring().size());
             let subscribers = tail.map_or(0, |tail| tail.follower_count());
-            TopicStats { topic: topic.clone(), newest: known.newest, messages, bytes, subscribers }
+            Some(TopicStats { topic: topic.clone(), newest: known.newest, messages, bytes, subscribers })
         };
-        names.into_iter().map(stats).collect()
+        let names = self.names.range::<str, _>((Excluded(after), Unbounded));
+        names.take(limit).filter_map(stats).collect()
     }
 
     pub fn stats(&self) -> LogStats {
         LogStats {
             topics: self.index.len(),
-            messages: self.messages,
+            messages: self.order.len(),
             bytes: self.bytes,
             newest: self.newest,
             began: self.began,
@@ -239,12 +241,21 @@ impl State {
         Err(AppendError::PreconditionFailed { newest: known.unwrap_or_default() })
     }
 
+    /// Whether there is room for a topic that may be new.
+    fn check_room_for(&self, topic: &Topic, retention: &Retention) -> Result<(), AppendError> {
+        let bytes = self.index.len() * (cost::TOPIC_BYTES + cost::MARK_BYTES) + self.name_bytes;
+        let is_full = self.index.len() >= retention.topics || bytes > retention.topic_bytes();
+        if is_full && !self.index.contains_key(topic) { Err(AppendError::TooManyTopics) } else { Ok(()) }
+    }
+
     /// The tail of a topic, made if it has none.
     fn tail_of(&mut self, topic: &Topic) -> Arc<Tail> {
         if let Some(tail) = self.tails.get(topic) {
             return tail.clone();
         }
         let newest = self.index.get(topic).map_or(self.forgotten, |known| known.newest);
+        // The name is kept once.
+        let topic = self.names.get(topic).unwrap_or(topic);
         let tail = Arc::new(Tail::new(topic.into(), newest));
         self.tails.insert(topic.clone(), tail.clone());
         tail
@@ -261,55 +272,95 @@ impl State {
         if let Some(known) = self.index.to_back(topic) {
             return std::mem::replace(&mut known.newest, id);
         }
-        self.index.insert(topic.clone(), Known { newest: id, deleted: Id::ZERO });
+        self.know(topic.clone(), Known { newest: id, deleted: Id::ZERO, lost: Mark::default() });
         self.forgotten
     }
 
+    fn know(&mut self, topic: Topic, known: Known) {
+        self.name_bytes += topic.len();
+        self.names.insert(topic.clone());
+        self.index.insert(topic, known);
+    }
+
     fn retain(&mut self, tail: &Arc<Tail>, message: Arc<Message>, retention: &Retention) {
-        self.messages += 1;
         self.bytes += crate::log::cost(&message);
-        self.order.push_back((message.id, tail.clone()));
+        self.order.insert(message.id, tail.clone());
+        self.held += usize::from(tail.ring().len() == 0);
         tail.push(message);
-        let is_full = |tail: &Tail| {
-            let ring = tail.ring();
+        self.pop_while(tail, |ring| {
             ring.len() > retention.messages || (ring.bytes() > retention.bytes && ring.len() > 1)
-        };
-        while is_full(tail) {
-            self.pop(tail);
-        }
-        while self.bytes > retention.total_bytes && self.messages > 1 {
-            self.evict_oldest();
-        }
-        if self.order.len() > 2 * self.messages + 1024 {
-            self.order.retain(|(id, tail)| tail.ring().complete_from() < *id);
+        });
+        while self.footprint() > retention.total_bytes && self.order.len() > 1 {
+            if self.holds_more_than_its_share(tail, retention) {
+                self.pop_one(tail);
+            } else {
+                self.evict_oldest();
+            }
         }
     }
 
-    /// Removes what has expired: age counts when reading too.
-    fn expire(&mut self, expired: Id) {
-        while self.order.front().is_some_and(|(oldest, _)| *oldest < expired) {
-            self.evict_oldest();
-        }
+    /// How much memory all of this takes, but for those who follow.
+    pub fn footprint(&self) -> usize {
+        self.bytes
+            + self.order.len() * cost::MESSAGE_BYTES
+            + self.held * cost::TAIL_BYTES
+            + self.index.len() * cost::TOPIC_BYTES
+            + self.name_bytes
+            + self.losses.len() * cost::MARK_BYTES
+            + self.keys.footprint()
     }
 
-    /// Removes the oldest entry of the order, and its message if that is still retained.
+    /// Whether a topic could pay for its newest message, and holds more than each topic could have.
+    fn holds_more_than_its_share(&self, tail: &Tail, retention: &Retention) -> bool {
+        let (messages, bytes) = tail.ring().size();
+        let share = retention.total_bytes / self.held.max(1);
+        messages > 1 && bytes + messages * cost::MESSAGE_BYTES > share
+    }
+
+    /// Removes up to `limit` messages that have expired, and returns how many those were.
+    pub fn expire(&mut self, expired: Id, limit: usize) -> usize {
+        let is_expired = |state: &Self| state.order.first_key_value().is_some_and(|(id, _)| *id < expired);
+        let mut count = 0;
+        while count < limit && is_expired(self) {
+            self.evict_oldest();
+            count += 1;
+        }
+        count
+    }
+
     fn evict_oldest(&mut self) {
-        let Some((id, tail)) = self.order.pop_front() else { return };
-        let is_retained = tail.ring().oldest().is_some_and(|oldest| oldest.id == id);
-        if is_retained {
-            self.pop(&tail);
-            self.drop_if_idle(&tail);
-        }
+        let Some(tail) = self.order.first_key_value().map(|(_, tail)| tail.clone()) else { return };
+        self.pop_one(&tail);
+        self.drop_if_idle(&tail);
     }
 
-    fn pop(&mut self, tail: &Tail) -> bool {
-        let Some(message) = tail.ring().pop() else { return false };
-        // The tails of patterns may hold it still.
-        message.trim();
-        self.losses.note(message.topic.clone());
-        self.messages -= 1;
-        self.bytes -= crate::log::cost(&message);
-        true
+    fn pop_one(&mut self, tail: &Tail) {
+        let mut is_first = true;
+        self.pop_while(tail, |_| std::mem::take(&mut is_first));
+    }
+
+    /// Removes the oldest messages of a topic for as long as `is_due`, and marks that it lost something.
+    fn pop_while(&mut self, tail: &Tail, mut is_due: impl FnMut(&Ring) -> bool) {
+        let mut lost = None;
+        loop {
+            let mut ring = tail.ring();
+            if !is_due(&ring) {
+                break;
+            }
+            let Some(message) = ring.pop() else { break };
+            self.held -= usize::from(ring.len() == 0);
+            drop(ring);
+            // The tails of patterns may hold it still.
+            message.trim();
+            self.order.remove(&message.id);
+            self.bytes -= crate::log::cost(&message);
+            lost = Some(message);
+        }
+        if let Some(message) = lost
+            && let Some(known) = self.index.get_mut(&message.topic)
+        {
+            known.lost = self.losses.note(&message.topic, known.lost, self.newest);
+        }
     }
 
     fn drop_if_idle(&mut self, tail: &Arc<Tail>) {
@@ -336,9 +387,6 @@ impl State {
 
     /// Gives back the room of a burst that has passed.
     fn give_back(&mut self) {
-        if self.order.capacity() > 4096 && self.order.len() < self.order.capacity() / 4 {
-            self.order.shrink_to(self.order.len() * 2);
-        }
         if self.tails.capacity() > 4096 && self.tails.len() < self.tails.capacity() / 8 {
             self.tails.shrink_to(self.tails.len() * 2);
         }
@@ -346,15 +394,20 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::{
-        log::{Position, Reason, Start},
-        message::{Draft, Payload},
+        log::{Beginning, Page, Position, Reason, Start},
+        message::{Draft, PatternSet, Payload},
     };
 
-    const RETENTION: Retention =
-        Retention { messages: 2, age: Duration::from_secs(60), bytes: 1 << 20, total_bytes: 1 << 20 };
+    const RETENTION: Retention = Retention {
+        messages: 2,
+        age: Duration::from_secs(60),
+        bytes: 1 << 20,
+        total_bytes: 1 << 20,
+        topics: 1_000_000,
+    };
 
     fn publish(state: &mut State, name: &str) -> Id {
         let topic = name.parse().expect("a topic");
@@ -363,13 +416,43 @@ mod tests {
         state.append(append, &RETENTION).expect("stored").0.id()
     }
 
+    fn patterns(names: &[&str]) -> PatternSet {
+        names.iter().map(|name| name.parse().expect("a pattern")).collect()
+    }
+
     fn later(days: u64) -> Id {
         Id::new(Id::now().get() + days * 24 * 3600 * 1_000_000)
     }
 
+    /// What a log does with the lock let go between the steps.
+    pub fn begin(state: &mut State, patterns: &PatternSet, start: &Start, expired: Id) -> Beginning {
+        while state.expire(expired, STEP) == STEP {}
+        match Seeking::new(patterns, start, state.newest) {
+            Ok(mut seeking) => {
+                while !state.seek_on(&mut seeking, STEP) {}
+                seeking.into_beginning()
+            }
+            Err(position) => Beginning { position, gaps: Vec::new() },
+        }
+    }
+
+    /// The same for a read.
+    pub fn read(
+        state: &mut State,
+        patterns: &PatternSet,
+        position: &Position,
+        limit: usize,
+        expired: Id,
+    ) -> Page {
+        while state.expire(expired, STEP) == STEP {}
+        let mut reading = Reading::new(patterns, position, limit);
+        while !state.read_on(&mut reading, STEP) {}
+        reading.into_page()
+    }
+
     fn gaps(state: &mut State, name: &str, cursor: Id) -> Vec<(String, Reason)> {
-        let patterns = [name.parse::<Pattern>().expect("a pattern")];
-        let page = state.read(&patterns, &Position::at(cursor), 10, Id::ZERO);
+        let patterns = patterns(&[name]);
+        let page = read(state, &patterns, &Position::at(cursor), 10, Id::ZERO);
         page.gaps.into_iter().map(|gap| (gap.topic.to_string(), gap.reason)).collect()
     }
 
@@ -379,7 +462,7 @@ mod tests {
         let began = state.began;
         let id = publish(&mut state, "a");
         while state.sweep(&RETENTION, later(1)) {}
-        assert_eq!((state.messages, state.bytes, state.tails.len(), state.index.len()), (0, 0, 0, 1));
+        assert_eq!((state.order.len(), state.bytes, state.tails.len(), state.index.len()), (0, 0, 0, 1));
         assert_eq!(gaps(&mut state, "a", id.before()), [("a".to_owned(), Reason::Retention)]);
         assert_eq!(gaps(&mut state, "a", id), []);
         assert_eq!(gaps(&mut state, "never", id.before()), []);
@@ -409,14 +492,14 @@ mod tests {
             let mut position = Position::at(state.newest);
             let first = publish(&mut state, "a");
             publish(&mut state, "b");
-            let patterns = ["*".parse::<Pattern>().expect("a pattern")];
-            let page = state.read(&patterns, &position, 1, Id::ZERO);
+            let patterns = patterns(&["*"]);
+            let page = read(&mut state, &patterns, &position, 1, Id::ZERO);
             assert_eq!((page.gaps.len(), page.messages.len(), page.end), (0, 1, first));
             position.advance(page.end);
             position.checked = page.checked;
-            assert_eq!(state.read(&patterns, &position, 1, Id::ZERO).gaps, []);
+            assert_eq!(read(&mut state, &patterns, &position, 1, Id::ZERO).gaps, []);
             lose(&mut state);
-            let gaps = state.read(&patterns, &position, 1, Id::ZERO).gaps;
+            let gaps = read(&mut state, &patterns, &position, 1, Id::ZERO).gaps;
             assert_eq!(gaps.iter().map(|gap| gap.topic.as_str()).collect::<Vec<_>>(), ["b"]);
         }
     }
@@ -427,12 +510,12 @@ mod tests {
         let mut position = Position::at(state.newest);
         let first = publish(&mut state, "a");
         let second = publish(&mut state, "b");
-        let patterns = ["*".parse::<Pattern>().expect("a pattern")];
-        let page = state.read(&patterns, &position, 1, Id::ZERO);
+        let patterns = patterns(&["*"]);
+        let page = read(&mut state, &patterns, &position, 1, Id::ZERO);
         position.advance(page.end);
         position.checked = page.checked;
         assert_eq!(position.cursor, first);
-        let page = state.read(&patterns, &position, 1, Id::new(second.get() + 1));
+        let page = read(&mut state, &patterns, &position, 1, Id::new(second.get() + 1));
         assert_eq!((page.gaps.len(), page.messages.len()), (1, 0));
     }
 
@@ -440,17 +523,38 @@ mod tests {
     fn what_expires_while_somebody_reads_leaves_nothing_behind() {
         let mut state = State::new(Id::now());
         let cursor = state.newest;
-        let patterns = ["*".parse::<Pattern>().expect("a pattern")];
-        let reads: [fn(&mut State, &[Pattern], Id); 2] = [
-            |state, patterns, _| _ = state.begin(patterns, &Start::Everything, state.newest.next()),
-            |state, patterns, at| _ = state.read(patterns, &Position::at(at), 10, state.newest.next()),
+        let patterns = patterns(&["*"]);
+        let reads: [fn(&mut State, &PatternSet, Id); 2] = [
+            |state, patterns, _| _ = begin(state, patterns, &Start::Everything, state.newest.next()),
+            |state, patterns, at| _ = read(state, patterns, &Position::at(at), 10, state.newest.next()),
         ];
-        for read in reads {
+        for look in reads {
             publish(&mut state, "a");
-            read(&mut state, &patterns, cursor);
+            look(&mut state, &patterns, cursor);
             while state.sweep(&RETENTION, later(1)) {}
-            assert_eq!((state.messages, state.tails.len(), state.order.len()), (0, 0, 0));
+            assert_eq!((state.order.len(), state.tails.len()), (0, 0));
         }
+    }
+
+    /// A user who made topics had everybody's messages pushed out, for as long as topics are remembered.
+    #[test]
+    fn topics_leave_half_of_the_room_to_messages() {
+        let retention = Retention { total_bytes: 100_000, ..RETENTION };
+        let mut state = State::new(Id::now());
+        let store = |state: &mut State, number: usize| {
+            let topic = format!("topic.{number}").parse().expect("a topic");
+            let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+            state.append(Append { draft, idempotency_key: None, if_match: None }, &retention).map(|_| ())
+        };
+        let stored = (0..1_000).filter(|number| store(&mut state, *number).is_ok()).count();
+        assert!((150..180).contains(&stored), "{stored} topics in half of the room");
+        assert_eq!(store(&mut state, stored), Err(AppendError::TooManyTopics));
+        assert_eq!(store(&mut state, 0), Ok(()), "a topic that is known");
+        assert!(state.order.len() > 50, "{} messages in the other half", state.order.len());
+        assert!(state.footprint() <= retention.total_bytes);
+        let held = state.tails.values().filter(|tail| tail.ring().len() > 0).count();
+        let named: usize = state.index.iter().map(|(topic, _)| topic.len()).sum();
+        assert_eq!((state.held, state.name_bytes), (held, named));
     }
 
     #[test]
@@ -459,12 +563,11 @@ mod tests {
         for _ in 0..10_000 {
             publish(&mut state, "busy");
         }
-        assert_eq!(state.messages, 2);
-        assert!(state.order.len() <= 2 * state.messages + 1025, "{}", state.order.len());
+        assert_eq!((state.order.len(), state.losses.len(), state.names.len()), (2, 1, 1));
         assert!(state.hot.len() <= MAX_HOT_MESSAGES);
-        let patterns = ["*".parse::<Pattern>().expect("a pattern")];
-        let beginning = state.begin(&patterns, &Start::Everything, Id::ZERO);
-        let page = state.read(&patterns, &beginning.position, 10, Id::ZERO);
+        let patterns = patterns(&["*"]);
+        let beginning = begin(&mut state, &patterns, &Start::Everything, Id::ZERO);
+        let page = read(&mut state, &patterns, &beginning.position, 10, Id::ZERO);
         assert_eq!((page.messages.len(), page.gaps.len()), (2, 0));
     }
 }

@@ -36,7 +36,7 @@ pub struct Keep {
 
 impl From<&Retention> for Keep {
     fn from(retention: &Retention) -> Self {
-        let Retention { messages, age, bytes, total_bytes } = *retention;
+        let Retention { messages, age, bytes, total_bytes, .. } = *retention;
         Self { messages, age, bytes, total_bytes }
     }
 }

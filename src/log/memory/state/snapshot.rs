@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{Known, State};
 use crate::{
     log::{
-        Tail,
+        Mark, Tail,
         memory::{
             keys::{Keys, Remembered},
+            losses::Losses,
             retention::Retention,
         },
     },
@@ -22,8 +23,8 @@ pub struct Snapshot {
     pub newest: Id,
     began: Id,
     forgotten: Id,
-    /// The index, in the order of the newest messages.
-    topics: Vec<(Topic, Known)>,
+    /// The index, in the order of the newest messages: of each topic its newest id, and that when it was deleted.
+    topics: Vec<(Topic, Id, Id)>,
     /// What is retained, in the order of the ids.
     messages: Vec<Arc<Message>>,
     keys: Remembered,
@@ -84,12 +85,16 @@ impl State {
     /// Takes nothing more from now on, and hands on what there is.
     pub fn close(&mut self) -> Snapshot {
         self.closed = true;
-        let find = |(id, tail): &(Id, Arc<Tail>)| tail.ring().find(*id).cloned();
+        let find = |(id, tail): (&Id, &Arc<Tail>)| tail.ring().find(*id).cloned();
         Snapshot {
             newest: self.newest,
             began: self.began,
             forgotten: self.forgotten,
-            topics: self.index.iter().map(|(topic, known)| (topic.clone(), *known)).collect(),
+            topics: self
+                .index
+                .iter()
+                .map(|(topic, known)| (topic.clone(), known.newest, known.deleted))
+                .collect(),
             messages: self.order.iter().filter_map(find).collect(),
             keys: self.keys.remembered(),
         }
@@ -98,19 +103,35 @@ impl State {
     /// Goes on from a snapshot, with no more than is to be retained now.
     pub fn restore(snapshot: Snapshot, retention: &Retention) -> Self {
         let Snapshot { newest, began, forgotten, topics, messages, keys } = snapshot;
-        let mut state = Self { newest, forgotten, keys: Keys::restore(keys), ..Self::new(began) };
-        state.index.extend(topics);
+        let (keys, losses) = (Keys::restore(keys), Losses::new(newest));
+        let mut state = Self { newest, forgotten, keys, losses, ..Self::new(began) };
+        for (topic, newest, deleted) in topics {
+            state.know(topic, Known { newest, deleted, lost: Mark::default() });
+        }
         for message in messages {
             let tail = state.tails.get(&message.topic).cloned().unwrap_or_else(|| {
                 // What was there before its oldest retained message is gone.
-                let tail = Arc::new(Tail::new((&message.topic).into(), message.prev));
-                state.tails.insert(message.topic.clone(), tail.clone());
+                let topic = state.names.get(&message.topic).unwrap_or(&message.topic);
+                let tail = Arc::new(Tail::new(topic.into(), message.prev));
+                state.tails.insert(topic.clone(), tail.clone());
                 tail
             });
             message.cool();
             state.retain(&tail, message, retention);
         }
+        state.mark_what_is_gone();
         state
+    }
+
+    /// Marks the topics that had lost something before.
+    fn mark_what_is_gone(&mut self) {
+        for (topic, known) in self.index.iter_mut().filter(|(_, known)| known.lost == Mark::default()) {
+            let tail = self.tails.get(topic);
+            let complete_from = tail.map_or(known.newest, |tail| tail.ring().complete_from());
+            if complete_from > self.forgotten {
+                known.lost = self.losses.restore(topic, complete_from);
+            }
+        }
     }
 }
 
@@ -133,8 +154,8 @@ impl Snapshot {
                 keys: keys.len() as u64,
             },
         )?;
-        for (topic, known) in &self.topics {
-            let (newest, deleted) = (known.newest.get(), known.deleted.get());
+        for (topic, newest, deleted) in &self.topics {
+            let (newest, deleted) = (newest.get(), deleted.get());
             put(to, &TopicEntry { topic: topic.to_string(), newest, deleted })?;
         }
         for message in &self.messages {
@@ -169,7 +190,7 @@ impl Snapshot {
         let counts: Counts = take(from)?;
         let topics = (0..counts.topics).map(|_| {
             let TopicEntry { topic, newest, deleted } = take(from)?;
-            Ok((name(&topic)?, Known { newest: Id::new(newest), deleted: Id::new(deleted) }))
+            Ok((name(&topic)?, Id::new(newest), Id::new(deleted)))
         });
         let topics = topics.collect::<Result<_, _>>()?;
         let messages = (0..counts.messages).map(|_| {

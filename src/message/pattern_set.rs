@@ -1,0 +1,283 @@
+//! Patterns that are matched together: one walk along a topic's segments asks all of them.
+
+use std::{collections::HashMap, ops::Deref};
+
+use super::Pattern;
+
+/// Patterns, each with a value. A match costs what the topic's segments cost, not what the patterns do.
+#[derive(Clone, Debug)]
+pub struct PatternMap<T> {
+    children: HashMap<Box<str>, Self>,
+    /// Behind a `*`.
+    any: Option<Box<Self>>,
+    /// The value of the pattern that ends here with `**`.
+    rest: Option<T>,
+    /// The value of the pattern that ends here.
+    end: Option<T>,
+}
+
+impl<T> Default for PatternMap<T> {
+    fn default() -> Self {
+        Self { children: HashMap::new(), any: None, rest: None, end: None }
+    }
+}
+
+impl<T> PatternMap<T> {
+    /// The value of `pattern`, made by `new` if it has none yet.
+    pub fn entry(&mut self, pattern: &Pattern, new: impl FnOnce() -> T) -> &mut T {
+        let mut node = self;
+        for segment in pattern.segments() {
+            node = match segment {
+                "**" => return node.rest.get_or_insert_with(new),
+                "*" => node.any.get_or_insert_default(),
+                name => node.children.entry(name.into()).or_default(),
+            };
+        }
+        node.end.get_or_insert_with(new)
+    }
+
+    pub fn remove(&mut self, pattern: &Pattern) {
+        self.remove_segments(&mut pattern.segments());
+    }
+
+    fn remove_segments<'a>(&mut self, segments: &mut impl Iterator<Item = &'a str>) {
+        match segments.next() {
+            None => self.end = None,
+            Some("**") => self.rest = None,
+            Some("*") => {
+                self.any.iter_mut().for_each(|child| child.remove_segments(segments));
+                self.any.take_if(|child| child.is_empty());
+            }
+            Some(name) => {
+                let Some(child) = self.children.get_mut(name) else { return };
+                child.remove_segments(segments);
+                if child.is_empty() {
+                    self.children.remove(name);
+                }
+            }
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.children.is_empty() && self.any.is_none() && self.rest.is_none() && self.end.is_none()
+    }
+
+    /// Gives the values of the patterns that match `topic` to `take`, until it returns something.
+    pub fn find<'a, R>(&'a self, topic: &str, mut take: impl FnMut(&'a T) -> Option<R>) -> Option<R> {
+        if self.is_empty() {
+            return None;
+        }
+        // A wildcard does not match a first segment that is reserved.
+        self.find_in(topic, !topic.starts_with('$'), &mut take)
+    }
+
+    fn find_in<'a, R>(
+        &'a self,
+        topic: &str,
+        has_wildcards: bool,
+        take: &mut impl FnMut(&'a T) -> Option<R>,
+    ) -> Option<R> {
+        #[cfg(test)]
+        steps::count();
+        let (segment, behind) = match topic.split_once('.') {
+            Some((segment, behind)) => (segment, Some(behind)),
+            None => (topic, None),
+        };
+        let (rest, any) =
+            if has_wildcards { (self.rest.as_ref(), self.any.as_deref()) } else { (None, None) };
+        if let Some(found) = rest.and_then(&mut *take) {
+            return Some(found);
+        }
+        let next = [self.children.get(segment), any];
+        next.into_iter().flatten().find_map(|node| match behind {
+            Some(behind) => node.find_in(behind, true, take),
+            None => node.end.as_ref().and_then(&mut *take),
+        })
+    }
+}
+
+/// The topics and patterns of one reader, each once: first the topics by name, then the patterns by name.
+///
+/// It reads as a slice of them in that order.
+#[derive(Clone, Debug, Default)]
+pub struct PatternSet {
+    patterns: Vec<Pattern>,
+    /// How many of them are topics.
+    topics: usize,
+    wildcards: PatternMap<Pattern>,
+}
+
+impl PatternSet {
+    pub fn topics(&self) -> &[Pattern] {
+        &self.patterns[..self.topics]
+    }
+
+    pub fn wildcards(&self) -> &[Pattern] {
+        &self.patterns[self.topics..]
+    }
+
+    pub fn contains(&self, pattern: &Pattern) -> bool {
+        self.place(pattern).is_ok()
+    }
+
+    /// Whether `topic` is one of those that are named.
+    pub fn names(&self, topic: &str) -> bool {
+        self.topics().binary_search_by(|known| known.as_str().cmp(topic)).is_ok()
+    }
+
+    /// Whether `topic` is named, or one of the patterns matches it.
+    pub fn matches(&self, topic: &str) -> bool {
+        self.names(topic) || self.wildcards.find(topic, |_| Some(())).is_some()
+    }
+
+    /// Gives each pattern with a wildcard that matches `topic` to `take`.
+    pub fn for_each_wildcard<'a>(&'a self, topic: &str, mut take: impl FnMut(&'a Pattern)) {
+        self.wildcards.find(topic, |pattern| {
+            take(pattern);
+            None::<()>
+        });
+    }
+
+    /// Adds `pattern`, and returns its place; none if it was there.
+    pub fn insert(&mut self, pattern: Pattern) -> Option<usize> {
+        let place = self.place(&pattern).err()?;
+        if pattern.has_wildcard() {
+            self.wildcards.entry(&pattern, || pattern.clone());
+        } else {
+            self.topics += 1;
+        }
+        self.patterns.insert(place, pattern);
+        Some(place)
+    }
+
+    /// Removes `pattern`, and returns the place where it was; none if it was not there.
+    pub fn remove(&mut self, pattern: &Pattern) -> Option<usize> {
+        let place = self.place(pattern).ok()?;
+        if pattern.has_wildcard() {
+            self.wildcards.remove(pattern);
+        } else {
+            self.topics -= 1;
+        }
+        self.patterns.remove(place);
+        Some(place)
+    }
+
+    /// Where `pattern` is, or where it belongs.
+    fn place(&self, pattern: &Pattern) -> Result<usize, usize> {
+        if !pattern.has_wildcard() {
+            return self.topics().binary_search(pattern);
+        }
+        let from = self.topics;
+        self.wildcards().binary_search(pattern).map(|place| from + place).map_err(|place| from + place)
+    }
+}
+
+impl FromIterator<Pattern> for PatternSet {
+    fn from_iter<I: IntoIterator<Item = Pattern>>(patterns: I) -> Self {
+        let mut patterns: Vec<_> = patterns.into_iter().collect();
+        patterns.sort_unstable_by(|a, b| (a.has_wildcard(), a).cmp(&(b.has_wildcard(), b)));
+        patterns.dedup();
+        let topics = patterns.partition_point(|pattern| !pattern.has_wildcard());
+        let mut wildcards = PatternMap::default();
+        for pattern in &patterns[topics..] {
+            wildcards.entry(pattern, || pattern.clone());
+        }
+        Self { patterns, topics, wildcards }
+    }
+}
+
+impl Deref for PatternSet {
+    type Target = [Pattern];
+
+    fn deref(&self) -> &[Pattern] {
+        &self.patterns
+    }
+}
+
+/// Counts the nodes that are looked at, for tests of what a match costs.
+#[cfg(test)]
+pub mod steps {
+    use std::cell::Cell;
+
+    thread_local!(static STEPS: Cell<usize> = const { Cell::new(0) });
+
+    pub fn count() {
+        STEPS.set(STEPS.get() + 1);
+    }
+
+    /// How many nodes `work` looks at.
+    pub fn of(work: impl FnOnce()) -> usize {
+        let before = STEPS.get();
+        work();
+        STEPS.get() - before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATTERNS: [&str; 12] =
+        ["a.*", "a.**", "*.b", "**", "*", "a.*.c", "$s.*", "*.*.*", "a.$b.*", "a", "$s.b", "*.**"];
+    const TOPICS: [&str; 9] = ["a", "b", "a.b", "a.b.c", "x.b", "$s", "$s.b", "$s.b.c", "a.$b.c"];
+
+    fn pattern(text: &str) -> Pattern {
+        text.parse().expect("a pattern")
+    }
+
+    #[test]
+    fn one_walk_finds_what_matching_one_by_one_finds() {
+        let mut map = PatternMap::default();
+        for pattern in PATTERNS.map(pattern) {
+            map.entry(&pattern, || pattern.clone());
+        }
+        for topic in TOPICS {
+            let mut found = Vec::new();
+            map.find(topic, |pattern| {
+                found.push(pattern.to_string());
+                None::<()>
+            });
+            found.sort();
+            let mut expected: Vec<_> =
+                PATTERNS.into_iter().filter(|text| pattern(text).matches(topic)).map(str::to_owned).collect();
+            expected.sort();
+            assert_eq!(found, expected, "{topic}");
+        }
+        for text in PATTERNS {
+            assert!(!map.is_empty());
+            map.remove(&pattern(text));
+        }
+        assert!(map.is_empty(), "nothing is left of what was removed");
+    }
+
+    #[test]
+    fn a_set_matches_what_any_of_its_patterns_matches_as_they_come_and_go() {
+        let mut set: PatternSet = PATTERNS[..6].iter().map(|text| pattern(text)).collect();
+        for text in &PATTERNS[6..] {
+            let place = set.insert(pattern(text)).expect("it is new");
+            assert_eq!(set[place].as_str(), *text);
+            assert_eq!(set.insert(pattern(text)), None, "it is there");
+        }
+        let again: PatternSet = PATTERNS.into_iter().chain(PATTERNS).map(pattern).collect();
+        assert_eq!(set[..], again[..]);
+        assert_eq!(set.topics(), ["$s.b", "a"].map(pattern));
+        for text in PATTERNS {
+            for topic in TOPICS {
+                assert_eq!(set.matches(topic), set.iter().any(|known| known.matches(topic)), "{topic}");
+            }
+            let place = set.iter().position(|known| known.as_str() == text);
+            assert_eq!(set.remove(&pattern(text)), place);
+            assert!(set.remove(&pattern(text)).is_none() && !set.contains(&pattern(text)));
+        }
+        assert!(set.is_empty());
+    }
+
+    #[test]
+    fn a_match_costs_the_same_however_many_patterns_there_are() {
+        let cost = |count: usize| {
+            let set: PatternSet = (0..count).map(|number| pattern(&format!("*.x.{number}.*"))).collect();
+            steps::of(|| assert!(!set.matches("public.user.7.inbox") && !set.matches("public.x.none.y")))
+        };
+        assert_eq!(cost(10_000), cost(10));
+    }
+}

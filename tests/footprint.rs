@@ -1,0 +1,93 @@
+//! What `--retain-total` counts is what the process takes, within a quarter.
+
+use std::{fs, process::Command, sync::Arc, time::Duration};
+
+use rejoin::{
+    log::{Append, AppendError, Log, MemoryLog, Retention},
+    message::{Draft, Payload},
+};
+
+/// As in the program: what another allocator takes is not measured here.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+const TOTAL: usize = 64 << 20;
+/// Names the case in the process that measures it.
+const CASE: &str = "REJOIN_FOOTPRINT_CASE";
+
+/// Memory that is freed is given back at once, not within ten seconds.
+const AT_ONCE: (&str, &str) = ("MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0");
+
+/// What is published until the log is full.
+struct Case {
+    name: &'static str,
+    count: usize,
+    topics: usize,
+    payload: usize,
+    has_key: bool,
+}
+
+const CASES: [Case; 6] = [
+    Case { name: "tiny_messages", count: 400_000, topics: 100, payload: 10, has_key: false },
+    Case { name: "messages_of_300_bytes", count: 200_000, topics: 1_000, payload: 300, has_key: false },
+    Case { name: "messages_of_10_kib", count: 12_000, topics: 100, payload: 10 << 10, has_key: false },
+    Case { name: "topics_with_one_message", count: 100_000, topics: 100_000, payload: 200, has_key: false },
+    Case { name: "topics_without_messages", count: 200_000, topics: 100_000, payload: 1_000, has_key: false },
+    Case { name: "keys", count: 300_000, topics: 20, payload: 10, has_key: true },
+];
+
+/// Each case has a process of its own, so that none finds what another has left.
+#[test]
+fn what_is_counted_is_what_is_taken_within_a_quarter() {
+    let mut wrong = Vec::new();
+    for Case { name, .. } in CASES {
+        let this = std::env::current_exe().expect("a program");
+        let measured = Command::new(this)
+            .args(["measure", "--ignored", "--nocapture"])
+            .envs([(CASE, name), AT_ONCE])
+            .output();
+        let output = measured.expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let taken = text.lines().find_map(|line| line.strip_prefix("taken ")?.parse::<usize>().ok());
+        let taken = taken.unwrap_or_else(|| panic!("{name}: {text} {output:?}"));
+        let percent = taken * 100 / TOTAL;
+        println!("{name}: {percent} % of --retain-total");
+        if !(75..=125).contains(&percent) {
+            wrong.push(name);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?} take another share of --retain-total");
+}
+
+#[tokio::test]
+#[ignore = "a part of the test above"]
+async fn measure() {
+    let Ok(name) = std::env::var(CASE) else { return };
+    let case = CASES.iter().find(|case| case.name == name).expect("a case");
+    let age = Duration::from_secs(3600);
+    let retention =
+        Retention { messages: 100_000, age, bytes: TOTAL, total_bytes: TOTAL, topics: case.topics };
+    let log = MemoryLog::start(retention);
+    let before = resident_bytes();
+    for number in 0..case.count {
+        publish(&log, case, number).await;
+    }
+    println!("\ntaken {}", resident_bytes() - before);
+}
+
+async fn publish(log: &Arc<MemoryLog>, case: &Case, number: usize) {
+    let topic = format!("topic.{}", number % case.topics).parse().expect("a topic");
+    let payload = Payload::text("x".repeat(case.payload));
+    let draft = Draft { topic, event: None, payload, exclude: None };
+    let idempotency_key = case.has_key.then(|| format!("key-{number:08}").into());
+    let append = Append { draft, idempotency_key, if_match: None };
+    if log.append(append.clone()).await == Err(AppendError::TooManyKeys) {
+        log.append(Append { idempotency_key: None, ..append }).await.expect("stored");
+    }
+}
+
+fn resident_bytes() -> usize {
+    let statm = fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages: usize = statm.split(' ').nth(1).expect("a second field").parse().expect("a number");
+    pages * 4096
+}
