@@ -73,6 +73,11 @@ impl Broker {
         self.log.watermark()
     }
 
+    /// Whether a message was refused of late for want of room.
+    pub fn is_full(&self) -> bool {
+        self.log.is_full()
+    }
+
     pub async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
         self.log.topics(after, limit).await
     }

@@ -76,7 +76,11 @@ impl Server {
                 };
                 (memory.clone(), Some(memory))
             }
-            LogKind::Redis(address) => (RedisLog::start((**address).clone(), &retention), None),
+            LogKind::Redis(address) => {
+                let log = RedisLog::start((**address).clone(), &retention);
+                log.check_format().await?;
+                (log, None)
+            }
         };
         Ok(Self { app: App::new(Broker::new(log), config.clone(), shutdown), memory, config })
     }

@@ -72,6 +72,11 @@ pub trait Log: Send + Sync + 'static {
 
     async fn stats(&self) -> Result<LogStats, LogError>;
 
+    /// Whether a message was refused of late for want of room.
+    fn is_full(&self) -> bool {
+        false
+    }
+
     /// Ends a [`Followed`]; called by its drop.
     fn unfollow(&self, tail: &Arc<Tail>, follower: usize);
 }
@@ -127,6 +132,9 @@ pub enum LogError {
     /// The store may or may not have done it.
     #[error("the log did not confirm in time")]
     UnknownOutcome,
+    /// There is no room for another message. Nothing was stored; what is stored can be read.
+    #[error("the log is full")]
+    Full,
 }
 
 /// A tail that is kept filled for one follower, until this is dropped.

@@ -79,7 +79,8 @@ const STORE_BUCKETS: [f64; 13] =
     [0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0];
 
 /// What somebody may have to be woken for when it becomes of many messages.
-const TROUBLES: [Code; 4] = [Code::Unavailable, Code::UnknownOutcome, Code::Overloaded, Code::RateLimited];
+const TROUBLES: [Code; 5] =
+    [Code::Unavailable, Code::UnknownOutcome, Code::Full, Code::Overloaded, Code::RateLimited];
 
 impl Metrics {
     pub fn new() -> Self {

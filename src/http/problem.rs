@@ -32,13 +32,14 @@ pub enum Code {
     Overloaded,
     Unavailable,
     UnknownOutcome,
+    Full,
     TooSlow,
     Draining,
     Disconnected,
 }
 
 impl Code {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::BadRequest,
         Self::Unauthorized,
         Self::TokenExpired,
@@ -56,6 +57,7 @@ impl Code {
         Self::Overloaded,
         Self::Unavailable,
         Self::UnknownOutcome,
+        Self::Full,
         Self::TooSlow,
         Self::Draining,
         Self::Disconnected,
@@ -80,6 +82,7 @@ impl Code {
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
             Self::UnknownOutcome => "unknown_outcome",
+            Self::Full => "full",
             Self::TooSlow => "too_slow",
             Self::Draining => "draining",
             Self::Disconnected => "disconnected",
@@ -100,7 +103,9 @@ impl Code {
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
-            Self::Overloaded | Self::Unavailable | Self::UnknownOutcome => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded | Self::Unavailable | Self::UnknownOutcome | Self::Full => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::TooSlow | Self::Draining | Self::Disconnected => return None,
         })
     }
@@ -123,8 +128,11 @@ impl Code {
 
     /// After how long it may be worth to ask again.
     fn retry_after(self) -> Option<Duration> {
-        matches!(self, Self::RateLimited | Self::Overloaded | Self::Unavailable | Self::UnknownOutcome)
-            .then_some(Duration::from_secs(1))
+        matches!(
+            self,
+            Self::RateLimited | Self::Overloaded | Self::Unavailable | Self::UnknownOutcome | Self::Full
+        )
+        .then_some(Duration::from_secs(1))
     }
 }
 
@@ -195,6 +203,10 @@ impl From<LogError> for Problem {
             LogError::UnknownOutcome => Self::new(
                 Code::UnknownOutcome,
                 "the log did not confirm in time; repeat it with the same Idempotency-Key",
+            ),
+            LogError::Full => Self::new(
+                Code::Full,
+                "the log is full: nothing was stored, and reading works; an operator must make room",
             ),
         }
     }

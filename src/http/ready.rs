@@ -1,13 +1,19 @@
 //! Whether the server is ready: proven by a round trip through publish and the live feed.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+    time::Duration,
+};
 
 use axum::{extract::State, response::Response};
-use http::StatusCode;
-use tokio::{
-    sync::Mutex,
-    time::{Instant, timeout},
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
 };
+use http::StatusCode;
+use tokio::time::{Instant, timeout};
 
 use super::{
     App, inspect,
@@ -22,30 +28,46 @@ use crate::{
 /// Where readiness is proven. Clients cannot publish to it, and no pattern reaches it.
 const TOPIC: &str = "$rejoin.ready";
 /// How long the proof may take.
-const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a proof counts, so that whoever asks often costs no more than whoever asks once.
 const COUNTS_FOR: Duration = Duration::from_secs(1);
 
-/// What the last round trip has shown. Those who ask while one is under way wait for it.
-// A tokio mutex: it is held over the round trip.
+type Shown = (Instant, Result<(), Problem>);
+
+/// The last round trip, or the one that is under way. It goes on whether or not the one who asked for it still waits,
+/// so that the first refusal comes as soon to a probe that gives up early.
 #[derive(Default)]
-pub struct Proof(Mutex<Option<(Instant, Result<(), Problem>)>>);
+pub struct Proof(Mutex<Option<Shared<BoxFuture<'static, Shown>>>>);
 
 impl Proof {
     async fn of(&self, broker: &Broker) -> Result<(), Problem> {
-        let mut last = self.0.lock().await;
-        if let Some((at, shown)) = &*last
-            && at.elapsed() < COUNTS_FOR
-        {
-            return shown.clone();
+        loop {
+            let (at, shown) = self.last(broker).await;
+            // One that nobody waited for may be old.
+            if at.elapsed() < COUNTS_FOR {
+                return shown;
+            }
         }
-        let shown = match timeout(TIMEOUT, round_trip(broker)).await {
-            Ok(shown) => shown,
-            Err(_) => Err(Problem::new(Code::Unavailable, "what is published does not arrive")),
-        };
-        *last = Some((Instant::now(), shown.clone()));
-        shown
     }
+
+    /// The last proof, or a new one if that is old.
+    fn last(&self, broker: &Broker) -> Shared<BoxFuture<'static, Shown>> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(shown) if shown.peek().is_none_or(|(at, _)| at.elapsed() < COUNTS_FOR) => shown.clone(),
+            _ => last.insert(prove(broker.clone())).clone(),
+        }
+    }
+}
+
+fn prove(broker: Broker) -> Shared<BoxFuture<'static, Shown>> {
+    let task = tokio::spawn(async move {
+        let shown = timeout(TIMEOUT, round_trip(&broker)).await;
+        let late = |_| Err(Problem::new(Code::Unavailable, "readiness probe timed out"));
+        (Instant::now(), shown.unwrap_or_else(late))
+    });
+    let failed = |_| (Instant::now(), Err(Problem::new(Code::Unavailable, "readiness probe failed")));
+    task.map(move |shown| shown.unwrap_or_else(failed)).boxed().shared()
 }
 
 /// `GET /health/ready`: publishing and the live feed work, or why they do not.
@@ -54,7 +76,12 @@ pub async fn show(State(app): State<Arc<App>>) -> Result<Response, Problem> {
         return Err(Problem::new(Code::Unavailable, "the server is draining"));
     }
     app.proof.of(&app.broker).await?;
-    Ok(inspect::json(StatusCode::OK, &serde_json::json!({"status": "ready"})))
+    let mut shown = serde_json::json!({"status": "ready"});
+    if app.broker.is_full() {
+        // Another server of this deployment could store nothing either.
+        shown["full"] = true.into();
+    }
+    Ok(inspect::json(StatusCode::OK, &shown))
 }
 
 async fn round_trip(broker: &Broker) -> Result<(), Problem> {

@@ -15,10 +15,13 @@ mod scripts;
 mod store;
 mod under_way;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::task::JoinSet;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 pub use self::address::{Address, ParseAddressError};
 use self::{
@@ -40,6 +43,8 @@ use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 const ARRIVAL: Duration = Duration::from_secs(1);
 /// How long somebody who wants to follow waits for the link, and a read for tails that can be vouched for.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How soon the store is asked again for its format.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How often a page is read until it counts: a deletion or a new generation may outdate it.
 const MAX_READS: usize = 3;
 
@@ -73,6 +78,25 @@ impl RedisLog {
         tasks.spawn(link.clone().keep_linked());
         let (asking, asked, under_way) = Default::default();
         Arc::new(Self { store, feed, link, asking, asked, under_way, _tasks: tasks })
+    }
+
+    /// Asks the store which format it has, if it answers within two seconds.
+    ///
+    /// # Errors
+    /// If the store has a format that this version does not know.
+    pub async fn check_format(&self) -> io::Result<()> {
+        let asked = async {
+            while !self.store.is_foreign() && self.link.ask().await.is_err() {
+                sleep(ASK_AGAIN).await;
+            }
+        };
+        // A store that cannot be asked yet keeps nobody from starting.
+        let _ = timeout(PATIENCE, asked).await;
+        if self.store.is_foreign() {
+            let what = "the store in Redis has a format that this version does not know: a newer version has used it";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        }
+        Ok(())
     }
 
     /// The store's newest id, asked for after this was called, by all who call it at the same time.
@@ -252,6 +276,10 @@ impl Log for RedisLog {
 
     fn ephemerals(&self) -> &Ephemerals {
         &self.feed.ephemerals
+    }
+
+    fn is_full(&self) -> bool {
+        self.store.is_full()
     }
 
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {

@@ -59,6 +59,7 @@ const ROWS: &[Row] = &[
     row("overloaded", Some(503), Some(4100), Some(|| Box::pin(overloaded()))),
     row("unavailable", Some(503), None, Some(|| Box::pin(failed(LogError::Unavailable)))),
     row("unknown_outcome", Some(503), None, Some(|| Box::pin(failed(LogError::UnknownOutcome)))),
+    row("full", Some(503), None, Some(|| Box::pin(failed(LogError::Full)))),
     row("too_slow", None, Some(4101), None),
     row("draining", None, Some(4200), None),
     row("disconnected", None, Some(4010), None),

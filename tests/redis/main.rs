@@ -8,6 +8,7 @@
 mod across;
 mod bare;
 mod deployment;
+mod formats;
 mod handover;
 mod holes;
 mod joining;

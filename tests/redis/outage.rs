@@ -128,3 +128,51 @@ async fn a_publish_that_redis_may_have_received_has_an_unknown_outcome() {
     assert_eq!(stream.next().await["data"], "next");
     deployment.stop().await;
 }
+
+/// Redis has no memory left: that is told apart from a Redis that is away, since reading goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_redis_refuses_messages_and_nothing_else() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let deployment = Deployment::of(2, &redis).await;
+    let addr = deployment.addrs()[0];
+    assert_eq!(post(addr, "/topics/a", None, "kept").await.status(), 201);
+    redis.say(&["CONFIG", "SET", "maxmemory", "1"]);
+    let refused = post(addr, "/topics/a", None, "too much").await;
+    assert_eq!((refused.status().as_u16(), refused.headers().contains_key("retry-after")), (503, true));
+    assert_eq!(json(refused).await["code"], "full");
+    let client = crate::support::http_client().build().expect("a client");
+    let get = async |path: &str| {
+        let answer = client.get(format!("http://{addr}{path}")).send().await.expect("an answer");
+        assert_eq!(answer.status(), 200, "{path}");
+        json(answer).await
+    };
+    assert_eq!(get("/health/ready").await, serde_json::json!({"status": "ready", "full": true}));
+    assert_eq!(get("/topics/a?after=0").await["messages"][0]["data"], "kept");
+    assert_eq!(get("/events?topic=*&after=0").await["messages"][0]["data"], "kept");
+    redis.say(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(post(addr, "/topics/a", None, "next").await.status(), 201);
+    deployment.stop().await;
+}
+
+/// Each probe gives up after half a second. Together they hear of it as soon as one that waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_impatient_probe_hears_that_redis_is_away() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let deployment = Deployment::of(1, &redis).await;
+    let url = format!("http://{}/health/ready", deployment.addrs()[0]);
+    redis.stop();
+    let client = crate::support::http_client().timeout(Duration::from_millis(500)).build().expect("a client");
+    let refused = timeout(PATIENCE, async {
+        loop {
+            match client.get(&url).send().await {
+                Ok(answer) if answer.status() == 503 => break,
+                // While the last proof counts it is ready still.
+                Ok(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(_) => {}
+            }
+        }
+    });
+    refused.await.expect("within a bounded time");
+    redis.go_on();
+    deployment.stop().await;
+}

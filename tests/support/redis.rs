@@ -135,6 +135,11 @@ impl Redis {
         answer
     }
 
+    /// The answer to one command, also if it is an error.
+    pub fn answer(&self, words: &[&str]) -> String {
+        self.try_say(words).unwrap_or_else(|| panic!("{words:?}: no answer"))
+    }
+
     /// Closes all connections of a type, and returns how many there were.
     pub fn kill_clients(&self, kind: &str) -> usize {
         let answer = self.say(&["CLIENT", "KILL", "TYPE", kind]);

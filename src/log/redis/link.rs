@@ -116,6 +116,8 @@ impl Link {
                 .flat_map(|(_, entries)| entries)
                 .for_each(|entry| self.feed.arrive(entry));
             self.store.has_seen(self.feed.watermark());
+            // The readers that were woken go first.
+            tokio::task::yield_now().await;
         }
     }
 

@@ -31,8 +31,8 @@ impl Default for Scripts {
         };
         Self {
             publish: script(STORES, include_str!("scripts/publish.lua")),
-            // Readiness is proven by an announcement: it fails where a publish would.
-            announce: script(STORES, include_str!("scripts/announce.lua")),
+            // It is not stored, and the feed has its bound. Readiness is proven by it.
+            announce: script(READS, include_str!("scripts/announce.lua")),
             delete: script(READS, include_str!("scripts/delete.lua")),
             probe: script(READS, include_str!("scripts/probe.lua")),
             keep: script(READS, include_str!("scripts/keep.lua")),

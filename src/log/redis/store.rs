@@ -37,6 +37,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// From one attempt to connect to the next, at least.
 pub const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// How long a refusal for want of memory counts: publishers show sooner or later that there is room again.
+const FULL_FOR: Duration = Duration::from_secs(10);
 /// How often it is said what Redis refuses.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
@@ -69,6 +71,10 @@ pub struct Store {
     known: AtomicU64,
     /// What is acknowledged is on disk.
     is_durable: AtomicBool,
+    /// When Redis last refused something for want of memory.
+    full_at: Mutex<Option<Instant>>,
+    /// The store has a format that this version does not know.
+    is_foreign: AtomicBool,
     /// When it was last said that Redis refuses something.
     said: Mutex<Option<Instant>>,
 }
@@ -83,6 +89,8 @@ impl Store {
             connection: watch::Sender::new(None),
             known: AtomicU64::new(0),
             is_durable: AtomicBool::new(false),
+            full_at: Mutex::default(),
+            is_foreign: AtomicBool::new(false),
             said: Mutex::default(),
         }
     }
@@ -93,6 +101,20 @@ impl Store {
 
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    fn full_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.full_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether Redis refused something of late for want of memory.
+    pub fn is_full(&self) -> bool {
+        self.full_at().is_some_and(|at| at.elapsed() < FULL_FOR)
+    }
+
+    /// Whether the store turned out to have a format that this version does not know.
+    pub fn is_foreign(&self) -> bool {
+        self.is_foreign.load(Ordering::Relaxed)
     }
 
     /// Notes an id that the store has given or shown.
@@ -148,7 +170,18 @@ impl Store {
                 self.lose(connection.number, &error);
             }
             self.say(&error);
-            if is_refused(&error) { LogError::Unavailable } else { LogError::UnknownOutcome }
+            match error.code() {
+                Some("OOM") => {
+                    *self.full_at() = Some(Instant::now());
+                    LogError::Full
+                }
+                Some("FORMAT") => {
+                    self.is_foreign.store(true, Ordering::Relaxed);
+                    LogError::Unavailable
+                }
+                _ if is_refused(&error) => LogError::Unavailable,
+                _ => LogError::UnknownOutcome,
+            }
         })
     }
 
@@ -368,7 +401,7 @@ fn is_refused(error: &RedisError) -> bool {
             | TryAgain,
         )
         | ErrorKind::AuthenticationFailed => true,
-        _ => matches!(error.code(), Some("OOM" | "MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH")),
+        _ => matches!(error.code(), Some("MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH")),
     }
 }
 

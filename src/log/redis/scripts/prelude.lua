@@ -53,7 +53,7 @@ if not saved[1] then
 end
 if saved[1] then
   format, last, began, total, messages, max_messages, max_age, max_bytes, max_total = cmsgpack.unpack(saved[1])
-  if format ~= FORMAT then return redis.error_reply('FORMAT ' .. format .. ' is not ' .. FORMAT) end
+  if format ~= FORMAT then return redis.error_reply('FORMAT the store has format ' .. format .. ', and this version knows format ' .. FORMAT) end
 end
 local life, process, was_durable, inherited, previous, forgotten, reason
 
