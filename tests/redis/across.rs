@@ -89,3 +89,20 @@ async fn an_excluded_connection_of_another_replica_is_passed_by_and_an_announcem
     }
     deployment.stop().await;
 }
+
+/// Databases of one Redis are deployments of their own.
+#[tokio::test]
+async fn two_databases_of_one_redis_hear_nothing_of_each_other() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let one = Deployment::over(&[format!("{}/0", redis.url())]).await;
+    let other = Deployment::over(&[format!("{}/1", redis.url())]).await;
+    let mut lines = Lines::open(other.addrs()[0], "/topics/a").await;
+    for path in ["/topics/a?ephemeral", "/topics/a"] {
+        let answer = post(one.addrs()[0], path, None, "of the one").await;
+        assert!(answer.status().is_success(), "{}", answer.status());
+    }
+    assert_eq!(post(other.addrs()[0], "/topics/a?ephemeral", None, "of the other").await.status(), 202);
+    assert_eq!(lines.next().await["data"], "of the other");
+    one.stop().await;
+    other.stop().await;
+}

@@ -58,6 +58,18 @@ async fn what_the_link_leaves_out_is_read_before_anything_newer_is_given() {
     }
 }
 
+/// Nothing is published after the message that nobody was told of: the next probe finds it.
+#[tokio::test]
+async fn a_message_that_was_stored_by_a_script_that_failed_is_given_all_the_same() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let mut readers = [subscribe(&broker, "a", Start::Now).await, subscribe(&broker, "*", Start::Now).await];
+    let silent = store_in_silence(&redis, "a");
+    for reader in &mut readers {
+        assert_eq!(read_until(reader, silent).await, [Some(silent)]);
+    }
+}
+
 /// What the index has dropped may have been in any topic, also in one that is published to again: the chain of
 /// that begins with what was forgotten and not with nothing.
 #[tokio::test]
