@@ -14,15 +14,20 @@ pub struct Facts {
     pub newest: Id,
     /// From here on the store vouches for having everything.
     pub began: Id,
-    /// What an earlier life has left goes up to here.
-    pub inherited: Id,
-    /// Where the life before this one began. Who stands before that may lack what was lost then.
-    pub previous: Id,
     /// The newest id of a topic that the index does not hold is at most this.
     pub forgotten: Id,
-    /// Why it began where it did.
-    pub reason: Reason,
     pub keep: Keep,
+    /// Where generations began of which something may be lost before, oldest first.
+    pub boundaries: Vec<Boundary>,
+}
+
+/// Where a generation of the store began.
+#[derive(Clone, Debug)]
+pub struct Boundary {
+    pub began: Id,
+    /// What the generation before it has left goes up to here.
+    pub inherited: Id,
+    pub reason: Reason,
 }
 
 /// How much is kept, as the store remembers it.
@@ -81,12 +86,19 @@ impl FromRedisValue for Keep {
 
 impl FromRedisValue for Facts {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        type Parts = (Num, Num, Num, Num, Num, String, Keep);
-        let (newest, began, inherited, previous, forgotten, reason, keep): Parts =
+        type Parts = (Num, Num, Num, Keep, Vec<Boundary>);
+        let (Num(newest), Num(began), Num(forgotten), keep, boundaries): Parts =
+            FromRedisValue::from_redis_value(value)?;
+        Ok(Self { newest, began, forgotten, keep, boundaries })
+    }
+}
+
+impl FromRedisValue for Boundary {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let (Num(began), Num(inherited), reason): (Num, Num, String) =
             FromRedisValue::from_redis_value(value)?;
         let reason = if reason == "failover" { Reason::Failover } else { Reason::Restarted };
-        let (newest, began, inherited) = (newest.0, began.0, inherited.0);
-        Ok(Self { newest, began, inherited, previous: previous.0, forgotten: forgotten.0, reason, keep })
+        Ok(Self { began, inherited, reason })
     }
 }
 

@@ -372,7 +372,7 @@ impl State {
 mod tests {
     use super::*;
     use crate::{
-        log::{Reason, Retention, redis::codec::Entry},
+        log::{Retention, redis::codec::Entry},
         message::Payload,
     };
 
@@ -381,9 +381,7 @@ mod tests {
     fn facts(began: u64, newest: u64) -> Facts {
         let [began, newest] = [began, newest].map(Id::new);
         let retention = Retention { messages: 1, age: AGE, bytes: 1, total_bytes: 1, topics: 1_000_000 };
-        let (inherited, previous, forgotten) = (Id::ZERO, Id::ZERO, began);
-        let (reason, keep) = (Reason::Failover, (&retention).into());
-        Facts { newest, began, inherited, previous, forgotten, reason, keep }
+        Facts { newest, began, forgotten: began, keep: (&retention).into(), boundaries: Vec::new() }
     }
 
     fn begun() -> Feed {

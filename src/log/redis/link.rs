@@ -115,7 +115,6 @@ impl Link {
                 .flatten()
                 .flat_map(|(_, entries)| entries)
                 .for_each(|entry| self.feed.arrive(entry));
-            self.store.has_seen(self.feed.watermark());
             // The readers that were woken go first.
             tokio::task::yield_now().await;
         }
@@ -174,6 +173,8 @@ impl Link {
         loop {
             let place = self.feed.place();
             if self.feed.wait(PROBE_TIMEOUT, |feed| feed.has_reached(facts)).await {
+                // Only now: what another primary brings says nothing of the store that answers.
+                self.store.has_seen(self.feed.watermark());
                 return Ok(());
             }
             // What another primary still brings is of no use.

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     codec,
-    facts::{Facts, Num, Prev},
+    facts::{Boundary, Facts, Num, Prev},
     store::Store,
 };
 use crate::{
@@ -92,7 +92,7 @@ impl Reading<'_> {
                 let position = self.begin_with(Id::ZERO, None, newest).await?;
                 let mut gaps = Vec::new();
                 for pattern in self.patterns {
-                    let next = self.oldest_matching(pattern, Id::ZERO).await?;
+                    let next = self.oldest_matching(pattern, Id::ZERO).await?.ok();
                     gaps.push(Gap {
                         topic: pattern.clone(),
                         next,
@@ -215,8 +215,10 @@ impl Reading<'_> {
         }
         let (facts, end, retained, found): (Facts, Num, Vec<Retained>, Vec<Found>) =
             self.run(&self.store.scripts.read, &args).await?;
-        let life = Life::at(&facts, position);
-        let mut page = Page { told: life.told(position), end: end.0, ..Page::default() };
+        let standing = Standing::at(&facts, position);
+        let next = retained.iter().map(|(_, _, first, _)| first.0).filter(|first| *first > Id::ZERO).min();
+        let told = standing.told_upto(position, next.unwrap_or(Id::MAX));
+        let mut page = Page { told, end: end.0, ..Page::default() };
         let mut past = page.end;
         for (topic, (newest, deleted, first, prev)) in topics.iter().zip(&retained) {
             let complete_from = match (newest.0, first.0) {
@@ -229,7 +231,7 @@ impl Reading<'_> {
             }
             let next = Some(first.0).filter(|first| *first > Id::ZERO);
             let loss = Loss { complete_from, next, deleted: deleted.0 };
-            page.gaps.extend(life.gap(topic, position, loss));
+            page.gaps.extend(standing.gap(topic, position, loss));
         }
         page.past = past;
 
@@ -241,7 +243,10 @@ impl Reading<'_> {
                 page.end = page.messages.last().map_or(page.end, |last| last.id);
                 break;
             }
-            page.messages.extend(message(topic, id.0, prev.0, &head, &bytes));
+            match message(topic, id.0, prev.0, &head, &bytes) {
+                Some(message) => page.messages.push(message),
+                None => page.gaps.push(unreadable(topic, id.0)),
+            }
         }
         Ok((facts, page))
     }
@@ -254,8 +259,16 @@ impl Reading<'_> {
         args.extend(exact.iter().map(|topic| topic.to_string()));
         let (facts, end, _, gone, deleted, newest, order) = self.scan_order(&args).await?;
         let deleted: HashMap<_, _> = deleted.into_iter().map(|(topic, id)| (topic, id.0)).collect();
-        let life = Life::at(&facts, position);
-        let mut page = Page { told: life.told(position).max(facts.forgotten), end: end.0, ..Page::default() };
+        let standing = Standing::at(&facts, position);
+        let is_far = standing.is_at_boundary || told < facts.forgotten;
+        let mut page = Page { end: end.0, ..Page::default() };
+        let mut next = Id::MAX;
+        for pattern in self.patterns.iter().filter(|pattern| pattern.has_wildcard() && is_far) {
+            let found = self.oldest_matching(pattern, position.cursor).await?;
+            next = next.min(found.unwrap_or_else(|nothing_until| nothing_until));
+            let reason = standing.told().map_or(Reason::Retention, |boundary| boundary.reason);
+            page.gaps.push(Gap { topic: pattern.clone(), next: found.ok(), reason, floor: Id::ZERO });
+        }
 
         // Which of the scanned messages are to be given.
         let mut wanted: Vec<(Topic, Id)> = Vec::new();
@@ -275,23 +288,17 @@ impl Reading<'_> {
         // Which topics may have lost something.
         let forgotten = facts.forgotten;
         let mut lost: HashSet<Topic> = HashSet::new();
+        // What lay before a gap of the pattern was told by it.
+        let told = standing.told().map_or(forgotten, |boundary| boundary.began.max(forgotten));
         for (name, id) in gone.iter().filter(|(name, _)| self.matches(name)) {
-            // What lay before a gap of the pattern was told by it.
-            let told = if life.is_before { facts.began.max(forgotten) } else { forgotten };
             if position.vouched(name).max(told) < id.0 {
                 lost.extend(name.parse());
             }
         }
-        let is_far = life.is_before || told < forgotten;
         for (topic, newest) in exact.into_iter().zip(newest) {
             if is_far || newest.0 == Id::ZERO {
                 lost.insert(topic);
             }
-        }
-        for pattern in self.patterns.iter().filter(|pattern| pattern.has_wildcard() && is_far) {
-            let next = self.oldest_matching(pattern, position.cursor).await?;
-            let reason = if life.is_before { facts.reason } else { Reason::Retention };
-            page.gaps.push(Gap { topic: pattern.clone(), next, reason, floor: Id::ZERO });
         }
         let lost: Vec<_> = lost.into_iter().collect();
         let found = self.fetch(&wanted, &lost, position).await?;
@@ -300,6 +307,8 @@ impl Reading<'_> {
             // Not all of it fits.
             page.end = wanted[found.messages.len().max(1) - 1].1;
         }
+        let firsts = found.firsts.iter().map(|(first, ..)| first.0).filter(|first| *first > Id::ZERO);
+        page.told = standing.told_upto(position, firsts.fold(next, Id::min)).max(forgotten);
         for (topic, (first, prev, newest)) in lost.iter().zip(found.firsts) {
             let next = Some(first.0).filter(|first| *first > Id::ZERO);
             let complete_from = match (next, newest.0) {
@@ -309,14 +318,17 @@ impl Reading<'_> {
             };
             let deleted = deleted.get(&**topic).copied().unwrap_or_default();
             let loss = Loss { complete_from, next, deleted };
-            page.gaps.extend(life.gap(topic, position, loss));
+            page.gaps.extend(standing.gap(topic, position, loss));
         }
         let mut missing: HashMap<Topic, Id> = HashMap::new();
         for ((topic, id), parts) in wanted.into_iter().zip(found.messages) {
             if let [link, head, bytes] = &*parts {
                 let prev =
                     std::str::from_utf8(link).ok().and_then(|link| link.split(' ').next()?.parse().ok());
-                page.messages.extend(message(&topic, id, prev.unwrap_or_default(), head, bytes));
+                match message(&topic, id, prev.unwrap_or_default(), head, bytes) {
+                    Some(message) => page.messages.push(message),
+                    None => page.gaps.push(unreadable(&topic, id)),
+                }
             } else {
                 // It went between two looks, or somebody else took it.
                 missing.insert(topic, id);
@@ -391,32 +403,31 @@ impl Reading<'_> {
         }
     }
 
-    async fn oldest_matching(&self, pattern: &Pattern, after: Id) -> Result<Option<Id>, LogError> {
-        let scan = [Pattern::clone(pattern)];
-        let reading = Reading { store: self.store, patterns: &scan };
+    /// The oldest message after `after` that matches, or a point up to which there is none.
+    async fn oldest_matching(&self, pattern: &Pattern, after: Id) -> Result<Result<Id, Id>, LogError> {
         let mut after = after;
         for _ in 0..MAX_SCANS {
             let args = [after.to_string(), Id::MAX.to_string(), SCAN_LIMIT.to_string(), Id::MAX.to_string()];
             let (_, end, more, _, _, _, order) = self.scan_order(&args).await?;
-            if let Some((id, _)) = order.iter().find(|(_, name)| reading.matches(name)) {
-                return Ok(Some(id.0));
+            if let Some((id, _)) = order.iter().find(|(_, name)| pattern.matches(name)) {
+                return Ok(Ok(id.0));
             }
             if more == NO_MORE {
-                return Ok(None);
+                return Ok(Err(Id::MAX));
             }
             after = end.0;
         }
-        Ok(None)
+        Ok(Err(after))
     }
 }
 
-/// Where a reader stands in the lives of the store.
-struct Life<'a> {
+/// Where a reader stands among the generations of the store.
+struct Standing<'a> {
     facts: &'a Facts,
-    /// It stands before this life, and has read what an earlier one has left.
-    is_before: bool,
-    /// It still reads that.
-    is_in_earlier: bool,
+    /// The first generation that began after what the reader knows of.
+    boundary: Option<&'a Boundary>,
+    /// The reader has everything that came before that boundary, so it is told now.
+    is_at_boundary: bool,
 }
 
 /// What is known of a topic that may have lost something.
@@ -428,36 +439,47 @@ struct Loss {
     deleted: Id,
 }
 
-impl<'a> Life<'a> {
+impl<'a> Standing<'a> {
     fn at(facts: &'a Facts, position: &Position) -> Self {
         let vouched = position.told.max(position.cursor);
-        let is_outside = vouched < facts.began;
-        // Of two lives before this one nothing is known of what the first has lost: that is told at once.
-        let is_in_earlier = is_outside && vouched >= facts.previous && position.cursor < facts.inherited;
-        Self { facts, is_before: is_outside && !is_in_earlier, is_in_earlier }
+        let boundary = facts.boundaries.iter().find(|boundary| boundary.began > vouched);
+        let is_at_boundary = boundary.is_some_and(|boundary| position.cursor >= boundary.inherited);
+        Self { facts, boundary, is_at_boundary }
     }
 
-    fn told(&self, position: &Position) -> Id {
-        if self.is_before { self.facts.began.max(position.told) } else { position.told }
+    /// The boundary that is told now.
+    fn told(&self) -> Option<&'a Boundary> {
+        self.boundary.filter(|_| self.is_at_boundary)
+    }
+
+    /// Up to where boundaries were told, once this one is. Those between which nothing is retained are one gap: `next` is
+    /// the oldest message that is retained of anything that is read.
+    fn told_upto(&self, position: &Position, next: Id) -> Id {
+        let Some(told) = self.told() else { return position.told };
+        let boundaries = self.facts.boundaries.iter().map(|boundary| boundary.began);
+        let folded = boundaries.filter(|began| *began < next).max();
+        folded.unwrap_or_default().max(told.began).max(position.told)
     }
 
     /// What `topic` has lost.
     fn gap(&self, topic: &Topic, position: &Position, loss: Loss) -> Option<Gap> {
         let Loss { complete_from, next, deleted } = loss;
-        let (vouched, began) = (position.vouched(topic), self.facts.began);
-        let upto = if self.is_before { complete_from.max(began) } else { complete_from };
-        // What began later is told of once what came before it has been read.
-        if vouched >= upto || (self.is_in_earlier && complete_from >= began) {
+        let vouched = position.vouched(topic);
+        let upto = complete_from.max(self.told().map_or(Id::ZERO, |boundary| boundary.began));
+        // What a later generation has lost is told once what came before it has been read.
+        let is_later = |boundary: &Boundary| !self.is_at_boundary && complete_from >= boundary.began;
+        if vouched >= upto || self.boundary.is_some_and(is_later) {
             return None;
         }
-        let reason = if self.is_before {
-            self.facts.reason
-        } else if vouched < deleted {
-            Reason::Deleted
-        } else {
-            Reason::Retention
+        let reason = match self.told() {
+            Some(boundary) => boundary.reason,
+            None if vouched < deleted => Reason::Deleted,
+            None => Reason::Retention,
         };
-        Some(Gap { topic: topic.into(), next, reason, floor: complete_from })
+        // Nothing of this topic lies between here and there, so no other boundary on the way is told for it.
+        let nothing_until = self.told().map(|_| next.map_or(self.facts.newest, Id::before));
+        let floor = nothing_until.map_or(complete_from, |until| until.max(complete_from));
+        Some(Gap { topic: topic.into(), next, reason, floor })
     }
 }
 
@@ -468,4 +490,10 @@ pub fn message(topic: &Topic, id: Id, prev: Id, head: &[u8], bytes: &[u8]) -> Op
     // Who reads what is old renders it for itself.
     message.cool();
     Some(message)
+}
+
+/// A message that this version cannot read, or that somebody else wrote, is told as a gap of its own.
+fn unreadable(topic: &Topic, id: Id) -> Gap {
+    tracing::error!(%topic, %id, "a stored message cannot be read; its readers are told a gap");
+    Gap { topic: topic.into(), next: None, reason: Reason::Retention, floor: id }
 }

@@ -11,6 +11,8 @@ local SKEW = 10000000
 local OVERHEAD = 200
 -- A topic may hold this part of its bounds more, until the surplus is removed at once.
 local SLACK = 64
+-- So many generations are remembered, each by where it began, the last id that it has inherited, and why it began.
+local MAX_BOUNDARIES = 32
 -- The feed holds this many of the newest entries, and about this many bytes. A message that is larger than this is
 -- announced there without its body.
 local FEED_ENTRIES, FEED_BYTES, FEED_MAX_BODY = 16384, 16777216, 16384
@@ -41,7 +43,9 @@ local function take_over()
   last, began, total, messages, max_messages, max_age, max_bytes, max_total = cmsgpack.unpack(old)
   for _, topic in ipairs(redis.call('ZRANGE', index, '(0', '+inf', 'BYSCORE')) do redis.call('PERSIST', stream(topic)) end
   redis.call('RENAME', tombstone, state)
-  redis.call('HSET', state, '*', packed())
+  local more = redis.call('HMGET', state, '*inherited', '*previous', '*reason')
+  local known = {{tonumber(more[2]) or 0, 0, 'restarted'}, {began, tonumber(more[1]) or 0, more[3] or 'restarted'}}
+  redis.call('HSET', state, '*', packed(), '*boundaries', cmsgpack.pack(known))
   redis.call('SET', tombstone, 'format 2')
 end
 
@@ -55,16 +59,14 @@ if saved[1] then
   format, last, began, total, messages, max_messages, max_age, max_bytes, max_total = cmsgpack.unpack(saved[1])
   if format ~= FORMAT then return redis.error_reply('FORMAT the store has format ' .. format .. ', and this version knows format ' .. FORMAT) end
 end
-local life, process, was_durable, inherited, previous, forgotten, reason
+local life, process, was_durable, boundaries, forgotten
 
 -- What few scripts need is asked for by those.
 local function learn()
   if life then return end
-  local more = redis.call('HMGET', state, '*life', '*process', '*durable', '*inherited', '*previous', '*forgotten',
-    '*reason')
+  local more = redis.call('HMGET', state, '*life', '*process', '*durable', '*boundaries', '*forgotten')
   life, process, was_durable = more[1], more[2], more[3] == '1'
-  inherited, previous = tonumber(more[4]) or 0, tonumber(more[5]) or 0
-  forgotten, reason = tonumber(more[6]), more[7]
+  boundaries, forgotten = more[4] and cmsgpack.unpack(more[4]) or {}, tonumber(more[5])
 end
 
 -- How much is kept: what the last one that was started says, for all of them.
@@ -101,8 +103,8 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
   if not (is_sound and was_durable and not is_promoted) then
     -- A copy was alive when the newest message came; who came to life after it was started again.
     local uptime = tonumber(string.match(server, 'uptime_in_seconds:(%d+)'))
-    reason = (last and is_promoted and now - (uptime + 1) * 1000000 <= last) and 'failover' or 'restarted'
-    inherited, previous = is_whole and last or 0, began or 0
+    local reason = (last and is_promoted and now - (uptime + 1) * 1000000 <= last) and 'failover' or 'restarted'
+    local inherited = is_whole and last or 0
     if string.format('%d', 9007199254740991) ~= '9007199254740991' then
       return redis.error_reply('ERR ids need a Redis built for 64 bits')
     end
@@ -117,7 +119,7 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
       end
       redis.call('UNLINK', index, order, state)
       redis.call('SET', tombstone, 'format 2')
-      total, messages, forgotten, saved[2] = 0, 0, nil, nil
+      total, messages, forgotten, boundaries, saved[2] = 0, 0, nil, {}, nil
       keep(wanted)
     end
     last = top + SKEW
@@ -127,8 +129,13 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
       -- Neither a topic nor a mark: there is an index, also where there are none of these.
       redis.call('ZADD', index, 0, '*')
     end
-    redis.call('HSET', state, '*', packed(), '*inherited', str(inherited), '*previous', str(previous),
-      '*forgotten', str(forgotten), '*reason', reason)
+    boundaries[#boundaries + 1] = {began, inherited, reason}
+    if #boundaries > MAX_BOUNDARIES then
+      table.remove(boundaries, 1)
+      -- Of what came before it nothing is known any more.
+      boundaries[1][2] = 0
+    end
+    redis.call('HSET', state, '*', packed(), '*boundaries', cmsgpack.pack(boundaries), '*forgotten', str(forgotten))
     -- It may hold ids that are lost, and later than those to come.
     redis.call('UNLINK', feed)
     redis.call('XADD', feed, str(began) .. '-0', 'b', str(began) .. ' ' .. str(chain))
@@ -150,7 +157,19 @@ if saved[2] then subject_newest, subject_bytes = cmsgpack.unpack(saved[2]) end
 
 local function facts()
   learn()
-  return {str(last), str(began), str(inherited), str(previous), str(forgotten), reason, kept()}
+  local told = {}
+  for at, boundary in ipairs(boundaries) do told[at] = {str(boundary[1]), str(boundary[2]), boundary[3]} end
+  return {str(last), str(began), str(forgotten), kept(), told}
+end
+
+-- How far a reader may read before the next boundary is told. It stands at `cursor`, and boundaries up to `vouched` were
+-- told. One that lies right before it is told now, and it reads on behind that.
+local function next_boundary(vouched, cursor)
+  learn()
+  for _, boundary in ipairs(boundaries) do
+    if boundary[1] > vouched and cursor < boundary[2] then return boundary[2] end
+  end
+  return last
 end
 
 -- What every entry of the feed that has an id of its own says first: the generation, and the id before it. A replica

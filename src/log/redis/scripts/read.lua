@@ -2,10 +2,8 @@
 sweep(1000)
 learn()
 local upto, limit, bytes = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local is_before = ARGV[10]
--- What the life before this one has left is read first: the gap lies behind it.
-if tonumber(is_before) < began and tonumber(is_before) >= previous and tonumber(ARGV[11]) < inherited then upto = math.min(upto, inherited) end
-upto = math.min(upto, last)
+-- What an earlier generation has left is read first: the gap lies behind it.
+upto = math.min(upto, next_boundary(tonumber(ARGV[10]), tonumber(ARGV[11])))
 
 local known_topics, heads = {}, {}
 for at = 12, #ARGV, 2 do

@@ -4,8 +4,7 @@ learn()
 local after, told, limit, upto = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
 -- What has expired leaves its mark when it is swept: until all of it is, nobody knows what is gone.
 if is_unswept and after < expired then return {facts(), '0', 2, {}, {}, {}, {}} end
-if told < began and told >= previous and after < inherited then upto = math.min(upto, inherited) end
-upto = math.min(upto, last)
+upto = math.min(upto, next_boundary(told, after))
 local marked = redis.call('ZRANGE', index, '-inf', '(' .. str(-math.max(after, told)), 'BYSCORE', 'WITHSCORES')
 local gone, deleted = {}, {}
 for at = 1, #marked, 2 do
