@@ -117,7 +117,7 @@ impl RedisLog {
 
     async fn read_store(
         &self,
-        patterns: &[Pattern],
+        patterns: &PatternSet,
         position: &Position,
         limit: usize,
     ) -> Result<Page, LogError> {

@@ -15,13 +15,15 @@ use super::{
 };
 use crate::{
     log::{Beginning, Gap, LogError, Page, Position, Reason, Start},
-    message::{Id, Message, Pattern, Topic},
+    message::{Id, Message, Pattern, PatternSet, Topic},
 };
 
 /// How many bytes of payload one page may have. One message more is given, however large it is.
 const PAGE_BYTES: usize = 256 << 10;
 /// How many entries of the order one page looks at.
 const SCAN_LIMIT: usize = 2000;
+/// How many topics are read one by one. Readers of more look for them in the order of all messages.
+const MAX_READ_TOPICS: usize = 1000;
 /// How many topics one script looks at, so that others get their turn.
 const TOPIC_BATCH: usize = 200;
 /// How many messages one script steps over to find where the newest so many begin.
@@ -41,17 +43,22 @@ type Found = (usize, Num, Prev, Vec<u8>, Vec<u8>);
 
 /// Id, link, head, payload.
 pub type Entry = (Num, Prev, Vec<u8>, Vec<u8>);
-/// A topic with an id.
-type Mark = (String, Num);
 /// What a scan says when it has come to the end.
 const NO_MORE: u8 = 0;
 /// What it says when too much has expired to know what is gone.
 const UNSWEPT: u8 = 2;
-/// Where the scan ended, whether there is more, what is gone, what was deleted, the newest ids of topics, the order.
-type Scanned = (Facts, Num, u8, Vec<Mark>, Vec<Mark>, Vec<Num>, Vec<(Num, String)>);
+/// Where the scan ended, whether there is more, and the order.
+type Scanned = (Facts, Num, u8, Vec<(Num, String)>);
 /// Link, head and payload of messages, each nothing if it is not there; and for other topics the oldest message
 /// after a point, the one before that, and the newest id.
 type Fetched = (Facts, Vec<Vec<Vec<u8>>>, Vec<(Num, Prev, Num)>);
+
+/// What is gone of topics, and up to where each was deleted.
+#[derive(Default)]
+struct Marks {
+    gone: HashMap<Topic, Id>,
+    deleted: HashMap<Topic, Id>,
+}
 
 /// The parts of some messages, each nothing if it is not there, and where others begin.
 #[derive(Default)]
@@ -63,7 +70,7 @@ struct Retrieved {
 /// Reads the store.
 pub struct Reading<'a> {
     pub store: &'a Store,
-    pub patterns: &'a [Pattern],
+    pub patterns: &'a PatternSet,
 }
 
 impl Reading<'_> {
@@ -80,8 +87,12 @@ impl Reading<'_> {
         self.patterns.iter().filter_map(Pattern::topic).collect()
     }
 
+    fn has_wildcards(&self) -> bool {
+        !self.patterns.wildcards().is_empty()
+    }
+
     fn matches(&self, topic: &str) -> bool {
-        self.patterns.iter().any(|pattern| pattern.matches(topic))
+        self.patterns.matches(topic)
     }
 
     pub async fn begin(&self, start: &Start, newest: Id) -> Result<Beginning, LogError> {
@@ -91,7 +102,7 @@ impl Reading<'_> {
             Start::After(_) | Start::Unreadable(_) => {
                 let position = self.begin_with(Id::ZERO, None, newest).await?;
                 let mut gaps = Vec::new();
-                for pattern in self.patterns {
+                for pattern in self.patterns.iter() {
                     let next = self.oldest_matching(pattern, Id::ZERO).await?.ok();
                     gaps.push(Gap {
                         topic: pattern.clone(),
@@ -113,9 +124,9 @@ impl Reading<'_> {
     async fn begin_with(&self, since: Id, last: Option<usize>, newest: Id) -> Result<Position, LogError> {
         let mut topics = self.matching(since).await?;
         let mut covered = topics.len();
-        if last.is_some() && covered > MAX_LAST_TOPICS && self.patterns.iter().any(Pattern::has_wildcard) {
+        if last.is_some() && covered > MAX_LAST_TOPICS && self.has_wildcards() {
             // A topic that is named is given however many others are newer.
-            let is_named = |topic: &Topic| self.patterns.iter().any(|pattern| pattern.as_str() == &**topic);
+            let is_named = |topic: &Topic| self.patterns.names(topic);
             let (named, others): (Vec<_>, Vec<_>) =
                 topics.split_off(MAX_LAST_TOPICS).into_iter().partition(is_named);
             topics.extend(named);
@@ -178,7 +189,7 @@ impl Reading<'_> {
 
     /// The topics that are read, those of patterns newest first, and only such as may have something since `since`.
     async fn matching(&self, since: Id) -> Result<Vec<Topic>, LogError> {
-        if !self.patterns.iter().any(Pattern::has_wildcard) {
+        if !self.has_wildcards() {
             return Ok(self.topics());
         }
         let mut topics = HashMap::new();
@@ -194,7 +205,7 @@ impl Reading<'_> {
 
     /// The gaps after `position`, and what is retained after it.
     pub async fn read(&self, position: &Position, limit: usize) -> Result<(Facts, Page), LogError> {
-        if self.patterns.iter().any(Pattern::has_wildcard) {
+        if self.has_wildcards() || self.patterns.len() > MAX_READ_TOPICS {
             self.scan(position, limit).await
         } else {
             self.read_topics(position, limit).await
@@ -254,16 +265,16 @@ impl Reading<'_> {
     async fn scan(&self, position: &Position, limit: usize) -> Result<(Facts, Page), LogError> {
         let exact = self.topics();
         let told = position.told.max(position.cursor);
-        let mut args =
-            vec![position.cursor.to_string(), told.to_string(), SCAN_LIMIT.to_string(), Id::MAX.to_string()];
-        args.extend(exact.iter().map(|topic| topic.to_string()));
-        let (facts, end, _, gone, deleted, newest, order) = self.scan_order(&args).await?;
-        let deleted: HashMap<_, _> = deleted.into_iter().map(|(topic, id)| (topic, id.0)).collect();
+        let args =
+            [position.cursor.to_string(), told.to_string(), SCAN_LIMIT.to_string(), Id::MAX.to_string()];
+        let (facts, end, _, order) = self.scan_order(&args).await?;
+        // After the order: what left that before it was read has left its mark by now.
+        let marks = self.marks(told, &facts).await?;
         let standing = Standing::at(&facts, position);
         let is_far = standing.is_at_boundary || told < facts.forgotten;
         let mut page = Page { end: end.0, ..Page::default() };
         let mut next = Id::MAX;
-        for pattern in self.patterns.iter().filter(|pattern| pattern.has_wildcard() && is_far) {
+        for pattern in self.patterns.wildcards().iter().filter(|_| is_far) {
             let found = self.oldest_matching(pattern, position.cursor).await?;
             next = next.min(found.unwrap_or_else(|nothing_until| nothing_until));
             let reason = standing.told().map_or(Reason::Retention, |boundary| boundary.reason);
@@ -290,15 +301,10 @@ impl Reading<'_> {
         let mut lost: HashSet<Topic> = HashSet::new();
         // What lay before a gap of the pattern was told by it.
         let told = standing.told().map_or(forgotten, |boundary| boundary.began.max(forgotten));
-        for (name, id) in gone.iter().filter(|(name, _)| self.matches(name)) {
-            if position.vouched(name).max(told) < id.0 {
-                lost.extend(name.parse());
-            }
-        }
-        for (topic, newest) in exact.into_iter().zip(newest) {
-            if is_far || newest.0 == Id::ZERO {
-                lost.insert(topic);
-            }
+        let is_lost = |(topic, gone): &(&Topic, &Id)| position.vouched(topic).max(told) < **gone;
+        lost.extend(marks.gone.iter().filter(is_lost).map(|(topic, _)| topic.clone()));
+        if is_far {
+            lost.extend(exact);
         }
         let lost: Vec<_> = lost.into_iter().collect();
         let found = self.fetch(&wanted, &lost, position).await?;
@@ -316,7 +322,7 @@ impl Reading<'_> {
                 (None, Id::ZERO) => facts.forgotten.max(facts.began),
                 (None, newest) => newest,
             };
-            let deleted = deleted.get(&**topic).copied().unwrap_or_default();
+            let deleted = marks.deleted.get(topic).copied().unwrap_or_default();
             let loss = Loss { complete_from, next, deleted };
             page.gaps.extend(standing.gap(topic, position, loss));
         }
@@ -393,6 +399,25 @@ impl Reading<'_> {
         Ok(retrieved)
     }
 
+    /// The marks of what is gone after `after`, of the topics that are read.
+    async fn marks(&self, after: Id, facts: &Facts) -> Result<Marks, LogError> {
+        let mut marks = Marks::default();
+        let take = |members: Vec<(String, Id)>| {
+            for (member, id) in members {
+                let (sign, name) = member.split_at_checked(1).unwrap_or_default();
+                if self.matches(name)
+                    && let Ok(topic) = name.parse()
+                {
+                    let kind = if sign == "," { &mut marks.gone } else { &mut marks.deleted };
+                    kind.insert(topic, id);
+                }
+            }
+        };
+        let began = self.store.marks(after, take).await?;
+        // Those of another generation say nothing of what was read.
+        if began == facts.began { Ok(marks) } else { Err(LogError::Unavailable) }
+    }
+
     async fn scan_order(&self, args: &[String]) -> Result<Scanned, LogError> {
         loop {
             let scanned: Scanned = self.run(&self.store.scripts.scan, args).await?;
@@ -408,7 +433,7 @@ impl Reading<'_> {
         let mut after = after;
         for _ in 0..MAX_SCANS {
             let args = [after.to_string(), Id::MAX.to_string(), SCAN_LIMIT.to_string(), Id::MAX.to_string()];
-            let (_, end, more, _, _, _, order) = self.scan_order(&args).await?;
+            let (_, end, more, order) = self.scan_order(&args).await?;
             if let Some((id, _)) = order.iter().find(|(_, name)| pattern.matches(name)) {
                 return Ok(Ok(id.0));
             }

@@ -215,26 +215,44 @@ impl Store {
     ///
     /// # Errors
     /// As [`read`](Self::read); also if another generation of the store has begun on the way.
-    pub async fn index(&self, after: Id, mut take: impl FnMut(Vec<(String, Id)>)) -> Result<(), LogError> {
-        let (mut least, most) = (format!("({after}"), "+inf".to_owned());
+    pub async fn index(&self, after: Id, take: impl FnMut(Vec<(String, Id)>)) -> Result<(), LogError> {
+        self.members(&self.scripts.changed, format!("({after}"), take).await.map(drop)
+    }
+
+    /// Gives the marks of what is gone after `after` to `take`, in batches: a topic behind a comma, or behind a space if
+    /// it was deleted, with the newest id that is gone. A mark that is there when this is called is given. Returns the
+    /// generation that all of them are of.
+    ///
+    /// # Errors
+    /// As [`index`](Self::index).
+    pub async fn marks(&self, after: Id, take: impl FnMut(Vec<(String, Id)>)) -> Result<Id, LogError> {
+        self.members(&self.scripts.marks, format!("(-{after}"), take).await
+    }
+
+    async fn members(
+        &self,
+        script: &Script,
+        mut from: String,
+        mut take: impl FnMut(Vec<(String, Id)>),
+    ) -> Result<Id, LogError> {
         let mut began = None;
         loop {
             let limit = INDEX_BATCH.to_string();
-            let args = [&*least, &*most, &*limit].map(str::as_bytes);
-            let answer = self.read(&self.scripts.changed, "", &args).await?;
+            let args = [&*from, &*limit].map(str::as_bytes);
+            let answer = self.read(script, "", &args).await?;
             let (facts, members): (Facts, Vec<(Vec<u8>, i64)>) = answer;
             if *began.get_or_insert(facts.began) != facts.began {
                 return Err(LogError::Unavailable);
             }
             let is_last = members.len() < INDEX_BATCH;
             // Several members may have the same id: the last one comes again.
-            least = members.last().map_or(least, |(_, score)| score.to_string());
+            from = members.last().map_or(from, |(_, score)| score.to_string());
             let members = members.into_iter().filter_map(|(member, score)| {
                 Some((String::from_utf8(member).ok()?, Id::new(score.unsigned_abs())))
             });
             take(members.collect());
             if is_last {
-                return Ok(());
+                return Ok(facts.began);
             }
         }
     }

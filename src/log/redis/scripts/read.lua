@@ -18,15 +18,21 @@ for at = 12, #ARGV, 2 do
   if first then heads[#heads + 1] = {topic = topic, number = #known_topics, batch = batch, at = 1} end
 end
 
+-- The oldest last, so that it is found and taken away at once. All ids have 16 digits, so they compare as text.
+local function id_of(head) return head.batch[head.at][1] end
+table.sort(heads, function(one, other) return id_of(one) > id_of(other) end)
+local function put(head)
+  local low, high = 1, #heads + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if id_of(heads[middle]) > id_of(head) then low = middle + 1 else high = middle end
+  end
+  table.insert(heads, low, head)
+end
+
 local found, stop, all = {}, nil, bytes
 while #heads > 0 do
-  local least, least_id
-  for number, head in ipairs(heads) do
-    local id = head.batch[head.at][1]
-    -- All ids have 16 digits, so that they compare as text.
-    if not least_id or id < least_id then least, least_id = number, id end
-  end
-  local head = heads[least]
+  local head = table.remove(heads)
   local entry = head.batch[head.at]
   local id = tonumber((string.gsub(entry[1], '-0$', '')))
   if id > upto then break end
@@ -40,7 +46,7 @@ while #heads > 0 do
     step = math.max(1, math.min(step, limit - #found + 1))
     head.batch = redis.call('XRANGE', stream(head.topic), str(id + 1), '+', 'COUNT', step)
     head.at = 1
-    if not head.batch[1] then table.remove(heads, least) end
   end
+  if head.batch[1] then put(head) end
 end
 return {facts(), stop or str(upto), known_topics, found}

@@ -1,19 +1,9 @@
--- What was published to any topic after an id, by name only, and which topics have lost something since another.
+-- What was published to any topic after an id, by name only.
 local is_unswept = sweep(1000)
-learn()
 local after, told, limit, upto = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
 -- What has expired leaves its mark when it is swept: until all of it is, nobody knows what is gone.
-if is_unswept and after < expired then return {facts(), '0', 2, {}, {}, {}, {}} end
+if is_unswept and after < expired then return {facts(), '0', 2, {}} end
 upto = math.min(upto, next_boundary(told, after))
-local marked = redis.call('ZRANGE', index, '-inf', '(' .. str(-math.max(after, told)), 'BYSCORE', 'WITHSCORES')
-local gone, deleted = {}, {}
-for at = 1, #marked, 2 do
-  local into = string.sub(marked[at], 1, 1) == ',' and gone or deleted
-  into[#into + 1] = string.sub(marked[at], 2)
-  into[#into + 1] = string.sub(marked[at + 1], 2)
-end
-local newest = {}
-for at = 11, #ARGV do newest[#newest + 1] = redis.call('ZSCORE', index, ARGV[at]) or '' end
 local entries = redis.call('XRANGE', order, str(math.max(after + 1, expired)), str(upto), 'COUNT', limit)
 local names = {}
 for _, entry in ipairs(entries) do
@@ -24,4 +14,4 @@ for _, entry in ipairs(entries) do
 end
 local is_full = #entries == tonumber(limit)
 local stop = is_full and (string.gsub(entries[#entries][1], '-0$', '')) or str(upto)
-return {facts(), stop, is_full and 1 or 0, gone, deleted, newest, names}
+return {facts(), stop, is_full and 1 or 0, names}
