@@ -55,6 +55,14 @@ pub trait Log: Send + Sync + 'static {
     /// Every message up to this id is in the tails. Each one moves it as it arrives.
     fn watermark(&self) -> Id;
 
+    /// Waits until the watermark has come to `id`. False if it does not come within a bounded time.
+    ///
+    /// # Cancel safety
+    /// Dropping this changes nothing.
+    async fn arrived(&self, id: Id) -> bool {
+        self.watermark() >= id
+    }
+
     /// What is older than this counts as expired, though it may not have been removed yet.
     fn expired(&self) -> Id;
 

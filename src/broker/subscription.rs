@@ -25,8 +25,6 @@ const PAGE_LIMIT: usize = 256;
 const KEPT_CAPACITY: usize = 16;
 /// How long to wait before the log is asked again when it could not be read.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How long to wait for what is on its way here, before the log is asked for it.
-const ARRIVAL: Duration = Duration::from_millis(20);
 
 /// What a subscription gives out.
 #[derive(Clone, Debug)]
@@ -82,6 +80,8 @@ pub struct Subscription {
     looked_upto: Option<Id>,
     ready: VecDeque<Delivery>,
     page: Option<BoxFuture<'static, Result<Page, LogError>>>,
+    /// Resolves when the watermark has come to `until`, since that alone wakes nobody. False if it does not come.
+    arrival: Option<BoxFuture<'static, bool>>,
     /// The log could not be read when it was last asked; it is asked again.
     has_failed: bool,
     /// Announcements up to this place were seen; none before the subscription was first level.
@@ -113,6 +113,7 @@ impl Subscription {
             looked_upto: None,
             ready: VecDeque::new(),
             page: None,
+            arrival: None,
             has_failed: false,
             announced: None,
             connection: connection.into(),
@@ -203,6 +204,7 @@ impl Subscription {
     fn read_until(&mut self, until: Id) {
         if self.until != until {
             self.until = until;
+            self.arrival = None;
             self.looked_upto = None;
         }
     }
@@ -283,6 +285,16 @@ impl Subscription {
             if self.position.cursor >= self.until {
                 return Poll::Pending;
             }
+            if let Some(arrival) = &mut self.arrival
+                && let Poll::Ready(has_arrived) = arrival.poll_unpin(cx)
+            {
+                self.arrival = None;
+                self.looked_upto = None;
+                if !has_arrived {
+                    self.begin_page(Duration::ZERO);
+                    continue;
+                }
+            }
             // Listen first, then look.
             let was_woken = self.follower.was_woken(cx);
             if !was_woken && self.looked_upto == Some(self.log.watermark()) {
@@ -329,10 +341,8 @@ impl Subscription {
                     self.take_announcements(announced);
                 }
                 self.looked_upto = (end >= upto).then_some(watermark);
-                // Nobody is woken when the watermark comes to where this is to stop, only by messages.
                 if end >= upto && upto < self.until && self.until < Id::MAX {
-                    self.looked_upto = None;
-                    self.begin_page(ARRIVAL);
+                    self.await_arrival();
                 }
             }
             Err(Uncovered) => {
@@ -341,6 +351,11 @@ impl Subscription {
                 self.begin_page(Duration::ZERO);
             }
         }
+    }
+
+    fn await_arrival(&mut self) {
+        let (log, until) = (self.log.clone(), self.until);
+        self.arrival.get_or_insert_with(|| Box::pin(async move { log.arrived(until).await }));
     }
 
     fn begin_page(&mut self, delay: Duration) {

@@ -39,7 +39,7 @@ use super::{
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
-/// How long somebody who begins to read waits for what was published before to arrive here.
+/// How long a reader waits for what the store has to arrive here.
 const ARRIVAL: Duration = Duration::from_secs(1);
 /// How long somebody who wants to follow waits for the link, and a read for tails that can be vouched for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -126,8 +126,10 @@ impl RedisLog {
             let (facts, page) = Reading { store: &self.store, patterns }.read(position, limit).await?;
             self.store.has_seen(facts.newest);
             // A page must be of the generation of the tails, and must not bring back what was deleted meanwhile.
-            let is_same = |feed: &Feed| feed.generation() == Some(facts.began);
-            if self.feed.wait(PATIENCE, is_same).await && !self.feed.brings_back(&page, deletions) {
+            let has_come = |feed: &Feed| feed.generation() >= Some(facts.began);
+            let has_come = self.feed.wait(PATIENCE, has_come).await;
+            let is_same = has_come && self.feed.generation() == Some(facts.began);
+            if is_same && !self.feed.brings_back(&page, deletions) {
                 return Ok(page);
             }
         }
@@ -225,7 +227,10 @@ impl Log for RedisLog {
     async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
         let (facts, Num(gone)): (Facts, Num) = self.store.run(&self.store.scripts.delete, topic, &[]).await?;
         self.store.has_seen(facts.newest);
-        self.feed.delete(topic, gone);
+        // Where nothing was known of the topic, nothing was deleted.
+        if gone > Id::ZERO {
+            self.feed.delete(topic, gone, facts.newest);
+        }
         Ok(())
     }
 
@@ -248,12 +253,16 @@ impl Log for RedisLog {
     async fn newest(&self) -> Result<Id, LogError> {
         let newest = self.ask().await?;
         // Who publishes and then looks is to see it, wherever that is. A replica that is behind waits no longer.
-        self.feed.wait(ARRIVAL, |feed| feed.watermark() >= newest).await;
+        self.arrived(newest).await;
         Ok(newest)
     }
 
     fn watermark(&self) -> Id {
         self.feed.watermark()
+    }
+
+    async fn arrived(&self, id: Id) -> bool {
+        self.feed.wait(ARRIVAL, |feed| feed.watermark() >= id).await
     }
 
     fn expired(&self) -> Id {

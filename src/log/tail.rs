@@ -217,7 +217,7 @@ impl Ring {
     pub fn pop(&mut self) -> Option<Arc<Message>> {
         let message = self.messages.pop_front()?;
         self.bytes -= cost(&message);
-        self.complete_from = message.id;
+        self.complete_from = self.complete_from.max(message.id);
         // A burst is given back, without giving back and taking again at every message.
         if self.messages.capacity() > 64 && self.messages.len() < self.messages.capacity() / 4 {
             self.messages.shrink_to(self.messages.len() * 2);

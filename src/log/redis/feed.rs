@@ -113,16 +113,15 @@ impl Feed {
         self.age.store(age.as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// Begins where the feed ended when the store said this. Does nothing where it has begun already.
+    /// Begins, or begins again, where the feed ended when the store said this. The tails hold nothing of before.
     pub fn begin(&self, facts: &Facts, end: Place) {
         let mut state = self.state();
-        if state.began > Id::ZERO {
-            return;
-        }
+        let upto = facts.newest.max(state.newest);
         (state.began, state.newest, state.place) = (facts.began, facts.newest, end);
-        state.resync(facts.newest);
+        let woken = state.resync(upto);
         self.watermark.store(facts.newest.get(), Ordering::Release);
         drop(state);
+        woken.iter().for_each(|tail| tail.wake());
         self.moved.notify_waiters();
     }
 
@@ -219,16 +218,22 @@ impl Feed {
 
     /// Older messages of a topic, oldest first, that the tail did not hold: now it is complete from `from` on.
     pub fn fill(&self, followed: &Followed, began: Id, older: &[Arc<Message>], from: Id, was: Id) {
+        // What another generation has left is read from the store, which tells of the boundary.
+        let older = &older[older.partition_point(|message| message.id <= began)..];
         let mut state = self.state();
         if state.began == began && followed.tail.prepend(older, from.max(began), was) {
             state.held.prepended(&followed.tail, older);
         }
     }
 
-    /// What `topic` had up to `gone` was deleted, though the feed may not have brought that yet.
-    pub fn delete(&self, topic: &Topic, gone: Id) {
+    /// What `topic` had up to `gone` was deleted by an entry of the feed that has this id, and may not have come yet.
+    pub fn delete(&self, topic: &Topic, gone: Id, id: Id) {
         let mut state = self.state();
-        state.deletions.expect(topic, gone);
+        if state.newest < id {
+            state.deletions.expect(topic, gone);
+        } else {
+            state.deletions.note(topic, gone);
+        }
         state.remove(topic, gone);
     }
 
@@ -251,10 +256,13 @@ impl State {
         self.place = place;
         let Some(event) = event else {
             tracing::error!(%place, "an entry of the feed cannot be read; resyncing");
+            if place.number == 0 {
+                self.newest = place.id;
+            }
             return self.resync(place.id);
         };
         let link = event.link();
-        let mut woken = link.map(|link| self.follow_on(link)).unwrap_or_default();
+        let mut woken = link.map(|link| self.follow_on(link, place.id)).unwrap_or_default();
         match event {
             Event::Message { gone, topic, draft, prev, .. } => {
                 woken.extend(self.push(topic, draft, place.id, prev, gone));
@@ -274,17 +282,21 @@ impl State {
     }
 
     /// Moves to the point before an entry. If that is not where the last one has led, the tails begin anew there.
-    fn follow_on(&mut self, link: Link) -> Vec<Arc<Tail>> {
+    fn follow_on(&mut self, link: Link, id: Id) -> Vec<Arc<Tail>> {
         let Link { began, before } = link;
         let is_same = began == self.began;
         let is_next = is_same && before == self.newest;
-        let woken = if is_next { Vec::new() } else { self.resync(before.max(began)) };
+        if is_next {
+            return Vec::new();
+        }
+        // Another primary may know less than this process: whoever stands before this entry asks the store.
+        let woken = self.resync(before.max(began).max(id.before()));
         if !is_same {
             tracing::info!(%began, "the store has a new generation; older cursors will see a gap");
-        } else if !is_next {
+        } else {
             tracing::warn!(from = %self.newest, to = %before, "messages were missed in the feed; resyncing");
         }
-        (self.began, self.newest) = (began, before.max(began));
+        (self.began, self.newest) = (began, before.max(began).max(id.before()));
         woken
     }
 
@@ -309,12 +321,12 @@ impl State {
             // The store has forgotten the topic meanwhile, and retains nothing of any topic up to here.
             self.resync(prev);
         }
-        if !self.deletions.is_expected(&topic, id) {
-            match draft {
-                Some(draft) => self.hold(&followed.tail, &tails, draft, id, prev),
-                // It is too large for the feed.
-                None => self.leave_to_store(&followed.tail, &tails, id),
+        match draft {
+            Some(draft) if !self.deletions.is_expected(&topic, id) => {
+                self.hold(&followed.tail, &tails, draft, id, prev);
             }
+            // It is too large for the feed, or was deleted before it came.
+            _ => self.leave_to_store(&followed.tail, &tails, id),
         }
         if gone > Id::ZERO {
             self.held.remove(&followed.tail, gone);
@@ -437,9 +449,40 @@ mod tests {
         let feed = begun();
         let (tail, _) = follow(&feed, "a");
         feed.arrive(Entry { place: Place { id: Id::new(11), number: 0 }, event: None });
-        assert_eq!((held(&tail), feed.watermark()), ((11, 0), Id::new(10)));
+        assert_eq!((held(&tail), feed.watermark()), ((11, 0), Id::new(11)));
         feed.arrive(message(10, 11, 12, "a"));
         assert_eq!((held(&tail), feed.watermark()), ((11, 1), Id::new(12)));
+    }
+
+    /// The link has led to an older primary for a while, which has newer ids: nothing of the two may be mixed.
+    #[test]
+    fn an_entry_of_another_primary_covers_nobody_who_stands_before_it() {
+        let feed = begun();
+        let (tail, _) = follow(&feed, "a");
+        feed.arrive(message(10, 10, 20, "a"));
+        feed.arrive(message(5, 9, 30, "a"));
+        assert_eq!(held(&tail), (29, 1));
+        feed.arrive(message(10, 28, 31, "a"));
+        assert_eq!((held(&tail), feed.watermark()), ((30, 1), Id::new(31)));
+        // That one is ahead of a store that has nothing new: it begins again there.
+        feed.begin(&facts(10, 29), Place { id: Id::new(29), number: 2 });
+        assert!(feed.has_reached(&facts(10, 29)));
+        assert_eq!((held(&tail), feed.watermark()), ((31, 0), Id::new(29)));
+    }
+
+    #[test]
+    fn what_another_generation_has_left_never_makes_a_tail_look_complete() {
+        let feed = begun();
+        feed.arrive(message(100, 40, 101, "b"));
+        let (tail, _) = follow(&feed, "a");
+        let topic: Topic = "a".parse().expect("a topic");
+        let inherited = [20, 30, 40].map(|id| {
+            let draft =
+                Draft { topic: topic.clone(), event: None, payload: Payload::text("x"), exclude: None };
+            Message::new(draft, Id::new(id), Id::ZERO)
+        });
+        feed.fill(&tail, Id::new(100), &inherited, Id::new(10), Id::new(101));
+        assert_eq!(held(&tail), (100, 0));
     }
 
     #[test]
@@ -458,12 +501,17 @@ mod tests {
     fn a_deleted_message_is_not_taken_back() {
         let feed = begun();
         let (tail, _) = follow(&feed, "a");
+        let (pattern, _) = follow(&feed, "*");
         let topic: Topic = "a".parse().expect("a topic");
         let deletions = feed.deletions();
         // It is deleted here before the feed brings it, and while somebody reads it from the store.
-        feed.delete(&topic, Id::new(11));
+        feed.delete(&topic, Id::new(11), Id::new(12));
         feed.arrive(message(10, 10, 11, "a"));
-        assert_eq!(held(&tail), (11, 0));
+        assert_eq!(
+            [held(&tail), held(&pattern)],
+            [(11, 0); 2],
+            "readers before it ask the store, and are told"
+        );
         let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
         let late = Message::new(draft, Id::new(11), Id::new(9));
         feed.fill(&tail, Id::new(10), std::slice::from_ref(&late), Id::new(9), Id::new(11));

@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -43,6 +43,8 @@ pub struct Link {
     probes: AtomicU64,
     /// The last sweep has left something.
     is_unswept: AtomicBool,
+    /// How many entries one read of the feed brings: fewer where a link was too slow for more.
+    entries: AtomicUsize,
 }
 
 /// The answer to a probe.
@@ -63,12 +65,15 @@ enum Broken {
     Unavailable(#[from] LogError),
     #[error("it does not bring what the store has")]
     Behind,
+    #[error("it leads to another primary than the one that answers")]
+    Elsewhere,
 }
 
 impl Link {
     pub fn new(store: Arc<Store>, feed: Arc<Feed>) -> Self {
-        let (probes, is_unswept) = Default::default();
-        Self { store, feed, probes, is_unswept }
+        let (probes, is_unswept, entries) =
+            (AtomicU64::default(), AtomicBool::default(), READ_ENTRIES.into());
+        Self { store, feed, probes, is_unswept, entries }
     }
 
     /// Links, again and again. Never ends.
@@ -78,6 +83,9 @@ impl Link {
             let began = Instant::now();
             let mut is_linked = false;
             let Err(broken) = self.live(&mut is_linked).await;
+            // A large batch may take longer than a link is given to move.
+            let entries = self.entries.load(Ordering::Relaxed);
+            self.entries.store((entries / 2).max(1), Ordering::Relaxed);
             if is_linked || !is_logged {
                 tracing::warn!(redis = %self.store.address(), why = %broken, "the live link is lost");
                 is_logged = true;
@@ -106,10 +114,14 @@ impl Link {
         loop {
             let after = self.feed.place().unwrap_or_default();
             let mut read = redis::cmd("XREAD");
-            read.arg("COUNT").arg(READ_ENTRIES).arg("BLOCK").arg(BLOCK.as_millis() as u64);
+            read.arg("COUNT")
+                .arg(self.entries.load(Ordering::Relaxed))
+                .arg("BLOCK")
+                .arg(BLOCK.as_millis() as u64);
             read.arg("STREAMS").arg(&key).arg(after.to_string());
             // Nothing comes back where there was nothing to read for so long.
             let found: Option<HashMap<String, Vec<Entry>>> = read.query_async(&mut connection).await?;
+            self.entries.store(READ_ENTRIES, Ordering::Relaxed);
             found
                 .into_iter()
                 .flatten()
@@ -155,10 +167,10 @@ impl Link {
         let number = self.probes.fetch_add(1, Ordering::Relaxed) + 1;
         let is_sweep = number.is_multiple_of(SWEEP_EVERY) || self.is_unswept.load(Ordering::Relaxed);
         match timeout(PROBE_TIMEOUT, self.run_probe(is_sweep)).await {
-            Ok(Ok(Probed { facts, is_unswept, .. })) => {
+            Ok(Ok(Probed { facts, is_unswept, end })) => {
                 self.is_unswept.store(is_unswept, Ordering::Relaxed);
                 self.feed.keep_for(facts.keep.age);
-                self.arrived(&facts).await?;
+                self.arrived(&facts, end).await?;
                 let _ = timeout(PROBE_TIMEOUT, self.store.check_durability()).await;
             }
             // The link may be well all the same.
@@ -169,7 +181,7 @@ impl Link {
     }
 
     /// Waits until everything has arrived that the store had when it said this, as long as something arrives.
-    async fn arrived(&self, facts: &Facts) -> Result<(), Broken> {
+    async fn arrived(&self, facts: &Facts, end: Place) -> Result<(), Broken> {
         loop {
             let place = self.feed.place();
             if self.feed.wait(PROBE_TIMEOUT, |feed| feed.has_reached(facts)).await {
@@ -177,8 +189,12 @@ impl Link {
                 self.store.has_seen(self.feed.watermark());
                 return Ok(());
             }
-            // What another primary still brings is of no use.
-            if self.feed.place() == place || self.feed.generation() != Some(facts.began) {
+            if self.feed.generation() != Some(facts.began) {
+                // What another primary still brings is of no use, nor is the place that it has led to.
+                self.feed.begin(facts, end);
+                return Err(Broken::Elsewhere);
+            }
+            if self.feed.place() == place {
                 return Err(Broken::Behind);
             }
         }

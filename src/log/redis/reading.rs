@@ -233,7 +233,7 @@ impl Reading<'_> {
         let mut past = page.end;
         for (topic, (newest, deleted, first, prev)) in topics.iter().zip(&retained) {
             let complete_from = match (newest.0, first.0) {
-                (Id::ZERO, _) => facts.forgotten.max(facts.began),
+                (Id::ZERO, _) => facts.forgotten,
                 (newest, Id::ZERO) => newest,
                 _ => prev.0,
             };
@@ -319,7 +319,7 @@ impl Reading<'_> {
             let next = Some(first.0).filter(|first| *first > Id::ZERO);
             let complete_from = match (next, newest.0) {
                 (Some(_), _) => prev.0,
-                (None, Id::ZERO) => facts.forgotten.max(facts.began),
+                (None, Id::ZERO) => facts.forgotten,
                 (None, newest) => newest,
             };
             let deleted = marks.deleted.get(topic).copied().unwrap_or_default();
@@ -491,9 +491,7 @@ impl<'a> Standing<'a> {
         let Loss { complete_from, next, deleted } = loss;
         let vouched = position.vouched(topic);
         let upto = complete_from.max(self.told().map_or(Id::ZERO, |boundary| boundary.began));
-        // What a later generation has lost is told once what came before it has been read.
-        let is_later = |boundary: &Boundary| !self.is_at_boundary && complete_from >= boundary.began;
-        if vouched >= upto || self.boundary.is_some_and(is_later) {
+        if vouched >= upto {
             return None;
         }
         let reason = match self.told() {

@@ -415,10 +415,11 @@ fn is_refused(error: &RedisError) -> bool {
     };
     match error.kind() {
         ErrorKind::Server(
-            BusyLoading | ClusterDown | CrossSlot | MasterDown | Moved | NoPerm | NoScript | ReadOnly
-            | TryAgain,
+            BusyLoading | ClusterDown | CrossSlot | MasterDown | Moved | NoScript | ReadOnly | TryAgain,
         )
         | ErrorKind::AuthenticationFailed => true,
+        // A command that was refused within a script may have come after others that were not.
+        ErrorKind::Server(NoPerm) => !error.to_string().contains("in script"),
         _ => matches!(error.code(), Some("MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH")),
     }
 }

@@ -178,8 +178,23 @@ local function linked(chain) return str(began) .. ' ' .. str(chain) end
 
 -- Appends to the feed, which holds fewer entries where they are large.
 local function tell(id, bytes, ...)
-  local entries = math.max(16, math.min(FEED_ENTRIES, math.floor(FEED_BYTES / (bytes + 100))))
+  local entries = math.max(64, math.min(FEED_ENTRIES, math.floor(FEED_BYTES / (bytes + 100))))
   redis.call('XADD', feed, 'MAXLEN', '~', entries, id, ...)
+end
+
+-- Sees to it that the feed ends with the newest id, and says where it ends. A script that failed after it had begun to
+-- write has told nobody: now a step shows that something was left out.
+local function close_feed()
+  local newest = redis.call('XREVRANGE', feed, '+', '-', 'COUNT', 1)[1]
+  local place = newest and newest[1]
+  if not place or tonumber(string.match(place, '^%d+')) < last then
+    local chain = last
+    last = math.max(now, last + 1)
+    place = str(last) .. '-0'
+    redis.call('HSET', state, '*', packed())
+    tell(place, 0, 'b', linked(chain))
+  end
+  return place
 end
 
 -- An entry that is not ours costs nothing.

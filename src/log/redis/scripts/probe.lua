@@ -23,14 +23,5 @@ if is_sweep then
   end
   redis.call('HSET', state, '*forgotten', str(forgotten))
 end
--- A script that failed after it had begun to write has told nobody. Now it shows that something was left out.
-local newest = redis.call('XREVRANGE', feed, '+', '-', 'COUNT', 1)[1]
-local place = newest and newest[1]
-if not place or tonumber(string.match(place, '^%d+')) < last then
-  local chain = last
-  last = math.max(now, last + 1)
-  place = str(last) .. '-0'
-  redis.call('HSET', state, '*', packed())
-  tell(place, 0, 'b', linked(chain))
-end
+local place = close_feed()
 return {facts(), is_more and 1 or 0, place}
