@@ -213,6 +213,8 @@ impl Log for RedisLog {
             "replayed" => Ok(Appended::Replayed(id)),
             "newest" => Err(AppendError::PreconditionFailed { newest: id }),
             "reused" => Err(AppendError::KeyReused),
+            "keys" => Err(AppendError::TooManyKeys),
+            "topics" => Err(AppendError::TooManyTopics),
             _ => Err(LogError::UnknownOutcome.into()),
         }
     }

@@ -18,7 +18,7 @@ const STATE: &str = "{rejoin}:state";
 
 /// Makes of a store what the first release would have left.
 fn make_first(redis: &Redis) {
-    let script = "local all = {cmsgpack.unpack(redis.call('HGET', KEYS[1], '*'))} table.remove(all, 1) \
+    let script = "local all = {cmsgpack.unpack(redis.call('HGET', KEYS[1], '*'))} table.remove(all, 1) table.remove(all) \
         redis.call('DEL', KEYS[2], '{rejoin}:feed') redis.call('RENAME', KEYS[1], KEYS[2]) \
         redis.call('HSET', KEYS[2], '*', cmsgpack.pack(unpack(all))) redis.call('HDEL', KEYS[2], '*process') \
         redis.call('EXPIRE', '{rejoin}:topic:a', 60)";

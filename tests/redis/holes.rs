@@ -20,7 +20,7 @@ fn run(redis: &Redis, change: impl Fn(&str) -> String, script: &str, topic: &str
     let changed = change(prelude);
     assert_ne!(changed, prelude);
     let script = format!("{changed}\n{script}");
-    let args = ["{rejoin}:", "0", "1", "0", "1000 3600000000 16777216 268435456", topic];
+    let args = ["{rejoin}:", "0", "1", "0", "1000 3600000000 16777216 268435456 1000000", topic];
     redis.say(&[&["EVAL", &script, "0"], &args[..], rest].concat())
 }
 

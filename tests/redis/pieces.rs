@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use rejoin::{
-    log::{Retention, Start},
+    log::{Append, AppendError, Retention, Start},
     message::Id,
 };
 use tokio::time::timeout;
 
 use crate::{
-    bare::{PATIENCE, RETENTION, log, log_that_keeps, publish, read_until, subscribe},
+    bare::{PATIENCE, RETENTION, draft, log, log_that_keeps, publish, read_until, subscribe},
     support::redis::Redis,
 };
 
@@ -106,4 +106,51 @@ async fn a_stream_that_is_gone_is_not_counted() {
         }
     };
     timeout(PATIENCE, swept).await.expect("it is counted no more");
+}
+
+/// A message goes over the bound of all topics: a topic with more than an even share pays for it, and not the others.
+#[tokio::test]
+async fn a_topic_that_holds_more_than_its_share_pays_for_itself() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log_that_keeps(&redis.url(), &Retention { total_bytes: 20_000, ..RETENTION }).await;
+    let quiet = publish(&broker, "quiet").await;
+    for _ in 0..200 {
+        publish(&broker, "loud").await;
+    }
+    let mut reader = subscribe(&broker, "quiet", Start::After(quiet.before())).await;
+    assert_eq!(read_until(&mut reader, quiet).await, [Some(quiet)]);
+    let stats = broker.stats().await.expect("stats");
+    assert!(stats.bytes <= 20_000 && stats.messages > 50, "{stats:?}");
+}
+
+#[tokio::test]
+async fn a_new_topic_is_refused_where_as_many_are_known_as_may_be() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log_that_keeps(&redis.url(), &Retention { topics: 2, ..RETENTION }).await;
+    publish(&broker, "a").await;
+    publish(&broker, "b").await;
+    let append = |topic: &str| Append { draft: draft(topic), idempotency_key: None, if_match: None };
+    assert_eq!(broker.publish(append("c")).await, Err(AppendError::TooManyTopics));
+    publish(&broker, "a").await;
+}
+
+/// The keys of one topic leave room for those of others.
+#[tokio::test]
+async fn the_idempotency_keys_of_one_topic_leave_room_for_others() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    // Room for forty keys.
+    let broker = log_that_keeps(&redis.url(), &Retention { total_bytes: 10_000, ..RETENTION }).await;
+    let append = async |topic: &str, key: usize| {
+        let idempotency_key = Some(key.to_string().into());
+        broker.publish(Append { draft: draft(topic), idempotency_key, if_match: None }).await
+    };
+    for key in 0..20 {
+        assert!(append("a", key).await.is_ok(), "{key}");
+    }
+    assert_eq!(append("a", 20).await, Err(AppendError::TooManyKeys));
+    assert!(append("a", 0).await.is_ok(), "a key that was used costs nothing");
+    for key in 0..10 {
+        assert!(append("b", key).await.is_ok(), "{key}");
+    }
+    publish(&broker, "a").await;
 }

@@ -37,19 +37,21 @@ pub struct Keep {
     pub age: Duration,
     pub bytes: usize,
     pub total_bytes: usize,
+    pub topics: usize,
 }
 
 impl From<&Retention> for Keep {
     fn from(retention: &Retention) -> Self {
-        let Retention { messages, age, bytes, total_bytes, .. } = *retention;
-        Self { messages, age, bytes, total_bytes }
+        let Retention { messages, age, bytes, total_bytes, topics } = *retention;
+        Self { messages, age, bytes, total_bytes, topics }
     }
 }
 
 impl Keep {
     /// As the store remembers it, and as it is parsed.
     pub fn written(&self) -> String {
-        format!("{} {} {} {}", self.messages, self.age.as_micros(), self.bytes, self.total_bytes)
+        let Self { messages, bytes, total_bytes, topics, .. } = self;
+        format!("{messages} {} {bytes} {total_bytes} {topics}", self.age.as_micros())
     }
 }
 
@@ -58,7 +60,11 @@ impl fmt::Display for Keep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [bytes, total_bytes] = [self.bytes, self.total_bytes].map(|bytes| ByteSize::b(bytes as u64));
         let (messages, age) = (self.messages, humantime::format_duration(self.age));
-        write!(f, "{messages} messages, {age} and {bytes} of each topic, {total_bytes} in all")
+        write!(
+            f,
+            "{messages} messages, {age} and {bytes} of each topic, {total_bytes} and {} topics in all",
+            self.topics
+        )
     }
 }
 
@@ -74,6 +80,7 @@ impl FromStr for Keep {
             age: Duration::from_micros(number()?),
             bytes: size(number()?)?,
             total_bytes: size(number()?)?,
+            topics: size(number()?)?,
         })
     }
 }

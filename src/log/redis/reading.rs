@@ -101,23 +101,26 @@ impl Reading<'_> {
             Start::After(cursor) if cursor <= newest => Position::at(cursor),
             Start::After(_) | Start::Unreadable(_) => {
                 let position = self.begin_with(Id::ZERO, None, newest).await?;
-                let mut gaps = Vec::new();
-                for pattern in self.patterns.iter() {
-                    let next = self.oldest_matching(pattern, Id::ZERO).await?.ok();
-                    gaps.push(Gap {
-                        topic: pattern.clone(),
-                        next,
-                        reason: Reason::UnknownCursor,
-                        floor: Id::ZERO,
-                    });
-                }
-                return Ok(Beginning { position, gaps });
+                return Ok(Beginning { position, gaps: self.unknown_gaps().await? });
             }
             Start::Everything => self.begin_with(Id::ZERO, None, newest).await?,
             Start::Since(time) => self.begin_with(time, None, newest).await?,
             Start::Last(count) => self.begin_with(Id::ZERO, Some(count), newest).await?,
         };
         Ok(Beginning { position, gaps: Vec::new() })
+    }
+
+    /// A gap for each topic and pattern, since nothing is known of the cursor.
+    async fn unknown_gaps(&self) -> Result<Vec<Gap>, LogError> {
+        let topics = self.topics();
+        let firsts = self.fetch(&[], &topics, &Position::default()).await?.firsts;
+        let firsts = firsts.into_iter().map(|(Num(first), ..)| Some(first).filter(|first| *first > Id::ZERO));
+        let oldest = self.oldest_of_wildcards(Id::ZERO).await?;
+        let wildcards = self.patterns.wildcards().iter();
+        let known = topics.iter().map(Pattern::from).zip(firsts);
+        let known = known.chain(wildcards.map(|pattern| (pattern.clone(), oldest.of(pattern))));
+        let gap = |(topic, next)| Gap { topic, next, reason: Reason::UnknownCursor, floor: Id::ZERO };
+        Ok(known.map(gap).collect())
     }
 
     /// Begins just before the oldest message of each topic since `since`, or the newest `last` of each.
@@ -274,11 +277,16 @@ impl Reading<'_> {
         let is_far = standing.is_at_boundary || told < facts.forgotten;
         let mut page = Page { end: end.0, ..Page::default() };
         let mut next = Id::MAX;
-        for pattern in self.patterns.wildcards().iter().filter(|_| is_far) {
-            let found = self.oldest_matching(pattern, position.cursor).await?;
-            next = next.min(found.unwrap_or_else(|nothing_until| nothing_until));
+        if is_far {
+            let oldest = self.oldest_of_wildcards(position.cursor).await?;
+            next = oldest.first();
             let reason = standing.told().map_or(Reason::Retention, |boundary| boundary.reason);
-            page.gaps.push(Gap { topic: pattern.clone(), next: found.ok(), reason, floor: Id::ZERO });
+            page.gaps.extend(self.patterns.wildcards().iter().map(|pattern| Gap {
+                topic: pattern.clone(),
+                next: oldest.of(pattern),
+                reason,
+                floor: Id::ZERO,
+            }));
         }
 
         // Which of the scanned messages are to be given.
@@ -428,21 +436,44 @@ impl Reading<'_> {
         }
     }
 
-    /// The oldest message after `after` that matches, or a point up to which there is none.
-    async fn oldest_matching(&self, pattern: &Pattern, after: Id) -> Result<Result<Id, Id>, LogError> {
-        let mut after = after;
+    /// The oldest message after `after` of each pattern with a wildcard. The order is looked through once for all.
+    async fn oldest_of_wildcards(&self, after: Id) -> Result<Oldest<'_>, LogError> {
+        let (mut oldest, mut after) = (Oldest { found: HashMap::new(), looked_upto: Id::MAX }, after);
         for _ in 0..MAX_SCANS {
+            if oldest.found.len() == self.patterns.wildcards().len() {
+                return Ok(oldest);
+            }
             let args = [after.to_string(), Id::MAX.to_string(), SCAN_LIMIT.to_string(), Id::MAX.to_string()];
             let (_, end, more, order) = self.scan_order(&args).await?;
-            if let Some((id, _)) = order.iter().find(|(_, name)| pattern.matches(name)) {
-                return Ok(Ok(id.0));
+            for (Num(id), name) in &order {
+                self.patterns.for_each_wildcard(name, |pattern| {
+                    oldest.found.entry(pattern).or_insert(*id);
+                });
             }
             if more == NO_MORE {
-                return Ok(Err(Id::MAX));
+                return Ok(oldest);
             }
             after = end.0;
         }
-        Ok(Err(after))
+        oldest.looked_upto = after;
+        Ok(oldest)
+    }
+}
+
+/// The oldest message of each pattern, as far as was looked.
+struct Oldest<'a> {
+    found: HashMap<&'a Pattern, Id>,
+    looked_upto: Id,
+}
+
+impl Oldest<'_> {
+    fn of(&self, pattern: &Pattern) -> Option<Id> {
+        self.found.get(pattern).copied()
+    }
+
+    /// No message of any of the patterns comes before this.
+    fn first(&self) -> Id {
+        self.found.values().copied().min().unwrap_or(Id::MAX).min(self.looked_upto)
     }
 }
 

@@ -9,6 +9,8 @@ local FORMAT = 2
 local SKEW = 10000000
 -- What a message costs beside its payload and its event.
 local OVERHEAD = 200
+-- What a topic or a mark costs in the index and the state, as all that is retained is counted.
+local TOPIC_COST = 250
 -- A topic may hold this part of its bounds more, until the surplus is removed at once.
 local SLACK = 64
 -- So many generations are remembered, each by where it began, the last id that it has inherited, and why it began.
@@ -30,9 +32,9 @@ local function stream(topic) return base .. 'topic:' .. topic end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
-local format, last, began, total, messages, max_messages, max_age, max_bytes, max_total
+local format, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics
 local function packed()
-  return cmsgpack.pack(FORMAT, last, began, total, messages, max_messages, max_age, max_bytes, max_total)
+  return cmsgpack.pack(FORMAT, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics)
 end
 
 -- Turns a store of format 1 into one of this format, in one step. Streams had an age of their own then.
@@ -41,6 +43,7 @@ local function take_over()
   local old = redis.call('HGET', tombstone, '*')
   if not old then return end
   last, began, total, messages, max_messages, max_age, max_bytes, max_total = cmsgpack.unpack(old)
+  max_topics = tonumber(string.match(wanted, '%d+$'))
   for _, topic in ipairs(redis.call('ZRANGE', index, '(0', '+inf', 'BYSCORE')) do redis.call('PERSIST', stream(topic)) end
   redis.call('RENAME', tombstone, state)
   local more = redis.call('HMGET', state, '*inherited', '*previous', '*reason')
@@ -56,7 +59,7 @@ if not saved[1] then
   if last then saved = redis.call('HMGET', state, '*', subject) end
 end
 if saved[1] then
-  format, last, began, total, messages, max_messages, max_age, max_bytes, max_total = cmsgpack.unpack(saved[1])
+  format, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics = cmsgpack.unpack(saved[1])
   if format ~= FORMAT then return redis.error_reply('FORMAT the store has format ' .. format .. ', and this version knows format ' .. FORMAT) end
 end
 local life, process, was_durable, boundaries, forgotten
@@ -73,10 +76,10 @@ end
 local function keep(text)
   local numbers = {}
   for number in string.gmatch(text, '%d+') do numbers[#numbers + 1] = tonumber(number) end
-  max_messages, max_age, max_bytes, max_total = unpack(numbers)
+  max_messages, max_age, max_bytes, max_total, max_topics = unpack(numbers)
 end
 
-local function kept() return string.format('%d %d %d %d', max_messages, max_age, max_bytes, max_total) end
+local function kept() return string.format('%d %d %d %d %d', max_messages, max_age, max_bytes, max_total, max_topics) end
 
 -- Each of them may be deleted or evicted alone, and nothing is known without the others.
 local is_whole = last and redis.call('EXISTS', index, order) == 2

@@ -4,6 +4,8 @@ local topic, head, data, event_bytes = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[
 local key, if_match = ARGV[10] or '', ARGV[11] or ''
 local newest = subject_newest
 local name, digest
+-- So many idempotency keys are remembered, of all topics, and what one costs beside the names.
+local MAX_KEYS, KEY_COST = 1000000, 250
 
 if key ~= '' then
   name, digest = base .. 'key:' .. topic .. '\0' .. key, redis.sha1hex(data)
@@ -13,6 +15,22 @@ if key ~= '' then
     return was == digest and {'replayed', id} or {'reused', '0'}
   end
 end
+
+-- Keys are counted by topic in stretches of 5 minutes, so for 5 to 10 minutes. Those of one topic are no more than there
+-- is room left: whoever comes later still finds some.
+local STRETCH = 300000000
+local stretch = math.floor(now / STRETCH)
+local function keys_of(field)
+  local count = 0
+  for _, at in ipairs({stretch, stretch - 1}) do
+    count = count + (tonumber(redis.call('HGET', base .. 'keys:' .. at, field)) or 0)
+  end
+  return count
+end
+local function is_room_for_key()
+  local room = math.min(MAX_KEYS, math.floor(max_total / KEY_COST)) - keys_of('*')
+  return keys_of(topic) < room
+end
 if if_match ~= '' then
   local expected = tonumber(if_match)
   -- A topic that the index does not hold may have had something up to `forgotten`.
@@ -20,6 +38,9 @@ if if_match ~= '' then
   local vouched = newest or (expected == 0 and 0 or forgotten)
   if vouched > expected or expected > last then return {'newest', str(newest or 0)} end
 end
+
+if not newest and redis.call('ZCOUNT', index, '(0', '+inf') >= max_topics then return {'topics', '0'} end
+if name and not is_room_for_key() then return {'keys', '0'} end
 
 local id = math.max(now, last + 1)
 local into, ident, cost = stream(topic), str(id), OVERHEAD + #data + event_bytes
@@ -75,12 +96,22 @@ if gone then
 else
   redis.call('ZADD', index, ident, topic)
 end
-if name then redis.call('SET', name, ident .. ' ' .. digest, 'PX', ARGV[12]) end
+if name then
+  redis.call('SET', name, ident .. ' ' .. digest, 'PX', ARGV[12])
+  local counts = base .. 'keys:' .. str(stretch)
+  for _, field in ipairs({'*', topic}) do redis.call('HINCRBY', counts, field, 1) end
+  redis.call('PEXPIRE', counts, str(2 * STRETCH / 1000))
+end
 
+-- Topics and marks count too, but leave at least half to messages. A topic that holds more than an even share pays for
+-- itself, then the oldest message of all.
 local victims = {}
-local is_over = total > max_total
-while budget > 0 and total > max_total and messages > 1 do
-  local oldest = redis.call('XRANGE', order, '-', '+', 'COUNT', 1)[1]
+local room = math.max(max_total - redis.call('ZCARD', index) * TOPIC_COST, max_total / 2)
+local is_over = total > room
+local share = is_over and max_total / redis.call('ZCOUNT', index, '(0', '+inf')
+while budget > 0 and total > room and messages > 1 do
+  local before, own = total, bytes > share and length > 1 and redis.call('XRANGE', into, '-', '+', 'COUNT', 1)[1]
+  local oldest = own and {own[1], {'t', topic}} or redis.call('XRANGE', order, '-', '+', 'COUNT', 1)[1]
   if not oldest or oldest[1] == entry then
     -- What is still counted was lost behind our back.
     total, messages = bytes, length
@@ -89,6 +120,7 @@ while budget > 0 and total > max_total and messages > 1 do
   if oldest[2][1] == 't' then
     local victim = oldest[2][2]
     if evict(victim, oldest[1]) then victims[victim] = string.gsub(oldest[1], '-0$', '') end
+    if victim == topic then length, bytes = length - 1, bytes - (before - total) end
   else
     redis.call('XDEL', order, oldest[1])
   end
