@@ -112,27 +112,40 @@ impl FromRedisValue for Place {
 impl FromRedisValue for Entry {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
         let (place, fields): (Place, Vec<Vec<u8>>) = FromRedisValue::from_redis_value(value)?;
-        Ok(Self { place, event: Event::read(&fields) })
+        let event = if let [kind, entry] = &*fields { Event::read(kind, entry) } else { None };
+        Ok(Self { place, event })
     }
 }
 
 impl Event {
-    /// Reads the fields that a script has written: a kind with numbers, a topic, a head, a body.
-    fn read(fields: &[Vec<u8>]) -> Option<Self> {
-        let mut numbers = std::str::from_utf8(fields.get(1)?).ok()?.split(' ').map(Id::from_str);
+    /// Reads the one field that a script has written: numbers, then a topic, a head and a payload with their lengths.
+    fn read(kind: &[u8], entry: &[u8]) -> Option<Self> {
+        let line_end = entry.iter().position(|byte| *byte == b'\n')?;
+        let (line, rest) = (std::str::from_utf8(&entry[..line_end]).ok()?, &entry[line_end + 1..]);
+        let mut numbers = line.split_ascii_whitespace().map(u64::from_str);
         let mut number = || numbers.next()?.ok();
-        let topic = || -> Option<Topic> { std::str::from_utf8(fields.get(3)?).ok()?.parse().ok() };
-        let body = || draft(topic()?, fields.get(5)?, fields.get(7)?);
-        Some(match (&**fields.first()?, fields.len()) {
-            (b"m", length) => {
-                let (link, prev, gone) = (Link::read(&mut number)?, number()?, number()?);
-                let draft = if length > 4 { Some(body()?) } else { None };
-                Self::Message { link, prev, gone, topic: topic()?, draft }
+        let mut id = || number().map(Id::new);
+        Some(match kind {
+            b"m" => {
+                let (link, prev, gone) = (Link::read(&mut id)?, id()?, id()?);
+                let (topic, head, payload) = carried(rest, number()?, number()?)?;
+                // Without a head it is too large for the feed.
+                let draft = if head.is_empty() { None } else { Some(draft(topic.clone(), head, payload)?) };
+                Self::Message { link, prev, gone, topic, draft }
             }
-            (b"e", _) => Self::Ephemeral { draft: body()? },
-            (b"x", _) => Self::Deleted { link: Link::read(&mut number)?, gone: number()?, topic: topic()? },
-            (b"g", _) => Self::Evicted { gone: number()?, topic: topic()? },
-            (b"b", _) => Self::Step { link: Link::read(&mut number)? },
+            b"e" => {
+                let (topic, head, payload) = carried(rest, number()?, number()?)?;
+                Self::Ephemeral { draft: draft(topic, head, payload)? }
+            }
+            b"x" => {
+                let (link, gone) = (Link::read(&mut id)?, id()?);
+                Self::Deleted { link, gone, topic: carried(rest, number()?, number()?)?.0 }
+            }
+            b"g" => {
+                let gone = id()?;
+                Self::Evicted { gone, topic: carried(rest, number()?, number()?)?.0 }
+            }
+            b"b" => Self::Step { link: Link::read(&mut id)? },
             _ => return None,
         })
     }
@@ -147,9 +160,16 @@ impl Event {
 }
 
 impl Link {
-    fn read(number: &mut impl FnMut() -> Option<Id>) -> Option<Self> {
-        Some(Self { began: number()?, before: number()? })
+    fn read(id: &mut impl FnMut() -> Option<Id>) -> Option<Self> {
+        Some(Self { began: id()?, before: id()? })
     }
+}
+
+/// The topic, the head and the payload that an entry carries.
+fn carried(rest: &[u8], topic_len: u64, head_len: u64) -> Option<(Topic, &[u8], &[u8])> {
+    let (topic, rest) = rest.split_at_checked(usize::try_from(topic_len).ok()?)?;
+    let (head, payload) = rest.split_at_checked(usize::try_from(head_len).ok()?)?;
+    Some((std::str::from_utf8(topic).ok()?.parse().ok()?, head, payload))
 }
 
 #[cfg(test)]
@@ -169,19 +189,18 @@ mod tests {
 
     #[test]
     fn an_entry_of_another_kind_is_unreadable() {
-        for fields in [
-            &[][..],
-            &["m"],
-            &["m", "1 2 3"],
-            &["m", "1 2 3 4"],
-            &["m", "1 2 3 4", "t", "a*"],
-            &["m", "1 2 3 4", "t", "a", "h", "?", "d", "x"],
-            &["e", "", "t", "a"],
-            &["b", "x 1"],
-            &["q", "1 2 3 4", "t", "a"],
+        for (kind, entry) in [
+            ("m", ""),
+            ("m", "1 2 3 4 1 0"),
+            ("m", "1 2 3 4\n"),
+            ("m", "1 2 3 4 2 0\na*"),
+            ("m", "1 2 3 4 1 1\na?x"),
+            ("m", "1 2 3 4 9 9\na"),
+            ("e", "1 0\na"),
+            ("b", "x 1 0 0\n"),
+            ("q", "1 2 3 4 1 0\na"),
         ] {
-            let fields: Vec<_> = fields.iter().map(|field| field.as_bytes().to_vec()).collect();
-            assert!(Event::read(&fields).is_none(), "{fields:?}");
+            assert!(Event::read(kind.as_bytes(), entry.as_bytes()).is_none(), "{kind} {entry}");
         }
         for head in [&b""[..], b"?", b"t", b"t\0\x09a\0\0\0\0"] {
             assert!(draft("a".parse().expect("a topic"), head, b"x").is_none(), "{head:?}");

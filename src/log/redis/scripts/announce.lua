@@ -1,5 +1,5 @@
 -- Tells of a message that is not stored.
 local topic, head, data = ARGV[6], ARGV[7], ARGV[8]
 close_feed()
-tell(str(last) .. '-*', #data, 'e', '', 't', topic, 'h', head, 'd', data)
+tell(str(last) .. '-*', 'e', carrying(topic, head, data))
 return facts()

@@ -8,6 +8,6 @@ if newest then
   redis.call('HSET', state, '*', packed(), topic, cmsgpack.pack(newest, 0))
   redis.call('DEL', stream(topic))
   redis.call('ZADD', index, str(-last), ' ' .. topic, str(-newest), ',' .. topic)
-  tell(str(last) .. '-0', 0, 'x', linked(chain) .. ' ' .. str(newest), 't', topic)
+  tell(str(last) .. '-0', 'x', linked(chain) .. ' ' .. str(newest) .. carrying(topic, '', ''))
 end
 return {facts(), str(newest or 0)}

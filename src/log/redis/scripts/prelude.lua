@@ -141,7 +141,7 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
     redis.call('HSET', state, '*', packed(), '*boundaries', cmsgpack.pack(boundaries), '*forgotten', str(forgotten))
     -- It may hold ids that are lost, and later than those to come.
     redis.call('UNLINK', feed)
-    redis.call('XADD', feed, str(began) .. '-0', 'b', str(began) .. ' ' .. str(chain))
+    redis.call('XADD', feed, str(began) .. '-0', 'b', str(began) .. ' ' .. str(chain) .. ' 0 0\n')
   end
   life, was_durable = replication_id, durable
   redis.call('HSET', state, '*life', life, '*process', string.match(server, 'run_id:(%w+)'),
@@ -179,10 +179,13 @@ end
 -- that finds another id before it than the one it has read, has missed something.
 local function linked(chain) return str(began) .. ' ' .. str(chain) end
 
--- Appends to the feed, which holds fewer entries where they are large.
-local function tell(id, bytes, ...)
-  local entries = math.max(64, math.min(FEED_ENTRIES, math.floor(FEED_BYTES / (bytes + 100))))
-  redis.call('XADD', feed, 'MAXLEN', '~', entries, id, ...)
+-- What an entry carries, behind its numbers.
+local function carrying(topic, head, data) return ' ' .. #topic .. ' ' .. #head .. '\n' .. topic .. head .. data end
+
+-- Appends to the feed, which holds fewer entries where they are large. One field costs least.
+local function tell(id, kind, entry)
+  local entries = #entry < 1024 and FEED_ENTRIES or math.max(64, math.floor(FEED_BYTES / #entry))
+  redis.call('XADD', feed, 'MAXLEN', '~', entries, id, kind, entry)
 end
 
 -- Sees to it that the feed ends with the newest id, and says where it ends. A script that failed after it had begun to
@@ -195,7 +198,7 @@ local function close_feed()
     last = math.max(now, last + 1)
     place = str(last) .. '-0'
     redis.call('HSET', state, '*', packed())
-    tell(place, 0, 'b', linked(chain))
+    tell(place, 'b', linked(chain) .. carrying('', '', ''))
   end
   return place
 end

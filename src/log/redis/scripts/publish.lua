@@ -3,9 +3,10 @@ local topic, head, data, event_bytes = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[
 -- Few publishes have any of these.
 local key, if_match = ARGV[10] or '', ARGV[11] or ''
 local newest = subject_newest
-local name, digest
--- So many idempotency keys are remembered, of all topics, and what one costs beside the names.
+local name, digest, stretch, is_room_for_key
+-- So many idempotency keys are remembered, of all topics, what one costs, and over how long they are counted at once.
 local MAX_KEYS, KEY_COST = 1000000, 250
+local STRETCH = 300000000
 
 if key ~= '' then
   name, digest = base .. 'key:' .. topic .. '\0' .. key, redis.sha1hex(data)
@@ -14,23 +15,21 @@ if key ~= '' then
     local id, was = string.match(used, '(%d+) (%w+)')
     return was == digest and {'replayed', id} or {'reused', '0'}
   end
+  -- Keys are counted by topic in stretches, so for 5 to 10 minutes. Those of one topic are no more than there is room
+  -- left: whoever comes later still finds some.
+  stretch = math.floor(now / STRETCH)
+  local function keys_of(field)
+    local count = 0
+    for _, at in ipairs({stretch, stretch - 1}) do
+      count = count + (tonumber(redis.call('HGET', base .. 'keys:' .. at, field)) or 0)
+    end
+    return count
+  end
+  is_room_for_key = function()
+    return keys_of(topic) < math.min(MAX_KEYS, math.floor(max_total / KEY_COST)) - keys_of('*')
+  end
 end
 
--- Keys are counted by topic in stretches of 5 minutes, so for 5 to 10 minutes. Those of one topic are no more than there
--- is room left: whoever comes later still finds some.
-local STRETCH = 300000000
-local stretch = math.floor(now / STRETCH)
-local function keys_of(field)
-  local count = 0
-  for _, at in ipairs({stretch, stretch - 1}) do
-    count = count + (tonumber(redis.call('HGET', base .. 'keys:' .. at, field)) or 0)
-  end
-  return count
-end
-local function is_room_for_key()
-  local room = math.min(MAX_KEYS, math.floor(max_total / KEY_COST)) - keys_of('*')
-  return keys_of(topic) < room
-end
 if if_match ~= '' then
   local expected = tonumber(if_match)
   -- A topic that the index does not hold may have had something up to `forgotten`.
@@ -127,13 +126,10 @@ while budget > 0 and total > room and messages > 1 do
   budget = budget - 1
 end
 if is_over then redis.call('HSET', state, '*', packed()) end
-local about = linked(chain) .. ' ' .. link .. ' ' .. (gone or '0')
-if #data <= FEED_MAX_BODY then
-  tell(entry, #data, 'm', about, 't', topic, 'h', head, 'd', data)
-else
-  tell(entry, 0, 'm', about, 't', topic)
-end
-for victim, upto in pairs(victims) do tell(ident .. '-*', 0, 'g', upto, 't', victim) end
+local is_small = #data <= FEED_MAX_BODY
+tell(entry, 'm', linked(chain) .. ' ' .. link .. ' ' .. (gone or '0')
+  .. carrying(topic, is_small and head or '', is_small and data or ''))
+for victim, upto in pairs(victims) do tell(ident .. '-*', 'g', upto .. carrying(victim, '', '')) end
 -- More goes than comes, so that what has expired never piles up.
 if id % 16 == 0 then sweep(32) end
 return {'stored', ident}
