@@ -10,7 +10,7 @@ use rejoin::{
 use tokio::task::JoinSet;
 
 use crate::{
-    bare::{RETENTION, log, log_that_keeps, publish, read_until, subscribe},
+    bare::{RETENTION, draft, log, log_that_keeps, publish, read_until, subscribe},
     support::redis::Redis,
 };
 
@@ -64,7 +64,15 @@ async fn a_message_that_was_stored_by_a_script_that_failed_is_given_all_the_same
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log(&redis.url()).await;
     let mut readers = [subscribe(&broker, "a", Start::Now).await, subscribe(&broker, "*", Start::Now).await];
+    for _ in 0..2 {
+        let silent = store_in_silence(&redis, "a");
+        for reader in &mut readers {
+            assert_eq!(read_until(reader, silent).await, [Some(silent)]);
+        }
+    }
+    // An announcement has the newest id too, and must not look like the entry that is missing.
     let silent = store_in_silence(&redis, "a");
+    broker.announce(draft("elsewhere")).await.expect("announced");
     for reader in &mut readers {
         assert_eq!(read_until(reader, silent).await, [Some(silent)]);
     }

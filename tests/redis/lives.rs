@@ -2,10 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rejoin::{broker::Broker, log::Start, message::Id};
+use rejoin::{
+    broker::Broker,
+    log::{Retention, Start},
+    message::Id,
+};
 
 use crate::{
-    bare::{draft, log, publish, read_until, subscribe, until_reachable},
+    bare::{RETENTION, draft, log, log_that_keeps, publish, read_until, subscribe, until_reachable},
     proxy::{Proxy, Stall},
     support::redis::Redis,
 };
@@ -62,6 +66,31 @@ async fn each_of_two_losses_is_told_at_its_own_place() {
         assert_eq!(read_until(&mut reader, last).await, [Some(second[1]), None, Some(last)]);
         let mut reader = subscribe(&broker, pattern, Start::After(*lost_too)).await;
         assert_eq!(read_until(&mut reader, last).await, [None, Some(last)]);
+    }
+}
+
+/// What a topic had before a restart was trimmed after it. That is told where the reader stands, and not behind the
+/// messages of another topic that lie between there and the restart.
+#[tokio::test]
+async fn a_loss_across_a_restart_is_told_before_anything_newer() {
+    let Some(mut redis) = Redis::start(&[]) else { return };
+    let broker = log_that_keeps(&redis.url(), &Retention { messages: 1, ..RETENTION }).await;
+    let first = publish(&broker, "a").await;
+    let other = publish(&broker, "b").await;
+    redis.say(&["SAVE"]);
+    redis.kill();
+    redis.start_again();
+    until_reachable(&broker).await;
+    publish(&broker, "a").await;
+    let last = publish(&broker, "a").await;
+    for patterns in [&["a", "b"][..], &["*"]] {
+        let patterns = patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
+        let start = Start::After(first.before());
+        let mut reader = broker.subscribe(patterns, &start, "me").await.expect("the log can be read");
+        let seen = read_until(&mut reader, last).await;
+        let given = seen.iter().position(|seen| *seen == Some(other)).expect("it is given");
+        assert!(given > 0 && seen[..given].iter().all(Option::is_none), "{seen:?}");
+        assert_eq!(seen.last(), Some(&Some(last)));
     }
 }
 
