@@ -23,7 +23,7 @@ const PAGE_BYTES: usize = 256 << 10;
 /// How many entries of the order one page looks at.
 const SCAN_LIMIT: usize = 2000;
 /// How many topics are read one by one. Readers of more look for them in the order of all messages.
-const MAX_READ_TOPICS: usize = 1000;
+const MAX_READ_TOPICS: usize = 500;
 /// How many topics one script looks at, so that others get their turn.
 const TOPIC_BATCH: usize = 200;
 /// How many messages one script steps over to find where the newest so many begin.
