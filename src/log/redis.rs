@@ -41,7 +41,7 @@ use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
 /// How long a reader waits for what the store has to arrive here.
 const ARRIVAL: Duration = Duration::from_secs(1);
-/// How long somebody who wants to follow waits for the link, and a read for tails that can be vouched for.
+/// How long a new follower waits for the feed to begin, and a read for the feed to reach its generation.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How soon the store is asked again for its format.
 const ASK_AGAIN: Duration = Duration::from_millis(50);

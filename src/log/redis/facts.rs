@@ -8,11 +8,11 @@ use redis::{FromRedisValue, ParsingError, Value};
 use super::Retention;
 use crate::{log::Reason, message::Id};
 
-/// What the store vouches for.
+/// What the store says of itself.
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub newest: Id,
-    /// From here on the store vouches for having everything.
+    /// The generation began here: from here on the store has everything.
     pub began: Id,
     /// The newest id of a topic that the index does not hold is at most this.
     pub forgotten: Id,

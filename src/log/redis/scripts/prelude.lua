@@ -1,4 +1,4 @@
--- What every script begins with: which life of which primary this is, and what it vouches for.
+-- Every script begins with this: it finds out which generation of the store this is, and what the store still has.
 -- Runs as one step with what follows. Numbers are ids: doubles hold them exactly, printed they need a format.
 local base, known, looks, durable = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1'
 local wanted, subject = ARGV[5], ARGV[6]

@@ -47,7 +47,7 @@ local prev = newest
 if not newest then
   learn()
   prev = forgotten
-  -- What the index does not know was left behind by another life.
+  -- The index does not know the topic, so a stream of it was left behind by an earlier store.
   redis.call('DEL', into)
 end
 
