@@ -28,6 +28,9 @@ use crate::{
 
 /// How long the index remembers a topic after its last message.
 const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long it remembers a topic at least after its last message has expired. A read in steps must not find a message in
+/// one step, and neither the message nor its topic in the next.
+const AFTER_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 /// How many entries one step looks at or removes before others may have the lock.
 pub const STEP: usize = 4096;
 /// How many of the newest messages keep their renderings.
@@ -185,7 +188,7 @@ impl State {
     pub fn sweep(&mut self, retention: &Retention, now: Id) -> bool {
         let mut budget = STEP - self.keys.forget_old(STEP);
         budget -= self.expire(now.minus(retention.age), budget);
-        let unknown = now.minus(INDEX_AGE.max(retention.age));
+        let unknown = now.minus(INDEX_AGE.max(retention.age + AFTER_EXPIRY));
         while budget > 0
             && self.index.front().is_some_and(|(_, known)| known.newest < unknown)
             && let Some((topic, known)) = self.index.pop_front()
@@ -478,6 +481,23 @@ pub mod tests {
         assert_eq!(gaps(&mut state, "a", id), []);
         assert_eq!(gaps(&mut state, "a", began).len(), 1);
         assert!(next > id);
+    }
+
+    #[test]
+    fn a_topic_is_remembered_for_a_day_after_its_last_message_has_expired() {
+        let retention = Retention { age: Duration::from_secs(10 * 24 * 3600), ..RETENTION };
+        let mut state = State::new(Id::now());
+        publish(&mut state, "a");
+        for (days, known) in [(9, 1), (10, 1), (11, 0)] {
+            // A little past so many days.
+            let now = Id::new(later(days).get() + 60_000_000);
+            while state.sweep(&retention, now) {}
+            assert_eq!(
+                (state.stats().messages, state.index.len()),
+                (usize::from(days < 10), known),
+                "{days} days"
+            );
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@ local is_more = false
 learn()
 if is_sweep then
   is_more = sweep(200)
-  -- The index forgets a topic after 7 days, or after as long as messages are kept.
-  local unknown = now - math.max(max_age, 604800000000)
+  -- The index forgets a topic after 7 days, and never within a day after its last message has expired.
+  local unknown = now - math.max(max_age + 86400000000, 604800000000)
   local function forget(least, most)
     local old = redis.call('ZRANGE', index, least, most, 'BYSCORE', 'LIMIT', 0, 200, 'WITHSCORES')
     for at = 1, #old, 2 do
