@@ -79,7 +79,7 @@ fn log_that_keeps(messages: usize, url: &str) -> Outcome<Broker> {
         total_bytes: 256 << 20,
         topics: 1_000_000,
     };
-    Ok(Broker::new(RedisLog::start(url.parse()?, &retention)))
+    Ok(Broker::new(RedisLog::start(url.parse()?, &retention, 0)))
 }
 
 fn append() -> Append {

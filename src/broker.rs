@@ -73,6 +73,11 @@ impl Broker {
         self.log.watermark()
     }
 
+    /// Checks that what is published now would be acknowledged.
+    pub async fn check(&self) -> Result<(), LogError> {
+        self.log.check().await
+    }
+
     /// Whether a message was refused of late for want of room.
     pub fn is_full(&self) -> bool {
         self.log.is_full()

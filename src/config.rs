@@ -46,9 +46,13 @@ pub struct Config {
     pub listen: SocketAddr,
 
     /// Where messages are kept: `memory`, or `redis://[user:password@]host[:port][/db][?prefix=name]`,
-    /// `rediss://…` or `unix:///path`.
+    /// `rediss://…`, `unix:///path`, or `redis+sentinel://host[:port][,host[:port]…]/master[?db=N]`.
     #[arg(long, value_name = "LOG", default_value = "memory")]
     pub log: LogKind,
+
+    /// Acknowledge a message only when so many copies of Redis have confirmed it.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub redis_confirm: usize,
 
     /// How often a quiet connection shows that it lives.
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = duration)]
@@ -163,7 +167,8 @@ impl Config {
     pub fn contradictions(&self) -> Vec<Contradiction> {
         let is_open = !self.listen.ip().is_loopback() && !self.insecure_open && self.authority().is_open();
         let is_kept_twice = self.state.is_some() && !matches!(self.log, LogKind::Memory);
-        let rules: [(bool, &[&str], &str); 4] = [
+        let confirms_nothing = self.redis_confirm > 0 && matches!(self.log, LogKind::Memory);
+        let rules: [(bool, &[&str], &str); 5] = [
             (
                 is_open,
                 &["listen"],
@@ -181,6 +186,11 @@ impl Config {
                 "--retain-total is less than --retain-bytes",
             ),
             (is_kept_twice, &["state", "log"], "--state is for --log memory; Redis keeps its own"),
+            (
+                confirms_nothing,
+                &["redis-confirm", "log"],
+                "--redis-confirm is for --log redis://…; memory has no copies",
+            ),
         ];
         let broken = rules.into_iter().filter(|(is_broken, ..)| *is_broken);
         broken.map(|(_, between, what)| Contradiction { between, what }).collect()

@@ -77,7 +77,7 @@ impl Server {
                 (memory.clone(), Some(memory))
             }
             LogKind::Redis(address) => {
-                let log = RedisLog::start((**address).clone(), &retention);
+                let log = RedisLog::start((**address).clone(), &retention, config.redis_confirm);
                 log.check_format().await?;
                 (log, None)
             }

@@ -17,7 +17,7 @@ pub use self::{
     ephemeral::Ephemerals,
     memory::{MemoryLog, Retention},
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
-    redis::{Address, ParseAddressError, RedisLog},
+    redis::{Address, Credentials, ParseAddressError, RedisLog},
     tail::{Follower, Tail, Uncovered, merge},
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
@@ -83,6 +83,11 @@ pub trait Log: Send + Sync + 'static {
     /// Whether a message was refused of late for want of room.
     fn is_full(&self) -> bool {
         false
+    }
+
+    /// Checks that what is published now would be acknowledged, as far as that can be known without publishing.
+    async fn check(&self) -> Result<(), LogError> {
+        Ok(())
     }
 
     /// Ends a [`Followed`]; called by its drop.

@@ -31,7 +31,7 @@ fn memory() -> Option<New> {
 /// A log in a Redis of its own, which ends with what makes it.
 fn redis() -> Option<New> {
     let redis = Redis::start(&[])?;
-    Some(Box::new(move |retention| RedisLog::start(redis.url().parse().expect("an address"), &retention)))
+    Some(Box::new(move |retention| RedisLog::start(redis.url().parse().expect("an address"), &retention, 0)))
 }
 
 /// Makes a test of each claim for one log.

@@ -9,12 +9,21 @@ use super::{
     file::File,
     flags::{self, Flags},
 };
-use crate::auth::{Authority, Read};
+use crate::{
+    auth::{Authority, Read},
+    log::Credentials,
+};
 
-/// Variables that begin as ours do and are no settings: credentials for Redis that its URL lacks, and
+/// Variables that begin as ours do and are no settings: credentials for Redis and its Sentinels that the URL lacks, and
 /// what the commands that are clients read.
-const OTHER_VARIABLES: [&str; 4] =
-    ["REJOIN_REDIS_USERNAME", "REJOIN_REDIS_PASSWORD", "REJOIN_URL", "REJOIN_TOKEN"];
+const OTHER_VARIABLES: [&str; 6] = [
+    "REJOIN_REDIS_USERNAME",
+    "REJOIN_REDIS_PASSWORD",
+    "REJOIN_SENTINEL_USERNAME",
+    "REJOIN_SENTINEL_PASSWORD",
+    "REJOIN_URL",
+    "REJOIN_TOKEN",
+];
 /// What Kubernetes sets for a service that is called `rejoin`.
 const VARIABLES_OF_KUBERNETES: [&str; 2] = ["REJOIN_SERVICE_", "REJOIN_PORT"];
 
@@ -95,9 +104,12 @@ impl Settings {
         let mut config = Config::parse_from(std::iter::once("rejoin".to_owned()).chain(arguments));
         config.tables = tables;
         if let LogKind::Redis(address) = &mut config.log {
-            let (username, password) =
-                (environment("REJOIN_REDIS_USERNAME"), environment("REJOIN_REDIS_PASSWORD"));
-            **address = (**address).clone().or_credentials(username, password);
+            let credentials = |of: &str| Credentials {
+                username: environment(&format!("{of}_USERNAME")),
+                password: environment(&format!("{of}_PASSWORD")),
+            };
+            let of_redis = credentials("REJOIN_REDIS");
+            **address = (**address).clone().or_credentials(of_redis, credentials("REJOIN_SENTINEL"));
         }
         for contradiction in config.contradictions() {
             let between = |setting: &&Setting| contradiction.between.contains(&setting.name.as_str());

@@ -92,6 +92,7 @@ async fn round_trip(broker: &Broker) -> Result<(), Problem> {
     let _first = poll_fn(|cx| Poll::Ready(probe.poll_delivery(cx))).await;
     let payload = Payload::text("ready");
     broker.announce(Draft { topic, event: None, payload, exclude: None }).await?;
+    broker.check().await?;
     poll_fn(|cx| probe.poll_delivery(cx)).await;
     Ok(())
 }

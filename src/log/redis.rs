@@ -5,11 +5,13 @@
 
 mod address;
 mod codec;
+mod copies;
 mod deletions;
 mod facts;
 mod feed;
 mod held;
 mod link;
+mod primary;
 mod reading;
 mod scripts;
 mod store;
@@ -23,8 +25,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use self::address::{Address, ParseAddressError};
+pub use self::address::{Address, Credentials, ParseAddressError};
 use self::{
+    copies::Copies,
     facts::{Facts, Num},
     feed::Feed,
     held::{MAX_TAIL_BYTES, MAX_TAIL_MESSAGES},
@@ -56,6 +59,7 @@ pub struct RedisLog {
     store: Arc<Store>,
     feed: Arc<Feed>,
     link: Arc<Link>,
+    copies: Arc<Copies>,
     /// One question at a time; who comes meanwhile shares the answer to the next one, also if it is an error.
     asking: tokio::sync::Mutex<Option<(u64, Result<Id, LogError>)>>,
     asked: std::sync::atomic::AtomicU64,
@@ -65,19 +69,25 @@ pub struct RedisLog {
 }
 
 impl RedisLog {
-    /// Begins to connect. Until that has worked, everything is [`LogError::Unavailable`].
+    /// Begins to connect. Until that has worked, everything is [`LogError::Unavailable`]. So many `copies` of the primary
+    /// have to confirm what is stored, before it counts as stored.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn start(address: Address, retention: &Retention) -> Arc<Self> {
+    pub fn start(address: Address, retention: &Retention, copies: usize) -> Arc<Self> {
         let store = Arc::new(Store::new(address, retention));
         let feed = Arc::new(Feed::new(retention.age));
         let link = Arc::new(Link::new(store.clone(), feed.clone()));
+        let is_confirmed = copies > 0;
+        let copies = Arc::new(Copies::new(store.clone(), copies));
         let mut tasks = JoinSet::new();
         tasks.spawn(store.clone().keep_connected());
         tasks.spawn(link.clone().keep_linked());
+        if is_confirmed {
+            tasks.spawn(copies.clone().keep_confirming());
+        }
         let (asking, asked, under_way) = Default::default();
-        Arc::new(Self { store, feed, link, asking, asked, under_way, _tasks: tasks })
+        Arc::new(Self { store, feed, link, copies, asking, asked, under_way, _tasks: tasks })
     }
 
     /// Asks the store which format it has, if it answers within two seconds.
@@ -205,9 +215,12 @@ impl Log for RedisLog {
             window.as_bytes(),
         ];
         let args = if key.is_empty() && if_match.is_empty() { &args[..3] } else { &args };
-        let (outcome, Num(id)): (String, Num) =
+        let (outcome, Num(id), Num(began)): (String, Num, Num) =
             self.store.run(&self.store.scripts.publish, &draft.topic, args).await?;
         self.store.has_seen(id);
+        if began > Id::ZERO {
+            self.copies.confirm(began).await?;
+        }
         match outcome.as_str() {
             "stored" => Ok(Appended::Stored(id)),
             "replayed" => Ok(Appended::Replayed(id)),
@@ -233,7 +246,7 @@ impl Log for RedisLog {
         if gone > Id::ZERO {
             self.feed.delete(topic, gone, facts.newest);
         }
-        Ok(())
+        self.copies.confirm(facts.began).await
     }
 
     async fn follow(
@@ -317,6 +330,11 @@ impl Log for RedisLog {
             Some(TopicStats { topic, newest: newest.0, messages, bytes, subscribers })
         };
         Ok(names.iter().zip(known).filter_map(stats).collect())
+    }
+
+    async fn check(&self) -> Result<(), LogError> {
+        let facts = self.link.ask().await?;
+        self.copies.confirm(facts.began).await
     }
 
     async fn stats(&self) -> Result<LogStats, LogError> {

@@ -26,7 +26,7 @@ pub async fn log(url: &str) -> Broker {
 }
 
 pub async fn log_that_keeps(url: &str, retention: &Retention) -> Broker {
-    let broker = Broker::new(RedisLog::start(url.parse().expect("an address"), retention));
+    let broker = Broker::new(RedisLog::start(url.parse().expect("an address"), retention, 0));
     until_reachable(&broker).await;
     broker
 }

@@ -29,7 +29,8 @@ fn store_in_silence(redis: &Redis, topic: &str) -> Id {
     let publish = include_str!("../../src/log/redis/scripts/publish.lua");
     let silent = |prelude: &str| format!("{prelude}\ntell = function() end");
     let answer = run(redis, silent, publish, topic, &["t\0\0\0\0\0\0", "x", "0", "", "", "1"]);
-    let id = answer.lines().last().and_then(|id| id.parse().ok());
+    // The outcome, the id and the generation, each behind its length.
+    let id = answer.lines().nth(4).and_then(|id| id.parse().ok());
     id.unwrap_or_else(|| panic!("{answer}"))
 }
 

@@ -7,6 +7,7 @@
 
 mod across;
 mod bare;
+mod confirmed;
 mod deployment;
 mod formats;
 mod handover;
@@ -26,6 +27,7 @@ mod reader;
 mod replicas;
 mod restarted;
 mod scene;
+mod sentinels;
 mod sharing;
 mod stalled;
 mod stopped;

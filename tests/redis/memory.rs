@@ -51,7 +51,8 @@ async fn what_is_published_to_a_topic_whose_reader_has_stopped_takes_no_memory()
         total_bytes: 256 << 20,
         topics: 1_000_000,
     };
-    let broker = Arc::new(Broker::new(RedisLog::start(redis.url().parse().expect("an address"), &retention)));
+    let broker =
+        Arc::new(Broker::new(RedisLog::start(redis.url().parse().expect("an address"), &retention, 0)));
     let mut publishers = JoinSet::new();
     for _ in 0..PUBLISHERS {
         let broker = broker.clone();

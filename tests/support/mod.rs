@@ -7,6 +7,7 @@ pub mod cutter;
 pub mod frame;
 pub mod program;
 pub mod redis;
+pub mod sentinel;
 
 use std::{net::SocketAddr, sync::Arc};
 

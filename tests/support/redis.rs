@@ -15,8 +15,29 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The server to start: `REDIS_SERVER` names another version, or Valkey.
-fn program() -> String {
+pub fn program() -> String {
     env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port()
+}
+
+/// The answer of the server at this port to one command, as it came.
+fn say(port: u16, words: &[&str]) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let mut command = format!("*{}\r\n", words.len());
+    for word in words {
+        command += &format!("${}\r\n{word}\r\n", word.len());
+    }
+    // Redis answers QUIT and closes, so that the answer has an end.
+    command += "*1\r\n$4\r\nQUIT\r\n";
+    stream.write_all(command.as_bytes()).ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok()?;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    Some(answer.strip_suffix("+OK\r\n").map_or(answer.clone(), str::to_owned))
 }
 
 /// Killed when it is dropped.
@@ -39,8 +60,7 @@ impl Redis {
         }
         let folder = env::temp_dir().join(format!("rejoin-redis-{:016x}", rand::random::<u64>()));
         std::fs::create_dir(&folder).expect("a folder of its own");
-        let port =
-            TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
+        let port = free_port();
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
         let mut redis = Self { port, folder, settings, child: None };
         redis.start_again();
@@ -159,19 +179,7 @@ impl Redis {
     }
 
     fn try_say(&self, words: &[&str]) -> Option<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        let mut command = format!("*{}\r\n", words.len());
-        for word in words {
-            command += &format!("${}\r\n{word}\r\n", word.len());
-        }
-        // Redis answers QUIT and closes, so that the answer has an end.
-        command += "*1\r\n$4\r\nQUIT\r\n";
-        stream.write_all(command.as_bytes()).ok()?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).ok()?;
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        Some(answer.strip_suffix("+OK\r\n").map_or(answer.clone(), str::to_owned))
+        say(self.port, words)
     }
 }
 

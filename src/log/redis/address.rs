@@ -2,25 +2,52 @@
 
 use std::{fmt, str::FromStr};
 
-use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion, io::tcp::TcpSettings};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, io::tcp::TcpSettings};
 
 /// What all keys begin with, where the URL does not say.
 const DEFAULT_PREFIX: &str = "rejoin";
+/// The port of a Sentinel, where the URL does not say.
+const SENTINEL_PORT: u16 = 26379;
 
-/// A Redis or Valkey server: `redis://[user:password@]host[:port][/database][?prefix=NAME]`,
-/// `rediss://` for TLS, `unix:///path[?db=N]`.
+/// A Redis or Valkey server: `redis://[user:password@]host[:port][/database][?prefix=NAME]`, `rediss://` for TLS,
+/// `unix:///path[?db=N]`; or the Sentinels that know where it is:
+/// `redis+sentinel://[user:password@]host[:port][,host[:port]…]/MASTER[?db=N]`, `rediss+sentinel://` for TLS to both.
 #[derive(Clone)]
 pub struct Address {
-    info: ConnectionInfo,
+    /// How to speak to the primary. Where Sentinels know its host, this one's host is not used.
+    node: ConnectionInfo,
+    sentinels: Option<Sentinels>,
     prefix: String,
+}
+
+/// The Sentinels that know where a primary is.
+#[derive(Clone)]
+pub struct Sentinels {
+    pub infos: Vec<ConnectionInfo>,
+    /// The name under which they watch the primary.
+    pub master: String,
+}
+
+/// A name and a password, as far as they are given.
+#[derive(Clone, Default)]
+pub struct Credentials {
+    pub username: Option<String>,
+    pub password: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseAddressError {
-    #[error("a log is `memory`, or a URL that begins with redis://, rediss:// or unix://")]
+    #[error(
+        "a log is `memory`, or a URL that begins with redis://, rediss://, redis+sentinel://, rediss+sentinel:// or \
+         unix://"
+    )]
     Scheme,
     #[error("prefix: 1 to 64 letters, digits and any of - _ . :")]
     Prefix,
+    #[error("redis+sentinel://HOST[:PORT][,HOST[:PORT]…]/MASTER: MASTER is the name that the Sentinels know")]
+    Master,
+    #[error("db: a number")]
+    Database,
     #[error("{0}")]
     Url(String),
 }
@@ -33,55 +60,137 @@ impl Address {
 
     /// With credentials where the URL has none.
     #[must_use]
-    pub fn or_credentials(mut self, username: Option<String>, password: Option<String>) -> Self {
-        let mut settings = self.info.redis_settings().clone();
-        if settings.password().is_none() {
-            if let (None, Some(username)) = (settings.username(), username) {
-                settings = settings.set_username(username);
-            }
-            if let Some(password) = password {
-                settings = settings.set_password(password);
-            }
+    pub fn or_credentials(mut self, of_redis: Credentials, of_sentinels: Credentials) -> Self {
+        self.node = with_credentials(self.node, of_redis);
+        if let Some(Sentinels { infos, .. }) = &mut self.sentinels {
+            let with = |info| with_credentials(info, of_sentinels.clone());
+            *infos = std::mem::take(infos).into_iter().map(with).collect();
         }
-        self.info = self.info.set_redis_settings(settings);
         self
     }
 
-    pub(super) fn connection_info(&self) -> ConnectionInfo {
-        // Push messages need RESP3. Small commands must not wait for each other.
-        let settings = self.info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        self.info
-            .clone()
-            .set_redis_settings(settings)
-            .set_tcp_settings(TcpSettings::default().set_nodelay(true))
+    pub(super) fn sentinels(&self) -> Option<&Sentinels> {
+        self.sentinels.as_ref()
     }
+
+    /// How to connect to the primary, where its address is fixed.
+    pub(super) fn node(&self) -> ConnectionInfo {
+        // Push messages need RESP3. Small commands must not wait for each other.
+        let settings = self.node.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let tcp = TcpSettings::default().set_nodelay(true);
+        self.node.clone().set_redis_settings(settings).set_tcp_settings(tcp)
+    }
+
+    /// How to connect to the primary, where it is at `host`.
+    pub(super) fn node_at(&self, host: String, port: u16) -> ConnectionInfo {
+        let addr = match self.node.addr() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
+            }
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        self.node().set_addr(addr)
+    }
+}
+
+fn with_credentials(info: ConnectionInfo, Credentials { username, password }: Credentials) -> ConnectionInfo {
+    let mut settings = info.redis_settings().clone();
+    if settings.password().is_none() {
+        if let (None, Some(username)) = (settings.username(), username) {
+            settings = settings.set_username(username);
+        }
+        if let Some(password) = password {
+            settings = settings.set_password(password);
+        }
+    }
+    info.set_redis_settings(settings)
 }
 
 impl FromStr for Address {
     type Err = ParseAddressError;
 
     fn from_str(text: &str) -> Result<Self, ParseAddressError> {
-        let known = ["redis://", "rediss://", "unix://"];
-        if !known.iter().any(|scheme| text.starts_with(scheme)) {
-            return Err(ParseAddressError::Scheme);
+        let (scheme, rest) = text.split_once("://").ok_or(ParseAddressError::Scheme)?;
+        match scheme {
+            "redis" | "rediss" | "unix" => {
+                let (node, query) = parse_url(text)?;
+                Ok(Self { node, sentinels: None, prefix: prefix(&query)? })
+            }
+            "redis+sentinel" => parse_sentinels("redis", rest),
+            "rediss+sentinel" => parse_sentinels("rediss", rest),
+            _ => Err(ParseAddressError::Scheme),
         }
-        let url = redis::parse_redis_url(text).ok_or_else(|| ParseAddressError::Url("not a URL".into()))?;
-        let prefix = url.query_pairs().find(|(name, _)| name == "prefix");
-        let prefix = prefix.map_or_else(|| DEFAULT_PREFIX.to_owned(), |(_, value)| value.into_owned());
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
-        if prefix.is_empty() || prefix.len() > 64 || !prefix.chars().all(is_plain) {
-            return Err(ParseAddressError::Prefix);
-        }
-        // The library's own words say what is wrong without repeating the URL.
-        let info = url.into_connection_info().map_err(|error| ParseAddressError::Url(error.to_string()))?;
-        Ok(Self { info, prefix })
     }
+}
+
+type Query = Vec<(String, String)>;
+
+/// How to connect, and what the URL's query says.
+fn parse_url(text: &str) -> Result<(ConnectionInfo, Query), ParseAddressError> {
+    let url = redis::parse_redis_url(text).ok_or_else(|| ParseAddressError::Url("not a URL".into()))?;
+    let query = url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
+    // The library's own words say what is wrong without repeating the URL.
+    let info = url.into_connection_info().map_err(|error| ParseAddressError::Url(error.to_string()))?;
+    Ok((info, query))
+}
+
+fn find<'a>(query: &'a Query, name: &str) -> Option<&'a str> {
+    query.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
+}
+
+fn prefix(query: &Query) -> Result<String, ParseAddressError> {
+    let prefix = find(query, "prefix").unwrap_or(DEFAULT_PREFIX);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    if prefix.is_empty() || prefix.len() > 64 || !prefix.chars().all(is_plain) {
+        return Err(ParseAddressError::Prefix);
+    }
+    Ok(prefix.to_owned())
+}
+
+/// No URL has several hosts, so each is parsed as one of its own.
+fn parse_sentinels(scheme: &str, rest: &str) -> Result<Address, ParseAddressError> {
+    let (authority, path) = rest.split_once('/').ok_or(ParseAddressError::Master)?;
+    let (user, hosts) =
+        authority.rsplit_once('@').map_or((None, authority), |(user, rest)| (Some(user), rest));
+    let (master, query) = path.split_once('?').unwrap_or((path, ""));
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if master.is_empty() || !master.chars().all(is_plain) {
+        return Err(ParseAddressError::Master);
+    }
+    let first = hosts.split(',').next().unwrap_or_default();
+    let user = user.map(|user| format!("{user}@")).unwrap_or_default();
+    let (mut node, query) = parse_url(&format!("{scheme}://{user}{first}/?{query}"))?;
+    if let Some(db) = find(&query, "db") {
+        let db = db.parse().ok().filter(|db| *db >= 0).ok_or(ParseAddressError::Database)?;
+        let settings = node.redis_settings().clone().set_db(db);
+        node = node.set_redis_settings(settings);
+    }
+    let of_url = |name| find(&query, name).map(str::to_owned);
+    let credentials =
+        Credentials { username: of_url("sentinel-username"), password: of_url("sentinel-password") };
+    let infos = hosts.split(',').map(|host| {
+        let (info, _) = parse_url(&format!("{scheme}://{}", with_port(host)))?;
+        Ok(with_credentials(info, credentials.clone()))
+    });
+    let sentinels = Sentinels { infos: infos.collect::<Result<_, _>>()?, master: master.to_owned() };
+    Ok(Address { node, sentinels: Some(sentinels), prefix: prefix(&query)? })
+}
+
+fn with_port(host: &str) -> String {
+    // The colons of an IPv6 address lie within brackets.
+    let has_port = host.rsplit_once(']').map_or(host, |(_, rest)| rest).contains(':');
+    if has_port { host.to_owned() } else { format!("{host}:{SENTINEL_PORT}") }
 }
 
 /// Without credentials.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.info.addr(), self.info.redis_settings().db())
+        let db = self.node.redis_settings().db();
+        let Some(Sentinels { infos, master }) = &self.sentinels else {
+            return write!(f, "{}/{db}", self.node.addr());
+        };
+        let hosts: Vec<_> = infos.iter().map(|info| info.addr().to_string()).collect();
+        write!(f, "{master}/{db} of sentinels {}", hosts.join(","))
     }
 }
 
@@ -98,10 +207,15 @@ mod tests {
 
     #[test]
     fn credentials_are_never_shown() {
-        for url in ["redis://me:secret@host:7000/3", "redis://host/0", "unix:///tmp/x.sock?db=2&pass=secret"]
-        {
+        for url in [
+            "redis://me:secret@host:7000/3",
+            "redis://host/0",
+            "unix:///tmp/x.sock?db=2&pass=secret",
+            "redis+sentinel://me:secret@one,two:7/name?sentinel-password=secret",
+        ] {
             let address = url.parse::<Address>().expect("an address");
-            let address = address.or_credentials(Some("me".into()), Some("secret".into()));
+            let secret = || Credentials { username: Some("me".into()), password: Some("secret".into()) };
+            let address = address.or_credentials(secret(), secret());
             assert!(!format!("{address} {address:?}").contains("secret"), "{address}");
         }
         let wrong = "redis://me:secret@host:port".parse::<Address>().expect_err("no port");
@@ -111,17 +225,49 @@ mod tests {
     #[test]
     fn the_environment_does_not_override_the_url() {
         let address = "redis://me:mine@host".parse::<Address>().expect("an address");
-        let address = address.or_credentials(Some("you".into()), Some("yours".into()));
-        let settings = address.info.redis_settings();
+        let yours = Credentials { username: Some("you".into()), password: Some("yours".into()) };
+        let address = address.or_credentials(yours, Credentials::default());
+        let settings = address.node.redis_settings();
         assert_eq!((settings.username(), settings.password()), (Some("me"), Some("mine")));
     }
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for wrong in
-            ["", "memory", "redis", "http://host", "redis://", "redis://h?prefix=", "redis://h?prefix=a%7Bb"]
-        {
+        for wrong in [
+            "",
+            "memory",
+            "redis",
+            "http://host",
+            "redis://",
+            "redis://h?prefix=",
+            "redis://h?prefix=a%7Bb",
+            "redis+sentinel://h",
+            "redis+sentinel://h/",
+            "redis+sentinel:///name",
+            "redis+sentinel://h,/name",
+            "redis+sentinel://h/name/3",
+            "redis+sentinel://h/name?db=x",
+            "redis+sentinel://h/name?db=-1",
+        ] {
             assert!(wrong.parse::<Address>().is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn sentinels_are_named_with_their_master_and_have_credentials_of_their_own() {
+        let url =
+            "rediss+sentinel://me:p%40ss@one,two:7,[::1]/my-master?db=3&prefix=here&sentinel-password=s";
+        let address: Address = url.parse().expect("an address");
+        assert_eq!(address.prefix(), "{here}:");
+        let Sentinels { infos, master } = address.sentinels().expect("sentinels");
+        assert_eq!(master, "my-master");
+        let hosts: Vec<_> = infos.iter().map(|info| info.addr().to_string()).collect();
+        assert_eq!(hosts, ["one:26379", "two:7", "::1:26379"]);
+        assert!(infos.iter().all(|info| info.redis_settings().password() == Some("s")));
+        let node = address.node_at("primary".into(), 6380);
+        assert!(matches!(node.addr(), ConnectionAddr::TcpTls { host, port: 6380, .. } if host == "primary"));
+        let settings = node.redis_settings();
+        assert_eq!((settings.username(), settings.password()), (Some("me"), Some("p@ss")));
+        assert_eq!(settings.db(), 3);
     }
 }

@@ -13,14 +13,15 @@ use std::{
     time::Duration,
 };
 
-use redis::{AsyncConnectionConfig, Client, RedisError, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, RedisError, aio::MultiplexedConnection};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::{
     codec::{Entry, Place},
     facts::Facts,
     feed::Feed,
-    store::{CONNECT_TIMEOUT, RETRY_AFTER, Store},
+    primary::ConnectError,
+    store::{RETRY_AFTER, Store},
 };
 use crate::log::LogError;
 
@@ -61,6 +62,8 @@ struct Probed {
 enum Broken {
     #[error("{0}")]
     Redis(#[from] RedisError),
+    #[error("{0}")]
+    Unreachable(#[from] ConnectError),
     #[error("the store does not answer")]
     Unavailable(#[from] LogError),
     #[error("it does not bring what the store has")]
@@ -153,12 +156,9 @@ impl Link {
         Ok(self.run_probe(false).await?.facts)
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(BLOCK + PROBE_TIMEOUT));
-        let client = Client::open(self.store.address().connection_info())?;
-        client.get_multiplexed_async_connection_with_config(&config).await
+    async fn connect(&self) -> Result<MultiplexedConnection, ConnectError> {
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(BLOCK + PROBE_TIMEOUT));
+        Ok(self.store.primary().connect(config).await?.1)
     }
 
     /// Asks the store what it holds, and waits until all of that has arrived.

@@ -11,8 +11,8 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, PushInfo, PushKind, RedisError, Script,
-    ServerErrorKind, aio::MultiplexedConnection,
+    AsyncConnectionConfig, ConnectionAddr, ErrorKind, FromRedisValue, PushInfo, PushKind, RedisError, Script,
+    ScriptInvocation, ServerErrorKind, aio::MultiplexedConnection,
 };
 use tokio::{
     sync::watch,
@@ -22,6 +22,7 @@ use tokio::{
 use super::{
     Address, Retention,
     facts::{Facts, Keep},
+    primary::{ConnectError, Primary},
     scripts::Scripts,
 };
 use crate::{log::LogError, message::Id};
@@ -63,7 +64,7 @@ impl Connection {
 /// Runs scripts over the one connection that is there, if there is one.
 pub struct Store {
     pub scripts: Scripts,
-    address: Address,
+    primary: Primary,
     prefix: String,
     keep: Keep,
     connection: watch::Sender<Option<Connection>>,
@@ -84,7 +85,7 @@ impl Store {
         Self {
             scripts: Scripts::default(),
             prefix: address.prefix(),
-            address,
+            primary: Primary::new(address),
             keep: Keep::from(retention),
             connection: watch::Sender::new(None),
             known: AtomicU64::new(0),
@@ -100,7 +101,11 @@ impl Store {
     }
 
     pub fn address(&self) -> &Address {
-        &self.address
+        self.primary.address()
+    }
+
+    pub fn primary(&self) -> &Primary {
+        &self.primary
     }
 
     fn full_at(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -136,16 +141,14 @@ impl Store {
         self.invoke(script, subject, args, false).await
     }
 
-    async fn invoke<T: FromRedisValue>(
+    /// A script with what all of them are told first. If it `looks`, it finds out which primary it runs on.
+    pub fn invocation<'a>(
         &self,
-        script: &Script,
+        script: &'a Script,
         subject: &str,
         args: &[&[u8]],
-        must_look: bool,
-    ) -> Result<T, LogError> {
-        let mut connection = self.connected().await.ok_or(LogError::Unavailable)?;
-        let now = Instant::now();
-        let looks = must_look || connection.looked().is_none_or(|looked| now - looked >= LOOK_EVERY);
+        looks: bool,
+    ) -> ScriptInvocation<'a> {
         let mut invocation = script.prepare_invoke();
         invocation.key(format!("{}index", self.prefix));
         invocation.arg(&self.prefix).arg(self.known.load(Ordering::Acquire));
@@ -157,7 +160,21 @@ impl Store {
         for arg in args {
             invocation.arg(*arg);
         }
+        invocation
+    }
+
+    async fn invoke<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        subject: &str,
+        args: &[&[u8]],
+        must_look: bool,
+    ) -> Result<T, LogError> {
+        let mut connection = self.connected().await.ok_or(LogError::Unavailable)?;
+        let now = Instant::now();
+        let looks = must_look || connection.looked().is_none_or(|looked| now - looked >= LOOK_EVERY);
         // A script that Redis does not know was not run: then it is sent whole.
+        let invocation = self.invocation(script, subject, args, looks);
         let answer = invocation.invoke_async(&mut connection.redis).await;
         if answer.is_err() {
             // It may have been another primary for a while.
@@ -268,7 +285,7 @@ impl Store {
             is_news
         };
         if is_news {
-            tracing::warn!(redis = %self.address, %error, "redis did not do it");
+            tracing::warn!(redis = %self.address(), %error, "redis did not do it");
         } else {
             tracing::debug!(%error, "redis did not do it");
         }
@@ -284,7 +301,7 @@ impl Store {
             is_this
         });
         if is_lost {
-            tracing::warn!(redis = %self.address, %why, "the publishing connection is lost");
+            tracing::warn!(redis = %self.address(), %why, "the publishing connection is lost");
         }
     }
 
@@ -315,8 +332,8 @@ impl Store {
         for number in 0.. {
             let began = Instant::now();
             match self.connect(number).await {
-                Ok(redis) => {
-                    tracing::info!(redis = %self.address, "publishing");
+                Ok((addr, redis)) => {
+                    tracing::info!(redis = %addr, "publishing");
                     self.connection.send_replace(Some(Connection { number, redis, looked: Arc::default() }));
                     if std::mem::take(&mut is_first) {
                         self.say_how_much_is_kept().await;
@@ -324,10 +341,13 @@ impl Store {
                     }
                     was_told = false;
                     let mut connection = self.connection.subscribe();
-                    let _ = connection.wait_for(Option::is_none).await;
+                    tokio::select! {
+                        _ = connection.wait_for(Option::is_none) => {}
+                        () = self.primary.moved(&addr) => self.lose(number, &"the sentinels name another primary"),
+                    }
                 }
                 Err(error) if !was_told => {
-                    tracing::warn!(redis = %self.address, %error, "redis cannot be reached");
+                    tracing::warn!(redis = %self.address(), %error, "redis cannot be reached");
                     was_told = true;
                 }
                 Err(error) => tracing::debug!(%error, "redis cannot be reached"),
@@ -342,7 +362,10 @@ impl Store {
         self.is_durable.store(is_durable(connection.redis).await, Ordering::Release);
     }
 
-    async fn connect(self: &Arc<Self>, number: u64) -> Result<MultiplexedConnection, RedisError> {
+    async fn connect(
+        self: &Arc<Self>,
+        number: u64,
+    ) -> Result<(ConnectionAddr, MultiplexedConnection), ConnectError> {
         let store = Arc::downgrade(self);
         // Noticed at once, so that nothing is sent to where nobody is: its outcome would be unknown.
         let take = move |push: PushInfo| {
@@ -351,14 +374,11 @@ impl Store {
             }
             Ok::<(), std::convert::Infallible>(())
         };
-        let client = Client::open(self.address.connection_info())?;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(ANSWER_TIMEOUT))
-            .set_push_sender(take);
-        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let config =
+            AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_TIMEOUT)).set_push_sender(take);
+        let (addr, connection) = self.primary.connect(config).await?;
         self.is_durable.store(is_durable(connection.clone()).await, Ordering::Release);
-        Ok(connection)
+        Ok((addr, connection))
     }
 
     async fn connected(&self) -> Option<Connection> {

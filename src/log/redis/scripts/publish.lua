@@ -13,7 +13,7 @@ if key ~= '' then
   local used = redis.call('GET', name)
   if used then
     local id, was = string.match(used, '(%d+) (%w+)')
-    return was == digest and {'replayed', id} or {'reused', '0'}
+    return was == digest and {'replayed', id, str(began)} or {'reused', '0', '0'}
   end
   -- Keys are counted by topic in stretches, so for 5 to 10 minutes. Those of one topic are no more than there is room
   -- left: whoever comes later still finds some.
@@ -35,11 +35,11 @@ if if_match ~= '' then
   -- A topic that the index does not hold may have had something up to `forgotten`.
   if not newest then learn() end
   local vouched = newest or (expected == 0 and 0 or forgotten)
-  if vouched > expected or expected > last then return {'newest', str(newest or 0)} end
+  if vouched > expected or expected > last then return {'newest', str(newest or 0), '0'} end
 end
 
-if not newest and redis.call('ZCOUNT', index, '(0', '+inf') >= max_topics then return {'topics', '0'} end
-if name and not is_room_for_key() then return {'keys', '0'} end
+if not newest and redis.call('ZCOUNT', index, '(0', '+inf') >= max_topics then return {'topics', '0', '0'} end
+if name and not is_room_for_key() then return {'keys', '0', '0'} end
 
 local id = math.max(now, last + 1)
 local into, ident, cost = stream(topic), str(id), OVERHEAD + #data + event_bytes
@@ -132,4 +132,4 @@ tell(entry, 'm', linked(chain) .. ' ' .. link .. ' ' .. (gone or '0')
 for victim, upto in pairs(victims) do tell(ident .. '-*', 'g', upto .. carrying(victim, '', '')) end
 -- More goes than comes, so that what has expired never piles up.
 if id % 16 == 0 then sweep(32) end
-return {'stored', ident}
+return {'stored', ident, str(began)}

@@ -1,0 +1,139 @@
+//! Waits until copies of Redis have confirmed what was stored.
+//!
+//! `WAIT` holds up its connection, so it has one of its own. It counts what that connection has written, so each round
+//! writes something first: then everything that was stored before is confirmed too.
+
+use std::{sync::Arc, time::Duration};
+
+use redis::{AsyncConnectionConfig, RedisError, aio::MultiplexedConnection};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    facts::Facts,
+    primary::ConnectError,
+    store::{ANSWER_TIMEOUT, RETRY_AFTER, Store},
+};
+use crate::{log::LogError, message::Id};
+
+/// How long a message may take to be confirmed, after it was stored.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long Redis waits for its copies in one round.
+const ROUND: Duration = Duration::from_millis(500);
+/// How often a warning says that copies do not confirm.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// Confirms what was stored, a round at a time. All who wait share the next round.
+pub struct Copies {
+    store: Arc<Store>,
+    /// How many copies have to confirm. With none, everything counts as confirmed.
+    count: usize,
+    /// How many have asked so far.
+    asked: watch::Sender<u64>,
+    confirmed: watch::Sender<Round>,
+}
+
+/// What the last round has shown.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    /// It began after so many had asked.
+    asked: u64,
+    /// The generation of the store, if enough copies have confirmed.
+    began: Option<Id>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{0}")]
+    Unreachable(#[from] ConnectError),
+    #[error("{0}")]
+    Redis(#[from] RedisError),
+}
+
+impl Copies {
+    pub fn new(store: Arc<Store>, count: usize) -> Self {
+        Self { store, count, asked: watch::Sender::default(), confirmed: watch::Sender::default() }
+    }
+
+    /// Waits until enough copies have everything that the store had when this was called, if it was of this generation.
+    ///
+    /// # Errors
+    /// [`LogError::UnknownOutcome`] if they do not confirm it within a second: the primary alone may have it.
+    ///
+    /// # Cancel safety
+    /// Dropping this changes nothing.
+    pub async fn confirm(&self, generation: Id) -> Result<(), LogError> {
+        if self.count == 0 {
+            return Ok(());
+        }
+        let mut confirmed = self.confirmed.subscribe();
+        let mut number = 0;
+        self.asked.send_modify(|asked| {
+            *asked += 1;
+            number = *asked;
+        });
+        let round = timeout(PATIENCE, confirmed.wait_for(|round| round.asked >= number)).await;
+        // The sender is in self.
+        let began = round.ok().and_then(|round| round.ok()?.began);
+        // Another primary than the one that stored it may have less.
+        if began == Some(generation) { Ok(()) } else { Err(LogError::UnknownOutcome) }
+    }
+
+    /// Runs a round whenever one is asked for. Never ends.
+    pub async fn keep_confirming(self: Arc<Self>) {
+        let (mut is_enough, mut warned) = (true, None::<Instant>);
+        loop {
+            let began = Instant::now();
+            if let Err(why) = self.confirm_rounds(&mut is_enough).await
+                && warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY)
+            {
+                tracing::warn!(redis = %self.store.address(), %why, "copies cannot be asked to confirm");
+                warned = Some(Instant::now());
+            }
+            sleep_until(began + RETRY_AFTER).await;
+        }
+    }
+
+    /// Runs rounds over one connection, as long as that leads to the primary and enough copies confirm.
+    async fn confirm_rounds(&self, is_enough: &mut bool) -> Result<(), Broken> {
+        let publishing = self.store.current();
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_TIMEOUT));
+        let (_, mut connection) = self.store.primary().connect(config).await?;
+        let mut asked = self.asked.subscribe();
+        loop {
+            let answered = self.confirmed.borrow().asked;
+            let number = tokio::select! {
+                asked = asked.wait_for(|asked| *asked > answered) => asked.map_or(answered, |asked| *asked),
+                // Another publishing connection may lead to another primary.
+                () = self.store.renewed(publishing) => return Ok(()),
+            };
+            let (facts, copies) = self.round(&mut connection).await?;
+            let was_enough = std::mem::replace(is_enough, copies >= self.count);
+            self.confirmed.send_replace(Round { asked: number, began: is_enough.then_some(facts.began) });
+            if was_enough && !*is_enough {
+                let wanted = self.count;
+                tracing::warn!(
+                    copies,
+                    wanted,
+                    "too few copies confirm in time; publishing has an unknown outcome"
+                );
+            } else if *is_enough && !was_enough {
+                tracing::info!(copies, "enough copies confirm again");
+            }
+            if !*is_enough {
+                // A primary that was cut off from its copies may not be the primary any more.
+                return Ok(());
+            }
+        }
+    }
+
+    async fn round(&self, connection: &mut MultiplexedConnection) -> Result<(Facts, usize), RedisError> {
+        let invocation = self.store.invocation(&self.store.scripts.confirm, "", &[], true);
+        let facts = invocation.invoke_async(connection).await?;
+        let mut wait = redis::cmd("WAIT");
+        let copies = wait.arg(self.count).arg(ROUND.as_millis() as u64).query_async(connection).await?;
+        Ok((facts, copies))
+    }
+}
