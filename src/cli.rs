@@ -1,7 +1,7 @@
-//! What is typed behind `rejoin`: a command, or the server's flags alone.
+//! The command line: a command, or the server's flags alone.
 //!
-//! A command is a client of a server somewhere, or says something about this program; each has a file
-//! of its own. It speaks to a server only as a stranger would, and knows nothing of how one works.
+//! A command is a client of a server, or says something about this program; each has its own file. It uses a
+//! server only through the protocol, and knows nothing of the server's code.
 
 mod bench;
 mod completions;
@@ -28,8 +28,8 @@ use self::{
     token::Token,
 };
 
-/// Realtime push over WebSocket, Server-Sent Events, NDJSON and long-polling, with one cursor that
-/// resumes on any of them.
+/// Realtime push over WebSocket, Server-Sent Events, NDJSON and long-polling, with one cursor that resumes on
+/// any of them.
 #[derive(Debug, Parser)]
 #[command(
     name = "rejoin",
@@ -48,36 +48,37 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve; so does `rejoin` without a command.
+    /// Run the server. `rejoin` without a command does the same.
     #[command(after_help = rejoin::config::ELSEWHERE)]
     Serve(Flags),
-    /// Print the settings that are in force, as a file of them, and where each came from.
+    /// Print the settings in force, as a configuration file, and the place of each value.
     Config(Flags),
     /// Publish a message, or each line of standard input.
     ///
-    /// The messages are stored in order and once, also when the server is restarted meanwhile. With DATA the id is
-    /// printed. After three minutes without an answer the server may soon have forgotten what it stored: from then on
-    /// the lines that were sent may be there twice, which is told, and the exit code is 3.
+    /// The messages are stored once and in order, also if the server restarts meanwhile. With DATA the
+    /// command prints the id. After three minutes without an answer the server may soon forget what it has
+    /// stored. Lines that are sent again after that may be stored twice: the command says which, and ends
+    /// with exit code 3.
     Pub(Publish),
-    /// Print what is published, a message a line.
+    /// Print messages as they are published, one on each line.
     ///
-    /// It comes back by itself when the connection is lost, and goes on where it was. What is missing is told on
-    /// standard error. A message that holds a line feed is printed as with --json.
+    /// After a lost connection the command reconnects and resumes by itself. It prints gaps on standard
+    /// error. A message that contains a line feed is printed as with --json.
     Sub(Subscribe),
-    /// Measure what a server carries, and how fast, so that a machine can be sized.
+    /// Measure how much load a server carries, and how fast it is, to choose the size of a machine.
     ///
-    /// It publishes to topics of its own, which begin with `bench`, and ends by itself. It takes a good part of a
-    /// machine, so run it on another one than the server.
+    /// It publishes to its own topics, which begin with `bench`, and ends by itself. It needs much of a
+    /// machine, so run it on another machine than the server.
     Bench(Bench),
     /// Make an API key.
     #[command(subcommand)]
     Key(Key),
-    /// Print a token for development, signed by what a server of this configuration accepts.
+    /// Print a token for development, signed with a key that a server of this configuration accepts.
     #[command(
         after_help = "For example: rejoin token --jwt-secret SECRET --sub u1 --subscribe 'users.{sub}.**' --ttl 1h"
     )]
     Token(Token),
-    /// Print what a shell needs to complete commands and flags.
+    /// Print a script with which a shell completes commands and flags.
     #[command(
         after_help = "For example: rejoin completions bash > ~/.local/share/bash-completion/completions/rejoin"
     )]
@@ -94,40 +95,40 @@ impl Cli {
 #[derive(Debug)]
 pub enum Ending {
     Done,
-    /// The server refused, or it could not be read or written here.
+    /// The server refused, or reading or writing failed here.
     Failed(String),
-    /// It was done, but something is missing or may be there twice.
+    /// The command is done, but messages may be missing or stored twice.
     Doubtful(String),
-    /// The server could not be reached for as long as it was tried.
+    /// The command stopped trying, because the server could not be reached.
     GaveUp(String),
 }
 
-/// What the help says of them.
+/// The help's list of exit codes.
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  refused, or reading or writing failed
   2  a mistake in the command line
-  3  done, but something is missing, or may be there twice
+  3  done, but messages may be missing or stored twice
   4  the server could not be reached";
 
-/// Runs a command of a client to its end.
+/// Runs a client command to its end.
 pub fn run(command: impl Future<Output = Ending>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return Ending::Failed(error.to_string()).report(),
     };
     let ending = runtime.block_on(command);
-    // Somebody may still wait for a line that is not going to be typed.
+    // A task may still wait for a line that will never be typed.
     runtime.shutdown_background();
     ending.report()
 }
 
 impl Ending {
-    /// How it ends when nothing can be printed any more.
+    /// How a command ends if it can no longer write to standard output.
     fn of_output(error: &io::Error) -> Self {
         match error.kind() {
-            // The reader has what it wanted.
+            // The reader has closed the pipe, so it has what it wanted.
             io::ErrorKind::BrokenPipe => Self::Done,
             _ => Self::Failed(format!("cannot write to standard output: {error}")),
         }
@@ -145,7 +146,7 @@ impl Ending {
     }
 }
 
-/// Prints what was asked for.
+/// Prints the result of a command.
 pub fn print(text: impl AsRef<[u8]>) -> Ending {
     match io::stdout().write_all(text.as_ref()) {
         Ok(()) => Ending::Done,
@@ -153,7 +154,7 @@ pub fn print(text: impl AsRef<[u8]>) -> Ending {
     }
 }
 
-/// Tells the user something that is not what was asked for.
+/// Prints a note for the user, on standard error.
 fn tell(what: impl Display) {
     eprintln!("rejoin: {what}");
 }
@@ -161,10 +162,10 @@ fn tell(what: impl Display) {
 impl Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { topic, after, next, reason, .. } = self;
-        write!(f, "gap: what {topic} had after {after} ")?;
+        write!(f, "gap: messages of {topic} after {after} ")?;
         match next {
-            Some(next) => write!(f, "and before {next} is gone ({reason})"),
-            None => write!(f, "is gone ({reason})"),
+            Some(next) => write!(f, "and before {next} are gone ({reason})"),
+            None => write!(f, "are gone ({reason})"),
         }
     }
 }

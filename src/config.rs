@@ -1,4 +1,4 @@
-//! Everything that can be configured, parsed and checked before anything is bound.
+//! All settings, parsed and checked before the server binds anything.
 
 mod access;
 mod file;
@@ -26,80 +26,80 @@ use crate::{
     log::{Address, ParseAddressError, Retention},
 };
 
-/// Where settings are given but in flags, for the help.
-pub const ELSEWHERE: &str = "A setting is also read from the environment, in capitals (REJOIN_RETAIN_AGE=2h), \
-     and from the file of --config (retain-age = \"2h\"). \
-     A flag goes before the environment, and that before the file.\n\n\
+/// The other places for a setting beside a flag, for the help.
+pub const ELSEWHERE: &str = "Every setting can also come from the environment, in capitals \
+     (REJOIN_RETAIN_AGE=2h), or from the file of --config (retain-age = \"2h\"). \
+     Flags override the environment, which overrides the file.\n\n\
      Exit codes:\n  0  ended in order\n  1  could not serve\n  2  a setting is wrong";
 
 /// All settings. Each is a flag, an environment variable and a name in the file, spelt the same.
 ///
-/// [`Config::default`] has the defaults, and looks neither at the environment nor at any file.
+/// [`Config::default`] has the defaults; it reads neither the environment nor a file.
 #[derive(Clone, Debug, Parser)]
 pub struct Config {
-    /// A TOML file with any of these settings, and with keys and grants, which have no flag.
+    /// A TOML file with any of these settings. Keys and grants have no flag and can only stand there.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Where to listen.
+    /// Address and port to listen on.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7070", value_parser = address)]
     pub listen: SocketAddr,
 
-    /// Where messages are kept: `memory`, or `redis://[user:password@]host[:port][/db][?prefix=name]`,
+    /// Store messages in `memory`, or in Redis: `redis://[user:password@]host[:port][/db][?prefix=name]`,
     /// `rediss://…`, `unix:///path`, or `redis+sentinel://host[:port][,host[:port]…]/master[?db=N]`.
     #[arg(long, value_name = "LOG", default_value = "memory")]
     pub log: LogKind,
 
-    /// Acknowledge a message only when so many copies of Redis have confirmed it.
-    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    /// Acknowledge a message only when this many copies of Redis have confirmed it.
+    #[arg(long, value_name = "N", default_value_t = 0)]
     pub redis_confirm: usize,
 
-    /// How often a quiet connection shows that it lives.
+    /// Send a frame on a quiet connection this often, so that the client sees that it is alive.
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = duration)]
     pub heartbeat: Duration,
 
-    /// How many messages of a topic are retained.
+    /// Retain at most this many messages of a topic.
     #[arg(long, value_name = "N", default_value = "1000", value_parser = count)]
     pub retain_messages: usize,
 
-    /// How long a message is retained.
+    /// Retain a message for this long.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub retain_age: Duration,
 
-    /// How many bytes of a topic are retained; each message counts its payload,
-    /// its event and 200 bytes.
+    /// Retain at most this many bytes of a topic. Each message counts its payload, its event and 200 bytes.
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size)]
     pub retain_bytes: usize,
 
-    /// How many bytes of all topics are retained.
+    /// Use at most this much memory for all topics together, with their idempotency keys.
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
     pub retain_total: usize,
 
-    /// How many topics are remembered; a publish to one more is refused.
+    /// Remember at most this many topics. A publish to one more is refused.
     #[arg(long, value_name = "N", default_value = "1000000", value_parser = count)]
     pub max_topics: usize,
 
-    /// The largest payload of a message.
+    /// Accept payloads of up to this size.
     #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = size)]
     pub max_payload: usize,
 
-    /// How many subscriptions are served at once; more are told to come back later.
+    /// Serve at most this many subscriptions at once. One more is told to come back later.
     #[arg(long, value_name = "N", default_value = "100000", value_parser = count)]
     pub max_connections: usize,
 
-    /// How many messages may be published in a second; 0 is no limit.
+    /// Accept at most this many messages a second, from all clients together; 0 is no limit.
     #[arg(long, value_name = "N", default_value = "0", value_parser = rate)]
     pub publish_rate: u32,
 
-    /// How long a request's head, or one message of its body, may take to arrive.
+    /// Refuse a request if its head, its body, or one message of a POST /publish takes longer than this to
+    /// arrive.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub read_timeout: Duration,
 
-    /// How long a client may take nothing before it is closed as too slow.
+    /// Close a client that has not read anything for this long.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub write_timeout: Duration,
 
-    /// An origin whose pages may use this server, besides its own. Repeatable.
+    /// Allow pages of this origin, besides the server's own. Repeatable.
     #[arg(long = "allowed-origin", value_name = "URL", value_delimiter = ',')]
     pub allowed_origins: Vec<Origin>,
 
@@ -107,19 +107,19 @@ pub struct Config {
     #[arg(long, value_name = "SECRET", value_parser = Secret::parse)]
     pub jwt_secret: Option<Secret>,
 
-    /// Serve everybody who can reach an address that is not loopback, without credentials.
+    /// Allow unauthenticated access on non-loopback addresses.
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_parser = yes_or_no)]
     pub insecure_open: bool,
 
-    /// How long connections have to leave when the server ends.
+    /// When the server ends, give connections this long to leave.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub drain_grace: Duration,
 
-    /// Where the log in memory is kept from the end of one process to the start of the next.
+    /// File that preserves the in-memory log across restarts.
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
 
-    /// What is logged on standard error: `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    /// Log this level and above on standard error: `off`, `error`, `warn`, `info`, `debug` or `trace`.
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level)]
     pub log_level: LevelFilter,
 
@@ -128,7 +128,7 @@ pub struct Config {
     pub tables: Authority,
 }
 
-/// Two settings or more that do not go together.
+/// Settings that contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contradiction {
     /// The names of the settings.
@@ -136,7 +136,7 @@ pub struct Contradiction {
     pub what: &'static str,
 }
 
-/// Which log keeps the messages.
+/// The log in which messages are stored.
 #[derive(Clone, Debug)]
 pub enum LogKind {
     /// The memory of this process.
@@ -163,7 +163,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What is wrong with the configuration as a whole, all of it at once.
+    /// Every contradiction between settings, all of them at once.
     pub fn contradictions(&self) -> Vec<Contradiction> {
         let is_open = !self.listen.ip().is_loopback() && !self.insecure_open && self.authority().is_open();
         let is_kept_twice = self.state.is_some() && !matches!(self.log, LogKind::Memory);
@@ -172,8 +172,8 @@ impl Config {
             (
                 is_open,
                 &["listen"],
-                "without credentials only a loopback address is served; \
-                 --insecure-open serves everybody who can reach it",
+                "a non-loopback address requires credentials: configure keys or tokens, \
+                 or pass --insecure-open to allow unauthenticated access",
             ),
             (
                 self.retain_bytes < self.max_payload,
@@ -185,18 +185,22 @@ impl Config {
                 &["retain-total", "retain-bytes"],
                 "--retain-total is less than --retain-bytes",
             ),
-            (is_kept_twice, &["state", "log"], "--state is for --log memory; Redis keeps its own"),
+            (
+                is_kept_twice,
+                &["state", "log"],
+                "--state works only with --log memory: remove it, Redis stores the log",
+            ),
             (
                 confirms_nothing,
                 &["redis-confirm", "log"],
-                "--redis-confirm is for --log redis://…; memory has no copies",
+                "--redis-confirm works only with --log redis://…: remove it, memory has no copies",
             ),
         ];
         let broken = rules.into_iter().filter(|(is_broken, ..)| *is_broken);
         broken.map(|(_, between, what)| Contradiction { between, what }).collect()
     }
 
-    /// All that is configured about who may do what.
+    /// All configured keys, tokens and grants.
     pub fn authority(&self) -> Authority {
         let mut authority = self.tables.clone();
         if let Some(Secret(secret)) = &self.jwt_secret {

@@ -1,9 +1,9 @@
-//! Rejoin pushes messages to whoever listens, and whoever lost the connection can rejoin.
+//! Rejoin pushes messages to clients, and a client that lost its connection can rejoin.
 //!
-//! Every subscriber is a cursor moving over a log: live delivery, replay, a slow client and a change
-//! of transport are one act, *read from where you stand*.
+//! Every subscriber is a cursor moving over a log: live delivery, replay, a slow client and a change of
+//! transport are one act, *read from the cursor*.
 //!
-//! Where to begin to read, each room knowing only those below it:
+//! The parts of the code, in the order in which to read them; each knows only those below it:
 //!
 //! - [`http`]: the routes, an adapter for each transport, the accept loop
 //! - [`broker`]: publish, subscribe, and the [`Subscription`](broker::Subscription) that moves its cursor
@@ -34,7 +34,7 @@ pub use crate::{
     shutdown::Shutdown,
 };
 
-/// Serves on `listener` until `shutdown` asks for the end, and says how that went.
+/// Serves on `listener` until `shutdown` asks for the end, and returns how that went.
 ///
 /// # Errors
 /// As [`Server::start`] and [`Server::serve`].
@@ -46,19 +46,18 @@ pub async fn serve(
     Server::start(config, shutdown).await?.serve(listener).await
 }
 
-/// A server that has what it needs and does not serve yet, for those who want to
-/// [`reconfigure`](App::reconfigure) it.
+/// A server that is ready and does not serve yet. A caller can [`reconfigure`](App::reconfigure) it.
 pub struct Server {
     app: Arc<App>,
-    /// The log, where it is to be kept for the next start.
+    /// The log in memory, if it is to be saved at the end.
     memory: Option<Arc<MemoryLog>>,
     config: Arc<Config>,
 }
 
 impl Server {
     /// # Errors
-    /// If the configuration contradicts itself, see [`Config::contradictions`], or if the file of
-    /// [`Config::state`] cannot be used.
+    /// If settings contradict each other, see [`Config::contradictions`], if the file of [`Config::state`]
+    /// cannot be used, or if the store in Redis has a format that this version does not know.
     pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> std::io::Result<Self> {
         let contradictions = config.contradictions();
         if !contradictions.is_empty() {
@@ -89,7 +88,7 @@ impl Server {
         &self.app
     }
 
-    /// Serves on `listener` until the end, and says how that went.
+    /// Serves on `listener` until the end, and returns how that went.
     ///
     /// # Errors
     /// If the file of [`Config::state`] cannot be written.

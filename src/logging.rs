@@ -1,6 +1,6 @@
-//! What is told on standard error: text for whoever looks at a terminal, else JSON.
+//! The log on standard error: text on a terminal, else JSON.
 //!
-//! Clients can cause lines, and no place in the code writes more than a few of them a second.
+//! Clients can cause lines, so each place in the code may write only a few of them a second.
 
 use std::{
     collections::HashMap,
@@ -23,12 +23,12 @@ use tracing_subscriber::{
 /// How many lines one place in the code may write in one [`WINDOW`]: enough to see what happens.
 const MAX_LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(1);
-/// How often it is told how many lines were left out.
+/// How often the number of dropped lines is logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
+static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Begins to log what is at `level` or above; of other crates only what goes wrong.
+/// Begins to log lines at `level` or above. From other crates it logs only warnings and errors.
 pub fn start(level: LevelFilter) {
     let wanted = Targets::new().with_target("rejoin", level).with_default(level.min(LevelFilter::WARN));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -40,18 +40,18 @@ pub fn start(level: LevelFilter) {
     }
 }
 
-/// Tells how many lines were left out, for as long as it is polled.
-pub async fn tell_what_is_left_out() -> ! {
+/// Logs how many lines were dropped, as long as it is polled.
+pub async fn report_dropped_lines() -> ! {
     loop {
         tokio::time::sleep(TELL_EVERY).await;
-        let lines = LEFT_OUT.swap(0, Ordering::Relaxed);
+        let lines = DROPPED.swap(0, Ordering::Relaxed);
         if lines > 0 {
-            tracing::warn!(lines, "so many lines were left out, since there were too many at once");
+            tracing::warn!(lines, "log lines dropped: too many a second from one place in the code");
         }
     }
 }
 
-/// Lets through a few lines a second of each place in the code.
+/// Lets through a few lines a second from each place in the code.
 #[derive(Default)]
 struct Sparse {
     // A std mutex: no await happens while it is held. There are as many entries as places that log.
@@ -77,7 +77,7 @@ impl<S> Filter<S> for Sparse {
 
     fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
         let is_due = self.is_due(event.metadata().callsite(), Instant::now());
-        LEFT_OUT.fetch_add(u64::from(!is_due), Ordering::Relaxed);
+        DROPPED.fetch_add(u64::from(!is_due), Ordering::Relaxed);
         is_due
     }
 }

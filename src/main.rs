@@ -28,15 +28,16 @@ use self::reload::Sources;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What is free goes back to the system, also when nothing happens that would find it.
+/// Free memory goes back to the system in the background, also while the server is idle.
 #[unsafe(export_name = "malloc_conf")]
 static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:3000,muzzy_decay_ms:3000\0";
 
-/// How many connections may wait to be accepted, as far as the system allows (`net.core.somaxconn`): when a
-/// server comes back all its clients do, and one for whom there is no room tries again a second later.
+/// How many connections may wait to be accepted, as far as the system allows (`net.core.somaxconn`). When a
+/// server comes back, all its clients reconnect at once; a client that finds the queue full tries again a
+/// second later.
 const BACKLOG: u32 = 65_535;
 
-const UNKNOWN_VARIABLE: &str = "there is no setting of this name, so the variable says nothing";
+const UNKNOWN_VARIABLE: &str = "there is no setting of this name; the variable is ignored";
 
 fn main() -> ExitCode {
     match cli::Cli::parse().into_command() {
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Everything is checked before anything is bound, and all that is wrong is told at once.
+/// Checks all settings before the server binds anything, and reports all mistakes at once.
 fn settings(flags: &Flags, read: impl FnMut(&Path) -> std::io::Result<String>) -> Result<Settings, ExitCode> {
     Settings::read(flags, |name| std::env::var(name).ok(), read).map_err(|mistakes| {
         mistakes.iter().for_each(|mistake| eprintln!("error: {mistake}"));
@@ -81,7 +82,10 @@ fn serve(flags: Flags, settings: Settings, sources: Sources) -> ExitCode {
     match runtime.and_then(|runtime| runtime.block_on(run(flags, settings, sources))) {
         Ok(Drained::Completely) => ExitCode::SUCCESS,
         Ok(Drained::Partly(left)) => {
-            tracing::warn!(connections = left, "ended before all had left");
+            tracing::warn!(
+                connections = left,
+                "ended with connections open: the shutdown grace expired, or a second signal came"
+            );
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -94,7 +98,8 @@ fn serve(flags: Flags, settings: Settings, sources: Sources) -> ExitCode {
 async fn run(flags: Flags, settings: Settings, sources: Sources) -> std::io::Result<Drained> {
     let config = Arc::new(settings.config.clone());
     let shutdown = Shutdown::new();
-    // Before it says that it is there, so that nobody ends it out of order.
+    // The handler is ready before the server reports that it listens, so no signal ends the process out of
+    // order.
     tokio::spawn(end_on_signal(shutdown.clone())?);
     raise_descriptor_limit();
     let listener = listen(config.listen).map_err(|error| {
@@ -106,19 +111,19 @@ async fn run(flags: Flags, settings: Settings, sources: Sources) -> std::io::Res
     tokio::select! {
         served = server.serve(listener) => served,
         Err(error) = reload::follow(&app, flags, settings, sources) => Err(error),
-        never = logging::tell_what_is_left_out() => never,
+        never = logging::report_dropped_lines() => never,
     }
 }
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A server that ended a moment ago must not keep the next one from its address.
+    // Without this, connections of a server that has just ended would keep the address in use.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// Says where the server is, and what to type to see it work.
+/// Logs the address, and prints commands with which the server can be tried.
 fn greet(address: SocketAddr, config: &Config) {
     let log = match &config.log {
         LogKind::Memory => "memory".to_owned(),
@@ -128,8 +133,8 @@ fn greet(address: SocketAddr, config: &Config) {
     let is_open = config.authority().is_open();
     if is_open && !address.ip().is_loopback() {
         tracing::warn!(
-            "--insecure-open: whoever reaches this address may publish and subscribe, \
-             with a Host that is a loopback name or the host of an --allowed-origin"
+            "--insecure-open: every client that reaches this address may publish and subscribe, \
+             if its Host is a loopback name or the host of an --allowed-origin"
         );
     }
     let url = reachable(address);
@@ -140,11 +145,11 @@ fn greet(address: SocketAddr, config: &Config) {
          publish  curl{shown} -d 'hello' http://{url}/topics/demo\n  \
          look     http://{url}/\n\n"
     );
-    // Whether anybody reads it or not: the log has it too.
+    // A failure is ignored, because the log has the address too.
     let _ = std::io::stdout().write_all(greeting.as_bytes());
 }
 
-/// Where it can be reached from this machine: nobody can connect to all addresses at once.
+/// The address under which this machine can reach the server: a client cannot connect to "all addresses".
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -154,7 +159,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Each connection is a descriptor: take as many as the system gives.
+/// Each connection needs a descriptor, so take as many as the system gives.
 fn raise_descriptor_limit() {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => tracing::debug!(limit, "file descriptors"),
@@ -162,7 +167,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// The first signal asks everybody to leave; the second does not wait for it.
+/// The first signal begins a drain; the second ends the server at once.
 fn end_on_signal(shutdown: Shutdown) -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -173,8 +178,8 @@ fn end_on_signal(shutdown: Shutdown) -> std::io::Result<impl Future<Output = ()>
                 _ = interrupt.recv() => "SIGINT",
             };
             match shutdown.is_draining() {
-                false => tracing::info!(signal, "asked to end"),
-                true => tracing::warn!(signal, "asked to end at once"),
+                false => tracing::info!(signal, "received a signal: draining"),
+                true => tracing::warn!(signal, "received another signal: ending at once"),
             }
             end(&shutdown);
         }

@@ -1,4 +1,5 @@
-//! Keys, grants and origins, read again while the server runs: on SIGHUP, and when a file that has them changed.
+//! Reads keys, grants and origins again while the server runs: on SIGHUP, and when one of their files has
+//! changed.
 
 use std::{
     convert::Infallible,
@@ -18,16 +19,16 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-/// How often the files are looked at. A look asks the system when they were written, and reads nothing.
+/// How often the files are checked. A check asks the system when they were written, and reads nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The settings that are read again; the others need a new start.
+/// The settings that are read again. All others need a restart.
 const READ_AGAIN: [&str; 2] = ["allowed-origin", "jwt-secret"];
 
-/// Follows the files that `settings` were read from, and gives `app` what changes.
+/// Watches the files that `settings` were read from, and applies their changes to `app`.
 ///
 /// # Cancel safety
-/// Dropping this stops the following.
+/// Dropping this stops the watching.
 pub async fn follow(
     app: &App,
     flags: Flags,
@@ -43,14 +44,14 @@ pub async fn follow(
             _ = hangup.recv() => {}
             _ = tick.tick() => {
                 let now = taken.now().await?;
-                // What is just being written is read once it rests.
+                // A file that is just being written is read when it has stopped changing.
                 let rests = std::mem::replace(&mut before, now.clone()) == now;
                 if now == taken || !rests {
                     continue;
                 }
             }
         }
-        // What is refused is followed too: its mistake may be in another file.
+        // The files of a rejected configuration are watched too: the mistake may be in any of them.
         let (read, sources) = read(flags.clone()).await?;
         settings = take(app, read, &settings).unwrap_or(settings);
         taken = sources;
@@ -58,10 +59,11 @@ pub async fn follow(
     }
 }
 
-/// What a configuration says, or all that is wrong with it.
+/// The settings that a configuration has, or all its mistakes.
 type Read = Result<Settings, Vec<String>>;
 
-/// What is written now, and where. Beside all else that is done: a file system may keep one waiting.
+/// Reads the configuration as it is now, and notes its files. It runs on a blocking thread, because a file
+/// system may be slow.
 async fn read(flags: Flags) -> io::Result<(Read, Sources)> {
     let reading = task::spawn_blocking(move || {
         let mut sources = Sources::default();
@@ -71,7 +73,7 @@ async fn read(flags: Flags) -> io::Result<(Read, Sources)> {
     Ok(reading.await?)
 }
 
-/// Puts in force what was read. None, and nothing has changed, if there is a mistake in it.
+/// Applies the new settings. If there is a mistake in them, it changes nothing and returns none.
 fn take(app: &App, read: Read, settings: &Settings) -> Option<Settings> {
     let read = match read {
         Ok(read) => read,
@@ -81,38 +83,38 @@ fn take(app: &App, read: Read, settings: &Settings) -> Option<Settings> {
             }
             tracing::error!(
                 mistakes = mistakes.len(),
-                "the configuration was not taken; what was in force stays"
+                "configuration rejected; the previous one stays in force"
             );
             return None;
         }
     };
     if let Err(error) = app.reconfigure(&read.config) {
-        tracing::error!(%error, "the configuration was not taken; what was in force stays");
+        tracing::error!(%error, "configuration rejected; the previous one stays in force");
         return None;
     }
-    tracing::info!("keys, grants and allowed origins were read again");
+    tracing::info!("keys, grants and allowed origins reloaded");
     for name in read.differences(settings).filter(|name| !READ_AGAIN.contains(name)) {
-        tracing::warn!(name, "this setting was changed, and needs a new start");
+        tracing::warn!(name, "this setting has changed; restart the server to apply it");
     }
     Some(read)
 }
 
-/// The files that settings were read from, each as it was just before.
+/// The files that settings were read from, each with its state just before the read.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Sources(Vec<(PathBuf, Look)>);
 
-/// How a file is told from what it was: when it was written, how long it is, and which one it is. None where there
-/// is no file. A pipe is none: it can be read once.
+/// The state of a file: when it was written, its length, and its inode. It is none if there is no file, or for a
+/// pipe, which can be read only once.
 type Look = Option<(SystemTime, u64, u64)>;
 
 impl Sources {
-    /// Reads a file, but looks at it first: what is written meanwhile is seen as a change.
+    /// Reads a file. It notes the state first, so that a write during the read is seen as a change.
     pub fn read(&mut self, path: &Path) -> io::Result<String> {
         self.0.push(look(path));
         fs::read_to_string(path)
     }
 
-    /// The same files as they are now.
+    /// The same files in their present state.
     async fn now(&self) -> io::Result<Self> {
         let paths: Vec<_> = self.0.iter().map(|(path, _)| path.clone()).collect();
         let looked = task::spawn_blocking(move || paths.iter().map(|path| look(path)).collect());

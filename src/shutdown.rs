@@ -1,4 +1,4 @@
-//! When to leave: first a drain with a bounded grace, then the end.
+//! The end of the server: first a drain with a bounded grace, then the end.
 
 use std::{
     pin::Pin,
@@ -9,7 +9,7 @@ use std::{
 use futures_util::FutureExt;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Tells the server to end. Cheap to clone; every clone speaks for all.
+/// Tells the server to end. It is cheap to clone, and every clone has the same effect.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     draining: CancellationToken,
@@ -21,12 +21,12 @@ impl Shutdown {
         Self::default()
     }
 
-    /// Asks everybody to leave, within the grace.
+    /// Asks every connection to leave within the grace.
     pub fn drain(&self) {
         self.draining.cancel();
     }
 
-    /// Ends at once, whoever is still here.
+    /// Ends at once, also if connections are still open.
     pub fn end(&self) {
         self.draining.cancel();
         self.ended.cancel();
@@ -39,30 +39,30 @@ impl Shutdown {
     /// Resolves when the drain begins.
     ///
     /// # Cancel safety
-    /// Safe to drop and to ask again.
+    /// Safe to drop and to call again.
     pub fn draining(&self) -> WaitForCancellationFutureOwned {
         self.draining.clone().cancelled_owned()
     }
 
-    /// Resolves when everybody has to be gone.
+    /// Resolves when every connection must be gone.
     ///
     /// # Cancel safety
-    /// Safe to drop and to ask again.
+    /// Safe to drop and to call again.
     pub fn ended(&self) -> WaitForCancellationFutureOwned {
         self.ended.clone().cancelled_owned()
     }
 }
 
-/// How far the end has come.
+/// A stage of the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Everybody is asked to leave.
+    /// Every connection is asked to leave.
     Draining,
-    /// Everybody has to be gone.
+    /// Every connection must be gone.
     Ended,
 }
 
-/// Tells one task of each [`Stage`], once.
+/// Tells one task about each [`Stage`], once.
 #[derive(Debug)]
 pub struct Ending {
     shutdown: Shutdown,
@@ -75,7 +75,7 @@ impl Ending {
         Self { next: Box::pin(shutdown.draining()), shutdown, is_draining: false }
     }
 
-    /// Ready when the end has come further.
+    /// Ready when the next stage begins.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stage> {
         if self.next.poll_unpin(cx).is_pending() {
             return Poll::Pending;
@@ -89,8 +89,8 @@ impl Ending {
     }
 }
 
-/// How long each of `connections` may wait before it leaves, so that they do not arrive elsewhere all
-/// at once: a millisecond for each, and never more than half of the grace.
+/// The time over which `connections` leave, so that they do not all arrive elsewhere at once: a millisecond
+/// for each, and at most half of the grace.
 pub fn spread(connections: usize, grace: Duration) -> Duration {
     Duration::from_millis(connections as u64).min(grace / 2)
 }

@@ -119,9 +119,9 @@ async fn a_gap_is_told_on_standard_error_and_by_the_exit_code() {
         let arguments = ["sub", "t", "--after", first.trim(), "--until-idle", "1s", "--transport", transport];
         let heard = rejoin(&server, &arguments).run().await;
         assert_eq!((heard.code, heard.lines()), (Some(3), vec!["3", "4"]), "{transport}");
-        let told = format!("rejoin: gap: what t had after {} and before ", first.trim());
+        let told = format!("rejoin: gap: messages of t after {} and before ", first.trim());
         assert!(heard.told().starts_with(&told), "{transport}: {}", heard.told());
-        assert!(heard.told().contains("is gone (retention)\n"), "{transport}: {}", heard.told());
+        assert!(heard.told().contains("are gone (retention)\n"), "{transport}: {}", heard.told());
     }
     server.stop().await;
 }
@@ -162,7 +162,7 @@ async fn who_is_no_rejoin_is_told_to_be_none_and_not_asked_again() {
     for command in ["pub", "sub"] {
         let refused = Program::new(&[command, "t", "--url", &url]).run_with(b"x\n").await;
         assert_eq!(refused.code, Some(1), "{command}: {refused:?}");
-        let told = "rejoin: 501 Not Implemented: the answer is not Rejoin's own\n";
+        let told = "rejoin: 501 Not Implemented: the answer does not come from Rejoin\n";
         assert_eq!(refused.told(), told, "{command}");
     }
     stranger.abort();
@@ -346,7 +346,7 @@ async fn what_a_crash_took_is_told_and_sub_goes_on() {
     assert_eq!(sub.line().await, "after");
     let ended = sub.end().await;
     assert_eq!(ended.code, Some(3), "{}", ended.told());
-    assert!(ended.told().contains("is gone (restarted)"), "{}", ended.told());
+    assert!(ended.told().contains("are gone (restarted)"), "{}", ended.told());
 }
 
 /// A rate limit refuses messages in the midst of a batch; those behind must not overtake them. As long as some of them

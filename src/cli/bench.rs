@@ -1,7 +1,8 @@
-//! `rejoin bench`: what a server carries, and how fast, as somebody outside of it sees it.
+//! `rejoin bench`: how much load a server carries, and how fast, as a client sees it.
 //!
-//! Messages are published at a steady rate, whatever becomes of those before them, and their latency counts from when
-//! they were due: a server that makes everybody wait cannot hide it by making the publisher wait too.
+//! Messages are published at a steady rate, also if earlier ones are late, and latency counts from the time
+//! at which a message was due. So a server that delays all clients cannot hide it by delaying the publisher
+//! too.
 
 mod order;
 mod publisher;
@@ -33,9 +34,9 @@ use super::{
     remote::{Credential, Remote, Trouble, url},
 };
 
-/// How many connections are made at once: more than that a listening socket may not hold.
+/// How many connections are made at once. A listening socket may not hold more.
 const OPENED_AT_ONCE: usize = 64;
-/// The longest latency that is told apart.
+/// The histogram counts every longer latency as this one.
 const LONGEST_LATENCY: Duration = Duration::from_secs(600);
 /// How often the bar is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
@@ -43,31 +44,31 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug, Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub struct Bench {
-    /// The server.
+    /// URL of the server.
     #[arg(env = "REJOIN_URL", value_name = "URL", default_value = "http://127.0.0.1:7070", value_parser = url)]
     url: Url,
 
-    /// How many read, each one topic.
+    /// Number of subscribers. Each reads one topic.
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     subscribers: u32,
 
-    /// Over how many topics readers and messages are spread.
+    /// Number of topics over which subscribers and messages are spread.
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     topics: u32,
 
-    /// How many messages are published in a second, to all topics together.
+    /// Messages to publish a second, to all topics together.
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: u32,
 
-    /// How many bytes a message has.
+    /// Size of each message in bytes.
     #[arg(long, value_name = "BYTES", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=(16 << 20)))]
     size: u32,
 
-    /// How to listen.
+    /// Transport of the subscribers.
     #[arg(long, value_enum, default_value = "ws")]
     transport: Transport,
 
-    /// For how long to publish.
+    /// How long to publish.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = up_to_an_hour)]
     duration: Duration,
 
@@ -80,9 +81,9 @@ fn up_to_an_hour(text: &str) -> Result<Duration, String> {
     if duration > Duration::from_secs(3600) { Err("must be at most 1h".into()) } else { Ok(duration) }
 }
 
-/// What all readers measure together.
+/// The figures that all readers measure together.
 struct Measured {
-    /// From when on times are told.
+    /// The start of the clock.
     epoch: Instant,
     delivered: AtomicU64,
     /// In microseconds.
@@ -97,7 +98,7 @@ impl Measured {
         Self { epoch: Instant::now(), delivered: AtomicU64::new(0), latency: Mutex::new(latency) }
     }
 
-    /// Notes a message that was due at `due` on this clock and is here now.
+    /// Counts a message that was due at `due` on this clock and has arrived now.
     fn delivered(&self, due: Duration) {
         let latency = self.epoch.elapsed().saturating_sub(due);
         self.delivered.fetch_add(1, Ordering::Relaxed);
@@ -119,7 +120,7 @@ impl Bench {
     }
 
     async fn measure(self) -> Result<Report, Trouble> {
-        // Each reader is a descriptor. What cannot be raised is told when it runs out.
+        // Each reader needs a descriptor. If the limit is too low, opening a reader fails later and says so.
         let _ = rlimit::increase_nofile_limit(u64::MAX);
         let remote = Remote::new(self.url.clone(), self.credential.clone());
         let client = remote.client()?;
@@ -161,9 +162,9 @@ impl Bench {
             never = draw(&bar, &measured, begun) => never,
         };
         let publishing = begun.elapsed();
-        // Readers that have gone already have said why.
+        // Readers that have ended already have returned their reason.
         let _ = finished.send(Some(published));
-        bar.set_message("waiting for the last ones");
+        bar.set_message("waiting for the last messages");
         let mut heard = Heard::default();
         while let Some(ended) = readers.join_next().await {
             heard.add(&ended.expect("no reader panics")?);
@@ -174,12 +175,12 @@ impl Bench {
     }
 }
 
-/// Why a reader ended before everything was published.
+/// The reason why a reader ended before everything was published.
 fn early(ended: Result<Heard, Trouble>) -> Trouble {
     ended.err().unwrap_or_else(|| Trouble::lost("a reader ended before the others"))
 }
 
-/// The topics of one run, which nobody else publishes to.
+/// The topics of one run. No other client publishes to them.
 #[derive(Clone, Copy)]
 struct Topics {
     run: u32,
@@ -191,7 +192,7 @@ impl Topics {
         format!("bench.{:08x}.{topic}", self.run)
     }
 
-    /// Where message number `message` goes, and which one it is there.
+    /// The topic of message number `message`, and its number there.
     fn place(self, message: u64) -> (u32, u64) {
         let count = u64::from(self.count);
         ((message % count) as u32, message / count)
@@ -205,7 +206,7 @@ impl Topics {
 }
 
 fn bar(length: u64, template: &str) -> ProgressBar {
-    // On standard error, and only where somebody looks.
+    // The bar goes to standard error, and is drawn only on a terminal.
     let style = ProgressStyle::with_template(template).expect("a template");
     ProgressBar::new(length).with_style(style)
 }
@@ -214,7 +215,7 @@ fn bar_of_time(duration: Duration) -> ProgressBar {
     bar(duration.as_millis() as u64, "publishing  {bar:40} {msg}")
 }
 
-/// Draws how far it is, for as long as it is polled.
+/// Draws the progress, as long as it is polled.
 async fn draw(bar: &ProgressBar, measured: &Measured, begun: Instant) -> ! {
     let mut due = interval(DRAW_EVERY);
     loop {

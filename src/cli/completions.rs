@@ -1,4 +1,4 @@
-//! `rejoin completions`: what a shell needs to complete commands and flags.
+//! `rejoin completions`: a script with which a shell completes commands and flags.
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;

@@ -1,6 +1,6 @@
 //! One connection that reads topics, by any transport, as frames.
 //!
-//! It ends with the connection: who comes back, when and from where is the caller's business.
+//! It ends with the connection: the caller decides when to reconnect, and with which cursor.
 
 mod frame;
 mod lines;
@@ -17,9 +17,9 @@ pub use self::frame::{Frame, Gap, Message};
 use self::{lines::Lines, poll::Poll, websocket::WebSocket};
 use super::remote::{Remote, Trouble};
 
-/// How long an answer may take, and a stream until it has said how often it shows that it lives.
+/// How long an answer may take. Until a stream has sent its heartbeat, this also limits its silence.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The largest frame that is read: far more than a server lets anybody publish.
+/// The largest frame that is read: far more than any server lets a client publish.
 const MAX_FRAME_BYTES: usize = 64 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -28,13 +28,13 @@ pub enum Transport {
     Ws,
     /// Server-Sent Events
     Sse,
-    /// An HTTP answer that goes on, one JSON object a line
+    /// Streamed HTTP, one JSON object on each line
     Ndjson,
     /// Long-polling
     Poll,
 }
 
-/// Where to begin.
+/// The start of reading.
 #[derive(Clone, Debug)]
 pub enum Start {
     Now,
@@ -43,7 +43,7 @@ pub enum Start {
     Since(String),
 }
 
-/// What to read, and how.
+/// The topics to read, the start, and the transport.
 #[derive(Clone, Debug)]
 pub struct Wish {
     pub topics: Vec<String>,
@@ -53,7 +53,7 @@ pub struct Wish {
 
 pub struct Feed {
     connection: Connection,
-    /// After this long without a word the connection is dead, whatever the system believes of it.
+    /// A connection that is silent for this long is dead, also if the system does not know it yet.
     silence: Duration,
 }
 
@@ -78,7 +78,7 @@ impl Feed {
         Ok(Self { connection, silence: ANSWER_TIMEOUT })
     }
 
-    /// The next frame, of which the first is [`Frame::Open`].
+    /// The next frame. The first one is [`Frame::Open`].
     pub async fn next(&mut self) -> Result<Frame, Trouble> {
         let next = async {
             match &mut self.connection {
@@ -89,7 +89,7 @@ impl Feed {
         };
         let frame = timeout(self.silence, next).await.map_err(|_| silent())??;
         if let Frame::Open { heartbeat, .. } = &frame {
-            // A heartbeat that is late is no reason to leave yet; a second one is.
+            // One late heartbeat is no reason to leave; two are.
             self.silence = 2 * *heartbeat + ANSWER_TIMEOUT;
         }
         Ok(frame)
@@ -97,7 +97,7 @@ impl Feed {
 }
 
 fn silent() -> Trouble {
-    Trouble::lost("the server says nothing any more")
+    Trouble::lost("the server has gone silent: no answer and no heartbeat")
 }
 
 impl Wish {

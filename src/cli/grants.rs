@@ -1,19 +1,19 @@
-//! Grants as they are typed, for a key and for a token.
+//! Grants on the command line, for a key and for a token.
 
 use clap::Args;
 use rejoin::auth::{GrantList, Template};
 
 #[derive(Clone, Debug, Args)]
 pub struct Granted {
-    /// A topic or pattern that may be read. Repeatable.
+    /// Allow subscribing to this topic or pattern. Repeatable.
     #[arg(long, value_name = "PATTERN")]
     subscribe: Vec<Template>,
 
-    /// A topic or pattern that may be published to. Repeatable.
+    /// Allow publishing to this topic or pattern. Repeatable.
     #[arg(long, value_name = "PATTERN")]
     publish: Vec<Template>,
 
-    /// Grant to see all topics and statistics, and to delete topics.
+    /// Allow listing all topics and statistics, and deleting topics.
     #[arg(long)]
     admin: bool,
 }

@@ -8,17 +8,17 @@ use super::{Ending, grants::Granted, print};
 
 #[derive(Debug, Subcommand)]
 pub enum Key {
-    /// Print a new API key, and what the configuration file is to say of it.
+    /// Print a new API key, and its table for the configuration file.
     ///
-    /// The first line is the key, which is not kept anywhere. The others have its hash, and go to the file of
-    /// --config.
+    /// The first line is the key, which is stored nowhere. The other lines have its hash: put them into the
+    /// file of --config.
     #[command(after_help = "For example: rejoin key new --name backend --publish '**'")]
     New(New),
 }
 
 #[derive(Debug, Args)]
 pub struct New {
-    /// What the server's log calls it.
+    /// Name of the key in the server's log.
     #[arg(long, default_value = "backend")]
     name: String,
 
@@ -31,7 +31,7 @@ impl Key {
         let Self::New(New { name, granted }) = self;
         let list = GrantList::from(granted);
         if list.names_subject() {
-            return Ending::Failed("an API key has no subject for {sub}".into());
+            return Ending::Failed("an API key has no subject: remove {sub} from the pattern".into());
         }
         let key = new_key();
         print(format!("{key}\n\n{}", table(&name, &key, &list)))
@@ -53,7 +53,7 @@ fn table(name: &str, key: &str, list: &GrantList) -> String {
     )
 }
 
-/// As JSON, which TOML reads alike.
+/// As JSON, which TOML reads in the same way.
 fn quoted(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("text serializes")
 }

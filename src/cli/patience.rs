@@ -1,4 +1,4 @@
-//! When to try again what failed, and when to stop trying.
+//! When to try again after a failure, and when to give up.
 
 use std::time::Duration;
 
@@ -7,32 +7,33 @@ use tokio::time::{Instant, sleep};
 
 use super::{Ending, remote::Trouble};
 
-/// The first pause at most, and all of them: long enough not to trouble a server, short enough for somebody who waits.
+/// The first pause and the longest one, at most: long enough to spare a server, short enough for a user at a
+/// terminal.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The pauses between attempts, and who is told of them. Each has a random part, so that those who were cut together
-/// do not come back together.
+/// The pauses between attempts, and the notes about them. Each pause has a random part, so that clients which
+/// were cut off together do not all return together.
 #[derive(Debug)]
 pub struct Patience {
     give_up: Option<Duration>,
-    /// Since when nothing has come of it.
+    /// When the first attempt failed since the last progress.
     failing_since: Option<Instant>,
-    /// What was told last, until the server is there again.
+    /// The last note to the user, until the server answers again.
     told: Option<String>,
     pauses: ExponentialBackoff,
 }
 
 impl Patience {
-    /// Ends after trying in vain for `give_up`.
+    /// Gives up after failing for `give_up`.
     pub fn new(give_up: Option<Duration>) -> Self {
         Self { give_up, failing_since: None, told: None, pauses: pauses() }
     }
 
-    /// Waits before the next attempt, and tells the user why on standard error.
+    /// Waits before the next attempt, and prints the reason on standard error.
     ///
     /// # Errors
-    /// If there is to be none.
+    /// If there is to be no further attempt.
     pub async fn wait(&mut self, trouble: Trouble) -> Result<(), Ending> {
         let (why, pause) = match trouble {
             Trouble::Refused(why) => return Err(Ending::Failed(why)),
@@ -52,21 +53,22 @@ impl Patience {
         Ok(())
     }
 
-    /// The server is there again, which is not enough to be patient anew: it may turn everybody away.
+    /// The server answers again. That is not yet progress: it may refuse every request.
     pub fn restore(&mut self) {
         if self.told.take().is_some() {
-            super::tell("going on");
+            super::tell("the server answers again");
         }
     }
 
-    /// Something came of it, so the next pause is a short one.
+    /// An attempt had success, so the next pause is a short one.
     pub fn progress(&mut self) {
         if self.failing_since.take().is_some() {
             self.pauses = pauses();
         }
     }
 
-    /// The connection is over that was made at `open_at`; one that stayed is progress though nothing came over it.
+    /// The connection that was made at `open_at` is over. One that lasted counts as progress, even if nothing
+    /// came over it.
     pub fn cut(&mut self, open_at: Instant) {
         let stayed = self.give_up.map_or(LONGEST_PAUSE, |give_up| give_up.min(LONGEST_PAUSE));
         if open_at.elapsed() >= stayed {
@@ -88,7 +90,7 @@ fn pauses() -> ExponentialBackoff {
 mod tests {
     use super::*;
 
-    /// Whether it gives up when a connection that stayed for so long is cut, having failed for 31 seconds.
+    /// True if it gives up when a connection that lasted for `stayed` is cut, after failing for 31 seconds.
     async fn gives_up(give_up: u64, stayed: u64) -> bool {
         let ago =
             |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).expect("the machine is up");
@@ -100,9 +102,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_stayed_is_progress_and_one_that_was_cut_at_once_is_none() {
+    async fn only_a_connection_that_lasted_counts_as_progress() {
         assert!(!gives_up(30, 6).await);
-        assert!(!gives_up(2, 3).await, "it stayed for longer than one waits");
+        assert!(!gives_up(2, 3).await, "it lasted longer than give_up");
         assert!(gives_up(30, 0).await);
         assert!(gives_up(30, 4).await);
     }

@@ -1,7 +1,8 @@
 //! `rejoin pub`: one message, or each line of standard input, in order and once.
 //!
-//! Every message has an idempotency key, so that what may have been stored when a connection breaks is sent again
-//! without being stored twice. The server forgets keys; what is in doubt for longer is told.
+//! Every message has an idempotency key, so that it can be sent again after a broken connection without being
+//! stored twice. The server forgets keys after some minutes; if the outcome is unknown for longer, the user
+//! is told.
 
 mod item;
 mod lines;
@@ -23,24 +24,25 @@ use super::{
     remote::{Problem, Remote, Trouble, ask},
 };
 
-/// How long a script waits for a server that is not there.
+/// How long a script waits for a server that cannot be reached.
 const GIVE_UP: Duration = Duration::from_secs(30);
-/// How long the answer to a request may take. The server may be at work on it all the same.
+/// How long the answer to a request may take. After that the server may still be working on the request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// For how long a message that may be stored is sent again as the same one: the server remembers a key for 5 minutes,
-/// a request may take as long as its answer, and something between may hold it back for a while.
+/// How long a message with an unknown outcome is sent again under the same key. The server remembers a key
+/// for 5 minutes; the answer to a request may take one of them, and a proxy may delay the request.
 const KEY_TRUSTED: Duration = Duration::from_secs(3 * 60);
 
 #[derive(Debug, Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub struct Publish {
-    /// Where to publish.
+    /// Topic to publish to.
     topic: String,
 
-    /// The message; `-` or nothing: each line of standard input is one.
+    /// The message. With `-` or without DATA, each line of standard input is a message.
     data: Option<String>,
 
-    /// How long to try while nothing can be stored [default: for ever with standard input, 30s with DATA].
+    /// Give up after failing to store anything for this long [default: never with standard input, 30s with
+    /// DATA].
     #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
     give_up: Option<Duration>,
 
@@ -59,7 +61,7 @@ impl Publish {
         let data = self.data.filter(|data| data != "-");
         let mut publisher = Publisher {
             client: self.remote.client().map_err(|trouble| Ending::Failed(trouble.to_string()))?,
-            // What comes behind a message that is refused must not be stored before it.
+            // With `ordered` no message is stored before an earlier one that was refused.
             url: self.remote.at("/publish?ordered"),
             topic: self.topic,
             keys: format!("{:032x}", rand::random::<u128>()),
@@ -69,13 +71,14 @@ impl Publish {
         };
         if let Some(data) = data {
             let line = Line { number: 0, bytes: data.into_bytes() };
-            // It is stored, whether its id can be printed or not.
+            // The message is stored, also if its id cannot be printed.
             publisher.publish([line].into(), |id| drop(super::print(format!("{id}\n")))).await?;
         } else {
             let mut lines = Lines::of_stdin();
             loop {
                 let batch = lines.next_batch().await;
-                let batch = batch.map_err(|error| Ending::Failed(format!("cannot read on: {error}")))?;
+                let batch =
+                    batch.map_err(|error| Ending::Failed(format!("cannot read standard input: {error}")))?;
                 if batch.is_empty() {
                     break;
                 }
@@ -87,7 +90,7 @@ impl Publish {
                 Ending::Failed(format!("{} of the messages were refused", publisher.refused))
             }
             Publisher { is_doubtful: true, .. } => {
-                Ending::Doubtful("some messages may be there twice".into())
+                Ending::Doubtful("some messages may be stored twice".into())
             }
             _ => Ending::Done,
         })
@@ -98,14 +101,14 @@ struct Publisher {
     client: Client,
     url: Url,
     topic: String,
-    /// What the key of every message begins with: a run of the program is one publisher.
+    /// The beginning of every message's key: one random text for each run of the program.
     keys: String,
     patience: Patience,
     refused: u64,
     is_doubtful: bool,
 }
 
-/// What became of one message.
+/// The answer for one message.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Answer {
@@ -114,15 +117,15 @@ enum Answer {
 }
 
 impl Publisher {
-    /// Sends a batch until every message of it is stored or refused, and hands out the ids.
+    /// Sends a batch until every message of it is stored or refused, and passes the ids to `stored`.
     async fn publish(&mut self, mut batch: VecDeque<Line>, stored: impl Fn(&str)) -> Result<(), Ending> {
-        // Since when something of the batch may have been stored without our knowing.
+        // When a request was first sent whose outcome is unknown.
         let mut in_doubt: Option<Instant> = None;
         while let (Some(first), Some(last)) = (batch.front(), batch.back()) {
             if in_doubt.is_some_and(|since| since.elapsed() > KEY_TRUSTED) {
                 match batch.len() {
-                    1 => super::tell(format_args!("{first} may be there twice")),
-                    _ => super::tell(format_args!("{first} to {last} may be there twice")),
+                    1 => super::tell(format_args!("{first} may be stored twice")),
+                    _ => super::tell(format_args!("{first} to {last} may be stored twice")),
                 }
                 self.is_doubtful = true;
                 in_doubt = None;
@@ -160,11 +163,12 @@ impl Publisher {
             .header(header::CONTENT_TYPE, "application/x-ndjson")
             .body(body);
         let answer = ask(request, StatusCode::OK).await?.bytes().await?;
-        serde_json::from_slice(&answer)
-            .map_err(|error| Trouble::Refused(format!("the answer is not of Rejoin's protocol: {error}")))
+        serde_json::from_slice(&answer).map_err(|error| {
+            Trouble::Refused(format!("the server does not speak Rejoin's protocol: {error}"))
+        })
     }
 
-    /// Takes what was answered from the batch; gives why the rest has to be sent again.
+    /// Removes the answered messages from the batch; returns why the rest must be sent again.
     fn settle(
         &mut self,
         batch: &mut VecDeque<Line>,
@@ -172,7 +176,7 @@ impl Publisher {
         stored: impl Fn(&str),
     ) -> Result<Option<Trouble>, Ending> {
         if answers.is_empty() {
-            return Ok(Some(Trouble::lost("the answer says nothing of what was sent")));
+            return Ok(Some(Trouble::lost("the answer has no result for any message")));
         }
         for answer in answers {
             let Some(line) = batch.front() else { break };
@@ -199,9 +203,9 @@ impl Publisher {
 mod tests {
     use super::*;
 
-    /// It was sent for the last time just before the key was forgotten, and could come just after.
+    /// The last attempt starts just before the key is forgotten, and must not arrive after that.
     #[test]
-    fn what_is_sent_as_the_same_message_comes_long_before_its_key_is_forgotten() {
+    fn the_last_attempt_arrives_long_before_its_key_is_forgotten() {
         let (remembered, margin) = (Duration::from_secs(5 * 60), Duration::from_secs(60));
         assert!(KEY_TRUSTED + ANSWER_TIMEOUT + margin <= remembered);
     }

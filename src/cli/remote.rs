@@ -1,4 +1,4 @@
-//! The server that a command speaks to: where it is, what it is shown, and what its refusals mean.
+//! The server that a command uses: its address, the credential for it, and the meaning of its refusals.
 
 use std::{error::Error, fmt, time::Duration};
 
@@ -12,12 +12,12 @@ use serde::Deserialize;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the system asks a silent peer whether it is there.
+/// How long a connection may be silent before the system asks the peer if it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, Args)]
 pub struct Remote {
-    /// The server.
+    /// URL of the server.
     #[arg(
         long, env = "REJOIN_URL", value_name = "URL", default_value = "http://127.0.0.1:7070",
         value_parser = url
@@ -28,37 +28,37 @@ pub struct Remote {
     credential: Credential,
 }
 
-/// What is shown to the server.
+/// The credential that is sent to the server.
 #[derive(Clone, Debug, Args)]
 pub struct Credential {
-    /// A token or a key to show. Give it in the environment: others see the command line.
+    /// Token or API key. Give it in the environment, because other users can see the command line.
     #[arg(long, env = "REJOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<Token>,
 }
 
-/// What is never shown to anybody but the server.
+/// A credential, which is sent to the server and never printed.
 #[derive(Clone)]
 struct Token(String);
 
-/// Why something did not come about.
+/// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
-    /// To try it again in the same way is in vain.
+    /// The same attempt would fail again.
     #[error("{0}")]
     Refused(String),
-    /// It never reached the server.
+    /// The request never reached the server.
     #[error("cannot reach {0}")]
     Unreachable(String),
-    /// The connection is over, or the server cannot do it now. What was asked for may have been done.
+    /// The connection is over, or the server cannot answer now. It may have done what was asked.
     #[error("{why}")]
     Lost {
         why: String,
-        /// How long the server asks to be left alone.
+        /// How long the server asks the client to wait.
         pause: Option<Duration>,
     },
 }
 
-/// A refusal as the server words it (RFC 9457).
+/// A refusal in the server's words (RFC 9457).
 #[derive(Debug, Deserialize)]
 pub struct Problem {
     pub code: String,
@@ -73,23 +73,24 @@ impl Remote {
         Self { url, credential }
     }
 
-    /// A client with connections of its own.
+    /// A client with its own connections.
     ///
     /// # Errors
-    /// If the token cannot be shown.
+    /// If the token cannot be sent in a header.
     pub fn client(&self) -> Result<Client, Trouble> {
-        // Refused if there is one already, which serves as well.
+        // This fails if a provider is installed already, which is just as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut headers = HeaderMap::new();
         if let Some(Token(token)) = &self.credential.token {
-            let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim()))
-                .map_err(|_| Trouble::Refused("the token holds what a header cannot carry".into()))?;
+            let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| {
+                Trouble::Refused("the token contains characters that a header cannot carry".into())
+            })?;
             value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);
         }
         let mut builder = Client::builder();
         if self.url.scheme() == "http" {
-            // The certificates of the system, of which there are many, need not be read.
+            // Plain HTTP needs no certificates, and reading all those of the system takes time.
             builder = builder.tls_certs_only([]);
         }
         builder
@@ -102,7 +103,7 @@ impl Remote {
             .map_err(Trouble::from)
     }
 
-    /// The URL of a path and a query on the server, which may itself live under a path.
+    /// The URL of a path and a query on the server. The server itself may be under a path.
     pub fn at(&self, path: &str) -> Url {
         let mut url = self.url.clone();
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
@@ -112,7 +113,7 @@ impl Remote {
     }
 }
 
-/// Sends a request, and gives the answer if it is of one of these statuses.
+/// Sends a request, and returns the answer if it has the status `wanted`.
 pub async fn ask(request: RequestBuilder, wanted: StatusCode) -> Result<Response, Trouble> {
     let response = request.send().await.map_err(Trouble::from)?;
     if response.status() == wanted { Ok(response) } else { Err(Trouble::in_answer(response).await) }
@@ -129,17 +130,17 @@ impl Trouble {
         let body = response.bytes().await.unwrap_or_default();
         let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
             code: status.to_string(),
-            detail: "the answer is not Rejoin's own".into(),
+            detail: "the answer does not come from Rejoin".into(),
             status: status.as_u16(),
         });
         Self::told(Problem { status: status.as_u16(), ..problem }, pause.map(Duration::from_secs))
     }
 
-    /// What a problem means for whoever would try again.
+    /// The meaning of a problem for a client that could try again.
     pub fn told(problem: Problem, pause: Option<Duration>) -> Self {
         let Problem { code, detail, status } = problem;
         let why = if detail.is_empty() { code } else { format!("{code}: {detail}") };
-        // 501 is said by who never does it.
+        // A server that answers 501 will never support the request.
         if matches!(status, 408 | 429 | 500 | 502..) { Self::Lost { why, pause } } else { Self::Refused(why) }
     }
 }
@@ -158,7 +159,7 @@ impl From<reqwest::Error> for Trouble {
     }
 }
 
-/// The cause of all causes, which is what a reader wants to know.
+/// The innermost cause, which says most to a user.
 fn deepest(error: &dyn Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
@@ -167,14 +168,17 @@ fn deepest(error: &dyn Error) -> String {
     error.to_string()
 }
 
-/// Reads where a server is.
+/// Reads the URL of a server.
 pub fn url(text: &str) -> Result<Url, String> {
     let url: Url = text.parse().map_err(|error| format!("{error}, for example http://127.0.0.1:7070"))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err("it begins with http:// or https://".into());
+        return Err("expected a URL that begins with http:// or https://".into());
     }
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-        return Err("it has neither credentials nor a query; the token has a place of its own".into());
+        return Err(
+            "expected a URL without credentials and query; give the token with --token or REJOIN_TOKEN"
+                .into(),
+        );
     }
     Ok(url)
 }

@@ -1,4 +1,4 @@
-//! `rejoin sub`: what is published, a message a line, through cuts and restarts.
+//! `rejoin sub`: prints messages, one on each line, and survives lost connections and restarts.
 
 mod print;
 
@@ -16,19 +16,20 @@ use super::{
     remote::{Remote, Trouble},
 };
 
-/// How long a script waits for a server that is not there.
+/// How long a script waits for a server that cannot be reached.
 const GIVE_UP: Duration = Duration::from_secs(30);
-/// How long a connection is listened to before the end: what was published before it was made has come by then.
+/// How long to listen on a new connection before ending. By then the messages that were published before have
+/// arrived.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub struct Subscribe {
-    /// Topics and patterns.
+    /// Topics and patterns to read.
     #[arg(value_name = "TOPIC", required = true)]
     topics: Vec<String>,
 
-    /// Begin after this cursor, which is the id of a message; 0 is everything retained.
+    /// Begin after this cursor, the id of a message; 0 begins with the oldest retained message.
     #[arg(long, value_name = "CURSOR", group = "start")]
     after: Option<String>,
 
@@ -36,24 +37,24 @@ pub struct Subscribe {
     #[arg(long, value_name = "N", group = "start")]
     last: Option<u32>,
 
-    /// Begin with what was published since then: a duration such as 10m, or an RFC 3339 time.
+    /// Begin with the messages since then: a duration such as 10m, or an RFC 3339 time.
     #[arg(long, value_name = "WHEN", group = "start")]
     since: Option<String>,
 
-    /// How to listen.
+    /// Transport to read by.
     #[arg(long, value_enum, default_value = "ws")]
     transport: Transport,
 
-    /// Print each message with its topic, id and event, as one line of JSON.
+    /// Print each message as one line of JSON, with its topic, id and event.
     #[arg(long)]
     json: bool,
 
-    /// End when no message has come for this long, not counting the time without a connection.
+    /// End when no message has arrived for this long. Time without a connection does not count.
     #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
     until_idle: Option<Duration>,
 
-    /// How long to try while the server cannot be reached, or no connection to it lasts [default: for ever; 30s with
-    /// --until-idle].
+    /// Give up if the server cannot be reached, or every connection is cut, for this long [default: never;
+    /// 30s with --until-idle].
     #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
     give_up: Option<Duration>,
 
@@ -81,30 +82,30 @@ impl Subscribe {
         let gone = print::reader_gone();
         tokio::select! {
             ending = reader.run(&self.remote) => ending,
-            // Nobody reads any more, so there is nothing left to do.
+            // The output has no reader any more.
             () = gone => Ending::Done,
         }
     }
 }
 
 struct Reader {
-    /// What to read, from where it stands.
+    /// The topics, and the cursor.
     wish: Wish,
     printer: Printer,
     patience: Patience,
     until_idle: Option<Duration>,
-    /// For how long nothing came over the connections before this one.
+    /// How long earlier connections were quiet.
     quiet: Duration,
-    /// When this connection was made, or something came over it.
+    /// When this connection was made, or a message last came over it.
     quiet_since: Option<Instant>,
     told_of_gap: bool,
 }
 
-/// Why a connection is left.
+/// Why a connection ends.
 enum Leave {
     Cut(Trouble),
     Idle,
-    /// Nobody takes what is printed.
+    /// The output has no reader any more, or it cannot be written.
     Printed(std::io::Error),
 }
 
@@ -133,7 +134,7 @@ impl Reader {
                     }
                 }
                 Leave::Idle if self.told_of_gap => {
-                    return Ending::Doubtful("a gap was told, so not everything was printed".into());
+                    return Ending::Doubtful("the server told a gap: some messages are missing".into());
                 }
                 Leave::Idle => return Ending::Done,
                 Leave::Printed(error) => return Ending::of_output(&error),
@@ -141,11 +142,11 @@ impl Reader {
         }
     }
 
-    /// Prints what comes until there is a reason to leave.
+    /// Prints frames until there is a reason to leave.
     async fn read(&mut self, mut feed: Feed) -> Leave {
         loop {
             let mut next = pin!(feed.next());
-            // What is there is printed together; before waiting it has to be out.
+            // Messages that are ready are printed together, and flushed before waiting.
             let next = match (&mut next).now_or_never() {
                 Some(next) => next,
                 None => {
@@ -173,14 +174,14 @@ impl Reader {
         }
     }
 
-    /// When it has been quiet for long enough, as far as that is known. Only time with a connection counts: who cannot
-    /// be reached is not quiet.
+    /// When the connection has been quiet for long enough. Only time with a connection counts: a server that
+    /// cannot be reached is not quiet.
     fn idle_at(&self) -> Option<Instant> {
         let idle = self.until_idle?;
         Some(self.quiet_since? + idle.saturating_sub(self.quiet).max(idle.min(CATCH_UP)))
     }
 
-    /// Prints a frame and moves the cursor behind it; gives why the connection ends, if it says so.
+    /// Prints a frame and moves the cursor past it; returns the reason if the frame ends the connection.
     fn take(&mut self, frame: Frame) -> std::io::Result<Option<Trouble>> {
         let cursor = match frame {
             Frame::Open { cursor, .. } => {
@@ -194,7 +195,7 @@ impl Reader {
                 message.id
             }
             Frame::Gap(gap) => {
-                // In its place among what is printed, for who sees both.
+                // The gap appears in its place among the messages if both go to one terminal.
                 self.printer.flush()?;
                 super::tell(&gap);
                 self.told_of_gap = true;

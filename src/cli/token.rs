@@ -1,4 +1,4 @@
-//! `rejoin token`: a token for development, made where the secret is.
+//! `rejoin token`: a token for development, signed with the secret of the configuration.
 
 use std::{
     fs,
@@ -16,32 +16,33 @@ use super::{Ending, grants::Granted, print, tell};
 
 #[derive(Debug, Args)]
 pub struct Token {
-    /// The subject of the token, for which {sub} stands.
+    /// Subject of the token; replaces {sub} in patterns.
     #[arg(long)]
     sub: Option<String>,
 
     #[command(flatten)]
     granted: Granted,
 
-    /// How long it is accepted.
+    /// How long the token is accepted.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
     ttl: Duration,
 
-    /// The file of the server that is to accept it: the first [[jwt]] with a secret signs.
+    /// Configuration file of the server that will accept the token. The first [[jwt]] with a secret signs it.
     #[arg(long, value_name = "FILE")]
     config: Option<String>,
 
-    /// The --jwt-secret of that server. Give it in the environment, REJOIN_JWT_SECRET: others see the command line.
+    /// The --jwt-secret of that server. Give it in REJOIN_JWT_SECRET, because other users can see the command
+    /// line.
     #[arg(long, visible_alias = "secret", value_name = "SECRET")]
     jwt_secret: Option<String>,
 
-    /// A private key as PEM, or a secret, which signs in place of what is configured.
+    /// File with a private key as PEM, or with a secret. It signs instead of the configured keys.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
 }
 
 impl Token {
-    /// Which settings say what is accepted.
+    /// The settings that say which keys are accepted.
     pub fn flags(&self) -> Flags {
         Flags::of([("config", self.config.clone()), ("jwt-secret", self.jwt_secret.clone())])
     }
@@ -62,7 +63,7 @@ impl Token {
             Err(error) => return Ending::Failed(error.to_string()),
         };
         if wish.rejoin.needs_subject(wish.sub.as_deref()) {
-            tell("a pattern with {sub} grants nothing here: --sub is to be one plain segment of a topic");
+            tell("a pattern with {sub} grants nothing here: set --sub to one plain segment of a topic");
         }
         print(format!("{token}\n"))
     }

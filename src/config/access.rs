@@ -5,9 +5,10 @@ use std::path::Path;
 use super::File;
 use crate::auth::{Authority, Read};
 
-/// Takes `[[key]]`, `[[jwt]]` and `[anonymous]`, and by `read` the files that they name, relative to the
-/// configuration file at `path`.
-/// Where there are mistakes, nobody is let in.
+/// Takes `[[key]]`, `[[jwt]]` and `[anonymous]` out of the file, and reads with `read` the files that they
+/// name, relative to the configuration file at `path`.
+///
+/// After any mistake the result accepts no credential and no anonymous client.
 pub fn authority(
     file: &mut File<'_>,
     path: &Path,

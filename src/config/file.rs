@@ -1,4 +1,4 @@
-//! The configuration file: TOML, of which every value knows the line where it stands.
+//! The configuration file: TOML, in which every value knows its line.
 
 use std::fmt::Display;
 
@@ -8,7 +8,8 @@ use toml::{
     de::{DeTable, DeValue, ValueDeserializer},
 };
 
-/// What a file says. Who knows a name takes it out; what nobody took is a mistake.
+/// The content of a file. Each caller takes out the names that it knows; a name that is left over is a
+/// mistake.
 pub struct File<'a> {
     path: &'a str,
     text: &'a str,
@@ -27,22 +28,26 @@ impl<'a> File<'a> {
         file
     }
 
-    /// A setting as it would stand in a flag, with its line. The values of a list get commas.
+    /// A setting as text, as a flag would have it, with its line. The values of a list are joined by commas.
     pub fn take_setting(&mut self, name: &str, mistakes: &mut Vec<String>) -> Option<(String, usize)> {
         let value = self.table.remove(name)?;
         let at = value.span().start;
         match plain(value.get_ref()) {
             Some(text) => Some((text, self.line(at))),
             None => {
-                mistakes.push(
-                    self.mistake(at, format!("{name}: a {} is no setting", value.get_ref().type_str())),
-                );
+                mistakes.push(self.mistake(
+                    at,
+                    format!(
+                        "{name}: expected text, a whole number, true, false or a list, not a {}",
+                        value.get_ref().type_str()
+                    ),
+                ));
                 None
             }
         }
     }
 
-    /// The tables `[[name]]`, each with its line; those that are wrong are mistakes, one by one.
+    /// The tables `[[name]]`, each with its line. Each one that cannot be read is a mistake of its own.
     pub fn take_tables<T: DeserializeOwned>(
         &mut self,
         name: &str,
@@ -51,7 +56,7 @@ impl<'a> File<'a> {
         let Some(value) = self.table.remove(name) else { return Vec::new() };
         let at = value.span().start;
         let DeValue::Array(rows) = value.into_inner() else {
-            mistakes.push(self.mistake(at, format!("{name}: write [[{name}]]")));
+            mistakes.push(self.mistake(at, format!("{name}: expected tables, each written as [[{name}]]")));
             return Vec::new();
         };
         rows.into_iter().filter_map(|row| self.read(name, row, mistakes)).collect()
@@ -67,16 +72,16 @@ impl<'a> File<'a> {
         self.read(name, value, mistakes)
     }
 
-    /// Says where something stands that is wrong, `at` being its line.
+    /// A mistake with its place: the file and the line.
     pub fn mistake_in_line(&self, line: usize, what: impl Display) -> String {
         format!("{}:{line}: {what}", self.path)
     }
 
-    /// What nobody took, as mistakes.
+    /// The names that no caller took, as mistakes.
     pub fn leftovers(&self) -> Vec<String> {
         let unknown = |(name, _): (&Spanned<_>, &_)| {
             let name: &Spanned<std::borrow::Cow<'_, str>> = name;
-            self.mistake(name.span().start, format!("there is no setting `{}`", name.get_ref()))
+            self.mistake(name.span().start, format!("unknown setting `{}`", name.get_ref()))
         };
         self.table.iter().map(unknown).collect()
     }

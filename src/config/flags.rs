@@ -4,8 +4,8 @@ use clap::{ArgMatches, Args, Command, FromArgMatches, parser::ValueSource, value
 
 use super::Config;
 
-/// The flags that were typed, each as it was typed: mistakes are told together with those of the
-/// environment and of the file.
+/// The flags as they were typed. They are checked later, so that their mistakes are reported together with
+/// those of the environment and of the file.
 #[derive(Clone, Debug, Default)]
 pub struct Flags(Vec<(String, String)>);
 
@@ -15,13 +15,14 @@ impl Flags {
         Self(typed.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?))).collect())
     }
 
-    /// What was typed for the setting of this name; the values of a repeated flag, with commas.
+    /// The text that was typed for the setting of this name. The values of a repeated flag are joined by
+    /// commas.
     pub fn find(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(flag, _)| flag == name).map(|(_, text)| text.as_str())
     }
 }
 
-/// Each setting: the name by which clap knows it, and its own.
+/// The id that clap has for each setting, and the setting's own name.
 fn names() -> Vec<(String, String)> {
     let command = Config::augment_args(Command::new("rejoin"));
     let named = command
@@ -35,21 +36,21 @@ pub fn settings() -> Vec<String> {
     names().into_iter().map(|(_, name)| name).collect()
 }
 
-/// What a setting is where nobody says anything.
+/// The value of a setting that is given nowhere.
 pub fn default(name: &str) -> Option<String> {
     let command = Config::augment_args(Command::new("rejoin"));
     let arg = command.get_arguments().find(|arg| arg.get_long() == Some(name))?;
     Some(arg.get_default_values().first()?.to_string_lossy().into_owned())
 }
 
-/// What is wrong with `text` as the value of one setting.
+/// The mistake in `text` as the value of one setting.
 pub fn mistake(name: &str, text: &str) -> Option<String> {
     let error = Config::augment_args(Command::new("rejoin"))
         .try_get_matches_from(["rejoin".to_owned(), format!("--{name}={text}")])
         .err()?;
-    // The source alone: what stands around it repeats the value, which may be a secret.
+    // Only the source: the text around it repeats the value, which may be a secret.
     let source = std::error::Error::source(&error).map(ToString::to_string);
-    Some(source.unwrap_or_else(|| "not a value for this".to_owned()))
+    Some(source.unwrap_or_else(|| "not a valid value".to_owned()))
 }
 
 impl Args for Flags {

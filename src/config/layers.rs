@@ -1,4 +1,4 @@
-//! Flags over the environment over the file over the defaults, and where each value stood.
+//! Flags over the environment over the file over the defaults, and the place of each value.
 
 use std::{fmt, io, path::Path};
 
@@ -14,8 +14,8 @@ use crate::{
     log::Credentials,
 };
 
-/// Variables that begin as ours do and are no settings: credentials for Redis and its Sentinels that the URL lacks, and
-/// what the commands that are clients read.
+/// Variables that begin with `REJOIN_` and are no settings: the credentials that a URL of Redis or of its Sentinels may
+/// lack, and the variables of the client commands.
 const OTHER_VARIABLES: [&str; 6] = [
     "REJOIN_REDIS_USERNAME",
     "REJOIN_REDIS_PASSWORD",
@@ -24,10 +24,10 @@ const OTHER_VARIABLES: [&str; 6] = [
     "REJOIN_URL",
     "REJOIN_TOKEN",
 ];
-/// What Kubernetes sets for a service that is called `rejoin`.
+/// Variables that Kubernetes sets for a service that is called `rejoin`.
 const VARIABLES_OF_KUBERNETES: [&str; 2] = ["REJOIN_SERVICE_", "REJOIN_PORT"];
 
-/// What is in force, and why.
+/// The settings in force, and their places.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub config: Config,
@@ -42,7 +42,7 @@ pub struct Setting {
     pub place: Place,
 }
 
-/// Where a value stands.
+/// The place of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     Default,
@@ -52,17 +52,17 @@ pub enum Place {
 }
 
 impl Settings {
-    /// Lays the flags over `environment` over the file that they name over the defaults. Files are read by
-    /// `read`, also where that ends in an error.
+    /// Lays the flags over `environment`, over the file that they name, over the defaults. `read` reads the
+    /// files, also if the result is an error.
     ///
     /// # Errors
-    /// Everything that is wrong, each with the place where it stands.
+    /// All mistakes, each with its place.
     pub fn read(
         typed: &Flags,
         environment: impl Fn(&str) -> Option<String>,
         mut read: impl FnMut(&Path) -> io::Result<String>,
     ) -> Result<Self, Vec<String>> {
-        // Set to nothing is not set: so it is written where variables are passed on.
+        // An empty variable counts as not set, because scripts that pass variables on write it so.
         let environment = |name: &str| environment(name).filter(|text| !text.is_empty());
         let mut mistakes = Vec::new();
         let path = typed.find("config").map(str::to_owned).or_else(|| environment(&variable("config")));
@@ -81,7 +81,7 @@ impl Settings {
                 let in_file = file.take_setting(&name, &mut mistakes);
                 layers.extend(in_file.map(|(text, line)| (text, Place::File { path: path.clone(), line })));
             }
-            // What is overridden is checked too: one day it is not.
+            // An overridden value is checked too: one day it is no longer overridden.
             for (text, place) in &layers {
                 if let Some(what) = flags::mistake(&name, text) {
                     mistakes.push(match place {
@@ -121,27 +121,27 @@ impl Settings {
         if mistakes.is_empty() { Ok(Self { config, settings }) } else { Err(mistakes) }
     }
 
-    /// The names of the settings that are not what they are in `other`.
+    /// The names of the settings whose values differ from those in `other`.
     pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a str> {
         let pairs = self.settings.iter().zip(&other.settings);
         pairs.filter(|(one, other)| one.text != other.text).map(|(one, _)| one.name.as_str())
     }
 
-    /// Every setting as a line of the file, and where it stood, and who is known. Secrets are hidden.
+    /// Every setting as a line of the file with its place, then the names of the keys. Secrets are hidden.
     pub fn show(&self) -> String {
         let lines = self.settings.iter().map(|setting| (setting.line(), &setting.place));
         let lines: Vec<_> = lines.collect();
         let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or_default();
         let settings: String =
             lines.iter().map(|(line, place)| format!("{line:width$}  # {place}\n")).collect();
-        format!("{settings}{}", who(&self.config))
+        format!("{settings}{}", known_keys(&self.config))
     }
 }
 
-/// Whom the tables know, by name: what they grant stands in the file.
-fn who(config: &Config) -> String {
+/// The names of the configured keys. Their grants are in the file.
+fn known_keys(config: &Config) -> String {
     if config.authority().is_open() {
-        return "# no credentials are asked for\n".to_owned();
+        return "# open: no credentials are required\n".to_owned();
     }
     let Authority { keys, token_keys, anonymous, .. } = &config.tables;
     let keys = keys.iter().map(|key| format!("# [[key]] {:?}\n", key.name));
@@ -165,13 +165,13 @@ fn variable(name: &str) -> String {
     format!("REJOIN_{}", name.to_ascii_uppercase().replace('-', "_"))
 }
 
-/// The file's text; nothing if there is no file.
+/// The text of the file, or empty text if there is no file.
 fn text_of(path: &str, read: &mut Read<'_>, mistakes: &mut Vec<String>) -> String {
     if path.is_empty() {
         return String::new();
     }
     read(Path::new(path)).unwrap_or_else(|error| {
-        mistakes.push(format!("{path}: it cannot be read: {error}"));
+        mistakes.push(format!("{path}: cannot read the file: {error}"));
         String::new()
     })
 }
@@ -186,7 +186,7 @@ impl Setting {
         if is_plain { format!("{} = {text}", self.name) } else { format!("{} = {text:?}", self.name) }
     }
 
-    /// The value without what is secret in it.
+    /// The value, with its secrets hidden.
     fn shown(&self) -> Option<String> {
         let text = self.text.as_ref()?;
         Some(match self.name.as_str() {
@@ -197,10 +197,10 @@ impl Setting {
     }
 }
 
-/// A URL without its user, its password, and parameters that are neither a name nor a number of ours.
+/// The URL without user and password. Every parameter but `prefix` and `db` is hidden too.
 fn without_credentials(url: &str) -> String {
     let (address, query) = url.split_once('?').map_or((url, None), |(address, query)| (address, Some(query)));
-    // Up to the last @, in case the password has one that is not written as %40.
+    // Up to the last @, in case the password contains one that is not written as %40.
     let shown = match (address.split_once("://"), url.rfind('@')) {
         (Some((scheme, _)), Some(_)) => {
             let host = address.rsplit_once('@').map_or("", |(_, host)| host);

@@ -46,7 +46,7 @@ impl Origin {
         &self.host
     }
 
-    /// Whether this is the origin of a server that was asked under the name `host`.
+    /// True if a server that was asked under the name `host` has this origin.
     ///
     /// The scheme is not compared: behind a proxy that ends TLS the server cannot know it.
     pub fn is_of(&self, host: &str) -> bool {

@@ -1,4 +1,4 @@
-//! How the values of settings are written. What is refused says what was expected, and never the value.
+//! The syntax of values. An error names the expected form and never repeats the value.
 
 use std::{
     fmt,
@@ -11,22 +11,22 @@ use tracing::level_filters::LevelFilter;
 
 use crate::auth::is_secret;
 
-/// More than anybody waits or keeps, and far from where a time cannot be reckoned with.
+/// Longer than any sensible setting, and far below the point where adding times overflows.
 const LONGEST: Duration = Duration::from_secs(10 * 31_557_600);
-/// More than any machine has, and far from where a number overflows when it is multiplied.
+/// More than any machine has, and far below the point where a product overflows.
 const MOST: u64 = 1 << 50;
 
-/// What is not to be seen, also not by whoever looks at the configuration.
+/// A text that is never shown, also not with the configuration.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
 
 impl Secret {
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         match text {
-            "" => Err("expected a secret, not nothing"),
+            "" => Err("expected a secret, not an empty text"),
             key if !is_secret(key) => Err(
-                "expected a secret, not a PEM key or a JWK, since whoever has the public one could sign: \
-                 give it in a [[jwt]] of the file of --config",
+                "expected a secret, not a PEM key or a JWK: with it, every owner of the public key could sign; \
+                 put the key in a [[jwt]] of the file of --config",
             ),
             secret => Ok(Self(secret.to_owned())),
         }
@@ -47,7 +47,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("expected a duration, for example 90s, 10m or 2h: {error}"))?;
     if duration.is_zero() {
-        return Err("must be more than nothing".into());
+        return Err("must be more than zero".into());
     }
     if duration > LONGEST {
         return Err("must be at most 10 years".into());
@@ -59,7 +59,7 @@ pub fn size(text: &str) -> Result<usize, &'static str> {
     let size: bytesize::ByteSize =
         text.parse().map_err(|_| "expected a size, for example 512KiB or 16MiB")?;
     match size.as_u64() {
-        0 => Err("must be more than nothing"),
+        0 => Err("must be more than zero"),
         MOST.. => Err("must be less than 1PiB"),
         size => usize::try_from(size).map_err(|_| "must be less than this machine can address"),
     }

@@ -72,7 +72,7 @@ async fn what_cannot_sign_is_named() {
         (&["--key", &key], 1, "key.pem: this is a public key, which cannot sign"),
         (&["--key", "not-there.pem"], 1, "not-there.pem: No such file"),
         (&["--config", &config, "--secret", SECRET, "--key", &config], 1, "no [[jwt]] of the configuration"),
-        (&["--config", "not-there.toml"], 2, "not-there.toml: it cannot be read"),
+        (&["--config", "not-there.toml"], 2, "not-there.toml: cannot read the file"),
         (&["--jwt-secret", SECRET, "--subscribe", "a..b"], 2, "a topic has no empty segment"),
         (&["--jwt-secret", SECRET, "--ttl", "soon"], 2, "invalid value 'soon' for '--ttl"),
     ] {

@@ -76,7 +76,7 @@ async fn a_second_signal_ends_at_once_and_the_log_says_so() {
     program.ask_to_end();
     let ended = program.ended().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert!(ended.log.contains("asked to end at once"), "{ended:?}");
+    assert!(ended.log.contains("ending at once"), "{ended:?}");
     assert!(!ended.log.contains("grace was over"), "{ended:?}");
 }
 

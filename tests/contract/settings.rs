@@ -90,11 +90,11 @@ fn all_mistakes_are_told_at_once_with_the_place_where_they_stand() {
     );
     assert_eq!(run.code, Some(2), "{run:?}");
     for told in [
-        "r.toml:1: there is no setting `hartbeat`",
+        "r.toml:1: unknown setting `hartbeat`",
         "r.toml:2: heartbeat: expected a duration",
         // It is overridden, and wrong all the same.
         "r.toml:4: retain-messages: must be at least 1",
-        "r.toml:6: there is no setting `nothing`",
+        "r.toml:6: unknown setting `nothing`",
         "REJOIN_LISTEN: expected an address",
         "--drain-grace: expected a duration",
         "--retain-bytes is less than --max-payload (retain-bytes = 1KiB, --retain-bytes; max-payload = 1MiB, r.toml:3)",
@@ -113,7 +113,7 @@ fn what_cannot_be_reckoned_with_is_refused() {
         ("--heartbeat=11y", "must be at most 10 years"),
         ("--drain-grace=18446744073709551615s", "must be at most 10 years"),
         ("--max-payload=3EiB", "must be less than 1PiB"),
-        ("--retain-bytes=0", "must be more than nothing"),
+        ("--retain-bytes=0", "must be more than zero"),
         ("--max-connections=18446744073709551615", "must be less than 2^50"),
         ("--retain-messages=99999999999999999999", "must be less than 2^50"),
         ("--retain-messages=-4", "expected a whole number, at least 1"),
@@ -147,7 +147,7 @@ fn every_fault_of_syntax_is_told_with_its_line() {
         assert!(run.err.contains(place), "{place}: {run:?}");
     }
     let run = folder.run(&[], &[("REJOIN_CONFIG", "other.toml")]);
-    assert!(run.code == Some(2) && run.err.contains("other.toml: it cannot be read"), "{run:?}");
+    assert!(run.code == Some(2) && run.err.contains("other.toml: cannot read the file"), "{run:?}");
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn secrets_are_hidden_where_settings_and_mistakes_are_told() {
 fn the_settings_that_are_printed_say_who_is_known() {
     let folder = Folder::new();
     let open = folder.run(&["config"], &[]);
-    assert!(open.out.ends_with("\n# no credentials are asked for\n"), "{open:?}");
+    assert!(open.out.ends_with("\n# open: no credentials are required\n"), "{open:?}");
     let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
     folder.file(&format!(
         "[[key]]\nname = \"ci\"\nsha256 = \"{digest}\"\n[anonymous]\nsubscribe = [\"news\"]\n"
@@ -204,7 +204,7 @@ fn a_variable_that_is_no_setting_is_warned_of() {
         [("REJOIN_RETAIN_AEG", "2h"), ("REJOIN_TOKEN", "t"), ("REJOIN_PORT_7070_TCP", "tcp://10.0.0.1:7070")];
     let run = Folder::new().run(&["config"], &variables);
     assert_eq!(run.line("retain-age"), r#"retain-age = "1h" # default"#);
-    let told = "warning: REJOIN_RETAIN_AEG: there is no setting of this name, so the variable says nothing\n";
+    let told = "warning: REJOIN_RETAIN_AEG: there is no setting of this name; the variable is ignored\n";
     assert_eq!(run.err, told);
 }
 

@@ -151,7 +151,7 @@ async fn the_program_reads_its_file_again_when_it_changed_and_when_it_is_asked_t
         ),
     );
     program.until_told("rejoin.toml:").await;
-    program.until_told("what was in force stays").await;
+    program.until_told("the previous one stays in force").await;
     let id = publish(&program.server, "public.a", "x").await;
     assert_eq!(public.next().await["id"], json!(id), "a mistake changes nothing");
 
@@ -162,7 +162,7 @@ async fn the_program_reads_its_file_again_when_it_changed_and_when_it_is_asked_t
 
     write(&folder, &format!("heartbeat = \"1s\"\n{}", usual().replace("public.**", "other.**")));
     assert_eq!(public.next().await["code"], "forbidden", "without being asked to");
-    program.until_told("needs a new start").await;
+    program.until_told("restart the server to apply it").await;
     let id = publish(&program.server, "a", "x").await;
     assert_eq!(mine.next().await["id"], json!(id), "who is still allowed does not notice");
     let ended = program.terminate().await;
@@ -194,9 +194,9 @@ async fn a_file_that_only_a_refused_configuration_names_is_followed_too() {
     let table = "[[jwt]]\nname = \"new\"\nalgorithm = \"ES256\"\nfile = \"key.pem\"\n";
     write(&folder, &(usual() + table));
     program.until_told("file key.pem").await;
-    program.until_told("what was in force stays").await;
+    program.until_told("the previous one stays in force").await;
     std::fs::write(folder.path("key.pem"), &new.public).expect("a file");
-    program.until_told("were read again").await;
+    program.until_told("reloaded").await;
     assert_eq!(get(&program.server, "/topics/a").answer_to(&new.sign(&may_read_a())).await.status, 200);
 }
 
@@ -251,7 +251,7 @@ async fn a_hangup_ends_no_server_that_has_no_file() {
     let mut program = Program::start(&[]).await;
     let mut lines = Lines::open(&program.server, "/topics/a").await;
     program.hang_up();
-    program.until_told("were read again").await;
+    program.until_told("reloaded").await;
     let answer = post(&program.server, "/topics/a").body("x").answer().await;
     assert_eq!(lines.next().await["id"], json!(answer.id()));
 }

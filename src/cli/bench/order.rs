@@ -1,17 +1,17 @@
-//! What came of a numbered series: what is missing, what came twice, what came too late.
+//! Finds the numbers of a series that are missing, that came twice, or that came too late.
 
 use std::{collections::VecDeque, ops::Range};
 
-/// How many stretches that are missing are remembered; what comes of an older one counts as a duplicate.
+/// How many missing ranges are remembered. A number of an older range counts as a duplicate.
 const MAX_HOLES: usize = 256;
 
 #[derive(Debug, Default)]
 pub struct Order {
     /// The number that is due.
     next: u64,
-    /// What is missing before it, ascending.
+    /// The missing ranges before it, ascending.
     holes: VecDeque<Range<u64>>,
-    /// Missing, and not waited for any more.
+    /// Missing numbers that no range remembers any more.
     given_up: u64,
     pub duplicated: u64,
     pub reordered: u64,
@@ -42,7 +42,7 @@ impl Order {
         }
     }
 
-    /// How many of so many did not come.
+    /// How many of `published` numbers did not come.
     pub fn lost(&self, published: u64) -> u64 {
         let holes: u64 = self.holes.iter().map(|hole| hole.end - hole.start).sum();
         self.given_up + holes + published.saturating_sub(self.next)
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_comes_twice_or_late_is_told_apart() {
+    fn missing_doubled_and_late_numbers_are_counted_apart() {
         assert_order(&[0, 1, 2, 3, 4, 5], 0, 0, 0);
         assert_order(&[], 6, 0, 0);
         assert_order(&[0, 1, 2], 3, 0, 0);
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_nothing_missing_is_forgotten() {
+    fn memory_is_bounded_and_every_missing_number_still_counts() {
         let every_second = order((0..10_000).map(|number| 2 * number));
         assert_eq!(every_second.holes.len(), MAX_HOLES);
         assert_eq!(every_second.lost(20_000), 10_000);

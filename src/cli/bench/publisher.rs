@@ -1,4 +1,4 @@
-//! The one who publishes, at a steady rate, over one connection.
+//! The publisher: messages at a steady rate, over one connection.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{Bench, Topics};
 use crate::cli::remote::{Problem, Remote, Trouble, ask};
 
-/// How many messages, and how many bytes of them, go into one request where more than one is due.
+/// The limits of one request in messages and in bytes, if more than one message is due.
 const BATCH_MESSAGES: u64 = 1_000;
 const BATCH_BYTES: u64 = 256 << 10;
 /// How long the answer to a request may take.
@@ -23,7 +23,7 @@ struct Item<'a> {
     content_type: &'static str,
 }
 
-/// Publishes for as long as it is wished, and says how many messages that were.
+/// Publishes for the duration of the benchmark, and returns the number of messages.
 pub async fn publish(
     bench: &Bench,
     remote: &Remote,
@@ -49,7 +49,7 @@ pub async fn publish(
                 data: &payload(number, due, bench.size as usize),
                 content_type: "text/plain",
             };
-            serde_json::to_writer(&mut body, &item).expect("memory takes what is written");
+            serde_json::to_writer(&mut body, &item).expect("writing to memory cannot fail");
             body.push(b'\n');
             sent += 1;
         }
@@ -58,19 +58,19 @@ pub async fn publish(
     Ok(sent)
 }
 
-/// A message that says which one it is and when it was due.
+/// A message that contains its number and the time at which it was due.
 fn payload(number: u64, due: Duration, size: usize) -> String {
     format!("{:.<size$}", format!("{number} {} ", due.as_micros()))
 }
 
-/// Reads what [`payload`] wrote.
+/// Reads a message that [`payload`] wrote.
 pub fn parse(payload: &[u8]) -> Option<(u64, Duration)> {
     let mut words = std::str::from_utf8(payload).ok()?.split(' ');
     Some((words.next()?.parse().ok()?, Duration::from_micros(words.next()?.parse().ok()?)))
 }
 
 /// # Errors
-/// If any message was not stored: there is nothing to measure then.
+/// If any message was not stored: the figures would mean nothing then.
 async fn send(client: &Client, remote: &Remote, body: Vec<u8>) -> Result<(), Trouble> {
     let request = client
         .post(remote.at("/publish"))
@@ -79,7 +79,7 @@ async fn send(client: &Client, remote: &Remote, body: Vec<u8>) -> Result<(), Tro
         .body(body);
     let answer = ask(request, StatusCode::OK).await?.bytes().await?;
     let answers: Vec<Value> = serde_json::from_slice(&answer)
-        .map_err(|error| Trouble::Refused(format!("the answer is not of Rejoin's protocol: {error}")))?;
+        .map_err(|error| Trouble::Refused(format!("the server does not speak Rejoin's protocol: {error}")))?;
     let refused = answers.into_iter().find(|answer| answer.get("code").is_some());
     match refused.map(serde_json::from_value::<Problem>) {
         Some(Ok(Problem { code, detail, .. })) => {

@@ -1,4 +1,4 @@
-//! One who reads, and comes back with its cursor when it is cut off.
+//! One reader, which resumes with its cursor after it was cut off.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,11 +14,11 @@ use crate::cli::{
     remote::{Remote, Trouble},
 };
 
-/// How long after the last message nothing more is expected.
+/// A reader expects nothing more if it was quiet for this long after its last message.
 const QUIET: Duration = Duration::from_secs(5);
-/// How long after the last message was published it ends, whatever still comes.
+/// A reader ends this long after the last message was published, even if messages still arrive.
 const AFTERWARDS: Duration = Duration::from_secs(60);
-/// The longest pause before a reader that was cut comes back; each waits some part of it.
+/// The longest pause before a reader reconnects; each waits a random part of it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 pub struct Reader {
@@ -28,20 +28,20 @@ pub struct Reader {
     pub topics: Topics,
     pub transport: Transport,
     pub measured: Arc<Measured>,
-    /// How many messages were published, once that is known.
+    /// The number of messages that were published, once it is known.
     pub finish: watch::Receiver<Option<u64>>,
 }
 
-/// What one reader heard, or all of them together.
+/// The counts of one reader, or of all together.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Heard {
     pub delivered: u64,
     pub lost: u64,
     pub duplicated: u64,
     pub reordered: u64,
-    /// Gaps that were told.
+    /// Gaps that the server told.
     pub gaps: u64,
-    /// Connections that ended before they were to.
+    /// Connections that ended too early.
     pub cuts: u64,
 }
 
@@ -56,21 +56,21 @@ impl Heard {
     }
 }
 
-/// How far one reader is.
+/// The progress of one reader.
 struct Reading {
     wish: Wish,
     order: Order,
     heard: Heard,
-    /// Told when the first connection stands, and then dropped.
+    /// Receives a value when the first connection is open; dropped after that.
     opened: Option<mpsc::Sender<()>>,
-    /// How many there are in all, and when that was known.
+    /// The number of messages in this topic, and when it became known.
     published: Option<(u64, Instant)>,
-    /// When something came the last time.
+    /// When the last message arrived.
     busy: Instant,
 }
 
 impl Reader {
-    /// Reads to the end. Its first connection is made when one of the doors is free.
+    /// Reads to the end. It makes its first connection when a door is free.
     pub async fn read(mut self, doors: Arc<Semaphore>, opened: mpsc::Sender<()>) -> Result<Heard, Trouble> {
         let wish =
             Wish { topics: vec![self.topics.name(self.topic)], start: Start::Now, transport: self.transport };
@@ -109,7 +109,7 @@ impl Reader {
         Ok(heard)
     }
 
-    /// Reads one connection until it is done; gives why it ended before that.
+    /// Reads one connection until everything has arrived; returns why the connection ended before that.
     async fn follow(&mut self, mut feed: Feed, reading: &mut Reading) -> Option<Trouble> {
         loop {
             if self.is_over(reading) {
@@ -145,14 +145,14 @@ impl Reader {
         let cursor = match frame {
             Frame::Open { cursor, .. } => {
                 if let Some(opened) = reading.opened.take() {
-                    // There is room for one of each reader.
+                    // The channel has room for one value of each reader.
                     let _ = opened.try_send(());
                 }
                 cursor
             }
             Frame::Message(message) => {
                 let Some((number, due)) = publisher::parse(&message.payload) else {
-                    return Some(Trouble::Refused("somebody else publishes to these topics".into()));
+                    return Some(Trouble::Refused("another client publishes to these topics".into()));
                 };
                 self.measured.delivered(due);
                 reading.heard.delivered += 1;

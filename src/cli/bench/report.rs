@@ -1,4 +1,4 @@
-//! What was measured, as a table.
+//! The result as a table.
 
 use std::{fmt, time::Duration};
 
@@ -9,13 +9,13 @@ use indicatif::HumanCount;
 use super::{Bench, reader::Heard};
 use crate::cli::Ending;
 
-/// Up to where it was as fast as asked, for who reads the table.
+/// The rate counts as reached from this part of it on.
 const NEARLY: f64 = 0.95;
 
 pub struct Report {
     pub bench: Bench,
     pub published: u64,
-    /// How long that took.
+    /// How long publishing took.
     pub publishing: Duration,
     pub heard: Heard,
     /// In microseconds.
@@ -23,12 +23,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether everything came once and in order.
+    /// Done if every message arrived once and in order.
     pub fn ending(&self) -> Ending {
         match self.heard {
             Heard { lost: 0, duplicated: 0, reordered: 0, .. } => Ending::Done,
             Heard { lost, duplicated, reordered, .. } => Ending::Doubtful(format!(
-                "{lost} deliveries are missing, {duplicated} came twice, {reordered} came too late"
+                "{lost} deliveries are missing, {duplicated} came twice, {reordered} came late"
             )),
         }
     }
@@ -69,7 +69,7 @@ impl fmt::Display for Report {
             writeln!(f, "{what:<12}{:>14}", HumanCount(count).to_string())?;
         }
         if per_second(*published) < NEARLY * f64::from(*rate) {
-            writeln!(f, "\nIt was not as fast as asked: the server, or this machine, takes no more.")?;
+            writeln!(f, "\nThe rate was not reached: the server, or this machine, can do no more.")?;
         }
         Ok(())
     }

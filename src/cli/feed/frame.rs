@@ -1,4 +1,4 @@
-//! What a server says to a reader, the same on every transport.
+//! The frames that a server sends to a reader, the same on every transport.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::cli::remote::Trouble;
 
 #[derive(Debug)]
 pub enum Frame {
-    /// The connection is proven. A poll does not say where reading began.
+    /// The connection is open. A poll does not say where reading began.
     Open {
         cursor: Option<String>,
         heartbeat: Duration,
@@ -28,11 +28,11 @@ pub enum Frame {
 
 #[derive(Debug)]
 pub struct Message {
-    /// An ephemeral message has none.
+    /// An ephemeral message has no id.
     pub id: Option<String>,
-    /// What was published.
+    /// The bytes that were published.
     pub payload: Vec<u8>,
-    /// The message with all that is said of it, as one line of JSON.
+    /// The message with all its fields, as one line of JSON.
     pub envelope: Bytes,
 }
 
@@ -68,7 +68,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Raw
 }
 
 impl Frame {
-    /// Reads a frame of JSON. What is not one, or of a type that is not known, is none.
+    /// Reads a frame of JSON. A frame of an unknown type is none.
     pub fn parse(json: Bytes) -> Result<Option<Self>, Trouble> {
         let fields: Fields<'_> = serde_json::from_slice(&json).map_err(not_ours)?;
         let cursor = || fields.cursor.clone().ok_or_else(|| not_ours("a frame without its cursor"));
@@ -84,11 +84,14 @@ impl Frame {
             "gap" => Self::Gap(serde_json::from_slice(&json).map_err(not_ours)?),
             "cursor" => Self::Cursor(cursor()?),
             "closing" => Self::Closing {
-                why: format!("the server closes: {}", fields.code.as_deref().unwrap_or("no reason given")),
+                why: format!(
+                    "the server closes the connection: {}",
+                    fields.code.as_deref().unwrap_or("no reason given")
+                ),
                 cursor: fields.cursor,
                 pause: fields.retry_ms.map(Duration::from_millis),
             },
-            // What a WebSocket answers where the request itself is refused, before it closes.
+            // A WebSocket that refuses the request sends this before it closes.
             "error" => {
                 let word = |word: Option<String>| word.unwrap_or_default();
                 return Err(Trouble::Refused(format!("{}: {}", word(fields.code), word(fields.detail))));
@@ -97,13 +100,14 @@ impl Frame {
         }))
     }
 
-    /// Reads a message whose bytes follow its envelope as they are.
+    /// Reads a binary frame: an envelope, a line feed, and the bytes of the message.
     pub fn parse_binary(frame: &[u8]) -> Result<Option<Self>, Trouble> {
-        let end = memchr::memchr(b'\n', frame).ok_or_else(|| not_ours("bytes without an envelope"))?;
+        let end =
+            memchr::memchr(b'\n', frame).ok_or_else(|| not_ours("a binary frame without an envelope"))?;
         let (envelope, payload) = (&frame[..end], &frame[end + 1..]);
         let fields: Fields<'_> = serde_json::from_slice(envelope).map_err(not_ours)?;
         let id = fields.id;
-        // As the other transports have it.
+        // The envelope as the other transports have it.
         let mut value: serde_json::Map<String, serde_json::Value> =
             serde_json::from_slice(envelope).map_err(not_ours)?;
         value.insert("encoding".into(), "base64".into());
@@ -113,7 +117,7 @@ impl Frame {
     }
 }
 
-/// Text without its quotes and escapes, bytes as they are, and other JSON as it was published.
+/// The payload: text without its quotes and escapes, bytes as they are, other JSON as it was published.
 fn payload(data: Option<&RawValue>, encoding: Option<&str>) -> Result<Vec<u8>, Trouble> {
     let data = data.ok_or_else(|| not_ours("a message without data"))?.get();
     if !data.starts_with('"') {
@@ -126,7 +130,7 @@ fn payload(data: Option<&RawValue>, encoding: Option<&str>) -> Result<Vec<u8>, T
     }
 }
 
-/// Somebody else answers, or speaks another version: to come back does not mend it.
+/// The peer is not Rejoin, or speaks another version: trying again would not help.
 pub fn not_ours(error: impl std::fmt::Display) -> Trouble {
-    Trouble::Refused(format!("what came is not of Rejoin's protocol: {error}"))
+    Trouble::Refused(format!("the server does not speak Rejoin's protocol: {error}"))
 }

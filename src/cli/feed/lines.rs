@@ -49,7 +49,7 @@ async fn chunks(client: &Client, url: Url, accept: &str) -> Result<Chunks, Troub
 }
 
 async fn line(chunks: &mut Chunks, read: &mut BytesMut) -> Result<Bytes, Trouble> {
-    // What was searched already holds no end.
+    // The bytes before this have been searched, and hold no line feed.
     let mut searched = 0;
     loop {
         if let Some(end) = memchr::memchr(b'\n', &read[searched..]) {

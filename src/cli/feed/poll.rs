@@ -1,4 +1,4 @@
-//! Long-polling: one request after the other, each from the cursor of the last answer.
+//! Long-polling: one request after the other, each with the cursor of the last answer.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -9,16 +9,16 @@ use serde_json::value::RawValue;
 use super::frame::{Frame, not_ours};
 use crate::cli::remote::{Trouble, ask};
 
-/// How long the server may hold an answer, and how many messages it may have.
+/// How long the server may hold an answer, and how many messages it may contain.
 const WAIT: Duration = Duration::from_secs(25);
 const LIMIT: usize = 1_000;
 
 pub struct Poll {
     client: Client,
-    /// What is asked for, without where to begin once there is a cursor.
+    /// The request. Once there is a cursor, it replaces the start in the query.
     url: Url,
     cursor: Option<String>,
-    /// What the last answer brought and was not yet given out.
+    /// Frames of the last answer that were not yet returned.
     frames: VecDeque<Frame>,
 }
 
@@ -37,7 +37,7 @@ impl Poll {
     }
 
     /// # Cancel safety
-    /// Dropping this loses nothing: the same is asked for again.
+    /// Dropping this loses nothing: the next call asks for the same messages again.
     pub async fn next(&mut self) -> Result<Frame, Trouble> {
         while self.frames.is_empty() {
             self.ask().await?;
@@ -61,7 +61,7 @@ impl Poll {
 
     fn request(&self) -> Url {
         let mut url = self.url.clone();
-        // The first answer comes at once, so that it is known whether there will be any.
+        // The first answer comes at once, so that a refusal shows at once too.
         let wait = if self.cursor.is_some() { WAIT.as_secs() } else { 0 };
         let begins = |name: &str| matches!(name, "after" | "last" | "since");
         let mut query: Vec<(String, String)> = url.query_pairs().into_owned().collect();

@@ -1,5 +1,5 @@
-//! WebSocket: the handshake by `reqwest`, so that TLS, proxies and the token are those of every request; the frames
-//! by `tungstenite`.
+//! WebSocket: `reqwest` does the handshake, so that TLS, proxies and the token are the same as for every
+//! request; `tungstenite` reads the frames.
 
 use futures_util::StreamExt;
 use reqwest::{Client, StatusCode, Upgraded, Url, header};
@@ -33,7 +33,7 @@ impl WebSocket {
         let response = ask(request, StatusCode::SWITCHING_PROTOCOLS).await?;
         let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
         if accepted.is_none_or(|accepted| accepted != &derive_accept_key(key.as_bytes())) {
-            return Err(not_ours("the handshake was answered by somebody else"));
+            return Err(not_ours("wrong Sec-WebSocket-Accept"));
         }
         let limits = WebSocketConfig::default()
             .max_frame_size(Some(MAX_FRAME_BYTES))
@@ -61,10 +61,10 @@ impl WebSocket {
     }
 }
 
-/// What the close code says that a client should do.
+/// The meaning of a close code: refused for good, or worth another try.
 fn closed(close: Option<CloseFrame>) -> Trouble {
     let Some(CloseFrame { code, reason }) = close else { return Trouble::lost("the connection was closed") };
-    let why = format!("the server closed: {} {reason}", u16::from(code));
+    let why = format!("the server closed the connection: {} {reason}", u16::from(code));
     match u16::from(code) {
         1002 | 1003 | 1007 | 1009 | 4000..4100 => Trouble::Refused(why),
         _ => Trouble::lost(why),

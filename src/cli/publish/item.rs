@@ -1,4 +1,4 @@
-//! A message as an element of `POST /publish`, so that a reader gets the very bytes.
+//! A message as an element of `POST /publish`, encoded so that a reader gets exactly the same bytes.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::Serialize;
@@ -24,7 +24,7 @@ enum Data<'a> {
 }
 
 impl<'a> Item<'a> {
-    /// Finds out what the bytes are, as the server would: JSON, text, or neither.
+    /// Detects in the same way as the server if the bytes are JSON, text, or neither.
     pub fn new(topic: &'a str, idempotency_key: &'a str, bytes: &'a [u8]) -> Self {
         let item =
             |data, content_type, encoding| Self { topic, idempotency_key, data, content_type, encoding };
@@ -32,7 +32,7 @@ impl<'a> Item<'a> {
             |content_type| item(Data::Base64(BASE64.encode(bytes)), Some(content_type), Some("base64"));
         let Ok(text) = std::str::from_utf8(bytes) else { return base64("application/octet-stream") };
         match json(text) {
-            // It has lines, which an element on a line of its own cannot have.
+            // JSON with line feeds, which an element on one line cannot contain.
             Some(_) if text.contains('\n') => base64("application/json"),
             Some(json) => item(Data::Json(json), None, None),
             None => item(Data::Text(text), Some("text/plain"), None),
@@ -40,13 +40,13 @@ impl<'a> Item<'a> {
     }
 
     pub fn write_line(&self, body: &mut Vec<u8>) {
-        serde_json::to_writer(&mut *body, self).expect("memory takes what is written");
+        serde_json::to_writer(&mut *body, self).expect("writing to memory cannot fail");
         body.push(b'\n');
     }
 }
 
-/// The text, if it is JSON that comes out as it went in: not a string, which would come without its quotes, and
-/// nothing with white space around it or with a carriage return.
+/// The text, if it is JSON that a reader gets back unchanged. That excludes strings, which would lose their
+/// quotes, and JSON with white space around it or with a carriage return.
 fn json(text: &str) -> Option<&RawValue> {
     let json: &RawValue = serde_json::from_str(text).ok()?;
     let is_exact = json.get().len() == text.len() && !text.starts_with('"') && !text.contains('\r');
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_json_where_it_comes_out_as_it_went_in() {
+    fn json_stays_json_if_a_reader_gets_it_back_unchanged() {
         assert_eq!(written(br#"{"a": 1.50}"#), r#"{"a": 1.50}}"#);
         assert_eq!(written(b"1e999"), "1e999}");
         assert_eq!(written(b"{\n}"), r#""ewp9","content_type":"application/json","encoding":"base64"}"#);
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_utf_8_is_base64() {
+    fn bytes_that_are_not_utf_8_become_base64() {
         let expected = r#""/w==","content_type":"application/octet-stream","encoding":"base64"}"#;
         assert_eq!(written(b"\xff"), expected);
     }

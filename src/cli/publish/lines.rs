@@ -1,4 +1,5 @@
-//! Standard input, line by line: what is there is sent together, and no more is read before that is stored.
+//! Standard input, line by line. The lines that are there are sent together, and no more are read before
+//! those are stored.
 
 use std::{
     collections::VecDeque,
@@ -8,16 +9,16 @@ use std::{
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Stdin, stdin};
 
-/// How many messages, and how many bytes of them, go into one request: enough that requests cost little, and less than
-/// proxies let through.
+/// The limits of one request in messages and in bytes: enough to make requests cheap, and less than proxies
+/// refuse.
 const BATCH_LINES: usize = 1_000;
 const BATCH_BYTES: usize = 256 << 10;
-/// The longest line that is taken in: more than a server lets anybody publish.
+/// The longest line that is accepted: more than any server lets a client publish.
 const MAX_LINE_BYTES: usize = 64 << 20;
 
 #[derive(Debug)]
 pub struct Line {
-    /// Counted from 1; 0 is what was typed behind the command.
+    /// Counted from 1; 0 is the DATA of the command line.
     pub number: u64,
     /// Without the line feed.
     pub bytes: Vec<u8>,
@@ -48,7 +49,8 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         Self { input: BufReader::with_capacity(BATCH_BYTES, input), read: 0 }
     }
 
-    /// Waits for a line, and takes those with it that have come already; none at the end.
+    /// Waits for a line, and returns it with the lines that have already arrived. The batch is empty at the
+    /// end of the input.
     pub async fn next_batch(&mut self) -> io::Result<VecDeque<Line>> {
         let mut batch = VecDeque::new();
         let mut bytes = 0;
@@ -105,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_line_is_one_also_an_empty_one_and_one_without_an_end() {
+    async fn every_line_is_a_message_even_if_it_is_empty_or_has_no_end() {
         assert_eq!(batches(b"").await, Vec::<Vec<String>>::new());
         assert_eq!(batches(b"a\n\nb\r\n").await, [["a", "", "b\r"]]);
         assert_eq!(batches(b"\n").await, [[""]]);

@@ -19,8 +19,8 @@ impl Printer {
         Self { out: BufWriter::new(stdout()), json }
     }
 
-    /// Prints what was published. What holds a line feed, which no line can, comes as its envelope instead, so that
-    /// no publisher can make one message look like two.
+    /// Prints the payload. A message that contains a line feed is printed as its envelope, so that it cannot
+    /// look like two messages.
     pub fn print(&mut self, message: &Message) -> io::Result<()> {
         let fits = memchr::memchr(b'\n', &message.payload).is_none();
         let line = if self.json || !fits { &*message.envelope } else { &*message.payload };
@@ -33,12 +33,12 @@ impl Printer {
     }
 }
 
-/// Resolves when standard output is a pipe that nobody reads any more, which writing would only find out with the
-/// next message.
+/// Resolves when standard output is a pipe without a reader. Writing would notice that only with the next
+/// message.
 pub async fn reader_gone() {
-    // SAFETY: the descriptor is owned by what watches it, so it stays open for as long.
+    // SAFETY: the `AsyncFd` owns the descriptor, so it stays open as long as it is watched.
     let watch = |pipe| unsafe { AsyncFd::register_with_interest(pipe, Interest::ERROR) };
-    // What is no pipe, such as a file, cannot be watched.
+    // Standard output that is no pipe, such as a file, cannot be watched.
     if let Ok(pipe) = stdout().as_fd().try_clone_to_owned()
         && let Ok(pipe) = watch(pipe)
         && let Ok(_gone) = pipe.ready(Interest::ERROR).await
