@@ -1,6 +1,6 @@
 //! HTTP: the routes, and what all of them share.
 //!
-//! Each transport is an adapter that knows nothing of the others; none knows how the log is kept.
+//! Each transport is an adapter that knows no other, and none of them knows how the log stores messages.
 
 mod accept;
 mod access;
@@ -56,16 +56,16 @@ use crate::{
 
 /// How many topics and patterns one subscription may read.
 const MAX_TOPICS: usize = 10_000;
-/// How many of these may have a wildcard: each publish that they match goes to the tail of each of them.
+/// How many of these may have a wildcard. Each publish that they match goes to the tail of each of them.
 const MAX_WILDCARDS: usize = 100;
 
-/// What the handlers share.
+/// The state that the handlers share.
 pub struct App {
     broker: Broker,
     config: Arc<Config>,
     rules: InForce,
     shutdown: Shutdown,
-    /// Every connection that outlives its request, so that the end can wait for it.
+    /// Every connection that outlives its request, so that the drain can wait for it.
     tasks: TaskTracker,
     permits: Arc<Semaphore>,
     publish_rate: Option<DefaultDirectRateLimiter>,
@@ -96,7 +96,7 @@ impl App {
         self.config.max_connections - self.permits.available_permits().min(self.config.max_connections)
     }
 
-    /// The right to serve one more subscription, until it is dropped.
+    /// The right to serve one more subscription. It ends when it is dropped.
     fn permit(&self, transport: Transport) -> Option<Permit> {
         let permit = self.permits.clone().try_acquire_owned().ok()?;
         Some(Permit::new(self.metrics.of(transport).clone(), self.broker.watermark(), permit))
@@ -110,19 +110,20 @@ impl App {
         self.config.heartbeat.as_millis() as u64
     }
 
-    /// How long a WebSocket command may be: the largest payload, as JSON may write it.
+    /// The length limit of a WebSocket command: the largest payload, in the longest form that JSON may give
+    /// it.
     fn max_command_bytes(&self) -> usize {
         6 * self.config.max_payload + (64 << 10)
     }
 
-    /// Publishes, if not too much is published already. An ephemeral message has no outcome to tell.
+    /// Publishes, if the publish rate allows it. An ephemeral message has no outcome.
     ///
     /// # Cancel safety
     /// Dropping this before it resolves may still publish the message.
     async fn publish(&self, append: Append, ephemeral: bool) -> Result<Option<Appended>, Problem> {
         let published = match &self.publish_rate {
             Some(rate) if rate.check().is_err() => {
-                Err(Problem::new(Code::RateLimited, "more is published than --publish-rate allows"))
+                Err(Problem::new(Code::RateLimited, "publish rate limit reached (--publish-rate)"))
             }
             _ if ephemeral => self.broker.announce(append.draft).await.map(|()| None).map_err(Problem::from),
             _ => {
@@ -138,10 +139,10 @@ impl App {
 }
 
 fn overloaded() -> Problem {
-    Problem::new(Code::Overloaded, "as many subscriptions are served as --max-connections allows")
+    Problem::new(Code::Overloaded, "connection limit reached (--max-connections)")
 }
 
-/// The whole HTTP side, to be nested in somebody's own application.
+/// The whole HTTP side. It can be nested in another application.
 pub fn router(app: Arc<App>) -> Router {
     let subscribable =
         Router::new().route("/topics/{topic}", any(topic)).route("/events", any(subscribe::events));
@@ -172,7 +173,7 @@ async fn topic(
 ) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let Ok(Path(topic)) = path else {
-        let problem = Problem::bad_request("topic: it is not UTF-8");
+        let problem = Problem::bad_request("topic: not valid UTF-8");
         return if is_upgrade { Ok(websocket::refuse(&app, request, problem)) } else { Err(problem) };
     };
     match *request.method() {
@@ -185,5 +186,5 @@ async fn topic(
 }
 
 async fn not_found() -> Problem {
-    Problem::new(Code::NotFound, "there is nothing here; see GET / for what there is")
+    Problem::new(Code::NotFound, "no such resource; GET /openapi.json lists all of them")
 }

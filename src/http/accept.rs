@@ -1,4 +1,4 @@
-//! From the listening socket to the router, and back to an empty server.
+//! From the listening socket to the router, and the drain at the end.
 
 use std::{
     future::poll_fn,
@@ -34,36 +34,36 @@ use super::{
 };
 use crate::shutdown::{Ending, Stage};
 
-/// How a connection begins that speaks HTTP/2 with prior knowledge (RFC 9113 §3.4), as far as it takes to
-/// tell: no method of HTTP/1.1 begins so.
+/// The beginning of a connection that speaks HTTP/2 with prior knowledge (RFC 9113 §3.4). Three bytes are
+/// enough, because no method of HTTP/1.1 begins so.
 const HTTP2_PREFACE: &[u8; 3] = b"PRI";
 /// The largest request head.
 const MAX_HEAD_BYTES: usize = 64 << 10;
-/// How many requests one HTTP/2 connection may have open; the server's own limit comes first.
+/// How many requests one HTTP/2 connection may have open. The server's own limit comes first.
 const MAX_STREAMS: u32 = 100_000;
-/// How much of one HTTP/2 stream may wait in memory for its window.
+/// How many bytes of one HTTP/2 stream may wait in memory until its window opens.
 const MAX_STREAM_SEND_BYTES: usize = 64 << 10;
-/// How often an HTTP/2 connection is asked whether it lives, and how long it may take to answer.
+/// How often an HTTP/2 connection is pinged, and how long the answer may take.
 const HTTP2_PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
-/// How much the system may hold that it has yet to send to one peer. A slow reader is to fall behind in
-/// the log, not in the system's memory.
+/// How many bytes the system may hold before they are sent to one peer. So a slow reader falls behind in the
+/// log, and not in the system's memory.
 const MAX_UNSENT_BYTES: u32 = 128 << 10;
-/// How long to wait when no connection can be accepted for want of descriptors or memory.
+/// The pause after the system had no descriptors or memory for a connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// How often the log tells what was done.
+/// How often the totals are logged.
 const TOTALS_EVERY: Duration = Duration::from_secs(60);
 
-/// How the end went.
+/// How the drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// Every connection was told, and left.
+    /// Every connection was told to leave, and left.
     Completely,
-    /// The grace was over, or somebody ended it, with so many still here.
+    /// The grace expired or a second signal came, with this many connections open.
     Partly(usize),
 }
 
-/// How each protocol is spoken.
+/// The settings of each protocol.
 struct Server {
     http1: http1::Builder,
     http2: http2::Builder<StreamExecutor>,
@@ -102,7 +102,7 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
     let mut minute = interval_at(Instant::now() + TOTALS_EVERY, TOTALS_EVERY);
     loop {
         tokio::select! {
-            _ = minute.tick() => app.metrics.tell_totals(),
+            _ = minute.tick() => app.metrics.log_totals(),
             accepted = listener.accept() => match accepted {
                 Ok((socket, _)) => {
                     app.tasks.spawn(serve_connection(app.clone(), server.clone(), router.clone(), socket));
@@ -116,7 +116,7 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
     drain(&app).await
 }
 
-/// Some errors are the client's, who is gone; the others pass, if there is a pause.
+/// Some errors mean that one client is gone. The others pass after a pause.
 async fn survive(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
@@ -137,7 +137,7 @@ fn bound_unsent(_socket: &TcpStream) -> io::Result<()> {
 }
 
 async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mut socket: TcpStream) {
-    // A message is to leave at once; what belongs together is put together before it is written.
+    // No delay for small packets: messages that leave together are joined before they are written.
     if let Err(error) = socket.set_nodelay(true).and_then(|()| bound_unsent(&socket)) {
         tracing::debug!(%error, "connection was gone at once");
         return;
@@ -146,7 +146,7 @@ async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mu
     tokio::select! {
         read = timeout(app.config.read_timeout, socket.read_exact(&mut head)) => {
             if !matches!(read, Ok(Ok(_))) {
-                tracing::debug!("connection ended: it asked for nothing");
+                tracing::debug!("connection ended: no request came");
                 return;
             }
         }
@@ -156,12 +156,12 @@ async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mu
     let io = TokioIo::new(StallGuard::new(Bytes::copy_from_slice(&head), socket, app.config.write_timeout));
     let result = match is_http2 {
         false => {
-            // In a box, which the connection does not hold once there is a response.
+            // In a box, because the connection drops it once there is a response.
             let service = service_fn(move |request| Box::pin(router.clone().oneshot(request)));
             let connection = pin!(server.http1.serve_connection(io, service).with_upgrades());
             drive(&app, connection, http1::UpgradeableConnection::graceful_shutdown).await
         }
-        // In a box of its own, since a connection takes the room of the largest that it may become.
+        // In a box of its own, because the connection's task has the size of its largest branch.
         true => Box::pin(serve_http2(&app, &server, router, io)).await,
     };
     if let Err(error) = result {
@@ -194,13 +194,13 @@ async fn serve_http2(
         Ok(result) => result,
         Err(_) if has_asked.load(Ordering::Relaxed) => connection.await,
         Err(_) => {
-            tracing::debug!("connection ended: it asked for nothing");
+            tracing::debug!("connection ended: no request came");
             Ok(())
         }
     }
 }
 
-/// Runs a connection until it ends, or the server does; `leave` lets it end what it has begun.
+/// Runs a connection until it ends, or the server does. `leave` asks it to finish what it has begun.
 async fn drive<C>(app: &App, mut connection: Pin<&mut C>, leave: impl Fn(Pin<&mut C>)) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
@@ -219,7 +219,7 @@ where
     .await
 }
 
-/// Whether the connection ended because its peer took nothing.
+/// True if the connection ended because the client had stopped reading.
 fn is_too_slow(error: &(dyn std::error::Error + 'static)) -> bool {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes
@@ -227,7 +227,7 @@ fn is_too_slow(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|io| io.kind() == io::ErrorKind::TimedOut)
 }
 
-/// Waits until everybody has left, or the grace is over.
+/// Waits until every connection has left, the grace expires, or a second signal comes.
 async fn drain(app: &App) -> Drained {
     app.tasks.close();
     let count = app.tasks.len();

@@ -1,4 +1,4 @@
-//! What the one who asks may do: at every step, and by what is configured at that moment.
+//! The rights of a client: checked at every step, by the configuration in force at that moment.
 
 use std::{
     fmt::Display,
@@ -27,11 +27,11 @@ use crate::{
     message::{Pattern, Topic},
 };
 
-/// What is configured about access, which may change while the server runs.
+/// The configured keys, grants and origins. They may change while the server runs.
 pub struct Rules {
     pub authority: Authority,
     pub origins: Vec<Origin>,
-    /// Cancelled once others are in force.
+    /// Cancelled once other rules are in force.
     replaced: CancellationToken,
 }
 
@@ -61,19 +61,19 @@ impl InForce {
         self.0.load_full()
     }
 
-    /// Puts others in force: every connection finds out whether it may stay.
+    /// Puts other rules in force. Every connection then checks if it may stay.
     fn replace(&self, config: &Config) {
         self.0.swap(Arc::new(Rules::of(config))).replaced.cancel();
     }
 }
 
 impl App {
-    /// Takes keys, grants and origins of `config` while connections live. Those that are still allowed do
-    /// not notice; the others end.
+    /// Takes over keys, grants and origins of `config` while connections are open. Connections that are still
+    /// allowed notice nothing; the others end.
     ///
     /// # Errors
-    /// If that would open a server that asks for credentials: nothing changes then. A file that is just
-    /// being written looks like that.
+    /// If a server that requires credentials would no longer require any: then nothing changes. A file that
+    /// is just being written looks like that.
     pub fn reconfigure(&self, config: &Config) -> Result<(), Reopened> {
         if config.authority().is_open() && !self.rules.load().authority.is_open() {
             return Err(Reopened);
@@ -84,30 +84,31 @@ impl App {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no credentials are left, which would open this server to everybody; start it anew if that is meant")]
+#[error("no credentials are configured any more, which would open this server; restart it if that is intended")]
 pub struct Reopened;
 
-/// Somebody who asks, and by which rules that one was last judged.
+/// A client, and the rules by which its rights were last checked.
 #[derive(Clone)]
 pub struct Access {
     app: Arc<App>,
     rules: Arc<Rules>,
     identity: Identity,
-    /// The origin of the page that asks, if it is served because that is listed.
+    /// The origin of the client's page, if the server accepts it because it is listed.
     page: Option<Arc<Origin>>,
 }
 
 impl Access {
-    /// Who asks.
+    /// Identifies the client of a request.
     ///
     /// # Errors
-    /// If no credential was shown and nothing is granted without one, or if it is not accepted.
+    /// If the request has no credential and nothing is granted without one, or if the credential is not
+    /// accepted.
     pub fn of(app: &Arc<App>, request: &Request) -> Result<Self, Problem> {
         let rules = app.rules.load_full();
         let shown = request.extensions().get::<Shown>().map_or(Ok(None), Shown::credential);
         let credential = match shown {
             Ok(credential) => credential,
-            // An open server looks at none.
+            // An open server ignores credentials.
             Err(_) if rules.authority.is_open() => None,
             Err(unusable) => {
                 tracing::debug!(why = %unusable, "refused a credential");
@@ -117,12 +118,12 @@ impl Access {
         let identity = rules.authority.identify(credential, SystemTime::now()).map_err(told)?;
         let page = origin::listed(request).map(Arc::new);
         let access = Self { app: app.clone(), rules, identity, page };
-        // The page was let in by the rules of a moment ago.
+        // The rules may have changed since the page was let in.
         if access.is_page_listed(&access.rules) { Ok(access) } else { Err(origin::foreign()) }
     }
 
     /// # Errors
-    /// If not all of these may be read; the first that may not is named.
+    /// If one of these may not be read. The first such pattern is named.
     pub fn subscribe(&self, patterns: &[Pattern]) -> Result<(), Problem> {
         let now = self.now()?;
         match patterns.iter().find(|pattern| !now.grants.may_subscribe(pattern)) {
@@ -136,7 +137,7 @@ impl Access {
         if now.grants.may_publish(topic) { Ok(()) } else { Err(forbidden(&now, "publish", Some(topic))) }
     }
 
-    /// To forget topics, and to see all of them.
+    /// The right to delete topics, and to list all of them.
     pub fn admin(&self) -> Result<(), Problem> {
         let now = self.now()?;
         if now.grants.is_admin() { Ok(()) } else { Err(forbidden(&now, "admin", None)) }
@@ -147,10 +148,11 @@ impl Access {
         if now.grants.may_read_metrics() { Ok(()) } else { Err(forbidden(&now, "metrics", None)) }
     }
 
-    /// Goes on with a new token of the same subject, which may read all of `patterns`.
+    /// Continues with a new token of the same subject, which must allow reading all of `patterns`.
     ///
     /// # Errors
-    /// If it is not accepted, somebody else's, or grants less than is being read: nothing changes then.
+    /// If the token is not accepted, belongs to another subject, or grants less than is being read: then
+    /// nothing changes.
     pub fn renew<'a>(
         &mut self,
         token: &str,
@@ -169,7 +171,7 @@ impl Access {
             );
             return Err(Problem::new(
                 Code::Forbidden,
-                "token: only one with the same sub and iss as that of this connection renews it",
+                "token: its sub and iss must be those of this connection",
             ));
         }
         if let Some(pattern) = patterns.into_iter().find(|pattern| !identity.grants.may_subscribe(pattern)) {
@@ -179,12 +181,12 @@ impl Access {
         Ok(())
     }
 
-    /// Whether this server asks for credentials at all.
+    /// True if this server requires no credentials.
     pub fn is_open(&self) -> bool {
         self.app.rules.load().authority.is_open()
     }
 
-    /// Watches that this access does not end.
+    /// Watches for the end of this access.
     pub fn lease(self) -> Lease {
         Lease::new(self)
     }
@@ -193,7 +195,7 @@ impl Access {
         self.page.as_ref().is_none_or(|page| rules.origins.contains(page))
     }
 
-    /// Who this is by the rules in force.
+    /// The client's identity by the rules in force.
     fn now(&self) -> Result<Identity, Problem> {
         let (rules, time) = (self.app.rules.load(), SystemTime::now());
         if !Arc::ptr_eq(&rules, &self.rules) {
@@ -209,7 +211,7 @@ impl Access {
     }
 }
 
-/// Ends what a credential began: when it expires, or when the rules change and do not allow it any more.
+/// Ends a connection when its credential expires, or when new rules do not allow it any more.
 pub struct Lease {
     access: Access,
     gate: Gate,
@@ -240,8 +242,7 @@ impl Lease {
         Ok(())
     }
 
-    /// Ready once `patterns` may not be read any more, with the reason. To be asked before anything is
-    /// given out.
+    /// Ready with the reason once `patterns` may not be read any more. Poll it before anything is sent.
     pub fn poll<'a, P: Iterator<Item = &'a Pattern>>(
         &mut self,
         cx: &mut Context<'_>,
@@ -275,7 +276,7 @@ impl Lease {
                 if timer.poll_unpin(cx).is_pending() {
                     return Poll::Pending;
                 }
-                // The timer says when to look; whether it is time says the clock that tokens are made by.
+                // The timer only says when to check. The system clock decides, because tokens are made by it.
                 if access.identity.is_expired(SystemTime::now()) {
                     return Poll::Ready(Code::TokenExpired);
                 }
@@ -286,21 +287,21 @@ impl Lease {
     }
 }
 
-/// When a time of the clock will be.
+/// The instant at which the system clock will show this time.
 fn instant(time: SystemTime) -> Instant {
     let now = Instant::now();
     let left = time.duration_since(SystemTime::now()).unwrap_or_default();
     now.checked_add(left).unwrap_or(now + Duration::from_secs(u32::MAX.into()))
 }
 
-/// What a client is told of a credential that is not accepted; the operator is told why.
+/// The answer for a credential that is not accepted. Only the log says why.
 fn told(refused: Refused) -> Problem {
     tracing::debug!(why = %refused, "refused a credential");
     match refused {
         Refused::Expired { .. } => expired(),
         Refused::Missing => Problem::new(
             Code::Unauthorized,
-            "show an API key or a token: Authorization: Bearer, ?token=, the cookie rejoin_token, or the subprotocol bearer.TOKEN",
+            "no credential: send an API key or a token by Authorization: Bearer, ?token=, the cookie rejoin_token, or the subprotocol bearer.TOKEN",
         ),
         _ => Problem::new(Code::Unauthorized, "the credential is not accepted"),
     }
@@ -329,10 +330,10 @@ mod tests {
     use super::*;
     use crate::{broker::Broker, log::MemoryLog, shutdown::Shutdown};
 
-    /// The origin of a page is looked at when its request comes in, and the rules may change before it is asked
-    /// who it is. A connection that began in between would hear of no change any more.
+    /// The request's origin is checked when the request comes in, and the rules may change before its client
+    /// is identified. A connection that began in between would not notice the change.
     #[tokio::test]
-    async fn a_page_that_is_no_longer_listed_is_nobody() {
+    async fn a_page_that_is_no_longer_listed_is_refused() {
         let allowed_origins = vec!["https://app.example".parse().expect("an origin")];
         let config = Config { allowed_origins, ..Config::default() };
         let log = MemoryLog::start(config.retention());

@@ -1,7 +1,7 @@
-//! Messages that leave together, put together once for all who are given the same.
+//! Joins messages that leave together, once for all readers of the same messages.
 //!
-//! A topic's readers are woken one after the other and want the same bytes. What this thread put together
-//! last is therefore remembered, and the next reader takes it as it is.
+//! The readers of a topic wake one after the other and need the same bytes. So each thread remembers the last
+//! bytes that it joined, and the next reader takes them.
 
 use std::{cell::RefCell, sync::Arc};
 
@@ -11,14 +11,14 @@ use smallvec::SmallVec;
 use super::wire::{self, Framing};
 use crate::message::Message;
 
-/// What a message has around its payload, about: for a bound it need not be exact.
+/// The size of an envelope without its payload, roughly: it serves only for a bound.
 const OVERHEAD_BYTES: usize = 160;
-/// The longest run that is remembered for others.
+/// The largest joined bytes that are remembered.
 const MAX_REMEMBERED_BYTES: usize = 128 << 10;
 
 type Messages = SmallVec<[Arc<Message>; 4]>;
 
-/// How messages that leave together are written.
+/// The form in which messages that leave together are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// WebSocket frames.
@@ -34,7 +34,7 @@ pub struct Batch {
     payload_bytes: usize,
 }
 
-/// What was put together last, for whoever wants the same.
+/// The bytes that were joined last.
 struct Remembered {
     form: Form,
     messages: Messages,
@@ -50,19 +50,19 @@ impl Batch {
         Self { form, messages: Messages::new(), payload_bytes: 0 }
     }
 
-    /// Adds a message, which has an id.
+    /// Adds a message that has an id.
     pub fn push(&mut self, message: Arc<Message>) {
         debug_assert!(!message.is_ephemeral(), "its bytes may be another reader's");
         self.payload_bytes += message.payload.bytes.len();
         self.messages.push(message);
     }
 
-    /// How many bytes it will be, about.
+    /// The approximate size in bytes.
     pub fn size(&self) -> usize {
         self.payload_bytes + self.messages.len() * OVERHEAD_BYTES
     }
 
-    /// The bytes of all, if there are any; the batch is empty then.
+    /// The bytes of all messages, if there are any. It empties the batch.
     pub fn take(&mut self) -> Option<Bytes> {
         let bytes = match &*self.messages {
             [] => return None,

@@ -14,7 +14,7 @@ use super::{
 /// # Errors
 /// `too_large` over the limit, `bad_request` if it does not arrive within the read timeout.
 pub async fn read(app: &App, headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
-    let too_large = || Problem::new(Code::TooLarge, format!("this body may have up to {limit} bytes"));
+    let too_large = || Problem::new(Code::TooLarge, format!("the body has more than {limit} bytes"));
     let declared =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limit as u64) {
@@ -32,7 +32,7 @@ pub fn timed_out() -> Problem {
     Problem::bad_request("the body did not arrive within the read timeout")
 }
 
-/// Whether the body is declared as JSON.
+/// True if the body is declared as JSON.
 pub fn is_json(headers: &HeaderMap) -> bool {
     essence(headers).as_deref() == Some("application/json")
 }

@@ -1,29 +1,29 @@
-//! Where a credential is in a request. It is taken out at the door, so that nothing behind it can tell it.
+//! Finds the credential in a request, and removes it, so that no later code can reveal it.
 
 use std::borrow::Cow;
 
 use axum::extract::Request;
 use http::{HeaderMap, HeaderName, Uri, header, uri::PathAndQuery};
 
-/// The parameter of a query that has a credential.
+/// The query parameter of a credential.
 const PARAMETER: &str = "token";
-/// The cookie that has one.
+/// The cookie of a credential.
 const COOKIE: &str = "rejoin_token";
-/// How the subprotocol of a WebSocket begins that has one: a page cannot set a header there.
+/// The prefix of a WebSocket subprotocol that contains a credential. A page cannot set a header there.
 const SUBPROTOCOL: &str = "bearer.";
 
-/// What was shown, if anything. Without `Debug`: it is not to be written anywhere.
+/// The credential that was sent, if any. It has no `Debug`, because it must not be written anywhere.
 #[derive(Clone)]
 pub struct Shown(Result<Option<Box<str>>, Unusable>);
 
-/// Something was shown, but not who this is.
+/// A request has a credential that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// One of them may be somebody else's.
-    #[error("there are different credentials in {0}")]
+    /// One of them may belong to another client.
+    #[error("different credentials in {0}: send one")]
     Ambiguous(&'static str),
-    /// Whoever shows something means to be somebody, and is not to be taken for nobody.
-    #[error("Authorization: the only scheme that is accepted is Bearer")]
+    /// A client that sends a credential must not be treated as anonymous.
+    #[error("Authorization: unsupported scheme; use Bearer")]
     Scheme,
 }
 
@@ -33,9 +33,10 @@ impl Shown {
     }
 }
 
-/// Finds the credential, and leaves a request in which it cannot be seen.
+/// Finds the credential, and hides it in the request.
 ///
-/// What was meant for this request goes before what a browser sends with every one.
+/// A credential that was meant for this request counts before the cookie, which a browser sends with every
+/// request.
 pub fn take(request: &mut Request) -> Shown {
     let from_query = take_from_query(request.uri_mut());
     let headers = request.headers_mut();
@@ -57,7 +58,7 @@ pub fn take(request: &mut Request) -> Shown {
     Shown(shown)
 }
 
-/// What is in the first place that has something.
+/// The credentials of the first place that has any.
 fn first(places: [(&'static str, Vec<String>); 4]) -> Result<Option<Box<str>>, Unusable> {
     for (place, mut found) in places {
         found.sort_unstable();
@@ -71,8 +72,8 @@ fn first(places: [(&'static str, Vec<String>); 4]) -> Result<Option<Box<str>>, U
     Ok(None)
 }
 
-/// What `Authorization` has for the scheme `Bearer` (RFC 6750 §2.1, RFC 9110 §11.4), and whether it has others: those
-/// may be for a proxy before us.
+/// The credentials of the scheme `Bearer` (RFC 6750 §2.1, RFC 9110 §11.4). The boolean is true if there are
+/// other schemes, which may be for a proxy in front of the server.
 fn authorizations(headers: &HeaderMap) -> (Vec<String>, bool) {
     let (mut bearers, mut has_others) = (Vec::new(), false);
     for value in texts(headers, &header::AUTHORIZATION) {
@@ -99,13 +100,13 @@ fn cookies(headers: &HeaderMap) -> Vec<String> {
     named.map(|(_, value)| value.trim_matches('"').to_owned()).collect()
 }
 
-/// The values of a header. What is not UTF-8 in one makes nothing else in it unreadable: a cookie of another
-/// application may hold anything. A credential that holds it is none, and is refused as such.
+/// The values of a header. Bytes that are not UTF-8 hide nothing else in a value, because another
+/// application's cookie may contain anything. A credential with such bytes is refused as invalid.
 fn texts<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Vec<Cow<'a, str>> {
     headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect()
 }
 
-/// Removes every `token=`, however its name is encoded, and leaves the rest of the query as it is.
+/// Removes every `token=`, however its name is encoded, and leaves the rest of the query unchanged.
 fn take_from_query(uri: &mut Uri) -> Vec<String> {
     let mut found = Vec::new();
     let Some(query) = uri.query() else { return found };
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scheme_is_bearer_in_any_case_and_no_other_is_taken_for_nothing() {
+    fn only_the_scheme_bearer_is_accepted_in_any_case() {
         let found = |value: &str, uri: &str| shown(uri, &[("authorization", value)]).0;
         for bearer in ["Bearer x", "bearer x", "BEARER  x", "bEaReR   x "] {
             assert_eq!(found(bearer, "/"), Ok(Some("x".into())), "{bearer:?}");
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_hides_no_credential_beside_it_and_is_none_itself() {
+    fn invalid_utf_8_hides_no_credential_beside_it_and_is_no_credential() {
         let cookie = |bytes: &[u8]| {
             let value = HeaderValue::from_bytes(bytes).expect("a header's value");
             let mut request =
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_it_is_left_in_the_request() {
+    fn the_credential_is_removed_from_the_request() {
         let headers = [
             ("authorization", "Bearer s3cret"),
             ("cookie", "rejoin_token=s3cret"),

@@ -1,4 +1,4 @@
-//! A part of a task that is polled only when it was woken itself.
+//! Polls a part of a task only if that part was woken.
 
 use std::{
     sync::{
@@ -8,20 +8,20 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-/// Keeps a task that is woken for one of its parts from polling the others.
+/// Keeps a task that was woken for one of its parts from polling the others.
 ///
-/// A connection is woken for each message that it is to be given, and its timers and its incoming side
-/// have rarely anything to say then. To ask them costs more than to write the message.
+/// A connection wakes for each of its messages, and then its timers and its incoming side rarely have
+/// anything to do. Polling them costs more than writing the message.
 pub struct Gate {
     part: Arc<Part>,
-    /// The waker of the task as the part knows it.
+    /// The task's waker that the part has.
     task: Option<Waker>,
 }
 
 struct Part {
     is_woken: AtomicBool,
-    /// Set when the task's waker changes, and never taken: a wake that comes late must not leave the next
-    /// one without a task.
+    /// Set when the task's waker changes, and never taken out: a late wake must not leave the next one
+    /// without a task.
     task: Mutex<Option<Waker>>,
 }
 
@@ -59,8 +59,8 @@ impl Gate {
         } else if !self.part.is_woken.load(Ordering::Acquire) {
             return Poll::Pending;
         }
-        // Whoever wakes the part after this wakes the task too. A swap, so that what was done before a wake
-        // that is forgotten here is seen below.
+        // A wake after this point wakes the task too. This is a swap, so that the code below sees everything
+        // that was done before a wake that is forgotten here.
         self.part.is_woken.swap(false, Ordering::AcqRel);
         let waker = self.part.clone().into();
         let result = poll(&mut Context::from_waker(&waker));
@@ -75,8 +75,8 @@ impl Gate {
 mod tests {
     use super::*;
 
-    /// Polls once, and says whether the part was polled.
-    async fn is_polled(gate: &mut Gate, part: &mut Option<Waker>, result: Poll<()>) -> bool {
+    /// Polls once. True if the part was polled.
+    async fn poll_once(gate: &mut Gate, part: &mut Option<Waker>, result: Poll<()>) -> bool {
         let mut polled = false;
         std::future::poll_fn(|cx| {
             let _ = gate.poll(cx, |cx| {
@@ -93,14 +93,14 @@ mod tests {
     #[tokio::test]
     async fn a_part_is_polled_at_first_and_then_when_it_was_woken_or_had_more() {
         let (mut gate, mut part) = (Gate::new(), None);
-        assert!(is_polled(&mut gate, &mut part, Poll::Ready(())).await);
-        assert!(is_polled(&mut gate, &mut part, Poll::Pending).await);
-        assert!(!is_polled(&mut gate, &mut part, Poll::Pending).await);
+        assert!(poll_once(&mut gate, &mut part, Poll::Ready(())).await);
+        assert!(poll_once(&mut gate, &mut part, Poll::Pending).await);
+        assert!(!poll_once(&mut gate, &mut part, Poll::Pending).await);
         part.clone().expect("a waker").wake();
-        assert!(is_polled(&mut gate, &mut part, Poll::Pending).await);
-        assert!(!is_polled(&mut gate, &mut part, Poll::Pending).await);
+        assert!(poll_once(&mut gate, &mut part, Poll::Pending).await);
+        assert!(!poll_once(&mut gate, &mut part, Poll::Pending).await);
     }
-    /// The task may have run between a wake's mark and its call; the next wake must still reach it.
+    /// The task may have run between the mark and the call of a wake; the next wake must still reach it.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_wake_is_lost_however_late_another_one_calls() {
         use std::sync::atomic::AtomicUsize;

@@ -1,4 +1,4 @@
-//! What an operator asks: health, counts, topics.
+//! The resources for operators: health, counts, topics.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::log::LogStats;
 struct Stats {
     #[serde(flatten)]
     log: LogStats,
-    /// Subscriptions and held polls, here.
+    /// Subscriptions and held polls of this process.
     connections: usize,
     uptime_seconds: u64,
     version: &'static str,

@@ -1,4 +1,4 @@
-//! What is measured, for Prometheus.
+//! The metrics for Prometheus.
 
 mod tally;
 
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::log::{Appended, Reason};
 
-/// How a subscription is served.
+/// The transport of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     WebSocket,
@@ -49,19 +49,20 @@ impl Transport {
     }
 }
 
-/// All that is measured of one server.
+/// All metrics of one server.
 pub struct Metrics {
     registry: Registry,
-    /// Of each transport, in the order of [`Transport::ALL`]; looked up once, not at each delivery.
+    /// One for each transport, in the order of [`Transport::ALL`]. They are looked up once, not at each
+    /// delivery.
     transports: [Arc<TransportMetrics>; 4],
     publishes: IntCounterVec,
-    /// Of `publishes`, those that are looked up at every publish.
+    /// The results in `publishes` that every publish needs.
     stored: IntCounter,
     replayed: IntCounter,
     announced: IntCounter,
     store_latency: Histogram,
     refusals: IntCounterVec,
-    /// Clients that took nothing for the write timeout.
+    /// Clients that had not read anything for the write timeout.
     pub slow_closes: IntCounter,
     log_up: IntGauge,
     topics: IntGauge,
@@ -78,7 +79,7 @@ const DELIVERY_BUCKETS: [f64; 15] =
 const STORE_BUCKETS: [f64; 13] =
     [0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0];
 
-/// What somebody may have to be woken for when it becomes of many messages.
+/// The results that may mean trouble for an operator if there are many of them.
 const TROUBLES: [Code; 5] =
     [Code::Unavailable, Code::UnknownOutcome, Code::Full, Code::Overloaded, Code::RateLimited];
 
@@ -127,7 +128,7 @@ impl Metrics {
         });
         let publishes =
             counters(&registry, "rejoin_publishes_total", "Messages that publishers sent.", "result");
-        // Known from the beginning, so that the first one raises a rate.
+        // Each series exists from the beginning, so that its first event already raises a rate.
         TROUBLES.iter().for_each(|code| drop(publishes.with_label_values(&[code.as_str()])));
         let refusals = counters(&registry, "rejoin_refusals_total", "Requests and commands refused.", "code");
         Code::ALL.iter().for_each(|code| drop(refusals.with_label_values(&[code.as_str()])));
@@ -151,9 +152,9 @@ impl Metrics {
             slow_closes: counter(
                 &registry,
                 "rejoin_slow_closes_total",
-                "Clients closed because they took nothing.",
+                "Clients closed because they had stopped reading.",
             ),
-            log_up: gauge(&registry, "rejoin_log_up", "Whether the log answered for this scrape."),
+            log_up: gauge(&registry, "rejoin_log_up", "1 if the log answered for this scrape, else 0."),
             topics: gauge(&registry, "rejoin_topics", "Topics known, with or without retained messages."),
             retained_messages: gauge(&registry, "rejoin_retained_messages", "Messages retained."),
             retained_bytes: gauge(
@@ -170,7 +171,7 @@ impl Metrics {
         &self.transports[transport as usize]
     }
 
-    /// Notes what became of a message.
+    /// Counts the outcome of a publish.
     pub fn published(&self, published: Result<Option<Appended>, Code>) {
         match published {
             Ok(Some(Appended::Stored(_))) => self.stored.inc(),
@@ -180,7 +181,7 @@ impl Metrics {
         }
     }
 
-    /// Notes how long the log took to answer.
+    /// Records how long the log took to answer.
     pub fn stored_within(&self, duration: Duration) {
         self.store_latency.observe(duration.as_secs_f64());
     }
@@ -189,8 +190,8 @@ impl Metrics {
         self.refusals.with_label_values(&[code.as_str()]).inc();
     }
 
-    /// One line with what came since the last one.
-    pub fn tell_totals(&self) {
+    /// Logs one line with the counts since the last one.
+    pub fn log_totals(&self) {
         let now = Totals::of(&self.registry.gather());
         let before = std::mem::replace(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner), now);
         let since = |name: &str| now.counted(name) - before.counted(name);
@@ -208,7 +209,7 @@ impl Metrics {
     }
 }
 
-/// What is summed over all labels, for the log.
+/// The metrics that are summed over all labels, for the log.
 const TOTALS: [&str; 8] = [
     "rejoin_connections",
     "rejoin_publishes_total",
@@ -220,7 +221,7 @@ const TOTALS: [&str; 8] = [
     "rejoin_slow_closes_total",
 ];
 
-/// Of the results of publishing, those after which there is a message more.
+/// The results of a publish that stored or announced a message.
 const PUBLISHED: [&str; 2] = ["stored", "announced"];
 
 #[derive(Clone, Copy, Default)]
@@ -230,7 +231,7 @@ impl Totals {
     fn of(families: &[MetricFamily]) -> Self {
         let sum = |name: &str| {
             let family = families.iter().find(|family| family.name() == name)?;
-            // What was refused is sent, and not published.
+            // A refused message was sent, but not published.
             let is_counted = |metric: &&Metric| {
                 metric
                     .get_label()
@@ -256,7 +257,7 @@ impl Totals {
 pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     Access::of(&app, &request)?.metrics()?;
     let metrics = &app.metrics;
-    // Without the log there is all the more to see.
+    // If the log does not answer, the other metrics are needed all the more.
     let stats = app.broker.stats().await;
     metrics.log_up.set(i64::from(stats.is_ok()));
     if let Ok(stats) = stats {
@@ -307,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_refused_is_not_told_as_published() {
+    fn refused_messages_do_not_count_as_published() {
         let metrics = Metrics::new();
         metrics.published(Ok(None));
         metrics.published(Err(Code::Unavailable));

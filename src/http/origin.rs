@@ -1,4 +1,4 @@
-//! Which pages may talk to this server: `Origin`, `Host` and CORS, before anything else is looked at.
+//! Pages of which origins may use this server: `Origin`, `Host` and CORS, checked before anything else.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -21,7 +21,7 @@ const ALLOWED_HEADERS: HeaderValue =
     HeaderValue::from_static("authorization, content-type, last-event-id, idempotency-key, if-match");
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after, idempotency-replayed");
 
-/// Refuses what a page elsewhere may not do, answers preflights, and names the origin to the others.
+/// Refuses forbidden requests of other pages, answers preflights, and adds the CORS headers to other answers.
 pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let shown = credentials::take(&mut request);
     request.extensions_mut().insert(shown);
@@ -40,7 +40,7 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
     if let Some(code) = response.extensions().get::<Code>() {
         app.metrics.refused(*code);
     }
-    // A shared cache must not give one origin what was made for another.
+    // A shared cache must not give one origin an answer that was made for another.
     response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
     if let Some(origin) = origin {
         let headers = response.headers_mut();
@@ -61,7 +61,7 @@ fn preflight() -> Response {
     response
 }
 
-/// The origin to name in the answer, if the request has one that is allowed.
+/// The origin for the answer's CORS header, if the request has one that is allowed.
 fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
     let headers = request.headers();
     let host = host_of(request);
@@ -69,7 +69,7 @@ fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
     if rules.authority.is_open() && !host.is_some_and(|host| is_known_host(&rules.origins, host)) {
         return Err(Problem::new(
             Code::ForbiddenHost,
-            "without credentials this server answers only to a loopback name or the host of an --allowed-origin",
+            "open server: Host must be a loopback name or the host of an --allowed-origin",
         ));
     }
     if let Some(value) = headers.get(header::ORIGIN) {
@@ -82,7 +82,7 @@ fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
     let is_navigation = is_read && value_is(headers, &SEC_FETCH_MODE, "navigate");
     let is_from_elsewhere =
         value_is(headers, &SEC_FETCH_SITE, "cross-site") || value_is(headers, &SEC_FETCH_SITE, "same-site");
-    // A browser sends a cookie for whichever page asks; only an origin tells which page that was.
+    // A browser sends the cookie with the requests of any page. Only an origin says which page asks.
     let is_upgrade = headers.contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
     let acts_by_cookie = (is_upgrade || !is_read) && headers.contains_key(header::COOKIE);
     if (is_from_elsewhere && !is_navigation) || acts_by_cookie {
@@ -91,7 +91,7 @@ fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
     Ok(None)
 }
 
-/// The origin of the page that asks, where that is not the server's own: such a page is served as long as its
+/// The origin of the client's page, unless it is the server's own. Such a page is served as long as its
 /// origin is listed.
 pub fn listed(request: &Request) -> Option<Origin> {
     let origin: Origin = request.headers().get(header::ORIGIN)?.to_str().ok()?.parse().ok()?;
@@ -100,7 +100,7 @@ pub fn listed(request: &Request) -> Option<Origin> {
 }
 
 pub fn foreign() -> Problem {
-    Problem::new(Code::ForbiddenOrigin, "pages of this origin may not use this server; see --allowed-origin")
+    Problem::new(Code::ForbiddenOrigin, "this origin is not allowed; list it with --allowed-origin")
 }
 
 fn value_is(headers: &HeaderMap, name: &HeaderName, expected: &str) -> bool {
@@ -113,7 +113,7 @@ fn host_of(request: &Request) -> Option<&str> {
         Some(authority) => Some(authority.as_str()),
         None => {
             let mut hosts = request.headers().get_all(header::HOST).iter();
-            // Of two names it is not known which one a proxy went by.
+            // With two names it is unknown which of them a proxy has used.
             match (hosts.next(), hosts.next()) {
                 (Some(host), None) => host.to_str().ok(),
                 _ => None,

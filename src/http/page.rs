@@ -1,10 +1,10 @@
-//! The page at `/`, which publishes and listens, and what it may do.
+//! The page at `/`, which publishes and subscribes, and its Content-Security-Policy.
 
 use axum::response::{Html, IntoResponse, Response};
 use http::{HeaderValue, header};
 
 const PAGE: &str = include_str!("../../web/index.html");
-/// The page's own script and style alone, named by their hashes; it speaks to this server alone.
+/// Allows only the page's own script and style, by their hashes, and only connections to this server.
 const POLICY: &str = "default-src 'none'; \
     script-src 'sha256-QJfAyPwSdHaGKYLI0NKUSpIqY/TeayNWxnpwp5+mzVc='; \
     style-src 'sha256-8WX2HovwR9S9R3XsEVeq2bDu/6FVg+N8sTy2m5oAYPU='; \

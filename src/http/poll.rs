@@ -1,4 +1,4 @@
-//! Polling and long-polling: one JSON answer, at once or when there is something to tell.
+//! Polling and long-polling: one JSON answer, at once or when there is something to send.
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
@@ -20,15 +20,15 @@ use crate::{
     message::Id,
 };
 
-/// How much one answer may hold of messages; the next poll goes on where it ends. Gaps are not counted: who is
-/// told some of them is told these again.
+/// How many bytes of messages one answer may contain; the next poll continues after them. Gaps are not
+/// counted, because a client that gets only some of them would be told the same ones again.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 
-/// Answers with what comes after the start, and waits up to `wait` for it; longer only while the log is being
-/// read, which ends in a time of its own.
+/// Answers with the messages and gaps after the start, and waits up to `wait` for the first. It waits longer
+/// only while the log is being read, which has its own time limit.
 ///
 /// # Cancel safety
-/// Dropping this loses nothing: the client still has the cursor it came with.
+/// Dropping this loses nothing: the client still has its cursor.
 pub async fn respond(
     app: &Arc<App>,
     mut subscription: Subscription,
@@ -42,7 +42,7 @@ pub async fn respond(
     let mut pulse = Pulse::new(app.clone());
     let mut bytes = 0;
     let mut waited = pin!(tokio::time::sleep(wait));
-    // A timer would take its least time even for none.
+    // A timer takes at least a millisecond, even for a duration of zero.
     let mut is_over = wait.is_zero();
     poll_fn(|cx| {
         if lease.poll(cx, || subscription.patterns()).is_ready() {
@@ -80,11 +80,11 @@ pub async fn respond(
     if messages.is_empty() && gaps.is_empty() && subscription.has_failed() {
         return Problem::from(LogError::Unavailable).into_response();
     }
-    // Without anything to tell in time the answer is the cursor alone.
+    // If nothing came in time, the answer is only the cursor.
     answer(&messages, &gaps, subscription.cursor())
 }
 
-/// The answer to a poll without a start: where to begin.
+/// The answer to a poll without a start: the current cursor.
 pub fn respond_now(cursor: Id) -> Response {
     answer(&[], &[], cursor)
 }

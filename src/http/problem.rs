@@ -1,4 +1,4 @@
-//! Every way to refuse, in one place: codes, statuses and close codes.
+//! All refusals in one place: codes, statuses and close codes.
 
 use std::{fmt, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     message::Id,
 };
 
-/// A stable word for what went wrong, the same on every transport.
+/// A stable word for an error, the same on every transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
@@ -89,7 +89,7 @@ impl Code {
         }
     }
 
-    /// The HTTP status. What only ends a connection that is open already has none.
+    /// The HTTP status. A code that can only end an open connection has none.
     pub fn status(self) -> Option<StatusCode> {
         Some(match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
@@ -126,7 +126,7 @@ impl Code {
         })
     }
 
-    /// After how long it may be worth to ask again.
+    /// After how long the client may try again.
     fn retry_after(self) -> Option<Duration> {
         matches!(
             self,
@@ -142,10 +142,10 @@ impl fmt::Display for Code {
     }
 }
 
-/// The longest text that is sent back of what a client sent: it may be repeated for each of many.
+/// The longest quotation of a client's text in an answer. It may be repeated for each of many messages.
 const MAX_QUOTED_CHARS: usize = 400;
 
-/// As much of `text` as is sent back.
+/// The part of `text` that may be quoted.
 pub fn shorten(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(MAX_QUOTED_CHARS) {
         text.truncate(end);
@@ -162,7 +162,7 @@ pub struct Problem {
     status: Option<StatusCode>,
     title: &'static str,
     pub detail: String,
-    /// The newest id of the topic, where a precondition failed.
+    /// The newest id of the topic, if a precondition failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     newest: Option<Id>,
     #[serde(skip)]
@@ -181,12 +181,12 @@ impl Problem {
     }
 
     pub fn method_not_allowed(allow: &'static str) -> Self {
-        let detail = format!("this resource knows the methods {allow}");
+        let detail = format!("allowed methods: {allow}");
         Self { allow: Some(allow), ..Self::new(Code::MethodNotAllowed, detail) }
     }
 
     pub fn too_large(limit: usize) -> Self {
-        Self::new(Code::TooLarge, format!("a payload may have up to {limit} bytes"))
+        Self::new(Code::TooLarge, format!("the payload has more than {limit} bytes (--max-payload)"))
     }
 }
 
@@ -198,15 +198,15 @@ impl From<LogError> for Problem {
     fn from(error: LogError) -> Self {
         match error {
             LogError::Unavailable => {
-                Self::new(Code::Unavailable, "the log cannot be reached; nothing was stored")
+                Self::new(Code::Unavailable, "the log cannot be reached, so nothing was stored; try again")
             }
             LogError::UnknownOutcome => Self::new(
                 Code::UnknownOutcome,
-                "the log did not confirm in time; repeat it with the same Idempotency-Key",
+                "the log did not confirm in time; send the request again with the same Idempotency-Key",
             ),
             LogError::Full => Self::new(
                 Code::Full,
-                "the log is full: nothing was stored, and reading works; an operator must make room",
+                "the log is full: nothing was stored, reading still works; an operator must make room",
             ),
         }
     }
@@ -223,15 +223,15 @@ impl From<AppendError> for Problem {
                 )
             },
             AppendError::KeyReused => {
-                Self::new(Code::KeyReused, "this Idempotency-Key was used with another payload")
+                Self::new(Code::KeyReused, "this Idempotency-Key was used before with another payload")
             }
             AppendError::TooManyKeys => Self::new(
                 Code::Overloaded,
-                "too many idempotency keys are remembered, of this topic or in all",
+                "idempotency key limit reached, for this topic or in total; try again later",
             ),
             AppendError::TooManyTopics => Self::new(
                 Code::Overloaded,
-                "topic limit reached (--max-topics, or half of --retain-total); publish to one that is known",
+                "topic limit reached (--max-topics, or half of --retain-total); publish to a known topic",
             ),
             AppendError::Log(error) => error.into(),
         }

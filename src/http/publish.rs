@@ -1,4 +1,4 @@
-//! Publishing by HTTP: one message, many, and forgetting.
+//! Publishing by HTTP: one message or many; and deleting.
 
 mod batch;
 mod item;
@@ -55,7 +55,7 @@ pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Resul
         Code::TooLarge => Problem::too_large(limit),
         _ => problem,
     })?;
-    // It may have taken a while to come.
+    // The grants may have changed while the body arrived.
     access.publish(&topic)?;
     let payload = Payload::declared(&bytes, content_type(&parts.headers)?)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
@@ -82,7 +82,7 @@ pub async fn delete(app: &Arc<App>, topic: &str, access: &Access) -> Result<Resp
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// What may be said of a message besides its payload.
+/// The options of a message.
 struct Options {
     event: Option<Box<str>>,
     exclude: Option<Box<str>>,
@@ -117,7 +117,7 @@ fn check_ephemeral(ephemeral: bool, has_key: bool, has_condition: bool) -> Resul
     }
 }
 
-/// A topic that clients may publish to.
+/// A topic to which clients may publish.
 fn publishable(text: &str) -> Result<Topic, Problem> {
     let topic: Topic =
         text.parse().map_err(|error| Problem::bad_request(format!("topic {text:?}: {error}")))?;
@@ -146,12 +146,12 @@ fn name(parameter: &str, text: &str) -> Result<Box<str>, Problem> {
     Ok(text.into())
 }
 
-/// One quoted id (RFC 9110 §13.1.1, of which weak validators, lists and `*` make no sense here).
+/// One quoted id (RFC 9110 §13.1.1). Weak validators, lists and `*` make no sense here.
 fn if_match(text: &str) -> Result<Id, Problem> {
     let quoted = text.trim().strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    quoted
-        .and_then(|id| id.parse().ok())
-        .ok_or_else(|| Problem::bad_request("If-Match is one id in quotes, for example \"1763640000123456\""))
+    quoted.and_then(|id| id.parse().ok()).ok_or_else(|| {
+        Problem::bad_request("If-Match: expected one id in quotes, for example \"1763640000123456\"")
+    })
 }
 
 fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {

@@ -1,4 +1,4 @@
-//! The times of one connection: when to show that it lives, and when to leave.
+//! The timers of one connection: when to show that it is alive, and when to leave.
 
 use std::{
     pin::Pin,
@@ -13,16 +13,16 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{App, gate::Gate};
 use crate::shutdown::{self, Ending, Stage};
 
-/// What it is time for.
+/// The timers' events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beat {
-    /// Nothing was sent for a heartbeat.
+    /// The connection was quiet for a heartbeat.
     Quiet,
-    /// A heartbeat has passed, whatever was sent.
+    /// A heartbeat has passed, whether or not anything was sent.
     Heartbeat,
     /// The server drains, and it is this connection's turn.
     Leave,
-    /// The server does not wait any more.
+    /// The server does not wait any longer.
     End,
 }
 
@@ -56,7 +56,7 @@ impl Pulse {
         Self { gate: Gate::new(), times }
     }
 
-    /// Something was sent: the connection has shown that it lives.
+    /// Notes that something was sent, so the connection has shown that it is alive.
     pub fn sent(&mut self) {
         self.times.sent_at = Instant::now();
     }
@@ -103,12 +103,12 @@ impl Times {
     }
 }
 
-/// How long a client should wait before it comes back, at random so that not all come together.
+/// How long a client should wait before it reconnects: random, so that not all clients return together.
 pub fn retry_ms() -> u32 {
     rand::random_range(1_000..=3_000)
 }
 
-/// The same where too much is asked of the server already.
+/// The same for an overloaded server.
 pub fn overload_retry_ms() -> u32 {
     rand::random_range(5_000..=30_000)
 }

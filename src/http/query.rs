@@ -1,4 +1,4 @@
-//! The query of a request, read strictly: what cannot be parsed is named, and nothing is guessed.
+//! The query of a request, read strictly: an error names the parameter, and nothing is guessed.
 
 use std::{borrow::Cow, str::FromStr, time::Duration};
 
@@ -43,9 +43,7 @@ impl<'a> Query<'a> {
         match self.one(name)? {
             Some("" | "1" | "true") => Ok(true),
             None | Some("0" | "false") => Ok(false),
-            Some(_) => {
-                Err(Problem::bad_request(format!("{name} is on with 1 or true and off with 0 or false")))
-            }
+            Some(_) => Err(Problem::bad_request(format!("{name}: expected 1 or true, or 0 or false"))),
         }
     }
 }
@@ -61,18 +59,20 @@ pub fn number<T: FromStr + PartialOrd + std::fmt::Display>(
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {
         Ok(number) if is_plain && range.contains(&number) => Ok(number),
-        _ => {
-            Err(Problem::bad_request(format!("{name} is a number from {} to {}", range.start(), range.end())))
-        }
+        _ => Err(Problem::bad_request(format!(
+            "{name}: expected a number from {} to {}",
+            range.start(),
+            range.end()
+        ))),
     }
 }
 
-/// A pattern, or the problem with what was given as `name`.
+/// A pattern, or the problem with the value of `name`.
 pub fn pattern(name: &str, text: &str) -> Result<Pattern, Problem> {
     text.parse().map_err(|error| Problem::bad_request(format!("{name} {text:?}: {error}")))
 }
 
-/// The ways to say where to begin, by rank. All are checked, also those that do not count.
+/// The parameters that say where to start, by rank. All of them are checked, also those that do not count.
 #[derive(Debug, Default)]
 pub struct StartFields<'a> {
     pub after: Option<&'a str>,
@@ -96,17 +96,17 @@ fn after(text: &str) -> Result<Start, Problem> {
     match text.parse() {
         Ok(Id::ZERO) => Ok(Start::Everything),
         Ok(cursor) => Ok(Start::After(cursor)),
-        Err(_) => Err(Problem::bad_request("after is not a cursor")),
+        Err(_) => Err(Problem::bad_request("after: not a cursor")),
     }
 }
 
-/// What a `Last-Event-ID` header asks for. `EventSource` can never drop that header, so what cannot be
-/// parsed is a gap and not a refusal.
+/// The start that a `Last-Event-ID` header asks for. `EventSource` can never drop that header, so an
+/// unreadable value becomes a gap instead of a refusal.
 pub fn last_event_id(value: &[u8]) -> Option<Start> {
     let text = String::from_utf8_lossy(value);
     match text.trim() {
         "" => None,
-        // It is repeated in a gap for each topic.
+        // Shortened, because a gap for each topic repeats it.
         text => Some(after(text).unwrap_or_else(|_| Start::Unreadable(shorten(text.to_owned())))),
     }
 }
@@ -120,7 +120,7 @@ fn since(text: &str) -> Result<Id, Problem> {
     let time: Result<jiff::Timestamp, _> = text.trim().replace(' ', "+").parse();
     let micros = time.ok().and_then(|time| u64::try_from(time.as_microsecond().max(0)).ok());
     micros.filter(|micros| *micros <= Id::MAX.get()).map(Id::new).ok_or_else(|| {
-        Problem::bad_request("since is a duration such as 90s, 10m or 2h, or an RFC 3339 time")
+        Problem::bad_request("since: expected a duration such as 90s, 10m or 2h, or an RFC 3339 time")
     })
 }
 
@@ -129,7 +129,7 @@ pub fn wait(value: Option<&str>) -> Result<Duration, Problem> {
     number("wait", value, 25, 0..=60).map(Duration::from_secs)
 }
 
-/// How many messages one answer to a poll may hold.
+/// How many messages one answer to a poll may contain.
 pub fn limit(value: Option<&str>) -> Result<usize, Problem> {
     number("limit", value, 100, 1..=1000)
 }

@@ -1,4 +1,4 @@
-//! Whether the server is ready: proven by a round trip through publish and the live feed.
+//! The readiness of the server, proven by a round trip through publish and the live feed.
 
 use std::{
     future::poll_fn,
@@ -25,17 +25,17 @@ use crate::{
     message::{Draft, Payload, Topic},
 };
 
-/// Where readiness is proven. Clients cannot publish to it, and no pattern reaches it.
+/// The topic of the proof. Clients cannot publish to it, and no pattern matches it.
 const TOPIC: &str = "$rejoin.ready";
 /// How long the proof may take.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a proof counts, so that whoever asks often costs no more than whoever asks once.
+/// How long a proof counts, so that frequent probes cost no more than one.
 const COUNTS_FOR: Duration = Duration::from_secs(1);
 
 type Shown = (Instant, Result<(), Problem>);
 
-/// The last round trip, or the one that is under way. It goes on whether or not the one who asked for it still waits,
-/// so that the first refusal comes as soon to a probe that gives up early.
+/// The last round trip, or the current one. It continues even if the probe that asked for it has left. So a
+/// probe that gives up early sees the first refusal just as soon.
 #[derive(Default)]
 pub struct Proof(Mutex<Option<Shared<BoxFuture<'static, Shown>>>>);
 
@@ -43,14 +43,14 @@ impl Proof {
     async fn of(&self, broker: &Broker) -> Result<(), Problem> {
         loop {
             let (at, shown) = self.last(broker).await;
-            // One that nobody waited for may be old.
+            // A proof that no probe waited for may be old.
             if at.elapsed() < COUNTS_FOR {
                 return shown;
             }
         }
     }
 
-    /// The last proof, or a new one if that is old.
+    /// The last proof, or a new one if that is too old.
     fn last(&self, broker: &Broker) -> Shared<BoxFuture<'static, Shown>> {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
@@ -70,7 +70,7 @@ fn prove(broker: Broker) -> Shared<BoxFuture<'static, Shown>> {
     task.map(move |shown| shown.unwrap_or_else(failed)).boxed().shared()
 }
 
-/// `GET /health/ready`: publishing and the live feed work, or why they do not.
+/// `GET /health/ready`: 200 if publishing and the live feed work, else the reason.
 pub async fn show(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     if app.shutdown.is_draining() {
         return Err(Problem::new(Code::Unavailable, "the server is draining"));
@@ -78,7 +78,7 @@ pub async fn show(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     app.proof.of(&app.broker).await?;
     let mut shown = serde_json::json!({"status": "ready"});
     if app.broker.is_full() {
-        // Another server of this deployment could store nothing either.
+        // Another server of this deployment could not store anything either.
         shown["full"] = true.into();
     }
     Ok(inspect::json(StatusCode::OK, &shown))
@@ -87,8 +87,8 @@ pub async fn show(State(app): State<Arc<App>>) -> Result<Response, Problem> {
 async fn round_trip(broker: &Broker) -> Result<(), Problem> {
     let topic: Topic = TOPIC.parse().expect("the probe's topic is one");
     let mut probe = broker.subscribe(vec![(&topic).into()], &Start::Now, "").await?;
-    // Announcements are for those who are level: look once before there is one. That of another replica, which may be
-    // there already, proves the feed as well.
+    // Only subscriptions that are caught up get an ephemeral message, so read once before it is sent. An
+    // announcement of another replica may already be there; it proves the feed just as well.
     let _first = poll_fn(|cx| Poll::Ready(probe.poll_delivery(cx))).await;
     let payload = Payload::text("ready");
     broker.announce(Draft { topic, event: None, payload, exclude: None }).await?;

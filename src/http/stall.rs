@@ -1,4 +1,4 @@
-//! Who takes nothing is closed: sockets, and streams that share one.
+//! Closes sockets and HTTP/2 streams whose client has stopped reading.
 
 use std::{
     future::Future,
@@ -24,12 +24,12 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-/// A socket whose writes fail when nothing could be written for a while.
+/// A socket whose writes fail after nothing could be written for the timeout.
 ///
-/// Dropped while its peer takes nothing, it throws away what the peer has not taken; the system would
-/// keep that for minutes.
+/// If it is dropped during a stall, it discards the bytes that the client has not read. The system would keep
+/// them for minutes.
 pub struct StallGuard {
-    /// What was read already, to be read again.
+    /// Bytes that were read already, to be read again.
     head: Bytes,
     socket: TcpStream,
     timeout: Duration,
@@ -37,7 +37,7 @@ pub struct StallGuard {
 }
 
 impl StallGuard {
-    /// A socket of which `head` was read already.
+    /// A socket from which `head` was read already.
     pub fn new(head: Bytes, socket: TcpStream, timeout: Duration) -> Self {
         Self { head, socket, timeout, stalled: None }
     }
@@ -51,7 +51,7 @@ impl StallGuard {
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(stalled.poll_unpin(cx));
         stalled.as_mut().reset(Instant::now() + timeout);
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client has stopped reading")))
     }
 }
 
@@ -76,7 +76,7 @@ impl AsyncRead for StallGuard {
         }
         let length = self.head.len().min(buffer.remaining());
         buffer.put_slice(&self.head.split_to(length));
-        // What comes after it in the same read, so that the reader need not make more room for the rest.
+        // The bytes after it join the same read, so that the reader need not grow its buffer for them.
         if buffer.remaining() > 0
             && let Poll::Ready(Err(error)) = Pin::new(&mut self.socket).poll_read(cx, buffer)
         {
@@ -114,8 +114,8 @@ impl AsyncWrite for StallGuard {
     }
 }
 
-/// How often a body was polled, and whether what it gave last has been taken: the lowest bit is set from
-/// then until it is polled again.
+/// How often a body was polled. The lowest bit is set while the last frame has not been taken, that is until
+/// the body is polled again.
 type Progress = Arc<AtomicU64>;
 
 tokio::task_local! {
@@ -124,14 +124,14 @@ tokio::task_local! {
 
 /// A body that shows its progress to the [`StreamExecutor`].
 ///
-/// HTTP/2 does not poll a body whose window is closed, so the body cannot find out by itself.
+/// HTTP/2 does not poll a body while its window is closed, so the body cannot notice a stall by itself.
 pub struct WatchedBody {
     body: Body,
     progress: Option<Progress>,
 }
 
 impl WatchedBody {
-    /// Must be made in the task of the stream that will carry the body.
+    /// Must be called in the task of the stream that will carry the body.
     pub fn new(body: Body) -> Self {
         Self { body, progress: PROGRESS.try_with(Progress::clone).ok() }
     }
@@ -168,12 +168,12 @@ impl http_body::Body for WatchedBody {
     }
 }
 
-/// Runs the streams of HTTP/2 connections, and drops one whose reader takes nothing for a while.
+/// Runs the streams of HTTP/2 connections, and drops a stream whose client has stopped reading.
 #[derive(Clone, Debug)]
 pub struct StreamExecutor {
     pub timeout: Duration,
     pub slow_closes: IntCounter,
-    /// Who waits for the streams at the end.
+    /// The end of the server waits for these streams.
     pub tasks: TaskTracker,
 }
 
@@ -189,7 +189,7 @@ async fn watch(stream: impl Future<Output = ()>, progress: Progress, executor: S
     let StreamExecutor { timeout, slow_closes, .. } = executor;
     let mut stream = std::pin::pin!(stream);
     let (mut seen, mut since) = (0, Instant::now());
-    // Looked at four times within the timeout, so that a stall ends within a quarter of it.
+    // Four checks within the timeout, so that a stall ends at most a quarter of it late.
     let mut look = tokio::time::interval(timeout / 4);
     loop {
         tokio::select! {

@@ -28,10 +28,11 @@ use crate::{
     message::Id,
 };
 
-/// How much is gathered for one write. A burst leaves in few system calls, a slow reader costs no more.
+/// How many bytes are gathered for one write. A burst leaves in few system calls, and a slow reader costs no
+/// more.
 const MAX_GATHERED_BYTES: usize = 32 << 10;
 
-/// Answers with a stream that follows `subscription` until somebody ends it.
+/// Answers with a stream that follows `subscription` until the client or the server ends it.
 pub fn respond(
     app: &Arc<App>,
     framing: Framing,
@@ -62,8 +63,8 @@ pub fn respond(
     with_headers(framing, Body::new(body))
 }
 
-/// Turns a reader away without refusing it: an `EventSource` comes back after this, and after a status
-/// it would not.
+/// Turns a reader away with a status of 200. An `EventSource` reconnects after that, and would not after an
+/// error status.
 pub fn turn_away(framing: Framing, code: Code, cursor: Option<Id>) -> Response {
     let retry_ms = overload_retry_ms();
     let closing = Control::Closing { code, cursor, retry_ms };
@@ -93,7 +94,7 @@ struct StreamBody {
     framing: Framing,
     subscription: Subscription,
     pulse: Pulse,
-    /// What comes before anything else.
+    /// The frame that leaves before anything else.
     next: Option<Bytes>,
     leaving: bool,
     ended: Option<Code>,
@@ -111,7 +112,7 @@ impl StreamBody {
         Frame::data(self.framing.control(&closing).into())
     }
 
-    /// What is ready, in one piece.
+    /// The bytes that are ready, in one piece.
     fn gather(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
         if self.next.is_some() {
             return self.next.take();
@@ -140,10 +141,10 @@ impl StreamBody {
 
 impl Drop for StreamBody {
     fn drop(&mut self) {
-        let why = self.ended.map_or("the client left, or took nothing", Code::as_str);
+        let why = self.ended.map_or("the client left, or stopped reading", Code::as_str);
         let Self { subscription, app, .. } = self;
         let (cursor, newest) = (subscription.cursor(), app.broker.watermark());
-        self.permit.tell_end(format_args!("{why}"), subscription.connection(), cursor, newest);
+        self.permit.log_end(format_args!("{why}"), subscription.connection(), cursor, newest);
     }
 }
 
@@ -159,7 +160,7 @@ impl http_body::Body for StreamBody {
             return Poll::Ready(None);
         }
         let Self { lease, subscription, next, .. } = &mut *self;
-        // What was taken before the end is given out before it: the cursor is past it.
+        // A frame that was taken before the end leaves before it, because the cursor is already past it.
         if next.is_none()
             && let Poll::Ready(code) = lease.poll(cx, || subscription.patterns())
         {
@@ -181,7 +182,7 @@ impl http_body::Body for StreamBody {
                 }
             }
         }
-        // Everything that had come was gathered before.
+        // Everything that had arrived was gathered above.
         if self.leaving && !self.subscription.is_reading() {
             return Poll::Ready(Some(Ok(self.end(Code::Draining))));
         }
@@ -220,12 +221,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gap_that_was_taken_is_told_before_the_end_that_comes_then() {
+    async fn a_gap_that_was_taken_is_sent_before_the_closing_frame() {
         let page = "https://app.example";
         let config = Config { allowed_origins: vec![page.parse().expect("an origin")], ..Config::default() };
         let broker = Broker::new(MemoryLog::start(config.retention()));
         let app = App::new(broker.clone(), Arc::new(config), Shutdown::new());
-        // More than one page of the log, and that more than one write.
+        // More than one page of the log, which is more than one write.
         for _ in 0..300 {
             publish(&broker, "a").await;
         }

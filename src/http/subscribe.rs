@@ -1,4 +1,4 @@
-//! What a request wants to read, and by which transport.
+//! The topics that a request asks for, the start, and the transport.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,9 +26,9 @@ const MAX_EVENTS_BODY_BYTES: usize = 1 << 20;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// What to read, from where, and how.
+/// The topics to read, the start, and the transport.
 struct Wanted {
-    /// All of them granted.
+    /// All of them are granted.
     patterns: Vec<Pattern>,
     access: Access,
     start: Option<Start>,
@@ -144,8 +144,8 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                     Ok(stream::turn_away(framing, Code::Overloaded, Some(subscription.cursor())))
                 }
                 (Err(error), _) => {
-                    // Without a cursor of its own it is to come back as it came: one of ours would skip
-                    // what it asked for.
+                    // A client without a cursor must repeat its request unchanged. A cursor of ours would
+                    // skip what it asked for.
                     let cursor = if let Start::After(cursor) = start { Some(cursor) } else { None };
                     Ok(stream::turn_away(framing, Problem::from(error).code, cursor))
                 }
@@ -183,11 +183,11 @@ impl Wanted {
             None => sse,
             Some("raw") => Framing::SseRaw,
             Some("envelope") => Framing::SseEnvelope,
-            Some(_) => return Err(Problem::bad_request("format is raw or envelope")),
+            Some(_) => return Err(Problem::bad_request("format: expected raw or envelope")),
         };
         let transport = match options.transport.as_deref() {
             Some(name) => Transport::named(name, sse)
-                .ok_or_else(|| Problem::bad_request("transport is sse, ndjson or poll"))?,
+                .ok_or_else(|| Problem::bad_request("transport: expected sse, ndjson or poll"))?,
             None => Transport::accepted(headers, sse),
         };
         Ok(Self {
@@ -211,7 +211,7 @@ impl Transport {
         }
     }
 
-    /// The first type named in `Accept` that we speak; anything else is a poll.
+    /// The first type in `Accept` that this server speaks; anything else is a poll.
     fn accepted(headers: &HeaderMap, sse: Framing) -> Self {
         let types = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
         for accepted in types.flat_map(|value| value.split(',')) {
@@ -246,13 +246,13 @@ impl Options {
 
     async fn from_body(app: &App, headers: &HeaderMap, body: Body) -> Result<Self, Problem> {
         if !body::is_json(headers) {
-            return Err(Problem::new(Code::UnsupportedMediaType, "the body of /events is application/json"));
+            return Err(Problem::new(Code::UnsupportedMediaType, "Content-Type: expected application/json"));
         }
         let bytes: Bytes = body::read(app, headers, body, MAX_EVENTS_BODY_BYTES).await?;
         serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(format!("the body: {error}")))
     }
 
-    /// Takes what the body says; what is said twice is refused.
+    /// Adds the options of the body. An option that is given in both is refused.
     fn merge(&mut self, body: Self) -> Result<(), Problem> {
         fn once<T>(name: &str, known: &mut Option<T>, given: Option<T>) -> Result<(), Problem> {
             match (&known, &given) {
@@ -277,7 +277,7 @@ impl Options {
 
     fn start(&self, headers: &HeaderMap) -> Result<Option<Start>, Problem> {
         if self.after.is_some() && self.last_event_id.is_some() {
-            return Err(Problem::bad_request("after and last_event_id are the same: give one of them"));
+            return Err(Problem::bad_request("after and last_event_id mean the same: give only one of them"));
         }
         let last = self.last.as_ref().map(|last| match last {
             Scalar::Number(number) => number.to_string(),
@@ -288,7 +288,7 @@ impl Options {
             last: last.as_deref(),
             since: self.since.as_deref(),
         };
-        // Checked in any case, though the header wins: a browser comes back to the old URL.
+        // Checked also if the header wins: a browser reconnects to the old URL.
         let from_query = fields.parse()?;
         let from_header = headers.get(LAST_EVENT_ID).and_then(|value| query::last_event_id(value.as_bytes()));
         Ok(from_header.or(from_query))

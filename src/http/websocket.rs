@@ -32,10 +32,10 @@ use super::{
 };
 use crate::{broker::Subscription, log::Start, message::Pattern};
 
-/// The subprotocol that is spoken, offered or not.
+/// The subprotocol that the server speaks, offered or not.
 const SUBPROTOCOL: &str = "rejoin.v1";
 
-/// Whether the request asks for a WebSocket.
+/// True if the request asks for a WebSocket.
 ///
 /// # Errors
 /// `upgrade_required` if it asks for one that is not RFC 6455 version 13.
@@ -60,11 +60,11 @@ pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
     if is_version_13 && is_handshake {
         Ok(true)
     } else {
-        Err(Problem::new(Code::UpgradeRequired, "WebSocket is spoken as RFC 6455, version 13"))
+        Err(Problem::new(Code::UpgradeRequired, "only WebSocket version 13 (RFC 6455) is supported"))
     }
 }
 
-/// Answers the handshake, and serves the connection in a task of its own.
+/// Answers the handshake, and serves the connection in its own task.
 pub async fn upgrade(
     app: &Arc<App>,
     request: Request,
@@ -87,19 +87,19 @@ pub async fn upgrade(
     }
 }
 
-/// Refuses a handshake where nothing can be subscribed to; other requests go on.
+/// Refuses a handshake for a resource that cannot be subscribed to. Other requests pass.
 pub async fn refuse_upgrade(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     match is_upgrade(&request) {
         Ok(false) => next.run(request).await,
         Ok(true) => {
-            let detail = "no WebSocket is spoken here; subscribe at /topics/{topic} or /events";
+            let detail = "no WebSocket at this path; subscribe at /topics/{topic} or /events";
             refuse(&app, request, Problem::new(Code::NotFound, detail))
         }
         Err(problem) => problem.into_response(),
     }
 }
 
-/// Refuses a handshake so that its sender can see why: a browser sees only close codes.
+/// Refuses a handshake so that a browser can see the reason: it sees only close codes.
 pub fn refuse(app: &Arc<App>, request: Request, problem: Problem) -> Response {
     if !request.headers().contains_key(header::ORIGIN) || problem.code.close().is_none() {
         return problem.into_response();
@@ -116,12 +116,12 @@ async fn begin(
     start: Start,
 ) -> Result<(Subscription, Permit), Problem> {
     let permit = app.permit(Transport::WebSocket).ok_or_else(super::overloaded)?;
-    // Before the answer, so that what is published once the client knows of it is not missed.
+    // Subscribe before the answer: so no message is missed that is published once the client knows of it.
     let subscription = app.broker.subscribe(patterns, &start, &app.new_connection()).await?;
     Ok((subscription, permit))
 }
 
-/// Sends the answer, and gives the socket to `serve` once the connection has become one.
+/// Sends the answer, and gives the socket to `serve` once the connection has become a WebSocket.
 fn accept<F>(
     app: &Arc<App>,
     mut request: Request,
@@ -132,7 +132,7 @@ where
 {
     let on_upgrade: OnUpgrade = hyper::upgrade::on(&mut request);
     let (max_message, write_timeout) = (app.max_command_bytes(), app.config.write_timeout);
-    // What waits for the connection is in a box, so that the room for it is not held for as long as that lasts.
+    // In a box, because the task would otherwise reserve room for it as long as it runs.
     let serve = Box::new(serve);
     app.tasks.spawn(async move {
         match on_upgrade.await {

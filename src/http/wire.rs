@@ -1,4 +1,4 @@
-//! The shapes on the wire: the envelope, the control frames, and how each transport wraps them.
+//! The frames on the wire: the envelope, the control frames, and how each transport wraps them.
 
 use std::io::Write;
 
@@ -20,7 +20,7 @@ mod slot {
     pub const SSE_RAW: usize = 3;
 }
 
-/// What the server says besides messages, the same on every transport.
+/// The frames that are no messages, the same on every transport.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Control<'a> {
@@ -35,7 +35,8 @@ pub enum Control<'a> {
     },
     Closing {
         code: Code,
-        /// Nothing where reading had not begun: the client comes back as it came.
+        /// Absent if reading had not begun, or if frames were left out for a slow client: then the client's own
+        /// cursor counts.
         #[serde(skip_serializing_if = "Option::is_none")]
         cursor: Option<Id>,
         retry_ms: u32,
@@ -61,14 +62,14 @@ impl Control<'_> {
     }
 }
 
-/// One way to write messages and control frames into a response body.
+/// A way to write messages and control frames into a response body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// Server-Sent Events whose data is the payload.
     SseRaw,
     /// Server-Sent Events whose data is the envelope.
     SseEnvelope,
-    /// One JSON object a line.
+    /// One JSON object on each line.
     Ndjson,
 }
 
@@ -80,11 +81,11 @@ impl Framing {
         }
     }
 
-    /// The bytes of a message, shared by all who read it in this form.
+    /// The bytes of a message, shared by all readers of this form.
     pub fn message(self, message: &Message, cursor: Id) -> Bytes {
         match self {
             Self::Ndjson => envelope_line(message),
-            // The id of an event is the cursor, which here is the reader's own.
+            // The id of the event is the cursor, which is this reader's own.
             Self::SseRaw | Self::SseEnvelope if message.is_ephemeral() => self.event(message, cursor).into(),
             Self::SseRaw => message.rendered(slot::SSE_RAW, |message| self.event(message, message.id).into()),
             Self::SseEnvelope => {
@@ -139,14 +140,14 @@ impl Framing {
     }
 }
 
-/// The block with which a Server-Sent Events stream opens or is turned away.
+/// The block with which a Server-Sent Events stream opens, or is turned away.
 pub fn sse_retry(retry_ms: u32, control: &Control<'_>) -> Vec<u8> {
     let mut block = format!("retry: {retry_ms}\n").into_bytes();
     block.extend(Framing::SseEnvelope.control(control));
     block
 }
 
-/// The lines of a text, ended by CRLF, LF or CR as Server-Sent Events count them.
+/// The lines of a text. CRLF, LF and CR end a line, as in Server-Sent Events.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -158,7 +159,7 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The frame header of a server, for a payload of this length (RFC 6455 §5.2).
+/// A server's frame header for a payload of this length (RFC 6455 §5.2).
 fn write_frame_header(out: &mut Vec<u8>, opcode: u8, len: usize) {
     out.push(0x80 | opcode);
     match len {
@@ -195,12 +196,12 @@ fn frame(opcode: u8, body: &[u8]) -> Bytes {
     frame.into()
 }
 
-/// A WebSocket frame with a control frame, or an answer.
+/// A WebSocket frame with a control frame or an answer.
 pub fn control_frame(control: &impl Serialize) -> Bytes {
     text_frame(&to_json(control))
 }
 
-/// The WebSocket frame of a message, shared by all who read it.
+/// The WebSocket frame of a message, shared by all its readers.
 pub fn message_frame(message: &Message) -> Bytes {
     if message.payload.kind == PayloadKind::Binary {
         return message.rendered(slot::BINARY, |message| binary_frame(message, false));
@@ -209,7 +210,7 @@ pub fn message_frame(message: &Message) -> Bytes {
     line.slice(..line.len() - 1)
 }
 
-/// The WebSocket frame of a message that is read again before `subscribed`.
+/// The WebSocket frame of a message that is replayed before `subscribed`.
 pub fn replay_frame(message: &Message) -> Bytes {
     if message.payload.kind == PayloadKind::Binary {
         return binary_frame(message, true);
@@ -219,7 +220,7 @@ pub fn replay_frame(message: &Message) -> Bytes {
     text_frame(&envelope)
 }
 
-/// A gap of a topic that is read again before `subscribed`.
+/// The gap of a topic that is replayed before `subscribed`.
 pub fn replay_gap_frame(gap: &GapNotice) -> Bytes {
     #[derive(Serialize)]
     struct Replay<'a> {
@@ -242,8 +243,8 @@ pub fn envelope(message: &Message) -> Bytes {
     framed.slice(frame_header_len(&framed)..framed.len() - 1)
 }
 
-/// One rendering for two forms: `[frame header] envelope LF`. A WebSocket takes all but the line feed,
-/// a line all but the header.
+/// One rendering for two forms: `[frame header] envelope LF`. A WebSocket omits the line feed, and a line
+/// omits the header.
 fn framed_envelope(message: &Message) -> Bytes {
     message.rendered(slot::ENVELOPE, |message| {
         let mut envelope = Vec::with_capacity(message.payload.bytes.len() + 160);
@@ -274,9 +275,9 @@ fn binary_frame(message: &Message, replay: bool) -> Bytes {
 
 #[derive(Clone, Copy, Default)]
 struct Style {
-    /// The message is read again before `subscribed`.
+    /// The message is replayed before `subscribed`.
     replay: bool,
-    /// The payload follows the envelope as it is.
+    /// The payload follows the envelope as raw bytes.
     bytes_follow: bool,
 }
 
@@ -316,7 +317,7 @@ fn write_data(out: &mut Vec<u8>, message: &Message, style: Style) {
             out.extend_from_slice(b",\"data\":");
             let begin = out.len();
             out.extend_from_slice(json.as_bytes());
-            // Inside of strings JSON has no line ends, so these are between tokens.
+            // JSON strings contain no line ends, so these are between tokens.
             out[begin..]
                 .iter_mut()
                 .filter(|byte| matches!(byte, b'\r' | b'\n'))
@@ -339,7 +340,7 @@ fn write_string(out: &mut Vec<u8>, text: &str) {
 }
 
 fn write(out: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
-    out.write_fmt(arguments).expect("memory takes what is written");
+    out.write_fmt(arguments).expect("writing to memory cannot fail");
 }
 
 fn to_json(value: &impl Serialize) -> Vec<u8> {
@@ -389,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_server_sent_events_cannot_carry_comes_as_an_envelope() {
+    fn bytes_that_server_sent_events_cannot_carry_become_an_envelope() {
         let binary = Payload::declared(b"\xff", None).expect("a payload");
         let event = Framing::SseRaw.message(&message(binary, Some("e")), Id::ZERO);
         assert!(text(&event).starts_with("event: rejoin.binary\nid: 7\ndata: {"), "{event:?}");

@@ -157,7 +157,7 @@ async fn the_program_reads_its_file_again_when_it_changed_and_when_it_is_asked_t
 
     write(&folder, "");
     program.hang_up();
-    program.until_told("would open this server to everybody").await;
+    program.until_told("would open this server").await;
     get(&program.server, "/topics/a").answer().await.problem(401, "unauthorized");
 
     write(&folder, &format!("heartbeat = \"1s\"\n{}", usual().replace("public.**", "other.**")));

@@ -1,4 +1,4 @@
-//! What one connection is given: counted in plain numbers, and added up once for each write.
+//! Counts what one connection is sent: in plain numbers, added to the metrics once for each write.
 
 use std::{fmt, sync::Arc};
 
@@ -16,27 +16,27 @@ pub struct TransportMetrics {
     pub delivered_bytes: IntCounter,
     pub replayed: IntCounter,
     pub latency: Histogram,
-    /// Of all transports, by reason.
+    /// The gaps of all transports, by reason.
     pub gaps: IntCounterVec,
 }
 
-/// The right to be served as one subscription, counted until it is dropped; and what it was given.
+/// The right to one subscription, counted until it is dropped, and the counts of what it was sent.
 pub struct Permit {
     metrics: Arc<TransportMetrics>,
     began: Instant,
-    /// What is not newer than this was published before the connection came.
+    /// Messages up to this id were published before the connection came.
     newest: Id,
     given: usize,
     batch: Batch,
     _permit: OwnedSemaphorePermit,
 }
 
-/// What is about to be written.
+/// The counts for the next write.
 #[derive(Default)]
 struct Batch {
     messages: u32,
     replayed: u32,
-    /// The oldest message that came while the connection was there: it has waited longest.
+    /// The oldest message that was published after the connection came. It has waited longest.
     oldest: Option<Id>,
 }
 
@@ -47,7 +47,7 @@ impl Permit {
         Self { metrics, began, newest, given: 0, batch, _permit: permit }
     }
 
-    /// Notes what is about to be written; `again` where it is read for a topic that was added.
+    /// Counts a message or gap for the next write. `again` is true for the replay of a topic that was added.
     pub fn note(&mut self, delivery: &Delivery, again: bool) {
         let message = match delivery {
             Delivery::Message(message) => message,
@@ -64,7 +64,7 @@ impl Permit {
         }
     }
 
-    /// Adds up what was noted since the last time: it is written now, in so many bytes.
+    /// Adds the counts to the metrics, because the bytes are written now.
     pub fn add_up(&mut self, bytes: usize) {
         let Batch { messages, replayed, oldest } = std::mem::take(&mut self.batch);
         if messages == 0 {
@@ -83,8 +83,8 @@ impl Permit {
         }
     }
 
-    /// One line for a connection that ends: why, after how long, with how much, and how far behind.
-    pub fn tell_end(&self, why: fmt::Arguments<'_>, connection: &str, cursor: Id, newest: Id) {
+    /// Logs one line when a connection ends: the reason, the duration, the counts, and how far it was behind.
+    pub fn log_end(&self, why: fmt::Arguments<'_>, connection: &str, cursor: Id, newest: Id) {
         tracing::debug!(
             transport = self.metrics.transport.as_str(),
             connection,

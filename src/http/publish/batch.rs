@@ -24,17 +24,17 @@ use crate::http::{
     query::Query,
 };
 
-/// How many messages one request may hold: the answers are kept until all have come.
+/// How many messages one request may contain. The answers are kept until all messages have arrived.
 const MAX_ITEMS: usize = 100_000;
-/// How large these answers may be together.
+/// The largest size of these answers together.
 const MAX_ANSWERS_BYTES: usize = 32 << 20;
-/// What an item may have beside its payload.
+/// The largest size of an element, not counting its payload.
 const MAX_ITEM_OVERHEAD_BYTES: usize = 64 << 10;
 
-/// Publishes each element in turn. One that fails does not stop the others, unless they are to be ordered.
+/// Publishes each element in turn. A failure does not stop the others, unless the request asks for `ordered`.
 ///
 /// # Cancel safety
-/// What arrived before this is dropped stays published.
+/// Elements that arrived before this is dropped stay published.
 pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     if *request.method() != Method::POST {
         return Err(Problem::method_not_allowed("POST"));
@@ -44,12 +44,12 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
         Some("application/x-ndjson" | "application/ndjson" | "application/jsonl") => List::Ndjson,
         Some("application/json") => List::Array,
         _ => {
-            let detail = "the body is application/json (an array) or application/x-ndjson";
+            let detail = "Content-Type: expected application/json (an array) or application/x-ndjson";
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
     let is_ordered = Query::parse(request.uri().query())?.flag("ordered")?;
-    // JSON can write a byte with six, and base64 three with four.
+    // JSON can write one byte as six, and base64 needs four for three.
     let mut splitter = Splitter::new(list, 6 * app.config.max_payload + MAX_ITEM_OVERHEAD_BYTES);
     let mut answers = Answers::default();
     let mut body = request.into_body();
@@ -67,12 +67,12 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
             deadline = Instant::now() + app.config.read_timeout;
         }
         for value in values {
-            // The rest is still read: who is sending it is not looking for the answer.
+            // The rest is still read, because a client that is sending does not read the answer.
             if is_ordered && answers.has_failed {
                 break;
             }
             if let Some(limit) = answers.limit() {
-                let detail = format!("a request may hold up to {limit}; the rest was not published");
+                let detail = format!("a request may contain up to {limit}; the rest was not published");
                 return answers.end_with(Problem::new(Code::TooLarge, detail));
             }
             answers.push_value(&app, &access, value).await;
@@ -86,7 +86,7 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
     }
 }
 
-/// The next piece of the body, `None` at its end. By the deadline one whole message must have come.
+/// The next piece of the body, `None` at its end. One whole message must arrive before the deadline.
 async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, Problem> {
     loop {
         match tokio::time::timeout_at(deadline, body.frame()).await {
@@ -132,7 +132,7 @@ impl Answers {
         self.count += 1;
     }
 
-    /// The limit that is reached, if one is.
+    /// The limit that has been reached, if any.
     fn limit(&self) -> Option<String> {
         match self {
             _ if self.count >= MAX_ITEMS => Some(format!("{MAX_ITEMS} messages")),
@@ -143,7 +143,8 @@ impl Answers {
         }
     }
 
-    /// Ends with a problem of the request: its status if nothing was answered yet, else the last answer.
+    /// Ends with a problem of the request. It becomes the status if there is no answer yet, else the last
+    /// answer.
     fn end_with(mut self, problem: Problem) -> Result<Response, Problem> {
         if self.count == 0 {
             return Err(problem);

@@ -13,7 +13,7 @@ use crate::{
     message::{Draft, Id, Payload, Topic},
 };
 
-/// How many topics one item may be published to.
+/// How many topics one element may be published to.
 const MAX_TOPICS: usize = 1_000;
 
 #[derive(Debug, Deserialize)]
@@ -31,14 +31,14 @@ pub struct Item<'a> {
     exclude: Option<String>,
     #[serde(default)]
     ephemeral: bool,
-    /// What a WebSocket command has besides.
+    /// Fields that only a WebSocket command has.
     #[serde(rename = "type")]
     _type: Option<IgnoredAny>,
     #[serde(rename = "ref")]
     _reference: Option<IgnoredAny>,
 }
 
-/// What became of an item.
+/// The outcome of an element.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Published {
@@ -50,7 +50,7 @@ pub enum Published {
     Many {
         ids: BTreeMap<Topic, Option<Id>>,
     },
-    /// Some topics have it, then one refused.
+    /// Some topics have stored the message, then one refused it.
     Partly {
         #[serde(flatten)]
         problem: Problem,
@@ -67,7 +67,7 @@ impl Item<'_> {
     /// Publishes to the topic, or to each of the topics in turn.
     ///
     /// # Cancel safety
-    /// Dropping this before it resolves may have published to none, some or all of them.
+    /// If this is dropped before it resolves, none, some or all topics may have the message.
     pub async fn publish(self, app: &App, access: &Access) -> Result<Published, Problem> {
         let (topics, is_one) = match (&self.topic, &self.topics) {
             (Some(topic), None) => (vec![publishable(topic)?], true),
@@ -78,7 +78,7 @@ impl Item<'_> {
                 let topics: Result<Vec<_>, _> = topics.iter().map(|topic| publishable(topic)).collect();
                 (topics?, false)
             }
-            _ => return Err(Problem::bad_request("topic: give topic, or topics with at least one")),
+            _ => return Err(Problem::bad_request("topic: name one topic, or at least one in topics")),
         };
         topics.iter().try_for_each(|topic| access.publish(topic))?;
         let payload = self.payload(app.config.max_payload)?;
@@ -90,7 +90,7 @@ impl Item<'_> {
 
         let mut ids = BTreeMap::new();
         for topic in topics {
-            // A topic that is named twice is published to once: the answer has one id for it.
+            // A topic that is named twice gets the message once, because the answer has one id for it.
             if ids.contains_key(&topic) {
                 continue;
             }
@@ -119,16 +119,15 @@ impl Item<'_> {
         });
         let string = || {
             serde_json::from_str::<String>(data)
-                .map_err(|_| Problem::bad_request("data: what is not JSON is given as a string"))
+                .map_err(|_| Problem::bad_request("data: expected a JSON string for this content type"))
         };
         let payload = match self.encoding.as_deref() {
             Some("base64") => {
-                let bytes = BASE64
-                    .decode(string()?)
-                    .map_err(|_| Problem::bad_request("data: it is not valid base64"))?;
+                let bytes =
+                    BASE64.decode(string()?).map_err(|_| Problem::bad_request("data: not valid base64"))?;
                 Payload::declared(&bytes, Some(content_type.unwrap_or("application/octet-stream")))
             }
-            Some(_) => return Err(Problem::bad_request("encoding: the only one is base64")),
+            Some(_) => return Err(Problem::bad_request("encoding: expected base64")),
             None if is_json => Payload::declared(data.as_bytes(), content_type.or(Some("application/json"))),
             None => Payload::declared(string()?.as_bytes(), content_type),
         };
@@ -137,7 +136,7 @@ impl Item<'_> {
     }
 }
 
-/// An id, with or without the quotes that the header has.
+/// An id, with or without the quotes that the header needs.
 fn if_match(text: &str) -> Result<Id, Problem> {
-    text.trim_matches('"').parse().map_err(|_| Problem::bad_request("if_match is an id"))
+    text.trim_matches('"').parse().map_err(|_| Problem::bad_request("if_match: expected an id"))
 }

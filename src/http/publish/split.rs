@@ -1,28 +1,28 @@
 //! Cuts a body that arrives in pieces into the JSON values that it lists, before it has ended.
 
-/// How the values are listed.
+/// The kind of list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum List {
-    /// One a line.
+    /// One value on each line.
     Ndjson,
     /// A JSON array.
     Array,
 }
 
-/// One value of the list. Whether it is JSON is for its reader to say.
+/// One value of the list. Its reader checks that it is JSON.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Value {
     Bytes(Vec<u8>),
-    /// It is longer than the limit, and was skipped.
+    /// The value is longer than the limit, and was skipped.
     TooLong,
 }
 
-/// The list itself is broken; what follows cannot be told apart.
+/// The list itself is broken, so the values after this cannot be separated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the body is not a JSON array")]
 pub struct Broken;
 
-/// A cutter of one body. It holds no more than one value.
+/// Splits one body. It holds no more than one value.
 #[derive(Debug)]
 pub struct Splitter {
     list: List,
@@ -51,10 +51,10 @@ impl Splitter {
         Self { list, limit, value, too_long: false, place, depth: 0, in_string: false, escaped: false }
     }
 
-    /// Gives the values that `bytes` complete.
+    /// Returns the values that `bytes` complete.
     ///
     /// # Errors
-    /// [`Broken`] where an array was expected and this is none.
+    /// [`Broken`] if the body is not the expected array.
     pub fn push(&mut self, bytes: &[u8], values: &mut Vec<Value>) -> Result<(), Broken> {
         match self.list {
             List::Ndjson => {
@@ -71,10 +71,10 @@ impl Splitter {
         }
     }
 
-    /// Gives the last value, where nothing need follow it.
+    /// Returns the last value, which needs no separator after it.
     ///
     /// # Errors
-    /// [`Broken`] if an array was not closed.
+    /// [`Broken`] if the array was not closed.
     pub fn finish(&mut self, values: &mut Vec<Value>) -> Result<(), Broken> {
         match self.list {
             List::Ndjson => self.complete(values),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_array_is_broken_where_it_breaks() {
+    fn a_broken_array_is_noticed_where_it_breaks() {
         assert_eq!(split(List::Array, "[]", 9), (vec![], Ok(())));
         for (body, complete) in
             [("", 0), ("{}", 0), ("[1", 0), ("[1,", 1), ("[1,]", 1), ("[1]2", 1), ("[,1]", 0), ("[}", 0)]

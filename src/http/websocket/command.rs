@@ -1,4 +1,4 @@
-//! What a client says on a WebSocket, and what it is answered.
+//! The commands of a client on a WebSocket, and the answers.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::{
     message::{Id, Pattern},
 };
 
-/// The name that a client gives a command, repeated in its answer.
+/// The name that a client gives a command. The answer repeats it.
 pub type Reference = Option<Value>;
 
 /// A command, and the name that the client gave it.
@@ -38,23 +38,23 @@ pub enum Action {
     Unsubscribe {
         pattern: Pattern,
     },
-    /// The command as it came; the payload in it is spliced into the message.
+    /// The command as it came. Its payload is spliced into the message.
     Publish(String),
     /// A new token.
     Auth(String),
     Ping,
-    /// It is no command; said in its turn.
+    /// Not a valid command. The problem is answered in its turn.
     Refused(Problem),
 }
 
-/// What became of a command that took its time.
+/// The outcome of a command that took some time.
 pub enum Outcome {
-    /// To be read from now on, or first up to where the connection stands.
+    /// The new subscription. It is read from now on, or first up to the connection's cursor.
     Begun(Pattern, Box<Subscription>),
     Published(Published),
 }
 
-/// What a client is answered.
+/// The answer to a command.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Answer<'a> {
@@ -70,7 +70,7 @@ pub enum Answer<'a> {
     Authenticated,
     Pong,
     Error(&'a Problem),
-    /// Some of the topics have it, then one refused.
+    /// Some topics have stored the message, then one refused it.
     #[serde(rename = "error")]
     Partly(&'a Published),
 }
@@ -84,7 +84,7 @@ pub struct Reply<'a> {
     pub reference: &'a Reference,
 }
 
-/// What a command may be.
+/// The types of commands.
 const KINDS: &str = "subscribe, unsubscribe, publish, auth or ping";
 
 #[derive(Deserialize)]
@@ -124,7 +124,7 @@ impl Command {
         let Head { kind, reference } = serde_json::from_str(text).map_err(|error| wrong(&error))?;
         match reference {
             None | Some(Value::String(_) | Value::Number(_)) => Ok((kind, reference)),
-            Some(_) => Err(Problem::bad_request("ref is a string or a number")),
+            Some(_) => Err(Problem::bad_request("ref: expected a string or a number")),
         }
     }
 }
@@ -160,7 +160,7 @@ impl Fields {
             None => None,
             Some(Value::Number(number)) => Some(number.to_string()),
             Some(Value::String(text)) => Some(text),
-            Some(_) => return Err(Problem::bad_request("last is a number")),
+            Some(_) => return Err(Problem::bad_request("last: expected a number")),
         };
         let (after, since) = (self.after.as_deref(), self.since.as_deref());
         let start = StartFields { after, last: last.as_deref(), since }.parse()?;
@@ -181,7 +181,7 @@ pub fn begin(
     })
 }
 
-/// Publishes what the command says.
+/// Publishes the message in the command.
 pub fn publish(app: Arc<App>, access: Access, text: String) -> BoxFuture<'static, Result<Outcome, Problem>> {
     Box::pin(async move {
         let item: Item<'_> = serde_json::from_str(&text).map_err(|error| wrong(&error))?;

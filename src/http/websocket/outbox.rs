@@ -1,4 +1,4 @@
-//! What is to be written to a socket: shared bytes, in one system call for many.
+//! Bytes that wait to be written to a socket: shared, and many in one system call.
 
 use std::{
     collections::VecDeque,
@@ -12,18 +12,18 @@ use tokio::io::AsyncWrite;
 
 /// How many pieces one system call takes.
 const MAX_SLICES: usize = 64;
-/// A piece up to this size is copied beside the one before it: a system call is dearer than that.
+/// A piece of up to this size is copied behind the one before it: a system call costs more than that.
 const MAX_COPIED_BYTES: usize = 1024;
-/// The room that a quiet connection keeps.
+/// The capacity that a quiet connection keeps.
 const KEPT_CAPACITY: usize = 8;
 
 /// Pieces that wait to be written, each one or more whole frames.
 #[derive(Debug, Default)]
 pub struct Outbox {
     pieces: VecDeque<Bytes>,
-    /// Small pieces that came after these, put together.
+    /// Small pieces that came after these, joined.
     gathered: BytesMut,
-    /// How much of the first piece is on its way.
+    /// How many bytes of the first piece are written.
     written: usize,
     bytes: usize,
 }
@@ -53,7 +53,7 @@ impl Outbox {
         self.pieces.is_empty()
     }
 
-    /// Drops all that has not begun to be written. True if there was any.
+    /// Drops every piece of which nothing has been written. True if there were any.
     pub fn drop_unbegun(&mut self) -> bool {
         self.gathered = BytesMut::new();
         self.pieces.truncate(usize::from(self.written > 0));
@@ -61,7 +61,7 @@ impl Outbox {
         std::mem::replace(&mut self.bytes, kept) > kept
     }
 
-    /// Writes what the socket takes. Ready with how much that was; pending if it takes nothing.
+    /// Writes as much as the socket takes. Ready with the number of bytes; pending if it takes nothing.
     pub fn poll_write<W: AsyncWrite + Unpin>(
         &mut self,
         socket: &mut W,
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_has_begun_to_be_written_is_kept_and_it_is_told_whether_anything_was_not() {
+    async fn a_piece_that_has_begun_is_kept_and_dropping_others_is_reported() {
         let (mut socket, _peer) = tokio::io::duplex(4);
         let mut outbox = Outbox::default();
         outbox.push("begun".into());

@@ -31,11 +31,12 @@ use crate::{
     message::{Message, Pattern},
 };
 
-/// How much may wait to be written before the log is read on; and of answers, before commands are.
+/// How many bytes may wait to be written before the log is read on. The same limit for answers stops the
+/// reading of commands.
 const MAX_QUEUED_BYTES: usize = 64 << 10;
-/// How many commands may wait for the one that is being done before the socket is read on.
+/// How many commands may wait for the running one before the socket is no longer read.
 const MAX_WAITING_COMMANDS: usize = 16;
-/// How many frames are handled before others may run.
+/// How many rounds one poll makes before other tasks may run.
 const BUDGET: usize = 256;
 
 /// One connection, from its `open` to its close.
@@ -47,32 +48,32 @@ pub struct Session {
     waiting: VecDeque<Command>,
     running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
     pulse: Pulse,
-    /// When the peer last said something, or could not have because it has yet to take what was written.
+    /// When the peer last sent something. While the peer has yet to read what was written, this is now.
     heard_at: Instant,
-    /// How much was gathered since the socket had last taken all.
+    /// How many bytes were gathered since the socket last took everything.
     gathered_bytes: usize,
     leaving: bool,
     permit: Permit,
     lease: Lease,
 }
 
-/// A topic that is read up to where the connection stands.
+/// A topic that is read up to the connection's cursor.
 struct Joining {
     reference: Reference,
     pattern: Pattern,
     subscription: Subscription,
 }
 
-/// Why a session ends.
+/// The reason why a session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Lost(Lost),
-    /// The client sent what a client may not send.
+    /// The client sent a binary frame.
     Unsupported,
-    /// Nothing was heard of the peer for two heartbeats.
+    /// No frame came from the client for two heartbeats.
     Silent,
     Draining,
-    /// What it reads is not granted any more.
+    /// The client's grants or its token have ended.
     Over(Code),
 }
 
@@ -85,7 +86,7 @@ impl fmt::Display for End {
                 return write!(f, "the client broke the protocol: close {code}");
             }
             Self::Lost(Lost::TooSlow) => Code::TooSlow.as_str(),
-            Self::Unsupported => "the client sent what is no text",
+            Self::Unsupported => "the client sent a binary frame",
             Self::Silent => "the client was silent for two heartbeats",
             Self::Draining => Code::Draining.as_str(),
             Self::Over(code) => code.as_str(),
@@ -131,8 +132,8 @@ impl Session {
         self.socket.push(wire::control_frame(&open));
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
         let (cursor, newest) = (self.subscription.cursor(), self.app.broker.watermark());
-        self.permit.tell_end(format_args!("{end}"), self.subscription.connection(), cursor, newest);
-        // In a box, so that the room for it is not held by every connection that goes on.
+        self.permit.log_end(format_args!("{end}"), self.subscription.connection(), cursor, newest);
+        // In a box, so that connections which are still open do not reserve room for it.
         Box::pin(self.finish(end)).await;
     }
 
@@ -148,7 +149,7 @@ impl Session {
             End::Unsupported => socket.close(1003, "commands are text frames").await,
             End::Lost(Lost::TooSlow) => {
                 app.metrics.slow_closes.inc();
-                // The cursor is past what is left out.
+                // The cursor is past the frames that are left out.
                 let cursor = if socket.leave_out_unbegun() { None } else { Some(cursor) };
                 socket.push(closing(Code::TooSlow, cursor, overload_retry_ms()));
                 socket.close_slow(4101, Code::TooSlow.as_str()).await;
@@ -176,7 +177,7 @@ impl Session {
             };
             let was_joining = self.joining.is_some();
             let has_more = self.gather(cx);
-            // Commands that waited for it can be done now.
+            // Commands that waited for the merge can run now.
             again |= was_joining && self.joining.is_none();
             let mut is_behind = false;
             match self.socket.poll_flush(cx) {
@@ -199,8 +200,8 @@ impl Session {
                         let cursor = Control::Cursor { cursor: self.subscription.cursor() };
                         self.socket.push(wire::control_frame(&cursor));
                     }
-                    // A ping waits behind what the peer has yet to take, and its pong is not read as long as
-                    // too many commands wait.
+                    // A ping waits behind frames that the peer has not read yet, and its pong is not read
+                    // while too many commands wait.
                     Beat::Heartbeat if is_behind || self.waiting.len() >= MAX_WAITING_COMMANDS => {
                         self.heard_at = Instant::now();
                     }
@@ -218,7 +219,7 @@ impl Session {
         Poll::Pending
     }
 
-    /// Whether everything was done that was asked for.
+    /// True if everything that the client asked for is done.
     fn is_idle(&self) -> bool {
         self.joining.is_none()
             && self.running.is_none()
@@ -226,7 +227,7 @@ impl Session {
             && !self.subscription.is_reading()
     }
 
-    /// Takes commands from the socket and does them, one after the other. True if one moved on.
+    /// Reads commands from the socket and runs them, one after the other. True if one made progress.
     fn poll_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = false;
         let max_queued = MAX_QUEUED_BYTES + self.gathered_bytes;
@@ -305,7 +306,7 @@ impl Session {
     fn renew(&mut self, token: &str) -> Result<(), Problem> {
         let Self { lease, subscription, joining, .. } = self;
         if lease.access().is_open() {
-            return Err(Problem::bad_request("auth: this server has no credentials configured"));
+            return Err(Problem::bad_request("auth: this server requires no credentials"));
         }
         lease.renew(token, patterns_of(subscription, joining))
     }
@@ -317,7 +318,7 @@ impl Session {
             }
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
             Ok(Outcome::Begun(pattern, subscription)) => {
-                // Meanwhile the rules may have changed.
+                // The rules may have changed meanwhile.
                 if let Err(problem) = self.lease.access().subscribe(std::slice::from_ref(&pattern)) {
                     return self.answer(&reference, Answer::Error(&problem));
                 }
@@ -335,7 +336,7 @@ impl Session {
         self.socket.push(wire::control_frame(&Reply { answer, reference }));
     }
 
-    /// Queues what is ready to be given out. True if there is more than may be queued.
+    /// Queues the frames that are ready. True if there are more than may be queued.
     fn gather(&mut self, cx: &mut Context<'_>) -> bool {
         let mut batch = Batch::new(Form::Frames);
         let queued_before = self.socket.queued_bytes();
@@ -398,15 +399,15 @@ impl Session {
     }
 }
 
-/// What is given out next.
+/// The next thing to send.
 enum Next {
-    /// A message that others are given too.
+    /// A message whose bytes other readers may share.
     Message(Arc<Message>),
     /// A frame for this connection alone.
     Frame(Bytes),
 }
 
-/// All that a connection reads, or is about to.
+/// Every pattern that a connection reads, or is about to read.
 fn patterns_of<'a>(
     subscription: &'a Subscription,
     joining: &'a Option<Box<Joining>>,
@@ -415,7 +416,7 @@ fn patterns_of<'a>(
     subscription.patterns().chain(joined)
 }
 
-/// Tells a browser why its handshake is refused, which it could not see from a status.
+/// Tells a browser why its handshake is refused, because it cannot see a status.
 pub async fn turn_away(mut socket: Socket, problem: Problem) {
     let code = problem.code.close().unwrap_or(4000);
     socket.push(wire::control_frame(&Reply { answer: Answer::Error(&problem), reference: &None }));

@@ -23,14 +23,14 @@ use tungstenite::{
 use super::outbox::Outbox;
 use crate::http::gate::Gate;
 
-/// Commands are small and few. A larger one makes its own room for as long as it is read.
+/// Commands are small and few. A larger one gets its own buffer while it is read.
 const READ_BUFFER_BYTES: usize = 512;
-/// How long a peer has to answer a close, and to take what was written before it.
+/// How long a peer may take to answer a close, and to read what was written before it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same for one that takes nothing.
+/// The same for a peer that has stopped reading.
 const SLOW_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A WebSocket on the side of the server.
+/// A WebSocket on the server's side.
 pub struct Socket {
     io: TokioIo<Upgraded>,
     /// Opens when there is something to read.
@@ -41,16 +41,16 @@ pub struct Socket {
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-/// Why a socket cannot be read or written any more.
+/// Why a socket can no longer be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lost {
-    /// The close handshake was done.
+    /// The close handshake is done.
     Closed,
-    /// The connection ended without one.
+    /// The connection ended without a close handshake.
     Gone,
-    /// The peer broke the protocol or a limit, for which there is a close code.
+    /// The peer broke the protocol or a limit. This is the close code for it.
     Broken(u16),
-    /// The peer took nothing for the write timeout.
+    /// The peer has not read anything for the write timeout.
     TooSlow,
 }
 
@@ -75,7 +75,7 @@ impl Socket {
         })
     }
 
-    /// Queues a frame that is ready to be written.
+    /// Queues a ready frame.
     pub fn push(&mut self, frame: Bytes) {
         self.outbox.push(frame);
     }
@@ -90,12 +90,12 @@ impl Socket {
         self.outbox.bytes()
     }
 
-    /// Writes all that is queued. Pending while the peer does not take it.
+    /// Writes everything that is queued. Pending while the peer does not read.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
         while !self.outbox.is_empty() {
             match self.outbox.poll_write(&mut self.io, cx) {
                 Poll::Ready(Ok(_)) => self.stalled = None,
-                // The socket's own guard may have found the stall first.
+                // The socket's own guard may have noticed the stall first.
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
                     return Poll::Ready(Err(Lost::TooSlow));
                 }
@@ -115,8 +115,8 @@ impl Socket {
         }
     }
 
-    /// Closes, and reads on until the peer has answered or a short time is over: a socket that is
-    /// dropped with something unread takes the last frames back.
+    /// Closes, and reads on until the peer has answered or a short time has passed. A socket that is dropped
+    /// with unread bytes would lose the last frames.
     pub async fn close(mut self, code: u16, reason: &'static str) {
         self.send_close(code, reason);
         let closed = async {
@@ -126,24 +126,24 @@ impl Socket {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
     }
 
-    /// Closes a peer that broke the protocol: what else it says cannot be understood.
+    /// Closes a peer that broke the protocol. The rest that it sends cannot be understood.
     pub async fn fail(mut self, code: u16) {
         self.send_close(code, "");
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.end()).await;
     }
 
-    /// Drops what waits to be written and has not begun to be. True if there was any.
+    /// Drops every queued frame of which nothing has been written. True if there were any.
     pub fn leave_out_unbegun(&mut self) -> bool {
         self.outbox.drop_unbegun()
     }
 
-    /// Closes a peer that takes nothing, in less time.
+    /// Closes a peer that has stopped reading, in less time.
     pub async fn close_slow(mut self, code: u16, reason: &'static str) {
         self.send_close(code, reason);
         let _ = tokio::time::timeout(SLOW_CLOSE_TIMEOUT, self.end()).await;
     }
 
-    /// Ends a socket whose close handshake the peer began.
+    /// Ends a socket after the peer began the close handshake.
     pub async fn closed(mut self) {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.end()).await;
     }
@@ -152,7 +152,7 @@ impl Socket {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
         let Self { io, protocol, outbox, .. } = self;
         let mut context = Context::from_waker(std::task::Waker::noop());
-        // Writing only fills the outbox; there is nothing else to fail.
+        // Writing only fills the outbox, so it cannot fail.
         let _ = protocol.close(&mut Wire { io, outbox, cx: &mut context }, Some(frame));
     }
 
@@ -171,7 +171,7 @@ impl Socket {
         .await;
     }
 
-    /// Writes what is left, ends our side, and waits until the peer has ended its own.
+    /// Writes the rest, ends our side, and waits until the peer has ended its own.
     async fn end(&mut self) {
         self.stalled = None;
         let _ = std::future::poll_fn(|cx| self.poll_flush(cx)).await;
@@ -204,8 +204,8 @@ fn lost(error: &Error) -> Lost {
     }
 }
 
-/// The socket as tungstenite sees it: it reads what is there, and what it writes joins the outbox, so
-/// that its answers and our frames never mix.
+/// The socket as tungstenite sees it. Reads take the bytes that are there. Writes join the outbox, so that
+/// tungstenite's answers and our frames never mix.
 struct Wire<'a, 'b> {
     io: &'a mut TokioIo<Upgraded>,
     outbox: &'a mut Outbox,
