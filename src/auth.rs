@@ -1,8 +1,9 @@
-//! Who may do what: credentials, grants, and what covers what. Pure values: nothing here waits.
+//! Authentication and authorization: credentials, grants, and which pattern covers which. Pure values:
+//! nothing here waits.
 //!
-//! A credential is shown to an [`Authority`], which is all that is configured, and becomes an [`Identity`],
-//! which has [`Grants`]. This room knows nothing of requests and connections; where a credential comes
-//! from, and what becomes of a connection whose credential ends, is not its business.
+//! An [`Authority`] holds the configuration. It turns a credential into an [`Identity`], which has
+//! [`Grants`]. This room knows nothing of requests and connections: `http` finds the credential in a request,
+//! and ends a connection whose credential has ended.
 
 mod algorithm;
 mod authority;
@@ -26,26 +27,26 @@ pub use self::{
     tables::{AnonymousTable, InLine, JwtTable, KeyTable, Read},
 };
 
-/// Why a credential is not accepted: for the operator's log. The client learns that it is not, and whether
-/// it has expired.
+/// Why a credential is refused, for the operator's log. The client learns only that it is not accepted, or
+/// that it has expired.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    #[error("no credential was shown, and nothing is granted without one")]
+    #[error("the request has no credential, and nothing is granted without one")]
     Missing,
-    #[error("no [[key]] has the hash of this API key")]
+    #[error("unknown API key: no [[key]] has its hash")]
     UnknownKey,
     #[error("the token cannot be read: {0}")]
     Malformed(String),
-    #[error("no [[jwt]] is for the algorithm {algorithm} and the kid {kid:?}")]
+    #[error("no [[jwt]] has the algorithm {algorithm} and the kid {kid:?} of the token")]
     NoKey { algorithm: &'static str, kid: Option<String> },
     #[error(
-        "the token is not signed by the key of a [[jwt]] for the algorithm {algorithm} and the kid {kid:?}"
+        "bad signature: no key of a [[jwt]] with the algorithm {algorithm} and the kid {kid:?} has signed the token"
     )]
     Signature { algorithm: &'static str, kid: Option<String> },
-    #[error("the claim {claim} of the token is not what [[jwt]] {key:?} asks for")]
+    #[error("the claim {claim} of the token does not fit [[jwt]] {key:?}")]
     Claim { key: String, claim: &'static str },
     #[error("the token of [[jwt]] {key:?} has expired")]
     Expired { key: String },
-    #[error("the key that signed the token is not configured any more")]
+    #[error("the key that signed the token is no longer configured")]
     KeyGone,
 }

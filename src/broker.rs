@@ -1,6 +1,6 @@
-//! Publish and subscribe, over whichever log there is.
+//! Publish and subscribe, over any log.
 //!
-//! This room knows nothing of transports, nor of how the log is kept.
+//! This room knows neither transports nor how the log stores messages.
 
 mod subscription;
 
@@ -12,7 +12,7 @@ use crate::{
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
 
-/// A cheap handle to the log; clone it freely.
+/// A cheap handle to the log. Clone it freely.
 #[derive(Clone)]
 pub struct Broker {
     log: Arc<dyn Log>,
@@ -23,7 +23,7 @@ impl Broker {
         Self { log }
     }
 
-    /// Stores a message and gives it to all who follow its topic.
+    /// Stores a message and wakes the followers of its topic.
     ///
     /// # Cancel safety
     /// Dropping this before it resolves may still publish the message.
@@ -31,12 +31,12 @@ impl Broker {
         self.log.append(append).await
     }
 
-    /// Gives a message to those who are level now, and to nobody later.
+    /// Sends an ephemeral message to the subscriptions that are caught up now. No later reader gets it.
     pub async fn announce(&self, draft: Draft) -> Result<(), LogError> {
         self.log.announce(draft).await
     }
 
-    /// Forgets what is retained of a topic.
+    /// Deletes the retained messages of a topic.
     pub async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
         self.log.delete(topic).await
     }
@@ -63,22 +63,22 @@ impl Broker {
         Ok(Subscription::new(self.log.clone(), patterns, followed, follower, start, beginning, connection))
     }
 
-    /// The newest id of any topic, asked of the store.
+    /// The newest id of any topic, asked from the store.
     pub async fn newest(&self) -> Result<Id, LogError> {
         self.log.newest().await
     }
 
-    /// What this process holds: everything up to this id.
+    /// Everything up to this id is in the tails of this process.
     pub fn watermark(&self) -> Id {
         self.log.watermark()
     }
 
-    /// Checks that what is published now would be acknowledged.
+    /// Checks that the log would acknowledge a message that is published now.
     pub async fn check(&self) -> Result<(), LogError> {
         self.log.check().await
     }
 
-    /// Whether a message was refused of late for want of room.
+    /// True if a message was recently refused because the store is full.
     pub fn is_full(&self) -> bool {
         self.log.is_full()
     }

@@ -1,6 +1,6 @@
-//! What is published and read: pure values, parsed once.
+//! Messages, topics, patterns and ids: pure values, parsed once.
 //!
-//! This room knows nothing of I/O, of HTTP, or of where messages are kept.
+//! This room knows nothing of I/O, of HTTP, or of how messages are stored.
 
 mod id;
 mod pattern;
@@ -26,18 +26,18 @@ pub use self::{
     topic::{ParseTopicError, Topic},
 };
 
-/// A published message: one allocation shared by the log and all who read it.
+/// A published message: one allocation, shared by the log and all readers.
 #[derive(Debug)]
 pub struct Message {
-    /// The id, [`Id::ZERO`] for an ephemeral message, which has none.
+    /// The id. An ephemeral message has [`Id::ZERO`] instead.
     pub id: Id,
-    /// The id of the message before it in the same topic, as far as the log can vouch for it.
+    /// The id of the message before it in the same topic, as far as the log knows.
     pub prev: Id,
     pub topic: Topic,
     /// The event type that subscribers see.
     pub event: Option<Box<str>>,
     pub payload: Payload,
-    /// The one connection that is not given this message.
+    /// The one connection that does not get this message.
     pub exclude: Option<Box<str>>,
     trimmed: AtomicBool,
     rendered: ArcSwapOption<Renderings>,
@@ -55,12 +55,12 @@ pub struct Draft {
 /// How many renderings a message can remember.
 pub const RENDERINGS: usize = 4;
 
-/// The bytes of a message in each of its wire forms, made when first asked for.
+/// The bytes of a message in each of its forms, made when first needed.
 #[derive(Debug, Default)]
 struct Renderings([OnceLock<Bytes>; RENDERINGS]);
 
 impl Message {
-    /// A message that remembers its renderings until it is told to [`cool`](Self::cool).
+    /// A message that remembers its renderings until [`cool`](Self::cool) is called.
     pub fn new(draft: Draft, id: Id, prev: Id) -> Arc<Self> {
         let Draft { topic, event, payload, exclude } = draft;
         let rendered = ArcSwapOption::new(Some(Arc::default()));
@@ -68,7 +68,7 @@ impl Message {
         Arc::new(Self { id, prev, topic, event, payload, exclude, trimmed, rendered })
     }
 
-    /// The log has let go of this message: whoever still finds it must not give it out.
+    /// Marks that the log no longer retains this message: a reader that still finds it must not send it.
     pub fn trim(&self) {
         self.trimmed.store(true, Ordering::Release);
     }
@@ -83,7 +83,7 @@ impl Message {
 
     /// The bytes in slot `form`, rendered at most once while the message is hot.
     ///
-    /// What the slots mean is for the caller to decide; the message only remembers.
+    /// The caller gives each slot its meaning. The message only remembers the bytes.
     pub fn rendered(&self, form: usize, render: impl FnOnce(&Self) -> Bytes) -> Bytes {
         match &*self.rendered.load() {
             Some(renderings) => renderings.0[form].get_or_init(|| render(self)).clone(),
@@ -91,7 +91,7 @@ impl Message {
         }
     }
 
-    /// Forgets the renderings: who reads an old message renders it for itself.
+    /// Forgets the renderings. A reader of an old message renders it for itself.
     pub fn cool(&self) {
         self.rendered.store(None);
     }

@@ -1,4 +1,4 @@
-//! The algorithms by which tokens are signed (RFC 7518 §3.1): those of the library, and one that it lacks.
+//! The algorithms of token signatures (RFC 7518 §3.1): those of the library, and one that it lacks.
 
 use std::str::FromStr;
 

@@ -1,4 +1,4 @@
-//! Who somebody is, and what that one may do: one configuration of keys and grants, judged as of a time.
+//! Identities and their rights: one configuration of keys and grants, applied at a given time.
 
 use std::{
     fmt,
@@ -14,30 +14,30 @@ use super::{
     key::Digest,
 };
 
-/// How far ahead of ours the clock of an issuer may be, for `nbf`.
+/// How far the clock of an issuer may be ahead of ours, for `nbf`.
 ///
-/// `exp` has no such leeway: a connection ends at that time, and whoever came back in it with the same
-/// token would be ended again at once.
+/// `exp` has no such leeway. A connection ends at `exp`; within a leeway the client could reconnect with the
+/// same token, only to be ended again at once.
 const LEEWAY: Duration = Duration::from_secs(30);
 
-/// An API key that is known.
+/// A configured API key.
 #[derive(Clone)]
 pub struct ApiKey {
-    /// For the operator's log.
+    /// The name for the operator's log.
     pub name: Arc<str>,
     pub digest: Digest,
     pub grants: Arc<Grants>,
 }
 
-/// A key that signs tokens, and what tokens must say beside.
+/// A key that signs tokens, and the claims that it requires.
 #[derive(Clone)]
 pub struct TokenKey {
-    /// For the operator's log.
+    /// The name for the operator's log.
     pub name: String,
     pub verifier: Verifier,
     pub iss: Option<String>,
     pub aud: Option<String>,
-    /// What every token of this key is granted beside what it says itself.
+    /// Granted to every token of this key, beside the token's own grants.
     pub grants: GrantList,
 }
 
@@ -47,16 +47,16 @@ impl AsRef<Verifier> for TokenKey {
     }
 }
 
-/// Everything that is configured about who may do what. Where that is nothing, whoever comes may do everything.
+/// All configured keys and grants. If nothing is configured, every client may do everything.
 #[derive(Clone, Default)]
 pub struct Authority {
     pub keys: Vec<ApiKey>,
     pub token_keys: Vec<TokenKey>,
-    /// What may be done without a credential. None: nothing.
+    /// The grants of a client without a credential. If absent, such a client may do nothing.
     pub anonymous: Option<Arc<Grants>>,
 }
 
-/// Somebody whose credential was accepted, or who has none.
+/// A client whose credential was accepted, or an anonymous one.
 #[derive(Clone, Debug)]
 pub struct Identity {
     pub grants: Arc<Grants>,
@@ -64,33 +64,33 @@ pub struct Identity {
     holder: Holder,
 }
 
-/// What was shown, without what would let one show it again.
+/// The owner of the credential, without the secret itself.
 #[derive(Clone, Debug)]
 enum Holder {
-    Nobody,
+    Anonymous,
     Key { name: Arc<str>, digest: Digest },
     Token { key: Digest, claims: Arc<Claims> },
 }
 
 impl Authority {
-    /// One that knows nobody and grants nothing.
+    /// An authority that accepts no credential and grants nothing.
     pub fn closed() -> Self {
         Self { anonymous: Some(Arc::default()), ..Self::default() }
     }
 
-    /// Whether there is nothing to decide by.
+    /// True if nothing is configured, so that everything is allowed.
     pub fn is_open(&self) -> bool {
         self.keys.is_empty() && self.token_keys.is_empty() && self.anonymous.is_none()
     }
 
-    /// Who shows this credential, or none.
+    /// Identifies a client by its credential, or as anonymous.
     ///
     /// # Errors
-    /// If it is not accepted, also where it could have been done without.
+    /// If the credential is not accepted, even if no credential was needed.
     pub fn identify(&self, credential: Option<&str>, now: SystemTime) -> Result<Identity, Refused> {
         match credential {
-            _ if self.is_open() => self.nobody(),
-            None => self.nobody(),
+            _ if self.is_open() => self.anonymous_identity(),
+            None => self.anonymous_identity(),
             // Keys have no dot, and tokens have two.
             Some(token) if token.contains('.') => {
                 let (key, claims) = jwt::verify(&self.token_keys, token)?;
@@ -100,11 +100,11 @@ impl Authority {
         }
     }
 
-    /// Who somebody is by this configuration that was identified by an earlier one.
+    /// Identifies a client again that an earlier configuration has identified.
     pub fn again(&self, identity: &Identity, now: SystemTime) -> Result<Identity, Refused> {
         match &identity.holder {
-            _ if self.is_open() => self.nobody(),
-            Holder::Nobody => self.nobody(),
+            _ if self.is_open() => self.anonymous_identity(),
+            Holder::Anonymous => self.anonymous_identity(),
             Holder::Key { digest, .. } => self.holder_of(digest),
             Holder::Token { key, claims } => {
                 let known = self.token_keys.iter().find(|known| known.verifier.fingerprint().is(key));
@@ -113,14 +113,15 @@ impl Authority {
         }
     }
 
-    fn nobody(&self) -> Result<Identity, Refused> {
+    fn anonymous_identity(&self) -> Result<Identity, Refused> {
         let everything = self.is_open().then(|| Arc::new(Grants::everything()));
         let grants = everything.or_else(|| self.anonymous.clone()).ok_or(Refused::Missing)?;
-        Ok(Identity { grants, expires_at: None, holder: Holder::Nobody })
+        Ok(Identity { grants, expires_at: None, holder: Holder::Anonymous })
     }
 
     fn holder_of(&self, digest: &Digest) -> Result<Identity, Refused> {
-        // All of them are compared, so that nothing shows which one it was or how many there are before it.
+        // Compares all of them, so that the time does not reveal which one matched or how many come before
+        // it.
         let mut found = None;
         for key in &self.keys {
             if key.digest.is(digest) {
@@ -144,7 +145,7 @@ impl fmt::Debug for Authority {
 }
 
 impl TokenKey {
-    /// Judges what a token of this key says.
+    /// Checks the claims of a token that this key has signed.
     fn admit(&self, claims: Arc<Claims>, now: SystemTime) -> Result<Identity, Refused> {
         let wrong = |claim| Refused::Claim { key: self.name.clone(), claim };
         if self.iss.is_some() && claims.iss != self.iss {
@@ -173,13 +174,13 @@ impl Identity {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
-    /// Whether a credential was shown.
+    /// True if the client has sent a credential.
     pub fn is_known(&self) -> bool {
-        !matches!(self.holder, Holder::Nobody)
+        !matches!(self.holder, Holder::Anonymous)
     }
 
-    /// Whether both are the same: of tokens the subject, and whoever vouches for it. A token without a subject may be
-    /// anybody's.
+    /// True if both have the same owner. For tokens these are the subject and the issuer. A token without a
+    /// subject may belong to any user, so it is never the same.
     pub fn is_same_subject(&self, other: &Self) -> bool {
         match (&self.holder, &other.holder) {
             (Holder::Key { digest, .. }, Holder::Key { digest: other, .. }) => digest.is(other),
@@ -190,10 +191,10 @@ impl Identity {
         }
     }
 
-    /// For the operator's log: the name of an API key, or the subject of a token.
+    /// The name for the operator's log: that of an API key, or the subject of a token.
     pub fn name(&self) -> &str {
         match &self.holder {
-            Holder::Nobody => "anonymous",
+            Holder::Anonymous => "anonymous",
             Holder::Key { name, .. } => name,
             Holder::Token { claims, .. } => claims.sub.as_deref().unwrap_or("token without sub"),
         }

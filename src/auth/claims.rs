@@ -1,4 +1,4 @@
-//! What a token says of its bearer (RFC 7519 §4.1), read strictly.
+//! The claims of a token (RFC 7519 §4.1), read strictly.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::grants::GrantList;
 
-/// The claims that are looked at.
+/// The claims that the server reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Claims {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -23,7 +23,7 @@ pub struct Claims {
     pub rejoin: GrantList,
 }
 
-/// Whom a token is for: one, or several.
+/// The audience of a token: one name, or several.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Audience(pub Vec<String>);
@@ -53,14 +53,14 @@ impl<'de> Deserialize<'de> for Audience {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NumericDate(pub SystemTime);
 
-/// The year 9999: what lies beyond never comes.
+/// The year 9999. A later time counts as this one.
 const LATEST_SECONDS: f64 = 253_402_300_799.0;
 
 impl<'de> Deserialize<'de> for NumericDate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let seconds = f64::deserialize(deserializer)?;
         if !seconds.is_finite() || seconds < 0.0 {
-            return Err(D::Error::custom("a time is a number of seconds since the Unix epoch"));
+            return Err(D::Error::custom("expected a time as seconds since the Unix epoch"));
         }
         Ok(Self(UNIX_EPOCH + Duration::from_secs_f64(seconds.min(LATEST_SECONDS))))
     }
@@ -68,7 +68,7 @@ impl<'de> Deserialize<'de> for NumericDate {
 
 impl Serialize for NumericDate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // Rounded up: not shorter than was asked for.
+        // Rounded up, so that the token does not end too early.
         let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
         serializer.serialize_u64(since.as_secs_f64().ceil() as u64)
     }

@@ -1,28 +1,29 @@
-//! Whether some patterns together cover another, decided over the topics that they name and not over how
-//! they are written.
+//! Checks that some patterns together cover another. It compares the topics that they match, not the way they
+//! are written.
 
 use crate::message::Pattern;
 
-/// A segment that no pattern can hold, so that only a wildcard matches it; and a wildcard that matches it
-/// would match any other in its place.
-const NOBODYS: &str = "\0";
+/// A segment that no pattern can contain, so that only a wildcard matches it. A wildcard that matches it
+/// would match any other segment too.
+const UNNAMEABLE: &str = "\0";
 
-/// Whether every topic that `asked` matches is matched by one of `granted`.
+/// True if every topic that `asked` matches is matched by one of `granted`.
 ///
-/// Exact for topics of any length: that a topic has at most 255 bytes is not made use of, so nothing is
-/// ever covered that should not be.
+/// It is exact for topics of any length. It ignores that a topic has at most 255 bytes, so it never covers
+/// too much.
 pub fn covers(granted: &[Pattern], asked: &Pattern) -> bool {
     let is_covered = |topic: &str| granted.iter().any(|pattern| pattern.matches(topic));
     if !asked.has_wildcard() {
         return is_covered(asked.as_str());
     }
-    // The topic of this pattern that is the hardest to match, or where it ends in `**` the shortest of them.
+    // The topic of this pattern that is hardest to match; if the pattern ends in `**`, the shortest such
+    // topic.
     let mut topic = String::with_capacity(asked.as_str().len());
     for segment in asked.segments() {
         if !topic.is_empty() {
             topic.push('.');
         }
-        topic.push_str(if matches!(segment, "*" | "**") { NOBODYS } else { segment });
+        topic.push_str(if matches!(segment, "*" | "**") { UNNAMEABLE } else { segment });
     }
     if !is_covered(&topic) {
         return false;
@@ -30,11 +31,11 @@ pub fn covers(granted: &[Pattern], asked: &Pattern) -> bool {
     if asked.segments().last() != Some("**") {
         return true;
     }
-    // A pattern that matches a topic longer than all of the patterns matches every longer one too.
+    // A pattern that matches a topic longer than all patterns matches every longer one too.
     let longest = granted.iter().map(|pattern| pattern.segments().count()).max().unwrap_or_default();
     (asked.segments().count()..=longest).all(|_| {
         topic.push('.');
-        topic.push_str(NOBODYS);
+        topic.push_str(UNNAMEABLE);
         is_covered(&topic)
     })
 }
@@ -67,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_may_cover_together_what_none_covers_alone() {
+    fn patterns_together_may_cover_more_than_each_alone() {
         assert!(is_covered(&["a.*", "a.*.**"], "a.**"));
         assert!(is_covered(&["*", "*.*", "*.*.**"], "**"));
         assert!(!is_covered(&["*", "*.*.*.**"], "**"), "topics of two segments are missing");
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_covered_is_what_looking_at_all_topics_finds() {
+    fn covering_agrees_with_trying_all_topics() {
         const NAMES: [&str; 4] = ["a", "b", "else", "$a"];
         let (mut topics, mut longer) = (Vec::new(), vec![String::new()]);
         for _ in 0..5 {

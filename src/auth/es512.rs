@@ -1,5 +1,5 @@
-//! ES512 (RFC 7518 §3.4), which the library for tokens lacks: a token's three parts, put together and taken apart
-//! as it does for the others. The signature is the crypto library's.
+//! ES512 (RFC 7518 §3.4), which the library for tokens lacks. This module joins and splits the three parts of
+//! a token in the same way as the library; the crypto library makes and checks the signature.
 
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -10,12 +10,13 @@ use serde_json::json;
 
 use super::{claims::Claims, jwt::Unverified};
 
-/// The claims of a token that the holder of the private key has signed. `point` is the public key (SEC 1 §2.3.3).
+/// The claims of a token that the holder of the private key has signed. `point` is the public key (SEC 1
+/// §2.3.3).
 pub fn verify(token: &str, point: &[u8]) -> Result<Claims, Unverified> {
     let malformed = |what: &dyn ToString| Unverified::Malformed(what.to_string());
     let (signed, signature) = token.rsplit_once('.').ok_or(malformed(&"it has no signature"))?;
     let signature = BASE64URL.decode(signature).map_err(|error| malformed(&error))?;
-    // Nothing of what it says is looked at before this.
+    // Check the signature before reading any claim.
     let key = UnparsedPublicKey::new(&ECDSA_P521_SHA512_FIXED, point);
     key.verify(signed.as_bytes(), &signature).map_err(|_| Unverified::Signature)?;
     let (_, claims) = signed.split_once('.').ok_or(malformed(&"it has no claims"))?;
@@ -23,7 +24,7 @@ pub fn verify(token: &str, point: &[u8]) -> Result<Claims, Unverified> {
     serde_json::from_slice(&claims).map_err(|error| malformed(&error))
 }
 
-/// None where `private`, in PKCS #8, is no key for this.
+/// Signs the claims, if `private`, in PKCS #8, is a key for ES512.
 pub fn sign(private: &[u8], kid: Option<&str>, claims: &Claims) -> Option<String> {
     let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P521_SHA512_FIXED_SIGNING, private).ok()?;
     let mut header = json!({"typ": "JWT", "alg": "ES512"});

@@ -1,4 +1,4 @@
-//! What somebody may do: the topics and patterns that are granted, and what `{sub}` in them stands for.
+//! Grants: the topics and patterns that a client may use, and the meaning of `{sub}` in them.
 
 use std::{fmt, str::FromStr};
 
@@ -7,12 +7,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use super::containment::covers;
 use crate::message::{ParsePatternError, Pattern, Topic};
 
-/// What stands for the subject in a pattern that is granted.
+/// Stands for the subject in a granted pattern.
 const SUBJECT: &str = "{sub}";
-/// How many patterns of each kind are listed in a line of the log.
+/// How many patterns of each kind one log line lists.
 const MAX_LISTED: usize = 20;
 
-/// What somebody may do.
+/// The rights of a client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
     everything: bool,
@@ -23,12 +23,12 @@ pub struct Grants {
 }
 
 impl Grants {
-    /// What an open server grants.
+    /// The grants of an open server.
     pub fn everything() -> Self {
         Self { everything: true, admin: true, ..Self::default() }
     }
 
-    /// Whether every topic that `pattern` names may be read: wider than what is granted is not granted.
+    /// True if every topic that `pattern` matches may be read. A pattern wider than the grants is refused.
     pub fn may_subscribe(&self, pattern: &Pattern) -> bool {
         self.everything || self.subscribe.binary_search(pattern).is_ok() || covers(&self.subscribe, pattern)
     }
@@ -37,7 +37,7 @@ impl Grants {
         self.everything || self.publish.iter().any(|pattern| pattern.matches(topic))
     }
 
-    /// Whether topics may be deleted, and statistics be read.
+    /// True if topics may be deleted, and all topics and statistics be read.
     pub fn is_admin(&self) -> bool {
         self.admin
     }
@@ -47,7 +47,7 @@ impl Grants {
     }
 }
 
-/// For the operator's log: as they would be written, with what `{sub}` stood for.
+/// For the operator's log: in the form of the configuration, with `{sub}` filled in.
 impl fmt::Display for Grants {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { everything, subscribe, publish, admin, metrics } = self;
@@ -82,7 +82,7 @@ pub struct GrantList {
 }
 
 impl GrantList {
-    /// What these lists together grant to `subject`.
+    /// The grants of these lists together, for `subject`.
     pub fn grant<'a>(lists: impl IntoIterator<Item = &'a Self> + Clone, subject: Option<&str>) -> Grants {
         let fill = |of: fn(&Self) -> &Vec<Template>| {
             let templates = lists.clone().into_iter().flat_map(of);
@@ -100,7 +100,7 @@ impl GrantList {
         }
     }
 
-    /// Whether this grants something only to a subject for which `{sub}` can stand, and `subject` is none.
+    /// True if a pattern here contains `{sub}` and `subject` cannot fill it.
     pub fn needs_subject(&self, subject: Option<&str>) -> bool {
         self.names_subject() && !subject.is_some_and(is_plain_segment)
     }
@@ -110,7 +110,7 @@ impl GrantList {
     }
 }
 
-/// A pattern in which `{sub}` may stand for the subject, or for a part of a segment's name.
+/// A pattern in which `{sub}` may stand for a whole segment or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template(Box<str>);
 
@@ -119,8 +119,8 @@ impl Template {
         self.0.contains(SUBJECT)
     }
 
-    /// The pattern for `subject`. None, and so nothing is granted, where the pattern names the subject and
-    /// that is not one plain segment: no subject can make a pattern wider than it is written.
+    /// The pattern for `subject`. If it contains `{sub}` and the subject is not one plain segment, there is
+    /// no pattern and nothing is granted: no subject can make a pattern wider than it is written.
     fn fill(&self, subject: Option<&str>) -> Option<Pattern> {
         if !self.names_subject() {
             return self.0.parse().ok();
@@ -130,7 +130,7 @@ impl Template {
     }
 }
 
-/// Whether a subject is a topic of a single segment that is not reserved.
+/// True if a subject is a topic of one segment that is not reserved.
 fn is_plain_segment(subject: &str) -> bool {
     !subject.contains('.') && subject.parse::<Topic>().is_ok_and(|topic| !topic.is_reserved())
 }
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_several_lists_grant_adds_up() {
+    fn the_grants_of_several_lists_add_up() {
         let list = |json: &str| serde_json::from_str::<GrantList>(json).expect(json);
         let (one, other) = (list(r#"{"subscribe":["a"],"admin":true}"#), list(r#"{"publish":["b.*"]}"#));
         let grants = GrantList::grant([&one, &other], None);

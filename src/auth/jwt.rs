@@ -1,4 +1,4 @@
-//! Signatures of tokens: which key made one, each key bound to its algorithm.
+//! Signatures of tokens: finds the key that made one. Each key is bound to its algorithm.
 
 use aws_lc_rs::signature::{ParsedPublicKey, VerificationAlgorithm};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
@@ -13,27 +13,27 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use super::{Refused, algorithm::Algorithm, claims::Claims, es512, key::Digest};
 
-/// The longest token that is looked at: more than a header of HTTP can carry.
+/// The longest token that is read: more than an HTTP header can carry.
 const MAX_TOKEN_BYTES: usize = 64 << 10;
-/// The shortest shared secret: what is shorter than its hash can be found by trying (RFC 7518 §3.2).
+/// The shortest shared secret. One that is shorter than its hash can be guessed (RFC 7518 §3.2).
 const MIN_SECRET_BYTES: usize = 32;
-/// The shortest modulus that is verified by: 2048 bits (RFC 7518 §3.3).
+/// The shortest RSA modulus: 2048 bits (RFC 7518 §3.3).
 const MIN_RSA_BYTES: usize = 256;
 
-/// A key that verifies tokens, of one algorithm only.
+/// A key that verifies tokens of one algorithm.
 #[derive(Clone)]
 pub struct Verifier {
     algorithm: Algorithm,
-    /// Tokens that name another are not tried.
+    /// Tokens that name another `kid` are not tried.
     kid: Option<String>,
     key: DecodingKey,
     fingerprint: Digest,
 }
 
-/// What a key is made of.
+/// The text of a key, and its form.
 #[derive(Clone, Copy, Debug)]
 pub enum Material<'a> {
-    /// Shared, as it stands.
+    /// A shared secret, as it is.
     Secret(&'a str),
     /// A public key.
     Pem(&'a str),
@@ -41,19 +41,19 @@ pub enum Material<'a> {
     Jwk(&'a str),
 }
 
-/// Whether this can be a shared secret. What begins like a key in PEM or a JWK is none: whoever has the public one
-/// could sign.
+/// True if this can be a shared secret. A text that begins like a PEM key or a JWK cannot: with it, every
+/// owner of the public key could sign.
 pub fn is_secret(text: &str) -> bool {
     matches!(Material::of(text), Material::Secret(_))
 }
 
 impl<'a> Material<'a> {
-    /// What a file holds, by how it begins.
+    /// Detects the form of a key by the beginning of its text.
     pub fn of(text: &'a str) -> Self {
         match text.trim_start().as_bytes() {
             [b'-', b'-', b'-', b'-', b'-', ..] => Self::Pem(text),
             [b'{', ..] => Self::Jwk(text),
-            // The line end is the editor's.
+            // The line end comes from the editor.
             _ => Self::Secret(text.trim_end_matches(['\r', '\n'])),
         }
     }
@@ -65,31 +65,31 @@ pub enum KeyError {
         "algorithm {0:?} is not one of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512 and EdDSA"
     )]
     Algorithm(String),
-    #[error("{0} takes another kind of key")]
+    #[error("{0} needs another kind of key")]
     Kind(&'static str),
-    #[error("a secret has at least {MIN_SECRET_BYTES} bytes")]
+    #[error("the secret is too short: it needs at least {MIN_SECRET_BYTES} bytes")]
     ShortSecret,
     #[error(
-        "what begins like a PEM key or a JWK is no secret, since whoever has the public one could sign: \
-         give it as pem, jwk or file, and the algorithm that it is for"
+        "the secret begins like a PEM key or a JWK, and with it every owner of the public key could sign: \
+         put it into pem, jwk or file, and set the algorithm of the key"
     )]
     KeyAsSecret,
-    #[error("this is a private key; only the public one is needed to verify")]
+    #[error("this is a private key; give the public one, which is enough to verify")]
     Private,
-    #[error("the key cannot be read as the public key of {0}")]
+    #[error("cannot read the key as a public key of {0}")]
     Unreadable(&'static str),
-    #[error("the JWK cannot be read: {0}")]
+    #[error("cannot read the JWK: {0}")]
     Jwk(String),
-    #[error("this is a set of JWKs: give each key in a [[jwt]] of its own")]
+    #[error("this is a set of JWKs: put each key into its own [[jwt]]")]
     JwkSet,
-    #[error("the JWK says that it is for another algorithm or another use")]
+    #[error("the JWK is for another algorithm or another use")]
     OtherUse,
 }
 
 impl Verifier {
     /// # Errors
-    /// If the material is not that of the algorithm, so that no token could ever be verified, or that it
-    /// could be verified by what is public.
+    /// If the key does not fit the algorithm, so that it could never verify a token, or if public knowledge
+    /// would be enough to sign.
     pub fn new(algorithm: &str, kid: Option<String>, material: Material<'_>) -> Result<Self, KeyError> {
         let algorithm: Algorithm =
             algorithm.parse().map_err(|_| KeyError::Algorithm(algorithm.to_owned()))?;
@@ -109,7 +109,7 @@ impl Verifier {
         Self { algorithm, kid: None, key, fingerprint }
     }
 
-    /// By what the same key is known after the configuration was read again.
+    /// Identifies the same key after the configuration was read again.
     pub fn fingerprint(&self) -> &Digest {
         &self.fingerprint
     }
@@ -126,7 +126,7 @@ impl Verifier {
         self.algorithm.family() == AlgorithmFamily::Hmac
     }
 
-    /// Signs a token. None where the key can only verify.
+    /// Signs a token, unless the key can only verify.
     pub fn sign(&self, claims: &Claims) -> Option<String> {
         let Algorithm::Known(algorithm) = self.algorithm else { return None };
         if !self.is_shared() {
@@ -145,12 +145,12 @@ impl Verifier {
         self.algorithm == algorithm && is_named
     }
 
-    /// What a token says that this key has signed.
+    /// The claims of a token that this key has signed.
     fn claims(&self, token: &str) -> Result<Claims, Unverified> {
         let Algorithm::Known(algorithm) = self.algorithm else {
             return es512::verify(token, self.key.try_get_as_bytes().unwrap_or_default());
         };
-        // Signature and algorithm only: times, issuer and audience are the authority's to judge.
+        // Only signature and algorithm: the authority checks times, issuer and audience.
         let mut validation = Validation::new(algorithm);
         validation.required_spec_claims.clear();
         (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
@@ -169,7 +169,7 @@ pub enum Unverified {
     Malformed(String),
 }
 
-/// What of a token's header is looked at, to find keys for it.
+/// The fields of a token's header that serve to find its key.
 #[derive(Deserialize)]
 struct Head {
     alg: String,
@@ -185,17 +185,17 @@ impl Head {
     }
 }
 
-/// The claims of a token, and which of the keys signed it. What the claims say is not looked at.
+/// The claims of a token, and the key that signed it. The claims are not checked here.
 pub fn verify<'a, K: AsRef<Verifier>>(keys: &'a [K], token: &str) -> Result<(&'a K, Claims), Refused> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(Refused::Malformed("it is too long".into()));
     }
     let Head { alg, kid, crit } = Head::read(token).map_err(Refused::Malformed)?;
-    // What has to be understood, and is not (RFC 7515 §4.1.11).
+    // A header that must be understood, and is not (RFC 7515 §4.1.11).
     if crit.is_some() {
         return Err(Refused::Malformed("its header has crit".into()));
     }
-    let known: Algorithm = alg.parse().map_err(|_| Refused::Malformed("its alg is none of ours".into()))?;
+    let known: Algorithm = alg.parse().map_err(|_| Refused::Malformed("its alg is not supported".into()))?;
     let algorithm = known.name();
     let mut refused = Refused::NoKey { algorithm, kid: kid.clone() };
     for key in keys.iter().filter(|key| key.as_ref().fits(known, kid.as_deref())) {
@@ -236,7 +236,7 @@ fn public_key(algorithm: Algorithm, pem: &str) -> Result<DecodingKey, KeyError> 
     Ok(key)
 }
 
-/// Reads the key as verifying will, so that a wrong one is found now.
+/// Parses the key as verifying will do, so that a wrong key is noticed now.
 fn check_public(algorithm: Algorithm, key: &[u8]) -> Result<(), KeyError> {
     use aws_lc_rs::signature as known;
     let parsed_as: &'static dyn VerificationAlgorithm = match algorithm {

@@ -1,16 +1,16 @@
-//! API keys: random, shown once, and kept as hashes.
+//! API keys: random, shown once, and stored as hashes.
 
 use std::{fmt, str::FromStr};
 
 use aws_lc_rs::{constant_time, digest, rand};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 
-/// What an API key begins with, so that one that leaked can be recognized.
+/// The beginning of every API key, so that a leaked one can be recognized.
 const PREFIX: &str = "rejoin_";
-/// As much as cannot be guessed: a fast hash is enough for what cannot be guessed.
+/// Too long to be guessed, and so a fast hash is enough.
 const KEY_BYTES: usize = 32;
 
-/// A new API key. Only its [`Digest`] is to be kept.
+/// A new API key. Store only its [`Digest`].
 pub fn new_key() -> String {
     let mut bytes = [0; KEY_BYTES];
     rand::fill(&mut bytes).expect("the system gives random numbers");
@@ -19,8 +19,7 @@ pub fn new_key() -> String {
 
 /// The SHA-256 of a secret.
 ///
-/// Deliberately without `PartialEq`: digests are compared by [`is`](Self::is), which takes as long for two
-/// that differ early as for two that differ late.
+/// It has no `PartialEq` on purpose. [`is`](Self::is) compares digests in constant time.
 #[derive(Clone, Copy)]
 pub struct Digest([u8; digest::SHA256_OUTPUT_LEN]);
 
@@ -88,7 +87,7 @@ mod tests {
         }
     }
 
-    /// Says whether a type can be compared by `==`, which stops at the first byte that differs.
+    /// Says if a type can be compared by `==`, which stops at the first byte that differs.
     trait Otherwise {
         const HAS_EQ: bool = false;
     }
@@ -99,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn digests_cannot_be_compared_but_in_constant_time() {
+    fn digests_are_compared_only_in_constant_time() {
         const { assert!(!Look::<Digest>::HAS_EQ && Look::<[u8; 32]>::HAS_EQ) }
     }
 }

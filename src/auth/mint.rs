@@ -1,4 +1,4 @@
-//! Tokens for development, made where the secret is.
+//! Tokens for development, signed with the secret of the configuration.
 
 use std::time::{Duration, SystemTime};
 
@@ -21,20 +21,20 @@ pub enum MintError {
     NoKey,
     #[error("[[jwt]] {0} can only verify: give the private key with --key FILE")]
     OnlyPublic(String),
-    #[error("no [[jwt]] of the configuration verifies what this key signs")]
+    #[error("no [[jwt]] of the configuration accepts a token of this key")]
     Unknown,
     #[error("this is a public key, which cannot sign: give the private one")]
     Public,
-    #[error("a JWK cannot be signed with here: give the private key as PEM")]
+    #[error("cannot sign with a JWK: give the private key as PEM")]
     Jwk,
-    #[error("this is no private key in PKCS #8; `openssl pkcs8 -topk8 -nocrypt -in FILE` prints one as such")]
+    #[error("not a private key in PKCS #8; `openssl pkcs8 -topk8 -nocrypt -in FILE` converts one")]
     Unreadable,
 }
 
 /// A key that signs tokens.
 pub struct SigningKey(EncodingKey);
 
-/// What a token is to say.
+/// The content of a token.
 #[derive(Clone, Debug)]
 pub struct Wish {
     pub sub: Option<String>,
@@ -46,7 +46,7 @@ impl SigningKey {
     /// Reads a private key as PEM, or a shared secret.
     ///
     /// # Errors
-    /// If that cannot sign.
+    /// If the key cannot sign.
     pub fn parse(text: &str) -> Result<Self, MintError> {
         let pem = match Material::of(text) {
             Material::Secret(secret) => return Ok(Self(EncodingKey::from_secret(secret.as_bytes()))),
@@ -58,7 +58,7 @@ impl SigningKey {
         kinds.iter().find_map(|read| read(pem).ok()).map(Self).ok_or(MintError::Unreadable)
     }
 
-    /// None where the key is not one of this algorithm.
+    /// Signs a token, if the key fits this algorithm.
     fn sign(&self, algorithm: Algorithm, kid: Option<&str>, claims: &Claims) -> Option<String> {
         let Algorithm::Known(algorithm) = algorithm else {
             return es512::sign(self.0.as_bytes(), kid, claims);
@@ -68,12 +68,12 @@ impl SigningKey {
     }
 }
 
-/// A token that `authority` accepts until its time is over. It is signed by `key`, and without one by the first
-/// secret that is configured.
+/// A token that `authority` accepts until it expires. `key` signs it; without one, the first configured
+/// secret does.
 ///
 /// # Errors
-/// If nothing can sign, or if what `key` signs would not be accepted. Where no tokens are configured, that is not
-/// asked.
+/// If nothing can sign, or if `authority` would not accept the signature of `key`. This is not checked if it
+/// has no token keys.
 pub fn mint(
     authority: &Authority,
     key: Option<&SigningKey>,

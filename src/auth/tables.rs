@@ -15,7 +15,7 @@ use super::{
     key::Digest,
 };
 
-/// A table, and the line where it stands.
+/// A table and its line in the file.
 pub type InLine<T> = (T, usize);
 
 /// Reads a file that a table names.
@@ -60,7 +60,7 @@ pub struct JwtTable {
     metrics: bool,
 }
 
-/// `[anonymous]`: what may be done without a credential.
+/// `[anonymous]`: the grants of a client without a credential.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnonymousTable {
@@ -73,10 +73,10 @@ pub struct AnonymousTable {
 }
 
 impl Authority {
-    /// What these tables say, and the files that they name.
+    /// Reads these tables, and the files that they name.
     ///
     /// # Errors
-    /// All mistakes, each in its line. They repeat nothing that may be secret.
+    /// All mistakes, each with its line. They repeat nothing that may be secret.
     pub fn new(
         keys: Vec<InLine<KeyTable>>,
         jwts: Vec<InLine<JwtTable>>,
@@ -92,13 +92,13 @@ impl Authority {
         }
         if let Some((AnonymousTable { subscribe, publish, metrics }, line)) = anonymous {
             let list = GrantList { subscribe, publish, admin: false, metrics };
-            mistakes.extend(without_subject(&list, "whoever is anonymous").err().map(|what| (what, line)));
+            mistakes.extend(without_subject(&list, "an anonymous client").err().map(|what| (what, line)));
             authority.anonymous = Some(Arc::new(GrantList::grant([&list], None)));
         }
         if mistakes.is_empty() { Ok(authority) } else { Err(mistakes) }
     }
 
-    /// Accepts tokens signed by this secret with HS256, beside all others.
+    /// Accepts tokens signed with this secret by HS256, besides all others.
     pub fn add_development_secret(&mut self, secret: &str) {
         self.token_keys.push(TokenKey {
             name: "--jwt-secret".into(),
@@ -150,7 +150,7 @@ impl JwtTable {
             (None, Some(pem), None, None) => Material::Pem(pem),
             (None, None, Some(jwk), None) => Material::Jwk(jwk),
             (None, None, None, Some(text)) => Material::of(text),
-            _ => return Err("give one of secret, pem, jwk and file".into()),
+            _ => return Err("give exactly one of secret, pem, jwk and file".into()),
         };
         Verifier::new(&self.algorithm, self.kid.clone(), material)
             .map_err(|error: KeyError| error.to_string())
@@ -158,5 +158,9 @@ impl JwtTable {
 }
 
 fn without_subject(list: &GrantList, whose: &str) -> Result<(), String> {
-    if list.names_subject() { Err(format!("{whose} has no subject for {{sub}}")) } else { Ok(()) }
+    if list.names_subject() {
+        Err(format!("{whose} has no subject: remove {{sub}} from the pattern"))
+    } else {
+        Ok(())
+    }
 }

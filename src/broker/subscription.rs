@@ -17,77 +17,79 @@ use crate::{
     message::{Id, Message, Pattern, PatternSet},
 };
 
-/// How many messages are taken from the tails at once. They are shared: only a pointer each is held.
+/// How many messages are taken from the tails at once. They are shared: the subscription holds only pointers.
 const TAIL_LIMIT: usize = 128;
 /// How many messages one read of the log may bring.
 const PAGE_LIMIT: usize = 256;
-/// The room for waiting messages that a quiet subscription keeps.
+/// The capacity for waiting messages that a quiet subscription keeps.
 const KEPT_CAPACITY: usize = 16;
-/// How long to wait before the log is asked again when it could not be read.
+/// How long to wait after a failed read before the log is asked again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// What a subscription gives out.
+/// An item of a subscription.
 #[derive(Clone, Debug)]
 pub enum Delivery {
     Message(Arc<Message>),
     Gap(Box<GapNotice>),
 }
 
-/// What [`Subscription::poll_join`] gives out.
+/// An item of [`Subscription::poll_join`].
 #[derive(Clone, Debug)]
 pub enum Join {
-    /// Of the subscription itself.
+    /// From the subscription itself.
     Live(Delivery),
-    /// Of the one that is to be absorbed.
+    /// From the subscription that will be merged into it.
     Replay(Delivery),
     Level,
 }
 
-/// Tells that something is gone.
+/// Says that messages are gone.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct GapNotice {
-    /// The topic, or the pattern where the topics are not known.
+    /// The topic, or the pattern if the topics are not known.
     pub topic: Pattern,
-    /// The cursor after which something is missing, as it was sent if it was not one of ours.
+    /// The cursor after which messages are missing. An unreadable cursor is repeated as it was sent.
     pub after: String,
     /// The oldest retained message after the gap.
     pub next: Option<Id>,
-    /// The cursor once this has been told.
+    /// The cursor once this gap has been told.
     pub cursor: Id,
     pub reason: Reason,
 }
 
-/// Reads topics and patterns from a cursor on: what is retained, then what comes, in the order of ids.
+/// Reads topics and patterns from a cursor on: first the retained messages, then new ones, in the order of
+/// ids.
 ///
-/// A [`Stream`] that never ends. It holds no queue: who polls slowly falls behind in the log, and is
-/// told of a gap once what comes next is no longer retained.
-/// [`cursor`](Self::cursor) is at every moment the point up to which everything was given out.
+/// A [`Stream`] that never ends. It holds no queue: a slow reader falls behind in the log, and gets a gap
+/// once its next message is no longer retained. At every moment, everything up to [`cursor`](Self::cursor)
+/// has been given out.
 ///
 /// # Cancel safety
-/// A poll either gives out an item or changes nothing; dropping the subscription ends it.
+/// A poll either gives out an item or changes nothing. Dropping the subscription ends it.
 pub struct Subscription {
     log: Arc<dyn Log>,
     patterns: Arc<PatternSet>,
     /// The tails of the patterns, in the same order.
     followed: Vec<Followed>,
     follower: Arc<Follower>,
-    /// Where the log is read from, ahead of the cursor by what waits in `ready`.
+    /// The point up to which the log has been read. It is ahead of the cursor by the items in `ready`.
     position: Position,
     cursor: Id,
-    /// Nothing beyond this is read.
+    /// The subscription does not read past this id.
     until: Id,
-    /// The watermark up to which the tails had been read when they were last looked at, if that was all.
+    /// The watermark up to which the tails were last read, if they were read completely.
     looked_upto: Option<Id>,
     ready: VecDeque<Delivery>,
     page: Option<BoxFuture<'static, Result<Page, LogError>>>,
-    /// Resolves when the watermark has come to `until`, since that alone wakes nobody. False if it does not come.
+    /// Resolves when the watermark reaches `until`, because that alone wakes no follower. False if it does
+    /// not.
     arrival: Option<BoxFuture<'static, bool>>,
-    /// The log could not be read when it was last asked; it is asked again.
+    /// The last read of the log failed, and the log is asked again.
     has_failed: bool,
-    /// Announcements up to this place were seen; none before the subscription was first level.
+    /// The place up to which announcements were seen. It is set once the subscription has been caught up.
     announced: Option<u64>,
     connection: Arc<str>,
-    /// A cursor ahead of the store, as long as the gap that tells so was not given out.
+    /// A cursor ahead of the store, until the gap about it has been given out.
     unknown: Option<Id>,
 }
 
@@ -131,33 +133,33 @@ impl Subscription {
         subscription
     }
 
-    /// The point up to which everything was given out.
+    /// The point up to which everything has been given out.
     ///
-    /// Where the cursor that was sent is ahead of the store, this is still such a cursor until the gap
-    /// was given out: whoever is cut before that is to be told when it comes back.
+    /// If the client's cursor was ahead of the store, this stays ahead until the gap has been given out. So a
+    /// client that is cut before that gets the gap when it resumes.
     pub fn cursor(&self) -> Id {
         self.unknown.unwrap_or(self.cursor)
     }
 
-    /// Whether the log is being read, so that there may be more to give out soon.
+    /// True while the log is being read, so that more items may follow soon.
     pub fn is_reading(&self) -> bool {
         self.page.is_some() && !self.has_failed
     }
 
-    /// Whether the log could not be read, and is asked again.
+    /// True if the last read of the log failed. The log is asked again.
     pub fn has_failed(&self) -> bool {
         self.has_failed
     }
 
-    /// The connection that reads, which messages may exclude.
+    /// The connection that reads. Messages may exclude it.
     pub fn connection(&self) -> &Arc<str> {
         &self.connection
     }
 
     /// Brings `other` to the same cursor, whichever of the two is behind.
     ///
-    /// Gives out what this one has still to read up to there, then what the other has, and at last
-    /// [`Join::Level`]: now [`absorb`](Self::absorb) it.
+    /// It gives out first the rest of this subscription up to there, then the items of the other, and at last
+    /// [`Join::Level`]. Then call [`absorb`](Self::absorb).
     pub fn poll_join(&mut self, other: &mut Self, cx: &mut Context<'_>) -> Poll<Join> {
         self.read_until(self.position.settled().max(other.position.settled()));
         if let Poll::Ready(delivery) = self.poll_delivery(cx) {
@@ -174,10 +176,11 @@ impl Subscription {
         }
     }
 
-    /// From here on reads also what `other` reads. Both must be level, as [`Join::Level`] says.
+    /// Merges `other` into this subscription. Both must be at the same cursor, as [`Join::Level`] says.
     pub fn absorb(&mut self, other: Self) {
         self.read_until(Id::MAX);
-        // What was announced until now is only for those who read its topic then.
+        // An ephemeral message from before now belongs only to subscriptions that were reading its topic
+        // then.
         if let Some(seen) = self.announced {
             self.take_announcements(seen.max(self.log.ephemerals().place_at(self.cursor)));
         }
@@ -186,17 +189,17 @@ impl Subscription {
             |topic| self.patterns.matches(topic),
             |topic| other.patterns.matches(topic),
         );
-        // The tails of the other wake its own follower; this one follows them in its own name.
+        // The tails of the other wake its own follower, so this subscription follows them with its own.
         let patterns = Arc::make_mut(&mut self.patterns);
         for (pattern, followed) in other.patterns.iter().zip(&other.followed) {
             if let Some(place) = patterns.insert(pattern.clone()) {
                 self.followed.insert(place, followed.share(&self.follower));
             }
         }
-        // A page that is being read has nothing of the other.
+        // A page that is being read does not cover the patterns of the other.
         self.page = None;
         self.has_failed = false;
-        // What came in between woke nobody.
+        // Messages that arrived in between have not woken this follower.
         self.looked_upto = None;
         self.follower.wake();
     }
@@ -224,25 +227,25 @@ impl Subscription {
         self.patterns.iter()
     }
 
-    /// Whether `pattern` is one of those that are read.
+    /// True if `pattern` is one of those that are read.
     pub fn reads(&self, pattern: &Pattern) -> bool {
         self.patterns.contains(pattern)
     }
 
-    /// Reads `pattern` no more. False if it was not read.
+    /// Stops reading `pattern`. False if it was not read.
     pub fn remove(&mut self, pattern: &Pattern) -> bool {
         let Some(place) = Arc::make_mut(&mut self.patterns).remove(pattern) else { return false };
         self.followed.remove(place);
         let patterns = &self.patterns;
         self.ready.retain(|delivery| match delivery {
             Delivery::Message(message) => patterns.matches(&message.topic),
-            // What a gap of a topic tells may concern another pattern too.
+            // The gap of a topic may concern another pattern too.
             Delivery::Gap(gap) => match gap.topic.topic() {
                 Some(topic) => patterns.matches(&topic),
                 None => patterns.contains(&gap.topic),
             },
         });
-        // A page that is being read may hold what is no longer wanted.
+        // A page that is being read may contain messages of the removed pattern.
         self.page = None;
         self.has_failed = false;
         self.looked_upto = None;
@@ -250,8 +253,8 @@ impl Subscription {
         true
     }
 
-    /// Lets the last of the gaps that tell of an unknown cursor be the one after which it is known, now
-    /// that some were dropped.
+    /// Some gaps about an unknown cursor may have been dropped. The last one that is left ends the unknown
+    /// state.
     fn keep_one_that_ends_unknown(&mut self) {
         let is_last = |gap: &&mut Box<GapNotice>| gap.reason == Reason::UnknownCursor;
         let gaps = self.ready.iter_mut().rev().filter_map(|delivery| match delivery {
@@ -264,7 +267,7 @@ impl Subscription {
         }
     }
 
-    /// The next thing to give out, now or once there is one.
+    /// The next item, now or once there is one.
     pub fn poll_delivery(&mut self, cx: &mut Context<'_>) -> Poll<Delivery> {
         loop {
             if let Some(delivery) = self.ready.pop_front() {
@@ -310,7 +313,7 @@ impl Subscription {
     fn note(&mut self, delivery: &Delivery) {
         match delivery {
             Delivery::Message(message) => self.cursor = self.cursor.max(message.id),
-            // Until the last gap was given out the cursor stays where it was.
+            // The cursor stays in its place until the last gap has been given out.
             Delivery::Gap(gap) if gap.cursor <= self.position.cursor => {
                 self.cursor = self.cursor.max(gap.cursor);
                 self.unknown = None;
@@ -319,10 +322,11 @@ impl Subscription {
         }
     }
 
-    /// Takes what the tails hold.
+    /// Reads the tails.
     fn take_tails(&mut self) {
-        // These first: what comes while the tails are read is for the next time. Announcements before the
-        // watermark, which then covers every message that was stored before one of them.
+        // Note both points before reading the tails: whatever arrives meanwhile is for the next time. Note
+        // the announcements before the watermark, so that the watermark covers every message that was stored
+        // before one of them.
         let announced = self.log.ephemerals().count();
         let watermark = self.log.watermark();
         let upto = watermark.min(self.until);
@@ -336,7 +340,8 @@ impl Subscription {
         match merged {
             Ok(end) => {
                 self.position.advance(end);
-                // Who stops on the way takes them when it goes on, and who is to be absorbed never does.
+                // A subscription that stops at `until` takes the announcements when it resumes. One that is
+                // being merged into another never takes them.
                 if end >= upto && self.until == Id::MAX {
                     self.take_announcements(announced);
                 }
@@ -387,8 +392,8 @@ impl Subscription {
         self.position.advance(end.min(self.until).max(past));
     }
 
-    /// Queues the gaps, those after which nothing is retained last. Only the last one may move the
-    /// cursor: until all are told, whoever is cut is to be told again.
+    /// Queues the gaps, first those with a retained message after them. Only the last gap may move the
+    /// cursor: a client that is cut before it gets all of them again.
     fn tell(&mut self, mut gaps: Vec<Gap>, after: &str, cursor: Id, past: Id) {
         gaps.sort_by_key(|gap| gap.next.is_none());
         let last = gaps.len().saturating_sub(1);
@@ -400,7 +405,7 @@ impl Subscription {
         }
     }
 
-    /// Takes what was announced up to this place, each after the messages that came before it.
+    /// Takes the announcements up to this place, and queues each behind the messages that came before it.
     fn take_announcements(&mut self, announced: u64) {
         let Some(seen) = self.announced.replace(announced) else { return };
         if seen == announced {

@@ -84,7 +84,9 @@ impl App {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no credentials are configured any more, which would open this server; restart it if that is intended")]
+#[error(
+    "no credentials are configured any more, which would open this server; restart it if that is intended"
+)]
 pub struct Reopened;
 
 /// A client, and the rules by which its rights were last checked.

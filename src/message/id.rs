@@ -1,4 +1,4 @@
-//! Ids, which are also cursors: one number that says how far somebody has read.
+//! Ids, which are also cursors: one number that says how far a reader has come.
 
 use std::{
     fmt,
@@ -8,8 +8,9 @@ use std::{
 
 /// The id of a message, and a cursor: "everything up to here".
 ///
-/// Microseconds since the Unix epoch, made unique and strictly growing over all topics of a deployment.
-/// Always below 2^53, so that JavaScript can hold it as a number; in JSON it is a string all the same.
+/// It counts microseconds since the Unix epoch, and is unique and strictly growing over all topics of a
+/// deployment. It is always below 2^53, so that JavaScript can hold it as a number. In JSON it is a string
+/// all the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(u64);
 
@@ -18,9 +19,9 @@ pub struct Id(u64);
 pub struct ParseIdError;
 
 impl Id {
-    /// Before everything. As a cursor it asks for all that is retained; it is never given out.
+    /// Before everything. As a cursor it asks for everything that is retained; the server never gives it out.
     pub const ZERO: Self = Self(0);
-    /// After everything that can ever be: a cursor that no store has reached.
+    /// After every possible id: a cursor that no store has reached.
     pub const MAX: Self = Self((1 << 53) - 1);
 
     pub const fn new(micros: u64) -> Self {
@@ -42,7 +43,7 @@ impl Id {
         Self::now().max(Self(self.0 + 1))
     }
 
-    /// The cursor of somebody who has everything before this message.
+    /// The cursor of a reader that has everything before this message.
     pub const fn before(self) -> Self {
         Self(self.0.saturating_sub(1))
     }

@@ -4,8 +4,8 @@ use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 use super::topic::{self, ParseTopicError, Topic};
 
-/// What is subscribed to: a topic, or a name in which `*` stands for exactly one segment
-/// and `**` at the end for one or more.
+/// A topic, or a name with wildcards: `*` stands for exactly one segment, and `**` at the end for one or
+/// more.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pattern(Arc<str>);
 
@@ -13,7 +13,7 @@ pub struct Pattern(Arc<str>);
 pub enum ParsePatternError {
     #[error(transparent)]
     Topic(#[from] ParseTopicError),
-    #[error("in a pattern * is a whole segment, and ** the last one")]
+    #[error("in a pattern * must be a whole segment, and ** the last one")]
     Wildcard,
 }
 
@@ -22,7 +22,7 @@ impl Pattern {
         self.0.contains('*')
     }
 
-    /// The topic, where there is no wildcard.
+    /// The topic, if there is no wildcard.
     pub fn topic(&self) -> Option<Topic> {
         if self.has_wildcard() { None } else { Some(Topic(self.0.clone())) }
     }
@@ -35,7 +35,7 @@ impl Pattern {
         self.0.split('.')
     }
 
-    /// Whether `topic` is one of those that the pattern names.
+    /// True if the pattern matches `topic`.
     ///
     /// A wildcard does not match a first segment that begins with `$`.
     pub fn matches(&self, topic: &str) -> bool {

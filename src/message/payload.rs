@@ -1,22 +1,22 @@
-//! What a message carries, and how it was declared.
+//! The payload of a message, and its declared type.
 
-/// The bytes of a message, kept as they were published.
+/// The bytes of a message, exactly as they were published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payload {
     pub kind: PayloadKind,
-    /// The declared type, where it says more than [`kind`](Self::kind) does.
+    /// The declared type, if it says more than [`kind`](Self::kind).
     pub content_type: Option<Box<str>>,
     pub bytes: Box<[u8]>,
 }
 
-/// How the bytes can be shown.
+/// The kind of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PayloadKind {
     /// Valid JSON, and so UTF-8.
     Json,
     /// UTF-8.
     Text,
-    /// Anything at all.
+    /// Any bytes.
     Binary,
 }
 
@@ -29,7 +29,7 @@ pub enum PayloadError {
 }
 
 const OCTETS: &str = "application/octet-stream";
-/// What curl says when it is told nothing, so that it says nothing.
+/// The type that curl sends by default, so it says nothing.
 const UNSAID: &str = "application/x-www-form-urlencoded";
 
 impl Payload {
@@ -42,11 +42,11 @@ impl Payload {
         Self { kind: PayloadKind::Text, content_type: None, bytes }
     }
 
-    /// What `bytes` are, by the type that the publisher declared or else by their looks.
+    /// Determines the kind of `bytes`, by the type that the publisher declared or else by their content.
     ///
     /// # Errors
-    /// [`PayloadError::Json`] if they are declared as JSON and are not,
-    /// [`PayloadError::ContentType`] if the declaration makes no sense.
+    /// [`PayloadError::Json`] if they are declared as JSON and are not, [`PayloadError::ContentType`] if the
+    /// declared type is not a media type.
     pub fn declared(bytes: &[u8], content_type: Option<&str>) -> Result<Self, PayloadError> {
         let essence = match content_type {
             Some(declared) => essence(declared)?,
@@ -93,7 +93,7 @@ fn essence(declared: &str) -> Result<String, PayloadError> {
 }
 
 fn check_json(bytes: &[u8]) -> Result<(), PayloadError> {
-    std::str::from_utf8(bytes).map_err(|_| PayloadError::Json("it is not UTF-8".into()))?;
+    std::str::from_utf8(bytes).map_err(|_| PayloadError::Json("not valid UTF-8".into()))?;
     serde_json::from_slice::<serde::de::IgnoredAny>(bytes)
         .map(|_| ())
         .map_err(|error| PayloadError::Json(error.to_string()))
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_declared_is_known_by_its_looks() {
+    fn a_payload_without_a_type_is_detected_by_its_content() {
         for unsaid in [None, Some(UNSAID)] {
             assert_eq!(declared(b"{\"a\":1}", unsaid), (PayloadKind::Json, None));
             assert_eq!(declared(b"a=1", unsaid), (PayloadKind::Text, None));
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_declared_is_kept() {
+    fn a_declared_type_is_kept() {
         let svg = Some("image/svg+xml".to_owned());
         assert_eq!(declared(b"<svg/>", svg.as_deref()), (PayloadKind::Binary, svg));
         assert_eq!(declared(b"<b>", Some("text/html")), (PayloadKind::Text, Some("text/html".into())));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_is_none_is_refused() {
+    fn a_type_that_is_no_media_type_is_refused() {
         for wrong in ["", "json", "a/", "/b", "a b/c", "text/plain\u{7f}", "té/xt"] {
             assert_eq!(Payload::declared(b"", Some(wrong)), Err(PayloadError::ContentType), "{wrong:?}");
         }

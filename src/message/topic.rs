@@ -20,13 +20,13 @@ pub enum ParseTopicError {
 }
 
 impl Topic {
-    /// Whether the name is kept for the server itself.
+    /// True if the name is reserved for the server itself.
     pub fn is_reserved(&self) -> bool {
         self.0.starts_with('$')
     }
 }
 
-/// What a topic and a pattern have in common; `wildcards` lets `*` pass.
+/// The rules that a topic and a pattern have in common. `wildcards` allows `*`.
 pub(super) fn check(text: &str, wildcards: bool) -> Result<(), ParseTopicError> {
     if text.is_empty() || text.len() > MAX_TOPIC_BYTES {
         return Err(ParseTopicError::Length);

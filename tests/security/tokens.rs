@@ -329,15 +329,15 @@ fn a_mistake_in_the_tables_is_told_by_its_line_and_repeats_no_secret() {
             "[anonymous]\nsubscribe = [\"a..b\"]",
             "rejoin.toml:2: anonymous: \"a..b\": a topic has no empty segment",
         ),
-        ("[anonymous]\nsubscribe = [\"a.{sub}\"]", "rejoin.toml:1: whoever is anonymous has no subject"),
+        ("[anonymous]\nsubscribe = [\"a.{sub}\"]", "rejoin.toml:1: an anonymous client has no subject"),
         ("[anonymous]\nadmin = true", "rejoin.toml:2: anonymous: unknown field `admin`"),
         ("x = [", "rejoin.toml:1: "),
-        ("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"", "give one of secret, pem, jwk and file"),
+        ("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"", "give exactly one of secret, pem, jwk and file"),
         ("[[jwt]]\nname = \"k\"\nalgorithm = \"none\"\nsecret = \"x\"", "algorithm \"none\" is not one of"),
         ("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = \"hunter2\"", "at least 32 bytes"),
         (
             "[[jwt]]\nname = \"k\"\nalgorithm = \"RS256\"\nsecret = \"hunter2\"",
-            "RS256 takes another kind of key",
+            "RS256 needs another kind of key",
         ),
         (
             &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\n{pem}"),
@@ -349,11 +349,11 @@ fn a_mistake_in_the_tables_is_told_by_its_line_and_repeats_no_secret() {
         ),
         (
             &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"ES384\"\n{pem}"),
-            "cannot be read as the public key of ES384",
+            "cannot read the key as a public key of ES384",
         ),
         (
             &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"RS256\"\n{pem}"),
-            "cannot be read as the public key of RS256",
+            "cannot read the key as a public key of RS256",
         ),
         (
             &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"ES384\"\njwk = '{}'", ec.jwk()),
