@@ -1,9 +1,10 @@
-//! What the log in Redis costs beside Redis itself: `cargo bench --bench redis`.
+//! The cost of the log in Redis, compared with Redis itself: `cargo bench --bench redis`.
 //!
-//! Everything runs here, over a Redis of its own on the loopback: publishing beside `redis-benchmark` with the same
-//! script and the same pipelining, in turns; a delivery on another replica beside a bare `PUBLISH` and `SUBSCRIBE`;
-//! and how long it takes until messages come again after the way to Redis had gone dead. Linux only.
-//! One of `publish`, `latency` and `found-again` measures that alone.
+//! Everything runs on this machine, with its own Redis on the loopback. It measures publishing, in turns with
+//! `redis-benchmark` running the same script and pipelining; a delivery on another replica, compared with a
+//! bare `PUBLISH` and `SUBSCRIBE`; and how long it takes until messages come again after the connections to
+//! Redis have died. Linux only. With the argument `publish`, `latency` or `found-again` it measures only
+//! that.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/redis/proxy.rs"]
@@ -34,13 +35,13 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const ROUNDS: usize = 5;
-/// How many publishes are under way at once.
+/// How many publishes run at once.
 const PIPELINED: usize = 64;
 const PUBLISHES: usize = 100_000;
 const SAMPLES: usize = 3_000;
 const PAYLOAD_BYTES: usize = 100;
 const STALL: Duration = Duration::from_secs(6);
-/// How often something is published while it is waited for.
+/// The pause between publishes while the benchmark waits for a message.
 const BEAT: Duration = Duration::from_millis(5);
 
 fn main() -> Outcome<()> {
@@ -103,7 +104,7 @@ fn redis() -> Outcome<Redis> {
     Redis::start(&[]).ok_or_else(|| "redis-server is not installed".into())
 }
 
-/// Acknowledged publishes a second, with so many replicas that follow the topic.
+/// Acknowledged publishes a second, with this many replicas that follow the topic.
 async fn throughput(followers: usize) -> Outcome<()> {
     let redis = redis()?;
     let broker = Arc::new(log(&redis.url())?);
@@ -143,7 +144,7 @@ async fn publish(broker: &Arc<Broker>) -> Outcome<f64> {
     Ok((PUBLISHES / PIPELINED * PIPELINED) as f64 / began.elapsed().as_secs_f64())
 }
 
-/// The command that stores a message, as Redis sees it.
+/// The command that stores a message, as Redis receives it.
 async fn the_script(redis: &Redis, broker: &Broker) -> Outcome<Vec<String>> {
     let mut monitor = Command::new("redis-cli")
         .args(["-p", &redis.port.to_string(), "monitor"])
@@ -158,7 +159,7 @@ async fn the_script(redis: &Redis, broker: &Broker) -> Outcome<Vec<String>> {
     let is_publish = |line: &&str| line.contains(r#""EVALSHA""#) && line.contains(&payload);
     let line = seen.lines().find(is_publish).ok_or("the script was not seen")?;
     let words = line.split_once('"').ok_or("no words")?.1.trim_end_matches('"').split(r#"" ""#);
-    // A command line can hold no zero bytes, as the head of a message does; the script does not look at it.
+    // A command line cannot contain the zero bytes of a message's head. The script does not read the head.
     Ok(words
         .map(|word| if word.contains("\\x00") { "t------".to_owned() } else { word.to_owned() })
         .collect())
@@ -224,12 +225,12 @@ async fn latency() -> Outcome<()> {
     Ok(())
 }
 
-/// How long it takes until messages come again: after a link has died without a sign, and after nothing at all
-/// got through for a while.
+/// How long it takes until messages come again: after a link has died without a sign, and after nothing got
+/// through for a while.
 async fn found_again() -> Outcome<()> {
     let redis = redis()?;
     let proxy = Proxy::to(redis.addr(), Duration::ZERO).await;
-    // More than is published while nothing gets through.
+    // More than the benchmark publishes while nothing gets through.
     let keep = 20_000;
     let (troubled, calm) =
         (log_that_keeps(keep, &proxy.url())?, Arc::new(log_that_keeps(keep, &redis.url())?));
@@ -261,7 +262,7 @@ async fn found_again() -> Outcome<()> {
     Ok(())
 }
 
-/// Until a message comes that was published from now on.
+/// Waits for a message that was published after the call, and returns the seconds.
 async fn until_new(subscription: &mut Subscription, calm: &Broker) -> Outcome<f64> {
     let (began, newest): (Instant, Id) = (Instant::now(), calm.newest().await?);
     loop {

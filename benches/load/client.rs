@@ -1,4 +1,4 @@
-//! Many connections in one thread: a non-blocking socket and a decoder each, one epoll for all.
+//! Many connections in one thread: a non-blocking socket and a decoder for each, and one epoll for all.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -18,19 +18,19 @@ use crate::{
 
 const INBOX_BYTES: usize = 256 * 1024;
 
-/// What a connection does with what it is given.
+/// The behaviour of a connection.
 #[derive(Clone, Debug)]
 pub enum Habit {
     /// Counts messages.
     Listen,
-    /// Counts the messages of each answer, and asks for what comes after it in `again`.
+    /// Counts the messages of each answer, and asks for the next ones of the topic in `again`.
     Poll { again: Option<String> },
     /// Sends the same request again while there are requests left.
     Ask { request: Vec<u8> },
 }
 
 impl Habit {
-    /// What a reader of `topic` does.
+    /// The habit of a reader of `topic`.
     pub fn reads(transport: Transport, topic: &str) -> Self {
         match transport {
             Transport::Poll => Self::Poll { again: Some(topic.to_owned()) },
@@ -44,9 +44,9 @@ pub struct Fleet {
     seats: Vec<Seat>,
     habit: Habit,
     inbox: Box<[u8]>,
-    /// Connections that have been given something.
+    /// Connections that have received something.
     opened: usize,
-    /// Messages that each connection is to have, and how many have that many.
+    /// The number of messages that each connection needs, and how many connections have it.
     goal: u64,
     level: usize,
     received: u64,
@@ -70,21 +70,21 @@ struct Told {
     cursor: String,
 }
 
-/// How a fleet comes.
+/// How the connections of a fleet are made.
 pub struct Arrival<'a> {
     pub addr: SocketAddr,
     pub count: usize,
     pub framing: Framing,
-    /// The first bytes of connection `n`; none at all where the server speaks first.
+    /// The first bytes of connection `n`; empty if the server speaks first.
     pub request: &'a dyn Fn(usize) -> Vec<u8>,
     pub habit: Habit,
-    /// So many connections may be without an answer at a time.
+    /// How many connections may wait for an answer at a time.
     pub window: usize,
 }
 
 impl Fleet {
-    /// Connects all. Returns when every connection has been given its first record, or at once where it sends
-    /// nothing.
+    /// Makes all connections. Returns when every connection has received its first record, or at once if the
+    /// connections send nothing.
     pub fn arrive(arrival: &Arrival<'_>) -> Outcome<Self> {
         let mut fleet = Self {
             poller: Poller::new()?,
@@ -103,7 +103,7 @@ impl Fleet {
         let deadline = Instant::now() + PATIENCE;
         while fleet.seats.len() < arrival.count {
             fleet.connect(arrival)?;
-            // Taking turns with the connections that came before keeps their answers from piling up.
+            // Serving the earlier connections in turn keeps their answers from piling up.
             let crowded = fleet.seats.len() - fleet.opened >= arrival.window;
             if crowded || fleet.seats.len().is_multiple_of(64) {
                 fleet.turn(if crowded { PATIENCE } else { Duration::ZERO }, &mut |_, _| {})?;
@@ -146,12 +146,12 @@ impl Fleet {
         self.seats.len()
     }
 
-    /// Messages received by all together.
+    /// Messages that all connections together have received.
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// The newest cursor that connection `n` has been given.
+    /// The newest cursor that connection `n` has received.
     pub fn cursor(&self, n: usize) -> &str {
         &self.seats[n].told.cursor
     }
@@ -161,7 +161,7 @@ impl Fleet {
         (&self.sample, self.bytes as f64 / self.received as f64)
     }
 
-    /// Messages from here on are counted from zero.
+    /// Counts messages from zero again.
     pub fn recount(&mut self) {
         (self.received, self.bytes, self.answered) = (0, 0, 0);
         self.sample.clear();
@@ -170,7 +170,7 @@ impl Fleet {
         }
     }
 
-    /// Waits until every connection has been given exactly `goal` messages since the last [`Fleet::recount`].
+    /// Waits until every connection has received exactly `goal` messages since the last [`Fleet::recount`].
     pub fn until_each(&mut self, goal: u64) -> Outcome<()> {
         self.goal = goal;
         self.level = self.seats.iter().filter(|seat| seat.told.messages >= goal).count();
@@ -185,7 +185,7 @@ impl Fleet {
         }
     }
 
-    /// Waits until all together have been given `goal` messages.
+    /// Waits until all connections together have received `goal` messages.
     pub fn until_all(&mut self, goal: u64) -> Outcome<()> {
         let deadline = Instant::now() + PATIENCE;
         while self.received < goal {
@@ -195,8 +195,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Gives every message to `seen`, with the time when it was read, until `end` or until all together have
-    /// been given `goal`.
+    /// Passes every message to `seen`, with the time of its read, until `end`, or until all connections
+    /// together have received `goal`.
     pub fn until(&mut self, end: Instant, goal: u64, seen: &mut impl FnMut(&[u8], Instant)) -> Outcome<()> {
         while self.received < goal {
             let left = end.saturating_duration_since(Instant::now());
@@ -208,7 +208,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Sends `requests` requests, one at a time on each connection, and waits for their answers.
+    /// Sends `requests` requests, one at a time on each connection, and waits for the answers.
     pub fn ask(&mut self, requests: u64) -> Outcome<()> {
         let Habit::Ask { request } = self.habit.clone() else {
             return Err("a fleet that does not ask".into());
@@ -324,7 +324,7 @@ impl Fleet {
 }
 
 impl Seat {
-    /// Whether everything has left.
+    /// True if everything was written.
     fn flush(&mut self) -> io::Result<bool> {
         while !self.outbox.is_empty() {
             match self.socket.write(&self.outbox) {

@@ -1,5 +1,5 @@
-//! What comes over one connection, cut into records: WebSocket frames, SSE blocks, NDJSON lines, HTTP answers.
-//! It counts on well-formed input and says so where it is not; it knows nothing of sockets.
+//! Cuts the bytes of one connection into records: WebSocket frames, SSE blocks, NDJSON lines, HTTP answers.
+//! It expects well-formed input and fails on any other; it knows nothing of sockets.
 
 use std::mem;
 
@@ -17,7 +17,7 @@ pub enum Framing {
     Answers,
 }
 
-/// One thing received.
+/// One received record.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Record<'a> {
     /// A message as the transport carries it: an envelope, or for raw SSE the block.
@@ -33,16 +33,16 @@ pub enum Record<'a> {
 pub struct Decoder {
     framing: Framing,
     stage: Stage,
-    /// The start of a head or a record whose end has not come yet.
+    /// The start of a head or record whose end has not arrived yet.
     carry: Vec<u8>,
 }
 
 enum Stage {
     Head,
-    /// The records are the bytes themselves.
+    /// The records follow each other without any other bytes.
     Plain,
     Chunked(Chunk),
-    /// So much of an answer's body is still to come.
+    /// This many bytes of an answer's body are still missing.
     Answer(usize),
 }
 
@@ -70,7 +70,7 @@ impl Decoder {
         Self { framing, stage, carry: Vec::new() }
     }
 
-    /// Gives every record that `bytes` completes to `each`.
+    /// Passes every record that `bytes` completes to `each`.
     pub fn feed(&mut self, mut bytes: &[u8], each: &mut impl FnMut(Record<'_>)) -> Outcome<()> {
         while !bytes.is_empty() {
             match self.stage {
@@ -177,14 +177,14 @@ impl Decoder {
             self.carry.drain(..used);
         }
         if self.carry.is_empty() {
-            // Ten thousand connections that once carried a large record need not keep its room.
+            // With ten thousand connections the memory of a large record must not stay reserved.
             self.carry = Vec::new();
         }
         Ok(())
     }
 }
 
-/// Gives the complete records at the start of `bytes` to `each`, and says how many bytes they took.
+/// Passes the complete records at the start of `bytes` to `each`, and returns how many bytes they took.
 fn split(framing: Framing, bytes: &[u8], each: &mut impl FnMut(Record<'_>)) -> Outcome<usize> {
     let mut used = 0;
     loop {
@@ -243,7 +243,7 @@ fn envelope(json: &[u8]) -> Record<'_> {
     if json.starts_with(br#"{"type":"message""#) { Record::Message(json) } else { Record::Control(json) }
 }
 
-/// The bytes on the wire of a record, as the server sends one alone.
+/// The bytes of a record on the wire, as the server sends it alone.
 pub fn encode(framing: Framing, record: &[u8]) -> Vec<u8> {
     match framing {
         Framing::WebSocket => {
@@ -278,8 +278,8 @@ fn content_length(head: &[u8]) -> Option<usize> {
     })
 }
 
-/// The string value of a JSON member, found without parsing. The last one counts: an answer's own cursor comes
-/// after its messages.
+/// The string value of a JSON member, found without parsing. The last one counts: an answer's own cursor
+/// comes after its messages.
 pub fn member<'a>(json: &'a [u8], name: &str) -> Option<&'a str> {
     let key = format!("\"{name}\":\"");
     let start = memmem::rfind(json, key.as_bytes())? + key.len();

@@ -1,7 +1,8 @@
-//! The limit: a child that does nothing but `write(2)` a ready buffer to every connection from an epoll loop.
+//! The limit: a child that only calls `write(2)` with a ready buffer for every connection, from an epoll
+//! loop.
 //!
-//! A connection that sends a command is obeyed, one that sends a `GET` is given the buffer at once, and one that
-//! sends nothing is given the buffer whenever a command says so.
+//! A connection that sends a command controls the child. One that sends a `GET` gets the buffer at once. One
+//! that sends nothing gets the buffer whenever a command says so.
 
 use std::{
     io::{BufRead, BufReader, ErrorKind, Read, Write},
@@ -34,7 +35,7 @@ impl Limit {
         Ok(Self { process, control: BufReader::new(control) })
     }
 
-    /// Connections that wait to be written to.
+    /// Connections that wait for the buffer.
     pub fn fleet(&mut self, count: usize, framing: Framing) -> Outcome<Fleet> {
         let fleet = Fleet::arrive(&Arrival {
             addr: self.process.addr,
@@ -48,7 +49,7 @@ impl Limit {
         Ok(fleet)
     }
 
-    /// From now on, what is written is `copies` of `record`, ready and in one piece.
+    /// Sets the buffer to `copies` of `record`, ready and in one piece.
     pub fn load(&mut self, framing: Framing, record: &[u8], copies: usize) -> Outcome<()> {
         let bytes = decode::encode(framing, record).repeat(copies);
         self.load_bytes(&bytes)
@@ -61,7 +62,7 @@ impl Limit {
         self.answer().map(drop)
     }
 
-    /// One write to every connection.
+    /// Writes the buffer to every connection.
     pub fn send(&mut self) -> Outcome<()> {
         Ok(self.control.get_mut().write_all(b"send\n")?)
     }
@@ -86,7 +87,7 @@ impl Limit {
     }
 }
 
-/// The child's side. Serves until it is killed.
+/// The child's side. It serves until it is killed.
 pub fn serve(addr: SocketAddr) -> Outcome<()> {
     let listener = {
         let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
@@ -105,7 +106,7 @@ pub fn serve(addr: SocketAddr) -> Outcome<()> {
             let flags = event.flags;
             match event.data.u64() as usize {
                 LISTENER => writer.accept(&listener)?,
-                // The peer may have gone with an earlier event of the same wait.
+                // An earlier event of the same wait may have removed the peer.
                 token if !writer.peers.contains(token) => {}
                 token if flags.contains(Interest::OUT) => writer.write(token)?,
                 token => writer.read(token)?,
@@ -124,9 +125,9 @@ struct Writer {
 struct Peer {
     socket: TcpStream,
     commands: bool,
-    /// Bytes at the end of the buffer that it has not been given.
+    /// Bytes at the end of the buffer that the peer has not received.
     owed: usize,
-    /// It is reported when it can be written to.
+    /// True if the poller reports when the peer can be written to.
     watched: bool,
 }
 

@@ -1,9 +1,9 @@
-//! The load benchmark: what the server costs, beside what the machine costs, in one table.
+//! The load benchmark: the cost of the server compared with the cost of the machine, in one table.
 //!
-//! `cargo bench --bench load -- [ROW...] [--quick]`. The server is the release binary in a process of its own on one
-//! core; the client is this process on another. What it is compared to runs on the server's core too, in turns
-//! with it, and is asked by the same client. Linux only. A row runs for seconds to a minute, everything is on the
-//! loopback, and nothing outlives the program.
+//! `cargo bench --bench load -- [ROW...] [--quick]`. The server is the release binary in its own process on
+//! one core; the client is this process on another. The reference runs on the server's core too, in turns
+//! with the server, and gets the same requests from the same client. Linux only. A row takes from seconds to
+//! a minute, everything uses the loopback, and no process outlives the program.
 
 mod client;
 mod decode;
@@ -23,39 +23,39 @@ use clap::{Parser, ValueEnum};
 
 use crate::{process::Process, rows::ROWS};
 
-// What the server is compared to has the server's allocator, so that the allocator is not what is compared.
+// The references use the server's allocator, so that the allocator makes no difference.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 pub type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// Of each message, as far as a row does not say otherwise.
+/// The payload of each message, unless a row says otherwise.
 pub const PAYLOAD_BYTES: usize = 100;
 
 #[derive(Parser)]
-#[command(name = "load", about = "Measures the server beside the machine's own limits")]
+#[command(name = "load", about = "Measures the server and compares it with the machine's own limits")]
 struct Arguments {
-    /// Rows to run: those whose name contains one of the words (default: all)
+    /// Rows to run: those whose name contains one of these words (default: all)
     rows: Vec<String>,
-    /// Small sizes and few rounds: shows that everything works, not how fast
+    /// Small sizes and few rounds: shows that everything works, but not how fast
     #[arg(long)]
     quick: bool,
-    /// Idle connections of each transport in the rows about memory
+    /// Number of idle connections of each transport in the rows about memory
     #[arg(long, default_value_t = 1_000)]
     connections: usize,
-    /// Rounds of each figure, in turns with what it is compared to
+    /// Number of rounds of each figure, in turns with its reference (default: 5, or 2 with --quick)
     #[arg(long)]
     rounds: Option<usize>,
-    /// Another build of the server
+    /// Path of another build of the server
     #[arg(long, default_value = env!("CARGO_BIN_EXE_rejoin"))]
     server: PathBuf,
     /// Print the names of the rows
     #[arg(long)]
     list: bool,
-    /// What this process is, if not the benchmark itself
+    /// The role of this process, if it is not the benchmark itself
     #[arg(long, hide = true)]
     child: Option<ChildKind>,
-    /// Given by `cargo bench`
+    /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -67,7 +67,7 @@ enum ChildKind {
     Plain,
 }
 
-/// What every row is told.
+/// The settings of every row.
 pub struct Setting {
     server: PathBuf,
     pub quick: bool,
@@ -80,7 +80,7 @@ impl Setting {
         if self.quick { quick } else { full }
     }
 
-    /// A server that forgets nothing while the row runs but what is beyond 1 000 messages of a topic.
+    /// A server that loses nothing during a row, except messages beyond 1 000 of a topic.
     pub fn server(&self) -> Outcome<Process> {
         self.server_with(&["--retain-age", "1h"])
     }
@@ -94,7 +94,7 @@ impl Setting {
 }
 
 fn main() -> ExitCode {
-    // A child's arguments are its own.
+    // The other arguments of a child belong to the child.
     let mut words = std::env::args_os().skip(1);
     let outcome = match words.next().as_deref().and_then(|word| word.to_str()) {
         Some("--child=launch") => process::launch(&words.collect::<Vec<OsString>>()).map(|()| true),
@@ -110,7 +110,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether every row came to its end.
+/// True if every row was measured to its end.
 fn run(arguments: &Arguments) -> Outcome<bool> {
     rlimit::increase_nofile_limit(u64::MAX)?;
     let address = || -> Outcome<SocketAddr> { Ok(arguments.rows.first().ok_or("no address")?.parse()?) };
@@ -141,7 +141,10 @@ fn run(arguments: &Arguments) -> Outcome<bool> {
 }
 
 fn measure(setting: &Setting, words: &[String]) -> bool {
-    println!("Median (least..most) of {} rounds; the ratio is taken round by round.\n", setting.rounds);
+    println!(
+        "Each cell is the median (least..most) of {} rounds. The ratio is computed for each round.\n",
+        setting.rounds
+    );
     println!("{}", table::HEADER);
     let mut complete = true;
     for row in ROWS {
@@ -156,7 +159,7 @@ fn measure(setting: &Setting, words: &[String]) -> bool {
                 println!("| {} | | **failed**: {error} | | | | | |", row.name);
             }
         }
-        // A reader of a pipe sees each row when it is done.
+        // So the reader of a pipe sees each row when it is done.
         let _ = std::io::stdout().flush();
         eprintln!("{}: {:.1} s", row.name, begun.elapsed().as_secs_f64());
     }

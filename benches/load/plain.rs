@@ -1,4 +1,4 @@
-//! What a plain axum application does with the same request: the floor of long-polling and of publishing.
+//! A plain axum application with the same requests: the lower bound for long-polling and publishing.
 
 use std::{
     net::SocketAddr,
@@ -17,8 +17,8 @@ use axum::{
 
 use crate::Outcome;
 
-/// The child's side. `PUT /plain` sets what `GET /plain` answers; `POST /plain` reads the body and answers what an
-/// accepted publish is answered. Serves until it is killed.
+/// The child's side. `PUT /plain` sets the answer to `GET /plain`. `POST /plain` reads the body and answers
+/// as for an accepted publish. It serves until it is killed.
 pub fn serve(addr: SocketAddr) -> Outcome<()> {
     let body = Arc::new(RwLock::new(Bytes::from_static(b"{}")));
     let app = Router::new()
@@ -43,7 +43,7 @@ async fn set(State(body): State<Arc<RwLock<Bytes>>>, bytes: Bytes) -> impl IntoR
 }
 
 async fn write(bytes: Bytes) -> impl IntoResponse {
-    // Looked at, so that reading the body is not optimised away.
+    // The length is used, so that the compiler does not remove the reading of the body.
     std::hint::black_box(bytes.len());
     (
         StatusCode::CREATED,

@@ -1,4 +1,4 @@
-//! Level-triggered epoll, for the client and for the limit alike.
+//! Level-triggered epoll, for the client and for the limit.
 
 use std::{
     io, mem,
@@ -16,7 +16,7 @@ pub use rustix::event::epoll::EventFlags as Interest;
 pub const READ: Interest = Interest::IN;
 pub const READ_WRITE: Interest = Interest::IN.union(Interest::OUT);
 
-/// So many sockets are reported by one system call.
+/// How many sockets one system call reports.
 const EVENTS: usize = 1024;
 
 pub struct Poller {
@@ -38,8 +38,8 @@ impl Poller {
         Ok(epoll::modify(&self.epoll, socket, epoll::EventData::new_u64(token as u64), interest)?)
     }
 
-    /// Waits for at least one event, or for the time to pass (`None`: for ever). Hand the list back with
-    /// [`Poller::done`], so that its room is used again.
+    /// Waits for at least one event, or for the time to pass (`None`: for ever). Return the list with
+    /// [`Poller::done`], so that its memory is used again.
     pub fn wait(&mut self, patience: Option<Duration>) -> io::Result<Vec<epoll::Event>> {
         let mut ready = mem::take(&mut self.ready);
         ready.clear();

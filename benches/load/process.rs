@@ -1,4 +1,4 @@
-//! A child process: where it runs, what it costs, and that it ends.
+//! A child process: its core, its cost, and its end.
 
 use std::{
     ffi::OsString,
@@ -18,7 +18,7 @@ use rustix::{
 
 use crate::Outcome;
 
-/// The server and what it is compared to run here; the client on the next.
+/// The core of the server and of its reference. The client runs on the next core.
 pub const SERVER_CPU: usize = 0;
 pub const CLIENT_CPU: usize = 1;
 
@@ -57,19 +57,20 @@ impl Process {
         Ok(process)
     }
 
-    /// This program again, as what the server is compared to.
+    /// Starts this program again, as a reference for the server.
     pub fn start_self(child: &str) -> Outcome<Self> {
         Self::start(&std::env::current_exe()?, &[&format!("--child={child}"), "{addr}"])
     }
 
     /// The processor time of all threads so far, user and system, in nanoseconds.
     ///
-    /// The kernel adds up a thread's time when it stops running, so let the process come to rest before reading.
+    /// The kernel adds up a thread's time when the thread stops running, so let the process come to rest
+    /// before reading.
     pub fn cpu_ns(&self) -> Outcome<u64> {
         thread::sleep(Duration::from_millis(5));
         let mut sum = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            // A thread may end between the listing and the reading; those that work do not.
+            // A thread may end between the listing and the reading. The threads that work do not.
             let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
             sum += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
         }
@@ -82,8 +83,8 @@ impl Process {
         Ok(line.split_whitespace().nth(1).unwrap_or_default().parse()?)
     }
 
-    /// What is resident once it has not changed by more than 1 % for three seconds: an allocator gives memory
-    /// back only after a while. After `patience` whatever it is then.
+    /// The resident memory once it has changed by less than 1 % for three seconds, because an allocator
+    /// returns memory only after a while. After `patience` it returns the current value.
     pub fn settled_kib(&self, patience: Duration) -> Outcome<u64> {
         const CALM: Duration = Duration::from_secs(3);
         let deadline = Instant::now() + patience;
@@ -108,8 +109,8 @@ impl Drop for Process {
     }
 }
 
-/// The child's side of [`Process::start`]: takes its core, makes sure that it does not outlive the benchmark, and
-/// becomes the program.
+/// The child's side of [`Process::start`]: moves to its core, makes sure that it does not outlive the
+/// benchmark, and becomes the program.
 pub fn launch(command: &[OsString]) -> Outcome<()> {
     pin(SERVER_CPU);
     set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -117,9 +118,9 @@ pub fn launch(command: &[OsString]) -> Outcome<()> {
     Err(Command::new(program).args(args).exec().into())
 }
 
-/// Keeps this thread, and those that it starts, on one core, where there is such a core to be had.
+/// Keeps this thread, and the threads that it starts, on one core, if the machine has that core.
 pub fn pin(cpu: usize) {
-    // Not asked of the standard library: it counts the cores of the parent, which is pinned too.
+    // The standard library would count the cores of the parent, which is pinned too.
     let mut cpus = CpuSet::new();
     cpus.set(cpu);
     if let Err(error) = sched_setaffinity(None, &cpus) {

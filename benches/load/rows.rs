@@ -44,8 +44,8 @@ pub const ROWS: &[Row] = &[
     Row { name: "open-loop", about: "1 000 messages/s to 1 000 WebSockets", run: open_loop::row },
     Row { name: "replay", about: "a client reads 1 000 retained messages", run: replay::row },
     Row { name: "publish", about: "accepted publishes", run: publish::row },
-    Row { name: "topics", about: "a delivery where there are many topics", run: topics::row },
+    Row { name: "topics", about: "a delivery with many topics", run: topics::row },
     Row { name: "retained", about: "memory of a retained message", run: stored::retained },
     Row { name: "expired", about: "memory of a topic whose messages have expired", run: stored::expired },
-    Row { name: "reconnect", about: "10 000 subscribers come back at once", run: reconnect::row },
+    Row { name: "reconnect", about: "10 000 subscribers reconnect at once", run: reconnect::row },
 ];

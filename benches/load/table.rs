@@ -1,8 +1,8 @@
-//! What was measured, and how it is told.
+//! The results, and their Markdown table.
 
 use std::fmt;
 
-/// The values of the rounds of one figure.
+/// The values of one figure in all rounds.
 #[derive(Clone, Debug, Default)]
 pub struct Series(Vec<f64>);
 
@@ -25,13 +25,13 @@ impl Series {
         }
     }
 
-    /// Round by round, since the machine's speed drifts between rounds.
+    /// Computed for each round, because the machine's speed drifts between rounds.
     fn against(&self, limit: &Self) -> Self {
         Self(self.0.iter().zip(&limit.0).map(|(value, limit)| value / limit).collect())
     }
 }
 
-/// The median, and the range of the rounds behind it.
+/// The median, and the range of the rounds.
 impl fmt::Display for Series {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", Short(self.median()))?;
@@ -44,7 +44,7 @@ impl fmt::Display for Series {
     }
 }
 
-/// Three digits that matter, and thousands apart.
+/// Three significant digits, and a space between thousands.
 struct Short(f64);
 
 impl fmt::Display for Short {
@@ -75,12 +75,12 @@ pub fn count(number: usize) -> String {
     thousands(number as i64)
 }
 
-/// What the target is about.
+/// The meaning of the goals.
 #[derive(Clone, Copy)]
 pub enum Better {
-    /// The ratio to the limit, or the figure itself where there is no limit, is to be at most the target.
+    /// The ratio to the limit, or the figure itself if there is no limit, should be at most the goal.
     Lower,
-    /// At least.
+    /// It should be at least the goal.
     Higher,
 }
 
@@ -91,7 +91,7 @@ pub struct Line {
     limit: Option<(&'static str, Series)>,
     better: Better,
     targets: Option<(f64, f64)>,
-    /// The target is about the figure itself though there is something to compare it to.
+    /// True if the goal is about the figure itself although there is a reference.
     absolute: bool,
 }
 
@@ -108,7 +108,7 @@ impl Line {
         }
     }
 
-    /// Measured in the same rounds.
+    /// Adds the reference, measured in the same rounds.
     pub fn against(mut self, what: &'static str, limit: Series) -> Self {
         self.limit = Some((what, limit));
         self
@@ -144,7 +144,7 @@ impl Line {
     }
 }
 
-pub const HEADER: &str = "| figure | unit | measured | compared to | | ratio | first | then |\n\
+pub const HEADER: &str = "| figure | unit | measured | compared to | | ratio | first goal | later goal |\n\
                           |---|---|---|---|---|---|---|---|";
 
 /// A row of the Markdown table.

@@ -1,4 +1,4 @@
-//! The requests that the benchmark sends, as bytes.
+//! The requests of the benchmark, as bytes.
 
 use std::{
     fmt::Write as _,
@@ -14,13 +14,13 @@ use crate::{
     decode::{Decoder, Framing, Record},
 };
 
-/// The `Host` of every request: while the server runs open, only a loopback name will do.
+/// The `Host` of every request: an open server accepts only a loopback name.
 const HOST: &str = "host: localhost\r\n";
 
-/// No wait of the benchmark is longer, unless a row says so.
+/// The longest wait of the benchmark, unless a row says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The ways to read that are compared.
+/// The transports that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     WebSocket,
@@ -50,7 +50,7 @@ impl Transport {
         }
     }
 
-    /// Reads `topic` from where `query` says.
+    /// A request to read `topic`, with `query` as the start.
     pub fn subscribe(self, topic: &str, query: &str) -> Vec<u8> {
         let headers = match self {
             Self::WebSocket => {
@@ -109,7 +109,7 @@ pub fn payload(bytes: usize, time: u64) -> String {
 pub fn batch(topics: impl IntoIterator<Item = String>, payload: &str) -> Vec<u8> {
     let mut body = String::new();
     for topic in topics {
-        writeln!(body, r#"{{"topic":"{topic}","data":{payload}}}"#).expect("a string takes what is written");
+        writeln!(body, r#"{{"topic":"{topic}","data":{payload}}}"#).expect("writing to a string cannot fail");
     }
     post("/publish", "application/x-ndjson", body.as_bytes())
 }
@@ -128,12 +128,12 @@ impl Publisher {
         Ok(Self { socket, decoder: Decoder::http(Framing::Answers) })
     }
 
-    /// Sends a request; [`Publisher::accepted`] is to be called before the next.
+    /// Sends a request. Call [`Publisher::accepted`] before the next one.
     pub fn send(&mut self, request: &[u8]) -> Outcome<()> {
         Ok(self.socket.write_all(request)?)
     }
 
-    /// Waits for the answer. A batch of which something was refused is an error.
+    /// Waits for the answer. A batch with any refused message is an error.
     pub fn accepted(&mut self) -> Outcome<()> {
         let mut inbox = [0; 64 * 1024];
         let (mut answered, mut refused) = (false, None);

@@ -1,4 +1,5 @@
-//! One message to many streams: the server's time for each delivery, beside one ready write to each connection.
+//! One message to many streams: the server's time for each delivery, compared with one ready write to each
+//! connection.
 
 use crate::{
     Outcome, PAYLOAD_BYTES, Setting,
@@ -11,10 +12,10 @@ use crate::{
 
 use super::SUBSCRIBERS;
 
-/// Messages in flight, and how many times a round sends so many and waits until everyone has them.
+/// Messages in flight, and how many times a round sends them and waits until all clients have them.
 pub const FLIGHTS: [(usize, usize); 3] = [(1, 100), (16, 80), (64, 50)];
 
-/// The bench's one topic.
+/// The benchmark's only topic.
 pub const TOPIC: &str = "bench";
 
 pub fn row(setting: &Setting, transport: Transport, targets: [Option<(f64, f64)>; 3]) -> Outcome<Vec<Line>> {
@@ -27,7 +28,7 @@ pub fn row(setting: &Setting, transport: Transport, targets: [Option<(f64, f64)>
     for ((flight, steps), target) in FLIGHTS.into_iter().zip(targets) {
         let steps = setting.size(steps, steps / 10);
         let request = flight_of(flight);
-        // Warm, and the sample that the limit writes.
+        // To warm up, and to get the sample that the limit writes.
         deliver(&server, &mut fleet, &mut publisher, &request, flight, 2)?;
         limit.load(transport.framing(), fleet.sample().0, flight)?;
         let (mut ours, mut theirs) = (Series::default(), Series::default());
@@ -46,7 +47,7 @@ pub fn row(setting: &Setting, transport: Transport, targets: [Option<(f64, f64)>
     Ok(lines)
 }
 
-/// Subscribers of the bench's topic, from now on.
+/// Subscribers of the benchmark's topic, from now on.
 pub fn subscribe(server: &Process, transport: Transport, count: usize) -> Outcome<Fleet> {
     Fleet::arrive(&Arrival {
         addr: server.addr,

@@ -1,4 +1,4 @@
-//! What is resident beyond the empty server for each connection that waits.
+//! The memory for each waiting connection, beyond that of the empty server.
 
 use std::{thread, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
 
 use super::fan_out::{flight_of, subscribe};
 
-/// Enough for an allocator that gives back what it does not need after ten seconds.
+/// Long enough for an allocator that returns unused memory after ten seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Streams on one HTTP/2 connection.
@@ -47,7 +47,7 @@ pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
     Ok(lines)
 }
 
-/// The empty server is one that has served a few of each already: its code and its pools are in memory.
+/// The "empty" server has served a few connections of each kind: its code and its pools are in memory.
 fn empty_kib(server: &Process) -> Outcome<f64> {
     let mut publisher = Publisher::connect(server.addr)?;
     for transport in Transport::ALL {
@@ -60,7 +60,7 @@ fn empty_kib(server: &Process) -> Outcome<f64> {
     Ok(server.settled_kib(PATIENCE)? as f64)
 }
 
-/// The client of the one transport that is not a socket for each stream.
+/// The client of the only transport without a socket for each stream.
 mod http2 {
     use std::net::SocketAddr;
 
@@ -74,7 +74,7 @@ mod http2 {
     use super::super::fan_out::TOPIC;
     use crate::Outcome;
 
-    /// Streams that have been opened; their connections live on a thread of their own until this is dropped.
+    /// Open streams. Their connections live on a thread of their own until this is dropped.
     pub struct Streams {
         _open: Vec<RecvStream>,
         _runtime: Runtime,

@@ -1,4 +1,4 @@
-//! One message to many held polls, beside as many plain `GET`s of an answer of the same size.
+//! One message to many held polls, compared with as many plain `GET`s of an answer of the same size.
 
 use crate::{
     Outcome, Setting,

@@ -1,4 +1,5 @@
-//! Messages at a fixed rate, whether or not the server keeps up: its share of the core, and how late they are.
+//! Messages at a fixed rate, even if the server cannot keep up: its share of the core, and how late messages
+//! are.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -24,10 +25,10 @@ use super::{
 
 const INTERVAL: Duration = Duration::from_millis(1);
 
-/// What stands before the 20 digits of a payload's time.
+/// The text before the 20 digits of a payload's time.
 const TIME: &[u8] = br#""at":""#;
 
-/// How long after the last message is due the benchmark still waits for what is late.
+/// How long the benchmark waits for late messages after the last one is due.
 const GRACE: Duration = Duration::from_secs(5);
 
 pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
@@ -57,7 +58,7 @@ struct Round {
     cpu_share: f64,
     /// Sorted.
     latencies_us: Vec<u32>,
-    /// How late the publisher itself has been at worst.
+    /// The worst delay of the publisher itself.
     publishing_ms: f64,
 }
 
@@ -80,7 +81,7 @@ fn run(server: &Process, fleet: &mut Fleet, messages: usize) -> Outcome<Round> {
         beat.publish(Instant::now())?;
         let mut failed = None;
         fleet.until(beat.due().min(end), expected, &mut |message, now| {
-            // Also while there is much to read.
+            // The publisher keeps its rate also while there is much to read.
             failed = failed.take().or(beat.publish(now).err());
             let Some(start) = time.find(message).map(|at| at + TIME.len()) else { return };
             let at = &message[start..start + 20];
@@ -103,18 +104,18 @@ fn run(server: &Process, fleet: &mut Fleet, messages: usize) -> Outcome<Round> {
     Ok(Round { cpu_share, latencies_us, publishing_ms: beat.latest.as_secs_f64() * 1_000.0 })
 }
 
-/// Publishes at the times that are due, counted from `begin` and written into the message, and does not wait for
+/// Publishes at fixed times, counted from `begin` and written into the message, and does not wait for
 /// answers.
 struct Beat {
     begin: Instant,
     messages: usize,
     sent: usize,
-    /// How late it was at worst.
+    /// The worst delay so far.
     latest: Duration,
     socket: TcpStream,
     decoder: Decoder,
     request: Vec<u8>,
-    /// Where the time stands in the request.
+    /// The place of the time in the request.
     time: usize,
     /// Bytes of the request that the socket has not taken.
     owed: usize,
@@ -132,12 +133,12 @@ impl Beat {
         Ok(Self { begin, messages, sent: 0, latest: Duration::ZERO, socket, decoder, request, time, owed: 0 })
     }
 
-    /// When the next message is due; after the last one, when to look at the answers again.
+    /// When the next message is due. After the last one, when to look at the answers again.
     fn due(&self) -> Instant {
         self.begin + INTERVAL * self.sent as u32
     }
 
-    /// Publishes what is due.
+    /// Publishes the messages that are due.
     fn publish(&mut self, now: Instant) -> Outcome<()> {
         while self.due() <= now {
             if self.sent < self.messages && self.owed == 0 {

@@ -1,4 +1,4 @@
-//! How many publishes are accepted, beside a plain application that only reads the body and answers.
+//! The rate of accepted publishes, compared with a plain application that only reads the body and answers.
 
 use std::time::Instant;
 
@@ -67,7 +67,7 @@ struct Contest<'a> {
     plain: &'a Process,
     ours: Fleet,
     theirs: Fleet,
-    /// In each request.
+    /// The number of messages in each request.
     messages: usize,
 }
 

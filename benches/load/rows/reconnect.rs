@@ -1,4 +1,4 @@
-//! Everybody comes back at once and wants what was missed, as after a restart of a proxy.
+//! All clients reconnect at once and need the messages that they missed, as after a restart of a proxy.
 
 use std::{
     net::SocketAddr,
@@ -19,7 +19,7 @@ use super::fan_out::{TOPIC, flight_of, subscribe};
 
 const MISSED: usize = 100;
 
-/// A gentler arrival: so many are on their way at a time.
+/// A slower arrival: this many connections are made at a time.
 const WINDOW: usize = 1_000;
 
 pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
@@ -43,7 +43,7 @@ pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
         let window = if gently { WINDOW } else { count };
         let (theirs, limit_seconds) = return_at(limit.addr(), count, window, "")?;
         drop(theirs);
-        // The server has noticed that they are gone before they come back.
+        // The server notices that the clients are gone before they return.
         thread::sleep(Duration::from_millis(500));
         Publisher::connect(server.addr)?.publish(&flight_of(MISSED))?;
         let before = server.cpu_ns()?;
@@ -60,14 +60,18 @@ pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
         }
     }
     let all = table::count(count);
-    let name = |what| format!("{all} WebSockets come back{what}, {MISSED} missed each");
+    let name = |what| format!("{all} WebSockets reconnect{what}, {MISSED} missed each");
     let limit = "accept and one write";
     Ok(vec![
-        Line::new(name(" at once"), "s until all level", at_once)
+        Line::new(name(" at once"), "s until all are caught up", at_once)
             .against(limit, limit_at_once)
             .target_itself(3.0, 1.0),
-        Line::new(name(&format!(", {} at a time", table::count(WINDOW))), "s until all level", windowed)
-            .against(limit, limit_windowed),
+        Line::new(
+            name(&format!(", {} at a time", table::count(WINDOW))),
+            "s until all are caught up",
+            windowed,
+        )
+        .against(limit, limit_windowed),
         Line::new(name(" at once"), "µs of the server for each", cost),
     ])
 }

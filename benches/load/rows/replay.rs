@@ -1,4 +1,4 @@
-//! A client reads what is retained from the beginning: one connection after another, each on a fresh socket.
+//! Clients read all retained messages: one connection after another, each on a fresh socket.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -49,7 +49,7 @@ pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
     Ok(lines)
 }
 
-/// Comes, reads everything, and is gone when the fleet is dropped.
+/// Connects and reads everything. The connection ends when the fleet is dropped.
 fn read(addr: SocketAddr, transport: Transport) -> Outcome<Fleet> {
     let query = if transport == Transport::Poll { "after=0&wait=0&limit=1000" } else { "after=0" };
     let mut fleet = Fleet::arrive(&Arrival {
@@ -64,7 +64,7 @@ fn read(addr: SocketAddr, transport: Transport) -> Outcome<Fleet> {
     Ok(fleet)
 }
 
-/// The whole of what a client reads.
+/// All the bytes that a client reads.
 fn ready(transport: Transport, sample: &[u8]) -> Vec<u8> {
     let record = decode::encode(transport.framing(), sample);
     let head: &[u8] = match transport {

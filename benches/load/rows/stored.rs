@@ -1,4 +1,4 @@
-//! What the server keeps in memory for what was published.
+//! The memory that the server needs for published messages.
 
 use std::{thread, time::Duration};
 
@@ -35,7 +35,8 @@ pub fn retained(setting: &Setting) -> Outcome<Vec<Line>> {
     Ok(vec![line.target(300.0, 150.0)])
 }
 
-/// A topic that expired is to cost no more than its entry in the index, so that its readers can still be told.
+/// A topic whose messages have expired should cost only its entry in the index, which serves to tell its
+/// readers the gap.
 pub fn expired(setting: &Setting) -> Outcome<Vec<Line>> {
     let topics = setting.size(1_000_000, 50_000);
     let server = setting.server_with(&["--retain-age", "5s"])?;
@@ -47,7 +48,8 @@ pub fn expired(setting: &Setting) -> Outcome<Vec<Line>> {
         publisher.publish(&wire::batch(names, &payload))?;
     }
     let full = server.resident_kib()? as f64;
-    // What expires is forgotten some time after; what is forgotten is given back some time after that.
+    // The server forgets expired messages after some time, and the allocator returns their memory after more
+    // time.
     let mut least = full;
     for _ in 0..setting.size(12, 6) {
         thread::sleep(Duration::from_secs(5));
@@ -71,7 +73,7 @@ pub fn expired(setting: &Setting) -> Outcome<Vec<Line>> {
     ])
 }
 
-/// The empty server is one that has accepted a batch already.
+/// The "empty" server has accepted a batch.
 fn empty_kib(server: &Process, publisher: &mut Publisher) -> Outcome<f64> {
     let names = (0..BATCH).map(|_| "warm".to_owned());
     publisher.publish(&wire::batch(names, &wire::payload(PAYLOAD_BYTES, 0)))?;

@@ -1,5 +1,5 @@
-//! Whether a delivery costs more where there are many topics: a server with a subscriber on each of 10 000, beside
-//! one with 1 000 subscribers on one.
+//! Checks if a delivery costs more with many topics: a server with one subscriber on each of 10 000 topics,
+//! compared with one that has 1 000 subscribers on one topic.
 
 use crate::{
     Outcome, PAYLOAD_BYTES, Setting,
@@ -61,7 +61,7 @@ pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
             .against(narrow, one.clone())
             .target(1.3, 1.1),
         Line::new(name(", with its publish"), "ns/delivery", whole).against(narrow, one),
-        Line::new("a publish to a topic that nobody hears, 1 000 a request", "ns/message", publishing),
+        Line::new("a publish to a topic without subscribers, 1 000 a request", "ns/message", publishing),
     ])
 }
 
@@ -76,7 +76,7 @@ fn batches(prefix: &str, topics: usize) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The server's nanoseconds for each message, delivered where there is a fleet.
+/// The server's nanoseconds for each message. With a fleet, that includes its delivery.
 fn publish(
     server: &Process,
     mut fleet: Option<&mut Fleet>,
