@@ -77,7 +77,7 @@ mod tests {
         let (key, other) = (new_key(), new_key());
         assert!(key.len() == PREFIX.len() + 43 && key != other);
         assert!(key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')));
-        let kept: Digest = Digest::of(key.as_bytes()).to_string().parse().expect("what it prints");
+        let kept: Digest = Digest::of(key.as_bytes()).to_string().parse().expect("the printed digest");
         assert!(kept.is(&Digest::of(key.as_bytes())) && !kept.is(&Digest::of(other.as_bytes())));
         assert!(!kept.is(&Digest::of(kept.to_string().as_bytes())), "the digest is no key");
         for wrong in

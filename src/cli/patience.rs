@@ -48,7 +48,7 @@ impl Patience {
             super::tell(format_args!("{why}; trying again"));
         }
         self.told = Some(why);
-        let own = self.pauses.next().expect("there is no end of pauses");
+        let own = self.pauses.next().expect("the pauses never end");
         sleep(own.max(pause.unwrap_or_default())).await;
         Ok(())
     }

@@ -122,7 +122,7 @@ async fn survive(error: &io::Error) {
     if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
         return;
     }
-    tracing::error!(%error, "cannot accept connections; is the limit of file descriptors too low?");
+    tracing::error!(%error, "cannot accept connections; check the limit of file descriptors");
     sleep(ACCEPT_BACKOFF).await;
 }
 
@@ -139,7 +139,7 @@ fn bound_unsent(_socket: &TcpStream) -> io::Result<()> {
 async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mut socket: TcpStream) {
     // No delay for small packets: messages that leave together are joined before they are written.
     if let Err(error) = socket.set_nodelay(true).and_then(|()| bound_unsent(&socket)) {
-        tracing::debug!(%error, "connection was gone at once");
+        tracing::debug!(%error, "connection ended at once");
         return;
     }
     let mut head = [0; HTTP2_PREFACE.len()];
@@ -168,7 +168,7 @@ async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mu
         if is_too_slow(&error) {
             app.metrics.slow_closes.inc();
         }
-        tracing::debug!(%error, "connection broke off");
+        tracing::debug!(%error, "connection failed");
     }
 }
 

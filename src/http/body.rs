@@ -23,7 +23,7 @@ pub async fn read(app: &App, headers: &HeaderMap, body: Body, limit: usize) -> R
     match tokio::time::timeout(app.config.read_timeout, Limited::new(body, limit).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(Problem::bad_request("the body broke off")),
+        Ok(Err(_)) => Err(Problem::bad_request("the body ended too early")),
         Err(_) => Err(timed_out()),
     }
 }

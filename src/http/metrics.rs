@@ -99,7 +99,7 @@ impl Metrics {
         let replays = counters(
             &registry,
             "rejoin_replayed_messages_total",
-            "Messages handed to connections that were published before the connection came.",
+            "Messages handed to connections that were published before the connection came, or are replayed.",
             "transport",
         );
         let latency = HistogramVec::new(
@@ -126,15 +126,22 @@ impl Metrics {
                 gaps: gaps.clone(),
             })
         });
-        let publishes =
-            counters(&registry, "rejoin_publishes_total", "Messages that publishers sent.", "result");
+        let publishes = counters(
+            &registry,
+            "rejoin_publishes_total",
+            "Messages that the log stored, announced or refused, and those over --publish-rate.",
+            "result",
+        );
         // Each series exists from the beginning, so that its first event already raises a rate.
         TROUBLES.iter().for_each(|code| drop(publishes.with_label_values(&[code.as_str()])));
         let refusals = counters(&registry, "rejoin_refusals_total", "Requests and commands refused.", "code");
         Code::ALL.iter().for_each(|code| drop(refusals.with_label_values(&[code.as_str()])));
         let store_latency = Histogram::with_opts(
-            HistogramOpts::new("rejoin_store_latency_seconds", "How long the log took to store a message.")
-                .buckets(STORE_BUCKETS.to_vec()),
+            HistogramOpts::new(
+                "rejoin_store_latency_seconds",
+                "How long the log took to store a message, or to refuse it.",
+            )
+            .buckets(STORE_BUCKETS.to_vec()),
         )
         .expect("a valid name");
         register(&registry, Box::new(store_latency.clone()));
@@ -204,7 +211,7 @@ impl Metrics {
             gaps = since("rejoin_gaps_total"),
             refusals = since("rejoin_refusals_total"),
             slow_closes = since("rejoin_slow_closes_total"),
-            "the last minute"
+            "totals of the last minute"
         );
     }
 }

@@ -219,7 +219,7 @@ impl From<AppendError> for Problem {
                 newest: Some(newest),
                 ..Self::new(
                     Code::PreconditionFailed,
-                    "the topic's newest message is not the one If-Match names",
+                    "If-Match does not hold: the topic has a newer message, or the id is ahead of the log",
                 )
             },
             AppendError::KeyReused => {

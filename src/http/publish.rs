@@ -131,7 +131,7 @@ fn event(text: &str) -> Result<Box<str>, Problem> {
     let is_taken = text.starts_with("rejoin.") || matches!(text, "open" | "error");
     if text.is_empty() || text.len() > MAX_EVENT_BYTES || text.chars().any(char::is_control) || is_taken {
         return Err(Problem::bad_request(
-            "event: 1 to 128 bytes without control characters, and not open, error or rejoin.*",
+            "event: expected 1 to 128 bytes without control characters, and not open, error or rejoin.*",
         ));
     }
     Ok(text.into())
@@ -141,7 +141,7 @@ fn event(text: &str) -> Result<Box<str>, Problem> {
 fn name(parameter: &str, text: &str) -> Result<Box<str>, Problem> {
     let is_visible = text.bytes().all(|byte| byte.is_ascii_graphic());
     if text.is_empty() || text.len() > MAX_NAME_BYTES || !is_visible {
-        return Err(Problem::bad_request(format!("{parameter}: 1 to 255 visible ASCII characters")));
+        return Err(Problem::bad_request(format!("{parameter}: expected 1 to 255 visible ASCII characters")));
     }
     Ok(text.into())
 }

@@ -137,7 +137,7 @@ where
     app.tasks.spawn(async move {
         match on_upgrade.await {
             Ok(upgraded) => serve(Socket::new(TokioIo::new(upgraded), max_message, write_timeout)).await,
-            Err(error) => tracing::debug!(%error, "handshake broke off"),
+            Err(error) => tracing::debug!(%error, "handshake failed"),
         }
     });
     handshake(request.version(), request.headers())

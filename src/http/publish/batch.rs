@@ -92,7 +92,7 @@ async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, Probl
         match tokio::time::timeout_at(deadline, body.frame()).await {
             Err(_) => return Err(body::timed_out()),
             Ok(None) => return Ok(None),
-            Ok(Some(Err(_))) => return Err(Problem::bad_request("the body broke off")),
+            Ok(Some(Err(_))) => return Err(Problem::bad_request("the body ended too early")),
             Ok(Some(Ok(frame))) => {
                 if let Ok(bytes) = frame.into_data() {
                     return Ok(Some(bytes));

@@ -110,7 +110,7 @@ impl Item<'_> {
     }
 
     fn payload(&self, max_bytes: usize) -> Result<Payload, Problem> {
-        let data = self.data.ok_or_else(|| Problem::bad_request("data: give the payload"))?.get();
+        let data = self.data.ok_or_else(|| Problem::bad_request("data: missing; give the payload"))?.get();
         let content_type = self.content_type.as_deref();
         let essence = content_type.map(|declared| declared.split(';').next().unwrap_or_default().trim());
         let is_json = essence.is_none_or(|essence| {

@@ -80,7 +80,7 @@ enum End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Lost(Lost::Closed) => "the client closed",
+            Self::Lost(Lost::Closed) => "the client closed the connection",
             Self::Lost(Lost::Gone) => "the client left",
             Self::Lost(Lost::Broken(code)) => {
                 return write!(f, "the client broke the protocol: close {code}");
@@ -278,14 +278,17 @@ impl Session {
                 self.answer(&reference, Answer::Subscribed { topic: &pattern, cursor });
             }
             Action::Subscribe { .. } if self.subscription.width() >= MAX_TOPICS => {
-                let problem = Problem::bad_request(format!("topic: a connection reads up to {MAX_TOPICS}"));
+                let problem = Problem::bad_request(format!(
+                    "topic: limit reached, a connection reads up to {MAX_TOPICS}"
+                ));
                 self.answer(&reference, Answer::Error(&problem));
             }
             Action::Subscribe { pattern, .. }
                 if pattern.has_wildcard() && self.subscription.wildcards() >= MAX_WILDCARDS =>
             {
-                let detail =
-                    format!("topic: a connection reads up to {MAX_WILDCARDS} patterns with a wildcard");
+                let detail = format!(
+                    "topic: limit reached, a connection reads up to {MAX_WILDCARDS} patterns with a wildcard"
+                );
                 self.answer(&reference, Answer::Error(&Problem::bad_request(detail)));
             }
             Action::Subscribe { pattern, start } => {
