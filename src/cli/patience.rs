@@ -20,14 +20,14 @@ pub struct Patience {
     /// When the first attempt failed since the last progress.
     failing_since: Option<Instant>,
     /// The last note to the user, until the server answers again.
-    told: Option<String>,
+    noted: Option<String>,
     pauses: ExponentialBackoff,
 }
 
 impl Patience {
     /// Gives up after failing for `give_up`.
     pub fn new(give_up: Option<Duration>) -> Self {
-        Self { give_up, failing_since: None, told: None, pauses: pauses() }
+        Self { give_up, failing_since: None, noted: None, pauses: pauses() }
     }
 
     /// Waits before the next attempt, and prints the reason on standard error.
@@ -44,10 +44,10 @@ impl Patience {
         if self.give_up.is_some_and(|give_up| since.elapsed() >= give_up) {
             return Err(Ending::GaveUp(why));
         }
-        if self.told.as_ref() != Some(&why) {
+        if self.noted.as_ref() != Some(&why) {
             super::tell(format_args!("{why}; trying again"));
         }
-        self.told = Some(why);
+        self.noted = Some(why);
         let own = self.pauses.next().expect("the pauses never end");
         sleep(own.max(pause.unwrap_or_default())).await;
         Ok(())
@@ -55,7 +55,7 @@ impl Patience {
 
     /// The server answers again. That is not yet progress: it may refuse every request.
     pub fn restore(&mut self) {
-        if self.told.take().is_some() {
+        if self.noted.take().is_some() {
             super::tell("the server answers again");
         }
     }

@@ -186,7 +186,7 @@ impl Publisher {
                     super::tell(format_args!("{line} was refused: {}", problem.detail));
                     self.refused += 1;
                 }
-                Answer::Refused(problem) => match Trouble::told(problem, None) {
+                Answer::Refused(problem) => match Trouble::of_problem(problem, None) {
                     Trouble::Refused(why) => {
                         return Err(Ending::Failed(format!("{line}: {why}")));
                     }

@@ -133,11 +133,11 @@ impl Trouble {
             detail: "the answer does not come from Rejoin".into(),
             status: status.as_u16(),
         });
-        Self::told(Problem { status: status.as_u16(), ..problem }, pause.map(Duration::from_secs))
+        Self::of_problem(Problem { status: status.as_u16(), ..problem }, pause.map(Duration::from_secs))
     }
 
     /// The meaning of a problem for a client that could try again.
-    pub fn told(problem: Problem, pause: Option<Duration>) -> Self {
+    pub fn of_problem(problem: Problem, pause: Option<Duration>) -> Self {
         let Problem { code, detail, status } = problem;
         let why = if detail.is_empty() { code } else { format!("{code}: {detail}") };
         // A server that answers 501 will never support the request.

@@ -79,7 +79,7 @@ impl Subscribe {
             quiet_since: None,
             told_of_gap: false,
         };
-        let gone = print::reader_gone();
+        let gone = print::until_reader_gone();
         tokio::select! {
             ending = reader.run(&self.remote) => ending,
             // The output has no reader any more.

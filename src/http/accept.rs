@@ -57,7 +57,7 @@ const TOTALS_EVERY: Duration = Duration::from_secs(60);
 /// How the drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// Every connection was told to leave, and left.
+    /// Every connection was asked to leave, and left.
     Completely,
     /// The grace expired or a second signal came, with this many connections open.
     Partly(usize),

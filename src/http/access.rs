@@ -117,7 +117,7 @@ impl Access {
                 return Err(Problem::new(Code::Unauthorized, unusable.to_string()));
             }
         };
-        let identity = rules.authority.identify(credential, SystemTime::now()).map_err(told)?;
+        let identity = rules.authority.identify(credential, SystemTime::now()).map_err(problem_of)?;
         let page = origin::listed(request).map(Arc::new);
         let access = Self { app: app.clone(), rules, identity, page };
         // The rules may have changed since the page was let in.
@@ -164,7 +164,7 @@ impl Access {
         if !self.is_page_listed(&rules) {
             return Err(origin::foreign());
         }
-        let identity = rules.authority.identify(Some(token), SystemTime::now()).map_err(told)?;
+        let identity = rules.authority.identify(Some(token), SystemTime::now()).map_err(problem_of)?;
         if !identity.is_same_subject(&self.identity) {
             tracing::debug!(
                 was = self.identity.name(),
@@ -204,7 +204,7 @@ impl Access {
             if !self.is_page_listed(&rules) {
                 return Err(origin::foreign());
             }
-            return rules.authority.again(&self.identity, time).map_err(told);
+            return rules.authority.again(&self.identity, time).map_err(problem_of);
         }
         match self.identity.is_expired(time) {
             true => Err(expired()),
@@ -297,7 +297,7 @@ fn instant(time: SystemTime) -> Instant {
 }
 
 /// The answer for a credential that is not accepted. Only the log says why.
-fn told(refused: Refused) -> Problem {
+fn problem_of(refused: Refused) -> Problem {
     tracing::debug!(why = %refused, "refused a credential");
     match refused {
         Refused::Expired { .. } => expired(),

@@ -69,7 +69,7 @@ pub struct Metrics {
     retained_messages: IntGauge,
     retained_bytes: IntGauge,
     /// The totals at the end of the last minute.
-    told: Mutex<Totals>,
+    logged: Mutex<Totals>,
 }
 
 /// From half a millisecond to half a minute: what a user may notice.
@@ -170,7 +170,7 @@ impl Metrics {
                 "Bytes retained, as retention counts them.",
             ),
             registry,
-            told: Mutex::default(),
+            logged: Mutex::default(),
         }
     }
 
@@ -200,7 +200,7 @@ impl Metrics {
     /// Logs one line with the counts since the last one.
     pub fn log_totals(&self) {
         let now = Totals::of(&self.registry.gather());
-        let before = std::mem::replace(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner), now);
+        let before = std::mem::replace(&mut *self.logged.lock().unwrap_or_else(PoisonError::into_inner), now);
         let since = |name: &str| now.counted(name) - before.counted(name);
         tracing::info!(
             connections = now.counted("rejoin_connections"),
