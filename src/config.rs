@@ -30,6 +30,7 @@ use crate::{
 pub const ELSEWHERE: &str = "Every setting can also come from the environment, in capitals \
      (REJOIN_RETAIN_AGE=2h), or from the file of --config (retain-age = \"2h\"). \
      Flags override the environment, which overrides the file.\n\n\
+     Durations are written 90s, 10m or 2h, and sizes 512KiB or 16MiB.\n\n\
      Exit codes:\n  0  ended in order\n  1  could not serve\n  2  a setting is wrong";
 
 /// All settings. Each is a flag, an environment variable and a name in the file, spelt the same.

@@ -267,7 +267,7 @@ fn a_public_key_is_accepted_as_a_secret_nowhere() {
             for given in [format!("secret = {key:?}"), format!("jwk = '{oct}'")] {
                 let table = format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\n{given}\n");
                 let told = mistakes(&table).join("\n");
-                assert!(told.contains("is no secret") && !told.contains(&key), "{told}");
+                assert!(told.contains("begins like a PEM key or a JWK") && !told.contains(&key), "{told}");
             }
             let folder = Folder::new();
             std::fs::write(folder.path("key"), &key).expect("a file");
@@ -288,7 +288,7 @@ fn a_public_key_is_accepted_as_a_secret_nowhere() {
                 (of(None, Some(&key), ""), "REJOIN_JWT_SECRET: "),
                 (of(None, None, &format!("\njwt-secret = {key:?}\n")), "rejoin.toml:2: jwt-secret: "),
             ] {
-                assert!(told.starts_with(place) && told.contains("give it in a [[jwt]]"), "{told}");
+                assert!(told.starts_with(place) && told.contains("put the key in a [[jwt]]"), "{told}");
                 assert!(!told.contains(&key) && told.lines().count() == 1, "{told}");
             }
         }
@@ -341,11 +341,11 @@ fn a_mistake_in_the_tables_is_told_by_its_line_and_repeats_no_secret() {
         ),
         (
             &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\n{pem}"),
-            "whoever has the public one could sign",
+            "every owner of the public key could sign",
         ),
         (
             &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = '''{}'''", ec.public),
-            "whoever has the public one could sign",
+            "every owner of the public key could sign",
         ),
         (
             &format!("[[jwt]]\nname = \"k\"\nalgorithm = \"ES384\"\n{pem}"),
