@@ -4,6 +4,7 @@
 //! Whatever a tail lacks is read from the streams of the topics.
 
 mod address;
+mod arrivals;
 mod codec;
 mod copies;
 mod deletions;
@@ -277,7 +278,7 @@ impl Log for RedisLog {
     }
 
     async fn arrived(&self, id: Id) -> bool {
-        self.feed.wait(ARRIVAL, |feed| feed.watermark() >= id).await
+        self.feed.arrived(id, ARRIVAL).await
     }
 
     fn expired(&self) -> Id {

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    arrivals::Arrivals,
     codec::{Entry, Event, Link, Place},
     deletions::Deletions,
     facts::Facts,
@@ -37,7 +38,7 @@ const LINGER: Duration = Duration::from_secs(30);
 pub struct Feed {
     // A std mutex: no await happens while it is held.
     state: Mutex<State>,
-    watermark: AtomicU64,
+    arrivals: Arrivals,
     /// The watermark has moved.
     moved: Notify,
     /// How long a message is kept, in microseconds.
@@ -89,7 +90,7 @@ impl Feed {
     pub fn new(age: Duration) -> Self {
         Self {
             state: Mutex::default(),
-            watermark: AtomicU64::new(0),
+            arrivals: Arrivals::default(),
             moved: Notify::new(),
             age: AtomicU64::new(age.as_micros() as u64),
             ephemerals: Ephemerals::default(),
@@ -101,7 +102,12 @@ impl Feed {
     }
 
     pub fn watermark(&self) -> Id {
-        Id::new(self.watermark.load(Ordering::Acquire))
+        self.arrivals.watermark()
+    }
+
+    /// Waits until the watermark has come to `id`, but not for longer than `patience`.
+    pub async fn arrived(&self, id: Id, patience: Duration) -> bool {
+        timeout(patience, self.arrivals.arrived(id)).await.is_ok()
     }
 
     pub fn expired(&self) -> Id {
@@ -119,10 +125,9 @@ impl Feed {
         let upto = facts.newest.max(state.newest);
         (state.began, state.newest, state.place) = (facts.began, facts.newest, end);
         let woken = state.resync(upto);
-        self.watermark.store(facts.newest.get(), Ordering::Release);
+        self.arrivals.set(facts.newest);
         drop(state);
-        woken.iter().for_each(|tail| tail.wake());
-        self.moved.notify_waiters();
+        self.wake(&woken);
     }
 
     /// Where to read on, once it has begun.
@@ -148,10 +153,15 @@ impl Feed {
             let mut state = self.state();
             let woken = state.take(entry, &self.ephemerals);
             // Only after the tails hold it, and before anything else can arrive.
-            self.watermark.store(state.newest.get(), Ordering::Release);
+            self.arrivals.set(state.newest);
             woken
         };
-        woken.iter().for_each(|tail| tail.wake());
+        self.wake(&woken);
+    }
+
+    fn wake(&self, tails: &[Arc<Tail>]) {
+        tails.iter().for_each(|tail| tail.wake());
+        self.arrivals.wake();
         self.moved.notify_waiters();
     }
 

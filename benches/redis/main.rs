@@ -2,15 +2,16 @@
 //!
 //! Everything runs on this machine, with its own Redis on the loopback. It measures publishing, in turns with
 //! `redis-benchmark` running the same script and pipelining; a delivery on another replica, compared with a
-//! bare `PUBLISH` and `SUBSCRIBE`; and how long it takes until messages come again after the connections to
-//! Redis have died. Linux only. With the argument `publish`, `latency` or `found-again` it measures only
-//! that.
+//! bare `PUBLISH` and `SUBSCRIBE`; how long it takes until messages come again after the connections to Redis
+//! have died; and the work and the memory of Redis. Linux only. With the argument `publish`, `latency`,
+//! `found-again`, `memory` or `resume` it measures only that.
 
 #[allow(dead_code, reason = "the tests use the rest")]
-#[path = "../tests/redis/proxy.rs"]
+#[path = "../../tests/redis/proxy.rs"]
 mod proxy;
-#[path = "../tests/support/redis.rs"]
+#[path = "../../tests/support/redis.rs"]
 mod server;
+mod store;
 
 use std::{
     error::Error,
@@ -64,6 +65,12 @@ fn main() -> Outcome<()> {
         if is_wanted("found-again") {
             found_again().await?;
         }
+        if is_wanted("memory") {
+            store::memory().await?;
+        }
+        if is_wanted("resume") {
+            store::resume().await?;
+        }
         Ok(())
     })
 }
@@ -84,8 +91,12 @@ fn log_that_keeps(messages: usize, url: &str) -> Outcome<Broker> {
 }
 
 fn append() -> Append {
+    append_to("bench")
+}
+
+fn append_to(topic: &str) -> Append {
     let payload = Payload::text("x".repeat(PAYLOAD_BYTES));
-    let draft = Draft { topic: "bench".parse().expect("a topic"), event: None, payload, exclude: None };
+    let draft = Draft { topic: topic.parse().expect("a topic"), event: None, payload, exclude: None };
     Append { draft, idempotency_key: None, if_match: None }
 }
 
@@ -117,13 +128,17 @@ async fn throughput(followers: usize) -> Outcome<()> {
         readers.spawn(async move { while subscription.next().await.is_some() {} });
     }
     let script = the_script(&redis, &broker).await?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs, mut works) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
+        redis.say(&["CONFIG", "RESETSTAT"]);
         ours.push(publish(&broker).await?);
+        works.push(store::work_of_scripts(&redis));
         theirs.push(redis_benchmark(&redis, &script)?);
     }
     let name = format!("acknowledged publishes, {PIPELINED} at once, followed by {followers} replicas");
     print_line(&name, "1/s", &ours, "redis-benchmark, the same script and pipelining", &theirs);
+    let name = format!("work of Redis for one publish, followed by {followers} replicas");
+    print_line(&name, "µs", &works, "", &[]);
     Ok(())
 }
 
