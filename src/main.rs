@@ -29,6 +29,7 @@ use self::reload::Sources;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Free memory goes back to the system in the background, also while the server is idle.
+#[expect(unsafe_code, reason = "the allocator looks for a symbol of this name")]
 #[unsafe(export_name = "malloc_conf")]
 static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:3000,muzzy_decay_ms:3000\0";
 

@@ -44,6 +44,31 @@ fn arrows_between_rooms_point_one_way() {
     }
 }
 
+/// The statuses of answers that are no error.
+const NO_ERRORS: [&str; 5] = ["OK", "CREATED", "ACCEPTED", "NO_CONTENT", "SWITCHING_PROTOCOLS"];
+
+#[test]
+fn one_file_alone_turns_errors_into_statuses_and_close_codes() {
+    for source in sources() {
+        if source.name().ends_with("http/problem.rs") {
+            continue;
+        }
+        for status in source.text.split("StatusCode::").skip(1) {
+            let is_of_name = |c: char| c.is_ascii_uppercase() || c == '_';
+            let name = status.split(|c| !is_of_name(c)).next().unwrap_or_default();
+            assert!(name.is_empty() || NO_ERRORS.contains(&name), "StatusCode::{name} in {}", source.name());
+        }
+        for call in ["close(", "close_slow(", "fail("] {
+            let has_code = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());
+            assert!(
+                !source.text.split(call).skip(1).any(has_code),
+                "{call} with a number in {}",
+                source.name()
+            );
+        }
+    }
+}
+
 #[test]
 fn a_transport_knows_nothing_of_the_others() {
     for source in sources() {

@@ -3,8 +3,10 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use memchr::memmem;
 use socket2::{Domain, Socket, Type};

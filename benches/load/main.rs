@@ -15,11 +15,10 @@ mod rows;
 mod table;
 mod wire;
 
-use std::{
-    error::Error, ffi::OsString, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, time::Instant,
-};
+use std::{error::Error, ffi::OsString, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
+use tokio::time::Instant;
 
 use crate::{process::Process, rows::ROWS};
 

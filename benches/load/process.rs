@@ -8,8 +8,10 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use rustix::{
     process::{Signal, set_parent_process_death_signal},

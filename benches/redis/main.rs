@@ -13,12 +13,7 @@ mod proxy;
 mod server;
 mod store;
 
-use std::{
-    error::Error,
-    process::Command,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{error::Error, process::Command, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use proxy::{Proxy, Stall};
@@ -28,7 +23,10 @@ use rejoin::{
     message::{Draft, Id, Payload},
 };
 use server::Redis;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -1,6 +1,6 @@
 //! The work and the memory of Redis itself: what a topic and a message take, and what it costs to resume.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use futures_util::{StreamExt, future::try_join_all, stream};
 use rejoin::{

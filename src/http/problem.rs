@@ -11,6 +11,9 @@ use crate::{
     message::Id,
 };
 
+/// The close code for a frame of the wrong type (RFC 6455 §7.4.1).
+pub const UNSUPPORTED_DATA: u16 = 1003;
+
 /// A stable word for an error, the same on every transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -110,7 +113,12 @@ impl Code {
         })
     }
 
-    /// The close code of a WebSocket that ends for this reason (RFC 6455 §7.4).
+    /// The close code of a WebSocket that ends for this reason.
+    pub fn close_code(self) -> u16 {
+        self.close().unwrap_or(4000)
+    }
+
+    /// The close code that belongs to this code (RFC 6455 §7.4), if it can end a WebSocket.
     pub fn close(self) -> Option<u16> {
         Some(match self {
             Self::BadRequest | Self::NotFound | Self::MethodNotAllowed => 4000,

@@ -109,7 +109,7 @@ async fn readiness_is_proven_by_a_round_trip() {
 #[tokio::test]
 async fn a_proof_of_readiness_serves_all_who_ask_within_a_second() {
     let server = FailingServer::start().await;
-    let asked = std::time::Instant::now();
+    let asked = tokio::time::Instant::now();
     assert_eq!(get(&server, "/health/ready").answer().await.status, 200);
     server.fail(Some(rejoin::log::LogError::Unavailable));
     let status = get(&server, "/health/ready").answer().await.status;

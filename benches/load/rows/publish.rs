@@ -1,6 +1,6 @@
 //! The rate of accepted publishes, compared with a plain application that only reads the body and answers.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use crate::{
     Outcome, PAYLOAD_BYTES, Setting,

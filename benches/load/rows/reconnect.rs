@@ -1,10 +1,8 @@
 //! All clients reconnect at once and need the messages that they missed, as after a restart of a proxy.
 
-use std::{
-    net::SocketAddr,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, thread, time::Duration};
+
+use tokio::time::Instant;
 
 use crate::{
     Outcome, Setting,

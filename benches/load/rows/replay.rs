@@ -1,6 +1,8 @@
 //! Clients read all retained messages: one connection after another, each on a fresh socket.
 
-use std::{net::SocketAddr, time::Instant};
+use std::net::SocketAddr;
+
+use tokio::time::Instant;
 
 use crate::{
     Outcome, PAYLOAD_BYTES, Setting,

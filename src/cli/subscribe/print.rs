@@ -36,6 +36,7 @@ impl Printer {
 /// Resolves when standard output is a pipe without a reader. Writing would notice that only with the next
 /// message.
 pub async fn until_reader_gone() {
+    #[expect(unsafe_code, reason = "tokio asks its caller for the promise below")]
     // SAFETY: the `AsyncFd` owns the descriptor, so it stays open as long as it is watched.
     let watch = |pipe| unsafe { AsyncFd::register_with_interest(pipe, Interest::ERROR) };
     // Standard output that is no pipe, such as a file, cannot be watched.

@@ -23,7 +23,7 @@ use crate::{
         access::Lease,
         batch::{Batch, Form},
         metrics::Permit,
-        problem::{Code, Problem},
+        problem::{Code, Problem, UNSUPPORTED_DATA},
         publish::Published,
         pulse::{Beat, Pulse, overload_retry_ms, retry_ms},
         wire::{self, Control},
@@ -146,21 +146,21 @@ impl Session {
             End::Lost(Lost::Gone) | End::Silent => {}
             End::Lost(Lost::Closed) => socket.closed().await,
             End::Lost(Lost::Broken(code)) => socket.fail(code).await,
-            End::Unsupported => socket.close(1003, "commands are text frames").await,
+            End::Unsupported => socket.close(UNSUPPORTED_DATA, "commands are text frames").await,
             End::Lost(Lost::TooSlow) => {
                 app.metrics.slow_closes.inc();
                 // The cursor is past the frames that are left out.
                 let cursor = if socket.leave_out_unbegun() { None } else { Some(cursor) };
                 socket.push(closing(Code::TooSlow, cursor, overload_retry_ms()));
-                socket.close_slow(4101, Code::TooSlow.as_str()).await;
+                socket.close_slow(Code::TooSlow.close_code(), Code::TooSlow.as_str()).await;
             }
             End::Over(code) => {
                 socket.push(closing(code, Some(cursor), retry_ms()));
-                socket.close(code.close().unwrap_or(4000), code.as_str()).await;
+                socket.close(code.close_code(), code.as_str()).await;
             }
             End::Draining => {
                 socket.push(closing(Code::Draining, Some(cursor), retry_ms()));
-                socket.close(4200, Code::Draining.as_str()).await;
+                socket.close(Code::Draining.close_code(), Code::Draining.as_str()).await;
             }
         }
     }
@@ -421,7 +421,7 @@ fn patterns_of<'a>(
 
 /// Tells a browser why its handshake is refused, because it cannot see a status.
 pub async fn turn_away(mut socket: Socket, problem: Problem) {
-    let code = problem.code.close().unwrap_or(4000);
+    let code = problem.code.close_code();
     socket.push(wire::control_frame(&Reply { answer: Answer::Error(&problem), reference: &None }));
     socket.close(code, problem.code.as_str()).await;
 }
