@@ -17,6 +17,7 @@ mod problem;
 mod publish;
 mod pulse;
 mod query;
+mod reader;
 mod ready;
 mod stall;
 mod stream;

@@ -1,21 +1,18 @@
 //! Polling and long-polling: one JSON answer, at once or when there is something to send.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderValue, header};
 
 use super::{
-    App,
-    access::Lease,
-    metrics::Permit,
     problem::Problem,
-    pulse::{Beat, Pulse},
+    reader::{Next, Reader},
     wire::{self, Control},
 };
 use crate::{
-    broker::{Delivery, GapNotice, Subscription},
+    broker::{Delivery, GapNotice},
     log::LogError,
     message::Id,
 };
@@ -29,59 +26,43 @@ const MAX_ANSWER_BYTES: usize = 4 << 20;
 ///
 /// # Cancel safety
 /// Dropping this loses nothing: the client still has its cursor.
-pub async fn respond(
-    app: &Arc<App>,
-    mut subscription: Subscription,
-    mut permit: Permit,
-    mut lease: Lease,
-    wait: Duration,
-    limit: usize,
-) -> Response {
+pub async fn respond(mut reader: Reader, wait: Duration, limit: usize) -> Response {
     let mut messages: Vec<Bytes> = Vec::new();
     let mut gaps: Vec<GapNotice> = Vec::new();
-    let mut pulse = Pulse::new(app.clone());
     let mut bytes = 0;
     let mut waited = pin!(tokio::time::sleep(wait));
     // A timer takes at least a millisecond, even for a duration of zero.
     let mut is_over = wait.is_zero();
     poll_fn(|cx| {
-        if lease.poll(cx, || subscription.patterns()).is_ready() {
-            return Poll::Ready(());
-        }
         while messages.len() < limit
             && bytes < MAX_ANSWER_BYTES
-            && let Poll::Ready(delivery) = subscription.poll_delivery(cx)
+            && let Poll::Ready(next) = reader.poll(cx, true)
         {
-            permit.note(&delivery, false);
-            if let Delivery::Message(message) = &delivery {
-                let envelope = wire::envelope(message);
-                bytes += envelope.len();
-                messages.push(envelope);
-            }
-            if let Delivery::Gap(gap) = delivery {
-                gaps.push(*gap);
+            match next {
+                Next::Delivery(Delivery::Message(message)) | Next::Replay(Delivery::Message(message)) => {
+                    let envelope = wire::envelope(&message);
+                    bytes += envelope.len();
+                    messages.push(envelope);
+                }
+                Next::Delivery(Delivery::Gap(gap)) | Next::Replay(Delivery::Gap(gap)) => gaps.push(*gap),
+                Next::Over(_) | Next::Abandoned => return Poll::Ready(()),
+                Next::Quiet | Next::Heartbeat | Next::Joined(_) => {}
             }
         }
         if !messages.is_empty() || !gaps.is_empty() {
             return Poll::Ready(());
         }
         is_over = is_over || waited.as_mut().poll(cx).is_ready();
-        while let Poll::Ready(beat) = pulse.poll(cx) {
-            match beat {
-                Beat::End => return Poll::Ready(()),
-                Beat::Leave => is_over = true,
-                Beat::Quiet | Beat::Heartbeat => {}
-            }
-        }
-        if is_over && !subscription.is_reading() { Poll::Ready(()) } else { Poll::Pending }
+        let is_due = is_over && !reader.subscription().is_reading();
+        if is_due || reader.has_drained() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    permit.add_up(bytes);
-    if messages.is_empty() && gaps.is_empty() && subscription.has_failed() {
+    reader.add_up(bytes);
+    if messages.is_empty() && gaps.is_empty() && reader.subscription().has_failed() {
         return Problem::from(LogError::Unavailable).into_response();
     }
     // If nothing came in time, the answer is only the cursor.
-    answer(&messages, &gaps, subscription.cursor())
+    answer(&messages, &gaps, reader.cursor())
 }
 
 /// The answer to a poll without a start: the current cursor.

@@ -2,7 +2,6 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -15,51 +14,26 @@ use http::{HeaderName, HeaderValue, header};
 use http_body::Frame;
 
 use super::{
-    App,
-    access::Lease,
     batch::{Batch, Form},
-    metrics::Permit,
     problem::Code,
-    pulse::{Beat, Pulse, overload_retry_ms, retry_ms},
+    pulse::{overload_retry_ms, retry_ms},
+    reader::{Next, Reader},
     wire::{self, Control, Framing},
 };
-use crate::{
-    broker::{Delivery, Subscription},
-    message::Id,
-};
+use crate::{broker::Delivery, message::Id};
 
 /// How many bytes are gathered for one write. A burst leaves in few system calls, and a slow reader costs no
 /// more.
 const MAX_GATHERED_BYTES: usize = 32 << 10;
 
-/// Answers with a stream that follows `subscription` until the client or the server ends it.
-pub fn respond(
-    app: &Arc<App>,
-    framing: Framing,
-    subscription: Subscription,
-    permit: Permit,
-    lease: Lease,
-) -> Response {
-    let open = Control::Open {
-        connection: subscription.connection(),
-        cursor: subscription.cursor(),
-        heartbeat_ms: app.heartbeat_ms(),
-    };
+/// Answers with a stream that gives out what `reader` reads, until the client or the server ends it.
+pub fn respond(framing: Framing, reader: Reader) -> Response {
+    let open = reader.open();
     let opening = match framing {
         Framing::Ndjson => framing.control(&open),
         Framing::SseRaw | Framing::SseEnvelope => wire::sse_retry(retry_ms(), &open),
     };
-    let body = StreamBody {
-        framing,
-        subscription,
-        pulse: Pulse::new(app.clone()),
-        next: Some(opening.into()),
-        leaving: false,
-        ended: None,
-        lease,
-        app: app.clone(),
-        permit,
-    };
+    let body = StreamBody { framing, reader, next: Some(opening.into()), ended: None };
     with_headers(framing, Body::new(body))
 }
 
@@ -92,59 +66,63 @@ fn with_headers(framing: Framing, body: Body) -> Response {
 
 struct StreamBody {
     framing: Framing,
-    subscription: Subscription,
-    pulse: Pulse,
+    reader: Reader,
     /// The frame that leaves before anything else.
     next: Option<Bytes>,
-    leaving: bool,
     ended: Option<Code>,
-    lease: Lease,
-    app: Arc<App>,
-    permit: Permit,
 }
 
 impl StreamBody {
-    /// The last frame.
-    fn end(&mut self, code: Code) -> Frame<Bytes> {
-        self.ended = Some(code);
-        let closing =
-            Control::Closing { code, cursor: Some(self.subscription.cursor()), retry_ms: retry_ms() };
-        Frame::data(self.framing.control(&closing).into())
-    }
-
     /// The bytes that are ready, in one piece.
     fn gather(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
-        if self.next.is_some() {
-            return self.next.take();
-        }
         let mut batch = Batch::new(Form::Body(self.framing));
         while self.next.is_none()
             && batch.size() < MAX_GATHERED_BYTES
-            && let Poll::Ready(delivery) = self.subscription.poll_delivery(cx)
+            && let Poll::Ready(next) = self.reader.poll(cx, true)
         {
-            self.permit.note(&delivery, false);
-            match delivery {
-                Delivery::Message(message) if !message.is_ephemeral() => batch.push(message),
-                // The id of its event is the cursor, which is this reader's own.
-                Delivery::Message(message) => {
-                    self.next = Some(self.framing.message(&message, self.subscription.cursor()));
-                }
-                Delivery::Gap(gap) => self.next = Some(self.framing.control(&Control::Gap(&gap)).into()),
+            match next {
+                Next::Delivery(Delivery::Message(message)) if !message.is_ephemeral() => batch.push(message),
+                next => self.next = self.render(next),
             }
         }
         let together = batch.take();
         let bytes = [&together, &self.next].into_iter().flatten().map(Bytes::len).sum();
-        self.permit.add_up(bytes);
+        self.reader.add_up(bytes);
         together.or_else(|| self.next.take())
+    }
+
+    /// The frame for something that no other reader is sent in the same form.
+    fn render(&mut self, next: Next) -> Option<Bytes> {
+        match next {
+            // The id of its event is the cursor, which is this reader's own.
+            Next::Delivery(Delivery::Message(message)) | Next::Replay(Delivery::Message(message)) => {
+                Some(self.framing.message(&message, self.reader.cursor()))
+            }
+            Next::Delivery(Delivery::Gap(gap)) | Next::Replay(Delivery::Gap(gap)) => {
+                Some(self.framing.control(&Control::Gap(&gap)).into())
+            }
+            Next::Quiet => {
+                let cursor = Control::Cursor { cursor: self.reader.cursor() };
+                Some(self.framing.control(&cursor).into())
+            }
+            Next::Over(code) => Some(self.end(code)),
+            Next::Abandoned => Some(self.end(Code::Draining)),
+            Next::Heartbeat | Next::Joined(_) => None,
+        }
+    }
+
+    /// The last frame.
+    fn end(&mut self, code: Code) -> Bytes {
+        self.ended = Some(code);
+        let closing = Control::Closing { code, cursor: Some(self.reader.cursor()), retry_ms: retry_ms() };
+        self.framing.control(&closing).into()
     }
 }
 
 impl Drop for StreamBody {
     fn drop(&mut self) {
         let why = self.ended.map_or("the client left, or stopped reading", Code::as_str);
-        let Self { subscription, app, .. } = self;
-        let (cursor, newest) = (subscription.cursor(), app.broker.watermark());
-        self.permit.log_end(format_args!("{why}"), subscription.connection(), cursor, newest);
+        self.reader.log_end(format_args!("{why}"));
     }
 }
 
@@ -156,47 +134,27 @@ impl http_body::Body for StreamBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if self.ended.is_some() {
-            return Poll::Ready(None);
-        }
-        let Self { lease, subscription, next, .. } = &mut *self;
         // A frame that was taken before the end leaves before it, because the cursor is already past it.
-        if next.is_none()
-            && let Poll::Ready(code) = lease.poll(cx, || subscription.patterns())
-        {
-            return Poll::Ready(Some(Ok(self.end(code))));
-        }
-        if let Some(bytes) = self.gather(cx) {
-            self.pulse.sent();
-            return Poll::Ready(Some(Ok(Frame::data(bytes))));
-        }
-        while let Poll::Ready(beat) = self.pulse.poll(cx) {
-            match beat {
-                Beat::Heartbeat => {}
-                Beat::Leave => self.leaving = true,
-                Beat::End => return Poll::Ready(Some(Ok(self.end(Code::Draining)))),
-                Beat::Quiet => {
-                    let cursor = Control::Cursor { cursor: self.subscription.cursor() };
-                    let bytes = self.framing.control(&cursor).into();
-                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
-                }
-            }
-        }
-        // Everything that had arrived was gathered above.
-        if self.leaving && !self.subscription.is_reading() {
-            return Poll::Ready(Some(Ok(self.end(Code::Draining))));
-        }
-        Poll::Pending
+        let bytes = match self.next.take() {
+            Some(next) => Some(next),
+            None if self.ended.is_some() => return Poll::Ready(None),
+            None => self.gather(cx),
+        };
+        // Everything that had arrived was gathered.
+        let bytes = bytes.or_else(|| self.reader.has_drained().then(|| self.end(Code::Draining)));
+        bytes.map_or(Poll::Pending, |bytes| Poll::Ready(Some(Ok(Frame::data(bytes)))))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use axum::extract::Request;
     use http_body_util::BodyExt;
     use tower::ServiceExt;
 
-    use super::*;
+    use super::{super::App, *};
     use crate::{
         broker::Broker,
         config::Config,

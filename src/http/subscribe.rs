@@ -16,6 +16,7 @@ use super::{
     body, metrics, poll,
     problem::{Code, Problem},
     query::{self, Query, StartFields},
+    reader::Reader,
     stream, websocket,
     wire::Framing,
 };
@@ -131,14 +132,14 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             let permit = app.permit(metrics::Transport::Poll).ok_or_else(super::overloaded)?;
             let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
             let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
-            Ok(poll::respond(app, subscription, permit, access.lease(), wait, limit).await)
+            Ok(poll::respond(Reader::new(app, subscription, permit, access), wait, limit).await)
         }
         Transport::Stream(framing) => {
             let start = start.unwrap_or(Start::Now);
             let permit = app.permit(framing.transport());
             match (app.broker.subscribe(patterns, &start, &connection).await, permit) {
                 (Ok(subscription), Some(permit)) => {
-                    Ok(stream::respond(app, framing, subscription, permit, access.lease()))
+                    Ok(stream::respond(framing, Reader::new(app, subscription, permit, access)))
                 }
                 (Ok(subscription), None) => {
                     Ok(stream::turn_away(framing, Code::Overloaded, Some(subscription.cursor())))

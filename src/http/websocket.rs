@@ -27,10 +27,11 @@ pub use self::socket::Socket;
 use super::{
     App,
     access::Access,
-    metrics::{Permit, Transport},
+    metrics::Transport,
     problem::{Code, Problem},
+    reader::Reader,
 };
-use crate::{broker::Subscription, log::Start, message::Pattern};
+use crate::{log::Start, message::Pattern};
 
 /// The subprotocol that the server speaks, offered or not.
 const SUBPROTOCOL: &str = "rejoin.v1";
@@ -71,17 +72,13 @@ pub async fn upgrade(
     wanted: Result<(Vec<Pattern>, Option<Start>, Access), Problem>,
 ) -> Response {
     let begun = match wanted {
-        Ok((patterns, start, access)) => begin(app, patterns, start.unwrap_or(Start::Now))
-            .await
-            .map(|(subscription, permit)| (subscription, permit, access)),
+        Ok((patterns, start, access)) => begin(app, patterns, start.unwrap_or(Start::Now), access).await,
         Err(problem) => Err(problem),
     };
     match begun {
-        Ok((subscription, permit, access)) => {
-            let app = app.clone();
-            accept(&app.clone(), request, move |socket| {
-                Box::new(Session::new(app, socket, subscription, permit, access.lease())).run()
-            })
+        Ok(reader) => {
+            let served = app.clone();
+            accept(app, request, move |socket| Box::new(Session::new(served, socket, reader)).run())
         }
         Err(problem) => refuse(app, request, problem),
     }
@@ -114,11 +111,12 @@ async fn begin(
     app: &Arc<App>,
     patterns: Vec<Pattern>,
     start: Start,
-) -> Result<(Subscription, Permit), Problem> {
+    access: Access,
+) -> Result<Reader, Problem> {
     let permit = app.permit(Transport::WebSocket).ok_or_else(super::overloaded)?;
     // Subscribe before the answer: so no message is missed that is published once the client knows of it.
     let subscription = app.broker.subscribe(patterns, &start, &app.new_connection()).await?;
-    Ok((subscription, permit))
+    Ok(Reader::new(app, subscription, permit, access))
 }
 
 /// Sends the answer, and gives the socket to `serve` once the connection has become a WebSocket.

@@ -7,7 +7,6 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 use tungstenite::Message as Said;
@@ -17,18 +16,16 @@ use super::{
     socket::{Lost, Socket},
 };
 use crate::{
-    broker::{Delivery, Join, Subscription},
+    broker::Delivery,
     http::{
         App, MAX_TOPICS, MAX_WILDCARDS,
-        access::Lease,
         batch::{Batch, Form},
-        metrics::Permit,
         problem::{Code, Problem, UNSUPPORTED_DATA},
         publish::Published,
-        pulse::{Beat, Pulse, overload_retry_ms, retry_ms},
+        pulse::{overload_retry_ms, retry_ms},
+        reader::{Next, Reader},
         wire::{self, Control},
     },
-    message::{Message, Pattern},
 };
 
 /// How many bytes may wait to be written before the log is read on. The same limit for answers stops the
@@ -43,25 +40,17 @@ const BUDGET: usize = 256;
 pub struct Session {
     app: Arc<App>,
     socket: Socket,
-    subscription: Subscription,
-    joining: Option<Box<Joining>>,
+    reader: Reader,
+    /// The command that subscribed to the pattern that joins.
+    joining: Reference,
     waiting: VecDeque<Command>,
     running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
-    pulse: Pulse,
     /// When the peer last sent something. While the peer has yet to read what was written, this is now.
     heard_at: Instant,
+    /// The socket did not take everything the last time.
+    is_behind: bool,
     /// How many bytes were gathered since the socket last took everything.
     gathered_bytes: usize,
-    leaving: bool,
-    permit: Permit,
-    lease: Lease,
-}
-
-/// A topic that is read up to the connection's cursor.
-struct Joining {
-    reference: Reference,
-    pattern: Pattern,
-    subscription: Subscription,
 }
 
 /// The reason why a session ends.
@@ -95,27 +84,17 @@ impl fmt::Display for End {
 }
 
 impl Session {
-    pub fn new(
-        app: Arc<App>,
-        socket: Socket,
-        subscription: Subscription,
-        permit: Permit,
-        lease: Lease,
-    ) -> Self {
-        let now = Instant::now();
+    pub fn new(app: Arc<App>, socket: Socket, reader: Reader) -> Self {
         Self {
-            pulse: Pulse::new(app.clone()),
             app,
             socket,
-            subscription,
+            reader,
             joining: None,
             waiting: VecDeque::new(),
             running: None,
-            heard_at: now,
+            heard_at: Instant::now(),
+            is_behind: false,
             gathered_bytes: 0,
-            leaving: false,
-            permit,
-            lease,
         }
     }
 
@@ -124,21 +103,15 @@ impl Session {
     /// # Cancel safety
     /// Dropping this drops the connection without a close.
     pub async fn run(mut self: Box<Self>) {
-        let open = Control::Open {
-            connection: self.subscription.connection(),
-            cursor: self.subscription.cursor(),
-            heartbeat_ms: self.app.heartbeat_ms(),
-        };
-        self.socket.push(wire::control_frame(&open));
+        self.socket.push(wire::control_frame(&self.reader.open()));
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
-        let (cursor, newest) = (self.subscription.cursor(), self.app.broker.watermark());
-        self.permit.log_end(format_args!("{end}"), self.subscription.connection(), cursor, newest);
+        self.reader.log_end(format_args!("{end}"));
         // In a box, so that connections which are still open do not reserve room for it.
         Box::pin(self.finish(end)).await;
     }
 
     async fn finish(self: Box<Self>, end: End) {
-        let cursor = self.subscription.cursor();
+        let cursor = self.reader.cursor();
         let closing =
             |code, cursor, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
         let Self { mut socket, app, .. } = *self;
@@ -167,49 +140,26 @@ impl Session {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         for _ in 0..BUDGET {
-            let Self { lease, subscription, joining, .. } = self;
-            if let Poll::Ready(code) = lease.poll(cx, || patterns_of(subscription, joining)) {
-                return Poll::Ready(End::Over(code));
-            }
+            let has_more = match self.gather(cx) {
+                Ok(has_more) => has_more,
+                Err(end) => return Poll::Ready(end),
+            };
             let mut again = match self.poll_commands(cx) {
                 Ok(moved) => moved,
                 Err(end) => return Poll::Ready(end),
             };
-            let was_joining = self.joining.is_some();
-            let has_more = self.gather(cx);
-            // Commands that waited for the merge can run now.
-            again |= was_joining && self.joining.is_none();
-            let mut is_behind = false;
-            match self.socket.poll_flush(cx) {
+            let flushed = self.socket.poll_flush(cx);
+            self.is_behind = flushed.is_pending();
+            match flushed {
                 Poll::Ready(Err(lost)) => return Poll::Ready(End::Lost(lost)),
-                Poll::Ready(Ok(())) if self.leaving && !again && !has_more && self.is_idle() => {
+                Poll::Ready(Ok(())) if !again && !has_more && self.has_drained() => {
                     return Poll::Ready(End::Draining);
                 }
                 Poll::Ready(Ok(())) => {
                     self.gathered_bytes = 0;
                     again |= has_more;
                 }
-                Poll::Pending => is_behind = true,
-            }
-            while let Poll::Ready(beat) = self.pulse.poll(cx) {
-                again = true;
-                match beat {
-                    Beat::Leave => self.leaving = true,
-                    Beat::End => return Poll::Ready(End::Lost(Lost::Gone)),
-                    Beat::Quiet => {
-                        let cursor = Control::Cursor { cursor: self.subscription.cursor() };
-                        self.socket.push(wire::control_frame(&cursor));
-                    }
-                    // A ping waits behind frames that the peer has not read yet, and its pong is not read
-                    // while too many commands wait.
-                    Beat::Heartbeat if is_behind || self.waiting.len() >= MAX_WAITING_COMMANDS => {
-                        self.heard_at = Instant::now();
-                    }
-                    Beat::Heartbeat if self.heard_at.elapsed() >= 2 * self.app.config.heartbeat => {
-                        return Poll::Ready(End::Silent);
-                    }
-                    Beat::Heartbeat => self.socket.ping(),
-                }
+                Poll::Pending => {}
             }
             if !again {
                 return Poll::Pending;
@@ -219,12 +169,22 @@ impl Session {
         Poll::Pending
     }
 
-    /// True if everything that the client asked for is done.
-    fn is_idle(&self) -> bool {
-        self.joining.is_none()
-            && self.running.is_none()
-            && self.waiting.is_empty()
-            && !self.subscription.is_reading()
+    /// True if the server drains, it is this connection's turn, and everything that the client asked for is done.
+    fn has_drained(&self) -> bool {
+        self.reader.has_drained() && self.running.is_none() && self.waiting.is_empty()
+    }
+
+    fn beat(&mut self) -> Result<(), End> {
+        // A ping waits behind frames that the peer has not read yet, and its pong is not read while too many
+        // commands wait.
+        if self.is_behind || self.waiting.len() >= MAX_WAITING_COMMANDS {
+            self.heard_at = Instant::now();
+        } else if self.heard_at.elapsed() >= 2 * self.app.config.heartbeat {
+            return Err(End::Silent);
+        } else {
+            self.socket.ping();
+        }
+        Ok(())
     }
 
     /// Reads commands from the socket and runs them, one after the other. True if one made progress.
@@ -251,7 +211,7 @@ impl Session {
             moved = true;
         }
         while self.running.is_none()
-            && self.joining.is_none()
+            && !self.reader.is_joining()
             && let Some(command) = self.waiting.pop_front()
         {
             self.start(command);
@@ -264,27 +224,27 @@ impl Session {
         match action {
             Action::Ping => self.answer(&reference, Answer::Pong),
             Action::Refused(problem) => self.answer(&reference, Answer::Error(&problem)),
-            Action::Auth(token) => match self.renew(&token) {
+            Action::Auth(token) => match self.reader.renew(&token) {
                 Ok(()) => self.answer(&reference, Answer::Authenticated),
                 Err(problem) => self.answer(&reference, Answer::Error(&problem)),
             },
             Action::Unsubscribe { pattern } => {
-                self.subscription.remove(&pattern);
-                let cursor = self.subscription.cursor();
+                self.reader.remove(&pattern);
+                let cursor = self.reader.cursor();
                 self.answer(&reference, Answer::Unsubscribed { topic: &pattern, cursor });
             }
-            Action::Subscribe { pattern, .. } if self.subscription.reads(&pattern) => {
-                let cursor = self.subscription.cursor();
+            Action::Subscribe { pattern, .. } if self.reader.subscription().reads(&pattern) => {
+                let cursor = self.reader.cursor();
                 self.answer(&reference, Answer::Subscribed { topic: &pattern, cursor });
             }
-            Action::Subscribe { .. } if self.subscription.width() >= MAX_TOPICS => {
+            Action::Subscribe { .. } if self.reader.subscription().width() >= MAX_TOPICS => {
                 let problem = Problem::bad_request(format!(
                     "topic: limit reached, a connection reads up to {MAX_TOPICS}"
                 ));
                 self.answer(&reference, Answer::Error(&problem));
             }
             Action::Subscribe { pattern, .. }
-                if pattern.has_wildcard() && self.subscription.wildcards() >= MAX_WILDCARDS =>
+                if pattern.has_wildcard() && self.reader.subscription().wildcards() >= MAX_WILDCARDS =>
             {
                 let detail = format!(
                     "topic: limit reached, a connection reads up to {MAX_WILDCARDS} patterns with a wildcard"
@@ -292,26 +252,18 @@ impl Session {
                 self.answer(&reference, Answer::Error(&Problem::bad_request(detail)));
             }
             Action::Subscribe { pattern, start } => {
-                if let Err(problem) = self.lease.access().subscribe(std::slice::from_ref(&pattern)) {
+                if let Err(problem) = self.reader.access().subscribe(std::slice::from_ref(&pattern)) {
                     return self.answer(&reference, Answer::Error(&problem));
                 }
-                let connection = self.subscription.connection().clone();
+                let connection = self.reader.subscription().connection().clone();
                 self.running =
                     Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
             }
             Action::Publish(text) => {
                 self.running =
-                    Some((reference, command::publish(self.app.clone(), self.lease.access().clone(), text)));
+                    Some((reference, command::publish(self.app.clone(), self.reader.access().clone(), text)));
             }
         }
-    }
-
-    fn renew(&mut self, token: &str) -> Result<(), Problem> {
-        let Self { lease, subscription, joining, .. } = self;
-        if lease.access().is_open() {
-            return Err(Problem::bad_request("auth: this server requires no credentials"));
-        }
-        lease.renew(token, patterns_of(subscription, joining))
     }
 
     fn conclude(&mut self, reference: Reference, outcome: Result<Outcome, Problem>) {
@@ -320,13 +272,10 @@ impl Session {
                 self.answer(&reference, Answer::Partly(&published));
             }
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
-            Ok(Outcome::Begun(pattern, subscription)) => {
-                // The rules may have changed meanwhile.
-                if let Err(problem) = self.lease.access().subscribe(std::slice::from_ref(&pattern)) {
-                    return self.answer(&reference, Answer::Error(&problem));
-                }
-                self.joining = Some(Box::new(Joining { reference, pattern, subscription: *subscription }));
-            }
+            Ok(Outcome::Begun(pattern, subscription)) => match self.reader.join(pattern, *subscription) {
+                Ok(()) => self.joining = reference,
+                Err(problem) => self.answer(&reference, Answer::Error(&problem)),
+            },
             Err(problem) => self.answer(&reference, Answer::Error(&problem)),
         }
     }
@@ -335,88 +284,58 @@ impl Session {
         if let Answer::Error(problem) = &answer {
             self.app.metrics.refused(problem.code);
         }
-        self.pulse.sent();
+        self.reader.sent();
         self.socket.push(wire::control_frame(&Reply { answer, reference }));
     }
 
     /// Queues the frames that are ready. True if there are more than may be queued.
-    fn gather(&mut self, cx: &mut Context<'_>) -> bool {
+    fn gather(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut batch = Batch::new(Form::Frames);
         let queued_before = self.socket.queued_bytes();
-        let mut has_more = true;
-        while has_more && self.socket.queued_bytes() + batch.size() < MAX_QUEUED_BYTES {
-            match self.poll_next(cx) {
-                Poll::Ready(Next::Message(message)) => batch.push(message),
-                Poll::Ready(Next::Frame(frame)) => {
-                    batch.take().into_iter().for_each(|frames| self.socket.push(frames));
-                    self.socket.push(frame);
-                }
-                Poll::Pending => has_more = false,
-            }
-        }
-        batch.take().into_iter().for_each(|frames| self.socket.push(frames));
+        let gathered = self.gather_into(&mut batch, cx);
+        // They leave before the end too, because the cursor is already past them.
+        self.push_batch(&mut batch);
         let bytes = self.socket.queued_bytes() - queued_before;
         if bytes > 0 {
             self.gathered_bytes += bytes;
-            self.pulse.sent();
-            self.permit.add_up(bytes);
+            self.reader.add_up(bytes);
         }
-        has_more
+        gathered
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        let Some(joining) = &mut self.joining else {
-            return self.subscription.poll_delivery(cx).map(|delivery| self.live(delivery));
-        };
-        match self.subscription.poll_join(&mut joining.subscription, cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Join::Live(delivery)) => Poll::Ready(self.live(delivery)),
-            Poll::Ready(Join::Replay(delivery)) => Poll::Ready(self.replay(&delivery)),
-            Poll::Ready(Join::Level) => {
-                let Some(joining) = self.joining.take() else { return Poll::Pending };
-                let Joining { reference, pattern, subscription } = *joining;
-                self.subscription.absorb(subscription);
-                let answer = Answer::Subscribed { topic: &pattern, cursor: self.subscription.cursor() };
-                Poll::Ready(Next::Frame(wire::control_frame(&Reply { answer, reference: &reference })))
-            }
+    fn gather_into(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Result<bool, End> {
+        loop {
+            let has_room = self.socket.queued_bytes() + batch.size() < MAX_QUEUED_BYTES;
+            let Poll::Ready(next) = self.reader.poll(cx, has_room) else { return Ok(!has_room) };
+            let frame = match next {
+                Next::Delivery(Delivery::Message(message)) if !message.is_ephemeral() => {
+                    batch.push(message);
+                    continue;
+                }
+                Next::Heartbeat => {
+                    self.beat()?;
+                    continue;
+                }
+                Next::Over(code) => return Err(End::Over(code)),
+                Next::Abandoned => return Err(End::Lost(Lost::Gone)),
+                Next::Delivery(Delivery::Message(message)) => wire::message_frame(&message),
+                Next::Delivery(Delivery::Gap(gap)) => wire::control_frame(&Control::Gap(&gap)),
+                Next::Replay(Delivery::Message(message)) => wire::replay_frame(&message),
+                Next::Replay(Delivery::Gap(gap)) => wire::replay_gap_frame(&gap),
+                Next::Joined(pattern) => {
+                    let answer = Answer::Subscribed { topic: &pattern, cursor: self.reader.cursor() };
+                    wire::control_frame(&Reply { answer, reference: &self.joining.take() })
+                }
+                Next::Quiet => wire::control_frame(&Control::Cursor { cursor: self.reader.cursor() }),
+            };
+            self.push_batch(batch);
+            self.socket.push(frame);
         }
     }
 
-    fn live(&mut self, delivery: Delivery) -> Next {
-        self.permit.note(&delivery, false);
-        match delivery {
-            Delivery::Message(message) if message.is_ephemeral() => {
-                Next::Frame(wire::message_frame(&message))
-            }
-            Delivery::Message(message) => Next::Message(message),
-            Delivery::Gap(gap) => Next::Frame(wire::control_frame(&Control::Gap(&gap))),
-        }
+    fn push_batch(&mut self, batch: &mut Batch) {
+        batch.take().into_iter().for_each(|frames| self.socket.push(frames));
     }
-
-    fn replay(&mut self, delivery: &Delivery) -> Next {
-        self.permit.note(delivery, true);
-        Next::Frame(match delivery {
-            Delivery::Message(message) => wire::replay_frame(message),
-            Delivery::Gap(gap) => wire::replay_gap_frame(gap),
-        })
-    }
-}
-
-/// The next thing to send.
-enum Next {
-    /// A message whose bytes other readers may share.
-    Message(Arc<Message>),
-    /// A frame for this connection alone.
-    Frame(Bytes),
-}
-
-/// Every pattern that a connection reads, or is about to read.
-fn patterns_of<'a>(
-    subscription: &'a Subscription,
-    joining: &'a Option<Box<Joining>>,
-) -> impl Iterator<Item = &'a Pattern> {
-    let joined = joining.iter().map(|joining| &joining.pattern);
-    subscription.patterns().chain(joined)
 }
 
 /// Tells a browser why its handshake is refused, because it cannot see a status.

@@ -1,0 +1,196 @@
+//! A reader of topics on one connection: the part that all transports share.
+//!
+//! It says what comes next, and the transport renders it. It knows no transport.
+
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use super::{
+    App,
+    access::{Access, Lease},
+    metrics::Permit,
+    problem::{Code, Problem},
+    pulse::{Beat, Pulse},
+    wire::Control,
+};
+use crate::{
+    broker::{Delivery, Join, Subscription},
+    message::{Id, Pattern},
+};
+
+/// A subscription, and what else decides how long its connection lasts.
+pub struct Reader {
+    app: Arc<App>,
+    subscription: Subscription,
+    joining: Option<Box<Joining>>,
+    lease: Lease,
+    permit: Permit,
+    pulse: Pulse,
+    /// Something was given out since the pulse was last asked.
+    has_given: bool,
+    is_leaving: bool,
+}
+
+/// A pattern that is read up to the reader's cursor.
+struct Joining {
+    pattern: Pattern,
+    subscription: Subscription,
+}
+
+/// What comes next on a connection.
+#[derive(Debug)]
+pub enum Next {
+    Delivery(Delivery),
+    /// A message or a gap of the pattern that joins.
+    Replay(Delivery),
+    /// The pattern that joined is part of the subscription now.
+    Joined(Pattern),
+    /// Nothing was sent for a heartbeat: it is time for a frame.
+    Quiet,
+    /// A heartbeat has passed, whether or not anything was sent.
+    Heartbeat,
+    /// The client may not read any longer.
+    Over(Code),
+    /// The server does not wait for this connection any longer.
+    Abandoned,
+}
+
+impl Reader {
+    pub fn new(app: &Arc<App>, subscription: Subscription, permit: Permit, access: Access) -> Self {
+        let (pulse, lease) = (Pulse::new(app.clone()), access.lease());
+        let (joining, has_given, is_leaving) = Default::default();
+        Self { app: app.clone(), subscription, joining, lease, permit, pulse, has_given, is_leaving }
+    }
+
+    /// What comes next, now or once there is something. Messages and gaps come only while the transport `has_room`.
+    pub fn poll(&mut self, cx: &mut Context<'_>, has_room: bool) -> Poll<Next> {
+        let Self { lease, subscription, joining, .. } = self;
+        if let Poll::Ready(code) = lease.poll(cx, || patterns_of(subscription, joining)) {
+            return Poll::Ready(Next::Over(code));
+        }
+        if has_room && let Poll::Ready(next) = self.poll_subscription(cx) {
+            self.has_given = true;
+            return Poll::Ready(next);
+        }
+        if std::mem::take(&mut self.has_given) {
+            self.pulse.sent();
+        }
+        while let Poll::Ready(beat) = self.pulse.poll(cx) {
+            match beat {
+                Beat::Leave => self.is_leaving = true,
+                Beat::End => return Poll::Ready(Next::Abandoned),
+                Beat::Quiet => return Poll::Ready(Next::Quiet),
+                Beat::Heartbeat => return Poll::Ready(Next::Heartbeat),
+            }
+        }
+        Poll::Pending
+    }
+
+    fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        let Some(joining) = &mut self.joining else {
+            return self.subscription.poll_delivery(cx).map(|delivery| self.give(delivery));
+        };
+        match self.subscription.poll_join(&mut joining.subscription, cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Join::Live(delivery)) => Poll::Ready(self.give(delivery)),
+            Poll::Ready(Join::Replay(delivery)) => {
+                self.permit.note(&delivery, true);
+                Poll::Ready(Next::Replay(delivery))
+            }
+            Poll::Ready(Join::Level) => {
+                let Some(joining) = self.joining.take() else { return Poll::Pending };
+                let Joining { pattern, subscription } = *joining;
+                self.subscription.absorb(subscription);
+                Poll::Ready(Next::Joined(pattern))
+            }
+        }
+    }
+
+    fn give(&mut self, delivery: Delivery) -> Next {
+        self.permit.note(&delivery, false);
+        Next::Delivery(delivery)
+    }
+
+    /// The first frame of a connection.
+    pub fn open(&self) -> Control<'_> {
+        Control::Open {
+            connection: self.subscription.connection(),
+            cursor: self.cursor(),
+            heartbeat_ms: self.app.heartbeat_ms(),
+        }
+    }
+
+    pub fn cursor(&self) -> Id {
+        self.subscription.cursor()
+    }
+
+    pub fn subscription(&self) -> &Subscription {
+        &self.subscription
+    }
+
+    pub fn access(&self) -> &Access {
+        self.lease.access()
+    }
+
+    /// True if the server drains, it is this connection's turn, and the log is not being read for it.
+    pub fn has_drained(&self) -> bool {
+        self.is_leaving && self.joining.is_none() && !self.subscription.is_reading()
+    }
+
+    /// True while a pattern joins.
+    pub fn is_joining(&self) -> bool {
+        self.joining.is_some()
+    }
+
+    /// Reads `subscription`, which is one of `pattern`, up to the reader's cursor, and then both as one.
+    ///
+    /// # Errors
+    /// If the client may not read the pattern: the rules may have changed since it asked.
+    pub fn join(&mut self, pattern: Pattern, subscription: Subscription) -> Result<(), Problem> {
+        self.access().subscribe(std::slice::from_ref(&pattern))?;
+        self.joining = Some(Box::new(Joining { pattern, subscription }));
+        Ok(())
+    }
+
+    /// Stops reading `pattern`.
+    pub fn remove(&mut self, pattern: &Pattern) {
+        self.subscription.remove(pattern);
+    }
+
+    /// Continues with a new token; see [`Access::renew`].
+    pub fn renew(&mut self, token: &str) -> Result<(), Problem> {
+        let Self { lease, subscription, joining, .. } = self;
+        if lease.access().is_open() {
+            return Err(Problem::bad_request("auth: this server requires no credentials"));
+        }
+        lease.renew(token, patterns_of(subscription, joining))
+    }
+
+    /// Notes that a frame was sent which this reader has not given out.
+    pub fn sent(&mut self) {
+        self.has_given = true;
+    }
+
+    /// Adds what was given out to the metrics, because its bytes are written now.
+    pub fn add_up(&mut self, bytes: usize) {
+        self.permit.add_up(bytes);
+    }
+
+    /// Logs the end of the connection, and why it ended.
+    pub fn log_end(&self, why: fmt::Arguments<'_>) {
+        let newest = self.app.broker.watermark();
+        self.permit.log_end(why, self.subscription.connection(), self.cursor(), newest);
+    }
+}
+
+/// Every pattern that a connection reads, or is about to read.
+fn patterns_of<'a>(
+    subscription: &'a Subscription,
+    joining: &'a Option<Box<Joining>>,
+) -> impl Iterator<Item = &'a Pattern> {
+    let joined = joining.iter().map(|joining| &joining.pattern);
+    subscription.patterns().chain(joined)
+}
