@@ -4,23 +4,26 @@
 
 mod ephemeral;
 mod memory;
+mod patterns;
 mod position;
 mod redis;
+mod retention;
 mod tail;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use self::tail::Ring;
 pub use self::{
     ephemeral::Ephemerals,
-    memory::{MemoryLog, Retention},
+    memory::MemoryLog,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
     redis::{Address, ParseAddressError, RedisLog},
+    retention::Retention,
     tail::{Follower, Tail, Uncovered, merge},
 };
-use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
+use self::{retention::cost, tail::Ring};
+use crate::message::{Draft, Id, Pattern, PatternSet, Topic};
 
 /// An append-only log of messages under one sequence of ids.
 ///
@@ -194,14 +197,4 @@ pub struct LogStats {
     pub newest: Id,
     /// From here on the store vouches for having everything.
     pub began: Id,
-}
-
-/// What a message costs beside its payload, as retention by bytes counts it.
-const MESSAGE_OVERHEAD_BYTES: usize = 200;
-
-/// What `message` counts in retention by bytes.
-fn cost(message: &Message) -> usize {
-    MESSAGE_OVERHEAD_BYTES
-        + message.payload.bytes.len()
-        + message.event.as_ref().map_or(0, |event| event.len())
 }

@@ -3,8 +3,6 @@
 mod cost;
 mod keys;
 mod losses;
-pub(super) mod patterns;
-mod retention;
 mod saved;
 mod state;
 
@@ -20,14 +18,13 @@ use std::{
 
 use async_trait::async_trait;
 
-pub use self::retention::Retention;
 use self::{
     saved::{Found, Saved},
     state::{Reading, STEP, Seeking, State},
 };
 use super::{
     Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
-    Position, Start, Tail, TopicStats,
+    Position, Retention, Start, Tail, TopicStats,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 

@@ -14,15 +14,12 @@ use std::{
 use hashlink::LinkedHashMap;
 
 pub use self::{reading::Reading, seeking::Seeking, snapshot::Snapshot};
-use super::{
-    cost,
-    keys::Keys,
-    losses::Losses,
-    patterns::{self, PatternTails},
-    retention::Retention,
-};
+use super::{cost, keys::Keys, losses::Losses};
 use crate::{
-    log::{Append, AppendError, Appended, Follower, LogError, LogStats, Mark, Ring, Tail, TopicStats},
+    log::{
+        Append, AppendError, Appended, Follower, LogError, LogStats, Mark, Retention, Ring, Tail, TopicStats,
+        patterns::{self, PatternTails},
+    },
     message::{Id, Message, Pattern, Topic},
 };
 

@@ -266,7 +266,7 @@ mod tests {
         *,
     };
     use crate::{
-        log::{Append, Start, memory::Retention},
+        log::{Append, Retention, Start},
         message::{Draft, Payload, Topic, steps},
     };
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::message::Id;
+use crate::message::{Id, Message};
+
+/// What a message counts beside its payload and its event.
+pub const MESSAGE_OVERHEAD_BYTES: usize = 200;
 
 /// What is retained; whatever is reached first trims, oldest messages first.
 ///
@@ -37,4 +40,11 @@ impl Retention {
     pub fn key_bytes(&self) -> usize {
         self.total_bytes / 4
     }
+}
+
+/// What `message` counts in retention by bytes.
+pub fn cost(message: &Message) -> usize {
+    MESSAGE_OVERHEAD_BYTES
+        + message.payload.bytes.len()
+        + message.event.as_ref().map_or(0, |event| event.len())
 }
