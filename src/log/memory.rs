@@ -20,7 +20,7 @@ use async_trait::async_trait;
 
 use self::{
     saved::{Found, Saved},
-    state::{Reading, STEP, Seeking, State},
+    state::{NODES, Reading, STEP, Seeking, State},
 };
 use super::{
     Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
@@ -187,7 +187,7 @@ impl Log for MemoryLog {
             Err(position) => return Ok(Beginning { position, gaps: Vec::new() }),
         };
         self.expire().await;
-        while !self.state().seek_on(&mut seeking, STEP) {
+        while !self.state().seek_on(&mut seeking, NODES) {
             tokio::task::yield_now().await;
         }
         Ok(seeking.into_beginning())
@@ -196,7 +196,7 @@ impl Log for MemoryLog {
     async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError> {
         self.expire().await;
         let mut reading = Reading::new(patterns, position, limit);
-        while !self.state().read_on(&mut reading, STEP) {
+        while !self.state().read_on(&mut reading, NODES) {
             tokio::task::yield_now().await;
         }
         Ok(reading.into_page())

@@ -63,20 +63,32 @@ impl<T> PatternMap<T> {
     }
 
     /// Gives the values of the patterns that match `topic` to `take`, until it returns something.
-    pub fn find<'a, R>(&'a self, topic: &str, mut take: impl FnMut(&'a T) -> Option<R>) -> Option<R> {
+    pub fn find<'a, R>(&'a self, topic: &str, take: impl FnMut(&'a T) -> Option<R>) -> Option<R> {
+        self.find_counting(topic, &mut 0, take)
+    }
+
+    /// The same, and adds to `nodes` how many nodes it looks at: no more than there are segments in all patterns.
+    fn find_counting<'a, R>(
+        &'a self,
+        topic: &str,
+        nodes: &mut usize,
+        mut take: impl FnMut(&'a T) -> Option<R>,
+    ) -> Option<R> {
         if self.is_empty() {
             return None;
         }
         // A wildcard does not match a first segment that is reserved.
-        self.find_in(topic, !topic.starts_with('$'), &mut take)
+        self.find_in(topic, !topic.starts_with('$'), nodes, &mut take)
     }
 
     fn find_in<'a, R>(
         &'a self,
         topic: &str,
         has_wildcards: bool,
+        nodes: &mut usize,
         take: &mut impl FnMut(&'a T) -> Option<R>,
     ) -> Option<R> {
+        *nodes += 1;
         #[cfg(test)]
         steps::count();
         let (segment, behind) = match topic.split_once('.') {
@@ -90,9 +102,15 @@ impl<T> PatternMap<T> {
         }
         let next = [self.children.get(segment), any];
         next.into_iter().flatten().find_map(|node| match behind {
-            Some(behind) => node.find_in(behind, true, take),
+            Some(behind) => node.find_in(behind, true, nodes, take),
             None => node.end.as_ref().and_then(&mut *take),
         })
+    }
+
+    fn for_each_value(&mut self, change: &mut impl FnMut(&mut T)) {
+        self.rest.iter_mut().chain(&mut self.end).for_each(&mut *change);
+        let nodes = self.children.values_mut().chain(self.any.as_deref_mut());
+        nodes.for_each(|node| node.for_each_value(change));
     }
 }
 
@@ -104,7 +122,8 @@ pub struct PatternSet {
     patterns: Vec<Pattern>,
     /// How many of them are topics.
     topics: usize,
-    wildcards: PatternMap<Pattern>,
+    /// The number of each of [`wildcards`](Self::wildcards).
+    numbers: PatternMap<usize>,
 }
 
 impl PatternSet {
@@ -127,13 +146,24 @@ impl PatternSet {
 
     /// Whether `topic` is named, or one of the patterns matches it.
     pub fn matches(&self, topic: &str) -> bool {
-        self.names(topic) || self.wildcards.find(topic, |_| Some(())).is_some()
+        self.matches_counting(topic, &mut 0)
+    }
+
+    /// The same, and adds to `nodes` how many nodes of the patterns were looked at for it.
+    pub fn matches_counting(&self, topic: &str, nodes: &mut usize) -> bool {
+        self.names(topic) || self.numbers.find_counting(topic, nodes, |_| Some(())).is_some()
     }
 
     /// Gives each pattern with a wildcard that matches `topic` to `take`.
     pub fn for_each_wildcard<'a>(&'a self, topic: &str, mut take: impl FnMut(&'a Pattern)) {
-        self.wildcards.find(topic, |pattern| {
-            take(pattern);
+        self.number_wildcards(topic, &mut 0, |number| take(&self.wildcards()[number]));
+    }
+
+    /// Gives the place in [`wildcards`](Self::wildcards) of each that matches `topic` to `take`, and adds to `nodes` how
+    /// many nodes were looked at for it.
+    pub fn number_wildcards(&self, topic: &str, nodes: &mut usize, mut take: impl FnMut(usize)) {
+        self.numbers.find_counting(topic, nodes, |number| {
+            take(*number);
             None::<()>
         });
     }
@@ -142,7 +172,9 @@ impl PatternSet {
     pub fn insert(&mut self, pattern: Pattern) -> Option<usize> {
         let place = self.place(&pattern).err()?;
         if pattern.has_wildcard() {
-            self.wildcards.entry(&pattern, || pattern.clone());
+            let new = place - self.topics;
+            self.numbers.for_each_value(&mut |number| *number += usize::from(*number >= new));
+            self.numbers.entry(&pattern, || new);
         } else {
             self.topics += 1;
         }
@@ -154,7 +186,9 @@ impl PatternSet {
     pub fn remove(&mut self, pattern: &Pattern) -> Option<usize> {
         let place = self.place(pattern).ok()?;
         if pattern.has_wildcard() {
-            self.wildcards.remove(pattern);
+            let old = place - self.topics;
+            self.numbers.remove(pattern);
+            self.numbers.for_each_value(&mut |number| *number -= usize::from(*number > old));
         } else {
             self.topics -= 1;
         }
@@ -178,11 +212,11 @@ impl FromIterator<Pattern> for PatternSet {
         patterns.sort_unstable_by(|a, b| (a.has_wildcard(), a).cmp(&(b.has_wildcard(), b)));
         patterns.dedup();
         let topics = patterns.partition_point(|pattern| !pattern.has_wildcard());
-        let mut wildcards = PatternMap::default();
-        for pattern in &patterns[topics..] {
-            wildcards.entry(pattern, || pattern.clone());
+        let mut numbers = PatternMap::default();
+        for (number, pattern) in patterns[topics..].iter().enumerate() {
+            numbers.entry(pattern, || number);
         }
-        Self { patterns, topics, wildcards }
+        Self { patterns, topics, numbers }
     }
 }
 
@@ -264,6 +298,12 @@ mod tests {
         for text in PATTERNS {
             for topic in TOPICS {
                 assert_eq!(set.matches(topic), set.iter().any(|known| known.matches(topic)), "{topic}");
+                let mut numbers = Vec::new();
+                set.number_wildcards(topic, &mut 0, |number| numbers.push(number));
+                numbers.sort_unstable();
+                let is_matching = |number: &usize| set.wildcards()[*number].matches(topic);
+                let expected: Vec<_> = (0..set.wildcards().len()).filter(is_matching).collect();
+                assert_eq!(numbers, expected, "{topic}");
             }
             let place = set.iter().position(|known| known.as_str() == text);
             assert_eq!(set.remove(&pattern(text)), place);
