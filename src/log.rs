@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+#[doc(hidden)]
+pub use self::redis::script_constants;
 pub use self::{
     ephemeral::Ephemerals,
     memory::MemoryLog,
@@ -104,6 +106,8 @@ pub struct Append {
 
 /// How long an idempotency key is remembered.
 pub const IDEMPOTENCY_WINDOW: std::time::Duration = std::time::Duration::from_secs(5 * 60);
+/// How many keys are remembered. One more is refused: to forget one early would store a message twice.
+const MAX_KEYS: usize = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {

@@ -23,19 +23,22 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use self::address::{Address, ParseAddressError};
+pub use self::{
+    address::{Address, ParseAddressError},
+    scripts::constants as script_constants,
+};
 use self::{
     facts::{Facts, Num},
     feed::Feed,
-    held::{MAX_TAIL_BYTES, MAX_TAIL_MESSAGES},
+    held::{FILL_BYTES, MAX_TAIL_MESSAGES},
     link::Link,
     reading::Reading,
     store::Store,
     under_way::UnderWay,
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, IDEMPOTENCY_WINDOW, Log,
-    LogError, LogStats, Page, Position, Retention, Start, Tail, TopicStats,
+    Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
+    Position, Retention, Start, Tail, TopicStats,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -160,11 +163,11 @@ impl RedisLog {
             (ring.complete_from(), ring.len(), ring.bytes())
         };
         let room = MAX_TAIL_MESSAGES.saturating_sub(length);
-        if position.vouched(pattern.as_str()) >= from || room == 0 || bytes >= MAX_TAIL_BYTES / 2 {
+        if position.vouched(pattern.as_str()) >= from || room == 0 || bytes >= FILL_BYTES {
             return Ok(tail.covers(position, self.expired()));
         }
         let given = position.vouched(pattern.as_str());
-        let args = [from.to_string(), room.to_string(), (MAX_TAIL_BYTES / 2).to_string(), given.to_string()];
+        let args = [from.to_string(), room.to_string(), given.to_string()];
         let args = args.each_ref().map(|arg| arg.as_bytes());
         let answer = self.store.read(&self.store.scripts.newest, pattern.as_str(), &args).await?;
         let (facts, Num(newest), found): (Facts, Num, Vec<reading::Entry>) = answer;
@@ -193,17 +196,10 @@ impl Log for RedisLog {
         let Append { draft, idempotency_key, if_match } = append;
         let head = codec::head(&draft);
         let event_bytes = draft.event.as_ref().map_or(0, |event| event.len()).to_string();
-        let window = IDEMPOTENCY_WINDOW.as_millis().to_string();
         let if_match = if_match.map(|id| id.to_string()).unwrap_or_default();
         let key = idempotency_key.as_deref().unwrap_or_default();
-        let args: [&[u8]; 6] = [
-            &head,
-            &draft.payload.bytes,
-            event_bytes.as_bytes(),
-            key.as_bytes(),
-            if_match.as_bytes(),
-            window.as_bytes(),
-        ];
+        let args: [&[u8]; 5] =
+            [&head, &draft.payload.bytes, event_bytes.as_bytes(), key.as_bytes(), if_match.as_bytes()];
         let args = if key.is_empty() && if_match.is_empty() { &args[..3] } else { &args };
         let (outcome, Num(id)): (String, Num) =
             self.store.run(&self.store.scripts.publish, &draft.topic, args).await?;

@@ -7,6 +7,12 @@ use crate::message::{Id, Message};
 /// What a message counts beside its payload and its event.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 200;
 
+/// How long a topic is remembered after its last message.
+pub const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long it is remembered at least after its last message has expired. A read in steps must not find a message in
+/// one step, and neither the message nor its topic in the next.
+pub const AFTER_EXPIRY: Duration = Duration::from_secs(24 * 3600);
+
 /// What is retained; whatever is reached first trims, oldest messages first.
 ///
 /// The newest message of a topic is kept however large it is.

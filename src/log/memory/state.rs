@@ -21,15 +21,11 @@ use crate::{
     log::{
         Append, AppendError, Appended, Follower, LogError, LogStats, Mark, Retention, Ring, Tail, TopicStats,
         patterns::{self, PatternTails},
+        retention::{AFTER_EXPIRY, INDEX_AGE},
     },
     message::{Id, Message, Pattern, Topic},
 };
 
-/// How long the index remembers a topic after its last message.
-const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long it remembers a topic at least after its last message has expired. A read in steps must not find a message in
-/// one step, and neither the message nor its topic in the next.
-const AFTER_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 /// How many entries one step removes before others may have the lock.
 pub const STEP: usize = 4096;
 /// How many nodes of patterns one step of a read looks at, an entry counting as four: at most 4 096 entries. A reader of

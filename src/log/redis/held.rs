@@ -10,7 +10,9 @@ use crate::{
 /// How many messages the tail of a topic holds; who is further behind reads the store.
 pub const MAX_TAIL_MESSAGES: usize = 1024;
 /// How many bytes.
-pub const MAX_TAIL_BYTES: usize = 4 << 20;
+const MAX_TAIL_BYTES: usize = 4 << 20;
+/// How many bytes are read from the store to fill a tail, and how many it holds at most while it is filled.
+pub const FILL_BYTES: usize = MAX_TAIL_BYTES / 2;
 /// How many bytes all of them hold, as retention counts them. Tiny messages of as many topics take three times that.
 const MAX_BYTES: usize = 32 << 20;
 /// How many of the newest messages keep their renderings.

@@ -18,10 +18,6 @@ use crate::{
     message::{Id, Message, Pattern, PatternSet, Topic},
 };
 
-/// How many bytes of payload one page may have. One message more is given, however large it is.
-const PAGE_BYTES: usize = 256 << 10;
-/// How many entries of the order one page looks at.
-const SCAN_LIMIT: usize = 2000;
 /// How many topics are read one by one. Readers of more look for them in the order of all messages.
 const MAX_READ_TOPICS: usize = 500;
 /// How many topics one script looks at, so that others get their turn.
@@ -217,22 +213,17 @@ impl Reading<'_> {
 
     async fn read_topics(&self, position: &Position, limit: usize) -> Result<(Facts, Page), LogError> {
         let topics = self.topics();
-        let mut args = vec![
-            Id::MAX.to_string(),
-            limit.to_string(),
-            PAGE_BYTES.to_string(),
-            position.told.max(position.cursor).to_string(),
-            position.cursor.to_string(),
-        ];
+        let mut args = vec![limit.to_string()];
         for topic in &topics {
             args.extend([topic.to_string(), position.given(topic).to_string()]);
         }
-        let (facts, end, retained, found): (Facts, Num, Vec<Retained>, Vec<Found>) =
+        let (facts, end, retained, mut found): (Facts, Num, Vec<Retained>, Vec<Found>) =
             self.run(&self.store.scripts.read, &args).await?;
         let standing = Standing::at(&facts, position);
+        found.retain(|(_, id, ..)| id.0 <= standing.upto);
         let next = retained.iter().map(|(_, _, first, _)| first.0).filter(|first| *first > Id::ZERO).min();
         let told = standing.told_upto(position, next.unwrap_or(Id::MAX));
-        let mut page = Page { told, end: end.0, ..Page::default() };
+        let mut page = Page { told, end: end.0.min(standing.upto), ..Page::default() };
         let mut past = page.end;
         for (topic, (newest, deleted, first, prev)) in topics.iter().zip(&retained) {
             let complete_from = match (newest.0, first.0) {
@@ -268,14 +259,13 @@ impl Reading<'_> {
     async fn scan(&self, position: &Position, limit: usize) -> Result<(Facts, Page), LogError> {
         let exact = self.topics();
         let told = position.told.max(position.cursor);
-        let args =
-            [position.cursor.to_string(), told.to_string(), SCAN_LIMIT.to_string(), Id::MAX.to_string()];
-        let (facts, end, _, order) = self.scan_order(&args).await?;
+        let (facts, end, _, mut order) = self.scan_order(position.cursor).await?;
         // After the order: what left that before it was read has left its mark by now.
         let marks = self.marks(told, &facts).await?;
         let standing = Standing::at(&facts, position);
+        order.retain(|(id, _)| id.0 <= standing.upto);
         let is_far = standing.is_at_boundary || told < facts.forgotten;
-        let mut page = Page { end: end.0, ..Page::default() };
+        let mut page = Page { end: end.0.min(standing.upto), ..Page::default() };
         let mut next = Id::MAX;
         if is_far {
             let oldest = self.oldest_of_wildcards(position.cursor).await?;
@@ -395,7 +385,7 @@ impl Reading<'_> {
             if wanted.is_empty() && others.is_empty() {
                 continue;
             }
-            let mut args = vec![PAGE_BYTES.to_string(), wanted.len().to_string()];
+            let mut args = vec![wanted.len().to_string()];
             args.extend(wanted.iter().flat_map(|(topic, id)| [topic.to_string(), id.to_string()]));
             args.extend(
                 others.iter().flat_map(|topic| [topic.to_string(), position.given(topic).to_string()]),
@@ -426,9 +416,9 @@ impl Reading<'_> {
         if began == facts.began { Ok(marks) } else { Err(LogError::Unavailable) }
     }
 
-    async fn scan_order(&self, args: &[String]) -> Result<Scanned, LogError> {
+    async fn scan_order(&self, after: Id) -> Result<Scanned, LogError> {
         loop {
-            let scanned: Scanned = self.run(&self.store.scripts.scan, args).await?;
+            let scanned: Scanned = self.run(&self.store.scripts.scan, &[after.to_string()]).await?;
             // Each time removes a thousand of what has expired, for all who wait.
             if scanned.2 != UNSWEPT {
                 return Ok(scanned);
@@ -443,8 +433,7 @@ impl Reading<'_> {
             if oldest.found.len() == self.patterns.wildcards().len() {
                 return Ok(oldest);
             }
-            let args = [after.to_string(), Id::MAX.to_string(), SCAN_LIMIT.to_string(), Id::MAX.to_string()];
-            let (_, end, more, order) = self.scan_order(&args).await?;
+            let (_, end, more, order) = self.scan_order(after).await?;
             for (Num(id), name) in &order {
                 self.patterns.for_each_wildcard(name, |pattern| {
                     oldest.found.entry(pattern).or_insert(*id);
@@ -484,6 +473,8 @@ struct Standing<'a> {
     boundary: Option<&'a Boundary>,
     /// The reader has everything that came before that boundary, so it is told now.
     is_at_boundary: bool,
+    /// What an earlier generation has left is read first, up to here: the gap lies behind it.
+    upto: Id,
 }
 
 /// What is known of a topic that may have lost something.
@@ -500,7 +491,10 @@ impl<'a> Standing<'a> {
         let vouched = position.told.max(position.cursor);
         let boundary = facts.boundaries.iter().find(|boundary| boundary.began > vouched);
         let is_at_boundary = boundary.is_some_and(|boundary| position.cursor >= boundary.inherited);
-        Self { facts, boundary, is_at_boundary }
+        let is_ahead =
+            |boundary: &&Boundary| boundary.began > vouched && position.cursor < boundary.inherited;
+        let upto = facts.boundaries.iter().find(is_ahead).map_or(Id::MAX, |boundary| boundary.inherited);
+        Self { facts, boundary, is_at_boundary, upto }
     }
 
     /// The boundary that is told now.
