@@ -8,13 +8,13 @@ for at = MESSAGES, others - 1, 2 do
   if bytes <= 0 then break end
   local entry = redis.call('XRANGE', stream(topic), id, id)[1]
   if entry then bytes = bytes - #entry[2][6] end
-  found[#found + 1] = entry and {entry[2][2], entry[2][4], entry[2][6]} or {}
+  found[#found + 1] = entry or false
 end
-local firsts = {}
+local known_topics = {}
 for at = others, #ARGV, 2 do
   local topic, given = ARGV[at], tonumber(ARGV[at + 1])
   local first = redis.call('XRANGE', stream(topic), str(math.max(given + 1, expired)), '+', 'COUNT', 1)[1]
-  local newest = redis.call('ZSCORE', index, topic)
-  firsts[#firsts + 1] = {first and first[1] or '', first and first[2][2] or '', newest or '0'}
+  local scores = redis.call('ZMSCORE', index, topic, ' ' .. topic)
+  known_topics[#known_topics + 1] = {scores[1] or '', string.sub(scores[2] or '-0', 2), first and first[1] or '', first and first[2][2] or ''}
 end
-return {facts(), found, firsts}
+return {found, known_topics}

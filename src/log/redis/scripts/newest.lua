@@ -13,7 +13,7 @@ while room > 0 do
   for _, entry in ipairs(batch) do
     taken = taken + #entry[2][6]
     if taken > FILL_BYTES then return {facts(), newest, found} end
-    found[#found + 1] = {(string.gsub(entry[1], '-0$', '')), entry[2][2], entry[2][4], entry[2][6]}
+    found[#found + 1] = entry
   end
   if #batch < math.min(step, room) then break end
   room = room - #batch

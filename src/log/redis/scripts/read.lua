@@ -29,13 +29,13 @@ local function put(head)
   table.insert(heads, low, head)
 end
 
-local found, stop, bytes = {}, nil, PAGE_BYTES
+local found, reached, stop, bytes = {}, nil, nil, PAGE_BYTES
 while #heads > 0 do
   local head = table.remove(heads)
   local entry = head.batch[head.at]
   local id = tonumber((string.gsub(entry[1], '-0$', '')))
-  if #found >= limit or (bytes <= 0 and #found > 0) then stop = found[#found][2] break end
-  found[#found + 1] = {head.number, str(id), entry[2][2], entry[2][4], entry[2][6]}
+  if #found >= limit or (bytes <= 0 and #found > 0) then stop = reached break end
+  found[#found + 1], reached = {head.number, entry}, str(id)
   bytes = bytes - #entry[2][6]
   head.at = head.at + 1
   if not head.batch[head.at] then
