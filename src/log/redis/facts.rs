@@ -6,7 +6,13 @@ use bytesize::ByteSize;
 use redis::{FromRedisValue, ParsingError, Value};
 
 use super::Retention;
-use crate::{log::Reason, message::Id};
+use crate::{
+    log::{
+        Position, Reason,
+        loss::{Boundary, Standing},
+    },
+    message::Id,
+};
 
 /// What the store says of itself.
 #[derive(Clone, Debug)]
@@ -19,15 +25,6 @@ pub struct Facts {
     pub keep: Keep,
     /// Where generations began of which something may be lost before, oldest first.
     pub boundaries: Vec<Boundary>,
-}
-
-/// Where a generation of the store began.
-#[derive(Clone, Debug)]
-pub struct Boundary {
-    pub began: Id,
-    /// What the generation before it has left goes up to here.
-    pub inherited: Id,
-    pub reason: Reason,
 }
 
 /// How much is kept, as the store remembers it.
@@ -88,6 +85,13 @@ impl FromStr for Keep {
 impl FromRedisValue for Keep {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
         String::from_redis_value(value)?.parse()
+    }
+}
+
+impl Facts {
+    /// Where a reader stands among the generations of the store.
+    pub fn standing(&self, position: &Position) -> Standing<'_> {
+        Standing::at(&self.boundaries, self.newest, position.told, position.cursor)
     }
 }
 

@@ -9,11 +9,11 @@ use std::{
 
 use super::{
     answers::{Begun, Fetched, First, Found, Retained, ScanState, Scanned, Stored, TopicsPage},
-    facts::{Boundary, Facts},
+    facts::Facts,
     store::Store,
 };
 use crate::{
-    log::{Beginning, Gap, LogError, Page, Position, Reason, Start},
+    log::{Beginning, Gap, LogError, Page, Position, Reason, Start, loss::Loss},
     message::{Id, Pattern, PatternSet, Topic},
 };
 
@@ -191,14 +191,14 @@ impl Reading<'_> {
         }
         let TopicsPage { facts, end, topics: retained, mut found } =
             self.run(&self.store.scripts.read, &args).await?;
-        let standing = Standing::at(&facts, position);
+        let standing = facts.standing(position);
         found.retain(|found| found.stored.id <= standing.upto);
         let next = retained.iter().filter_map(Retained::next).min();
-        let told = standing.told_upto(position, next.unwrap_or(Id::MAX));
+        let told = standing.told_upto(next.unwrap_or(Id::MAX)).max(position.told);
         let mut page = Page { told, end: end.min(standing.upto), ..Page::default() };
         page.past = next.map_or(page.end, |next| page.end.min(next.before()));
         for (topic, retained) in topics.iter().zip(&retained) {
-            page.gaps.extend(standing.gap(topic, position, retained.loss(&facts)));
+            page.gaps.extend(standing.gap(&topic.into(), position.vouched(topic), retained.loss(&facts)));
         }
 
         let mut links: HashMap<usize, Id> = HashMap::new();
@@ -220,15 +220,15 @@ impl Reading<'_> {
         let Scanned { facts, end, mut order, .. } = self.scan_order(position.cursor).await?;
         // After the order: what left that before it was read has left its mark by now.
         let gone = self.gone(told, &facts).await?;
-        let standing = Standing::at(&facts, position);
+        let standing = facts.standing(position);
         order.retain(|(id, _)| *id <= standing.upto);
-        let is_far = standing.is_at_boundary || told < facts.forgotten;
+        let is_far = standing.is_at_boundary() || told < facts.forgotten;
         let mut page = Page { end: end.min(standing.upto), ..Page::default() };
         let mut next = Id::MAX;
         if is_far {
             let oldest = self.oldest_of_wildcards(position.cursor).await?;
             next = oldest.first();
-            let reason = standing.told().map_or(Reason::Retention, |boundary| boundary.reason);
+            let reason = standing.reason(told, Id::ZERO);
             page.gaps.extend(self.patterns.wildcards().iter().map(|pattern| Gap {
                 topic: pattern.clone(),
                 next: oldest.of(pattern),
@@ -256,7 +256,7 @@ impl Reading<'_> {
         let forgotten = facts.forgotten;
         let mut lost: HashSet<Topic> = HashSet::new();
         // What lay before a gap of the pattern was told by it.
-        let told = standing.told().map_or(forgotten, |boundary| boundary.began.max(forgotten));
+        let told = standing.told_upto(Id::ZERO).max(forgotten);
         let is_lost = |(topic, gone): &(&Topic, &Id)| position.vouched(topic).max(told) < **gone;
         lost.extend(gone.iter().filter(is_lost).map(|(topic, _)| topic.clone()));
         if is_far {
@@ -270,9 +270,9 @@ impl Reading<'_> {
             page.end = wanted[found.messages.len().max(1) - 1].1;
         }
         let oldest = found.topics.iter().filter_map(Retained::next).fold(next, Id::min);
-        page.told = standing.told_upto(position, oldest).max(forgotten);
+        page.told = standing.told_upto(oldest).max(position.told).max(forgotten);
         for (topic, retained) in lost.iter().zip(&found.topics) {
-            page.gaps.extend(standing.gap(topic, position, retained.loss(&facts)));
+            page.gaps.extend(standing.gap(&topic.into(), position.vouched(topic), retained.loss(&facts)));
         }
         let mut missing: HashMap<Topic, Id> = HashMap::new();
         for ((topic, id), stored) in wanted.into_iter().zip(found.messages) {
@@ -400,71 +400,6 @@ impl Oldest<'_> {
     /// No message of any of the patterns comes before this.
     fn first(&self) -> Id {
         self.found.values().copied().min().unwrap_or(Id::MAX).min(self.looked_upto)
-    }
-}
-
-/// Where a reader stands among the generations of the store.
-struct Standing<'a> {
-    facts: &'a Facts,
-    /// The first generation that began after what the reader knows of.
-    boundary: Option<&'a Boundary>,
-    /// The reader has everything that came before that boundary, so it is told now.
-    is_at_boundary: bool,
-    /// What an earlier generation has left is read first, up to here: the gap lies behind it.
-    upto: Id,
-}
-
-/// What is known of a topic that may have lost something.
-struct Loss {
-    /// It is complete only after this.
-    complete_from: Id,
-    /// The oldest message after the reader's point.
-    next: Option<Id>,
-    deleted: Id,
-}
-
-impl<'a> Standing<'a> {
-    fn at(facts: &'a Facts, position: &Position) -> Self {
-        let vouched = position.told.max(position.cursor);
-        let boundary = facts.boundaries.iter().find(|boundary| boundary.began > vouched);
-        let is_at_boundary = boundary.is_some_and(|boundary| position.cursor >= boundary.inherited);
-        let is_ahead =
-            |boundary: &&Boundary| boundary.began > vouched && position.cursor < boundary.inherited;
-        let upto = facts.boundaries.iter().find(is_ahead).map_or(Id::MAX, |boundary| boundary.inherited);
-        Self { facts, boundary, is_at_boundary, upto }
-    }
-
-    /// The boundary that is told now.
-    fn told(&self) -> Option<&'a Boundary> {
-        self.boundary.filter(|_| self.is_at_boundary)
-    }
-
-    /// Up to where boundaries were told, once this one is. Those between which nothing is retained are one gap: `next` is
-    /// the oldest message that is retained of anything that is read.
-    fn told_upto(&self, position: &Position, next: Id) -> Id {
-        let Some(told) = self.told() else { return position.told };
-        let boundaries = self.facts.boundaries.iter().map(|boundary| boundary.began);
-        let folded = boundaries.filter(|began| *began < next).max();
-        folded.unwrap_or_default().max(told.began).max(position.told)
-    }
-
-    /// What `topic` has lost.
-    fn gap(&self, topic: &Topic, position: &Position, loss: Loss) -> Option<Gap> {
-        let Loss { complete_from, next, deleted } = loss;
-        let vouched = position.vouched(topic);
-        let upto = complete_from.max(self.told().map_or(Id::ZERO, |boundary| boundary.began));
-        if vouched >= upto {
-            return None;
-        }
-        let reason = match self.told() {
-            Some(boundary) => boundary.reason,
-            None if vouched < deleted => Reason::Deleted,
-            None => Reason::Retention,
-        };
-        // Nothing of this topic lies between here and there, so no other boundary on the way is told for it.
-        let nothing_until = self.told().map(|_| next.map_or(self.facts.newest, Id::before));
-        let floor = nothing_until.map_or(complete_from, |until| until.max(complete_from));
-        Some(Gap { topic: topic.into(), next, reason, floor })
     }
 }
 

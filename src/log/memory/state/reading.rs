@@ -8,7 +8,10 @@ use std::{
 
 use super::{State, budget::Budget, firsts::Firsts};
 use crate::{
-    log::{Gap, Mark, Page, Position, Reason},
+    log::{
+        Gap, Mark, Page, Position, Reason,
+        loss::{Boundary, Loss, Standing},
+    },
     message::{Id, Message, Pattern, PatternSet, Topic},
 };
 
@@ -245,7 +248,9 @@ impl State {
     /// Reads the order, where there is a wildcard; topics alone are read from their tails.
     fn take(&self, reading: &mut Reading<'_>, budget: &mut Budget) -> bool {
         reading.told = reading.told.max(self.forgotten);
-        reading.reason = self.reason(reading.settled, Id::ZERO);
+        let settled = reading.settled;
+        reading.reason =
+            Standing::at(&self.beginning(), self.newest, settled, settled).reason(settled, Id::ZERO);
         if reading.patterns.wildcards().is_empty() {
             // What has come since the read began may be of a topic that was looked at before.
             reading.end = reading.ungiven.min(reading.newest.unwrap_or(self.newest));
@@ -271,20 +276,23 @@ impl State {
     /// What is gone of `topic` after what the reader was given, and after `least`.
     fn gap(&self, topic: &Pattern, position: &Position, least: Id) -> Option<Gap> {
         let name = topic.as_str();
-        let (tail, known) = (self.tails.get(name), self.index.get(name));
-        let complete_from = match (tail, known) {
-            (Some(tail), _) => tail.ring().complete_from(),
-            (None, Some(known)) => known.newest,
-            (None, None) => self.forgotten,
+        let (complete_from, next) = match (self.tails.get(name), self.index.get(name)) {
+            (Some(tail), _) => {
+                let ring = tail.ring();
+                (ring.complete_from(), ring.after(position.given(name)).map(|message| message.id))
+            }
+            (None, Some(known)) => (known.newest, None),
+            (None, None) => (self.forgotten, None),
         };
+        let deleted = self.index.get(name).map_or(Id::ZERO, |known| known.deleted);
         let vouched = position.vouched(name).max(least);
-        if vouched >= complete_from {
-            return None;
-        }
-        let given = position.given(name);
-        let next = tail.and_then(|tail| tail.ring().after(given).map(|message| message.id));
-        let reason = self.reason(vouched, known.map_or(Id::ZERO, |known| known.deleted));
-        Some(Gap { topic: topic.clone(), next, reason, floor: complete_from })
+        let loss = Loss { complete_from, next, deleted };
+        Standing::at(&self.beginning(), self.newest, vouched, vouched).gap(topic, vouched, loss)
+    }
+
+    /// The one boundary that this log has: nothing is known of what was before it.
+    fn beginning(&self) -> [Boundary; 1] {
+        [Boundary { began: self.began, inherited: Id::ZERO, reason: Reason::Restarted }]
     }
 
     /// From where on everything of a topic is retained, and the oldest message of it.
@@ -296,14 +304,6 @@ impl State {
             }
             (None, Some(known)) => (known.newest, None),
             (None, None) => (self.forgotten, None),
-        }
-    }
-
-    fn reason(&self, vouched: Id, deleted: Id) -> Reason {
-        match vouched {
-            vouched if vouched < self.began => Reason::Restarted,
-            vouched if vouched < deleted => Reason::Deleted,
-            _ => Reason::Retention,
         }
     }
 }
