@@ -3,6 +3,7 @@
 //! This room knows nothing of those who subscribe, of HTTP, or of the wire.
 
 mod ephemeral;
+mod hot;
 mod loss;
 mod memory;
 mod patterns;

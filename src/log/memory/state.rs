@@ -7,10 +7,9 @@ mod seeking;
 mod snapshot;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound::{Excluded, Unbounded},
     sync::Arc,
-    time::Duration,
 };
 
 use hashlink::LinkedHashMap;
@@ -20,6 +19,7 @@ use super::{cost, keys::Keys, losses::Losses};
 use crate::{
     log::{
         Append, AppendError, Appended, Follower, LogError, LogStats, Mark, Retention, Ring, Tail, TopicStats,
+        hot::Hot,
         patterns::{self, PatternTails},
         retention::{AFTER_EXPIRY, INDEX_AGE},
     },
@@ -31,12 +31,6 @@ pub const STEP: usize = 4096;
 /// How many nodes of patterns one step of a read looks at, an entry counting as four: at most 4 096 entries. A reader of
 /// 100 patterns can have 12 800 nodes looked at for one entry.
 pub const NODES: usize = 16_384;
-/// How many of the newest messages keep their renderings.
-const MAX_HOT_MESSAGES: usize = 4096;
-/// How many bytes of payload these may have.
-const MAX_HOT_BYTES: usize = 8 << 20;
-/// When even these are old.
-const HOT_AGE: Duration = Duration::from_secs(10);
 
 pub struct State {
     /// The newest id of any topic.
@@ -59,8 +53,7 @@ pub struct State {
     held: usize,
     /// How many bytes the names of the index have.
     name_bytes: usize,
-    hot: VecDeque<Arc<Message>>,
-    hot_bytes: usize,
+    hot: Hot,
     keys: Keys,
     losses: Losses,
     /// Nothing more is taken: what is retained has been handed on.
@@ -91,8 +84,7 @@ impl State {
             bytes: 0,
             held: 0,
             name_bytes: 0,
-            hot: VecDeque::new(),
-            hot_bytes: 0,
+            hot: Hot::default(),
             keys: Keys::default(),
             losses: Losses::new(began),
             closed: false,
@@ -134,7 +126,7 @@ impl State {
         let prev = self.touch(&draft.topic, id);
         let message = Message::new(draft, id, prev);
         self.newest = id;
-        self.heat(message.clone());
+        self.hot.push(message.clone());
 
         let mut tails = self.pattern_tails_of(&message.topic);
         tails.iter().for_each(|tail| patterns::push(tail, message.clone()));
@@ -197,9 +189,7 @@ impl State {
             self.losses.forget(known.lost);
             budget -= 1;
         }
-        if self.hot.back().is_some_and(|message| message.id < now.minus(HOT_AGE)) {
-            self.cool(0, 0);
-        }
+        self.hot.cool_at(now);
         if budget > 0 {
             self.give_back();
         }
@@ -371,21 +361,6 @@ impl State {
         }
     }
 
-    fn heat(&mut self, message: Arc<Message>) {
-        self.hot_bytes += message.payload.bytes.len();
-        self.hot.push_back(message);
-        self.cool(MAX_HOT_MESSAGES, MAX_HOT_BYTES);
-    }
-
-    /// Lets all but the newest messages forget their renderings.
-    fn cool(&mut self, max_messages: usize, max_bytes: usize) {
-        while self.hot.len() > max_messages || (self.hot_bytes > max_bytes && self.hot.len() > 1) {
-            let Some(message) = self.hot.pop_front() else { return };
-            self.hot_bytes -= message.payload.bytes.len();
-            message.cool();
-        }
-    }
-
     /// Gives back the room of a burst that has passed.
     fn give_back(&mut self) {
         if self.tails.capacity() > 4096 && self.tails.len() < self.tails.capacity() / 8 {
@@ -396,6 +371,8 @@ impl State {
 
 #[cfg(test)]
 pub mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{
         log::{Beginning, Page, Position, Reason, Start},
@@ -582,7 +559,6 @@ pub mod tests {
             publish(&mut state, "busy");
         }
         assert_eq!((state.order.len(), state.losses.len(), state.names.len()), (2, 1, 1));
-        assert!(state.hot.len() <= MAX_HOT_MESSAGES);
         let patterns = patterns(&["*"]);
         let beginning = begin(&mut state, &patterns, &Start::Everything, Id::ZERO);
         let page = read(&mut state, &patterns, &beginning.position, 10, Id::ZERO);
