@@ -16,6 +16,12 @@ pub struct PatternMap<T> {
     end: Option<T>,
 }
 
+/// Where a [walk](PatternMap::walk) goes on: the way to the next node, at each segment by its name or by the `*`.
+#[derive(Clone, Debug, Default)]
+pub struct Walk {
+    is_wildcard: Vec<bool>,
+}
+
 impl<T> Default for PatternMap<T> {
     fn default() -> Self {
         Self { children: HashMap::new(), any: None, rest: None, end: None }
@@ -105,6 +111,57 @@ impl<T> PatternMap<T> {
             Some(behind) => node.find_in(behind, true, nodes, take),
             None => node.end.as_ref().and_then(&mut *take),
         })
+    }
+
+    /// Goes on with giving the values of the patterns that match `topic` to `take`, and looks at up to `nodes`. True once
+    /// that was all.
+    ///
+    /// Patterns may come and go meanwhile. One that stays is given once; one that comes may be given or not.
+    pub fn walk(&self, topic: &str, walk: &mut Walk, nodes: usize, mut take: impl FnMut(&T)) -> bool {
+        let from = std::mem::take(&mut walk.is_wildcard);
+        self.walk_in(topic, !topic.starts_with('$'), &from, walk, &mut nodes.max(1), &mut take)
+    }
+
+    /// Looks at what lies at `from` and behind it; all is behind the beginning.
+    fn walk_in(
+        &self,
+        topic: &str,
+        has_wildcards: bool,
+        from: &[bool],
+        walk: &mut Walk,
+        nodes: &mut usize,
+        take: &mut impl FnMut(&T),
+    ) -> bool {
+        let (segment, behind) = match topic.split_once('.') {
+            Some((segment, behind)) => (segment, Some(behind)),
+            None => (topic, None),
+        };
+        if from.is_empty() {
+            let Some(left) = nodes.checked_sub(1) else { return false };
+            *nodes = left;
+            #[cfg(test)]
+            steps::count();
+            self.rest.iter().filter(|_| has_wildcards).for_each(&mut *take);
+        }
+        let named = self.children.get(segment).map(|node| (false, node));
+        let any = self.any.as_deref().filter(|_| has_wildcards).map(|node| (true, node));
+        for (is_wildcard, node) in named.into_iter().chain(any) {
+            let from = match from.split_first() {
+                Some((at, _)) if !is_wildcard & at => continue,
+                Some((at, from)) if is_wildcard == *at => from,
+                _ => &[],
+            };
+            let Some(behind) = behind else {
+                node.end.iter().for_each(&mut *take);
+                continue;
+            };
+            walk.is_wildcard.push(is_wildcard);
+            if !node.walk_in(behind, true, from, walk, nodes, take) {
+                return false;
+            }
+            walk.is_wildcard.pop();
+        }
+        true
     }
 
     fn for_each_value(&mut self, change: &mut impl FnMut(&mut T)) {
@@ -282,6 +339,37 @@ mod tests {
             map.remove(&pattern(text));
         }
         assert!(map.is_empty(), "nothing is left of what was removed");
+    }
+
+    #[test]
+    fn a_walk_in_steps_gives_each_pattern_that_stays_once() {
+        for topic in TOPICS {
+            for at_once in 1..6 {
+                let mut map = PatternMap::default();
+                for pattern in PATTERNS.map(pattern) {
+                    map.entry(&pattern, || pattern.clone());
+                }
+                let (mut walk, mut found, mut gone) = (Walk::default(), Vec::new(), PATTERNS.iter());
+                let mut is_done = false;
+                while !is_done {
+                    let cost = steps::of(|| {
+                        is_done = map.walk(topic, &mut walk, at_once, |it| found.push(it.to_string()));
+                    });
+                    assert!(cost <= at_once);
+                    // Every other one leaves, at any moment, and others come.
+                    gone.next().into_iter().for_each(|text| map.remove(&pattern(text)));
+                    map.entry(&pattern(&format!("*.{}.x", found.len())), || pattern("x"));
+                    gone.next();
+                }
+                let stays =
+                    |text: &&str| map.find(topic, |it| (it.as_str() == *text).then_some(())).is_some();
+                for text in PATTERNS.into_iter().filter(stays) {
+                    assert_eq!(found.iter().filter(|it| *it == text).count(), 1, "{topic}: {text}");
+                }
+                found.sort();
+                assert!(found.windows(2).all(|pair| pair[0] != pair[1]), "{topic}: {found:?}");
+            }
+        }
     }
 
     #[test]

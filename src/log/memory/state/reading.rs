@@ -179,7 +179,7 @@ impl State {
     /// Goes on with a read, looking at up to `nodes`. True once it is done.
     pub fn read_on(&self, reading: &mut Reading<'_>, nodes: usize) -> bool {
         let mut budget = Budget::of(nodes);
-        reading.newest.get_or_insert(self.newest);
+        reading.newest.get_or_insert(self.newest());
         reading.lost.get_or_insert(self.losses.last());
         self.look_at_topics(reading, &mut budget)
             && self.look_at_losses(reading, &mut budget)
@@ -253,11 +253,13 @@ impl State {
             Standing::at(&self.beginning(), self.newest, settled, settled).reason(settled, Id::ZERO);
         if reading.patterns.wildcards().is_empty() {
             // What has come since the read began may be of a topic that was looked at before.
-            reading.end = reading.ungiven.min(reading.newest.unwrap_or(self.newest));
+            reading.end = reading.ungiven.min(reading.newest.unwrap_or(self.newest()));
             return true;
         }
-        let mut end = self.newest;
-        for (id, tail) in self.order.range((Excluded(reading.position.cursor), Unbounded)) {
+        let newest = self.newest();
+        let mut end = newest;
+        let order = self.order.range((Excluded(reading.position.cursor), Unbounded));
+        for (id, tail) in order.take_while(|(id, _)| **id <= newest) {
             let (name, mut nodes) = (tail.name().as_str(), 0);
             if *id > reading.position.given(name) && reading.patterns.matches_counting(name, &mut nodes) {
                 tail.ring().find(*id).cloned().into_iter().for_each(|message| reading.give(message));
@@ -270,7 +272,7 @@ impl State {
         }
         reading.end = end;
         reading.position.advance(end);
-        end == self.newest || !reading.messages.is_empty()
+        end == newest || !reading.messages.is_empty()
     }
 
     /// What is gone of `topic` after what the reader was given, and after `least`.
@@ -317,7 +319,7 @@ pub mod tests {
     use super::{
         super::{
             INDEX_AGE, Seeking,
-            tests::{begin, read},
+            tests::{begin, read, store},
         },
         *,
     };
@@ -348,7 +350,7 @@ pub mod tests {
     fn publish_to(state: &mut State, topic: Topic, retention: &Retention) -> Id {
         let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
         let append = Append { draft, idempotency_key: None, if_match: None };
-        state.append(append, retention).expect("stored").0.id()
+        store(state, append, retention).expect("stored").id()
     }
 
     /// Moves on as a subscription does.

@@ -123,7 +123,7 @@ impl State {
     /// Goes on with a search, looking at up to `nodes`. True once it is done.
     pub fn seek_on(&self, seeking: &mut Seeking<'_>, nodes: usize) -> bool {
         let mut budget = Budget::of(nodes);
-        seeking.newest.get_or_insert(self.newest);
+        seeking.newest.get_or_insert(self.newest());
         seeking.seen.get_or_insert(self.losses.last());
         if seeking.told < self.forgotten {
             // A topic that is forgotten takes its mark along.
@@ -226,7 +226,7 @@ impl State {
 
     /// Chooses the topics with the newest messages.
     fn seek_newest(&self, seeking: &mut Seeking<'_>, budget: &mut Budget) -> bool {
-        let newest = seeking.newest.unwrap_or(self.newest);
+        let newest = seeking.newest.unwrap_or(self.newest());
         let until = seeking.searched.unwrap_or(Id::new(newest.get() + 1));
         for (id, tail) in self.order.range(..until).rev() {
             let (name, mut nodes) = (tail.name(), 0);
