@@ -3,24 +3,31 @@
 //! This room knows nothing of those who subscribe, of HTTP, or of the wire.
 
 mod ephemeral;
+mod hot;
+mod loss;
 mod memory;
+mod patterns;
 mod position;
 mod redis;
+mod retention;
 mod tail;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use self::tail::Ring;
+#[doc(hidden)]
+pub use self::redis::script_constants;
 pub use self::{
     ephemeral::Ephemerals,
-    memory::{MemoryLog, Retention},
+    memory::MemoryLog,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
     redis::{Address, Credentials, ParseAddressError, RedisLog},
+    retention::Retention,
     tail::{Follower, Tail, Uncovered, merge},
 };
-use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
+use self::{retention::cost, tail::Ring};
+use crate::message::{Draft, Id, Pattern, PatternSet, Topic};
 
 /// An append-only log of messages under one sequence of ids.
 ///
@@ -106,6 +113,8 @@ pub struct Append {
 
 /// How long an idempotency key is remembered.
 pub const IDEMPOTENCY_WINDOW: std::time::Duration = std::time::Duration::from_secs(5 * 60);
+/// How many keys are remembered. One more is refused: to forget one early would store a message twice.
+const MAX_KEYS: usize = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
@@ -199,14 +208,4 @@ pub struct LogStats {
     pub newest: Id,
     /// From here on the store vouches for having everything.
     pub began: Id,
-}
-
-/// What a message costs beside its payload, as retention by bytes counts it.
-const MESSAGE_OVERHEAD_BYTES: usize = 200;
-
-/// What `message` counts in retention by bytes.
-fn cost(message: &Message) -> usize {
-    MESSAGE_OVERHEAD_BYTES
-        + message.payload.bytes.len()
-        + message.event.as_ref().map_or(0, |event| event.len())
 }

@@ -21,7 +21,7 @@ pub use self::pattern_set::steps;
 pub use self::{
     id::{Id, ParseIdError},
     pattern::{ParsePatternError, Pattern},
-    pattern_set::{PatternMap, PatternSet},
+    pattern_set::{PatternMap, PatternSet, Walk},
     payload::{Payload, PayloadError, PayloadKind},
     topic::{ParseTopicError, Topic},
 };

@@ -531,3 +531,59 @@ async fn a_pattern_that_leaves_takes_along_only_the_gaps_that_nobody_else_needs(
     assert_eq!(told.last(), Some(&format!("t.a:{}", newest[2])), "{told:?}");
     assert!(told.iter().skip(1).all(|line| line.starts_with("t.a")), "{told:?}");
 }
+
+/// Patterns that all match one topic, for so many readers of 50 each, and readers that wait for what comes.
+async fn readers_of_one_topic(broker: &Broker, count: usize) -> Vec<Subscription> {
+    let name = |number: usize| {
+        let segments = (0..12).map(|at| if number >> at & 1 == 0 { "*" } else { "a" });
+        segments.collect::<Vec<_>>().join(".")
+    };
+    let mut readers = Vec::new();
+    for reader in 0..count {
+        let names: Vec<_> = (reader * 50..(reader + 1) * 50).map(name).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let mut subscription = subscribe(broker, &names, Start::Now).await;
+        assert!(drain(broker, &mut subscription).await.is_empty());
+        readers.push(subscription);
+    }
+    readers
+}
+
+/// The log was locked for as long as it took to bring a message to all patterns that match it.
+#[tokio::test]
+async fn a_publish_that_many_patterns_match_is_seen_by_all_though_its_publisher_leaves() {
+    let log = MemoryLog::start(RETENTION);
+    let broker = Broker::new(log.clone());
+    let mut readers = tokio::task::JoinSet::new();
+    for mut reader in readers_of_one_topic(&broker, 80).await {
+        readers.spawn(async move {
+            let mut seen = Vec::new();
+            while seen.len() < 3 {
+                // It is woken by what comes, and by nothing else.
+                seen.push(shown(&std::future::poll_fn(|cx| reader.poll_delivery(cx)).await));
+            }
+            seen
+        });
+    }
+    tokio::task::yield_now().await;
+    let start = log.watermark();
+    let name = ["a"; 12].join(".");
+    {
+        let first = std::pin::pin!(broker.publish(append(&name, "x")));
+        assert!(futures_util::poll!(first).is_pending(), "it takes more than one step");
+    }
+    assert_eq!(log.watermark(), start, "not all have it yet");
+    // A reader that comes meanwhile is given it too, and does not wait for it.
+    let mut late = subscribe(&broker, &["a.**", "*.*.*.*.*.*.*.*.*.*.*.*"], Start::Now).await;
+    assert!(futures_util::poll!(std::future::poll_fn(|cx| late.poll_delivery(cx))).is_pending());
+    let second = publish(&broker, &name).await;
+    broker.announce(draft(&name, "psst")).await.expect("announced");
+
+    let expected = timeout(PATIENCE, readers.join_next()).await.expect("it is woken");
+    let expected = expected.expect("a reader").expect("it ends");
+    assert_eq!(expected[1..], [format!("{name}:{second}"), "psst".to_owned()]);
+    while let Some(seen) = timeout(PATIENCE, readers.join_next()).await.expect("it is woken") {
+        assert_eq!(seen.expect("it ends"), expected);
+    }
+    assert_eq!(drain(&broker, &mut late).await, expected);
+}

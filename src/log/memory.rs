@@ -3,36 +3,38 @@
 mod cost;
 mod keys;
 mod losses;
-pub(super) mod patterns;
-mod retention;
 mod saved;
 mod state;
 
 use std::{
     io,
     path::PathBuf,
+    pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
+use tokio::sync::Notify;
 
-pub use self::retention::Retention;
 use self::{
     saved::{Found, Saved},
-    state::{Reading, STEP, Seeking, State},
+    state::{NODES, Reading, STEP, Seeking, State},
 };
 use super::{
     Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
-    Position, Start, Tail, TopicStats,
+    Position, Retention, Start, Tail, TopicStats,
 };
-use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
+use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
 
 /// How often what has expired is removed. Until then it takes memory, but nobody is given it.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// How many tails are woken before others have their turn.
+const WAKE_AT_ONCE: usize = 1024;
 
 /// A log that lives and dies with this process, or goes on in the next by way of a file.
 pub struct MemoryLog {
@@ -42,6 +44,9 @@ pub struct MemoryLog {
     watermark: AtomicU64,
     ephemerals: Ephemerals,
     saved: Option<Arc<Saved>>,
+    /// A message that was brought to many tails in steps has arrived.
+    has_fanned_out: Notify,
+    this: Weak<Self>,
 }
 
 impl MemoryLog {
@@ -81,7 +86,11 @@ impl MemoryLog {
     fn run(state: State, retention: Retention, saved: Option<Arc<Saved>>) -> Arc<Self> {
         let watermark = AtomicU64::new(state.newest().get());
         let (state, ephemerals) = (Mutex::new(state), Ephemerals::default());
-        let log = Arc::new(Self { retention, state, watermark, ephemerals, saved });
+        let has_fanned_out = Notify::new();
+        let log = Arc::new_cyclic(|this| {
+            let this = this.clone();
+            Self { retention, state, watermark, ephemerals, saved, has_fanned_out, this }
+        });
         // The task ends with the log: it holds no more than a weak reference while it waits.
         let weak = Arc::downgrade(&log);
         let mut newest = log.watermark();
@@ -120,6 +129,66 @@ impl MemoryLog {
         }
     }
 
+    /// Brings the newest message to tails of patterns. Once they all hold it, moves the watermark and returns the tails to
+    /// wake.
+    fn fan_out_on(&self, state: &mut State) -> Option<Vec<Arc<Tail>>> {
+        let tails = state.fan_out_on()?;
+        // Only after the tails hold the message, and before anybody else can append.
+        self.watermark.store(state.newest().get(), Ordering::Release);
+        Some(tails)
+    }
+
+    /// Goes on until all tails hold the newest message, and wakes them.
+    async fn fan_out(self: Arc<Self>) {
+        let tails = loop {
+            tokio::task::yield_now().await;
+            if let Some(tails) = self.fan_out_on(&mut self.state()) {
+                break tails;
+            }
+        };
+        self.has_fanned_out.notify_waiters();
+        for tails in tails.chunks(WAKE_AT_ONCE) {
+            tails.iter().for_each(|tail| tail.wake());
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Returns when a message that was on its way to the tails has arrived.
+    async fn fanned_out(&self) {
+        // Listen first, then look.
+        let mut has_fanned_out = pin!(self.has_fanned_out.notified());
+        has_fanned_out.as_mut().enable();
+        if self.state_to_append().is_none() {
+            has_fanned_out.await;
+        }
+    }
+
+    /// Wakes all who follow `topic`, in steps.
+    async fn wake_all(self: Arc<Self>, topic: &Topic) {
+        let (mut walk, mut are_all) = (Walk::default(), false);
+        while !are_all {
+            tokio::task::yield_now().await;
+            let mut tails = Vec::new();
+            are_all = self.state().followed_on(topic, &mut walk, &mut tails);
+            tails.iter().for_each(|tail| tail.wake());
+        }
+    }
+
+    /// Does `work` to its end, also if the caller leaves: a dropped publish must not stop all others.
+    async fn run_on<F: Future<Output = ()> + Send + 'static>(&self, work: impl FnOnce(Arc<Self>) -> F) {
+        let log = self.this.upgrade().expect("the caller holds the log");
+        if let Err(error) = tokio::spawn(work(log)).await
+            && error.is_panic()
+        {
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
+
+    /// The state, unless a message is on its way to the tails.
+    fn state_to_append(&self) -> Option<MutexGuard<'_, State>> {
+        Some(self.state()).filter(|state| !state.is_fanning_out())
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,27 +200,42 @@ impl Log for MemoryLog {
         if self.saved.is_some() {
             self.reserve(self.watermark().next()).await;
         }
-        let (appended, tails) = {
-            let mut state = self.state();
-            let (appended, tails) = state.append(append, &self.retention)?;
-            // Only after the tails hold the message, and before anybody else can append.
-            self.watermark.store(state.newest().get(), Ordering::Release);
-            (appended, tails)
+        let (appended, tails) = loop {
+            if let Some(mut state) = self.state_to_append() {
+                let appended = state.append(append, &self.retention)?;
+                break (appended, self.fan_out_on(&mut state));
+            }
+            self.fanned_out().await;
         };
-        tails.iter().for_each(|tail| tail.wake());
+        match tails {
+            Some(tails) => tails.iter().for_each(|tail| tail.wake()),
+            None => self.run_on(Self::fan_out).await,
+        }
         Ok(appended)
     }
 
     async fn announce(&self, draft: Draft) -> Result<(), LogError> {
-        let tails = {
-            let state = self.state();
-            let tails = state.tails_of(&draft.topic);
-            if !tails.is_empty() {
-                self.ephemerals.push(state.newest(), Message::new(draft, Id::ZERO, Id::ZERO));
+        let topic = draft.topic.clone();
+        let message = Message::new(draft, Id::ZERO, Id::ZERO);
+        let (mut walk, mut tails) = (Walk::default(), Vec::new());
+        let are_all = loop {
+            let are_all = {
+                let state = self.state();
+                let are_all = state.followed_on(&topic, &mut walk, &mut tails);
+                if !tails.is_empty() {
+                    self.ephemerals.push(state.newest(), message.clone());
+                }
+                are_all
+            };
+            if are_all || !tails.is_empty() {
+                break are_all;
             }
-            tails
+            tokio::task::yield_now().await;
         };
         tails.iter().for_each(|tail| tail.wake());
+        if !are_all {
+            self.run_on(|log| async move { log.wake_all(&topic).await }).await;
+        }
         Ok(())
     }
 
@@ -190,7 +274,7 @@ impl Log for MemoryLog {
             Err(position) => return Ok(Beginning { position, gaps: Vec::new() }),
         };
         self.expire().await;
-        while !self.state().seek_on(&mut seeking, STEP) {
+        while !self.state().seek_on(&mut seeking, NODES) {
             tokio::task::yield_now().await;
         }
         Ok(seeking.into_beginning())
@@ -199,7 +283,7 @@ impl Log for MemoryLog {
     async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError> {
         self.expire().await;
         let mut reading = Reading::new(patterns, position, limit);
-        while !self.state().read_on(&mut reading, STEP) {
+        while !self.state().read_on(&mut reading, NODES) {
             tokio::task::yield_now().await;
         }
         Ok(reading.into_page())

@@ -94,6 +94,11 @@ impl Position {
         self.floors.as_ref().map_or(self.cursor, |floors| self.cursor.max(floors.others))
     }
 
+    /// The topics with a floor of their own.
+    pub fn floored(&self) -> impl Iterator<Item = &Topic> {
+        self.floors.iter().flat_map(|floors| floors.topics.keys())
+    }
+
     /// Whether it is more than a cursor.
     pub fn has_floors(&self) -> bool {
         self.floors.is_some()

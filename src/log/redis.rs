@@ -4,6 +4,7 @@
 //! Whatever a tail lacks is read from the streams of the topics.
 
 mod address;
+mod answers;
 mod arrivals;
 mod codec;
 mod copies;
@@ -26,20 +27,24 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use self::address::{Address, Credentials, ParseAddressError};
+pub use self::{
+    address::{Address, Credentials, ParseAddressError},
+    scripts::constants as script_constants,
+};
 use self::{
+    answers::{Deleted, Known, Older, Published, Stats},
     copies::Copies,
-    facts::{Facts, Num},
+    facts::Facts,
     feed::Feed,
-    held::{MAX_TAIL_BYTES, MAX_TAIL_MESSAGES},
+    held::{FILL_BYTES, MAX_TAIL_MESSAGES},
     link::Link,
     reading::Reading,
     store::Store,
     under_way::UnderWay,
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, IDEMPOTENCY_WINDOW, Log,
-    LogError, LogStats, Page, Position, Retention, Start, Tail, TopicStats,
+    Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
+    Position, Retention, Start, Tail, TopicStats,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -171,24 +176,24 @@ impl RedisLog {
             (ring.complete_from(), ring.len(), ring.bytes())
         };
         let room = MAX_TAIL_MESSAGES.saturating_sub(length);
-        if position.vouched(pattern.as_str()) >= from || room == 0 || bytes >= MAX_TAIL_BYTES / 2 {
+        if position.vouched(pattern.as_str()) >= from || room == 0 || bytes >= FILL_BYTES {
             return Ok(tail.covers(position, self.expired()));
         }
         let given = position.vouched(pattern.as_str());
-        let args = [from.to_string(), room.to_string(), (MAX_TAIL_BYTES / 2).to_string(), given.to_string()];
+        let args = [from.to_string(), room.to_string(), given.to_string()];
         let args = args.each_ref().map(|arg| arg.as_bytes());
-        let answer = self.store.read(&self.store.scripts.newest, pattern.as_str(), &args).await?;
-        let (facts, Num(newest), found): (Facts, Num, Vec<reading::Entry>) = answer;
+        let Older { facts, newest, found } =
+            self.store.read(&self.store.scripts.newest, pattern.as_str(), &args).await?;
         let Some(topic) = pattern.topic() else { return Ok(false) };
         let (mut older, mut complete_from): (Vec<Arc<Message>>, Id) = (Vec::new(), newest);
-        for (id, prev, head, bytes) in found {
+        for stored in found {
             // Each is the one that the next names as the one before it; where that ends, so does what is known.
-            if id.0 != complete_from {
+            if stored.id != complete_from {
                 break;
             }
-            let Some(message) = reading::message(&topic, id.0, prev.0, &head, &bytes) else { break };
+            let Some(message) = stored.message(&topic) else { break };
             older.push(message);
-            complete_from = prev.0;
+            complete_from = stored.prev;
         }
         older.reverse();
         if complete_from < from {
@@ -204,19 +209,12 @@ impl Log for RedisLog {
         let Append { draft, idempotency_key, if_match } = append;
         let head = codec::head(&draft);
         let event_bytes = draft.event.as_ref().map_or(0, |event| event.len()).to_string();
-        let window = IDEMPOTENCY_WINDOW.as_millis().to_string();
         let if_match = if_match.map(|id| id.to_string()).unwrap_or_default();
         let key = idempotency_key.as_deref().unwrap_or_default();
-        let args: [&[u8]; 6] = [
-            &head,
-            &draft.payload.bytes,
-            event_bytes.as_bytes(),
-            key.as_bytes(),
-            if_match.as_bytes(),
-            window.as_bytes(),
-        ];
+        let args: [&[u8]; 5] =
+            [&head, &draft.payload.bytes, event_bytes.as_bytes(), key.as_bytes(), if_match.as_bytes()];
         let args = if key.is_empty() && if_match.is_empty() { &args[..3] } else { &args };
-        let (outcome, Num(id), Num(began)): (String, Num, Num) =
+        let Published { outcome, id, began } =
             self.store.run(&self.store.scripts.publish, &draft.topic, args).await?;
         self.store.has_seen(id);
         if began > Id::ZERO {
@@ -241,7 +239,7 @@ impl Log for RedisLog {
     }
 
     async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
-        let (facts, Num(gone)): (Facts, Num) = self.store.run(&self.store.scripts.delete, topic, &[]).await?;
+        let Deleted { facts, gone } = self.store.run(&self.store.scripts.delete, topic, &[]).await?;
         self.store.has_seen(facts.newest);
         // Where nothing was known of the topic, nothing was deleted.
         if gone > Id::ZERO {
@@ -324,11 +322,11 @@ impl Log for RedisLog {
         }
         let script = &self.store.scripts.topics;
         let args: Vec<_> = names.iter().map(|name| name.as_bytes()).collect();
-        let (_, known): (Facts, Vec<(Num, usize, usize)>) = self.store.read(script, "", &args).await?;
-        let stats = |(name, (newest, messages, bytes)): (&String, (Num, usize, usize))| {
+        let known: Vec<Known> = self.store.read(script, "", &args).await?;
+        let stats = |(name, Known { newest, messages, bytes }): (&String, Known)| {
             let topic: Topic = name.parse().ok()?;
             let subscribers = self.feed.followers(&topic);
-            Some(TopicStats { topic, newest: newest.0, messages, bytes, subscribers })
+            Some(TopicStats { topic, newest, messages, bytes, subscribers })
         };
         Ok(names.iter().zip(known).filter_map(stats).collect())
     }
@@ -339,7 +337,7 @@ impl Log for RedisLog {
     }
 
     async fn stats(&self) -> Result<LogStats, LogError> {
-        let (facts, topics, messages, bytes): (Facts, usize, usize, usize) =
+        let Stats { facts, topics, messages, bytes } =
             self.store.read(&self.store.scripts.stats, "", &[]).await?;
         Ok(LogStats { topics, messages, bytes, newest: facts.newest, began: facts.began })
     }

@@ -16,6 +16,12 @@ pub struct PatternMap<T> {
     end: Option<T>,
 }
 
+/// Where a [walk](PatternMap::walk) goes on: the way to the next node, at each segment by its name or by the `*`.
+#[derive(Clone, Debug, Default)]
+pub struct Walk {
+    is_wildcard: Vec<bool>,
+}
+
 impl<T> Default for PatternMap<T> {
     fn default() -> Self {
         Self { children: HashMap::new(), any: None, rest: None, end: None }
@@ -63,20 +69,32 @@ impl<T> PatternMap<T> {
     }
 
     /// Gives the values of the patterns that match `topic` to `take`, until it returns something.
-    pub fn find<'a, R>(&'a self, topic: &str, mut take: impl FnMut(&'a T) -> Option<R>) -> Option<R> {
+    pub fn find<'a, R>(&'a self, topic: &str, take: impl FnMut(&'a T) -> Option<R>) -> Option<R> {
+        self.find_counting(topic, &mut 0, take)
+    }
+
+    /// The same, and adds to `nodes` how many nodes it looks at: no more than there are segments in all patterns.
+    fn find_counting<'a, R>(
+        &'a self,
+        topic: &str,
+        nodes: &mut usize,
+        mut take: impl FnMut(&'a T) -> Option<R>,
+    ) -> Option<R> {
         if self.is_empty() {
             return None;
         }
         // A wildcard does not match a first segment that is reserved.
-        self.find_in(topic, !topic.starts_with('$'), &mut take)
+        self.find_in(topic, !topic.starts_with('$'), nodes, &mut take)
     }
 
     fn find_in<'a, R>(
         &'a self,
         topic: &str,
         has_wildcards: bool,
+        nodes: &mut usize,
         take: &mut impl FnMut(&'a T) -> Option<R>,
     ) -> Option<R> {
+        *nodes += 1;
         #[cfg(test)]
         steps::count();
         let (segment, behind) = match topic.split_once('.') {
@@ -90,9 +108,66 @@ impl<T> PatternMap<T> {
         }
         let next = [self.children.get(segment), any];
         next.into_iter().flatten().find_map(|node| match behind {
-            Some(behind) => node.find_in(behind, true, take),
+            Some(behind) => node.find_in(behind, true, nodes, take),
             None => node.end.as_ref().and_then(&mut *take),
         })
+    }
+
+    /// Goes on with giving the values of the patterns that match `topic` to `take`, and looks at up to `nodes`. True once
+    /// that was all.
+    ///
+    /// Patterns may come and go meanwhile. One that stays is given once; one that comes may be given or not.
+    pub fn walk(&self, topic: &str, walk: &mut Walk, nodes: usize, mut take: impl FnMut(&T)) -> bool {
+        let from = std::mem::take(&mut walk.is_wildcard);
+        self.walk_in(topic, !topic.starts_with('$'), &from, walk, &mut nodes.max(1), &mut take)
+    }
+
+    /// Looks at what lies at `from` and behind it; all is behind the beginning.
+    fn walk_in(
+        &self,
+        topic: &str,
+        has_wildcards: bool,
+        from: &[bool],
+        walk: &mut Walk,
+        nodes: &mut usize,
+        take: &mut impl FnMut(&T),
+    ) -> bool {
+        let (segment, behind) = match topic.split_once('.') {
+            Some((segment, behind)) => (segment, Some(behind)),
+            None => (topic, None),
+        };
+        if from.is_empty() {
+            let Some(left) = nodes.checked_sub(1) else { return false };
+            *nodes = left;
+            #[cfg(test)]
+            steps::count();
+            self.rest.iter().filter(|_| has_wildcards).for_each(&mut *take);
+        }
+        let named = self.children.get(segment).map(|node| (false, node));
+        let any = self.any.as_deref().filter(|_| has_wildcards).map(|node| (true, node));
+        for (is_wildcard, node) in named.into_iter().chain(any) {
+            let from = match from.split_first() {
+                Some((at, _)) if !is_wildcard & at => continue,
+                Some((at, from)) if is_wildcard == *at => from,
+                _ => &[],
+            };
+            let Some(behind) = behind else {
+                node.end.iter().for_each(&mut *take);
+                continue;
+            };
+            walk.is_wildcard.push(is_wildcard);
+            if !node.walk_in(behind, true, from, walk, nodes, take) {
+                return false;
+            }
+            walk.is_wildcard.pop();
+        }
+        true
+    }
+
+    fn for_each_value(&mut self, change: &mut impl FnMut(&mut T)) {
+        self.rest.iter_mut().chain(&mut self.end).for_each(&mut *change);
+        let nodes = self.children.values_mut().chain(self.any.as_deref_mut());
+        nodes.for_each(|node| node.for_each_value(change));
     }
 }
 
@@ -104,7 +179,8 @@ pub struct PatternSet {
     patterns: Vec<Pattern>,
     /// How many of them are topics.
     topics: usize,
-    wildcards: PatternMap<Pattern>,
+    /// The number of each of [`wildcards`](Self::wildcards).
+    numbers: PatternMap<usize>,
 }
 
 impl PatternSet {
@@ -127,13 +203,24 @@ impl PatternSet {
 
     /// Whether `topic` is named, or one of the patterns matches it.
     pub fn matches(&self, topic: &str) -> bool {
-        self.names(topic) || self.wildcards.find(topic, |_| Some(())).is_some()
+        self.matches_counting(topic, &mut 0)
+    }
+
+    /// The same, and adds to `nodes` how many nodes of the patterns were looked at for it.
+    pub fn matches_counting(&self, topic: &str, nodes: &mut usize) -> bool {
+        self.names(topic) || self.numbers.find_counting(topic, nodes, |_| Some(())).is_some()
     }
 
     /// Gives each pattern with a wildcard that matches `topic` to `take`.
     pub fn for_each_wildcard<'a>(&'a self, topic: &str, mut take: impl FnMut(&'a Pattern)) {
-        self.wildcards.find(topic, |pattern| {
-            take(pattern);
+        self.number_wildcards(topic, &mut 0, |number| take(&self.wildcards()[number]));
+    }
+
+    /// Gives the place in [`wildcards`](Self::wildcards) of each that matches `topic` to `take`, and adds to `nodes` how
+    /// many nodes were looked at for it.
+    pub fn number_wildcards(&self, topic: &str, nodes: &mut usize, mut take: impl FnMut(usize)) {
+        self.numbers.find_counting(topic, nodes, |number| {
+            take(*number);
             None::<()>
         });
     }
@@ -142,7 +229,9 @@ impl PatternSet {
     pub fn insert(&mut self, pattern: Pattern) -> Option<usize> {
         let place = self.place(&pattern).err()?;
         if pattern.has_wildcard() {
-            self.wildcards.entry(&pattern, || pattern.clone());
+            let new = place - self.topics;
+            self.numbers.for_each_value(&mut |number| *number += usize::from(*number >= new));
+            self.numbers.entry(&pattern, || new);
         } else {
             self.topics += 1;
         }
@@ -154,7 +243,9 @@ impl PatternSet {
     pub fn remove(&mut self, pattern: &Pattern) -> Option<usize> {
         let place = self.place(pattern).ok()?;
         if pattern.has_wildcard() {
-            self.wildcards.remove(pattern);
+            let old = place - self.topics;
+            self.numbers.remove(pattern);
+            self.numbers.for_each_value(&mut |number| *number -= usize::from(*number > old));
         } else {
             self.topics -= 1;
         }
@@ -178,11 +269,11 @@ impl FromIterator<Pattern> for PatternSet {
         patterns.sort_unstable_by(|a, b| (a.has_wildcard(), a).cmp(&(b.has_wildcard(), b)));
         patterns.dedup();
         let topics = patterns.partition_point(|pattern| !pattern.has_wildcard());
-        let mut wildcards = PatternMap::default();
-        for pattern in &patterns[topics..] {
-            wildcards.entry(pattern, || pattern.clone());
+        let mut numbers = PatternMap::default();
+        for (number, pattern) in patterns[topics..].iter().enumerate() {
+            numbers.entry(pattern, || number);
         }
-        Self { patterns, topics, wildcards }
+        Self { patterns, topics, numbers }
     }
 }
 
@@ -251,6 +342,37 @@ mod tests {
     }
 
     #[test]
+    fn a_walk_in_steps_gives_each_pattern_that_stays_once() {
+        for topic in TOPICS {
+            for at_once in 1..6 {
+                let mut map = PatternMap::default();
+                for pattern in PATTERNS.map(pattern) {
+                    map.entry(&pattern, || pattern.clone());
+                }
+                let (mut walk, mut found, mut gone) = (Walk::default(), Vec::new(), PATTERNS.iter());
+                let mut is_done = false;
+                while !is_done {
+                    let cost = steps::of(|| {
+                        is_done = map.walk(topic, &mut walk, at_once, |it| found.push(it.to_string()));
+                    });
+                    assert!(cost <= at_once);
+                    // Every other one leaves, at any moment, and others come.
+                    gone.next().into_iter().for_each(|text| map.remove(&pattern(text)));
+                    map.entry(&pattern(&format!("*.{}.x", found.len())), || pattern("x"));
+                    gone.next();
+                }
+                let stays =
+                    |text: &&str| map.find(topic, |it| (it.as_str() == *text).then_some(())).is_some();
+                for text in PATTERNS.into_iter().filter(stays) {
+                    assert_eq!(found.iter().filter(|it| *it == text).count(), 1, "{topic}: {text}");
+                }
+                found.sort();
+                assert!(found.windows(2).all(|pair| pair[0] != pair[1]), "{topic}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_set_matches_what_any_of_its_patterns_matches_as_they_come_and_go() {
         let mut set: PatternSet = PATTERNS[..6].iter().map(|text| pattern(text)).collect();
         for text in &PATTERNS[6..] {
@@ -264,6 +386,12 @@ mod tests {
         for text in PATTERNS {
             for topic in TOPICS {
                 assert_eq!(set.matches(topic), set.iter().any(|known| known.matches(topic)), "{topic}");
+                let mut numbers = Vec::new();
+                set.number_wildcards(topic, &mut 0, |number| numbers.push(number));
+                numbers.sort_unstable();
+                let is_matching = |number: &usize| set.wildcards()[*number].matches(topic);
+                let expected: Vec<_> = (0..set.wildcards().len()).filter(is_matching).collect();
+                assert_eq!(numbers, expected, "{topic}");
             }
             let place = set.iter().position(|known| known.as_str() == text);
             assert_eq!(set.remove(&pattern(text)), place);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rejoin::{
     broker::Broker,
-    log::{Retention, Start},
+    log::{Retention, Start, script_constants},
     message::Id,
 };
 use tokio::task::JoinSet;
@@ -19,7 +19,7 @@ fn run(redis: &Redis, change: impl Fn(&str) -> String, script: &str, topic: &str
     let prelude = include_str!("../../src/log/redis/scripts/prelude.lua");
     let changed = change(prelude);
     assert_ne!(changed, prelude);
-    let script = format!("{changed}\n{script}");
+    let script = format!("{}\n{changed}\n{script}", script_constants());
     let args = ["{rejoin}:", "0", "1", "0", "1000 3600000000 16777216 268435456 1000000", topic];
     redis.say(&[&["EVAL", &script, "0"], &args[..], rest].concat())
 }
@@ -28,7 +28,7 @@ fn run(redis: &Redis, change: impl Fn(&str) -> String, script: &str, topic: &str
 fn store_in_silence(redis: &Redis, topic: &str) -> Id {
     let publish = include_str!("../../src/log/redis/scripts/publish.lua");
     let silent = |prelude: &str| format!("{prelude}\ntell = function() end");
-    let answer = run(redis, silent, publish, topic, &["t\0\0\0\0\0\0", "x", "0", "", "", "1"]);
+    let answer = run(redis, silent, publish, topic, &["t\0\0\0\0\0\0", "x", "0"]);
     // The outcome, the id and the generation, each behind its length.
     let id = answer.lines().nth(4).and_then(|id| id.parse().ok());
     id.unwrap_or_else(|| panic!("{answer}"))

@@ -8,12 +8,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::cost::KEY_BYTES;
 use crate::{
-    log::{AppendError, IDEMPOTENCY_WINDOW},
+    log::{AppendError, IDEMPOTENCY_WINDOW, MAX_KEYS},
     message::{Id, Payload, Topic},
 };
-
-/// How many keys are remembered. One more is refused: to forget one early would store a message twice.
-const MAX_KEYS: usize = 1_000_000;
 
 /// How many keys that have run out are removed at once where there is no room. The sweep removes the others.
 const MAX_FORGOTTEN: usize = 4096;

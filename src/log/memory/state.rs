@@ -1,44 +1,36 @@
 //! What the embedded log knows, changed under one lock.
 
+mod budget;
+mod firsts;
 mod reading;
 mod seeking;
 mod snapshot;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound::{Excluded, Unbounded},
     sync::Arc,
-    time::Duration,
 };
 
 use hashlink::LinkedHashMap;
 
 pub use self::{reading::Reading, seeking::Seeking, snapshot::Snapshot};
-use super::{
-    cost,
-    keys::Keys,
-    losses::Losses,
-    patterns::{self, PatternTails},
-    retention::Retention,
-};
+use super::{cost, keys::Keys, losses::Losses};
 use crate::{
-    log::{Append, AppendError, Appended, Follower, LogError, LogStats, Mark, Ring, Tail, TopicStats},
-    message::{Id, Message, Pattern, Topic},
+    log::{
+        Append, AppendError, Appended, Follower, LogError, LogStats, Mark, Retention, Ring, Tail, TopicStats,
+        hot::Hot,
+        patterns::{self, PatternTails},
+        retention::{AFTER_EXPIRY, INDEX_AGE},
+    },
+    message::{Id, Message, Pattern, Topic, Walk},
 };
 
-/// How long the index remembers a topic after its last message.
-const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long it remembers a topic at least after its last message has expired. A read in steps must not find a message in
-/// one step, and neither the message nor its topic in the next.
-const AFTER_EXPIRY: Duration = Duration::from_secs(24 * 3600);
-/// How many entries one step looks at or removes before others may have the lock.
+/// How many entries one step removes before others may have the lock.
 pub const STEP: usize = 4096;
-/// How many of the newest messages keep their renderings.
-const MAX_HOT_MESSAGES: usize = 4096;
-/// How many bytes of payload these may have.
-const MAX_HOT_BYTES: usize = 8 << 20;
-/// When even these are old.
-const HOT_AGE: Duration = Duration::from_secs(10);
+/// How many nodes of patterns one step of a read looks at, an entry counting as four: at most 4 096 entries. A reader of
+/// 100 patterns can have 12 800 nodes looked at for one entry.
+pub const NODES: usize = 16_384;
 
 pub struct State {
     /// The newest id of any topic.
@@ -61,12 +53,23 @@ pub struct State {
     held: usize,
     /// How many bytes the names of the index have.
     name_bytes: usize,
-    hot: VecDeque<Arc<Message>>,
-    hot_bytes: usize,
+    hot: Hot,
     keys: Keys,
     losses: Losses,
+    fan_out: Option<FanOut>,
     /// Nothing more is taken: what is retained has been handed on.
     closed: bool,
+}
+
+/// The newest message, on its way to the tails of the patterns that match.
+#[derive(Debug)]
+struct FanOut {
+    message: Arc<Message>,
+    /// The newest id that all tails hold.
+    before: Id,
+    walk: Walk,
+    /// Those that hold it, to be woken once the watermark has moved.
+    tails: Vec<Arc<Tail>>,
 }
 
 /// What the index remembers of a topic.
@@ -93,30 +96,32 @@ impl State {
             bytes: 0,
             held: 0,
             name_bytes: 0,
-            hot: VecDeque::new(),
-            hot_bytes: 0,
+            hot: Hot::default(),
             keys: Keys::default(),
             losses: Losses::new(began),
+            fan_out: None,
             closed: false,
         }
     }
 
+    /// The newest id that all tails hold. Nothing newer is given out.
     pub fn newest(&self) -> Id {
-        self.newest
+        self.fan_out.as_ref().map_or(self.newest, |fan_out| fan_out.before)
     }
 
-    /// Stores a message, and names the tails to wake once the watermark has moved.
-    pub fn append(
-        &mut self,
-        append: Append,
-        retention: &Retention,
-    ) -> Result<(Appended, Vec<Arc<Tail>>), AppendError> {
+    /// Whether the newest message is on its way to the tails of patterns: until it is there, nothing can be appended.
+    pub fn is_fanning_out(&self) -> bool {
+        self.fan_out.is_some()
+    }
+
+    /// Stores a message, which [`fan_out_on`](Self::fan_out_on) brings to the tails of the patterns.
+    pub fn append(&mut self, append: Append, retention: &Retention) -> Result<Appended, AppendError> {
         self.check_open()?;
         let Append { mut draft, idempotency_key, if_match } = append;
         if let Some(key) = &idempotency_key
             && let Some(id) = self.keys.find(&draft.topic, key, &draft.payload, retention.key_bytes())?
         {
-            return Ok((Appended::Replayed(id), Vec::new()));
+            return Ok(Appended::Replayed(id));
         }
         if let Some(expected) = if_match {
             self.check_newest(&draft.topic, expected)?;
@@ -135,22 +140,28 @@ impl State {
         }
         let prev = self.touch(&draft.topic, id);
         let message = Message::new(draft, id, prev);
-        self.newest = id;
-        self.heat(message.clone());
-
-        let mut tails = self.pattern_tails_of(&message.topic);
-        tails.iter().for_each(|tail| patterns::push(tail, message.clone()));
-        self.retain(&tail, message, retention);
-        tails.push(tail);
-        Ok((Appended::Stored(id), tails))
+        let before = std::mem::replace(&mut self.newest, id);
+        self.hot.push(message.clone());
+        self.retain(&tail, message.clone(), retention);
+        self.fan_out = Some(FanOut { message, before, walk: Walk::default(), tails: vec![tail] });
+        Ok(Appended::Stored(id))
     }
 
-    /// What must be woken for `topic`: nothing where nobody follows.
-    pub fn tails_of(&self, topic: &Topic) -> Vec<Arc<Tail>> {
-        let mut tails = self.pattern_tails_of(topic);
-        tails.extend(self.tails.get(topic).cloned());
-        tails.retain(|tail| tail.follower_count() > 0);
-        tails
+    /// Goes on with bringing the newest message to the tails of the patterns. Once they all hold it, returns the tails to
+    /// wake when the watermark has moved.
+    pub fn fan_out_on(&mut self) -> Option<Vec<Arc<Tail>>> {
+        let Some(FanOut { message, walk, tails, .. }) = &mut self.fan_out else { return Some(Vec::new()) };
+        let is_done = self.patterns.walk(&message.topic, walk, |tail| {
+            bring(message, tail);
+            tails.push(tail.clone());
+        });
+        if is_done { self.fan_out.take().map(|fan_out| fan_out.tails) } else { None }
+    }
+
+    /// Goes on with looking for the tails of `topic` that somebody follows. True once those are all.
+    pub fn followed_on(&self, topic: &Topic, walk: &mut Walk, tails: &mut Vec<Arc<Tail>>) -> bool {
+        tails.extend(self.tails.get(topic).filter(|tail| tail.follower_count() > 0).cloned());
+        self.patterns.walk(topic, walk, |tail| tails.push(tail.clone()))
     }
 
     pub fn delete(&mut self, topic: &Topic) -> Result<(), LogError> {
@@ -166,11 +177,19 @@ impl State {
     }
 
     pub fn follow(&mut self, pattern: &Pattern, follower: &Arc<Follower>) -> (Arc<Tail>, usize) {
-        let newest = self.newest;
+        let newest = self.newest();
         let tail = match pattern.topic() {
             Some(topic) => self.tail_of(&topic),
             None => self.patterns.entry(pattern, || Tail::new(pattern.clone(), newest)),
         };
+        if let Some(FanOut { message, tails, .. }) = &mut self.fan_out
+            && pattern.has_wildcard()
+            && pattern.matches(&message.topic)
+        {
+            // The message may be past it already.
+            bring(message, &tail);
+            tails.push(tail.clone());
+        }
         let key = tail.add_follower(follower.clone());
         (tail, key)
     }
@@ -199,9 +218,7 @@ impl State {
             self.losses.forget(known.lost);
             budget -= 1;
         }
-        if self.hot.back().is_some_and(|message| message.id < now.minus(HOT_AGE)) {
-            self.cool(0, 0);
-        }
+        self.hot.cool_at(now);
         if budget > 0 {
             self.give_back();
         }
@@ -262,12 +279,6 @@ impl State {
         let tail = Arc::new(Tail::new(topic.into(), newest));
         self.tails.insert(topic.clone(), tail.clone());
         tail
-    }
-
-    fn pattern_tails_of(&self, topic: &Topic) -> Vec<Arc<Tail>> {
-        let mut tails = Vec::new();
-        self.patterns.matching(topic, &mut tails);
-        tails
     }
 
     /// Notes the newest id of a topic, and returns the one before it.
@@ -373,21 +384,6 @@ impl State {
         }
     }
 
-    fn heat(&mut self, message: Arc<Message>) {
-        self.hot_bytes += message.payload.bytes.len();
-        self.hot.push_back(message);
-        self.cool(MAX_HOT_MESSAGES, MAX_HOT_BYTES);
-    }
-
-    /// Lets all but the newest messages forget their renderings.
-    fn cool(&mut self, max_messages: usize, max_bytes: usize) {
-        while self.hot.len() > max_messages || (self.hot_bytes > max_bytes && self.hot.len() > 1) {
-            let Some(message) = self.hot.pop_front() else { return };
-            self.hot_bytes -= message.payload.bytes.len();
-            message.cool();
-        }
-    }
-
     /// Gives back the room of a burst that has passed.
     fn give_back(&mut self) {
         if self.tails.capacity() > 4096 && self.tails.len() < self.tails.capacity() / 8 {
@@ -396,12 +392,21 @@ impl State {
     }
 }
 
+/// Pushes the newest message to the tail of a pattern, if it is not there yet.
+fn bring(message: &Arc<Message>, tail: &Tail) {
+    if tail.newest() < message.id {
+        patterns::push(tail, message.clone());
+    }
+}
+
 #[cfg(test)]
 pub mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{
         log::{Beginning, Page, Position, Reason, Start},
-        message::{Draft, PatternSet, Payload},
+        message::{Draft, PatternSet, Payload, steps},
     };
 
     const RETENTION: Retention = Retention {
@@ -416,7 +421,14 @@ pub mod tests {
         let topic = name.parse().expect("a topic");
         let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
         let append = Append { draft, idempotency_key: None, if_match: None };
-        state.append(append, &RETENTION).expect("stored").0.id()
+        store(state, append, &RETENTION).expect("stored").id()
+    }
+
+    /// What a log does with the lock let go between the steps.
+    pub fn store(state: &mut State, append: Append, retention: &Retention) -> Result<Appended, AppendError> {
+        let appended = state.append(append, retention);
+        while state.fan_out_on().is_none() {}
+        appended
     }
 
     fn patterns(names: &[&str]) -> PatternSet {
@@ -427,12 +439,12 @@ pub mod tests {
         Id::new(Id::now().get() + days * 24 * 3600 * 1_000_000)
     }
 
-    /// What a log does with the lock let go between the steps.
+    /// The same for a beginning.
     pub fn begin(state: &mut State, patterns: &PatternSet, start: &Start, expired: Id) -> Beginning {
         while state.expire(expired, STEP) == STEP {}
         match Seeking::new(patterns, start, state.newest) {
             Ok(mut seeking) => {
-                while !state.seek_on(&mut seeking, STEP) {}
+                while !state.seek_on(&mut seeking, NODES) {}
                 seeking.into_beginning()
             }
             Err(position) => Beginning { position, gaps: Vec::new() },
@@ -449,7 +461,7 @@ pub mod tests {
     ) -> Page {
         while state.expire(expired, STEP) == STEP {}
         let mut reading = Reading::new(patterns, position, limit);
-        while !state.read_on(&mut reading, STEP) {}
+        while !state.read_on(&mut reading, NODES) {}
         reading.into_page()
     }
 
@@ -564,7 +576,8 @@ pub mod tests {
         let store = |state: &mut State, number: usize| {
             let topic = format!("topic.{number}").parse().expect("a topic");
             let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
-            state.append(Append { draft, idempotency_key: None, if_match: None }, &retention).map(|_| ())
+            let append = Append { draft, idempotency_key: None, if_match: None };
+            super::tests::store(state, append, &retention).map(|_| ())
         };
         let stored = (0..1_000).filter(|number| store(&mut state, *number).is_ok()).count();
         assert!((150..180).contains(&stored), "{stored} topics in half of the room");
@@ -584,10 +597,61 @@ pub mod tests {
             publish(&mut state, "busy");
         }
         assert_eq!((state.order.len(), state.losses.len(), state.names.len()), (2, 1, 1));
-        assert!(state.hot.len() <= MAX_HOT_MESSAGES);
         let patterns = patterns(&["*"]);
         let beginning = begin(&mut state, &patterns, &Start::Everything, Id::ZERO);
         let page = read(&mut state, &patterns, &beginning.position, 10, Id::ZERO);
         assert_eq!((page.messages.len(), page.gaps.len()), (2, 0));
+    }
+
+    /// Patterns that match `a.a.a.…`, of so many segments: all but the one without a wildcard.
+    fn overlapping(segments: u32) -> Vec<Pattern> {
+        let name = |number: u32| {
+            let segments = (0..segments).map(|at| if number >> at & 1 == 0 { "*" } else { "a" });
+            segments.collect::<Vec<_>>().join(".")
+        };
+        let names = (0..(1 << segments) - 1).map(name);
+        names.map(|name| name.parse().expect("a pattern")).collect()
+    }
+
+    /// A publish that very many patterns match held the lock until all their tails held the message.
+    #[test]
+    fn a_message_is_brought_to_many_tails_in_steps_and_seen_when_all_hold_it() {
+        let mut state = State::new(Id::now());
+        let follower = Arc::new(Follower::default());
+        let mut tails: Vec<_> =
+            overlapping(12).iter().map(|pattern| state.follow(pattern, &follower)).collect();
+        let (name, topic) = (["a"; 12].join("."), ["a"; 12].join(".").parse().expect("a topic"));
+        let other = publish(&mut state, "other");
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let append = Append { draft, idempotency_key: None, if_match: None };
+        let id = state.append(append, &RETENTION).expect("stored").id();
+        let late = [&name.replace("a.a", "a.*"), "**", "a.**"];
+        let (mut steps, mut woken) = (0, None);
+        while woken.is_none() {
+            assert_eq!(state.newest(), other);
+            let everything = patterns(&["**"]);
+            let page = read(&mut state, &everything, &Position::at(other), 10, Id::ZERO);
+            assert_eq!((page.messages.len(), page.end), (0, other));
+            let beginning = begin(&mut state, &everything, &Start::Last(1), Id::ZERO);
+            assert!(beginning.position.cursor < other);
+            if let Some(pattern) = late.get(steps) {
+                tails.push(state.follow(&pattern.parse().expect("a pattern"), &follower));
+                let (tail, key) = tails.swap_remove(7 * steps);
+                state.unfollow(&tail, key);
+            }
+            let cost = steps::of(|| woken = state.fan_out_on());
+            assert!(cost <= patterns::NODES, "{cost} nodes in one step");
+            steps += 1;
+        }
+        assert_eq!((state.newest(), steps), (id, 4));
+        let next = publish(&mut state, &name);
+        let woken = woken.expect("tails");
+        for (tail, _) in &tails {
+            let after = |id| tail.ring().after(id).map(|message| message.id);
+            assert_eq!((after(other), after(id)), (Some(id), Some(next)), "{:?}", tail.name());
+            assert_eq!(tail.ring().len(), 2);
+            assert!(tail.ring().complete_from() <= other);
+            assert!(woken.iter().any(|it| Arc::ptr_eq(it, tail)), "{:?}", tail.name());
+        }
     }
 }

@@ -6,7 +6,13 @@ use bytesize::ByteSize;
 use redis::{FromRedisValue, ParsingError, Value};
 
 use super::Retention;
-use crate::{log::Reason, message::Id};
+use crate::{
+    log::{
+        Position, Reason,
+        loss::{Boundary, Standing},
+    },
+    message::Id,
+};
 
 /// What the store says of itself.
 #[derive(Clone, Debug)]
@@ -19,15 +25,6 @@ pub struct Facts {
     pub keep: Keep,
     /// Where generations began of which something may be lost before, oldest first.
     pub boundaries: Vec<Boundary>,
-}
-
-/// Where a generation of the store began.
-#[derive(Clone, Debug)]
-pub struct Boundary {
-    pub began: Id,
-    /// What the generation before it has left goes up to here.
-    pub inherited: Id,
-    pub reason: Reason,
 }
 
 /// How much is kept, as the store remembers it.
@@ -91,52 +88,36 @@ impl FromRedisValue for Keep {
     }
 }
 
+impl Facts {
+    /// Where a reader stands among the generations of the store.
+    pub fn standing(&self, position: &Position) -> Standing<'_> {
+        Standing::at(&self.boundaries, self.newest, position.told, position.cursor)
+    }
+}
+
 impl FromRedisValue for Facts {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        type Parts = (Num, Num, Num, Keep, Vec<Boundary>);
-        let (Num(newest), Num(began), Num(forgotten), keep, boundaries): Parts =
-            FromRedisValue::from_redis_value(value)?;
+        let (newest, began, forgotten, keep, boundaries) = FromRedisValue::from_redis_value(value)?;
         Ok(Self { newest, began, forgotten, keep, boundaries })
     }
 }
 
 impl FromRedisValue for Boundary {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (Num(began), Num(inherited), reason): (Num, Num, String) =
-            FromRedisValue::from_redis_value(value)?;
+        let (began, inherited, reason): (_, _, String) = FromRedisValue::from_redis_value(value)?;
         let reason = if reason == "failover" { Reason::Failover } else { Reason::Restarted };
         Ok(Self { began, inherited, reason })
     }
 }
 
-/// An id in an answer. An empty text is none, and so zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Num(pub Id);
-
-impl FromRedisValue for Num {
+/// An empty text is no id, and so zero. An entry of a stream has `-0` behind its id, and a link has what the message
+/// costs.
+impl FromRedisValue for Id {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let text: String = FromRedisValue::from_redis_value(value)?;
-        // The ids of stream entries have a second part.
-        let text = text.strip_suffix("-0").unwrap_or(&text);
-        if text.is_empty() {
-            return Ok(Self(Id::ZERO));
-        }
-        text.parse().map(Self).map_err(|_| unexpected("an id"))
-    }
-}
-
-/// What links a stored message to the one before it: its id, then what the message costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prev(pub Id);
-
-impl FromRedisValue for Prev {
-    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let text: String = FromRedisValue::from_redis_value(value)?;
-        let id = text.split(' ').next().unwrap_or_default();
-        if id.is_empty() {
-            return Ok(Self(Id::ZERO));
-        }
-        id.parse().map(Self).map_err(|_| unexpected("a link"))
+        let text = String::from_redis_value(value)?;
+        let id = text.split_once(' ').map_or(&*text, |(id, _)| id);
+        let id = id.strip_suffix("-0").unwrap_or(id);
+        if id.is_empty() { Ok(Self::ZERO) } else { id.parse().map_err(|_| unexpected("an id")) }
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     log::{
         Ephemerals, Follower, Page, Tail,
-        memory::patterns::{self, PatternTails},
+        patterns::{self, PatternTails},
     },
     message::{Draft, Id, Message, Pattern, Topic},
 };

@@ -1,24 +1,20 @@
 //! The messages that the tails of topics hold, bounded together.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    log::{Tail, cost},
+    log::{Tail, cost, hot::Hot},
     message::{Id, Message},
 };
 
 /// How many messages the tail of a topic holds; who is further behind reads the store.
 pub const MAX_TAIL_MESSAGES: usize = 1024;
 /// How many bytes.
-pub const MAX_TAIL_BYTES: usize = 4 << 20;
+const MAX_TAIL_BYTES: usize = 4 << 20;
+/// How many bytes are read from the store to fill a tail, and how many it holds at most while it is filled.
+pub const FILL_BYTES: usize = MAX_TAIL_BYTES / 2;
 /// How many bytes all of them hold, as retention counts them. Tiny messages of as many topics take three times that.
 const MAX_BYTES: usize = 32 << 20;
-/// How many of the newest messages keep their renderings.
-const MAX_HOT_MESSAGES: usize = 4096;
-/// How many bytes of payload these may have.
-const MAX_HOT_BYTES: usize = 8 << 20;
-/// When even these are old.
-const HOT_AGE: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub struct Held {
@@ -26,8 +22,7 @@ pub struct Held {
     order: VecDeque<(Id, Arc<Tail>)>,
     messages: usize,
     bytes: usize,
-    hot: VecDeque<Arc<Message>>,
-    hot_bytes: usize,
+    hot: Hot,
 }
 
 impl Held {
@@ -35,9 +30,7 @@ impl Held {
     pub fn push(&mut self, tail: &Arc<Tail>, message: Arc<Message>) {
         self.count(&message);
         self.order.push_back((message.id, tail.clone()));
-        self.hot_bytes += message.payload.bytes.len();
-        self.hot.push_back(message.clone());
-        self.cool(MAX_HOT_MESSAGES, MAX_HOT_BYTES);
+        self.hot.push(message.clone());
         tail.push(message);
         self.bound(tail);
     }
@@ -70,9 +63,7 @@ impl Held {
 
     /// Lets old messages forget their renderings, and gives back the room of a burst that has passed.
     pub fn give_back(&mut self) {
-        if self.hot.back().is_some_and(|message| message.id < Id::now().minus(HOT_AGE)) {
-            self.cool(0, 0);
-        }
+        self.hot.cool_at(Id::now());
         self.clear_out();
         if self.order.capacity() > 4096 && self.order.len() < self.order.capacity() / 4 {
             self.order.shrink_to(self.order.len() * 2);
@@ -109,13 +100,5 @@ impl Held {
 
     fn clear_out(&mut self) {
         self.order.retain(|(id, tail)| tail.ring().complete_from() < *id);
-    }
-
-    fn cool(&mut self, max_messages: usize, max_bytes: usize) {
-        while self.hot.len() > max_messages || (self.hot_bytes > max_bytes && self.hot.len() > 1) {
-            let Some(message) = self.hot.pop_front() else { return };
-            self.hot_bytes -= message.payload.bytes.len();
-            message.cool();
-        }
     }
 }

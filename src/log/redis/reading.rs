@@ -5,23 +5,18 @@
 use std::{
     cmp::Reverse,
     collections::{HashMap, HashSet},
-    sync::Arc,
 };
 
 use super::{
-    codec,
-    facts::{Boundary, Facts, Num, Prev},
+    answers::{Begun, Fetched, First, Found, Retained, ScanState, Scanned, Stored, TopicsPage},
+    facts::Facts,
     store::Store,
 };
 use crate::{
-    log::{Beginning, Gap, LogError, Page, Position, Reason, Start},
-    message::{Id, Message, Pattern, PatternSet, Topic},
+    log::{Beginning, Gap, LogError, Page, Position, Reason, Start, loss::Loss},
+    message::{Id, Pattern, PatternSet, Topic},
 };
 
-/// How many bytes of payload one page may have. One message more is given, however large it is.
-const PAGE_BYTES: usize = 256 << 10;
-/// How many entries of the order one page looks at.
-const SCAN_LIMIT: usize = 2000;
 /// How many topics are read one by one. Readers of more look for them in the order of all messages.
 const MAX_READ_TOPICS: usize = 500;
 /// How many topics one script looks at, so that others get their turn.
@@ -33,38 +28,11 @@ const MAX_LAST_TOPICS: usize = 1000;
 /// How far is looked for the message behind a gap.
 const MAX_SCANS: usize = 64;
 
-/// What is retained of one topic: its newest id, when it was deleted, its oldest message after the reader's
-/// point, and the one before that.
-type Retained = (Num, Num, Num, Prev);
-/// The newest id of a topic, the message to begin with, the one before that, and how many were passed.
-type First = (Num, Num, Prev, usize);
-/// Number of its topic, id, link, head, payload.
-type Found = (usize, Num, Prev, Vec<u8>, Vec<u8>);
-
-/// Id, link, head, payload.
-pub type Entry = (Num, Prev, Vec<u8>, Vec<u8>);
-/// What a scan says when it has come to the end.
-const NO_MORE: u8 = 0;
-/// What it says when too much has expired to know what is gone.
-const UNSWEPT: u8 = 2;
-/// Where the scan ended, whether there is more, and the order.
-type Scanned = (Facts, Num, u8, Vec<(Num, String)>);
-/// Link, head and payload of messages, each nothing if it is not there; and for other topics the oldest message
-/// after a point, the one before that, and the newest id.
-type Fetched = (Facts, Vec<Vec<Vec<u8>>>, Vec<(Num, Prev, Num)>);
-
-/// What is gone of topics, and up to where each was deleted.
-#[derive(Default)]
-struct Marks {
-    gone: HashMap<Topic, Id>,
-    deleted: HashMap<Topic, Id>,
-}
-
-/// The parts of some messages, each nothing if it is not there, and where others begin.
+/// Some messages, each nothing if it is not there, and what is retained of other topics.
 #[derive(Default)]
 struct Retrieved {
-    messages: Vec<Vec<Vec<u8>>>,
-    firsts: Vec<(Num, Prev, Num)>,
+    messages: Vec<Option<Stored>>,
+    topics: Vec<Retained>,
 }
 
 /// Reads the store.
@@ -113,8 +81,8 @@ impl Reading<'_> {
     /// A gap for each topic and pattern, since nothing is known of the cursor.
     async fn unknown_gaps(&self) -> Result<Vec<Gap>, LogError> {
         let topics = self.topics();
-        let firsts = self.fetch(&[], &topics, &Position::default()).await?.firsts;
-        let firsts = firsts.into_iter().map(|(Num(first), ..)| Some(first).filter(|first| *first > Id::ZERO));
+        let retained = self.fetch(&[], &topics, &Position::default()).await?.topics;
+        let firsts = retained.iter().map(Retained::next);
         let oldest = self.oldest_of_wildcards(Id::ZERO).await?;
         let wildcards = self.patterns.wildcards().iter();
         let known = topics.iter().map(Pattern::from).zip(firsts);
@@ -139,11 +107,11 @@ impl Reading<'_> {
         let mut position = Position::at(newest);
         let mut firsts = self.firsts(&topics[..covered], since, last, &mut position.told).await?;
         firsts.extend(self.firsts(&topics[covered..], since, Some(0), &mut position.told).await?);
-        for (_, first, ..) in firsts.iter().filter(|(_, first, ..)| first.0 > Id::ZERO) {
-            position.cursor = position.cursor.min(first.0.before());
+        for First { first, .. } in firsts.iter().filter(|it| it.first > Id::ZERO) {
+            position.cursor = position.cursor.min(first.before());
         }
-        for (topic, (newest, first, prev, _)) in topics.iter().zip(firsts) {
-            position.raise_floor(topic.clone(), if first.0 > Id::ZERO { prev.0 } else { newest.0 });
+        for (topic, First { newest, first, prev, .. }) in topics.iter().zip(firsts) {
+            position.raise_floor(topic.clone(), if first > Id::ZERO { prev } else { newest });
         }
         Ok(position)
     }
@@ -163,27 +131,27 @@ impl Reading<'_> {
             let step = last.map_or("-1".to_owned(), |count| count.min(STEP_LIMIT).to_string());
             let mut args = vec![since.to_string(), step];
             args.extend(topics.iter().flat_map(|topic| [topic.to_string(), "+".to_owned()]));
-            let (facts, mut found): (Facts, Vec<First>) = self.run(&self.store.scripts.begin, &args).await?;
-            *began = facts.began.max(*began);
-            if let (Some(count), [topic], [first]) = (last, topics, &mut found[..]) {
+            let mut begun: Begun = self.run(&self.store.scripts.begin, &args).await?;
+            *began = begun.facts.began.max(*began);
+            if let (Some(count), [topic], [first]) = (last, topics, &mut begun.firsts[..]) {
                 self.step_back(topic, count, first).await?;
             }
-            firsts.extend(found);
+            firsts.extend(begun.firsts);
         }
         Ok(firsts)
     }
 
     /// Goes on where one step did not lead far enough back.
     async fn step_back(&self, topic: &Topic, count: usize, first: &mut First) -> Result<(), LogError> {
-        let (mut passed, mut left) = (first.3, count.saturating_sub(first.3));
+        let (mut passed, mut left) = (first.passed, count.saturating_sub(first.passed));
         while passed == STEP_LIMIT && left > 0 {
             let step = left.min(STEP_LIMIT).to_string();
-            let args = ["0".to_owned(), step, topic.to_string(), format!("({}-0", first.1.0)];
-            let (_, found): (Facts, Vec<First>) = self.run(&self.store.scripts.begin, &args).await?;
-            let Some(further) = found.into_iter().next().filter(|(_, _, _, passed)| *passed > 0) else {
+            let args = ["0".to_owned(), step, topic.to_string(), format!("({}-0", first.first)];
+            let Begun { firsts, .. } = self.run(&self.store.scripts.begin, &args).await?;
+            let Some(further) = firsts.into_iter().next().filter(|further| further.passed > 0) else {
                 break;
             };
-            passed = further.3;
+            passed = further.passed;
             left -= passed.min(left);
             *first = further;
         }
@@ -217,50 +185,31 @@ impl Reading<'_> {
 
     async fn read_topics(&self, position: &Position, limit: usize) -> Result<(Facts, Page), LogError> {
         let topics = self.topics();
-        let mut args = vec![
-            Id::MAX.to_string(),
-            limit.to_string(),
-            PAGE_BYTES.to_string(),
-            position.told.max(position.cursor).to_string(),
-            position.cursor.to_string(),
-        ];
+        let mut args = vec![limit.to_string()];
         for topic in &topics {
             args.extend([topic.to_string(), position.given(topic).to_string()]);
         }
-        let (facts, end, retained, found): (Facts, Num, Vec<Retained>, Vec<Found>) =
+        let TopicsPage { facts, end, topics: retained, mut found } =
             self.run(&self.store.scripts.read, &args).await?;
-        let standing = Standing::at(&facts, position);
-        let next = retained.iter().map(|(_, _, first, _)| first.0).filter(|first| *first > Id::ZERO).min();
-        let told = standing.told_upto(position, next.unwrap_or(Id::MAX));
-        let mut page = Page { told, end: end.0, ..Page::default() };
-        let mut past = page.end;
-        for (topic, (newest, deleted, first, prev)) in topics.iter().zip(&retained) {
-            let complete_from = match (newest.0, first.0) {
-                (Id::ZERO, _) => facts.forgotten,
-                (newest, Id::ZERO) => newest,
-                _ => prev.0,
-            };
-            if first.0 > Id::ZERO {
-                past = past.min(first.0.before());
-            }
-            let next = Some(first.0).filter(|first| *first > Id::ZERO);
-            let loss = Loss { complete_from, next, deleted: deleted.0 };
-            page.gaps.extend(standing.gap(topic, position, loss));
+        let standing = facts.standing(position);
+        found.retain(|found| found.stored.id <= standing.upto);
+        let next = retained.iter().filter_map(Retained::next).min();
+        let told = standing.told_upto(next.unwrap_or(Id::MAX)).max(position.told);
+        let mut page = Page { told, end: end.min(standing.upto), ..Page::default() };
+        page.past = next.map_or(page.end, |next| page.end.min(next.before()));
+        for (topic, retained) in topics.iter().zip(&retained) {
+            page.gaps.extend(standing.gap(&topic.into(), position.vouched(topic), retained.loss(&facts)));
         }
-        page.past = past;
 
         let mut links: HashMap<usize, Id> = HashMap::new();
-        for (number, id, prev, head, bytes) in found {
+        for Found { number, stored } in found {
             let Some(topic) = number.checked_sub(1).and_then(|index| topics.get(index)) else { continue };
             // A hole in the midst was made by somebody else: the page ends before it, and the next one tells.
-            if links.insert(number, id.0).is_some_and(|last| last < prev.0) {
+            if links.insert(number, stored.id).is_some_and(|last| last < stored.prev) {
                 page.end = page.messages.last().map_or(page.end, |last| last.id);
                 break;
             }
-            match message(topic, id.0, prev.0, &head, &bytes) {
-                Some(message) => page.messages.push(message),
-                None => page.gaps.push(unreadable(topic, id.0)),
-            }
+            put(&mut page, topic, &stored);
         }
         Ok((facts, page))
     }
@@ -268,19 +217,18 @@ impl Reading<'_> {
     async fn scan(&self, position: &Position, limit: usize) -> Result<(Facts, Page), LogError> {
         let exact = self.topics();
         let told = position.told.max(position.cursor);
-        let args =
-            [position.cursor.to_string(), told.to_string(), SCAN_LIMIT.to_string(), Id::MAX.to_string()];
-        let (facts, end, _, order) = self.scan_order(&args).await?;
+        let Scanned { facts, end, mut order, .. } = self.scan_order(position.cursor).await?;
         // After the order: what left that before it was read has left its mark by now.
-        let marks = self.marks(told, &facts).await?;
-        let standing = Standing::at(&facts, position);
-        let is_far = standing.is_at_boundary || told < facts.forgotten;
-        let mut page = Page { end: end.0, ..Page::default() };
+        let gone = self.gone(told, &facts).await?;
+        let standing = facts.standing(position);
+        order.retain(|(id, _)| *id <= standing.upto);
+        let is_far = standing.is_at_boundary() || told < facts.forgotten;
+        let mut page = Page { end: end.min(standing.upto), ..Page::default() };
         let mut next = Id::MAX;
         if is_far {
             let oldest = self.oldest_of_wildcards(position.cursor).await?;
             next = oldest.first();
-            let reason = standing.told().map_or(Reason::Retention, |boundary| boundary.reason);
+            let reason = standing.reason(told, Id::ZERO);
             page.gaps.extend(self.patterns.wildcards().iter().map(|pattern| Gap {
                 topic: pattern.clone(),
                 next: oldest.of(pattern),
@@ -292,7 +240,7 @@ impl Reading<'_> {
         // Which of the scanned messages are to be given.
         let mut wanted: Vec<(Topic, Id)> = Vec::new();
         for (id, name) in &order {
-            if !self.matches(name) || id.0 <= position.given(name) {
+            if !self.matches(name) || *id <= position.given(name) {
                 continue;
             }
             if wanted.len() == limit {
@@ -300,7 +248,7 @@ impl Reading<'_> {
                 break;
             }
             if let Ok(topic) = name.parse() {
-                wanted.push((topic, id.0));
+                wanted.push((topic, *id));
             }
         }
 
@@ -308,9 +256,9 @@ impl Reading<'_> {
         let forgotten = facts.forgotten;
         let mut lost: HashSet<Topic> = HashSet::new();
         // What lay before a gap of the pattern was told by it.
-        let told = standing.told().map_or(forgotten, |boundary| boundary.began.max(forgotten));
+        let told = standing.told_upto(Id::ZERO).max(forgotten);
         let is_lost = |(topic, gone): &(&Topic, &Id)| position.vouched(topic).max(told) < **gone;
-        lost.extend(marks.gone.iter().filter(is_lost).map(|(topic, _)| topic.clone()));
+        lost.extend(gone.iter().filter(is_lost).map(|(topic, _)| topic.clone()));
         if is_far {
             lost.extend(exact);
         }
@@ -321,31 +269,17 @@ impl Reading<'_> {
             // Not all of it fits.
             page.end = wanted[found.messages.len().max(1) - 1].1;
         }
-        let firsts = found.firsts.iter().map(|(first, ..)| first.0).filter(|first| *first > Id::ZERO);
-        page.told = standing.told_upto(position, firsts.fold(next, Id::min)).max(forgotten);
-        for (topic, (first, prev, newest)) in lost.iter().zip(found.firsts) {
-            let next = Some(first.0).filter(|first| *first > Id::ZERO);
-            let complete_from = match (next, newest.0) {
-                (Some(_), _) => prev.0,
-                (None, Id::ZERO) => facts.forgotten,
-                (None, newest) => newest,
-            };
-            let deleted = marks.deleted.get(topic).copied().unwrap_or_default();
-            let loss = Loss { complete_from, next, deleted };
-            page.gaps.extend(standing.gap(topic, position, loss));
+        let oldest = found.topics.iter().filter_map(Retained::next).fold(next, Id::min);
+        page.told = standing.told_upto(oldest).max(position.told).max(forgotten);
+        for (topic, retained) in lost.iter().zip(&found.topics) {
+            page.gaps.extend(standing.gap(&topic.into(), position.vouched(topic), retained.loss(&facts)));
         }
         let mut missing: HashMap<Topic, Id> = HashMap::new();
-        for ((topic, id), parts) in wanted.into_iter().zip(found.messages) {
-            if let [link, head, bytes] = &*parts {
-                let prev =
-                    std::str::from_utf8(link).ok().and_then(|link| link.split(' ').next()?.parse().ok());
-                match message(&topic, id, prev.unwrap_or_default(), head, bytes) {
-                    Some(message) => page.messages.push(message),
-                    None => page.gaps.push(unreadable(&topic, id)),
-                }
-            } else {
+        for ((topic, id), stored) in wanted.into_iter().zip(found.messages) {
+            match stored {
+                Some(stored) => put(&mut page, &topic, &stored),
                 // It went between two looks, or somebody else took it.
-                missing.insert(topic, id);
+                None => _ = missing.insert(topic, id),
             }
         }
         for gap in &page.gaps {
@@ -370,9 +304,8 @@ impl Reading<'_> {
         let missing: Vec<_> = missing.into_iter().collect();
         let topics: Vec<_> = missing.iter().map(|(topic, _)| topic.clone()).collect();
         let found = self.fetch(&[], &topics, &beyond).await?;
-        for ((topic, id), (first, prev, newest)) in missing.into_iter().zip(found.firsts) {
-            let next = Some(first.0).filter(|first| *first > Id::ZERO);
-            let floor = if next.is_some() { prev.0 } else { newest.0 }.max(id);
+        for ((topic, id), retained) in missing.into_iter().zip(found.topics) {
+            let (next, floor) = (retained.next(), retained.complete_from(Id::ZERO).max(id));
             page.gaps.retain(|gap| gap.topic.as_str() != &*topic);
             // Nothing before the hole is given after it was told.
             page.messages.retain(|message| message.topic != topic || message.id > floor);
@@ -391,46 +324,40 @@ impl Reading<'_> {
         let mut retrieved = Retrieved::default();
         let (first, rest) = others.split_at(others.len().min(TOPIC_BATCH));
         for others in [first].into_iter().chain(rest.chunks(TOPIC_BATCH)) {
-            let wanted = if retrieved.firsts.is_empty() { wanted } else { &[] };
+            let wanted = if retrieved.topics.is_empty() { wanted } else { &[] };
             if wanted.is_empty() && others.is_empty() {
                 continue;
             }
-            let mut args = vec![PAGE_BYTES.to_string(), wanted.len().to_string()];
+            let mut args = vec![wanted.len().to_string()];
             args.extend(wanted.iter().flat_map(|(topic, id)| [topic.to_string(), id.to_string()]));
             args.extend(
                 others.iter().flat_map(|topic| [topic.to_string(), position.given(topic).to_string()]),
             );
-            let (_, messages, firsts): Fetched = self.run(&self.store.scripts.fetch, &args).await?;
+            let Fetched { messages, topics } = self.run(&self.store.scripts.fetch, &args).await?;
             retrieved.messages.extend(messages);
-            retrieved.firsts.extend(firsts);
+            retrieved.topics.extend(topics);
         }
         Ok(retrieved)
     }
 
-    /// The marks of what is gone after `after`, of the topics that are read.
-    async fn marks(&self, after: Id, facts: &Facts) -> Result<Marks, LogError> {
-        let mut marks = Marks::default();
+    /// Up to where something is gone after `after`, of the topics that are read.
+    async fn gone(&self, after: Id, facts: &Facts) -> Result<HashMap<Topic, Id>, LogError> {
+        let mut gone = HashMap::new();
         let take = |members: Vec<(String, Id)>| {
-            for (member, id) in members {
-                let (sign, name) = member.split_at_checked(1).unwrap_or_default();
-                if self.matches(name)
-                    && let Ok(topic) = name.parse()
-                {
-                    let kind = if sign == "," { &mut marks.gone } else { &mut marks.deleted };
-                    kind.insert(topic, id);
-                }
-            }
+            let marks = members.iter().filter_map(|(member, id)| Some((member.strip_prefix(',')?, *id)));
+            let read = marks.filter(|(name, _)| self.matches(name));
+            gone.extend(read.filter_map(|(name, id)| Some((name.parse::<Topic>().ok()?, id))));
         };
         let began = self.store.marks(after, take).await?;
         // Those of another generation say nothing of what was read.
-        if began == facts.began { Ok(marks) } else { Err(LogError::Unavailable) }
+        if began == facts.began { Ok(gone) } else { Err(LogError::Unavailable) }
     }
 
-    async fn scan_order(&self, args: &[String]) -> Result<Scanned, LogError> {
+    async fn scan_order(&self, after: Id) -> Result<Scanned, LogError> {
         loop {
-            let scanned: Scanned = self.run(&self.store.scripts.scan, args).await?;
+            let scanned: Scanned = self.run(&self.store.scripts.scan, &[after.to_string()]).await?;
             // Each time removes a thousand of what has expired, for all who wait.
-            if scanned.2 != UNSWEPT {
+            if scanned.state != ScanState::Unswept {
                 return Ok(scanned);
             }
         }
@@ -443,17 +370,16 @@ impl Reading<'_> {
             if oldest.found.len() == self.patterns.wildcards().len() {
                 return Ok(oldest);
             }
-            let args = [after.to_string(), Id::MAX.to_string(), SCAN_LIMIT.to_string(), Id::MAX.to_string()];
-            let (_, end, more, order) = self.scan_order(&args).await?;
-            for (Num(id), name) in &order {
+            let Scanned { end, state, order, .. } = self.scan_order(after).await?;
+            for (id, name) in &order {
                 self.patterns.for_each_wildcard(name, |pattern| {
                     oldest.found.entry(pattern).or_insert(*id);
                 });
             }
-            if more == NO_MORE {
+            if state == ScanState::AtEnd {
                 return Ok(oldest);
             }
-            after = end.0;
+            after = end;
         }
         oldest.looked_upto = after;
         Ok(oldest)
@@ -477,77 +403,33 @@ impl Oldest<'_> {
     }
 }
 
-/// Where a reader stands among the generations of the store.
-struct Standing<'a> {
-    facts: &'a Facts,
-    /// The first generation that began after what the reader knows of.
-    boundary: Option<&'a Boundary>,
-    /// The reader has everything that came before that boundary, so it is told now.
-    is_at_boundary: bool,
-}
-
-/// What is known of a topic that may have lost something.
-struct Loss {
-    /// It is complete only after this.
-    complete_from: Id,
+impl Retained {
     /// The oldest message after the reader's point.
-    next: Option<Id>,
-    deleted: Id,
-}
-
-impl<'a> Standing<'a> {
-    fn at(facts: &'a Facts, position: &Position) -> Self {
-        let vouched = position.told.max(position.cursor);
-        let boundary = facts.boundaries.iter().find(|boundary| boundary.began > vouched);
-        let is_at_boundary = boundary.is_some_and(|boundary| position.cursor >= boundary.inherited);
-        Self { facts, boundary, is_at_boundary }
+    fn next(&self) -> Option<Id> {
+        Some(self.first).filter(|first| *first > Id::ZERO)
     }
 
-    /// The boundary that is told now.
-    fn told(&self) -> Option<&'a Boundary> {
-        self.boundary.filter(|_| self.is_at_boundary)
-    }
-
-    /// Up to where boundaries were told, once this one is. Those between which nothing is retained are one gap: `next` is
-    /// the oldest message that is retained of anything that is read.
-    fn told_upto(&self, position: &Position, next: Id) -> Id {
-        let Some(told) = self.told() else { return position.told };
-        let boundaries = self.facts.boundaries.iter().map(|boundary| boundary.began);
-        let folded = boundaries.filter(|began| *began < next).max();
-        folded.unwrap_or_default().max(told.began).max(position.told)
-    }
-
-    /// What `topic` has lost.
-    fn gap(&self, topic: &Topic, position: &Position, loss: Loss) -> Option<Gap> {
-        let Loss { complete_from, next, deleted } = loss;
-        let vouched = position.vouched(topic);
-        let upto = complete_from.max(self.told().map_or(Id::ZERO, |boundary| boundary.began));
-        if vouched >= upto {
-            return None;
+    /// From where on everything of the topic is retained, as far as the reader has not been given it.
+    fn complete_from(&self, forgotten: Id) -> Id {
+        match self.next() {
+            Some(_) => self.prev,
+            None if self.newest > Id::ZERO => self.newest,
+            None => forgotten,
         }
-        let reason = match self.told() {
-            Some(boundary) => boundary.reason,
-            None if vouched < deleted => Reason::Deleted,
-            None => Reason::Retention,
-        };
-        // Nothing of this topic lies between here and there, so no other boundary on the way is told for it.
-        let nothing_until = self.told().map(|_| next.map_or(self.facts.newest, Id::before));
-        let floor = nothing_until.map_or(complete_from, |until| until.max(complete_from));
-        Some(Gap { topic: topic.into(), next, reason, floor })
+    }
+
+    fn loss(&self, facts: &Facts) -> Loss {
+        Loss { complete_from: self.complete_from(facts.forgotten), next: self.next(), deleted: self.deleted }
     }
 }
 
-/// A stored message; nothing if it was not stored by us.
-pub fn message(topic: &Topic, id: Id, prev: Id, head: &[u8], bytes: &[u8]) -> Option<Arc<Message>> {
-    let draft = codec::draft(topic.clone(), head, bytes)?;
-    let message = Message::new(draft, id, prev);
-    // Who reads what is old renders it for itself.
-    message.cool();
-    Some(message)
-}
-
-/// A message that this version cannot read, or that somebody else wrote, is told as a gap of its own.
-fn unreadable(topic: &Topic, id: Id) -> Gap {
+/// Puts a message on a page. One that this version cannot read, or that somebody else wrote, is told as a gap of its own.
+fn put(page: &mut Page, topic: &Topic, stored: &Stored) {
+    if let Some(message) = stored.message(topic) {
+        page.messages.push(message);
+        return;
+    }
+    let id = stored.id;
     tracing::error!(%topic, %id, "a stored message cannot be read; its readers are told a gap");
-    Gap { topic: topic.into(), next: None, reason: Reason::Retention, floor: id }
+    page.gaps.push(Gap { topic: topic.into(), next: None, reason: Reason::Retention, floor: id });
 }

@@ -1,12 +1,12 @@
 //! Where a reader begins, sought in steps between which others have the lock.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     ops::Bound::{Excluded, Unbounded},
     sync::Arc,
 };
 
-use super::State;
+use super::{State, budget::Budget, firsts::Firsts};
 use crate::{
     log::{Beginning, Gap, Mark, Position, Reason, Start, Tail},
     message::{Id, Message, Pattern, PatternSet, Topic},
@@ -17,41 +17,42 @@ const MAX_LAST_TOPICS: usize = 1000;
 
 /// A search that is under way.
 ///
-/// Losses are checked from when it began: what is lost while it goes on is told by the first read, unless it lay
-/// before what was found.
+/// It is done in a step that has seen every loss since it began, so what was lost while it went on is lost before
+/// the beginning, and told to nobody.
 #[derive(Debug)]
 pub struct Seeking<'a> {
     patterns: &'a PatternSet,
     what: What,
-    begun: Option<Begun>,
+    pub(super) max_topics: usize,
+    /// The newest id when the search began.
+    newest: Option<Id>,
     /// How many of the named topics were looked at.
     looked: usize,
+    /// What was lost up to here was looked at.
+    seen: Option<Mark>,
     /// Up to where the order was looked at.
     searched: Option<Id>,
-    /// Just before the oldest message that was found to be given.
-    cursor: Id,
     floors: HashMap<Topic, Id>,
+    /// The oldest messages of the chosen topics, and some that were lost meanwhile.
+    starts: BTreeSet<Id>,
     /// How many topics were chosen that are not named.
     chosen: usize,
-    /// The oldest message of each topic and pattern that is given.
-    firsts: HashMap<Pattern, Id>,
+    /// The oldest message of each named topic.
+    nexts: HashMap<Pattern, Id>,
+    firsts: Firsts,
+    /// Where reading begins, once the last step is done.
+    cursor: Id,
+    /// What was forgotten by then: it is no gap to a reader that has no cursor.
+    told: Id,
 }
 
 /// What is to be given.
 #[derive(Clone, Copy, Debug)]
 enum What {
     After(Id),
-    /// The same, and it is told that the cursor is unknown.
+    /// Everything, and it is told that the cursor is unknown.
     Unknown,
     Last(usize),
-}
-
-/// The log as it was when the search began.
-#[derive(Clone, Copy, Debug)]
-struct Begun {
-    newest: Id,
-    forgotten: Id,
-    lost: Mark,
 }
 
 impl<'a> Seeking<'a> {
@@ -68,40 +69,42 @@ impl<'a> Seeking<'a> {
         Ok(Self {
             patterns,
             what,
-            begun: None,
+            max_topics: MAX_LAST_TOPICS,
+            newest: None,
             looked: 0,
+            seen: None,
             searched: None,
-            cursor: Id::MAX,
             floors: HashMap::new(),
+            starts: BTreeSet::new(),
             chosen: 0,
-            firsts: HashMap::new(),
+            nexts: HashMap::new(),
+            firsts: Firsts::new(patterns, Id::ZERO),
+            cursor: Id::MAX,
+            told: Id::ZERO,
         })
-    }
-
-    /// Begins with `message`, if that is before what was found so far.
-    fn found(&mut self, message: &Message) {
-        self.cursor = self.cursor.min(message.id.before());
     }
 
     /// Chooses from where on the messages of a topic are given.
     fn choose(&mut self, topic: Topic, first: Option<&Message>, newest: Id) {
-        first.into_iter().for_each(|message| self.found(message));
+        self.starts.extend(first.map(|message| message.id));
         self.floors.insert(topic, first.map_or(newest, |message| message.prev));
     }
 
     /// What was found, once the last step is done.
     pub fn into_beginning(self) -> Beginning {
-        let Some(Begun { newest, forgotten, lost }) = self.begun else { return Beginning::default() };
-        let others = if self.chosen == MAX_LAST_TOPICS { newest } else { Id::ZERO };
+        let newest = self.newest.unwrap_or_default();
+        let others = if self.chosen == self.max_topics { newest } else { Id::ZERO };
         let mut position = Position::with_floors(self.cursor.min(newest), self.floors, others);
-        // What was lost before is no gap to a reader that has no cursor.
-        (position.told, position.checked) = (forgotten, lost);
-        let gap = |pattern: &Pattern| {
-            let next = self.firsts.get(pattern).copied();
-            Gap { topic: pattern.clone(), next, reason: Reason::UnknownCursor, floor: Id::ZERO }
+        (position.told, position.checked) = (self.told, self.seen.unwrap_or_default());
+        let numbers = (0..self.patterns.wildcards().len()).map(|number| self.firsts.of(number));
+        let nexts = self.patterns.topics().iter().map(|topic| self.nexts.get(topic).copied());
+        let gap = |(pattern, next): (&Pattern, Option<Id>)| {
+            let (topic, reason) = (pattern.clone(), Reason::UnknownCursor);
+            Gap { topic, next, reason, floor: Id::ZERO }
         };
+        let gaps = self.patterns.iter().zip(nexts.chain(numbers)).map(gap);
         let is_unknown = matches!(self.what, What::Unknown);
-        Beginning { position, gaps: self.patterns.iter().filter(|_| is_unknown).map(gap).collect() }
+        Beginning { position, gaps: gaps.filter(|_| is_unknown).collect() }
     }
 }
 
@@ -117,81 +120,104 @@ impl What {
 }
 
 impl State {
-    /// Goes on with a search, looking at up to `budget` entries. True once it is done.
-    pub fn seek_on(&self, seeking: &mut Seeking<'_>, mut budget: usize) -> bool {
-        let (newest, forgotten, lost) = (self.newest, self.forgotten, self.losses.last());
-        let begun = *seeking.begun.get_or_insert(Begun { newest, forgotten, lost });
-        if !self.seek_topics(seeking, &mut budget) {
-            return false;
+    /// Goes on with a search, looking at up to `nodes`. True once it is done.
+    pub fn seek_on(&self, seeking: &mut Seeking<'_>, nodes: usize) -> bool {
+        let mut budget = Budget::of(nodes);
+        seeking.newest.get_or_insert(self.newest());
+        seeking.seen.get_or_insert(self.losses.last());
+        if seeking.told < self.forgotten {
+            // A topic that is forgotten takes its mark along.
+            seeking.nexts.retain(|_, next| self.order.contains_key(next));
         }
-        if seeking.patterns.wildcards().is_empty() {
-            return true;
-        }
-        if budget == 0 {
-            return false;
-        }
-        match seeking.what {
-            What::After(id) => self.seek_first(seeking, id, budget),
-            What::Unknown => self.seek_firsts(seeking, budget),
-            What::Last(0) => true,
-            What::Last(_) => self.seek_newest(seeking, begun.newest, budget),
-        }
+        let is_done = self.seek_topics(seeking, &mut budget)
+            && self.look_at_what_was_chosen(seeking, &mut budget)
+            && self.seek_patterns(seeking, &mut budget);
+        seeking.told = self.forgotten;
+        seeking.cursor = self.start(seeking).map_or(Id::MAX, Id::before);
+        is_done
     }
 
     /// Chooses for the topics that are named.
-    fn seek_topics(&self, seeking: &mut Seeking<'_>, budget: &mut usize) -> bool {
+    fn seek_topics(&self, seeking: &mut Seeking<'_>, budget: &mut Budget) -> bool {
         let patterns = seeking.patterns;
-        let topics = &patterns.topics()[seeking.looked..];
-        for pattern in topics.iter().take(*budget) {
+        for pattern in &patterns.topics()[seeking.looked..] {
+            if budget.is_spent() {
+                return false;
+            }
             let first = self.tails.get(pattern.as_str()).and_then(|tail| seeking.what.first(tail));
             let newest = self.index.get(pattern.as_str()).map_or(Id::ZERO, |known| known.newest);
             if let Some(message) = &first {
-                seeking.firsts.insert(pattern.clone(), message.id);
+                seeking.nexts.insert(pattern.clone(), message.id);
             }
             pattern.topic().into_iter().for_each(|topic| seeking.choose(topic, first.as_deref(), newest));
             seeking.looked += 1;
-            *budget -= 1;
-        }
-        seeking.looked == patterns.topics().len()
-    }
-
-    /// Looks for the oldest message after `after` that some pattern matches.
-    fn seek_first(&self, seeking: &mut Seeking<'_>, after: Id, budget: usize) -> bool {
-        let from = seeking.searched.unwrap_or(after);
-        for (searched, (id, tail)) in self.order.range((Excluded(from), Unbounded)).enumerate() {
-            // Where a named topic begins, the patterns cannot make it begin later.
-            if id.before() >= seeking.cursor {
-                return true;
-            }
-            if seeking.patterns.matches(tail.name().as_str()) {
-                seeking.cursor = id.before();
-                return true;
-            }
-            if searched + 1 == budget {
-                seeking.searched = Some(*id);
-                return false;
-            }
+            budget.spend(0);
         }
         true
     }
 
-    /// Looks for the oldest message of each pattern.
-    fn seek_firsts(&self, seeking: &mut Seeking<'_>, budget: usize) -> bool {
-        let patterns = seeking.patterns;
-        let from = seeking.searched.unwrap_or(Id::ZERO);
-        for (searched, (id, tail)) in self.order.range((Excluded(from), Unbounded)).enumerate() {
-            let (name, known) = (tail.name().as_str(), seeking.firsts.len());
-            let firsts = &mut seeking.firsts;
-            patterns.for_each_wildcard(name, |pattern| {
-                firsts.entry(pattern.clone()).or_insert(*id);
-                seeking.cursor = seeking.cursor.min(id.before());
-            });
-            let is_found = |pattern| seeking.firsts.contains_key(pattern);
-            if seeking.firsts.len() > known && patterns.wildcards().iter().all(is_found) {
+    /// Lets the topics that have lost something since they were chosen begin with what is left. True if that is all
+    /// that was lost.
+    fn look_at_what_was_chosen(&self, seeking: &mut Seeking<'_>, budget: &mut Budget) -> bool {
+        for (mark, topic) in self.losses.after(seeking.seen.unwrap_or_default()) {
+            if budget.is_spent() {
+                return false;
+            }
+            seeking.seen = Some(mark);
+            budget.spend(0);
+            let Some(floor) = seeking.floors.get_mut(topic) else { continue };
+            let (complete_from, oldest) = self.left_of(topic);
+            if *floor < complete_from {
+                *floor = complete_from;
+                seeking.starts.extend(oldest);
+                match (seeking.nexts.get_mut(&**topic), oldest) {
+                    (Some(next), Some(oldest)) => *next = oldest,
+                    _ => _ = seeking.nexts.remove(&**topic),
+                }
+            }
+        }
+        !budget.is_spent()
+    }
+
+    fn seek_patterns(&self, seeking: &mut Seeking<'_>, budget: &mut Budget) -> bool {
+        if seeking.patterns.wildcards().is_empty() {
+            return true;
+        }
+        match seeking.what {
+            What::After(id) => self.seek_first(seeking, id, budget),
+            What::Unknown => self.look_for_firsts(&mut seeking.firsts, seeking.patterns, |_| true, budget),
+            What::Last(0) => true,
+            What::Last(_) => self.seek_newest(seeking, budget),
+        }
+    }
+
+    /// The oldest message that is to be given, as far as was sought.
+    fn start(&self, seeking: &mut Seeking<'_>) -> Option<Id> {
+        while let Some(first) = seeking.starts.first()
+            && !self.order.contains_key(first)
+        {
+            seeking.starts.pop_first();
+        }
+        seeking.starts.first().copied().into_iter().chain(seeking.firsts.oldest()).min()
+    }
+
+    /// Looks for the oldest message after `after` that some pattern matches.
+    fn seek_first(&self, seeking: &mut Seeking<'_>, after: Id, budget: &mut Budget) -> bool {
+        let start = self.start(seeking).unwrap_or(Id::MAX);
+        let from = seeking.searched.unwrap_or(after);
+        for (id, tail) in self.order.range((Excluded(from), Unbounded)) {
+            // Where a named topic begins, the patterns cannot make it begin later.
+            if *id >= start {
                 return true;
             }
-            if searched + 1 == budget {
-                seeking.searched = Some(*id);
+            let mut nodes = 0;
+            if seeking.patterns.matches_counting(tail.name().as_str(), &mut nodes) {
+                seeking.starts.insert(*id);
+                return true;
+            }
+            seeking.searched = Some(*id);
+            budget.spend(nodes);
+            if budget.is_spent() {
                 return false;
             }
         }
@@ -199,23 +225,94 @@ impl State {
     }
 
     /// Chooses the topics with the newest messages.
-    fn seek_newest(&self, seeking: &mut Seeking<'_>, newest: Id, budget: usize) -> bool {
+    fn seek_newest(&self, seeking: &mut Seeking<'_>, budget: &mut Budget) -> bool {
+        let newest = seeking.newest.unwrap_or(self.newest());
         let until = seeking.searched.unwrap_or(Id::new(newest.get() + 1));
-        for (searched, (id, tail)) in self.order.range(..until).rev().enumerate() {
-            let name = tail.name();
-            if seeking.patterns.matches(name.as_str()) && !seeking.floors.contains_key(name.as_str()) {
+        for (id, tail) in self.order.range(..until).rev() {
+            let (name, mut nodes) = (tail.name(), 0);
+            if !seeking.floors.contains_key(name.as_str())
+                && seeking.patterns.matches_counting(name.as_str(), &mut nodes)
+            {
                 let first = seeking.what.first(tail);
                 name.topic().into_iter().for_each(|topic| seeking.choose(topic, first.as_deref(), *id));
                 seeking.chosen += 1;
+                if seeking.chosen == seeking.max_topics {
+                    return true;
+                }
             }
-            if seeking.chosen == MAX_LAST_TOPICS {
-                return true;
-            }
-            if searched + 1 == budget {
-                seeking.searched = Some(*id);
+            seeking.searched = Some(*id);
+            budget.spend(nodes);
+            if budget.is_spent() {
                 return false;
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    use super::{
+        super::{
+            reading::tests::{disturb, set},
+            tests::read,
+        },
+        *,
+    };
+
+    /// A message that was trimmed after its topic had been chosen was told to a reader that had no cursor.
+    #[test]
+    fn whatever_is_lost_while_the_beginning_is_sought_is_no_gap() {
+        for seed in 0..1_000 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut state = State::new(Id::now());
+            (0..random.random_range(0..40)).for_each(|_| _ = disturb(&mut state, &mut random));
+            let patterns = [&["a.*"][..], &["**"], &["b.1", "a.*"], &["a.0", "a.1", "b.2"], &["a.*", "*.1"]];
+            let patterns = set(patterns[random.random_range(0..5)]);
+            let since = Id::new(state.newest.get() - random.random_range(0..20));
+            let starts = [Start::Everything, Start::Since(since), Start::Last(2), Start::After(Id::MAX)];
+            let start = &starts[random.random_range(0..4)];
+            let begun = state.newest;
+            let mut seeking = Seeking::new(&patterns, start, begun).expect("it is sought");
+            seeking.max_topics = [2, 1_000][random.random_range(0..2)];
+            while !state.seek_on(&mut seeking, random.random_range(1..30)) {
+                (0..random.random_range(1..4)).for_each(|_| _ = disturb(&mut state, &mut random));
+            }
+            let covers_all = seeking.chosen < seeking.max_topics;
+            let Beginning { position, gaps } = seeking.into_beginning();
+
+            let page = read(&mut state, &patterns, &position, 1_000, Id::ZERO);
+            let order = state.order.iter().map(|(id, tail)| (*id, tail.name().as_str()));
+            let retained: Vec<_> = order.filter(|(_, name)| patterns.matches(name)).collect();
+            let is_given = |(id, name): &(Id, &str)| *id > position.given(name);
+            let given: Vec<_> = retained.iter().copied().filter(is_given).collect();
+            assert_eq!(page.gaps, [], "seed {seed}: {start:?}");
+            if !patterns.wildcards().is_empty() {
+                let ids: Vec<_> = given.iter().map(|(id, _)| *id).collect();
+                assert_eq!(page.messages.iter().map(|it| it.id).collect::<Vec<_>>(), ids, "seed {seed}");
+            }
+            let first = given.first().map_or(Id::MAX, |(id, _)| id.before());
+            assert_eq!(position.cursor, first.min(begun), "seed {seed}: {start:?}");
+
+            for (at, message @ (id, name)) in retained.iter().enumerate() {
+                let newer = retained[at + 1..].iter().filter(|(_, other)| other == name).count();
+                let is_due = match start {
+                    Start::Last(count) => newer < *count && (covers_all || patterns.names(name)),
+                    Start::Since(time) => id >= time,
+                    _ => true,
+                };
+                assert!(!(is_due || *id > begun) || given.contains(message), "seed {seed}: {start:?} {name}");
+            }
+            for gap in gaps {
+                let next = retained.iter().find(|(_, name)| gap.topic.matches(name)).map(|(id, _)| *id);
+                // One that came later than the search began may have been missed.
+                assert!(
+                    gap.next == next || (gap.next.is_none() && next > Some(begun)),
+                    "seed {seed}: {gap:?}"
+                );
+            }
+        }
     }
 }

@@ -7,11 +7,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{Known, State};
 use crate::{
     log::{
-        Mark, Tail,
+        Mark, Retention, Tail,
         memory::{
             keys::{Keys, Remembered},
             losses::Losses,
-            retention::Retention,
         },
     },
     message::{Draft, Id, Message, Payload, PayloadKind, Topic},

@@ -1,5 +1,5 @@
 -- Tells of a message that is not stored.
-local topic, head, data = ARGV[6], ARGV[7], ARGV[8]
+local head, data = ARGV[7], ARGV[8]
 close_feed()
-tell(str(last) .. '-*', 'e', carrying(topic, head, data))
+tell(str(last) .. '-*', 'e', carrying(subject, head, data))
 return facts()

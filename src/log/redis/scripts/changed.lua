@@ -1,2 +1,3 @@
 -- Some topics by their newest ids.
-return {facts(), redis.call('ZRANGE', index, ARGV[7], '+inf', 'BYSCORE', 'LIMIT', 0, ARGV[8], 'WITHSCORES')}
+local from, limit = ARGV[7], ARGV[8]
+return {facts(), redis.call('ZRANGE', index, from, '+inf', 'BYSCORE', 'LIMIT', 0, limit, 'WITHSCORES')}

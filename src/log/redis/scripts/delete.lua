@@ -1,6 +1,5 @@
 -- Forgets what is retained of a topic. Takes an id of its own, so that whoever missed it can see that it was.
-local topic = ARGV[6]
-local newest = subject_newest
+local topic, newest = subject, subject_newest
 if newest then
   local chain = last
   last = math.max(now, last + 1)

@@ -1,24 +1,20 @@
--- Some messages by topic and id, and of other topics the oldest retained after an id.
-local found, bytes = {}, tonumber(ARGV[7])
-local count = tonumber(ARGV[8])
-local at = 9
-for _ = 1, count do
-  local entry = bytes > 0 and redis.call('XRANGE', stream(ARGV[at]), ARGV[at + 1], ARGV[at + 1])[1]
+-- Some messages by topic and id, as many as fit in a page, and what is retained of other topics after a point of their own.
+-- The arguments: how many messages, each topic and id, then each other topic and its point.
+local count, MESSAGES = tonumber(ARGV[7]), 8
+local others = MESSAGES + 2 * count
+local found, bytes = {}, PAGE_BYTES
+for at = MESSAGES, others - 1, 2 do
+  local topic, id = ARGV[at], ARGV[at + 1]
   if bytes <= 0 then break end
-  if entry then
-    bytes = bytes - #entry[2][6]
-    found[#found + 1] = {entry[2][2], entry[2][4], entry[2][6]}
-  else
-    found[#found + 1] = {}
-  end
-  at = at + 2
+  local entry = redis.call('XRANGE', stream(topic), id, id)[1]
+  if entry then bytes = bytes - #entry[2][6] end
+  found[#found + 1] = entry or false
 end
-local firsts = {}
-at = 9 + 2 * count
-while ARGV[at] do
-  local first = redis.call('XRANGE', stream(ARGV[at]), str(math.max(tonumber(ARGV[at + 1]) + 1, expired)), '+', 'COUNT', 1)[1]
-  local newest = redis.call('ZSCORE', index, ARGV[at])
-  firsts[#firsts + 1] = {first and first[1] or '', first and first[2][2] or '', newest or '0'}
-  at = at + 2
+local known_topics = {}
+for at = others, #ARGV, 2 do
+  local topic, given = ARGV[at], tonumber(ARGV[at + 1])
+  local first = redis.call('XRANGE', stream(topic), str(math.max(given + 1, expired)), '+', 'COUNT', 1)[1]
+  local scores = redis.call('ZMSCORE', index, topic, ' ' .. topic)
+  known_topics[#known_topics + 1] = {scores[1] or '', string.sub(scores[2] or '-0', 2), first and first[1] or '', first and first[2][2] or ''}
 end
-return {facts(), found, firsts}
+return {found, known_topics}

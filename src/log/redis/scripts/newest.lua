@@ -1,24 +1,24 @@
 -- The newest retained messages of a topic up to an id, newest first: what fills a tail backwards. Before them the id that
 -- the newest of these must have, or that of none if nothing was lost.
+local upto, room, given = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 if not subject_newest then return {facts(), '', {}} end
-sweep(1000)
-local upto, room, bytes = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+sweep(READ_SWEEP)
 local after = redis.call('XRANGE', stream(subject), '(' .. upto, '+', 'COUNT', 1)[1]
 local newest = after and string.match(after[2][2], '^%d+') or str(subject_newest)
 -- Whoever has been given that one lacks nothing.
-if tonumber(newest) <= tonumber(ARGV[10]) then return {facts(), newest, {}} end
+if tonumber(newest) <= given then return {facts(), newest, {}} end
 local found, taken, step = {}, 0, 16
 while room > 0 do
   local batch = redis.call('XREVRANGE', stream(subject), upto, str(expired), 'COUNT', math.min(step, room))
   for _, entry in ipairs(batch) do
     taken = taken + #entry[2][6]
-    if taken > bytes then return {facts(), newest, found} end
-    found[#found + 1] = {(string.gsub(entry[1], '-0$', '')), entry[2][2], entry[2][4], entry[2][6]}
+    if taken > FILL_BYTES then return {facts(), newest, found} end
+    found[#found + 1] = entry
   end
   if #batch < math.min(step, room) then break end
   room = room - #batch
   upto = '(' .. batch[#batch][1]
   -- No more at once than fits, if what comes is as large as what came.
-  step = math.max(1, math.floor((bytes - taken) / (taken / #found + 1)))
+  step = math.max(1, math.floor((FILL_BYTES - taken) / (taken / #found + 1)))
 end
 return {facts(), newest, found}

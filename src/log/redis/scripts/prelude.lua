@@ -1,5 +1,6 @@
--- Every script begins with this: it finds out which generation of the store this is, and what the store still has.
--- Runs as one step with what follows. Numbers are ids: doubles hold them exactly, printed they need a format.
+-- Every script begins with the constants of scripts.rs and with this: it finds out which generation of the store this is,
+-- and what the store still has. Runs as one step with what follows. Numbers are ids: doubles hold them exactly, printed
+-- they need a format.
 local base, known, looks, durable = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1'
 local wanted, subject = ARGV[5], ARGV[6]
 
@@ -7,17 +8,8 @@ local wanted, subject = ARGV[5], ARGV[6]
 local FORMAT = 2
 -- The clocks of two primaries, and of those who publish, may differ by this much.
 local SKEW = 10000000
--- What a message costs beside its payload and its event.
-local OVERHEAD = 200
--- What a topic or a mark costs in the index and the state, as all that is retained is counted.
-local TOPIC_COST = 250
--- A topic may hold this part of its bounds more, until the surplus is removed at once.
-local SLACK = 64
 -- So many generations are remembered, each by where it began, the last id that it has inherited, and why it began.
 local MAX_BOUNDARIES = 32
--- The feed holds this many of the newest entries, and about this many bytes. A message that is larger than this is
--- announced there without its body.
-local FEED_ENTRIES, FEED_BYTES, FEED_MAX_BODY = 16384, 16777216, 16384
 
 -- `index`: topics by their newest ids, and below zero marks of what is gone. `order`: the ids of all messages.
 -- `state`: what the store says of itself and of each topic, packed, since it is read and written with every message.
@@ -165,16 +157,6 @@ local function facts()
   return {str(last), str(began), str(forgotten), kept(), told}
 end
 
--- How far a reader may read before the next boundary is told. It stands at `cursor`, and boundaries up to `vouched` were
--- told. One that lies right before it is told now, and it reads on behind that.
-local function next_boundary(vouched, cursor)
-  learn()
-  for _, boundary in ipairs(boundaries) do
-    if boundary[1] > vouched and cursor < boundary[2] then return boundary[2] end
-  end
-  return last
-end
-
 -- What every entry of the feed that has an id of its own says first: the generation, and the id before it. A replica
 -- that finds another id before it than the one it has read, has missed something.
 local function linked(chain) return str(began) .. ' ' .. str(chain) end
@@ -184,7 +166,7 @@ local function carrying(topic, head, data) return ' ' .. #topic .. ' ' .. #head 
 
 -- Appends to the feed, which holds fewer entries where they are large. One field costs least.
 local function tell(id, kind, entry)
-  local entries = #entry < 1024 and FEED_ENTRIES or math.max(64, math.floor(FEED_BYTES / #entry))
+  local entries = #entry < 1024 and FEED_ENTRIES or math.max(FEED_MIN_ENTRIES, math.floor(FEED_BYTES / #entry))
   redis.call('XADD', feed, 'MAXLEN', '~', entries, id, kind, entry)
 end
 

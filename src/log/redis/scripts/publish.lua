@@ -1,12 +1,7 @@
--- Stores a message and tells of it.
-local topic, head, data, event_bytes = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9])
--- Few publishes have any of these.
-local key, if_match = ARGV[10] or '', ARGV[11] or ''
-local newest = subject_newest
+-- Stores a message and tells of it. Few publishes have a key or a condition.
+local head, data, event_bytes, key, if_match = ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10] or '', ARGV[11] or ''
+local topic, newest = subject, subject_newest
 local name, digest, stretch, is_room_for_key
--- So many idempotency keys are remembered, of all topics, what one costs, and over how long they are counted at once.
-local MAX_KEYS, KEY_COST = 1000000, 250
-local STRETCH = 300000000
 
 if key ~= '' then
   name, digest = base .. 'key:' .. topic .. '\0' .. key, redis.sha1hex(data)
@@ -15,9 +10,9 @@ if key ~= '' then
     local id, was = string.match(used, '(%d+) (%w+)')
     return was == digest and {'replayed', id, str(began)} or {'reused', '0', '0'}
   end
-  -- Keys are counted by topic in stretches, so for 5 to 10 minutes. Those of one topic are no more than there is room
-  -- left: whoever comes later still finds some.
-  stretch = math.floor(now / STRETCH)
+  -- Keys are counted by topic in stretches of one window, so for 5 to 10 minutes. Those of one topic are no more than
+  -- there is room left: whoever comes later still finds some.
+  stretch = math.floor(now / (KEY_WINDOW_MS * 1000))
   local function keys_of(field)
     local count = 0
     for _, at in ipairs({stretch, stretch - 1}) do
@@ -42,7 +37,7 @@ if not newest and redis.call('ZCOUNT', index, '(0', '+inf') >= max_topics then r
 if name and not is_room_for_key() then return {'keys', '0', '0'} end
 
 local id = math.max(now, last + 1)
-local into, ident, cost = stream(topic), str(id), OVERHEAD + #data + event_bytes
+local into, ident, cost = stream(topic), str(id), MESSAGE_OVERHEAD + #data + event_bytes
 local prev = newest
 if not newest then
   learn()
@@ -96,10 +91,10 @@ else
   redis.call('ZADD', index, ident, topic)
 end
 if name then
-  redis.call('SET', name, ident .. ' ' .. digest, 'PX', ARGV[12])
+  redis.call('SET', name, ident .. ' ' .. digest, 'PX', KEY_WINDOW_MS)
   local counts = base .. 'keys:' .. str(stretch)
   for _, field in ipairs({'*', topic}) do redis.call('HINCRBY', counts, field, 1) end
-  redis.call('PEXPIRE', counts, str(2 * STRETCH / 1000))
+  redis.call('PEXPIRE', counts, 2 * KEY_WINDOW_MS)
 end
 
 -- Topics and marks count too, but leave at least half to messages. A topic that holds more than an even share pays for

@@ -1,17 +1,16 @@
--- What is retained of some topics, each after a point of its own, in the order of ids.
-sweep(1000)
-learn()
-local upto, limit, bytes = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
--- What an earlier generation has left is read first: the gap lies behind it.
-upto = math.min(upto, next_boundary(tonumber(ARGV[10]), tonumber(ARGV[11])))
+-- What is retained of some topics, each after a point of its own, in the order of ids. The arguments: how many messages
+-- at most, then each topic and its point.
+local limit, TOPICS = tonumber(ARGV[7]), 8
+local is_alone = #ARGV == TOPICS + 1
+sweep(READ_SWEEP)
 
 local known_topics, heads = {}, {}
-for at = 12, #ARGV, 2 do
+for at = TOPICS, #ARGV, 2 do
   local topic, given = ARGV[at], tonumber(ARGV[at + 1])
   local scores = redis.call('ZMSCORE', index, topic, ' ' .. topic)
   local newest, batch = tonumber(scores[1]), {}
   if newest and newest > given then
-    batch = redis.call('XRANGE', stream(topic), str(math.max(given + 1, expired)), '+', 'COUNT', #ARGV == 13 and 16 or 1)
+    batch = redis.call('XRANGE', stream(topic), str(math.max(given + 1, expired)), '+', 'COUNT', is_alone and 16 or 1)
   end
   local first = batch[1]
   known_topics[#known_topics + 1] = {scores[1] or '', string.sub(scores[2] or '-0', 2), first and first[1] or '', first and first[2][2] or ''}
@@ -30,23 +29,22 @@ local function put(head)
   table.insert(heads, low, head)
 end
 
-local found, stop, all = {}, nil, bytes
+local found, reached, stop, bytes = {}, nil, nil, PAGE_BYTES
 while #heads > 0 do
   local head = table.remove(heads)
   local entry = head.batch[head.at]
   local id = tonumber((string.gsub(entry[1], '-0$', '')))
-  if id > upto then break end
-  if #found >= limit or (bytes <= 0 and #found > 0) then stop = found[#found][2] break end
-  found[#found + 1] = {head.number, str(id), entry[2][2], entry[2][4], entry[2][6]}
+  if #found >= limit or (bytes <= 0 and #found > 0) then stop = reached break end
+  found[#found + 1], reached = {head.number, entry}, str(id)
   bytes = bytes - #entry[2][6]
   head.at = head.at + 1
   if not head.batch[head.at] then
     -- No more at once than is wanted, if what comes is as large as what came.
-    local step = #ARGV == 13 and math.floor(bytes / ((all - bytes) / #found + 1)) or 16
+    local step = is_alone and math.floor(bytes / ((PAGE_BYTES - bytes) / #found + 1)) or 16
     step = math.max(1, math.min(step, limit - #found + 1))
     head.batch = redis.call('XRANGE', stream(head.topic), str(id + 1), '+', 'COUNT', step)
     head.at = 1
   end
   if head.batch[1] then put(head) end
 end
-return {facts(), stop or str(upto), known_topics, found}
+return {facts(), stop or str(last), known_topics, found}

@@ -1,10 +1,9 @@
 -- What was published to any topic after an id, by name only.
-local is_unswept = sweep(1000)
-local after, told, limit, upto = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
+local after = tonumber(ARGV[7])
+local is_unswept = sweep(READ_SWEEP)
 -- What has expired leaves its mark when it is swept: until all of it is, nobody knows what is gone.
 if is_unswept and after < expired then return {facts(), '0', 2, {}} end
-upto = math.min(upto, next_boundary(told, after))
-local entries = redis.call('XRANGE', order, str(math.max(after + 1, expired)), str(upto), 'COUNT', limit)
+local entries = redis.call('XRANGE', order, str(math.max(after + 1, expired)), '+', 'COUNT', SCAN_BATCH)
 local names = {}
 for _, entry in ipairs(entries) do
   if entry[2][1] == 't' then
@@ -12,6 +11,6 @@ for _, entry in ipairs(entries) do
     names[#names + 1] = entry[2][2]
   end
 end
-local is_full = #entries == tonumber(limit)
-local stop = is_full and (string.gsub(entries[#entries][1], '-0$', '')) or str(upto)
+local is_full = #entries == SCAN_BATCH
+local stop = is_full and (string.gsub(entries[#entries][1], '-0$', '')) or str(last)
 return {facts(), stop, is_full and 1 or 0, names}

@@ -1,8 +1,10 @@
--- What is known of some topics.
+-- What is known of some topics, which are the arguments.
+local TOPICS = 7
 local known_topics = {}
-for at = 7, #ARGV do
-  local newest, bytes, known_topic = 0, 0, redis.call('HGET', state, ARGV[at])
+for at = TOPICS, #ARGV do
+  local topic = ARGV[at]
+  local newest, bytes, known_topic = 0, 0, redis.call('HGET', state, topic)
   if known_topic then newest, bytes = cmsgpack.unpack(known_topic) end
-  known_topics[#known_topics + 1] = {str(newest), redis.call('XLEN', stream(ARGV[at])), str(bytes)}
+  known_topics[#known_topics + 1] = {str(newest), redis.call('XLEN', stream(topic)), str(bytes)}
 end
-return {facts(), known_topics}
+return known_topics

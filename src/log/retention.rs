@@ -2,7 +2,16 @@
 
 use std::time::Duration;
 
-use crate::message::Id;
+use crate::message::{Id, Message};
+
+/// What a message counts beside its payload and its event.
+pub const MESSAGE_OVERHEAD_BYTES: usize = 200;
+
+/// How long a topic is remembered after its last message.
+pub const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long it is remembered at least after its last message has expired. A read in steps must not find a message in
+/// one step, and neither the message nor its topic in the next.
+pub const AFTER_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 
 /// What is retained; whatever is reached first trims, oldest messages first.
 ///
@@ -37,4 +46,11 @@ impl Retention {
     pub fn key_bytes(&self) -> usize {
         self.total_bytes / 4
     }
+}
+
+/// What `message` counts in retention by bytes.
+pub fn cost(message: &Message) -> usize {
+    MESSAGE_OVERHEAD_BYTES
+        + message.payload.bytes.len()
+        + message.event.as_ref().map_or(0, |event| event.len())
 }

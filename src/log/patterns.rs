@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use crate::{
     log::Tail,
-    message::{Message, Pattern, PatternMap},
+    message::{Message, Pattern, PatternMap, Walk},
 };
 
 /// How many messages the tail of a pattern holds; who is further behind reads the log.
 const MAX_MESSAGES: usize = 256;
 /// How many bytes it may keep from being freed.
 const MAX_BYTES: usize = 1 << 20;
+
+/// How many nodes of the followed patterns one step looks at before others may have the lock. Each has up to three tails.
+pub const NODES: usize = 1024;
 
 #[derive(Debug, Default)]
 pub struct PatternTails(PatternMap<Arc<Tail>>);
@@ -31,6 +34,11 @@ impl PatternTails {
             found.push(tail.clone());
             None::<()>
         });
+    }
+
+    /// Goes on with giving the tails of the patterns that match `topic` to `take`. True once those were all.
+    pub fn walk(&self, topic: &str, walk: &mut Walk, take: impl FnMut(&Arc<Tail>)) -> bool {
+        self.0.walk(topic, walk, NODES, take)
     }
 }
 

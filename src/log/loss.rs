@@ -1,0 +1,307 @@
+//! Whether a reader has missed something of a topic, and why: decided here for both logs.
+//!
+//! Everything here is a value. It knows nothing of where messages are kept.
+
+use super::{Gap, Reason};
+use crate::message::{Id, Pattern};
+
+/// Where a generation of the store began. The one before may have lost its newest messages.
+#[derive(Clone, Copy, Debug)]
+pub struct Boundary {
+    pub began: Id,
+    /// What the generation before it has left goes up to here.
+    pub inherited: Id,
+    pub reason: Reason,
+}
+
+/// Where a reader stands among the boundaries of the store.
+#[derive(Debug)]
+pub struct Standing<'a> {
+    boundaries: &'a [Boundary],
+    newest: Id,
+    /// The boundary that is told now: the reader has everything that came before it.
+    told: Option<&'a Boundary>,
+    /// The reader reads up to here. What an earlier generation has left is read first: the gap lies behind it.
+    pub upto: Id,
+}
+
+/// What a log knows of a topic that may have lost something.
+#[derive(Clone, Copy, Debug)]
+pub struct Loss {
+    /// Everything of the topic after this is retained.
+    pub complete_from: Id,
+    /// The oldest message that the reader has not been given.
+    pub next: Option<Id>,
+    /// The newest id that the topic had when it was last deleted.
+    pub deleted: Id,
+}
+
+impl<'a> Standing<'a> {
+    /// Of a reader at `cursor` that needs not be told of anything up to `told`. The boundaries come oldest first.
+    pub fn at(boundaries: &'a [Boundary], newest: Id, told: Id, cursor: Id) -> Self {
+        let ahead = || boundaries.iter().filter(|boundary| boundary.began > told.max(cursor));
+        let is_read = |boundary: &&Boundary| cursor >= boundary.inherited;
+        let upto = ahead().find(|boundary| !is_read(boundary)).map_or(Id::MAX, |boundary| boundary.inherited);
+        Self { boundaries, newest, told: ahead().next().filter(is_read), upto }
+    }
+
+    pub fn is_at_boundary(&self) -> bool {
+        self.told.is_some()
+    }
+
+    /// Up to where boundaries are told once this one is. `next` is the oldest message of all that is read: boundaries
+    /// before it are one gap.
+    pub fn told_upto(&self, next: Id) -> Id {
+        let Some(told) = self.told else { return Id::ZERO };
+        let folded = self.boundaries.iter().map(|boundary| boundary.began).take_while(|began| *began < next);
+        folded.last().unwrap_or_default().max(told.began)
+    }
+
+    /// What is to be told of `topic` to a reader that needs not be told of anything of it up to `vouched`.
+    pub fn gap(&self, topic: &Pattern, vouched: Id, loss: Loss) -> Option<Gap> {
+        let Loss { complete_from, next, deleted } = loss;
+        let reason = self.reason(vouched, deleted);
+        if vouched >= complete_from && self.boundary_after(vouched).is_none() {
+            return None;
+        }
+        Some(Gap { topic: topic.clone(), next, reason, floor: self.floor(vouched, loss) })
+    }
+
+    /// Why something after `vouched` is gone.
+    pub fn reason(&self, vouched: Id, deleted: Id) -> Reason {
+        match self.boundary_after(vouched) {
+            Some(boundary) => boundary.reason,
+            None if vouched < deleted => Reason::Deleted,
+            None => Reason::Retention,
+        }
+    }
+
+    fn boundary_after(&self, vouched: Id) -> Option<&'a Boundary> {
+        self.told.filter(|boundary| boundary.began > vouched)
+    }
+
+    fn floor(&self, vouched: Id, loss: Loss) -> Id {
+        let Loss { complete_from, next, .. } = loss;
+        let told = self.boundary_after(vouched).map(|boundary| boundary.began);
+        if told.is_none() || self.boundaries.last().map(|boundary| boundary.began) == told {
+            return complete_from;
+        }
+        // The topic has nothing between here and there, so no other boundary on the way is told for it.
+        next.map_or(self.newest, Id::before).max(complete_from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::log::Position;
+
+    const TOPICS: [&str; 3] = ["a", "b", "c"];
+
+    /// A store of a few topics, and all that was ever published to them.
+    #[derive(Default)]
+    struct Store {
+        newest: u64,
+        boundaries: Vec<Boundary>,
+        published: Vec<Published>,
+        /// Of each topic, when it was last deleted.
+        deleted: [u64; 3],
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    struct Published {
+        topic: usize,
+        id: u64,
+        is_retained: bool,
+    }
+
+    impl Store {
+        fn happen(&mut self, random: &mut StdRng) {
+            let topic = random.random_range(0..TOPICS.len());
+            match random.random_range(0..12) {
+                0..8 => {
+                    self.newest += random.random_range(1..3);
+                    self.published.push(Published { topic, id: self.newest, is_retained: true });
+                }
+                8 => {
+                    // The oldest of a topic are trimmed, and perhaps all.
+                    let retained: Vec<_> =
+                        self.of(topic).filter(|it| it.is_retained).map(|it| it.id).collect();
+                    let upto = retained.get(random.random_range(0..=retained.len())).or(retained.last());
+                    let upto = upto.copied().unwrap_or_default();
+                    self.lose(|it| it.topic == topic && it.id <= upto);
+                }
+                9 => {
+                    self.deleted[topic] = self.of(topic).map(|it| it.id).max().unwrap_or_default();
+                    self.lose(|it| it.topic == topic);
+                }
+                10 => self.restart(random),
+                _ => {}
+            }
+        }
+
+        fn lose(&mut self, is_lost: impl Fn(&Published) -> bool) {
+            self.published
+                .iter_mut()
+                .filter(|it| it.is_retained)
+                .for_each(|it| it.is_retained = !is_lost(it));
+        }
+
+        /// The newest messages are lost, without a trace but the boundary.
+        fn restart(&mut self, random: &mut StdRng) {
+            let inherited = self.newest - random.random_range(0..4).min(self.newest);
+            self.published.retain(|it| it.id <= inherited);
+            self.deleted.iter_mut().for_each(|deleted| *deleted = inherited.min(*deleted));
+            self.newest += 10;
+            let reason = [Reason::Restarted, Reason::Failover][random.random_range(0..2)];
+            let [began, inherited] = [self.newest, inherited].map(Id::new);
+            self.boundaries.push(Boundary { began, inherited, reason });
+        }
+
+        fn of(&self, topic: usize) -> impl Iterator<Item = &Published> {
+            self.published.iter().filter(move |it| it.topic == topic)
+        }
+
+        /// What a store says of a topic to a reader that was given it up to `given`.
+        fn loss(&self, topic: usize, given: Id) -> Loss {
+            let next = self.of(topic).find(|it| it.is_retained && it.id > given.get()).map(|it| it.id);
+            let lost = self.of(topic).filter(|it| !it.is_retained && next.is_none_or(|next| it.id < next));
+            let complete_from = Id::new(lost.map(|it| it.id).max().unwrap_or_default());
+            Loss { complete_from, next: next.map(Id::new), deleted: Id::new(self.deleted[topic]) }
+        }
+    }
+
+    /// What a reader was given, in its order.
+    #[derive(Debug)]
+    enum Given {
+        Message(u64),
+        /// Of a topic: something between these is gone.
+        Gap(usize, u64, Gap),
+        /// Of a pattern that matches all topics.
+        Boundary,
+    }
+
+    /// Reads everything after the position, as a subscription does, in pages of a few messages.
+    fn read_all(store: &Store, position: &mut Position, random: &mut StdRng) -> Vec<Given> {
+        let mut given = Vec::new();
+        while position.cursor.get() < store.newest {
+            let standing =
+                Standing::at(&store.boundaries, Id::new(store.newest), position.told, position.cursor);
+            let losses = [0, 1, 2].map(|topic| store.loss(topic, position.given(TOPICS[topic])));
+            let next = losses.iter().filter_map(|loss| loss.next).min().unwrap_or(Id::MAX);
+            let gaps = losses.into_iter().zip(TOPICS).enumerate().filter_map(|(topic, (loss, name))| {
+                let vouched = position.vouched(name);
+                let gap = standing.gap(&name.parse().expect("a topic"), vouched, loss)?;
+                Some((topic, vouched, gap))
+            });
+            let gaps: Vec<_> = gaps.collect();
+            let told = standing.told_upto(next).max(position.told);
+            for (topic, vouched, gap) in gaps {
+                position.raise_floor(TOPICS[topic].parse().expect("a topic"), gap.floor);
+                given.push(Given::Gap(topic, vouched.get(), gap));
+            }
+            position.told = told;
+            given.extend(standing.is_at_boundary().then_some(Given::Boundary));
+            let is_due = |it: &&Published| it.is_retained && it.id > position.given(TOPICS[it.topic]).get();
+            let limit = random.random_range(1..4);
+            let due: Vec<_> = store.published.iter().filter(is_due).map(|it| it.id).take(limit).collect();
+            let end = if due.len() == limit { due[limit - 1] } else { store.newest }.min(standing.upto.get());
+            given.extend(due.into_iter().filter(|id| *id <= end).map(Given::Message));
+            assert!(end > position.cursor.get() || told.get() > 0, "it goes on");
+            position.advance(Id::new(end));
+        }
+        given
+    }
+
+    /// What guarantees.md promises a reader that comes back with a cursor.
+    #[test]
+    fn whatever_happened_every_message_is_given_or_told_and_nothing_is_told_without_cause() {
+        for seed in 0..5_000 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut store = Store { newest: 100, ..Store::default() };
+            (0..random.random_range(0..40)).for_each(|_| store.happen(&mut random));
+            let cursor = random.random_range(100..=store.newest);
+            let given = read_all(&store, &mut Position::at(Id::new(cursor)), &mut random);
+            check(&store, cursor, &given, seed);
+        }
+    }
+
+    fn check(store: &Store, cursor: u64, given: &[Given], seed: u64) {
+        let ids: Vec<_> = given
+            .iter()
+            .filter_map(|it| match it {
+                Given::Message(id) => Some(*id),
+                Given::Gap(..) | Given::Boundary => None,
+            })
+            .collect();
+        let retained = store.published.iter().filter(|it| it.is_retained && it.id > cursor).map(|it| it.id);
+        assert_eq!(ids, retained.collect::<Vec<_>>(), "seed {seed}: in order, once, and nothing left out");
+
+        let boundaries = || store.boundaries.iter().filter(|it| it.began.get() > cursor);
+        for (at, item) in given.iter().enumerate() {
+            let Given::Gap(topic, vouched, gap) = item else { continue };
+            let has_lost = |it: &&Published| !it.is_retained && it.id > *vouched && it.id <= gap.floor.get();
+            let lost = store.of(*topic).any(|it| has_lost(&it));
+            let passed = boundaries().find(|it| it.began.get() > *vouched);
+            assert!(lost || passed.is_some(), "seed {seed}: without cause: {gap:?}");
+            match passed.filter(|_| is_of_boundary(gap)) {
+                Some(boundary) => {
+                    assert_eq!(gap.reason, boundary.reason, "seed {seed}");
+                    let left = ids.iter().filter(|id| **id <= boundary.inherited.get());
+                    let before = given[..at].iter().filter(|it| matches!(it, Given::Message(_)));
+                    assert_eq!(left.count(), before.count(), "seed {seed}: at its own place: {gap:?}");
+                }
+                None => {
+                    assert!(lost, "seed {seed}: without cause: {gap:?}");
+                    let is_deleted = *vouched < store.deleted[*topic];
+                    let reason = if is_deleted { Reason::Deleted } else { Reason::Retention };
+                    assert_eq!(gap.reason, reason, "seed {seed}: {gap:?}");
+                }
+            }
+        }
+        for topic in 0..TOPICS.len() {
+            is_told(store, topic, cursor, given, seed);
+            is_told_once(store, Some(topic), given, seed);
+        }
+        is_told_once(store, None, given, seed);
+    }
+
+    /// Boundaries between which nothing of the topic, or nothing that the pattern matches, is retained are one gap.
+    fn is_told_once(store: &Store, topic: Option<usize>, given: &[Given], seed: u64) {
+        let mut is_fresh = true;
+        for item in given {
+            let is_boundary = match item {
+                Given::Message(id) => {
+                    is_fresh |= store
+                        .published
+                        .iter()
+                        .any(|it| it.id == *id && topic.is_none_or(|of| of == it.topic));
+                    continue;
+                }
+                Given::Boundary => topic.is_none(),
+                Given::Gap(of, _, gap) => topic == Some(*of) && is_of_boundary(gap),
+            };
+            assert!(!is_boundary || is_fresh, "seed {seed}: {topic:?} is told twice: {given:?}");
+            is_fresh &= !is_boundary;
+        }
+    }
+
+    fn is_of_boundary(gap: &Gap) -> bool {
+        [Reason::Restarted, Reason::Failover].contains(&gap.reason)
+    }
+
+    /// Each loss of a topic, and each boundary, lies in a gap that comes before anything newer.
+    fn is_told(store: &Store, topic: usize, cursor: u64, given: &[Given], seed: u64) {
+        let lost = store.of(topic).filter(|it| !it.is_retained).map(|it| it.id);
+        let began = store.boundaries.iter().map(|it| it.began.get());
+        for id in lost.chain(began).filter(|id| *id > cursor) {
+            let newer = given.iter().position(|it| matches!(it, Given::Message(newer) if *newer > id));
+            let is_gap =
+                |it: &Given| matches!(it, Given::Gap(of, vouched, _) if *of == topic && *vouched < id);
+            let told = given[..newer.unwrap_or(given.len())].iter().any(is_gap);
+            assert!(told, "seed {seed}: {} {id} after {cursor} is not told: {given:?}", TOPICS[topic]);
+        }
+    }
+}
