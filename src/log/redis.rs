@@ -292,7 +292,8 @@ impl Log for RedisLog {
         if self.fill_all(patterns, position).await? {
             // Now it is in the tail.
             let (told, cursor) = (position.told, position.cursor);
-            return Ok(Page { told, past: cursor, end: cursor, ..Page::default() });
+            let checked = position.checked;
+            return Ok(Page { told, checked, past: cursor, end: cursor, ..Page::default() });
         }
         self.under_way.share(patterns, position, limit, self.read_store(patterns, position, limit)).await
     }

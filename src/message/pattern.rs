@@ -31,6 +31,12 @@ impl Pattern {
         &self.0
     }
 
+    /// The text before the first wildcard, with which the name of every matching topic begins. Nothing if there is none.
+    pub fn literal_start(&self) -> Option<&str> {
+        let start = self.0.find('*').unwrap_or(self.0.len());
+        Some(&self.0[..start]).filter(|text| !text.is_empty())
+    }
+
     pub fn segments(&self) -> impl Iterator<Item = &str> {
         self.0.split('.')
     }

@@ -18,6 +18,7 @@ mod lagging;
 mod lives;
 mod lost;
 mod memory;
+mod narrow;
 mod options;
 mod outage;
 mod pieces;

@@ -72,6 +72,12 @@ answers! {
         stored: Stored,
     }
 
+    /// The topics under some names, unless they are too many.
+    struct Names {
+        facts: Facts,
+        topics: Option<Vec<String>>,
+    }
+
     /// A part of the order.
     struct Scanned {
         facts: Facts,

@@ -25,6 +25,8 @@ pub struct Facts {
     pub keep: Keep,
     /// Where generations began of which something may be lost before, oldest first.
     pub boundaries: Vec<Boundary>,
+    /// When the newest mark of something that is gone was set.
+    pub marked: Id,
 }
 
 /// How much is kept, as the store remembers it.
@@ -97,8 +99,8 @@ impl Facts {
 
 impl FromRedisValue for Facts {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (newest, began, forgotten, keep, boundaries) = FromRedisValue::from_redis_value(value)?;
-        Ok(Self { newest, began, forgotten, keep, boundaries })
+        let (newest, began, forgotten, keep, boundaries, marked) = FromRedisValue::from_redis_value(value)?;
+        Ok(Self { newest, began, forgotten, keep, boundaries, marked })
     }
 }
 

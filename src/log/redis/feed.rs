@@ -403,7 +403,14 @@ mod tests {
     fn facts(began: u64, newest: u64) -> Facts {
         let [began, newest] = [began, newest].map(Id::new);
         let retention = Retention { messages: 1, age: AGE, bytes: 1, total_bytes: 1, topics: 1_000_000 };
-        Facts { newest, began, forgotten: began, keep: (&retention).into(), boundaries: Vec::new() }
+        Facts {
+            newest,
+            began,
+            forgotten: began,
+            keep: (&retention).into(),
+            boundaries: Vec::new(),
+            marked: Id::ZERO,
+        }
     }
 
     fn begun() -> Feed {

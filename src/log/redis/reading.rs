@@ -4,16 +4,16 @@
 
 use std::{
     cmp::Reverse,
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
 };
 
 use super::{
-    answers::{Begun, Fetched, First, Found, Retained, ScanState, Scanned, Stored, TopicsPage},
+    answers::{Begun, Fetched, First, Found, Names, Retained, ScanState, Scanned, Stored, TopicsPage},
     facts::Facts,
     store::Store,
 };
 use crate::{
-    log::{Beginning, Gap, LogError, Page, Position, Reason, Start, loss::Loss},
+    log::{Beginning, Gap, LogError, Mark, Page, Position, Reason, Start, loss::Loss},
     message::{Id, Pattern, PatternSet, Topic},
 };
 
@@ -27,6 +27,15 @@ const STEP_LIMIT: usize = 2000;
 const MAX_LAST_TOPICS: usize = 1000;
 /// How far is looked for the message behind a gap.
 const MAX_SCANS: usize = 64;
+
+/// For more topics than these one gap is told for the pattern.
+const MAX_GAPS: usize = 1000;
+
+/// What the store said of itself when it said which topics there were.
+struct Bound {
+    began: Id,
+    newest: Id,
+}
 
 /// Some messages, each nothing if it is not there, and what is retained of other topics.
 #[derive(Default)]
@@ -163,6 +172,9 @@ impl Reading<'_> {
         if !self.has_wildcards() {
             return Ok(self.topics());
         }
+        if let Some((topics, _)) = self.few_topics().await? {
+            return Ok(topics);
+        }
         let mut topics = HashMap::new();
         let take = |members: Vec<(String, Id)>| {
             let matching = members.into_iter().filter(|(name, _)| self.matches(name));
@@ -176,17 +188,45 @@ impl Reading<'_> {
 
     /// The gaps after `position`, and what is retained after it.
     pub async fn read(&self, position: &Position, limit: usize) -> Result<(Facts, Page), LogError> {
-        if self.has_wildcards() || self.patterns.len() > MAX_READ_TOPICS {
-            self.scan(position, limit).await
-        } else {
-            self.read_topics(position, limit).await
+        if let Some((topics, upto)) = self.few_topics().await? {
+            let (facts, mut page) = self.read_topics(&topics, position, limit).await?;
+            // A gap of the whole pattern is due, or another topic may have come meanwhile with an older message.
+            let is_whole = facts.began == upto.began && !is_far(&facts, position);
+            if is_whole || !self.has_wildcards() {
+                cut(&mut page, upto.newest);
+                return Ok((facts, page));
+            }
         }
+        self.scan(position, limit).await
     }
 
-    async fn read_topics(&self, position: &Position, limit: usize) -> Result<(Facts, Page), LogError> {
-        let topics = self.topics();
+    /// The topics that are read, if they are few, and what the store said of itself when there were no others.
+    async fn few_topics(&self) -> Result<Option<(Vec<Topic>, Bound)>, LogError> {
+        let named = self.patterns.topics().len();
+        let texts: Option<Vec<_>> = self.patterns.wildcards().iter().map(Pattern::literal_start).collect();
+        let (Some(texts), Some(room)) = (texts, MAX_READ_TOPICS.checked_sub(named)) else { return Ok(None) };
+        let mut topics = self.topics();
+        if texts.is_empty() {
+            return Ok(Some((topics, Bound { began: Id::ZERO, newest: Id::MAX })));
+        }
+        let room = room.to_string();
+        let args: Vec<_> = std::iter::once(&*room).chain(texts).collect();
+        let Names { facts, topics: under } = self.run(&self.store.scripts.names, &args).await?;
+        let Some(under) = under else { return Ok(None) };
+        let under: BTreeSet<Topic> =
+            under.iter().filter(|name| self.matches(name)).flat_map(|name| name.parse()).collect();
+        topics.extend(under.into_iter().filter(|topic| !self.patterns.names(topic)));
+        Ok(Some((topics, Bound { began: facts.began, newest: facts.newest })))
+    }
+
+    async fn read_topics(
+        &self,
+        topics: &[Topic],
+        position: &Position,
+        limit: usize,
+    ) -> Result<(Facts, Page), LogError> {
         let mut args = vec![limit.to_string()];
-        for topic in &topics {
+        for topic in topics {
             args.extend([topic.to_string(), position.given(topic).to_string()]);
         }
         let TopicsPage { facts, end, topics: retained, mut found } =
@@ -195,7 +235,8 @@ impl Reading<'_> {
         found.retain(|found| found.stored.id <= standing.upto);
         let next = retained.iter().filter_map(Retained::next).min();
         let told = standing.told_upto(next.unwrap_or(Id::MAX)).max(position.told);
-        let mut page = Page { told, end: end.min(standing.upto), ..Page::default() };
+        let mut page =
+            Page { told, checked: position.checked, end: end.min(standing.upto), ..Page::default() };
         page.past = next.map_or(page.end, |next| page.end.min(next.before()));
         for (topic, retained) in topics.iter().zip(&retained) {
             page.gaps.extend(standing.gap(&topic.into(), position.vouched(topic), retained.loss(&facts)));
@@ -219,23 +260,12 @@ impl Reading<'_> {
         let told = position.told.max(position.cursor);
         let Scanned { facts, end, mut order, .. } = self.scan_order(position.cursor).await?;
         // After the order: what left that before it was read has left its mark by now.
-        let gone = self.gone(told, &facts).await?;
+        let (gone, marked) = self.gone(told.max(position.checked.newest), &facts).await?;
         let standing = facts.standing(position);
         order.retain(|(id, _)| *id <= standing.upto);
-        let is_far = standing.is_at_boundary() || told < facts.forgotten;
-        let mut page = Page { end: end.min(standing.upto), ..Page::default() };
-        let mut next = Id::MAX;
-        if is_far {
-            let oldest = self.oldest_of_wildcards(position.cursor).await?;
-            next = oldest.first();
-            let reason = standing.reason(told, Id::ZERO);
-            page.gaps.extend(self.patterns.wildcards().iter().map(|pattern| Gap {
-                topic: pattern.clone(),
-                next: oldest.of(pattern),
-                reason,
-                floor: Id::ZERO,
-            }));
-        }
+        let is_far = is_far(&facts, position);
+        let checked = Mark { newest: marked, nth: 0 };
+        let mut page = Page { checked, end: end.min(standing.upto), ..Page::default() };
 
         // Which of the scanned messages are to be given.
         let mut wanted: Vec<(Topic, Id)> = Vec::new();
@@ -256,13 +286,29 @@ impl Reading<'_> {
         let forgotten = facts.forgotten;
         let mut lost: HashSet<Topic> = HashSet::new();
         // What lay before a gap of the pattern was told by it.
-        let told = standing.told_upto(Id::ZERO).max(forgotten);
-        let is_lost = |(topic, gone): &(&Topic, &Id)| position.vouched(topic).max(told) < **gone;
+        let told_by_pattern = standing.told_upto(Id::ZERO).max(forgotten);
+        let is_lost = |(topic, gone): &(&Topic, &Id)| position.vouched(topic).max(told_by_pattern) < **gone;
         lost.extend(gone.iter().filter(is_lost).map(|(topic, _)| topic.clone()));
         if is_far {
             lost.extend(exact);
         }
-        let lost: Vec<_> = lost.into_iter().collect();
+        let mut lost: Vec<_> = lost.into_iter().collect();
+        // One gap tells it for such a pattern.
+        let wide = if is_far { self.patterns.wildcards().iter().collect() } else { self.wide(&lost) };
+        let mut next = Id::MAX;
+        if !wide.is_empty() {
+            let oldest = self.oldest_of_wildcards(position.cursor).await?;
+            next = oldest.first();
+            let reason = standing.reason(told, Id::ZERO);
+            let gap = |pattern: &&Pattern| {
+                let topic = (*pattern).clone();
+                Gap { topic, next: oldest.of(pattern), reason, floor: Id::ZERO }
+            };
+            page.gaps.extend(wide.iter().map(gap));
+        }
+        if !is_far {
+            lost.retain(|topic| self.patterns.names(topic) || self.matches_other_than(&wide, topic));
+        }
         let found = self.fetch(&wanted, &lost, position).await?;
         page.past = wanted.first().map_or(page.end, |(_, id)| id.before()).min(page.end);
         if found.messages.len() < wanted.len() {
@@ -340,17 +386,36 @@ impl Reading<'_> {
         Ok(retrieved)
     }
 
-    /// Up to where something is gone after `after`, of the topics that are read.
-    async fn gone(&self, after: Id, facts: &Facts) -> Result<HashMap<Topic, Id>, LogError> {
+    /// The patterns of which so many topics are `lost` that one gap tells it for each of them.
+    fn wide(&self, lost: &[Topic]) -> HashSet<&Pattern> {
+        if lost.len() <= MAX_GAPS {
+            return HashSet::new();
+        }
+        let mut counts = HashMap::new();
+        for topic in lost {
+            self.patterns.for_each_wildcard(topic, |pattern| *counts.entry(pattern).or_insert(0) += 1);
+        }
+        counts.into_iter().filter(|(_, count)| *count > MAX_GAPS).map(|(pattern, _)| pattern).collect()
+    }
+
+    fn matches_other_than(&self, wide: &HashSet<&Pattern>, topic: &Topic) -> bool {
+        let mut is_other = false;
+        self.patterns.for_each_wildcard(topic, |pattern| is_other |= !wide.contains(pattern));
+        is_other
+    }
+
+    /// When each of the topics that are read last lost something, if that was after `after`. Says when the newest mark
+    /// was set that was seen.
+    async fn gone(&self, after: Id, facts: &Facts) -> Result<(HashMap<Topic, Id>, Id), LogError> {
         let mut gone = HashMap::new();
         let take = |members: Vec<(String, Id)>| {
             let marks = members.iter().filter_map(|(member, id)| Some((member.strip_prefix(',')?, *id)));
             let read = marks.filter(|(name, _)| self.matches(name));
             gone.extend(read.filter_map(|(name, id)| Some((name.parse::<Topic>().ok()?, id))));
         };
-        let began = self.store.marks(after, take).await?;
+        let known = self.store.marks(after, take).await?;
         // Those of another generation say nothing of what was read.
-        if began == facts.began { Ok(gone) } else { Err(LogError::Unavailable) }
+        if known.began == facts.began { Ok((gone, known.marked)) } else { Err(LogError::Unavailable) }
     }
 
     async fn scan_order(&self, after: Id) -> Result<Scanned, LogError> {
@@ -421,6 +486,17 @@ impl Retained {
     fn loss(&self, facts: &Facts) -> Loss {
         Loss { complete_from: self.complete_from(facts.forgotten), next: self.next(), deleted: self.deleted }
     }
+}
+
+/// True if a gap of each pattern is due, since topics may have lost something that nobody knows any more.
+fn is_far(facts: &Facts, position: &Position) -> bool {
+    facts.standing(position).is_at_boundary() || position.told.max(position.cursor) < facts.forgotten
+}
+
+/// Leaves what is newer than `upto` to the next page.
+fn cut(page: &mut Page, upto: Id) {
+    page.messages.retain(|message| message.id <= upto);
+    (page.end, page.past) = (page.end.min(upto), page.past.min(upto));
 }
 
 /// Puts a message on a page. One that this version cannot read, or that somebody else wrote, is told as a gap of its own.

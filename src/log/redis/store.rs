@@ -236,13 +236,13 @@ impl Store {
         self.members(&self.scripts.changed, format!("({after}"), take).await.map(drop)
     }
 
-    /// Gives the marks of what is gone after `after` to `take`, in batches: a topic behind a comma, or behind a space if
-    /// it was deleted, with the newest id that is gone. A mark that is there when this is called is given. Returns the
-    /// generation that all of them are of.
+    /// Gives the marks that were set after `after` to `take`, in batches: a topic behind a comma, or behind a space if it
+    /// was deleted, with the time of the mark, which is no older than what is gone. A mark that is there when this is
+    /// called is given. Returns what the store said of itself before the first of them.
     ///
     /// # Errors
     /// As [`index`](Self::index).
-    pub async fn marks(&self, after: Id, take: impl FnMut(Vec<(String, Id)>)) -> Result<Id, LogError> {
+    pub async fn marks(&self, after: Id, take: impl FnMut(Vec<(String, Id)>)) -> Result<Facts, LogError> {
         self.members(&self.scripts.marks, format!("(-{after}"), take).await
     }
 
@@ -251,14 +251,16 @@ impl Store {
         script: &Script,
         mut from: String,
         mut take: impl FnMut(Vec<(String, Id)>),
-    ) -> Result<Id, LogError> {
-        let mut began = None;
+    ) -> Result<Facts, LogError> {
+        let mut first: Option<Facts> = None;
         loop {
             let limit = INDEX_BATCH.to_string();
             let args = [&*from, &*limit].map(str::as_bytes);
             let answer = self.read(script, "", &args).await?;
             let (facts, members): (Facts, Vec<(Vec<u8>, i64)>) = answer;
-            if *began.get_or_insert(facts.began) != facts.began {
+            let began = facts.began;
+            let first = first.get_or_insert(facts);
+            if first.began != began {
                 return Err(LogError::Unavailable);
             }
             let is_last = members.len() < INDEX_BATCH;
@@ -269,7 +271,7 @@ impl Store {
             });
             take(members.collect());
             if is_last {
-                return Ok(facts.began);
+                return Ok(first.clone());
             }
         }
     }

@@ -11,10 +11,11 @@ local SKEW = 10000000
 -- So many generations are remembered, each by where it began, the last id that it has inherited, and why it began.
 local MAX_BOUNDARIES = 32
 
--- `index`: topics by their newest ids, and below zero marks of what is gone. `order`: the ids of all messages.
+-- `index`: topics by their newest ids, and below zero marks of what is gone. `names`: the topics by name. `order`: the
+-- ids of all messages.
 -- `state`: what the store says of itself and of each topic, packed, since it is read and written with every message.
 -- `feed`: the newest messages, deletions and announcements, which every replica reads.
-local index, order, state, feed = base .. 'index', base .. 'order', base .. 'store', base .. 'feed'
+local index, names, order, state, feed = base .. 'index', base .. 'names', base .. 'order', base .. 'store', base .. 'feed'
 -- Format 1 had its state here. What is here now makes a replica of that time fail, before it writes anything.
 local tombstone = base .. 'state'
 
@@ -24,9 +25,15 @@ local function stream(topic) return base .. 'topic:' .. topic end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
-local format, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics
+local format, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics, marked
 local function packed()
-  return cmsgpack.pack(FORMAT, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics)
+  return cmsgpack.pack(FORMAT, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics, marked)
+end
+
+-- When the next mark is set. No two marks have the same time, and none is older than what is gone.
+local function mark()
+  marked = math.max(last, marked + 1)
+  return str(-marked)
 end
 
 -- Turns a store of format 1 into one of this format, in one step. Streams had an age of their own then.
@@ -35,8 +42,14 @@ local function take_over()
   local old = redis.call('HGET', tombstone, '*')
   if not old then return end
   last, began, total, messages, max_messages, max_age, max_bytes, max_total = cmsgpack.unpack(old)
-  max_topics = tonumber(string.match(wanted, '%d+$'))
-  for _, topic in ipairs(redis.call('ZRANGE', index, '(0', '+inf', 'BYSCORE')) do redis.call('PERSIST', stream(topic)) end
+  max_topics, marked = tonumber(string.match(wanted, '%d+$')), last
+  -- Marks had the newest id that is gone, and not when it went.
+  for _, member in ipairs(redis.call('ZRANGE', index, '-inf', '(0', 'BYSCORE')) do redis.call('ZADD', index, mark(), member) end
+  redis.call('ZADD', names, 0, '*')
+  for _, topic in ipairs(redis.call('ZRANGE', index, '(0', '+inf', 'BYSCORE')) do
+    redis.call('PERSIST', stream(topic))
+    redis.call('ZADD', names, 0, topic)
+  end
   redis.call('RENAME', tombstone, state)
   local more = redis.call('HMGET', state, '*inherited', '*previous', '*reason')
   local known = {{tonumber(more[2]) or 0, 0, 'restarted'}, {began, tonumber(more[1]) or 0, more[3] or 'restarted'}}
@@ -51,7 +64,7 @@ if not saved[1] then
   if last then saved = redis.call('HMGET', state, '*', subject) end
 end
 if saved[1] then
-  format, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics = cmsgpack.unpack(saved[1])
+  format, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics, marked = cmsgpack.unpack(saved[1])
   if format ~= FORMAT then return redis.error_reply('FORMAT the store has format ' .. format .. ', and this version knows format ' .. FORMAT) end
 end
 local life, process, was_durable, boundaries, forgotten
@@ -74,7 +87,7 @@ end
 local function kept() return string.format('%d %d %d %d %d', max_messages, max_age, max_bytes, max_total, max_topics) end
 
 -- Each of them may be deleted or evicted alone, and nothing is known without the others.
-local is_whole = last and redis.call('EXISTS', index, order) == 2
+local is_whole = last and redis.call('EXISTS', index, names, order) == 3
 local is_sound = is_whole and known <= last
 -- Which primary this is costs too much to be asked each time: every second is enough.
 local info = (looks or not is_sound) and redis.call('INFO', 'replication')
@@ -112,9 +125,9 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
           if about[at] == 'last-generated-id' then top = math.max(top, tonumber(string.match(about[at + 1], '%d+'))) end
         end
       end
-      redis.call('UNLINK', index, order, state)
+      redis.call('UNLINK', index, names, order, state)
       redis.call('SET', tombstone, 'format 2')
-      total, messages, forgotten, boundaries, saved[2] = 0, 0, nil, {}, nil
+      total, messages, marked, forgotten, boundaries, saved[2] = 0, 0, 0, nil, {}, nil
       keep(wanted)
     end
     last = top + SKEW
@@ -123,6 +136,7 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
       redis.call('XADD', order, str(began) .. '-0', 'began', '')
       -- Neither a topic nor a mark: there is an index, also where there are none of these.
       redis.call('ZADD', index, 0, '*')
+      redis.call('ZADD', names, 0, '*')
     end
     boundaries[#boundaries + 1] = {began, inherited, reason}
     if #boundaries > MAX_BOUNDARIES then
@@ -154,7 +168,7 @@ local function facts()
   learn()
   local told = {}
   for at, boundary in ipairs(boundaries) do told[at] = {str(boundary[1]), str(boundary[2]), boundary[3]} end
-  return {str(last), str(began), str(forgotten), kept(), told}
+  return {str(last), str(began), str(forgotten), kept(), told, str(marked)}
 end
 
 -- What every entry of the feed that has an id of its own says first: the generation, and the id before it. A replica
@@ -194,7 +208,7 @@ local function cost_of(entry) return tonumber(string.match(entry[2][2], ' (%d+)$
 local function evict(topic, id)
   local entry = redis.call('XRANGE', stream(topic), id, id)[1]
   redis.call('XDEL', order, id)
-  redis.call('ZADD', index, 'LT', '-' .. string.gsub(id, '-0$', ''), ',' .. topic)
+  redis.call('ZADD', index, mark(), ',' .. topic)
   local known_topic, cost = redis.call('HGET', state, topic), 0
   if entry then
     redis.call('XDEL', stream(topic), id)

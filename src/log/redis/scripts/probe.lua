@@ -12,6 +12,7 @@ if is_sweep then
     for at = 1, #old, 2 do
       forgotten = math.max(forgotten, math.abs(tonumber(old[at + 1])))
       redis.call('ZREM', index, old[at])
+      redis.call('ZREM', names, old[at])
       redis.call('HDEL', state, old[at])
     end
     is_more = is_more or #old == 2 * BATCH

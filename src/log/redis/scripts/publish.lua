@@ -44,6 +44,7 @@ if not newest then
   prev = forgotten
   -- The index does not know the topic, so a stream of it was left behind by an earlier store.
   redis.call('DEL', into)
+  redis.call('ZADD', names, 0, topic)
 end
 
 local length, bytes = redis.call('XLEN', into), subject_bytes or 0
@@ -71,6 +72,7 @@ while is_full do
 end
 local entry, chain, link = ident .. '-0', last, str(prev)
 last = id
+local mark_at = gone and mark()
 -- First of all, so that the next entry of the feed shows it if this script fails on its way.
 redis.call('HSET', state, '*', packed(), topic, cmsgpack.pack(id, bytes))
 if is_first then
@@ -86,7 +88,7 @@ redis.call('XADD', order, entry, 't', topic)
 if gone then
   redis.call('XDEL', order, unpack(old))
   gone, budget = string.gsub(gone, '-0$', ''), budget - #old
-  redis.call('ZADD', index, ident, topic, '-' .. gone, ',' .. topic)
+  redis.call('ZADD', index, ident, topic, mark_at, ',' .. topic)
 else
   redis.call('ZADD', index, ident, topic)
 end
