@@ -46,7 +46,7 @@ async fn an_event_source_on_the_servers_own_page_receives_what_is_posted() {
 }
 
 #[tokio::test]
-async fn an_event_source_that_was_cut_comes_back_by_itself_to_exactly_what_it_missed() {
+async fn an_event_source_that_was_cut_off_reconnects_and_gets_exactly_what_it_missed() {
     in_browser(async |page| {
         let server = Server::start().await;
         let proxy = Proxy::before(server.addr).await;
@@ -75,7 +75,7 @@ async fn an_event_source_that_was_cut_comes_back_by_itself_to_exactly_what_it_mi
 }
 
 #[tokio::test]
-async fn an_event_source_that_was_cut_before_its_first_message_misses_nothing() {
+async fn an_event_source_that_was_cut_off_before_its_first_message_misses_nothing() {
     in_browser(async |page| {
         let server = Server::start().await;
         let proxy = Proxy::before(server.addr).await;
@@ -97,7 +97,7 @@ async fn an_event_source_that_was_cut_before_its_first_message_misses_nothing() 
 }
 
 #[tokio::test]
-async fn a_websocket_that_returns_with_its_cursor_receives_exactly_what_it_missed() {
+async fn a_websocket_that_reconnects_with_its_cursor_gets_exactly_what_it_missed() {
     in_browser(async |page| {
         let server = Server::start().await;
         let proxy = Proxy::before(server.addr).await;
@@ -175,7 +175,7 @@ async fn a_page_of_a_foreign_origin_can_neither_listen_nor_publish() {
 }
 
 #[tokio::test]
-async fn page_code_hears_of_a_gap_before_what_follows_it() {
+async fn a_page_gets_a_gap_before_the_messages_after_it() {
     in_browser(async |page| {
         let server = Server::with(|config: &mut Config| config.retain_messages = 3).await;
         let proxy = Proxy::before(server.addr).await;
@@ -212,7 +212,7 @@ async fn page_code_hears_of_a_gap_before_what_follows_it() {
 }
 
 #[tokio::test]
-async fn the_servers_page_shows_what_is_published_as_text_on_both_sides() {
+async fn the_servers_page_shows_published_text_on_both_sides() {
     in_browser(async |page| {
         let server = Server::start().await;
         page.open(&server.http("/")).await;

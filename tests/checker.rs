@@ -21,7 +21,7 @@ use support::checker::{Retention, Tally, run};
 const FEW: u64 = 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_message_comes_once_and_in_order_or_inside_a_told_gap() {
+async fn every_message_comes_once_and_in_order_or_is_inside_a_gap() {
     let seed = from_env("CHECKER_SEED").unwrap_or_else(rand::random::<u32>);
     let rounds = from_env("CHECKER_ROUNDS").unwrap_or(1);
     let tally = Arc::new(Tally::default());

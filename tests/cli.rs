@@ -63,7 +63,7 @@ async fn every_line_comes_out_as_it_went_in_on_every_transport() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_on_a_line_comes_as_json() {
+async fn a_message_that_does_not_fit_on_a_line_is_printed_as_json() {
     let server = Server::start().await;
     let mut ids = Vec::new();
     for data in ["two\nlines", "{\n\"a\":1}"] {
@@ -86,7 +86,7 @@ async fn what_does_not_fit_on_a_line_comes_as_json() {
 }
 
 #[tokio::test]
-async fn sub_begins_where_it_is_told() {
+async fn sub_begins_where_its_flags_say() {
     let server = Server::start().await;
     let mut ids = Vec::new();
     for data in ["1", "2", "3"] {
@@ -110,7 +110,7 @@ async fn sub_begins_where_it_is_told() {
 }
 
 #[tokio::test]
-async fn a_gap_is_told_on_standard_error_and_by_the_exit_code() {
+async fn sub_reports_a_gap_on_standard_error_and_by_its_exit_code() {
     let server = Server::with(|config| config.retain_messages = 2).await;
     let first = rejoin(&server, &["pub", "t", "0"]).run().await.stdout;
     let first = String::from_utf8(first).expect("an id");
@@ -127,7 +127,7 @@ async fn a_gap_is_told_on_standard_error_and_by_the_exit_code() {
 }
 
 #[tokio::test]
-async fn what_the_server_refuses_ends_with_one_and_its_words() {
+async fn a_refusal_ends_with_code_1_and_the_servers_words() {
     let server = Server::start().await;
     for arguments in [
         &["pub", "no topic", "x"][..],
@@ -149,7 +149,7 @@ async fn what_the_server_refuses_ends_with_one_and_its_words() {
 
 /// What a web server of another kind says to a POST that it does not know.
 #[tokio::test]
-async fn who_is_no_rejoin_is_told_to_be_none_and_not_asked_again() {
+async fn another_web_server_is_recognized_and_not_asked_again() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("a bound address"));
     let stranger = tokio::spawn(async move {
@@ -169,7 +169,7 @@ async fn who_is_no_rejoin_is_told_to_be_none_and_not_asked_again() {
 }
 
 #[tokio::test]
-async fn a_line_that_is_too_long_is_named_and_the_others_are_published() {
+async fn pub_names_a_line_that_is_too_long_and_publishes_the_others() {
     let server = Server::with(|config| config.max_payload = 10).await;
     let published = rejoin(&server, &["pub", "t"]).run_with(b"1\n12345678901\n3\n").await;
     assert_eq!(published.code, Some(1), "{published:?}");
@@ -180,7 +180,7 @@ async fn a_line_that_is_too_long_is_named_and_the_others_are_published() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_ends_with_four() {
+async fn an_unreachable_server_ends_with_code_4() {
     let nobody = Server::start().await;
     let url = nobody.http("/");
     nobody.stop().await;
@@ -194,7 +194,7 @@ async fn a_server_that_is_not_there_ends_with_four() {
 
 /// A proxy that lets nobody stay kept a script waiting for ever: every connection began to wait anew.
 #[tokio::test]
-async fn sub_ends_though_every_connection_is_cut_before_it_would() {
+async fn sub_ends_though_every_connection_is_cut_off_before() {
     let server = Server::start().await;
     rejoin(&server, &["pub", "t", "x"]).run().await;
     let proxy = |millis| Proxy::impatient(server.addr, Duration::from_millis(millis));
@@ -216,7 +216,7 @@ async fn sub_ends_though_every_connection_is_cut_before_it_would() {
 }
 
 #[tokio::test]
-async fn a_mistake_in_the_command_line_ends_with_two() {
+async fn a_mistake_in_the_command_line_ends_with_code_2() {
     for arguments in [
         &["sub"][..],
         &["sub", "t", "--after", "0", "--last", "1"],
@@ -236,7 +236,7 @@ async fn a_mistake_in_the_command_line_ends_with_two() {
 }
 
 #[tokio::test]
-async fn a_shell_learns_every_command() {
+async fn shell_completions_contain_every_command() {
     let shell = Program::new(&["completions", "bash"]).run().await;
     assert_eq!(shell.code, Some(0), "{shell:?}");
     let script = shell.lines().join("\n");
@@ -247,7 +247,7 @@ async fn a_shell_learns_every_command() {
 
 /// `rejoin sub … | head -1` has what it wanted with the first line, though no second one ever comes.
 #[tokio::test]
-async fn sub_ends_quietly_when_nobody_reads_it_any_more() {
+async fn sub_ends_quietly_when_its_output_is_closed() {
     let server = Server::start().await;
     for transport in TRANSPORTS {
         let mut sub = rejoin(&server, &["sub", "t", "--after", "0", "--transport", transport]).start();
@@ -332,7 +332,7 @@ async fn pub_into_sub_is_exact_though_connections_break_at_any_byte() {
 }
 
 #[tokio::test]
-async fn what_a_crash_took_is_told_and_sub_goes_on() {
+async fn sub_reports_what_a_crash_lost_and_continues() {
     let serving = Serving::start(&[]).await;
     let proxy = Proxy::to(serving.server.addr).await;
     let mut sub =
@@ -408,7 +408,7 @@ async fn bench_counts_what_the_server_lost() {
 }
 
 #[tokio::test]
-async fn bench_ends_where_it_is_refused_or_nobody_is_there() {
+async fn bench_ends_when_it_is_refused_or_cannot_connect() {
     let limited = Server::with(|config| config.publish_rate = 1).await;
     let bench = rejoin(&limited, &["bench", "--rate", "1000", "--duration", "1s"]).run().await;
     assert_eq!((bench.code, bench.stdout.len()), (Some(1), 0), "{bench:?}");

@@ -14,7 +14,7 @@ const MODE_TIMEOUT: &str = "40";
 const PATIENCE: Duration = Duration::from_secs(110);
 
 #[tokio::test]
-async fn readers_that_are_cut_end_with_every_record_or_know_what_is_missing() {
+async fn readers_that_are_cut_off_get_every_record_or_a_gap() {
     let script = Command::new("python3")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/packages.py"))
         .args(["--server", env!("CARGO_BIN_EXE_rejoin"), "--limit", RECORDS, "--timeout", MODE_TIMEOUT])

@@ -23,7 +23,7 @@ const WALLS: [(&str, &[&str], &[&str]); 6] = [
 const ADAPTERS: [&str; 3] = ["stream", "poll", "websocket"];
 
 #[test]
-fn every_source_file_opens_with_what_it_holds() {
+fn every_source_file_begins_with_a_module_comment() {
     for source in sources() {
         assert!(source.text.starts_with("//! "), "{} does not open with //!", source.name());
     }
@@ -61,7 +61,7 @@ fn a_transport_knows_nothing_of_the_others() {
 }
 
 #[test]
-fn the_map_names_every_source_file_and_no_other() {
+fn the_map_in_the_architecture_names_exactly_the_source_files() {
     let map: BTreeSet<String> =
         spans(&read("docs/architecture.md")).into_iter().filter(|span| span.ends_with(".rs")).collect();
     let files: BTreeSet<String> = sources().iter().map(Source::name).collect();
@@ -104,7 +104,7 @@ fn the_protocol_names_every_reason_of_a_gap() {
 }
 
 #[test]
-fn the_flags_of_the_documents_are_those_of_the_program() {
+fn documents_and_program_have_the_same_flags() {
     let help = |arguments: &[&str]| {
         let help = Command::new(env!("CARGO_BIN_EXE_rejoin")).args(arguments).output().expect("it runs");
         String::from_utf8(help.stdout).expect("UTF-8")
@@ -132,7 +132,7 @@ fn the_flags_of_the_documents_are_those_of_the_program() {
 }
 
 #[test]
-fn every_threat_names_tests_that_are_there() {
+fn every_threat_names_existing_tests() {
     let security = read("docs/security.md");
     let mut tests = String::new();
     for folder in ["src", "tests"] {

@@ -18,7 +18,7 @@ async fn run(arguments: &[&str]) -> Ended {
 }
 
 #[tokio::test]
-async fn a_new_key_is_accepted_once_what_is_printed_with_it_is_configured() {
+async fn a_new_key_is_accepted_once_its_printed_table_is_configured() {
     let made = run(&["key", "new", "--name", "shop \"1\"", "--publish", "orders.*", "--publish", "a"]).await;
     assert_eq!((made.code, made.told()), (Some(0), ""), "{made:?}");
     let (lines, other) = (made.lines(), run(&["key", "new"]).await);
@@ -39,7 +39,7 @@ async fn a_new_key_is_accepted_once_what_is_printed_with_it_is_configured() {
 }
 
 #[tokio::test]
-async fn a_token_is_accepted_by_the_server_of_the_same_configuration() {
+async fn a_server_with_the_same_configuration_accepts_the_token() {
     let folder = Folder::new();
     let (config, key) = (folder.path("rejoin.toml"), folder.path("key.pem"));
     let table =
@@ -59,7 +59,7 @@ async fn a_token_is_accepted_by_the_server_of_the_same_configuration() {
 }
 
 #[tokio::test]
-async fn what_cannot_sign_is_named() {
+async fn a_key_that_cannot_sign_is_named() {
     let folder = Folder::new();
     let public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
     let (config, key) = (folder.path("rejoin.toml"), folder.path("key.pem"));

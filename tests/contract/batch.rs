@@ -56,7 +56,7 @@ async fn an_array_and_lines_are_answered_in_order_with_ids_that_grow() {
 }
 
 #[tokio::test]
-async fn behind_one_that_fails_nothing_is_published_if_they_are_ordered() {
+async fn an_ordered_batch_publishes_nothing_after_a_failure() {
     let server = Server::start().await;
     let items = [json!({"topic": "t", "data": 1}), json!({"topic": "*"}), json!({"topic": "t", "data": 3})];
     for (content_type, body) in both(&items) {
@@ -78,7 +78,7 @@ async fn delete(server: &Server, topic: &str) {
 }
 
 #[tokio::test]
-async fn nothing_is_published_by_an_empty_list() {
+async fn an_empty_list_publishes_nothing() {
     let server = Server::start().await;
     for (content_type, body) in [(JSON, "[]"), (JSON, " [ ] \n"), (NDJSON, ""), (NDJSON, "\n\r\n")] {
         assert_eq!(answers(&send(&server, content_type, body).await), [] as [Value; 0], "{body:?}");
@@ -94,7 +94,7 @@ async fn lines_may_end_with_crlf_and_the_last_one_not_at_all() {
 }
 
 #[tokio::test]
-async fn one_that_fails_is_a_problem_in_its_place_and_stops_none_of_the_others() {
+async fn a_failed_element_is_a_problem_in_its_place_and_does_not_stop_the_others() {
     let server = Server::with(|config| config.max_payload = 1_000).await;
     let wrong = [
         (json!({"topic": "a..b", "data": 1}), "bad_request"),
@@ -168,7 +168,7 @@ async fn a_body_that_is_neither_an_array_nor_lines_is_refused() {
 }
 
 #[tokio::test]
-async fn a_broken_array_is_the_last_problem_after_what_came_before_it() {
+async fn a_broken_array_is_the_last_problem_after_the_answers_before_it() {
     let server = Server::start().await;
     let good = r#"{"topic":"a","data":1}"#;
     for broken in [format!("[{good},{good}"), format!("[{good},{good},"), format!("[{good},{good}] nonsense")]
@@ -224,7 +224,7 @@ async fn a_topic_that_is_named_twice_is_published_to_once() {
 }
 
 #[tokio::test]
-async fn where_one_of_the_topics_refuses_the_problem_names_the_ids_of_those_before() {
+async fn if_one_topic_refuses_the_problem_has_the_ids_of_the_topics_before() {
     let server = Server::start().await;
     publish(&server, "b", "x").await;
     let items = json!([{"topics": ["a", "b", "c"], "data": 1, "if_match": "0"}]);
@@ -239,7 +239,7 @@ async fn where_one_of_the_topics_refuses_the_problem_names_the_ids_of_those_befo
 }
 
 #[tokio::test]
-async fn topics_are_each_given_the_message_under_an_id_of_its_own() {
+async fn each_topic_gets_the_message_with_its_own_id() {
     let server = Server::start().await;
     let items = json!([{"topics": ["a", "b", "c"], "data": {"n": 1}, "event": "e"}]);
     let answer = send(&server, JSON, items.to_string()).await;
@@ -254,7 +254,7 @@ async fn topics_are_each_given_the_message_under_an_id_of_its_own() {
 
 /// The data, what is said of it, and the envelope's fields besides `type`, `topic` and `id`.
 #[tokio::test]
-async fn data_is_json_unless_it_is_said_to_be_something_else() {
+async fn data_is_json_unless_another_content_type_is_given() {
     let server = Server::start().await;
     let cases = [
         (json!({"data": {"a": [1, null]}}), json!({"data": {"a": [1, null]}})),
@@ -347,7 +347,7 @@ async fn each_message_has_the_options_of_a_single_one() {
 }
 
 #[tokio::test]
-async fn a_topic_may_have_a_slash_which_a_path_may_not_survive() {
+async fn a_topic_in_a_body_may_contain_a_slash() {
     let server = Server::start().await;
     answers(&send(&server, JSON, r#"[{"topic":"a/b","data":1}]"#).await);
     let page = get(&server, "/events?topic=a/b&after=0").answer().await.json();
@@ -406,7 +406,7 @@ async fn a_message_is_published_to_up_to_1_000_topics() {
 }
 
 #[tokio::test]
-async fn of_what_was_sent_little_is_sent_back() {
+async fn a_problem_quotes_little_of_the_request() {
     let server = Server::start().await;
     let long = "x".repeat(50_000);
     let items =

@@ -160,7 +160,7 @@ async fn assert_envelopes(bytes: &[u8], expected: &[(String, Value)]) {
 }
 
 #[tokio::test]
-async fn json_cannot_break_out_however_it_is_laid_out() {
+async fn json_cannot_break_out_however_it_is_formatted() {
     let server = Server::start().await;
     let laid_out = [
         "{\n\n\"id\": 1\n}",
@@ -239,7 +239,7 @@ async fn a_topic_cannot_break_out() {
 }
 
 #[tokio::test]
-async fn what_was_sent_as_a_cursor_cannot_break_out_of_the_gap_that_repeats_it() {
+async fn a_cursor_cannot_break_out_of_the_gap_that_repeats_it() {
     let server = Server::start().await;
     publish(&server, "a", END).await;
     for sent in ["data: x", ": x", "\"},{\"a\":\"", "a\tb", "\\n\\nid: 1"] {

@@ -66,7 +66,7 @@ const ROWS: &[Row] = &[
 ];
 
 #[tokio::test]
-async fn every_code_has_the_status_and_close_of_the_contract_and_is_answered_so() {
+async fn every_code_is_answered_with_the_status_and_close_of_the_contract() {
     let named: BTreeSet<_> = ROWS.iter().map(|row| row.code).collect();
     let known: BTreeSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
     assert_eq!(named, known, "a row for each code, and a code for each row");
@@ -296,7 +296,7 @@ async fn failed(error: LogError) -> Answer {
 }
 
 #[tokio::test]
-async fn an_event_stream_is_turned_away_from_an_overloaded_server_so_that_it_comes_back() {
+async fn an_overloaded_server_refuses_an_event_stream_so_that_it_reconnects() {
     let server = Server::with(|config| config.max_connections = 1).await;
     let first = Reader::open(&server, Transport::Sse, "topic=a").await;
     let cursor = first.cursor().to_owned();
@@ -320,7 +320,7 @@ async fn an_event_stream_is_turned_away_from_an_overloaded_server_so_that_it_com
 }
 
 #[tokio::test]
-async fn a_stream_of_lines_is_turned_away_by_a_closing_and_nothing_else() {
+async fn an_overloaded_server_refuses_ndjson_with_one_closing_frame() {
     let server = Server::with(|config| config.max_connections = 1).await;
     let first = Reader::open(&server, Transport::Ndjson, "topic=a").await;
     let mut lines = Lines::of(Stream::open(&server, Transport::Ndjson, "/topics/a", &[]).await);
@@ -336,7 +336,7 @@ async fn a_stream_of_lines_is_turned_away_by_a_closing_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_resuming_event_stream_that_is_turned_away_keeps_its_cursor() {
+async fn an_event_stream_that_is_refused_while_resuming_keeps_its_cursor() {
     let server = Server::with(|config| config.max_connections = 1).await;
     let cursor = publish(&server, "a", "seen").await;
     let missed = publish(&server, "a", "missed").await;
@@ -352,7 +352,7 @@ async fn a_resuming_event_stream_that_is_turned_away_keeps_its_cursor() {
 }
 
 #[tokio::test]
-async fn a_page_is_told_of_the_overload_by_a_close_code_that_says_back_off() {
+async fn an_overloaded_server_refuses_a_page_with_a_close_code_that_means_back_off() {
     let server = Server::with(|config| config.max_connections = 1).await;
     let first = Reader::open(&server, Transport::WebSocket, "topic=a").await;
     let origin = server.http("");
@@ -364,7 +364,7 @@ async fn a_page_is_told_of_the_overload_by_a_close_code_that_says_back_off() {
 }
 
 #[tokio::test]
-async fn a_log_that_fails_is_503_to_all_but_event_streams_which_it_would_stop_for_good() {
+async fn a_failing_log_is_503_except_for_event_streams() {
     let server = FailingServer::start().await;
     let cursor = post(&server, "/topics/a").body("x").answer().await.id();
     server.fail(Some(LogError::Unavailable));

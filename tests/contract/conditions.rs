@@ -44,7 +44,7 @@ async fn the_same_key_and_payload_are_stored_once_and_answered_with_the_first_id
 }
 
 #[tokio::test]
-async fn a_key_counts_however_many_come_with_it_at_once() {
+async fn a_key_counts_for_publishes_at_the_same_time() {
     let server = Server::start().await;
     let requests = (0..20).map(|_| with_key(&server, "a", "k").body("x").answer());
     let answers = join_all(requests).await;
@@ -62,7 +62,7 @@ async fn a_key_with_another_payload_is_key_reused() {
 }
 
 #[tokio::test]
-async fn of_what_a_key_was_used_for_only_the_bytes_are_compared() {
+async fn only_the_bytes_of_a_repeated_key_are_compared() {
     let server = Server::start().await;
     let first = is_stored(&with_key(&server, "a", "k").body("x").answer().await);
     let request = post(&server, "/topics/a?event=other").header("content-type", "text/html");
@@ -70,7 +70,7 @@ async fn of_what_a_key_was_used_for_only_the_bytes_are_compared() {
 }
 
 #[tokio::test]
-async fn a_key_means_nothing_to_another_topic() {
+async fn a_key_counts_for_one_topic_only() {
     let server = Server::start().await;
     let first = is_stored(&with_key(&server, "a", "k").body("x").answer().await);
     let other = is_stored(&with_key(&server, "b", "k").body("y").answer().await);
@@ -80,7 +80,7 @@ async fn a_key_means_nothing_to_another_topic() {
 }
 
 #[tokio::test]
-async fn a_key_outlives_what_it_was_used_for() {
+async fn a_key_outlives_its_message() {
     let server = Server::with(|config| config.retain_messages = 1).await;
     let first = is_stored(&with_key(&server, "a", "k").body("x").answer().await);
     publish(&server, "a", "y").await;
@@ -124,7 +124,7 @@ async fn a_failed_precondition_does_not_use_the_key_up() {
 }
 
 #[tokio::test]
-async fn if_match_0_publishes_only_where_nothing_ever_was() {
+async fn if_match_0_publishes_only_to_a_topic_that_never_had_a_message() {
     let server = Server::start().await;
     publish(&server, "b", "elsewhere").await;
     let first = is_stored(&if_match(&server, "a", "\"0\"").body("x").answer().await);
@@ -189,7 +189,7 @@ async fn if_match_is_one_quoted_id() {
 }
 
 #[tokio::test]
-async fn of_those_who_publish_at_once_on_the_same_condition_one_succeeds() {
+async fn only_one_of_many_publishes_with_the_same_condition_succeeds() {
     let server = Server::start().await;
     let id = publish(&server, "a", "1").await;
     let quoted = format!("\"{id}\"");

@@ -86,7 +86,7 @@ async fn the_first_cursor_of_0_last_and_since_leads_to_no_gap_later() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_one_transport_continues_on_every_other() {
+async fn a_cursor_from_one_transport_resumes_on_every_other() {
     let server = Server::start().await;
     let mut ids = publish_all(&server, "a", 1..=4).await;
     for from in Transport::ALL {

@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn what_is_retained_is_forgotten_of_this_topic_alone() {
+async fn delete_removes_the_messages_of_this_topic_only() {
     let server = Server::start().await;
     publish(&server, "a", "1").await;
     publish(&server, "b", "2").await;
@@ -26,7 +26,7 @@ async fn what_is_retained_is_forgotten_of_this_topic_alone() {
 }
 
 #[tokio::test]
-async fn a_topic_without_messages_is_forgotten_too() {
+async fn a_topic_without_messages_can_be_deleted() {
     let server = Server::start().await;
     for _ in 0..2 {
         let answer = request(&server, Method::DELETE, "/topics/nothing").answer().await;
@@ -35,7 +35,7 @@ async fn a_topic_without_messages_is_forgotten_too() {
 }
 
 #[tokio::test]
-async fn who_had_everything_hears_nothing() {
+async fn a_reader_that_had_everything_gets_no_notice_of_a_delete() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         for filter in ["a", "*"] {
@@ -50,7 +50,7 @@ async fn who_had_everything_hears_nothing() {
 }
 
 #[tokio::test]
-async fn who_had_everything_comes_back_to_no_gap() {
+async fn a_client_that_had_everything_resumes_without_a_gap() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         for filter in ["a", "*"] {
@@ -67,7 +67,7 @@ async fn who_had_everything_comes_back_to_no_gap() {
 }
 
 #[tokio::test]
-async fn who_is_behind_is_told_that_it_was_deleted() {
+async fn a_reader_that_is_behind_gets_a_gap_for_a_delete() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         for filter in ["a", "*"] {
@@ -96,7 +96,7 @@ async fn who_is_behind_is_told_that_it_was_deleted() {
 }
 
 #[tokio::test]
-async fn the_gap_names_what_was_published_since_as_the_next() {
+async fn the_gap_of_a_delete_names_the_next_message() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         for filter in ["a", "*"] {

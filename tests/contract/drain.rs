@@ -28,7 +28,7 @@ async fn ends(server: Server) {
 }
 
 #[tokio::test]
-async fn an_event_stream_is_told_and_ended() {
+async fn a_drain_ends_an_event_stream_with_closing() {
     let server = Server::start().await;
     let mut raw = Events::open(&server, "/topics/a").await;
     let mut envelopes = Events::open(&server, "/events?topic=a").await;
@@ -46,7 +46,7 @@ async fn an_event_stream_is_told_and_ended() {
 }
 
 #[tokio::test]
-async fn a_stream_of_lines_is_told_and_ended() {
+async fn a_drain_ends_ndjson_with_closing() {
     let server = Server::start().await;
     let mut lines = Lines::open(&server, "/topics/a").await;
     let id = publish(&server, "a", "x").await;
@@ -58,7 +58,7 @@ async fn a_stream_of_lines_is_told_and_ended() {
 }
 
 #[tokio::test]
-async fn a_websocket_is_told_and_closed_with_4200() {
+async fn a_drain_closes_a_websocket_with_4200() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, "/topics/a").await;
     let id = publish(&server, "a", "x").await;
@@ -86,7 +86,7 @@ async fn a_held_poll_is_answered_early_with_its_cursor() {
 }
 
 #[tokio::test]
-async fn what_was_accepted_before_a_drain_is_given_out_first() {
+async fn messages_accepted_before_a_drain_are_sent_first() {
     for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
         for filter in ["a", "*"] {
             let server = Server::start().await;
@@ -110,7 +110,7 @@ async fn what_was_accepted_before_a_drain_is_given_out_first() {
 }
 
 #[tokio::test]
-async fn a_replay_that_is_under_way_is_finished_before_the_close() {
+async fn a_drain_finishes_a_running_replay_before_the_close() {
     let server = Server::start().await;
     let ids = publish_all(&server, "a", 1..=900).await;
     let mut socket = Socket::open(&server, "/events").await;
@@ -129,7 +129,7 @@ async fn a_replay_that_is_under_way_is_finished_before_the_close() {
 }
 
 #[tokio::test]
-async fn what_has_to_be_read_from_the_log_is_given_out_before_the_close() {
+async fn a_drain_sends_what_it_must_read_from_the_log_before_the_close() {
     for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
         let server = FailingServer::start().await;
         let ids = publish_all(&server, "a", 1..=900).await;
@@ -152,7 +152,7 @@ async fn what_has_to_be_read_from_the_log_is_given_out_before_the_close() {
 }
 
 #[tokio::test]
-async fn nobody_is_let_in_any_more() {
+async fn a_draining_server_accepts_no_new_connection() {
     let server = Server::start().await;
     let addr = server.addr;
     server.shutdown.drain();
@@ -174,7 +174,7 @@ async fn an_idle_connection_does_not_keep_the_server_from_ending() {
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_does_not_hold_the_server_up_beyond_the_grace() {
+async fn a_reader_that_takes_nothing_delays_the_end_only_for_the_grace() {
     let server = Server::with(|config| {
         config.drain_grace = Duration::from_millis(500);
         config.retain_bytes = 64 << 20;

@@ -21,7 +21,7 @@ async fn resume(server: &Server, transport: Transport, filter: &str, cursor: &st
 }
 
 #[tokio::test]
-async fn what_was_trimmed_by_count_is_told_before_the_oldest_retained() {
+async fn messages_trimmed_by_count_become_a_gap_before_the_oldest_retained() {
     let server = Server::with(|config| config.retain_messages = 2).await;
     let ids = publish_all(&server, "a", 1..=5).await;
     for transport in Transport::ALL {
@@ -35,7 +35,7 @@ async fn what_was_trimmed_by_count_is_told_before_the_oldest_retained() {
 }
 
 #[tokio::test]
-async fn to_be_exactly_one_behind_the_oldest_retained_is_no_gap() {
+async fn exactly_one_message_behind_the_oldest_retained_is_no_gap() {
     let server = Server::with(|config| config.retain_messages = 2).await;
     let ids = publish_all(&server, "a", 1..=5).await;
     publish_all(&server, "b", 1..=5).await;
@@ -52,7 +52,7 @@ async fn to_be_exactly_one_behind_the_oldest_retained_is_no_gap() {
 }
 
 #[tokio::test]
-async fn what_was_trimmed_by_bytes_is_told() {
+async fn messages_trimmed_by_bytes_become_a_gap() {
     let server = Server::with(|config| (config.retain_bytes, config.max_payload) = (5_000, 5_000)).await;
     let first = publish(&server, "a", "x".repeat(2_000)).await;
     publish(&server, "a", "x".repeat(2_000)).await;
@@ -68,7 +68,7 @@ async fn what_was_trimmed_by_bytes_is_told() {
 }
 
 #[tokio::test]
-async fn what_many_topics_push_out_of_another_is_told() {
+async fn messages_that_many_topics_push_out_become_a_gap() {
     let server = Server::with(|config| {
         (config.max_payload, config.retain_bytes, config.retain_total) = (10_000, 10_000, 10_000);
     })
@@ -89,7 +89,7 @@ async fn what_many_topics_push_out_of_another_is_told() {
 }
 
 #[tokio::test]
-async fn a_topic_that_holds_more_than_its_share_pays_for_what_it_is_given() {
+async fn a_topic_with_more_than_its_share_loses_its_own_messages_first() {
     let server = Server::with(|config| {
         (config.max_payload, config.retain_bytes, config.retain_total) = (10_000, 10_000, 10_000);
     })
@@ -104,7 +104,7 @@ async fn a_topic_that_holds_more_than_its_share_pays_for_what_it_is_given() {
 }
 
 #[tokio::test]
-async fn what_has_grown_too_old_is_not_given_and_told_also_where_nothing_comes_any_more() {
+async fn expired_messages_become_a_gap_even_when_the_topic_is_quiet() {
     let server = Server::with(|config| config.retain_age = Duration::from_millis(200)).await;
     let cursor = now(&server).await;
     let old = publish(&server, "a", "old").await;
@@ -126,7 +126,7 @@ async fn what_has_grown_too_old_is_not_given_and_told_also_where_nothing_comes_a
 }
 
 #[tokio::test]
-async fn who_had_everything_is_told_nothing_when_it_grows_too_old() {
+async fn a_reader_that_had_everything_gets_no_gap_when_messages_expire() {
     let server = Server::with(|config| config.retain_age = Duration::from_millis(200)).await;
     for transport in Transport::ALL {
         let mut live = Reader::open(&server, transport, "topic=a").await;
@@ -141,7 +141,7 @@ async fn who_had_everything_is_told_nothing_when_it_grows_too_old() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_an_earlier_server_is_told_of_the_restart() {
+async fn a_cursor_from_before_a_restart_gets_a_gap() {
     let earlier = Server::start().await;
     let cursor = publish(&earlier, "a", "lost").await;
     earlier.stop().await;
@@ -217,7 +217,7 @@ async fn a_gap_is_told_before_anything_newer_than_its_after_of_any_topic() {
 }
 
 #[tokio::test]
-async fn until_all_gaps_are_told_no_cursor_past_them_is_given_out() {
+async fn no_cursor_passes_a_gap_until_all_gaps_are_told() {
     let server = Server::with(|config| config.retain_messages = 1).await;
     let cursor = now(&server).await;
     for topic in ["a", "b", "c"] {
@@ -251,7 +251,7 @@ async fn until_all_gaps_are_told_no_cursor_past_them_is_given_out() {
 }
 
 #[tokio::test]
-async fn a_gap_without_a_next_moves_the_cursor_past_it_and_past_nothing_that_was_not_given() {
+async fn a_gap_without_a_next_moves_the_cursor_past_the_gap_only() {
     let server = Server::start().await;
     // A poll's cursor goes on with each answer, so each may tell it again.
     for transport in STREAMS {
@@ -276,7 +276,7 @@ async fn a_gap_without_a_next_moves_the_cursor_past_it_and_past_nothing_that_was
 }
 
 #[tokio::test]
-async fn a_gap_of_one_topic_is_none_of_another() {
+async fn a_gap_of_one_topic_is_no_gap_of_another() {
     let server = Server::with(|config| config.retain_messages = 2).await;
     let b = publish(&server, "b", "whole").await;
     publish_all(&server, "a", 1..=5).await;
@@ -291,7 +291,7 @@ async fn a_gap_of_one_topic_is_none_of_another() {
 }
 
 #[tokio::test]
-async fn a_poll_is_answered_at_once_by_a_gap_alone() {
+async fn a_gap_alone_answers_a_poll_at_once() {
     let server = Server::start().await;
     let cursor = now(&server).await;
     publish(&server, "a", "gone").await;

@@ -60,7 +60,7 @@ async fn assert_refused(server: &Server, headers: &[(&str, &str)], code: &str) {
 }
 
 #[tokio::test]
-async fn a_foreign_origin_is_refused_everything() {
+async fn a_foreign_origin_is_refused_on_every_path() {
     let server = server().await;
     let port = server.addr.port();
     for origin in [
@@ -81,7 +81,7 @@ async fn a_foreign_origin_is_refused_everything() {
 }
 
 #[tokio::test]
-async fn the_servers_own_origin_and_a_listed_one_are_served_and_named() {
+async fn the_servers_own_origin_and_a_listed_one_are_served() {
     let server = server().await;
     let port = server.addr.port();
     let own = server.http("");
@@ -128,7 +128,7 @@ async fn without_an_origin_no_cors_header_names_one() {
 }
 
 #[tokio::test]
-async fn no_cache_gives_one_origin_what_was_made_for_another() {
+async fn every_answer_varies_by_origin() {
     let server = server().await;
     for path in ["/topics/a", "/nowhere", "/topics/a..b", "/", "/stats"] {
         for headers in [&[][..], &[("origin", LISTED)]] {
@@ -146,7 +146,7 @@ async fn no_cache_gives_one_origin_what_was_made_for_another() {
 }
 
 #[tokio::test]
-async fn a_request_from_another_site_without_an_origin_is_refused_but_for_a_link_to_a_page() {
+async fn a_cross_site_request_without_an_origin_is_refused_unless_it_is_a_link() {
     let server = server().await;
     for site in ["cross-site", "same-site"] {
         assert_refused(&server, &[("sec-fetch-site", site)], "forbidden_origin").await;
@@ -218,7 +218,7 @@ async fn a_websocket_of_a_foreign_origin_is_never_opened() {
 }
 
 #[tokio::test]
-async fn a_preflight_of_an_allowed_origin_says_what_is_allowed() {
+async fn a_preflight_lists_what_is_allowed() {
     let server = server().await;
     let own = server.http("");
     for origin in [LISTED, &own] {

@@ -23,7 +23,7 @@ async fn said_to(server: &Server, bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_a_bare_400() {
+async fn a_request_that_is_not_http_is_a_bare_400() {
     let server = Server::start().await;
     for bytes in
         [&b"nonsense\r\n\r\n"[..], b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"\x16\x03\x01\x02\0\x01\0\r\n\r\n"]
@@ -65,7 +65,7 @@ async fn a_body_that_does_not_arrive_in_time_is_refused() {
 }
 
 #[tokio::test]
-async fn connect_is_no_way_to_read() {
+async fn connect_over_http1_is_refused() {
     let server = Server::start().await;
     for target in ["/topics/a?wait=0", "localhost:80"] {
         let head = format!("CONNECT {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -75,7 +75,7 @@ async fn connect_is_no_way_to_read() {
 }
 
 #[tokio::test]
-async fn of_two_names_for_this_server_none_counts() {
+async fn a_request_with_two_hosts_is_refused() {
     let server = Server::start().await;
     let head = "GET /topics/a?wait=0 HTTP/1.1\r\nHost: localhost\r\nHost: other.example\r\nConnection: close\r\n\r\n";
     let said = said_to(&server, head.as_bytes()).await;

@@ -134,7 +134,7 @@ async fn one_connection_carries_hundreds_of_event_streams() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_not_read_stalls_only_itself_and_is_ended_alone() {
+async fn a_stream_that_is_not_read_stalls_and_ends_alone() {
     let server = Server::with(|config| {
         config.write_timeout = Duration::from_secs(1);
         config.retain_bytes = 64 << 20;
@@ -260,7 +260,7 @@ impl Socket {
 }
 
 #[tokio::test]
-async fn a_websocket_of_extended_connect_is_refused_as_any_other() {
+async fn a_websocket_by_extended_connect_is_refused_like_any_other() {
     let server = Server::start().await;
     let mut connection = Connection::open(&server).await;
     let origin = server.http("");
@@ -315,7 +315,7 @@ async fn a_drain_tells_every_stream_and_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn a_request_that_does_not_end_is_counted_among_those_who_did_not_leave() {
+async fn a_request_that_does_not_end_counts_as_still_open() {
     let server = Server::with(|config| config.drain_grace = Duration::from_millis(300)).await;
     let mut connection = Connection::open(&server).await;
     let uri = format!("http://{}/publish", connection.authority);

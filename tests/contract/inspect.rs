@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn topics_are_listed_with_what_is_retained_and_who_reads_here() {
+async fn topics_are_listed_with_their_messages_and_subscribers() {
     let server = Server::with(|config| config.retain_messages = 3).await;
     publish_all(&server, "b", 1..=4).await;
     let newest = publish(&server, "b", "5").await;
@@ -69,7 +69,7 @@ async fn there_is_a_page_that_publishes_and_listens() {
 }
 
 #[tokio::test]
-async fn stats_count_what_is_retained_and_who_is_served() {
+async fn stats_count_retained_messages_and_connections() {
     let server = Server::start().await;
     let _reader = Reader::open(&server, Transport::Ndjson, "topic=a").await;
     publish_all(&server, "a", 1..=4).await;
@@ -107,7 +107,7 @@ async fn readiness_is_proven_by_a_round_trip() {
 }
 
 #[tokio::test]
-async fn a_proof_of_readiness_serves_all_who_ask_within_a_second() {
+async fn one_proof_of_readiness_serves_all_probes_of_a_second() {
     let server = FailingServer::start().await;
     let asked = std::time::Instant::now();
     assert_eq!(get(&server, "/health/ready").answer().await.status, 200);

@@ -73,7 +73,7 @@ fn gaps(deliveries: &[Delivery]) -> usize {
 
 /// `last` of the connection says where *it* begins with a topic, and nothing of who asks for more of it.
 #[tokio::test]
-async fn a_topic_is_given_from_where_it_was_asked_for_though_a_pattern_begins_later() {
+async fn a_topic_begins_at_its_own_start_though_a_pattern_begins_later() {
     let broker = Broker::new(MemoryLog::start(RETENTION));
     let quiet = publish(&broker, "a.quiet").await;
     let mut busy = Vec::new();
@@ -96,7 +96,7 @@ async fn a_topic_is_given_from_where_it_was_asked_for_though_a_pattern_begins_la
 }
 
 #[tokio::test]
-async fn what_was_unsubscribed_says_nothing_of_where_it_begins_again() {
+async fn an_unsubscribed_topic_begins_anew() {
     let broker = Broker::new(MemoryLog::start(RETENTION));
     let quiet = publish(&broker, "quiet").await;
     let mut busy = Vec::new();
@@ -114,7 +114,7 @@ async fn what_was_unsubscribed_says_nothing_of_where_it_begins_again() {
 
 /// A page that was asked for before says nothing of the topic that has joined since.
 #[tokio::test]
-async fn nothing_of_the_new_topic_is_lost_while_the_log_is_being_read_for_the_others() {
+async fn a_new_topic_loses_nothing_while_the_log_is_read_for_the_others() {
     let (log, faults) = FailingLog::new();
     let broker = Broker::new(log);
     let cursor = broker.newest().await.expect("a cursor");
@@ -140,7 +140,7 @@ async fn nothing_of_the_new_topic_is_lost_while_the_log_is_being_read_for_the_ot
 
 /// Its tail begins behind the point up to which it is to be read.
 #[tokio::test]
-async fn a_pattern_joins_while_messages_come() {
+async fn a_pattern_can_be_added_while_messages_come() {
     let broker = Broker::new(MemoryLog::start(RETENTION));
     let mut expected = vec![publish(&broker, "a.x").await, publish(&broker, "b").await];
     let mut subscription = subscribe(&broker, "b", Start::Now).await;
@@ -155,7 +155,7 @@ async fn a_pattern_joins_while_messages_come() {
 }
 
 #[tokio::test]
-async fn while_a_topic_is_read_again_the_gaps_of_the_others_wait_too() {
+async fn during_a_replay_the_gaps_of_the_other_topics_wait() {
     let broker = Broker::new(MemoryLog::start(RETENTION));
     for _ in 0..5 {
         publish(&broker, "again").await;

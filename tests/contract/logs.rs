@@ -15,7 +15,7 @@ fn lines(log: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn where_nobody_looks_at_a_terminal_each_line_is_json_and_a_connection_that_ends_says_why() {
+async fn without_a_terminal_each_log_line_is_json_and_a_connection_logs_why_it_ended() {
     let program = Program::start(&["--log-level", "debug"]).await;
     let first = publish(&program.server, "a", "1").await;
     let streams = [Transport::WebSocket, Transport::Sse, Transport::Ndjson];
@@ -50,7 +50,7 @@ async fn a_token_is_never_logged() {
 }
 
 #[tokio::test]
-async fn lines_that_clients_cause_are_few() {
+async fn clients_cause_few_log_lines() {
     let program = Program::start(&["--log-level", "debug"]).await;
     publish_all(&program.server, "a", 1..=3).await;
     for _ in 0..10 {

@@ -93,7 +93,7 @@ async fn the_document_has_the_routes_of_the_server_and_no_others() {
 }
 
 #[tokio::test]
-async fn what_the_server_answers_is_what_the_document_says() {
+async fn answers_match_the_document() {
     let server = Server::with(|config| config.max_payload = 1000).await;
     let document = Document::of(&server).await;
     let topic = topic_path("a");
@@ -149,7 +149,7 @@ async fn what_the_server_answers_is_what_the_document_says() {
 }
 
 #[tokio::test]
-async fn the_frames_of_a_stream_are_those_of_the_document() {
+async fn frames_of_a_stream_match_the_document() {
     let server = Server::with(|config| config.retain_messages = 1).await;
     let document = Document::of(&server).await;
     for number in ["1", "2", "3"] {

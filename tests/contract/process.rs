@@ -34,7 +34,7 @@ async fn the_greeting_names_an_address_that_can_be_connected_to() {
 }
 
 #[tokio::test]
-async fn the_greeting_shows_a_token_where_one_is_asked_for() {
+async fn the_greeting_shows_a_token_if_one_is_required() {
     for (arguments, is_asked) in [(&[][..], false), (&["--jwt-secret", &"x".repeat(32)], true)] {
         let mut program = Program::start(arguments).await;
         assert_eq!(program.line().await, "");
@@ -81,7 +81,7 @@ async fn a_second_signal_ends_at_once_and_the_log_says_so() {
 }
 
 #[tokio::test]
-async fn the_log_says_where_messages_are_kept_and_shows_no_credentials() {
+async fn the_log_line_names_the_store_without_credentials() {
     for (arguments, kept) in [
         (&[][..], r#""log":"memory""#),
         // Nobody answers there, which a server waits for.
@@ -128,7 +128,7 @@ async fn address(told: impl AsyncRead + Unpin) -> SocketAddr {
 
 /// A greeting that could not be printed was a panic.
 #[tokio::test]
-async fn a_disk_that_is_full_of_logs_stops_nothing() {
+async fn a_full_disk_for_logs_stops_nothing() {
     for is_log_full in [true, false] {
         let (stdout, stderr) = if is_log_full { (Stdio::piped(), full()) } else { (full(), Stdio::piped()) };
         let mut program = serving(stdout, stderr);
@@ -144,7 +144,7 @@ async fn a_disk_that_is_full_of_logs_stops_nothing() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_printed_is_no_panic() {
+async fn a_closed_output_is_no_panic() {
     for arguments in [&["config"][..], &["--help"], &["completions", "bash"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_rejoin")).args(arguments).stdout(full()).output().await;
         let output = output.expect("it runs");
@@ -154,7 +154,7 @@ async fn what_cannot_be_printed_is_no_panic() {
 }
 
 #[tokio::test]
-async fn all_who_come_back_at_once_find_room() {
+async fn all_clients_can_reconnect_at_once() {
     let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn")
         .ok()
         .and_then(|most| most.trim().parse().ok());

@@ -34,7 +34,7 @@ async fn impatient() -> Server {
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_told_of_the_gap() {
+async fn a_slow_reader_gets_a_gap() {
     for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
         let server = Server::with(|config| config.retain_messages = 2).await;
         let mut reader = Reader::open(&server, transport, "topic=a").await;
@@ -60,7 +60,7 @@ async fn a_slow_reader_is_told_of_the_gap() {
 }
 
 #[tokio::test]
-async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut() {
+async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut_off() {
     let server = impatient().await;
     let mut slow = Socket::open(&server, "/topics/a").await;
     let mut other = Reader::open(&server, Transport::WebSocket, "topic=a").await;
@@ -101,7 +101,7 @@ async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut() {
 
 /// What had not begun to be written is left out before `closing`; once the cursor there was past it.
 #[tokio::test]
-async fn a_slow_websocket_is_told_no_cursor_that_is_past_what_it_was_given() {
+async fn a_slow_websocket_gets_no_cursor_past_what_it_was_sent() {
     const SMALL: usize = 1_000;
     let server = impatient().await;
     let slow_closes = async || {
@@ -133,7 +133,7 @@ async fn a_slow_websocket_is_told_no_cursor_that_is_past_what_it_was_given() {
 
 /// A ping waits behind what the reader has yet to take; once that counted as the reader's silence.
 #[tokio::test]
-async fn a_websocket_that_takes_what_comes_slowly_but_steadily_stays() {
+async fn a_websocket_that_reads_slowly_but_steadily_stays_open() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
     let mut slow = Socket::open_narrow(&server, "/topics/a").await;
     let mut expected = publish_much(&server).await.into_iter();
@@ -149,7 +149,7 @@ async fn a_websocket_that_takes_what_comes_slowly_but_steadily_stays() {
 }
 
 #[tokio::test]
-async fn a_stream_that_takes_nothing_is_cut() {
+async fn a_stream_that_takes_nothing_is_cut_off() {
     let server = impatient().await;
     for transport in [Transport::Sse, Transport::Ndjson] {
         let mut slow = Stream::open(&server, transport, "/events?topic=a", &[]).await;
@@ -174,7 +174,7 @@ async fn a_stream_that_takes_nothing_is_cut() {
 }
 
 #[tokio::test]
-async fn who_was_closed_as_too_slow_comes_back_to_what_it_missed() {
+async fn a_client_closed_as_too_slow_resumes_with_what_it_missed() {
     let server = impatient().await;
     for (transport, other) in [
         (Transport::WebSocket, Transport::Poll),

@@ -69,7 +69,7 @@ async fn a_stream_opens_at_once_with_one_block_that_has_a_retry_an_id_and_data()
 }
 
 #[tokio::test]
-async fn the_retry_is_another_for_each_connection() {
+async fn the_retry_differs_for_each_connection() {
     let server = Server::start().await;
     let mut seen = BTreeSet::new();
     for _ in 0..20 {
@@ -112,7 +112,7 @@ async fn every_event_has_data_and_an_id_that_is_the_cursor() {
 }
 
 #[tokio::test]
-async fn one_topic_is_read_as_its_payloads_and_several_or_a_pattern_as_envelopes() {
+async fn one_topic_comes_as_payloads_and_several_or_a_pattern_as_envelopes() {
     let server = Server::start().await;
     let answer = post(&server, "/topics/a?event=paid").body("x").answer().await;
     let envelope = json!({"type": "message", "topic": "a", "id": answer.id(), "event": "paid", "data": "x"});
@@ -138,7 +138,7 @@ async fn one_topic_is_read_as_its_payloads_and_several_or_a_pattern_as_envelopes
 }
 
 #[tokio::test]
-async fn control_frames_are_the_same_objects_in_events_of_their_own() {
+async fn control_frames_are_the_same_objects_in_their_own_events() {
     let server = Server::start().await;
     let cursor = now(&server).await;
     publish(&server, "a", "gone").await;
@@ -155,7 +155,7 @@ async fn control_frames_are_the_same_objects_in_events_of_their_own() {
 }
 
 #[tokio::test]
-async fn an_event_that_the_publisher_calls_message_is_the_default_one() {
+async fn the_event_message_is_the_default_one() {
     let server = Server::start().await;
     let answer = post(&server, "/topics/a?event=message").body("x").answer().await;
     assert_eq!(answer.status, 201);
@@ -169,7 +169,7 @@ async fn an_event_that_the_publisher_calls_message_is_the_default_one() {
 }
 
 #[tokio::test]
-async fn what_a_raw_event_cannot_carry_comes_as_rejoin_binary_with_its_envelope() {
+async fn a_payload_that_a_raw_event_cannot_carry_comes_as_rejoin_binary() {
     let server = Server::start().await;
     let request =
         post(&server, "/topics/a?event=snap").header("content-type", "image/png").body(&b"\xff\n"[..]);

@@ -26,7 +26,7 @@ async fn assert_resumes(program: &Program, topics: &str, cursor: &str, ids: &[St
 }
 
 #[tokio::test]
-async fn with_a_state_file_readers_go_on_after_a_restart_as_if_there_had_been_none() {
+async fn with_a_state_file_readers_continue_across_a_restart() {
     let folder = Folder::new();
     let arguments = ["--state", &folder.path("state")];
     let program = Program::start(&arguments).await;
@@ -58,7 +58,7 @@ async fn with_a_state_file_readers_go_on_after_a_restart_as_if_there_had_been_no
 }
 
 #[tokio::test]
-async fn an_idempotency_key_counts_on_after_a_restart_with_a_state_file() {
+async fn with_a_state_file_an_idempotency_key_still_counts_after_a_restart() {
     let folder = Folder::new();
     let arguments = ["--state", &folder.path("state")];
     let program = Program::start(&arguments).await;
@@ -76,7 +76,7 @@ async fn an_idempotency_key_counts_on_after_a_restart_with_a_state_file() {
 }
 
 #[tokio::test]
-async fn after_a_crash_the_gap_is_told_also_where_a_state_file_was_read_before_it() {
+async fn a_crash_becomes_a_gap_even_with_a_state_file() {
     let folder = Folder::new();
     let arguments = ["--state", &folder.path("state")];
     let program = Program::start(&arguments).await;
@@ -100,7 +100,7 @@ async fn after_a_crash_the_gap_is_told_also_where_a_state_file_was_read_before_i
 }
 
 #[tokio::test]
-async fn a_damaged_state_file_is_told_and_set_aside() {
+async fn a_damaged_state_file_is_logged_and_set_aside() {
     let damage: [fn(&mut Vec<u8>); 3] = [
         |bytes| bytes.truncate(bytes.len() / 2),
         |bytes| *bytes.last_mut().expect("it has bytes") ^= 1,
@@ -136,7 +136,7 @@ async fn a_damaged_state_file_is_told_and_set_aside() {
 }
 
 #[tokio::test]
-async fn the_next_process_waits_for_the_one_before_and_says_so() {
+async fn the_next_process_waits_for_the_last_one_and_logs_it() {
     let folder = Folder::new();
     let path = folder.path("state");
     let first = Program::start(&["--state", &path]).await;

@@ -22,7 +22,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn the_subprotocol_is_spoken_offered_or_not_and_alone_is_echoed() {
+async fn the_subprotocol_is_echoed_only_if_it_was_offered() {
     let server = Server::start().await;
     for (offered, echoed) in [
         (&[][..], None),
@@ -55,7 +55,7 @@ async fn each_frame_is_a_text_with_one_object() {
 }
 
 #[tokio::test]
-async fn what_is_neither_json_nor_text_is_a_binary_frame_of_envelope_line_feed_and_bytes() {
+async fn a_payload_that_is_neither_json_nor_text_is_a_binary_frame() {
     let server = Server::start().await;
     let payload = b"\xff\n\n{\"type\":\"message\"}\n\0";
     let mut live = Socket::open(&server, "/topics/a").await;
@@ -127,7 +127,7 @@ fn raw(payload: Vec<u8>, opcode: OpCode) -> Wrong {
 }
 
 #[tokio::test]
-async fn who_breaks_the_protocol_or_a_limit_is_closed_with_its_code_and_nobody_else_is() {
+async fn a_client_that_breaks_the_protocol_or_a_limit_closes_only_itself() {
     let server = Server::start().await;
     let mut bystander = Socket::open(&server, "/topics/a").await;
     let long = 64 << 20;
@@ -172,7 +172,7 @@ async fn a_command_in_pieces_with_a_ping_between_is_understood() {
 }
 
 #[tokio::test]
-async fn a_peer_that_stays_silent_for_two_heartbeats_is_pinged_and_dropped() {
+async fn a_peer_silent_for_two_heartbeats_is_pinged_and_dropped() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
     let mut socket = Socket::open(&server, "/events").await;
     // Read past tungstenite, nothing is answered.
@@ -276,7 +276,7 @@ const REFUSED: [(&str, u16, &str, u16); 9] = [
 ];
 
 #[tokio::test]
-async fn who_has_no_origin_is_refused_with_the_real_status() {
+async fn a_client_without_an_origin_is_refused_with_the_real_status() {
     let server = Server::start().await;
     for (path, status, code, _) in REFUSED {
         refusal(&server, Transport::WebSocket, path, &[]).await.problem(status, code);
@@ -284,7 +284,7 @@ async fn who_has_no_origin_is_refused_with_the_real_status() {
 }
 
 #[tokio::test]
-async fn who_has_an_origin_is_refused_by_101_an_error_and_a_close_code() {
+async fn a_client_with_an_origin_is_refused_with_101_an_error_and_a_close_code() {
     let server = Server::start().await;
     let origin = server.http("");
     for (path, _, code, close) in REFUSED {
@@ -297,7 +297,7 @@ async fn who_has_an_origin_is_refused_by_101_an_error_and_a_close_code() {
 }
 
 #[tokio::test]
-async fn a_gap_comes_before_the_messages_and_binary_ones_are_no_exception() {
+async fn a_gap_comes_before_binary_messages_too() {
     let server = Server::start().await;
     let cursor = now(&server).await;
     publish(&server, "a", "gone").await;
@@ -310,7 +310,7 @@ async fn a_gap_comes_before_the_messages_and_binary_ones_are_no_exception() {
 }
 
 #[tokio::test]
-async fn a_peer_whose_commands_wait_is_not_taken_for_silent() {
+async fn a_peer_whose_commands_wait_is_not_silent() {
     let server = FailingServer::with(|config| config.heartbeat = Duration::from_millis(100)).await;
     let id = publish(&server, "a", "x").await;
     server.hold_reads(true);

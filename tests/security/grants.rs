@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_credential_is_taken_from_each_place_where_it_may_be() {
+async fn a_credential_is_accepted_in_each_of_its_places() {
     let server = server().await;
     let mine = reads("u1", &["users.{sub}.**"]);
     let id = publish(&server, "users.u1.a", "x").await;
@@ -50,7 +50,7 @@ async fn a_credential_is_taken_from_each_place_where_it_may_be() {
 }
 
 #[tokio::test]
-async fn without_a_credential_only_what_everybody_may_do_is_done() {
+async fn without_a_credential_only_anonymous_grants_count() {
     let server = server().await;
     publish(&server, "public.news", "x").await;
     let answer = get(&server, "/topics/public.news?after=0&wait=0").answer().await;
@@ -105,7 +105,7 @@ async fn a_credential_that_is_not_accepted_is_refused_everywhere() {
 }
 
 #[tokio::test]
-async fn who_shows_a_credential_of_another_scheme_is_told_and_is_not_anonymous() {
+async fn a_client_with_another_scheme_is_refused_and_not_anonymous() {
     let server = server().await;
     let basic = [("authorization", "Basic dTpw")];
     for transport in Transport::ALL {
@@ -124,7 +124,7 @@ async fn who_shows_a_credential_of_another_scheme_is_told_and_is_not_anonymous()
 
 /// Two different tokens in one place, which nobody who asks for none is to stumble over.
 #[tokio::test]
-async fn an_open_server_looks_at_no_credential() {
+async fn an_open_server_ignores_credentials() {
     let server = Server::start().await;
     for path in ["/topics/a?wait=0&token=x", "/topics/a?wait=0&token=x&token=y", "/stats?token=x&token=y"] {
         assert_eq!(get(&server, path).answer().await.status, 200, "{path}");
@@ -247,7 +247,7 @@ async fn publishing_needs_a_grant_for_each_topic() {
 }
 
 #[tokio::test]
-async fn to_administer_needs_admin_and_metrics_may_be_granted_alone() {
+async fn administration_needs_admin_and_metrics_can_be_granted_alone() {
     let server = server().await;
     publish(&server, "a", "kept").await;
     let reader = token("u1", json!({"subscribe": ["**"], "publish": ["**"]}));
@@ -271,7 +271,7 @@ async fn to_administer_needs_admin_and_metrics_may_be_granted_alone() {
 }
 
 #[tokio::test]
-async fn a_page_is_told_by_a_close_code_why_its_handshake_is_refused() {
+async fn a_page_learns_by_a_close_code_why_its_handshake_is_refused() {
     let server = server().await;
     let origin = server.http("");
     let shake = |protocols: String, path: &'static str| {

@@ -27,7 +27,7 @@ fn reconfigure(server: &Server, toml: &str) {
 }
 
 #[tokio::test]
-async fn those_who_are_no_longer_allowed_end_and_the_others_do_not_notice() {
+async fn a_reload_ends_only_connections_that_are_no_longer_allowed() {
     let server = server().await;
     let header = bearer(&reads("u1", &["a"]));
     let mut by_token = Socket::open_with(&server, "/topics/a", &[("authorization", &header)]).await;
@@ -99,7 +99,7 @@ async fn a_reload_closes_an_open_server() {
 }
 
 #[tokio::test]
-async fn origins_change_too() {
+async fn a_reload_changes_origins_too() {
     let server = server().await;
     let ask = || get(&server, "/topics/public.a").header("origin", "https://app.example").answer();
     ask().await.problem(403, "forbidden_origin");
@@ -134,7 +134,7 @@ fn write(folder: &Folder, text: &str) {
 }
 
 #[tokio::test]
-async fn the_program_reads_its_file_again_when_it_changed_and_when_it_is_asked_to() {
+async fn the_program_reads_its_file_again_after_a_change_and_after_sighup() {
     let folder = Folder::new();
     write(&folder, &usual());
     let path = folder.path("rejoin.toml");
@@ -170,7 +170,7 @@ async fn the_program_reads_its_file_again_when_it_changed_and_when_it_is_asked_t
 }
 
 #[tokio::test]
-async fn a_key_in_a_file_of_its_own_is_followed_too() {
+async fn a_change_of_a_key_file_is_noticed_too() {
     let folder = Folder::new();
     let (old, new) = (Signer::new("ES256"), Signer::new("ES256"));
     std::fs::write(folder.path("key.pem"), &old.public).expect("a file");
@@ -186,7 +186,7 @@ async fn a_key_in_a_file_of_its_own_is_followed_too() {
 /// The configuration is refused because of a key file that it is the first to name. Whoever mends that file must
 /// not have to touch the configuration too.
 #[tokio::test]
-async fn a_file_that_only_a_refused_configuration_names_is_followed_too() {
+async fn a_file_that_only_a_rejected_configuration_names_is_watched_too() {
     let folder = Folder::new();
     let new = Signer::new("ES256");
     write(&folder, &usual());
@@ -203,7 +203,7 @@ async fn a_file_that_only_a_refused_configuration_names_is_followed_too() {
 /// A key file is replaced after it was read and before all that belongs to it was, both when the server starts and
 /// when it reads again. What was written last must come into force.
 #[tokio::test]
-async fn what_is_written_while_the_files_are_read_is_read_once_more() {
+async fn a_change_while_the_files_are_read_is_read_again() {
     let folder = Folder::new();
     let keys = [(); 3].map(|()| Signer::new("ES256"));
     let (path, pipe) = (folder.path("key.pem"), folder.path("pipe"));
@@ -247,7 +247,7 @@ async fn being_read(pipe: &str) -> File {
 }
 
 #[tokio::test]
-async fn a_hangup_ends_no_server_that_has_no_file() {
+async fn a_sighup_does_not_end_a_server_without_a_file() {
     let mut program = Program::start(&[]).await;
     let mut lines = Lines::open(&program.server, "/topics/a").await;
     program.hang_up();

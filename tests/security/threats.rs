@@ -27,7 +27,7 @@ fn with(request: RequestBuilder, headers: &[(&str, &str)]) -> RequestBuilder {
 }
 
 #[tokio::test]
-async fn a_page_elsewhere_opens_no_websocket_with_the_cookie_of_its_visitor() {
+async fn a_foreign_page_opens_no_websocket_with_its_visitors_cookie() {
     let server = server().await;
     let cookie = format!("rejoin_token={}", reads("u1", &["users.{sub}.**"]));
     for headers in ELSEWHERE {
@@ -42,7 +42,7 @@ async fn a_page_elsewhere_opens_no_websocket_with_the_cookie_of_its_visitor() {
 }
 
 #[tokio::test]
-async fn a_form_elsewhere_publishes_nothing_with_the_cookie_of_its_visitor() {
+async fn a_foreign_form_publishes_nothing_with_its_visitors_cookie() {
     let server = server().await;
     let cookie = format!("rejoin_token={}", token("u1", json!({"publish": ["**"], "admin": true})));
     let kept = publish(&server, "a", "kept").await;
@@ -95,7 +95,7 @@ async fn a_token_in_a_url_is_in_no_line_of_the_log_and_in_no_metric() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_somebody_else_opens_nothing() {
+async fn the_cursor_of_another_client_grants_nothing() {
     for (_redis, server) in servers(&usual()).await {
         let before = publish(&server, "users.u2.a", "secret").await;
         let own = publish(&server, "users.u1.a", "mine").await;
@@ -156,7 +156,7 @@ fn claims() -> Value {
 }
 
 #[tokio::test]
-async fn a_public_key_is_no_secret_and_each_key_is_of_one_algorithm() {
+async fn a_public_key_is_no_secret_and_each_key_has_one_algorithm() {
     for (algorithm, others) in [("RS256", &["RS512", "PS256"][..]), ("ES256", &[]), ("EdDSA", &[])] {
         let signer = Signer::new(algorithm);
         // Beside a secret, so that tokens of that kind are looked at.
@@ -177,7 +177,7 @@ async fn a_public_key_is_no_secret_and_each_key_is_of_one_algorithm() {
 }
 
 #[tokio::test]
-async fn a_token_that_nobody_signed_is_refused() {
+async fn an_unsigned_token_is_refused() {
     let signer = Signer::new("HS256");
     let tables = signer.table("k");
     let signed = signer.sign(&claims());
@@ -198,7 +198,7 @@ async fn a_token_that_nobody_signed_is_refused() {
 }
 
 #[tokio::test]
-async fn a_token_chooses_no_key_but_the_one_that_signed_it() {
+async fn a_token_cannot_choose_the_key_that_verifies_it() {
     let (ours, theirs, foreign) = (Signer::new("ES256"), Signer::new("ES256"), Signer::new("ES256"));
     let tables = ours.table("ours")
         + "kid = \"ours\"\niss = \"ours\"\n"
@@ -227,7 +227,7 @@ async fn a_token_chooses_no_key_but_the_one_that_signed_it() {
 }
 
 #[tokio::test]
-async fn nothing_that_is_sent_becomes_a_header_or_a_line() {
+async fn no_input_becomes_a_header_or_a_line() {
     let server = server().await;
     let evil = "x\r\nset-cookie:evil=1\r\n\r\nid:1";
     let mut answers = Vec::new();
@@ -258,7 +258,7 @@ async fn nothing_that_is_sent_becomes_a_header_or_a_line() {
 }
 
 #[tokio::test]
-async fn the_operator_is_told_why_and_the_client_is_not() {
+async fn only_the_operator_learns_why_a_credential_is_refused() {
     let folder = Folder::new();
     let signer = Signer::new("HS256");
     let strict = signer.table("issuer") + "kid = \"2026\"\naud = \"push\"\n";
