@@ -1,4 +1,4 @@
-//! What fuzzing began with and what it found, tried again: see `tests/fuzz`.
+//! Runs the fuzz targets with their seeds, and with the inputs that fuzzing found: see `tests/fuzz`.
 
 use std::{fs, path::Path};
 
