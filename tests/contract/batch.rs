@@ -23,14 +23,14 @@ async fn send(server: &Server, content_type: &str, body: impl Into<Body>) -> Ans
     post(server, "/publish").header("content-type", content_type).body(body).answer().await
 }
 
-/// The answers to a request that was understood as a list.
+/// The answers to a request whose body was read as a list.
 #[track_caller]
 fn answers(answer: &Answer) -> Vec<Value> {
     assert_eq!((answer.status, answer.header("content-type")), (200, JSON), "{answer:?}");
     answer.json().as_array().expect("an array").clone()
 }
 
-/// The same items as an array and as lines.
+/// The same items as an array and as NDJSON.
 fn both(items: &[Value]) -> [(&'static str, String); 2] {
     let lines: Vec<_> = items.iter().map(|item| format!("{item}\n")).collect();
     [(JSON, json!(items).to_string()), (NDJSON, lines.concat())]
@@ -252,7 +252,7 @@ async fn each_topic_gets_the_message_with_its_own_id() {
     assert!(ids["a"] != ids["b"] && ids["b"] != ids["c"]);
 }
 
-/// The data, what is said of it, and the envelope's fields besides `type`, `topic` and `id`.
+/// Each case has the fields of an item, and the fields of the envelope besides `type`, `topic` and `id`.
 #[tokio::test]
 async fn data_is_json_unless_another_content_type_is_given() {
     let server = Server::start().await;

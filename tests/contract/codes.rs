@@ -28,7 +28,7 @@ struct Row {
     code: &'static str,
     status: Option<u16>,
     close: Option<u16>,
-    /// A request that is answered so; none where only a connection that is open ends so.
+    /// A request with this answer; `None` if the code can only end an open connection.
     made_by: Option<fn() -> BoxFuture<'static, Answer>>,
 }
 
@@ -96,7 +96,7 @@ fn documented() -> BTreeSet<(String, Option<u16>, Option<u16>)> {
     table.skip(2).take_while(|line| line.starts_with('|')).flat_map(documented_row).collect()
 }
 
-/// One row names several codes; its numbers are one for each of them, or one for all.
+/// The codes of one row. Its numbers are one for each code, or one for all.
 fn documented_row(row: &str) -> Vec<(String, Option<u16>, Option<u16>)> {
     let cells: Vec<_> = row.trim_matches('|').split('|').map(without_parentheses).collect();
     let [codes, statuses, closes] = &cells[..] else { panic!("three cells: {row}") };
@@ -111,7 +111,7 @@ fn documented_row(row: &str) -> Vec<(String, Option<u16>, Option<u16>)> {
     row.map(|((code, status), close)| ((*code).to_owned(), status, close)).collect()
 }
 
-/// What is in parentheses explains the row.
+/// Removes the explanations in parentheses.
 fn without_parentheses(cell: &str) -> String {
     let mut depth = 0;
     cell.chars()
@@ -135,7 +135,8 @@ async fn bad_request() -> Answer {
     answer
 }
 
-/// A server that takes tokens, and one that reads the topic `a` until so long after now.
+/// A server that requires tokens, and a token that may read the topic `a`. The token was made `age` ago and
+/// lives for `ttl`.
 async fn with_token(ttl: Duration, age: Duration) -> (Server, String) {
     let mut token = String::new();
     let server = Server::with(|config| {
@@ -252,7 +253,7 @@ async fn rate_limited() -> Answer {
     let server = Server::with(|config| config.publish_rate = 1).await;
     let mut socket = Socket::open(&server, "/events").await;
     let mut answer = post(&server, "/topics/a").body("x").answer().await;
-    // A second may pass between two of them, but not between all.
+    // A second may pass after one publish, but not after each of them.
     while answer.status == 201 {
         answer = post(&server, "/topics/a").body("x").answer().await;
     }
@@ -278,7 +279,7 @@ async fn overloaded() -> Answer {
     answer
 }
 
-/// Publishing while the log fails, by each way there is.
+/// The answer to a publish while the log fails. `POST /publish` must answer with the same code.
 async fn failed(error: LogError) -> Answer {
     let server = FailingServer::start().await;
     let publish = || post(&server, "/topics/a").header("idempotency-key", "k").body("x").answer();
@@ -379,7 +380,7 @@ async fn a_failing_log_is_503_except_for_event_streams() {
         let retry_ms = event.retry.expect("a retry");
         assert!((5_000..=30_000).contains(&retry_ms), "{start:?}");
         let mut expected = json!({"type": "closing", "code": "unavailable", "retry_ms": retry_ms});
-        // Who came without a cursor is given none: it comes back as it came.
+        // A client without a cursor gets none: it repeats its request unchanged.
         if event.id.is_some() {
             assert_eq!((event.id.as_deref(), start), (Some(&*cursor), &*with_cursor));
             expected["cursor"] = json!(cursor);
@@ -398,7 +399,7 @@ async fn a_failing_log_is_503_except_for_event_streams() {
     }
     assert_eq!(get(&server, "/health/live").answer().await.status, 200);
     server.fail(None);
-    // What was shown counts for a second.
+    // A proof of readiness counts for a second.
     let until_ready = async { while get(&server, "/health/ready").answer().await.status != 200 {} };
     within("readiness", until_ready).await;
 }

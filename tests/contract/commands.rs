@@ -1,4 +1,4 @@
-//! What a client says on a WebSocket, and what it is answered.
+//! The commands of a client on a WebSocket, and their answers.
 
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -51,7 +51,7 @@ async fn a_connection_reads_up_to_100_patterns_with_a_wildcard() {
     }
     let refused = socket.ask(json!({"type": "subscribe", "topic": "one.more.*"})).await;
     assert_eq!((&refused["type"], &refused["code"]), (&json!("error"), &json!("bad_request")));
-    // What is read already, and a topic without a wildcard, are not one more.
+    // A pattern that is read already does not count again, and a topic without a wildcard does not count.
     for topic in ["p7.*", "one.more"] {
         let answer = socket.ask(json!({"type": "subscribe", "topic": topic})).await;
         assert_eq!(answer["type"], "subscribed", "{topic}");

@@ -1,10 +1,10 @@
-//! `DELETE /topics/{topic}`: what is retained is forgotten, and who is behind is told.
+//! `DELETE /topics/{topic}`: the server deletes what is retained, and readers that are behind get a gap.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    ask::{Ask, forget, get, now, number, publish, request, retained, text},
+    ask::{Ask, delete_topic, get, now, number, publish, request, retained, text},
     reader::Reader,
     support::{Server, client::Transport},
 };
@@ -14,7 +14,7 @@ async fn delete_removes_the_messages_of_this_topic_only() {
     let server = Server::start().await;
     publish(&server, "a", "1").await;
     publish(&server, "b", "2").await;
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     assert_eq!(retained(&server, "a").await, [] as [Value; 0]);
     assert_eq!(retained(&server, "b").await, ["2"]);
     publish(&server, "a", "3").await;
@@ -42,7 +42,7 @@ async fn a_reader_that_had_everything_gets_no_notice_of_a_delete() {
             let mut reader = Reader::open(&server, transport, &format!("topic={filter}")).await;
             publish(&server, "a", "before").await;
             assert_eq!(reader.next().await["data"], "before", "{transport} {filter}");
-            forget(&server, "a").await;
+            delete_topic(&server, "a").await;
             publish(&server, "a", "after").await;
             assert_eq!(reader.next().await["data"], "after", "{transport} {filter}");
         }
@@ -55,7 +55,7 @@ async fn a_client_that_had_everything_resumes_without_a_gap() {
     for transport in Transport::ALL {
         for filter in ["a", "*"] {
             let cursor = publish(&server, "a", "before").await;
-            forget(&server, "a").await;
+            delete_topic(&server, "a").await;
             let query = format!("topic={filter}&after={cursor}");
             let mut quiet = Reader::open(&server, transport, &query).await;
             publish(&server, "a", "after").await;
@@ -73,7 +73,7 @@ async fn a_reader_that_is_behind_gets_a_gap_for_a_delete() {
         for filter in ["a", "*"] {
             let cursor = now(&server).await;
             let gone = publish(&server, "a", "gone").await;
-            forget(&server, "a").await;
+            delete_topic(&server, "a").await;
 
             let mut reader =
                 Reader::open(&server, transport, &format!("topic={filter}&after={cursor}")).await;
@@ -86,7 +86,7 @@ async fn a_reader_that_is_behind_gets_a_gap_for_a_delete() {
             );
             assert!(number(&past) >= number(&gone), "{transport} {filter}: past what is gone");
 
-            // Told once, it is not told again to who comes back with the cursor past it.
+            // A client that reconnects with the cursor past the gap does not get the gap again.
             let mut again = Reader::open(&server, transport, &format!("topic={filter}&after={past}")).await;
             let next = publish(&server, "a", "next").await;
             assert_eq!(reader.ids(1).await, [next.as_str()], "{transport} {filter}");
@@ -102,7 +102,7 @@ async fn the_gap_of_a_delete_names_the_next_message() {
         for filter in ["a", "*"] {
             let cursor = now(&server).await;
             publish(&server, "a", "gone").await;
-            forget(&server, "a").await;
+            delete_topic(&server, "a").await;
             let next = publish(&server, "a", "next").await;
             let mut reader =
                 Reader::open(&server, transport, &format!("topic={filter}&after={cursor}")).await;
@@ -119,7 +119,7 @@ async fn the_gap_of_a_delete_names_the_next_message() {
 async fn ids_do_not_go_back_after_a_delete() {
     let server = Server::start().await;
     let before = number(&publish(&server, "a", "1").await);
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     assert!(number(&now(&server).await) >= before);
     assert!(number(&publish(&server, "a", "2").await) > before);
 }

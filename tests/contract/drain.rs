@@ -1,4 +1,5 @@
-//! The end of a server: everybody is told, after everything that was accepted before.
+//! The end of a server: every connection is told to leave, after it got every message that was accepted
+//! before.
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ fn assert_closing(closing: &Value, cursor: &str) {
     assert!((1_000..=3_000).contains(&retry_ms), "{retry_ms}");
 }
 
-async fn ends(server: Server) {
+async fn assert_ends(server: Server) {
     within("the end of the server", server.stop()).await;
 }
 
@@ -42,7 +43,7 @@ async fn a_drain_ends_an_event_stream_with_closing() {
         assert_closing(&frame_of(&closing), &id);
         assert!(events.try_next().await.is_none(), "the end");
     }
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
@@ -54,7 +55,7 @@ async fn a_drain_ends_ndjson_with_closing() {
     server.shutdown.drain();
     assert_closing(&lines.next().await, &id);
     assert_eq!(lines.try_line().await, None);
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
@@ -67,7 +68,7 @@ async fn a_drain_closes_a_websocket_with_4200() {
     assert_closing(&socket.next().await, &id);
     assert_eq!(socket.closed().await, (4200, "draining".to_owned()));
     drop(socket);
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
@@ -82,7 +83,7 @@ async fn a_held_poll_is_answered_early_with_its_cursor() {
     }
     server.shutdown.drain();
     assert_eq!(held.await.json(), json!({"messages": [], "cursor": cursor}));
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
@@ -98,13 +99,13 @@ async fn messages_accepted_before_a_drain_are_sent_first() {
                 assert_eq!(reader.ids(900).await, ids, "{transport} {filter}");
                 assert_closing(&reader.next().await, &ids[899]);
             }
-            // A WebSocket's close is answered by reading on to it.
+            // The client answers a WebSocket's close by reading up to it.
             if let (Reader::WebSocket(live), Reader::WebSocket(late)) = (&mut live, &mut late) {
                 live.closed().await;
                 late.closed().await;
             }
             drop((live, late));
-            ends(server).await;
+            assert_ends(server).await;
         }
     }
 }
@@ -125,7 +126,7 @@ async fn a_drain_finishes_a_running_replay_before_the_close() {
     assert_closing(&socket.next().await, &cursor);
     assert_eq!(socket.closed().await.0, 4200);
     drop(socket);
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
@@ -141,7 +142,7 @@ async fn a_drain_sends_what_it_must_read_from_the_log_before_the_close() {
             others.push(Lines::open(&server, "/topics/b").await);
         }
         server.shutdown.drain();
-        // When all of them have been told, its own turn has most likely come too.
+        // When all of the others have been told to leave, this one has most likely been told too.
         for other in &mut others {
             assert_eq!(other.next().await["type"], "closing");
         }
@@ -157,7 +158,7 @@ async fn a_draining_server_accepts_no_new_connection() {
     let addr = server.addr;
     server.shutdown.drain();
     within("that no connection is accepted", async { while TcpStream::connect(addr).await.is_ok() {} }).await;
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
@@ -169,7 +170,7 @@ async fn an_idle_connection_does_not_keep_the_server_from_ending() {
     let response = within("an answer", client.get(&url).send()).await.expect("an answer");
     assert_eq!(response.status(), 200);
     drop(response.bytes().await);
-    ends(server).await;
+    assert_ends(server).await;
     drop((client, silent));
 }
 
@@ -185,6 +186,6 @@ async fn a_reader_that_takes_nothing_delays_the_end_only_for_the_grace() {
     for _ in 0..60 {
         publish(&server, "a", "x".repeat(200_000)).await;
     }
-    ends(server).await;
+    assert_ends(server).await;
     drop((socket, events));
 }

@@ -1,4 +1,4 @@
-//! Messages that are not for everybody: ephemeral ones, and those that exclude a connection.
+//! Ephemeral messages, and messages that exclude a connection.
 
 use futures_util::FutureExt;
 use serde_json::{Value, json};
@@ -52,7 +52,7 @@ async fn an_ephemeral_message_answers_a_held_poll_and_leaves_its_cursor() {
     let cursor = now(&server).await;
     let poll = get(&server, &format!("/topics/a?after={cursor}&wait=60")).answer();
     let mut poll = std::pin::pin!(poll);
-    // A poll counts as held a moment before it is level, so one message may come too early for it.
+    // A poll counts as held a moment before it is caught up, so one message may come too early for it.
     let answer = within("the answer of the held poll", async {
         loop {
             announce(&server, "a", "passing").await;
@@ -187,7 +187,7 @@ async fn the_excluded_connection_does_not_get_the_message_late_either() {
         let mut socket = Socket::open(&server, "/events").await;
         let name = connection(&socket.opening);
         let mut expected = Vec::new();
-        // More than one read of the log, and more than the tail of a pattern holds.
+        // More than one read of the log brings, and more than the tail of a pattern holds.
         for round in 0..4 {
             let item = json!({"topic": "a", "data": round, "exclude": name});
             let answer = post(&server, "/publish").json(&vec![item; 100]).answer().await;

@@ -1,11 +1,11 @@
-//! Gaps: what is gone is told, once, in time, and never without cause.
+//! Gaps: the server tells each loss once, in time, and never without cause.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::{
-    ask::{Ask, forget, get, now, number, post, publish, publish_all, retained, text, within},
+    ask::{Ask, delete_topic, get, now, number, post, publish, publish_all, retained, text, within},
     reader::Reader,
     support::{Server, client::Transport},
 };
@@ -147,7 +147,7 @@ async fn a_cursor_from_before_a_restart_gets_a_gap() {
     earlier.stop().await;
     let server = Server::start().await;
     for transport in Transport::ALL {
-        // Nothing is retained, so the cursor goes past the gap, and it is not told again.
+        // Nothing is retained, so the cursor moves past the gap, and the gap is not told again.
         let mut reader = resume(&server, transport, "quiet", &cursor).await;
         let told = reader.gap().await;
         let past = text(&told["cursor"]);
@@ -223,21 +223,21 @@ async fn no_cursor_passes_a_gap_until_all_gaps_are_told() {
     for topic in ["a", "b", "c"] {
         publish_all(&server, topic, 1..=3).await;
     }
-    forget(&server, "c").await;
+    delete_topic(&server, "c").await;
     for transport in STREAMS {
         let filters = "a&topic=b&topic=c";
         let mut reader = resume(&server, transport, filters, &cursor).await;
         let mut told = Vec::new();
         for _ in 0..3 {
             assert_eq!(reader.cursor(), cursor, "{transport} after {told:?}");
-            // Cut here, it would be told all of them again.
+            // A client that is cut off here gets all of the gaps again.
             let mut again = resume(&server, transport, filters, reader.cursor()).await;
             for _ in 0..3 {
                 again.gap().await;
             }
             told.push(reader.gap().await);
         }
-        // Those with a next come first, and only the last moves the cursor.
+        // Gaps with a next come first, and only the last gap moves the cursor.
         let past = text(&told[2]["cursor"]);
         assert_eq!(told[2], gap("c", &cursor, None, &past, "deleted"), "{transport}");
         assert!(number(&past) > number(&cursor), "{transport}");
@@ -253,14 +253,14 @@ async fn no_cursor_passes_a_gap_until_all_gaps_are_told() {
 #[tokio::test]
 async fn a_gap_without_a_next_moves_the_cursor_past_the_gap_only() {
     let server = Server::start().await;
-    // A poll's cursor goes on with each answer, so each may tell it again.
+    // Only streams: a poll's cursor moves with each answer, so each answer may repeat a gap.
     for transport in STREAMS {
         for filters in ["a&topic=b", "*"] {
             let cursor = now(&server).await;
             let before = publish(&server, "b", "before").await;
             publish(&server, "a", "gone").await;
             let after = publish(&server, "b", "after").await;
-            forget(&server, "a").await;
+            delete_topic(&server, "a").await;
             let mut reader = resume(&server, transport, filters, &cursor).await;
             let told = reader.gap().await;
             let past = text(&told["cursor"]);
@@ -295,7 +295,7 @@ async fn a_gap_alone_answers_a_poll_at_once() {
     let server = Server::start().await;
     let cursor = now(&server).await;
     publish(&server, "a", "gone").await;
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     let page = get(&server, &format!("/topics/a?after={cursor}&wait=60")).answer().await.json();
     assert_eq!(page["messages"], json!([]), "{page}");
     let past = text(&page["cursor"]);

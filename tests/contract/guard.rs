@@ -5,7 +5,7 @@ use serde_json::Value;
 use tokio_tungstenite::tungstenite::{Error, client::IntoClientRequest};
 
 use crate::{
-    ask::{Answer, Ask, forget, get, post, publish, request, retained, within},
+    ask::{Answer, Ask, delete_topic, get, post, publish, request, retained, within},
     reader::{Reader, Socket, Stream, refusal},
     support::{Server, client::Transport},
 };
@@ -41,9 +41,9 @@ fn requests(server: &Server) -> Vec<RequestBuilder> {
     ]
 }
 
-/// Asserts that every kind of request is refused, and nothing was done.
+/// Asserts that every kind of request is refused and changes nothing.
 async fn assert_refused(server: &Server, headers: &[(&str, &str)], code: &str) {
-    forget(server, "a").await;
+    delete_topic(server, "a").await;
     publish(server, "a", "kept").await;
     for mut request in requests(server) {
         for (name, value) in headers {
@@ -110,7 +110,7 @@ async fn the_servers_own_origin_and_a_listed_one_are_served() {
             let answer = with(get(&server, "/topics/a?after=0&wait=0")).answer().await;
             assert_eq!(answer.status, 200, "{origin} {site}: {answer:?}");
             named(&answer);
-            // A page could not read why otherwise.
+            // Without the CORS header a page could not read the reason.
             let answer = with(get(&server, "/topics/a?wait=x")).answer().await;
             answer.problem(400, "bad_request");
             named(&answer);
@@ -257,7 +257,7 @@ async fn a_name_rebound_to_this_address_is_refused() {
         "",
     ] {
         assert_refused(&server, &[("host", host)], "forbidden_host").await;
-        // Not even the origin of that very name helps: it is what a rebound page has.
+        // Even the origin of that name does not help: a rebound page has it.
         let origin = format!("http://{host}");
         assert_refused(&server, &[("host", host), ("origin", &origin)], "forbidden_host").await;
     }

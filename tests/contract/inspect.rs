@@ -1,4 +1,4 @@
-//! What an operator asks.
+//! The requests of an operator.
 
 use serde_json::json;
 
@@ -98,7 +98,7 @@ async fn readiness_is_proven_by_a_round_trip() {
     assert_eq!(ready().await, 200);
     for failure in [rejoin::log::LogError::Unavailable, rejoin::log::LogError::UnknownOutcome] {
         server.fail(Some(failure));
-        // A proof counts for a second: what comes in between is seen by the next one.
+        // A proof counts for a second, so only the next one sees the failure.
         within("readiness to end", async { while ready().await != 503 {} }).await;
         assert_eq!(get(&server, "/health/live").answer().await.status, 200);
         server.fail(None);
@@ -113,7 +113,7 @@ async fn one_proof_of_readiness_serves_all_probes_of_a_second() {
     assert_eq!(get(&server, "/health/ready").answer().await.status, 200);
     server.fail(Some(rejoin::log::LogError::Unavailable));
     let status = get(&server, "/health/ready").answer().await.status;
-    // Only on a machine that was so slow may there have been another proof.
+    // On a very slow machine there may have been a second proof.
     assert!(status == 200 || asked.elapsed() >= std::time::Duration::from_secs(1), "{status}");
 }
 

@@ -1,4 +1,4 @@
-//! A topic joins what a connection reads already: step by step, with nothing that decides by chance who is first.
+//! A topic is added to a connection, step by step, so that no order depends on chance.
 
 use std::{
     task::{Context, Poll, Waker},
@@ -33,7 +33,7 @@ async fn subscribe(broker: &Broker, pattern: &str, start: Start) -> Subscription
     broker.subscribe(patterns, &start, "reader").await.expect("a subscription")
 }
 
-/// What there is to give out now.
+/// Everything that the subscription gives out now.
 fn ready(subscription: &mut Subscription) -> Vec<Delivery> {
     let mut cx = Context::from_waker(Waker::noop());
     let next = || match subscription.poll_delivery(&mut cx) {
@@ -43,7 +43,7 @@ fn ready(subscription: &mut Subscription) -> Vec<Delivery> {
     std::iter::from_fn(next).collect()
 }
 
-/// Joins `other`, and returns what is given out meanwhile: of the connection itself, and of the other.
+/// Merges `other` into the subscription. Returns what either gives out meanwhile.
 fn join(subscription: &mut Subscription, mut other: Subscription) -> (Vec<Delivery>, Vec<Delivery>) {
     let mut cx = Context::from_waker(Waker::noop());
     let (mut live, mut replay) = (Vec::new(), Vec::new());
@@ -71,7 +71,8 @@ fn gaps(deliveries: &[Delivery]) -> usize {
     deliveries.iter().filter(|delivery| matches!(delivery, Delivery::Gap(_))).count()
 }
 
-/// `last` of the connection says where *it* begins with a topic, and nothing of who asks for more of it.
+/// `last` of the connection says where *its* reading of a topic begins, and does not limit a later
+/// subscription to the same topic.
 #[tokio::test]
 async fn a_topic_begins_at_its_own_start_though_a_pattern_begins_later() {
     let broker = Broker::new(MemoryLog::start(RETENTION));
@@ -87,7 +88,8 @@ async fn a_topic_begins_at_its_own_start_though_a_pattern_begins_later() {
         let all = [ids(&live), ids(&replay), ids(&ready(&mut subscription))].concat();
         assert_eq!(all, [&[quiet][..], &busy].concat(), "{start:?}");
     }
-    // Who stands further and asks for less, is given what it had asked for.
+    // A subscription that is further, and asks for less of the new topic, still gets what it asked for
+    // before.
     let mut subscription = subscribe(&broker, "a.busy", Start::After(quiet.before())).await;
     let other = subscribe(&broker, "a.*", Start::Last(1)).await;
     let (live, replay) = join(&mut subscription, other);
@@ -112,7 +114,7 @@ async fn an_unsubscribed_topic_begins_anew() {
     assert_eq!(all, [&[quiet][..], &busy].concat());
 }
 
-/// A page that was asked for before says nothing of the topic that has joined since.
+/// A page that was asked for before a topic was added contains nothing of that topic.
 #[tokio::test]
 async fn a_new_topic_loses_nothing_while_the_log_is_read_for_the_others() {
     let (log, faults) = FailingLog::new();
@@ -138,7 +140,7 @@ async fn a_new_topic_loses_nothing_while_the_log_is_read_for_the_others() {
     assert_eq!(ids(&given), expected);
 }
 
-/// Its tail begins behind the point up to which it is to be read.
+/// The tail of the pattern begins after the point up to which it has to be read.
 #[tokio::test]
 async fn a_pattern_can_be_added_while_messages_come() {
     let broker = Broker::new(MemoryLog::start(RETENTION));

@@ -1,4 +1,4 @@
-//! What the program tells on standard error.
+//! The lines that the program logs on standard error.
 
 use serde_json::Value;
 
@@ -31,7 +31,7 @@ async fn without_a_terminal_each_log_line_is_json_and_a_connection_logs_why_it_e
         let line = ended.iter().find(|line| line["fields"]["transport"] == name.as_str());
         let fields = &line.unwrap_or_else(|| panic!("{transport}: {log}"))["fields"];
         assert_eq!((&fields["messages"], &fields["behind_ms"]), (&1.into(), &0.into()), "{fields}");
-        // The reader is gone, unless the drain was quicker.
+        // The client has left, unless the drain was quicker.
         let why = fields["why"].as_str().expect("a reason");
         assert!(why.starts_with("the client left") || why == "draining", "{fields}");
         assert!(fields["seconds"].is_u64() && fields["cursor"] == first.as_str(), "{fields}");
@@ -59,6 +59,6 @@ async fn clients_cause_few_log_lines() {
     }
     let began = lines(&program.terminate().await.log);
     let ended = began.iter().filter(|line| line["fields"]["transport"] == "ndjson").count();
-    // Three hundred connections ended; how many seconds that took is the machine's.
+    // Three hundred connections ended; the machine decides how many seconds that took.
     assert!((1..300).contains(&ended), "{ended}");
 }

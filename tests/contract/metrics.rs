@@ -42,7 +42,8 @@ async fn live_and_replayed_messages_are_counted_by_transport() {
         assert_eq!(before[&of("replayed_messages_total")], 3.0, "{before:?}");
         assert_eq!(before[&of("delivery_latency_seconds_count")], 0.0, "{before:?}");
         if transport == Transport::Poll {
-            // What comes between two polls is there before the next one.
+            // Messages that come between two polls were published before the next poll came, so it counts
+            // them as replayed.
             continue;
         }
         assert_eq!(before[&of("connections")], 1.0, "{before:?}");

@@ -59,7 +59,7 @@ async fn a_poll_is_held_until_something_is_published() {
     for path in ["/topics/a?", "/topics/*?", "/events?topic=a&topic=b"] {
         for start in [format!("after={}", now(&server).await), "last=0".to_owned()] {
             let mut held = std::pin::pin!(get(&server, &format!("{path}&{start}&wait=60")).answer());
-            // The request goes out when it is polled, which asking for the other fact does.
+            // The request is sent only when its future is polled.
             assert!(held.as_mut().now_or_never().is_none());
             tokio::select! {
                 answer = &mut held => panic!("{path} {start}: answered without cause: {answer:?}"),
@@ -193,14 +193,14 @@ async fn a_poll_with_last_or_since_continues_from_its_cursor() {
     }
 }
 
-/// A poll that does not wait, once its time is over and the log is being read for it.
+/// A poll with `wait=0` whose time is over while the log is still being read for it.
 async fn overdue(server: &FailingServer) -> impl Future<Output = Answer> {
     let cursor = now(server).await;
     server.hold_reads(true);
     let mut poll = Box::pin(get(server, "/topics/**?after=0&wait=0").answer());
     let later = async {
         server.until_read(1).await;
-        // Who came later and is level has been answered.
+        // A poll that came later, and needs nothing from the log, has been answered.
         get(server, &format!("/topics/b?after={cursor}&wait=0")).answer().await
     };
     tokio::select! {

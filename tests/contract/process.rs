@@ -1,4 +1,4 @@
-//! The program as a process: what it says when it starts, and how signals end it.
+//! The program as a process: what it prints when it starts, and how signals end it.
 
 use std::{net::SocketAddr, process::Stdio};
 
@@ -59,7 +59,7 @@ async fn a_server_that_cannot_serve_does_not_greet() {
     assert_eq!(output.stdout, b"");
 }
 
-/// The second signal used to be told as the end of a grace of which most was left.
+/// The log used to say that the grace was over, although most of it was left.
 #[tokio::test]
 async fn a_second_signal_ends_at_once_and_the_log_says_so() {
     let mut program = Program::start(&["--drain-grace", "1h"]).await;
@@ -71,9 +71,9 @@ async fn a_second_signal_ends_at_once_and_the_log_says_so() {
     request.read_exact(&mut answer).await.expect("it waits for the body");
     assert_eq!(&answer, b"HTTP/1.1 100");
 
-    program.ask_to_end();
-    program.until_told("\"draining\"").await;
-    program.ask_to_end();
+    program.send_sigterm();
+    program.until_logged("\"draining\"").await;
+    program.send_sigterm();
     let ended = program.ended().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.log.contains("ending at once"), "{ended:?}");
@@ -84,17 +84,17 @@ async fn a_second_signal_ends_at_once_and_the_log_says_so() {
 async fn the_log_line_names_the_store_without_credentials() {
     for (arguments, kept) in [
         (&[][..], r#""log":"memory""#),
-        // Nobody answers there, which a server waits for.
+        // There is no Redis at this address, so the server waits for it.
         (&["--log", "redis://me:hush@127.0.0.1:1/0"], r#""log":"redis "#),
     ] {
         let mut program = Program::start(arguments).await;
-        program.until_told("\"listening\"").await;
+        program.until_logged("\"listening\"").await;
         let ended = program.terminate().await;
         assert!(ended.log.contains(kept) && !ended.log.contains("hush"), "{ended:?}");
     }
 }
 
-/// A file on a disk that is full; a write to it fails.
+/// A file on a full disk: every write to it fails.
 fn full() -> Stdio {
     std::fs::File::options().write(true).open("/dev/full").expect("a device").into()
 }
@@ -110,7 +110,7 @@ fn serving(stdout: Stdio, stderr: Stdio) -> Child {
         .expect("it starts")
 }
 
-/// The first address that it tells.
+/// The first address in the output.
 async fn address(told: impl AsyncRead + Unpin) -> SocketAddr {
     let mut lines = BufReader::new(told).lines();
     let told = async {
@@ -126,7 +126,7 @@ async fn address(told: impl AsyncRead + Unpin) -> SocketAddr {
     within("the address", told).await
 }
 
-/// A greeting that could not be printed was a panic.
+/// A greeting that could not be printed once caused a panic.
 #[tokio::test]
 async fn a_full_disk_for_logs_stops_nothing() {
     for is_log_full in [true, false] {

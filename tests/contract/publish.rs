@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     ask::{
-        Ask, envelope_in, forget, get, number, post, publish, publish_as, request, retained, text,
+        Ask, delete_topic, envelope_in, get, number, post, publish, publish_as, request, retained, text,
         topic_path, with_query,
     },
     support::Server,
@@ -55,7 +55,8 @@ async fn no_id_is_given_twice_however_many_publish_at_once() {
     assert_eq!(BTreeSet::from_iter(&ids).len(), 60, "{ids:?}");
 }
 
-/// What is declared, what is sent, and the envelope's fields besides `type`, `topic` and `id`.
+/// Each case has the declared type, the payload, and the fields of the envelope besides `type`, `topic` and
+/// `id`.
 #[tokio::test]
 async fn a_payload_has_its_declared_type_or_else_the_type_it_looks_like() {
     let curl = Some("application/x-www-form-urlencoded");
@@ -163,7 +164,7 @@ async fn json_may_be_nested_deeply() {
     assert_eq!(answer.status, 200);
     assert!(answer.text().starts_with(r#"[{"topic":"a","id":""#), "{answer:?}");
 
-    // Far deeper than a client's own parser goes, so it is looked for as text.
+    // It is nested deeper than a client's own parser allows, so the test looks for it as text.
     let page = get(&server, "/topics/a?after=0").answer().await;
     assert_eq!(page.text().matches(&format!("\"data\":{deep}}}")).count(), 2);
 }
@@ -293,7 +294,7 @@ async fn beyond_max_topics_a_new_topic_is_refused_and_none_is_forgotten() {
     for topic in ["a", "b", "a"] {
         publish(&server, topic, "x").await;
     }
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     let refused = post(&server, "/topics/c").body("x").answer().await;
     refused.problem(503, "overloaded");
     assert_eq!(post(&server, "/topics/c?ephemeral").body("x").answer().await.status, 202);

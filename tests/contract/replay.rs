@@ -1,11 +1,11 @@
-//! `subscribe` and `unsubscribe` on a WebSocket: one cursor speaks for all, before and after.
+//! `subscribe` and `unsubscribe` on a WebSocket: one cursor counts for all topics, before and after.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::{
-    ask::{forget, now, number, publish, publish_all, text},
+    ask::{delete_topic, now, number, publish, publish_all, text},
     reader::{Reader, Socket},
     support::{Server, client::Transport},
 };
@@ -14,7 +14,7 @@ fn subscribe(topic: &str, after: &str) -> Value {
     json!({"type": "subscribe", "topic": topic, "after": after, "ref": topic})
 }
 
-/// The next frames, which are messages read again, by their ids.
+/// The ids of the next frames, which must be replayed messages.
 async fn replayed(socket: &mut Socket, count: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..count {
@@ -30,7 +30,7 @@ async fn assert_subscribed(socket: &mut Socket, topic: &str) {
     assert_eq!((&frame["type"], &frame["topic"]), (&json!("subscribed"), &json!(topic)), "{frame}");
 }
 
-/// The next frame, which is a message that is not read again.
+/// Asserts that the next frame is this message, not replayed.
 async fn assert_live(socket: &mut Socket, id: &str) {
     let frame = socket.next().await;
     assert_eq!((&frame["type"], &frame["id"]), (&json!("message"), &json!(id)), "{frame}");
@@ -189,7 +189,7 @@ async fn a_replayed_gap_is_marked_and_does_not_move_the_cursor() {
     assert_eq!(socket.cursor, opened_at);
 
     publish_all(&server, "b", 1..=2).await;
-    forget(&server, "b").await;
+    delete_topic(&server, "b").await;
     let gap = socket.ask(subscribe("b", &cursor)).await;
     assert_eq!((&gap["type"], &gap["replay"], &gap["next"]), (&json!("gap"), &json!(true), &Value::Null));
     assert_subscribed(&mut socket, "b").await;
@@ -225,7 +225,7 @@ async fn a_command_during_a_replay_waits_for_subscribed() {
 #[tokio::test]
 async fn commands_that_wait_for_subscribed_are_done_then() {
     let server = Server::with(|config| config.heartbeat = Duration::from_secs(600)).await;
-    // What no two sockets hold between them, so that it is still being read again.
+    // More than the buffers of two sockets hold, so the replay is still running.
     for _ in 0..600 {
         publish(&server, "old", "x".repeat(4_000)).await;
     }
@@ -237,7 +237,7 @@ async fn commands_that_wait_for_subscribed_are_done_then() {
         publish(&server, "live", "meanwhile").await;
         replayed(&mut socket, 599).await;
         assert_subscribed(&mut socket, "old").await;
-        // Which of them is first depends on what fits into the last write.
+        // The buffer size decides which of them is first.
         let mut both = [socket.next().await, socket.next().await];
         both.sort_by_key(|frame| frame["topic"] != "live");
         assert_eq!((&both[0]["data"], &both[1]["type"]), (&json!("meanwhile"), &json!("unsubscribed")));
@@ -288,7 +288,7 @@ async fn unsubscribe_ends_one_pattern_and_other_matching_patterns_stay() {
         let id = publish(&server, "a.b", "once").await;
         assert_live(&mut socket, &id).await;
     }
-    // It does not name what is merely matched.
+    // `unsubscribe` from a topic that only a pattern matches changes nothing.
     socket.ask(json!({"type": "unsubscribe", "topic": "a.c"})).await;
     let id = publish(&server, "a.c", "once").await;
     assert_live(&mut socket, &id).await;

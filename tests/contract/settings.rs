@@ -38,7 +38,7 @@ fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Run {
 }
 
 impl Run {
-    /// The line of `rejoin config` for one setting, with one space for many.
+    /// The line of `rejoin config` for one setting, with single spaces.
     fn line(&self, name: &str) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         let line = self.out.lines().find(|line| line.starts_with(&format!("{name} = ")));
@@ -92,7 +92,7 @@ fn all_mistakes_are_reported_at_once_with_their_places() {
     for told in [
         "r.toml:1: unknown setting `hartbeat`",
         "r.toml:2: heartbeat: expected a duration",
-        // It is overridden, and wrong all the same.
+        // The value is overridden, but it is still wrong.
         "r.toml:4: retain-messages: must be at least 1",
         "r.toml:6: unknown setting `nothing`",
         "REJOIN_LISTEN: expected an address",
@@ -104,7 +104,7 @@ fn all_mistakes_are_reported_at_once_with_their_places() {
     assert_eq!(run.err.lines().count(), 7, "{run:?}");
 }
 
-/// A `retain-age` of more years than a clock has made the server panic with its first message.
+/// A `retain-age` of too many years once made the server panic at its first message.
 #[test]
 fn values_out_of_range_are_refused() {
     let folder = Folder::new();
@@ -191,7 +191,7 @@ fn the_printed_settings_name_the_keys() {
     let who = "\n# [[key]] \"ci\"\n# [anonymous]\n";
     assert!(known.out.ends_with(who) && !known.out.contains("hush"), "{known:?}");
 
-    // It is no table, and its line says where it stands.
+    // The secret is not in a table, and its line names the variable.
     let secret = folder.run(&["config"], &[("REJOIN_JWT_SECRET", &"hush".repeat(8))]);
     assert_eq!(secret.line("jwt-secret"), r#"jwt-secret = "***" # REJOIN_JWT_SECRET"#);
     assert!(!secret.out.contains("--jwt-secret") && !secret.out.contains("[[jwt]]"), "{secret:?}");

@@ -1,4 +1,4 @@
-//! Readers that take nothing: they are told of the gap, or closed, and hold nobody else up.
+//! Readers that take nothing: they get a gap or are closed, and delay no other reader.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use serde_json::Value;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
-    ask::{Ask, forget, get, number, publish, text, until_served, within},
+    ask::{Ask, delete_topic, get, number, publish, text, until_served, within},
     reader::{Reader, Socket, Stream},
     support::{Server, client::Transport},
 };
 
-/// What no two sockets hold between them.
+/// More than the buffers of two sockets hold.
 const MESSAGES: usize = 60;
 const MESSAGE_BYTES: usize = 200_000;
 
@@ -24,7 +24,7 @@ async fn publish_much(server: &Server) -> Vec<String> {
     ids
 }
 
-/// A server that closes who takes nothing for a second, and retains what such a reader has not got.
+/// A server that closes a client which takes nothing for a second, and retains what such a reader lacks.
 async fn impatient() -> Server {
     Server::with(|config| {
         config.write_timeout = Duration::from_secs(1);
@@ -99,7 +99,8 @@ async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut_off() {
     assert_eq!(other.ids(1).await, [id]);
 }
 
-/// What had not begun to be written is left out before `closing`; once the cursor there was past it.
+/// Frames that had not begun to be written are left out before `closing`. The cursor in `closing` was once
+/// past them.
 #[tokio::test]
 async fn a_slow_websocket_gets_no_cursor_past_what_it_was_sent() {
     const SMALL: usize = 1_000;
@@ -116,7 +117,7 @@ async fn a_slow_websocket_gets_no_cursor_past_what_it_was_sent() {
         }
         within("the close of the slow one", async { while slow_closes().await < nth {} }).await;
         let (mut given, mut closing) = (slow.cursor.clone(), Value::Null);
-        // Whoever takes on too late finds the connection gone, and is told nothing.
+        // A client that begins to read too late finds the connection gone.
         while let Some(Ok(message)) = within("the end of the socket", slow.stream.next()).await {
             let Message::Text(json) = message else { continue };
             let frame: Value = serde_json::from_str(&json).expect("whole frames");
@@ -131,7 +132,7 @@ async fn a_slow_websocket_gets_no_cursor_past_what_it_was_sent() {
     }
 }
 
-/// A ping waits behind what the reader has yet to take; once that counted as the reader's silence.
+/// A ping waits behind the frames that the reader still has to take. The server once took that for silence.
 #[tokio::test]
 async fn a_websocket_that_reads_slowly_but_steadily_stays_open() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
@@ -143,7 +144,7 @@ async fn a_websocket_that_reads_slowly_but_steadily_stays_open() {
             frame = slow.next().await;
         }
         assert_eq!(frame["id"], id, "{} were still to come", expected.len());
-        // The pace of the reader: all of it takes many heartbeats.
+        // The reader's speed: it needs many heartbeats to read everything.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -191,6 +192,6 @@ async fn a_client_closed_as_too_slow_resumes_with_what_it_missed() {
         assert_eq!(back.ids(MESSAGES).await, ids, "{transport} {other}");
         drop(back);
         until_served(&server, 0).await;
-        forget(&server, "a").await;
+        delete_topic(&server, "a").await;
     }
 }

@@ -1,4 +1,4 @@
-//! Server-Sent Events: the head, the opening, what each event has.
+//! Server-Sent Events: the head, the opening, and the fields of each event.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -6,12 +6,12 @@ use futures_util::StreamExt;
 use serde_json::json;
 
 use crate::{
-    ask::{Ask, forget, get, now, post, publish, publish_as, text, within},
+    ask::{Ask, delete_topic, get, now, post, publish, publish_as, text, within},
     reader::{Events, Stream, frame_of},
     support::{Server, client::Transport},
 };
 
-/// The blocks of a stream as they came, each without the blank line that ends it.
+/// The blocks of a stream, each without the blank line that ends it.
 struct Blocks {
     stream: Stream,
     bytes: Vec<u8>,
@@ -86,7 +86,7 @@ async fn every_event_has_data_and_an_id_that_is_the_cursor() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
     let cursor = now(&server).await;
     publish(&server, "a", "gone").await;
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     let ids = [publish(&server, "a", "").await, publish(&server, "a", "\n\n").await];
     let mut blocks = Blocks::open(&server, &format!("/topics/a?after={cursor}")).await;
     let mut seen = Vec::new();
@@ -142,7 +142,7 @@ async fn control_frames_are_the_same_objects_in_their_own_events() {
     let server = Server::start().await;
     let cursor = now(&server).await;
     publish(&server, "a", "gone").await;
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     let next = publish(&server, "a", "next").await;
     for path in ["/topics/a?", "/events?topic=a"] {
         let mut events = Events::open(&server, &format!("{path}&after={cursor}")).await;

@@ -1,4 +1,4 @@
-//! Where to start reading: the same on every transport.
+//! The start of reading, the same on every transport.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -77,7 +77,7 @@ async fn last_covers_the_1_000_topics_of_a_pattern_with_the_newest_messages() {
 async fn since_reads_messages_published_then_or_later() {
     let server = Server::start().await;
     let mut ids = publish_all(&server, "a", 1..=2).await;
-    // A time between two messages: the clock has moved on before the second.
+    // A time between two messages: the clock has advanced before the second.
     let between = SystemTime::now();
     while SystemTime::now() <= between + Duration::from_micros(10) {}
     ids.extend(publish_all(&server, "a", 3..=4).await);

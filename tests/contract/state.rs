@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// Comes back at `cursor` and asserts that the next frames are exactly these messages, without a gap.
+/// Reconnects at `cursor`, and asserts that the next frames are exactly these messages, without a gap.
 async fn assert_resumes(program: &Program, topics: &str, cursor: &str, ids: &[String]) {
     for transport in Transport::ALL {
         let query = format!("{topics}&after={cursor}");
@@ -34,7 +34,7 @@ async fn with_a_state_file_readers_continue_across_a_restart() {
     let mut reader =
         Reader::open(&program.server, Transport::Sse, &format!("topic=a&after={}", first[0])).await;
     assert_eq!(reader.ids(499).await, first[1..]);
-    // Published while it is not read, so that some of it is still to be given after the restart.
+    // Published while no client reads, so that the next process still has to send some of it.
     let later = publish_all(&program.server, "b.c", 1..=50).await;
     let ended = program.terminate().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -50,7 +50,7 @@ async fn with_a_state_file_readers_continue_across_a_restart() {
     let all: Vec<_> = later.iter().chain([&next]).cloned().collect();
     assert_resumes(&program, "topic=**", &first[499], &all).await;
 
-    // And once more: what was read from the file is kept again.
+    // A second restart: the process saves again what it has read from the file.
     let ended = program.terminate().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let program = Program::start(&arguments).await;

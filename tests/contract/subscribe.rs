@@ -1,4 +1,4 @@
-//! What a request subscribes to, and by which transport.
+//! The topics of a subscription, and its transport.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ const SSE: &str = "text/event-stream";
 const NDJSON: &str = "application/x-ndjson";
 const JSON: &str = "application/json";
 
-/// The content type of the answer to a subscription, whose body may go on for ever.
+/// The content type of the answer to a subscription, whose body may be endless.
 async fn content_type(request: reqwest::RequestBuilder) -> String {
     let stream = Stream::of(request).await;
     stream.headers["content-type"].to_str().expect("visible ASCII").to_owned()
@@ -99,7 +99,7 @@ async fn a_message_comes_once_even_if_several_patterns_match() {
 
 const NAMES: [&str; 7] = ["a", "a.b", "a.b.c", "a.b.c.d", "x.b", "x", "a.$b"];
 
-/// Patterns, and which of the names they match.
+/// Patterns, each with the names that it matches.
 const PATTERNS: [(&str, &[&str]); 8] = [
     ("*", &["a", "x"]),
     ("**", &NAMES),
@@ -149,7 +149,7 @@ async fn wildcards_do_not_match_a_topic_that_begins_with_a_dollar() {
     for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
         readers.push(Reader::open(&server, transport, "topic=*&topic=**&topic=*.ready").await);
     }
-    // The proof of readiness is announced to a reserved topic.
+    // The proof of readiness publishes to a reserved topic.
     assert_eq!(get(&server, "/health/ready").answer().await.status, 200);
     publish(&server, "a", "next").await;
     for mut reader in readers {

@@ -14,7 +14,8 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::{
     ask::{
-        Ask, forget, get, now, post, publish, publish_as, retained, text, topic_path, until_served, within,
+        Ask, delete_topic, get, now, post, publish, publish_as, retained, text, topic_path, until_served,
+        within,
     },
     failing::FailingServer,
     reader::{Lines, Socket, refusal, transport_headers},
@@ -116,7 +117,7 @@ async fn a_close_is_answered_and_ends_the_connection() {
     until_served(&server, 0).await;
 }
 
-/// What a client does wrong, as bytes on the connection or as a message.
+/// A mistake of a client, as bytes on the connection or as a message.
 enum Wrong {
     Sends(Message),
     Writes(Vec<u8>),
@@ -145,7 +146,7 @@ async fn a_client_that_breaks_the_protocol_or_a_limit_closes_only_itself() {
     for (what, wrong, expected) in wrongs {
         let mut socket = Socket::open(&server, "/topics/a").await;
         match wrong {
-            // A refusal may come before all was taken.
+            // The server may close before it has read everything.
             Wrong::Sends(message) => _ = futures_util::SinkExt::send(&mut socket.stream, message).await,
             Wrong::Writes(bytes) => socket.wire().write_all(&bytes).await.expect("an open connection"),
         }
@@ -155,7 +156,7 @@ async fn a_client_that_breaks_the_protocol_or_a_limit_closes_only_itself() {
     }
 }
 
-/// The head of a client's frame of that length, with the mask 0.
+/// The head of a client's frame with this length and the mask 0.
 fn masked_header(first: u8, length: u64) -> Vec<u8> {
     [&[first, 0xff][..], &length.to_be_bytes(), &[0; 4]].concat()
 }
@@ -175,7 +176,7 @@ async fn a_command_in_pieces_with_a_ping_between_is_understood() {
 async fn a_peer_silent_for_two_heartbeats_is_pinged_and_dropped() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
     let mut socket = Socket::open(&server, "/events").await;
-    // Read past tungstenite, nothing is answered.
+    // Reading directly from the connection, without tungstenite, so that nothing answers the ping.
     let mut bytes = Vec::new();
     within("the end of the connection", socket.wire().read_to_end(&mut bytes)).await.ok();
     assert!(bytes.windows(2).any(|two| two == [0x89, 0]), "a ping: {bytes:?}");
@@ -262,7 +263,7 @@ async fn the_body_of_an_ancient_handshake_is_not_read_as_a_request() {
     assert_eq!(retained(&server, "a").await, ["kept"]);
 }
 
-/// What is refused, its status, its word and its close code.
+/// Refused paths, each with its status, code and close code.
 const REFUSED: [(&str, u16, &str, u16); 9] = [
     ("/topics/a..b", 400, "bad_request", 4000),
     ("/topics/a?after=nonsense", 400, "bad_request", 4000),
@@ -301,7 +302,7 @@ async fn a_gap_comes_before_binary_messages_too() {
     let server = Server::start().await;
     let cursor = now(&server).await;
     publish(&server, "a", "gone").await;
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     let next = publish_as(&server, "a", "image/png", &b"\xff"[..]).await;
     let mut socket = Socket::open(&server, &format!("{}?after={cursor}", topic_path("a"))).await;
     let gap = socket.next().await;
