@@ -1,4 +1,4 @@
-//! What a token began ends with it, unless it is renewed.
+//! A connection or a request ends when its token expires, unless it is renewed.
 
 use serde_json::{Value, json};
 
@@ -109,7 +109,7 @@ async fn a_token_that_cannot_renew_changes_nothing() {
         assert_eq!(socket.ask(wrong).await["code"], "bad_request");
     }
     assert_eq!(socket.ask(json!({"type": "subscribe", "topic": "b"})).await["type"], "subscribed");
-    // Nobody becomes somebody either.
+    // An anonymous connection cannot take an identity.
     let mut anonymous = Socket::open(&server, "/topics/public.a").await;
     let answer = anonymous.ask(json!({"type": "auth", "token": reads("u1", &["**"])})).await;
     assert_eq!(answer["code"], "forbidden", "{answer}");

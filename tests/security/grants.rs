@@ -1,4 +1,4 @@
-//! Nobody reads, publishes or administers what is not granted, whichever way it is asked.
+//! Only what is granted can be read, published or administered, on every way to ask for it.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -114,7 +114,7 @@ async fn a_client_with_another_scheme_is_refused_and_not_anonymous() {
         assert!(text(&problem["detail"]).contains("Bearer"), "{problem}");
         assert_eq!(answer.header("www-authenticate"), "Bearer");
     }
-    // The header is a proxy's that checks it itself, and the credential is in another place.
+    // The header is for a proxy that checks it, and the credential is in another place.
     let path = format!("/topics/users.u1.a?token={}", reads("u1", &["users.{sub}.**"]));
     let answer = get(&server, &path).header("authorization", "Basic dTpw").answer().await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -122,7 +122,7 @@ async fn a_client_with_another_scheme_is_refused_and_not_anonymous() {
     assert_eq!(health.status, 200, "{health:?}");
 }
 
-/// Two different tokens in one place, which nobody who asks for none is to stumble over.
+/// Two different tokens in one place must not matter if the server requires none.
 #[tokio::test]
 async fn an_open_server_ignores_credentials() {
     let server = Server::start().await;

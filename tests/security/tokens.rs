@@ -1,4 +1,4 @@
-//! Tokens and keys, as the authority judges them.
+//! Tokens and keys, as the authority checks them.
 
 use std::time::{Duration, SystemTime};
 
@@ -55,7 +55,7 @@ fn every_algorithm_verifies_by_pem_or_secret_and_by_jwk() {
     }
 }
 
-/// Signed here by hand, since no library for tokens does it.
+/// The test signs by itself, because no library for tokens supports this algorithm.
 #[test]
 fn es512_verifies_like_the_others() {
     use aws_lc_rs::{
@@ -155,7 +155,7 @@ fn issuer_and_audience_are_checked_if_they_are_configured() {
     assert_eq!(with(json!("https://id.example"), Value::Null), wrong("aud"));
     assert_eq!(with(json!("https://other.example"), json!("push")), wrong("iss"));
     assert_eq!(with(Value::Null, json!("push")), wrong("iss"));
-    // What is learned of by a reload counts for those who are here, too.
+    // After a reload the stricter rules also count for connections that are already open.
     let identity = ask(&authority(&signer.table("k")), &signer.sign(&claims())).expect("accepted");
     assert_eq!(strict.again(&identity, SystemTime::now()).err(), wrong("iss"));
 }
@@ -180,7 +180,7 @@ fn a_token_must_expire_and_must_be_valid_now() {
 fn headers_cannot_change_how_a_token_is_verified() {
     let (signer, foreign) = (Signer::new("ES256"), Signer::new("ES256"));
     let authority = authority(&signer.table("k"));
-    // A key that the token brings itself, by value or by address.
+    // A key that the token brings itself, as a value or as an address.
     let header = Header {
         jwk: serde_json::from_str(&foreign.jwk()).ok(),
         jku: Some("https://elsewhere.example/keys".into()),
@@ -217,7 +217,7 @@ fn an_api_key_is_known_by_its_hash_and_has_its_configured_grants() {
     assert_eq!(authority.identify(None, SystemTime::now()).err(), Some(Refused::Missing));
 }
 
-/// A token for `u1`, for a minute.
+/// Mints a token for `u1` that expires in a minute.
 fn minted(authority: &Authority, key: Option<&SigningKey>) -> Result<String, MintError> {
     let rejoin = serde_json::from_value(json!({"subscribe": ["users.{sub}.**"]})).expect("grants");
     let wish = Wish { sub: Some("u1".into()), rejoin, ttl: Duration::from_secs(60) };
@@ -257,7 +257,7 @@ fn a_private_key_mints_tokens_that_its_public_key_accepts() {
     assert_eq!(SigningKey::parse(other_form).err(), Some(MintError::Unreadable));
 }
 
-/// Given in place of a secret, a public key would let everybody sign who has it.
+/// If a public key were accepted as a secret, everyone who has it could sign.
 #[test]
 fn a_public_key_is_never_accepted_as_a_secret() {
     for signer in ["RS256", "ES256", "EdDSA"].map(Signer::new) {
