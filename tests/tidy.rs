@@ -1,4 +1,4 @@
-//! What the compiler does not check: which room knows which, and that the documents say what the code does.
+//! Checks that the compiler does not make: which room knows which, and that the documents match the code.
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use std::{
 
 use rejoin::{http::Code, log::Reason};
 
-/// For each room the names that must not occur in it: rooms above it, and crates that are not its business.
+/// For each room the names that must not occur in it: higher rooms, and crates that are not its business.
 const WALLS: [(&str, &[&str], &[&str]); 6] = [
     ("message", &["log", "broker", "http", "config"], &["tokio", "axum", "http", "hyper", "tungstenite"]),
     ("log", &["broker", "http", "config"], &["axum", "http", "hyper", "tungstenite"]),
@@ -151,7 +151,7 @@ fn every_threat_names_existing_tests() {
     }
 }
 
-/// All Rust under a folder, in one text.
+/// Collects all Rust code under a folder in one text.
 fn texts_in(folder: &Path, into: &mut String) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -222,7 +222,7 @@ impl Source {
                 collect_paths(&rest[ups * "super::".len()..], base, &mut paths);
             }
         }
-        // Tests inside of a file are one module further down, so their own file may be what `super` is.
+        // Tests inside a file are one module further down, so `super` may be their own file.
         paths.retain(|path| !path.is_empty());
         paths
     }
@@ -235,12 +235,12 @@ impl Source {
     }
 }
 
-/// Whether what follows `before` goes on with a longer path or a longer name.
+/// True if the text after `before` only continues a longer path or name.
 fn is_within_path(before: &str) -> bool {
     before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
 }
 
-/// Reads a path, or what a `use` names behind a prefix, and returns how long that was.
+/// Reads a path, or everything that a `use` names after a prefix, and returns its length.
 fn collect_paths(text: &str, prefix: &[String], paths: &mut Vec<Vec<String>>) -> usize {
     let mut path = prefix.to_vec();
     let mut at = 0;
@@ -280,13 +280,13 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// What stands behind `heading`, up to the next one.
+/// The text after `heading`, up to the next heading.
 fn section<'a>(text: &'a str, heading: &str) -> &'a str {
     let (_, rest) = text.split_once(heading).unwrap_or_else(|| panic!("no {heading:?}"));
     rest.split("\n## ").next().unwrap_or_default()
 }
 
-/// What is set in backticks.
+/// The text in backticks.
 fn spans(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
@@ -319,7 +319,8 @@ fn flags(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// What a line says to cargo ends at ` -- `, where the program's own arguments begin.
+/// Removes the arguments of cargo from each line: they end at ` -- `, where the program's own arguments
+/// begin.
 fn without_cargo(text: &str) -> String {
     let own = |line: &str| match line.strip_prefix("cargo ") {
         Some(cargo) => cargo.split_once(" -- ").map_or("", |(_, own)| own).to_owned(),
