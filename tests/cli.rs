@@ -51,7 +51,7 @@ async fn every_line_comes_out_as_it_went_in_on_every_transport() {
     let input: Vec<u8> = LINES.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
     let published = rejoin(&server, &["pub", "lines", "-"]).run_with(&input).await;
     assert_eq!((published.code, published.stderr()), (Some(0), ""), "{published:?}");
-    assert_eq!(published.stdout, b"", "what a pipe publishes has no answer");
+    assert_eq!(published.stdout, b"", "a pipe prints no answer");
 
     for transport in TRANSPORTS {
         let arguments = ["sub", "lines", "--after", "0", "--until-idle", "1s", "--transport", transport];

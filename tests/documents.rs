@@ -125,7 +125,7 @@ impl Trial<'_> {
         self.proxy.mend();
         listener.until("<li>meanwhile").await;
         let after = listener.printed().await;
-        assert!(!after[before.len()..].contains("gap"), "{}: a gap that is none: {after}", self.block);
+        assert!(!after[before.len()..].contains("gap"), "{}: a gap without cause: {after}", self.block);
 
         self.proxy.cut();
         let missed = (1..=2 * KEPT).map(|number| format!("<li>missed {number}."));

@@ -68,7 +68,7 @@ fn the_map_in_the_architecture_names_exactly_the_source_files() {
     let missing: Vec<_> = files.difference(&map).collect();
     assert!(missing.is_empty(), "docs/architecture.md does not name {missing:?}");
     let gone: Vec<_> = map.difference(&files).filter(|name| !root().join(name).exists()).collect();
-    assert!(gone.is_empty(), "docs/architecture.md names {gone:?}, which are not there");
+    assert!(gone.is_empty(), "docs/architecture.md names {gone:?}, which do not exist");
 }
 
 #[test]
@@ -111,14 +111,17 @@ fn documents_and_program_have_the_same_flags() {
     };
     let known: BTreeSet<String> = flags(&help(&["--help"]));
     let protocol = read("docs/protocol.md");
-    let (now, not_yet) = protocol.split_once("\n## Not yet\n").expect("a section for what is not there yet");
+    let (now, not_yet) = protocol.split_once("\n## Not yet\n").expect("a section for missing parts");
 
     let here: BTreeSet<String> =
         ["--help", "--version"].map(str::to_owned).into_iter().chain(flags(now)).collect();
     assert_eq!(here, known, "docs/protocol.md and rejoin --help name other flags");
     let planned =
         not_yet.split_once("**Flags**:").map_or("", |(_, listed)| listed.lines().next().unwrap_or_default());
-    assert!(flags(planned).is_disjoint(&known), "docs/protocol.md says not yet: {planned:?}");
+    assert!(
+        flags(planned).is_disjoint(&known),
+        "docs/protocol.md lists existing flags under Not yet: {planned:?}"
+    );
 
     let of_commands = [&["pub"][..], &["sub"], &["bench"], &["token"], &["key", "new"]]
         .map(|command| flags(&help(&[command, &["--help"]].concat())));

@@ -211,7 +211,7 @@ async fn a_request_holds_up_to_100_000_messages() {
     assert_eq!(retained(&server, "last").await, [1]);
     assert_eq!(retained(&server, "one.more").await, [] as [Value; 0]);
     let full = self::answers(&send(&server, NDJSON, "0\n".repeat(100_000)).await);
-    assert_eq!(full.len(), 100_000, "a request that is just full is answered for what it holds");
+    assert_eq!(full.len(), 100_000, "a request with exactly 100 000 messages is answered completely");
 }
 
 #[tokio::test]
@@ -383,11 +383,11 @@ async fn a_message_is_published_before_the_request_has_ended() {
         let request = post(&server, "/publish").header("content-type", content_type);
         let answer = tokio::spawn(request.body(Body::wrap_stream(pieces)).answer());
         for (number, piece) in [(1, first), (2, second)] {
-            body.send(Ok(piece.into())).await.expect("the request goes on");
+            body.send(Ok(piece.into())).await.expect("the request is still open");
             assert_eq!(reader.next().await["data"], number, "{content_type}");
         }
         assert!(!answer.is_finished(), "{content_type}: the answer comes after the body");
-        body.send(Ok(third.into())).await.expect("the request goes on");
+        body.send(Ok(third.into())).await.expect("the request is still open");
         drop(body);
         assert_eq!(answers(&within("the answer", answer).await.expect("no panic")).len(), 3);
         assert_eq!(reader.next().await["data"], 3, "{content_type}");

@@ -68,7 +68,7 @@ async fn bytes_up_to_the_end(server: &Server, path: &str, headers: &[(&str, &str
     let mut bytes = Vec::new();
     while !(bytes.ends_with(b"\n\n") && String::from_utf8_lossy(&bytes).contains(END)) {
         let chunk = within("the last event", chunks.next()).await;
-        bytes.extend_from_slice(&chunk.expect("a stream that goes on").expect("a stream that is not cut"));
+        bytes.extend_from_slice(&chunk.expect("an open stream").expect("a stream that is not cut"));
     }
     bytes
 }

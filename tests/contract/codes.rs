@@ -165,7 +165,7 @@ async fn token_expired() -> Answer {
 async fn forbidden() -> Answer {
     let (server, token) = with_token(Duration::from_secs(60), Duration::ZERO).await;
     let answer = get(&server, "/topics/a").bearer_auth(&token).answer().await;
-    assert_eq!(answer.status, 200, "what is granted: {answer:?}");
+    assert_eq!(answer.status, 200, "the grants: {answer:?}");
 
     get(&server, "/topics/b").bearer_auth(&token).answer().await
 }
@@ -275,7 +275,7 @@ async fn overloaded() -> Answer {
     refusal(&server, Transport::WebSocket, "/topics/a", &[]).await.problem(503, "overloaded");
     let answer = refusal(&server, Transport::Poll, "/topics/a?after=0&wait=60", &[]).await;
     let id = publish(&server, "a", "x").await;
-    assert_eq!(first.ids(1).await, [id], "who was first is served on");
+    assert_eq!(first.ids(1).await, [id], "the first connection is still served");
     answer
 }
 

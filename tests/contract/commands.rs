@@ -29,7 +29,7 @@ async fn the_answer_repeats_the_ref_which_is_a_string_or_a_number() {
     assert_eq!(
         socket.ask(json!({"type": "ping"})).await,
         json!({"type": "pong"}),
-        "without one there is none"
+        "without a ref the answer has none"
     );
     for wrong in [json!({}), json!([1]), json!(true)] {
         let error = socket.ask(json!({"type": "ping", "ref": wrong})).await;

@@ -84,7 +84,7 @@ async fn a_reader_that_is_behind_gets_a_gap_for_a_delete() {
                 json!({"type": "gap", "topic": "a", "after": cursor, "next": null, "cursor": past, "reason": "deleted"}),
                 "{transport} {filter}"
             );
-            assert!(number(&past) >= number(&gone), "{transport} {filter}: past what is gone");
+            assert!(number(&past) >= number(&gone), "{transport} {filter}: past the gap");
 
             // A client that reconnects with the cursor past the gap does not get the gap again.
             let mut again = Reader::open(&server, transport, &format!("topic={filter}&after={past}")).await;

@@ -147,7 +147,7 @@ async fn a_cursor_from_before_a_restart_gets_a_gap() {
     earlier.stop().await;
     let server = Server::start().await;
     for transport in Transport::ALL {
-        // Nothing is retained, so the cursor moves past the gap, and the gap is not told again.
+        // The topic retains no message, so the cursor moves past the gap, and the gap is not told again.
         let mut reader = resume(&server, transport, "quiet", &cursor).await;
         let told = reader.gap().await;
         let past = text(&told["cursor"]);
@@ -166,7 +166,7 @@ async fn a_cursor_from_before_a_restart_gets_a_gap() {
         let mut reader = resume(&server, transport, "a.**&topic=*", &cursor).await;
         let mut told = [reader.gap().await, reader.gap().await];
         told.sort_by_key(|gap| text(&gap["topic"]));
-        assert_eq!(told[0]["topic"], "*", "{transport}: where the topics are not known it is the pattern");
+        assert_eq!(told[0]["topic"], "*", "{transport}: the pattern, because the topics are not known");
         assert_eq!(told[1]["topic"], "a.**", "{transport}");
         assert!(told.iter().all(|gap| gap["reason"] == "restarted" && gap["after"] == cursor), "{told:?}");
         reader.ids(2).await;
@@ -186,7 +186,7 @@ async fn a_cursor_ahead_of_the_store_is_a_gap_and_then_everything_retained() {
                 assert_eq!(reader.gap().await, told, "{transport} {filter} {ahead}");
                 assert_eq!(reader.ids(3).await, ids[2..], "{transport} {filter} {ahead}");
                 let mut again = resume(&server, transport, filter, &before).await;
-                assert_eq!(again.ids(3).await, ids[2..], "{transport} {filter}: no gap after the told one");
+                assert_eq!(again.ids(3).await, ids[2..], "{transport} {filter}: no second gap");
             }
             let mut quiet = resume(&server, transport, "quiet", &ahead).await;
             let told = quiet.gap().await;

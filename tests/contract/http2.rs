@@ -92,7 +92,7 @@ impl Events {
             }
             match within("data", self.body.data()).await {
                 Some(Ok(data)) => {
-                    self.body.flow_control().release_capacity(data.len()).expect("what was received");
+                    self.body.flow_control().release_capacity(data.len()).expect("the received bytes");
                     self.bytes.extend_from_slice(&data);
                 }
                 Some(Err(error)) => return Err(Some(error)),
@@ -163,7 +163,7 @@ async fn a_stream_that_is_not_read_stalls_and_ends_alone() {
         }
     };
     assert!(end.is_some_and(|error| error.is_reset()), "a reset");
-    let id = publish(&server, "a", "the others stay").await;
+    let id = publish(&server, "a", "the other streams stay open").await;
     for events in &mut others {
         assert_eq!(events.next().await.id.as_deref(), Some(id.as_str()));
     }
@@ -223,7 +223,7 @@ async fn carry(pipe: DuplexStream, mut receiving: RecvStream, mut sending: SendS
     let (mut from_pipe, mut to_pipe) = tokio::io::split(pipe);
     let receive = async {
         while let Some(Ok(data)) = receiving.data().await {
-            receiving.flow_control().release_capacity(data.len()).expect("what was received");
+            receiving.flow_control().release_capacity(data.len()).expect("the received bytes");
             if to_pipe.write_all(&data).await.is_err() {
                 return;
             }

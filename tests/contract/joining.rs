@@ -176,5 +176,5 @@ async fn during_a_replay_the_gaps_of_the_other_topics_wait() {
     assert!(matches!(subscription.poll_join(&mut other, &mut cx), Poll::Ready(Join::Level)));
     subscription.absorb(other);
     let given = ready(&mut subscription);
-    assert_eq!((gaps(&given), given.len()), (1, 6), "then they are told once: {given:?}");
+    assert_eq!((gaps(&given), given.len()), (1, 6), "then each gap comes once: {given:?}");
 }

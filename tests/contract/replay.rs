@@ -67,7 +67,7 @@ async fn a_topic_is_replayed_up_to_the_connections_cursor_and_then_live() {
         command["topic"] = json!("a");
         socket.send(command).await;
         assert_eq!(replayed(&mut socket, 600 - first).await, ids[first..], "{start}");
-        assert_eq!(socket.cursor, opened_at, "{start}: what is read again does not move the cursor");
+        assert_eq!(socket.cursor, opened_at, "{start}: a replay does not move the cursor");
         assert_subscribed(&mut socket, "a").await;
         assert_eq!(socket.cursor, opened_at, "{start}");
     }
@@ -123,7 +123,7 @@ async fn during_a_replay_the_other_topics_wait_and_lose_nothing() {
     let subscribed = frames.iter().position(is("subscribed")).expect("subscribed");
     assert!(
         frames[first..subscribed].iter().all(|frame| frame["replay"] == true),
-        "the others wait from the first that is read again up to subscribed"
+        "the other topics wait during the replay"
     );
     assert!(frames[..first].iter().chain(&frames[subscribed + 1..]).all(is("message")));
     let live: Vec<_> =
@@ -306,7 +306,7 @@ async fn overlapping_topic_and_pattern_give_a_message_once() {
     assert_live(&mut socket, &id).await;
     socket.send(subscribe("a.b", "0")).await;
     let ids = replayed(&mut socket, 4).await;
-    assert_eq!(ids, [&first[..], &[id]].concat(), "what is asked for again is given again");
+    assert_eq!(ids, [&first[..], &[id]].concat(), "a second replay");
     assert_subscribed(&mut socket, "a.b").await;
     for _ in 0..3 {
         let id = publish(&server, "a.b", "once").await;

@@ -48,7 +48,7 @@ async fn a_slow_reader_gets_a_gap() {
                 gaps += 1;
                 assert_eq!((text(&frame["after"]), &frame["reason"]), (cursor, &Value::from("retention")));
                 let next = text(&frame["next"]);
-                assert!(number(&next) > number(id), "{transport}: the gap is none: {frame}");
+                assert!(number(&next) > number(id), "{transport}: a gap without cause: {frame}");
                 assert_eq!(reader.ids(1).await, [next.as_str()], "{transport}");
                 expected.by_ref().find(|id| **id == next).expect("the next is one of those");
             } else {
@@ -78,7 +78,7 @@ async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut_off() {
                 if frame["type"] == "closing" {
                     closing = frame;
                 } else {
-                    assert_eq!(frame["id"], ids[seen], "what came is whole and in order");
+                    assert_eq!(frame["id"], ids[seen], "the received messages are whole and in order");
                     seen += 1;
                 }
             }
@@ -93,7 +93,7 @@ async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut_off() {
         assert_eq!(closing["code"], "too_slow", "{closing}");
         let retry_ms = closing["retry_ms"].as_u64().expect("milliseconds");
         assert!((5_000..=30_000).contains(&retry_ms), "{closing}");
-        assert_eq!(closing["cursor"], ids[seen - 1], "{closing}: what was given is what has come");
+        assert_eq!(closing["cursor"], ids[seen - 1], "{closing}: exactly the sent messages have arrived");
     }
     let id = publish(&server, "a", "the other stays").await;
     assert_eq!(other.ids(1).await, [id]);

@@ -102,7 +102,7 @@ async fn since_reads_messages_published_then_or_later() {
         let ahead = utc(number(&now(&server).await) + 3_600_000_000);
         let mut reader = Reader::open(&server, transport, &format!("topic=b&since={ahead}")).await;
         let next = publish(&server, "b", "live").await;
-        assert_eq!(reader.ids(1).await, [next], "{transport}: from now on, where the time is still to come");
+        assert_eq!(reader.ids(1).await, [next], "{transport}: a time in the future means now");
     }
 }
 
@@ -170,7 +170,10 @@ async fn a_header_that_cannot_be_parsed_is_a_gap_and_then_everything_retained() 
             let gap = reader.gap().await;
             if transport != Transport::Poll {
                 let opened_at = text(&reader.opening()["cursor"]);
-                assert_eq!(opened_at, "9007199254740991", "{transport}: whoever is cut now is told again");
+                assert_eq!(
+                    opened_at, "9007199254740991",
+                    "{transport}: a client that is cut off now gets the gap again"
+                );
             }
             let cursor = text(&gap["cursor"]);
             let expected = json!({

@@ -10,7 +10,7 @@ pub struct Block {
     pub text: String,
 }
 
-/// What a block promises to do.
+/// The promise of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
     Nothing,

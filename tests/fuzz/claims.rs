@@ -157,7 +157,7 @@ pub fn starts(data: &[u8]) {
     match status {
         200 => {
             let cursor: Id = answer["cursor"].as_str().and_then(|text| text.parse().ok()).expect("a cursor");
-            assert!(cursor > Id::ZERO, "0 is never given out: {query:?}");
+            assert!(cursor > Id::ZERO, "the server never gives out 0: {query:?}");
         }
         _ => assert!(answer["code"] == "bad_request" && answer["detail"].is_string(), "{answer}"),
     }

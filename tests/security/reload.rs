@@ -23,7 +23,7 @@ fn app(server: &Server) -> &App {
 /// Puts these tables in force.
 fn reconfigure(server: &Server, toml: &str) {
     let config = Config { tables: tables(toml), ..Config::default() };
-    app(server).reconfigure(&config).expect("it may be changed so");
+    app(server).reconfigure(&config).expect("a change that is allowed");
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn a_reload_changes_origins_too() {
     ask().await.problem(403, "forbidden_origin");
     let allowed_origins = vec!["https://app.example".parse().expect("an origin")];
     let config = Config { tables: tables(&usual()), allowed_origins, ..Config::default() };
-    app(&server).reconfigure(&config).expect("it may be changed so");
+    app(&server).reconfigure(&config).expect("a change that is allowed");
     assert_eq!(ask().await.status, 200);
 
     let own = server.http("");
@@ -164,7 +164,7 @@ async fn the_program_reads_its_file_again_after_a_change_and_after_sighup() {
     assert_eq!(public.next().await["code"], "forbidden", "without being asked to");
     program.until_logged("restart the server to apply it").await;
     let id = publish(&program.server, "a", "x").await;
-    assert_eq!(mine.next().await["id"], json!(id), "who is still allowed does not notice");
+    assert_eq!(mine.next().await["id"], json!(id), "a connection that is still allowed stays open");
     let ended = program.terminate().await;
     assert_eq!(ended.code, Some(0), "{}", ended.log);
 }
@@ -243,7 +243,7 @@ async fn open_once_read(pipe: &str) -> File {
     let (opened, opens) = tokio::sync::oneshot::channel();
     let path = pipe.to_owned();
     std::thread::spawn(move || opened.send(File::create(path)));
-    within("somebody reads the pipe", opens).await.expect("it is opened").expect("a pipe")
+    within("the program reads the pipe", opens).await.expect("it is opened").expect("a pipe")
 }
 
 #[tokio::test]

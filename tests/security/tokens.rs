@@ -247,7 +247,10 @@ fn a_private_key_mints_tokens_that_its_public_key_accepts() {
         assert_eq!(ask(&known, &token).map(|identity| identity.name().to_owned()), Ok("u1".into()));
         let stranger = authority(&Signer::new("ES256").table("other"));
         assert_eq!(minted(&stranger, Some(&key)), Err(MintError::Unknown), "{algorithm}");
-        assert!(minted(&Authority::default(), Some(&key)).is_ok(), "{algorithm}: for whoever knows it");
+        assert!(
+            minted(&Authority::default(), Some(&key)).is_ok(),
+            "{algorithm}: for a server that knows the key"
+        );
         if !algorithm.starts_with("HS") {
             assert_eq!(SigningKey::parse(&signer.public).err(), Some(MintError::Public));
             assert_eq!(SigningKey::parse(&signer.jwk()).err(), Some(MintError::Jwk));

@@ -81,7 +81,7 @@ struct World {
     /// How many subscribers are not yet on their last connection. The publishers continue until there are
     /// none.
     unsettled: watch::Sender<usize>,
-    /// What each running task waits for, for the report of a hang.
+    /// The event that each running task waits for, for the report of a hang.
     waits: Mutex<BTreeMap<String, String>>,
 }
 

@@ -39,7 +39,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// Where to start reading.
+/// The start of reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     Now,

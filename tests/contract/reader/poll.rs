@@ -62,7 +62,7 @@ impl Poll {
 
     pub fn cursor(&self) -> &str {
         let Self { frames, cursor, .. } = self;
-        assert!(frames.is_empty(), "the cursor is past what was not looked at: {frames:?}");
+        assert!(frames.is_empty(), "the cursor is past unread frames: {frames:?}");
         cursor
     }
 

@@ -42,7 +42,7 @@ pub async fn publish(world: Arc<World>, number: usize) -> Result<(), String> {
         world,
     };
     while publisher.world.is_busy() {
-        publisher.world.note(&name, "waits for what it published to be acknowledged".to_owned());
+        publisher.world.note(&name, "waits for the acknowledgement of a message".to_owned());
         let way = match number {
             0 => publisher.batch().await,
             1 => publisher.command().await,

@@ -49,7 +49,7 @@ pub struct Standing {
 pub struct Entry {
     pub filter: String,
     pub lane: Lane,
-    /// What the server has promised from which point on; `None` until it has said where reading starts.
+    /// The promise of the server; `None` until it has said where reading starts.
     pub promise: Option<Promise>,
 }
 
@@ -259,7 +259,7 @@ impl Standing {
         let subscribed =
             |entry: &Entry| entry.lane == Lane::CaughtUp && matches(&entry.filter, &message.topic);
         if !self.entries.iter().any(subscribed) {
-            return Err(wrong("a message of a topic that is subscribed and level", message));
+            return Err(wrong("a message of a topic that is subscribed and caught up", message));
         }
         if self.cursor.is_none_or(|cursor| message.id <= cursor) {
             return Err(wrong(format!("a message after {:?}, once and in order", self.cursor), message));
@@ -290,7 +290,7 @@ impl Standing {
         let mut covering = self.entries.iter().filter(|entry| covers(&entry.filter, topic));
         match covering.next() {
             Some(Entry { filter, lane: Lane::Replaying(start), .. }) => Ok((filter.clone(), *start)),
-            _ => Err(wrong("a replay of nothing but what was asked for by a command", came)),
+            _ => Err(wrong("only a replay that a command asked for", came)),
         }
     }
 
@@ -301,7 +301,7 @@ impl Standing {
     /// A gap comes before anything newer than its `after`, and before any cursor past `after`.
     fn take_gap(&mut self, gap: Gap, started: &Counts) -> Result<(), Wrong> {
         if self.retention == Retention::Everything {
-            return Err(wrong("no gap where everything is retained", gap));
+            return Err(wrong("no gap, because everything is retained", gap));
         }
         if !self.entries.iter().any(|entry| covers(&entry.filter, &gap.topic)) {
             return Err(wrong("a gap of a topic that is subscribed", gap));
@@ -372,7 +372,7 @@ impl Standing {
             return Err(wrong(expected, answer));
         }
         self.promise(|entry| entry.lane == Lane::CaughtUp, asked, answer.cursor, started);
-        // Nothing comes before the first answer to a request without a cursor.
+        // A request without a cursor has nothing before its first answer.
         self.cursor.get_or_insert(if let Start::After(cursor) = asked { cursor } else { 0 });
         answer.gaps.into_iter().try_for_each(|gap| self.take_gap(gap, started))?;
         answer.messages.into_iter().try_for_each(|message| self.take_message(message))?;

@@ -88,7 +88,9 @@ impl From<Stop> for End {
             Stop::Ended(reason) => Self::Over(Over { reason, ..Over::default() }),
             Stop::Closed(reason) => Self::Over(Over { reason, how: How::Closed, ..Over::default() }),
             Stop::Refused(reason) => Self::Over(Over { reason, how: How::Refused, ..Over::default() }),
-            Stop::Wrong(came) => Self::Wrong(Wrong { expected: "what the contract allows".to_owned(), came }),
+            Stop::Wrong(came) => {
+                Self::Wrong(Wrong { expected: "a frame that the contract allows".to_owned(), came })
+            }
         }
     }
 }
@@ -317,7 +319,7 @@ fn check_complete(end: End) -> Result<(), Wrong> {
         End::Wrong(wrong) => Err(wrong),
         End::Over(Over { reason, .. }) => Err(Wrong {
             expected: "a connection that lasts".to_owned(),
-            came: format!("it ended, though nobody cut it: {reason}"),
+            came: format!("it ended without a cut: {reason}"),
         }),
     }
 }

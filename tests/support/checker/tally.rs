@@ -83,7 +83,7 @@ impl Tally {
     pub fn summary(&self) -> String {
         let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
         format!(
-            "published {}, received {}, repeated {}, turned away {}, ended {}, gaps {}",
+            "published {}, received {}, repeated {}, refused {}, ended {}, gaps {}",
             count(&self.published),
             count(&self.received),
             count(&self.repeated),
@@ -106,7 +106,7 @@ impl Tally {
         self.gaps_replayed.fetch_add(replayed, Ordering::Relaxed);
     }
 
-    /// What should have happened and did not.
+    /// Events that should have happened and did not.
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         let cuts = self.cuts.lock().expect("no panic while it is held");
@@ -119,7 +119,7 @@ impl Tally {
         }
         let others = [
             (&self.gaps, "no gap"),
-            (&self.gaps_midway, "no gap for somebody who fell behind while reading"),
+            (&self.gaps_midway, "no gap for a subscriber that fell behind while reading"),
             (&self.gaps_replayed, "no gap in a replay"),
             (&self.cuts_before_subscribed, "no cut between a subscribe and its answer"),
         ];

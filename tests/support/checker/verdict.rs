@@ -84,7 +84,7 @@ fn what_was_given_was_published_and_came_once<'a>(
         let place = place(given.place);
         let came = format!("{place} gave {} of {}", given.id, given.topic);
         let Some(Entry { published, .. }) = history.messages.get(&given.id) else {
-            return Err(wrong("only what was published", came));
+            return Err(wrong("only published messages", came));
         };
         let same = published.topic == given.topic && published.event == given.event;
         if !same || !published.body.arrived_as(&given.body) {

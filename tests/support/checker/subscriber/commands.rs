@@ -96,7 +96,7 @@ impl Subscriber {
     }
 
     fn next_reference(&mut self) -> u64 {
-        let commands = self.commands.as_mut().expect("only who has commands gives one");
+        let commands = self.commands.as_mut().expect("only a subscriber with commands sends one");
         commands.given += 1;
         commands.unanswered.push_back(commands.given);
         commands.given
