@@ -1,4 +1,4 @@
-//! What a page in a real browser sees.
+//! A page in a real browser, which reads from the server and publishes to it.
 
 #[path = "browser/page.rs"]
 mod page;
@@ -46,7 +46,7 @@ async fn an_event_source_on_the_servers_own_page_receives_what_is_posted() {
 }
 
 #[tokio::test]
-async fn an_event_source_that_was_cut_comes_back_by_itself_to_exactly_what_it_missed() {
+async fn an_event_source_that_was_cut_off_reconnects_and_gets_exactly_what_it_missed() {
     in_browser(async |page| {
         let server = Server::start().await;
         let proxy = Proxy::before(server.addr).await;
@@ -63,7 +63,7 @@ async fn an_event_source_that_was_cut_comes_back_by_itself_to_exactly_what_it_mi
         }
         proxy.mend();
         page.until("messages().length >= 6").await;
-        // What came twice would come before this one.
+        // A duplicate would come before this message.
         expected.push(published(server.addr, "after").await);
         let heard = page.until("messages().some(it => it.data === 'after')").await;
 
@@ -75,7 +75,7 @@ async fn an_event_source_that_was_cut_comes_back_by_itself_to_exactly_what_it_mi
 }
 
 #[tokio::test]
-async fn an_event_source_that_was_cut_before_its_first_message_misses_nothing() {
+async fn an_event_source_that_was_cut_off_before_its_first_message_misses_nothing() {
     in_browser(async |page| {
         let server = Server::start().await;
         let proxy = Proxy::before(server.addr).await;
@@ -97,7 +97,7 @@ async fn an_event_source_that_was_cut_before_its_first_message_misses_nothing() 
 }
 
 #[tokio::test]
-async fn a_websocket_that_returns_with_its_cursor_receives_exactly_what_it_missed() {
+async fn a_websocket_that_reconnects_with_its_cursor_gets_exactly_what_it_missed() {
     in_browser(async |page| {
         let server = Server::start().await;
         let proxy = Proxy::before(server.addr).await;
@@ -135,7 +135,7 @@ async fn a_page_of_a_foreign_origin_can_neither_listen_nor_publish() {
         let socket = server.ws("/topics/demo?after=0");
         let (_serving, other_port) = serve_empty_page().await;
 
-        // Another site, and another origin of the same site.
+        // A page of another site, and one of another origin of the same site.
         for foreign in [format!("http://localhost:{other_port}/"), format!("http://127.0.0.1:{other_port}/")]
         {
             page.open(&foreign).await;
@@ -150,7 +150,8 @@ async fn a_page_of_a_foreign_origin_can_neither_listen_nor_publish() {
 
             let read = page.run(&format!("return read('{topic}?after=0&wait=0')")).await;
             assert_eq!(read, "failed", "{foreign}");
-            // A request as any form sends it, one whose answer the page gives up to see, and one that asks first.
+            // A request that any form can send, one whose answer the page cannot see, and one with a
+            // preflight.
             for options in ["{}", "{mode: 'no-cors'}", "{headers: {'Content-Type': 'application/json'}}"] {
                 let posted = page.run(&format!("return post('{topic}', '\"intruder\"', {options})")).await;
                 assert_ne!(posted["status"], 201, "{foreign} {options}");
@@ -158,7 +159,7 @@ async fn a_page_of_a_foreign_origin_can_neither_listen_nor_publish() {
         }
         assert_eq!(retained(server.addr, "demo").await, slice::from_ref(&secret));
 
-        // The same code does all this on a page of the server's own.
+        // The same code can do all this on a page of the server's own.
         page.open(&server.http("/")).await;
         page.run(&format!("listen('{stream}')")).await;
         let heard = page.until("messages().length > 0").await;
@@ -175,7 +176,7 @@ async fn a_page_of_a_foreign_origin_can_neither_listen_nor_publish() {
 }
 
 #[tokio::test]
-async fn page_code_hears_of_a_gap_before_what_follows_it() {
+async fn a_page_gets_a_gap_before_the_messages_after_it() {
     in_browser(async |page| {
         let server = Server::with(|config: &mut Config| config.retain_messages = 3).await;
         let proxy = Proxy::before(server.addr).await;
@@ -212,7 +213,7 @@ async fn page_code_hears_of_a_gap_before_what_follows_it() {
 }
 
 #[tokio::test]
-async fn the_servers_page_shows_what_is_published_as_text_on_both_sides() {
+async fn the_servers_page_shows_published_text_on_both_sides() {
     in_browser(async |page| {
         let server = Server::start().await;
         page.open(&server.http("/")).await;
@@ -237,7 +238,7 @@ async fn the_servers_page_shows_what_is_published_as_text_on_both_sides() {
     .await;
 }
 
-/// The ids and the data of what a page heard.
+/// The ids and the data of the messages that a page received.
 fn messages(heard: &Value) -> Vec<(String, String)> {
     let heard = heard.as_array().expect("a list").iter();
     heard.filter(|it| it["type"] == "message").map(|it| (text(&it["id"]), text(&it["data"]))).collect()
@@ -247,12 +248,12 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("a string, not {value}")).to_owned()
 }
 
-/// Whatever proxy the machine is told to use, the server is on this machine.
+/// A client without a proxy: the server is on this machine, whatever proxy the machine uses.
 fn client() -> reqwest::Client {
     support::http_client().build().expect("a client without options that can fail")
 }
 
-/// Publishes past every proxy, as a backend does, and returns the id.
+/// Publishes directly, as a backend does, and returns the id.
 async fn publish(server: SocketAddr, topic: &str, data: &str) -> String {
     let request = client().post(format!("http://{server}/topics/{topic}")).body(data.to_owned());
     let response = request.send().await.expect("an answer");
@@ -261,7 +262,7 @@ async fn publish(server: SocketAddr, topic: &str, data: &str) -> String {
     text(&answer["id"])
 }
 
-/// Publishes to `demo` and returns what its readers have to hear of it.
+/// Publishes to `demo`, and returns the message as its readers should receive it.
 async fn published(server: SocketAddr, data: &str) -> (String, String) {
     (publish(server, "demo", data).await, data.to_owned())
 }
@@ -273,7 +274,7 @@ async fn retained(server: SocketAddr, topic: &str) -> Vec<(String, String)> {
     messages(&answer["messages"])
 }
 
-/// A page that somebody else serves; it lives as long as the set.
+/// Serves an empty page of a foreign origin as long as the returned set lives.
 async fn serve_empty_page() -> (JoinSet<()>, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let port = listener.local_addr().expect("a bound address").port();

@@ -1,15 +1,15 @@
-//! The chief test: the guarantee of this server, while everything that can be cut is cut.
+//! The main test: the guarantees of this server, while every connection is cut again and again.
 //!
 //! Publishers publish. Subscribers read one topic, several, or a pattern, over WebSocket, Server-Sent Events,
-//! NDJSON and long-polling, through a proxy that cuts them inside frames, between frames and in the midst of
-//! a replay. After each cut they come back, on any transport, with the cursor that they have. Then:
+//! NDJSON and long-polling. A proxy cuts them off inside frames, between frames and during a replay. After
+//! each cut they reconnect on any transport with their cursor. Then:
 //!
-//! - every message has reached every subscriber once and in order, or lies inside a gap that was told;
-//! - every gap covers only what was really no longer retained, and at least one message;
-//! - a gap was told before anything newer than its beginning.
+//! - every message has reached every subscriber once and in order, or is inside a gap that the server told;
+//! - every gap covers at least one message, and only messages that were no longer retained;
+//! - the server told each gap before anything newer than its beginning.
 //!
-//! `CHECKER_SEED` repeats the draws of an earlier run (the interleaving is the machine's), `CHECKER_ROUNDS`
-//! runs more of them, each with the next seed.
+//! `CHECKER_SEED` repeats the random choices of an earlier run (the scheduling still differs).
+//! `CHECKER_ROUNDS` runs several rounds, each with the next seed.
 
 mod support;
 
@@ -17,11 +17,11 @@ use std::{env, str::FromStr, sync::Arc};
 
 use support::checker::{Retention, Tally, run};
 
-/// So few that a subscriber who stays away for a while comes back too late.
+/// So few that a subscriber that stays away for a while gets a gap.
 const FEW: u64 = 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_message_comes_once_and_in_order_or_inside_a_told_gap() {
+async fn every_message_comes_once_and_in_order_or_is_inside_a_gap() {
     let seed = from_env("CHECKER_SEED").unwrap_or_else(rand::random::<u32>);
     let rounds = from_env("CHECKER_ROUNDS").unwrap_or(1);
     let tally = Arc::new(Tally::default());

@@ -1,5 +1,5 @@
-//! The program's own commands, as somebody types them: what they print, how they end, and that `pub` and `sub` are a
-//! pipe.
+//! The program's own commands, as a user types them: what they print, how they end, and that `pub` and `sub`
+//! work as a pipe.
 
 #[path = "cli/credentials.rs"]
 mod credentials;
@@ -25,8 +25,8 @@ use tokio::{
 
 const TRANSPORTS: [&str; 4] = ["ws", "sse", "ndjson", "poll"];
 
-/// Lines that are easily damaged on their way: JSON of every kind, quotes, white space, carriage returns, what is not
-/// UTF-8, and nothing at all.
+/// Lines that are easily damaged on their way: all kinds of JSON, quotes, white space, carriage returns,
+/// bytes that are not UTF-8, and an empty line.
 const LINES: &[&[u8]] = &[
     b"hello",
     b"",
@@ -50,20 +50,20 @@ async fn every_line_comes_out_as_it_went_in_on_every_transport() {
     let server = Server::start().await;
     let input: Vec<u8> = LINES.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
     let published = rejoin(&server, &["pub", "lines", "-"]).run_with(&input).await;
-    assert_eq!((published.code, published.told()), (Some(0), ""), "{published:?}");
-    assert_eq!(published.stdout, b"", "what a pipe publishes has no answer");
+    assert_eq!((published.code, published.stderr()), (Some(0), ""), "{published:?}");
+    assert_eq!(published.stdout, b"", "a pipe prints no answer");
 
     for transport in TRANSPORTS {
         let arguments = ["sub", "lines", "--after", "0", "--until-idle", "1s", "--transport", transport];
         let heard = rejoin(&server, &arguments).run().await;
-        assert_eq!((heard.code, heard.told()), (Some(0), ""), "{transport}");
+        assert_eq!((heard.code, heard.stderr()), (Some(0), ""), "{transport}");
         assert_eq!(heard.stdout, input, "{transport}: {:?}", String::from_utf8_lossy(&heard.stdout));
     }
     server.stop().await;
 }
 
 #[tokio::test]
-async fn what_does_not_fit_on_a_line_comes_as_json() {
+async fn a_message_that_does_not_fit_on_a_line_is_printed_as_json() {
     let server = Server::start().await;
     let mut ids = Vec::new();
     for data in ["two\nlines", "{\n\"a\":1}"] {
@@ -86,7 +86,7 @@ async fn what_does_not_fit_on_a_line_comes_as_json() {
 }
 
 #[tokio::test]
-async fn sub_begins_where_it_is_told() {
+async fn sub_begins_where_its_flags_say() {
     let server = Server::start().await;
     let mut ids = Vec::new();
     for data in ["1", "2", "3"] {
@@ -110,7 +110,7 @@ async fn sub_begins_where_it_is_told() {
 }
 
 #[tokio::test]
-async fn a_gap_is_told_on_standard_error_and_by_the_exit_code() {
+async fn sub_reports_a_gap_on_standard_error_and_by_its_exit_code() {
     let server = Server::with(|config| config.retain_messages = 2).await;
     let first = rejoin(&server, &["pub", "t", "0"]).run().await.stdout;
     let first = String::from_utf8(first).expect("an id");
@@ -120,14 +120,14 @@ async fn a_gap_is_told_on_standard_error_and_by_the_exit_code() {
         let heard = rejoin(&server, &arguments).run().await;
         assert_eq!((heard.code, heard.lines()), (Some(3), vec!["3", "4"]), "{transport}");
         let told = format!("rejoin: gap: messages of t after {} and before ", first.trim());
-        assert!(heard.told().starts_with(&told), "{transport}: {}", heard.told());
-        assert!(heard.told().contains("are gone (retention)\n"), "{transport}: {}", heard.told());
+        assert!(heard.stderr().starts_with(&told), "{transport}: {}", heard.stderr());
+        assert!(heard.stderr().contains("are gone (retention)\n"), "{transport}: {}", heard.stderr());
     }
     server.stop().await;
 }
 
 #[tokio::test]
-async fn what_the_server_refuses_ends_with_one_and_its_words() {
+async fn a_refusal_ends_with_code_1_and_the_servers_words() {
     let server = Server::start().await;
     for arguments in [
         &["pub", "no topic", "x"][..],
@@ -137,19 +137,19 @@ async fn what_the_server_refuses_ends_with_one_and_its_words() {
     ] {
         let refused = rejoin(&server, arguments).run().await;
         assert_eq!(refused.code, Some(1), "{arguments:?}: {refused:?}");
-        assert!(refused.told().contains("bad_request: "), "{arguments:?}: {}", refused.told());
+        assert!(refused.stderr().contains("bad_request: "), "{arguments:?}: {}", refused.stderr());
     }
     let line = rejoin(&server, &["pub", "no topic"]).run_with(b"x\n").await;
-    assert!(line.told().starts_with("rejoin: line 1: bad_request: "), "{}", line.told());
-    // Nobody typed a line.
+    assert!(line.stderr().starts_with("rejoin: line 1: bad_request: "), "{}", line.stderr());
+    // The message came from the command line, so the error names no line.
     let data = rejoin(&server, &["pub", "no topic", "x"]).run().await;
-    assert!(data.told().starts_with("rejoin: the message: bad_request: "), "{}", data.told());
+    assert!(data.stderr().starts_with("rejoin: the message: bad_request: "), "{}", data.stderr());
     server.stop().await;
 }
 
-/// What a web server of another kind says to a POST that it does not know.
+/// Another kind of web server answers a POST that it does not know.
 #[tokio::test]
-async fn who_is_no_rejoin_is_told_to_be_none_and_not_asked_again() {
+async fn another_web_server_is_recognized_and_not_asked_again() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("a bound address"));
     let stranger = tokio::spawn(async move {
@@ -163,24 +163,24 @@ async fn who_is_no_rejoin_is_told_to_be_none_and_not_asked_again() {
         let refused = Program::new(&[command, "t", "--url", &url]).run_with(b"x\n").await;
         assert_eq!(refused.code, Some(1), "{command}: {refused:?}");
         let told = "rejoin: 501 Not Implemented: the answer does not come from Rejoin\n";
-        assert_eq!(refused.told(), told, "{command}");
+        assert_eq!(refused.stderr(), told, "{command}");
     }
     stranger.abort();
 }
 
 #[tokio::test]
-async fn a_line_that_is_too_long_is_named_and_the_others_are_published() {
+async fn pub_names_a_line_that_is_too_long_and_publishes_the_others() {
     let server = Server::with(|config| config.max_payload = 10).await;
     let published = rejoin(&server, &["pub", "t"]).run_with(b"1\n12345678901\n3\n").await;
     assert_eq!(published.code, Some(1), "{published:?}");
-    assert!(published.told().contains("line 2 was refused"), "{}", published.told());
+    assert!(published.stderr().contains("line 2 was refused"), "{}", published.stderr());
     let heard = rejoin(&server, &["sub", "t", "--after", "0", "--until-idle", "500ms"]).run().await;
     assert_eq!(heard.lines(), ["1", "3"]);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_ends_with_four() {
+async fn an_unreachable_server_ends_with_code_4() {
     let nobody = Server::start().await;
     let url = nobody.http("/");
     nobody.stop().await;
@@ -188,13 +188,14 @@ async fn a_server_that_is_not_there_ends_with_four() {
         let arguments = [arguments, &["--url", &url, "--give-up", "100ms"]].concat();
         let given_up = Program::new(&arguments).run().await;
         assert_eq!(given_up.code, Some(4), "{arguments:?}: {given_up:?}");
-        assert!(given_up.told().contains("cannot reach http://"), "{}", given_up.told());
+        assert!(given_up.stderr().contains("cannot reach http://"), "{}", given_up.stderr());
     }
 }
 
-/// A proxy that lets nobody stay kept a script waiting for ever: every connection began to wait anew.
+/// Behind a proxy that cuts every connection, a script waited forever, because each connection began to wait
+/// anew.
 #[tokio::test]
-async fn sub_ends_though_every_connection_is_cut_before_it_would() {
+async fn sub_ends_though_every_connection_is_cut_off_before() {
     let server = Server::start().await;
     rejoin(&server, &["pub", "t", "x"]).run().await;
     let proxy = |millis| Proxy::impatient(server.addr, Duration::from_millis(millis));
@@ -216,7 +217,7 @@ async fn sub_ends_though_every_connection_is_cut_before_it_would() {
 }
 
 #[tokio::test]
-async fn a_mistake_in_the_command_line_ends_with_two() {
+async fn a_mistake_in_the_command_line_ends_with_code_2() {
     for arguments in [
         &["sub"][..],
         &["sub", "t", "--after", "0", "--last", "1"],
@@ -236,7 +237,7 @@ async fn a_mistake_in_the_command_line_ends_with_two() {
 }
 
 #[tokio::test]
-async fn a_shell_learns_every_command() {
+async fn shell_completions_contain_every_command() {
     let shell = Program::new(&["completions", "bash"]).run().await;
     assert_eq!(shell.code, Some(0), "{shell:?}");
     let script = shell.lines().join("\n");
@@ -245,27 +246,27 @@ async fn a_shell_learns_every_command() {
     }
 }
 
-/// `rejoin sub … | head -1` has what it wanted with the first line, though no second one ever comes.
+/// `rejoin sub … | head -1` should end after the first line, even if no second one ever comes.
 #[tokio::test]
-async fn sub_ends_quietly_when_nobody_reads_it_any_more() {
+async fn sub_ends_quietly_when_its_output_is_closed() {
     let server = Server::start().await;
     for transport in TRANSPORTS {
         let mut sub = rejoin(&server, &["sub", "t", "--after", "0", "--transport", transport]).start();
         rejoin(&server, &["pub", "t", "x"]).run().await;
         assert_eq!(sub.line().await, "x", "{transport}");
         let ended = sub.close_stdout().end().await;
-        assert_eq!((ended.code, ended.told()), (Some(0), ""), "{transport}");
+        assert_eq!((ended.code, ended.stderr()), (Some(0), ""), "{transport}");
     }
     server.stop().await;
 }
 
-/// Lines that say which they are, of both kinds.
+/// Numbered lines, some of JSON and some of text.
 fn numbered(count: usize) -> Vec<u8> {
     let line = |n| if n % 3 == 0 { format!("line {n}\n") } else { format!("{{\"n\": {n}}}\n") };
     (0..count).map(line).collect::<String>().into_bytes()
 }
 
-/// A reader on each transport, from the beginning, which ends when it has had nothing for a while.
+/// A reader on each transport, from the beginning. It ends when it has received nothing for a while.
 fn readers(url: &str) -> [(&'static str, JoinHandle<Ended>); 4] {
     TRANSPORTS.map(|transport| {
         let arguments = ["sub", "lines", "--after", "0", "--url", url, "--until-idle", "5s", "--transport"];
@@ -276,8 +277,8 @@ fn readers(url: &str) -> [(&'static str, JoinHandle<Ended>); 4] {
 async fn assert_exact(readers: [(&'static str, JoinHandle<Ended>); 4], input: &[u8]) {
     for (transport, reader) in readers {
         let heard = reader.await.expect("it does not panic");
-        assert_eq!(heard.code, Some(0), "{transport}: {}", heard.told());
-        assert!(heard.stdout == input, "{transport}: {} lines: {}", heard.lines().len(), heard.told());
+        assert_eq!(heard.code, Some(0), "{transport}: {}", heard.stderr());
+        assert!(heard.stdout == input, "{transport}: {} lines: {}", heard.lines().len(), heard.stderr());
     }
 }
 
@@ -294,7 +295,7 @@ async fn pub_into_sub_is_exact_through_restarts_of_the_server() {
     let mut publisher = Program::new(&["pub", "lines", "--url", &proxy.url()]).start();
     let restarts = async {
         for _ in 0..3 {
-            // In the midst of it.
+            // In the middle of the input.
             for _ in 0..3_000 {
                 watcher.line().await;
             }
@@ -311,11 +312,12 @@ async fn pub_into_sub_is_exact_through_restarts_of_the_server() {
         publisher.end().await
     };
     let (_serving, published) = tokio::join!(restarts, publish);
-    assert_eq!(published.code, Some(0), "{}", published.told());
+    assert_eq!(published.code, Some(0), "{}", published.stderr());
     assert_exact(readers, &input).await;
 }
 
-/// Cut off in the midst of an answer, `pub` cannot know what was stored; `sub` may hold half a message.
+/// If `pub` is cut off in the middle of an answer, it cannot know what was stored; `sub` may hold half a
+/// message.
 #[tokio::test]
 async fn pub_into_sub_is_exact_though_connections_break_at_any_byte() {
     let server = Server::with(|config| config.retain_messages = 1_000_000).await;
@@ -325,14 +327,14 @@ async fn pub_into_sub_is_exact_though_connections_break_at_any_byte() {
     let mut publisher = Program::new(&["pub", "lines", "--url", &proxy.url()]).start();
     publisher.write(&input).await;
     let published = publisher.end().await;
-    assert_eq!(published.code, Some(0), "{}", published.told());
-    assert!(published.told().contains("the connection was lost"), "{}", published.told());
+    assert_eq!(published.code, Some(0), "{}", published.stderr());
+    assert!(published.stderr().contains("the connection was lost"), "{}", published.stderr());
     assert_exact(readers, &input).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn what_a_crash_took_is_told_and_sub_goes_on() {
+async fn sub_reports_what_a_crash_lost_and_continues() {
     let serving = Serving::start(&[]).await;
     let proxy = Proxy::to(serving.server.addr).await;
     let mut sub =
@@ -345,19 +347,19 @@ async fn what_a_crash_took_is_told_and_sub_goes_on() {
     Program::new(&["pub", "t", "after", "--url", &proxy.url()]).run().await;
     assert_eq!(sub.line().await, "after");
     let ended = sub.end().await;
-    assert_eq!(ended.code, Some(3), "{}", ended.told());
-    assert!(ended.told().contains("are gone (restarted)"), "{}", ended.told());
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr());
+    assert!(ended.stderr().contains("are gone (restarted)"), "{}", ended.stderr());
 }
 
-/// A rate limit refuses messages in the midst of a batch; those behind must not overtake them. As long as some of them
-/// are stored nobody gives up.
+/// A rate limit refuses messages in the middle of a batch, and the messages after them must not overtake
+/// them. As long as some messages are stored, `pub` does not give up.
 #[tokio::test]
 async fn a_rate_limit_slows_pub_down_and_changes_no_order() {
     let server = Server::with(|config| config.publish_rate = 200).await;
     let input = numbered(600);
     let published = rejoin(&server, &["pub", "t", "--give-up", "1s"]).run_with(&input).await;
-    assert_eq!(published.code, Some(0), "{}", published.told());
-    assert!(published.told().contains("rate_limited"), "{}", published.told());
+    assert_eq!(published.code, Some(0), "{}", published.stderr());
+    assert!(published.stderr().contains("rate_limited"), "{}", published.stderr());
     let heard = rejoin(&server, &["sub", "t", "--after", "0", "--until-idle", "1s"]).run().await;
     assert_eq!(heard.stdout, input);
     server.stop().await;
@@ -381,10 +383,10 @@ async fn bench_counts_what_it_delivered_on_every_transport() {
         let arguments =
             ["bench", "--subscribers", "5", "--topics", "2", "--rate", "200", "--duration", "500ms"];
         let bench = rejoin(&server, &[&arguments[..], &["--transport", transport]].concat()).run().await;
-        assert_eq!((bench.code, bench.told()), (Some(0), ""), "{transport}: {bench:?}");
+        assert_eq!((bench.code, bench.stderr()), (Some(0), ""), "{transport}: {bench:?}");
         let published = bench.row("published");
         assert!((1..=100).contains(&published), "{bench:?}");
-        // Three readers have the first topic, and two the second.
+        // The first topic has three readers, and the second has two.
         assert_eq!(bench.row("delivered"), 3 * published.div_ceil(2) + 2 * (published / 2), "{bench:?}");
         for nothing in ["lost", "duplicated", "reordered", "gaps told", "cut off"] {
             assert_eq!(bench.row(nothing), 0, "{transport}: {nothing}: {bench:?}");
@@ -395,12 +397,12 @@ async fn bench_counts_what_it_delivered_on_every_transport() {
 
 #[tokio::test]
 async fn bench_counts_what_the_server_lost() {
-    // Whoever is one message late has lost it.
+    // Only one message is retained, so a reader that is one message late loses it.
     let server = Server::with(|config| config.retain_messages = 1).await;
     let arguments = ["--subscribers", "2", "--rate", "5000", "--duration", "500ms", "--transport", "poll"];
     let bench = Program::new(&[&["bench", &server.http("")][..], &arguments].concat()).run().await;
     assert_eq!(bench.code, Some(3), "{bench:?}");
-    assert!(bench.told().contains("deliveries are missing"), "{bench:?}");
+    assert!(bench.stderr().contains("deliveries are missing"), "{bench:?}");
     assert!(bench.row("lost") > 0 && bench.row("gaps told") > 0, "{bench:?}");
     assert_eq!(bench.row("delivered") + bench.row("lost"), 2 * bench.row("published"), "{bench:?}");
     assert_eq!((bench.row("duplicated"), bench.row("reordered")), (0, 0), "{bench:?}");
@@ -408,11 +410,11 @@ async fn bench_counts_what_the_server_lost() {
 }
 
 #[tokio::test]
-async fn bench_ends_where_it_is_refused_or_nobody_is_there() {
+async fn bench_ends_when_it_is_refused_or_cannot_connect() {
     let limited = Server::with(|config| config.publish_rate = 1).await;
     let bench = rejoin(&limited, &["bench", "--rate", "1000", "--duration", "1s"]).run().await;
     assert_eq!((bench.code, bench.stdout.len()), (Some(1), 0), "{bench:?}");
-    assert!(bench.told().contains("a message was refused: rate_limited"), "{bench:?}");
+    assert!(bench.stderr().contains("a message was refused: rate_limited"), "{bench:?}");
     limited.stop().await;
 
     let full = Server::with(|config| config.max_connections = 3).await;
@@ -422,18 +424,18 @@ async fn bench_ends_where_it_is_refused_or_nobody_is_there() {
     full.stop().await;
     let bench = Program::new(&["bench", &url]).run().await;
     assert_eq!(bench.code, Some(4), "{bench:?}");
-    assert!(bench.told().contains("cannot reach http://"), "{bench:?}");
+    assert!(bench.stderr().contains("cannot reach http://"), "{bench:?}");
 
     let secret = "x".repeat(32);
     let closed =
         Server::with(|config| config.jwt_secret = Some(rejoin::config::Secret(secret.clone()))).await;
     let bench = rejoin(&closed, &["bench"]).run().await;
     assert_eq!(bench.code, Some(1), "{bench:?}");
-    assert!(bench.told().contains("unauthorized"), "{bench:?}");
+    assert!(bench.stderr().contains("unauthorized"), "{bench:?}");
     let granted = ["--subscribe", "bench.**", "--publish", "bench.**"];
     let token = Program::new(&[&["token", "--jwt-secret", &secret, "--sub", "b"][..], &granted].concat());
     let token = token.run().await.lines().concat();
     let bench = rejoin(&closed, &["bench", "--token", &token, "--duration", "100ms"]).run().await;
-    assert_eq!((bench.code, bench.told()), (Some(0), ""), "{bench:?}");
+    assert_eq!((bench.code, bench.stderr()), (Some(0), ""), "{bench:?}");
     closed.stop().await;
 }

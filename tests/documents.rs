@@ -1,7 +1,7 @@
-//! What the README and `docs/clients.md` tell a reader to type does what they say.
+//! The commands and examples of the README and of `docs/clients.md` do what the text says.
 //!
-//! Every block runs as it stands, but for the address of the server. One that cannot be run is marked `no_run`, and
-//! the test says aloud which.
+//! Every block runs as it is written, except for the address of the server. A block that cannot run is marked
+//! `no_run`, and the test prints which ones are.
 
 #[path = "documents/block.rs"]
 mod block;
@@ -31,7 +31,7 @@ async fn every_block_for_clients_runs_as_written() {
     run("docs/clients.md", 0).await;
 }
 
-/// Runs the blocks of a document, of which so many are marked as not to be run.
+/// Runs the blocks of a document. `marked` of them are marked `no_run`.
 async fn run(name: &'static str, marked: usize) {
     for program in ["curl", "python3"] {
         if std::process::Command::new(program).arg("--version").output().is_err() {
@@ -45,11 +45,11 @@ async fn run(name: &'static str, marked: usize) {
     let server = Server::start().await;
     let mut not_run = 0;
     for block in &blocks {
-        // Shown where the test fails.
+        // The output is shown if the test fails.
         println!("{block}");
         match block.promise() {
             Promise::Nothing => {
-                // Past the capture, which hides what tests that pass print.
+                // Directly to standard error, because the output of a test that passes is hidden.
                 let _ = writeln!(std::io::stderr(), "NOT RUN {block}: it is marked no_run");
                 not_run += 1;
             }
@@ -59,14 +59,19 @@ async fn run(name: &'static str, marked: usize) {
                 }
             }
             promise => {
-                // Little is kept, so that it is easy to miss something for good.
+                // The server retains few messages, so a reader easily misses some for good.
                 let server = Server::with(|config| config.retain_messages = KEPT).await;
                 let proxy = Proxy::before(server.addr).await;
-                let way = Way { block, server: &server, proxy: &proxy, returns: promise == Promise::Returns };
+                let trial = Trial {
+                    block,
+                    server: &server,
+                    proxy: &proxy,
+                    reconnects: promise == Promise::Reconnects,
+                };
                 if block.is_of_a_page() {
-                    in_browser(async |page| way.walk(Tab::open(page, block, &proxy).await).await).await;
+                    in_browser(async |page| trial.run(Tab::open(page, block, &proxy).await).await).await;
                 } else {
-                    way.walk(Process::start(block, &block.text, &proxy.http(""))).await;
+                    trial.run(Process::start(block, &block.text, &proxy.http(""))).await;
                 }
                 server.stop().await;
             }
@@ -77,10 +82,10 @@ async fn run(name: &'static str, marked: usize) {
     server.stop().await;
 }
 
-/// How many messages of a topic are retained where a reader is to miss some.
+/// How many messages of a topic the server retains, so that a reader can miss some.
 const KEPT: usize = 3;
 
-/// Runs one command to its end, or until it has shown what is published.
+/// Runs one command to its end, or until it has printed the published message.
 async fn run_command(block: &Block, command: &str, server: &Server) {
     let mut process = Process::start(block, command, &server.http(""));
     if command.contains("curl -N") || command.contains("rejoin sub") {
@@ -95,20 +100,20 @@ async fn run_command(block: &Block, command: &str, server: &Server) {
     assert!(shows, "{block}: {command}: {printed}");
 }
 
-/// One block, the server it reads, and the way between them.
-struct Way<'a> {
+/// One block, the server that it reads, and the proxy between them.
+struct Trial<'a> {
     block: &'a Block,
     server: &'a Server,
     proxy: &'a Proxy,
-    /// Whether it says that it comes back by itself.
-    returns: bool,
+    /// True if the document says that this block reconnects by itself.
+    reconnects: bool,
 }
 
-impl Way<'_> {
-    /// Lets it hear a message, miss one, and miss more than is retained.
-    async fn walk(&self, listener: impl Listener) {
+impl Trial<'_> {
+    /// Lets the block receive a message, miss one, and miss more than is retained.
+    async fn run(&self, listener: impl Listener) {
         publish_until_heard(&listener, self.server).await;
-        if !self.returns {
+        if !self.reconnects {
             return;
         }
         self.publish("<li>first").await;
@@ -120,7 +125,7 @@ impl Way<'_> {
         self.proxy.mend();
         listener.until("<li>meanwhile").await;
         let after = listener.printed().await;
-        assert!(!after[before.len()..].contains("gap"), "{}: a gap that is none: {after}", self.block);
+        assert!(!after[before.len()..].contains("gap"), "{}: a gap without cause: {after}", self.block);
 
         self.proxy.cut();
         let missed = (1..=2 * KEPT).map(|number| format!("<li>missed {number}."));
@@ -147,7 +152,7 @@ impl Way<'_> {
     }
 }
 
-/// Publishes until the listener has one of it: nobody knows from when on it listens.
+/// Publishes until the listener has received a message, because it is unknown when it begins to listen.
 async fn publish_until_heard(listener: &impl Listener, server: &Server) {
     let publishing = async {
         let mut again = tokio::time::interval(Duration::from_millis(200));

@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
-"""Every Debian package record, published at full speed, to readers that are cut again and again.
+"""Publishes every Debian package record at full speed to readers that are cut off again and again.
 
-The input is real: `apt-cache dumpavail` knows some 60 000 records. Each is published as text to
-`packages.<Section>`. Meanwhile one reader for each transport, and one that changes its transport whenever it
-comes back, follows `packages.**`; each is killed in the middle of what it reads and starts again at its last
-cursor.
+The input is real: `apt-cache dumpavail` has some 60 000 records. The script publishes each as text to
+`packages.<Section>`. Meanwhile one reader for each transport, and one that changes its transport at every
+reconnect, reads `packages.**`. Each is killed in the middle of what it reads, and resumes from its last cursor.
 
 Mode A retains everything: every reader ends with exactly the input, once and in order.
-Mode B retains the newest few of each topic, and readers also stay away for a while: every record that a reader
-missed lies in a gap that it was told of, and no gap was told in which nothing is missing.
+Mode B retains only the newest records of each topic, and readers also stay away for a while: every record that a
+reader missed is inside a gap that the server told it, and in every gap something is missing.
 
-Only Python's standard library is needed. The clients are written here against docs/protocol.md and know nothing
-of the server's code.
+The script needs only Python's standard library. Its clients follow docs/protocol.md and know nothing of the
+server's code.
 """
 
 import argparse
@@ -38,16 +37,16 @@ import urllib.parse
 PREFIX = "packages"
 PATTERN = f"{PREFIX}.**"
 
-# Debian's own proportion: some 60 000 records to the 1 000 messages of a topic that are retained by default.
+# The ratio of Debian's some 60 000 records to the 1 000 messages of a topic that are retained by default.
 RECORDS_PER_RETAINED = 60
 
-# One publishing request, at most.
+# The largest publishing request.
 BATCH_BYTES = 300_000
 
-# After each batch, this part of as many records goes one record a request.
+# After each batch, this share of its number of records follows in requests of one record.
 SINGLE_SHARE = 0.1
 
-# A held poll must not outlive its reader's patience.
+# A held poll must end before its reader gives up.
 POLL_WAIT_S = 5
 
 Record = collections.namedtuple("Record", "topic text fingerprint")
@@ -57,14 +56,14 @@ Outcome = collections.namedtuple("Outcome", "name messages gaps cuts ends failur
 
 
 class Failure(Exception):
-    """The server broke the protocol, or a promise."""
+    """The server broke the protocol or a promise."""
 
 
 # ---------------------------------------------------------------------------------------------------- the input
 
 
 def read_records(limit):
-    """The records in the order of the archive; with a limit every k-th of them, so that all sections are there."""
+    """The records in the order of the archive. With a limit every k-th of them, so that all sections occur."""
     if shutil.which("apt-cache") is None:
         return []
     dump = subprocess.run(["apt-cache", "dumpavail"], stdout=subprocess.PIPE, check=False).stdout
@@ -82,7 +81,7 @@ def topic_of(text):
 
 
 def fingerprint(text):
-    """Tells two records apart, and a person which one it is."""
+    """A short name of a record: unique, and readable for a person."""
     return f"{text.partition(chr(10))[0]} #{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
 
 
@@ -90,7 +89,7 @@ def fingerprint(text):
 
 
 class WebSocket:
-    """The client's side of RFC 6455, as far as text frames need it."""
+    """The client's side of RFC 6455, for text frames."""
 
     def __init__(self, address, cursor, deadline):
         self.socket = socket.create_connection(address, timeout=patience(deadline))
@@ -132,7 +131,7 @@ class WebSocket:
         self.socket.sendall(struct.pack("!BB", 0x80 | opcode, 0x80 | len(payload)) + mask + masked)
 
     def batches(self):
-        """Each list is processed as a whole or not at all; each of its frames comes with the cursor after it."""
+        """Lists of frames, each frame with the cursor after it. A list is processed as a whole or not at all."""
         message = b""
         while True:
             first, second = self.take(2)
@@ -163,7 +162,7 @@ class WebSocket:
 
 
 class Stream:
-    """A streaming answer over HTTP; what the two formats have in common."""
+    """A streaming answer over HTTP: the common part of the two formats."""
 
     def __init__(self, address, cursor, deadline):
         self.deadline = deadline
@@ -175,7 +174,7 @@ class Stream:
             raise Failure(f"{self.content_type} was answered with {self.response.status} {self.response.headers}")
 
     def pieces(self, end):
-        """What lies between the ends; a piece without an end is never given out."""
+        """The pieces between the ends. A piece without an end is never given out."""
         rest = b""
         while True:
             self.socket.settimeout(patience(self.deadline))
@@ -230,7 +229,7 @@ class Lines(Stream):
 
 
 class LongPoll:
-    """One request after the other on one connection."""
+    """Requests on one connection, one after the other."""
 
     def __init__(self, address, cursor, deadline):
         self.cursor = cursor
@@ -256,7 +255,7 @@ class LongPoll:
             yield [(frame, self.cursor) for frame in frames] or [({"type": "cursor"}, self.cursor)]
 
     def cut(self):
-        """In the middle of an answer, where one comes at once: what of it has come is thrown away."""
+        """Cuts in the middle of an answer, if one comes at once, and drops the part that has arrived."""
         try:
             self.connection.request("GET", resource(self.cursor, limit=500, wait=POLL_WAIT_S))
             self.socket.settimeout(0.02)
@@ -285,7 +284,7 @@ def patience(deadline):
 
 
 def reset(sock):
-    """Ends the connection as a crash does: with a reset, and without a word."""
+    """Ends the connection with a reset, like a crash."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
@@ -294,14 +293,14 @@ def reset(sock):
 
 
 class Progress:
-    """What the publisher and the readers know of each other."""
+    """The state that the publisher and the readers share."""
 
     def __init__(self, readers):
         self.published = multiprocessing.Value("q", 0)
         self.newest = multiprocessing.Value("q", 0)
         # 0 until everything is published.
         self.last = multiprocessing.Value("q", 0)
-        # For each reader how far it is: the id that its cursor tells, 0 before the first, -1 while it is away.
+        # The position of each reader: the id in its cursor, 0 before the first, -1 while it is away.
         self.positions = multiprocessing.Array("q", readers)
 
 
@@ -339,7 +338,7 @@ class Reader:
                 self.stay_away()
 
     def session(self, transport):
-        """Reads until it is time to be cut: by the clock, or by count where the clock is too slow for the input."""
+        """Reads until it is time for a cut: by the clock, or by count if the clock is too slow for the input."""
         deadline = time.monotonic() + self.random.uniform(0.5, 1) * self.plan.life_s
         budget = self.random.randint(1, self.plan.life_messages)
         connection = None
@@ -385,7 +384,7 @@ class Reader:
             raise Failure(f"an unexpected frame: {frame}")
 
     def stay_away(self):
-        """Until so much was published meanwhile that a topic has forgotten what this reader has not read."""
+        """Waits until so much was published that a topic has lost messages which this reader has not read."""
         self.progress.positions[self.index] = -1
         enough = self.progress.published.value + self.plan.absence_messages
         while self.progress.last.value == 0 and self.progress.published.value < enough:
@@ -409,7 +408,7 @@ class Plan:
 
 
 def requests_of(records):
-    """Batches as large as requests get, and after each of them some requests of one record."""
+    """Batches of the largest size, and after each of them some requests of one record."""
     upto = min(BATCH_BYTES, sum(len(record.text) for record in records) // 24)
     waiting = collections.deque(records)
     while waiting:
@@ -427,11 +426,11 @@ def requests_of(records):
 
 
 def publish(server, requests, records, progress, deadline):
-    """Publishes everything in order and returns what the ids were; `requests` were made beforehand, for speed."""
+    """Publishes everything in order and returns the ids. `requests` were made beforehand, for speed."""
     connection = http.client.HTTPConnection(*server.address, timeout=patience(deadline))
     ids = []
-    # Readers in another language than the server's fall behind at once. The waves let one of them catch up now and
-    # then, so that following live, and the way from the log to the live feed, are tried as much as replay.
+    # Readers in Python fall behind at once. After each wave one of them can catch up, so that the test covers live
+    # messages, and the change from the log to live messages, as much as replay.
     wave = max(1, len(records) // 16)
     for path, body, content_type, count in requests:
         connection.request("POST", path, body, {"Content-Type": content_type})
@@ -505,9 +504,9 @@ class Server:
 
 
 def check_everything(outcome, published):
-    """Exactly the input, once and in order."""
+    """Checks that the reader got exactly the input, once and in order."""
     if outcome.gaps:
-        raise Failure(f"{len(outcome.gaps)} gaps were told and nothing is gone; the first: {outcome.gaps[0]}")
+        raise Failure(f"{len(outcome.gaps)} gaps without cause; the first: {outcome.gaps[0]}")
     for expected, received in zip(published, outcome.messages):
         if expected != received:
             raise Failure(f"expected {expected} and received {received}")
@@ -516,7 +515,7 @@ def check_everything(outcome, published):
 
 
 def check_gaps(outcome, published):
-    """Returns how many records are missing, each in a gap that was told."""
+    """Returns how many records are missing. Each must be inside a gap."""
     known = set(published)
     foreign = [message for message in outcome.messages if message not in known]
     if foreign:
@@ -534,15 +533,15 @@ def check_gaps(outcome, published):
     for message in missing:
         told = [gap for gap in gaps_of[message.topic] | gaps_of[PATTERN] if inside(message, gap)]
         if not told:
-            raise Failure(f"{message} is missing and no gap was told; {len(missing)} are missing in all")
+            raise Failure(f"{message} is missing outside of every gap; {len(missing)} are missing in all")
         with_missing.update(told)
     for message in outcome.messages:
         for gap in gaps_of[message.topic]:
             if inside(message, gap) and gap.next is not None:
-                raise Failure(f"{gap} was told, and yet {message}, which lies in it, was given")
+                raise Failure(f"{gap} was told, but {message} inside it was sent")
     for gap in outcome.gaps:
         if gap not in with_missing:
-            raise Failure(f"{gap} was told and nothing in it is missing")
+            raise Failure(f"{gap} was told, but nothing inside it is missing")
     return len(missing)
 
 
@@ -550,7 +549,7 @@ def check_gaps(outcome, published):
 
 
 def run_mode(title, binary, options, records, absence, seed, deadline):
-    """Prints one table; returns the failures and how many gaps were told."""
+    """Runs one mode and prints its table. Returns the failures and the number of gaps."""
     requests = list(requests_of(records))
     kinds = {name: [name] for name in TRANSPORTS} | {"changing": list(TRANSPORTS)}
     progress = Progress(len(kinds))
@@ -570,7 +569,7 @@ def run_mode(title, binary, options, records, absence, seed, deadline):
         for process in processes:
             process.start()
         try:
-            # Nobody may miss the beginning: publishing starts when every reader has its first cursor.
+            # No reader may miss the beginning: publishing starts when every reader has its first cursor.
             while not all(progress.positions):
                 if server.process.poll() is not None or time.monotonic() > deadline:
                     raise Failure("not every reader was given a cursor")
@@ -653,7 +652,7 @@ def main():
         )
         failures += broken
         if absence and not broken and gaps == 0:
-            failures.append(f"{title}: no gap was told at all, so nothing was tried")
+            failures.append(f"{title}: no gap was told, so this run tested nothing")
     for failure in failures:
         print(f"\nFAILED {failure}")
     return 1 if failures else 0

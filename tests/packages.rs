@@ -1,5 +1,6 @@
-//! Real input at full speed: `packages.py` publishes Debian's package records to readers that are cut again and
-//! again. A slice of them here; `python3 tests/packages.py --server target/release/rejoin` takes them all.
+//! Real input at full speed: `packages.py` publishes Debian's package records to readers that are cut off
+//! again and again. This test uses a part of them; `python3 tests/packages.py --server target/release/rejoin`
+//! uses all.
 
 use std::{io::Write, process::Stdio, time::Duration};
 
@@ -7,14 +8,14 @@ use tokio::{process::Command, time::timeout};
 
 const RECORDS: &str = "3000";
 
-/// For each of the script's two modes, in seconds.
+/// The timeout for each of the script's two modes, in seconds.
 const MODE_TIMEOUT: &str = "40";
 
-/// Longer than both modes take at most, so that the script ends its server itself.
+/// Longer than both modes may take, so that the script ends its server itself.
 const PATIENCE: Duration = Duration::from_secs(110);
 
 #[tokio::test]
-async fn readers_that_are_cut_end_with_every_record_or_know_what_is_missing() {
+async fn readers_that_are_cut_off_get_every_record_or_a_gap() {
     let script = Command::new("python3")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/packages.py"))
         .args(["--server", env!("CARGO_BIN_EXE_rejoin"), "--limit", RECORDS, "--timeout", MODE_TIMEOUT])
@@ -39,8 +40,8 @@ async fn readers_that_are_cut_end_with_every_record_or_know_what_is_missing() {
     println!("{said}");
 }
 
-/// Fails where a test must run, and elsewhere says aloud that it did not; past the capture, which hides what
-/// tests that pass print.
+/// Fails in CI, where every test must run. Elsewhere it prints that the test was skipped, directly to
+/// standard error, because the output of a test that passes is hidden.
 fn skipped(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{why}");
     let _ = writeln!(std::io::stderr(), "SKIPPED {}: {why}", module_path!());

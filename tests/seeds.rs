@@ -1,4 +1,4 @@
-//! What fuzzing began with and what it found, tried again: see `tests/fuzz`.
+//! Runs the fuzz targets with their seeds, and with the inputs that fuzzing found: see `tests/fuzz`.
 
 use std::{fs, path::Path};
 
@@ -20,17 +20,17 @@ fn try_all(target: &str, claim: fn(&[u8])) {
 }
 
 #[test]
-fn topics_patterns_and_what_covers_what_are_read_as_they_are_documented() {
+fn topics_patterns_and_containment_follow_the_documentation() {
     try_all("patterns", claims::patterns);
 }
 
 #[test]
-fn a_cursor_is_a_number_or_is_told_to_be_none() {
+fn a_cursor_is_a_number_or_is_refused() {
     try_all("cursors", claims::cursors);
 }
 
 #[test]
-fn a_start_is_understood_or_refused() {
+fn a_start_is_parsed_or_refused() {
     try_all("starts", claims::starts);
 }
 
@@ -45,6 +45,6 @@ fn every_body_is_published_or_refused_value_by_value() {
 }
 
 #[test]
-fn no_token_is_accepted_that_was_not_signed_or_has_ended() {
+fn an_unsigned_or_expired_token_is_never_accepted() {
     try_all("tokens", claims::tokens);
 }

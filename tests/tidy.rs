@@ -1,4 +1,4 @@
-//! What the compiler does not check: which room knows which, and that the documents say what the code does.
+//! Checks that the compiler does not make: which room knows which, and that the documents match the code.
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use std::{
 
 use rejoin::{http::Code, log::Reason};
 
-/// For each room the names that must not occur in it: rooms above it, and crates that are not its business.
+/// For each room the names that must not occur in it: higher rooms, and crates that are not its business.
 const WALLS: [(&str, &[&str], &[&str]); 6] = [
     ("message", &["log", "broker", "http", "config"], &["tokio", "axum", "http", "hyper", "tungstenite"]),
     ("log", &["broker", "http", "config"], &["axum", "http", "hyper", "tungstenite"]),
@@ -23,7 +23,7 @@ const WALLS: [(&str, &[&str], &[&str]); 6] = [
 const ADAPTERS: [&str; 3] = ["stream", "poll", "websocket"];
 
 #[test]
-fn every_source_file_opens_with_what_it_holds() {
+fn every_source_file_begins_with_a_module_comment() {
     for source in sources() {
         assert!(source.text.starts_with("//! "), "{} does not open with //!", source.name());
     }
@@ -86,14 +86,14 @@ fn a_transport_knows_nothing_of_the_others() {
 }
 
 #[test]
-fn the_map_names_every_source_file_and_no_other() {
+fn the_map_in_the_architecture_names_exactly_the_source_files() {
     let map: BTreeSet<String> =
         spans(&read("docs/architecture.md")).into_iter().filter(|span| span.ends_with(".rs")).collect();
     let files: BTreeSet<String> = sources().iter().map(Source::name).collect();
     let missing: Vec<_> = files.difference(&map).collect();
     assert!(missing.is_empty(), "docs/architecture.md does not name {missing:?}");
     let gone: Vec<_> = map.difference(&files).filter(|name| !root().join(name).exists()).collect();
-    assert!(gone.is_empty(), "docs/architecture.md names {gone:?}, which are not there");
+    assert!(gone.is_empty(), "docs/architecture.md names {gone:?}, which do not exist");
 }
 
 #[test]
@@ -129,21 +129,24 @@ fn the_protocol_names_every_reason_of_a_gap() {
 }
 
 #[test]
-fn the_flags_of_the_documents_are_those_of_the_program() {
+fn documents_and_program_have_the_same_flags() {
     let help = |arguments: &[&str]| {
         let help = Command::new(env!("CARGO_BIN_EXE_rejoin")).args(arguments).output().expect("it runs");
         String::from_utf8(help.stdout).expect("UTF-8")
     };
     let known: BTreeSet<String> = flags(&help(&["--help"]));
     let protocol = read("docs/protocol.md");
-    let (now, not_yet) = protocol.split_once("\n## Not yet\n").expect("a section for what is not there yet");
+    let (now, not_yet) = protocol.split_once("\n## Not yet\n").expect("a section for missing parts");
 
     let here: BTreeSet<String> =
         ["--help", "--version"].map(str::to_owned).into_iter().chain(flags(now)).collect();
     assert_eq!(here, known, "docs/protocol.md and rejoin --help name other flags");
     let planned =
         not_yet.split_once("**Flags**:").map_or("", |(_, listed)| listed.lines().next().unwrap_or_default());
-    assert!(flags(planned).is_disjoint(&known), "docs/protocol.md says not yet: {planned:?}");
+    assert!(
+        flags(planned).is_disjoint(&known),
+        "docs/protocol.md lists existing flags under Not yet: {planned:?}"
+    );
 
     let of_commands = [&["pub"][..], &["sub"], &["bench"], &["token"], &["key", "new"]]
         .map(|command| flags(&help(&[command, &["--help"]].concat())));
@@ -157,7 +160,7 @@ fn the_flags_of_the_documents_are_those_of_the_program() {
 }
 
 #[test]
-fn every_threat_names_tests_that_are_there() {
+fn every_threat_names_existing_tests() {
     let security = read("docs/security.md");
     let mut tests = String::new();
     for folder in ["src", "tests"] {
@@ -176,7 +179,7 @@ fn every_threat_names_tests_that_are_there() {
     }
 }
 
-/// All Rust under a folder, in one text.
+/// Collects all Rust code under a folder in one text.
 fn texts_in(folder: &Path, into: &mut String) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -247,7 +250,7 @@ impl Source {
                 collect_paths(&rest[ups * "super::".len()..], base, &mut paths);
             }
         }
-        // Tests inside of a file are one module further down, so their own file may be what `super` is.
+        // Tests inside a file are one module further down, so `super` may be their own file.
         paths.retain(|path| !path.is_empty());
         paths
     }
@@ -260,12 +263,12 @@ impl Source {
     }
 }
 
-/// Whether what follows `before` goes on with a longer path or a longer name.
+/// True if the text after `before` only continues a longer path or name.
 fn is_within_path(before: &str) -> bool {
     before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
 }
 
-/// Reads a path, or what a `use` names behind a prefix, and returns how long that was.
+/// Reads a path, or everything that a `use` names after a prefix, and returns its length.
 fn collect_paths(text: &str, prefix: &[String], paths: &mut Vec<Vec<String>>) -> usize {
     let mut path = prefix.to_vec();
     let mut at = 0;
@@ -305,13 +308,13 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// What stands behind `heading`, up to the next one.
+/// The text after `heading`, up to the next heading.
 fn section<'a>(text: &'a str, heading: &str) -> &'a str {
     let (_, rest) = text.split_once(heading).unwrap_or_else(|| panic!("no {heading:?}"));
     rest.split("\n## ").next().unwrap_or_default()
 }
 
-/// What is set in backticks.
+/// The text in backticks.
 fn spans(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
@@ -344,7 +347,8 @@ fn flags(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// What a line says to cargo ends at ` -- `, where the program's own arguments begin.
+/// Removes the arguments of cargo from each line: they end at ` -- `, where the program's own arguments
+/// begin.
 fn without_cargo(text: &str) -> String {
     let own = |line: &str| match line.strip_prefix("cargo ") {
         Some(cargo) => cargo.split_once(" -- ").map_or("", |(_, own)| own).to_owned(),

@@ -1,4 +1,4 @@
-// What page code does, as a page would do it; what it hears it notes, in order.
+// The code of a page: it reads and publishes as any page would, and records in order what it receives.
 window.heard = [];
 window.cursor = null;
 const waiting = new Set();
@@ -47,7 +47,7 @@ window.until = (condition, within) => new Promise((resolve, reject) => {
         waiting.delete(check);
         resolve(heard);
     };
-    // What changes in the page is not noted, so it is looked at as well.
+    // Changes of the page are not recorded, so check the condition regularly too.
     const looking = setInterval(check, 20);
     waiting.add(check);
     check();

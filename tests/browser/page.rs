@@ -20,10 +20,10 @@ use tokio::{
     time::timeout,
 };
 
-/// A browser starts slowly on a busy machine, and waits up to three seconds before it comes back.
+/// A browser starts slowly on a busy machine, and waits up to three seconds before it reconnects.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a page waits for comes within this, or the page tells what it has heard instead.
+/// How long a page waits for a condition. After that it reports what it has received instead.
 const HEARD_WITHIN_MS: u64 = 20_000;
 
 /// Opens a browser for `test` and closes it afterwards, however the test ends.
@@ -42,7 +42,8 @@ pub async fn in_browser(test: impl AsyncFnOnce(&Page)) {
     closed.expect("the browser closes in time").expect("the browser closes");
 }
 
-/// A directory that is empty at first and gone afterwards. Under a short name: a browser makes sockets in it.
+/// A directory that is empty at first and removed at the end. Its name is short, because a browser makes
+/// sockets in it.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -80,7 +81,7 @@ impl Programs {
         })
     }
 
-    /// The driver lives as long as the child that comes with the page.
+    /// The driver lives as long as the returned child.
     async fn start(&self, scratch: &Scratch) -> (Child, Page) {
         let (driver, port) = self.drive(scratch).await;
         let profile = format!("--user-data-dir={}", scratch.0.join("profile").display());
@@ -95,7 +96,7 @@ impl Programs {
             "--disable-component-update",
             "--disable-sync",
             "--disable-dev-shm-usage",
-            // With a pipe the browser ends when its driver does, also when that is killed.
+            // With a pipe the browser ends when its driver ends, even if that is killed.
             "--remote-debugging-pipe",
         ];
         let capabilities = json!({
@@ -111,8 +112,8 @@ impl Programs {
         (driver, Page { client })
     }
 
-    /// Starts the driver and learns its port. It takes a free port of IPv6 and ends if that of IPv4 is taken, so it
-    /// is started again.
+    /// Starts the driver and learns its port. The driver takes a free port of IPv6, and ends if the same port
+    /// of IPv4 is taken, so it is started again.
     async fn drive(&self, scratch: &Scratch) -> (Child, u16) {
         for _ in 0..10 {
             let mut driver = Command::new(&self.driver)
@@ -136,12 +137,12 @@ impl Programs {
     }
 }
 
-/// A page that notes what it hears, in the order in which it hears it.
+/// A page that records what it receives, in order.
 pub struct Page {
     pub client: Client,
 }
 
-/// What page code does.
+/// The code that runs in the page.
 const PAGE: &str = include_str!("page.js");
 
 impl Page {
@@ -150,19 +151,19 @@ impl Page {
         self.run(PAGE).await;
     }
 
-    /// Runs a script in the page; a promise that it returns is awaited.
+    /// Runs a script in the page. If it returns a promise, this awaits it.
     pub async fn run(&self, script: &str) -> Value {
         self.client.execute(script, Vec::new()).await.unwrap_or_else(|error| panic!("{script}: {error}"))
     }
 
-    /// What the page has heard by the time that the condition is true.
+    /// Waits until the condition is true, and returns what the page has received by then.
     pub async fn until(&self, condition: &str) -> Value {
         self.run(&format!("return until(() => {condition}, {HEARD_WITHIN_MS})")).await
     }
 }
 
-/// Fails where a test must run, and elsewhere says aloud that it did not; past the capture, which hides what
-/// tests that pass print.
+/// Fails in CI, where every test must run. Elsewhere it prints that the test was skipped, directly to
+/// standard error, because the output of a test that passes is hidden.
 fn skipped(why: &str) {
     assert!(env::var_os("CI").is_none(), "{why}");
     let _ = writeln!(std::io::stderr(), "SKIPPED {}: {why}", module_path!());

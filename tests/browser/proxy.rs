@@ -1,4 +1,4 @@
-//! The way between a browser and the server, which can be cut and mended while both stay where they are.
+//! The connection between a browser and the server, which can be cut and restored while both keep running.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Stands between a browser and the server, so that the way between them can be cut.
+/// A proxy between a browser and the server, whose connections can be cut.
 pub struct Proxy {
     addr: SocketAddr,
     whole: watch::Sender<bool>,
@@ -36,7 +36,7 @@ impl Proxy {
         format!("http://{}{path}", self.addr)
     }
 
-    /// Ends every connection, and every new one at once.
+    /// Ends every connection, and until `mend` also every new one at once.
     pub fn cut(&self) {
         self.whole.send_replace(false);
     }
@@ -52,7 +52,7 @@ async fn pass(mut client: TcpStream, server: SocketAddr, mut whole: watch::Recei
         copy_bidirectional(&mut client, &mut upstream).await
     };
     let cut = tokio::select! {
-        // The cut is looked at first: a connection that comes while it lasts sends nothing.
+        // Check the cut first: a connection that comes while it lasts sends nothing.
         biased;
         _ = whole.wait_for(|whole| !whole) => true,
         _ = forwarded => false,

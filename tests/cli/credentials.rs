@@ -1,4 +1,4 @@
-//! What `key` and `token` print is accepted by a server, and what they cannot do they say.
+//! A server accepts what `key` and `token` print, and both commands explain what they cannot do.
 
 use crate::{
     program::{Ended, Program},
@@ -18,9 +18,9 @@ async fn run(arguments: &[&str]) -> Ended {
 }
 
 #[tokio::test]
-async fn a_new_key_is_accepted_once_what_is_printed_with_it_is_configured() {
+async fn a_new_key_is_accepted_once_its_printed_table_is_configured() {
     let made = run(&["key", "new", "--name", "shop \"1\"", "--publish", "orders.*", "--publish", "a"]).await;
-    assert_eq!((made.code, made.told()), (Some(0), ""), "{made:?}");
+    assert_eq!((made.code, made.stderr()), (Some(0), ""), "{made:?}");
     let (lines, other) = (made.lines(), run(&["key", "new"]).await);
     let (key, table) = (lines[0], lines[2..].join("\n"));
     assert!(key.starts_with("rejoin_") && lines[1].is_empty(), "{lines:?}");
@@ -31,15 +31,15 @@ async fn a_new_key_is_accepted_once_what_is_printed_with_it_is_configured() {
     std::fs::write(folder.path("rejoin.toml"), table).expect("a file");
     let serving = Serving::start(&["--config", &folder.path("rejoin.toml")]).await;
     assert_eq!(publish(&serving, "orders.1", key).await.code, Some(0));
-    assert!(publish(&serving, "other", key).await.told().contains("forbidden"));
-    assert!(publish(&serving, "orders.1", other.lines()[0]).await.told().contains("unauthorized"));
+    assert!(publish(&serving, "other", key).await.stderr().contains("forbidden"));
+    assert!(publish(&serving, "orders.1", other.lines()[0]).await.stderr().contains("unauthorized"));
 
     let mistaken = run(&["key", "new", "--subscribe", "users.{sub}"]).await;
     assert_eq!((mistaken.code, mistaken.stdout), (Some(1), vec![]));
 }
 
 #[tokio::test]
-async fn a_token_is_accepted_by_the_server_of_the_same_configuration() {
+async fn a_server_with_the_same_configuration_accepts_the_token() {
     let folder = Folder::new();
     let (config, key) = (folder.path("rejoin.toml"), folder.path("key.pem"));
     let table =
@@ -50,16 +50,16 @@ async fn a_token_is_accepted_by_the_server_of_the_same_configuration() {
     let wish = ["token", "--sub", "u1", "--publish", "users.{sub}.**", "--ttl", "10m"];
     for signs in [&["--config", &config][..], &["--config", &config, "--key", &key]] {
         let made = run(&[&wish[..], signs].concat()).await;
-        assert_eq!((made.code, made.told(), made.lines().len()), (Some(0), "", 1), "{made:?}");
+        assert_eq!((made.code, made.stderr(), made.lines().len()), (Some(0), "", 1), "{made:?}");
         assert_eq!(publish(&serving, "users.u1.a", made.lines()[0]).await.code, Some(0));
-        assert!(publish(&serving, "users.u2.a", made.lines()[0]).await.told().contains("forbidden"));
+        assert!(publish(&serving, "users.u2.a", made.lines()[0]).await.stderr().contains("forbidden"));
     }
     let wrong = run(&[&wish[..], &["--jwt-secret", "another"]].concat()).await;
-    assert!(publish(&serving, "users.u1.a", wrong.lines()[0]).await.told().contains("unauthorized"));
+    assert!(publish(&serving, "users.u1.a", wrong.lines()[0]).await.stderr().contains("unauthorized"));
 }
 
 #[tokio::test]
-async fn what_cannot_sign_is_named() {
+async fn a_key_that_cannot_sign_is_named() {
     let folder = Folder::new();
     let public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
     let (config, key) = (folder.path("rejoin.toml"), folder.path("key.pem"));
@@ -78,10 +78,10 @@ async fn what_cannot_sign_is_named() {
     ] {
         let ended = run(&[&["token", "--sub", "u1"], arguments].concat()).await;
         assert_eq!(ended.code, Some(code), "{arguments:?}: {ended:?}");
-        assert!(ended.told().contains(expected), "{arguments:?}: {}", ended.told());
-        assert!(ended.stdout.is_empty() && !ended.told().contains(SECRET), "{arguments:?}: {ended:?}");
+        assert!(ended.stderr().contains(expected), "{arguments:?}: {}", ended.stderr());
+        assert!(ended.stdout.is_empty() && !ended.stderr().contains(SECRET), "{arguments:?}: {ended:?}");
     }
     let told = run(&["token", "--secret", SECRET, "--subscribe", "users.{sub}"]).await;
     assert_eq!((told.code, told.lines().len()), (Some(0), 1));
-    assert!(told.told().contains("grants nothing here"), "{}", told.told());
+    assert!(told.stderr().contains("grants nothing here"), "{}", told.stderr());
 }

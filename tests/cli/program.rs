@@ -1,4 +1,4 @@
-//! A run of the program: what it is given, what it prints, and how it ends.
+//! One run of the program: its input, its output, and how it ends.
 
 use std::{process::Stdio, time::Duration};
 
@@ -10,10 +10,10 @@ use tokio::{
 
 use crate::support::Server;
 
-/// What is awaited comes at once, or on a busy machine a little later. This turns a hang into a failure.
+/// Every awaited event comes at once, or a little later on a busy machine. This turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The program, told where that server is.
+/// The program, with the address of that server.
 pub fn rejoin(server: &Server, arguments: &[&str]) -> Program {
     let mut program = Program::new(arguments);
     program.0.env("REJOIN_URL", server.http("/"));
@@ -30,12 +30,12 @@ impl Program {
         Self(command)
     }
 
-    /// Runs it to its end.
+    /// Runs the program to its end.
     pub async fn run(self) -> Ended {
         self.run_with(b"").await
     }
 
-    /// Runs it to its end with that on standard input.
+    /// Runs the program to its end, with this on standard input.
     pub async fn run_with(self, input: &[u8]) -> Ended {
         let mut running = self.start();
         running.write(input).await;
@@ -63,11 +63,11 @@ pub struct Running {
 impl Running {
     pub async fn write(&mut self, input: &[u8]) {
         let stdin = self.stdin.as_mut().expect("standard input is open");
-        // Who ends without reading everything has said why.
+        // If the program ends before it has read everything, it has printed the reason.
         let _ = timeout(PATIENCE, stdin.write_all(input)).await.expect("it is taken in time");
     }
 
-    /// The next line that it prints.
+    /// The next line that the program prints.
     pub async fn line(&mut self) -> String {
         let mut line = String::new();
         let stdout = self.stdout.as_mut().expect("standard output is open");
@@ -78,7 +78,7 @@ impl Running {
         line.trim_end_matches('\n').to_owned()
     }
 
-    /// Reads no more of what it prints.
+    /// Closes the program's standard output.
     pub fn close_stdout(mut self) -> Self {
         self.stdout = None;
         self
@@ -111,12 +111,12 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// What it said on standard error.
-    pub fn told(&self) -> &str {
+    /// The text on standard error.
+    pub fn stderr(&self) -> &str {
         &self.stderr
     }
 
-    /// What it printed, line by line.
+    /// The lines on standard output.
     #[track_caller]
     pub fn lines(&self) -> Vec<&str> {
         std::str::from_utf8(&self.stdout).expect("UTF-8").lines().collect()

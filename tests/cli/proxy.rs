@@ -1,4 +1,4 @@
-//! A way to a server that may move, on which connections may break. It knows nothing of what it carries.
+//! A proxy before a server that may move. It can break connections, and knows nothing of what they carry.
 
 use std::{
     net::SocketAddr,
@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-/// Dropping it drops the connections that go over it.
+/// A proxy. If it is dropped, its connections are dropped too.
 pub struct Proxy {
     addr: SocketAddr,
     // A std mutex: no await happens while it is held.
@@ -26,7 +26,7 @@ impl Proxy {
         Self::begin(server, |_| u64::MAX, Duration::MAX).await
     }
 
-    /// Cuts the nth connection after so many bytes towards the client.
+    /// Cuts the nth connection after this many bytes towards the client.
     pub async fn cutting(server: SocketAddr, cut_after: fn(u64) -> u64) -> Self {
         Self::begin(server, cut_after, Duration::MAX).await
     }
@@ -57,7 +57,7 @@ impl Proxy {
         format!("http://{}", self.addr)
     }
 
-    /// Where connections lead from now on.
+    /// Changes the server to which new connections lead.
     pub fn point_at(&self, server: SocketAddr) {
         *self.server.lock().expect("no panic while it is held") = server;
     }

@@ -1,4 +1,4 @@
-//! One request and its answer, through `reqwest`; and the few things that nearly every test asks for.
+//! One request and its answer, through `reqwest`, and the requests that nearly every test makes.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -9,14 +9,13 @@ use serde_json::Value;
 
 use crate::support::{Server, http_client};
 
-/// What is awaited comes at once, or on a busy machine a little later. Nobody should ever wait for this: it
-/// turns a hang into a failure.
+/// Every awaited event comes at once, or a little later on a busy machine. This turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Awaits a fact.
+/// Awaits the future.
 ///
 /// # Panics
-/// If it does not come.
+/// If it does not resolve in time.
 pub async fn within<T>(what: impl Debug, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
@@ -24,7 +23,7 @@ pub async fn within<T>(what: impl Debug, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// A client with a pool of its own, which no other test's runtime holds.
+/// A client with its own pool, because a pool must not outlive its runtime.
 pub fn client() -> Client {
     http_client().http1_only().build().expect("a client without options that can fail")
 }
@@ -48,13 +47,13 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// The value of a header, and nothing where there is none.
+    /// The value of a header, or an empty string.
     #[track_caller]
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().expect("a header of visible ASCII"))
     }
 
-    /// Asserts that this is a problem with that status and code, and gives it.
+    /// Asserts that this is a problem with this status and code, and returns it.
     #[track_caller]
     pub fn problem(&self, status: u16, code: &str) -> Value {
         assert_eq!(self.status, status, "{self:?}");
@@ -65,7 +64,7 @@ impl Answer {
         problem
     }
 
-    /// Asserts success, and gives the id of what was published.
+    /// Asserts success, and returns the id of the message.
     #[track_caller]
     pub fn id(&self) -> String {
         assert!(matches!(self.status, 200 | 201), "{self:?}");
@@ -73,7 +72,7 @@ impl Answer {
     }
 }
 
-/// What a [`RequestBuilder`] can be asked for besides.
+/// Sends a [`RequestBuilder`].
 pub trait Ask {
     /// Sends the request and reads the whole answer.
     async fn answer(self) -> Answer;
@@ -114,7 +113,7 @@ pub fn with_query(path: &str, pairs: &[(&str, &str)]) -> String {
     format!("{path}?{}", form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish())
 }
 
-/// Publishes a text, and gives its id.
+/// Publishes a text, and returns its id.
 pub async fn publish(server: &Server, topic: &str, text: impl Into<String>) -> String {
     publish_as(server, topic, "text/plain", text.into()).await
 }
@@ -131,7 +130,7 @@ pub async fn publish_as(
     answer.id()
 }
 
-/// Publishes the numbers of a range as texts, and gives their ids.
+/// Publishes the numbers of a range as texts, and returns their ids.
 pub async fn publish_all(
     server: &Server,
     topic: &str,
@@ -145,8 +144,8 @@ pub async fn publish_all(
     answer.json().as_array().expect("an array").iter().map(|receipt| text(&receipt["id"])).collect()
 }
 
-/// Forgets what is retained of a topic.
-pub async fn forget(server: &Server, topic: &str) {
+/// Deletes the retained messages of a topic.
+pub async fn delete_topic(server: &Server, topic: &str) {
     let answer = request(server, Method::DELETE, &topic_path(topic)).answer().await;
     assert_eq!((answer.status, answer.text()), (204, ""));
 }
@@ -156,7 +155,7 @@ pub async fn now(server: &Server) -> String {
     text(&get(server, "/topics/nobody?wait=0").answer().await.json()["cursor"])
 }
 
-/// What is retained of a topic, as the data of its envelopes.
+/// The data of the retained messages of a topic.
 pub async fn retained(server: &Server, topic: &str) -> Vec<Value> {
     let path = format!("{}?after=0&wait=0&limit=1000", topic_path(topic));
     let answer = get(server, &path).answer().await;
@@ -165,7 +164,7 @@ pub async fn retained(server: &Server, topic: &str) -> Vec<Value> {
     messages.iter().map(|message| message["data"].clone()).collect()
 }
 
-/// The one envelope that is retained of a topic.
+/// The envelope of the only retained message of a topic.
 pub async fn envelope_in(server: &Server, topic: &str) -> Value {
     let path = format!("{}?after=0&wait=0", topic_path(topic));
     let page = get(server, &path).answer().await.json();
@@ -174,7 +173,7 @@ pub async fn envelope_in(server: &Server, topic: &str) -> Value {
     messages[0].clone()
 }
 
-/// Resolves once so many subscriptions and held polls are served.
+/// Resolves once this many subscriptions and held polls are served.
 pub async fn until_served(server: &Server, connections: u64) {
     within(format!("{connections} connections"), async {
         while get(server, "/stats").answer().await.json()["connections"] != connections {}
@@ -182,7 +181,7 @@ pub async fn until_served(server: &Server, connections: u64) {
     .await;
 }
 
-/// A string of JSON, as a string.
+/// The string in a JSON value.
 #[track_caller]
 pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("not a string: {value}")).to_owned()

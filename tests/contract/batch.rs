@@ -23,14 +23,14 @@ async fn send(server: &Server, content_type: &str, body: impl Into<Body>) -> Ans
     post(server, "/publish").header("content-type", content_type).body(body).answer().await
 }
 
-/// The answers to a request that was understood as a list.
+/// The answers to a request whose body was read as a list.
 #[track_caller]
 fn answers(answer: &Answer) -> Vec<Value> {
     assert_eq!((answer.status, answer.header("content-type")), (200, JSON), "{answer:?}");
     answer.json().as_array().expect("an array").clone()
 }
 
-/// The same items as an array and as lines.
+/// The same items as an array and as NDJSON.
 fn both(items: &[Value]) -> [(&'static str, String); 2] {
     let lines: Vec<_> = items.iter().map(|item| format!("{item}\n")).collect();
     [(JSON, json!(items).to_string()), (NDJSON, lines.concat())]
@@ -56,7 +56,7 @@ async fn an_array_and_lines_are_answered_in_order_with_ids_that_grow() {
 }
 
 #[tokio::test]
-async fn behind_one_that_fails_nothing_is_published_if_they_are_ordered() {
+async fn an_ordered_batch_publishes_nothing_after_a_failure() {
     let server = Server::start().await;
     let items = [json!({"topic": "t", "data": 1}), json!({"topic": "*"}), json!({"topic": "t", "data": 3})];
     for (content_type, body) in both(&items) {
@@ -78,7 +78,7 @@ async fn delete(server: &Server, topic: &str) {
 }
 
 #[tokio::test]
-async fn nothing_is_published_by_an_empty_list() {
+async fn an_empty_list_publishes_nothing() {
     let server = Server::start().await;
     for (content_type, body) in [(JSON, "[]"), (JSON, " [ ] \n"), (NDJSON, ""), (NDJSON, "\n\r\n")] {
         assert_eq!(answers(&send(&server, content_type, body).await), [] as [Value; 0], "{body:?}");
@@ -94,7 +94,7 @@ async fn lines_may_end_with_crlf_and_the_last_one_not_at_all() {
 }
 
 #[tokio::test]
-async fn one_that_fails_is_a_problem_in_its_place_and_stops_none_of_the_others() {
+async fn a_failed_element_is_a_problem_in_its_place_and_does_not_stop_the_others() {
     let server = Server::with(|config| config.max_payload = 1_000).await;
     let wrong = [
         (json!({"topic": "a..b", "data": 1}), "bad_request"),
@@ -168,7 +168,7 @@ async fn a_body_that_is_neither_an_array_nor_lines_is_refused() {
 }
 
 #[tokio::test]
-async fn a_broken_array_is_the_last_problem_after_what_came_before_it() {
+async fn a_broken_array_is_the_last_problem_after_the_answers_before_it() {
     let server = Server::start().await;
     let good = r#"{"topic":"a","data":1}"#;
     for broken in [format!("[{good},{good}"), format!("[{good},{good},"), format!("[{good},{good}] nonsense")]
@@ -211,7 +211,7 @@ async fn a_request_holds_up_to_100_000_messages() {
     assert_eq!(retained(&server, "last").await, [1]);
     assert_eq!(retained(&server, "one.more").await, [] as [Value; 0]);
     let full = self::answers(&send(&server, NDJSON, "0\n".repeat(100_000)).await);
-    assert_eq!(full.len(), 100_000, "a request that is just full is answered for what it holds");
+    assert_eq!(full.len(), 100_000, "a request with exactly 100 000 messages is answered completely");
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn a_topic_that_is_named_twice_is_published_to_once() {
 }
 
 #[tokio::test]
-async fn where_one_of_the_topics_refuses_the_problem_names_the_ids_of_those_before() {
+async fn if_one_topic_refuses_the_problem_has_the_ids_of_the_topics_before() {
     let server = Server::start().await;
     publish(&server, "b", "x").await;
     let items = json!([{"topics": ["a", "b", "c"], "data": 1, "if_match": "0"}]);
@@ -239,7 +239,7 @@ async fn where_one_of_the_topics_refuses_the_problem_names_the_ids_of_those_befo
 }
 
 #[tokio::test]
-async fn topics_are_each_given_the_message_under_an_id_of_its_own() {
+async fn each_topic_gets_the_message_with_its_own_id() {
     let server = Server::start().await;
     let items = json!([{"topics": ["a", "b", "c"], "data": {"n": 1}, "event": "e"}]);
     let answer = send(&server, JSON, items.to_string()).await;
@@ -252,9 +252,9 @@ async fn topics_are_each_given_the_message_under_an_id_of_its_own() {
     assert!(ids["a"] != ids["b"] && ids["b"] != ids["c"]);
 }
 
-/// The data, what is said of it, and the envelope's fields besides `type`, `topic` and `id`.
+/// Each case has the fields of an item, and the fields of the envelope besides `type`, `topic` and `id`.
 #[tokio::test]
-async fn data_is_json_unless_it_is_said_to_be_something_else() {
+async fn data_is_json_unless_another_content_type_is_given() {
     let server = Server::start().await;
     let cases = [
         (json!({"data": {"a": [1, null]}}), json!({"data": {"a": [1, null]}})),
@@ -347,7 +347,7 @@ async fn each_message_has_the_options_of_a_single_one() {
 }
 
 #[tokio::test]
-async fn a_topic_may_have_a_slash_which_a_path_may_not_survive() {
+async fn a_topic_in_a_body_may_contain_a_slash() {
     let server = Server::start().await;
     answers(&send(&server, JSON, r#"[{"topic":"a/b","data":1}]"#).await);
     let page = get(&server, "/events?topic=a/b&after=0").answer().await.json();
@@ -383,11 +383,11 @@ async fn a_message_is_published_before_the_request_has_ended() {
         let request = post(&server, "/publish").header("content-type", content_type);
         let answer = tokio::spawn(request.body(Body::wrap_stream(pieces)).answer());
         for (number, piece) in [(1, first), (2, second)] {
-            body.send(Ok(piece.into())).await.expect("the request goes on");
+            body.send(Ok(piece.into())).await.expect("the request is still open");
             assert_eq!(reader.next().await["data"], number, "{content_type}");
         }
         assert!(!answer.is_finished(), "{content_type}: the answer comes after the body");
-        body.send(Ok(third.into())).await.expect("the request goes on");
+        body.send(Ok(third.into())).await.expect("the request is still open");
         drop(body);
         assert_eq!(answers(&within("the answer", answer).await.expect("no panic")).len(), 3);
         assert_eq!(reader.next().await["data"], 3, "{content_type}");
@@ -406,7 +406,7 @@ async fn a_message_is_published_to_up_to_1_000_topics() {
 }
 
 #[tokio::test]
-async fn of_what_was_sent_little_is_sent_back() {
+async fn a_problem_quotes_little_of_the_request() {
     let server = Server::start().await;
     let long = "x".repeat(50_000);
     let items =

@@ -1,5 +1,5 @@
-//! No payload, topic or event can break out of its Server-Sent Event: three parsers that are not ours read the
-//! same bytes, however these are cut into pieces, and see what was published and nothing else.
+//! No payload, topic or event can break out of its Server-Sent Event. Three parsers of other projects read
+//! the same bytes, cut into pieces of different sizes, and see exactly what was published.
 
 use std::{convert::Infallible, io};
 
@@ -59,21 +59,21 @@ const TEXTS: &[&str] = &[
 
 const END: &str = "the end";
 
-/// What a parser saw: event, id and data.
+/// An event as a parser saw it: type, id and data.
 type Seen = (String, String, String);
 
-/// The bytes of a stream up to and with the event whose data says that it is the last.
+/// The bytes of a stream, up to the event whose data is the end mark.
 async fn bytes_up_to_the_end(server: &Server, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     let mut chunks = Stream::open(server, Transport::Sse, path, headers).await.chunks;
     let mut bytes = Vec::new();
     while !(bytes.ends_with(b"\n\n") && String::from_utf8_lossy(&bytes).contains(END)) {
         let chunk = within("the last event", chunks.next()).await;
-        bytes.extend_from_slice(&chunk.expect("a stream that goes on").expect("a stream that is not cut"));
+        bytes.extend_from_slice(&chunk.expect("an open stream").expect("a stream that is not cut"));
     }
     bytes
 }
 
-/// What each of the three parsers makes of the bytes, cut into pieces of that size.
+/// The events that each of the three parsers sees, if the bytes come in pieces of this size.
 async fn parsed(bytes: &[u8], size: usize) -> [(&'static str, Vec<Seen>); 3] {
     let pieces = || stream::iter(bytes.chunks(size).map(Bytes::copy_from_slice).collect::<Vec<_>>());
     let eventsource_stream = pieces().map(Ok::<_, Infallible>).eventsource().map(|event| {
@@ -96,7 +96,7 @@ async fn parsed(bytes: &[u8], size: usize) -> [(&'static str, Vec<Seen>); 3] {
     ]
 }
 
-/// Asserts what comes after the opening, by every parser and in pieces of several sizes.
+/// Asserts the events after the opening, with every parser and in pieces of several sizes.
 async fn assert_seen(bytes: &[u8], expected: &[Seen]) {
     assert!(!bytes.contains(&b'\r') && !bytes.contains(&0), "LF only, and no NUL");
     for size in [1, 2, 3, 7, 64, 1_000, usize::MAX] {
@@ -110,7 +110,7 @@ async fn assert_seen(bytes: &[u8], expected: &[Seen]) {
     }
 }
 
-/// How Server-Sent Events turn line ends.
+/// Replaces line ends as Server-Sent Events do.
 fn with_line_feeds(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
 }
@@ -160,7 +160,7 @@ async fn assert_envelopes(bytes: &[u8], expected: &[(String, Value)]) {
 }
 
 #[tokio::test]
-async fn json_cannot_break_out_however_it_is_laid_out() {
+async fn json_cannot_break_out_however_it_is_formatted() {
     let server = Server::start().await;
     let laid_out = [
         "{\n\n\"id\": 1\n}",
@@ -171,7 +171,7 @@ async fn json_cannot_break_out_however_it_is_laid_out() {
         "{\"data\n: \\n\\nid: 1\":0}",
         " 7",
     ];
-    // One of them is no JSON: a string may not hold a line end.
+    // One of them is not JSON, because a string cannot contain a line end.
     let valid = laid_out.iter().filter(|json| serde_json::from_str::<Value>(json).is_ok());
     let mut json: Vec<_> = valid.map(|json| (*json).to_owned()).collect();
     assert_eq!(json.len(), laid_out.len() - 1);
@@ -239,7 +239,7 @@ async fn a_topic_cannot_break_out() {
 }
 
 #[tokio::test]
-async fn what_was_sent_as_a_cursor_cannot_break_out_of_the_gap_that_repeats_it() {
+async fn a_cursor_cannot_break_out_of_the_gap_that_repeats_it() {
     let server = Server::start().await;
     publish(&server, "a", END).await;
     for sent in ["data: x", ": x", "\"},{\"a\":\"", "a\tb", "\\n\\nid: 1"] {

@@ -28,7 +28,7 @@ struct Row {
     code: &'static str,
     status: Option<u16>,
     close: Option<u16>,
-    /// A request that is answered so; none where only a connection that is open ends so.
+    /// A request with this answer; `None` if the code can only end an open connection.
     made_by: Option<fn() -> BoxFuture<'static, Answer>>,
 }
 
@@ -66,7 +66,7 @@ const ROWS: &[Row] = &[
 ];
 
 #[tokio::test]
-async fn every_code_has_the_status_and_close_of_the_contract_and_is_answered_so() {
+async fn every_code_is_answered_with_the_status_and_close_of_the_contract() {
     let named: BTreeSet<_> = ROWS.iter().map(|row| row.code).collect();
     let known: BTreeSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
     assert_eq!(named, known, "a row for each code, and a code for each row");
@@ -96,7 +96,7 @@ fn documented() -> BTreeSet<(String, Option<u16>, Option<u16>)> {
     table.skip(2).take_while(|line| line.starts_with('|')).flat_map(documented_row).collect()
 }
 
-/// One row names several codes; its numbers are one for each of them, or one for all.
+/// The codes of one row. Its numbers are one for each code, or one for all.
 fn documented_row(row: &str) -> Vec<(String, Option<u16>, Option<u16>)> {
     let cells: Vec<_> = row.trim_matches('|').split('|').map(without_parentheses).collect();
     let [codes, statuses, closes] = &cells[..] else { panic!("three cells: {row}") };
@@ -111,7 +111,7 @@ fn documented_row(row: &str) -> Vec<(String, Option<u16>, Option<u16>)> {
     row.map(|((code, status), close)| ((*code).to_owned(), status, close)).collect()
 }
 
-/// What is in parentheses explains the row.
+/// Removes the explanations in parentheses.
 fn without_parentheses(cell: &str) -> String {
     let mut depth = 0;
     cell.chars()
@@ -135,7 +135,8 @@ async fn bad_request() -> Answer {
     answer
 }
 
-/// A server that takes tokens, and one that reads the topic `a` until so long after now.
+/// A server that requires tokens, and a token that may read the topic `a`. The token was made `age` ago and
+/// lives for `ttl`.
 async fn with_token(ttl: Duration, age: Duration) -> (Server, String) {
     let mut token = String::new();
     let server = Server::with(|config| {
@@ -164,7 +165,7 @@ async fn token_expired() -> Answer {
 async fn forbidden() -> Answer {
     let (server, token) = with_token(Duration::from_secs(60), Duration::ZERO).await;
     let answer = get(&server, "/topics/a").bearer_auth(&token).answer().await;
-    assert_eq!(answer.status, 200, "what is granted: {answer:?}");
+    assert_eq!(answer.status, 200, "the grants: {answer:?}");
 
     get(&server, "/topics/b").bearer_auth(&token).answer().await
 }
@@ -252,7 +253,7 @@ async fn rate_limited() -> Answer {
     let server = Server::with(|config| config.publish_rate = 1).await;
     let mut socket = Socket::open(&server, "/events").await;
     let mut answer = post(&server, "/topics/a").body("x").answer().await;
-    // A second may pass between two of them, but not between all.
+    // A second may pass after one publish, but not after each of them.
     while answer.status == 201 {
         answer = post(&server, "/topics/a").body("x").answer().await;
     }
@@ -274,11 +275,11 @@ async fn overloaded() -> Answer {
     refusal(&server, Transport::WebSocket, "/topics/a", &[]).await.problem(503, "overloaded");
     let answer = refusal(&server, Transport::Poll, "/topics/a?after=0&wait=60", &[]).await;
     let id = publish(&server, "a", "x").await;
-    assert_eq!(first.ids(1).await, [id], "who was first is served on");
+    assert_eq!(first.ids(1).await, [id], "the first connection is still served");
     answer
 }
 
-/// Publishing while the log fails, by each way there is.
+/// The answer to a publish while the log fails. `POST /publish` must answer with the same code.
 async fn failed(error: LogError) -> Answer {
     let server = FailingServer::start().await;
     let publish = || post(&server, "/topics/a").header("idempotency-key", "k").body("x").answer();
@@ -296,7 +297,7 @@ async fn failed(error: LogError) -> Answer {
 }
 
 #[tokio::test]
-async fn an_event_stream_is_turned_away_from_an_overloaded_server_so_that_it_comes_back() {
+async fn an_overloaded_server_refuses_an_event_stream_so_that_it_reconnects() {
     let server = Server::with(|config| config.max_connections = 1).await;
     let first = Reader::open(&server, Transport::Sse, "topic=a").await;
     let cursor = first.cursor().to_owned();
@@ -320,7 +321,7 @@ async fn an_event_stream_is_turned_away_from_an_overloaded_server_so_that_it_com
 }
 
 #[tokio::test]
-async fn a_stream_of_lines_is_turned_away_by_a_closing_and_nothing_else() {
+async fn an_overloaded_server_refuses_ndjson_with_one_closing_frame() {
     let server = Server::with(|config| config.max_connections = 1).await;
     let first = Reader::open(&server, Transport::Ndjson, "topic=a").await;
     let mut lines = Lines::of(Stream::open(&server, Transport::Ndjson, "/topics/a", &[]).await);
@@ -336,7 +337,7 @@ async fn a_stream_of_lines_is_turned_away_by_a_closing_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_resuming_event_stream_that_is_turned_away_keeps_its_cursor() {
+async fn an_event_stream_that_is_refused_while_resuming_keeps_its_cursor() {
     let server = Server::with(|config| config.max_connections = 1).await;
     let cursor = publish(&server, "a", "seen").await;
     let missed = publish(&server, "a", "missed").await;
@@ -352,7 +353,7 @@ async fn a_resuming_event_stream_that_is_turned_away_keeps_its_cursor() {
 }
 
 #[tokio::test]
-async fn a_page_is_told_of_the_overload_by_a_close_code_that_says_back_off() {
+async fn an_overloaded_server_refuses_a_page_with_a_close_code_that_means_back_off() {
     let server = Server::with(|config| config.max_connections = 1).await;
     let first = Reader::open(&server, Transport::WebSocket, "topic=a").await;
     let origin = server.http("");
@@ -364,7 +365,7 @@ async fn a_page_is_told_of_the_overload_by_a_close_code_that_says_back_off() {
 }
 
 #[tokio::test]
-async fn a_log_that_fails_is_503_to_all_but_event_streams_which_it_would_stop_for_good() {
+async fn a_failing_log_is_503_except_for_event_streams() {
     let server = FailingServer::start().await;
     let cursor = post(&server, "/topics/a").body("x").answer().await.id();
     server.fail(Some(LogError::Unavailable));
@@ -379,7 +380,7 @@ async fn a_log_that_fails_is_503_to_all_but_event_streams_which_it_would_stop_fo
         let retry_ms = event.retry.expect("a retry");
         assert!((5_000..=30_000).contains(&retry_ms), "{start:?}");
         let mut expected = json!({"type": "closing", "code": "unavailable", "retry_ms": retry_ms});
-        // Who came without a cursor is given none: it comes back as it came.
+        // A client without a cursor gets none: it repeats its request unchanged.
         if event.id.is_some() {
             assert_eq!((event.id.as_deref(), start), (Some(&*cursor), &*with_cursor));
             expected["cursor"] = json!(cursor);
@@ -398,7 +399,7 @@ async fn a_log_that_fails_is_503_to_all_but_event_streams_which_it_would_stop_fo
     }
     assert_eq!(get(&server, "/health/live").answer().await.status, 200);
     server.fail(None);
-    // What was shown counts for a second.
+    // A proof of readiness counts for a second.
     let until_ready = async { while get(&server, "/health/ready").answer().await.status != 200 {} };
     within("readiness", until_ready).await;
 }

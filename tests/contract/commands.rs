@@ -1,4 +1,4 @@
-//! What a client says on a WebSocket, and what it is answered.
+//! The commands of a client on a WebSocket, and their answers.
 
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -29,7 +29,7 @@ async fn the_answer_repeats_the_ref_which_is_a_string_or_a_number() {
     assert_eq!(
         socket.ask(json!({"type": "ping"})).await,
         json!({"type": "pong"}),
-        "without one there is none"
+        "without a ref the answer has none"
     );
     for wrong in [json!({}), json!([1]), json!(true)] {
         let error = socket.ask(json!({"type": "ping", "ref": wrong})).await;
@@ -51,7 +51,7 @@ async fn a_connection_reads_up_to_100_patterns_with_a_wildcard() {
     }
     let refused = socket.ask(json!({"type": "subscribe", "topic": "one.more.*"})).await;
     assert_eq!((&refused["type"], &refused["code"]), (&json!("error"), &json!("bad_request")));
-    // What is read already, and a topic without a wildcard, are not one more.
+    // A pattern that is read already does not count again, and a topic without a wildcard does not count.
     for topic in ["p7.*", "one.more"] {
         let answer = socket.ask(json!({"type": "subscribe", "topic": topic})).await;
         assert_eq!(answer["type"], "subscribed", "{topic}");
@@ -151,7 +151,7 @@ async fn publish_has_the_fields_of_post_publish() {
 }
 
 #[tokio::test]
-async fn who_publishes_on_a_socket_hears_it_unless_it_excludes_itself() {
+async fn a_socket_gets_its_own_message_unless_it_excludes_itself() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, "/topics/a").await;
     let name = text(&socket.opening["connection"]);
@@ -167,7 +167,7 @@ async fn who_publishes_on_a_socket_hears_it_unless_it_excludes_itself() {
 }
 
 #[tokio::test]
-async fn what_was_published_on_a_socket_is_spliced_in_byte_for_byte() {
+async fn a_payload_published_on_a_socket_is_spliced_in_byte_for_byte() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, "/events").await;
     let data = r#"{ "n" : 1.50e+3,"n":12345678901234567890123, "\u00e9" : "\/" }"#;
@@ -217,7 +217,7 @@ async fn commands_are_answered_in_their_order() {
 }
 
 #[tokio::test]
-async fn a_publish_that_one_of_the_topics_refuses_is_an_error_with_the_ids_of_those_before() {
+async fn a_publish_that_one_topic_refuses_is_an_error_with_the_ids_of_the_topics_before() {
     let server = Server::start().await;
     publish(&server, "b", "x").await;
     let mut socket = Socket::open(&server, "/events").await;
@@ -249,7 +249,7 @@ async fn many_commands_at_once_are_all_done() {
 }
 
 #[tokio::test]
-async fn a_command_that_is_none_is_answered_with_its_ref_all_the_same() {
+async fn an_invalid_command_is_answered_with_its_ref() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, "/events").await;
     for command in [json!({"ref": 7}), json!({"type": null, "ref": 7}), json!({"type": "nonsense", "ref": 7})]
@@ -263,7 +263,7 @@ async fn a_command_that_is_none_is_answered_with_its_ref_all_the_same() {
 }
 
 #[tokio::test]
-async fn who_publishes_what_it_reads_and_reads_nothing_is_heard_all_the_same() {
+async fn a_socket_that_publishes_without_reading_stays_open() {
     let server = Server::start().await;
     let mut socket = Socket::open_narrow(&server, "/topics/a").await;
     let text = "x".repeat(250_000);

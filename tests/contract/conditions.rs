@@ -5,7 +5,7 @@ use reqwest::{RequestBuilder, header::HeaderValue};
 use serde_json::{Value, json};
 
 use crate::{
-    ask::{Answer, Ask, forget, get, now, number, post, publish, retained, text},
+    ask::{Answer, Ask, delete_topic, get, now, number, post, publish, retained, text},
     support::Server,
 };
 
@@ -19,13 +19,13 @@ fn if_match(server: &Server, topic: &str, value: &str) -> RequestBuilder {
 }
 
 #[track_caller]
-fn is_stored(answer: &Answer) -> String {
+fn assert_stored(answer: &Answer) -> String {
     assert_eq!((answer.status, answer.header("idempotency-replayed")), (201, ""), "{answer:?}");
     answer.id()
 }
 
 #[track_caller]
-fn is_replayed(answer: &Answer, id: &str) {
+fn assert_replayed(answer: &Answer, id: &str) {
     assert_eq!((answer.status, answer.header("idempotency-replayed")), (200, "true"), "{answer:?}");
     assert_eq!(answer.id(), id);
 }
@@ -33,18 +33,18 @@ fn is_replayed(answer: &Answer, id: &str) {
 #[tokio::test]
 async fn the_same_key_and_payload_are_stored_once_and_answered_with_the_first_id() {
     let server = Server::start().await;
-    let first = is_stored(&with_key(&server, "a", "k").body("x").answer().await);
+    let first = assert_stored(&with_key(&server, "a", "k").body("x").answer().await);
     publish(&server, "a", "y").await;
     for _ in 0..3 {
         let again = with_key(&server, "a", "k").body("x").answer().await;
-        is_replayed(&again, &first);
+        assert_replayed(&again, &first);
         assert_eq!(again.json(), json!({"id": first, "topic": "a"}));
     }
     assert_eq!(retained(&server, "a").await, ["x", "y"]);
 }
 
 #[tokio::test]
-async fn a_key_counts_however_many_come_with_it_at_once() {
+async fn a_key_counts_for_publishes_at_the_same_time() {
     let server = Server::start().await;
     let requests = (0..20).map(|_| with_key(&server, "a", "k").body("x").answer());
     let answers = join_all(requests).await;
@@ -56,36 +56,36 @@ async fn a_key_counts_however_many_come_with_it_at_once() {
 #[tokio::test]
 async fn a_key_with_another_payload_is_key_reused() {
     let server = Server::start().await;
-    is_stored(&with_key(&server, "a", "k").body("x").answer().await);
+    assert_stored(&with_key(&server, "a", "k").body("x").answer().await);
     with_key(&server, "a", "k").body("y").answer().await.problem(422, "key_reused");
     assert_eq!(retained(&server, "a").await, ["x"]);
 }
 
 #[tokio::test]
-async fn of_what_a_key_was_used_for_only_the_bytes_are_compared() {
+async fn only_the_bytes_of_a_repeated_key_are_compared() {
     let server = Server::start().await;
-    let first = is_stored(&with_key(&server, "a", "k").body("x").answer().await);
+    let first = assert_stored(&with_key(&server, "a", "k").body("x").answer().await);
     let request = post(&server, "/topics/a?event=other").header("content-type", "text/html");
-    is_replayed(&request.header("idempotency-key", "k").body("x").answer().await, &first);
+    assert_replayed(&request.header("idempotency-key", "k").body("x").answer().await, &first);
 }
 
 #[tokio::test]
-async fn a_key_means_nothing_to_another_topic() {
+async fn a_key_counts_for_one_topic_only() {
     let server = Server::start().await;
-    let first = is_stored(&with_key(&server, "a", "k").body("x").answer().await);
-    let other = is_stored(&with_key(&server, "b", "k").body("y").answer().await);
+    let first = assert_stored(&with_key(&server, "a", "k").body("x").answer().await);
+    let other = assert_stored(&with_key(&server, "b", "k").body("y").answer().await);
     assert_ne!(first, other);
-    is_replayed(&with_key(&server, "a", "k").body("x").answer().await, &first);
-    is_replayed(&with_key(&server, "b", "k").body("y").answer().await, &other);
+    assert_replayed(&with_key(&server, "a", "k").body("x").answer().await, &first);
+    assert_replayed(&with_key(&server, "b", "k").body("y").answer().await, &other);
 }
 
 #[tokio::test]
-async fn a_key_outlives_what_it_was_used_for() {
+async fn a_key_outlives_its_message() {
     let server = Server::with(|config| config.retain_messages = 1).await;
-    let first = is_stored(&with_key(&server, "a", "k").body("x").answer().await);
+    let first = assert_stored(&with_key(&server, "a", "k").body("x").answer().await);
     publish(&server, "a", "y").await;
-    forget(&server, "a").await;
-    is_replayed(&with_key(&server, "a", "k").body("x").answer().await, &first);
+    delete_topic(&server, "a").await;
+    assert_replayed(&with_key(&server, "a", "k").body("x").answer().await, &first);
     assert_eq!(retained(&server, "a").await, [] as [Value; 0]);
 }
 
@@ -94,7 +94,7 @@ async fn a_key_is_1_to_255_visible_ascii_characters() {
     let server = Server::start().await;
     let longest = "~".repeat(255);
     for key in ["!", "a-b_c:{}\"\\", &longest] {
-        is_stored(&with_key(&server, "a", key).body("x").answer().await);
+        assert_stored(&with_key(&server, "a", key).body("x").answer().await);
     }
     let too_long = "x".repeat(256);
     for key in ["", "a b", "a\tb", "é", &too_long] {
@@ -108,8 +108,8 @@ async fn a_key_is_1_to_255_visible_ascii_characters() {
 async fn a_key_is_looked_up_before_if_match() {
     let server = Server::start().await;
     let ask = || with_key(&server, "a", "k").header("if-match", "\"0\"").body("x").answer();
-    let first = is_stored(&ask().await);
-    is_replayed(&ask().await, &first);
+    let first = assert_stored(&ask().await);
+    assert_replayed(&ask().await, &first);
     let other = with_key(&server, "a", "k").header("if-match", "\"0\"").body("y").answer().await;
     other.problem(422, "key_reused");
 }
@@ -120,18 +120,18 @@ async fn a_failed_precondition_does_not_use_the_key_up() {
     publish(&server, "a", "before").await;
     let failed = with_key(&server, "a", "k").header("if-match", "\"0\"").body("x").answer().await;
     failed.problem(412, "precondition_failed");
-    is_stored(&with_key(&server, "a", "k").body("another payload").answer().await);
+    assert_stored(&with_key(&server, "a", "k").body("another payload").answer().await);
 }
 
 #[tokio::test]
-async fn if_match_0_publishes_only_where_nothing_ever_was() {
+async fn if_match_0_publishes_only_to_a_topic_that_never_had_a_message() {
     let server = Server::start().await;
     publish(&server, "b", "elsewhere").await;
-    let first = is_stored(&if_match(&server, "a", "\"0\"").body("x").answer().await);
+    let first = assert_stored(&if_match(&server, "a", "\"0\"").body("x").answer().await);
     let problem =
         if_match(&server, "a", "\"0\"").body("y").answer().await.problem(412, "precondition_failed");
     assert_eq!(problem["newest"], first);
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     let forgotten = if_match(&server, "a", "\"0\"").body("y").answer().await;
     assert_eq!(forgotten.problem(412, "precondition_failed")["newest"], first);
     assert_eq!(retained(&server, "a").await, [] as [Value; 0]);
@@ -141,12 +141,12 @@ async fn if_match_0_publishes_only_where_nothing_ever_was() {
 async fn if_match_publishes_only_if_the_topic_has_nothing_newer() {
     let server = Server::start().await;
     let first = publish(&server, "a", "x").await;
-    let second = is_stored(&if_match(&server, "a", &format!("\"{first}\"")).body("y").answer().await);
+    let second = assert_stored(&if_match(&server, "a", &format!("\"{first}\"")).body("y").answer().await);
     let stale = if_match(&server, "a", &format!("\"{first}\"")).body("z").answer().await;
     assert_eq!(stale.problem(412, "precondition_failed")["newest"], second);
-    // A cursor says the same as the newest id as long as nothing newer is in this topic.
+    // A cursor means the same as the newest id, as long as nothing newer is in this topic.
     let cursor = publish(&server, "b", "elsewhere").await;
-    is_stored(&if_match(&server, "a", &format!("\"{cursor}\"")).body("z").answer().await);
+    assert_stored(&if_match(&server, "a", &format!("\"{cursor}\"")).body("z").answer().await);
     assert_eq!(retained(&server, "a").await, ["x", "y", "z"]);
 }
 
@@ -155,7 +155,7 @@ async fn if_match_takes_the_etag_of_a_poll_as_it_is() {
     let server = Server::start().await;
     publish(&server, "a", "1").await;
     let page = get(&server, "/topics/a?after=0&wait=0").answer().await;
-    is_stored(&if_match(&server, "a", page.header("etag")).body("2").answer().await);
+    assert_stored(&if_match(&server, "a", page.header("etag")).body("2").answer().await);
     if_match(&server, "a", page.header("etag")).body("3").answer().await.problem(412, "precondition_failed");
 }
 
@@ -189,7 +189,7 @@ async fn if_match_is_one_quoted_id() {
 }
 
 #[tokio::test]
-async fn of_those_who_publish_at_once_on_the_same_condition_one_succeeds() {
+async fn only_one_of_many_publishes_with_the_same_condition_succeeds() {
     let server = Server::start().await;
     let id = publish(&server, "a", "1").await;
     let quoted = format!("\"{id}\"");

@@ -1,4 +1,4 @@
-//! Cursors: where they stand, and that each means the same everywhere.
+//! Cursors: where they begin, and that each means the same everywhere.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -74,7 +74,7 @@ async fn the_first_cursor_of_0_last_and_since_leads_to_no_gap_later() {
             let count = if start == "last=3" { 3 } else { 5 };
             let mut reader = Reader::open(&server, transport, &format!("topic=a&{start}")).await;
             assert_eq!(reader.ids(count).await, ids[12 - count..], "{transport} {start}: no gap now either");
-            // Cut before anything was received.
+            // Cut off before the client received a message.
             let opening = Reader::open(&server, transport, &format!("topic=a&{start}")).await;
             for other in Transport::ALL {
                 let query = format!("topic=a&after={}", opening.cursor());
@@ -86,7 +86,7 @@ async fn the_first_cursor_of_0_last_and_since_leads_to_no_gap_later() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_one_transport_continues_on_every_other() {
+async fn a_cursor_from_one_transport_resumes_on_every_other() {
     let server = Server::start().await;
     let mut ids = publish_all(&server, "a", 1..=4).await;
     for from in Transport::ALL {
@@ -98,7 +98,7 @@ async fn a_cursor_of_one_transport_continues_on_every_other() {
             ids.push(publish(&server, "a", "meanwhile").await);
             let mut second = Reader::open(&server, to, &format!("topic=a&after={cursor}")).await;
             assert_eq!(second.ids(ids.len() - 3).await, ids[3..], "{from} to {to}");
-            // Where nothing is missed, nothing is told: the next thing is what comes next.
+            // If nothing was missed, there is no gap: the next frame is the next message.
             let mut third = Reader::open(&server, from, &format!("topic=a&after={}", second.cursor())).await;
             ids.push(publish(&server, "a", "next").await);
             assert_eq!(third.ids(1).await, ids[ids.len() - 1..], "{to} to {from}");

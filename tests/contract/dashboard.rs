@@ -1,4 +1,4 @@
-//! The dashboard asks for what the server has.
+//! The dashboard uses only metrics that the server has.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::{
     support::{Server, client::Transport},
 };
 
-/// What Prometheus adds to every series, and to a histogram's.
+/// The labels that Prometheus adds to every series, and to those of a histogram.
 const LABELS_OF_PROMETHEUS: [&str; 3] = ["instance", "job", "le"];
 
 fn expressions(value: &Value, found: &mut Vec<String>) {
@@ -63,7 +63,7 @@ async fn every_metric_and_label_of_the_dashboard_is_there() {
             }
         }
     }
-    // And it shows all there is: a metric that nobody looks at is not worth its name.
+    // The dashboard shows every metric: a metric that is shown nowhere is useless.
     let base = |name: &String| {
         ["_bucket", "_sum", "_count"].iter().fold(name.clone(), |name, end| name.replace(end, ""))
     };

@@ -1,20 +1,20 @@
-//! `DELETE /topics/{topic}`: what is retained is forgotten, and who is behind is told.
+//! `DELETE /topics/{topic}`: the server deletes what is retained, and readers that are behind get a gap.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    ask::{Ask, forget, get, now, number, publish, request, retained, text},
+    ask::{Ask, delete_topic, get, now, number, publish, request, retained, text},
     reader::Reader,
     support::{Server, client::Transport},
 };
 
 #[tokio::test]
-async fn what_is_retained_is_forgotten_of_this_topic_alone() {
+async fn delete_removes_the_messages_of_this_topic_only() {
     let server = Server::start().await;
     publish(&server, "a", "1").await;
     publish(&server, "b", "2").await;
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     assert_eq!(retained(&server, "a").await, [] as [Value; 0]);
     assert_eq!(retained(&server, "b").await, ["2"]);
     publish(&server, "a", "3").await;
@@ -26,7 +26,7 @@ async fn what_is_retained_is_forgotten_of_this_topic_alone() {
 }
 
 #[tokio::test]
-async fn a_topic_without_messages_is_forgotten_too() {
+async fn a_topic_without_messages_can_be_deleted() {
     let server = Server::start().await;
     for _ in 0..2 {
         let answer = request(&server, Method::DELETE, "/topics/nothing").answer().await;
@@ -35,14 +35,14 @@ async fn a_topic_without_messages_is_forgotten_too() {
 }
 
 #[tokio::test]
-async fn who_had_everything_hears_nothing() {
+async fn a_reader_that_had_everything_gets_no_notice_of_a_delete() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         for filter in ["a", "*"] {
             let mut reader = Reader::open(&server, transport, &format!("topic={filter}")).await;
             publish(&server, "a", "before").await;
             assert_eq!(reader.next().await["data"], "before", "{transport} {filter}");
-            forget(&server, "a").await;
+            delete_topic(&server, "a").await;
             publish(&server, "a", "after").await;
             assert_eq!(reader.next().await["data"], "after", "{transport} {filter}");
         }
@@ -50,12 +50,12 @@ async fn who_had_everything_hears_nothing() {
 }
 
 #[tokio::test]
-async fn who_had_everything_comes_back_to_no_gap() {
+async fn a_client_that_had_everything_resumes_without_a_gap() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         for filter in ["a", "*"] {
             let cursor = publish(&server, "a", "before").await;
-            forget(&server, "a").await;
+            delete_topic(&server, "a").await;
             let query = format!("topic={filter}&after={cursor}");
             let mut quiet = Reader::open(&server, transport, &query).await;
             publish(&server, "a", "after").await;
@@ -67,13 +67,13 @@ async fn who_had_everything_comes_back_to_no_gap() {
 }
 
 #[tokio::test]
-async fn who_is_behind_is_told_that_it_was_deleted() {
+async fn a_reader_that_is_behind_gets_a_gap_for_a_delete() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         for filter in ["a", "*"] {
             let cursor = now(&server).await;
             let gone = publish(&server, "a", "gone").await;
-            forget(&server, "a").await;
+            delete_topic(&server, "a").await;
 
             let mut reader =
                 Reader::open(&server, transport, &format!("topic={filter}&after={cursor}")).await;
@@ -84,9 +84,9 @@ async fn who_is_behind_is_told_that_it_was_deleted() {
                 json!({"type": "gap", "topic": "a", "after": cursor, "next": null, "cursor": past, "reason": "deleted"}),
                 "{transport} {filter}"
             );
-            assert!(number(&past) >= number(&gone), "{transport} {filter}: past what is gone");
+            assert!(number(&past) >= number(&gone), "{transport} {filter}: past the gap");
 
-            // Told once, it is not told again to who comes back with the cursor past it.
+            // A client that reconnects with the cursor past the gap does not get the gap again.
             let mut again = Reader::open(&server, transport, &format!("topic={filter}&after={past}")).await;
             let next = publish(&server, "a", "next").await;
             assert_eq!(reader.ids(1).await, [next.as_str()], "{transport} {filter}");
@@ -96,13 +96,13 @@ async fn who_is_behind_is_told_that_it_was_deleted() {
 }
 
 #[tokio::test]
-async fn the_gap_names_what_was_published_since_as_the_next() {
+async fn the_gap_of_a_delete_names_the_next_message() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         for filter in ["a", "*"] {
             let cursor = now(&server).await;
             publish(&server, "a", "gone").await;
-            forget(&server, "a").await;
+            delete_topic(&server, "a").await;
             let next = publish(&server, "a", "next").await;
             let mut reader =
                 Reader::open(&server, transport, &format!("topic={filter}&after={cursor}")).await;
@@ -119,7 +119,7 @@ async fn the_gap_names_what_was_published_since_as_the_next() {
 async fn ids_do_not_go_back_after_a_delete() {
     let server = Server::start().await;
     let before = number(&publish(&server, "a", "1").await);
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     assert!(number(&now(&server).await) >= before);
     assert!(number(&publish(&server, "a", "2").await) > before);
 }

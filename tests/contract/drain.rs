@@ -1,4 +1,5 @@
-//! The end of a server: everybody is told, after everything that was accepted before.
+//! The end of a server: every connection is told to leave, after it got every message that was accepted
+//! before.
 
 use std::time::Duration;
 
@@ -23,12 +24,12 @@ fn assert_closing(closing: &Value, cursor: &str) {
     assert!((1_000..=3_000).contains(&retry_ms), "{retry_ms}");
 }
 
-async fn ends(server: Server) {
+async fn assert_ends(server: Server) {
     within("the end of the server", server.stop()).await;
 }
 
 #[tokio::test]
-async fn an_event_stream_is_told_and_ended() {
+async fn a_drain_ends_an_event_stream_with_closing() {
     let server = Server::start().await;
     let mut raw = Events::open(&server, "/topics/a").await;
     let mut envelopes = Events::open(&server, "/events?topic=a").await;
@@ -42,11 +43,11 @@ async fn an_event_stream_is_told_and_ended() {
         assert_closing(&frame_of(&closing), &id);
         assert!(events.try_next().await.is_none(), "the end");
     }
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
-async fn a_stream_of_lines_is_told_and_ended() {
+async fn a_drain_ends_ndjson_with_closing() {
     let server = Server::start().await;
     let mut lines = Lines::open(&server, "/topics/a").await;
     let id = publish(&server, "a", "x").await;
@@ -54,11 +55,11 @@ async fn a_stream_of_lines_is_told_and_ended() {
     server.shutdown.drain();
     assert_closing(&lines.next().await, &id);
     assert_eq!(lines.try_line().await, None);
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
-async fn a_websocket_is_told_and_closed_with_4200() {
+async fn a_drain_closes_a_websocket_with_4200() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, "/topics/a").await;
     let id = publish(&server, "a", "x").await;
@@ -67,7 +68,7 @@ async fn a_websocket_is_told_and_closed_with_4200() {
     assert_closing(&socket.next().await, &id);
     assert_eq!(socket.closed().await, (4200, "draining".to_owned()));
     drop(socket);
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
@@ -82,11 +83,11 @@ async fn a_held_poll_is_answered_early_with_its_cursor() {
     }
     server.shutdown.drain();
     assert_eq!(held.await.json(), json!({"messages": [], "cursor": cursor}));
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
-async fn what_was_accepted_before_a_drain_is_given_out_first() {
+async fn messages_accepted_before_a_drain_are_sent_first() {
     for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
         for filter in ["a", "*"] {
             let server = Server::start().await;
@@ -98,19 +99,19 @@ async fn what_was_accepted_before_a_drain_is_given_out_first() {
                 assert_eq!(reader.ids(900).await, ids, "{transport} {filter}");
                 assert_closing(&reader.next().await, &ids[899]);
             }
-            // A WebSocket's close is answered by reading on to it.
+            // The client answers a WebSocket's close by reading up to it.
             if let (Reader::WebSocket(live), Reader::WebSocket(late)) = (&mut live, &mut late) {
                 live.closed().await;
                 late.closed().await;
             }
             drop((live, late));
-            ends(server).await;
+            assert_ends(server).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_replay_that_is_under_way_is_finished_before_the_close() {
+async fn a_drain_finishes_a_running_replay_before_the_close() {
     let server = Server::start().await;
     let ids = publish_all(&server, "a", 1..=900).await;
     let mut socket = Socket::open(&server, "/events").await;
@@ -125,11 +126,11 @@ async fn a_replay_that_is_under_way_is_finished_before_the_close() {
     assert_closing(&socket.next().await, &cursor);
     assert_eq!(socket.closed().await.0, 4200);
     drop(socket);
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
-async fn what_has_to_be_read_from_the_log_is_given_out_before_the_close() {
+async fn a_drain_sends_what_it_must_read_from_the_log_before_the_close() {
     for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
         let server = FailingServer::start().await;
         let ids = publish_all(&server, "a", 1..=900).await;
@@ -141,7 +142,7 @@ async fn what_has_to_be_read_from_the_log_is_given_out_before_the_close() {
             others.push(Lines::open(&server, "/topics/b").await);
         }
         server.shutdown.drain();
-        // When all of them have been told, its own turn has most likely come too.
+        // When all of the others have been told to leave, this one has most likely been told too.
         for other in &mut others {
             assert_eq!(other.next().await["type"], "closing");
         }
@@ -152,12 +153,12 @@ async fn what_has_to_be_read_from_the_log_is_given_out_before_the_close() {
 }
 
 #[tokio::test]
-async fn nobody_is_let_in_any_more() {
+async fn a_draining_server_accepts_no_new_connection() {
     let server = Server::start().await;
     let addr = server.addr;
     server.shutdown.drain();
     within("that no connection is accepted", async { while TcpStream::connect(addr).await.is_ok() {} }).await;
-    ends(server).await;
+    assert_ends(server).await;
 }
 
 #[tokio::test]
@@ -169,12 +170,12 @@ async fn an_idle_connection_does_not_keep_the_server_from_ending() {
     let response = within("an answer", client.get(&url).send()).await.expect("an answer");
     assert_eq!(response.status(), 200);
     drop(response.bytes().await);
-    ends(server).await;
+    assert_ends(server).await;
     drop((client, silent));
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_does_not_hold_the_server_up_beyond_the_grace() {
+async fn a_reader_that_takes_nothing_delays_the_end_only_for_the_grace() {
     let server = Server::with(|config| {
         config.drain_grace = Duration::from_millis(500);
         config.retain_bytes = 64 << 20;
@@ -185,6 +186,6 @@ async fn a_reader_that_takes_nothing_does_not_hold_the_server_up_beyond_the_grac
     for _ in 0..60 {
         publish(&server, "a", "x".repeat(200_000)).await;
     }
-    ends(server).await;
+    assert_ends(server).await;
     drop((socket, events));
 }

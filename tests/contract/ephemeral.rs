@@ -1,4 +1,4 @@
-//! Messages that are not for everybody: ephemeral ones, and those that exclude a connection.
+//! Ephemeral messages, and messages that exclude a connection.
 
 use futures_util::FutureExt;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ async fn announce(server: &Server, topic: &str, text: &'static str) {
 }
 
 #[tokio::test]
-async fn an_ephemeral_message_reaches_those_who_are_level_without_an_id() {
+async fn an_ephemeral_message_reaches_caught_up_readers_without_an_id() {
     let server = Server::start().await;
     for transport in NAMED {
         let mut reader = Reader::open(&server, transport, "topic=a").await;
@@ -47,12 +47,12 @@ async fn a_raw_event_of_an_ephemeral_message_repeats_the_cursor_as_its_id() {
 }
 
 #[tokio::test]
-async fn a_held_poll_answers_at_once_with_an_ephemeral_message_and_an_unmoved_cursor() {
+async fn an_ephemeral_message_answers_a_held_poll_and_leaves_its_cursor() {
     let server = Server::start().await;
     let cursor = now(&server).await;
     let poll = get(&server, &format!("/topics/a?after={cursor}&wait=60")).answer();
     let mut poll = std::pin::pin!(poll);
-    // A poll counts as held a moment before it is level, so one message may come too early for it.
+    // A poll counts as held a moment before it is caught up, so one message may come too early for it.
     let answer = within("the answer of the held poll", async {
         loop {
             announce(&server, "a", "passing").await;
@@ -144,7 +144,7 @@ fn connection(opening: &Value) -> String {
 }
 
 #[tokio::test]
-async fn everyone_but_the_excluded_connection_is_given_the_message() {
+async fn only_the_excluded_connection_does_not_get_the_message() {
     let server = Server::start().await;
     for transport in NAMED {
         let mut excluded = Reader::open(&server, transport, "topic=a&topic=b.*").await;
@@ -165,7 +165,7 @@ async fn everyone_but_the_excluded_connection_is_given_the_message() {
 }
 
 #[tokio::test]
-async fn to_exclude_nobody_is_no_mistake_and_a_name_is_1_to_255_visible_ascii_characters() {
+async fn exclude_accepts_any_name_of_1_to_255_visible_ascii_characters() {
     let server = Server::start().await;
     let mut reader = Reader::open(&server, Transport::Ndjson, "topic=a").await;
     let longest = "x".repeat(255);
@@ -181,13 +181,13 @@ async fn to_exclude_nobody_is_no_mistake_and_a_name_is_1_to_255_visible_ascii_ch
 }
 
 #[tokio::test]
-async fn the_excluded_connection_is_not_given_the_message_late_either() {
+async fn the_excluded_connection_does_not_get_the_message_late_either() {
     let server = Server::start().await;
     for filter in ["a", "*"] {
         let mut socket = Socket::open(&server, "/events").await;
         let name = connection(&socket.opening);
         let mut expected = Vec::new();
-        // More than one read of the log, and more than the tail of a pattern holds.
+        // More than one read of the log brings, and more than the tail of a pattern holds.
         for round in 0..4 {
             let item = json!({"topic": "a", "data": round, "exclude": name});
             let answer = post(&server, "/publish").json(&vec![item; 100]).answer().await;
@@ -204,7 +204,7 @@ async fn the_excluded_connection_is_not_given_the_message_late_either() {
 }
 
 #[tokio::test]
-async fn a_message_that_excludes_leads_to_no_gap_and_holds_nobody_up() {
+async fn an_excluding_message_causes_no_gap_and_delays_no_reader() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, "/topics/a").await;
     let name = connection(&socket.opening);

@@ -1,4 +1,4 @@
-//! A log that fails on purpose, under a server that is otherwise the real one.
+//! A log that fails on purpose, under an otherwise real server.
 
 use std::{
     ops::Deref,
@@ -18,13 +18,13 @@ use tokio::sync::watch;
 
 use crate::{ask::within, support::Server};
 
-/// The log in memory, until it is told to fail.
+/// The log in memory, until a test makes it fail.
 pub struct FailingLog {
     log: Arc<MemoryLog>,
     faults: Arc<Faults>,
 }
 
-/// What is wrong with the log now.
+/// The faults of the log at the moment.
 #[derive(Default)]
 pub struct Faults {
     // A std mutex: no await happens while it is held.
@@ -34,7 +34,7 @@ pub struct Faults {
 }
 
 impl FailingLog {
-    /// A log of which nothing is wrong yet.
+    /// A log without a fault.
     pub fn new() -> (Arc<Self>, Arc<Faults>) {
         let faults = Arc::new(Faults::default());
         let log = MemoryLog::start(Config::default().retention());
@@ -50,7 +50,7 @@ impl FailingLog {
 }
 
 impl Faults {
-    /// From now on nobody is given what has to be read from the log, or no more so.
+    /// Holds back everything that must be read from the log, or stops to do so.
     pub fn hold_reads(&self, are_held: bool) {
         self.are_held.send_replace(are_held);
     }
@@ -126,7 +126,7 @@ impl Log for FailingLog {
     }
 }
 
-/// A server over a log that fails, or takes its time, when it is told to.
+/// A server over a log that a test can make fail or wait.
 pub struct FailingServer {
     server: Server,
     faults: Arc<Faults>,
@@ -142,17 +142,17 @@ impl FailingServer {
         Self { server: Server::over(log, change).await, faults }
     }
 
-    /// From now on the log fails in this way, or no more.
+    /// Makes the log fail in this way, or work again.
     pub fn fail(&self, failure: Option<LogError>) {
         *self.faults.failure.lock().expect("no panic while it is held") = failure;
     }
 
-    /// From now on nobody is given what has to be read from the log, or no more so.
+    /// Holds back everything that must be read from the log, or stops to do so.
     pub fn hold_reads(&self, are_held: bool) {
         self.faults.hold_reads(are_held);
     }
 
-    /// Waits until so many have begun to read from the log.
+    /// Resolves once this many reads of the log have begun.
     pub async fn until_read(&self, times: usize) {
         let mut reads = self.faults.reads.subscribe();
         within("that the log is read", reads.wait_for(|reads| *reads >= times)).await.expect("a sender");

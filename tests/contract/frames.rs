@@ -29,7 +29,7 @@ async fn the_envelope_is_the_same_on_every_transport() {
 }
 
 #[tokio::test]
-async fn what_is_neither_json_nor_text_comes_as_base64() {
+async fn a_payload_that_is_neither_json_nor_text_comes_as_base64() {
     let server = Server::start().await;
     let id = publish_as(&server, "a", "image/png", &b"\x89PNG\n"[..]).await;
     let expected = json!({
@@ -73,7 +73,7 @@ async fn frame(reader: &mut Reader) -> Value {
 }
 
 #[tokio::test]
-async fn a_quiet_connection_shows_at_every_heartbeat_that_it_lives() {
+async fn a_quiet_connection_gets_a_frame_at_every_heartbeat() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
     let cursor = now(&server).await;
     for transport in STREAMS {
@@ -86,7 +86,7 @@ async fn a_quiet_connection_shows_at_every_heartbeat_that_it_lives() {
 }
 
 #[tokio::test]
-async fn the_cursor_of_a_quiet_topic_goes_on_with_the_others() {
+async fn the_cursor_of_a_quiet_topic_moves_with_the_other_topics() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
     for transport in STREAMS {
         let mut reader = Reader::open(&server, transport, "topic=quiet").await;
@@ -103,7 +103,7 @@ async fn the_cursor_of_a_quiet_topic_goes_on_with_the_others() {
 }
 
 #[tokio::test]
-async fn between_messages_a_heartbeat_shows_the_cursor_of_the_last() {
+async fn a_heartbeat_has_the_cursor_of_the_last_message() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(50)).await;
     for transport in STREAMS {
         let mut reader = Reader::open(&server, transport, "topic=a").await;

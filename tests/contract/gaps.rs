@@ -1,11 +1,11 @@
-//! Gaps: what is gone is told, once, in time, and never without cause.
+//! Gaps: the server tells each loss once, in time, and never without cause.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::{
-    ask::{Ask, forget, get, now, number, post, publish, publish_all, retained, text, within},
+    ask::{Ask, delete_topic, get, now, number, post, publish, publish_all, retained, text, within},
     reader::Reader,
     support::{Server, client::Transport},
 };
@@ -21,7 +21,7 @@ async fn resume(server: &Server, transport: Transport, filter: &str, cursor: &st
 }
 
 #[tokio::test]
-async fn what_was_trimmed_by_count_is_told_before_the_oldest_retained() {
+async fn messages_trimmed_by_count_become_a_gap_before_the_oldest_retained() {
     let server = Server::with(|config| config.retain_messages = 2).await;
     let ids = publish_all(&server, "a", 1..=5).await;
     for transport in Transport::ALL {
@@ -35,7 +35,7 @@ async fn what_was_trimmed_by_count_is_told_before_the_oldest_retained() {
 }
 
 #[tokio::test]
-async fn to_be_exactly_one_behind_the_oldest_retained_is_no_gap() {
+async fn exactly_one_message_behind_the_oldest_retained_is_no_gap() {
     let server = Server::with(|config| config.retain_messages = 2).await;
     let ids = publish_all(&server, "a", 1..=5).await;
     publish_all(&server, "b", 1..=5).await;
@@ -52,7 +52,7 @@ async fn to_be_exactly_one_behind_the_oldest_retained_is_no_gap() {
 }
 
 #[tokio::test]
-async fn what_was_trimmed_by_bytes_is_told() {
+async fn messages_trimmed_by_bytes_become_a_gap() {
     let server = Server::with(|config| (config.retain_bytes, config.max_payload) = (5_000, 5_000)).await;
     let first = publish(&server, "a", "x".repeat(2_000)).await;
     publish(&server, "a", "x".repeat(2_000)).await;
@@ -68,7 +68,7 @@ async fn what_was_trimmed_by_bytes_is_told() {
 }
 
 #[tokio::test]
-async fn what_many_topics_push_out_of_another_is_told() {
+async fn messages_that_many_topics_push_out_become_a_gap() {
     let server = Server::with(|config| {
         (config.max_payload, config.retain_bytes, config.retain_total) = (10_000, 10_000, 10_000);
     })
@@ -89,7 +89,7 @@ async fn what_many_topics_push_out_of_another_is_told() {
 }
 
 #[tokio::test]
-async fn a_topic_that_holds_more_than_its_share_pays_for_what_it_is_given() {
+async fn a_topic_with_more_than_its_share_loses_its_own_messages_first() {
     let server = Server::with(|config| {
         (config.max_payload, config.retain_bytes, config.retain_total) = (10_000, 10_000, 10_000);
     })
@@ -104,7 +104,7 @@ async fn a_topic_that_holds_more_than_its_share_pays_for_what_it_is_given() {
 }
 
 #[tokio::test]
-async fn what_has_grown_too_old_is_not_given_and_told_also_where_nothing_comes_any_more() {
+async fn expired_messages_become_a_gap_even_when_the_topic_is_quiet() {
     let server = Server::with(|config| config.retain_age = Duration::from_millis(200)).await;
     let cursor = now(&server).await;
     let old = publish(&server, "a", "old").await;
@@ -126,7 +126,7 @@ async fn what_has_grown_too_old_is_not_given_and_told_also_where_nothing_comes_a
 }
 
 #[tokio::test]
-async fn who_had_everything_is_told_nothing_when_it_grows_too_old() {
+async fn a_reader_that_had_everything_gets_no_gap_when_messages_expire() {
     let server = Server::with(|config| config.retain_age = Duration::from_millis(200)).await;
     for transport in Transport::ALL {
         let mut live = Reader::open(&server, transport, "topic=a").await;
@@ -141,13 +141,13 @@ async fn who_had_everything_is_told_nothing_when_it_grows_too_old() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_an_earlier_server_is_told_of_the_restart() {
+async fn a_cursor_from_before_a_restart_gets_a_gap() {
     let earlier = Server::start().await;
     let cursor = publish(&earlier, "a", "lost").await;
     earlier.stop().await;
     let server = Server::start().await;
     for transport in Transport::ALL {
-        // Nothing is retained, so the cursor goes past the gap, and it is not told again.
+        // The topic retains no message, so the cursor moves past the gap, and the gap is not told again.
         let mut reader = resume(&server, transport, "quiet", &cursor).await;
         let told = reader.gap().await;
         let past = text(&told["cursor"]);
@@ -166,7 +166,7 @@ async fn a_cursor_of_an_earlier_server_is_told_of_the_restart() {
         let mut reader = resume(&server, transport, "a.**&topic=*", &cursor).await;
         let mut told = [reader.gap().await, reader.gap().await];
         told.sort_by_key(|gap| text(&gap["topic"]));
-        assert_eq!(told[0]["topic"], "*", "{transport}: where the topics are not known it is the pattern");
+        assert_eq!(told[0]["topic"], "*", "{transport}: the pattern, because the topics are not known");
         assert_eq!(told[1]["topic"], "a.**", "{transport}");
         assert!(told.iter().all(|gap| gap["reason"] == "restarted" && gap["after"] == cursor), "{told:?}");
         reader.ids(2).await;
@@ -186,7 +186,7 @@ async fn a_cursor_ahead_of_the_store_is_a_gap_and_then_everything_retained() {
                 assert_eq!(reader.gap().await, told, "{transport} {filter} {ahead}");
                 assert_eq!(reader.ids(3).await, ids[2..], "{transport} {filter} {ahead}");
                 let mut again = resume(&server, transport, filter, &before).await;
-                assert_eq!(again.ids(3).await, ids[2..], "{transport} {filter}: no gap after the told one");
+                assert_eq!(again.ids(3).await, ids[2..], "{transport} {filter}: no second gap");
             }
             let mut quiet = resume(&server, transport, "quiet", &ahead).await;
             let told = quiet.gap().await;
@@ -217,27 +217,27 @@ async fn a_gap_is_told_before_anything_newer_than_its_after_of_any_topic() {
 }
 
 #[tokio::test]
-async fn until_all_gaps_are_told_no_cursor_past_them_is_given_out() {
+async fn no_cursor_passes_a_gap_until_all_gaps_are_told() {
     let server = Server::with(|config| config.retain_messages = 1).await;
     let cursor = now(&server).await;
     for topic in ["a", "b", "c"] {
         publish_all(&server, topic, 1..=3).await;
     }
-    forget(&server, "c").await;
+    delete_topic(&server, "c").await;
     for transport in STREAMS {
         let filters = "a&topic=b&topic=c";
         let mut reader = resume(&server, transport, filters, &cursor).await;
         let mut told = Vec::new();
         for _ in 0..3 {
             assert_eq!(reader.cursor(), cursor, "{transport} after {told:?}");
-            // Cut here, it would be told all of them again.
+            // A client that is cut off here gets all of the gaps again.
             let mut again = resume(&server, transport, filters, reader.cursor()).await;
             for _ in 0..3 {
                 again.gap().await;
             }
             told.push(reader.gap().await);
         }
-        // Those with a next come first, and only the last moves the cursor.
+        // Gaps with a next come first, and only the last gap moves the cursor.
         let past = text(&told[2]["cursor"]);
         assert_eq!(told[2], gap("c", &cursor, None, &past, "deleted"), "{transport}");
         assert!(number(&past) > number(&cursor), "{transport}");
@@ -251,16 +251,16 @@ async fn until_all_gaps_are_told_no_cursor_past_them_is_given_out() {
 }
 
 #[tokio::test]
-async fn a_gap_without_a_next_moves_the_cursor_past_it_and_past_nothing_that_was_not_given() {
+async fn a_gap_without_a_next_moves_the_cursor_past_the_gap_only() {
     let server = Server::start().await;
-    // A poll's cursor goes on with each answer, so each may tell it again.
+    // Only streams: a poll's cursor moves with each answer, so each answer may repeat a gap.
     for transport in STREAMS {
         for filters in ["a&topic=b", "*"] {
             let cursor = now(&server).await;
             let before = publish(&server, "b", "before").await;
             publish(&server, "a", "gone").await;
             let after = publish(&server, "b", "after").await;
-            forget(&server, "a").await;
+            delete_topic(&server, "a").await;
             let mut reader = resume(&server, transport, filters, &cursor).await;
             let told = reader.gap().await;
             let past = text(&told["cursor"]);
@@ -276,7 +276,7 @@ async fn a_gap_without_a_next_moves_the_cursor_past_it_and_past_nothing_that_was
 }
 
 #[tokio::test]
-async fn a_gap_of_one_topic_is_none_of_another() {
+async fn a_gap_of_one_topic_is_no_gap_of_another() {
     let server = Server::with(|config| config.retain_messages = 2).await;
     let b = publish(&server, "b", "whole").await;
     publish_all(&server, "a", 1..=5).await;
@@ -291,11 +291,11 @@ async fn a_gap_of_one_topic_is_none_of_another() {
 }
 
 #[tokio::test]
-async fn a_poll_is_answered_at_once_by_a_gap_alone() {
+async fn a_gap_alone_answers_a_poll_at_once() {
     let server = Server::start().await;
     let cursor = now(&server).await;
     publish(&server, "a", "gone").await;
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     let page = get(&server, &format!("/topics/a?after={cursor}&wait=60")).answer().await.json();
     assert_eq!(page["messages"], json!([]), "{page}");
     let past = text(&page["cursor"]);

@@ -5,7 +5,7 @@ use serde_json::Value;
 use tokio_tungstenite::tungstenite::{Error, client::IntoClientRequest};
 
 use crate::{
-    ask::{Answer, Ask, forget, get, post, publish, request, retained, within},
+    ask::{Answer, Ask, delete_topic, get, post, publish, request, retained, within},
     reader::{Reader, Socket, Stream, refusal},
     support::{Server, client::Transport},
 };
@@ -41,9 +41,9 @@ fn requests(server: &Server) -> Vec<RequestBuilder> {
     ]
 }
 
-/// Asserts that every kind of request is refused, and nothing was done.
+/// Asserts that every kind of request is refused and changes nothing.
 async fn assert_refused(server: &Server, headers: &[(&str, &str)], code: &str) {
-    forget(server, "a").await;
+    delete_topic(server, "a").await;
     publish(server, "a", "kept").await;
     for mut request in requests(server) {
         for (name, value) in headers {
@@ -60,7 +60,7 @@ async fn assert_refused(server: &Server, headers: &[(&str, &str)], code: &str) {
 }
 
 #[tokio::test]
-async fn a_foreign_origin_is_refused_everything() {
+async fn a_foreign_origin_is_refused_on_every_path() {
     let server = server().await;
     let port = server.addr.port();
     for origin in [
@@ -81,7 +81,7 @@ async fn a_foreign_origin_is_refused_everything() {
 }
 
 #[tokio::test]
-async fn the_servers_own_origin_and_a_listed_one_are_served_and_named() {
+async fn the_servers_own_origin_and_a_listed_one_are_served() {
     let server = server().await;
     let port = server.addr.port();
     let own = server.http("");
@@ -110,7 +110,7 @@ async fn the_servers_own_origin_and_a_listed_one_are_served_and_named() {
             let answer = with(get(&server, "/topics/a?after=0&wait=0")).answer().await;
             assert_eq!(answer.status, 200, "{origin} {site}: {answer:?}");
             named(&answer);
-            // A page could not read why otherwise.
+            // Without the CORS header a page could not read the reason.
             let answer = with(get(&server, "/topics/a?wait=x")).answer().await;
             answer.problem(400, "bad_request");
             named(&answer);
@@ -128,7 +128,7 @@ async fn without_an_origin_no_cors_header_names_one() {
 }
 
 #[tokio::test]
-async fn no_cache_gives_one_origin_what_was_made_for_another() {
+async fn every_answer_varies_by_origin() {
     let server = server().await;
     for path in ["/topics/a", "/nowhere", "/topics/a..b", "/", "/stats"] {
         for headers in [&[][..], &[("origin", LISTED)]] {
@@ -146,7 +146,7 @@ async fn no_cache_gives_one_origin_what_was_made_for_another() {
 }
 
 #[tokio::test]
-async fn a_request_from_another_site_without_an_origin_is_refused_but_for_a_link_to_a_page() {
+async fn a_cross_site_request_without_an_origin_is_refused_unless_it_is_a_link() {
     let server = server().await;
     for site in ["cross-site", "same-site"] {
         assert_refused(&server, &[("sec-fetch-site", site)], "forbidden_origin").await;
@@ -218,7 +218,7 @@ async fn a_websocket_of_a_foreign_origin_is_never_opened() {
 }
 
 #[tokio::test]
-async fn a_preflight_of_an_allowed_origin_says_what_is_allowed() {
+async fn a_preflight_lists_what_is_allowed() {
     let server = server().await;
     let own = server.http("");
     for origin in [LISTED, &own] {
@@ -257,7 +257,7 @@ async fn a_name_rebound_to_this_address_is_refused() {
         "",
     ] {
         assert_refused(&server, &[("host", host)], "forbidden_host").await;
-        // Not even the origin of that very name helps: it is what a rebound page has.
+        // Even the origin of that name does not help: a rebound page has it.
         let origin = format!("http://{host}");
         assert_refused(&server, &[("host", host), ("origin", &origin)], "forbidden_host").await;
     }

@@ -1,4 +1,4 @@
-//! What is wrong before there is a request, and what takes too long: HTTP/1.1 as bytes.
+//! Broken requests, and requests that take too long, as bytes of HTTP/1.1.
 
 use std::time::Duration;
 
@@ -12,24 +12,24 @@ use crate::{
     support::Server,
 };
 
-/// Everything that the server says to these bytes until it ends the connection.
-async fn said_to(server: &Server, bytes: &[u8]) -> String {
+/// Sends these bytes, and returns everything that the server answers until it ends the connection.
+async fn answer_to(server: &Server, bytes: &[u8]) -> String {
     let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
-    // The refusal may come before all was taken.
+    // The refusal may come before the server has read everything.
     wire.write_all(bytes).await.ok();
-    let mut said = Vec::new();
-    within("the end of the connection", wire.read_to_end(&mut said)).await.ok();
-    String::from_utf8_lossy(&said).into_owned()
+    let mut answer = Vec::new();
+    within("the end of the connection", wire.read_to_end(&mut answer)).await.ok();
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_a_bare_400() {
+async fn a_request_that_is_not_http_is_a_bare_400() {
     let server = Server::start().await;
     for bytes in
         [&b"nonsense\r\n\r\n"[..], b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"\x16\x03\x01\x02\0\x01\0\r\n\r\n"]
     {
-        let said = said_to(&server, bytes).await;
-        assert!(said.starts_with("HTTP/1.1 400 "), "{bytes:?}: {said}");
+        let answer = answer_to(&server, bytes).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{bytes:?}: {answer}");
     }
     assert_eq!(get(&server, "/health/live").answer().await.status, 200);
 }
@@ -40,7 +40,7 @@ async fn a_head_of_more_than_64_kib_is_a_bare_431() {
     let head = |bytes: usize| {
         format!("GET /topics/a?wait=0 HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(bytes))
     };
-    assert!(said_to(&server, head(100_000).as_bytes()).await.starts_with("HTTP/1.1 431 "));
+    assert!(answer_to(&server, head(100_000).as_bytes()).await.starts_with("HTTP/1.1 431 "));
     let long = get(&server, "/topics/a?wait=0").header("x", "x".repeat(60_000)).answer().await;
     assert_eq!(long.status, 200, "{long:?}");
 }
@@ -49,7 +49,7 @@ async fn a_head_of_more_than_64_kib_is_a_bare_431() {
 async fn a_head_that_does_not_arrive_in_time_ends_the_connection() {
     let server = Server::with(|config| config.read_timeout = Duration::from_millis(300)).await;
     for begun in ["", "G", "GET / HTTP/1.1\r\nHost: local", "PRI * HTTP/2.0\r\n\r\nS"] {
-        said_to(&server, begun.as_bytes()).await;
+        answer_to(&server, begun.as_bytes()).await;
     }
 }
 
@@ -65,19 +65,19 @@ async fn a_body_that_does_not_arrive_in_time_is_refused() {
 }
 
 #[tokio::test]
-async fn connect_is_no_way_to_read() {
+async fn connect_over_http1_is_refused() {
     let server = Server::start().await;
     for target in ["/topics/a?wait=0", "localhost:80"] {
         let head = format!("CONNECT {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        let said = said_to(&server, head.as_bytes()).await;
-        assert!(said.starts_with("HTTP/1.1 4"), "{target}: {said}");
+        let answer = answer_to(&server, head.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 4"), "{target}: {answer}");
     }
 }
 
 #[tokio::test]
-async fn of_two_names_for_this_server_none_counts() {
+async fn a_request_with_two_hosts_is_refused() {
     let server = Server::start().await;
     let head = "GET /topics/a?wait=0 HTTP/1.1\r\nHost: localhost\r\nHost: other.example\r\nConnection: close\r\n\r\n";
-    let said = said_to(&server, head.as_bytes()).await;
-    assert!(said.starts_with("HTTP/1.1 403 "), "{said}");
+    let answer = answer_to(&server, head.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
 }

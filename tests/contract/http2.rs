@@ -28,7 +28,7 @@ use crate::{
     support::Server,
 };
 
-/// One connection with room for a stream of that many unread bytes, and for all its streams together.
+/// One connection with this window for each stream, and one for all its streams together.
 struct Connection {
     client: SendRequest<Bytes>,
     authority: String,
@@ -45,7 +45,7 @@ impl Connection {
         let (client, mut connection) = within("HTTP/2", builder.handshake(wire)).await.expect("HTTP/2");
         let mut pings = connection.ping_pong().expect("the first to ask");
         let driver = tokio::spawn(connection);
-        // Whoever has answered a ping has sent its settings before.
+        // The server has sent its settings before it answers a ping.
         within("a pong", pings.ping(h2::Ping::opaque())).await.expect("a pong");
         Self { client, authority: server.addr.to_string(), driver }
     }
@@ -81,7 +81,7 @@ struct Events {
 }
 
 impl Events {
-    /// The next event, or how the stream ended.
+    /// The next event, or the way in which the stream ended.
     async fn try_next(&mut self) -> Result<Sse, Option<h2::Error>> {
         loop {
             if let Some(end) = self.bytes.windows(2).position(|two| two == b"\n\n") {
@@ -92,7 +92,7 @@ impl Events {
             }
             match within("data", self.body.data()).await {
                 Some(Ok(data)) => {
-                    self.body.flow_control().release_capacity(data.len()).expect("what was received");
+                    self.body.flow_control().release_capacity(data.len()).expect("the received bytes");
                     self.bytes.extend_from_slice(&data);
                 }
                 Some(Err(error)) => return Err(Some(error)),
@@ -134,7 +134,7 @@ async fn one_connection_carries_hundreds_of_event_streams() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_not_read_stalls_only_itself_and_is_ended_alone() {
+async fn a_stream_that_is_not_read_stalls_and_ends_alone() {
     let server = Server::with(|config| {
         config.write_timeout = Duration::from_secs(1);
         config.retain_bytes = 64 << 20;
@@ -148,7 +148,7 @@ async fn a_stream_that_is_not_read_stalls_only_itself_and_is_ended_alone() {
         events.next().await;
         others.push(events);
     }
-    // Far more than the window of the one that is not read.
+    // Far more than the window of the unread stream.
     for _ in 0..40 {
         let id = publish(&server, "a", "x".repeat(20_000)).await;
         for events in &mut others {
@@ -156,14 +156,14 @@ async fn a_stream_that_is_not_read_stalls_only_itself_and_is_ended_alone() {
         }
     }
     until_served(&server, 3).await;
-    // What was in its window had come; then it was reset.
+    // The bytes in its window had arrived; then it was reset.
     let end = loop {
         if let Err(end) = unread.try_next().await {
             break end;
         }
     };
     assert!(end.is_some_and(|error| error.is_reset()), "a reset");
-    let id = publish(&server, "a", "the others stay").await;
+    let id = publish(&server, "a", "the other streams stay open").await;
     for events in &mut others {
         assert_eq!(events.next().await.id.as_deref(), Some(id.as_str()));
     }
@@ -187,7 +187,7 @@ async fn a_websocket_opens_by_extended_connect() {
     publish(&server, "a", large.clone()).await;
     assert_eq!(socket.next().await["data"], large, "larger than the stream's window");
 
-    // On the same connection as everything else.
+    // On the same connection.
     let mut events = connection.events("/topics/a").await;
     events.next().await;
     let id = publish(&server, "a", "y").await;
@@ -223,7 +223,7 @@ async fn carry(pipe: DuplexStream, mut receiving: RecvStream, mut sending: SendS
     let (mut from_pipe, mut to_pipe) = tokio::io::split(pipe);
     let receive = async {
         while let Some(Ok(data)) = receiving.data().await {
-            receiving.flow_control().release_capacity(data.len()).expect("what was received");
+            receiving.flow_control().release_capacity(data.len()).expect("the received bytes");
             if to_pipe.write_all(&data).await.is_err() {
                 return;
             }
@@ -260,7 +260,7 @@ impl Socket {
 }
 
 #[tokio::test]
-async fn a_websocket_of_extended_connect_is_refused_as_any_other() {
+async fn a_websocket_by_extended_connect_is_refused_like_any_other() {
     let server = Server::start().await;
     let mut connection = Connection::open(&server).await;
     let origin = server.http("");
@@ -307,7 +307,7 @@ async fn a_drain_tells_every_stream_and_ends_the_connection() {
     assert_eq!(socket.next().await["code"], "draining");
     let Message::Close(Some(close)) = socket.next_message().await else { panic!("a close") };
     assert_eq!(u16::from(close.code), 4200);
-    // To read on is to answer the close.
+    // The client answers the close by reading on.
     while let Some(Ok(_)) = within("the end of the socket", socket.stream.next()).await {}
     drop(socket);
     within("the end of the connection", connection.driver).await.expect("no panic").expect("no error");
@@ -315,7 +315,7 @@ async fn a_drain_tells_every_stream_and_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn a_request_that_does_not_end_is_counted_among_those_who_did_not_leave() {
+async fn a_request_that_does_not_end_counts_as_still_open() {
     let server = Server::with(|config| config.drain_grace = Duration::from_millis(300)).await;
     let mut connection = Connection::open(&server).await;
     let uri = format!("http://{}/publish", connection.authority);
@@ -323,7 +323,7 @@ async fn a_request_that_does_not_end_is_counted_among_those_who_did_not_leave() 
     let (_, mut body) =
         connection.client.send_request(request.body(()).expect("a request"), false).expect("sent");
     body.send_data(Bytes::from_static(b"{\"topic\":\"a\",\"data\":1}\n"), false).expect("sent");
-    // It is being done.
+    // The server has begun the request.
     within("the message", async { while retained(&server, "a").await.is_empty() {} }).await;
     assert_eq!(within("the end", server.stop()).await, Drained::Partly(2), "the connection and its request");
 }

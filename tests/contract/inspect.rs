@@ -1,4 +1,4 @@
-//! What an operator asks.
+//! The requests of an operator.
 
 use serde_json::json;
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn topics_are_listed_with_what_is_retained_and_who_reads_here() {
+async fn topics_are_listed_with_their_messages_and_subscribers() {
     let server = Server::with(|config| config.retain_messages = 3).await;
     publish_all(&server, "b", 1..=4).await;
     let newest = publish(&server, "b", "5").await;
@@ -69,7 +69,7 @@ async fn there_is_a_page_that_publishes_and_listens() {
 }
 
 #[tokio::test]
-async fn stats_count_what_is_retained_and_who_is_served() {
+async fn stats_count_retained_messages_and_connections() {
     let server = Server::start().await;
     let _reader = Reader::open(&server, Transport::Ndjson, "topic=a").await;
     publish_all(&server, "a", 1..=4).await;
@@ -98,7 +98,7 @@ async fn readiness_is_proven_by_a_round_trip() {
     assert_eq!(ready().await, 200);
     for failure in [rejoin::log::LogError::Unavailable, rejoin::log::LogError::UnknownOutcome] {
         server.fail(Some(failure));
-        // A proof counts for a second: what comes in between is seen by the next one.
+        // A proof counts for a second, so only the next one sees the failure.
         within("readiness to end", async { while ready().await != 503 {} }).await;
         assert_eq!(get(&server, "/health/live").answer().await.status, 200);
         server.fail(None);
@@ -107,13 +107,13 @@ async fn readiness_is_proven_by_a_round_trip() {
 }
 
 #[tokio::test]
-async fn a_proof_of_readiness_serves_all_who_ask_within_a_second() {
+async fn one_proof_of_readiness_serves_all_probes_of_a_second() {
     let server = FailingServer::start().await;
     let asked = tokio::time::Instant::now();
     assert_eq!(get(&server, "/health/ready").answer().await.status, 200);
     server.fail(Some(rejoin::log::LogError::Unavailable));
     let status = get(&server, "/health/ready").answer().await.status;
-    // Only on a machine that was so slow may there have been another proof.
+    // On a very slow machine there may have been a second proof.
     assert!(status == 200 || asked.elapsed() >= std::time::Duration::from_secs(1), "{status}");
 }
 

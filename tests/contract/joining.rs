@@ -1,4 +1,4 @@
-//! A topic joins what a connection reads already: step by step, with nothing that decides by chance who is first.
+//! A topic is added to a connection, step by step, so that no order depends on chance.
 
 use std::{
     task::{Context, Poll, Waker},
@@ -33,7 +33,7 @@ async fn subscribe(broker: &Broker, pattern: &str, start: Start) -> Subscription
     broker.subscribe(patterns, &start, "reader").await.expect("a subscription")
 }
 
-/// What there is to give out now.
+/// Everything that the subscription gives out now.
 fn ready(subscription: &mut Subscription) -> Vec<Delivery> {
     let mut cx = Context::from_waker(Waker::noop());
     let next = || match subscription.poll_delivery(&mut cx) {
@@ -43,7 +43,7 @@ fn ready(subscription: &mut Subscription) -> Vec<Delivery> {
     std::iter::from_fn(next).collect()
 }
 
-/// Joins `other`, and returns what is given out meanwhile: of the connection itself, and of the other.
+/// Merges `other` into the subscription. Returns what either gives out meanwhile.
 fn join(subscription: &mut Subscription, mut other: Subscription) -> (Vec<Delivery>, Vec<Delivery>) {
     let mut cx = Context::from_waker(Waker::noop());
     let (mut live, mut replay) = (Vec::new(), Vec::new());
@@ -71,9 +71,10 @@ fn gaps(deliveries: &[Delivery]) -> usize {
     deliveries.iter().filter(|delivery| matches!(delivery, Delivery::Gap(_))).count()
 }
 
-/// `last` of the connection says where *it* begins with a topic, and nothing of who asks for more of it.
+/// `last` of the connection says where *its* reading of a topic begins, and does not limit a later
+/// subscription to the same topic.
 #[tokio::test]
-async fn a_topic_is_given_from_where_it_was_asked_for_though_a_pattern_begins_later() {
+async fn a_topic_begins_at_its_own_start_though_a_pattern_begins_later() {
     let broker = Broker::new(MemoryLog::start(RETENTION));
     let quiet = publish(&broker, "a.quiet").await;
     let mut busy = Vec::new();
@@ -87,7 +88,8 @@ async fn a_topic_is_given_from_where_it_was_asked_for_though_a_pattern_begins_la
         let all = [ids(&live), ids(&replay), ids(&ready(&mut subscription))].concat();
         assert_eq!(all, [&[quiet][..], &busy].concat(), "{start:?}");
     }
-    // Who stands further and asks for less, is given what it had asked for.
+    // A subscription that is further, and asks for less of the new topic, still gets what it asked for
+    // before.
     let mut subscription = subscribe(&broker, "a.busy", Start::After(quiet.before())).await;
     let other = subscribe(&broker, "a.*", Start::Last(1)).await;
     let (live, replay) = join(&mut subscription, other);
@@ -96,7 +98,7 @@ async fn a_topic_is_given_from_where_it_was_asked_for_though_a_pattern_begins_la
 }
 
 #[tokio::test]
-async fn what_was_unsubscribed_says_nothing_of_where_it_begins_again() {
+async fn an_unsubscribed_topic_begins_anew() {
     let broker = Broker::new(MemoryLog::start(RETENTION));
     let quiet = publish(&broker, "quiet").await;
     let mut busy = Vec::new();
@@ -112,9 +114,9 @@ async fn what_was_unsubscribed_says_nothing_of_where_it_begins_again() {
     assert_eq!(all, [&[quiet][..], &busy].concat());
 }
 
-/// A page that was asked for before says nothing of the topic that has joined since.
+/// A page that was asked for before a topic was added contains nothing of that topic.
 #[tokio::test]
-async fn nothing_of_the_new_topic_is_lost_while_the_log_is_being_read_for_the_others() {
+async fn a_new_topic_loses_nothing_while_the_log_is_read_for_the_others() {
     let (log, faults) = FailingLog::new();
     let broker = Broker::new(log);
     let cursor = broker.newest().await.expect("a cursor");
@@ -138,9 +140,9 @@ async fn nothing_of_the_new_topic_is_lost_while_the_log_is_being_read_for_the_ot
     assert_eq!(ids(&given), expected);
 }
 
-/// Its tail begins behind the point up to which it is to be read.
+/// The tail of the pattern begins after the point up to which it has to be read.
 #[tokio::test]
-async fn a_pattern_joins_while_messages_come() {
+async fn a_pattern_can_be_added_while_messages_come() {
     let broker = Broker::new(MemoryLog::start(RETENTION));
     let mut expected = vec![publish(&broker, "a.x").await, publish(&broker, "b").await];
     let mut subscription = subscribe(&broker, "b", Start::Now).await;
@@ -155,7 +157,7 @@ async fn a_pattern_joins_while_messages_come() {
 }
 
 #[tokio::test]
-async fn while_a_topic_is_read_again_the_gaps_of_the_others_wait_too() {
+async fn during_a_replay_the_gaps_of_the_other_topics_wait() {
     let broker = Broker::new(MemoryLog::start(RETENTION));
     for _ in 0..5 {
         publish(&broker, "again").await;
@@ -174,5 +176,5 @@ async fn while_a_topic_is_read_again_the_gaps_of_the_others_wait_too() {
     assert!(matches!(subscription.poll_join(&mut other, &mut cx), Poll::Ready(Join::Level)));
     subscription.absorb(other);
     let given = ready(&mut subscription);
-    assert_eq!((gaps(&given), given.len()), (1, 6), "then they are told once: {given:?}");
+    assert_eq!((gaps(&given), given.len()), (1, 6), "then each gap comes once: {given:?}");
 }

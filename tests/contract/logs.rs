@@ -1,4 +1,4 @@
-//! What the program tells on standard error.
+//! The lines that the program logs on standard error.
 
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ fn lines(log: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn where_nobody_looks_at_a_terminal_each_line_is_json_and_a_connection_that_ends_says_why() {
+async fn without_a_terminal_each_log_line_is_json_and_a_connection_logs_why_it_ended() {
     let program = Program::start(&["--log-level", "debug"]).await;
     let first = publish(&program.server, "a", "1").await;
     let streams = [Transport::WebSocket, Transport::Sse, Transport::Ndjson];
@@ -31,7 +31,7 @@ async fn where_nobody_looks_at_a_terminal_each_line_is_json_and_a_connection_tha
         let line = ended.iter().find(|line| line["fields"]["transport"] == name.as_str());
         let fields = &line.unwrap_or_else(|| panic!("{transport}: {log}"))["fields"];
         assert_eq!((&fields["messages"], &fields["behind_ms"]), (&1.into(), &0.into()), "{fields}");
-        // The reader is gone, unless the drain was quicker.
+        // The client has left, unless the drain was quicker.
         let why = fields["why"].as_str().expect("a reason");
         assert!(why.starts_with("the client left") || why == "draining", "{fields}");
         assert!(fields["seconds"].is_u64() && fields["cursor"] == first.as_str(), "{fields}");
@@ -50,7 +50,7 @@ async fn a_token_is_never_logged() {
 }
 
 #[tokio::test]
-async fn lines_that_clients_cause_are_few() {
+async fn clients_cause_few_log_lines() {
     let program = Program::start(&["--log-level", "debug"]).await;
     publish_all(&program.server, "a", 1..=3).await;
     for _ in 0..10 {
@@ -59,6 +59,6 @@ async fn lines_that_clients_cause_are_few() {
     }
     let began = lines(&program.terminate().await.log);
     let ended = began.iter().filter(|line| line["fields"]["transport"] == "ndjson").count();
-    // Three hundred connections ended; how many seconds that took is the machine's.
+    // Three hundred connections ended; the machine decides how many seconds that took.
     assert!((1..300).contains(&ended), "{ended}");
 }

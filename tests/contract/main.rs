@@ -1,5 +1,5 @@
-//! The contract, sentence by sentence: each test is named as a claim of `docs/protocol.md`, and speaks to a real
-//! server through a real client.
+//! The contract, sentence by sentence. Each test is named after a claim of `docs/protocol.md`, and uses a
+//! real server through a real client.
 
 mod ask;
 mod batch;

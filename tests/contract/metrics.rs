@@ -28,7 +28,7 @@ pub async fn scrape(server: &Server) -> Series {
 }
 
 #[tokio::test]
-async fn messages_are_counted_by_transport_live_ones_and_those_that_were_there_before() {
+async fn live_and_replayed_messages_are_counted_by_transport() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         let cursor = now(&server).await;
@@ -42,7 +42,8 @@ async fn messages_are_counted_by_transport_live_ones_and_those_that_were_there_b
         assert_eq!(before[&of("replayed_messages_total")], 3.0, "{before:?}");
         assert_eq!(before[&of("delivery_latency_seconds_count")], 0.0, "{before:?}");
         if transport == Transport::Poll {
-            // What comes between two polls is there before the next one.
+            // Messages that come between two polls were published before the next poll came, so it counts
+            // them as replayed.
             continue;
         }
         assert_eq!(before[&of("connections")], 1.0, "{before:?}");
@@ -73,7 +74,7 @@ async fn a_gap_is_counted_by_its_reason_and_not_as_a_delivery() {
 }
 
 #[tokio::test]
-async fn publishes_are_counted_by_what_became_of_them() {
+async fn publishes_are_counted_by_result() {
     let server = Server::start().await;
     let path = topic_path("a");
     for (path, key) in [(path.clone(), "k"), (path.clone(), "k"), (format!("{path}?ephemeral"), "")] {
@@ -102,7 +103,7 @@ async fn publishes_are_counted_by_what_became_of_them() {
 }
 
 #[tokio::test]
-async fn where_the_log_does_not_answer_there_are_metrics_all_the_same() {
+async fn metrics_are_served_while_the_log_does_not_answer() {
     let server = FailingServer::start().await;
     let up = async || {
         let answer = get(&server, "/metrics").answer().await;
@@ -115,7 +116,7 @@ async fn where_the_log_does_not_answer_there_are_metrics_all_the_same() {
 }
 
 #[tokio::test]
-async fn series_are_named_as_prometheus_wants_them_and_the_process_is_among_them() {
+async fn series_are_named_for_prometheus_and_include_the_process() {
     let server = Server::start().await;
     let text = get(&server, "/metrics").answer().await.text().to_owned();
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {

@@ -1,4 +1,4 @@
-//! The OpenAPI document says what the server does.
+//! The OpenAPI document matches the server.
 
 use std::collections::BTreeSet;
 
@@ -32,7 +32,7 @@ impl Document {
         &self.0["paths"][path][method]
     }
 
-    /// Asserts that the document has this answer, and that its body is as it says.
+    /// Asserts that the document has this answer, with this body.
     #[track_caller]
     fn check(&self, path: &str, method: &str, answer: &Answer) {
         let responses = &self.operation(path, method)["responses"];
@@ -78,7 +78,7 @@ async fn the_document_has_the_routes_of_the_server_and_no_others() {
         for method in METHODS {
             let url = path.replace("{topic}", "a");
             let name = Method::from_bytes(method.to_uppercase().as_bytes()).expect("a method");
-            // What is not a query is refused before anything is waited for.
+            // An invalid query is refused before the server waits for anything.
             let request = request(&server, name, &format!("{url}?wait=0"));
             let answer = if url.starts_with("/metrics") { request } else { request.header("accept", "*/*") };
             let answer = answer.answer().await;
@@ -93,7 +93,7 @@ async fn the_document_has_the_routes_of_the_server_and_no_others() {
 }
 
 #[tokio::test]
-async fn what_the_server_answers_is_what_the_document_says() {
+async fn answers_match_the_document() {
     let server = Server::with(|config| config.max_payload = 1000).await;
     let document = Document::of(&server).await;
     let topic = topic_path("a");
@@ -149,7 +149,7 @@ async fn what_the_server_answers_is_what_the_document_says() {
 }
 
 #[tokio::test]
-async fn the_frames_of_a_stream_are_those_of_the_document() {
+async fn frames_of_a_stream_match_the_document() {
     let server = Server::with(|config| config.retain_messages = 1).await;
     let document = Document::of(&server).await;
     for number in ["1", "2", "3"] {

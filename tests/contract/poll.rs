@@ -22,7 +22,7 @@ fn ids(page: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn something_newer_than_the_start_is_answered_at_once() {
+async fn a_poll_with_something_newer_is_answered_at_once() {
     let server = Server::start().await;
     let published = publish_all(&server, "a", 1..=3).await;
     let answer = get(&server, &format!("/topics/a?after={}&wait=60", published[0])).answer().await;
@@ -34,7 +34,7 @@ async fn something_newer_than_the_start_is_answered_at_once() {
 }
 
 #[tokio::test]
-async fn without_a_start_the_current_cursor_is_answered_at_once() {
+async fn a_poll_without_a_start_gets_the_current_cursor_at_once() {
     let server = Server::start().await;
     let newest = publish(&server, "a", "x").await;
     for path in ["/topics/a?wait=60", "/topics/*?wait=60", "/topics/b", "/events?topic=a&topic=b"] {
@@ -59,7 +59,7 @@ async fn a_poll_is_held_until_something_is_published() {
     for path in ["/topics/a?", "/topics/*?", "/events?topic=a&topic=b"] {
         for start in [format!("after={}", now(&server).await), "last=0".to_owned()] {
             let mut held = std::pin::pin!(get(&server, &format!("{path}&{start}&wait=60")).answer());
-            // The request goes out when it is polled, which asking for the other fact does.
+            // The request is sent only when its future is polled.
             assert!(held.as_mut().now_or_never().is_none());
             tokio::select! {
                 answer = &mut held => panic!("{path} {start}: answered without cause: {answer:?}"),
@@ -74,7 +74,7 @@ async fn a_poll_is_held_until_something_is_published() {
 }
 
 #[tokio::test]
-async fn a_poll_that_waited_in_vain_is_answered_with_no_messages_and_the_cursor() {
+async fn a_poll_that_waited_in_vain_gets_no_messages_and_the_cursor() {
     let server = Server::start().await;
     let cursor = publish(&server, "a", "x").await;
     let answer = get(&server, &format!("/topics/a?after={cursor}&wait=1")).answer().await;
@@ -119,7 +119,7 @@ async fn a_page_has_100_messages_unless_another_limit_up_to_1000_is_given() {
 }
 
 #[tokio::test]
-async fn an_answer_is_of_bounded_size_and_the_next_goes_on_where_it_ended() {
+async fn the_size_of_an_answer_is_limited_and_the_next_poll_continues_there() {
     let server = Server::start().await;
     let mut expected = Vec::new();
     for _ in 0..40 {
@@ -181,7 +181,7 @@ async fn the_etag_is_the_cursor_and_nothing_is_stored_by_caches() {
 }
 
 #[tokio::test]
-async fn a_poll_for_last_and_since_reads_on_from_its_cursor() {
+async fn a_poll_with_last_or_since_continues_from_its_cursor() {
     let server = Server::start().await;
     let published = publish_all(&server, "a", 1..=9).await;
     for (start, first) in [("last=5", 4), ("since=1h", 0), ("after=0", 0)] {
@@ -193,14 +193,14 @@ async fn a_poll_for_last_and_since_reads_on_from_its_cursor() {
     }
 }
 
-/// A poll that does not wait, once its time is over and the log is being read for it.
+/// A poll with `wait=0` whose time is over while the log is still being read for it.
 async fn overdue(server: &FailingServer) -> impl Future<Output = Answer> {
     let cursor = now(server).await;
     server.hold_reads(true);
     let mut poll = Box::pin(get(server, "/topics/**?after=0&wait=0").answer());
     let later = async {
         server.until_read(1).await;
-        // Who came later and is level has been answered.
+        // A poll that came later, and needs nothing from the log, has been answered.
         get(server, &format!("/topics/b?after={cursor}&wait=0")).answer().await
     };
     tokio::select! {
@@ -211,7 +211,7 @@ async fn overdue(server: &FailingServer) -> impl Future<Output = Answer> {
 }
 
 #[tokio::test]
-async fn a_poll_that_does_not_wait_is_given_what_has_to_be_read_first() {
+async fn a_poll_that_does_not_wait_gets_messages_that_must_be_read_first() {
     let server = FailingServer::start().await;
     let published = publish_all(&server, "a", 1..=3).await;
     let poll = overdue(&server).await;
@@ -220,7 +220,7 @@ async fn a_poll_that_does_not_wait_is_given_what_has_to_be_read_first() {
 }
 
 #[tokio::test]
-async fn a_log_that_cannot_be_read_is_told_and_not_taken_for_an_empty_one() {
+async fn a_log_that_cannot_be_read_is_an_error_and_not_an_empty_answer() {
     let server = FailingServer::start().await;
     publish(&server, "a", "x").await;
     let poll = overdue(&server).await;

@@ -1,4 +1,4 @@
-//! The program as a process: what it says when it starts, and how signals end it.
+//! The program as a process: what it prints when it starts, and how signals end it.
 
 use std::{net::SocketAddr, process::Stdio};
 
@@ -34,7 +34,7 @@ async fn the_greeting_names_an_address_that_can_be_connected_to() {
 }
 
 #[tokio::test]
-async fn the_greeting_shows_a_token_where_one_is_asked_for() {
+async fn the_greeting_shows_a_token_if_one_is_required() {
     for (arguments, is_asked) in [(&[][..], false), (&["--jwt-secret", &"x".repeat(32)], true)] {
         let mut program = Program::start(arguments).await;
         assert_eq!(program.line().await, "");
@@ -59,7 +59,7 @@ async fn a_server_that_cannot_serve_does_not_greet() {
     assert_eq!(output.stdout, b"");
 }
 
-/// The second signal used to be told as the end of a grace of which most was left.
+/// The log used to say that the grace was over, although most of it was left.
 #[tokio::test]
 async fn a_second_signal_ends_at_once_and_the_log_says_so() {
     let mut program = Program::start(&["--drain-grace", "1h"]).await;
@@ -71,9 +71,9 @@ async fn a_second_signal_ends_at_once_and_the_log_says_so() {
     request.read_exact(&mut answer).await.expect("it waits for the body");
     assert_eq!(&answer, b"HTTP/1.1 100");
 
-    program.ask_to_end();
-    program.until_told("\"draining\"").await;
-    program.ask_to_end();
+    program.send_sigterm();
+    program.until_logged("\"draining\"").await;
+    program.send_sigterm();
     let ended = program.ended().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.log.contains("ending at once"), "{ended:?}");
@@ -81,20 +81,20 @@ async fn a_second_signal_ends_at_once_and_the_log_says_so() {
 }
 
 #[tokio::test]
-async fn the_log_says_where_messages_are_kept_and_shows_no_credentials() {
+async fn the_log_line_names_the_store_without_credentials() {
     for (arguments, kept) in [
         (&[][..], r#""log":"memory""#),
-        // Nobody answers there, which a server waits for.
+        // There is no Redis at this address, so the server waits for it.
         (&["--log", "redis://me:hush@127.0.0.1:1/0"], r#""log":"redis "#),
     ] {
         let mut program = Program::start(arguments).await;
-        program.until_told("\"listening\"").await;
+        program.until_logged("\"listening\"").await;
         let ended = program.terminate().await;
         assert!(ended.log.contains(kept) && !ended.log.contains("hush"), "{ended:?}");
     }
 }
 
-/// A file on a disk that is full; a write to it fails.
+/// A file on a full disk: every write to it fails.
 fn full() -> Stdio {
     std::fs::File::options().write(true).open("/dev/full").expect("a device").into()
 }
@@ -110,7 +110,7 @@ fn serving(stdout: Stdio, stderr: Stdio) -> Child {
         .expect("it starts")
 }
 
-/// The first address that it tells.
+/// The first address in the output.
 async fn address(told: impl AsyncRead + Unpin) -> SocketAddr {
     let mut lines = BufReader::new(told).lines();
     let told = async {
@@ -126,9 +126,9 @@ async fn address(told: impl AsyncRead + Unpin) -> SocketAddr {
     within("the address", told).await
 }
 
-/// A greeting that could not be printed was a panic.
+/// A greeting that could not be printed once caused a panic.
 #[tokio::test]
-async fn a_disk_that_is_full_of_logs_stops_nothing() {
+async fn a_full_disk_for_logs_stops_nothing() {
     for is_log_full in [true, false] {
         let (stdout, stderr) = if is_log_full { (Stdio::piped(), full()) } else { (full(), Stdio::piped()) };
         let mut program = serving(stdout, stderr);
@@ -144,7 +144,7 @@ async fn a_disk_that_is_full_of_logs_stops_nothing() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_printed_is_no_panic() {
+async fn a_closed_output_is_no_panic() {
     for arguments in [&["config"][..], &["--help"], &["completions", "bash"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_rejoin")).args(arguments).stdout(full()).output().await;
         let output = output.expect("it runs");
@@ -154,7 +154,7 @@ async fn what_cannot_be_printed_is_no_panic() {
 }
 
 #[tokio::test]
-async fn all_who_come_back_at_once_find_room() {
+async fn all_clients_can_reconnect_at_once() {
     let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn")
         .ok()
         .and_then(|most| most.trim().parse().ok());

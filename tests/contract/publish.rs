@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 
 use crate::{
     ask::{
-        Ask, envelope_in, forget, get, number, post, publish, publish_as, request, retained, text,
+        Ask, delete_topic, envelope_in, get, number, post, publish, publish_as, request, retained, text,
         topic_path, with_query,
     },
     support::Server,
 };
 
 #[tokio::test]
-async fn what_is_stored_is_answered_with_201_its_id_and_its_topic() {
+async fn a_stored_message_is_answered_with_201_its_id_and_its_topic() {
     let server = Server::start().await;
     let answer = post(&server, "/topics/orders.42").body("paid").answer().await;
     assert_eq!((answer.status, answer.header("content-type")), (201, "application/json"));
@@ -55,9 +55,10 @@ async fn no_id_is_given_twice_however_many_publish_at_once() {
     assert_eq!(BTreeSet::from_iter(&ids).len(), 60, "{ids:?}");
 }
 
-/// What is declared, what is sent, and the envelope's fields besides `type`, `topic` and `id`.
+/// Each case has the declared type, the payload, and the fields of the envelope besides `type`, `topic` and
+/// `id`.
 #[tokio::test]
-async fn a_payload_is_what_it_was_declared_to_be_or_else_what_it_looks_like() {
+async fn a_payload_has_its_declared_type_or_else_the_type_it_looks_like() {
     let curl = Some("application/x-www-form-urlencoded");
     let octets = json!({"data": "/w==", "encoding": "base64", "content_type": "application/octet-stream"});
     let cases: [(Option<&str>, &[u8], Value); 16] = [
@@ -148,7 +149,7 @@ async fn a_text_that_is_not_utf_8_keeps_its_type_and_charset() {
 }
 
 #[tokio::test]
-async fn json_may_be_as_deep_as_it_likes() {
+async fn json_may_be_nested_deeply() {
     let server = Server::start().await;
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let answer = post(&server, "/topics/a")
@@ -163,13 +164,13 @@ async fn json_may_be_as_deep_as_it_likes() {
     assert_eq!(answer.status, 200);
     assert!(answer.text().starts_with(r#"[{"topic":"a","id":""#), "{answer:?}");
 
-    // Far deeper than a client's own parser goes, so it is looked for as text.
+    // It is nested deeper than a client's own parser allows, so the test looks for it as text.
     let page = get(&server, "/topics/a?after=0").answer().await;
     assert_eq!(page.text().matches(&format!("\"data\":{deep}}}")).count(), 2);
 }
 
 #[tokio::test]
-async fn an_event_is_seen_by_those_who_read() {
+async fn readers_see_the_event() {
     let server = Server::start().await;
     let long = "x".repeat(128);
     let events = ["paid", "message", "opened", "errors", "rejoin", "Größe β", "a:b, c\"", &long];
@@ -183,7 +184,7 @@ async fn an_event_is_seen_by_those_who_read() {
 }
 
 #[tokio::test]
-async fn an_event_that_would_be_taken_for_one_of_ours_or_break_a_line_is_refused() {
+async fn a_reserved_event_or_one_that_breaks_a_line_is_refused() {
     let server = Server::start().await;
     let long = "x".repeat(129);
     let events = [
@@ -226,7 +227,7 @@ async fn a_payload_over_the_limit_is_too_large_and_one_at_the_limit_is_not() {
 }
 
 #[tokio::test]
-async fn a_topic_is_up_to_255_bytes_in_segments_and_anything_else_is_refused() {
+async fn a_topic_is_segments_of_up_to_255_bytes_in_all() {
     let server = Server::start().await;
     let longest = "x".repeat(255);
     for topic in ["a", "orders.42", "Größe.β", "a/b", "a:b-c_d@e", "a.$b", "a\u{200b}", "<b>\"\\", &longest]
@@ -278,7 +279,7 @@ async fn nothing_is_published_to_a_pattern_or_to_a_reserved_topic() {
 }
 
 #[tokio::test]
-async fn json_is_spliced_in_byte_for_byte_but_for_line_ends_between_its_tokens() {
+async fn json_is_spliced_in_byte_for_byte_except_line_ends_between_tokens() {
     let server = Server::start().await;
     let json = "{ \"a\" : 1.50e+3,\"a\":12345678901234567890123,\r\n\t\"\\u00e9\": \"\\n\\/\" }";
     publish_as(&server, "a", "application/json", json).await;
@@ -293,7 +294,7 @@ async fn beyond_max_topics_a_new_topic_is_refused_and_none_is_forgotten() {
     for topic in ["a", "b", "a"] {
         publish(&server, topic, "x").await;
     }
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     let refused = post(&server, "/topics/c").body("x").answer().await;
     refused.problem(503, "overloaded");
     assert_eq!(post(&server, "/topics/c?ephemeral").body("x").answer().await.status, 202);

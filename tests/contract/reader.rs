@@ -1,4 +1,4 @@
-//! The four ways to read, each through a client that is not ours, as one stream of JSON frames.
+//! The four transports, each read through a client of another project, as one stream of JSON frames.
 
 mod poll;
 mod socket;
@@ -18,8 +18,8 @@ use crate::{
 
 type Headers<'a> = &'a [(&'a str, &'a str)];
 
-/// One subscription. Messages, gaps and closings come as frames; what shows only that the connection lives
-/// is passed over.
+/// One subscription. It gives out messages, gaps and `closing`, and skips frames that only show that the
+/// connection is alive.
 pub enum Reader {
     WebSocket(Box<Socket>),
     Sse(Box<Events>),
@@ -45,7 +45,7 @@ impl Reader {
         }
     }
 
-    /// The frame with which the connection opened. A poll has none.
+    /// The frame that opened the connection. A poll has none.
     pub fn opening(&self) -> &Value {
         match self {
             Self::WebSocket(socket) => &socket.opening,
@@ -55,7 +55,7 @@ impl Reader {
         }
     }
 
-    /// The next message, gap or closing.
+    /// The next message, gap or `closing`.
     pub async fn next(&mut self) -> Value {
         loop {
             let frame = match self {
@@ -81,14 +81,14 @@ impl Reader {
         ids
     }
 
-    /// The next frame, which is a gap.
+    /// The next frame, which must be a gap.
     pub async fn gap(&mut self) -> Value {
         let frame = self.next().await;
         assert_eq!(frame["type"], "gap", "{frame}");
         frame
     }
 
-    /// The cursor with which this client would come back.
+    /// The cursor with which this client would reconnect.
     pub fn cursor(&self) -> &str {
         match self {
             Self::WebSocket(socket) => &socket.cursor,
@@ -99,7 +99,7 @@ impl Reader {
     }
 }
 
-/// The answer to a request to subscribe by this transport that is to be refused.
+/// The answer to a subscription by this transport that should be refused.
 pub async fn refusal(server: &Server, transport: Transport, path: &str, headers: Headers<'_>) -> Answer {
     let mut request = ask::get(server, path);
     for (name, value) in transport_headers(transport).iter().chain(headers) {
@@ -108,7 +108,7 @@ pub async fn refusal(server: &Server, transport: Transport, path: &str, headers:
     request.answer().await
 }
 
-/// What a client of this transport sends with its request.
+/// The headers that a client of this transport sends.
 pub fn transport_headers(transport: Transport) -> Headers<'static> {
     match transport {
         Transport::WebSocket => &[
@@ -123,7 +123,7 @@ pub fn transport_headers(transport: Transport) -> Headers<'static> {
     }
 }
 
-/// The cursor that a frame leaves its reader with, if it moves it.
+/// The cursor of a reader after this frame, if the frame moves it.
 fn cursor_after(frame: &Value) -> Option<String> {
     if frame["replay"] == true {
         return None;

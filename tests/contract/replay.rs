@@ -1,11 +1,11 @@
-//! `subscribe` and `unsubscribe` on a WebSocket: one cursor speaks for all, before and after.
+//! `subscribe` and `unsubscribe` on a WebSocket: one cursor counts for all topics, before and after.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::{
-    ask::{forget, now, number, publish, publish_all, text},
+    ask::{delete_topic, now, number, publish, publish_all, text},
     reader::{Reader, Socket},
     support::{Server, client::Transport},
 };
@@ -14,7 +14,7 @@ fn subscribe(topic: &str, after: &str) -> Value {
     json!({"type": "subscribe", "topic": topic, "after": after, "ref": topic})
 }
 
-/// The next frames, which are messages read again, by their ids.
+/// The ids of the next frames, which must be replayed messages.
 async fn replayed(socket: &mut Socket, count: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..count {
@@ -30,7 +30,7 @@ async fn assert_subscribed(socket: &mut Socket, topic: &str) {
     assert_eq!((&frame["type"], &frame["topic"]), (&json!("subscribed"), &json!(topic)), "{frame}");
 }
 
-/// The next frame, which is a message that is not read again.
+/// Asserts that the next frame is this message, not replayed.
 async fn assert_live(socket: &mut Socket, id: &str) {
     let frame = socket.next().await;
     assert_eq!((&frame["type"], &frame["id"]), (&json!("message"), &json!(id)), "{frame}");
@@ -38,7 +38,7 @@ async fn assert_live(socket: &mut Socket, id: &str) {
 }
 
 #[tokio::test]
-async fn to_subscribe_without_a_start_is_to_read_from_now_on() {
+async fn subscribe_without_a_start_reads_from_now_on() {
     let server = Server::start().await;
     publish(&server, "a", "before").await;
     let newest = publish(&server, "b", "elsewhere").await;
@@ -50,7 +50,7 @@ async fn to_subscribe_without_a_start_is_to_read_from_now_on() {
 }
 
 #[tokio::test]
-async fn a_topic_is_read_again_up_to_where_the_connection_stands_and_then_live() {
+async fn a_topic_is_replayed_up_to_the_connections_cursor_and_then_live() {
     let server = Server::start().await;
     let ids = publish_all(&server, "a", 1..=600).await;
     for (start, first) in [
@@ -67,7 +67,7 @@ async fn a_topic_is_read_again_up_to_where_the_connection_stands_and_then_live()
         command["topic"] = json!("a");
         socket.send(command).await;
         assert_eq!(replayed(&mut socket, 600 - first).await, ids[first..], "{start}");
-        assert_eq!(socket.cursor, opened_at, "{start}: what is read again does not move the cursor");
+        assert_eq!(socket.cursor, opened_at, "{start}: a replay does not move the cursor");
         assert_subscribed(&mut socket, "a").await;
         assert_eq!(socket.cursor, opened_at, "{start}");
     }
@@ -80,7 +80,7 @@ async fn a_topic_is_read_again_up_to_where_the_connection_stands_and_then_live()
 }
 
 #[tokio::test]
-async fn a_pattern_is_read_again_in_the_order_of_ids() {
+async fn a_pattern_is_replayed_in_the_order_of_ids() {
     let server = Server::start().await;
     let mut ids = Vec::new();
     for round in 0..30 {
@@ -95,7 +95,7 @@ async fn a_pattern_is_read_again_in_the_order_of_ids() {
 }
 
 #[tokio::test]
-async fn while_a_topic_is_read_again_the_others_wait_and_nothing_is_lost() {
+async fn during_a_replay_the_other_topics_wait_and_lose_nothing() {
     let server = Server::start().await;
     let old = publish_all(&server, "old", 1..=900).await;
     let mut socket = Socket::open(&server, "/topics/live").await;
@@ -123,7 +123,7 @@ async fn while_a_topic_is_read_again_the_others_wait_and_nothing_is_lost() {
     let subscribed = frames.iter().position(is("subscribed")).expect("subscribed");
     assert!(
         frames[first..subscribed].iter().all(|frame| frame["replay"] == true),
-        "the others wait from the first that is read again up to subscribed"
+        "the other topics wait during the replay"
     );
     assert!(frames[..first].iter().chain(&frames[subscribed + 1..]).all(is("message")));
     let live: Vec<_> =
@@ -134,7 +134,7 @@ async fn while_a_topic_is_read_again_the_others_wait_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn after_subscribed_one_cursor_speaks_for_all() {
+async fn after_subscribed_one_cursor_counts_for_all_topics() {
     let server = Server::start().await;
     publish_all(&server, "b", 1..=20).await;
     for transport in Transport::ALL {
@@ -151,7 +151,7 @@ async fn after_subscribed_one_cursor_speaks_for_all() {
 }
 
 #[tokio::test]
-async fn who_is_cut_before_subscribed_asks_again_after_the_last_that_was_read_again() {
+async fn a_client_cut_off_before_subscribed_asks_again_after_the_last_replayed_id() {
     let server = Server::start().await;
     let old = publish_all(&server, "old", 1..=20).await;
     let mut socket = Socket::open(&server, "/topics/live").await;
@@ -172,7 +172,7 @@ async fn who_is_cut_before_subscribed_asks_again_after_the_last_that_was_read_ag
 }
 
 #[tokio::test]
-async fn a_gap_of_what_is_read_again_says_so_and_does_not_move_the_cursor() {
+async fn a_replayed_gap_is_marked_and_does_not_move_the_cursor() {
     let server = Server::with(|config| config.retain_messages = 2).await;
     let ids = publish_all(&server, "a", 1..=5).await;
     let cursor = ids[0].clone();
@@ -189,7 +189,7 @@ async fn a_gap_of_what_is_read_again_says_so_and_does_not_move_the_cursor() {
     assert_eq!(socket.cursor, opened_at);
 
     publish_all(&server, "b", 1..=2).await;
-    forget(&server, "b").await;
+    delete_topic(&server, "b").await;
     let gap = socket.ask(subscribe("b", &cursor)).await;
     assert_eq!((&gap["type"], &gap["replay"], &gap["next"]), (&json!("gap"), &json!(true), &Value::Null));
     assert_subscribed(&mut socket, "b").await;
@@ -202,7 +202,7 @@ async fn a_gap_of_what_is_read_again_says_so_and_does_not_move_the_cursor() {
 }
 
 #[tokio::test]
-async fn a_command_that_comes_meanwhile_waits_for_subscribed() {
+async fn a_command_during_a_replay_waits_for_subscribed() {
     let server = Server::start().await;
     publish_all(&server, "a", 1..=300).await;
     publish_all(&server, "b", 1..=300).await;
@@ -223,9 +223,9 @@ async fn a_command_that_comes_meanwhile_waits_for_subscribed() {
 }
 
 #[tokio::test]
-async fn what_waits_for_subscribed_is_done_then_whatever_came_meanwhile() {
+async fn commands_that_wait_for_subscribed_are_done_then() {
     let server = Server::with(|config| config.heartbeat = Duration::from_secs(600)).await;
-    // What no two sockets hold between them, so that it is still being read again.
+    // More than the buffers of two sockets hold, so the replay is still running.
     for _ in 0..600 {
         publish(&server, "old", "x".repeat(4_000)).await;
     }
@@ -237,7 +237,7 @@ async fn what_waits_for_subscribed_is_done_then_whatever_came_meanwhile() {
         publish(&server, "live", "meanwhile").await;
         replayed(&mut socket, 599).await;
         assert_subscribed(&mut socket, "old").await;
-        // Which of them is first depends on what fits into the last write.
+        // The buffer size decides which of them is first.
         let mut both = [socket.next().await, socket.next().await];
         both.sort_by_key(|frame| frame["topic"] != "live");
         assert_eq!((&both[0]["data"], &both[1]["type"]), (&json!("meanwhile"), &json!("unsubscribed")));
@@ -245,7 +245,7 @@ async fn what_waits_for_subscribed_is_done_then_whatever_came_meanwhile() {
 }
 
 #[tokio::test]
-async fn to_subscribe_twice_is_answered_as_done() {
+async fn subscribing_twice_is_answered_as_done() {
     let server = Server::start().await;
     publish_all(&server, "a", 1..=3).await;
     let mut socket = Socket::open(&server, "/topics/a").await;
@@ -262,7 +262,7 @@ async fn to_subscribe_twice_is_answered_as_done() {
 }
 
 #[tokio::test]
-async fn unsubscribed_is_answered_whether_or_not_it_was_subscribed() {
+async fn unsubscribing_is_answered_even_if_nothing_was_subscribed() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, "/topics/a").await;
     let cursor = publish(&server, "a", "x").await;
@@ -279,7 +279,7 @@ async fn unsubscribed_is_answered_whether_or_not_it_was_subscribed() {
 }
 
 #[tokio::test]
-async fn unsubscribe_names_what_was_subscribed_and_what_another_matches_keeps_coming() {
+async fn unsubscribe_ends_one_pattern_and_other_matching_patterns_stay() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, "/events?topic=a.b&topic=a.*&topic=a.**").await;
     for topic in ["a.*", "a.b"] {
@@ -288,7 +288,7 @@ async fn unsubscribe_names_what_was_subscribed_and_what_another_matches_keeps_co
         let id = publish(&server, "a.b", "once").await;
         assert_live(&mut socket, &id).await;
     }
-    // It does not name what is merely matched.
+    // `unsubscribe` from a topic that only a pattern matches changes nothing.
     socket.ask(json!({"type": "unsubscribe", "topic": "a.c"})).await;
     let id = publish(&server, "a.c", "once").await;
     assert_live(&mut socket, &id).await;
@@ -298,7 +298,7 @@ async fn unsubscribe_names_what_was_subscribed_and_what_another_matches_keeps_co
 }
 
 #[tokio::test]
-async fn a_topic_and_a_pattern_that_overlap_give_a_message_once() {
+async fn overlapping_topic_and_pattern_give_a_message_once() {
     let server = Server::start().await;
     let first = publish_all(&server, "a.b", 1..=3).await;
     let mut socket = Socket::open(&server, "/topics/a.*").await;
@@ -306,7 +306,7 @@ async fn a_topic_and_a_pattern_that_overlap_give_a_message_once() {
     assert_live(&mut socket, &id).await;
     socket.send(subscribe("a.b", "0")).await;
     let ids = replayed(&mut socket, 4).await;
-    assert_eq!(ids, [&first[..], &[id]].concat(), "what is asked for again is given again");
+    assert_eq!(ids, [&first[..], &[id]].concat(), "a second replay");
     assert_subscribed(&mut socket, "a.b").await;
     for _ in 0..3 {
         let id = publish(&server, "a.b", "once").await;
@@ -315,7 +315,7 @@ async fn a_topic_and_a_pattern_that_overlap_give_a_message_once() {
 }
 
 #[tokio::test]
-async fn a_start_where_the_connection_stands_reads_nothing_again() {
+async fn a_start_at_the_connections_cursor_replays_nothing() {
     let server = Server::start().await;
     publish_all(&server, "a", 1..=3).await;
     publish_all(&server, "b", 1..=3).await;
@@ -331,7 +331,7 @@ async fn a_start_where_the_connection_stands_reads_nothing_again() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_behind_the_new_start_reads_its_own_topics_up_to_there_first() {
+async fn a_connection_behind_the_new_start_first_reads_its_own_topics_up_to_it() {
     let server = Server::start().await;
     let ids = publish_all(&server, "a", 1..=900).await;
     let mut socket = Socket::open(&server, "/topics/a?after=0").await;

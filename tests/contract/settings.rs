@@ -38,7 +38,7 @@ fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Run {
 }
 
 impl Run {
-    /// The line of `rejoin config` for one setting, with one space for many.
+    /// The line of `rejoin config` for one setting, with single spaces.
     fn line(&self, name: &str) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         let line = self.out.lines().find(|line| line.starts_with(&format!("{name} = ")));
@@ -47,7 +47,7 @@ impl Run {
 }
 
 #[test]
-fn a_flag_goes_before_the_environment_and_that_before_the_file() {
+fn flags_override_the_environment_which_overrides_the_file() {
     let folder = Folder::new();
     folder.file(
         "# first\nretain-age = \"2h\"\nretain-messages = 7\nheartbeat = \"9s\"\ninsecure-open = true\n",
@@ -64,7 +64,7 @@ fn a_flag_goes_before_the_environment_and_that_before_the_file() {
 }
 
 #[test]
-fn what_is_printed_is_a_file_of_the_same_settings() {
+fn the_printed_settings_are_a_file_of_the_same_settings() {
     let folder = Folder::new();
     let flags =
         ["--retain-age=5m", "--allowed-origin=https://a.example", "--allowed-origin=http://b.example"];
@@ -79,7 +79,7 @@ fn what_is_printed_is_a_file_of_the_same_settings() {
 }
 
 #[test]
-fn all_mistakes_are_told_at_once_with_the_place_where_they_stand() {
+fn all_mistakes_are_reported_at_once_with_their_places() {
     let folder = Folder::new();
     folder.file(
         "hartbeat = \"3s\"\nheartbeat = \"x\"\nmax-payload = \"1MiB\"\nretain-messages = 0\n\n[nothing]\na = 1\n",
@@ -92,7 +92,7 @@ fn all_mistakes_are_told_at_once_with_the_place_where_they_stand() {
     for told in [
         "r.toml:1: unknown setting `hartbeat`",
         "r.toml:2: heartbeat: expected a duration",
-        // It is overridden, and wrong all the same.
+        // The value is overridden, but it is still wrong.
         "r.toml:4: retain-messages: must be at least 1",
         "r.toml:6: unknown setting `nothing`",
         "REJOIN_LISTEN: expected an address",
@@ -104,9 +104,9 @@ fn all_mistakes_are_told_at_once_with_the_place_where_they_stand() {
     assert_eq!(run.err.lines().count(), 7, "{run:?}");
 }
 
-/// A `retain-age` of more years than a clock has made the server panic with its first message.
+/// A `retain-age` of too many years once made the server panic at its first message.
 #[test]
-fn what_cannot_be_reckoned_with_is_refused() {
+fn values_out_of_range_are_refused() {
     let folder = Folder::new();
     for (setting, told) in [
         ("--retain-age=500000000y", "must be at most 10 years"),
@@ -128,7 +128,7 @@ fn what_cannot_be_reckoned_with_is_refused() {
 }
 
 #[test]
-fn the_file_that_operators_are_shown_is_one() {
+fn the_configuration_file_in_the_documentation_is_valid() {
     let page = include_str!("../../docs/operations.md");
     let (_, rest) = page.split_once("```toml\n").expect("it has a file");
     let (file, _) = rest.split_once("```").expect("it ends");
@@ -137,7 +137,7 @@ fn the_file_that_operators_are_shown_is_one() {
 }
 
 #[test]
-fn every_fault_of_syntax_is_told_with_its_line() {
+fn every_syntax_error_is_reported_with_its_line() {
     let folder = Folder::new();
     let run = folder
         .file("listen = \nlog = \"\nheartbeat = '1s'\nheartbeat = '2s'\n")
@@ -151,7 +151,7 @@ fn every_fault_of_syntax_is_told_with_its_line() {
 }
 
 #[test]
-fn secrets_are_hidden_where_settings_and_mistakes_are_told() {
+fn secrets_are_hidden_in_settings_and_mistakes() {
     let folder = Folder::new();
     for log in [
         "redis://me:hush@h/0",
@@ -179,7 +179,7 @@ fn secrets_are_hidden_where_settings_and_mistakes_are_told() {
 }
 
 #[test]
-fn the_settings_that_are_printed_say_who_is_known() {
+fn the_printed_settings_name_the_keys() {
     let folder = Folder::new();
     let open = folder.run(&["config"], &[]);
     assert!(open.out.ends_with("\n# open: no credentials are required\n"), "{open:?}");
@@ -191,7 +191,7 @@ fn the_settings_that_are_printed_say_who_is_known() {
     let who = "\n# [[key]] \"ci\"\n# [anonymous]\n";
     assert!(known.out.ends_with(who) && !known.out.contains("hush"), "{known:?}");
 
-    // It is no table, and its line says where it stands.
+    // The secret is not in a table, and its line names the variable.
     let secret = folder.run(&["config"], &[("REJOIN_JWT_SECRET", &"hush".repeat(8))]);
     assert_eq!(secret.line("jwt-secret"), r#"jwt-secret = "***" # REJOIN_JWT_SECRET"#);
     assert!(!secret.out.contains("--jwt-secret") && !secret.out.contains("[[jwt]]"), "{secret:?}");
@@ -199,7 +199,7 @@ fn the_settings_that_are_printed_say_who_is_known() {
 }
 
 #[test]
-fn a_variable_that_is_no_setting_is_warned_of() {
+fn an_unknown_variable_is_warned_of() {
     let variables =
         [("REJOIN_RETAIN_AEG", "2h"), ("REJOIN_TOKEN", "t"), ("REJOIN_PORT_7070_TCP", "tcp://10.0.0.1:7070")];
     let run = Folder::new().run(&["config"], &variables);

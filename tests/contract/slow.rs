@@ -1,4 +1,4 @@
-//! Readers that take nothing: they are told of the gap, or closed, and hold nobody else up.
+//! Readers that take nothing: they get a gap or are closed, and delay no other reader.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use serde_json::Value;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
-    ask::{Ask, forget, get, number, publish, text, until_served, within},
+    ask::{Ask, delete_topic, get, number, publish, text, until_served, within},
     reader::{Reader, Socket, Stream},
     support::{Server, client::Transport},
 };
 
-/// What no two sockets hold between them.
+/// More than the buffers of two sockets hold.
 const MESSAGES: usize = 60;
 const MESSAGE_BYTES: usize = 200_000;
 
@@ -24,7 +24,7 @@ async fn publish_much(server: &Server) -> Vec<String> {
     ids
 }
 
-/// A server that closes who takes nothing for a second, and retains what such a reader has not got.
+/// A server that closes a client which takes nothing for a second, and retains what such a reader lacks.
 async fn impatient() -> Server {
     Server::with(|config| {
         config.write_timeout = Duration::from_secs(1);
@@ -34,7 +34,7 @@ async fn impatient() -> Server {
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_told_of_the_gap() {
+async fn a_slow_reader_gets_a_gap() {
     for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
         let server = Server::with(|config| config.retain_messages = 2).await;
         let mut reader = Reader::open(&server, transport, "topic=a").await;
@@ -48,7 +48,7 @@ async fn a_slow_reader_is_told_of_the_gap() {
                 gaps += 1;
                 assert_eq!((text(&frame["after"]), &frame["reason"]), (cursor, &Value::from("retention")));
                 let next = text(&frame["next"]);
-                assert!(number(&next) > number(id), "{transport}: the gap is none: {frame}");
+                assert!(number(&next) > number(id), "{transport}: a gap without cause: {frame}");
                 assert_eq!(reader.ids(1).await, [next.as_str()], "{transport}");
                 expected.by_ref().find(|id| **id == next).expect("the next is one of those");
             } else {
@@ -60,7 +60,7 @@ async fn a_slow_reader_is_told_of_the_gap() {
 }
 
 #[tokio::test]
-async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut() {
+async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut_off() {
     let server = impatient().await;
     let mut slow = Socket::open(&server, "/topics/a").await;
     let mut other = Reader::open(&server, Transport::WebSocket, "topic=a").await;
@@ -78,7 +78,7 @@ async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut() {
                 if frame["type"] == "closing" {
                     closing = frame;
                 } else {
-                    assert_eq!(frame["id"], ids[seen], "what came is whole and in order");
+                    assert_eq!(frame["id"], ids[seen], "the received messages are whole and in order");
                     seen += 1;
                 }
             }
@@ -93,15 +93,16 @@ async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut() {
         assert_eq!(closing["code"], "too_slow", "{closing}");
         let retry_ms = closing["retry_ms"].as_u64().expect("milliseconds");
         assert!((5_000..=30_000).contains(&retry_ms), "{closing}");
-        assert_eq!(closing["cursor"], ids[seen - 1], "{closing}: what was given is what has come");
+        assert_eq!(closing["cursor"], ids[seen - 1], "{closing}: exactly the sent messages have arrived");
     }
     let id = publish(&server, "a", "the other stays").await;
     assert_eq!(other.ids(1).await, [id]);
 }
 
-/// What had not begun to be written is left out before `closing`; once the cursor there was past it.
+/// Frames that had not begun to be written are left out before `closing`. The cursor in `closing` was once
+/// past them.
 #[tokio::test]
-async fn a_slow_websocket_is_told_no_cursor_that_is_past_what_it_was_given() {
+async fn a_slow_websocket_gets_no_cursor_past_what_it_was_sent() {
     const SMALL: usize = 1_000;
     let server = impatient().await;
     let slow_closes = async || {
@@ -116,7 +117,7 @@ async fn a_slow_websocket_is_told_no_cursor_that_is_past_what_it_was_given() {
         }
         within("the close of the slow one", async { while slow_closes().await < nth {} }).await;
         let (mut given, mut closing) = (slow.cursor.clone(), Value::Null);
-        // Whoever takes on too late finds the connection gone, and is told nothing.
+        // A client that begins to read too late finds the connection gone.
         while let Some(Ok(message)) = within("the end of the socket", slow.stream.next()).await {
             let Message::Text(json) = message else { continue };
             let frame: Value = serde_json::from_str(&json).expect("whole frames");
@@ -131,9 +132,9 @@ async fn a_slow_websocket_is_told_no_cursor_that_is_past_what_it_was_given() {
     }
 }
 
-/// A ping waits behind what the reader has yet to take; once that counted as the reader's silence.
+/// A ping waits behind the frames that the reader still has to take. The server once took that for silence.
 #[tokio::test]
-async fn a_websocket_that_takes_what_comes_slowly_but_steadily_stays() {
+async fn a_websocket_that_reads_slowly_but_steadily_stays_open() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
     let mut slow = Socket::open_narrow(&server, "/topics/a").await;
     let mut expected = publish_much(&server).await.into_iter();
@@ -143,13 +144,13 @@ async fn a_websocket_that_takes_what_comes_slowly_but_steadily_stays() {
             frame = slow.next().await;
         }
         assert_eq!(frame["id"], id, "{} were still to come", expected.len());
-        // The pace of the reader: all of it takes many heartbeats.
+        // The reader's speed: it needs many heartbeats to read everything.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 #[tokio::test]
-async fn a_stream_that_takes_nothing_is_cut() {
+async fn a_stream_that_takes_nothing_is_cut_off() {
     let server = impatient().await;
     for transport in [Transport::Sse, Transport::Ndjson] {
         let mut slow = Stream::open(&server, transport, "/events?topic=a", &[]).await;
@@ -174,7 +175,7 @@ async fn a_stream_that_takes_nothing_is_cut() {
 }
 
 #[tokio::test]
-async fn who_was_closed_as_too_slow_comes_back_to_what_it_missed() {
+async fn a_client_closed_as_too_slow_resumes_with_what_it_missed() {
     let server = impatient().await;
     for (transport, other) in [
         (Transport::WebSocket, Transport::Poll),
@@ -191,6 +192,6 @@ async fn who_was_closed_as_too_slow_comes_back_to_what_it_missed() {
         assert_eq!(back.ids(MESSAGES).await, ids, "{transport} {other}");
         drop(back);
         until_served(&server, 0).await;
-        forget(&server, "a").await;
+        delete_topic(&server, "a").await;
     }
 }

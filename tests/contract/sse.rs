@@ -1,4 +1,4 @@
-//! Server-Sent Events: the head, the opening, what each event has.
+//! Server-Sent Events: the head, the opening, and the fields of each event.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -6,12 +6,12 @@ use futures_util::StreamExt;
 use serde_json::json;
 
 use crate::{
-    ask::{Ask, forget, get, now, post, publish, publish_as, text, within},
+    ask::{Ask, delete_topic, get, now, post, publish, publish_as, text, within},
     reader::{Events, Stream, frame_of},
     support::{Server, client::Transport},
 };
 
-/// The blocks of a stream as they came, each without the blank line that ends it.
+/// The blocks of a stream, each without the blank line that ends it.
 struct Blocks {
     stream: Stream,
     bytes: Vec<u8>,
@@ -69,7 +69,7 @@ async fn a_stream_opens_at_once_with_one_block_that_has_a_retry_an_id_and_data()
 }
 
 #[tokio::test]
-async fn the_retry_is_another_for_each_connection() {
+async fn the_retry_differs_for_each_connection() {
     let server = Server::start().await;
     let mut seen = BTreeSet::new();
     for _ in 0..20 {
@@ -86,7 +86,7 @@ async fn every_event_has_data_and_an_id_that_is_the_cursor() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
     let cursor = now(&server).await;
     publish(&server, "a", "gone").await;
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     let ids = [publish(&server, "a", "").await, publish(&server, "a", "\n\n").await];
     let mut blocks = Blocks::open(&server, &format!("/topics/a?after={cursor}")).await;
     let mut seen = Vec::new();
@@ -112,7 +112,7 @@ async fn every_event_has_data_and_an_id_that_is_the_cursor() {
 }
 
 #[tokio::test]
-async fn one_topic_is_read_as_its_payloads_and_several_or_a_pattern_as_envelopes() {
+async fn one_topic_comes_as_payloads_and_several_or_a_pattern_as_envelopes() {
     let server = Server::start().await;
     let answer = post(&server, "/topics/a?event=paid").body("x").answer().await;
     let envelope = json!({"type": "message", "topic": "a", "id": answer.id(), "event": "paid", "data": "x"});
@@ -138,11 +138,11 @@ async fn one_topic_is_read_as_its_payloads_and_several_or_a_pattern_as_envelopes
 }
 
 #[tokio::test]
-async fn control_frames_are_the_same_objects_in_events_of_their_own() {
+async fn control_frames_are_the_same_objects_in_their_own_events() {
     let server = Server::start().await;
     let cursor = now(&server).await;
     publish(&server, "a", "gone").await;
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     let next = publish(&server, "a", "next").await;
     for path in ["/topics/a?", "/events?topic=a"] {
         let mut events = Events::open(&server, &format!("{path}&after={cursor}")).await;
@@ -155,7 +155,7 @@ async fn control_frames_are_the_same_objects_in_events_of_their_own() {
 }
 
 #[tokio::test]
-async fn an_event_that_the_publisher_calls_message_is_the_default_one() {
+async fn the_event_message_is_the_default_one() {
     let server = Server::start().await;
     let answer = post(&server, "/topics/a?event=message").body("x").answer().await;
     assert_eq!(answer.status, 201);
@@ -169,13 +169,13 @@ async fn an_event_that_the_publisher_calls_message_is_the_default_one() {
 }
 
 #[tokio::test]
-async fn what_a_raw_event_cannot_carry_comes_as_rejoin_binary_with_its_envelope() {
+async fn a_payload_that_a_raw_event_cannot_carry_comes_as_rejoin_binary() {
     let server = Server::start().await;
     let request =
         post(&server, "/topics/a?event=snap").header("content-type", "image/png").body(&b"\xff\n"[..]);
     let binary = request.answer().await.id();
     let nul = publish(&server, "a", "a\0b").await;
-    let octets = publish_as(&server, "a", "application/octet-stream", "UTF-8 all the same").await;
+    let octets = publish_as(&server, "a", "application/octet-stream", "UTF-8").await;
     let mut raw = Events::open(&server, "/topics/a?after=0").await;
     let mut envelopes = Events::open(&server, "/topics/a?after=0&format=envelope").await;
 
@@ -197,5 +197,5 @@ async fn what_a_raw_event_cannot_carry_comes_as_rejoin_binary_with_its_envelope(
 
     let event = raw.next().await;
     assert_eq!(event.id, Some(octets));
-    assert_eq!((event.event, event.data.as_deref()), (None, Some("UTF-8 all the same")));
+    assert_eq!((event.event, event.data.as_deref()), (None, Some("UTF-8")));
 }

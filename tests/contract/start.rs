@@ -1,4 +1,4 @@
-//! Where to start reading: the same on every transport.
+//! The start of reading, the same on every transport.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn after_a_cursor_everything_newer_is_read_and_then_what_comes() {
+async fn after_a_cursor_reads_everything_newer_and_then_live() {
     let server = Server::start().await;
     let ids = publish_all(&server, "a", 1..=5).await;
     for transport in Transport::ALL {
@@ -27,7 +27,7 @@ async fn after_a_cursor_everything_newer_is_read_and_then_what_comes() {
 }
 
 #[tokio::test]
-async fn after_0_everything_retained_is_read() {
+async fn after_0_reads_everything_retained() {
     let server = Server::with(|config| config.retain_messages = 3).await;
     let ids = publish_all(&server, "a", 1..=10).await;
     for transport in Transport::ALL {
@@ -37,7 +37,7 @@ async fn after_0_everything_retained_is_read() {
 }
 
 #[tokio::test]
-async fn last_is_the_newest_so_many_of_each_topic() {
+async fn last_reads_the_newest_messages_of_each_topic() {
     let server = Server::start().await;
     let a = publish_all(&server, "a", 1..=5).await;
     let b = publish_all(&server, "b.x", 1..=2).await;
@@ -74,10 +74,10 @@ async fn last_covers_the_1_000_topics_of_a_pattern_with_the_newest_messages() {
 }
 
 #[tokio::test]
-async fn since_is_what_was_published_at_that_time_or_later() {
+async fn since_reads_messages_published_then_or_later() {
     let server = Server::start().await;
     let mut ids = publish_all(&server, "a", 1..=2).await;
-    // A time between two messages: the clock has moved on before the second.
+    // A time between two messages: the clock has advanced before the second.
     let between = SystemTime::now();
     while SystemTime::now() <= between + Duration::from_micros(10) {}
     ids.extend(publish_all(&server, "a", 3..=4).await);
@@ -102,7 +102,7 @@ async fn since_is_what_was_published_at_that_time_or_later() {
         let ahead = utc(number(&now(&server).await) + 3_600_000_000);
         let mut reader = Reader::open(&server, transport, &format!("topic=b&since={ahead}")).await;
         let next = publish(&server, "b", "live").await;
-        assert_eq!(reader.ids(1).await, [next], "{transport}: from now on, where the time is still to come");
+        assert_eq!(reader.ids(1).await, [next], "{transport}: a time in the future means now");
     }
 }
 
@@ -134,7 +134,7 @@ async fn the_header_wins_over_the_query() {
 }
 
 #[tokio::test]
-async fn of_several_in_the_query_the_first_in_rank_counts() {
+async fn the_start_of_the_highest_rank_counts() {
     let server = Server::start().await;
     let ids = publish_all(&server, "a", 1..=5).await;
     for transport in Transport::ALL {
@@ -170,7 +170,10 @@ async fn a_header_that_cannot_be_parsed_is_a_gap_and_then_everything_retained() 
             let gap = reader.gap().await;
             if transport != Transport::Poll {
                 let opened_at = text(&reader.opening()["cursor"]);
-                assert_eq!(opened_at, "9007199254740991", "{transport}: whoever is cut now is told again");
+                assert_eq!(
+                    opened_at, "9007199254740991",
+                    "{transport}: a client that is cut off now gets the gap again"
+                );
             }
             let cursor = text(&gap["cursor"]);
             let expected = json!({
@@ -185,7 +188,7 @@ async fn a_header_that_cannot_be_parsed_is_a_gap_and_then_everything_retained() 
 }
 
 #[tokio::test]
-async fn a_query_that_cannot_be_parsed_is_refused_also_one_of_lower_rank() {
+async fn a_query_that_cannot_be_parsed_is_refused_even_if_another_start_counts() {
     let server = Server::start().await;
     let wrong = [
         ("after", "nonsense"),
@@ -227,7 +230,7 @@ async fn a_query_that_cannot_be_parsed_is_refused_also_one_of_lower_rank() {
 }
 
 #[tokio::test]
-async fn what_has_one_value_is_refused_when_given_twice() {
+async fn a_single_valued_parameter_given_twice_is_refused() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         for query in [
@@ -250,7 +253,7 @@ async fn what_has_one_value_is_refused_when_given_twice() {
 }
 
 #[tokio::test]
-async fn after_and_last_event_id_are_the_same_and_so_given_twice() {
+async fn after_and_last_event_id_together_are_refused() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         let path = "/topics/a?after=0&last_event_id=0";
@@ -261,7 +264,7 @@ async fn after_and_last_event_id_are_the_same_and_so_given_twice() {
 }
 
 #[tokio::test]
-async fn a_parameter_that_is_not_known_is_ignored() {
+async fn an_unknown_parameter_is_ignored() {
     let server = Server::start().await;
     let id = publish(&server, "a", "x").await;
     for transport in Transport::ALL {
@@ -271,7 +274,7 @@ async fn a_parameter_that_is_not_known_is_ignored() {
 }
 
 #[tokio::test]
-async fn a_body_of_post_events_says_where_to_start_too() {
+async fn the_body_of_post_events_can_give_the_start() {
     let server = Server::start().await;
     let ids = publish_all(&server, "a", 1..=5).await;
     for (start, first) in [

@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// Comes back at `cursor` and asserts that the next frames are exactly these messages, without a gap.
+/// Reconnects at `cursor`, and asserts that the next frames are exactly these messages, without a gap.
 async fn assert_resumes(program: &Program, topics: &str, cursor: &str, ids: &[String]) {
     for transport in Transport::ALL {
         let query = format!("{topics}&after={cursor}");
@@ -26,7 +26,7 @@ async fn assert_resumes(program: &Program, topics: &str, cursor: &str, ids: &[St
 }
 
 #[tokio::test]
-async fn with_a_state_file_readers_go_on_after_a_restart_as_if_there_had_been_none() {
+async fn with_a_state_file_readers_continue_across_a_restart() {
     let folder = Folder::new();
     let arguments = ["--state", &folder.path("state")];
     let program = Program::start(&arguments).await;
@@ -34,7 +34,7 @@ async fn with_a_state_file_readers_go_on_after_a_restart_as_if_there_had_been_no
     let mut reader =
         Reader::open(&program.server, Transport::Sse, &format!("topic=a&after={}", first[0])).await;
     assert_eq!(reader.ids(499).await, first[1..]);
-    // Published while it is not read, so that some of it is still to be given after the restart.
+    // Published while no client reads, so that the next process still has to send some of it.
     let later = publish_all(&program.server, "b.c", 1..=50).await;
     let ended = program.terminate().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -50,7 +50,7 @@ async fn with_a_state_file_readers_go_on_after_a_restart_as_if_there_had_been_no
     let all: Vec<_> = later.iter().chain([&next]).cloned().collect();
     assert_resumes(&program, "topic=**", &first[499], &all).await;
 
-    // And once more: what was read from the file is kept again.
+    // A second restart: the process saves again what it has read from the file.
     let ended = program.terminate().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let program = Program::start(&arguments).await;
@@ -58,7 +58,7 @@ async fn with_a_state_file_readers_go_on_after_a_restart_as_if_there_had_been_no
 }
 
 #[tokio::test]
-async fn an_idempotency_key_counts_on_after_a_restart_with_a_state_file() {
+async fn with_a_state_file_an_idempotency_key_still_counts_after_a_restart() {
     let folder = Folder::new();
     let arguments = ["--state", &folder.path("state")];
     let program = Program::start(&arguments).await;
@@ -76,7 +76,7 @@ async fn an_idempotency_key_counts_on_after_a_restart_with_a_state_file() {
 }
 
 #[tokio::test]
-async fn after_a_crash_the_gap_is_told_also_where_a_state_file_was_read_before_it() {
+async fn a_crash_becomes_a_gap_even_with_a_state_file() {
     let folder = Folder::new();
     let arguments = ["--state", &folder.path("state")];
     let program = Program::start(&arguments).await;
@@ -100,7 +100,7 @@ async fn after_a_crash_the_gap_is_told_also_where_a_state_file_was_read_before_i
 }
 
 #[tokio::test]
-async fn a_damaged_state_file_is_told_and_set_aside() {
+async fn a_damaged_state_file_is_logged_and_set_aside() {
     let damage: [fn(&mut Vec<u8>); 3] = [
         |bytes| bytes.truncate(bytes.len() / 2),
         |bytes| *bytes.last_mut().expect("it has bytes") ^= 1,
@@ -136,7 +136,7 @@ async fn a_damaged_state_file_is_told_and_set_aside() {
 }
 
 #[tokio::test]
-async fn the_next_process_waits_for_the_one_before_and_says_so() {
+async fn the_next_process_waits_for_the_last_one_and_logs_it() {
     let folder = Folder::new();
     let path = folder.path("state");
     let first = Program::start(&["--state", &path]).await;

@@ -1,4 +1,4 @@
-//! What a request subscribes to, and by which transport.
+//! The topics of a subscription, and its transport.
 
 use serde_json::{Value, json};
 
@@ -12,14 +12,14 @@ const SSE: &str = "text/event-stream";
 const NDJSON: &str = "application/x-ndjson";
 const JSON: &str = "application/json";
 
-/// The content type of the answer to a subscription, whose body may go on for ever.
+/// The content type of the answer to a subscription, whose body may be endless.
 async fn content_type(request: reqwest::RequestBuilder) -> String {
     let stream = Stream::of(request).await;
     stream.headers["content-type"].to_str().expect("visible ASCII").to_owned()
 }
 
 #[tokio::test]
-async fn accept_chooses_the_first_transport_named_there_that_is_spoken() {
+async fn accept_chooses_the_first_transport_that_the_server_speaks() {
     let server = Server::start().await;
     for (accept, expected) in [
         ("text/event-stream", SSE),
@@ -63,7 +63,7 @@ async fn transport_in_the_query_or_the_body_overrides_accept() {
 }
 
 #[tokio::test]
-async fn many_topics_and_patterns_are_one_stream_in_the_order_of_ids() {
+async fn many_topics_and_patterns_come_in_one_stream_in_the_order_of_ids() {
     let server = Server::start().await;
     let mut expected = Vec::new();
     for round in 0..40 {
@@ -80,7 +80,7 @@ async fn many_topics_and_patterns_are_one_stream_in_the_order_of_ids() {
 }
 
 #[tokio::test]
-async fn a_message_is_given_once_however_many_of_its_topics_and_patterns_match() {
+async fn a_message_comes_once_even_if_several_patterns_match() {
     let server = Server::start().await;
     for transport in Transport::ALL {
         let filters = "topic=a.b&topic=a.b&topic=a.*&topic=a.**&topic=*.b&topic=**";
@@ -99,7 +99,7 @@ async fn a_message_is_given_once_however_many_of_its_topics_and_patterns_match()
 
 const NAMES: [&str; 7] = ["a", "a.b", "a.b.c", "a.b.c.d", "x.b", "x", "a.$b"];
 
-/// Patterns, and which of the names they match.
+/// Patterns, each with the names that it matches.
 const PATTERNS: [(&str, &[&str]); 8] = [
     ("*", &["a", "x"]),
     ("**", &NAMES),
@@ -112,7 +112,7 @@ const PATTERNS: [(&str, &[&str]); 8] = [
 ];
 
 #[tokio::test]
-async fn a_star_is_one_segment_and_two_at_the_end_are_one_or_more_of_what_is_retained() {
+async fn wildcards_match_retained_messages_by_segments() {
     let server = Server::start().await;
     for name in NAMES {
         publish(&server, name, name).await;
@@ -126,7 +126,7 @@ async fn a_star_is_one_segment_and_two_at_the_end_are_one_or_more_of_what_is_ret
 }
 
 #[tokio::test]
-async fn a_star_is_one_segment_and_two_at_the_end_are_one_or_more_of_what_comes() {
+async fn wildcards_match_live_messages_by_segments() {
     let server = Server::start().await;
     for (pattern, expected) in PATTERNS {
         for transport in Transport::ALL {
@@ -143,13 +143,13 @@ async fn a_star_is_one_segment_and_two_at_the_end_are_one_or_more_of_what_comes(
 }
 
 #[tokio::test]
-async fn wildcards_do_not_reach_what_begins_with_a_dollar() {
+async fn wildcards_do_not_match_a_topic_that_begins_with_a_dollar() {
     let server = Server::start().await;
     let mut readers = Vec::new();
     for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
         readers.push(Reader::open(&server, transport, "topic=*&topic=**&topic=*.ready").await);
     }
-    // The proof of readiness is announced to a reserved topic.
+    // The proof of readiness publishes to a reserved topic.
     assert_eq!(get(&server, "/health/ready").answer().await.status, 200);
     publish(&server, "a", "next").await;
     for mut reader in readers {
@@ -158,7 +158,7 @@ async fn wildcards_do_not_reach_what_begins_with_a_dollar() {
 }
 
 #[tokio::test]
-async fn what_is_neither_a_topic_nor_a_pattern_is_refused() {
+async fn an_invalid_topic_or_pattern_is_refused() {
     let server = Server::start().await;
     for filter in ["a*", "*a", "***", "**.a", "a.**.b", "a..b", "", "a,b", "a b", "{x}"] {
         for transport in Transport::ALL {
@@ -187,7 +187,7 @@ async fn a_websocket_may_begin_without_a_topic_and_nothing_else_may() {
 }
 
 #[tokio::test]
-async fn topics_too_many_for_a_url_are_posted() {
+async fn post_events_takes_more_topics_than_a_url() {
     let server = Server::start().await;
     let topics: Vec<_> = (0..5_000).map(|number| format!("a.topic.with.a.long.name.{number}")).collect();
     let ids = [publish(&server, &topics[7], "x").await, publish(&server, &topics[4_999], "y").await];
@@ -236,7 +236,7 @@ async fn the_body_of_events_has_the_options_of_the_query() {
 }
 
 #[tokio::test]
-async fn query_and_body_are_read_together_and_what_both_say_is_said_twice() {
+async fn query_and_body_are_read_together_and_an_option_in_both_is_refused() {
     let server = Server::start().await;
     for topic in ["a", "b", "c"] {
         publish(&server, topic, topic).await;
@@ -263,7 +263,7 @@ async fn query_and_body_are_read_together_and_what_both_say_is_said_twice() {
 }
 
 #[tokio::test]
-async fn the_body_of_events_has_up_to_a_mebibyte() {
+async fn the_body_of_events_may_have_up_to_1_mib() {
     let server = Server::start().await;
     let padded = |bytes: usize| {
         let body = r#"{"topics":["a"]"#.to_owned();
@@ -332,7 +332,7 @@ async fn a_request_names_up_to_10_000_topics() {
 }
 
 #[tokio::test]
-async fn a_request_names_up_to_100_patterns_with_a_wildcard_beside_its_topics() {
+async fn a_request_names_up_to_100_patterns_with_a_wildcard() {
     let server = Server::start().await;
     let topics = (0..9_000).map(|number| format!("t{number}"));
     let named = |wildcards| topics.clone().chain((0..wildcards).map(|number| format!("p{number}.*")));

@@ -14,7 +14,8 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::{
     ask::{
-        Ask, forget, get, now, post, publish, publish_as, retained, text, topic_path, until_served, within,
+        Ask, delete_topic, get, now, post, publish, publish_as, retained, text, topic_path, until_served,
+        within,
     },
     failing::FailingServer,
     reader::{Lines, Socket, refusal, transport_headers},
@@ -22,7 +23,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn the_subprotocol_is_spoken_offered_or_not_and_alone_is_echoed() {
+async fn the_subprotocol_is_echoed_only_if_it_was_offered() {
     let server = Server::start().await;
     for (offered, echoed) in [
         (&[][..], None),
@@ -55,7 +56,7 @@ async fn each_frame_is_a_text_with_one_object() {
 }
 
 #[tokio::test]
-async fn what_is_neither_json_nor_text_is_a_binary_frame_of_envelope_line_feed_and_bytes() {
+async fn a_payload_that_is_neither_json_nor_text_is_a_binary_frame() {
     let server = Server::start().await;
     let payload = b"\xff\n\n{\"type\":\"message\"}\n\0";
     let mut live = Socket::open(&server, "/topics/a").await;
@@ -116,7 +117,7 @@ async fn a_close_is_answered_and_ends_the_connection() {
     until_served(&server, 0).await;
 }
 
-/// What a client does wrong, as bytes on the connection or as a message.
+/// A mistake of a client, as bytes on the connection or as a message.
 enum Wrong {
     Sends(Message),
     Writes(Vec<u8>),
@@ -127,7 +128,7 @@ fn raw(payload: Vec<u8>, opcode: OpCode) -> Wrong {
 }
 
 #[tokio::test]
-async fn who_breaks_the_protocol_or_a_limit_is_closed_with_its_code_and_nobody_else_is() {
+async fn a_client_that_breaks_the_protocol_or_a_limit_closes_only_itself() {
     let server = Server::start().await;
     let mut bystander = Socket::open(&server, "/topics/a").await;
     let long = 64 << 20;
@@ -145,7 +146,7 @@ async fn who_breaks_the_protocol_or_a_limit_is_closed_with_its_code_and_nobody_e
     for (what, wrong, expected) in wrongs {
         let mut socket = Socket::open(&server, "/topics/a").await;
         match wrong {
-            // A refusal may come before all was taken.
+            // The server may close before it has read everything.
             Wrong::Sends(message) => _ = futures_util::SinkExt::send(&mut socket.stream, message).await,
             Wrong::Writes(bytes) => socket.wire().write_all(&bytes).await.expect("an open connection"),
         }
@@ -155,7 +156,7 @@ async fn who_breaks_the_protocol_or_a_limit_is_closed_with_its_code_and_nobody_e
     }
 }
 
-/// The head of a client's frame of that length, with the mask 0.
+/// The head of a client's frame with this length and the mask 0.
 fn masked_header(first: u8, length: u64) -> Vec<u8> {
     [&[first, 0xff][..], &length.to_be_bytes(), &[0; 4]].concat()
 }
@@ -172,10 +173,10 @@ async fn a_command_in_pieces_with_a_ping_between_is_understood() {
 }
 
 #[tokio::test]
-async fn a_peer_that_stays_silent_for_two_heartbeats_is_pinged_and_dropped() {
+async fn a_peer_silent_for_two_heartbeats_is_pinged_and_dropped() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
     let mut socket = Socket::open(&server, "/events").await;
-    // Read past tungstenite, nothing is answered.
+    // Reading directly from the connection, without tungstenite, so that nothing answers the ping.
     let mut bytes = Vec::new();
     within("the end of the connection", socket.wire().read_to_end(&mut bytes)).await.ok();
     assert!(bytes.windows(2).any(|two| two == [0x89, 0]), "a ping: {bytes:?}");
@@ -262,7 +263,7 @@ async fn the_body_of_an_ancient_handshake_is_not_read_as_a_request() {
     assert_eq!(retained(&server, "a").await, ["kept"]);
 }
 
-/// What is refused, its status, its word and its close code.
+/// Refused paths, each with its status, code and close code.
 const REFUSED: [(&str, u16, &str, u16); 9] = [
     ("/topics/a..b", 400, "bad_request", 4000),
     ("/topics/a?after=nonsense", 400, "bad_request", 4000),
@@ -276,7 +277,7 @@ const REFUSED: [(&str, u16, &str, u16); 9] = [
 ];
 
 #[tokio::test]
-async fn who_has_no_origin_is_refused_with_the_real_status() {
+async fn a_client_without_an_origin_is_refused_with_the_real_status() {
     let server = Server::start().await;
     for (path, status, code, _) in REFUSED {
         refusal(&server, Transport::WebSocket, path, &[]).await.problem(status, code);
@@ -284,7 +285,7 @@ async fn who_has_no_origin_is_refused_with_the_real_status() {
 }
 
 #[tokio::test]
-async fn who_has_an_origin_is_refused_by_101_an_error_and_a_close_code() {
+async fn a_client_with_an_origin_is_refused_with_101_an_error_and_a_close_code() {
     let server = Server::start().await;
     let origin = server.http("");
     for (path, _, code, close) in REFUSED {
@@ -297,11 +298,11 @@ async fn who_has_an_origin_is_refused_by_101_an_error_and_a_close_code() {
 }
 
 #[tokio::test]
-async fn a_gap_comes_before_the_messages_and_binary_ones_are_no_exception() {
+async fn a_gap_comes_before_binary_messages_too() {
     let server = Server::start().await;
     let cursor = now(&server).await;
     publish(&server, "a", "gone").await;
-    forget(&server, "a").await;
+    delete_topic(&server, "a").await;
     let next = publish_as(&server, "a", "image/png", &b"\xff"[..]).await;
     let mut socket = Socket::open(&server, &format!("{}?after={cursor}", topic_path("a"))).await;
     let gap = socket.next().await;
@@ -310,7 +311,7 @@ async fn a_gap_comes_before_the_messages_and_binary_ones_are_no_exception() {
 }
 
 #[tokio::test]
-async fn a_peer_whose_commands_wait_is_not_taken_for_silent() {
+async fn a_peer_whose_commands_wait_is_not_silent() {
     let server = FailingServer::with(|config| config.heartbeat = Duration::from_millis(100)).await;
     let id = publish(&server, "a", "x").await;
     server.hold_reads(true);

@@ -1,4 +1,4 @@
-//! The blocks of code of a document.
+//! The code blocks of a document.
 
 use std::fmt;
 
@@ -10,16 +10,16 @@ pub struct Block {
     pub text: String,
 }
 
-/// What a block has to do.
+/// The promise of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
     Nothing,
-    /// Each line is a command.
+    /// Each line is a command that ends.
     Commands,
-    /// It hears what is published.
+    /// It prints the messages that are published.
     Listens,
-    /// And when it is cut off, it comes back to what it missed, and says what is gone.
-    Returns,
+    /// It also reconnects after a cut, gets what it missed, and reports a gap.
+    Reconnects,
 }
 
 impl Block {
@@ -43,10 +43,10 @@ impl Block {
     }
 
     pub fn promise(&self) -> Promise {
-        let returns = ["while", "onclose", "EventSource", "sse-connect"];
+        let reconnects = ["while", "onclose", "EventSource", "sse-connect"];
         match &*self.language {
             _ if self.is_marked => Promise::Nothing,
-            _ if returns.iter().any(|word| self.text.contains(word)) => Promise::Returns,
+            _ if reconnects.iter().any(|word| self.text.contains(word)) => Promise::Reconnects,
             "sh" => Promise::Commands,
             _ => Promise::Listens,
         }
@@ -60,12 +60,13 @@ impl Block {
         self.language == "html"
     }
 
-    /// A poll's answer has its gaps behind its messages; a shell shows it as it came.
+    /// True if the block prints whole answers. In the answer to a poll the gaps come after the messages, and
+    /// a shell prints it unchanged.
     pub fn prints_whole_answers(&self) -> bool {
         self.language == "sh"
     }
 
-    /// By what it is run.
+    /// The command that runs the block.
     pub fn interpreter(&self) -> [&'static str; 2] {
         match &*self.language {
             "sh" => ["sh", "-c"],
@@ -75,7 +76,7 @@ impl Block {
     }
 }
 
-/// What a block says, where the server is at `url`.
+/// The text of a block, with `url` as the address of the server.
 pub fn at(text: &str, url: &str) -> String {
     let address = url.trim_start_matches("http://");
     assert!(!text.contains("localhost:7070"), "the address is written as 127.0.0.1:7070");

@@ -1,4 +1,4 @@
-//! What runs a block and tells what it prints: a process, or a tab of a browser.
+//! Runs a block, and returns what it prints: in a process, or in a tab of a browser.
 
 use std::{process::Stdio, time::Duration};
 
@@ -16,18 +16,18 @@ use crate::{
     proxy::Proxy,
 };
 
-/// Who was cut off comes back within some seconds. This turns a hang into a failure.
+/// A client that was cut off reconnects within some seconds. This turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub trait Listener {
-    /// Resolves once it has printed this.
+    /// Resolves once the block has printed this.
     async fn until(&self, text: &str);
 
-    /// All that it has printed.
+    /// Everything that it has printed.
     async fn printed(&self) -> String;
 }
 
-/// A program; it ends when this is dropped.
+/// A process; it ends when this is dropped.
 pub struct Process {
     child: Child,
     name: String,
@@ -46,13 +46,13 @@ impl Process {
         let mut child = Command::new(program)
             .args([option, &at(text, url)])
             .env("PATH", std::env::join_paths(path).expect("a path"))
-            // Where the program looks by itself for what the document has at its usual address.
+            // Without a URL the program uses this address, where the document uses the default one.
             .env("REJOIN_URL", url)
             .env("NO_PROXY", "127.0.0.1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Of a group of its own, so that what a shell starts ends with it.
+            // In its own process group, so that everything that a shell starts ends with it.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -64,7 +64,7 @@ impl Process {
         Self { child, name: block.to_string(), printed, reading }
     }
 
-    /// Waits for its end.
+    /// Waits until the process ends.
     pub async fn end(&mut self) -> (Option<i32>, String) {
         let ended = timeout(PATIENCE, self.child.wait()).await;
         let status = ended.unwrap_or_else(|_| panic!("{}: it does not end", self.name)).expect("it ends");
@@ -102,11 +102,11 @@ impl Listener for Process {
     }
 }
 
-/// A page of the server, in a browser.
+/// A page of the server in a browser.
 pub struct Tab<'a>(&'a Page);
 
-/// Notes what the block prints, and stands in for htmx: it opens what is to be connected to, puts in what is to be
-/// swapped in, and says when something is to be fetched.
+/// Records what the block prints, and stands in for htmx: it connects, swaps messages into the page, and
+/// reports what htmx would fetch.
 const SURROUNDINGS: &str = r#"
     window.printed = '';
     const text = it => typeof it === 'object' && !(it instanceof Error) ? JSON.stringify(it) : it;

@@ -1,5 +1,5 @@
-//! What holds for every input that a stranger could send, said so that it can be tried: each function panics where
-//! it does not hold. They are fuzzed by the targets beside, and tried with the seeds by an ordinary test.
+//! Claims that hold for every input from a stranger. Each function panics if its claim does not hold. The
+//! fuzz targets call them, and so does an ordinary test with the seeds.
 #![allow(dead_code, reason = "each target uses its own part of this module")]
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::harness::{CLOSED, MAX_PAYLOAD_BYTES, OPEN, SECRET};
 
-/// Lines of text: one asked, and those by which it may be covered; then bytes that choose patterns.
+/// Lines of text: a pattern to ask for, and the patterns that may cover it. Then bytes that choose patterns.
 pub fn patterns(data: &[u8]) {
     if let Ok(text) = str::from_utf8(data) {
         for line in text.split('\n').take(8) {
@@ -44,7 +44,7 @@ pub fn patterns(data: &[u8]) {
     containment(data);
 }
 
-/// Each byte is a segment, or the end of a pattern.
+/// Compares the check of containment with a slow one. Each byte is a segment, or ends a pattern.
 fn containment(data: &[u8]) {
     const SEGMENTS: [&str; 5] = ["a", "b", "$a", "*", "**"];
     let patterns: Vec<Pattern> = data
@@ -66,7 +66,7 @@ fn containment(data: &[u8]) {
     assert_eq!(covers(granted, asked), is_covered, "{asked} by {granted:?}");
 }
 
-/// Every topic over a few names, longer than all patterns that are made here.
+/// Visits every topic over a few names, up to one segment longer than all patterns here.
 fn each_topic(topic: &mut String, depth: usize, visit: &mut impl FnMut(&str)) {
     if depth > 0 {
         visit(topic);
@@ -85,7 +85,7 @@ fn each_topic(topic: &mut String, depth: usize, visit: &mut impl FnMut(&str)) {
     }
 }
 
-/// The rules as the documentation has them, one after the other.
+/// The rules as the documentation lists them, one after the other.
 fn is_topic(text: &str) -> bool {
     is_name(text) && !text.contains('*')
 }
@@ -131,7 +131,7 @@ pub fn cursors(data: &[u8]) {
     if let Ok(id) = parsed {
         assert_eq!(id.to_string().parse(), Ok(id));
     }
-    // As a header it is never refused; as a parameter it is a cursor or 400.
+    // As a header it is never refused; as a parameter it is a valid cursor or `400`.
     let (status, _) = read("/topics/a?wait=0", data);
     assert!(status == 200 || HeaderValue::from_bytes(data).is_err(), "{status} {text:?}");
     let (status, body) = read(&format!("/topics/a?wait=0&after={}", encoded(text)), b"");
@@ -143,21 +143,21 @@ pub fn cursors(data: &[u8]) {
     );
 }
 
-/// A query as it stands; in the first byte the transport and whether a header comes with it.
+/// A query. The first byte chooses the transport, and whether the request has a header.
 pub fn starts(data: &[u8]) {
     let [choice, rest @ ..] = data else { return };
     let Ok(text) = str::from_utf8(rest) else { return };
     let (query, header) = text.split_once('\n').unwrap_or((text, ""));
     let query: String = query.chars().filter(|c| c.is_ascii_graphic() && *c != '#').collect();
     let path = if choice % 2 == 0 { "/topics/a" } else { "/events" };
-    // A held poll and a stream would not end by themselves.
+    // A held poll or a stream would not end by itself.
     let (status, body) = read(&format!("{path}?wait=0&transport=poll&topic=a&{query}"), header.as_bytes());
     assert!(matches!(status, 200 | 400), "{status} {query:?}");
     let answer: Value = serde_json::from_slice(&body).expect("JSON");
     match status {
         200 => {
             let cursor: Id = answer["cursor"].as_str().and_then(|text| text.parse().ok()).expect("a cursor");
-            assert!(cursor > Id::ZERO, "0 is never given out: {query:?}");
+            assert!(cursor > Id::ZERO, "the server never gives out 0: {query:?}");
         }
         _ => assert!(answer["code"] == "bad_request" && answer["detail"].is_string(), "{answer}"),
     }
@@ -178,7 +178,7 @@ fn encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// Each line is a command. Whatever it is, it is answered, and the connection stays.
+/// Each line is a command. Each is answered, and the connection stays open.
 pub fn commands(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let lines: Vec<_> = text.split('\n').take(12).collect();
@@ -194,7 +194,7 @@ pub fn commands(data: &[u8]) {
     assert_eq!(answered, lines.len() + 1, "each is answered once: {lines:?} {answers:?}");
 }
 
-/// The type of a frame. Its data may hold a number that is larger than any here.
+/// The type of a frame. Its data may contain a number that is larger than any Rust type.
 fn type_of(frame: &str) -> String {
     #[derive(Deserialize)]
     struct Frame {
@@ -203,7 +203,7 @@ fn type_of(frame: &str) -> String {
     serde_json::from_str::<Frame>(frame).unwrap_or_else(|error| panic!("{error}: {frame}")).r#type
 }
 
-/// In the first byte how it is published, in the second how large the pieces are in which it arrives.
+/// The first byte chooses how the body is published, the second the size of the pieces in which it arrives.
 pub fn bodies(data: &[u8]) {
     let [choice, piece, body @ ..] = data else { return };
     let (path, content_type) = [
@@ -250,12 +250,12 @@ pub fn bodies(data: &[u8]) {
     }
 }
 
-/// Also where a number is larger than any here.
+/// True for JSON, even with a number that is larger than any Rust type.
 fn is_json(bytes: &[u8]) -> bool {
     str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 
-/// As it stands, as a credential; and as the claims of a token that is signed as it should be.
+/// The text as a credential, and as the claims of a correctly signed token.
 pub fn tokens(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let mut authority = Authority::default();

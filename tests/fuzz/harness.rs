@@ -1,4 +1,4 @@
-//! A server without a network, for many short questions on one thread.
+//! A server without a network, for many short requests on one thread.
 
 use std::{cell::LazyCell, net::Ipv4Addr, sync::Arc};
 
@@ -11,10 +11,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 use tower::ServiceExt;
 
-/// The secret of the server that asks for tokens.
+/// The secret of the server that requires tokens.
 pub const SECRET: &str = "a secret of more than thirty-two bytes";
 
-/// How much of a body there may be, so that its limit is met.
+/// The largest payload, so small that inputs exceed it.
 pub const MAX_PAYLOAD_BYTES: usize = 256;
 
 pub struct Harness {
@@ -44,7 +44,7 @@ impl Harness {
         Self { runtime, router: rejoin::router(app.clone()), _app: app }
     }
 
-    /// The whole answer.
+    /// Returns the whole answer.
     pub fn ask(&self, request: Request<Body>) -> (u16, Vec<u8>) {
         self.runtime.block_on(async {
             let response = self.router.clone().oneshot(request).await.expect("the router answers");
@@ -54,8 +54,8 @@ impl Harness {
         })
     }
 
-    /// Says `lines` on a new WebSocket, one after the other, then `last`; gives all that was answered up to
-    /// the answer to `last`, or to the end of the connection.
+    /// Sends `lines` on a new WebSocket, one after the other, and then `last`. Returns all answers up to the
+    /// answer to `last`, or to the end of the connection.
     pub fn converse(&self, lines: &[&str], last: &str) -> Vec<String> {
         self.runtime.block_on(async {
             let (ours, theirs) = tokio::io::duplex(1 << 20);

@@ -1,4 +1,4 @@
-//! What a token began ends with it, unless it is renewed.
+//! A connection or a request ends when its token expires, unless it is renewed.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn every_connection_ends_when_its_token_does_and_the_old_token_is_refused() {
+async fn every_connection_ends_when_its_token_expires() {
     let server = server().await;
     let mine = token_for(2, "u1", json!({"subscribe": ["a"]}));
     let header = bearer(&mine);
@@ -68,7 +68,7 @@ async fn a_busy_connection_ends_in_time_too() {
 }
 
 #[tokio::test]
-async fn a_socket_goes_on_with_a_new_token_of_the_same_subject() {
+async fn a_socket_continues_with_a_new_token_of_the_same_subject() {
     let server = server().await;
     let old = token_for(2, "u1", json!({"subscribe": ["a"]}));
     let header = bearer(&old);
@@ -109,14 +109,14 @@ async fn a_token_that_cannot_renew_changes_nothing() {
         assert_eq!(socket.ask(wrong).await["code"], "bad_request");
     }
     assert_eq!(socket.ask(json!({"type": "subscribe", "topic": "b"})).await["type"], "subscribed");
-    // Nobody becomes somebody either.
+    // An anonymous connection cannot take an identity.
     let mut anonymous = Socket::open(&server, "/topics/public.a").await;
     let answer = anonymous.ask(json!({"type": "auth", "token": reads("u1", &["**"])})).await;
     assert_eq!(answer["code"], "forbidden", "{answer}");
 }
 
 #[tokio::test]
-async fn a_token_without_a_subject_or_of_another_issuer_renews_nothing() {
+async fn a_token_without_a_subject_or_from_another_issuer_renews_nothing() {
     let server = server().await;
     let sign = |claims: Value| {
         let mut all = json!({"exp": seconds_from_now(60), "rejoin": {"subscribe": ["a"]}});
@@ -140,7 +140,7 @@ async fn a_token_without_a_subject_or_of_another_issuer_renews_nothing() {
 }
 
 #[tokio::test]
-async fn a_request_that_goes_on_stops_to_publish_when_its_token_ends() {
+async fn a_running_request_stops_publishing_when_its_token_expires() {
     let server = server().await;
     let mine = token_for(2, "u1", json!({"publish": ["a"], "subscribe": ["a"]}));
     let header = bearer(&mine);
@@ -166,7 +166,7 @@ async fn a_request_that_goes_on_stops_to_publish_when_its_token_ends() {
 }
 
 #[tokio::test]
-async fn a_body_that_comes_after_the_end_of_its_token_is_not_published() {
+async fn a_body_that_arrives_after_its_token_expired_is_not_published() {
     let server = server().await;
     let mine = token_for(2, "u1", json!({"publish": ["a"], "subscribe": ["a"]}));
     let header = bearer(&mine);

@@ -1,4 +1,4 @@
-//! Nobody reads, publishes or administers what is not granted, whichever way it is asked.
+//! Only what is granted can be read, published or administered, on every way to ask for it.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_credential_is_taken_from_each_place_where_it_may_be() {
+async fn a_credential_is_accepted_in_each_of_its_places() {
     let server = server().await;
     let mine = reads("u1", &["users.{sub}.**"]);
     let id = publish(&server, "users.u1.a", "x").await;
@@ -50,7 +50,7 @@ async fn a_credential_is_taken_from_each_place_where_it_may_be() {
 }
 
 #[tokio::test]
-async fn without_a_credential_only_what_everybody_may_do_is_done() {
+async fn without_a_credential_only_anonymous_grants_count() {
     let server = server().await;
     publish(&server, "public.news", "x").await;
     let answer = get(&server, "/topics/public.news?after=0&wait=0").answer().await;
@@ -105,7 +105,7 @@ async fn a_credential_that_is_not_accepted_is_refused_everywhere() {
 }
 
 #[tokio::test]
-async fn who_shows_a_credential_of_another_scheme_is_told_and_is_not_anonymous() {
+async fn a_client_with_another_scheme_is_refused_and_not_anonymous() {
     let server = server().await;
     let basic = [("authorization", "Basic dTpw")];
     for transport in Transport::ALL {
@@ -114,7 +114,7 @@ async fn who_shows_a_credential_of_another_scheme_is_told_and_is_not_anonymous()
         assert!(text(&problem["detail"]).contains("Bearer"), "{problem}");
         assert_eq!(answer.header("www-authenticate"), "Bearer");
     }
-    // The header is a proxy's that checks it itself, and the credential is in another place.
+    // The header is for a proxy that checks it, and the credential is in another place.
     let path = format!("/topics/users.u1.a?token={}", reads("u1", &["users.{sub}.**"]));
     let answer = get(&server, &path).header("authorization", "Basic dTpw").answer().await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -122,9 +122,9 @@ async fn who_shows_a_credential_of_another_scheme_is_told_and_is_not_anonymous()
     assert_eq!(health.status, 200, "{health:?}");
 }
 
-/// Two different tokens in one place, which nobody who asks for none is to stumble over.
+/// Two different tokens in one place must not matter if the server requires none.
 #[tokio::test]
-async fn an_open_server_looks_at_no_credential() {
+async fn an_open_server_ignores_credentials() {
     let server = Server::start().await;
     for path in ["/topics/a?wait=0&token=x", "/topics/a?wait=0&token=x&token=y", "/stats?token=x&token=y"] {
         assert_eq!(get(&server, path).answer().await.status, 200, "{path}");
@@ -221,7 +221,7 @@ async fn commands_on_a_socket_are_checked_one_by_one() {
     let stored = get(&server, "/topics/**?after=0&wait=0").answer_to(BACKEND).await.json();
     let topics: Vec<_> =
         stored["messages"].as_array().expect("messages").iter().map(|message| &message["topic"]).collect();
-    assert_eq!(topics, ["secret", "b.c"], "what was refused was not done, not by half either");
+    assert_eq!(topics, ["secret", "b.c"], "a refused command changes nothing");
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn publishing_needs_a_grant_for_each_topic() {
 }
 
 #[tokio::test]
-async fn to_administer_needs_admin_and_metrics_may_be_granted_alone() {
+async fn administration_needs_admin_and_metrics_can_be_granted_alone() {
     let server = server().await;
     publish(&server, "a", "kept").await;
     let reader = token("u1", json!({"subscribe": ["**"], "publish": ["**"]}));
@@ -271,7 +271,7 @@ async fn to_administer_needs_admin_and_metrics_may_be_granted_alone() {
 }
 
 #[tokio::test]
-async fn a_page_is_told_by_a_close_code_why_its_handshake_is_refused() {
+async fn a_page_learns_by_a_close_code_why_its_handshake_is_refused() {
     let server = server().await;
     let origin = server.http("");
     let shake = |protocols: String, path: &'static str| {

@@ -1,5 +1,5 @@
-//! The threats of `docs/security.md`, and what credentials and grants promise: each through a real server and a
-//! real client, and for each threat a test that fails where nothing stops it.
+//! The threats of `docs/security.md`, and what credentials and grants promise, through a real server and a
+//! real client. For each threat a test fails if the defence is missing.
 
 #[allow(dead_code, reason = "shared with the contract, which uses all of it")]
 #[path = "../contract/ask.rs"]

@@ -1,4 +1,4 @@
-//! A server that asks for credentials, and those who come to it.
+//! A server that requires credentials, and its clients.
 
 use std::path::Path;
 
@@ -15,10 +15,11 @@ use crate::{
     support::{Server, redis::Redis},
 };
 
-/// The API key of a backend that may do everything.
+/// The API key of a backend with every right.
 pub const BACKEND: &str = "rejoin_backend-key-for-tests";
 
-/// Tokens signed with [`SECRET`](crate::signer::SECRET), the backend's key, and `public.**` for everybody.
+/// Tokens signed with [`SECRET`](crate::signer::SECRET), the backend's key, and `public.**` for anonymous
+/// clients.
 pub fn usual() -> String {
     let digest = Digest::of(BACKEND.as_bytes());
     format!(
@@ -29,7 +30,7 @@ pub fn usual() -> String {
 }
 
 /// # Panics
-/// If there are mistakes in it.
+/// If the tables are wrong.
 pub fn tables(toml: &str) -> Authority {
     parse(toml).unwrap_or_else(|mistakes| panic!("{mistakes:?} in {toml}"))
 }
@@ -38,7 +39,7 @@ pub fn parse(toml: &str) -> Result<Authority, Vec<String>> {
     parse_at("rejoin.toml", toml)
 }
 
-/// What a file of this name says.
+/// Parses tables as if they were in a file with this path.
 pub fn parse_at(path: &str, toml: &str) -> Result<Authority, Vec<String>> {
     let mut mistakes = Vec::new();
     let mut file = File::parse(path, toml, &mut mistakes);
@@ -56,7 +57,7 @@ pub async fn server_with(toml: &str) -> Server {
     Server::with(|config| config.tables = tables).await
 }
 
-/// Such a server over each log; over Redis where there is one.
+/// A server over each log; over Redis only if it is installed.
 pub async fn servers(toml: &str) -> Vec<(Option<Redis>, Server)> {
     let mut servers = vec![(None, server_with(toml).await)];
     if let Some(redis) = Redis::start(&[]) {
@@ -71,7 +72,7 @@ pub async fn server() -> Server {
     server_with(&usual()).await
 }
 
-/// A token of this subject with these grants, for a minute.
+/// A token for this subject with these grants. It expires in a minute.
 pub fn token(sub: &str, rejoin: Value) -> String {
     token_for(60, sub, rejoin)
 }
@@ -80,12 +81,12 @@ pub fn token_for(seconds: i64, sub: &str, rejoin: Value) -> String {
     Signer::new("HS256").sign(&json!({"sub": sub, "exp": seconds_from_now(seconds), "rejoin": rejoin}))
 }
 
-/// A token that may read this.
+/// A token that may read these patterns.
 pub fn reads(sub: &str, patterns: &[&str]) -> String {
     token(sub, json!({"subscribe": patterns}))
 }
 
-/// The header in which most clients show a credential.
+/// The header in which most clients send a credential.
 pub fn bearer(credential: &str) -> String {
     format!("Bearer {credential}")
 }
@@ -101,7 +102,7 @@ impl As for RequestBuilder {
     }
 }
 
-/// Resolves once so many subscriptions and held polls are served.
+/// Resolves once this many subscriptions and held polls are served.
 pub async fn until_served(server: &Server, connections: u64) {
     within(format!("{connections} connections"), async {
         while get(server, "/stats").answer_to(BACKEND).await.json()["connections"] != connections {}
@@ -109,7 +110,7 @@ pub async fn until_served(server: &Server, connections: u64) {
     .await;
 }
 
-/// Publishes as the backend, and gives the id.
+/// Publishes as the backend, and returns the id.
 pub async fn publish(server: &Server, topic: &str, text: &str) -> String {
     let answer = post(server, &topic_path(topic)).body(text.to_owned()).answer_to(BACKEND).await;
     assert_eq!(answer.status, 201, "{answer:?}");

@@ -1,4 +1,4 @@
-//! Keys, grants and origins change while connections live.
+//! Keys, grants and origins change while connections are open.
 
 use std::{fs::File, io::Write};
 
@@ -20,14 +20,14 @@ fn app(server: &Server) -> &App {
     server.app.as_ref().expect("it is served here")
 }
 
-/// Puts other tables in force.
+/// Puts these tables in force.
 fn reconfigure(server: &Server, toml: &str) {
     let config = Config { tables: tables(toml), ..Config::default() };
-    app(server).reconfigure(&config).expect("it may be changed so");
+    app(server).reconfigure(&config).expect("a change that is allowed");
 }
 
 #[tokio::test]
-async fn those_who_are_no_longer_allowed_end_and_the_others_do_not_notice() {
+async fn a_reload_ends_only_connections_that_are_no_longer_allowed() {
     let server = server().await;
     let header = bearer(&reads("u1", &["a"]));
     let mut by_token = Socket::open_with(&server, "/topics/a", &[("authorization", &header)]).await;
@@ -99,13 +99,13 @@ async fn a_reload_closes_an_open_server() {
 }
 
 #[tokio::test]
-async fn origins_change_too() {
+async fn a_reload_changes_origins_too() {
     let server = server().await;
     let ask = || get(&server, "/topics/public.a").header("origin", "https://app.example").answer();
     ask().await.problem(403, "forbidden_origin");
     let allowed_origins = vec!["https://app.example".parse().expect("an origin")];
     let config = Config { tables: tables(&usual()), allowed_origins, ..Config::default() };
-    app(&server).reconfigure(&config).expect("it may be changed so");
+    app(&server).reconfigure(&config).expect("a change that is allowed");
     assert_eq!(ask().await.status, 200);
 
     let own = server.http("");
@@ -126,7 +126,7 @@ fn may_read_a() -> Value {
     json!({"exp": seconds_from_now(60), "rejoin": {"subscribe": ["a"]}})
 }
 
-/// A file that is replaced at once, as deployments do.
+/// Replaces the file in one step, as deployments do.
 fn write(folder: &Folder, text: &str) {
     let new = folder.path("new.toml");
     std::fs::write(&new, text).expect("a file");
@@ -134,7 +134,7 @@ fn write(folder: &Folder, text: &str) {
 }
 
 #[tokio::test]
-async fn the_program_reads_its_file_again_when_it_changed_and_when_it_is_asked_to() {
+async fn the_program_reads_its_file_again_after_a_change_and_after_sighup() {
     let folder = Folder::new();
     write(&folder, &usual());
     let path = folder.path("rejoin.toml");
@@ -150,27 +150,27 @@ async fn the_program_reads_its_file_again_when_it_changed_and_when_it_is_asked_t
             usual().replace("public.**", "other.**")
         ),
     );
-    program.until_told("rejoin.toml:").await;
-    program.until_told("the previous one stays in force").await;
+    program.until_logged("rejoin.toml:").await;
+    program.until_logged("the previous one stays in force").await;
     let id = publish(&program.server, "public.a", "x").await;
     assert_eq!(public.next().await["id"], json!(id), "a mistake changes nothing");
 
     write(&folder, "");
-    program.hang_up();
-    program.until_told("would open this server").await;
+    program.send_sighup();
+    program.until_logged("would open this server").await;
     get(&program.server, "/topics/a").answer().await.problem(401, "unauthorized");
 
     write(&folder, &format!("heartbeat = \"1s\"\n{}", usual().replace("public.**", "other.**")));
     assert_eq!(public.next().await["code"], "forbidden", "without being asked to");
-    program.until_told("restart the server to apply it").await;
+    program.until_logged("restart the server to apply it").await;
     let id = publish(&program.server, "a", "x").await;
-    assert_eq!(mine.next().await["id"], json!(id), "who is still allowed does not notice");
+    assert_eq!(mine.next().await["id"], json!(id), "a connection that is still allowed stays open");
     let ended = program.terminate().await;
     assert_eq!(ended.code, Some(0), "{}", ended.log);
 }
 
 #[tokio::test]
-async fn a_key_in_a_file_of_its_own_is_followed_too() {
+async fn a_change_of_a_key_file_is_noticed_too() {
     let folder = Folder::new();
     let (old, new) = (Signer::new("ES256"), Signer::new("ES256"));
     std::fs::write(folder.path("key.pem"), &old.public).expect("a file");
@@ -183,32 +183,32 @@ async fn a_key_in_a_file_of_its_own_is_followed_too() {
     assert_eq!(get(&program.server, "/topics/a").answer_to(&new.sign(&may_read_a())).await.status, 200);
 }
 
-/// The configuration is refused because of a key file that it is the first to name. Whoever mends that file must
-/// not have to touch the configuration too.
+/// The configuration is rejected because of a key file that only it names. After the key file is corrected,
+/// the configuration must be read again without a change of its own.
 #[tokio::test]
-async fn a_file_that_only_a_refused_configuration_names_is_followed_too() {
+async fn a_file_that_only_a_rejected_configuration_names_is_watched_too() {
     let folder = Folder::new();
     let new = Signer::new("ES256");
     write(&folder, &usual());
     let mut program = Program::start(&["--config", &folder.path("rejoin.toml")]).await;
     let table = "[[jwt]]\nname = \"new\"\nalgorithm = \"ES256\"\nfile = \"key.pem\"\n";
     write(&folder, &(usual() + table));
-    program.until_told("file key.pem").await;
-    program.until_told("the previous one stays in force").await;
+    program.until_logged("file key.pem").await;
+    program.until_logged("the previous one stays in force").await;
     std::fs::write(folder.path("key.pem"), &new.public).expect("a file");
-    program.until_told("reloaded").await;
+    program.until_logged("reloaded").await;
     assert_eq!(get(&program.server, "/topics/a").answer_to(&new.sign(&may_read_a())).await.status, 200);
 }
 
-/// A key file is replaced after it was read and before all that belongs to it was, both when the server starts and
-/// when it reads again. What was written last must come into force.
+/// A key file is replaced after the server has read it, and before the server has read the other files, both
+/// at the start and at a reload. The newest content must come into force.
 #[tokio::test]
-async fn what_is_written_while_the_files_are_read_is_read_once_more() {
+async fn a_change_while_the_files_are_read_is_read_again() {
     let folder = Folder::new();
     let keys = [(); 3].map(|()| Signer::new("ES256"));
     let (path, pipe) = (folder.path("key.pem"), folder.path("pipe"));
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("it runs").success());
-    // The pipe is read last, and only when something is written to it.
+    // The program reads the pipe last, and only when the test writes to it.
     write(
         &folder,
         "[[jwt]]\nname = \"k\"\nalgorithm = \"ES256\"\nfile = \"key.pem\"\n\
@@ -219,13 +219,13 @@ async fn what_is_written_while_the_files_are_read_is_read_once_more() {
     replace(&keys[0]);
     let arguments = ["--config", &folder.path("rejoin.toml")];
     let (program, ()) = tokio::join!(Program::start(&arguments), async {
-        let mut pipe = being_read(&pipe).await;
+        let mut pipe = open_once_read(&pipe).await;
         replace(&keys[1]);
         pipe.write_all(last.as_bytes()).expect("it is read");
     });
     for (key, next) in [(&keys[1], Some(&keys[2])), (&keys[2], None)] {
-        let mut pipe = being_read(&pipe).await;
-        // Meanwhile others are served.
+        let mut pipe = open_once_read(&pipe).await;
+        // Meanwhile the server answers other requests.
         get(&program.server, "/topics/a").answer().await.problem(401, "unauthorized");
         next.into_iter().for_each(replace);
         pipe.write_all(last.as_bytes()).expect("it is read");
@@ -238,20 +238,20 @@ async fn what_is_written_while_the_files_are_read_is_read_once_more() {
     }
 }
 
-/// A pipe, once the program waits for what is written to it.
-async fn being_read(pipe: &str) -> File {
+/// Opens a pipe once the program waits to read from it.
+async fn open_once_read(pipe: &str) -> File {
     let (opened, opens) = tokio::sync::oneshot::channel();
     let path = pipe.to_owned();
     std::thread::spawn(move || opened.send(File::create(path)));
-    within("somebody reads the pipe", opens).await.expect("it is opened").expect("a pipe")
+    within("the program reads the pipe", opens).await.expect("it is opened").expect("a pipe")
 }
 
 #[tokio::test]
-async fn a_hangup_ends_no_server_that_has_no_file() {
+async fn a_sighup_does_not_end_a_server_without_a_file() {
     let mut program = Program::start(&[]).await;
     let mut lines = Lines::open(&program.server, "/topics/a").await;
-    program.hang_up();
-    program.until_told("reloaded").await;
+    program.send_sighup();
+    program.until_logged("reloaded").await;
     let answer = post(&program.server, "/topics/a").body("x").answer().await;
     assert_eq!(lines.next().await["id"], json!(answer.id()));
 }

@@ -1,4 +1,4 @@
-//! The threats of `docs/security.md` that need a server that asks for credentials, and somebody who has one to abuse.
+//! The threats of `docs/security.md` that need a server with credentials, and a client that abuses one.
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
@@ -14,7 +14,8 @@ use crate::{
     },
 };
 
-/// What a browser sends for a page elsewhere, beside the cookie of its visitor. Old browsers send less.
+/// The headers that a browser sends for a foreign page, besides its visitor's cookie. Old browsers send
+/// fewer.
 const ELSEWHERE: [&[(&str, &str)]; 4] = [
     &[("origin", "https://elsewhere.example"), ("sec-fetch-site", "cross-site")],
     &[("origin", "https://elsewhere.example")],
@@ -27,7 +28,7 @@ fn with(request: RequestBuilder, headers: &[(&str, &str)]) -> RequestBuilder {
 }
 
 #[tokio::test]
-async fn a_page_elsewhere_opens_no_websocket_with_the_cookie_of_its_visitor() {
+async fn a_foreign_page_opens_no_websocket_with_its_visitors_cookie() {
     let server = server().await;
     let cookie = format!("rejoin_token={}", reads("u1", &["users.{sub}.**"]));
     for headers in ELSEWHERE {
@@ -42,7 +43,7 @@ async fn a_page_elsewhere_opens_no_websocket_with_the_cookie_of_its_visitor() {
 }
 
 #[tokio::test]
-async fn a_form_elsewhere_publishes_nothing_with_the_cookie_of_its_visitor() {
+async fn a_foreign_form_publishes_nothing_with_its_visitors_cookie() {
     let server = server().await;
     let cookie = format!("rejoin_token={}", token("u1", json!({"publish": ["**"], "admin": true})));
     let kept = publish(&server, "a", "kept").await;
@@ -61,7 +62,8 @@ async fn a_form_elsewhere_publishes_nothing_with_the_cookie_of_its_visitor() {
     assert_eq!((all["messages"].as_array().map(Vec::len), &all["cursor"]), (Some(1), &json!(kept)), "{all}");
 }
 
-/// Nothing that is logged today has a query; what a credential is taken out of could be.
+/// No log line contains a query today, but a credential that was not removed from the request could be
+/// logged.
 #[tokio::test]
 async fn a_token_in_a_url_is_in_no_line_of_the_log_and_in_no_metric() {
     let folder = Folder::new();
@@ -95,7 +97,7 @@ async fn a_token_in_a_url_is_in_no_line_of_the_log_and_in_no_metric() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_somebody_else_opens_nothing() {
+async fn the_cursor_of_another_client_grants_nothing() {
     for (_redis, server) in servers(&usual()).await {
         let before = publish(&server, "users.u2.a", "secret").await;
         let own = publish(&server, "users.u1.a", "mine").await;
@@ -140,8 +142,8 @@ async fn no_subject_reaches_beyond_its_own_segment() {
     assert_eq!(get(&server, "/topics/users.u2.a?after=0").answer_to(&mine).await.status, 200);
 }
 
-/// A server that knows these keys, and whether it accepts a token.
-async fn is_accepted(tables: &str, token: &str) -> bool {
+/// True if a server with these keys accepts the token.
+async fn accepts(tables: &str, token: &str) -> bool {
     let server = server_with(tables).await;
     let answer = get(&server, "/topics/a?wait=0").answer_to(token).await;
     if answer.status != 200 {
@@ -156,28 +158,28 @@ fn claims() -> Value {
 }
 
 #[tokio::test]
-async fn a_public_key_is_no_secret_and_each_key_is_of_one_algorithm() {
+async fn a_public_key_is_no_secret_and_each_key_has_one_algorithm() {
     for (algorithm, others) in [("RS256", &["RS512", "PS256"][..]), ("ES256", &[]), ("EdDSA", &[])] {
         let signer = Signer::new(algorithm);
-        // Beside a secret, so that tokens of that kind are looked at.
+        // With a secret beside it, so that the server also tries tokens of that algorithm.
         let tables = signer.table("public") + &Signer::new("HS256").table("secret");
-        assert!(is_accepted(&tables, &signer.sign(&claims())).await, "{algorithm}");
+        assert!(accepts(&tables, &signer.sign(&claims())).await, "{algorithm}");
         let der = signer.public.lines().filter(|line| !line.starts_with('-')).collect::<String>();
         for secret in [signer.public.as_str(), signer.public.trim(), &der, &signer.jwk()] {
             for forged in ["HS256", "HS384", "HS512"] {
                 let forger = Signer::with_secret(forged.parse().expect("an algorithm"), secret);
-                assert!(!is_accepted(&tables, &forger.sign(&claims())).await, "{algorithm} as {forged}");
+                assert!(!accepts(&tables, &forger.sign(&claims())).await, "{algorithm} as {forged}");
             }
         }
         for other in others {
             let same_key = signer.of(other);
-            assert!(!is_accepted(&tables, &same_key.sign(&claims())).await, "{algorithm} as {other}");
+            assert!(!accepts(&tables, &same_key.sign(&claims())).await, "{algorithm} as {other}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_token_that_nobody_signed_is_refused() {
+async fn an_unsigned_token_is_refused() {
     let signer = Signer::new("HS256");
     let tables = signer.table("k");
     let signed = signer.sign(&claims());
@@ -192,13 +194,13 @@ async fn a_token_that_nobody_signed_is_refused() {
             .map(|header| unsigned(&header, &claims())),
     );
     for token in tokens {
-        assert!(!is_accepted(&tables, &token).await, "{token}");
+        assert!(!accepts(&tables, &token).await, "{token}");
     }
-    assert!(is_accepted(&tables, &signed).await);
+    assert!(accepts(&tables, &signed).await);
 }
 
 #[tokio::test]
-async fn a_token_chooses_no_key_but_the_one_that_signed_it() {
+async fn a_token_cannot_choose_the_key_that_verifies_it() {
     let (ours, theirs, foreign) = (Signer::new("ES256"), Signer::new("ES256"), Signer::new("ES256"));
     let tables = ours.table("ours")
         + "kid = \"ours\"\niss = \"ours\"\n"
@@ -213,7 +215,7 @@ async fn a_token_chooses_no_key_but_the_one_that_signed_it() {
         claims["iss"] = json!(iss);
         signer.sign_as(&header, &claims)
     };
-    assert!(is_accepted(&tables, &sign(&theirs, "theirs", "theirs")).await);
+    assert!(accepts(&tables, &sign(&theirs, "theirs", "theirs")).await);
     for (signer, kid, iss) in [
         (&theirs, "ours", "ours"),
         (&theirs, "ours", "theirs"),
@@ -222,12 +224,12 @@ async fn a_token_chooses_no_key_but_the_one_that_signed_it() {
         (&foreign, "foreign", "ours"),
         (&theirs, "", "theirs"),
     ] {
-        assert!(!is_accepted(&tables, &sign(signer, kid, iss)).await, "{kid:?} {iss:?}");
+        assert!(!accepts(&tables, &sign(signer, kid, iss)).await, "{kid:?} {iss:?}");
     }
 }
 
 #[tokio::test]
-async fn nothing_that_is_sent_becomes_a_header_or_a_line() {
+async fn no_input_becomes_a_header_or_a_line() {
     let server = server().await;
     let evil = "x\r\nset-cookie:evil=1\r\n\r\nid:1";
     let mut answers = Vec::new();
@@ -258,7 +260,7 @@ async fn nothing_that_is_sent_becomes_a_header_or_a_line() {
 }
 
 #[tokio::test]
-async fn the_operator_is_told_why_and_the_client_is_not() {
+async fn only_the_operator_learns_why_a_credential_is_refused() {
     let folder = Folder::new();
     let signer = Signer::new("HS256");
     let strict = signer.table("issuer") + "kid = \"2026\"\naud = \"push\"\n";
@@ -288,7 +290,7 @@ async fn the_operator_is_told_why_and_the_client_is_not() {
         let answer = get(&program.server, "/topics/theirs").answer_to(&credential).await;
         let problem = answer.problem(if code == "forbidden" { 403 } else { 401 }, code);
         for text in &told {
-            program.until_told(text).await;
+            program.until_logged(text).await;
         }
         let detail = text(&problem["detail"]);
         assert!(
@@ -299,8 +301,8 @@ async fn the_operator_is_told_why_and_the_client_is_not() {
     }
     let origin = get(&program.server, "/topics/public").header("origin", "https://elsewhere.example");
     origin.answer().await.problem(403, "forbidden_origin");
-    program.until_told("https://elsewhere.example").await;
+    program.until_logged("https://elsewhere.example").await;
     let two = get(&program.server, "/topics/public?token=one&token=two").answer().await;
     two.problem(401, "unauthorized");
-    program.until_told("different credentials in the query").await;
+    program.until_logged("different credentials in the query").await;
 }

@@ -1,4 +1,4 @@
-//! Tokens and keys, as the authority judges them.
+//! Tokens and keys, as the authority checks them.
 
 use std::time::{Duration, SystemTime};
 
@@ -55,7 +55,7 @@ fn every_algorithm_verifies_by_pem_or_secret_and_by_jwk() {
     }
 }
 
-/// Signed here by hand, since no library for tokens does it.
+/// The test signs by itself, because no library for tokens supports this algorithm.
 #[test]
 fn es512_verifies_like_the_others() {
     use aws_lc_rs::{
@@ -136,7 +136,7 @@ fn a_token_that_names_a_key_is_verified_by_that_one() {
 }
 
 #[test]
-fn issuer_and_audience_are_checked_where_they_are_configured() {
+fn issuer_and_audience_are_checked_if_they_are_configured() {
     let signer = Signer::new("HS256");
     let strict = authority(&(signer.table("k") + "iss = \"https://id.example\"\naud = \"push\"\n"));
     let with = |iss: Value, aud: Value| {
@@ -155,13 +155,13 @@ fn issuer_and_audience_are_checked_where_they_are_configured() {
     assert_eq!(with(json!("https://id.example"), Value::Null), wrong("aud"));
     assert_eq!(with(json!("https://other.example"), json!("push")), wrong("iss"));
     assert_eq!(with(Value::Null, json!("push")), wrong("iss"));
-    // What is learned of by a reload counts for those who are here, too.
+    // After a reload the stricter rules also count for connections that are already open.
     let identity = ask(&authority(&signer.table("k")), &signer.sign(&claims())).expect("accepted");
     assert_eq!(strict.again(&identity, SystemTime::now()).err(), wrong("iss"));
 }
 
 #[test]
-fn a_token_has_an_end_and_begins_no_later_than_now() {
+fn a_token_must_expire_and_must_be_valid_now() {
     let signer = Signer::new("HS256");
     let authority = authority(&signer.table("k"));
     let with = |claims: Value| ask(&authority, &signer.sign(&claims)).err();
@@ -177,10 +177,10 @@ fn a_token_has_an_end_and_begins_no_later_than_now() {
 }
 
 #[test]
-fn headers_that_would_change_what_is_verified_are_of_no_use() {
+fn headers_cannot_change_how_a_token_is_verified() {
     let (signer, foreign) = (Signer::new("ES256"), Signer::new("ES256"));
     let authority = authority(&signer.table("k"));
-    // A key that the token brings itself, by value or by address.
+    // A key that the token brings itself, as a value or as an address.
     let header = Header {
         jwk: serde_json::from_str(&foreign.jwk()).ok(),
         jku: Some("https://elsewhere.example/keys".into()),
@@ -200,7 +200,7 @@ fn headers_that_would_change_what_is_verified_are_of_no_use() {
 }
 
 #[test]
-fn an_api_key_is_known_by_its_hash_and_has_what_is_configured() {
+fn an_api_key_is_known_by_its_hash_and_has_its_configured_grants() {
     let (key, other) = (new_key(), new_key());
     let toml = format!(
         "[[key]]\nname = \"backend\"\nsha256 = \"{}\"\npublish = [\"orders.*\"]\nmetrics = true\n",
@@ -217,7 +217,7 @@ fn an_api_key_is_known_by_its_hash_and_has_what_is_configured() {
     assert_eq!(authority.identify(None, SystemTime::now()).err(), Some(Refused::Missing));
 }
 
-/// A token for `u1`, for a minute.
+/// Mints a token for `u1` that expires in a minute.
 fn minted(authority: &Authority, key: Option<&SigningKey>) -> Result<String, MintError> {
     let rejoin = serde_json::from_value(json!({"subscribe": ["users.{sub}.**"]})).expect("grants");
     let wish = Wish { sub: Some("u1".into()), rejoin, ttl: Duration::from_secs(60) };
@@ -225,7 +225,7 @@ fn minted(authority: &Authority, key: Option<&SigningKey>) -> Result<String, Min
 }
 
 #[test]
-fn what_is_minted_is_accepted() {
+fn a_minted_token_is_accepted() {
     let mut authority = authority(&(Signer::new("ES256").table("one") + &Signer::new("EdDSA").table("two")));
     assert_eq!(minted(&authority, None), Err(MintError::OnlyPublic(r#""one", "two""#.into())));
     assert_eq!(minted(&Authority::default(), None), Err(MintError::NoKey));
@@ -237,7 +237,7 @@ fn what_is_minted_is_accepted() {
 }
 
 #[test]
-fn a_private_key_mints_what_its_public_one_accepts_with_all_that_is_asked_for_beside() {
+fn a_private_key_mints_tokens_that_its_public_key_accepts() {
     for algorithm in ALGORITHMS {
         let signer = Signer::new(algorithm);
         let strict = signer.table("k") + "kid = \"1\"\niss = \"https://id.example\"\naud = \"push\"\n";
@@ -247,7 +247,10 @@ fn a_private_key_mints_what_its_public_one_accepts_with_all_that_is_asked_for_be
         assert_eq!(ask(&known, &token).map(|identity| identity.name().to_owned()), Ok("u1".into()));
         let stranger = authority(&Signer::new("ES256").table("other"));
         assert_eq!(minted(&stranger, Some(&key)), Err(MintError::Unknown), "{algorithm}");
-        assert!(minted(&Authority::default(), Some(&key)).is_ok(), "{algorithm}: for whoever knows it");
+        assert!(
+            minted(&Authority::default(), Some(&key)).is_ok(),
+            "{algorithm}: for a server that knows the key"
+        );
         if !algorithm.starts_with("HS") {
             assert_eq!(SigningKey::parse(&signer.public).err(), Some(MintError::Public));
             assert_eq!(SigningKey::parse(&signer.jwk()).err(), Some(MintError::Jwk));
@@ -257,9 +260,9 @@ fn a_private_key_mints_what_its_public_one_accepts_with_all_that_is_asked_for_be
     assert_eq!(SigningKey::parse(other_form).err(), Some(MintError::Unreadable));
 }
 
-/// Given in place of a secret, a public key would let everybody sign who has it.
+/// If a public key were accepted as a secret, everyone who has it could sign.
 #[test]
-fn a_public_key_is_accepted_as_a_secret_nowhere() {
+fn a_public_key_is_never_accepted_as_a_secret() {
     for signer in ["RS256", "ES256", "EdDSA"].map(Signer::new) {
         let set = format!("{{\"keys\":[{}]}}", signer.jwk());
         for key in [signer.public.clone(), signer.jwk(), set, format!("\n\t {}", signer.jwk())] {
@@ -296,7 +299,7 @@ fn a_public_key_is_accepted_as_a_secret_nowhere() {
 }
 
 #[test]
-fn the_example_of_the_documentation_is_understood() {
+fn the_example_in_the_documentation_is_valid() {
     let folder = Folder::new();
     let signer = Signer::new("ES256");
     std::fs::write(folder.path("shop.pem"), &signer.public).expect("a file");
@@ -315,7 +318,7 @@ fn the_example_of_the_documentation_is_understood() {
 }
 
 #[test]
-fn a_mistake_in_the_tables_is_told_by_its_line_and_repeats_no_secret() {
+fn a_mistake_in_the_tables_names_its_line_and_no_secret() {
     let ec = Signer::new("ES256");
     let pem = format!("pem = '''{}'''", ec.public);
     for (text, expected) in [

@@ -22,32 +22,32 @@ pub use self::tally::Tally;
 use self::{standing::Standing, subscriber::Subscriber, truth::Truth, verdict::History};
 use super::Server;
 
-/// What the server keeps during a run.
+/// How much the server retains during a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retention {
     Everything,
-    /// The newest so many messages of each topic.
+    /// This many of the newest messages of each topic.
     Newest(u64),
 }
 
-/// How much happens in a run, and what the clients put up with.
+/// How much happens in a run, and which trouble the clients have to endure.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub retention: Retention,
     pub subscribers: usize,
-    /// How often each of them is cut.
+    /// How often each subscriber is cut off.
     pub sessions: usize,
-    /// A run does not end before this many messages, however soon the subscribers are done.
+    /// A run publishes at least this many messages, even if the subscribers are done earlier.
     pub messages: u64,
     pub trouble: Trouble,
 }
 
-/// What befalls the servers, beside the clients' own connections. Where there is some, publishers repeat with
-/// the same key whatever has no outcome that they know.
+/// The trouble of the servers, besides the clients' own connections. If there is any, publishers repeat a
+/// message whose outcome they do not know, with the same key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     None,
-    /// A request may be turned away; a connection, once open, lasts.
+    /// A request may be refused, but an open connection stays.
     Refusals,
     /// Connections end as well.
     Ends,
@@ -58,29 +58,30 @@ impl Plan {
         Self { retention, subscribers: 28, sessions: 35, messages: 1_500, trouble: Trouble::None }
     }
 
-    /// A short one, for a server that is troubled.
+    /// A short run, for a server in trouble.
     pub fn short(trouble: Trouble) -> Self {
         Self { retention: Retention::Everything, subscribers: 14, sessions: 6, messages: 400, trouble }
     }
 }
 
 const PUBLISHERS: usize = 4;
-/// Nobody should ever wait for this: it turns a hang into a failure.
+/// How long nothing may happen. This turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What everyone in a run shares.
+/// The state that all tasks of a run share.
 struct World {
-    /// Replicas of one deployment. Clients hop between them.
+    /// Replicas of one deployment. Clients change between them.
     servers: Vec<SocketAddr>,
     seed: u64,
     plan: Plan,
     truth: Truth,
     tally: Arc<Tally>,
-    /// What befalls the servers has come to its end. The publishers go on until then.
+    /// True once the trouble of the servers is over. The publishers continue until then.
     is_calm: watch::Sender<bool>,
-    /// How many subscribers are not yet on their last connection. The publishers go on until it is none.
-    restless: watch::Sender<usize>,
-    /// What each task that is not done waits for, to be read when nothing moves any more.
+    /// How many subscribers are not yet on their last connection. The publishers continue until there are
+    /// none.
+    unsettled: watch::Sender<usize>,
+    /// The event that each running task waits for, for the report of a hang.
     waits: Mutex<BTreeMap<String, String>>,
 }
 
@@ -100,14 +101,14 @@ impl World {
         }
     }
 
-    /// Whether the publishers still have something to do.
+    /// True while the publishers have to continue.
     fn is_busy(&self) -> bool {
-        *self.restless.borrow() > 0
+        *self.unsettled.borrow() > 0
             || self.truth.acknowledged() < self.plan.messages
             || !*self.is_calm.borrow()
     }
 
-    /// The randomness of one task: its own, and the same for the same seed.
+    /// The random numbers of one task: its own, and the same for the same seed.
     fn rng(&self, who: &str) -> StdRng {
         let salt = who.bytes().fold(0_u64, |salt, byte| salt.wrapping_mul(31).wrapping_add(byte.into()));
         StdRng::seed_from_u64(self.seed ^ StdRng::seed_from_u64(salt).random::<u64>())
@@ -122,10 +123,10 @@ impl World {
 /// A thorough run against a server in memory.
 ///
 /// # Panics
-/// As [`run_against`].
+/// Like [`run_against`].
 pub async fn run(seed: u64, retention: Retention, tally: Arc<Tally>) {
     let server = Server::with(|config| {
-        // Quiet, so that nobody is woken by it who should have been woken by a message.
+        // Without heartbeats, so that a subscriber is woken only by messages.
         config.heartbeat = Duration::from_secs(60 * 60);
         config.retain_age = Duration::from_secs(24 * 60 * 60);
         config.retain_bytes = 128 << 20;
@@ -139,12 +140,12 @@ pub async fn run(seed: u64, retention: Retention, tally: Arc<Tally>) {
     server.stop().await;
 }
 
-/// How far a run has come: the clock by which servers are troubled.
+/// The progress of a run. Trouble begins and ends at points of it, as if it were a clock.
 #[derive(Clone)]
 pub struct Progress(Arc<World>);
 
 impl Progress {
-    /// Resolves when so many messages more have been acknowledged.
+    /// Resolves when this many more messages have been acknowledged.
     pub async fn by(&self, messages: u64) {
         self.0.truth.grows_by(messages).await;
     }
@@ -154,10 +155,10 @@ impl Progress {
     }
 }
 
-/// Plays against servers that are there already, while `trouble` befalls them; it decides when there was enough.
+/// Runs against servers that exist already, during `trouble`, which decides when the run ends.
 ///
 /// # Panics
-/// On the first thing that is not as promised, and when nothing moves any more.
+/// If a promise is broken, or if nothing happens any more.
 pub async fn run_against<Outcome>(
     servers: Vec<SocketAddr>,
     seed: u64,
@@ -172,7 +173,7 @@ pub async fn run_against<Outcome>(
         truth: Truth::new(),
         tally,
         is_calm: watch::Sender::new(false),
-        restless: watch::Sender::new(plan.subscribers),
+        unsettled: watch::Sender::new(plan.subscribers),
         waits: Mutex::default(),
     });
     let trouble = async {
@@ -214,7 +215,7 @@ async fn play(world: &Arc<World>) -> Result<(), String> {
     judge(world, &standings)
 }
 
-/// Everything is known now: who was promised what, what was published, and what came.
+/// Compares everything that was promised, published and received.
 fn judge(world: &World, standings: &[Standing]) -> Result<(), String> {
     let history = History::of(&world.truth, world.plan.retention);
     for standing in standings {

@@ -1,7 +1,7 @@
-//! The four ways to read, each through a client that is not ours, behind one `Connection`.
+//! The four transports, each read through a client of another project, behind one `Connection`.
 //!
-//! A connection gives frames and knows whether it holds the beginning of one more. It keeps no cursor
-//! beyond what its own transport needs, and judges nothing.
+//! A connection gives out frames, and knows if it holds the beginning of the next one. It keeps no cursor
+//! except the one that its transport needs, and checks nothing.
 
 mod http;
 mod websocket;
@@ -39,7 +39,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// Where to start reading.
+/// The start of reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     Now,
@@ -71,10 +71,10 @@ pub struct Wish {
     pub manner: Manner,
 }
 
-/// How to say it, where the contract leaves several ways.
+/// The choices where the contract allows several ways to ask.
 #[derive(Debug, Clone, Copy)]
 pub struct Manner {
-    /// The cursor in `Last-Event-ID`, beside an older one in the query: the header wins.
+    /// The cursor is in `Last-Event-ID`, and the query has an older one: the header wins.
     pub cursor_in_header: bool,
     /// `POST /events` instead of `GET`.
     pub by_post: bool,
@@ -107,7 +107,7 @@ impl Wish {
         self.manner.by_post && self.transport != Transport::WebSocket
     }
 
-    /// The topic whose payloads come as they are, without an envelope to name it.
+    /// The topic whose payloads come without an envelope, so that no frame names it.
     fn raw_topic(&self) -> Option<String> {
         let [only] = &self.filters[..] else { return None };
         let raw = !only.contains('*') && self.goes_by_path() != self.manner.other_format;
@@ -125,7 +125,7 @@ impl Wish {
     fn options(&self) -> Vec<(&'static str, Value)> {
         let mut options = Vec::new();
         match self.header() {
-            // A browser repeats the URL with which it began.
+            // A browser repeats its first URL.
             Some(cursor) => options.push(("after", json!((cursor - 1).to_string()))),
             None => options.extend(self.start.parameter()),
         }
@@ -165,13 +165,13 @@ impl Wish {
 /// Why there is no next frame.
 #[derive(Debug)]
 pub enum Stop {
-    /// The connection is over, which is what a cut looks like from here.
+    /// The connection has ended. A cut looks like this from here.
     Ended(String),
-    /// The server turns the request away for now.
+    /// The server refuses the request for now.
     Refused(String),
-    /// The server closes the connection, and says so.
+    /// The server closes the connection with a reason.
     Closed(String),
-    /// What came is not what the contract allows.
+    /// The contract does not allow this frame.
     Wrong(String),
 }
 
@@ -193,7 +193,7 @@ impl Connection {
     }
 
     /// # Cancel safety
-    /// Dropping this loses nothing on the streaming transports; a poll would be asked again.
+    /// Dropping this loses nothing on the streaming transports. A poll is repeated.
     pub async fn next(&mut self) -> Result<Frame, Stop> {
         match self {
             Self::WebSocket(socket) => socket.next().await,
@@ -203,7 +203,7 @@ impl Connection {
         }
     }
 
-    /// Whether the client holds a part of a frame that it has not seen the end of.
+    /// True if the client holds the beginning of a frame, and not its end.
     pub fn is_inside_a_frame(&self) -> bool {
         match self {
             Self::WebSocket(socket) => socket.is_inside_a_frame(),
@@ -213,7 +213,7 @@ impl Connection {
         }
     }
 
-    /// Sends a command, which only a WebSocket can.
+    /// Sends a command. Only a WebSocket can do that.
     pub async fn send(&mut self, command: &Value) -> Result<(), Stop> {
         match self {
             Self::WebSocket(socket) => socket.send(command).await,

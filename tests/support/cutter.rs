@@ -1,7 +1,7 @@
-//! A TCP proxy that breaks connections on purpose: after an exact number of bytes, or when told to, with a
-//! FIN or with an RST. It can also stop carrying for a while, as a train in a tunnel does.
+//! A TCP proxy that breaks connections on purpose, with a FIN or an RST: after an exact number of bytes, or
+//! on an order. It can also stop forwarding for a while, like a train in a tunnel.
 //!
-//! It knows nothing of what it carries.
+//! It knows nothing of the bytes that it forwards.
 
 use std::{
     io,
@@ -22,7 +22,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// A way to the server, for one client. Dropping it drops the connections that go over it.
+/// A connection to the server for one client. Dropping it drops everything that goes over it.
 pub struct Wire {
     pub addr: SocketAddr,
     line: Arc<Line>,
@@ -33,7 +33,7 @@ pub struct Wire {
 pub enum Order {
     Flow,
     Stall,
-    /// The last order: nothing comes after it.
+    /// The last order: no other order counts after it.
     Cut,
 }
 
@@ -48,12 +48,12 @@ pub struct Breakage {
     /// How many bytes towards the client pass before the cut.
     pub cut_after_bytes: Option<u64>,
     pub ending: Ending,
-    /// How many pass, at least, before nothing is carried until the next order. Such a wire has small buffers
-    /// and small segments, so that the stall is felt by the server and not only by this proxy.
+    /// How many bytes pass, at least, before nothing is forwarded until the next order. Such a wire has small
+    /// buffers and small segments, so that the server notices the stall, and not only this proxy.
     pub stall_after_bytes: Option<u64>,
 }
 
-/// What the connections over one wire share. A client that polls may open a second one.
+/// The state that all connections over one wire share. A client that polls may open a second one.
 struct Line {
     server: SocketAddr,
     breakage: Breakage,
@@ -61,9 +61,9 @@ struct Line {
     orders: watch::Sender<Order>,
 }
 
-/// What a narrow wire holds in each direction; the kernel doubles it.
+/// The buffer of a narrow wire in each direction; the kernel doubles it.
 const NARROW_BYTES: u32 = 8 * 1024;
-/// The largest segment of a narrow wire. The kernel of the sender sizes its buffer by it.
+/// The largest segment of a narrow wire. The sender's kernel derives the size of its buffer from it.
 const NARROW_SEGMENT_BYTES: u32 = 536;
 const CHUNK_BYTES: usize = 16 * 1024;
 
@@ -108,7 +108,7 @@ impl Line {
         });
     }
 
-    /// Carries until the cut; after it nobody is listened to any more.
+    /// Forwards connections until the cut. After it, the port is closed.
     async fn carry_all(self: Arc<Self>, listener: TcpListener) -> io::Result<()> {
         let mut orders = self.orders.subscribe();
         let mut connections = JoinSet::new();
@@ -148,7 +148,7 @@ impl Line {
         self.end(server).await
     }
 
-    /// Carries until the server ends or the cut is due.
+    /// Forwards bytes to the client until the server ends or the cut is due.
     async fn carry_down(&self, mut server: ReadHalf<'_>, client: &mut WriteHalf<'_>) -> io::Result<()> {
         let mut orders = self.orders.subscribe();
         let mut chunk = vec![0; CHUNK_BYTES];
@@ -181,7 +181,7 @@ impl Line {
     async fn end(&self, mut stream: TcpStream) -> io::Result<()> {
         match self.breakage.ending {
             Ending::Rst if self.is_cut() => stream.set_zero_linger(),
-            // A peer that is gone already needs no FIN.
+            // If the peer is gone already, no FIN is needed.
             _ => stream.shutdown().await.or(Ok(())),
         }
     }

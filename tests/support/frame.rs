@@ -1,7 +1,7 @@
-//! What a server says, read from its JSON: the same frames on every transport.
+//! The frames of a server, read from its JSON: the same on every transport.
 //!
-//! A second reading of the contract, which shares no code with the server: a mistake made twice in the
-//! same way would otherwise not be seen.
+//! This reads the contract a second time and shares no code with the server, so that the same mistake would
+//! have to be made twice.
 
 use std::{
     borrow::Cow,
@@ -12,7 +12,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, de::Error};
 use serde_json::value::RawValue;
 
-/// Today a cursor is an id, and an id is a number. Clients must not know this; a checker may.
+/// Today a cursor is an id, and an id is a number. Clients must not know this, but a checker may.
 pub type Cursor = u64;
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub enum Frame {
     Published(Stored),
     /// The whole answer to one poll.
     Answer(Answer),
-    /// `closing` and `error`, as they came.
+    /// `closing` or `error`, unchanged.
     Refusal(String),
 }
 
@@ -81,14 +81,14 @@ pub struct Answer {
     pub cursor: Cursor,
 }
 
-/// A payload, kept as what is needed to compare it: thousands of them are held until the end.
+/// The part of a payload that a comparison needs: thousands of payloads are kept until the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Body {
     pub kind: Kind,
     pub length: usize,
     pub beginning: String,
     exact: u64,
-    /// With every line feed as a space, which is how an envelope carries one between the tokens of JSON.
+    /// A hash with every line feed as a space, as an envelope has it between the tokens of JSON.
     flat: u64,
 }
 
@@ -97,7 +97,7 @@ pub enum Kind {
     Json,
     Text,
     Binary,
-    /// Raw Server-Sent Events say what was published and not whether it is JSON or text.
+    /// Raw Server-Sent Events have the payload, and do not say if it is JSON or text.
     Raw,
 }
 
@@ -108,7 +108,7 @@ impl Body {
         Self { kind, length: bytes.len(), beginning, exact: digest(bytes), flat: digest(&flat) }
     }
 
-    /// Whether `received` is what a reader should make of this published payload.
+    /// True if `received` is what a reader should receive of this published payload.
     pub fn arrived_as(&self, received: &Body) -> bool {
         match (self.kind, received.kind) {
             (Kind::Json, Kind::Json | Kind::Raw) => self.flat == received.flat,

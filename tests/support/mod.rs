@@ -1,4 +1,4 @@
-//! A real server on a free port for each test, and what every test says to it.
+//! A real server on a free port for each test, and the requests of every test.
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
 pub mod checker;
@@ -14,17 +14,17 @@ use std::{net::SocketAddr, sync::Arc};
 use rejoin::{App, Config, Drained, Shutdown, broker::Broker, log::Log};
 use tokio::{net::TcpListener, task::JoinHandle};
 
-/// An HTTP client that is not ours. It could speak TLS, so it has to be told by which crate; it never does, so it
-/// need not read the certificates of the system, which takes a while.
+/// An HTTP client of another project. It never speaks TLS. It needs a crate for TLS all the same, but not the
+/// certificates of the system, which take a while to read.
 pub fn http_client() -> reqwest::ClientBuilder {
-    // Refused if there is one already, which serves as well.
+    // This fails if a provider is installed already, and that one serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().tls_certs_only([])
 }
 
 pub struct Server {
     pub addr: SocketAddr,
-    /// None for one that another process serves.
+    /// `None` if another process serves.
     pub app: Option<Arc<App>>,
     pub shutdown: Shutdown,
     task: JoinHandle<Drained>,
@@ -35,7 +35,7 @@ impl Server {
         Self::with(|_| {}).await
     }
 
-    /// A server whose configuration differs from the default in what `change` does.
+    /// A server with the default configuration and this change.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         change(&mut config);
@@ -48,7 +48,7 @@ impl Server {
         Self { addr, app, shutdown, task }
     }
 
-    /// A server over a log of the test's own.
+    /// A server over the test's own log.
     pub async fn over(log: Arc<dyn Log>, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         change(&mut config);
@@ -61,7 +61,7 @@ impl Server {
         Self { addr, app: Some(app), shutdown, task }
     }
 
-    /// A server that runs elsewhere, such as in a process of its own.
+    /// A server that runs in another process.
     pub fn elsewhere(addr: SocketAddr) -> Self {
         Self { addr, app: None, shutdown: Shutdown::new(), task: tokio::spawn(async { Drained::Completely }) }
     }
@@ -74,7 +74,7 @@ impl Server {
         format!("ws://{}{path}", self.addr)
     }
 
-    /// Drains, and waits until the server has ended.
+    /// Drains the server, and waits until it has ended.
     pub async fn stop(self) -> Drained {
         self.shutdown.drain();
         self.task.await.expect("the server does not panic")

@@ -1,4 +1,4 @@
-//! The program itself, as a process that can be ended and killed.
+//! The program as a process, which a test can end or kill.
 
 use std::{net::SocketAddr, path::PathBuf, process::Stdio};
 
@@ -9,7 +9,7 @@ use tokio::{
 
 use super::Server;
 
-/// A folder of its own for a test, removed at its end.
+/// A test's own folder, removed at the end.
 pub struct Folder(pub PathBuf);
 
 impl Folder {
@@ -30,17 +30,17 @@ impl Drop for Folder {
     }
 }
 
-/// A running server, killed when this is dropped.
+/// A running server; it is killed when this is dropped.
 pub struct Program {
     pub server: Server,
     child: Child,
     out: Lines<BufReader<ChildStdout>>,
     err: ChildStderr,
-    /// What it has told so far, as far as that was awaited.
+    /// The log so far, as far as a test has waited for it.
     log: String,
 }
 
-/// How it ended.
+/// The exit code and the log.
 #[derive(Debug)]
 pub struct Ended {
     pub code: Option<i32>,
@@ -48,7 +48,7 @@ pub struct Ended {
 }
 
 impl Program {
-    /// Starts it on a free port and waits until it says which.
+    /// Starts the program on a free port, and waits until it prints the port.
     pub async fn start(arguments: &[&str]) -> Self {
         let usual = [["--listen", "127.0.0.1:0"], ["--drain-grace", "2s"]];
         let usual = usual.into_iter().filter(|[flag, _]| !arguments.contains(flag)).flatten();
@@ -78,8 +78,8 @@ impl Program {
         rustix::process::Pid::from_raw(id.try_into().expect("a process id")).expect("not zero")
     }
 
-    /// Resolves once its log has this.
-    pub async fn until_told(&mut self, text: &str) {
+    /// Resolves once the log contains this text.
+    pub async fn until_logged(&mut self, text: &str) {
         let mut bytes = [0; 1024];
         while !self.log.contains(text) {
             let read = tokio::time::timeout(std::time::Duration::from_secs(30), self.err.read(&mut bytes));
@@ -90,27 +90,27 @@ impl Program {
         }
     }
 
-    pub fn hang_up(&self) {
+    pub fn send_sighup(&self) {
         rustix::process::kill_process(self.pid(), rustix::process::Signal::HUP).expect("it runs");
     }
 
-    /// The next line of what it prints after its greeting's first.
+    /// The next line of the output after the first line of the greeting.
     pub async fn line(&mut self) -> String {
         self.out.next_line().await.expect("text").expect("a line")
     }
 
-    /// Asks it to end.
-    pub fn ask_to_end(&self) {
+    /// Sends SIGTERM.
+    pub fn send_sigterm(&self) {
         rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).expect("it runs");
     }
 
-    /// Ends it in order, and waits for that.
+    /// Ends the program in order, and waits for the end.
     pub async fn terminate(self) -> Ended {
-        self.ask_to_end();
+        self.send_sigterm();
         self.ended().await
     }
 
-    /// Kills it, so that it can do nothing more.
+    /// Kills the program, so that it cannot do anything more.
     pub async fn kill(mut self) -> Ended {
         self.child.start_kill().expect("it runs");
         self.ended().await

@@ -1,4 +1,4 @@
-//! A Redis server of a test's own, on a free port of the loopback, and what can befall it.
+//! A test's own Redis server, on a free port of the loopback, with ways to break it.
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
 use std::{
@@ -13,10 +13,10 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How long it may take to start.
+/// How long Redis may take to start.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The server to start: `REDIS_SERVER` names another version, or Valkey.
+/// The Redis to start: `REDIS_SERVER` names another version, or Valkey.
 pub fn program() -> String {
     env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
 }
@@ -25,7 +25,7 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port()
 }
 
-/// The answer of the server at this port to one command, as it came.
+/// Sends one command to the server at this port, and returns its raw answer.
 fn say(port: u16, words: &[&str]) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -33,7 +33,7 @@ fn say(port: u16, words: &[&str]) -> Option<String> {
     for word in words {
         command += &format!("${}\r\n{word}\r\n", word.len());
     }
-    // Redis answers QUIT and closes, so that the answer has an end.
+    // Redis answers QUIT and closes the connection, so that the answer has an end.
     command += "*1\r\n$4\r\nQUIT\r\n";
     stream.write_all(command.as_bytes()).ok()?;
     let mut answer = Vec::new();
@@ -42,7 +42,7 @@ fn say(port: u16, words: &[&str]) -> Option<String> {
     Some(answer.strip_suffix("+OK\r\n").map_or(answer.clone(), str::to_owned))
 }
 
-/// Killed when it is dropped.
+/// A Redis server; it is killed when this is dropped.
 pub struct Redis {
     pub port: u16,
     folder: PathBuf,
@@ -51,9 +51,9 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// A server with these settings, as the command line takes them. Nothing is saved unless they say so.
+    /// Starts a server with these settings, as the command line takes them. It saves nothing by default.
     ///
-    /// Nothing where the program is missing and this is not CI: then it is said aloud.
+    /// Returns `None` if the program is missing outside of CI; then it prints that the test was skipped.
     pub fn start(settings: &[&str]) -> Option<Self> {
         if Command::new(program()).arg("--version").stdout(Stdio::null()).status().is_err() {
             assert!(env::var_os("CI").is_none(), "{} is not installed", program());
@@ -77,12 +77,12 @@ impl Redis {
         ([127, 0, 0, 1], self.port).into()
     }
 
-    /// Where it keeps its files.
+    /// The folder of its files.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Another one after each start.
+    /// The id of this run; each start has another one.
     pub fn run_id(&self) -> String {
         let info = self.say(&["INFO", "server"]);
         let id = info.split_once("run_id:").and_then(|(_, rest)| rest.lines().next());
@@ -96,7 +96,7 @@ impl Redis {
         value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name}: {info}"))
     }
 
-    /// Waits until the answer to a command contains something.
+    /// Waits until the answer to a command contains this text.
     pub async fn until_says(&self, words: &[&str], what: &str) {
         let began = Instant::now();
         while !self.say(words).contains(what) {
@@ -105,7 +105,7 @@ impl Redis {
         }
     }
 
-    /// Starts what was killed, with what it had on disk.
+    /// Starts the server again after a kill, with the files on its disk.
     pub fn start_again(&mut self) {
         let port = self.port.to_string();
         let child = Command::new(program())
@@ -124,7 +124,7 @@ impl Redis {
         }
     }
 
-    /// As a power cut would end it.
+    /// Kills the server, like a power cut.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("it can be killed");
@@ -132,7 +132,7 @@ impl Redis {
         }
     }
 
-    /// It lives and does nothing, until it is to [`go_on`](Self::go_on).
+    /// Stops the process without ending it, until [`go_on`](Self::go_on).
     pub fn stop(&self) {
         self.signal(rustix::process::Signal::STOP);
     }
@@ -147,17 +147,17 @@ impl Redis {
         rustix::process::kill_process(pid, signal).expect("it takes signals");
     }
 
-    /// Says one command, and returns the answer as it came.
+    /// Sends one command, and returns the raw answer.
     ///
     /// # Panics
-    /// If Redis does not take it.
+    /// If Redis refuses the command.
     pub fn say(&self, words: &[&str]) -> String {
         let answer = self.try_say(words).unwrap_or_else(|| panic!("{words:?}: no answer"));
         assert!(!answer.starts_with('-'), "{words:?}: {answer}");
         answer
     }
 
-    /// The answer to one command, also if it is an error.
+    /// Sends one command, and returns the answer, even if it is an error.
     pub fn answer(&self, words: &[&str]) -> String {
         self.try_say(words).unwrap_or_else(|| panic!("{words:?}: no answer"))
     }
@@ -176,7 +176,7 @@ impl Redis {
         let ids =
             links.filter_map(|client| client.trim_start_matches(|c: char| c != 'i').strip_prefix("id="));
         let ids: Vec<_> = ids.filter_map(|id| id.split(' ').next()).collect();
-        // One that has ended by itself meanwhile is none.
+        // A connection that has ended by itself meanwhile does not count.
         ids.iter().filter(|id| self.say(&["CLIENT", "KILL", "ID", id]).starts_with(":1")).count()
     }
 

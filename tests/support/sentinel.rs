@@ -1,4 +1,4 @@
-//! Sentinels of a test's own, on free ports of the loopback, that watch a primary and its copies.
+//! A test's own Sentinels, on free ports of the loopback, which watch a primary and its copies.
 
 use std::{
     fs,
@@ -9,17 +9,17 @@ use std::{
 
 use super::redis::{Redis, free_port, program};
 
-/// The name under which they watch the primary.
+/// The name under which the Sentinels watch the primary.
 pub const MASTER: &str = "the-primary";
-/// How often one is asked until the test gives up, and after how long again.
+/// How often a Sentinel is asked until the test gives up, and the pause between two attempts.
 const ATTEMPTS: usize = 500;
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How many there are. Two of them have to agree.
+/// The number of Sentinels. Two of them have to agree.
 const COUNT: usize = 3;
 
-/// Killed when they are dropped.
+/// Sentinels; they are killed when this is dropped.
 pub struct Sentinels {
     ports: Vec<u16>,
     folder: PathBuf,
@@ -27,7 +27,8 @@ pub struct Sentinels {
 }
 
 impl Sentinels {
-    /// Three that know each other, the primary and its copies from the beginning. `settings` are more lines of theirs.
+    /// Starts three Sentinels that know each other, the primary and its copies from the beginning. `settings`
+    /// are further lines of their configuration.
     pub async fn watch(primary: &Redis, copies: &[&Redis], settings: &[&str]) -> Self {
         let folder = std::env::temp_dir().join(format!("rejoin-sentinels-{:016x}", rand::random::<u64>()));
         fs::create_dir(&folder).expect("a folder of its own");
@@ -47,13 +48,13 @@ impl Sentinels {
         format!("redis+sentinel://{}/{MASTER}", hosts.join(","))
     }
 
-    /// Makes a copy the primary, though the primary lives.
+    /// Makes a copy the primary while the old primary still runs.
     pub async fn fail_over(&self) {
-        // They may not have seen yet that the copy is a good one.
+        // The Sentinels may not know yet that the copy is usable.
         self.until_says(0, &["FAILOVER"], "Ok(").await;
     }
 
-    /// Waits until all of them name this server as the primary.
+    /// Waits until all Sentinels name this server as the primary.
     pub async fn until_named(&self, redis: &Redis) {
         for number in 0..COUNT {
             let port = redis.port.to_string();

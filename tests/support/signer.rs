@@ -1,4 +1,4 @@
-//! Keys that sign tokens, of every algorithm, made for one test.
+//! Keys that sign tokens, for every algorithm, each made for one test.
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,9 +22,9 @@ pub const SECRET: &str = "a secret of more than thirty-two bytes";
 pub struct Signer {
     pub algorithm: Algorithm,
     key: EncodingKey,
-    /// What verifies: a secret, or a PEM.
+    /// The key that verifies: a secret, or a PEM.
     pub public: String,
-    /// What signs, alike.
+    /// The key that signs: a secret, or a PEM.
     pub private: String,
 }
 
@@ -105,13 +105,13 @@ impl Signer {
     }
 }
 
-/// So many seconds from now, as claims have it.
+/// The time this many seconds from now, as in claims.
 pub fn seconds_from_now(seconds: i64) -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after it");
     i64::try_from(now.as_secs()).expect("now") + seconds
 }
 
-/// A token with a header and claims that no library would make, signed with nothing.
+/// An unsigned token with a header and claims that no library would make.
 pub fn unsigned(header: &Value, claims: &Value) -> String {
     let part = |value: &Value| general_purpose::URL_SAFE_NO_PAD.encode(value.to_string());
     format!("{}.{}.", part(header), part(claims))

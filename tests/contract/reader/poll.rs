@@ -1,4 +1,4 @@
-//! Long-polling that asks on from the cursor of each answer.
+//! Long-polling, which continues from the cursor of each answer.
 
 use std::collections::VecDeque;
 
@@ -10,10 +10,10 @@ use crate::{
     support::Server,
 };
 
-/// The parameters that say where to start.
+/// The parameters for the start.
 const STARTS: [&str; 4] = ["after", "last_event_id", "last", "since"];
 
-/// A subscription, and what was answered and not looked at yet.
+/// A subscription, with the messages that were answered and not read yet.
 pub struct Poll {
     server: String,
     query: String,
@@ -23,7 +23,7 @@ pub struct Poll {
 }
 
 impl Poll {
-    /// Asks once: for the current cursor where there is no start, else for what comes after the start.
+    /// Sends one request: for the current cursor if there is no start, else for what comes after the start.
     pub async fn open_with(server: &Server, path: &str, headers: Headers<'_>) -> Self {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut poll = Self {
@@ -39,7 +39,7 @@ impl Poll {
 
     async fn ask(&mut self, wait_s: u32) {
         let after = if self.cursor.is_empty() { String::new() } else { format!("&after={}", self.cursor) };
-        // One message a page, so that the cursor is always that of the last one looked at.
+        // One message in each page, so that the cursor is always that of the last message read.
         let limit = if self.query.contains("&limit=") { "" } else { "&limit=1" };
         let url = format!("{}{}{after}&wait={wait_s}{limit}", self.server, self.query);
         let mut request = client().get(url);
@@ -52,7 +52,7 @@ impl Poll {
         self.frames.extend(page["gaps"].as_array().into_iter().flatten().cloned());
         self.frames.extend(page["messages"].as_array().expect("messages").iter().cloned());
         self.cursor = text(&page["cursor"]);
-        // From here on only the cursor says where to go on.
+        // From here on only the cursor gives the start.
         self.headers.retain(|(name, _)| name != "last-event-id");
         let (path, query) = self.query.split_once('?').expect("a query");
         let is_start = |part: &str| STARTS.contains(&part.split('=').next().unwrap_or_default());
@@ -62,7 +62,7 @@ impl Poll {
 
     pub fn cursor(&self) -> &str {
         let Self { frames, cursor, .. } = self;
-        assert!(frames.is_empty(), "the cursor is past what was not looked at: {frames:?}");
+        assert!(frames.is_empty(), "the cursor is past unread frames: {frames:?}");
         cursor
     }
 

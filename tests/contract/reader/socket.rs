@@ -1,4 +1,4 @@
-//! A WebSocket, spoken by `tungstenite`.
+//! A WebSocket, with `tungstenite` as the client.
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
@@ -30,7 +30,7 @@ impl Socket {
         socket
     }
 
-    /// Over a connection that has room for little that was not read.
+    /// Opens a connection with small buffers.
     pub async fn open_narrow(server: &Server, path: &str) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(32 << 10).expect("a size that systems allow");
@@ -42,7 +42,7 @@ impl Socket {
         socket
     }
 
-    /// Stops after the handshake.
+    /// Returns after the handshake.
     pub async fn shake_hands(server: &Server, path: &str, headers: Headers<'_>) -> Self {
         let mut request = server.ws(path).into_client_request().expect("a URL of our own making");
         for (name, value) in headers {
@@ -63,7 +63,7 @@ impl Socket {
         within("the socket takes a message", self.stream.send(message)).await.expect("an open socket");
     }
 
-    /// Sends a command, and gives the next frame.
+    /// Sends a command, and returns the next frame.
     pub async fn ask(&mut self, command: Value) -> Value {
         self.send(command).await;
         self.next().await
@@ -87,7 +87,7 @@ impl Socket {
         }
     }
 
-    /// The next frame, which is text.
+    /// The next frame, which must be text.
     pub async fn next(&mut self) -> Value {
         let message = self.next_data().await;
         let Message::Text(json) = &message else { panic!("a text frame, and not {message:?}") };
@@ -96,7 +96,7 @@ impl Socket {
         frame
     }
 
-    /// Reads on to the close, and gives its code and reason.
+    /// Reads up to the close, and returns its code and reason.
     pub async fn closed(&mut self) -> (u16, String) {
         loop {
             if let Message::Close(Some(frame)) = self.next_message().await {
@@ -105,7 +105,7 @@ impl Socket {
         }
     }
 
-    /// The connection below, on which anything can be said.
+    /// The TCP connection, for bytes that tungstenite would not send.
     pub fn wire(&mut self) -> &mut TcpStream {
         match self.stream.get_mut() {
             MaybeTlsStream::Plain(wire) => wire,
@@ -113,7 +113,7 @@ impl Socket {
         }
     }
 
-    /// Resolves at the end of the connection, however it comes.
+    /// Resolves when the connection ends, for any reason.
     pub async fn ended(&mut self) -> Option<tungstenite::Error> {
         loop {
             match within("the end of the socket", self.stream.next()).await {

@@ -1,4 +1,4 @@
-//! Responses that go on: Server-Sent Events and NDJSON.
+//! Responses that stay open: Server-Sent Events and NDJSON.
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
@@ -12,7 +12,7 @@ use crate::{
     support::{Server, client::Transport},
 };
 
-/// The head and the body of a response that goes on.
+/// The head and the body of a response that stays open.
 pub struct Stream {
     pub headers: HeaderMap,
     pub chunks: BoxStream<'static, reqwest::Result<Bytes>>,
@@ -66,7 +66,7 @@ impl Events {
         Self { headers, opening, cursor, retry_ms, events: SseByteStream::new(chunks) }
     }
 
-    /// The next event, or that the stream has ended.
+    /// The next event, or `None` at the end of the stream.
     pub async fn try_next(&mut self) -> Option<Sse> {
         let event = within("an event", self.events.next()).await?.expect("a stream that is not cut");
         self.cursor = event.id.clone().unwrap_or_else(|| panic!("an event without an id: {event:?}"));
@@ -99,7 +99,7 @@ pub fn frame_of(event: &Sse) -> Value {
     frame
 }
 
-/// NDJSON, one object a line.
+/// NDJSON, one object on each line.
 pub struct Lines {
     pub headers: HeaderMap,
     pub opening: Value,
@@ -123,7 +123,7 @@ impl Lines {
         Self { headers, opening: Value::Null, cursor: String::new(), chunks, line: Vec::new() }
     }
 
-    /// The next line as it came, without its end, or that the stream has ended.
+    /// The next line without its end, or `None` at the end of the stream.
     pub async fn try_line(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.line.iter().position(|&byte| byte == b'\n') {

@@ -1,4 +1,4 @@
-//! What is published: ten bytes to some twenty thousand, JSON, text with line feeds, and any bytes at all.
+//! Published payloads: ten bytes to some twenty thousand, of JSON, text with line feeds, and arbitrary bytes.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rand::{Rng, rngs::StdRng};
@@ -12,8 +12,8 @@ pub struct Payload {
     pub event: Option<String>,
 }
 
-/// Words that a careless parser trips over: field names and separators of the transports, characters of
-/// one to four bytes, and the beginning of a frame.
+/// Words that confuse a careless parser: field names and separators of the transports, characters of one to
+/// four bytes, and the beginning of a frame.
 const WORDS: [&str; 10] =
     ["data:", "id: 7", "\n", "\n\n", "größe", "🚲", "{\"type\":\"gap\"}", "event: rejoin.gap", " ", "plain"];
 
@@ -26,7 +26,7 @@ impl Payload {
             4..8 => (Kind::Json, json_object(topic, number, size, rng).into_bytes()),
             _ => {
                 let noise = (0..size).map(|_| rng.random::<u8>());
-                // 0xff is in no UTF-8 text, so nothing here can be taken for one.
+                // No UTF-8 text contains 0xff, so this payload cannot be taken for text.
                 (Kind::Binary, label.bytes().chain([0xff]).chain(noise).collect())
             }
         };
@@ -50,7 +50,7 @@ impl Payload {
         }
     }
 
-    /// The fields of an item of `POST /publish`, which are also those of the command `publish`.
+    /// The fields of an item of `POST /publish`, and of the command `publish`.
     pub fn item(&self) -> Map<String, Value> {
         let text = || str::from_utf8(&self.bytes).expect("JSON and text are UTF-8");
         let mut item = Map::new();
@@ -74,7 +74,7 @@ impl Payload {
         item
     }
 
-    /// JSON as it is inside a larger JSON document: what lies between its tokens is not kept there.
+    /// The JSON without white space between its tokens, because a larger JSON document does not keep it.
     pub fn compact(mut self) -> Self {
         if self.kind == Kind::Json {
             let value: Value = serde_json::from_slice(&self.bytes).expect("JSON of our own making");
@@ -84,7 +84,7 @@ impl Payload {
     }
 }
 
-/// Mostly small, as messages are, and now and then large enough for several reads.
+/// Mostly small sizes, like real messages, and sometimes large enough for several reads.
 fn draw_size(rng: &mut StdRng) -> usize {
     match rng.random_range(0..20) {
         0..12 => rng.random_range(0..100),

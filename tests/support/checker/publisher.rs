@@ -1,6 +1,6 @@
-//! Publishers: one message at a time, in batches, and over a WebSocket. They are never cut, so that the
-//! outcome of everything they publish is known; where the server is troubled, they repeat with the same key
-//! until it is.
+//! Publishers: they publish one message at a time, in batches, and over a WebSocket. The checker never cuts
+//! them, so the outcome of every message is known. If the server is in trouble, they repeat a message with
+//! the same key until its outcome is known.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,15 +20,15 @@ use crate::support::{
     http_client,
 };
 
-/// The pace of each publisher, so that the load is one that a small machine carries. Nothing waits for it.
+/// The pause between two publishes, so that a small machine can carry the load. No test waits for it.
 const PAUSE_MS: std::ops::Range<u64> = 2..16;
 
-/// After this a server that does not answer is given up, and another one is asked.
+/// After this time a publisher gives up a server that does not answer, and tries another one.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// Before a publication is repeated.
+/// The pause before a publish is repeated.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
-/// Publishes until the subscribers have had all the cuts they need, and a last message to every topic.
+/// Publishes until the subscribers have had all their cuts, and then a last message to every topic.
 pub async fn publish(world: Arc<World>, number: usize) -> Result<(), String> {
     let name = format!("publisher {number}");
     let mut publisher = Publisher {
@@ -42,7 +42,7 @@ pub async fn publish(world: Arc<World>, number: usize) -> Result<(), String> {
         world,
     };
     while publisher.world.is_busy() {
-        publisher.world.note(&name, "waits for what it published to be acknowledged".to_owned());
+        publisher.world.note(&name, "waits for the acknowledgement of a message".to_owned());
         let way = match number {
             0 => publisher.batch().await,
             1 => publisher.command().await,
@@ -64,16 +64,16 @@ struct Publisher {
     rng: StdRng,
     client: Client,
     name: String,
-    /// For commands; made when it is needed.
+    /// The socket for commands, opened when it is needed.
     socket: Option<Connection>,
     keys: u64,
     last_id: Cursor,
     last_ids: BTreeMap<&'static str, Cursor>,
 }
 
-/// Why something was not published.
-enum Setback {
-    /// Nobody knows whether it was, or it certainly was not.
+/// The reason why a publish failed.
+enum Failure {
+    /// The outcome is unknown, or nothing was stored.
     Unsure(String),
     Wrong(String),
 }
@@ -101,22 +101,22 @@ impl Publisher {
         self.single(topic).await
     }
 
-    /// What makes a repetition harmless, where there may be one.
+    /// A new idempotency key, if the server is in trouble and messages may be repeated.
     fn next_key(&mut self) -> Option<String> {
         self.keys += 1;
         let is_troubled = self.world.plan.trouble != Trouble::None;
         is_troubled.then(|| format!("{}-{}-{}", self.world.seed, self.name.replace(' ', "-"), self.keys))
     }
 
-    /// Waits before the same is sent once more, if there is anything to put up with.
-    async fn heed(&mut self, setback: Setback) -> Result<(), String> {
-        match setback {
-            Setback::Unsure(_) if self.world.plan.trouble != Trouble::None => {
+    /// Waits before the publish is repeated, if the run expects trouble.
+    async fn wait_or_fail(&mut self, failure: Failure) -> Result<(), String> {
+        match failure {
+            Failure::Unsure(_) if self.world.plan.trouble != Trouble::None => {
                 self.world.tally.repeat();
                 tokio::time::sleep(AGAIN_AFTER).await;
                 Ok(())
             }
-            Setback::Unsure(why) | Setback::Wrong(why) => Err(why),
+            Failure::Unsure(why) | Failure::Wrong(why) => Err(why),
         }
     }
 
@@ -126,7 +126,7 @@ impl Publisher {
         loop {
             match self.post(topic, &payload, key.as_deref()).await {
                 Ok(id) => return self.acknowledge(&id, self.last_id, true, topic, &payload),
-                Err(setback) => self.heed(setback).await?,
+                Err(failure) => self.wait_or_fail(failure).await?,
             }
         }
     }
@@ -136,7 +136,7 @@ impl Publisher {
         topic: &'static str,
         payload: &Payload,
         key: Option<&str>,
-    ) -> Result<String, Setback> {
+    ) -> Result<String, Failure> {
         let server = self.world.server(&mut self.rng);
         let mut url = reqwest::Url::parse(&format!("http://{server}/topics/")).expect("a URL");
         url.path_segments_mut().expect("a URL with a path").pop_if_empty().push(topic);
@@ -155,7 +155,7 @@ impl Publisher {
             Ok(Receipt { id: Some(id), topic: Some(named), .. }) if is_stored && named == topic => Ok(id),
             _ => {
                 let came = format!("publishing to {topic} was answered with {status} {body}");
-                Err(if status == 503 { Setback::Unsure(came) } else { Setback::Wrong(came) })
+                Err(if status == 503 { Failure::Unsure(came) } else { Failure::Wrong(came) })
             }
         }
     }
@@ -195,12 +195,12 @@ impl Publisher {
         let ids = loop {
             match self.post_batch(content_type, &body, &sent).await {
                 Ok(ids) => break ids,
-                Err(setback) => self.heed(setback).await?,
+                Err(failure) => self.wait_or_fail(failure).await?,
             }
             is_first = false;
         };
         for (id, topic, payload) in ids {
-            // What was stored only when it was repeated comes after what followed it.
+            // A message that was stored only by a repetition comes after the messages that followed it.
             self.acknowledge(&id, before, is_first, topic, payload)?;
         }
         Ok(())
@@ -212,25 +212,25 @@ impl Publisher {
         content_type: &str,
         body: &str,
         sent: &'a [(Vec<&'static str>, Payload)],
-    ) -> Result<Vec<(String, &'static str, &'a Payload)>, Setback> {
+    ) -> Result<Vec<(String, &'static str, &'a Payload)>, Failure> {
         let request = self.client.post(format!("http://{}/publish", self.world.server(&mut self.rng)));
         let request = request.header("content-type", content_type).body(body.to_owned());
         let response = request.send().await.map_err(unsure)?;
         let is_away = response.status() == 503;
         let body = response.text().await.map_err(unsure)?;
         if is_away {
-            return Err(Setback::Unsure(body));
+            return Err(Failure::Unsure(body));
         }
         let receipts: Vec<Receipt> =
-            serde_json::from_str(&body).map_err(|error| Setback::Wrong(format!("{error}: {body}")))?;
+            serde_json::from_str(&body).map_err(|error| Failure::Wrong(format!("{error}: {body}")))?;
         if receipts.len() != sent.len() {
-            return Err(Setback::Wrong(format!("{} items were answered with {body}", sent.len())));
+            return Err(Failure::Wrong(format!("{} items were answered with {body}", sent.len())));
         }
         let mut ids = Vec::new();
         for ((topics, payload), receipt) in sent.iter().zip(receipts) {
             for &topic in topics {
                 let id = if topics.len() > 1 { receipt.ids.get(topic) } else { receipt.id.as_ref() };
-                let id = id.ok_or_else(|| Setback::Unsure(format!("no id for {topic} in {body}")))?;
+                let id = id.ok_or_else(|| Failure::Unsure(format!("no id for {topic} in {body}")))?;
                 ids.push((id.clone(), topic, payload));
             }
         }
@@ -244,9 +244,9 @@ impl Publisher {
         loop {
             let publish = self.say(topic, &payload, key.as_deref());
             let said = tokio::time::timeout(PATIENCE, publish).await;
-            match said.unwrap_or_else(|_| Err(Setback::Unsure("no answer".to_owned()))) {
+            match said.unwrap_or_else(|_| Err(Failure::Unsure("no answer".to_owned()))) {
                 Ok(id) => return self.acknowledge(&id, self.last_id, true, topic, &payload),
-                Err(setback) => self.heed(setback).await?,
+                Err(failure) => self.wait_or_fail(failure).await?,
             }
         }
     }
@@ -256,8 +256,8 @@ impl Publisher {
         topic: &'static str,
         payload: &Payload,
         key: Option<&str>,
-    ) -> Result<String, Setback> {
-        // Whatever goes wrong, the next one is said on another socket.
+    ) -> Result<String, Failure> {
+        // After an error the next command uses another socket.
         let mut socket = match self.socket.take() {
             Some(socket) => socket,
             None => self.open_socket().await?,
@@ -270,7 +270,7 @@ impl Publisher {
             ("topic".to_owned(), json!(topic)),
             ("ref".to_owned(), json!(reference)),
         ]);
-        socket.send(&Value::Object(command)).await.map_err(setback)?;
+        socket.send(&Value::Object(command)).await.map_err(failure)?;
         loop {
             match socket.next().await {
                 Ok(Frame::Cursor { .. }) => {}
@@ -278,17 +278,17 @@ impl Publisher {
                     self.socket = Some(socket);
                     return Ok(stored.id.to_string());
                 }
-                Ok(Frame::Refusal(came)) => return Err(Setback::Unsure(came)),
+                Ok(Frame::Refusal(came)) => return Err(Failure::Unsure(came)),
                 Ok(other) => {
-                    return Err(Setback::Wrong(format!("the command publish was answered with {other:?}")));
+                    return Err(Failure::Wrong(format!("the command publish was answered with {other:?}")));
                 }
-                Err(stop) => return Err(setback(stop)),
+                Err(stop) => return Err(failure(stop)),
             }
         }
     }
 
-    /// Ids grow, so what one publisher publishes later is read later. Within a batch (`before` is the newest
-    /// id when it was sent) only the order within a topic is promised.
+    /// Ids grow, so a message that one publisher publishes later has a higher id. Within a batch (`before` is
+    /// the newest id when it was sent) only the order within a topic is promised.
     fn acknowledge(
         &mut self,
         id: &str,
@@ -311,7 +311,7 @@ impl Publisher {
     }
 
     /// A WebSocket without a subscription.
-    async fn open_socket(&mut self) -> Result<Connection, Setback> {
+    async fn open_socket(&mut self) -> Result<Connection, Failure> {
         let manner = Manner {
             cursor_in_header: false,
             by_post: false,
@@ -323,22 +323,22 @@ impl Publisher {
         };
         let wish = Wish { transport: Transport::WebSocket, filters: Vec::new(), start: Start::Now, manner };
         let server = self.world.server(&mut self.rng);
-        let mut socket = Connection::open(server, &wish).await.map_err(setback)?;
-        match socket.next().await.map_err(setback)? {
+        let mut socket = Connection::open(server, &wish).await.map_err(failure)?;
+        match socket.next().await.map_err(failure)? {
             Frame::Open { .. } => Ok(socket),
-            Frame::Refusal(came) => Err(Setback::Unsure(came)),
-            other => Err(Setback::Wrong(format!("the first frame was {other:?}"))),
+            Frame::Refusal(came) => Err(Failure::Unsure(came)),
+            other => Err(Failure::Wrong(format!("the first frame was {other:?}"))),
         }
     }
 }
 
-fn unsure(error: reqwest::Error) -> Setback {
-    Setback::Unsure(error.to_string())
+fn unsure(error: reqwest::Error) -> Failure {
+    Failure::Unsure(error.to_string())
 }
 
-fn setback(stop: Stop) -> Setback {
+fn failure(stop: Stop) -> Failure {
     match stop {
-        Stop::Ended(why) | Stop::Refused(why) | Stop::Closed(why) => Setback::Unsure(why),
-        Stop::Wrong(why) => Setback::Wrong(why),
+        Stop::Ended(why) | Stop::Refused(why) | Stop::Closed(why) => Failure::Unsure(why),
+        Stop::Wrong(why) => Failure::Wrong(why),
     }
 }

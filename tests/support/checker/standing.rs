@@ -1,7 +1,7 @@
-//! Where a subscriber stands, kept as a correct client keeps it, and what may come next from there.
+//! The state of a subscriber, as a correct client keeps it, and the frames that may come next.
 //!
-//! What can be judged when it comes is judged here: the order, that nothing comes twice, that a gap is told
-//! in time. What needs the whole truth waits for the verdict.
+//! This checks everything that can be checked at once: the order, that nothing comes twice, that a gap is
+//! told in time. The verdict checks what needs the whole truth.
 
 use std::{collections::VecDeque, fmt, mem};
 
@@ -14,7 +14,7 @@ use crate::support::{
     frame::{Answer, Body, Cursor, Done, Frame, Gap, Message},
 };
 
-/// What was promised, and what came instead.
+/// A broken promise, and what came instead.
 #[derive(Debug)]
 pub struct Wrong {
     pub expected: String,
@@ -34,14 +34,14 @@ fn wrong(expected: impl Into<String>, came: impl fmt::Debug) -> Wrong {
 pub struct Standing {
     pub name: String,
     pub retention: Retention,
-    /// Speaks for every entry that is level.
+    /// The cursor that counts for every entry that is caught up.
     pub cursor: Option<Cursor>,
     pub entries: Vec<Entry>,
     pub given: Vec<Given>,
     pub gaps: Vec<Told>,
-    /// The connection as it is now.
+    /// The current connection.
     pub now: Place,
-    /// The newest frames, for whoever reads a failure.
+    /// The newest frames, for the report of a failure.
     recent: VecDeque<String>,
 }
 
@@ -49,21 +49,22 @@ pub struct Standing {
 pub struct Entry {
     pub filter: String,
     pub lane: Lane,
-    /// From where on everything was promised; nothing before the server has said where reading starts.
+    /// The promise of the server; `None` until it has said where reading starts.
     pub promise: Option<Promise>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
-    /// The cursor of the connection speaks for it.
-    Level,
-    /// It is yet to be asked for (again) from a start of its own, by a command.
+    /// The cursor of the connection counts for it.
+    CaughtUp,
+    /// A command still has to subscribe to it, from its own start.
     Behind(Start),
-    /// It was asked for, and `subscribed` has not come.
+    /// A command has subscribed to it, and `subscribed` has not come yet.
     Replaying(Start),
 }
 
-/// Everything after the id `after`, and everything but the oldest `counts - newest` messages of each topic.
+/// A promise of everything after the id `after`, except for the oldest `counts - newest` messages of each
+/// topic.
 #[derive(Debug, Clone)]
 pub struct Promise {
     pub after: Option<Cursor>,
@@ -81,10 +82,10 @@ pub struct Given {
 
 pub struct Told {
     pub gap: Gap,
-    /// What may have been published when it came.
+    /// The messages that may have been published when this came.
     pub started: Counts,
     pub place: Place,
-    /// The stream had given messages already, so it fell behind while it was read.
+    /// The stream had given out messages before, so it fell behind while it was read.
     pub is_midway: bool,
 }
 
@@ -102,11 +103,11 @@ impl Place {
     }
 }
 
-/// What is true while a connection lasts.
-pub struct Sitting {
-    /// Where the connection was asked to start.
+/// The state of one connection.
+pub struct Session {
+    /// The start that the connection asked for.
     pub start: Start,
-    /// The newest message acknowledged before it was asked for.
+    /// The newest message that was acknowledged before the connection asked.
     pub newest_before: Cursor,
     pub is_open: bool,
 }
@@ -126,17 +127,17 @@ impl Standing {
         }
     }
 
-    /// How far the reading of an entry has come.
+    /// The id up to which an entry has been read.
     pub fn position(&self, entry: &Entry) -> Cursor {
         match entry.lane {
-            Lane::Level => self.cursor.unwrap_or(0),
+            Lane::CaughtUp => self.cursor.unwrap_or(0),
             Lane::Behind(Start::After(cursor)) | Lane::Replaying(Start::After(cursor)) => cursor,
             Lane::Behind(_) | Lane::Replaying(_) => 0,
         }
     }
 
-    pub fn is_level(&self) -> bool {
-        self.entries.iter().all(|entry| entry.lane == Lane::Level)
+    pub fn is_caught_up(&self) -> bool {
+        self.entries.iter().all(|entry| entry.lane == Lane::CaughtUp)
     }
 
     pub fn filters(&self, lane: Lane) -> Vec<String> {
@@ -144,21 +145,21 @@ impl Standing {
         entries.map(|entry| entry.filter.clone()).collect()
     }
 
-    /// What is to be asked for by commands.
+    /// The filters that commands still have to subscribe to.
     pub fn behind(&self) -> Vec<String> {
         let entries = self.entries.iter().filter(|entry| matches!(entry.lane, Lane::Behind(_)));
         entries.map(|entry| entry.filter.clone()).collect()
     }
 
-    /// The next connection begins without a topic; each is asked for from where it stands.
-    pub fn leave_all_to_commands(&mut self) {
+    /// The next connection begins without a topic, and subscribes to each entry from where it stopped.
+    pub fn resubscribe_all_by_commands(&mut self) {
         let Some(cursor) = self.cursor else { return };
-        for entry in self.entries.iter_mut().filter(|entry| entry.lane == Lane::Level) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.lane == Lane::CaughtUp) {
             entry.lane = Lane::Behind(Start::After(cursor));
         }
     }
 
-    /// Where to ask for `filter` from, if it is not asked for or level already.
+    /// The start with which to subscribe to `filter`; `None` if it is subscribed already or caught up.
     pub fn begin_replay(&mut self, filter: &str) -> Option<Start> {
         let entry = self.entries.iter_mut().find(|entry| entry.filter == filter)?;
         let Lane::Behind(start) = entry.lane else { return None };
@@ -170,7 +171,7 @@ impl Standing {
         self.recent.iter().map(|frame| format!("\n    {frame}")).collect()
     }
 
-    /// A connection broke: whatever was being replayed has to be asked for again.
+    /// A connection broke: every interrupted replay has to be asked for again.
     pub fn lose_connection(&mut self) {
         for entry in &mut self.entries {
             if let Lane::Replaying(start) = entry.lane {
@@ -187,15 +188,16 @@ impl Standing {
         self.recent.push_back(format!("session {}, {}: {line}", self.now.session, self.now.transport));
     }
 
-    /// Takes the next frame, if it is one that may come here. `started` is what may have been published.
-    pub fn take(&mut self, frame: Frame, started: &Counts, sitting: &mut Sitting) -> Result<(), Wrong> {
+    /// Takes the next frame, if it is allowed here. `started` counts the messages that may have been
+    /// published.
+    pub fn take(&mut self, frame: Frame, started: &Counts, session: &mut Session) -> Result<(), Wrong> {
         self.remember(summary(&frame));
         let opens = matches!(frame, Frame::Open { .. } | Frame::Answer(_));
-        if !mem::replace(&mut sitting.is_open, true) && !opens {
+        if !mem::replace(&mut session.is_open, true) && !opens {
             return Err(wrong("the frame open before anything else", frame));
         }
         match frame {
-            Frame::Open { cursor } => self.open(cursor, started, sitting),
+            Frame::Open { cursor } => self.open(cursor, started, session),
             Frame::Message(message) if message.replay => self.take_replayed(message, started),
             Frame::Message(message) => self.take_message(message),
             Frame::Gap(gap) if gap.replay => self.take_replayed_gap(gap, started),
@@ -207,28 +209,28 @@ impl Standing {
             Frame::Cursor { cursor } => self.move_to(cursor),
             Frame::Subscribed(done) => self.subscribed(&done, started),
             Frame::Unsubscribed(done) => self.unsubscribed(&done),
-            Frame::Answer(answer) => self.take_answer(answer, started, sitting),
+            Frame::Answer(answer) => self.take_answer(answer, started, session),
             Frame::Refusal(_) | Frame::Published(_) => Err(wrong("messages, gaps and cursors", frame)),
         }
     }
 
-    /// `cursor` is where reading starts.
-    fn open(&mut self, cursor: Cursor, started: &Counts, sitting: &Sitting) -> Result<(), Wrong> {
-        match sitting.start {
+    /// The first frame. `cursor` is where reading starts.
+    fn open(&mut self, cursor: Cursor, started: &Counts, session: &Session) -> Result<(), Wrong> {
+        match session.start {
             Start::After(asked) if cursor != asked => {
                 return Err(wrong(format!("the frame open to repeat the cursor {asked}"), cursor));
             }
-            Start::Now if cursor < sitting.newest_before => {
-                let expected = format!("now to be at or past {}, acknowledged before", sitting.newest_before);
+            Start::Now if cursor < session.newest_before => {
+                let expected = format!("now to be at or past {}, acknowledged before", session.newest_before);
                 return Err(wrong(expected, cursor));
             }
             _ => self.cursor = Some(cursor),
         }
-        self.promise(|entry| entry.lane == Lane::Level, sitting.start, cursor, started);
+        self.promise(|entry| entry.lane == Lane::CaughtUp, session.start, cursor, started);
         Ok(())
     }
 
-    /// From here on the server owes what it was asked for.
+    /// From here on the server has to send what it was asked for.
     fn promise(&mut self, which: impl Fn(&Entry) -> bool, start: Start, cursor: Cursor, started: &Counts) {
         let (after, newest) = match (start, self.retention) {
             (Start::Now, _) => (Some(cursor), 0),
@@ -244,7 +246,7 @@ impl Standing {
         }
     }
 
-    /// Moves the cursor, which never goes back.
+    /// Moves the cursor, which must never go back.
     fn move_to(&mut self, cursor: Cursor) -> Result<(), Wrong> {
         if cursor == 0 || self.cursor.is_some_and(|stood| cursor < stood) {
             return Err(wrong(format!("a cursor not before {:?}", self.cursor), cursor));
@@ -254,9 +256,10 @@ impl Standing {
     }
 
     fn take_message(&mut self, message: Message) -> Result<(), Wrong> {
-        let subscribed = |entry: &Entry| entry.lane == Lane::Level && matches(&entry.filter, &message.topic);
+        let subscribed =
+            |entry: &Entry| entry.lane == Lane::CaughtUp && matches(&entry.filter, &message.topic);
         if !self.entries.iter().any(subscribed) {
-            return Err(wrong("a message of a topic that is subscribed and level", message));
+            return Err(wrong("a message of a topic that is subscribed and caught up", message));
         }
         if self.cursor.is_none_or(|cursor| message.id <= cursor) {
             return Err(wrong(format!("a message after {:?}, once and in order", self.cursor), message));
@@ -266,27 +269,28 @@ impl Standing {
         Ok(())
     }
 
-    /// Read without moving the cursor. How far the server reads before it says `subscribed` is known only
-    /// then: its cursor may be past this one, by what concerned nobody here.
+    /// A replayed message, which does not move the cursor. The end of the replay is known only with
+    /// `subscribed`: the server's cursor may be higher than this one, because of topics that nobody reads
+    /// here.
     fn take_replayed(&mut self, message: Message, started: &Counts) -> Result<(), Wrong> {
         let (filter, start) = self.replaying(&message.topic, &message)?;
         let read_to = if let Start::After(cursor) = start { cursor } else { 0 };
         if message.id <= read_to {
             return Err(wrong(format!("a message replayed after {read_to}, once and in order"), message));
         }
-        // Where "now" was is not said before `subscribed`, but it was before this.
+        // The server tells where "now" was only with `subscribed`, but it was before this message.
         self.promise(|entry| entry.filter == filter, start, message.id - 1, started);
         self.enter(&filter, Lane::Replaying(Start::After(message.id)));
         self.give(message);
         Ok(())
     }
 
-    /// The entry that is being replayed, to which what came must belong.
+    /// The entry that is being replayed. The frame must belong to it.
     fn replaying(&self, topic: &str, came: &dyn fmt::Debug) -> Result<(String, Start), Wrong> {
         let mut covering = self.entries.iter().filter(|entry| covers(&entry.filter, topic));
         match covering.next() {
             Some(Entry { filter, lane: Lane::Replaying(start), .. }) => Ok((filter.clone(), *start)),
-            _ => Err(wrong("a replay of nothing but what was asked for by a command", came)),
+            _ => Err(wrong("only a replay that a command asked for", came)),
         }
     }
 
@@ -294,10 +298,10 @@ impl Standing {
         self.given.push(Given { id, topic, event, body, place: self.now });
     }
 
-    /// A gap is told before anything newer than its `after`, and no cursor past `after` was given out.
+    /// A gap comes before anything newer than its `after`, and before any cursor past `after`.
     fn take_gap(&mut self, gap: Gap, started: &Counts) -> Result<(), Wrong> {
         if self.retention == Retention::Everything {
-            return Err(wrong("no gap where everything is retained", gap));
+            return Err(wrong("no gap, because everything is retained", gap));
         }
         if !self.entries.iter().any(|entry| covers(&entry.filter, &gap.topic)) {
             return Err(wrong("a gap of a topic that is subscribed", gap));
@@ -329,7 +333,7 @@ impl Standing {
         }
     }
 
-    /// From here on one cursor speaks for all.
+    /// From here on one cursor counts for all entries.
     fn subscribed(&mut self, done: &Done, started: &Counts) -> Result<(), Wrong> {
         let Some(entry) = self.entries.iter().find(|entry| entry.filter == done.topic) else {
             return Err(wrong("subscribed for a topic that was asked for", done));
@@ -343,11 +347,11 @@ impl Standing {
         }
         self.move_to(done.cursor)?;
         self.promise(|entry| entry.filter == done.topic, start, done.cursor, started);
-        self.enter(&done.topic, Lane::Level);
+        self.enter(&done.topic, Lane::CaughtUp);
         Ok(())
     }
 
-    /// Everything of the topic up to the cursor has been given.
+    /// Everything of the topic up to the cursor has been sent.
     fn unsubscribed(&mut self, done: &Done) -> Result<(), Wrong> {
         self.move_to(done.cursor)?;
         self.enter(&done.topic, Lane::Behind(Start::After(done.cursor)));
@@ -360,15 +364,15 @@ impl Standing {
         }
     }
 
-    /// Gaps come beside the messages of the same answer, and so before them.
-    fn take_answer(&mut self, answer: Answer, started: &Counts, sitting: &mut Sitting) -> Result<(), Wrong> {
-        let asked = mem::replace(&mut sitting.start, Start::After(answer.cursor));
-        if asked == Start::Now && (!answer.messages.is_empty() || answer.cursor < sitting.newest_before) {
-            let expected = format!("no messages, and a cursor at or past {}", sitting.newest_before);
+    /// The gaps of an answer count before its messages.
+    fn take_answer(&mut self, answer: Answer, started: &Counts, session: &mut Session) -> Result<(), Wrong> {
+        let asked = mem::replace(&mut session.start, Start::After(answer.cursor));
+        if asked == Start::Now && (!answer.messages.is_empty() || answer.cursor < session.newest_before) {
+            let expected = format!("no messages, and a cursor at or past {}", session.newest_before);
             return Err(wrong(expected, answer));
         }
-        self.promise(|entry| entry.lane == Lane::Level, asked, answer.cursor, started);
-        // Nothing is before the first answer to a request that came without a cursor.
+        self.promise(|entry| entry.lane == Lane::CaughtUp, asked, answer.cursor, started);
+        // A request without a cursor has nothing before its first answer.
         self.cursor.get_or_insert(if let Start::After(cursor) = asked { cursor } else { 0 });
         answer.gaps.into_iter().try_for_each(|gap| self.take_gap(gap, started))?;
         answer.messages.into_iter().try_for_each(|message| self.take_message(message))?;
@@ -377,7 +381,7 @@ impl Standing {
     }
 }
 
-/// Whether a gap of `named`, a topic or a pattern, belongs to a subscription of `filter`.
+/// True if a gap of `named`, a topic or a pattern, belongs to a subscription of `filter`.
 fn covers(filter: &str, named: &str) -> bool {
     filter == named || matches(filter, named)
 }

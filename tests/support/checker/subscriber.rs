@@ -1,5 +1,5 @@
-//! A subscriber's life: connect on some transport from where it stands, read, be cut, stay away, come back
-//! on another. At the end it reads what is left, and makes sure that nothing more comes.
+//! The life of a subscriber: it connects on some transport, reads, is cut off, stays away, and reconnects on
+//! another transport. At the end it reads the rest, and checks that nothing more comes.
 
 mod commands;
 mod draw;
@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use self::{commands::Commands, draw::Script};
 use super::{
     Trouble, World,
-    standing::{Lane, Place, Sitting, Standing, Wrong},
+    standing::{Lane, Place, Session, Standing, Wrong},
     tally::Cut,
 };
 use crate::support::{
@@ -20,7 +20,7 @@ use crate::support::{
     frame::{Cursor, Frame},
 };
 
-/// How long to stay away from a server that has turned a request away.
+/// How long to stay away from a server that has refused a request.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 pub struct Subscriber {
@@ -28,17 +28,17 @@ pub struct Subscriber {
     number: usize,
     rng: StdRng,
     standing: Standing,
-    /// Where it starts while it has no cursor.
+    /// Its start as long as it has no cursor.
     start: Start,
-    /// It subscribes by commands on a WebSocket, and so has topics with a start of their own.
+    /// The commands, if it subscribes by commands on a WebSocket. Then topics have their own starts.
     commands: Option<Commands>,
-    /// On which transport the cursor was obtained.
+    /// The transport that gave the cursor.
     cursor_from: Option<Transport>,
-    /// The connection to come is the last one.
-    is_about_to_settle: bool,
+    /// True if the next connection is the last one.
+    is_last_connection: bool,
 }
 
-/// How a connection came to its end.
+/// How a connection ended.
 enum End {
     Over(Over),
     Wrong(Wrong),
@@ -56,17 +56,17 @@ struct Over {
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum How {
-    /// Without a word.
+    /// The connection ended without a reason.
     #[default]
     Gone,
-    /// The server said so.
+    /// The server gave a reason.
     Closed,
-    /// A request was turned away; a poll makes many.
+    /// The server refused a request; a poll makes many requests.
     Refused,
 }
 
 impl Over {
-    /// A connection that was open goes on, but one of its commands may fail.
+    /// True if the server refused a request. An open connection stays, but one of its commands may fail.
     fn is_turned_away(&self) -> bool {
         match self.how {
             How::Gone => false,
@@ -88,91 +88,94 @@ impl From<Stop> for End {
             Stop::Ended(reason) => Self::Over(Over { reason, ..Over::default() }),
             Stop::Closed(reason) => Self::Over(Over { reason, how: How::Closed, ..Over::default() }),
             Stop::Refused(reason) => Self::Over(Over { reason, how: How::Refused, ..Over::default() }),
-            Stop::Wrong(came) => Self::Wrong(Wrong { expected: "what the contract allows".to_owned(), came }),
+            Stop::Wrong(came) => {
+                Self::Wrong(Wrong { expected: "a frame that the contract allows".to_owned(), came })
+            }
         }
     }
 }
 
 impl Subscriber {
     /// # Errors
-    /// The first thing that came and should not have, in full sentences.
+    /// The first broken promise, in full sentences.
     pub async fn live(mut self) -> Result<Standing, String> {
-        match self.be_cut_and_come_back().await {
+        match self.read_through_cuts().await {
             Ok(()) => Ok(self.standing),
             Err(wrong) => Err(self.report(&wrong)),
         }
     }
 
-    async fn be_cut_and_come_back(&mut self) -> Result<(), Wrong> {
+    async fn read_through_cuts(&mut self) -> Result<(), Wrong> {
         for session in 1..=self.world.plan.sessions {
             let script = Script::draw(self.world.plan.retention, &mut self.rng);
             let transport = self.draw_transport();
             self.standing.now = Place::new(session, transport);
             self.note("stays away for a while");
             self.world.truth.grows_by(script.stays_away_for).await;
-            self.sit_and_be_cut(transport, &script).await?;
+            self.read_until_cut(transport, &script).await?;
         }
-        self.settle_and_read_to_the_end().await?;
-        self.look_once_more().await?;
+        self.read_to_the_end().await?;
+        self.check_nothing_more().await?;
         self.world.is_done(&self.standing.name);
         Ok(())
     }
 
     /// One connection through the cutter, from the request to the cut.
-    async fn sit_and_be_cut(&mut self, transport: Transport, script: &Script) -> Result<(), Wrong> {
+    async fn read_until_cut(&mut self, transport: Transport, script: &Script) -> Result<(), Wrong> {
         let wire = Wire::to(self.world.server(&mut self.rng), script.breakage).expect("a free port");
         let wish = self.draw_wish(transport);
         self.plan_to_unsubscribe(transport, script);
         let horizons = self.horizons();
         let world = self.world.clone();
         let end = tokio::select! {
-            end = self.sit(wire.addr, &wish) => end,
-            never = conduct(&world, &wire, script) => match never {},
+            end = self.read_connection(wire.addr, &wish) => end,
+            never = run_script(&world, &wire, script) => match never {},
         };
         match end {
             End::Over(over) if wire.was_cut() => self.count_cut(&over, &horizons),
-            end => self.put_up_with(end).await?,
+            end => self.check_end(end).await?,
         }
         self.standing.lose_connection();
         self.forget_commands();
         Ok(())
     }
 
-    /// A connection that nobody cut ends when everything has come, and not sooner, unless the server is troubled.
-    async fn put_up_with(&self, end: End) -> Result<(), Wrong> {
+    /// Checks the end of a connection that was not cut: it may end only when everything has come, unless the
+    /// server is in trouble.
+    async fn check_end(&self, end: End) -> Result<(), Wrong> {
         let (tally, trouble) = (&self.world.tally, self.world.plan.trouble);
         match end {
             End::Over(over) if over.is_turned_away() && trouble != Trouble::None => tally.refuse(),
             End::Over(_) if trouble == Trouble::Ends => tally.end(),
-            end => return complete(end),
+            end => return check_complete(end),
         }
         tokio::time::sleep(AGAIN_AFTER).await;
         Ok(())
     }
 
-    /// A last connection, straight to the server. The last messages are published only when it is open, so
-    /// they must come by themselves: no cut and no heartbeat makes anybody look again.
-    async fn settle_and_read_to_the_end(&mut self) -> Result<(), Wrong> {
+    /// The last connection goes directly to the server. The last messages are published only after it is
+    /// open, so they must come by themselves: no cut and no heartbeat wakes the subscriber.
+    async fn read_to_the_end(&mut self) -> Result<(), Wrong> {
         let transport = self.last_transport();
-        self.is_about_to_settle = true;
+        self.is_last_connection = true;
         let mut session = self.world.plan.sessions;
         loop {
             session += 1;
             self.standing.now = Place::new(session, transport);
-            let transport = if self.standing.is_level() { transport } else { Transport::WebSocket };
+            let transport = if self.standing.is_caught_up() { transport } else { Transport::WebSocket };
             let wish = self.draw_wish(transport);
             let server = self.world.server(&mut self.rng);
-            match self.sit(server, &wish).await {
+            match self.read_connection(server, &wish).await {
                 End::HasEverything => return Ok(()),
-                end => self.put_up_with(end).await?,
+                end => self.check_end(end).await?,
             }
             self.standing.lose_connection();
             self.forget_commands();
         }
     }
 
-    /// Whoever has everything is given nothing more, and is told of no gap.
-    async fn look_once_more(&mut self) -> Result<(), Wrong> {
+    /// A client that has everything gets nothing more, and no gap.
+    async fn check_nothing_more(&mut self) -> Result<(), Wrong> {
         let transport = Transport::Poll;
         self.standing.now = Place::new(usize::MAX, transport);
         let mut wish = self.draw_wish(transport);
@@ -180,15 +183,15 @@ impl Subscriber {
         self.note("looks once more");
         let had = (self.standing.given.len(), self.standing.gaps.len());
         loop {
-            let mut sitting = Sitting { start: wish.start, newest_before: 0, is_open: false };
+            let mut session = Session { start: wish.start, newest_before: 0, is_open: false };
             let server = self.world.server(&mut self.rng);
             let taken = match Connection::open(server, &wish).await {
-                Ok(mut connection) => self.step(&mut connection, &wish, &mut sitting).await,
+                Ok(mut connection) => self.step(&mut connection, &wish, &mut session).await,
                 Err(stop) => Err(stop.into()),
             };
             match taken {
                 Ok(()) => break,
-                Err(end) => self.put_up_with(end).await?,
+                Err(end) => self.check_end(end).await?,
             }
         }
         match had == (self.standing.given.len(), self.standing.gaps.len()) {
@@ -200,10 +203,10 @@ impl Subscriber {
         }
     }
 
-    /// Reads until the connection is over, or everything there will ever be has come.
-    async fn sit(&mut self, addr: SocketAddr, wish: &Wish) -> End {
+    /// Reads until the connection has ended, or everything has come.
+    async fn read_connection(&mut self, addr: SocketAddr, wish: &Wish) -> End {
         let newest_before = self.world.truth.newest("**");
-        let mut sitting = Sitting { start: wish.start, newest_before, is_open: false };
+        let mut session = Session { start: wish.start, newest_before, is_open: false };
         let mut connection = match Connection::open(addr, wish).await {
             Ok(connection) => connection,
             Err(stop) => return stop.into(),
@@ -211,7 +214,7 @@ impl Subscriber {
         let mut frames = 0;
         while !self.has_everything() {
             self.note("waits for the next frame");
-            match self.step(&mut connection, wish, &mut sitting).await {
+            match self.step(&mut connection, wish, &mut session).await {
                 Ok(()) => frames += 1,
                 Err(End::Over(over)) => {
                     let inside_a_frame = connection.is_inside_a_frame();
@@ -223,46 +226,46 @@ impl Subscriber {
         End::HasEverything
     }
 
-    /// Takes one frame, or gives the command that is due.
+    /// Takes one frame, or sends the command that is due.
     async fn step(
         &mut self,
         connection: &mut Connection,
         wish: &Wish,
-        sitting: &mut Sitting,
+        session: &mut Session,
     ) -> Result<(), End> {
         let frame = tokio::select! {
             frame = connection.next() => frame?,
             () = self.command_is_due() => return self.give_command(connection).await,
-            // Whether there is anything left to wait for is to be asked again.
+            // Then ask again if there is anything left to wait for.
             () = self.world.truth.is_closed(), if !self.world.truth.has_closed() => return Ok(()),
         };
         if let (Frame::Refusal(came), true) = (&frame, self.world.plan.trouble != Trouble::None) {
-            // Whoever is told that one command failed may as well come back.
+            // After a failed command the client reconnects.
             return Err(End::Over(Over { reason: came.clone(), how: How::Closed, ..Over::default() }));
         }
-        let is_first = !sitting.is_open;
-        self.heed_answer(&frame)?;
-        self.standing.take(frame, &self.world.truth.started(), sitting)?;
+        let is_first = !session.is_open;
+        self.check_answer(&frame)?;
+        self.standing.take(frame, &self.world.truth.started(), session)?;
         if is_first {
             self.count_hop(wish);
             self.subscribe_to_the_rest(connection).await?;
-            if mem::take(&mut self.is_about_to_settle) {
-                self.world.restless.send_modify(|restless| *restless -= 1);
+            if mem::take(&mut self.is_last_connection) {
+                self.world.unsettled.send_modify(|unsettled| *unsettled -= 1);
             }
         }
         self.cursor_from = Some(wish.transport);
         Ok(())
     }
 
-    /// Whether nothing will ever come again, because all that was published has.
+    /// True if everything that was published has come, and nothing more will be.
     fn has_everything(&self) -> bool {
         let truth = &self.world.truth;
         let standing = &self.standing;
         let is_read = |entry| standing.position(entry) >= truth.newest(&entry.filter);
-        truth.has_closed() && standing.is_level() && standing.entries.iter().all(is_read)
+        truth.has_closed() && standing.is_caught_up() && standing.entries.iter().all(is_read)
     }
 
-    /// For each topic or pattern, the newest message that is older than the connection about to be made.
+    /// For each topic or pattern, the newest message that is older than the next connection.
     fn horizons(&self) -> Vec<Cursor> {
         self.standing.entries.iter().map(|entry| self.world.truth.newest(&entry.filter)).collect()
     }
@@ -309,20 +312,20 @@ impl Subscriber {
     }
 }
 
-/// A connection that nobody cut ends when everything has come, and not sooner.
-fn complete(end: End) -> Result<(), Wrong> {
+/// Checks the end of a connection that was not cut: it may end only when everything has come.
+fn check_complete(end: End) -> Result<(), Wrong> {
     match end {
         End::HasEverything => Ok(()),
         End::Wrong(wrong) => Err(wrong),
         End::Over(Over { reason, .. }) => Err(Wrong {
             expected: "a connection that lasts".to_owned(),
-            came: format!("it ended, though nobody cut it: {reason}"),
+            came: format!("it ended without a cut: {reason}"),
         }),
     }
 }
 
-/// Lets happen to a connection what was drawn for it. The reader ends first, so this has no end.
-async fn conduct(world: &World, wire: &Wire, script: &Script) -> Infallible {
+/// Does to a connection what its script says. The reader ends first, so this never ends.
+async fn run_script(world: &World, wire: &Wire, script: &Script) -> Infallible {
     let begin = world.truth.acknowledged();
     world.truth.reaches(begin + script.stall_ends_after).await;
     wire.order(Order::Flow);

@@ -1,4 +1,4 @@
-//! What a run really exercised. A checker that never cut anybody has proved nothing.
+//! Counts what a run really exercised: a checker that never cut a connection has proven nothing.
 
 use std::{
     collections::BTreeMap,
@@ -12,13 +12,13 @@ use std::{
 use super::standing::Standing;
 use crate::support::client::Transport;
 
-/// Where a cut met a client.
+/// The moment of a cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cut {
     /// The parser held the beginning of a frame.
     InsideFrame,
     BetweenFrames,
-    /// Messages older than the connection were still to come. Counted beside the other two.
+    /// Messages from before the connection were still to come. This counts in addition to the other two.
     DuringReplay,
 }
 
@@ -29,7 +29,7 @@ impl Cut {
 #[derive(Default)]
 pub struct Tally {
     cuts: Mutex<BTreeMap<(Transport, Cut), usize>>,
-    /// A cursor obtained on the first and used on the second.
+    /// From the transport that gave a cursor to the transport that used it.
     hops: Mutex<BTreeMap<(Transport, Transport), usize>>,
     cuts_before_a_frame: AtomicUsize,
     cuts_before_subscribed: AtomicUsize,
@@ -60,17 +60,17 @@ impl Tally {
         self.cuts_before_subscribed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A publication whose outcome was not known was repeated.
+    /// A publish with an unknown outcome was repeated.
     pub fn repeat(&self) {
         self.repeated.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request to read was turned away.
+    /// A request to read was refused.
     pub fn refuse(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A connection that nobody cut came to its end.
+    /// A connection that was not cut has ended.
     pub fn end(&self) {
         self.ended.fetch_add(1, Ordering::Relaxed);
     }
@@ -79,11 +79,11 @@ impl Tally {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// For a run in which only what befalls the servers counts.
+    /// For a run in which only the trouble of the servers counts.
     pub fn summary(&self) -> String {
         let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
         format!(
-            "published {}, received {}, repeated {}, turned away {}, ended {}, gaps {}",
+            "published {}, received {}, repeated {}, refused {}, ended {}, gaps {}",
             count(&self.published),
             count(&self.received),
             count(&self.repeated),
@@ -106,7 +106,7 @@ impl Tally {
         self.gaps_replayed.fetch_add(replayed, Ordering::Relaxed);
     }
 
-    /// What should have happened and never did.
+    /// Events that should have happened and did not.
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         let cuts = self.cuts.lock().expect("no panic while it is held");
@@ -119,7 +119,7 @@ impl Tally {
         }
         let others = [
             (&self.gaps, "no gap"),
-            (&self.gaps_midway, "no gap for somebody who fell behind while reading"),
+            (&self.gaps_midway, "no gap for a subscriber that fell behind while reading"),
             (&self.gaps_replayed, "no gap in a replay"),
             (&self.cuts_before_subscribed, "no cut between a subscribe and its answer"),
         ];

@@ -1,4 +1,4 @@
-//! What was really published: the one thing everything else is compared with.
+//! The messages that were really published. Everything else is compared with them.
 
 use std::{collections::BTreeMap, sync::Mutex};
 
@@ -8,7 +8,7 @@ use crate::support::frame::{Body, Cursor};
 
 pub const TOPICS: [&str; 8] = ["a.one", "a.two", "a.b.deep", "b.one", "b.two", "c", "d.größe", "e/slash"];
 
-/// How many messages of each topic.
+/// The number of messages of each topic.
 pub type Counts = BTreeMap<&'static str, u64>;
 
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ pub struct Truth {
 struct Ledger {
     /// Counted before they are sent: nothing beyond these can have been stored.
     started: Counts,
-    /// Counted when the server has said so: nothing of these can be lost.
+    /// Counted when the server has acknowledged them: none of these may be lost.
     acknowledged: BTreeMap<Cursor, Published>,
 }
 
@@ -72,7 +72,7 @@ impl Truth {
         self.progress.borrow().acknowledged
     }
 
-    /// Waits until so many messages are acknowledged, or until there will be no more.
+    /// Waits until this many messages are acknowledged, or until there will be no more.
     pub async fn reaches(&self, count: u64) {
         let mut progress = self.progress.subscribe();
         let reached = |progress: &Progress| progress.is_closed || progress.acknowledged >= count;
@@ -91,7 +91,7 @@ impl Truth {
         self.reaches(u64::MAX).await;
     }
 
-    /// The newest message acknowledged that `filter` matches; 0 if there is none.
+    /// The id of the newest acknowledged message that `filter` matches; 0 if there is none.
     pub fn newest(&self, filter: &str) -> Cursor {
         let ledger = self.ledger.lock().expect("no panic while it is held");
         let mut newest_first = ledger.acknowledged.iter().rev();
@@ -104,7 +104,7 @@ impl Truth {
     }
 }
 
-/// Whether a topic or pattern covers a topic: `*` is one segment, `**` at the end one or more.
+/// True if a topic or pattern covers a topic: `*` is one segment, `**` at the end one or more.
 pub fn matches(filter: &str, topic: &str) -> bool {
     let mut segments = topic.split('.');
     for wanted in filter.split('.') {

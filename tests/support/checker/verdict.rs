@@ -1,9 +1,9 @@
-//! The guarantee, word for word, against everything that was published and everything that came.
+//! The guarantee, compared with everything that was published and everything that came.
 //!
-//! 1. What was given had been published, as it was given.
-//! 2. Every message promised was given once, or lies inside a told gap.
-//! 3. Every told gap covers at least one message, and none that was still retained.
-//! 4. What was told as gone is not given after all by the same stream or answer.
+//! 1. Every message that came was published, with this payload.
+//! 2. Every promised message came once, or is inside a gap that was told.
+//! 3. Every gap covers at least one message, and none that was still retained.
+//! 4. The same stream or answer does not send a message that it has told as gone.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,7 +22,7 @@ pub struct History {
 
 struct Entry {
     published: Published,
-    /// The first message of a topic is 1.
+    /// The place of the message within its topic; the first is 1.
     rank: u64,
 }
 
@@ -41,8 +41,8 @@ impl History {
         self.messages.len()
     }
 
-    /// Whether a message may have been forgotten when its topic had `started` publications. Those still on
-    /// their way count as published, since a gap can overtake the answer to its cause.
+    /// True if a message may have been trimmed when its topic had `started` publications. Messages that are
+    /// still being published count, because a gap can arrive before the answer to the publish that caused it.
     fn may_be_forgotten(&self, entry: &Entry, started: &Counts) -> bool {
         match self.retention {
             Retention::Everything => false,
@@ -57,7 +57,7 @@ impl History {
 }
 
 impl Told {
-    /// The first id that is not covered.
+    /// The first id after the gap.
     fn end(&self) -> Cursor {
         let end = self.gap.next.unwrap_or(self.gap.cursor + 1);
         end.max(self.gap.after + 1)
@@ -84,7 +84,7 @@ fn what_was_given_was_published_and_came_once<'a>(
         let place = place(given.place);
         let came = format!("{place} gave {} of {}", given.id, given.topic);
         let Some(Entry { published, .. }) = history.messages.get(&given.id) else {
-            return Err(wrong("only what was published", came));
+            return Err(wrong("only published messages", came));
         };
         let same = published.topic == given.topic && published.event == given.event;
         if !same || !published.body.arrived_as(&given.body) {
@@ -144,7 +144,7 @@ fn no_gap_was_told_without_cause(standing: &Standing, history: &History) -> Resu
             return Err(wrong("no gap that covers nothing", came));
         }
         let is_forgotten = |entry: &Entry| history.may_be_forgotten(entry, &told.started);
-        // A gap of a pattern spans topics of which some may have lost nothing.
+        // A gap of a pattern spans topics, and some of them may have lost nothing.
         if told.gap.topic.contains('*') {
             if !covered.any(|(_, entry)| is_forgotten(entry)) {
                 return Err(wrong("a gap to cover something that is no longer retained", came));

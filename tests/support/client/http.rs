@@ -55,7 +55,7 @@ async fn ask(client: &Client, addr: SocketAddr, wish: &Wish) -> Result<Response,
     Ok(response)
 }
 
-/// Every error of the body is taken for a cut; whether there was one, the wire knows.
+/// Every error of the body counts as a cut; the wire knows if there was one.
 fn ended(error: reqwest::Error) -> Stop {
     use std::error::Error;
     let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
@@ -74,7 +74,7 @@ impl Sse {
         let inside = Arc::new(AtomicBool::new(false));
         let tap = {
             let inside = inside.clone();
-            // A blank line ends an event, and no event holds one.
+            // A blank line ends an event, and no event contains one.
             let mut last_two = *b"\n\n";
             move |chunk: &Bytes| {
                 chunk.iter().for_each(|&byte| last_two = [last_two[1], byte]);
@@ -94,10 +94,10 @@ impl Sse {
         }
     }
 
-    /// The last event id is the cursor, whatever the event; so it must agree with what the data says.
+    /// The last event id is the cursor for every type of event, so it must match the cursor in the data.
     fn read(&self, event: Event) -> Result<Frame, String> {
         if event.id.is_none() && event.event.as_deref() == Some("rejoin.closing") {
-            // Turned away before there was a cursor to give.
+            // The server refused the request before it had a cursor for the client.
             return Ok(Frame::Refusal(event.data.unwrap_or_default()));
         }
         let id = event.id.as_deref().ok_or_else(|| format!("an event without an id: {event:?}"))?;
@@ -174,7 +174,7 @@ impl Ndjson {
     }
 }
 
-/// Asks again and again over one connection, each time from the cursor of the last answer.
+/// Polls again and again over one connection, each time with the cursor of the last answer.
 pub struct Poll {
     client: Client,
     addr: SocketAddr,

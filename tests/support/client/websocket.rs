@@ -1,4 +1,4 @@
-//! A WebSocket read by `tokio-tungstenite`, with a tap below it that counts what came.
+//! A WebSocket with `tokio-tungstenite` as the client, and below it a tap that counts received bytes.
 
 use std::{
     io,
@@ -23,7 +23,7 @@ use crate::support::frame::Frame;
 
 pub struct WebSocket {
     stream: WebSocketStream<Tap>,
-    /// The bytes of the frames that have been seen whole.
+    /// The bytes of all frames that have arrived completely.
     whole_bytes: u64,
 }
 
@@ -87,7 +87,7 @@ fn frame_bytes(payload: usize) -> u64 {
 /// Counts the bytes that come after the response head.
 struct Tap {
     stream: TcpStream,
-    /// How much of the blank line that ends the head has been seen; all four bytes: the head is over.
+    /// How many bytes of the blank line that ends the head have arrived. After four the head is over.
     seen_of_end: usize,
     body_bytes: u64,
 }

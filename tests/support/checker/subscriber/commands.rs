@@ -1,5 +1,5 @@
-//! Subscribing by commands on a WebSocket that lives: a topic is read from a start of its own while the
-//! others wait, and a cut in the midst of that leaves two places to come back to.
+//! Commands on an open WebSocket: a topic is read from its own start while the others wait. A cut during that
+//! leaves two positions to resume from.
 
 use std::collections::VecDeque;
 
@@ -16,10 +16,10 @@ use crate::support::{
     frame::Frame,
 };
 
-/// What a connection still has to say, and what it waits to hear.
+/// The commands of a connection that are still due, and the answers that it waits for.
 #[derive(Default)]
 pub struct Commands {
-    /// Given when so many messages are acknowledged.
+    /// Sent when this many messages are acknowledged.
     due: Option<(u64, Command)>,
     /// The references of the commands that are not answered yet.
     unanswered: VecDeque<u64>,
@@ -33,10 +33,10 @@ enum Command {
 }
 
 impl Subscriber {
-    /// Now and then a topic is left for a while on a connection that goes on.
+    /// Sometimes unsubscribes from a topic for a while, on a connection that stays open.
     pub fn plan_to_unsubscribe(&mut self, transport: Transport, script: &Script) {
         let Some(commands) = &mut self.commands else { return };
-        let level = self.standing.filters(Lane::Level);
+        let level = self.standing.filters(Lane::CaughtUp);
         if transport == Transport::WebSocket && !level.is_empty() && self.rng.random_bool(0.6) {
             let filter = level[self.rng.random_range(0..level.len())].clone();
             let at = self.world.truth.acknowledged() + self.rng.random_range(0..script.is_cut_after);
@@ -44,7 +44,7 @@ impl Subscriber {
         }
     }
 
-    /// What was not answered on a connection that is over never will be.
+    /// A connection that has ended never answers its open commands.
     pub fn forget_commands(&mut self) {
         if let Some(commands) = &mut self.commands {
             commands.due = None;
@@ -52,7 +52,7 @@ impl Subscriber {
         }
     }
 
-    /// Resolves when there is a command to give, and never if there is none.
+    /// Resolves when a command is due, and never if there is none.
     pub fn command_is_due(&self) -> impl Future<Output = ()> {
         match self.commands.as_ref().and_then(|commands| commands.due.as_ref()) {
             Some((at, _)) => Either::Left(self.world.truth.reaches(*at)),
@@ -74,7 +74,7 @@ impl Subscriber {
         }
     }
 
-    /// Asks for everything that the request itself could not, since it has starts of its own.
+    /// Subscribes to everything that the request itself could not ask for, because it has its own start.
     pub(super) async fn subscribe_to_the_rest(&mut self, connection: &mut Connection) -> Result<(), End> {
         let mut behind = self.standing.behind();
         behind.shuffle(&mut self.rng);
@@ -96,14 +96,14 @@ impl Subscriber {
     }
 
     fn next_reference(&mut self) -> u64 {
-        let commands = self.commands.as_mut().expect("only who has commands gives one");
+        let commands = self.commands.as_mut().expect("only a subscriber with commands sends one");
         commands.given += 1;
         commands.unanswered.push_back(commands.given);
         commands.given
     }
 
-    /// Commands are done in their order, and each answer repeats the reference of its command.
-    pub fn heed_answer(&mut self, frame: &Frame) -> Result<(), Wrong> {
+    /// The server does commands in their order, and each answer repeats the reference of its command.
+    pub fn check_answer(&mut self, frame: &Frame) -> Result<(), Wrong> {
         let (Frame::Subscribed(done) | Frame::Unsubscribed(done)) = frame else { return Ok(()) };
         let expected = self.commands.as_mut().and_then(|commands| commands.unanswered.pop_front());
         if expected.is_none() || done.reference != expected {

@@ -1,4 +1,4 @@
-//! Everything about a subscriber that is left to chance.
+//! The random choices of a subscriber.
 
 use std::{array, ops::Range};
 
@@ -17,8 +17,8 @@ use crate::support::{
     cutter::{Breakage, Ending},
 };
 
-/// What will happen to one connection. Counts are of messages acknowledged meanwhile, by anybody to
-/// anybody: the one clock that a fast machine and a slow one share.
+/// The fate of one connection. It counts acknowledged messages of all publishers and topics: this clock is
+/// the same on a fast machine and on a slow one.
 #[derive(Debug)]
 pub struct Script {
     pub stays_away_for: u64,
@@ -27,9 +27,9 @@ pub struct Script {
     pub breakage: Breakage,
 }
 
-/// Long enough for a topic to forget what a subscriber who is away has not had yet.
+/// Long enough for a topic to lose messages that an absent subscriber has not received.
 const LONG: Range<u64> = 80..240;
-/// The same for one who is connected, when all the buffers on the way are full.
+/// The same for a connected subscriber, when all buffers between it and the server are full.
 const LONG_STALL: Range<u64> = 150..400;
 
 impl Script {
@@ -56,7 +56,7 @@ impl Script {
     }
 }
 
-/// Mostly within the first frames, where a connection is busiest with what it has missed.
+/// Mostly within the first frames, while a connection catches up.
 fn draw_bytes(rng: &mut StdRng) -> u64 {
     let power = 1 << rng.random_range(6..17);
     power + rng.random_range(0..power)
@@ -81,7 +81,7 @@ impl Subscriber {
             _ => Start::All,
         };
         let commands = (3..5).contains(&kind).then(Commands::default);
-        let lane = if commands.is_some() { Lane::Behind(start) } else { Lane::Level };
+        let lane = if commands.is_some() { Lane::Behind(start) } else { Lane::CaughtUp };
         let by = if commands.is_some() { " by commands" } else { "" };
         let name = format!("subscriber {number} of {filters:?} from {start:?}{by}");
         let standing = Standing::new(name, world.plan.retention, filters, lane);
@@ -93,33 +93,33 @@ impl Subscriber {
             start,
             commands,
             cursor_from: None,
-            is_about_to_settle: false,
+            is_last_connection: false,
         }
     }
 
-    /// Topics with a start of their own can only be asked for on a WebSocket.
+    /// Only a WebSocket can subscribe to topics with their own starts.
     pub fn draw_transport(&mut self) -> Transport {
-        match self.standing.is_level() {
+        match self.standing.is_caught_up() {
             true => Transport::ALL[self.rng.random_range(0..4)],
             false => Transport::WebSocket,
         }
     }
 
-    /// So that among seven kinds and four transports every kind ends on every transport.
+    /// Among seven kinds and four transports, every kind ends on every transport.
     pub fn last_transport(&self) -> Transport {
-        match self.standing.is_level() {
+        match self.standing.is_caught_up() {
             true => Transport::ALL[self.number % 4],
             false => Transport::WebSocket,
         }
     }
 
-    /// Asks for what is level, from the cursor.
+    /// Asks for the entries that are caught up, from the cursor.
     pub fn draw_wish(&mut self, transport: Transport) -> Wish {
         if self.commands.is_some() && transport == Transport::WebSocket && self.rng.random_bool(0.2) {
-            self.standing.leave_all_to_commands();
+            self.standing.resubscribe_all_by_commands();
         }
-        let filters = self.standing.filters(Lane::Level);
-        // Where there is nothing to resume yet, now is as good as any.
+        let filters = self.standing.filters(Lane::CaughtUp);
+        // If there is nothing to resume yet, start now.
         let start = match self.standing.cursor {
             Some(_) if filters.is_empty() && self.rng.random_bool(0.5) => Start::Now,
             Some(cursor) => Start::After(cursor),
