@@ -13,8 +13,8 @@ mod held;
 mod link;
 mod reading;
 mod scripts;
+mod shared;
 mod store;
-mod under_way;
 
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
@@ -35,8 +35,8 @@ use self::{
     held::{FILL_BYTES, MAX_TAIL_MESSAGES},
     link::Link,
     reading::Reading,
+    shared::Shared,
     store::Store,
-    under_way::UnderWay,
 };
 use super::{
     Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
@@ -56,15 +56,27 @@ const MAX_READS: usize = 3;
 /// How many tails are filled for one reader; more topics than these are read in one step.
 const MAX_FILLED: usize = 16;
 
+/// Who reads more topics than these reads alone.
+const MAX_SHARED_PATTERNS: usize = 16;
+
+/// What a reader asks for that reads on from a cursor and nothing else.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct PageKey {
+    patterns: Vec<Pattern>,
+    cursor: Id,
+    told: Id,
+    limit: usize,
+}
+
 /// A log that is shared by all replicas that use the same server, database and prefix.
 pub struct RedisLog {
     store: Arc<Store>,
     feed: Arc<Feed>,
     link: Arc<Link>,
-    /// One question at a time; who comes meanwhile shares the answer to the next one, also if it is an error.
-    asking: tokio::sync::Mutex<Option<(u64, Result<Id, LogError>)>>,
-    asked: std::sync::atomic::AtomicU64,
-    under_way: UnderWay,
+    /// The store's newest id is asked for by one caller at a time.
+    asking: tokio::sync::Mutex<()>,
+    newest: Shared<(), Result<Id, LogError>>,
+    pages: Shared<PageKey, Result<Page, LogError>>,
     /// They end with the log.
     _tasks: JoinSet<()>,
 }
@@ -81,8 +93,8 @@ impl RedisLog {
         let mut tasks = JoinSet::new();
         tasks.spawn(store.clone().keep_connected());
         tasks.spawn(link.clone().keep_linked());
-        let (asking, asked, under_way) = Default::default();
-        Arc::new(Self { store, feed, link, asking, asked, under_way, _tasks: tasks })
+        let (asking, newest, pages) = Default::default();
+        Arc::new(Self { store, feed, link, asking, newest, pages, _tasks: tasks })
     }
 
     /// Asks the store which format it has, if it answers within two seconds.
@@ -106,18 +118,13 @@ impl RedisLog {
 
     /// The store's newest id, asked for after this was called, by all who call it at the same time.
     async fn ask(&self) -> Result<Id, LogError> {
-        use std::sync::atomic::Ordering;
-        let ticket = self.asked.load(Ordering::Acquire);
-        let mut answered = self.asking.lock().await;
-        if let Some((number, newest)) = *answered
-            && number > ticket
-        {
-            return newest;
-        }
-        let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        let newest = self.link.ask().await.map(|facts| facts.newest);
-        *answered = Some((number, newest));
-        newest
+        let ask = async {
+            let _turn = self.asking.lock().await;
+            // Callers that come from now on may have seen something newer than the answer.
+            self.newest.close(&());
+            self.link.ask().await.map(|facts| facts.newest)
+        };
+        self.newest.share(&(), ask).await
     }
 
     async fn read_store(
@@ -280,7 +287,12 @@ impl Log for RedisLog {
             let (told, cursor) = (position.told, position.cursor);
             return Ok(Page { told, past: cursor, end: cursor, ..Page::default() });
         }
-        self.under_way.share(patterns, position, limit, self.read_store(patterns, position, limit)).await
+        let read = self.read_store(patterns, position, limit);
+        if patterns.len() > MAX_SHARED_PATTERNS || position.has_floors() {
+            return read.await;
+        }
+        let (cursor, told) = (position.cursor, position.told);
+        self.pages.share(&PageKey { patterns: patterns.to_vec(), cursor, told, limit }, read).await
     }
 
     fn ephemerals(&self) -> &Ephemerals {
