@@ -39,8 +39,8 @@ use self::{
     store::Store,
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
-    Position, Retention, Start, Tail, TopicStats,
+    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, Log, LogError, LogStats,
+    Page, Position, Retention, Start, Tail, TopicStats,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -88,7 +88,7 @@ impl RedisLog {
     /// Outside of a tokio runtime.
     pub fn start(address: Address, retention: &Retention) -> Arc<Self> {
         let store = Arc::new(Store::new(address, retention));
-        let feed = Arc::new(Feed::new(retention.age));
+        let feed = Arc::new(Feed::new(Clock::System, retention.age));
         let link = Arc::new(Link::new(store.clone(), feed.clone()));
         let mut tasks = JoinSet::new();
         tasks.spawn(store.clone().keep_connected());
