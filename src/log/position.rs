@@ -4,6 +4,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::message::{Id, Message, Pattern, Topic};
 
+/// How many topics a pattern's `last` covers: those with the newest messages.
+pub const MAX_LAST_TOPICS: usize = 1000;
+
 /// Where to begin to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
