@@ -2,6 +2,7 @@
 //!
 //! This room knows nothing of those who subscribe, of HTTP, or of the wire.
 
+mod clock;
 mod ephemeral;
 mod hot;
 mod loss;
@@ -19,6 +20,7 @@ use async_trait::async_trait;
 #[doc(hidden)]
 pub use self::redis::script_constants;
 pub use self::{
+    clock::Clock,
     ephemeral::Ephemerals,
     memory::MemoryLog,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},

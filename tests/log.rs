@@ -535,7 +535,8 @@ async fn a_pattern_that_leaves_takes_along_only_the_gaps_that_nobody_else_needs(
 /// Patterns that all match one topic, for so many readers of 50 each, and readers that wait for what comes.
 async fn readers_of_one_topic(broker: &Broker, count: usize) -> Vec<Subscription> {
     let name = |number: usize| {
-        let segments = (0..12).map(|at| if number >> at & 1 == 0 { "*" } else { "a" });
+        // The first segment is the last to change: each reader is found in a part of the walk.
+        let segments = (0..12).rev().map(|at| if number >> at & 1 == 0 { "*" } else { "a" });
         segments.collect::<Vec<_>>().join(".")
     };
     let mut readers = Vec::new();
@@ -554,17 +555,8 @@ async fn readers_of_one_topic(broker: &Broker, count: usize) -> Vec<Subscription
 async fn a_publish_that_many_patterns_match_is_seen_by_all_though_its_publisher_leaves() {
     let log = MemoryLog::start(RETENTION);
     let broker = Broker::new(log.clone());
-    let mut readers = tokio::task::JoinSet::new();
-    for mut reader in readers_of_one_topic(&broker, 80).await {
-        readers.spawn(async move {
-            let mut seen = Vec::new();
-            while seen.len() < 3 {
-                // It is woken by what comes, and by nothing else.
-                seen.push(shown(&std::future::poll_fn(|cx| reader.poll_delivery(cx)).await));
-            }
-            seen
-        });
-    }
+    let readers = readers_of_one_topic(&broker, 80).await;
+    let readers = tokio::spawn(woken_for(readers, 2));
     tokio::task::yield_now().await;
     let start = log.watermark();
     let name = ["a"; 12].join(".");
@@ -577,13 +569,29 @@ async fn a_publish_that_many_patterns_match_is_seen_by_all_though_its_publisher_
     let mut late = subscribe(&broker, &["a.**", "*.*.*.*.*.*.*.*.*.*.*.*"], Start::Now).await;
     assert!(futures_util::poll!(std::future::poll_fn(|cx| late.poll_delivery(cx))).is_pending());
     let second = publish(&broker, &name).await;
-    broker.announce(draft(&name, "psst")).await.expect("announced");
+    let (readers, seen) = readers.await.expect("they are woken");
+    let expected = seen[0].clone();
+    assert_eq!(expected[1], format!("{name}:{second}"));
+    assert!(seen.iter().all(|seen| *seen == expected), "all are given the same");
 
-    let expected = timeout(PATIENCE, readers.join_next()).await.expect("it is woken");
-    let expected = expected.expect("a reader").expect("it ends");
-    assert_eq!(expected[1..], [format!("{name}:{second}"), "psst".to_owned()]);
-    while let Some(seen) = timeout(PATIENCE, readers.join_next()).await.expect("it is woken") {
-        assert_eq!(seen.expect("it ends"), expected);
-    }
+    let readers = tokio::spawn(woken_for(readers, 1));
+    tokio::task::yield_now().await;
+    broker.announce(draft(&name, "psst")).await.expect("announced");
+    let (_, seen) = readers.await.expect("they are woken");
+    assert!(seen.iter().all(|seen| seen == &["psst"]), "{seen:?}");
+    let expected = [expected, vec!["psst".to_owned()]].concat();
     assert_eq!(drain(&broker, &mut late).await, expected);
+}
+
+/// What each of the readers is given first, so many of each. Each is woken by what comes for it, and by nothing else.
+async fn woken_for(readers: Vec<Subscription>, count: usize) -> (Vec<Subscription>, Vec<Vec<String>>) {
+    let next = async |mut reader: Subscription| {
+        let mut seen = Vec::new();
+        while seen.len() < count {
+            seen.push(shown(&std::future::poll_fn(|cx| reader.poll_delivery(cx)).await));
+        }
+        (reader, seen)
+    };
+    let all = futures_util::future::join_all(readers.into_iter().map(next));
+    timeout(PATIENCE, all).await.expect("each is woken").into_iter().unzip()
 }

@@ -25,8 +25,8 @@ use self::{
     state::{NODES, Reading, STEP, Seeking, State},
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
-    Position, Retention, Start, Tail, TopicStats,
+    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, Log, LogError, LogStats,
+    Page, Position, Retention, Start, Tail, TopicStats,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
 
@@ -38,6 +38,7 @@ const WAKE_AT_ONCE: usize = 1024;
 
 /// A log that lives and dies with this process, or goes on in the next by way of a file.
 pub struct MemoryLog {
+    clock: Clock,
     retention: Retention,
     // A std mutex: no await happens while it is held.
     state: Mutex<State>,
@@ -55,7 +56,15 @@ impl MemoryLog {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(retention: Retention) -> Arc<Self> {
-        Self::run(State::new(Id::now()), retention, None)
+        Self::start_by(Clock::System, retention)
+    }
+
+    /// The same, by another clock.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_by(clock: Clock, retention: Retention) -> Arc<Self> {
+        Self::run(State::new(clock.now()), clock, retention, None)
     }
 
     /// Goes on where the process that [ended](Self::end) with this file was, or begins anew and says why.
@@ -66,14 +75,19 @@ impl MemoryLog {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn resume(retention: Retention, path: PathBuf) -> io::Result<Arc<Self>> {
+        Self::resume_by(Clock::System, retention, path).await
+    }
+
+    async fn resume_by(clock: Clock, retention: Retention, path: PathBuf) -> io::Result<Arc<Self>> {
         let saved = Saved::open(path).await?;
-        let state = match saved.take().await? {
-            Found::Nothing => State::new(Id::now()),
-            Found::Snapshot(snapshot) => State::restore(*snapshot, &retention),
-            Found::Lost { reserved } => State::new(reserved.next()),
+        let (found, now) = (saved.take().await?, clock.now());
+        let state = match found {
+            Found::Nothing => State::new(now),
+            Found::Snapshot(snapshot) => State::restore(*snapshot, &retention, now),
+            Found::Lost { reserved } => State::new(reserved.next(now)),
         };
         saved.begin(state.newest()).await?;
-        Ok(Self::run(state, retention, Some(saved)))
+        Ok(Self::run(state, clock, retention, Some(saved)))
     }
 
     /// Takes nothing more, and writes what is retained to the file that it was resumed from, if any.
@@ -83,13 +97,13 @@ impl MemoryLog {
         saved.write(snapshot).await
     }
 
-    fn run(state: State, retention: Retention, saved: Option<Arc<Saved>>) -> Arc<Self> {
+    fn run(state: State, clock: Clock, retention: Retention, saved: Option<Arc<Saved>>) -> Arc<Self> {
         let watermark = AtomicU64::new(state.newest().get());
         let (state, ephemerals) = (Mutex::new(state), Ephemerals::default());
         let has_fanned_out = Notify::new();
         let log = Arc::new_cyclic(|this| {
             let this = this.clone();
-            Self { retention, state, watermark, ephemerals, saved, has_fanned_out, this }
+            Self { clock, retention, state, watermark, ephemerals, saved, has_fanned_out, this }
         });
         // The task ends with the log: it holds no more than a weak reference while it waits.
         let weak = Arc::downgrade(&log);
@@ -102,7 +116,7 @@ impl MemoryLog {
                 if std::mem::replace(&mut newest, log.watermark()) < newest {
                     log.reserve(newest).await;
                 }
-                while log.state().sweep(&log.retention, Id::now()) {
+                while log.state().sweep(&log.retention, log.clock.now()) {
                     tokio::task::yield_now().await;
                 }
             }
@@ -198,11 +212,11 @@ impl MemoryLog {
 impl Log for MemoryLog {
     async fn append(&self, append: Append) -> Result<Appended, AppendError> {
         if self.saved.is_some() {
-            self.reserve(self.watermark().next()).await;
+            self.reserve(self.watermark().next(self.clock.now())).await;
         }
         let (appended, tails) = loop {
             if let Some(mut state) = self.state_to_append() {
-                let appended = state.append(append, &self.retention)?;
+                let appended = state.append(append, &self.retention, self.clock.now())?;
                 break (appended, self.fan_out_on(&mut state));
             }
             self.fanned_out().await;
@@ -265,7 +279,7 @@ impl Log for MemoryLog {
     }
 
     fn expired(&self) -> Id {
-        self.retention.expired()
+        self.clock.now().minus(self.retention.age)
     }
 
     async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {
@@ -299,5 +313,35 @@ impl Log for MemoryLog {
 
     async fn stats(&self) -> Result<LogStats, LogError> {
         Ok(self.state().stats())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Payload;
+
+    const AGE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_message_is_given_until_it_is_too_old_and_then_told() {
+        let retention =
+            Retention { messages: 10, age: AGE, bytes: 1 << 20, total_bytes: 1 << 20, topics: 100 };
+        let clock = Clock::stopped();
+        let log = MemoryLog::start_by(clock.clone(), retention);
+        let topic: Topic = "a".parse().expect("a topic");
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let start = Position::at(log.watermark());
+        clock.advance(SWEEP_EVERY);
+        let id =
+            log.append(Append { draft, idempotency_key: None, if_match: None }).await.expect("stored").id();
+        let patterns: PatternSet = ["*".parse().expect("a pattern")].into_iter().collect();
+        for (age, expected) in
+            [(Duration::ZERO, (1, 0)), (AGE, (1, 0)), (AGE + Duration::from_micros(1), (0, 1))]
+        {
+            clock.set(id.plus(age));
+            let page = log.read(&patterns, &start, 10).await.expect("a page");
+            assert_eq!((page.messages.len(), page.gaps.len()), expected, "{age:?}");
+        }
     }
 }

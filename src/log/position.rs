@@ -4,6 +4,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::message::{Id, Message, Pattern, Topic};
 
+/// How many topics a pattern's `last` covers: those with the newest messages.
+pub const MAX_LAST_TOPICS: usize = 1000;
+
 /// Where to begin to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
@@ -39,7 +42,7 @@ pub struct Position {
 /// A moment in the log's losses: the newest id at that time, and which one it was.
 ///
 /// What is lost had been published, so its id is at most the id of its mark.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mark {
     pub newest: Id,
     pub nth: u64,

@@ -16,8 +16,8 @@ mod link;
 mod primary;
 mod reading;
 mod scripts;
+mod shared;
 mod store;
-mod under_way;
 
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
@@ -39,12 +39,12 @@ use self::{
     held::{FILL_BYTES, MAX_TAIL_MESSAGES},
     link::Link,
     reading::Reading,
+    shared::Shared,
     store::Store,
-    under_way::UnderWay,
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats, Page,
-    Position, Retention, Start, Tail, TopicStats,
+    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, Log, LogError, LogStats,
+    Mark, Page, Position, Retention, Start, Tail, TopicStats,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -60,16 +60,29 @@ const MAX_READS: usize = 3;
 /// How many tails are filled for one reader; more topics than these are read in one step.
 const MAX_FILLED: usize = 16;
 
+/// Who reads more topics than these reads alone.
+const MAX_SHARED_PATTERNS: usize = 16;
+
+/// What a reader asks for that reads on from a cursor and nothing else.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct PageKey {
+    patterns: Vec<Pattern>,
+    cursor: Id,
+    told: Id,
+    checked: Mark,
+    limit: usize,
+}
+
 /// A log that is shared by all replicas that use the same server, database and prefix.
 pub struct RedisLog {
     store: Arc<Store>,
     feed: Arc<Feed>,
     link: Arc<Link>,
     copies: Arc<Copies>,
-    /// One question at a time; who comes meanwhile shares the answer to the next one, also if it is an error.
-    asking: tokio::sync::Mutex<Option<(u64, Result<Id, LogError>)>>,
-    asked: std::sync::atomic::AtomicU64,
-    under_way: UnderWay,
+    /// The store's newest id is asked for by one caller at a time.
+    asking: tokio::sync::Mutex<()>,
+    newest: Shared<(), Result<Id, LogError>>,
+    pages: Shared<PageKey, Result<Page, LogError>>,
     /// They end with the log.
     _tasks: JoinSet<()>,
 }
@@ -82,7 +95,7 @@ impl RedisLog {
     /// Outside of a tokio runtime.
     pub fn start(address: Address, retention: &Retention, copies: usize) -> Arc<Self> {
         let store = Arc::new(Store::new(address, retention));
-        let feed = Arc::new(Feed::new(retention.age));
+        let feed = Arc::new(Feed::new(Clock::System, retention.age));
         let link = Arc::new(Link::new(store.clone(), feed.clone()));
         let is_confirmed = copies > 0;
         let copies = Arc::new(Copies::new(store.clone(), copies));
@@ -92,8 +105,8 @@ impl RedisLog {
         if is_confirmed {
             tasks.spawn(copies.clone().keep_confirming());
         }
-        let (asking, asked, under_way) = Default::default();
-        Arc::new(Self { store, feed, link, copies, asking, asked, under_way, _tasks: tasks })
+        let (asking, newest, pages) = Default::default();
+        Arc::new(Self { store, feed, link, copies, asking, newest, pages, _tasks: tasks })
     }
 
     /// Asks the store which format it has, if it answers within two seconds.
@@ -117,18 +130,13 @@ impl RedisLog {
 
     /// The store's newest id, asked for after this was called, by all who call it at the same time.
     async fn ask(&self) -> Result<Id, LogError> {
-        use std::sync::atomic::Ordering;
-        let ticket = self.asked.load(Ordering::Acquire);
-        let mut answered = self.asking.lock().await;
-        if let Some((number, newest)) = *answered
-            && number > ticket
-        {
-            return newest;
-        }
-        let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        let newest = self.link.ask().await.map(|facts| facts.newest);
-        *answered = Some((number, newest));
-        newest
+        let ask = async {
+            let _turn = self.asking.lock().await;
+            // Callers that come from now on may have seen something newer than the answer.
+            self.newest.close(&());
+            self.link.ask().await.map(|facts| facts.newest)
+        };
+        self.newest.share(&(), ask).await
     }
 
     async fn read_store(
@@ -295,7 +303,13 @@ impl Log for RedisLog {
             let checked = position.checked;
             return Ok(Page { told, checked, past: cursor, end: cursor, ..Page::default() });
         }
-        self.under_way.share(patterns, position, limit, self.read_store(patterns, position, limit)).await
+        let read = self.read_store(patterns, position, limit);
+        if patterns.len() > MAX_SHARED_PATTERNS || position.has_floors() {
+            return read.await;
+        }
+        let Position { cursor, told, checked, .. } = *position;
+        let key = PageKey { patterns: patterns.to_vec(), cursor, told, checked, limit };
+        self.pages.share(&key, read).await
     }
 
     fn ephemerals(&self) -> &Ephemerals {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::message::{Id, Message};
+use crate::message::Message;
 
 /// What a message counts beside its payload and its event.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 200;
@@ -31,11 +31,6 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// What is older than this has expired.
-    pub fn expired(&self) -> Id {
-        Id::now().minus(self.age)
-    }
-
     /// How much of all bytes the topics may take themselves. They are not forgotten early, so without a
     /// bound there would be no room for messages.
     pub fn topic_bytes(&self) -> usize {

@@ -38,9 +38,14 @@ impl Id {
         Self(since_epoch.as_micros() as u64)
     }
 
-    /// The id for a message that comes after `self`.
-    pub fn next(self) -> Self {
-        Self::now().max(Self(self.0 + 1))
+    /// The id for a message that comes after `self`, where it is `now`.
+    pub fn next(self, now: Self) -> Self {
+        now.max(Self(self.0 + 1))
+    }
+
+    /// The point `age` later.
+    pub fn plus(self, age: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(age.as_micros()).unwrap_or(u64::MAX)))
     }
 
     /// The cursor of a reader that has everything before this message.
@@ -83,8 +88,8 @@ mod tests {
 
     #[test]
     fn an_id_never_goes_back_when_the_clock_does() {
-        let ahead = Id::new(Id::now().get() + 1_000_000_000);
-        assert_eq!(ahead.next(), Id::new(ahead.get() + 1));
+        let (early, late) = (Id::new(1_000), Id::new(2_000));
+        assert_eq!([late.next(early), early.next(late)], [Id::new(2_001), late]);
     }
 
     #[test]

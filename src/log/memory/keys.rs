@@ -55,9 +55,9 @@ impl Keys {
         (self.seed, self.used.iter().map(|(name, used)| (name.clone(), used.id, used.digest)).collect())
     }
 
-    pub fn restore((seed, keys): Remembered) -> Self {
+    pub fn restore((seed, keys): Remembered, now_id: Id) -> Self {
         let mut restored = Self { seed, ..Self::default() };
-        let (now, now_id) = (Instant::now(), Id::now());
+        let now = Instant::now();
         for (name, id, digest) in keys {
             // An id tells the time. Where that cannot be told, the key is remembered for longer.
             let age = Duration::from_micros(now_id.get().saturating_sub(id.get()));
@@ -192,11 +192,11 @@ mod tests {
         assert!(is_about(fill(&mut keys, "loud.too"), MAX_BYTES / 4));
         assert!((0..100).all(|number| remember(&mut keys, &format!("quiet.{number}"), 0)));
 
-        let (seed, remembered) = keys.remembered();
-        assert_eq!(Keys::restore((seed, remembered.clone())).shares, keys.shares);
-        let long_ago = Id::now().minus(IDEMPOTENCY_WINDOW);
+        let ((seed, remembered), now) = (keys.remembered(), Id::now());
+        assert_eq!(Keys::restore((seed, remembered.clone()), now).shares, keys.shares);
+        let long_ago = now.minus(IDEMPOTENCY_WINDOW);
         let old = remembered.into_iter().map(|(name, _, digest)| (name, long_ago, digest)).collect();
-        let mut keys = Keys::restore((seed, old));
+        let mut keys = Keys::restore((seed, old), now);
         // A key that has run out is new, though it was not removed.
         assert!(remember(&mut keys, "quiet.99", 0) && !remember(&mut keys, "quiet.99", 0));
         assert_eq!(keys.forget_old(10), 10);

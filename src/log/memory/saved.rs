@@ -307,7 +307,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 mod tests {
     use super::*;
     use crate::{
-        log::{Append, Log, MemoryLog, Position, Retention, Start},
+        log::{Append, Clock, Log, MemoryLog, Position, Retention, Start},
         message::{Draft, Payload},
     };
 
@@ -334,7 +334,11 @@ mod tests {
         }
 
         async fn log(&self) -> io::Result<Arc<MemoryLog>> {
-            MemoryLog::resume(RETENTION, self.state()).await
+            self.log_by(&Clock::System).await
+        }
+
+        async fn log_by(&self, clock: &Clock) -> io::Result<Arc<MemoryLog>> {
+            MemoryLog::resume_by(clock.clone(), RETENTION, self.state()).await
         }
 
         /// How many files were set aside.
@@ -417,22 +421,24 @@ mod tests {
 
     #[tokio::test]
     async fn no_id_is_given_twice_though_the_clock_was_set_back() {
-        let ahead = Id::new(Id::now().get() + 3_600_000_000);
-        let folder = Folder::new();
-        for kind in ["opened", "closed"] {
-            let mut body = Vec::new();
-            if kind == "closed" {
-                super::super::state::State::new(ahead).close().write(&mut body).expect("written");
+        let (folder, clock) = (Folder::new(), Clock::stopped());
+        let now = clock.now();
+        for is_ended in [false, true] {
+            clock.advance(Duration::from_secs(3600));
+            let log = folder.log_by(&clock).await.expect("a log");
+            let id = publish(&log, "a", "before").await;
+            if is_ended {
+                log.end().await.expect("written");
             }
-            let head = head(kind, ahead, body.len() as u64, xxh3_64(&body));
-            fs::write(folder.state(), [head.as_bytes(), &body].concat()).expect("written");
-            let log = folder.log().await.expect("a log");
-            let id = publish(&log, "a", kind).await;
-            assert!(id > ahead, "{kind}");
+            drop(log);
+            clock.set(now);
+            let log = folder.log_by(&clock).await.expect("a log");
+            let next = publish(&log, "a", "after").await;
+            assert!(next > id, "{is_ended}");
             // Without a word: the file says which ids may have been given meanwhile.
             drop(log);
-            let log = folder.log().await.expect("a log");
-            assert!(publish(&log, "a", kind).await > id, "{kind}");
+            let log = folder.log_by(&clock).await.expect("a log");
+            assert!(publish(&log, "a", "after").await > next, "{is_ended}");
         }
     }
 
@@ -483,7 +489,7 @@ mod tests {
         drop(log);
 
         // Damaged behind its first line, which says which ids may have been given, whatever the clock says.
-        let ahead = Id::new(Id::now().get() + 3_600_000_000);
+        let ahead = Id::now().plus(Duration::from_secs(3600));
         fs::write(folder.state(), head("closed", ahead, 1, 0)).expect("written");
         look(&folder).await;
         let log = folder.log().await.expect("a log that begins anew");

@@ -115,7 +115,12 @@ impl State {
     }
 
     /// Stores a message, which [`fan_out_on`](Self::fan_out_on) brings to the tails of the patterns.
-    pub fn append(&mut self, append: Append, retention: &Retention) -> Result<Appended, AppendError> {
+    pub fn append(
+        &mut self,
+        append: Append,
+        retention: &Retention,
+        now: Id,
+    ) -> Result<Appended, AppendError> {
         self.check_open()?;
         let Append { mut draft, idempotency_key, if_match } = append;
         if let Some(key) = &idempotency_key
@@ -127,7 +132,7 @@ impl State {
             self.check_newest(&draft.topic, expected)?;
         }
         self.check_room_for(&draft.topic, retention)?;
-        let id = self.newest.next();
+        let id = self.newest.next(now);
         if let Some(key) = &idempotency_key {
             let digest = self.keys.digest(&draft.payload);
             self.keys.remember(&draft.topic, key, digest, id);
@@ -426,7 +431,7 @@ pub mod tests {
 
     /// What a log does with the lock let go between the steps.
     pub fn store(state: &mut State, append: Append, retention: &Retention) -> Result<Appended, AppendError> {
-        let appended = state.append(append, retention);
+        let appended = state.append(append, retention, Id::now());
         while state.fan_out_on().is_none() {}
         appended
     }
@@ -436,7 +441,7 @@ pub mod tests {
     }
 
     fn later(days: u64) -> Id {
-        Id::new(Id::now().get() + days * 24 * 3600 * 1_000_000)
+        Id::now().plus(Duration::from_secs(days * 24 * 3600))
     }
 
     /// The same for a beginning.
@@ -557,8 +562,12 @@ pub mod tests {
         let cursor = state.newest;
         let patterns = patterns(&["*"]);
         let reads: [fn(&mut State, &PatternSet, Id); 2] = [
-            |state, patterns, _| _ = begin(state, patterns, &Start::Everything, state.newest.next()),
-            |state, patterns, at| _ = read(state, patterns, &Position::at(at), 10, state.newest.next()),
+            |state, patterns, _| {
+                _ = begin(state, patterns, &Start::Everything, state.newest.plus(RETENTION.age))
+            },
+            |state, patterns, at| {
+                _ = read(state, patterns, &Position::at(at), 10, state.newest.plus(RETENTION.age))
+            },
         ];
         for look in reads {
             publish(&mut state, "a");
@@ -624,7 +633,7 @@ pub mod tests {
         let other = publish(&mut state, "other");
         let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
         let append = Append { draft, idempotency_key: None, if_match: None };
-        let id = state.append(append, &RETENTION).expect("stored").id();
+        let id = state.append(append, &RETENTION, Id::now()).expect("stored").id();
         let late = [&name.replace("a.a", "a.*"), "**", "a.**"];
         let (mut steps, mut woken) = (0, None);
         while woken.is_none() {

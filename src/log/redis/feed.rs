@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     log::{
-        Ephemerals, Follower, Page, Tail,
+        Clock, Ephemerals, Follower, Page, Tail,
         patterns::{self, PatternTails},
     },
     message::{Draft, Id, Message, Pattern, Topic},
@@ -36,6 +36,7 @@ const LINGER: Duration = Duration::from_secs(30);
 
 /// The tails, the watermark, and what was announced.
 pub struct Feed {
+    clock: Clock,
     // A std mutex: no await happens while it is held.
     state: Mutex<State>,
     arrivals: Arrivals,
@@ -87,8 +88,9 @@ impl Followed {
 }
 
 impl Feed {
-    pub fn new(age: Duration) -> Self {
+    pub fn new(clock: Clock, age: Duration) -> Self {
         Self {
+            clock,
             state: Mutex::default(),
             arrivals: Arrivals::default(),
             moved: Notify::new(),
@@ -111,7 +113,7 @@ impl Feed {
     }
 
     pub fn expired(&self) -> Id {
-        Id::now().minus(Duration::from_micros(self.age.load(Ordering::Relaxed)))
+        self.clock.now().minus(Duration::from_micros(self.age.load(Ordering::Relaxed)))
     }
 
     /// The store says how long a message is kept.
@@ -206,7 +208,7 @@ impl Feed {
             }
             !is_idle
         });
-        held.give_back();
+        held.give_back(self.clock.now());
     }
 
     /// Waits until `is_so`, but not for longer than `patience`.
@@ -414,7 +416,7 @@ mod tests {
     }
 
     fn begun() -> Feed {
-        let feed = Feed::new(AGE);
+        let feed = Feed::new(Clock::stopped(), AGE);
         feed.begin(&facts(10, 10), Place { id: Id::new(10), number: 0 });
         feed
     }

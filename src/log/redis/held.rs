@@ -62,8 +62,8 @@ impl Held {
     }
 
     /// Lets old messages forget their renderings, and gives back the room of a burst that has passed.
-    pub fn give_back(&mut self) {
-        self.hot.cool_at(Id::now());
+    pub fn give_back(&mut self, now: Id) {
+        self.hot.cool_at(now);
         self.clear_out();
         if self.order.capacity() > 4096 && self.order.len() < self.order.capacity() / 4 {
             self.order.shrink_to(self.order.len() * 2);

@@ -13,7 +13,9 @@ use super::{
     store::Store,
 };
 use crate::{
-    log::{Beginning, Gap, LogError, Mark, Page, Position, Reason, Start, loss::Loss},
+    log::{
+        Beginning, Gap, LogError, Mark, Page, Position, Reason, Start, loss::Loss, position::MAX_LAST_TOPICS,
+    },
     message::{Id, Pattern, PatternSet, Topic},
 };
 
@@ -23,8 +25,6 @@ const MAX_READ_TOPICS: usize = 500;
 const TOPIC_BATCH: usize = 200;
 /// How many messages one script steps over to find where the newest so many begin.
 const STEP_LIMIT: usize = 2000;
-/// How many topics a pattern's `last` covers: those with the newest messages.
-const MAX_LAST_TOPICS: usize = 1000;
 /// How far is looked for the message behind a gap.
 const MAX_SCANS: usize = 64;
 

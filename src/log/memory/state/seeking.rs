@@ -8,12 +8,9 @@ use std::{
 
 use super::{State, budget::Budget, firsts::Firsts};
 use crate::{
-    log::{Beginning, Gap, Mark, Position, Reason, Start, Tail},
+    log::{Beginning, Gap, Mark, Position, Reason, Start, Tail, position::MAX_LAST_TOPICS},
     message::{Id, Message, Pattern, PatternSet, Topic},
 };
-
-/// How many topics a pattern's `last` covers: those with the newest messages.
-const MAX_LAST_TOPICS: usize = 1000;
 
 /// A search that is under way.
 ///

@@ -100,9 +100,9 @@ impl State {
     }
 
     /// Goes on from a snapshot, with no more than is to be retained now.
-    pub fn restore(snapshot: Snapshot, retention: &Retention) -> Self {
+    pub fn restore(snapshot: Snapshot, retention: &Retention, now: Id) -> Self {
         let Snapshot { newest, began, forgotten, topics, messages, keys } = snapshot;
-        let (keys, losses) = (Keys::restore(keys), Losses::new(newest));
+        let (keys, losses) = (Keys::restore(keys, now), Losses::new(newest));
         let mut state = Self { newest, forgotten, keys, losses, ..Self::new(began) };
         for (topic, newest, deleted) in topics {
             state.know(topic, Known { newest, deleted, lost: Mark::default() });

@@ -1,0 +1,111 @@
+//! Questions to the store that several ask at once: one of them asks, and all are given its answer.
+//!
+//! After a restart thousands come back to the same point at once.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use tokio::sync::OnceCell;
+
+/// The questions that are being asked, with those who wait for the answers.
+pub struct Shared<Q, A> {
+    // A std mutex: no await happens while it is held.
+    asked: Mutex<HashMap<Q, Weak<OnceCell<A>>>>,
+}
+
+/// One of those who wait for an answer. The first to have it, or to leave, closes the question.
+struct Waiting<'a, Q: Eq + Hash, A> {
+    shared: &'a Shared<Q, A>,
+    question: &'a Q,
+    answer: Arc<OnceCell<A>>,
+}
+
+impl<Q, A> Default for Shared<Q, A> {
+    fn default() -> Self {
+        Self { asked: Mutex::default() }
+    }
+}
+
+impl<Q: Clone + Eq + Hash, A: Clone> Shared<Q, A> {
+    /// What `ask` answers, to this call or to an earlier one that still waits for the same.
+    pub async fn share(&self, question: &Q, ask: impl Future<Output = A>) -> A {
+        let waiting = self.wait(question);
+        waiting.answer.get_or_init(|| ask).await.clone()
+    }
+
+    /// Lets nobody else wait for the answer to a question: the next call asks it anew.
+    pub fn close(&self, question: &Q) {
+        self.asked().remove(question);
+    }
+
+    fn wait<'a>(&'a self, question: &'a Q) -> Waiting<'a, Q, A> {
+        let mut asked = self.asked();
+        let answer = asked.get(question).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let answer = Arc::default();
+            asked.insert(question.clone(), Arc::downgrade(&answer));
+            answer
+        });
+        Waiting { shared: self, question, answer }
+    }
+}
+
+impl<Q, A> Shared<Q, A> {
+    fn asked(&self) -> MutexGuard<'_, HashMap<Q, Weak<OnceCell<A>>>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<Q: Eq + Hash, A> Drop for Waiting<'_, Q, A> {
+    fn drop(&mut self) {
+        let mut asked = self.shared.asked();
+        let is_this = |known: &Weak<OnceCell<A>>| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&self.answer));
+        if asked.get(self.question).is_some_and(is_this) {
+            asked.remove(self.question);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::{join, task::yield_now};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn callers_share_an_answer_until_the_question_is_closed() {
+        let (shared, asked) = (Shared::default(), Cell::new(0));
+        let ask = |is_closed: bool| {
+            let (shared, asked) = (&shared, &asked);
+            shared.share(&"a", async move {
+                if is_closed {
+                    shared.close(&"a");
+                }
+                asked.set(asked.get() + 1);
+                let answer = asked.get();
+                yield_now().await;
+                answer
+            })
+        };
+        assert_eq!(join!(ask(false), ask(false), ask(false)), (1, 1, 1));
+        assert_eq!(join!(ask(true), ask(true), ask(false), ask(false)), (2, 3, 4, 4));
+        assert_eq!(ask(false).await, 5);
+        assert!(shared.asked().is_empty());
+    }
+
+    #[tokio::test]
+    async fn where_the_caller_that_asks_leaves_another_asks() {
+        let shared = Shared::default();
+        let mut leaves = Box::pin(shared.share(&"a", std::future::pending()));
+        assert!(futures_util::poll!(&mut leaves).is_pending());
+        let stays = shared.share(&"a", async { 2 });
+        tokio::pin!(stays);
+        assert!(futures_util::poll!(&mut stays).is_pending());
+        drop(leaves);
+        assert_eq!(stays.await, 2);
+    }
+}
