@@ -1,6 +1,6 @@
 //! A reader of topics on one connection: the part that all transports share.
 //!
-//! It says what comes next, and the transport renders it. It knows no transport.
+//! It gives out one event after another, and the transport renders it. It knows no transport.
 
 use std::{
     fmt,
@@ -21,7 +21,7 @@ use crate::{
     message::{Id, Pattern},
 };
 
-/// A subscription, and what else decides how long its connection lasts.
+/// A subscription, with the lease and the timers that decide how long its connection lasts.
 pub struct Reader {
     app: Arc<App>,
     subscription: Subscription,
@@ -29,7 +29,7 @@ pub struct Reader {
     lease: Lease,
     permit: Permit,
     pulse: Pulse,
-    /// Something was given out since the pulse was last asked.
+    /// A frame was given out since the pulse was last polled.
     has_given: bool,
     is_leaving: bool,
 }
@@ -40,7 +40,7 @@ struct Joining {
     subscription: Subscription,
 }
 
-/// What comes next on a connection.
+/// The next event on a connection.
 #[derive(Debug)]
 pub enum Next {
     Delivery(Delivery),
@@ -48,7 +48,7 @@ pub enum Next {
     Replay(Delivery),
     /// The pattern that joined is part of the subscription now.
     Joined(Pattern),
-    /// Nothing was sent for a heartbeat: it is time for a frame.
+    /// The connection was quiet for a heartbeat: it is time for a frame.
     Quiet,
     /// A heartbeat has passed, whether or not anything was sent.
     Heartbeat,
@@ -65,7 +65,7 @@ impl Reader {
         Self { app: app.clone(), subscription, joining, lease, permit, pulse, has_given, is_leaving }
     }
 
-    /// What comes next, now or once there is something. Messages and gaps come only while the transport `has_room`.
+    /// The next event, now or once there is one. Messages and gaps come only while the transport `has_room`.
     pub fn poll(&mut self, cx: &mut Context<'_>, has_room: bool) -> Poll<Next> {
         let Self { lease, subscription, joining, .. } = self;
         if let Poll::Ready(code) = lease.poll(cx, || patterns_of(subscription, joining)) {
@@ -174,12 +174,12 @@ impl Reader {
         self.has_given = true;
     }
 
-    /// Adds what was given out to the metrics, because its bytes are written now.
+    /// Adds the counts to the metrics, because the bytes are written now.
     pub fn add_up(&mut self, bytes: usize) {
         self.permit.add_up(bytes);
     }
 
-    /// Logs the end of the connection, and why it ended.
+    /// Logs the end of the connection, with the reason.
     pub fn log_end(&self, why: fmt::Arguments<'_>) {
         let newest = self.app.broker.watermark();
         self.permit.log_end(why, self.subscription.connection(), self.cursor(), newest);

@@ -31,7 +31,7 @@ impl Pattern {
         &self.0
     }
 
-    /// The text before the first wildcard, with which the name of every matching topic begins. Nothing if there is none.
+    /// The text before the first wildcard: the name of every matching topic begins with it. `None` if it is empty.
     pub fn literal_start(&self) -> Option<&str> {
         let start = self.0.find('*').unwrap_or(self.0.len());
         Some(&self.0[..start]).filter(|text| !text.is_empty())
