@@ -141,10 +141,8 @@ async fn what_has_expired_all_at_once_is_told_to_everybody_and_given_to_nobody()
     let newest = publish(&broker, "after").await;
     // They come first: whoever reads sweeps, too.
     let mut all = subscribe(&broker, "**", Start::After(cursor)).await;
-    let seen = read_until(&mut all, newest).await;
-    assert_eq!(seen.iter().filter(|seen| seen.is_none()).count(), TOPICS);
-    assert_eq!(seen.last(), Some(&Some(newest)), "after all that is told");
-    assert_eq!(seen.len(), TOPICS + 1);
+    // So many are one gap for the pattern.
+    assert_eq!(read_until(&mut all, newest).await, [None, Some(newest)]);
     let mut one = subscribe(&broker, "p.7", Start::After(cursor)).await;
     assert_eq!(read_until(&mut one, newest).await, [None]);
 }

@@ -44,7 +44,7 @@ pub enum ParseAddressError {
     Scheme,
     #[error("prefix: 1 to 64 letters, digits and any of - _ . :")]
     Prefix,
-    #[error("redis+sentinel://HOST[:PORT][,HOST[:PORT]…]/MASTER: MASTER is the name that the Sentinels know")]
+    #[error("the URL lacks the name of the master: redis+sentinel://HOST[:PORT][,HOST[:PORT]…]/MASTER")]
     Master,
     #[error("db: a number")]
     Database,

@@ -14,8 +14,8 @@ const PAGE_BYTES: usize = 256 << 10;
 const SCAN_BATCH: usize = 2000;
 /// How many messages that have expired one read removes.
 const READ_SWEEP: usize = 1000;
-/// What a topic or a mark costs in the index and the state, as all that is retained is counted.
-const TOPIC_COST: usize = 250;
+/// What a topic or a mark costs in the index, the names and the state, as all that is retained is counted.
+const TOPIC_COST: usize = 350;
 /// What an idempotency key costs.
 const KEY_COST: usize = 250;
 /// A topic may hold this part of its bounds more, until the surplus is removed at once.

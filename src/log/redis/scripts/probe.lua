@@ -7,21 +7,16 @@ learn()
 if is_sweep then
   is_more = sweep(BATCH)
   local unknown = now - math.max(max_age + AFTER_EXPIRY, INDEX_AGE)
-  local function forget(least, most)
-    local old = redis.call('ZRANGE', index, least, most, 'BYSCORE', 'LIMIT', 0, BATCH, 'WITHSCORES')
-    for at = 1, #old, 2 do
-      forgotten = math.max(forgotten, math.abs(tonumber(old[at + 1])))
-      redis.call('ZREM', index, old[at])
-      redis.call('ZREM', names, old[at])
-      redis.call('HDEL', state, old[at])
-    end
-    is_more = is_more or #old == 2 * BATCH
+  -- A topic is counted until all of it is swept. Its marks go with it.
+  local old = is_more and {} or redis.call('ZRANGE', index, '(0', str(unknown), 'BYSCORE', 'LIMIT', 0, BATCH, 'WITHSCORES')
+  for at = 1, #old, 2 do
+    local topic = old[at]
+    forgotten = math.max(forgotten, tonumber(old[at + 1]))
+    redis.call('ZREM', index, topic, ',' .. topic, ' ' .. topic)
+    redis.call('ZREM', names, topic)
+    redis.call('HDEL', state, topic)
   end
-  -- What is still to be swept is counted by its topic.
-  if not is_more then
-    forget('(0', str(unknown))
-    forget(str(-unknown), '(0')
-  end
+  is_more = is_more or #old == 2 * BATCH
   redis.call('HSET', state, '*forgotten', str(forgotten))
 end
 local place = close_feed()
