@@ -1,5 +1,5 @@
--- Says what the store holds and where the feed ends, so that a replica sees whether it has read it all. Now and then
--- it sweeps, so many at once.
+-- Returns the facts of the store and the end of the feed, so that a replica can tell whether it has read
+-- everything. Now and then it also sweeps, one batch at a time.
 local is_sweep = ARGV[7] == '1'
 local BATCH = 200
 local is_more = false
@@ -17,7 +17,7 @@ if is_sweep then
     end
     is_more = is_more or #old == 2 * BATCH
   end
-  -- What is still to be swept is counted by its topic.
+  -- Expired messages are still counted in the state of their topics, so forget topics only after the sweep.
   if not is_more then
     forget('(0', str(unknown))
     forget(str(-unknown), '(0')
