@@ -139,7 +139,7 @@ impl Appended {
 /// Why a message was not appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    #[error("the topic has something newer than If-Match names")]
+    #[error("the topic has a message newer than the id in If-Match")]
     PreconditionFailed { newest: Id },
     #[error("the idempotency key was used for another payload")]
     KeyReused,

@@ -66,9 +66,9 @@ enum Broken {
     Unreachable(#[from] ConnectError),
     #[error("the store does not answer")]
     Unavailable(#[from] LogError),
-    #[error("it does not bring what the store has")]
+    #[error("it is behind the store")]
     Behind,
-    #[error("it leads to another primary than the one that answers")]
+    #[error("it leads to another primary than the publishing connection")]
     Elsewhere,
 }
 
@@ -104,7 +104,7 @@ impl Link {
             self.feed.begin(&facts, end);
         }
         *is_linked = true;
-        tracing::info!(redis = %self.store.address(), "live");
+        tracing::info!(redis = %self.store.address(), "the live link is up");
         tokio::select! {
             broken = self.read_feed(connection) => broken,
             broken = self.watch() => broken,

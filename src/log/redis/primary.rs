@@ -35,7 +35,7 @@ pub enum ConnectError {
     NoSentinel(RedisError),
     #[error("the sentinels know no master of that name")]
     UnknownMaster,
-    #[error("the server that the sentinels name is no primary")]
+    #[error("the server that the sentinels name is not a primary")]
     NotPrimary,
 }
 

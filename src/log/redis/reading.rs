@@ -514,6 +514,6 @@ fn put(page: &mut Page, topic: &Topic, stored: &Stored) {
         return;
     }
     let id = stored.id;
-    tracing::error!(%topic, %id, "a stored message cannot be read; its readers are told a gap");
+    tracing::error!(%topic, %id, "a stored message cannot be read; readers get a gap");
     page.gaps.push(Gap { topic: topic.into(), next: None, reason: Reason::Retention, floor: id });
 }

@@ -291,9 +291,9 @@ impl Store {
             is_news
         };
         if is_news {
-            tracing::warn!(redis = %self.address(), %error, "redis did not do it");
+            tracing::warn!(redis = %self.address(), %error, "a redis command failed");
         } else {
-            tracing::debug!(%error, "redis did not do it");
+            tracing::debug!(%error, "a redis command failed");
         }
     }
 
@@ -339,7 +339,7 @@ impl Store {
             let began = Instant::now();
             match self.connect(number).await {
                 Ok((addr, redis)) => {
-                    tracing::info!(redis = %addr, "publishing");
+                    tracing::info!(redis = %addr, "the publishing connection is up");
                     self.connection.send_replace(Some(Connection { number, redis, looked: Arc::default() }));
                     if std::mem::take(&mut is_first) {
                         self.say_how_much_is_kept().await;
@@ -405,7 +405,7 @@ impl Store {
                 "the store kept messages by other --retain-… settings; now these hold for all replicas"
             ),
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "redis was not told how much to keep"),
+            Err(error) => tracing::warn!(%error, "the retention limits were not stored in redis"),
         }
     }
 
@@ -415,7 +415,7 @@ impl Store {
             Some(policy) if policy == "noeviction" => {}
             Some(policy) => tracing::warn!(
                 %policy,
-                "redis may evict what is retained when its memory is full; set maxmemory-policy to noeviction"
+                "redis may evict retained messages when its memory is full; set maxmemory-policy to noeviction"
             ),
             None => tracing::warn!("redis does not tell its maxmemory-policy; it should be noeviction"),
         }
