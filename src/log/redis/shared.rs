@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_the_caller_that_asks_leaves_another_asks() {
+    async fn another_caller_asks_if_the_first_one_leaves() {
         let shared = Shared::default();
         let mut leaves = Box::pin(shared.share(&"a", std::future::pending()));
         assert!(futures_util::poll!(&mut leaves).is_pending());

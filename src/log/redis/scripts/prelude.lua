@@ -221,7 +221,7 @@ local function evict(topic, id)
   end
   if known_topic then
     local newest, bytes = cmsgpack.unpack(known_topic)
-    -- A stream that has disappeared, or has expired before a sweep, is not counted any more.
+    -- A stream that has disappeared is not counted any more.
     if not entry and redis.call('EXISTS', stream(topic)) == 0 then cost = bytes end
     if cost > 0 then redis.call('HSET', state, topic, cmsgpack.pack(newest, bytes - cost)) end
   end
