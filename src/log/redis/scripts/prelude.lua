@@ -12,10 +12,11 @@ local SKEW = 10000000
 -- began.
 local MAX_BOUNDARIES = 32
 
--- `index`: the topics by their newest ids, and below zero the marks. `names`: the topics by name. `order`:
--- the ids of all messages. `state`: the facts about the store and about each topic, packed because each
--- message reads and writes them. `feed`: the newest messages, deletions and announcements, which every
--- replica reads.
+-- `index`: the topics by their newest ids, and below zero the marks.
+-- `names`: the topics by name.
+-- `order`: the ids of all messages.
+-- `state`: the facts about the store and about each topic, packed because each message reads and writes them.
+-- `feed`: the newest messages, deletions and announcements, which every replica reads.
 local index, names, order, state, feed = base .. 'index', base .. 'names', base .. 'order', base .. 'store', base .. 'feed'
 -- Format 1 had its state under this key. Its present value makes a replica of that format fail before it
 -- writes anything.
@@ -114,7 +115,8 @@ end
 if not is_sound or (info and replication_id ~= life and not is_same_process) then
   local is_promoted = life and string.find(info, 'master_replid2:' .. life, 1, true)
   if not (is_sound and was_durable and not is_promoted) then
-    -- A copy was running when the newest message was stored. A process that was started later was restarted.
+    -- A promoted copy was already running when the newest message was stored. A process that started later is
+    -- a restart.
     local uptime = tonumber(string.match(server, 'uptime_in_seconds:(%d+)'))
     local reason = (last and is_promoted and now - (uptime + 1) * 1000000 <= last) and 'failover' or 'restarted'
     local inherited = is_whole and last or 0
