@@ -1,6 +1,6 @@
-//! The log: what was published, in the order of its ids, and how to read on from a point in it.
+//! The log: the published messages, in the order of their ids, and how to read on from a point in it.
 //!
-//! This room knows nothing of those who subscribe, of HTTP, or of the wire.
+//! This room knows nothing of the subscribers, of HTTP, or of the wire.
 
 mod clock;
 mod ephemeral;
@@ -33,8 +33,9 @@ use crate::message::{Draft, Id, Pattern, PatternSet, Topic};
 
 /// An append-only log of messages under one sequence of ids.
 ///
-/// Three points are kept apart: [`newest`](Self::newest) is what the store holds,
-/// [`watermark`](Self::watermark) what this process holds, and a cursor what one reader was given.
+/// Three points are kept apart. [`newest`](Self::newest) is the newest id in the store.
+/// [`watermark`](Self::watermark) is how far the tails of this process go. A cursor is how far one reader has
+/// been given everything.
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
     /// Stores a message and assigns its id.
@@ -43,28 +44,28 @@ pub trait Log: Send + Sync + 'static {
     /// Dropping this before it resolves may still append the message.
     async fn append(&self, append: Append) -> Result<Appended, AppendError>;
 
-    /// Gives `draft` to whoever is level now. It is not stored and has no id.
+    /// Gives `draft` to the subscriptions that are caught up now. It is not stored and has no id.
     async fn announce(&self, draft: Draft) -> Result<(), LogError>;
 
-    /// Forgets what is retained of `topic`. Who is behind is told of a gap.
+    /// Deletes the retained messages of `topic`. A reader that is behind is told a gap.
     async fn delete(&self, topic: &Topic) -> Result<(), LogError>;
 
-    /// The newest messages of a topic or a pattern, kept filled until the last [`Followed`] is dropped.
+    /// Follows a topic or a pattern: its tail is kept filled until the last [`Followed`] is dropped.
     ///
-    /// Resolves when the live feed is confirmed: listen first, then look back.
+    /// Resolves when the live feed is confirmed. Listen first, then look back.
     async fn follow(
         self: Arc<Self>,
         pattern: &Pattern,
         follower: &Arc<Follower>,
     ) -> Result<Followed, LogError>;
 
-    /// The newest id of any topic, asked of the store.
+    /// The newest id of any topic. The log asks the store for it.
     async fn newest(&self) -> Result<Id, LogError>;
 
-    /// Every message up to this id is in the tails. Each one moves it as it arrives.
+    /// Every message up to this id is in the tails. Each message moves it as it arrives.
     fn watermark(&self) -> Id;
 
-    /// Waits until the watermark has come to `id`. False if it does not come within a bounded time.
+    /// Waits until the watermark reaches `id`. False if it does not within a bounded time.
     ///
     /// # Cancel safety
     /// Dropping this changes nothing.
@@ -72,56 +73,58 @@ pub trait Log: Send + Sync + 'static {
         self.watermark() >= id
     }
 
-    /// What is older than this counts as expired, though it may not have been removed yet.
+    /// Messages with an id below this count as expired, though the log may not have removed them yet.
     fn expired(&self) -> Id;
 
-    /// Finds where to begin to read `patterns`.
+    /// Finds where a reader of `patterns` begins.
     async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError>;
 
-    /// What the tails do not hold: the gaps after `position`, and the messages of patterns.
+    /// Reads what the tails do not hold: the gaps after `position`, and the messages of the patterns.
     async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError>;
 
-    /// What was announced of late.
+    /// The newest ephemeral messages.
     fn ephemerals(&self) -> &Ephemerals;
 
-    /// Up to `limit` topics by name, those after `after`.
+    /// Up to `limit` topics, sorted by name, from the first one after `after`.
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError>;
 
     async fn stats(&self) -> Result<LogStats, LogError>;
 
-    /// Whether a message was refused of late for want of room.
+    /// True if the log recently refused a message because there was no room.
     fn is_full(&self) -> bool {
         false
     }
 
-    /// Checks that what is published now would be acknowledged, as far as that can be known without publishing.
+    /// Checks that a publish would be acknowledged now, as far as the log can tell without publishing.
     async fn check(&self) -> Result<(), LogError> {
         Ok(())
     }
 
-    /// Ends a [`Followed`]; called by its drop.
+    /// Ends a [`Followed`], whose drop calls this.
     fn unfollow(&self, tail: &Arc<Tail>, follower: usize);
 }
 
-/// A message to append, and on what conditions.
+/// A message to append, and the conditions for it.
 #[derive(Clone, Debug)]
 pub struct Append {
     pub draft: Draft,
-    /// The same key on the same topic within [`IDEMPOTENCY_WINDOW`] is stored once.
+    /// A message with the same key and topic is stored once within [`IDEMPOTENCY_WINDOW`].
     pub idempotency_key: Option<Box<str>>,
-    /// Only if the topic has nothing newer than this; [`Id::ZERO`]: nothing ever, as far as known.
+    /// Append only if the topic has no message newer than this. [`Id::ZERO`]: only if, as far as the log
+    /// knows, it never had one.
     pub if_match: Option<Id>,
 }
 
 /// How long an idempotency key is remembered.
 pub const IDEMPOTENCY_WINDOW: std::time::Duration = std::time::Duration::from_secs(5 * 60);
-/// How many keys are remembered. One more is refused: to forget one early would store a message twice.
+/// How many keys are remembered. One more is refused, because a key that is forgotten early could let a
+/// message be stored twice.
 const MAX_KEYS: usize = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
     Stored(Id),
-    /// The key had been used: nothing was stored, and this is the id of the first time.
+    /// The key was used before: nothing was stored. This is the id of the first message.
     Replayed(Id),
 }
 
@@ -136,7 +139,7 @@ impl Appended {
 /// Why a message was not appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    #[error("the topic has something newer than If-Match names")]
+    #[error("the topic has a message newer than the id in If-Match")]
     PreconditionFailed { newest: Id },
     #[error("the idempotency key was used for another payload")]
     KeyReused,
@@ -150,18 +153,18 @@ pub enum AppendError {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
-    /// Nothing was stored.
+    /// The message was not stored.
     #[error("the log cannot be reached")]
     Unavailable,
-    /// The store may or may not have done it.
+    /// The store may or may not have stored the message.
     #[error("the log did not confirm in time")]
     UnknownOutcome,
-    /// There is no room for another message. Nothing was stored; what is stored can be read.
+    /// There is no room for another message. The message was not stored; the retained ones can still be read.
     #[error("the log is full")]
     Full,
 }
 
-/// A tail that is kept filled for one follower, until this is dropped.
+/// A tail that is kept filled for one follower until this is dropped.
 pub struct Followed {
     log: Arc<dyn Log>,
     tail: Arc<Tail>,
@@ -190,14 +193,14 @@ impl Drop for Followed {
     }
 }
 
-/// What is known of one topic.
+/// The counts of one topic.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct TopicStats {
     pub topic: Topic,
     pub newest: Id,
     pub messages: usize,
     pub bytes: usize,
-    /// How many follow exactly this topic, in this process.
+    /// How many followers this process has for exactly this topic.
     pub subscribers: usize,
 }
 
@@ -208,6 +211,6 @@ pub struct LogStats {
     pub messages: usize,
     pub bytes: usize,
     pub newest: Id,
-    /// From here on the store vouches for having everything.
+    /// The store vouches for every message from here on.
     pub began: Id,
 }

@@ -1,4 +1,4 @@
-//! What `--retain-total` counts is what the process takes, within a quarter.
+//! Checks that the bytes that `--retain-total` counts match the memory of the process, within a quarter.
 
 use std::{fs, process::Command, sync::Arc, time::Duration};
 
@@ -7,18 +7,18 @@ use rejoin::{
     message::{Draft, Payload},
 };
 
-/// As in the program: what another allocator takes is not measured here.
+/// The allocator of the program, because another one would take other amounts.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const TOTAL: usize = 64 << 20;
-/// Names the case in the process that measures it.
+/// Names the case to the process that measures it.
 const CASE: &str = "REJOIN_FOOTPRINT_CASE";
 
-/// Memory that is freed is given back at once, not within ten seconds.
+/// The allocator returns freed memory at once, and not only within ten seconds.
 const AT_ONCE: (&str, &str) = ("MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0");
 
-/// What is published until the log is full.
+/// Messages that are published until the log is full.
 struct Case {
     name: &'static str,
     count: usize,
@@ -36,9 +36,9 @@ const CASES: [Case; 6] = [
     Case { name: "keys", count: 300_000, topics: 20, payload: 10, has_key: true },
 ];
 
-/// Each case has a process of its own, so that none finds what another has left.
+/// Each case runs in a process of its own, because freed memory of one case would change the next.
 #[test]
-fn what_is_counted_is_what_is_taken_within_a_quarter() {
+fn retain_total_counts_the_memory_of_the_process_within_a_quarter() {
     let mut wrong = Vec::new();
     for Case { name, .. } in CASES {
         let this = std::env::current_exe().expect("a program");

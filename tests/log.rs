@@ -1,4 +1,4 @@
-//! What every log promises, whichever it is. A new one joins by a line in `logs!`.
+//! The claims that hold for every log. A new log is added by a line in `logs!`.
 
 #[path = "support/redis.rs"]
 mod server;
@@ -13,7 +13,7 @@ use rejoin::{
 use server::Redis;
 use tokio::time::timeout;
 
-/// Nobody should ever wait for this: it turns a hang into a failure.
+/// Turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const RETENTION: Retention = Retention {
@@ -28,7 +28,7 @@ fn memory() -> Option<New> {
     Some(Box::new(|retention| MemoryLog::start(retention)))
 }
 
-/// A log in a Redis of its own, which ends with what makes it.
+/// A log in a Redis of its own. Dropping the maker ends that Redis.
 fn redis() -> Option<New> {
     let redis = Redis::start(&[])?;
     Some(Box::new(move |retention| RedisLog::start(redis.url().parse().expect("an address"), &retention, 0)))
@@ -56,24 +56,24 @@ macro_rules! logs {
             ids_grow_over_all_topics,
             an_idempotency_key_stores_once,
             a_precondition_is_about_the_topic_alone,
-            one_behind_the_oldest_is_no_gap,
-            what_was_trimmed_is_a_gap_before_anything_else,
+            a_cursor_just_before_the_oldest_message_is_no_gap,
+            a_trimmed_message_is_a_gap_before_anything_else,
             only_the_last_of_several_gaps_moves_the_cursor,
-            what_was_deleted_is_told_to_those_behind_only,
+            a_deletion_is_a_gap_only_for_readers_behind,
             a_cursor_before_the_log_began_is_a_gap_for_everything,
             a_cursor_ahead_of_the_log_is_a_gap_and_then_everything,
             zero_last_and_since_have_no_gap,
             the_first_cursor_of_zero_and_last_leads_to_no_false_gap,
             several_topics_come_in_the_order_of_ids_and_once,
-            a_pattern_far_behind_reads_the_same_as_one_that_is_level,
-            a_slow_reader_is_told_of_the_gap,
-            an_announcement_reaches_only_those_who_are_level,
-            who_is_excluded_still_moves_on,
-            a_topic_that_joins_is_read_up_to_where_the_others_stand,
-            a_topic_that_joins_brings_nothing_that_was_announced_before,
-            what_is_no_longer_read_does_not_come,
+            a_pattern_far_behind_reads_the_same_as_one_that_is_caught_up,
+            a_slow_reader_gets_a_gap,
+            an_announcement_reaches_only_readers_that_are_caught_up,
+            an_excluded_reader_still_moves_on,
+            a_topic_that_joins_is_read_up_to_the_cursor_of_the_others,
+            a_topic_that_joins_brings_no_older_announcement,
+            a_removed_topic_does_not_come,
             a_topic_that_leaves_before_its_gap_leaves_no_unknown_cursor_behind,
-            a_pattern_that_leaves_takes_along_only_the_gaps_that_nobody_else_needs,
+            a_pattern_that_leaves_takes_along_only_its_own_gaps,
             last_of_named_topics_has_no_limit,
             retention_by_bytes_keeps_the_newest,
         }
@@ -116,13 +116,14 @@ async fn subscribe(broker: &Broker, names: &[&str], start: Start) -> Subscriptio
     broker.subscribe(patterns(names), &start, "me").await.expect("the log can be read")
 }
 
-/// Everything that there is to give out, as `topic:id`, `topic!gap` or the text of an announcement.
+/// All deliveries until the cursor reaches the newest id, as `topic:id`, `topic!gap` or the text of an
+/// announcement.
 async fn drain(broker: &Broker, subscription: &mut Subscription) -> Vec<String> {
     let newest = broker.newest().await.expect("reachable");
     drain_until(subscription, |cursor| cursor >= newest).await
 }
 
-/// Everything that there is to give out until nothing more comes and the cursor stands where it should.
+/// All deliveries until nothing more comes and the cursor is where it should be.
 async fn drain_until(subscription: &mut Subscription, stands: impl Fn(Id) -> bool) -> Vec<String> {
     let mut seen = Vec::new();
     let drained = std::future::poll_fn(|cx| {
@@ -173,7 +174,7 @@ async fn an_idempotency_key_stores_once(new: New) {
     assert_eq!(broker.publish(with_key("a", "x")).await, Ok(Appended::Replayed(first.id())));
     assert_eq!(broker.publish(with_key("a", "y")).await, Err(AppendError::KeyReused));
     assert!(matches!(broker.publish(with_key("b", "y")).await, Ok(Appended::Stored(_))));
-    // The key is looked at before the condition, which would fail now.
+    // The key is checked before the condition, which would fail now.
     let outdated = Append { if_match: Some(Id::ZERO), ..with_key("a", "x") };
     assert_eq!(broker.publish(outdated).await, Ok(Appended::Replayed(first.id())));
 }
@@ -196,14 +197,14 @@ async fn a_precondition_is_about_the_topic_alone(new: New) {
     assert_eq!(ahead, Err(AppendError::PreconditionFailed { newest: second }));
 }
 
-async fn one_behind_the_oldest_is_no_gap(new: New) {
+async fn a_cursor_just_before_the_oldest_message_is_no_gap(new: New) {
     let broker = Broker::new(new(RETENTION));
     let ids = publish_many(&broker, "a", 6).await;
     let mut subscription = subscribe(&broker, &["a"], Start::After(ids[0])).await;
     assert_eq!(drain(&broker, &mut subscription).await, of("a", &ids[1..]));
 }
 
-async fn what_was_trimmed_is_a_gap_before_anything_else(new: New) {
+async fn a_trimmed_message_is_a_gap_before_anything_else(new: New) {
     let broker = Broker::new(new(RETENTION));
     let start = publish(&broker, "b").await;
     let old = publish(&broker, "a").await;
@@ -234,12 +235,12 @@ async fn only_the_last_of_several_gaps_moves_the_cursor(new: New) {
         cursors.push((matches!(delivery, Delivery::Gap(_)), subscription.cursor()));
     }
     assert!(drain(&broker, &mut subscription).await.is_empty());
-    // Past the gaps, but not past the message of `c`, which is between them.
+    // The cursor moves past the gaps, but not past the message of `c`, which is between them.
     assert_eq!(cursors, [(true, start), (true, ungiven.before()), (false, ungiven)]);
     assert!(subscription.cursor() >= last);
 }
 
-async fn what_was_deleted_is_told_to_those_behind_only(new: New) {
+async fn a_deletion_is_a_gap_only_for_readers_behind(new: New) {
     let broker = Broker::new(new(RETENTION));
     let ids = publish_many(&broker, "a", 3).await;
     let mut level = subscribe(&broker, &["a"], Start::After(ids[2])).await;
@@ -276,7 +277,7 @@ async fn a_cursor_ahead_of_the_log_is_a_gap_and_then_everything(new: New) {
     let ids = publish_many(&broker, "a", 7).await;
     for start in [Start::After(Id::MAX), Start::Unreadable("?".into())] {
         let mut subscription = subscribe(&broker, &["a"], start).await;
-        assert!(subscription.cursor() > ids[6], "whoever is cut now is to be told when it comes back");
+        assert!(subscription.cursor() > ids[6], "a client that is cut now must get the gap when it resumes");
         let first = std::future::poll_fn(|cx| subscription.poll_delivery(cx)).await;
         let Delivery::Gap(gap) = first else { panic!("{first:?}") };
         assert_eq!(
@@ -336,7 +337,7 @@ async fn several_topics_come_in_the_order_of_ids_and_once(new: New) {
     }
 }
 
-async fn a_pattern_far_behind_reads_the_same_as_one_that_is_level(new: New) {
+async fn a_pattern_far_behind_reads_the_same_as_one_that_is_caught_up(new: New) {
     let broker = Broker::new(new(Retention { messages: 5000, ..RETENTION }));
     let mut level = subscribe(&broker, &["a.**"], Start::Now).await;
     let start = level.cursor();
@@ -353,7 +354,7 @@ async fn a_pattern_far_behind_reads_the_same_as_one_that_is_level(new: New) {
     assert_eq!(seen.len(), 2000);
 }
 
-async fn a_slow_reader_is_told_of_the_gap(new: New) {
+async fn a_slow_reader_gets_a_gap(new: New) {
     let broker = Broker::new(new(RETENTION));
     let mut subscription = subscribe(&broker, &["a"], Start::Now).await;
     let first = publish(&broker, "a").await;
@@ -364,7 +365,7 @@ async fn a_slow_reader_is_told_of_the_gap(new: New) {
     assert_eq!(drain(&broker, &mut subscription).await, expected);
 }
 
-async fn an_announcement_reaches_only_those_who_are_level(new: New) {
+async fn an_announcement_reaches_only_readers_that_are_caught_up(new: New) {
     let broker = Broker::new(new(RETENTION));
     let mut level = subscribe(&broker, &["a"], Start::Now).await;
     let mut pattern = subscribe(&broker, &["*"], Start::Now).await;
@@ -383,7 +384,7 @@ async fn an_announcement_reaches_only_those_who_are_level(new: New) {
     assert_eq!(drain(&broker, &mut late).await, of("a", &[after]));
 }
 
-async fn who_is_excluded_still_moves_on(new: New) {
+async fn an_excluded_reader_still_moves_on(new: New) {
     let broker = Broker::new(new(RETENTION));
     let mut subscription = subscribe(&broker, &["a"], Start::Now).await;
     let excluding = Draft { exclude: Some("me".into()), ..draft("a", "x") };
@@ -393,7 +394,7 @@ async fn who_is_excluded_still_moves_on(new: New) {
     assert!(subscription.cursor() >= id);
 }
 
-async fn a_topic_that_joins_is_read_up_to_where_the_others_stand(new: New) {
+async fn a_topic_that_joins_is_read_up_to_the_cursor_of_the_others(new: New) {
     let broker = Broker::new(new(RETENTION));
     let a = publish_many(&broker, "a", 2).await;
     let mut subscription = subscribe(&broker, &["b"], Start::Now).await;
@@ -403,11 +404,11 @@ async fn a_topic_that_joins_is_read_up_to_where_the_others_stand(new: New) {
     let mut seen = Vec::new();
     std::future::poll_fn(|cx| {
         loop {
-            use rejoin::broker::Join::{Level, Live, Replay};
+            use rejoin::broker::Join::{CaughtUp, Live, Replay};
             match subscription.poll_join(&mut other, cx) {
                 Poll::Ready(Live(delivery)) => seen.push(format!("live {}", shown(&delivery))),
                 Poll::Ready(Replay(delivery)) => seen.push(format!("replay {}", shown(&delivery))),
-                Poll::Ready(Level) => return Poll::Ready(()),
+                Poll::Ready(CaughtUp) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -415,7 +416,7 @@ async fn a_topic_that_joins_is_read_up_to_where_the_others_stand(new: New) {
     .await;
     subscription.absorb(other);
     seen.extend(drain(&broker, &mut subscription).await);
-    // Whoever is behind reads up to the other, and nothing comes twice.
+    // The reader that is behind reads up to the cursor of the other, and gets no message twice.
     let caught_up = seen.iter().filter(|line| line.ends_with(&format!("a:{late}"))).count();
     assert_eq!(caught_up, 1, "{seen:?}");
     assert!(seen.contains(&format!("live b:{b}")) || seen.contains(&format!("b:{b}")), "{seen:?}");
@@ -424,12 +425,13 @@ async fn a_topic_that_joins_is_read_up_to_where_the_others_stand(new: New) {
     assert_eq!(drain(&broker, &mut subscription).await, [format!("b:{}", both[0]), format!("a:{}", both[1])]);
 }
 
-/// What was announced while nobody woke the reader, since it read another topic, was given to it later as if new.
-async fn a_topic_that_joins_brings_nothing_that_was_announced_before(new: New) {
-    use rejoin::broker::Join::Level;
+/// Announcements from before the topic joined were given to the reader later, because nothing had woken it
+/// for them.
+async fn a_topic_that_joins_brings_no_older_announcement(new: New) {
+    use rejoin::broker::Join::CaughtUp;
     let broker = Broker::new(new(RETENTION));
     let mut subscription = subscribe(&broker, &["a"], Start::Now).await;
-    // Somebody listens, or nothing would be announced.
+    // A message is announced only if a reader follows its topic.
     let mut listener = subscribe(&broker, &["b"], Start::Now).await;
     for subscription in [&mut subscription, &mut listener] {
         assert!(drain(&broker, subscription).await.is_empty());
@@ -441,7 +443,7 @@ async fn a_topic_that_joins_brings_nothing_that_was_announced_before(new: New) {
     assert_eq!(drain(&broker, &mut listener).await, ["b once", "b twice"]);
     let mut other = subscribe(&broker, &["b"], Start::Now).await;
     let joined = std::future::poll_fn(|cx| subscription.poll_join(&mut other, cx)).await;
-    assert!(matches!(joined, Level), "there is nothing to read");
+    assert!(matches!(joined, CaughtUp), "there is nothing to read");
     subscription.absorb(other);
     let stored = publish(&broker, "b").await;
     broker.announce(draft("b", "thrice")).await.expect("announced");
@@ -449,7 +451,7 @@ async fn a_topic_that_joins_brings_nothing_that_was_announced_before(new: New) {
     assert_eq!(drain(&broker, &mut subscription).await, expected);
 }
 
-async fn what_is_no_longer_read_does_not_come(new: New) {
+async fn a_removed_topic_does_not_come(new: New) {
     let broker = Broker::new(new(RETENTION));
     let mut subscription = subscribe(&broker, &["a", "a.*", "b"], Start::Now).await;
     assert!(subscription.remove(&patterns(&["a"])[0]) && !subscription.remove(&patterns(&["a"])[0]));
@@ -459,7 +461,8 @@ async fn what_is_no_longer_read_does_not_come(new: New) {
     assert_eq!(drain(&broker, &mut subscription).await, expected);
 }
 
-/// Once the only gap that could say so had left with its topic, the cursor stayed ahead of the log for ever.
+/// The only gap that could reset the cursor was removed with its topic, so the cursor stayed ahead of the log
+/// for ever.
 async fn a_topic_that_leaves_before_its_gap_leaves_no_unknown_cursor_behind(new: New) {
     let broker = Broker::new(new(RETENTION));
     let a = publish(&broker, "a").await;
@@ -488,7 +491,7 @@ async fn last_of_named_topics_has_no_limit(new: New) {
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let mut subscription = subscribe(&broker, &names, Start::Last(1)).await;
     assert_eq!(drain(&broker, &mut subscription).await, expected);
-    // A pattern beside them has one.
+    // A pattern beside the topics has a limit.
     let mut subscription = subscribe(&broker, &["t0000", "**"], Start::Last(1)).await;
     let expected = [&expected[..1], &expected[100..]].concat();
     assert_eq!(drain(&broker, &mut subscription).await, expected);
@@ -502,7 +505,7 @@ async fn retention_by_bytes_keeps_the_newest(new: New) {
     for name in ["a", "a", "a", "a", "a", "b", "b", "b"] {
         ids.push(broker.publish(large(name)).await.expect("stored").id());
     }
-    // Each counts 30 200: four of a topic, six of all.
+    // Each message counts 30 200 bytes: four fit in a topic, six in the log.
     let mut all = subscribe(&broker, &["a", "b"], Start::Everything).await;
     let expected = [of("a", &ids[2..5]), of("b", &ids[5..])].concat();
     assert_eq!(drain(&broker, &mut all).await, expected);
@@ -511,8 +514,8 @@ async fn retention_by_bytes_keeps_the_newest(new: New) {
     assert_eq!(drain(&broker, &mut newest).await, of("a", &[huge]));
 }
 
-/// A pattern that left took along the gaps of topics that another one reads too.
-async fn a_pattern_that_leaves_takes_along_only_the_gaps_that_nobody_else_needs(new: New) {
+/// A pattern that left took along gaps of topics that another pattern reads too.
+async fn a_pattern_that_leaves_takes_along_only_its_own_gaps(new: New) {
     let broker = Broker::new(new(Retention { messages: 1, ..RETENTION }));
     let cursor = publish(&broker, "before").await;
     let mut newest = Vec::new();
@@ -520,7 +523,7 @@ async fn a_pattern_that_leaves_takes_along_only_the_gaps_that_nobody_else_needs(
         newest.push(publish(&broker, name).await);
     }
     let mut subscription = subscribe(&broker, &["t.*", "*.a"], Start::After(cursor)).await;
-    // Both gaps wait before the first of them is given out.
+    // Both gaps are queued before the first of them is given.
     let first = std::future::poll_fn(|cx| subscription.poll_delivery(cx)).await;
     assert!(matches!(first, Delivery::Gap(_)), "{first:?}");
     assert!(subscription.remove(&patterns(&["t.*"])[0]));
@@ -532,10 +535,10 @@ async fn a_pattern_that_leaves_takes_along_only_the_gaps_that_nobody_else_needs(
     assert!(told.iter().skip(1).all(|line| line.starts_with("t.a")), "{told:?}");
 }
 
-/// Patterns that all match one topic, for so many readers of 50 each, and readers that wait for what comes.
+/// This many readers of 50 patterns each. All patterns match one topic, and all readers are caught up.
 async fn readers_of_one_topic(broker: &Broker, count: usize) -> Vec<Subscription> {
     let name = |number: usize| {
-        // The first segment is the last to change: each reader is found in a part of the walk.
+        // The first segment changes last, so that the patterns of one reader lie together in the walk.
         let segments = (0..12).rev().map(|at| if number >> at & 1 == 0 { "*" } else { "a" });
         segments.collect::<Vec<_>>().join(".")
     };
@@ -550,7 +553,7 @@ async fn readers_of_one_topic(broker: &Broker, count: usize) -> Vec<Subscription
     readers
 }
 
-/// The log was locked for as long as it took to bring a message to all patterns that match it.
+/// The log was locked while it brought a message to all patterns that match it.
 #[tokio::test]
 async fn a_publish_that_many_patterns_match_is_seen_by_all_though_its_publisher_leaves() {
     let log = MemoryLog::start(RETENTION);
@@ -564,8 +567,8 @@ async fn a_publish_that_many_patterns_match_is_seen_by_all_though_its_publisher_
         let first = std::pin::pin!(broker.publish(append(&name, "x")));
         assert!(futures_util::poll!(first).is_pending(), "it takes more than one step");
     }
-    assert_eq!(log.watermark(), start, "not all have it yet");
-    // A reader that comes meanwhile is given it too, and does not wait for it.
+    assert_eq!(log.watermark(), start, "not all tails hold it yet");
+    // A reader that subscribes meanwhile gets the message too, and the subscribing does not wait for it.
     let mut late = subscribe(&broker, &["a.**", "*.*.*.*.*.*.*.*.*.*.*.*"], Start::Now).await;
     assert!(futures_util::poll!(std::future::poll_fn(|cx| late.poll_delivery(cx))).is_pending());
     let second = publish(&broker, &name).await;
@@ -583,7 +586,7 @@ async fn a_publish_that_many_patterns_match_is_seen_by_all_though_its_publisher_
     assert_eq!(drain(&broker, &mut late).await, expected);
 }
 
-/// What each of the readers is given first, so many of each. Each is woken by what comes for it, and by nothing else.
+/// The first `count` deliveries of each reader. Each reader is woken by its messages, and by nothing else.
 async fn woken_for(readers: Vec<Subscription>, count: usize) -> (Vec<Subscription>, Vec<Vec<String>>) {
     let next = async |mut reader: Subscription| {
         let mut seen = Vec::new();

@@ -40,7 +40,8 @@ pub enum Join {
     Live(Delivery),
     /// From the subscription that will be merged into it.
     Replay(Delivery),
-    Level,
+    /// Both subscriptions are at the same cursor.
+    CaughtUp,
 }
 
 /// Says that messages are gone.
@@ -159,7 +160,7 @@ impl Subscription {
     /// Brings `other` to the same cursor, whichever of the two is behind.
     ///
     /// It gives out first the rest of this subscription up to there, then the items of the other, and at last
-    /// [`Join::Level`]. Then call [`absorb`](Self::absorb).
+    /// [`Join::CaughtUp`]. Then call [`absorb`](Self::absorb).
     pub fn poll_join(&mut self, other: &mut Self, cx: &mut Context<'_>) -> Poll<Join> {
         self.read_until(self.position.settled().max(other.position.settled()));
         if let Poll::Ready(delivery) = self.poll_delivery(cx) {
@@ -172,11 +173,11 @@ impl Subscription {
         match other.poll_delivery(cx) {
             Poll::Ready(delivery) => Poll::Ready(Join::Replay(delivery)),
             Poll::Pending if other.cursor < other.until => Poll::Pending,
-            Poll::Pending => Poll::Ready(Join::Level),
+            Poll::Pending => Poll::Ready(Join::CaughtUp),
         }
     }
 
-    /// Merges `other` into this subscription. Both must be at the same cursor, as [`Join::Level`] says.
+    /// Merges `other` into this subscription. Both must be at the same cursor, as [`Join::CaughtUp`] says.
     pub fn absorb(&mut self, other: Self) {
         self.read_until(Id::MAX);
         // An ephemeral message from before now belongs only to subscriptions that were reading its topic

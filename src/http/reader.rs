@@ -100,7 +100,7 @@ impl Reader {
                 self.permit.note(&delivery, true);
                 Poll::Ready(Next::Replay(delivery))
             }
-            Poll::Ready(Join::Level) => {
+            Poll::Ready(Join::CaughtUp) => {
                 let Some(joining) = self.joining.take() else { return Poll::Pending };
                 let Joining { pattern, subscription } = *joining;
                 self.subscription.absorb(subscription);

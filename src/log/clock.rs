@@ -1,4 +1,4 @@
-//! What time it is.
+//! The clock of a log.
 
 use std::{
     sync::{
@@ -10,13 +10,13 @@ use std::{
 
 use crate::message::Id;
 
-/// Tells the time to a log. It is handed in, so that a test can say what time it is.
+/// Tells the time to a log. The caller passes it in, so that a test can set the time.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {
     /// The clock of this machine.
     #[default]
     System,
-    /// One that stands still, in microseconds since the Unix epoch. Its clones tell the same time.
+    /// A clock that stands still, in microseconds since the Unix epoch. Its clones show the same time.
     Set(Arc<AtomicU64>),
 }
 
@@ -34,7 +34,7 @@ impl Clock {
         }
     }
 
-    /// Sets a clock that stands still to `time`. That of the machine is not ours to set.
+    /// Sets a clock that stands still to `time`. Does nothing to the clock of the machine.
     pub fn set(&self, time: Id) {
         if let Self::Set(micros) = self {
             micros.store(time.get(), Ordering::Release);

@@ -1,4 +1,4 @@
-//! Messages for those who are level now: announced, never stored.
+//! Ephemeral messages, for the subscriptions that are caught up: announced, and never stored.
 
 use std::{
     collections::VecDeque,
@@ -13,13 +13,14 @@ use crate::message::{Id, Message};
 
 /// How many announcements wait for readers that are slow to wake.
 const MAX_MESSAGES: usize = 1024;
-/// How many bytes of them. Newer ones push out older ones: an announcement is not a promise.
+/// How many bytes these may have. Newer announcements push out older ones, because delivery of an
+/// announcement is not promised.
 const MAX_BYTES: usize = 8 << 20;
 
-/// The newest announcements of all topics, in a ring that nobody owns an entry of.
+/// The newest announcements of all topics, in one ring that all readers share.
 #[derive(Debug, Default)]
 pub struct Ephemerals {
-    /// How many there have ever been; the place of a reader is such a number.
+    /// How many announcements there have ever been. The place of a reader is such a number.
     count: AtomicU64,
     // A std mutex: no await happens while it is held.
     ring: Mutex<Ring>,
@@ -32,12 +33,12 @@ struct Ring {
 }
 
 impl Ephemerals {
-    /// The place of a reader who has seen all.
+    /// The place of a reader that has seen every announcement.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Announces `message`, which came when `newest` was the newest id.
+    /// Announces `message`. `newest` is the newest id at this time.
     pub fn push(&self, newest: Id, message: Arc<Message>) {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         ring.bytes += cost(&message);
@@ -49,14 +50,16 @@ impl Ephemerals {
         self.count.fetch_add(1, Ordering::Release);
     }
 
-    /// The place of a reader who has seen all that came when nothing newer than `cursor` was stored.
+    /// The place of a reader that has seen every announcement from before the first message newer than
+    /// `cursor`.
     pub fn place_at(&self, cursor: Id) -> u64 {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = ring.messages.partition_point(|(newest, _)| *newest <= cursor);
         self.count() - (ring.messages.len() - seen) as u64
     }
 
-    /// What came after the place `seen` and up to the place `upto`, each with the newest id of its time.
+    /// Gives `take` the announcements after the place `seen` and up to the place `upto`, each with the newest
+    /// id of its time.
     pub fn between(&self, seen: u64, upto: u64, mut take: impl FnMut(Id, &Arc<Message>)) {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let length = ring.messages.len();

@@ -1,4 +1,4 @@
-//! The newest messages, which remember the bytes that they were rendered to.
+//! The newest messages, which remember the bytes of their renderings.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -6,12 +6,12 @@ use crate::message::{Id, Message};
 
 /// How many of the newest messages keep their renderings.
 const MAX_MESSAGES: usize = 4096;
-/// How many bytes of payload these may have.
+/// How many bytes of payload these messages may have.
 const MAX_BYTES: usize = 8 << 20;
-/// When even these are old.
+/// The age at which all messages drop their renderings.
 const AGE: Duration = Duration::from_secs(10);
 
-/// Lets all but the newest messages forget their renderings.
+/// Makes all but the newest messages drop their renderings.
 #[derive(Default)]
 pub struct Hot {
     messages: VecDeque<Arc<Message>>,
@@ -25,7 +25,7 @@ impl Hot {
         self.cool(MAX_MESSAGES, MAX_BYTES);
     }
 
-    /// Lets all of them forget where the newest is old.
+    /// Makes all messages drop their renderings if the newest one is old.
     pub fn cool_at(&mut self, now: Id) {
         if self.messages.back().is_some_and(|message| message.id < now.minus(AGE)) {
             self.cool(0, 0);
@@ -54,7 +54,7 @@ mod tests {
         Message::new(draft, Id::new(id), Id::ZERO)
     }
 
-    /// Whether it remembers what it was rendered to.
+    /// True if the message remembers its rendering.
     fn is_hot(message: &Message) -> bool {
         message.rendered(0, |_| Bytes::from_static(b"first"));
         message.rendered(0, |_| Bytes::from_static(b"second")) == "first"

@@ -1,31 +1,32 @@
-//! Whether a reader has missed something of a topic, and why: decided here for both logs.
+//! Decides if a reader has missed messages of a topic, and why, for both logs.
 //!
-//! Everything here is a value. It knows nothing of where messages are kept.
+//! Everything here is a value. This module does not know where messages are stored.
 
 use super::{Gap, Reason};
 use crate::message::{Id, Pattern};
 
-/// Where a generation of the store began. The one before may have lost its newest messages.
+/// The beginning of a generation of the store. The generation before it may have lost its newest messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Boundary {
     pub began: Id,
-    /// What the generation before it has left goes up to here.
+    /// The messages that the generation before it has left end here.
     pub inherited: Id,
     pub reason: Reason,
 }
 
-/// Where a reader stands among the boundaries of the store.
+/// The place of a reader among the boundaries of the store.
 #[derive(Debug)]
 pub struct Standing<'a> {
     boundaries: &'a [Boundary],
     newest: Id,
-    /// The boundary that is told now: the reader has everything that came before it.
+    /// The boundary that is told now. The reader has been given every message from before it.
     told: Option<&'a Boundary>,
-    /// The reader reads up to here. What an earlier generation has left is read first: the gap lies behind it.
+    /// The reader reads up to here. It first reads the messages of the earlier generation, and the gap comes
+    /// after them.
     pub upto: Id,
 }
 
-/// What a log knows of a topic that may have lost something.
+/// The facts about a topic that may have lost messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Loss {
     /// Everything of the topic after this is retained.
@@ -37,7 +38,8 @@ pub struct Loss {
 }
 
 impl<'a> Standing<'a> {
-    /// Of a reader at `cursor` that needs not be told of anything up to `told`. The boundaries come oldest first.
+    /// The standing of a reader at `cursor`. Gaps up to `told` are not told to it again. The boundaries come
+    /// oldest first.
     pub fn at(boundaries: &'a [Boundary], newest: Id, told: Id, cursor: Id) -> Self {
         let ahead = || boundaries.iter().filter(|boundary| boundary.began > told.max(cursor));
         let is_read = |boundary: &&Boundary| cursor >= boundary.inherited;
@@ -49,15 +51,15 @@ impl<'a> Standing<'a> {
         self.told.is_some()
     }
 
-    /// Up to where boundaries are told once this one is. `next` is the oldest message of all that is read: boundaries
-    /// before it are one gap.
+    /// The id up to which boundaries count as told once this one is. `next` is the oldest message of all
+    /// topics that are read: all boundaries before it are one gap.
     pub fn told_upto(&self, next: Id) -> Id {
         let Some(told) = self.told else { return Id::ZERO };
         let folded = self.boundaries.iter().map(|boundary| boundary.began).take_while(|began| *began < next);
         folded.last().unwrap_or_default().max(told.began)
     }
 
-    /// What is to be told of `topic` to a reader that needs not be told of anything of it up to `vouched`.
+    /// The gap of `topic` for a reader, or `None`. Losses up to `vouched` are not told to it.
     pub fn gap(&self, topic: &Pattern, vouched: Id, loss: Loss) -> Option<Gap> {
         let Loss { complete_from, next, deleted } = loss;
         let reason = self.reason(vouched, deleted);
@@ -67,7 +69,7 @@ impl<'a> Standing<'a> {
         Some(Gap { topic: topic.clone(), next, reason, floor: self.floor(vouched, loss) })
     }
 
-    /// Why something after `vouched` is gone.
+    /// Why messages after `vouched` are gone.
     pub fn reason(&self, vouched: Id, deleted: Id) -> Reason {
         match self.boundary_after(vouched) {
             Some(boundary) => boundary.reason,
@@ -86,7 +88,7 @@ impl<'a> Standing<'a> {
         if told.is_none() || self.boundaries.last().map(|boundary| boundary.began) == told {
             return complete_from;
         }
-        // The topic has nothing between here and there, so no other boundary on the way is told for it.
+        // The topic has no message before `next`, so no boundary before it is told for the topic again.
         next.map_or(self.newest, Id::before).max(complete_from)
     }
 }
@@ -106,7 +108,7 @@ mod tests {
         newest: u64,
         boundaries: Vec<Boundary>,
         published: Vec<Published>,
-        /// Of each topic, when it was last deleted.
+        /// The id at which each topic was last deleted.
         deleted: [u64; 3],
     }
 
@@ -126,7 +128,7 @@ mod tests {
                     self.published.push(Published { topic, id: self.newest, is_retained: true });
                 }
                 8 => {
-                    // The oldest of a topic are trimmed, and perhaps all.
+                    // The oldest messages of a topic are trimmed, perhaps all of them.
                     let retained: Vec<_> =
                         self.of(topic).filter(|it| it.is_retained).map(|it| it.id).collect();
                     let upto = retained.get(random.random_range(0..=retained.len())).or(retained.last());
@@ -149,7 +151,7 @@ mod tests {
                 .for_each(|it| it.is_retained = !is_lost(it));
         }
 
-        /// The newest messages are lost, without a trace but the boundary.
+        /// The newest messages are lost. Only the boundary shows it.
         fn restart(&mut self, random: &mut StdRng) {
             let inherited = self.newest - random.random_range(0..4).min(self.newest);
             self.published.retain(|it| it.id <= inherited);
@@ -164,7 +166,7 @@ mod tests {
             self.published.iter().filter(move |it| it.topic == topic)
         }
 
-        /// What a store says of a topic to a reader that was given it up to `given`.
+        /// The loss that a store reports of a topic to a reader that was given it up to `given`.
         fn loss(&self, topic: usize, given: Id) -> Loss {
             let next = self.of(topic).find(|it| it.is_retained && it.id > given.get()).map(|it| it.id);
             let lost = self.of(topic).filter(|it| !it.is_retained && next.is_none_or(|next| it.id < next));
@@ -173,13 +175,13 @@ mod tests {
         }
     }
 
-    /// What a reader was given, in its order.
+    /// One item that a reader was given.
     #[derive(Debug)]
     enum Given {
         Message(u64),
-        /// Of a topic: something between these is gone.
+        /// The topic, the id from which messages of it are gone, and the gap.
         Gap(usize, u64, Gap),
-        /// Of a pattern that matches all topics.
+        /// The gap of a pattern that matches all topics.
         Boundary,
     }
 
@@ -215,9 +217,9 @@ mod tests {
         given
     }
 
-    /// What guarantees.md promises a reader that comes back with a cursor.
+    /// Checks what guarantees.md promises to a reader that resumes with a cursor.
     #[test]
-    fn whatever_happened_every_message_is_given_or_told_and_nothing_is_told_without_cause() {
+    fn every_message_is_given_or_told_and_every_gap_has_a_cause() {
         for seed in 0..5_000 {
             let mut random = StdRng::seed_from_u64(seed);
             let mut store = Store { newest: 100, ..Store::default() };
@@ -268,7 +270,8 @@ mod tests {
         is_told_once(store, None, given, seed);
     }
 
-    /// Boundaries between which nothing of the topic, or nothing that the pattern matches, is retained are one gap.
+    /// Several boundaries are one gap if nothing between them is retained of the topic, or of the topics that
+    /// the pattern matches.
     fn is_told_once(store: &Store, topic: Option<usize>, given: &[Given], seed: u64) {
         let mut is_fresh = true;
         for item in given {
@@ -292,7 +295,7 @@ mod tests {
         [Reason::Restarted, Reason::Failover].contains(&gap.reason)
     }
 
-    /// Each loss of a topic, and each boundary, lies in a gap that comes before anything newer.
+    /// Each loss of a topic, and each boundary, lies in a gap that comes before any newer message.
     fn is_told(store: &Store, topic: usize, cursor: u64, given: &[Given], seed: u64) {
         let lost = store.of(topic).filter(|it| !it.is_retained).map(|it| it.id);
         let began = store.boundaries.iter().map(|it| it.began.get());

@@ -1,4 +1,4 @@
-//! The embedded log: everything in memory, one critical section for each append.
+//! The log in memory. Each append is one critical section.
 
 mod cost;
 mod keys;
@@ -30,13 +30,13 @@ use super::{
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
 
-/// How often what has expired is removed. Until then it takes memory, but nobody is given it.
+/// How often expired messages are removed. Until then they take memory, but no reader is given them.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// How many tails are woken before others have their turn.
+/// How many tails are woken before other tasks run.
 const WAKE_AT_ONCE: usize = 1024;
 
-/// A log that lives and dies with this process, or goes on in the next by way of a file.
+/// A log in the memory of this process. A file can carry it to the next process.
 pub struct MemoryLog {
     clock: Clock,
     retention: Retention,
@@ -45,13 +45,13 @@ pub struct MemoryLog {
     watermark: AtomicU64,
     ephemerals: Ephemerals,
     saved: Option<Arc<Saved>>,
-    /// A message that was brought to many tails in steps has arrived.
+    /// Notifies when a message that was brought to many tails in steps is in all of them.
     has_fanned_out: Notify,
     this: Weak<Self>,
 }
 
 impl MemoryLog {
-    /// Begins an empty log, and a task that sweeps it for as long as it lives.
+    /// Begins an empty log, and a task that sweeps it until the log is dropped.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -59,7 +59,7 @@ impl MemoryLog {
         Self::start_by(Clock::System, retention)
     }
 
-    /// The same, by another clock.
+    /// As [`start`](Self::start), with another clock.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -67,7 +67,8 @@ impl MemoryLog {
         Self::run(State::new(clock.now()), clock, retention, None)
     }
 
-    /// Goes on where the process that [ended](Self::end) with this file was, or begins anew and says why.
+    /// Resumes the log of the process that [ended](Self::end) with this file, or begins an empty one and logs
+    /// why.
     ///
     /// # Errors
     /// If the file cannot be used, or another process uses it.
@@ -90,7 +91,7 @@ impl MemoryLog {
         Ok(Self::run(state, clock, retention, Some(saved)))
     }
 
-    /// Takes nothing more, and writes what is retained to the file that it was resumed from, if any.
+    /// Closes the log, and writes its messages to the file that it was resumed from, if any.
     pub async fn end(&self) -> io::Result<()> {
         let Some(saved) = &self.saved else { return Ok(()) };
         let snapshot = self.state().close();
@@ -105,14 +106,14 @@ impl MemoryLog {
             let this = this.clone();
             Self { clock, retention, state, watermark, ephemerals, saved, has_fanned_out, this }
         });
-        // The task ends with the log: it holds no more than a weak reference while it waits.
+        // The task ends with the log, because it has only a weak reference while it waits.
         let weak = Arc::downgrade(&log);
         let mut newest = log.watermark();
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(SWEEP_EVERY).await;
                 let Some(log) = weak.upgrade() else { return };
-                // Ahead of those who publish, so that they do not wait for it.
+                // Reserve before the publishers need it, so that they do not wait.
                 if std::mem::replace(&mut newest, log.watermark()) < newest {
                     log.reserve(newest).await;
                 }
@@ -124,9 +125,10 @@ impl MemoryLog {
         log
     }
 
-    /// Notes in the file that ids from `next` on may be given.
+    /// Notes in the file that ids from `next` on may be assigned.
     ///
-    /// Where that fails publishing goes on: what is at stake is a crash together with a clock set back.
+    /// If that fails, publishing goes on. An id could be assigned twice only after a crash and with a clock
+    /// set back.
     async fn reserve(&self, next: Id) {
         if let Some(saved) = &self.saved
             && let Err(error) = saved.reserve(next).await
@@ -135,7 +137,8 @@ impl MemoryLog {
         }
     }
 
-    /// Removes what has expired by now: age counts when reading too, also before the sweep.
+    /// Removes the messages that have expired by now, because readers must not be given them before the
+    /// sweep.
     async fn expire(&self) {
         let expired = self.expired();
         while self.state().expire(expired, STEP) == STEP {
@@ -143,16 +146,16 @@ impl MemoryLog {
         }
     }
 
-    /// Brings the newest message to tails of patterns. Once they all hold it, moves the watermark and returns the tails to
-    /// wake.
+    /// Brings the newest message to tails of patterns. Once they all hold it, moves the watermark and returns
+    /// the tails to wake.
     fn fan_out_on(&self, state: &mut State) -> Option<Vec<Arc<Tail>>> {
         let tails = state.fan_out_on()?;
-        // Only after the tails hold the message, and before anybody else can append.
+        // Only now: the tails hold the message, and nothing else can be appended before the watermark moves.
         self.watermark.store(state.newest().get(), Ordering::Release);
         Some(tails)
     }
 
-    /// Goes on until all tails hold the newest message, and wakes them.
+    /// Repeats this until all tails hold the newest message, and wakes them.
     async fn fan_out(self: Arc<Self>) {
         let tails = loop {
             tokio::task::yield_now().await;
@@ -167,7 +170,7 @@ impl MemoryLog {
         }
     }
 
-    /// Returns when a message that was on its way to the tails has arrived.
+    /// Waits until the message on its way to the tails is in all of them.
     async fn fanned_out(&self) {
         // Listen first, then look.
         let mut has_fanned_out = pin!(self.has_fanned_out.notified());
@@ -177,7 +180,7 @@ impl MemoryLog {
         }
     }
 
-    /// Wakes all who follow `topic`, in steps.
+    /// Wakes all followers of `topic`, in steps.
     async fn wake_all(self: Arc<Self>, topic: &Topic) {
         let (mut walk, mut are_all) = (Walk::default(), false);
         while !are_all {
@@ -188,7 +191,7 @@ impl MemoryLog {
         }
     }
 
-    /// Does `work` to its end, also if the caller leaves: a dropped publish must not stop all others.
+    /// Runs `work` to its end even if the caller is dropped: a dropped publish must not block all others.
     async fn run_on<F: Future<Output = ()> + Send + 'static>(&self, work: impl FnOnce(Arc<Self>) -> F) {
         let log = self.this.upgrade().expect("the caller holds the log");
         if let Err(error) = tokio::spawn(work(log)).await
@@ -198,7 +201,7 @@ impl MemoryLog {
         }
     }
 
-    /// The state, unless a message is on its way to the tails.
+    /// The state; `None` while a message is on its way to the tails.
     fn state_to_append(&self) -> Option<MutexGuard<'_, State>> {
         Some(self.state()).filter(|state| !state.is_fanning_out())
     }
@@ -324,7 +327,7 @@ mod tests {
     const AGE: Duration = Duration::from_secs(60);
 
     #[tokio::test]
-    async fn a_message_is_given_until_it_is_too_old_and_then_told() {
+    async fn a_message_is_given_until_it_has_expired_and_is_then_a_gap() {
         let retention =
             Retention { messages: 10, age: AGE, bytes: 1 << 20, total_bytes: 1 << 20, topics: 100 };
         let clock = Clock::stopped();

@@ -1,4 +1,4 @@
-//! The tails of the patterns that are followed, found by a topic's segments.
+//! The tails of the followed patterns. A topic finds those that match it by its segments.
 
 use std::sync::Arc;
 
@@ -7,19 +7,20 @@ use crate::{
     message::{Message, Pattern, PatternMap, Walk},
 };
 
-/// How many messages the tail of a pattern holds; who is further behind reads the log.
+/// How many messages the tail of a pattern holds. A reader that is further behind reads the log.
 const MAX_MESSAGES: usize = 256;
-/// How many bytes it may keep from being freed.
+/// How many bytes a tail may keep in memory.
 const MAX_BYTES: usize = 1 << 20;
 
-/// How many nodes of the followed patterns one step looks at before others may have the lock. Each has up to three tails.
+/// How many nodes of the followed patterns one step visits before it releases the lock. Each node has up to
+/// three tails.
 pub const NODES: usize = 1024;
 
 #[derive(Debug, Default)]
 pub struct PatternTails(PatternMap<Arc<Tail>>);
 
 impl PatternTails {
-    /// The tail of `pattern`, made by `new` if nobody follows it yet.
+    /// The tail of `pattern`. It is made by `new` if no subscription follows the pattern yet.
     pub fn entry(&mut self, pattern: &Pattern, new: impl FnOnce() -> Tail) -> Arc<Tail> {
         self.0.entry(pattern, || Arc::new(new())).clone()
     }
@@ -36,13 +37,14 @@ impl PatternTails {
         });
     }
 
-    /// Goes on with giving the tails of the patterns that match `topic` to `take`. True once those were all.
+    /// Continues to give `take` the tails of the patterns that match `topic`. True once `take` has been given
+    /// all of them.
     pub fn walk(&self, topic: &str, walk: &mut Walk, take: impl FnMut(&Arc<Tail>)) -> bool {
         self.0.walk(topic, walk, NODES, take)
     }
 }
 
-/// Appends to the tail of a pattern, which holds no more than the newest.
+/// Appends to the tail of a pattern, which holds only the newest messages.
 pub fn push(tail: &Tail, message: Arc<Message>) {
     tail.push(message);
     let mut ring = tail.ring();

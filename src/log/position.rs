@@ -1,47 +1,47 @@
-//! Where a reader stands, and what it is told when something is missing.
+//! The position of a reader, and the gaps that it is told.
 
 use std::{collections::HashMap, sync::Arc};
 
 use crate::message::{Id, Message, Pattern, Topic};
 
-/// How many topics a pattern's `last` covers: those with the newest messages.
+/// How many topics `last` covers for a pattern: those with the newest messages.
 pub const MAX_LAST_TOPICS: usize = 1000;
 
-/// Where to begin to read.
+/// The point from which a reader begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// From now on.
     Now,
-    /// Everything after this cursor. The only start that can have a gap.
+    /// Everything after this cursor. Only this start and an unreadable cursor can have a gap.
     After(Id),
-    /// Everything retained.
+    /// Everything that is retained.
     Everything,
-    /// The newest so many messages of each topic.
+    /// This many of the newest messages of each topic.
     Last(usize),
-    /// What was published at this time or later.
+    /// The messages that were published at this time or later.
     Since(Id),
-    /// A cursor that could not be read, as it was sent.
+    /// A cursor that the server could not read, as the client sent it.
     Unreadable(String),
 }
 
-/// How far a subscription has been given everything.
+/// The point up to which a subscription has been given everything.
 ///
-/// Usually a cursor and nothing else. Until the cursor has passed them, some topics may be known
-/// to be given further: those that begin later (`last`, `since`), and those whose gap was told.
+/// Usually this is only a cursor. Some topics may have been given further than the cursor: those that begin
+/// later (`last`, `since`), and those whose gap was told. Each has a floor until the cursor has passed it.
 #[derive(Clone, Debug, Default)]
 pub struct Position {
     pub cursor: Id,
-    /// No gap before this is still to be told.
+    /// All gaps before this have been told.
     pub told: Id,
-    /// What was lost up to here has been looked at, if the log counts that.
+    /// The log has already looked for losses up to this mark, if it numbers them.
     pub checked: Mark,
-    /// Given further than the cursor says. Shared with the reads of it that are under way.
+    /// The topics that were given further than the cursor. Reads that are under way share this.
     floors: Option<Arc<Floors>>,
 }
 
-/// A moment in the log's losses: the newest id at that time, and which one it was.
+/// A moment in the losses of a log: the newest id at that time, and the number of the loss.
 ///
-/// What is lost had been published, so its id is at most the id of its mark.
+/// A lost message had been published, so its id is at most the id of the mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mark {
     pub newest: Id,
@@ -49,17 +49,18 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Everything that was lost when nothing newer than `newest` was there: none of it is after that.
+    /// Covers every loss from the time when nothing newer than `newest` existed. All those messages have ids
+    /// up to `newest`.
     pub fn at(newest: Id) -> Self {
         Self { newest, nth: u64::MAX }
     }
 }
 
-/// How far topics have been given.
+/// The floors: how far topics have been given.
 #[derive(Clone, Debug, Default)]
 struct Floors {
     topics: HashMap<Topic, Id>,
-    /// Topics without a floor of their own.
+    /// The floor of all topics without one of their own.
     others: Id,
 }
 
@@ -67,7 +68,7 @@ impl Floors {
     fn of(&self, name: &str) -> Id {
         match self.topics.get(name) {
             Some(floor) => *floor,
-            // A pattern is given as far as the cursor says.
+            // The cursor alone says how far a pattern has been given.
             None if name.contains('*') => Id::ZERO,
             None => self.others,
         }
@@ -79,7 +80,7 @@ impl Position {
         Self { cursor, ..Self::default() }
     }
 
-    /// A position at which some topics are given further than the cursor, each up to its floor, and all
+    /// A position at which some topics are given further than the cursor: each up to its floor, and all
     /// others up to `others`.
     pub fn with_floors(cursor: Id, topics: HashMap<Topic, Id>, others: Id) -> Self {
         let mut position = Self { floors: Some(Arc::new(Floors { topics, others })), ..Self::at(cursor) };
@@ -92,7 +93,7 @@ impl Position {
         self.floors.as_ref().map_or(self.cursor, |floors| self.cursor.max(floors.of(topic)))
     }
 
-    /// From here on the cursor alone says what topics without a floor were given.
+    /// From this id on, the cursor alone says how far topics without a floor were given.
     pub fn settled(&self) -> Id {
         self.floors.as_ref().map_or(self.cursor, |floors| self.cursor.max(floors.others))
     }
@@ -102,12 +103,12 @@ impl Position {
         self.floors.iter().flat_map(|floors| floors.topics.keys())
     }
 
-    /// Whether it is more than a cursor.
+    /// True if some topics were given further than the cursor.
     pub fn has_floors(&self) -> bool {
         self.floors.is_some()
     }
 
-    /// The point from which on a hole in this topic is a gap.
+    /// A loss in this topic is a gap only after this id.
     pub fn vouched(&self, topic: &str) -> Id {
         self.given(topic).max(self.told)
     }
@@ -119,7 +120,7 @@ impl Position {
         }
     }
 
-    /// Moves on, and forgets the floors that the cursor has passed.
+    /// Moves the cursor, and drops the floors that it has passed.
     pub fn advance(&mut self, cursor: Id) {
         self.cursor = self.cursor.max(cursor);
         self.drop_floors();
@@ -127,7 +128,8 @@ impl Position {
 
     fn drop_floors(&mut self) {
         let Some(floors) = &mut self.floors else { return };
-        // Until then a floor that the cursor has passed still says that its topic is none of the others.
+        // Until the cursor has passed `others`, a floor that it has passed still shows that `others` is not
+        // about its topic.
         if floors.others > self.cursor {
             return;
         }
@@ -138,8 +140,9 @@ impl Position {
         }
     }
 
-    /// Reads on for another reader at the same cursor too, once both have [settled](Self::settled). Either says which topics it reads: one that both
-    /// read is given from where the one that was given less of it stands.
+    /// Merges the position of another reader at the same cursor. Both must have [settled](Self::settled).
+    /// Each closure says which topics its reader reads. A topic that both read is given from the lower of
+    /// their two points.
     pub fn join(&mut self, other: &Self, is_ours: impl Fn(&str) -> bool, is_theirs: impl Fn(&str) -> bool) {
         let given = |topic: &Topic| {
             let ours = is_ours(topic).then(|| self.given(topic));
@@ -151,13 +154,13 @@ impl Position {
             [&self.floors, &other.floors].into_iter().flatten().flat_map(|floors| floors.topics.keys());
         let topics: HashMap<_, _> = known.filter_map(given).collect();
         self.floors = (!topics.is_empty()).then(|| Arc::new(Floors { topics, others: Id::ZERO }));
-        // A gap of either may be told again, never not at all.
+        // A gap of either may be told twice, but is never left out.
         self.told = self.told.min(other.told);
         self.checked = self.checked.min(other.checked);
     }
 }
 
-/// What was found for a [`Start`].
+/// The result of the search for a [`Start`].
 #[derive(Debug, Default)]
 pub struct Beginning {
     pub position: Position,
@@ -168,24 +171,24 @@ pub struct Beginning {
 /// One read of the log.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// To be told before the messages.
+    /// The gaps, to be told before the messages.
     pub gaps: Vec<Gap>,
-    /// No gap before this is still to be told, once these are.
+    /// All gaps before this have been told, once those of this page are.
     pub told: Id,
     /// See [`Position::checked`].
     pub checked: Mark,
-    /// In the order of their ids.
+    /// The messages, in the order of their ids.
     pub messages: Vec<Arc<Message>>,
-    /// Past the gaps, but not past anything retained that the reader has not been given.
+    /// A point past the gaps. Every retained message that the reader has not been given comes after it.
     pub past: Id,
     /// The page is complete up to here.
     pub end: Id,
 }
 
-/// Something that is gone.
+/// A notice that messages are gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
-    /// The topic, or the pattern where the topics are not known.
+    /// The topic, or the pattern if the topics are not known.
     pub topic: Pattern,
     /// The oldest retained message after the gap.
     pub next: Option<Id>,
@@ -194,19 +197,19 @@ pub struct Gap {
     pub floor: Id,
 }
 
-/// Why it is gone.
+/// Why messages are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// Trimmed by count, age or bytes.
+    /// Trimmed, expired or evicted.
     Retention,
-    /// Deleted by the backend.
+    /// Deleted on request.
     Deleted,
-    /// The store was started anew.
+    /// The store began anew.
     Restarted,
     /// The store may have lost its newest messages.
     Failover,
-    /// The cursor is ahead of the store, or is none.
+    /// The cursor is ahead of the store, or cannot be read.
     UnknownCursor,
 }
 
@@ -230,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn joined_readers_are_told_what_either_was_not() {
+    fn a_merged_reader_is_told_the_gaps_of_both() {
         let topic = |name: &str| name.parse::<Topic>().expect("a topic");
         let mut one =
             Position { told: Id::new(9), checked: Mark::at(Id::new(4)), ..Position::at(Id::new(5)) };
@@ -244,10 +247,10 @@ mod tests {
         one.join(&other, |topic| ["a", "both"].contains(&topic), |topic| ["b", "both"].contains(&topic));
         assert_eq!((one.cursor, one.told, one.checked), (Id::new(5), Id::new(6), Mark::default()));
         let given = ["a", "b", "both", "left"].map(|name| one.given(name).get());
-        assert_eq!(given, [8, 7, 6, 5], "who was given less of a topic says where it goes on");
+        assert_eq!(given, [8, 7, 6, 5], "a topic of both is given from the lower point");
     }
     #[test]
-    fn topics_that_were_not_chosen_are_given_from_where_the_choice_was_made() {
+    fn topics_that_were_not_chosen_are_given_from_the_choice_on() {
         let topic = |name: &str| name.parse::<Topic>().expect("a topic");
         let chosen = [("a", 3), ("b", 7)].map(|(name, floor)| (topic(name), Id::new(floor)));
         let mut position = Position::with_floors(Id::new(5), chosen.into(), Id::new(9));

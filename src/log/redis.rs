@@ -1,7 +1,7 @@
 //! The log in Redis (7 or later) or Valkey: any number of replicas, one order of messages.
 //!
-//! Every replica reads one stream of all that happens, the feed, and fills its tails from that and from nothing else.
-//! Whatever a tail lacks is read from the streams of the topics.
+//! Every replica reads one stream, the feed, and fills its tails from it and from nothing else. A message
+//! that a tail lacks is read from the stream of its topic.
 
 mod address;
 mod answers;
@@ -48,22 +48,23 @@ use super::{
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
-/// How long a reader waits for what the store has to arrive here.
+/// How long a reader waits until the messages of the store arrive here.
 const ARRIVAL: Duration = Duration::from_secs(1);
-/// How long a new follower waits for the feed to begin, and a read for the feed to reach its generation.
+/// How long a new follower waits for the feed to begin, and how long a read waits for the feed to reach its
+/// generation.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How soon the store is asked again for its format.
+/// How soon this process asks the store again for its format.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
-/// How often a page is read until it counts: a deletion or a new generation may outdate it.
+/// How often a page is read until it is valid: a deletion or a new generation may outdate it.
 const MAX_READS: usize = 3;
 
-/// How many tails are filled for one reader; more topics than these are read in one step.
+/// How many tails are filled for one reader. A reader of more topics reads them all in one step.
 const MAX_FILLED: usize = 16;
 
-/// Who reads more topics than these reads alone.
+/// A reader of more topics and patterns than this shares its pages with no other reader.
 const MAX_SHARED_PATTERNS: usize = 16;
 
-/// What a reader asks for that reads on from a cursor and nothing else.
+/// The question of a reader that has a cursor and no floors.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct PageKey {
     patterns: Vec<Pattern>,
@@ -79,17 +80,17 @@ pub struct RedisLog {
     feed: Arc<Feed>,
     link: Arc<Link>,
     copies: Arc<Copies>,
-    /// The store's newest id is asked for by one caller at a time.
+    /// Only one caller at a time asks the store for its newest id.
     asking: tokio::sync::Mutex<()>,
     newest: Shared<(), Result<Id, LogError>>,
     pages: Shared<PageKey, Result<Page, LogError>>,
-    /// They end with the log.
+    /// The tasks end with the log.
     _tasks: JoinSet<()>,
 }
 
 impl RedisLog {
-    /// Begins to connect. Until that has worked, everything is [`LogError::Unavailable`]. So many `copies` of the primary
-    /// have to confirm what is stored, before it counts as stored.
+    /// Begins to connect. Until that has succeeded, every call fails with [`LogError::Unavailable`]. A
+    /// message counts as stored only once this many `copies` of the primary have confirmed it.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -109,7 +110,7 @@ impl RedisLog {
         Arc::new(Self { store, feed, link, copies, asking, newest, pages, _tasks: tasks })
     }
 
-    /// Asks the store which format it has, if it answers within two seconds.
+    /// Asks the store for its format, and waits for the answer for at most two seconds.
     ///
     /// # Errors
     /// If the store has a format that this version does not know.
@@ -119,7 +120,7 @@ impl RedisLog {
                 sleep(ASK_AGAIN).await;
             }
         };
-        // A store that cannot be asked yet keeps nobody from starting.
+        // The server starts even if the store does not answer yet.
         let _ = timeout(PATIENCE, asked).await;
         if self.store.is_foreign() {
             let what = "the store in Redis has a format that this version does not know: a newer version has used it";
@@ -128,11 +129,11 @@ impl RedisLog {
         Ok(())
     }
 
-    /// The store's newest id, asked for after this was called, by all who call it at the same time.
+    /// The store's newest id. All callers at the same time share one question, which is asked after the call.
     async fn ask(&self) -> Result<Id, LogError> {
         let ask = async {
             let _turn = self.asking.lock().await;
-            // Callers that come from now on may have seen something newer than the answer.
+            // Later callers may have seen an id newer than the answer.
             self.newest.close(&());
             self.link.ask().await.map(|facts| facts.newest)
         };
@@ -149,7 +150,8 @@ impl RedisLog {
             let deletions = self.feed.deletions();
             let (facts, page) = Reading { store: &self.store, patterns }.read(position, limit).await?;
             self.store.has_seen(facts.newest);
-            // A page must be of the generation of the tails, and must not bring back what was deleted meanwhile.
+            // A page must belong to the generation of the tails, and must not bring back a message that was
+            // deleted meanwhile.
             let has_come = |feed: &Feed| feed.generation() >= Some(facts.began);
             let has_come = self.feed.wait(PATIENCE, has_come).await;
             let is_same = has_come && self.feed.generation() == Some(facts.began);
@@ -160,7 +162,8 @@ impl RedisLog {
         Err(LogError::Unavailable)
     }
 
-    /// Fills the tails of a few topics backwards. True if a reader at `position` now lacks nothing.
+    /// Fills the tails of a few topics backwards. True if the tails now hold everything that a reader at
+    /// `position` needs.
     async fn fill_all(&self, patterns: &[Pattern], position: &Position) -> Result<bool, LogError> {
         if patterns.len() > MAX_FILLED || patterns.iter().any(Pattern::has_wildcard) {
             return Ok(false);
@@ -173,10 +176,11 @@ impl RedisLog {
         Ok(true)
     }
 
-    /// Fills the tail of one topic backwards, if that is what a reader at `position` lacks.
+    /// Fills the tail of one topic backwards, if a reader at `position` needs that. True if the tail then
+    /// covers the reader.
     async fn fill(&self, pattern: &Pattern, position: &Position) -> Result<bool, LogError> {
         let Some(followed) = self.feed.find(pattern) else { return Ok(false) };
-        // What one has filled, the others who wait need not read.
+        // The first reader fills the tail, and the readers that wait for it then find the messages there.
         let _filling = followed.filling.lock().await;
         let tail = &followed.tail;
         let (from, length, bytes) = {
@@ -195,7 +199,7 @@ impl RedisLog {
         let Some(topic) = pattern.topic() else { return Ok(false) };
         let (mut older, mut complete_from): (Vec<Arc<Message>>, Id) = (Vec::new(), newest);
         for stored in found {
-            // Each is the one that the next names as the one before it; where that ends, so does what is known.
+            // Each message names the one before it. The tail is complete only up to a break in this chain.
             if stored.id != complete_from {
                 break;
             }
@@ -249,7 +253,7 @@ impl Log for RedisLog {
     async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
         let Deleted { facts, gone } = self.store.run(&self.store.scripts.delete, topic, &[]).await?;
         self.store.has_seen(facts.newest);
-        // Where nothing was known of the topic, nothing was deleted.
+        // If the index did not know the topic, there was nothing to delete.
         if gone > Id::ZERO {
             self.feed.delete(topic, gone, facts.newest);
         }
@@ -274,7 +278,8 @@ impl Log for RedisLog {
 
     async fn newest(&self) -> Result<Id, LogError> {
         let newest = self.ask().await?;
-        // Who publishes and then looks is to see it, wherever that is. A replica that is behind waits no longer.
+        // A client that publishes and then asks any replica must see its message. If the feed is behind, this
+        // waits only for a bounded time.
         self.arrived(newest).await;
         Ok(newest)
     }
@@ -298,7 +303,7 @@ impl Log for RedisLog {
 
     async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError> {
         if self.fill_all(patterns, position).await? {
-            // Now it is in the tail.
+            // The messages are in the tails now.
             let (told, cursor) = (position.told, position.cursor);
             let checked = position.checked;
             return Ok(Page { told, checked, past: cursor, end: cursor, ..Page::default() });
@@ -321,7 +326,7 @@ impl Log for RedisLog {
     }
 
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
-        // As many as are asked for and no more, however many there are.
+        // Only `limit` names are held in memory, however many topics there are.
         let mut names = BTreeSet::new();
         let take = |members: Vec<(String, Id)>| {
             for name in members.into_iter().map(|(name, _)| name).filter(|name| &**name > after) {

@@ -1,49 +1,49 @@
-//! How much is kept.
+//! The limits of retention.
 
 use std::time::Duration;
 
 use crate::message::Message;
 
-/// What a message counts beside its payload and its event.
+/// How many bytes a message counts in addition to its payload and its event.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 200;
 
-/// How long a topic is remembered after its last message.
+/// How long the index remembers a topic after its last message.
 pub const INDEX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long it is remembered at least after its last message has expired. A read in steps must not find a message in
-/// one step, and neither the message nor its topic in the next.
+/// How long the index remembers a topic, at least, after its last message has expired. A read in steps must
+/// not find a message in one step, and neither the message nor its topic in the next.
 pub const AFTER_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 
-/// What is retained; whatever is reached first trims, oldest messages first.
+/// The limits of retention. Whichever is reached first removes the oldest messages.
 ///
 /// The newest message of a topic is kept however large it is.
 #[derive(Clone, Debug)]
 pub struct Retention {
-    /// Messages of a topic.
+    /// Messages of each topic.
     pub messages: usize,
-    /// Age of a message.
+    /// Age of each message.
     pub age: Duration,
-    /// Bytes of a topic: payload, event and 200 bytes for each message.
+    /// Bytes of each topic: payload, event and 200 bytes for each message.
     pub bytes: usize,
     /// Bytes of everything: messages, counted in the same way, topics and idempotency keys.
     pub total_bytes: usize,
-    /// How many topics are remembered; a new one beyond that is refused, and none is forgotten early.
+    /// How many topics the index remembers. It refuses one more, and forgets none early.
     pub topics: usize,
 }
 
 impl Retention {
-    /// How much of all bytes the topics may take themselves. They are not forgotten early, so without a
-    /// bound there would be no room for messages.
+    /// How many of all bytes the topics themselves may take. The index forgets no topic early, so without
+    /// this limit messages would have no room.
     pub fn topic_bytes(&self) -> usize {
         self.total_bytes / 2
     }
 
-    /// How much the idempotency keys may take, which are not forgotten early either.
+    /// How many bytes the idempotency keys may take. The log does not forget keys early either.
     pub fn key_bytes(&self) -> usize {
         self.total_bytes / 4
     }
 }
 
-/// What `message` counts in retention by bytes.
+/// How many bytes `message` counts in retention.
 pub fn cost(message: &Message) -> usize {
     MESSAGE_OVERHEAD_BYTES
         + message.payload.bytes.len()

@@ -1,4 +1,4 @@
-//! The newest messages of one topic or pattern, in memory, and whom to wake when there are more.
+//! The newest messages of one topic or pattern, in memory, and the followers to wake when there are more.
 
 use std::{
     cmp::Reverse,
@@ -16,30 +16,30 @@ use slab::Slab;
 use super::{Position, cost};
 use crate::message::{Id, Message, Pattern};
 
-/// Whom a tail wakes: the task of one subscription.
+/// The task of one subscription, which tails wake.
 #[derive(Debug)]
 pub struct Follower {
-    /// Something has come since the task last looked.
+    /// True if a message has come since the task last looked.
     is_woken: AtomicBool,
     task: AtomicWaker,
 }
 
 impl Default for Follower {
-    /// One that has not looked yet.
+    /// A follower that has not looked yet.
     fn default() -> Self {
         Self { is_woken: AtomicBool::new(true), task: AtomicWaker::new() }
     }
 }
 
 impl Follower {
-    /// Remembers the task to wake, and says whether it was woken since it last asked: then look at the tails.
+    /// Registers the task to wake. True if it was woken since the last call: then it must read the tails.
     pub fn was_woken(&self, cx: &Context<'_>) -> bool {
         self.task.register(cx.waker());
         self.is_woken.swap(false, Ordering::AcqRel)
     }
 
     pub fn wake(&self) {
-        // A task that was woken and has not looked since will find this too.
+        // A task that was woken and has not looked yet will find this too.
         if !self.is_woken.swap(true, Ordering::AcqRel) {
             self.task.wake();
         }
@@ -50,21 +50,21 @@ impl Follower {
 #[derive(Debug)]
 pub struct Tail {
     name: Pattern,
-    /// The newest id that was ever here, read without the lock.
+    /// The newest id that was ever in this tail. Reading it needs no lock.
     newest: AtomicU64,
     // Std mutexes: no await happens while one is held.
     ring: Mutex<Ring>,
     followers: Mutex<Slab<Arc<Follower>>>,
 }
 
-/// What a [`Tail`] holds.
+/// The messages of a [`Tail`].
 #[derive(Debug)]
 pub struct Ring {
     messages: VecDeque<Arc<Message>>,
     bytes: usize,
-    /// Everything after this id is here.
+    /// The ring holds everything after this id.
     complete_from: Id,
-    /// Nothing up to this id is retained any more, whoever still brings it.
+    /// Messages up to this id are not retained any more, so the tail does not take them back.
     gone: Id,
 }
 
@@ -104,14 +104,14 @@ impl Tail {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends the newest message. The watermark must follow only after this.
+    /// Appends the newest message. The watermark may move only after this.
     pub fn push(&self, message: Arc<Message>) {
         let id = message.id;
         self.ring().push(message);
         self.newest.store(id.get(), Ordering::Release);
     }
 
-    /// Lets go of everything up to `upto`: only from there on is the tail complete.
+    /// Drops everything up to `upto` from memory. The tail is then complete only from there on.
     pub fn forget(&self, upto: Id, mut gone: impl FnMut(Arc<Message>)) {
         let mut ring = self.ring();
         while ring.oldest().is_some_and(|oldest| oldest.id <= upto) {
@@ -122,17 +122,18 @@ impl Tail {
         self.newest.fetch_max(upto.get(), Ordering::AcqRel);
     }
 
-    /// Lets go of everything up to `upto`, which is not retained any more: it is not taken back either.
+    /// Drops everything up to `upto`, because it is not retained any more. The tail does not take it back.
     pub fn remove(&self, upto: Id, gone: impl FnMut(Arc<Message>)) {
         self.forget(upto, gone);
         let mut ring = self.ring();
         ring.gone = ring.gone.max(upto);
     }
 
-    /// Puts `older` messages, oldest first, before those that are here: now it is complete from `from` on.
+    /// Puts `older` messages, oldest first, before those of the tail. The tail is then complete from `from`
+    /// on.
     ///
-    /// False, and nothing is done, if the tail is not complete from `was` on any more, or if some of them were removed
-    /// since they were read.
+    /// Returns false, and does nothing, if the tail is not complete from exactly `was` on, or if some of
+    /// these messages were removed since they were read.
     pub fn prepend(&self, older: &[Arc<Message>], from: Id, was: Id) -> bool {
         let mut ring = self.ring();
         if ring.complete_from != was || ring.gone > from {
@@ -146,7 +147,7 @@ impl Tail {
         true
     }
 
-    /// Whether everything after `position` is here.
+    /// True if the tail holds everything after `position`.
     pub fn covers(&self, position: &Position, expired: Id) -> bool {
         self.ring().covered_from(position, &self.name, expired).is_ok()
     }
@@ -167,7 +168,7 @@ impl Tail {
         self.followers().len()
     }
 
-    /// Nobody reads it and it holds nothing.
+    /// True if the tail has no reader and no messages.
     pub fn is_idle(&self) -> bool {
         self.ring().messages.is_empty() && self.followers().is_empty()
     }
@@ -178,7 +179,7 @@ impl Tail {
         }
     }
 
-    /// Reads up to `limit` messages after `position`, and returns the id up to which that is everything.
+    /// Reads up to `limit` messages after `position`, and returns the id up to which these are all messages.
     fn read(
         &self,
         position: &Position,
@@ -213,12 +214,12 @@ impl Ring {
         self.messages.push_back(message);
     }
 
-    /// Removes the oldest message: from now on the tail is complete only after it.
+    /// Removes the oldest message. The tail is then complete only after it.
     pub fn pop(&mut self) -> Option<Arc<Message>> {
         let message = self.messages.pop_front()?;
         self.bytes -= cost(&message);
         self.complete_from = self.complete_from.max(message.id);
-        // A burst is given back, without giving back and taking again at every message.
+        // Return the memory of a burst, but not so eagerly that every message frees and allocates again.
         if self.messages.capacity() > 64 && self.messages.len() < self.messages.capacity() / 4 {
             self.messages.shrink_to(self.messages.len() * 2);
         }
@@ -269,7 +270,7 @@ impl Ring {
         }
     }
 
-    /// Where to read on after `position`, if everything after it is here.
+    /// The index of the first message after `position`, if everything after it is here.
     fn covered_from(&self, position: &Position, name: &Pattern, expired: Id) -> Result<usize, Uncovered> {
         let begin = self.index_after(position.given(name.as_str()));
         let is_expired = self.messages.get(begin).is_some_and(|message| message.id < expired);
@@ -278,13 +279,14 @@ impl Ring {
     }
 }
 
-/// Reads up to `limit` messages of all `tails` after `position` and not beyond `upto`, in the order of
-/// their ids, each once. Returns the id up to which the reader then has everything.
+/// Reads up to `limit` messages of all `tails` after `position` and up to `upto`, in the order of their ids,
+/// each once. Returns the id up to which the reader then has everything.
 ///
-/// `upto` must be a watermark that was read before this was called.
+/// `upto` must be a watermark that was read before this call.
 ///
 /// # Errors
-/// [`Uncovered`] if one of the tails does not reach back to the position; nothing is to be given then.
+/// [`Uncovered`] if one of the tails does not reach back to the position. The caller must then drop what was
+/// taken.
 pub fn merge<'a>(
     tails: impl Iterator<Item = &'a Arc<Tail>>,
     position: &Position,
@@ -316,7 +318,7 @@ pub fn merge<'a>(
         }
         let ring = active[index].ring();
         let begin = ring.index_after(id.before());
-        // Between two looks a message may have been trimmed; the next read tells of it.
+        // A message may have been trimmed between the two reads. The next read tells a gap for it.
         let Some(message) = ring.messages.get(begin).filter(|message| message.id == id) else {
             return end.ok_or(Uncovered);
         };

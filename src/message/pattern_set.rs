@@ -1,14 +1,15 @@
-//! Patterns that are matched together: one walk along a topic's segments asks all of them.
+//! Many patterns at once: one walk along the segments of a topic matches all of them.
 
 use std::{collections::HashMap, ops::Deref};
 
 use super::Pattern;
 
-/// Patterns, each with a value. A match costs what the topic's segments cost, not what the patterns do.
+/// Patterns, each with a value. The cost of a match depends on the segments of the topic, not on the number
+/// of patterns.
 #[derive(Clone, Debug)]
 pub struct PatternMap<T> {
     children: HashMap<Box<str>, Self>,
-    /// Behind a `*`.
+    /// The patterns with a `*` here.
     any: Option<Box<Self>>,
     /// The value of the pattern that ends here with `**`.
     rest: Option<T>,
@@ -16,7 +17,8 @@ pub struct PatternMap<T> {
     end: Option<T>,
 }
 
-/// Where a [walk](PatternMap::walk) goes on: the way to the next node, at each segment by its name or by the `*`.
+/// The point from which a [walk](PatternMap::walk) continues: the path to the next node, by name or by `*` at
+/// each segment.
 #[derive(Clone, Debug, Default)]
 pub struct Walk {
     is_wildcard: Vec<bool>,
@@ -29,7 +31,7 @@ impl<T> Default for PatternMap<T> {
 }
 
 impl<T> PatternMap<T> {
-    /// The value of `pattern`, made by `new` if it has none yet.
+    /// The value of `pattern`, which is made by `new` if there is none yet.
     pub fn entry(&mut self, pattern: &Pattern, new: impl FnOnce() -> T) -> &mut T {
         let mut node = self;
         for segment in pattern.segments() {
@@ -68,12 +70,12 @@ impl<T> PatternMap<T> {
         self.children.is_empty() && self.any.is_none() && self.rest.is_none() && self.end.is_none()
     }
 
-    /// Gives the values of the patterns that match `topic` to `take`, until it returns something.
+    /// Gives `take` the values of the patterns that match `topic`, until `take` returns something.
     pub fn find<'a, R>(&'a self, topic: &str, take: impl FnMut(&'a T) -> Option<R>) -> Option<R> {
         self.find_counting(topic, &mut 0, take)
     }
 
-    /// The same, and adds to `nodes` how many nodes it looks at: no more than there are segments in all patterns.
+    /// The same. Adds to `nodes` how many nodes it visits: never more than all patterns have segments.
     fn find_counting<'a, R>(
         &'a self,
         topic: &str,
@@ -83,7 +85,7 @@ impl<T> PatternMap<T> {
         if self.is_empty() {
             return None;
         }
-        // A wildcard does not match a first segment that is reserved.
+        // A wildcard does not match a reserved first segment.
         self.find_in(topic, !topic.starts_with('$'), nodes, &mut take)
     }
 
@@ -113,16 +115,17 @@ impl<T> PatternMap<T> {
         })
     }
 
-    /// Goes on with giving the values of the patterns that match `topic` to `take`, and looks at up to `nodes`. True once
-    /// that was all.
+    /// Continues to give `take` the values of the patterns that match `topic`, and visits up to `nodes`. True
+    /// once the walk is done.
     ///
-    /// Patterns may come and go meanwhile. One that stays is given once; one that comes may be given or not.
+    /// Patterns may be added and removed meanwhile. One that stays is given once. One that is added may be
+    /// given or not.
     pub fn walk(&self, topic: &str, walk: &mut Walk, nodes: usize, mut take: impl FnMut(&T)) -> bool {
         let from = std::mem::take(&mut walk.is_wildcard);
         self.walk_in(topic, !topic.starts_with('$'), &from, walk, &mut nodes.max(1), &mut take)
     }
 
-    /// Looks at what lies at `from` and behind it; all is behind the beginning.
+    /// Visits the node at `from` and those behind it. All nodes are behind an empty `from`.
     fn walk_in(
         &self,
         topic: &str,
@@ -171,15 +174,16 @@ impl<T> PatternMap<T> {
     }
 }
 
-/// The topics and patterns of one reader, each once: first the topics by name, then the patterns by name.
+/// The topics and patterns of one reader, each once: first the topics, then the patterns, each sorted by
+/// name.
 ///
-/// It reads as a slice of them in that order.
+/// It dereferences to a slice of them in that order.
 #[derive(Clone, Debug, Default)]
 pub struct PatternSet {
     patterns: Vec<Pattern>,
-    /// How many of them are topics.
+    /// How many of these are topics.
     topics: usize,
-    /// The number of each of [`wildcards`](Self::wildcards).
+    /// The index of each pattern in [`wildcards`](Self::wildcards).
     numbers: PatternMap<usize>,
 }
 
@@ -196,28 +200,28 @@ impl PatternSet {
         self.place(pattern).is_ok()
     }
 
-    /// Whether `topic` is one of those that are named.
+    /// True if `topic` is one of the named topics.
     pub fn names(&self, topic: &str) -> bool {
         self.topics().binary_search_by(|known| known.as_str().cmp(topic)).is_ok()
     }
 
-    /// Whether `topic` is named, or one of the patterns matches it.
+    /// True if `topic` is named, or if one of the patterns matches it.
     pub fn matches(&self, topic: &str) -> bool {
         self.matches_counting(topic, &mut 0)
     }
 
-    /// The same, and adds to `nodes` how many nodes of the patterns were looked at for it.
+    /// The same. Adds to `nodes` how many nodes of the patterns it visits.
     pub fn matches_counting(&self, topic: &str, nodes: &mut usize) -> bool {
         self.names(topic) || self.numbers.find_counting(topic, nodes, |_| Some(())).is_some()
     }
 
-    /// Gives each pattern with a wildcard that matches `topic` to `take`.
+    /// Gives `take` each pattern with a wildcard that matches `topic`.
     pub fn for_each_wildcard<'a>(&'a self, topic: &str, mut take: impl FnMut(&'a Pattern)) {
         self.number_wildcards(topic, &mut 0, |number| take(&self.wildcards()[number]));
     }
 
-    /// Gives the place in [`wildcards`](Self::wildcards) of each that matches `topic` to `take`, and adds to `nodes` how
-    /// many nodes were looked at for it.
+    /// Gives `take` the index in [`wildcards`](Self::wildcards) of each pattern that matches `topic`. Adds to
+    /// `nodes` how many nodes it visits.
     pub fn number_wildcards(&self, topic: &str, nodes: &mut usize, mut take: impl FnMut(usize)) {
         self.numbers.find_counting(topic, nodes, |number| {
             take(*number);
@@ -225,7 +229,7 @@ impl PatternSet {
         });
     }
 
-    /// Adds `pattern`, and returns its place; none if it was there.
+    /// Adds `pattern`, and returns its index; `None` if it was there.
     pub fn insert(&mut self, pattern: Pattern) -> Option<usize> {
         let place = self.place(&pattern).err()?;
         if pattern.has_wildcard() {
@@ -239,7 +243,7 @@ impl PatternSet {
         Some(place)
     }
 
-    /// Removes `pattern`, and returns the place where it was; none if it was not there.
+    /// Removes `pattern`, and returns the index that it had; `None` if it was not there.
     pub fn remove(&mut self, pattern: &Pattern) -> Option<usize> {
         let place = self.place(pattern).ok()?;
         if pattern.has_wildcard() {
@@ -253,7 +257,7 @@ impl PatternSet {
         Some(place)
     }
 
-    /// Where `pattern` is, or where it belongs.
+    /// The index of `pattern`, or the index at which it belongs.
     fn place(&self, pattern: &Pattern) -> Result<usize, usize> {
         if !pattern.has_wildcard() {
             return self.topics().binary_search(pattern);
@@ -285,7 +289,7 @@ impl Deref for PatternSet {
     }
 }
 
-/// Counts the nodes that are looked at, for tests of what a match costs.
+/// Counts the visited nodes, so that tests can measure the cost of a match.
 #[cfg(test)]
 pub mod steps {
     use std::cell::Cell;
@@ -296,7 +300,7 @@ pub mod steps {
         STEPS.set(STEPS.get() + 1);
     }
 
-    /// How many nodes `work` looks at.
+    /// How many nodes `work` visits.
     pub fn of(work: impl FnOnce()) -> usize {
         let before = STEPS.get();
         work();
@@ -317,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn one_walk_finds_what_matching_one_by_one_finds() {
+    fn one_walk_finds_the_same_as_matching_one_by_one() {
         let mut map = PatternMap::default();
         for pattern in PATTERNS.map(pattern) {
             map.entry(&pattern, || pattern.clone());
@@ -356,7 +360,7 @@ mod tests {
                         is_done = map.walk(topic, &mut walk, at_once, |it| found.push(it.to_string()));
                     });
                     assert!(cost <= at_once);
-                    // Every other one leaves, at any moment, and others come.
+                    // Patterns leave at any moment, and others come.
                     gone.next().into_iter().for_each(|text| map.remove(&pattern(text)));
                     map.entry(&pattern(&format!("*.{}.x", found.len())), || pattern("x"));
                     gone.next();

@@ -1,4 +1,4 @@
-//! What is asked of one replica holds on the others.
+//! A publish, a key or a deletion on one replica holds on the others.
 
 use std::net::SocketAddr;
 
@@ -44,7 +44,7 @@ async fn a_key_counts_on_every_replica() {
 }
 
 #[tokio::test]
-async fn what_is_deleted_on_one_replica_is_gone_on_the_other() {
+async fn a_deletion_on_one_replica_holds_on_the_other() {
     let Some(redis) = Redis::start(&[]) else { return };
     let deployment = Deployment::of(2, &redis).await;
     let [one, other, ..] = deployment.addrs()[..] else { unreachable!("two replicas") };
@@ -71,7 +71,7 @@ async fn what_is_deleted_on_one_replica_is_gone_on_the_other() {
 }
 
 #[tokio::test]
-async fn an_excluded_connection_of_another_replica_is_passed_by_and_an_announcement_reaches_all() {
+async fn a_connection_of_another_replica_can_be_excluded_and_gets_announcements() {
     let Some(redis) = Redis::start(&[]) else { return };
     let deployment = Deployment::of(2, &redis).await;
     let [one, other, ..] = deployment.addrs()[..] else { unreachable!("two replicas") };
@@ -90,9 +90,9 @@ async fn an_excluded_connection_of_another_replica_is_passed_by_and_an_announcem
     deployment.stop().await;
 }
 
-/// Databases of one Redis are deployments of their own.
+/// Each database of one Redis is a deployment of its own.
 #[tokio::test]
-async fn two_databases_of_one_redis_hear_nothing_of_each_other() {
+async fn two_databases_of_one_redis_are_separate_deployments() {
     let Some(redis) = Redis::start(&[]) else { return };
     let one = Deployment::over(&[format!("{}/0", redis.url())]).await;
     let other = Deployment::over(&[format!("{}/1", redis.url())]).await;

@@ -9,7 +9,7 @@ use rejoin::{
 };
 use tokio::time::timeout;
 
-/// It turns a hang into a failure.
+/// Turns a hang into a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub const RETENTION: Retention = Retention {
@@ -20,7 +20,7 @@ pub const RETENTION: Retention = Retention {
     topics: 1_000_000,
 };
 
-/// One that can be reached.
+/// A log that can be reached.
 pub async fn log(url: &str) -> Broker {
     log_that_keeps(url, &RETENTION).await
 }
@@ -31,7 +31,7 @@ pub async fn log_that_keeps(url: &str, retention: &Retention) -> Broker {
     broker
 }
 
-/// Waits until the store can be asked and something can be followed.
+/// Waits until the store answers and topics can be followed.
 pub async fn until_reachable(broker: &Broker) {
     let reachable = async {
         let patterns = || vec!["until.reachable".parse().expect("a pattern")];
@@ -57,7 +57,7 @@ pub async fn subscribe(broker: &Broker, pattern: &str, start: Start) -> Subscrip
     broker.subscribe(patterns, &start, "me").await.expect("the log can be read")
 }
 
-/// What a reader was given: a message, or nothing where it was told of a gap.
+/// The deliveries of a reader: the id of each message, and `None` for each gap.
 pub async fn read_until(reader: &mut Subscription, last: Id) -> Vec<Option<Id>> {
     let mut seen = Vec::new();
     let read = std::future::poll_fn(|cx| {

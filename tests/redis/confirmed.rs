@@ -47,7 +47,7 @@ async fn a_message_is_acknowledged_when_a_copy_has_it_and_not_before() {
     copy.stop();
     let unknown = Err(AppendError::Log(LogError::UnknownOutcome));
     assert_eq!(broker.publish(keyed("one")).await, unknown);
-    // What is stored already is not acknowledged either, also by a replica that has written nothing yet.
+    // A repeated publish is not acknowledged either, also by a replica that has written nothing yet.
     assert_eq!(broker.publish(keyed("one")).await, unknown);
     let other = confirmed_log(&primary.url()).await;
     assert_eq!(other.publish(keyed("one")).await, unknown);
@@ -63,7 +63,7 @@ async fn a_message_is_acknowledged_when_a_copy_has_it_and_not_before() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_who_publish_at_once_are_confirmed_together() {
+async fn many_publishes_at_once_are_confirmed_together() {
     let Some(primary) = Redis::start(&[]) else { return };
     let copy = copy_of(&primary);
     copy.until_says(&["INFO", "replication"], "master_link_status:up").await;
@@ -104,7 +104,8 @@ async fn a_server_whose_copies_do_not_confirm_is_not_ready() {
     server.stop().await;
 }
 
-/// The primary is killed amid publishing: the copy that takes over has confirmed everything that was acknowledged.
+/// The primary is killed during publishing. The copy that takes over has confirmed every acknowledged
+/// message.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_when_the_copy_that_confirmed_takes_over() {
     let Some(mut primary) = Redis::start(&[]) else { return };
@@ -130,7 +131,7 @@ async fn nothing_acknowledged_is_lost_when_the_copy_that_confirmed_takes_over() 
     acknowledged.sort();
     assert!(acknowledged.len() > 100, "only {} were published", acknowledged.len());
     sentinels.until_named(&copy).await;
-    // Without copies of its own the new primary confirms nothing, but this replica asks for none.
+    // The new primary has no copies, so it could confirm nothing; this replica needs no confirmation.
     let reader = log(&sentinels.url()).await;
     let last = publish(&reader, "a").await;
     let mut reader = subscribe(&reader, "a", Start::After(first)).await;

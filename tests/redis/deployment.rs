@@ -1,4 +1,4 @@
-//! A Redis of a test's own, replicas over it in this process, and how a test is told what to draw.
+//! A Redis for one test, replicas over it in this process, and the settings of a test.
 
 use std::{env, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
@@ -11,14 +11,15 @@ use crate::support::{
     redis::Redis,
 };
 
-/// Replicas over one store, each in this process and by an address of its own for the store.
+/// Replicas over one store. Each runs in this process and has its own address of the store.
 pub struct Deployment {
     pub replicas: Vec<Server>,
     pub urls: Vec<String>,
 }
 
 impl Deployment {
-    /// A replica for each of these addresses of the store; where there are to be more, they have the last one.
+    /// Starts a replica for each of these addresses of the store. If there must be more, they use the last
+    /// address.
     pub async fn over(urls: &[String]) -> Self {
         let mut urls = urls.to_vec();
         let last = urls.last().expect("at least one").clone();
@@ -49,7 +50,7 @@ impl Deployment {
     }
 }
 
-/// The checker, while `trouble` befalls these replicas or their store. Prints what it came to.
+/// Runs the checker while `trouble` happens to these replicas or their store. Prints the sums.
 pub async fn play(deployment: &Deployment, seed: u64, trouble: Trouble, befall: impl AsyncFnOnce(Progress)) {
     let tally = Arc::new(Tally::default());
     run_against(deployment.addrs(), seed, Plan::short(trouble), tally.clone(), befall).await;
@@ -58,15 +59,15 @@ pub async fn play(deployment: &Deployment, seed: u64, trouble: Trouble, befall: 
 
 fn configure(config: &mut Config, url: &str) {
     config.log = LogKind::from_str(url).expect("an address");
-    // Quiet, so that nobody is woken by it who should have been woken by a message.
+    // Without heartbeats, only messages wake readers.
     config.heartbeat = Duration::from_secs(60 * 60);
     config.retain_age = Duration::from_secs(24 * 60 * 60);
     config.retain_bytes = 128 << 20;
     config.retain_messages = 1_000_000;
 }
 
-/// How often a server is asked until it is given up, and after how long again. Counted, so that a time in which all
-/// of this was stopped from outside is none. It turns a hang into a failure.
+/// How often a server is asked before the test gives up, and how long the test waits in between. Attempts are
+/// counted, so a pause of the whole machine does not fail the test. It turns a hang into a failure.
 const ATTEMPTS: usize = 1000;
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
 /// How long one answer may take.
@@ -92,25 +93,25 @@ pub async fn is_ready(addr: SocketAddr) -> bool {
     answer.is_ok_and(|answer| answer.status() == 200)
 }
 
-/// The seed of a test, which it has printed.
+/// The seed of a test. Prints it.
 pub fn seed() -> u64 {
     let seed = from_env("REDIS_SEED").unwrap_or_else(|| rand::random::<u32>().into());
     println!("REDIS_SEED={seed}");
     seed
 }
 
-/// How much of it: 1 in the test command, more by hand.
+/// How often each fault happens: once by default, more often if set by hand.
 pub fn rounds() -> usize {
     from_env("REDIS_ROUNDS").unwrap_or(1)
 }
 
-/// How many replicas there are at least.
+/// The smallest number of replicas.
 pub fn least_replicas() -> usize {
     from_env("REDIS_REPLICAS").unwrap_or(1)
 }
 
 /// # Panics
-/// If the variable is set to something else than a number.
+/// If the variable is set, but not to a number.
 fn from_env<T: FromStr>(name: &str) -> Option<T> {
     let text = env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))

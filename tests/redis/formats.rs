@@ -1,4 +1,5 @@
-//! The layout of the keys has a number: a store of the first format is taken over, and one of a later format is left alone.
+//! The layout of the keys has a version: a store of the first version is taken over, and a store of a later
+//! version is left alone.
 
 use std::{
     net::TcpListener,
@@ -13,10 +14,10 @@ use crate::{
 };
 
 const STORE: &str = "{rejoin}:store";
-/// Where the first format had its state.
+/// The key of the state in the first format.
 const STATE: &str = "{rejoin}:state";
 
-/// Makes of a store what the first release would have left.
+/// Turns a store into one that the first release would have left.
 fn make_first(redis: &Redis) {
     let script = "local all = {cmsgpack.unpack(redis.call('HGET', KEYS[1], '*'))} table.remove(all, 1) table.remove(all) \
         redis.call('DEL', KEYS[2], '{rejoin}:feed') redis.call('RENAME', KEYS[1], KEYS[2]) \
@@ -40,7 +41,7 @@ async fn a_store_of_the_first_format_is_taken_over_without_a_gap() {
         assert_eq!(read_until(&mut reader, last).await, [second, last].map(Some), "{pattern}");
     }
     assert_eq!(redis.say(&["TTL", "{rejoin}:topic:a"]), ":-1\r\n", "retention alone removes messages");
-    // Every script of the first release begins with this.
+    // Every script of the first release begins with this command.
     let old = redis.answer(&["HMGET", STATE, "*", "a"]);
     assert!(old.starts_with("-WRONGTYPE"), "{old}");
 }

@@ -1,4 +1,4 @@
-//! Copies of Redis come, go and take over as planned, and nothing is lost or told without cause.
+//! Copies of Redis come, go and take over as planned. No message is lost, and no gap is told without cause.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
     support::redis::Redis,
 };
 
-/// As often as a primary is asked which one it is, and a while.
+/// Longer than the time until a replica asks which primary it uses.
 const NOTICED: Duration = Duration::from_millis(1500);
 
 fn copy_of(primary: &Redis) -> Redis {
@@ -29,10 +29,10 @@ async fn is_given(reader: &mut Subscription, ids: &[Id]) {
     assert_eq!(read_until(reader, last).await, expected);
 }
 
-/// The address of the primary leads new connections to the promoted copy, and keeps the old ones open. The old
-/// primary is a copy now: it passes on what is told to all, but not what is told only where somebody listens.
+/// The address of the primary leads new connections to the promoted copy, and keeps the old connections open.
+/// The old primary is a copy of the new one now. A link that stays there still brings the whole feed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_that_stays_at_a_demoted_primary_is_given_up() {
+async fn a_link_that_stays_at_a_demoted_primary_misses_nothing() {
     let Some(old) = Redis::start(&[]) else { return };
     let new = copy_of(&old);
     new.until_says(&["INFO", "replication"], "master_link_status:up").await;
@@ -52,7 +52,8 @@ async fn a_link_that_stays_at_a_demoted_primary_is_given_up() {
     for reader in &mut readers {
         assert_eq!(read_until(reader, after).await, [None, Some(after)], "a promotion is told");
     }
-    // That one may have been found where the tails were compared with the store; these have only the link.
+    // The first message may have been found by comparing the tails with the store. The next ones come only
+    // over the link.
     for _ in 0..2 {
         tokio::time::sleep(NOTICED).await;
         after = publish(&there, "a").await;
@@ -62,8 +63,8 @@ async fn a_link_that_stays_at_a_demoted_primary_is_given_up() {
     }
 }
 
-/// A primary takes another replication id when its first copy comes, and again when its last one has been away for
-/// a while. It lost nothing by that.
+/// A primary takes another replication id when its first copy connects, and again when its last copy has been
+/// away for a while. It has lost nothing by that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_comes_and_goes_is_no_gap() {
     let Some(primary) = Redis::start(&["--repl-backlog-ttl", "1"]) else { return };
@@ -88,7 +89,7 @@ async fn a_copy_that_comes_and_goes_is_no_gap() {
     is_given(&mut later, &ids[1..]).await;
 }
 
-/// Its data may have been replaced in between, and nobody looked.
+/// The data of the primary may have been replaced in between, and no replica looked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_was_demoted_for_a_moment_is_another_one() {
     let Some(primary) = Redis::start(&[]) else { return };

@@ -1,4 +1,4 @@
-//! What the link leaves out is found by the chain, and what has expired by the marks that it leaves.
+//! The chain of ids finds messages that the link leaves out, and marks find messages that have expired.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     support::redis::Redis,
 };
 
-/// Runs one of the scripts, but for what `change` makes of its prelude.
+/// Runs a script with the prelude that `change` returns.
 fn run(redis: &Redis, change: impl Fn(&str) -> String, script: &str, topic: &str, rest: &[&str]) -> String {
     let prelude = include_str!("../../src/log/redis/scripts/prelude.lua");
     let changed = change(prelude);
@@ -24,17 +24,17 @@ fn run(redis: &Redis, change: impl Fn(&str) -> String, script: &str, topic: &str
     redis.say(&[&["EVAL", &script, "0"], &args[..], rest].concat())
 }
 
-/// The script that stores a message, but for telling of it.
+/// Runs the script that stores a message, without its entry in the feed.
 fn store_in_silence(redis: &Redis, topic: &str) -> Id {
     let publish = include_str!("../../src/log/redis/scripts/publish.lua");
     let silent = |prelude: &str| format!("{prelude}\ntell = function() end");
     let answer = run(redis, silent, publish, topic, &["t\0\0\0\0\0\0", "x", "0"]);
-    // The outcome, the id and the generation, each behind its length.
+    // The answer has the outcome, the id and the generation, each behind its length.
     let id = answer.lines().nth(4).and_then(|id| id.parse().ok());
     id.unwrap_or_else(|| panic!("{answer}"))
 }
 
-/// The script that sweeps, as it will be run in so many days.
+/// Runs the script that sweeps as it will run in this many days.
 fn sweep_in_days(redis: &Redis, days: usize) {
     let probe = include_str!("../../src/log/redis/scripts/probe.lua");
     let time = format!("{{redis.call('TIME')[1] + {days} * 24 * 3600, 0}}");
@@ -43,7 +43,7 @@ fn sweep_in_days(redis: &Redis, days: usize) {
 }
 
 #[tokio::test]
-async fn what_the_link_leaves_out_is_read_before_anything_newer_is_given() {
+async fn messages_that_the_link_leaves_out_come_before_newer_ones() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log(&redis.url()).await;
     for pattern in ["a", "*"] {
@@ -59,9 +59,9 @@ async fn what_the_link_leaves_out_is_read_before_anything_newer_is_given() {
     }
 }
 
-/// Nothing is published after the message that nobody was told of: the next probe finds it.
+/// The message without an entry is the newest one, so only the next probe can find it.
 #[tokio::test]
-async fn a_message_that_was_stored_by_a_script_that_failed_is_given_all_the_same() {
+async fn a_message_stored_by_a_failed_script_is_given() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log(&redis.url()).await;
     let mut readers = [subscribe(&broker, "a", Start::Now).await, subscribe(&broker, "*", Start::Now).await];
@@ -71,7 +71,7 @@ async fn a_message_that_was_stored_by_a_script_that_failed_is_given_all_the_same
             assert_eq!(read_until(reader, silent).await, [Some(silent)]);
         }
     }
-    // An announcement has the newest id too, and must not look like the entry that is missing.
+    // An announcement carries the newest id too, and must not look like the missing entry.
     let silent = store_in_silence(&redis, "a");
     broker.announce(draft("elsewhere")).await.expect("announced");
     for reader in &mut readers {
@@ -79,10 +79,10 @@ async fn a_message_that_was_stored_by_a_script_that_failed_is_given_all_the_same
     }
 }
 
-/// What the index has dropped may have been in any topic, also in one that is published to again: the chain of
-/// that begins with what was forgotten and not with nothing.
+/// A forgotten topic may be any topic, also one that is published to again. So the chain of a new topic
+/// begins with `forgotten` and not with zero.
 #[tokio::test]
-async fn a_topic_that_was_forgotten_and_begins_again_is_a_gap_for_who_stands_before_that_and_nobody_else() {
+async fn a_forgotten_topic_that_begins_again_is_a_gap_only_for_older_cursors() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log(&redis.url()).await;
     let mut level = subscribe(&broker, "*", Start::Now).await;
@@ -93,7 +93,7 @@ async fn a_topic_that_was_forgotten_and_begins_again_is_a_gap_for_who_stands_bef
     assert_eq!(redis.say(&["ZSCORE", "{rejoin}:index", "a"]), "$-1\r\n", "it is not forgotten");
     let last = publish(&broker, "a").await;
     assert_eq!(read_until(&mut level, last).await, [Some(last)]);
-    // Another one has only the store.
+    // The second replica has only the store.
     for broker in [&broker, &log(&redis.url()).await] {
         for pattern in ["a", "*"] {
             for (cursor, told) in [(first, true), (second, true), (forgotten, false)] {
@@ -105,8 +105,8 @@ async fn a_topic_that_was_forgotten_and_begins_again_is_a_gap_for_who_stands_bef
     }
 }
 
-/// The stream of a topic was deleted behind our back, and then all of it expires: the mark that tells of it is left all
-/// the same, since readers of a pattern have nothing else.
+/// The stream of a topic is deleted, and then its messages expire. They still leave a mark, because readers
+/// of a pattern have nothing else.
 #[tokio::test]
 async fn a_message_without_its_stream_leaves_a_mark_when_it_expires() {
     let Some(redis) = Redis::start(&[]) else { return };
@@ -126,10 +126,10 @@ async fn a_message_without_its_stream_leaves_a_mark_when_it_expires() {
 
 const TOPICS: usize = 3000;
 
-/// More expires at once than one step removes. Those of a pattern learn what is gone from the marks that are left
-/// when it is removed, so nothing may be read before all of it is.
+/// More messages expire at once than one step removes. Readers of a pattern learn of losses from the marks
+/// that the sweep leaves, so they must read nothing before the sweep is done.
 #[tokio::test]
-async fn what_has_expired_all_at_once_is_told_to_everybody_and_given_to_nobody() {
+async fn messages_that_expire_all_at_once_are_told_and_never_given() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log_that_keeps(&redis.url(), &Retention { age: Duration::from_secs(4), ..RETENTION }).await;
     let cursor = publish(&broker, "before").await;
@@ -139,17 +139,17 @@ async fn what_has_expired_all_at_once_is_told_to_everybody_and_given_to_nobody()
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let newest = publish(&broker, "after").await;
-    // They come first: whoever reads sweeps, too.
+    // This reader comes first, because each read also sweeps.
     let mut all = subscribe(&broker, "**", Start::After(cursor)).await;
-    // So many are one gap for the pattern.
+    // The server tells one gap for so many topics of a pattern.
     assert_eq!(read_until(&mut all, newest).await, [None, Some(newest)]);
     let mut one = subscribe(&broker, "p.7", Start::After(cursor)).await;
     assert_eq!(read_until(&mut one, newest).await, [None]);
 }
 
-/// A reader who is far behind, and one for whom the newest are more than one step looks at.
+/// One reader is far behind. The others ask for more of the newest messages than one step passes.
 #[tokio::test]
-async fn the_newest_of_many_and_those_after_a_far_point_are_found() {
+async fn a_large_last_and_a_cursor_far_behind_find_their_messages() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log_that_keeps(&redis.url(), &Retention { messages: 10_000, ..RETENTION }).await;
     let ids = publish_all(&broker, vec!["a".to_owned(); 5000]).await;
@@ -166,10 +166,10 @@ async fn the_newest_of_many_and_those_after_a_far_point_are_found() {
     }
 }
 
-/// As many at once as are answered in time on a busy machine too.
+/// How many publishes at once are answered in time even on a busy machine.
 const AT_ONCE: usize = 100;
 
-/// A message to each of these topics.
+/// Publishes a message to each of these topics.
 async fn publish_all(broker: &Broker, topics: Vec<String>) -> Vec<Id> {
     let mut ids = Vec::new();
     for topics in topics.chunks(AT_ONCE) {

@@ -1,4 +1,4 @@
-//! A topic joins a reader, over a log that is ahead of what has arrived here.
+//! A topic joins a reader while the store is ahead of the watermark.
 
 use std::{future::poll_fn, task::Poll, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     support::redis::Redis,
 };
 
-/// It turns a hang into a failure.
+/// Turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn next(reader: &mut Subscription) -> Id {
@@ -24,26 +24,26 @@ async fn next(reader: &mut Subscription) -> Id {
     }
 }
 
-/// Polled only when it is woken, as a connection is.
+/// Merges the two, which are polled only when they are woken, as in a connection.
 async fn join(one: &mut Subscription, mut other: Subscription) {
     let level = poll_fn(|cx| match one.poll_join(&mut other, cx) {
-        Poll::Ready(Join::Level) => Poll::Ready(()),
+        Poll::Ready(Join::CaughtUp) => Poll::Ready(()),
         Poll::Ready(early) => panic!("{early:?}"),
         Poll::Pending => Poll::Pending,
     });
-    // It is not to be looked at once more when the time is over.
+    // They must not be polled once more when the time is over.
     tokio::select! {
         biased;
-        () = sleep(PATIENCE) => panic!("they are not level"),
+        () = sleep(PATIENCE) => panic!("they are not caught up"),
         () = level => {}
     }
     one.absorb(other);
 }
 
-/// What is published elsewhere moves the store's newest id, and so the cursor of whoever reads the store, but not
-/// what has arrived here; and when that has come as far, nobody is woken by it.
+/// A message to another topic moves the newest id of the store, and so the cursor of a reader of the store,
+/// but not the watermark of this replica. When the watermark gets there, that alone wakes no follower.
 #[tokio::test]
-async fn a_topic_joins_a_reader_who_is_ahead_of_what_has_arrived() {
+async fn a_topic_joins_a_reader_that_is_ahead_of_the_watermark() {
     let Some(redis) = Redis::start(&[]) else { return };
     let (here, there) = (log(&redis.url()).await, log(&redis.url()).await);
     for (first, second) in [("a.*", "b"), ("b", "a.*")] {
@@ -60,7 +60,7 @@ async fn a_topic_joins_a_reader_who_is_ahead_of_what_has_arrived() {
 }
 
 #[tokio::test]
-async fn a_topic_that_is_ahead_of_what_has_arrived_joins_a_reader() {
+async fn a_topic_that_is_ahead_of_the_watermark_joins_a_reader() {
     let Some(redis) = Redis::start(&[]) else { return };
     let (here, there) = (log(&redis.url()).await, log(&redis.url()).await);
     let mut behind = subscribe(&here, "b", Start::Now).await;

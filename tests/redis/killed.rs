@@ -1,4 +1,4 @@
-//! Redis closes connections: the live link's, the publishing one's, whenever it likes.
+//! Redis closes connections at any time: links and publishing connections.
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -7,7 +7,7 @@ use crate::{
     support::{checker::Trouble, redis::Redis},
 };
 
-/// How many connections of each type are killed, at least.
+/// How many connections of each type are killed at least.
 const KILLS: usize = 150;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! One replica hears of everything half a second late.
+//! One replica gets every entry of the feed half a second late.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
 const LAG: Duration = Duration::from_millis(500);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_hop_to_a_replica_that_is_behind_are_told_of_no_false_gap_and_given_nothing_old() {
+async fn clients_that_hop_to_a_late_replica_get_no_false_gap_and_no_old_message() {
     let Some(redis) = Redis::start(&[]) else { return };
     let seed = seed();
     let proxy = Proxy::to(redis.addr(), LAG).await;

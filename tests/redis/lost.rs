@@ -1,4 +1,4 @@
-//! The store comes back without something, or something is taken from it behind our back.
+//! The store comes back without some messages, or something is deleted from it.
 
 use std::{fs, path::PathBuf};
 
@@ -41,7 +41,7 @@ async fn a_redis_that_has_lost_its_last_second_is_a_gap_for_every_older_cursor()
     scene.publish(2).await;
     scene.read_to_the_end().await;
     redis.kill();
-    // What the system had not written when the power went.
+    // Cut off the bytes that the system had not written when the power failed.
     fs::OpenOptions::new().write(true).open(&file).and_then(|file| file.set_len(kept)).expect("it is cut");
     redis.start_again();
     scene.all_older_cursors_are_told(3).await;
@@ -55,7 +55,7 @@ fn appended(redis: &Redis) -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_flushed_is_a_gap_for_every_older_cursor() {
+async fn a_flushed_redis_is_a_gap_for_every_older_cursor() {
     let Some(redis) = Redis::start(&[]) else { return };
     seed();
     let scene = Scene::set(Deployment::of(2, &redis).await, 5).await;
@@ -64,11 +64,11 @@ async fn what_is_flushed_is_a_gap_for_every_older_cursor() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_is_taken_away_is_a_gap_for_those_behind_only() {
+async fn a_deleted_stream_is_a_gap_only_for_readers_behind() {
     let Some(redis) = Redis::start(&[]) else { return };
     seed();
     let scene = Scene::set(Deployment::of(2, &redis).await, 5).await;
     let gone = redis.say(&["DEL", &format!("{{rejoin}}:topic:{TOPIC}")]);
     assert_eq!(gone, ":1\r\n", "there was a stream");
-    scene.only_those_behind_are_told().await;
+    scene.only_readers_behind_are_told().await;
 }

@@ -1,21 +1,21 @@
-//! Several replicas over one Redis, and what can befall Redis, the ways to it, and the replicas.
+//! Several replicas over one Redis, and faults of Redis, of the network and of the replicas.
 //!
-//! Each test prints its seed and proves that its fault happened. `REDIS_SEED` repeats the draws of an earlier
-//! run (the interleaving is the machine's), `REDIS_ROUNDS` makes every fault happen so many times as often,
-//! `REDIS_REPLICAS` gives every deployment so many replicas at least, `REDIS_SERVER` names the program to start,
-//! so that other versions and Valkey are tried.
+//! Each test prints its seed and proves that its fault happened. `REDIS_SEED` repeats the random draws of an
+//! earlier run, but not the interleaving of its tasks. `REDIS_ROUNDS` repeats each fault this many times.
+//! `REDIS_REPLICAS` is the smallest number of replicas of a deployment. `REDIS_SERVER` names the program to
+//! start, so that other versions and Valkey can be tested.
 
 mod across;
 mod bare;
 mod confirmed;
 mod deployment;
 mod formats;
+mod generations;
 mod handover;
 mod holes;
 mod joining;
 mod killed;
 mod lagging;
-mod lives;
 mod lost;
 mod memory;
 mod narrow;

@@ -1,4 +1,4 @@
-//! A replica takes no more memory for what Redis sends than it has set aside for it.
+//! A replica takes no more memory for the entries of the feed than its limit.
 
 use std::{net::TcpListener, process::Command, process::Stdio, sync::Arc, time::Duration};
 
@@ -20,13 +20,13 @@ use crate::{
 
 /// Small enough for the feed.
 const PAYLOAD_BYTES: usize = 16 << 10;
-/// A quarter of a gigabyte for each round: more by hand.
+/// A quarter of a gigabyte for each round.
 const MESSAGES: usize = 16384;
 const PUBLISHERS: usize = 8;
 const MAX_RESIDENT_MIB: usize = 200;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_published_to_a_topic_whose_reader_has_stopped_takes_no_memory() {
+async fn messages_for_a_reader_that_has_stopped_take_no_memory() {
     let Some(redis) = Redis::start(&[]) else { return };
     let addr = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
     let mut replica = Command::new(env!("CARGO_BIN_EXE_rejoin"))
@@ -39,7 +39,7 @@ async fn what_is_published_to_a_topic_whose_reader_has_stopped_takes_no_memory()
     let mut stopped = TcpStream::connect(addr).await.expect("it listens");
     let request = format!("GET /topics/a HTTP/1.1\r\nhost: {addr}\r\naccept: text/event-stream\r\n\r\n");
     stopped.write_all(request.as_bytes()).await.expect("it is taken");
-    // It reads the head and nothing more.
+    // The client reads the head and nothing more.
     let mut head = [0; 15];
     stopped.read_exact(&mut head).await.expect("a head");
     assert_eq!(&head, b"HTTP/1.1 200 OK");

@@ -1,5 +1,5 @@
-//! Patterns with few topics are read by the names of these, all others by the order of messages: readers notice nothing
-//! of it, but for what it costs.
+//! A pattern with few topics is read by the names of its topics, and every other pattern by the order.
+//! Readers notice no difference but the cost.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use crate::{
     support::redis::Redis,
 };
 
-/// What a reader was given, and told: a gap by its topic, its `next` and its reason.
+/// The messages and gaps of a reader: a gap by its topic, its `next` and its reason.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Read {
     messages: Vec<Id>,
@@ -56,7 +56,7 @@ fn scripts_run(redis: &Redis) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_narrow_pattern_is_given_and_told_what_a_wide_one_is() {
+async fn a_narrow_pattern_gets_the_same_messages_and_gaps_as_a_wide_one() {
     let Some(redis) = Redis::start(&[]) else { return };
     let mut random = StdRng::seed_from_u64(seed());
     let broker = log_that_keeps(&redis.url(), &Retention { messages: 2, ..RETENTION }).await;
@@ -71,12 +71,12 @@ async fn a_narrow_pattern_is_given_and_told_what_a_wide_one_is() {
             }
         }
         let cursor = cursors[random.random_range(cursors.len().saturating_sub(20)..cursors.len())];
-        // Another replica has nothing in its tails.
+        // Another replica has no messages in its tails.
         let other = log_that_keeps(&redis.url(), &Retention { messages: 2, ..RETENTION }).await;
         let newest = publish(&broker, "n.end").await;
         other.newest().await.expect("it can be asked");
         let narrow = read(&other, &["n.*"], cursor, newest).await;
-        // A pattern that begins with a wildcard is read by the order of messages.
+        // A pattern that begins with a wildcard is read by the order.
         let wide = read(&other, &["n.*", "*.no.such"], cursor, newest).await;
         assert_eq!(narrow, wide, "round {round}, from {cursor}");
         assert!(!narrow.messages.is_empty());
@@ -85,7 +85,7 @@ async fn a_narrow_pattern_is_given_and_told_what_a_wide_one_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_narrow_pattern_costs_no_look_at_what_others_have_published() {
+async fn a_narrow_pattern_does_not_read_the_messages_of_other_topics() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log(&redis.url()).await;
     let cursor = publish(&broker, "o.17.a").await;
@@ -94,15 +94,15 @@ async fn a_narrow_pattern_costs_no_look_at_what_others_have_published() {
     let other = log(&redis.url()).await;
     let before = scripts_run(&redis);
     let given = read(&other, &["o.17.*"], cursor, newest).await;
-    // The newest id, the names, one page; and perhaps a probe or two.
+    // The newest id, the names and one page, and perhaps a probe or two.
     let run = scripts_run(&redis) - before;
     assert!(given.messages == [newest] && run <= 6, "{run} scripts for {given:?}");
     let before = scripts_run(&redis);
     read(&other, &["o.17.*", "*.no.such"], cursor, newest).await;
-    assert!(scripts_run(&redis) - before > 6, "the control looks at all of it");
+    assert!(scripts_run(&redis) - before > 6, "the control reads the whole order");
 }
 
-/// Topics come, and one is forgotten: the names are those of the index.
+/// Patterns find their topics by the names, so a store without the names is not whole.
 #[tokio::test]
 async fn a_store_without_its_names_begins_anew() {
     let Some(redis) = Redis::start(&[]) else { return };
@@ -133,15 +133,15 @@ async fn more_than_a_thousand_lost_topics_are_one_gap_for_their_pattern() {
     let read = read(&other, &["w.*", "few.*", "w.7"], cursor, newest).await;
     let told: Vec<_> = read.gaps.iter().map(|gap| gap.split(' ').next().expect("a topic")).collect();
     assert_eq!(told, ["few.0", "few.1", "few.2", "w.*", "w.7"]);
-    // Each topic but the first has its newest message, and every one of these is given.
+    // Each topic but `first` has its newest message, and the reader is given each of them.
     assert_eq!(read.messages.len(), 1_500 + 3 + 1);
     let first = format!("w.* Some({:?})", read.messages[0]);
     assert!(read.gaps.iter().any(|gap| gap.starts_with(&first)), "{first}: {:?}", read.gaps);
 }
 
-/// The marks were looked at, and more topics lost something while nothing new came.
+/// The reader has read the marks. Then more topics lose messages, and nothing new is published.
 #[tokio::test]
-async fn a_loss_after_the_marks_were_looked_at_is_told() {
+async fn a_loss_after_the_marks_were_read_is_told() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log(&redis.url()).await;
     let cursor = publish(&broker, "a.0").await;
@@ -150,7 +150,7 @@ async fn a_loss_after_the_marks_were_looked_at_is_told() {
     let patterns = vec!["**".parse().expect("a pattern")];
     let other = log(&redis.url()).await;
     let mut reader = other.subscribe(patterns, &Start::After(cursor), "me").await.expect("it can be read");
-    // One page was read, with all marks that there were.
+    // The reader has read one page, with all marks that there were.
     assert!(matches!(reader.next().await, Some(Delivery::Message(_))));
     for number in [590, 591] {
         broker.delete(&draft(&format!("a.{number}")).topic).await.expect("deleted");

@@ -1,4 +1,4 @@
-//! The ways to name a Redis, as the program takes them, and that no credential is ever shown.
+//! How the program takes the address of a Redis, and that it never shows a credential.
 
 use std::{
     io::{BufRead, BufReader},
@@ -24,7 +24,7 @@ fn spawn(url: &str, env: &[(&str, &str)], flags: &[&str]) -> (SocketAddr, Child)
     (addr, program.expect("the program starts"))
 }
 
-/// Ends the program once it has said this, or has ended by itself, and returns what it said on standard error.
+/// Ends the program once it has logged this, or has ended by itself. Returns its standard error.
 fn until_said(mut program: Child, what: &str) -> String {
     let mut stderr = BufReader::new(program.stderr.take().expect("it is piped"));
     let mut said = String::new();
@@ -33,7 +33,7 @@ fn until_said(mut program: Child, what: &str) -> String {
     said
 }
 
-/// Runs the program until it is ready, and returns what it said.
+/// Runs the program until it is ready, and returns its output.
 async fn output(url: &str, env: &[(&str, &str)], flags: &[&str]) -> String {
     let (addr, mut program) = spawn(url, env, flags);
     until_ready(addr).await;
@@ -45,7 +45,7 @@ async fn output(url: &str, env: &[(&str, &str)], flags: &[&str]) -> String {
     said
 }
 
-/// A server that takes one user with a password, also over the socket.
+/// A Redis that accepts one user with a password, also over the socket.
 fn with_user(socket: &Path) -> Option<Redis> {
     let user = format!("me on >{PASSWORD} ~* &* +@all");
     let words: Vec<_> = user.split(' ').collect();
@@ -57,7 +57,7 @@ fn with_user(socket: &Path) -> Option<Redis> {
     Some(redis)
 }
 
-/// Another one each time: the server that ends takes its socket away.
+/// A new path each time, because a Redis that ends removes its socket.
 fn socket() -> PathBuf {
     std::env::temp_dir().join(format!("rejoin-{:016x}.sock", rand::random::<u64>()))
 }
@@ -75,7 +75,7 @@ async fn a_user_a_password_a_database_a_prefix_and_a_socket_are_taken_and_no_pas
     assert!(!said.contains("other --retain"), "{said}");
     let url = format!("unix://{}?db=3&prefix=here", socket.display());
     let said = output(&url, &env, &["--retain-messages", "7"]).await;
-    // The store keeps what was said last, and whoever says something else is told.
+    // The store keeps the limits that were set last, and a server with other limits logs a warning.
     assert!(said.contains("other --retain-") && said.contains("\"1000 messages"), "{said}");
 
     let keys = Command::new("redis-cli")
@@ -86,9 +86,9 @@ async fn a_user_a_password_a_database_a_prefix_and_a_socket_are_taken_and_no_pas
     assert!(keys.lines().count() > 1 && keys.lines().all(|key| key.starts_with("{here}:")), "{keys}");
 }
 
-/// What signs for the server is trusted where the system, or `SSL_CERT_FILE`, says so.
+/// The server trusts a certificate if the system or `SSL_CERT_FILE` says so.
 #[tokio::test]
-async fn tls_is_spoken_with_whom_the_system_trusts_and_nobody_else() {
+async fn tls_works_only_with_a_server_that_the_system_trusts() {
     let folder = std::env::temp_dir().join(format!("rejoin-tls-{:016x}", rand::random::<u64>()));
     std::fs::create_dir(&folder).expect("a folder of its own");
     let [key, cert] = ["key.pem", "cert.pem"].map(|name| folder.join(name).display().to_string());
@@ -118,7 +118,7 @@ async fn tls_is_spoken_with_whom_the_system_trusts_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told_without_it() {
+async fn a_wrong_password_is_reported_and_never_shown() {
     let Some(redis) = with_user(&socket()) else { return };
     let wrong = format!("{PASSWORD}-wrong");
     for url in [
@@ -127,7 +127,8 @@ async fn a_wrong_password_is_told_without_it() {
         format!("redis://me:{wrong}@127.0.0.1:{}/x", redis.port),
         format!("redis://me:{wrong}@127.0.0.1?prefix=%7B"),
     ] {
-        // What is no address ends the program; what is one is tried until somebody ends it.
+        // A text that is no address ends the program. A valid address is tried until the test ends the
+        // program.
         let (_, program) = spawn(&url, &[], &[]);
         let said = until_said(program, "WRONGPASS");
         assert!(!said.is_empty() && !said.contains(PASSWORD), "{said}");

@@ -1,4 +1,4 @@
-//! Redis is away: what publishers and operators are told, and that subscribers stay.
+//! Redis is away: publishers and operators are told, and subscribers stay connected.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,12 +14,12 @@ use crate::{
     support::redis::Redis,
 };
 
-/// It turns a hang into a failure, and says what a bounded time is.
+/// Turns a hang into a failure, and is the bound of a bounded time.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// So many that they would wait for minutes one after the other.
+/// One after the other, this many readers would wait for minutes.
 const READERS: usize = 64;
 
-/// A stream of NDJSON, with the name of its connection.
+/// A stream of NDJSON, with the id of its connection.
 pub struct Lines {
     pub connection: String,
     chunks: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
@@ -37,10 +37,10 @@ impl Lines {
         lines
     }
 
-    /// The next line but for cursors.
+    /// The next line that is not a cursor.
     ///
     /// # Panics
-    /// If the connection ends, or nothing comes.
+    /// If the connection ends, or if no line comes.
     pub async fn next(&mut self) -> Value {
         loop {
             if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
@@ -80,16 +80,16 @@ async fn while_redis_is_away_publishing_is_unavailable_and_connections_stay() {
         until_ready(addr).await;
     }
     assert_eq!(post(deployment.addrs()[0], "/topics/a", None, "kept").await.status(), 201);
-    // On the very connections that were there before, and nothing of what was refused.
+    // The old connections still work, and none of them gets a refused message.
     for stream in &mut streams {
         assert_eq!(stream.next().await["data"], "kept");
     }
     deployment.stop().await;
 }
 
-/// Many who ask while Redis is away wait together, and not one after the other.
+/// Many readers that ask while Redis is away wait together, and not one after the other.
 #[tokio::test]
-async fn while_redis_is_away_all_who_want_to_read_are_turned_away_at_the_same_time() {
+async fn readers_are_refused_together_while_redis_is_away() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log(&redis.url()).await;
     let _followed = subscribe(&broker, "followed", Start::Now).await;
@@ -120,7 +120,7 @@ async fn a_publish_that_redis_may_have_received_has_an_unknown_outcome() {
     assert_eq!(json(refused).await["code"], "unknown_outcome");
     redis.go_on();
     until_ready(addr).await;
-    // The same key: it is there once, whether or not it had been stored.
+    // A repeated publish with the same key leaves one message, whether or not the first one was stored.
     let again = post(addr, "/topics/a", Some("k"), "perhaps").await;
     assert!(again.status() == 200 || again.status() == 201, "{}", again.status());
     assert_eq!(post(addr, "/topics/a", None, "next").await.status(), 201);
@@ -129,7 +129,8 @@ async fn a_publish_that_redis_may_have_received_has_an_unknown_outcome() {
     deployment.stop().await;
 }
 
-/// Redis has no memory left: that is told apart from a Redis that is away, since reading goes on.
+/// Redis has no memory left. The answer differs from that of a Redis that is away, because reading still
+/// works.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_redis_refuses_messages_and_nothing_else() {
     let Some(redis) = Redis::start(&[]) else { return };
@@ -154,7 +155,7 @@ async fn a_full_redis_refuses_messages_and_nothing_else() {
     deployment.stop().await;
 }
 
-/// Each probe gives up after half a second. Together they hear of it as soon as one that waits.
+/// Each probe gives up after half a second. A later one gets the answer that a patient probe would get.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_impatient_probe_hears_that_redis_is_away() {
     let Some(redis) = Redis::start(&[]) else { return };
@@ -166,7 +167,7 @@ async fn an_impatient_probe_hears_that_redis_is_away() {
         loop {
             match client.get(&url).send().await {
                 Ok(answer) if answer.status() == 503 => break,
-                // While the last proof counts it is ready still.
+                // The server counts as ready while its last proof is valid.
                 Ok(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 Err(_) => {}
             }

@@ -1,4 +1,4 @@
-//! What the store knows lies in several keys, each of which may be deleted or evicted alone.
+//! The state of the store lies in several keys, each of which may be deleted or evicted alone.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ async fn a_store_that_lacks_one_of_its_keys_begins_anew() {
         assert!(after > before, "{key}");
         assert_eq!(read_until(&mut topics, after).await, [None, Some(after)], "{key}");
         assert_eq!(read_until(&mut patterns, after).await, [None, Some(after)], "{key}");
-        // Nothing of before is counted on.
+        // Messages from before are not counted.
         let mut again = subscribe(&broker, "a", Start::After(Id::ZERO)).await;
         assert_eq!(read_until(&mut again, after).await, [None, Some(after)], "{key}");
         let stats = broker.stats().await.expect("stats");
@@ -36,9 +36,10 @@ async fn a_store_that_lacks_one_of_its_keys_begins_anew() {
     }
 }
 
-/// An older state is put back beneath a primary that stays the same: only who has seen newer ids can tell.
+/// An older state is put back under a primary that stays the same. Only a replica that has seen newer ids can
+/// tell.
 #[tokio::test]
-async fn an_older_state_is_a_gap_while_somebody_has_seen_newer_ids() {
+async fn an_older_state_is_a_gap_while_a_replica_has_seen_newer_ids() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log(&redis.url()).await;
     let mut reader = subscribe(&broker, "a", Start::Now).await;
@@ -55,7 +56,7 @@ async fn an_older_state_is_a_gap_while_somebody_has_seen_newer_ids() {
     assert_eq!(read_until(&mut reader, next).await, [None, Some(next)]);
 }
 
-/// The last of all ids is in the order, also when nothing else is left, and the clock is behind it.
+/// The order remembers its newest id even if the other keys are gone and the clock is behind that id.
 #[tokio::test]
 async fn no_id_comes_before_one_that_the_order_has_had() {
     let Some(redis) = Redis::start(&[]) else { return };
@@ -66,9 +67,9 @@ async fn no_id_comes_before_one_that_the_order_has_had() {
     assert!(publish(&broker, "a").await > ahead);
 }
 
-/// A few at once are removed with less work than one at a time.
+/// Trimming a few messages at once is less work than trimming them one by one.
 #[tokio::test]
-async fn as_many_as_are_to_be_kept_are_kept_and_few_more() {
+async fn a_topic_exceeds_its_limit_by_a_few_messages_at_most() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log_that_keeps(&redis.url(), &Retention { messages: 128, ..RETENTION }).await;
     let first = publish(&broker, "a").await;
@@ -84,7 +85,7 @@ async fn as_many_as_are_to_be_kept_are_kept_and_few_more() {
     assert_eq!(seen, expected);
 }
 
-/// Streams expire by themselves while nobody sweeps, and what they cost is not to be counted for ever.
+/// A stream may disappear before a sweep, and its messages must not be counted for ever.
 #[tokio::test]
 async fn a_stream_that_is_gone_is_not_counted() {
     let Some(redis) = Redis::start(&[]) else { return };
@@ -96,7 +97,7 @@ async fn a_stream_that_is_gone_is_not_counted() {
     assert!(redis.say(&["DEL", "{rejoin}:topic:a"]).starts_with(":1"));
     let swept = async {
         loop {
-            // Whoever reads sweeps.
+            // Each read also sweeps.
             subscribe(&broker, "*", Start::Last(1)).await;
             let stats = broker.stats().await.expect("stats");
             if (stats.messages, stats.bytes) == (0, 0) {
@@ -108,7 +109,8 @@ async fn a_stream_that_is_gone_is_not_counted() {
     timeout(PATIENCE, swept).await.expect("it is counted no more");
 }
 
-/// A message goes over the bound of all topics: a topic with more than an even share pays for it, and not the others.
+/// A message exceeds the limit of all topics. A topic with more than an even share makes room, and the others
+/// do not.
 #[tokio::test]
 async fn a_topic_that_holds_more_than_its_share_pays_for_itself() {
     let Some(redis) = Redis::start(&[]) else { return };
@@ -124,7 +126,7 @@ async fn a_topic_that_holds_more_than_its_share_pays_for_itself() {
 }
 
 #[tokio::test]
-async fn a_new_topic_is_refused_where_as_many_are_known_as_may_be() {
+async fn a_new_topic_is_refused_at_the_limit_of_topics() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log_that_keeps(&redis.url(), &Retention { topics: 2, ..RETENTION }).await;
     publish(&broker, "a").await;
@@ -134,11 +136,11 @@ async fn a_new_topic_is_refused_where_as_many_are_known_as_may_be() {
     publish(&broker, "a").await;
 }
 
-/// The keys of one topic leave room for those of others.
+/// The keys of one topic leave room for the keys of others.
 #[tokio::test]
 async fn the_idempotency_keys_of_one_topic_leave_room_for_others() {
     let Some(redis) = Redis::start(&[]) else { return };
-    // Room for forty keys.
+    // The limit allows forty keys.
     let broker = log_that_keeps(&redis.url(), &Retention { total_bytes: 10_000, ..RETENTION }).await;
     let append = async |topic: &str, key: usize| {
         let idempotency_key = Some(key.to_string().into());

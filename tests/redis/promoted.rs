@@ -1,4 +1,4 @@
-//! A copy of Redis takes over, and lacks what the primary had acknowledged last.
+//! A copy of Redis takes over, and lacks the newest messages that the primary had acknowledged.
 
 use std::time::Duration;
 

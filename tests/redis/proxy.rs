@@ -1,5 +1,5 @@
-//! A way to Redis that can go wrong: it stops forwarding while it goes on accepting, carries late, or leads
-//! elsewhere. It knows a live link from a publishing connection by what is said over it.
+//! A path to Redis with faults: it stops forwarding while it still accepts connections, delays data, or leads
+//! to another server. It tells a live link from a publishing connection by the commands on it.
 
 use std::{
     io,
@@ -22,14 +22,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Dropping it ends everything that goes over it.
+/// Dropping it ends all its connections.
 pub struct Proxy {
     pub addr: SocketAddr,
     line: Arc<Line>,
     _carrier: JoinSet<io::Result<()>>,
 }
 
-/// What nothing gets through on.
+/// The connections on which nothing gets through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stall {
     Nothing,
@@ -41,14 +41,14 @@ pub enum Stall {
 struct Line {
     target: watch::Sender<SocketAddr>,
     stall: watch::Sender<Stall>,
-    /// How late the links carry.
+    /// By how much the links are delayed.
     lag: Duration,
-    /// Pieces that had to wait because of a stall.
+    /// How many pieces had to wait because of a stall.
     held: AtomicUsize,
-    /// Pieces that were carried late.
+    /// How many pieces were delayed.
     late: AtomicUsize,
     links: AtomicUsize,
-    /// Connections by number, and up to which of them nothing gets through for ever.
+    /// How many connections there were. They are numbered.
     connections: AtomicUsize,
     forgotten: watch::Sender<usize>,
 }
@@ -64,7 +64,7 @@ const UNKNOWN: u8 = 0;
 const LINK: u8 = 1;
 const PUBLISHING: u8 = 2;
 const CHUNK_BYTES: usize = 16 * 1024;
-/// How many pieces wait for their time.
+/// How many pieces wait until they are due.
 const MAX_LATE: usize = 1024;
 
 impl Proxy {
@@ -94,17 +94,17 @@ impl Proxy {
         self.line.stall.send_replace(stall);
     }
 
-    /// The connections that there are go on without a sign, and nothing gets through over them ever again.
+    /// Lets nothing through on the present connections ever again, without closing them.
     pub fn forget_connections(&self) {
         self.line.forgotten.send_replace(self.line.connections.load(Ordering::Relaxed));
     }
 
-    /// New connections lead there; those that there are end.
+    /// Leads new connections to `target`, and ends the present ones.
     pub fn lead_to(&self, target: SocketAddr) {
         self.line.target.send_replace(target);
     }
 
-    /// New connections lead there; those that there are stay as they are.
+    /// Leads new connections to `target`, and keeps the present ones as they are.
     pub fn lead_new_to(&self, target: SocketAddr) {
         self.line.target.send_if_modified(|leads_to| {
             *leads_to = target;
@@ -112,12 +112,12 @@ impl Proxy {
         });
     }
 
-    /// How many pieces a stall has held up.
+    /// How many pieces a stall has delayed.
     pub fn held(&self) -> usize {
         self.line.held.load(Ordering::Relaxed)
     }
 
-    /// How many pieces came late.
+    /// How many pieces of links were delayed.
     pub fn late(&self) -> usize {
         self.line.late.load(Ordering::Relaxed)
     }
@@ -221,7 +221,7 @@ impl Line {
         }
     }
 
-    /// Scripts are run over the one, channels are subscribed to over the other.
+    /// Scripts run on a publishing connection, and a link reads the feed.
     fn learn(&self, said: &[u8], kind: &AtomicU8) {
         let says = |word: &[u8]| said.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
         if says(b"EVALSHA") || says(b"CONFIG") {

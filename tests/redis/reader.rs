@@ -1,4 +1,4 @@
-//! One reader on one connection: what it has been given, and what it was told is gone.
+//! One reader on one connection, with the messages and gaps that it was given.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,9 +7,9 @@ use crate::support::{
     frame::{Cursor, Frame, Gap, Message},
 };
 
-/// It turns a hang into a failure.
+/// Turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Before a poll that was turned away is repeated.
+/// How long the reader waits before it repeats a refused poll.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 pub struct Reader {
@@ -17,7 +17,7 @@ pub struct Reader {
     connection: Connection,
     pub given: Vec<Cursor>,
     pub gaps: Vec<Gap>,
-    /// How many messages had been given when each gap was told.
+    /// How many messages the reader had been given at each gap.
     pub told_after: Vec<usize>,
     pub cursor: Cursor,
 }
@@ -43,13 +43,13 @@ impl Reader {
     /// Reads until this message has come.
     ///
     /// # Panics
-    /// If it does not, or if the connection ends.
+    /// If it does not come, or if the connection ends.
     pub async fn until(&mut self, id: Cursor) {
         let read = async {
             while self.given.last().is_none_or(|last| *last < id) {
                 match self.connection.next().await {
                     Ok(frame) => self.take(frame),
-                    // A poll is many requests.
+                    // A poll makes many requests, so one may be refused.
                     Err(Stop::Refused(_)) => tokio::time::sleep(AGAIN_AFTER).await,
                     Err(stop) => panic!("{}: {stop:?}", self.name),
                 }

@@ -1,4 +1,4 @@
-//! Replicas of the server end, hang, or are drained, while their clients are busy.
+//! Replicas end, hang or drain while their clients are busy.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -19,7 +19,7 @@ use crate::{
 
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// A replica in a process of its own, killed when it is dropped.
+/// A replica in a process of its own, which is killed when this is dropped.
 struct Replica {
     addr: SocketAddr,
     url: String,
@@ -38,7 +38,7 @@ impl Replica {
         kill_process(Pid::from_child(&self.child), signal).expect("it takes signals");
     }
 
-    /// Waits for its end, and starts it where it was.
+    /// Waits until the process has ended, and starts it again at the same address.
     async fn start_again(&mut self) {
         while self.child.try_wait().expect("a child").is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -65,7 +65,7 @@ fn spawn(addr: SocketAddr, url: &str) -> Child {
         .expect("the server starts")
 }
 
-/// The other ones, to which nothing happens.
+/// The other replicas, which have no fault.
 async fn calm(redis: &Redis) -> Vec<Replica> {
     let mut calm = Vec::new();
     while calm.is_empty() || calm.len() + 1 < least_replicas() {

@@ -1,4 +1,4 @@
-//! Redis ends without warning and comes back with everything that it has acknowledged.
+//! Redis ends without warning, and comes back with everything that it has acknowledged.
 
 use crate::{
     deployment::{Deployment, play, rounds, seed},

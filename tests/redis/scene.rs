@@ -1,4 +1,4 @@
-//! A store that loses something behind the back of replicas and their readers, and what everybody is told then.
+//! A store that loses messages while replicas and readers use it, and the gaps that the readers get.
 
 use std::net::SocketAddr;
 
@@ -17,13 +17,13 @@ pub const TOPIC: &str = "lost.topic";
 
 pub struct Scene {
     pub deployment: Deployment,
-    /// On every replica and every transport, level with what was published so far.
+    /// Readers on every replica and transport, all of them caught up.
     live: Vec<Reader>,
     pub published: Vec<Cursor>,
 }
 
 impl Scene {
-    /// Readers who have been given the first messages, of the topic and of a pattern.
+    /// Publishes the first messages, and lets readers of the topic and of a pattern read them.
     pub async fn set(deployment: Deployment, messages: usize) -> Self {
         let mut scene = Self { deployment, live: Vec::new(), published: Vec::new() };
         scene.publish(messages).await;
@@ -37,7 +37,7 @@ impl Scene {
         scene
     }
 
-    /// Each over another replica. Ids never go back.
+    /// Publishes each message on the next replica. Checks that ids grow.
     pub async fn publish(&mut self, messages: usize) {
         let addrs = self.deployment.addrs();
         for number in 0..messages {
@@ -58,8 +58,8 @@ impl Scene {
         }
     }
 
-    /// Everything but the first `kept` messages is gone: everybody who stands before what comes now is told so,
-    /// once, and on the connection that they have.
+    /// Everything but the first `kept` messages is gone. Each reader with an older cursor gets one gap, on
+    /// the connection that it has.
     pub async fn all_older_cursors_are_told(mut self, kept: usize) {
         for addr in self.deployment.addrs() {
             until_ready(addr).await;
@@ -74,7 +74,8 @@ impl Scene {
             assert_eq!(reader.told_after, [before], "{}", reader.name);
             assert_eq!(reader.given, self.published, "{}", reader.name);
         }
-        // Who comes back with an older cursor is given what is left, told, and then given what came since.
+        // A client that resumes with an older cursor gets the remaining messages, a gap, and then the new
+        // messages.
         for (number, addr) in self.deployment.addrs().into_iter().cycle().take(8).enumerate() {
             let transport = Transport::ALL[number % 4];
             for stood in [0, kept.saturating_sub(1), before - 1] {
@@ -91,8 +92,9 @@ impl Scene {
         self.deployment.stop().await;
     }
 
-    /// The messages between are gone from the topic: who is behind is told, who is level is not.
-    pub async fn only_those_behind_are_told(mut self) {
+    /// The first messages are gone from the topic. Readers behind them get a gap, and readers that are caught
+    /// up do not.
+    pub async fn only_readers_behind_are_told(mut self) {
         let before = self.published.len();
         self.publish(3).await;
         self.read_to_the_end().await;
@@ -101,7 +103,7 @@ impl Scene {
             assert!(reader.gaps.is_empty(), "{}: {:?}", reader.name, reader.gaps);
             assert_eq!(reader.given, self.published, "{}", reader.name);
         }
-        // What the replicas hold in memory is still given; another one has only the store.
+        // The replicas still give the messages in their tails. A new replica has only the store.
         let other = Deployment::over(&[self.url()]).await;
         let addr = other.addrs()[0];
         for transport in Transport::ALL {

@@ -1,4 +1,4 @@
-//! Sentinels know where the primary is, and replicas follow them.
+//! Replicas follow the Sentinels, which know where the primary is.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
     support::{redis::Redis, sentinel::Sentinels},
 };
 
-/// Lets the Sentinels in, and does nothing that they say about who is the primary.
+/// The settings of a Redis that lets the Sentinels in, and refuses to change its role for them.
 const STUBBORN: &str = "sentinels on >theirs ~* &* +@all -replicaof -slaveof -config -client";
 
 /// A primary, a copy, and Sentinels that watch both.
@@ -36,11 +36,11 @@ impl Watched {
     }
 }
 
-/// On two replicas, of a topic and of a pattern.
+/// Readers of a topic and of a pattern, on two replicas.
 struct Readers {
     brokers: [Broker; 2],
     live: Vec<Subscription>,
-    /// Where a reader stood before the failover.
+    /// The cursor of a reader from before the failover.
     before: Id,
 }
 
@@ -58,7 +58,7 @@ impl Readers {
         readers
     }
 
-    /// A message is published on each replica, and given to all readers, behind `gaps`.
+    /// Publishes a message on each replica, and checks that all readers get `gaps` and then both messages.
     async fn are_given(&mut self, gaps: &[Option<Id>]) -> Id {
         let ids = [publish(&self.brokers[0], "a").await, publish(&self.brokers[1], "a").await];
         let expected = [gaps, &ids.map(Some)].concat();
@@ -68,8 +68,8 @@ impl Readers {
         ids[1]
     }
 
-    /// All replicas have gone over to `new`: live readers are told one gap and given what comes, and readers that come
-    /// back are told the same.
+    /// Waits until all replicas use `new`. Live readers and readers that resume then get one gap and the new
+    /// messages.
     async fn follow_to(mut self, new: &Redis) {
         for broker in &self.brokers {
             until_stored(broker, new).await;
@@ -85,9 +85,9 @@ impl Readers {
     }
 }
 
-/// Waits until what is published is stored there.
+/// Waits until published messages are stored in this Redis.
 async fn until_stored(broker: &Broker, redis: &Redis) {
-    // No reader's pattern matches it.
+    // No reader's pattern matches this topic.
     let append = || Append { draft: draft("until.stored"), idempotency_key: None, if_match: None };
     let attempt = async {
         loop {
@@ -130,7 +130,7 @@ async fn replicas_follow_sentinels_when_the_primary_is_frozen() {
     primary.go_on();
 }
 
-/// The Sentinels cannot make the old primary a copy, so it goes on as if nothing had happened.
+/// The Sentinels cannot make the old primary a copy, so it still works as a primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_sentinels_no_longer_name_is_left_though_it_still_answers() {
     let lines = [

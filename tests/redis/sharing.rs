@@ -1,4 +1,4 @@
-//! What is asked at the same time is not asked one by one.
+//! Questions to the store at the same time share their answers and round trips.
 
 use std::sync::Arc;
 
@@ -13,16 +13,16 @@ use crate::{
 const CLIENTS: usize = 10_000;
 const MESSAGES: usize = 100;
 const MAX_RANGE_READS: usize = 100;
-/// Each message of a pattern is a read of its own, and not all of these clients come at the same time.
+/// Each message of a pattern is a read of its own, and these clients do not all come at the same time.
 const MAX_RANGE_READS_OF_A_PATTERN: usize = 100 * (MESSAGES + 2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_who_resume_on_one_topic_share_the_reads() {
+async fn ten_thousand_clients_that_resume_on_one_topic_share_the_reads() {
     resume_on("a", MAX_RANGE_READS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_who_resume_on_one_pattern_share_the_reads() {
+async fn ten_thousand_clients_that_resume_on_one_pattern_share_the_reads() {
     resume_on("*", MAX_RANGE_READS_OF_A_PATTERN).await;
 }
 

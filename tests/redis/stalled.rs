@@ -1,4 +1,4 @@
-//! The way to Redis goes on accepting, and nothing gets through.
+//! The path to Redis still accepts connections, and nothing gets through.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::{
     support::{checker::Trouble, redis::Redis},
 };
 
-/// Usually longer than it takes to be found.
+/// Usually longer than it takes to notice a stall.
 const STALL: Duration = Duration::from_secs(4);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -24,7 +24,7 @@ async fn check(stall: Stall) {
             let connections = proxy.connections();
             proxy.stall(stall);
             tokio::time::sleep(STALL).await;
-            // The machine may have stood still meanwhile: it is not over before it was found.
+            // The whole machine may have paused meanwhile, so keep the stall until it was noticed.
             while proxy.connections() == connections {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
@@ -37,7 +37,7 @@ async fn check(stall: Stall) {
     let (held, links) = (proxy.held() - held, proxy.links() - links);
     println!("{stall:?}: {held} pieces held up, {links} links made anew");
     assert!(held > 0, "nothing was held up");
-    // Where both stall the link is well again as soon as it can be asked.
+    // If both connections stall, the link may recover as soon as the store answers again.
     assert!(stall != Stall::Links || links > 0, "the dead link was not found");
     deployment.stop().await;
 }
@@ -72,7 +72,7 @@ async fn connections_that_have_died_without_a_sign_are_found_and_replaced() {
         for dead in 1..=3 * rounds() {
             progress.by(100).await;
             proxy.forget_connections();
-            // Nothing else ends a link here, so that another one shows that the dead one was found.
+            // No other fault ends a link here, so a new link shows that the dead one was found.
             while proxy.links() - links < dead {
                 progress.by(1).await;
             }

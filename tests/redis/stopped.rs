@@ -1,4 +1,4 @@
-//! Redis is there and does nothing for a while, as on a machine that hangs.
+//! Redis runs and does nothing for a while, as on a machine that hangs.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::{
 };
 
 const STOP: Duration = Duration::from_secs(10);
-/// What was asked before Redis stopped may still be answered meanwhile.
+/// Commands from before Redis stopped may still be answered within this time.
 const ANSWERED: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! One key after the other is taken from the store behind our back, whichever there are.
+//! The keys of the store are deleted, one by one and in every combination.
 
 use rejoin::{broker::Broker, log::Start, message::Id};
 
@@ -10,7 +10,7 @@ use crate::{
 const TOPICS: [&str; 2] = ["a", "b"];
 const PATTERNS: [&str; 3] = ["a", "b", "*"];
 
-/// What was published, in order, and to which topic.
+/// The published messages in order, each with its topic.
 type Published = Vec<(Id, &'static str)>;
 
 fn newest(published: &Published, pattern: &str) -> Id {
@@ -27,7 +27,7 @@ async fn publish_some(brokers: [&Broker; 2], published: &mut Published) {
     }
 }
 
-/// Everything after `cursor` was given, up to the first gap if there was one.
+/// Checks that the reader got every message after `cursor`, up to its first gap if it got one.
 fn is_all_there(published: &Published, pattern: &str, cursor: Id, seen: &[Option<Id>], about: &str) {
     let is_owed = |(id, topic): &&(Id, &str)| *id > cursor && (pattern == "*" || pattern == *topic);
     let owed: Vec<_> = published.iter().filter(is_owed).map(|(id, _)| Some(*id)).collect();
@@ -36,9 +36,9 @@ fn is_all_there(published: &Published, pattern: &str, cursor: Id, seen: &[Option
     assert!(told < seen.len() || owed.len() == told, "{about}: {seen:?} of {owed:?}");
 }
 
-/// Each of them alone, and any of them together.
+/// Deletes each key alone, and then every combination of keys.
 #[tokio::test]
-async fn no_key_that_disappears_takes_anything_with_it_in_silence() {
+async fn a_missing_key_never_loses_messages_without_a_gap() {
     let Some(redis) = Redis::start(&[]) else { return };
     let mut keys = Vec::new();
     for taken in 1.. {
@@ -86,7 +86,7 @@ async fn no_key_that_disappears_takes_anything_with_it_in_silence() {
                     let mut reader = subscribe(broker, pattern, Start::After(*cursor)).await;
                     let seen = read_until(&mut reader, newest(&published, pattern)).await;
                     is_all_there(&published, pattern, *cursor, &seen, &about);
-                    // For who has had something that came since there is nothing to tell.
+                    // A cursor from after the deletion must not get a gap.
                     assert!(*cursor <= level || seen.iter().all(Option::is_some), "{about}: {seen:?}");
                 }
             }

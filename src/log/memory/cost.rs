@@ -1,14 +1,15 @@
-//! What things take in memory beside what retention counts of a message.
+//! How many bytes things take in memory beyond those that retention counts of a message.
 //!
-//! `tests/footprint.rs` measures that the sum is near what the process takes.
+//! `tests/footprint.rs` measures that the sum is close to what the process takes.
 
-/// A message: its place in the order and in its topic's tail, and what its payload's allocation is rounded up by.
+/// A message: its entries in the order and in the tail of its topic, and the rounding up of its payload's
+/// allocation.
 pub const MESSAGE_BYTES: usize = 40;
-/// A topic in the index, beside its name.
+/// A topic in the index, without its name.
 pub const TOPIC_BYTES: usize = 210;
 /// The tail of a topic that has retained messages.
 pub const TAIL_BYTES: usize = 260;
-/// The mark of a topic that lost something.
+/// The mark of a topic that lost messages.
 pub const MARK_BYTES: usize = 80;
-/// An idempotency key, beside its topic's name and itself.
+/// An idempotency key, without its topic's name and its own bytes.
 pub const KEY_BYTES: usize = 170;

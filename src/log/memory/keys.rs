@@ -1,4 +1,4 @@
-//! Idempotency keys, remembered for a while.
+//! Idempotency keys, remembered for a limited time.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -12,22 +12,23 @@ use crate::{
     message::{Id, Payload, Topic},
 };
 
-/// How many keys that have run out are removed at once where there is no room. The sweep removes the others.
+/// How many old keys are removed at once to make room. The sweep removes the others.
 const MAX_FORGOTTEN: usize = 4096;
 
 #[derive(Debug)]
 pub struct Keys {
-    /// By topic and key, in the order of their age.
+    /// The keys by topic and name, oldest first.
     used: LinkedHashMap<Box<str>, Use>,
-    /// How much memory they take.
+    /// How many bytes they take.
     bytes: usize,
-    /// How much of it the keys of each topic take.
+    /// How many of these bytes the keys of each topic take.
     shares: HashMap<Topic, usize>,
-    /// What nobody can guess, so that nobody can make two payloads of one digest.
+    /// A random number, so that clients cannot find two payloads with the same digest.
     seed: u64,
 }
 
-/// What is remembered of all keys: the seed of their digests, and each by age with its topic, id and digest.
+/// All keys as a value: the seed of their digests, then the topic and name, the id and the digest of each,
+/// oldest first.
 pub type Remembered = (u64, Vec<(Box<str>, Id, u64)>);
 
 #[derive(Debug)]
@@ -50,7 +51,7 @@ impl Default for Keys {
 }
 
 impl Keys {
-    /// What to give to [`restore`](Self::restore) in another process.
+    /// The value for [`restore`](Self::restore) in another process.
     pub fn remembered(&self) -> Remembered {
         (self.seed, self.used.iter().map(|(name, used)| (name.clone(), used.id, used.digest)).collect())
     }
@@ -59,7 +60,7 @@ impl Keys {
         let mut restored = Self { seed, ..Self::default() };
         let now = Instant::now();
         for (name, id, digest) in keys {
-            // An id tells the time. Where that cannot be told, the key is remembered for longer.
+            // The age of a key follows from its id. If the id is not in the past, the key counts as new.
             let age = Duration::from_micros(now_id.get().saturating_sub(id.get()));
             if let Ok(topic) = topic_in(&name).parse() {
                 restored.insert(topic, name, Use { at: now.checked_sub(age).unwrap_or(now), id, digest });
@@ -68,14 +69,14 @@ impl Keys {
         restored
     }
 
-    /// The id that was given for this key, if it was used of late for the same payload.
+    /// The id of the message that this key stored, if it was used recently for the same payload.
     ///
-    /// Keys may take `max_bytes`, and those of one topic no more than there is room left: no topic takes it
-    /// from all others.
+    /// All keys may take `max_bytes`. Those of one topic may take no more than the room that is left, so no
+    /// topic can use up all of it.
     ///
     /// # Errors
-    /// [`AppendError::KeyReused`] if the payload was another one,
-    /// [`AppendError::TooManyKeys`] if there is no room to remember a new one.
+    /// [`AppendError::KeyReused`] if the key was used for another payload, [`AppendError::TooManyKeys`] if
+    /// there is no room for a new key.
     pub fn find(
         &mut self,
         topic: &Topic,
@@ -96,7 +97,7 @@ impl Keys {
 
     pub fn remember(&mut self, topic: &Topic, key: &str, digest: u64, id: Id) {
         let name = name(topic, key);
-        // It may have run out and not have been removed yet.
+        // An old key of this name may not have been removed yet.
         self.remove(&name);
         self.insert(topic.clone(), name.into(), Use { at: Instant::now(), id, digest });
     }
@@ -120,7 +121,7 @@ impl Keys {
         }
     }
 
-    /// How much memory the keys take.
+    /// How many bytes the keys take.
     pub fn footprint(&self) -> usize {
         self.bytes
     }
@@ -134,7 +135,7 @@ impl Keys {
         xxh3_64_with_seed(&payload.bytes, self.seed)
     }
 
-    /// Removes up to `limit` keys that have run out, and returns how many those were.
+    /// Removes up to `limit` old keys, and returns how many it removed.
     pub fn forget_old(&mut self, limit: usize) -> usize {
         for count in 0..limit {
             let Some((name, _)) = self.used.front().filter(|(_, used)| used.has_run_out()) else {
@@ -147,7 +148,7 @@ impl Keys {
     }
 }
 
-/// No topic contains a NUL, so this is unambiguous.
+/// A topic cannot contain a NUL, so the name is unambiguous.
 fn name(topic: &Topic, key: &str) -> String {
     format!("{topic}\0{key}")
 }
@@ -175,7 +176,7 @@ mod tests {
         is_new
     }
 
-    /// How much the keys of a topic take when it has as many as it may.
+    /// How many bytes the keys of a topic take when it has as many as it may.
     fn fill(keys: &mut Keys, topic: &str) -> usize {
         (0..2_000).for_each(|key| _ = remember(keys, topic, key));
         keys.shares[topic]
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn no_topic_takes_the_room_of_all_others_and_what_ran_out_gives_it_back() {
+    fn no_topic_takes_the_room_of_all_others_and_old_keys_give_it_back() {
         let mut keys = Keys::default();
         assert!(is_about(fill(&mut keys, "loud"), MAX_BYTES / 2));
         assert!(is_about(fill(&mut keys, "loud.too"), MAX_BYTES / 4));
@@ -197,7 +198,7 @@ mod tests {
         let long_ago = now.minus(IDEMPOTENCY_WINDOW);
         let old = remembered.into_iter().map(|(name, _, digest)| (name, long_ago, digest)).collect();
         let mut keys = Keys::restore((seed, old), now);
-        // A key that has run out is new, though it was not removed.
+        // An old key counts as new, even if it was not removed.
         assert!(remember(&mut keys, "quiet.99", 0) && !remember(&mut keys, "quiet.99", 0));
         assert_eq!(keys.forget_old(10), 10);
         assert!(is_about(fill(&mut keys, "loud"), MAX_BYTES / 2));

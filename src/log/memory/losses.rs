@@ -1,4 +1,4 @@
-//! Which topics lost something, in the order in which they last did: only these can have a gap.
+//! The topics that lost messages, in the order of their last losses. Only these can have a gap.
 
 use std::{collections::BTreeMap, ops::Bound};
 
@@ -7,7 +7,7 @@ use crate::{
     message::{Id, Topic},
 };
 
-/// A mark for each topic that lost something, kept until the topic is forgotten.
+/// A mark for each topic that lost messages. It stays until the index forgets the topic.
 #[derive(Debug)]
 pub struct Losses {
     marks: BTreeMap<Mark, Topic>,
@@ -15,12 +15,12 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// Begins where `newest` is the newest id.
+    /// Begins with no losses. `newest` is the newest id.
     pub fn new(newest: Id) -> Self {
         Self { marks: BTreeMap::new(), last: Mark { newest, nth: 0 } }
     }
 
-    /// Moves the mark of `topic` from where it `was` to now, and returns where that is.
+    /// Moves the mark of `topic` from `was` to now, and returns the new mark.
     pub fn note(&mut self, topic: &Topic, was: Mark, newest: Id) -> Mark {
         self.marks.remove(&was);
         self.last = Mark { newest, nth: self.last.nth + 1 };
@@ -28,7 +28,7 @@ impl Losses {
         self.last
     }
 
-    /// A mark for what was lost before this process began: nothing of it is after `upto`.
+    /// Adds a mark for losses from before this process began. The lost messages have ids up to `upto`.
     pub fn restore(&mut self, topic: &Topic, upto: Id) -> Mark {
         let mark = Mark { newest: upto, nth: 0 };
         self.marks.insert(mark, topic.clone());
@@ -47,7 +47,7 @@ impl Losses {
         self.marks.len()
     }
 
-    /// What lost something after `mark`, in the order of the marks.
+    /// The topics with a mark after `mark`, in the order of the marks.
     pub fn after(&self, mark: Mark) -> impl Iterator<Item = (Mark, &Topic)> {
         self.marks.range((Bound::Excluded(mark), Bound::Unbounded)).map(|(mark, topic)| (*mark, topic))
     }

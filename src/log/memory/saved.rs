@@ -1,8 +1,9 @@
 //! The file by which a log outlives its process.
 //!
-//! It is `closed` by a process that ends in order, with all that is retained, and `opened` by the next
-//! one before anybody is served: whoever finds it opened knows that messages were lost. While it is
-//! opened it says which ids may have been given, so that none is given twice, whatever the clock does.
+//! A process that ends in order writes all retained messages to the file and marks it `closed`. The next
+//! process marks it `opened` before it serves clients. A process that finds the file opened knows that
+//! messages were lost. While the file is opened, it says which ids may have been assigned. So none is
+//! assigned twice, even if the clock is set back.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -24,41 +25,41 @@ use super::state::Snapshot;
 use crate::message::Id;
 
 const MAGIC: &str = "rejoin-state";
-/// Of the format; whoever changes it reads the older one too, or says that it does not.
+/// The version of the format. A new version must also read this one, or refuse it.
 const VERSION: u32 = 1;
-/// How long the first line may be.
+/// How many bytes the first line may have.
 const MAX_HEAD_BYTES: usize = 128;
-/// How far ahead ids are reserved. After a crash ids begin behind that, so it is to be short.
+/// How far ahead ids are reserved. After a crash, new ids begin behind that, so it should be short.
 const RESERVE: Duration = Duration::from_secs(5);
-/// How long a process that is about to end may keep the file from the one that follows.
+/// How long a process waits for the one before it to end and release the file.
 const HANDOVER: Duration = Duration::from_secs(30);
-/// How often it is asked for meanwhile.
+/// How often the process tries to lock the file meanwhile.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
-/// A state file that is this process's own until it is dropped.
+/// A state file that this process holds alone until this is dropped.
 pub struct Saved {
     path: PathBuf,
-    /// No id past this one may be given.
+    /// Ids up to this one may be assigned.
     reserved: AtomicU64,
-    /// Whether the file was written for the last time.
-    // A std mutex: it is held while the file is written, and only where that may block.
+    /// True once the file was written for the last time.
+    // A std mutex: it is held while the file is written, but only on threads that may block.
     is_closed: Mutex<bool>,
-    /// Holds the lock. It lies beside the file, which is replaced whenever it is written.
+    /// Holds the lock, which lies beside the file, because each write replaces the file.
     _lock: File,
 }
 
-/// What a process finds when it starts.
+/// The content of the file when a process starts.
 pub enum Found {
     Nothing,
     Snapshot(Box<Snapshot>),
-    /// Messages were lost; ids up to this one may have been given.
+    /// Messages were lost. Ids up to this one may have been assigned.
     Lost {
         reserved: Id,
     },
 }
 
 impl Saved {
-    /// Takes the file for this process, waiting a while for one that is about to end.
+    /// Locks the file for this process. Waits a while for a process that is about to end.
     pub async fn open(path: PathBuf) -> io::Result<Arc<Self>> {
         let lock = options().create(true).truncate(false).open(beside(&path, ".lock"))?;
         let begun = Instant::now();
@@ -78,20 +79,20 @@ impl Saved {
         Ok(Arc::new(Self { path, reserved: AtomicU64::new(0), is_closed: Mutex::new(false), _lock: lock }))
     }
 
-    /// Reads the file. One that is damaged is set aside.
+    /// Reads the file. A damaged file is set aside.
     pub async fn take(self: &Arc<Self>) -> io::Result<Found> {
         let saved = self.clone();
         blocking(move || saved.take_now()).await
     }
 
-    /// Notes that this process goes on from `newest`.
+    /// Marks the file as opened, with `newest` as the last assigned id.
     ///
-    /// Whoever finds the file after this knows that the process did not end in order.
+    /// A process that finds the file after this knows that this one did not end in order.
     pub async fn begin(self: &Arc<Self>, newest: Id) -> io::Result<()> {
         self.write_reserved(newest).await
     }
 
-    /// Whether an id that is about to be given is reserved, with time to spare.
+    /// True if `id` and those after it are reserved, with time to spare.
     pub fn has_reserved(&self, id: Id) -> bool {
         id.get() + RESERVE.as_micros() as u64 / 2 < self.reserved.load(Ordering::Acquire)
     }
@@ -108,27 +109,28 @@ impl Saved {
         let saved = self.clone();
         blocking(move || {
             let is_closed = saved.is_closed();
-            // Of all who found it due at the same time one writes.
+            // If several callers find it due at the same time, only one writes.
             if *is_closed || saved.reserved.load(Ordering::Acquire) >= reserved.get() {
                 return Ok(());
             }
             let written =
                 saved.replace(|file| file.write_all(head("opened", reserved, 0, xxh3_64(b"")).as_bytes()));
-            // Also where it failed: not every publish is to try again.
+            // Do this even if the write failed, so that not every publish tries again.
             saved.reserved.store(reserved.get(), Ordering::Release);
             written
         })
         .await
     }
 
-    /// Writes all that is retained, for the process that follows.
+    /// Writes all retained messages for the next process.
     pub async fn write(self: &Arc<Self>, snapshot: Snapshot) -> io::Result<()> {
         let saved = self.clone();
         blocking(move || {
             let mut is_closed = saved.is_closed();
             *is_closed = true;
             saved.replace(|file| {
-                // The first line is written when the rest is known; until then it takes its room.
+                // The first line is written last, when its content is known. Until then a placeholder takes
+                // its room.
                 let room = head("closed", Id::ZERO, 0, 0);
                 file.write_all(room.as_bytes())?;
                 let mut body = Body { to: BufWriter::new(&mut *file), bytes: 0, hash: Xxh3::new() };
@@ -139,7 +141,7 @@ impl Saved {
                 file.rewind()?;
                 file.write_all(head("closed", snapshot.newest, bytes, hash).as_bytes())
             })?;
-            tracing::info!(path = %saved.path.display(), messages = snapshot.message_count(), "state kept");
+            tracing::info!(path = %saved.path.display(), messages = snapshot.message_count(), "state file written");
             Ok(())
         })
         .await
@@ -156,32 +158,33 @@ impl Saved {
             read => read?,
         };
         if !looks_like_ours(&bytes) {
-            let what = "it is no state file; name another one, or move it away";
+            let what = "this is not a state file; name another one, or move it away";
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
         let (head, read) = parse(&bytes);
         let reserved = head.map_or(Id::ZERO, |head| head.newest);
         match read {
             Ok(Some(snapshot)) => {
-                tracing::info!(%path, messages = snapshot.message_count(), "state read");
+                tracing::info!(%path, messages = snapshot.message_count(), "state file read");
                 Ok(Found::Snapshot(Box::new(snapshot)))
             }
             Ok(None) => {
-                tracing::warn!(%path, "the last process did not end in order: what it held is lost, and readers are told of a gap");
+                tracing::warn!(%path, "the last process did not end in order: its messages are lost, and older cursors get a gap");
                 Ok(Found::Lost { reserved })
             }
             Err(why) => {
                 let aside = beside(&self.path, &format!(".damaged-{}", Id::now()));
-                // By a second name: until the mark is in its place, whoever starts finds what this one has found.
+                // Add a second name, and keep the first until a new file replaces it. A process that starts
+                // in between finds the same as this one.
                 fs::hard_link(&self.path, &aside).or_else(|_| fs::rename(&self.path, &aside))?;
                 sync_folder(&self.path)?;
-                tracing::error!(%path, why, aside = %aside.display(), "the state file is damaged and was set aside: nothing of it is used, and readers are told of a gap");
+                tracing::error!(%path, why, aside = %aside.display(), "the state file is damaged and was set aside: it is not used, and older cursors get a gap");
                 Ok(Found::Lost { reserved })
             }
         }
     }
 
-    /// Puts a new file in the place of the old one: at any moment there is one of them, whole.
+    /// Replaces the file. At every moment one of the two is there and complete.
     fn replace(&self, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
         let new = beside(&self.path, ".new");
         let mut file = options().create(true).truncate(true).open(&new)?;
@@ -195,7 +198,7 @@ impl Saved {
     }
 }
 
-/// What the first line says.
+/// The content of the first line.
 #[derive(Clone, Copy)]
 struct Head {
     is_closed: bool,
@@ -204,14 +207,14 @@ struct Head {
     hash: u64,
 }
 
-/// The first line, of the same length whatever it says, with its own checksum at the end.
+/// The first line. It always has the same length, and ends with its own checksum.
 fn head(kind: &str, newest: Id, bytes: u64, hash: u64) -> String {
     let words = format!("{MAGIC} {VERSION} {kind} {:016} {bytes:020} {hash:016x}", newest.get());
     let sum = xxh3_64(words.as_bytes());
     format!("{words} {sum:016x}\n")
 }
 
-/// The first line if it is whole, and what the file holds: nothing if it was not closed.
+/// The first line if it is whole, and the snapshot of the file: `None` if the file was not closed.
 fn parse(file: &[u8]) -> (Option<Head>, Result<Option<Snapshot>, String>) {
     let (head, body) = match parse_head(file) {
         Ok(parsed) => parsed,
@@ -220,7 +223,7 @@ fn parse(file: &[u8]) -> (Option<Head>, Result<Option<Snapshot>, String>) {
     let read = if body.len() as u64 != head.bytes {
         Err(format!("it should have {} bytes behind its first line, and has {}", head.bytes, body.len()))
     } else if xxh3_64(body) != head.hash {
-        Err("its checksum is another one".into())
+        Err("its checksum does not match".into())
     } else if head.is_closed {
         Snapshot::read(body).map(Some).map_err(|error| error.to_string())
     } else {
@@ -232,17 +235,17 @@ fn parse(file: &[u8]) -> (Option<Head>, Result<Option<Snapshot>, String>) {
 fn parse_head(file: &[u8]) -> Result<(Head, &[u8]), String> {
     let end = file.iter().take(MAX_HEAD_BYTES).position(|byte| *byte == b'\n');
     let end = end.ok_or("its first line is cut off")?;
-    let line = std::str::from_utf8(&file[..end]).map_err(|_| "its first line is no text")?;
+    let line = std::str::from_utf8(&file[..end]).map_err(|_| "its first line is not text")?;
     let words: Vec<_> = line.split(' ').collect();
     let [magic, version, kind, newest, bytes, hash, sum] = *words else {
-        return Err("its first line is not as it should be".into());
+        return Err("its first line does not have 7 words".into());
     };
     let summed = line.rsplit_once(' ').map_or("", |(words, _)| words);
     if sum != format!("{:016x}", xxh3_64(summed.as_bytes())) || magic != MAGIC {
-        return Err("the checksum of its first line is another one".into());
+        return Err("the checksum of its first line does not match".into());
     }
     if version != VERSION.to_string() {
-        return Err(format!("it is of version {version}, and this program reads version {VERSION}"));
+        return Err(format!("its version is {version}, and this program reads version {VERSION}"));
     }
     let number = |text: &str| text.parse::<u64>().map_err(|error| error.to_string());
     let head = Head {
@@ -254,13 +257,13 @@ fn parse_head(file: &[u8]) -> Result<(Head, &[u8]), String> {
     Ok((head, &file[end + 1..]))
 }
 
-/// Whether this may be a state file, whole or damaged: another file is not to be touched.
+/// True if this may be a state file, whole or damaged. The server must not touch any other file.
 fn looks_like_ours(file: &[u8]) -> bool {
     let same = file.iter().zip(MAGIC.as_bytes()).filter(|(a, b)| a == b).count();
     same >= file.len().min(MAGIC.len()) / 2
 }
 
-/// Counts and sums what is written.
+/// Counts and hashes the bytes that are written.
 struct Body<W> {
     to: W,
     bytes: u64,
@@ -280,7 +283,7 @@ impl<W: Write> Write for Body<W> {
     }
 }
 
-/// For nobody else to read: it holds what was published.
+/// Only the owner may read the file, because it has the published messages.
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
@@ -293,7 +296,7 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// A rename is kept only with the folder.
+/// A rename is durable only once the folder is synced.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()
@@ -319,7 +322,7 @@ mod tests {
         topics: 1_000_000,
     };
 
-    /// A folder for one test, removed at its end.
+    /// A folder for one test, which removes it at its end.
     struct Folder(PathBuf);
 
     impl Folder {
@@ -366,7 +369,7 @@ mod tests {
         log.append(append).await.expect("stored").id()
     }
 
-    /// What a reader of everything is given: the gaps' floors and the ids.
+    /// How many gaps a reader of everything gets, and the ids of its messages.
     async fn read(log: &MemoryLog, cursor: Id) -> (usize, Vec<Id>) {
         let patterns = "**".parse().into_iter().collect();
         let page = log.read(&patterns, &Position::at(cursor), 100).await.expect("a page");
@@ -395,7 +398,7 @@ mod tests {
         assert_eq!(read(&log, ids[1]).await, (1, ids[2..].to_vec()), "the deleted one is a gap");
         assert_eq!(read(&log, quiet).await, (0, vec![]));
         assert_eq!(read(&log, began).await.0, 2, "what was trimmed and what was deleted");
-        // The same key and payload: the first id.
+        // The same key and payload give the first id again.
         assert_eq!(publish(&log, "busy", "4").await, ids[4]);
         let next = publish(&log, "busy", "new").await;
         assert!(next > quiet);
@@ -404,7 +407,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_read_once_is_not_read_again_after_a_crash() {
+    async fn a_state_file_is_read_once_and_not_again_after_a_crash() {
         let folder = Folder::new();
         let log = folder.log().await.expect("a new log");
         let id = publish(&log, "a", "first").await;
@@ -414,7 +417,7 @@ mod tests {
         assert_eq!(read(&crashed, id.before()).await, (0, vec![id]));
         drop(crashed);
         let log = folder.log().await.expect("the one after the crash");
-        assert_eq!(read(&log, id).await.0, 1, "a gap is told, also to who had everything");
+        assert_eq!(read(&log, id).await.0, 1, "every older cursor gets a gap");
         assert!(log.stats().await.expect("stats").began > id);
         assert_eq!(folder.aside(), 0);
     }
@@ -435,7 +438,7 @@ mod tests {
             let log = folder.log_by(&clock).await.expect("a log");
             let next = publish(&log, "a", "after").await;
             assert!(next > id, "{is_ended}");
-            // Without a word: the file says which ids may have been given meanwhile.
+            // This log ends without writing. The file says which ids may have been assigned meanwhile.
             drop(log);
             let log = folder.log_by(&clock).await.expect("a log");
             assert!(publish(&log, "a", "after").await > next, "{is_ended}");
@@ -471,9 +474,9 @@ mod tests {
         }
     }
 
-    /// A process that was killed after it had read the file, and before it had marked it.
+    /// A process was killed after it had read the file, and before it had marked it as opened.
     #[tokio::test]
-    async fn who_looked_and_left_no_mark_has_changed_nothing() {
+    async fn a_process_that_only_read_the_file_has_changed_nothing() {
         let look = async |folder: &Folder| {
             let saved = Saved::open(folder.state()).await.expect("a file");
             drop(saved.take().await.expect("what it holds"));
@@ -488,7 +491,7 @@ mod tests {
         assert_eq!(read(&log, id.before()).await, (0, vec![id]));
         drop(log);
 
-        // Damaged behind its first line, which says which ids may have been given, whatever the clock says.
+        // The file is damaged behind its first line, and that line says which ids may have been assigned.
         let ahead = Id::now().plus(Duration::from_secs(3600));
         fs::write(folder.state(), head("closed", ahead, 1, 0)).expect("written");
         look(&folder).await;
@@ -506,7 +509,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_the_end_nothing_is_taken_that_would_be_lost() {
+    async fn a_closed_log_refuses_what_would_be_lost() {
         let folder = Folder::new();
         let log = folder.log().await.expect("a new log");
         log.end().await.expect("written");

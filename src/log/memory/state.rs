@@ -1,4 +1,4 @@
-//! What the embedded log knows, changed under one lock.
+//! The state of the log in memory, behind one lock.
 
 mod budget;
 mod firsts;
@@ -26,38 +26,38 @@ use crate::{
     message::{Id, Message, Pattern, Topic, Walk},
 };
 
-/// How many entries one step removes before others may have the lock.
+/// How many entries one step removes before it releases the lock.
 pub const STEP: usize = 4096;
-/// How many nodes of patterns one step of a read looks at, an entry counting as four: at most 4 096 entries. A reader of
-/// 100 patterns can have 12 800 nodes looked at for one entry.
+/// How many nodes of patterns one step of a read visits. An entry counts as four, so a step reads at most 4
+/// 096 entries. One entry can take 12 800 nodes for a reader of 100 patterns.
 pub const NODES: usize = 16_384;
 
 pub struct State {
     /// The newest id of any topic.
     newest: Id,
-    /// From here on everything is known.
+    /// The id at which this log began: it has everything from there on.
     began: Id,
-    /// The newest id of a topic that the index does not hold is at most this.
+    /// If the index does not hold a topic, the newest id of that topic is at most this.
     forgotten: Id,
-    /// Every topic of late, in the order of its newest message. What is trimmed leaves its mark here.
+    /// The known topics, in the order of their newest messages. A topic that lost messages has its mark here.
     index: LinkedHashMap<Topic, Known>,
     /// The topics of the index.
     names: BTreeSet<Topic>,
-    /// The topics that have retained messages or followers.
+    /// The tail of each topic that has retained messages or followers.
     tails: HashMap<Topic, Arc<Tail>>,
     patterns: PatternTails,
-    /// The topic of each retained message.
+    /// The tail of the topic of each retained message.
     order: BTreeMap<Id, Arc<Tail>>,
     bytes: usize,
     /// How many topics have retained messages.
     held: usize,
-    /// How many bytes the names of the index have.
+    /// How many bytes the names in the index have.
     name_bytes: usize,
     hot: Hot,
     keys: Keys,
     losses: Losses,
     fan_out: Option<FanOut>,
-    /// Nothing more is taken: what is retained has been handed on.
+    /// True once the messages were handed to the next process: the log takes nothing more.
     closed: bool,
 }
 
@@ -65,20 +65,20 @@ pub struct State {
 #[derive(Debug)]
 struct FanOut {
     message: Arc<Message>,
-    /// The newest id that all tails hold.
+    /// The newest id that was in all tails before this message.
     before: Id,
     walk: Walk,
-    /// Those that hold it, to be woken once the watermark has moved.
+    /// The tails that hold the message. They are woken once the watermark has moved.
     tails: Vec<Arc<Tail>>,
 }
 
-/// What the index remembers of a topic.
+/// The entry of a topic in the index.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     newest: Id,
-    /// The newest id when it was last deleted.
+    /// The newest id when the topic was last deleted.
     deleted: Id,
-    /// When it last lost something.
+    /// The mark of the topic's last loss.
     lost: Mark,
 }
 
@@ -104,12 +104,13 @@ impl State {
         }
     }
 
-    /// The newest id that all tails hold. Nothing newer is given out.
+    /// The newest id that all tails hold. No reader is given a newer message.
     pub fn newest(&self) -> Id {
         self.fan_out.as_ref().map_or(self.newest, |fan_out| fan_out.before)
     }
 
-    /// Whether the newest message is on its way to the tails of patterns: until it is there, nothing can be appended.
+    /// True while the newest message is on its way to the tails of patterns. Until it is in all of them,
+    /// nothing can be appended.
     pub fn is_fanning_out(&self) -> bool {
         self.fan_out.is_some()
     }
@@ -152,8 +153,8 @@ impl State {
         Ok(Appended::Stored(id))
     }
 
-    /// Goes on with bringing the newest message to the tails of the patterns. Once they all hold it, returns the tails to
-    /// wake when the watermark has moved.
+    /// Continues to bring the newest message to the tails of the patterns. Once they all hold it, returns the
+    /// tails to wake when the watermark has moved.
     pub fn fan_out_on(&mut self) -> Option<Vec<Arc<Tail>>> {
         let Some(FanOut { message, walk, tails, .. }) = &mut self.fan_out else { return Some(Vec::new()) };
         let is_done = self.patterns.walk(&message.topic, walk, |tail| {
@@ -163,7 +164,7 @@ impl State {
         if is_done { self.fan_out.take().map(|fan_out| fan_out.tails) } else { None }
     }
 
-    /// Goes on with looking for the tails of `topic` that somebody follows. True once those are all.
+    /// Continues to collect the tails of `topic` that have followers. True once all are collected.
     pub fn followed_on(&self, topic: &Topic, walk: &mut Walk, tails: &mut Vec<Arc<Tail>>) -> bool {
         tails.extend(self.tails.get(topic).filter(|tail| tail.follower_count() > 0).cloned());
         self.patterns.walk(topic, walk, |tail| tails.push(tail.clone()))
@@ -191,7 +192,7 @@ impl State {
             && pattern.has_wildcard()
             && pattern.matches(&message.topic)
         {
-            // The message may be past it already.
+            // The walk may have passed this pattern already.
             bring(message, &tail);
             tails.push(tail.clone());
         }
@@ -208,7 +209,7 @@ impl State {
         }
     }
 
-    /// Removes what has expired by `now`, a batch at a time. True if there is more to do.
+    /// Removes what has expired by `now`, one batch at a time. True if there may be more.
     pub fn sweep(&mut self, retention: &Retention, now: Id) -> bool {
         let mut budget = STEP - self.keys.forget_old(STEP);
         budget -= self.expire(now.minus(retention.age), budget);
@@ -230,7 +231,7 @@ impl State {
         budget == 0
     }
 
-    /// Up to `limit` topics by name, those after `after`.
+    /// Up to `limit` topics, sorted by name, from the first one after `after`.
     pub fn topics(&self, after: &str, limit: usize) -> Vec<TopicStats> {
         let stats = |topic: &Topic| {
             let (known, tail) = (self.index.get(topic)?, self.tails.get(topic));
@@ -258,7 +259,7 @@ impl State {
 
     fn check_newest(&self, topic: &Topic, expected: Id) -> Result<(), AppendError> {
         let known = self.index.get(topic).map(|known| known.newest);
-        // A topic that the index does not hold may have had something up to `forgotten`.
+        // If the index does not hold the topic, it may have had messages up to `forgotten`.
         let vouched = known.unwrap_or(if expected == Id::ZERO { Id::ZERO } else { self.forgotten });
         if vouched <= expected && expected <= self.newest {
             return Ok(());
@@ -266,27 +267,27 @@ impl State {
         Err(AppendError::PreconditionFailed { newest: known.unwrap_or_default() })
     }
 
-    /// Whether there is room for a topic that may be new.
+    /// Checks that there is room for this topic, if it is new.
     fn check_room_for(&self, topic: &Topic, retention: &Retention) -> Result<(), AppendError> {
         let bytes = self.index.len() * (cost::TOPIC_BYTES + cost::MARK_BYTES) + self.name_bytes;
         let is_full = self.index.len() >= retention.topics || bytes > retention.topic_bytes();
         if is_full && !self.index.contains_key(topic) { Err(AppendError::TooManyTopics) } else { Ok(()) }
     }
 
-    /// The tail of a topic, made if it has none.
+    /// The tail of a topic, which is made if there is none.
     fn tail_of(&mut self, topic: &Topic) -> Arc<Tail> {
         if let Some(tail) = self.tails.get(topic) {
             return tail.clone();
         }
         let newest = self.index.get(topic).map_or(self.forgotten, |known| known.newest);
-        // The name is kept once.
+        // The index and the tails share one copy of the name.
         let topic = self.names.get(topic).unwrap_or(topic);
         let tail = Arc::new(Tail::new(topic.into(), newest));
         self.tails.insert(topic.clone(), tail.clone());
         tail
     }
 
-    /// Notes the newest id of a topic, and returns the one before it.
+    /// Sets the newest id of a topic, and returns the one before it.
     fn touch(&mut self, topic: &Topic, id: Id) -> Id {
         if let Some(known) = self.index.to_back(topic) {
             return std::mem::replace(&mut known.newest, id);
@@ -318,7 +319,7 @@ impl State {
         }
     }
 
-    /// How much memory all of this takes, but for those who follow.
+    /// How much memory the log takes, without its followers.
     pub fn footprint(&self) -> usize {
         self.bytes
             + self.order.len() * cost::MESSAGE_BYTES
@@ -329,14 +330,15 @@ impl State {
             + self.keys.footprint()
     }
 
-    /// Whether a topic could pay for its newest message, and holds more than each topic could have.
+    /// True if a topic holds more than an even share, and can remove an older message to make room for its
+    /// newest.
     fn holds_more_than_its_share(&self, tail: &Tail, retention: &Retention) -> bool {
         let (messages, bytes) = tail.ring().size();
         let share = retention.total_bytes / self.held.max(1);
         messages > 1 && bytes + messages * cost::MESSAGE_BYTES > share
     }
 
-    /// Removes up to `limit` messages that have expired, and returns how many those were.
+    /// Removes up to `limit` expired messages, and returns how many it removed.
     pub fn expire(&mut self, expired: Id, limit: usize) -> usize {
         let is_expired = |state: &Self| state.order.first_key_value().is_some_and(|(id, _)| *id < expired);
         let mut count = 0;
@@ -358,7 +360,7 @@ impl State {
         self.pop_while(tail, |_| std::mem::take(&mut is_first));
     }
 
-    /// Removes the oldest messages of a topic for as long as `is_due`, and marks that it lost something.
+    /// Removes the oldest messages of a topic while `is_due` is true, and marks the topic.
     fn pop_while(&mut self, tail: &Tail, mut is_due: impl FnMut(&Ring) -> bool) {
         let mut lost = None;
         loop {
@@ -369,7 +371,7 @@ impl State {
             let Some(message) = ring.pop() else { break };
             self.held -= usize::from(ring.len() == 0);
             drop(ring);
-            // The tails of patterns may hold it still.
+            // The tails of patterns may still hold the message.
             message.trim();
             self.order.remove(&message.id);
             self.bytes -= crate::log::cost(&message);
@@ -389,7 +391,7 @@ impl State {
         }
     }
 
-    /// Gives back the room of a burst that has passed.
+    /// Returns the memory of a burst that has passed.
     fn give_back(&mut self) {
         if self.tails.capacity() > 4096 && self.tails.len() < self.tails.capacity() / 8 {
             self.tails.shrink_to(self.tails.len() * 2);
@@ -397,7 +399,7 @@ impl State {
     }
 }
 
-/// Pushes the newest message to the tail of a pattern, if it is not there yet.
+/// Pushes the newest message to the tail of a pattern, unless it is already there.
 fn bring(message: &Arc<Message>, tail: &Tail) {
     if tail.newest() < message.id {
         patterns::push(tail, message.clone());
@@ -429,7 +431,7 @@ pub mod tests {
         store(state, append, &RETENTION).expect("stored").id()
     }
 
-    /// What a log does with the lock let go between the steps.
+    /// Appends as a log does, which releases the lock between the steps.
     pub fn store(state: &mut State, append: Append, retention: &Retention) -> Result<Appended, AppendError> {
         let appended = state.append(append, retention, Id::now());
         while state.fan_out_on().is_none() {}
@@ -444,7 +446,7 @@ pub mod tests {
         Id::now().plus(Duration::from_secs(days * 24 * 3600))
     }
 
-    /// The same for a beginning.
+    /// Begins as a log does.
     pub fn begin(state: &mut State, patterns: &PatternSet, start: &Start, expired: Id) -> Beginning {
         while state.expire(expired, STEP) == STEP {}
         match Seeking::new(patterns, start, state.newest) {
@@ -456,7 +458,7 @@ pub mod tests {
         }
     }
 
-    /// The same for a read.
+    /// Reads as a log does.
     pub fn read(
         state: &mut State,
         patterns: &PatternSet,
@@ -489,7 +491,7 @@ pub mod tests {
 
         while state.sweep(&RETENTION, later(8)) {}
         assert_eq!((state.index.len(), state.forgotten), (0, id));
-        // What is no longer known by name may have been in any topic.
+        // A forgotten message may have been in any topic.
         for name in ["a", "never", "*"] {
             assert_eq!(gaps(&mut state, name, id.before()), [(name.to_owned(), Reason::Retention)]);
             assert_eq!(gaps(&mut state, name, id), []);
@@ -506,7 +508,7 @@ pub mod tests {
         let mut state = State::new(Id::now());
         publish(&mut state, "a");
         for (days, known) in [(9, 1), (10, 1), (11, 0)] {
-            // A little past so many days.
+            // A little later than this many days.
             let now = Id::new(later(days).get() + 60_000_000);
             while state.sweep(&retention, now) {}
             assert_eq!(
@@ -518,7 +520,7 @@ pub mod tests {
     }
 
     #[test]
-    fn what_is_lost_between_two_pages_is_told_in_the_second() {
+    fn a_loss_between_two_pages_is_told_in_the_second() {
         let lose: [fn(&mut State); 3] = [
             |state| _ = [publish(state, "b"), publish(state, "b")],
             |state| state.delete(&"b".parse().expect("a topic")).expect("open"),
@@ -542,7 +544,7 @@ pub mod tests {
     }
 
     #[test]
-    fn what_expires_between_two_pages_is_told_in_the_second() {
+    fn an_expiry_between_two_pages_is_told_in_the_second() {
         let mut state = State::new(Id::now());
         let mut position = Position::at(state.newest);
         let first = publish(&mut state, "a");
@@ -557,7 +559,7 @@ pub mod tests {
     }
 
     #[test]
-    fn what_expires_while_somebody_reads_leaves_nothing_behind() {
+    fn messages_that_expire_during_a_read_leave_nothing_behind() {
         let mut state = State::new(Id::now());
         let cursor = state.newest;
         let patterns = patterns(&["*"]);
@@ -577,7 +579,8 @@ pub mod tests {
         }
     }
 
-    /// A user who made topics had everybody's messages pushed out, for as long as topics are remembered.
+    /// A user who made many topics had the messages of all others evicted, for as long as the index
+    /// remembered the topics.
     #[test]
     fn topics_leave_half_of_the_room_to_messages() {
         let retention = Retention { total_bytes: 100_000, ..RETENTION };
@@ -612,7 +615,7 @@ pub mod tests {
         assert_eq!((page.messages.len(), page.gaps.len()), (2, 0));
     }
 
-    /// Patterns that match `a.a.a.…`, of so many segments: all but the one without a wildcard.
+    /// Patterns that match `a.a.a.…`, with this many segments: all but the one without a wildcard.
     fn overlapping(segments: u32) -> Vec<Pattern> {
         let name = |number: u32| {
             let segments = (0..segments).map(|at| if number >> at & 1 == 0 { "*" } else { "a" });
@@ -622,7 +625,7 @@ pub mod tests {
         names.map(|name| name.parse().expect("a pattern")).collect()
     }
 
-    /// A publish that very many patterns match held the lock until all their tails held the message.
+    /// A publish that very many patterns matched held the lock until all their tails held the message.
     #[test]
     fn a_message_is_brought_to_many_tails_in_steps_and_seen_when_all_hold_it() {
         let mut state = State::new(Id::now());

@@ -1,20 +1,21 @@
-//! Where Redis is, and with which credentials: parsed once, and never shown whole.
+//! The address of Redis and the credentials for it: parsed once, and never shown whole.
 
 use std::{fmt, str::FromStr};
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, io::tcp::TcpSettings};
 
-/// What all keys begin with, where the URL does not say.
+/// The prefix of all keys, if the URL has none.
 const DEFAULT_PREFIX: &str = "rejoin";
-/// The port of a Sentinel, where the URL does not say.
+/// The port of a Sentinel, if the URL has none.
 const SENTINEL_PORT: u16 = 26379;
 
-/// A Redis or Valkey server: `redis://[user:password@]host[:port][/database][?prefix=NAME]`, `rediss://` for TLS,
-/// `unix:///path[?db=N]`; or the Sentinels that know where it is:
-/// `redis+sentinel://[user:password@]host[:port][,host[:port]…]/MASTER[?db=N]`, `rediss+sentinel://` for TLS to both.
+/// The address of a Redis or Valkey server: `redis://[user:password@]host[:port][/database][?prefix=NAME]`,
+/// `rediss://` for TLS, `unix:///path[?db=N]`. Or the Sentinels that know where it is:
+/// `redis+sentinel://[user:password@]host[:port][,host[:port]…]/MASTER[?db=N]`, `rediss+sentinel://` for TLS
+/// to both.
 #[derive(Clone)]
 pub struct Address {
-    /// How to speak to the primary. Where Sentinels know its host, this one's host is not used.
+    /// How to connect to the primary. If Sentinels know its host, the host in here is not used.
     node: ConnectionInfo,
     sentinels: Option<Sentinels>,
     prefix: String,
@@ -24,11 +25,11 @@ pub struct Address {
 #[derive(Clone)]
 pub struct Sentinels {
     pub infos: Vec<ConnectionInfo>,
-    /// The name under which they watch the primary.
+    /// The name of the primary in the configuration of the Sentinels.
     pub master: String,
 }
 
-/// A name and a password, as far as they are given.
+/// A name and a password; each may be absent.
 #[derive(Clone, Default)]
 pub struct Credentials {
     pub username: Option<String>,
@@ -53,12 +54,12 @@ pub enum ParseAddressError {
 }
 
 impl Address {
-    /// What all keys begin with. One hash tag, so that one node of a cluster has them all.
+    /// The prefix of all keys. Its one hash tag puts all keys on one node of a cluster.
     pub fn prefix(&self) -> String {
         format!("{{{}}}:", self.prefix)
     }
 
-    /// With credentials where the URL has none.
+    /// The same address. It uses these credentials if the URL has none.
     #[must_use]
     pub fn or_credentials(mut self, of_redis: Credentials, of_sentinels: Credentials) -> Self {
         self.node = with_credentials(self.node, of_redis);
@@ -73,15 +74,15 @@ impl Address {
         self.sentinels.as_ref()
     }
 
-    /// How to connect to the primary, where its address is fixed.
+    /// How to connect to the primary if its address is fixed.
     pub(super) fn node(&self) -> ConnectionInfo {
-        // Push messages need RESP3. Small commands must not wait for each other.
+        // Push messages need RESP3. With TCP_NODELAY, small commands do not wait for each other.
         let settings = self.node.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let tcp = TcpSettings::default().set_nodelay(true);
         self.node.clone().set_redis_settings(settings).set_tcp_settings(tcp)
     }
 
-    /// How to connect to the primary, where it is at `host`.
+    /// How to connect to the primary at `host`.
     pub(super) fn node_at(&self, host: String, port: u16) -> ConnectionInfo {
         let addr = match self.node.addr() {
             ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
@@ -125,11 +126,11 @@ impl FromStr for Address {
 
 type Query = Vec<(String, String)>;
 
-/// How to connect, and what the URL's query says.
+/// The connection settings and the query of a URL.
 fn parse_url(text: &str) -> Result<(ConnectionInfo, Query), ParseAddressError> {
     let url = redis::parse_redis_url(text).ok_or_else(|| ParseAddressError::Url("not a URL".into()))?;
     let query = url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
-    // The library's own words say what is wrong without repeating the URL.
+    // The library's error text says what is wrong without repeating the URL.
     let info = url.into_connection_info().map_err(|error| ParseAddressError::Url(error.to_string()))?;
     Ok((info, query))
 }
@@ -147,7 +148,7 @@ fn prefix(query: &Query) -> Result<String, ParseAddressError> {
     Ok(prefix.to_owned())
 }
 
-/// No URL has several hosts, so each is parsed as one of its own.
+/// A URL has one host, so each host is parsed as a URL of its own.
 fn parse_sentinels(scheme: &str, rest: &str) -> Result<Address, ParseAddressError> {
     let (authority, path) = rest.split_once('/').ok_or(ParseAddressError::Master)?;
     let (user, hosts) =
@@ -182,7 +183,7 @@ fn with_port(host: &str) -> String {
     if has_port { host.to_owned() } else { format!("{host}:{SENTINEL_PORT}") }
 }
 
-/// Without credentials.
+/// Shows no credentials.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let db = self.node.redis_settings().db();
@@ -194,7 +195,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Without credentials.
+/// Shows no credentials.
 impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Address({self})")
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn a_text_that_is_no_address_is_refused() {
         for wrong in [
             "",
             "memory",

@@ -1,4 +1,4 @@
-//! What the scripts answer, in the order of its parts.
+//! The answers of the scripts, with their parts in order.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use redis::{FromRedisValue, ParsingError, Value};
 use super::{codec, facts::Facts};
 use crate::message::{Id, Message, Topic};
 
-/// Structs that are read from answers with a part for each field.
+/// Structs that are parsed from answers: one part for each field.
 macro_rules! answers {
     ($($(#[$about:meta])* struct $name:ident { $($(#[$field_about:meta])* $field:ident: $kind:ty,)+ })+) => {$(
         $(#[$about])*
@@ -24,26 +24,26 @@ macro_rules! answers {
 }
 
 answers! {
-    /// What became of a publish, and the id that this is about.
+    /// The outcome of a publish, and the id that it is about.
     struct Published {
         outcome: String,
         id: Id,
-        /// The generation that has it; zero where nothing is stored.
+        /// The generation that stored the message; zero if nothing was stored.
         began: Id,
     }
 
     struct Deleted {
         facts: Facts,
-        /// What the topic had up to here is gone; zero where nothing was known of it.
+        /// The messages of the topic up to this id are gone; zero if the index did not know the topic.
         gone: Id,
     }
 
-    /// What fills a tail backwards.
+    /// Older messages, with which a tail is filled backwards.
     struct Older {
         facts: Facts,
-        /// The id that the newest of them must have, or that of none if nothing was lost.
+        /// The newest id that the topic had there. If the newest of `found` has another one, messages were lost.
         newest: Id,
-        /// Newest first.
+        /// Newest message first.
         found: Vec<Stored>,
     }
 
@@ -56,23 +56,23 @@ answers! {
         found: Vec<Found>,
     }
 
-    /// What is retained of one topic. An id of what there is not is zero.
+    /// The retained messages of one topic. An id is zero if there is no such message.
     struct Retained {
         newest: Id,
         deleted: Id,
-        /// The oldest message after the reader's point.
+        /// The oldest message after the point of the reader.
         first: Id,
         /// The message before that one.
         prev: Id,
     }
 
     struct Found {
-        /// The number of its topic, from one.
+        /// The number of the topic in the question, counted from one.
         number: usize,
         stored: Stored,
     }
 
-    /// The topics under some names, unless they are too many.
+    /// The topics whose names begin with some texts; `None` if there are too many.
     struct Names {
         facts: Facts,
         topics: Option<Vec<String>>,
@@ -87,7 +87,7 @@ answers! {
     }
 
     struct Fetched {
-        /// As many as fit, each nothing if it is not there.
+        /// As many messages as fit. `None` stands for a message that is not there.
         messages: Vec<Option<Stored>>,
         topics: Vec<Retained>,
     }
@@ -97,17 +97,17 @@ answers! {
         firsts: Vec<First>,
     }
 
-    /// Where to begin in one topic.
+    /// The message at which one topic begins.
     struct First {
         newest: Id,
-        /// The message to begin with.
+        /// The oldest message to give.
         first: Id,
         prev: Id,
-        /// How many messages were stepped over to find it.
+        /// How many messages the script stepped over to find it.
         passed: usize,
     }
 
-    /// What is known of one topic.
+    /// The counts of one topic.
     struct Known {
         newest: Id,
         messages: usize,
@@ -122,12 +122,12 @@ answers! {
     }
 }
 
-/// How far a scan of the order has come.
+/// How far a scan of the order went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScanState {
     AtEnd,
     HasMore,
-    /// Too much has expired to know what is gone.
+    /// Too many expired messages are not swept yet, so the store cannot tell which topics lost messages.
     Unswept,
 }
 
@@ -152,11 +152,11 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The message; nothing if it was not stored by us.
+    /// The message; `None` if this program did not write it.
     pub fn message(&self, topic: &Topic) -> Option<Arc<Message>> {
         let draft = codec::draft(topic.clone(), &self.head, &self.bytes)?;
         let message = Message::new(draft, self.id, self.prev);
-        // Who reads what is old renders it for itself.
+        // Old messages keep no renderings: each reader renders them for itself.
         message.cool();
         Some(message)
     }

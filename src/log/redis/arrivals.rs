@@ -1,4 +1,4 @@
-//! The readers that wait for the watermark, each woken once: when its id has come.
+//! The readers that wait for the watermark. Each is woken once: when its id has arrived.
 
 use std::{
     collections::BTreeMap,
@@ -22,12 +22,12 @@ pub struct Arrivals {
 
 #[derive(Default)]
 struct Waiting {
-    /// How many readers have ever waited: it tells apart those that wait for the same id.
+    /// How many readers have ever waited. The number tells apart readers that wait for the same id.
     count: u64,
     readers: BTreeMap<(Id, u64), oneshot::Sender<()>>,
 }
 
-/// A reader that waits. Dropping it ends the waiting.
+/// The place of a reader that waits. Dropping it ends the wait.
 struct Place<'a> {
     arrivals: &'a Arrivals,
     key: (Id, u64),
@@ -38,24 +38,24 @@ impl Arrivals {
         Id::new(self.watermark.load(Ordering::Acquire))
     }
 
-    /// Sets the watermark. The caller does this one at a time, and wakes the readers afterwards.
+    /// Sets the watermark. The caller sets it from one task at a time, and wakes the readers afterwards.
     pub fn set(&self, watermark: Id) {
         self.watermark.store(watermark.get(), Ordering::SeqCst);
     }
 
-    /// Wakes the readers that waited for an id up to the watermark, and no others.
+    /// Wakes the readers that wait for an id up to the watermark, and no others.
     pub fn wake(&self) {
         let watermark = self.watermark();
         let mut waiting = self.waiting();
         while let Some(first) = waiting.readers.first_entry()
             && first.key().0 <= watermark
         {
-            // A reader that has left meanwhile needs nothing.
+            // A reader that has given up needs no wake-up.
             let _ = first.remove().send(());
         }
     }
 
-    /// Waits until the watermark has come to `id`.
+    /// Waits until the watermark reaches `id`.
     ///
     /// # Cancel safety
     /// Dropping this changes nothing.
@@ -129,7 +129,7 @@ mod tests {
         assert!(arrivals.waiting().readers.is_empty());
     }
 
-    /// A new generation may set the watermark back between the waking and the look.
+    /// A new generation may set the watermark back after the reader was woken and before it looks.
     #[test]
     fn a_reader_that_finds_the_watermark_set_back_waits_again() {
         let arrivals = Arrivals::default();

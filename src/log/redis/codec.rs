@@ -1,4 +1,4 @@
-//! How a message is written to Redis, and how an entry of the feed is read.
+//! How a message is written to Redis, and how an entry of the feed is parsed.
 
 use std::str::FromStr;
 
@@ -6,46 +6,46 @@ use redis::{FromRedisValue, ParsingError, Value};
 
 use crate::message::{Draft, Id, Payload, PayloadKind, Topic};
 
-/// An entry of the feed: what happened in the store, in the order in which it happened.
+/// An entry of the feed: one event in the store, in the order of events.
 #[derive(Debug)]
 pub struct Entry {
     pub place: Place,
-    /// Nothing if this version cannot read it.
+    /// `None` if this version cannot read the entry.
     pub event: Option<Event>,
 }
 
-/// Where an entry stands in the feed: an id of the log, and a number for what has no id of its own.
+/// The place of an entry in the feed: an id of the log, and a number for entries without an id of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     pub id: Id,
     pub number: u64,
 }
 
-/// What an entry of the feed tells.
+/// An event that the feed tells.
 #[derive(Debug)]
 pub enum Event {
-    /// A message was stored. What its topic had up to `gone` was trimmed.
+    /// A message was stored, and the messages of its topic up to `gone` were trimmed.
     Message { link: Link, prev: Id, gone: Id, topic: Topic, draft: Option<Draft> },
     /// A message that is not stored.
     Ephemeral { draft: Draft },
-    /// What a topic had up to `gone` was deleted.
+    /// The messages of a topic up to `gone` were deleted.
     Deleted { link: Link, gone: Id, topic: Topic },
-    /// What a topic had up to `gone` was trimmed to make room for others.
+    /// The messages of a topic up to `gone` were evicted to make room for others.
     Evicted { gone: Id, topic: Topic },
-    /// An id was taken for nothing that is given to readers.
+    /// An id was taken, but readers are given nothing for it.
     Step { link: Link },
 }
 
-/// What links an entry with an id of its own to the one before it.
+/// The link from an entry with an id of its own to the entry before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
     /// The generation of the store.
     pub began: Id,
-    /// The id before this one. Whoever has read up to another one has missed something.
+    /// The id before this one. A replica whose last id is another one has missed an entry.
     pub before: Id,
 }
 
-/// Everything of a message but its topic and its payload's bytes.
+/// Writes the fields of a message, except its topic and the bytes of its payload.
 pub fn head(draft: &Draft) -> Vec<u8> {
     let mut head = vec![match draft.payload.kind {
         PayloadKind::Json => b'j',
@@ -53,7 +53,7 @@ pub fn head(draft: &Draft) -> Vec<u8> {
         PayloadKind::Binary => b'b',
     }];
     for part in [&draft.event, &draft.exclude, &draft.payload.content_type] {
-        // A length of 0 is nothing at all.
+        // A length of 0 means that the part is absent.
         let length = part.as_ref().map_or(0, |part| part.len() + 1).min(usize::from(u16::MAX));
         head.extend((length as u16).to_be_bytes());
         head.extend(part.as_ref().map_or(&[][..], |part| &part.as_bytes()[..length - 1]));
@@ -61,7 +61,7 @@ pub fn head(draft: &Draft) -> Vec<u8> {
     head
 }
 
-/// The draft that was written as `head` and `bytes`; nothing if it was not written by us.
+/// Parses a draft from `head` and `bytes`. `None` if this program did not write them.
 pub fn draft(topic: Topic, head: &[u8], bytes: &[u8]) -> Option<Draft> {
     let (kind, mut rest) = head.split_first()?;
     let kind = match kind {
@@ -70,7 +70,7 @@ pub fn draft(topic: Topic, head: &[u8], bytes: &[u8]) -> Option<Draft> {
         b'b' => PayloadKind::Binary,
         _ => return None,
     };
-    // Others may write to Redis: what claims to be text must be.
+    // Other programs may write to Redis, so check that a text is UTF-8.
     if kind != PayloadKind::Binary && std::str::from_utf8(bytes).is_err() {
         return None;
     }
@@ -118,7 +118,8 @@ impl FromRedisValue for Entry {
 }
 
 impl Event {
-    /// Reads the one field that a script has written: numbers, then a topic, a head and a payload with their lengths.
+    /// Parses the one field that a script has written: numbers, then a topic, a head and a payload with their
+    /// lengths.
     fn read(kind: &[u8], entry: &[u8]) -> Option<Self> {
         let line_end = entry.iter().position(|byte| *byte == b'\n')?;
         let (line, rest) = (std::str::from_utf8(&entry[..line_end]).ok()?, &entry[line_end + 1..]);
@@ -129,7 +130,7 @@ impl Event {
             b"m" => {
                 let (link, prev, gone) = (Link::read(&mut id)?, id()?, id()?);
                 let (topic, head, payload) = carried(rest, number()?, number()?)?;
-                // Without a head it is too large for the feed.
+                // An entry without a head stands for a message that is too large for the feed.
                 let draft = if head.is_empty() { None } else { Some(draft(topic.clone(), head, payload)?) };
                 Self::Message { link, prev, gone, topic, draft }
             }
@@ -150,7 +151,7 @@ impl Event {
         })
     }
 
-    /// What links it to the entry before it, if it has an id of its own.
+    /// The link to the entry before this one, if this one has an id of its own.
     pub fn link(&self) -> Option<Link> {
         match self {
             Self::Message { link, .. } | Self::Deleted { link, .. } | Self::Step { link } => Some(*link),
@@ -165,7 +166,7 @@ impl Link {
     }
 }
 
-/// The topic, the head and the payload that an entry carries.
+/// The topic, the head and the payload of an entry.
 fn carried(rest: &[u8], topic_len: u64, head_len: u64) -> Option<(Topic, &[u8], &[u8])> {
     let (topic, rest) = rest.split_at_checked(usize::try_from(topic_len).ok()?)?;
     let (head, payload) = rest.split_at_checked(usize::try_from(head_len).ok()?)?;

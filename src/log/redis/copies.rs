@@ -1,7 +1,7 @@
-//! Waits until copies of Redis have confirmed what was stored.
+//! Waits until copies of Redis have confirmed the stored messages.
 //!
-//! `WAIT` holds up its connection, so it has one of its own. It counts what that connection has written, so each round
-//! writes something first: then everything that was stored before is confirmed too.
+//! `WAIT` blocks its connection, so it has one of its own. It counts what this connection has written. So
+//! each round writes something first: then everything that was stored before is confirmed too.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,27 +18,27 @@ use super::{
 };
 use crate::{log::LogError, message::Id};
 
-/// How long a message may take to be confirmed, after it was stored.
+/// How long the copies may take to confirm a message after it was stored.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long Redis waits for its copies in one round.
 const ROUND: Duration = Duration::from_millis(500);
-/// How often a warning says that copies do not confirm.
+/// How often a warning says that the copies do not confirm.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
-/// Confirms what was stored, a round at a time. All who wait share the next round.
+/// Lets copies confirm stored messages, in rounds. All callers that wait share the next round.
 pub struct Copies {
     store: Arc<Store>,
-    /// How many copies have to confirm. With none, everything counts as confirmed.
+    /// How many copies have to confirm. With none, every message counts as confirmed.
     count: usize,
-    /// How many have asked so far.
+    /// How many callers have asked so far.
     asked: watch::Sender<u64>,
     confirmed: watch::Sender<Round>,
 }
 
-/// What the last round has shown.
+/// The result of the last round.
 #[derive(Clone, Copy, Default)]
 struct Round {
-    /// It began after so many had asked.
+    /// How many callers had asked when the round began.
     asked: u64,
     /// The generation of the store, if enough copies have confirmed.
     began: Option<Id>,
@@ -57,10 +57,12 @@ impl Copies {
         Self { store, count, asked: watch::Sender::default(), confirmed: watch::Sender::default() }
     }
 
-    /// Waits until enough copies have everything that the store had when this was called, if it was of this generation.
+    /// Waits until enough copies have everything that the store had when this was called, if the store was of
+    /// this generation then.
     ///
     /// # Errors
-    /// [`LogError::UnknownOutcome`] if they do not confirm it within a second: the primary alone may have it.
+    /// [`LogError::UnknownOutcome`] if the copies do not confirm within a second: perhaps only the primary
+    /// has it.
     ///
     /// # Cancel safety
     /// Dropping this changes nothing.
@@ -75,13 +77,13 @@ impl Copies {
             number = *asked;
         });
         let round = timeout(PATIENCE, confirmed.wait_for(|round| round.asked >= number)).await;
-        // The sender is in self.
+        // The sender is in self, so the channel never closes.
         let began = round.ok().and_then(|round| round.ok()?.began);
-        // Another primary than the one that stored it may have less.
+        // A primary other than the one that stored the message may lack it.
         if began == Some(generation) { Ok(()) } else { Err(LogError::UnknownOutcome) }
     }
 
-    /// Runs a round whenever one is asked for. Never ends.
+    /// Runs a round whenever a caller asks for one. Never ends.
     pub async fn keep_confirming(self: Arc<Self>) {
         let (mut is_enough, mut warned) = (true, None::<Instant>);
         loop {
@@ -96,7 +98,7 @@ impl Copies {
         }
     }
 
-    /// Runs rounds over one connection, as long as that leads to the primary and enough copies confirm.
+    /// Runs rounds on one connection, as long as it leads to the primary and enough copies confirm.
     async fn confirm_rounds(&self, is_enough: &mut bool) -> Result<(), Broken> {
         let publishing = self.store.current();
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_TIMEOUT));
@@ -106,7 +108,7 @@ impl Copies {
             let answered = self.confirmed.borrow().asked;
             let number = tokio::select! {
                 asked = asked.wait_for(|asked| *asked > answered) => asked.map_or(answered, |asked| *asked),
-                // Another publishing connection may lead to another primary.
+                // A new publishing connection may lead to another primary.
                 () = self.store.renewed(publishing) => return Ok(()),
             };
             let (facts, copies) = self.round(&mut connection).await?;
@@ -123,7 +125,7 @@ impl Copies {
                 tracing::info!(copies, "enough copies confirm again");
             }
             if !*is_enough {
-                // A primary that was cut off from its copies may not be the primary any more.
+                // A primary that is cut off from its copies may have been replaced. Connect again.
                 return Ok(());
             }
         }

@@ -1,29 +1,31 @@
-//! The newest deletions: a page that was read before one of them must not bring back what is gone.
+//! The newest deletions. A page that was read before a deletion must not bring back the deleted messages.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::message::{Id, Message, Topic};
 
-/// How many are remembered by name. A page that was read before even more of them counts as outdated.
+/// How many deletions are remembered by topic. A page that was read before the oldest of them counts as
+/// outdated.
 const MAX_NAMED: usize = 256;
 
 #[derive(Default)]
 pub struct Deletions {
     count: u64,
     newest: VecDeque<(Topic, Id)>,
-    /// Those that were done here, as long as the feed has not brought them.
+    /// Deletions by this process that the feed has not brought yet.
     expected: HashMap<Topic, Id>,
 }
 
 impl Deletions {
-    /// A deletion that was done here. The feed will bring it, and before it perhaps messages that it has deleted.
+    /// Notes a deletion by this process. The feed will bring it later, and perhaps before it some of the
+    /// deleted messages.
     pub fn expect(&mut self, topic: &Topic, gone: Id) {
         self.remember(topic, gone);
         let known = self.expected.entry(topic.clone()).or_default();
         *known = gone.max(*known);
     }
 
-    /// A deletion that the feed has brought.
+    /// Notes a deletion that the feed has brought.
     pub fn note(&mut self, topic: &Topic, gone: Id) {
         if self.expected.get(topic).is_some_and(|expected| *expected <= gone) {
             self.expected.remove(topic);
@@ -31,12 +33,13 @@ impl Deletions {
         self.remember(topic, gone);
     }
 
-    /// Whether a message that the feed brings is already deleted.
+    /// True if the message was deleted by this process before the feed brought it.
     pub fn is_expected(&self, topic: &Topic, id: Id) -> bool {
         self.expected.get(topic).is_some_and(|gone| id <= *gone)
     }
 
-    /// The feed has left out everything up to `upto`, deletions too, and the tails hold nothing of it.
+    /// Forgets the deletions up to `upto`: the feed has skipped everything up to there, and the tails hold
+    /// nothing of it.
     pub fn forget(&mut self, upto: Id) {
         self.expected.retain(|_, gone| *gone > upto);
     }
@@ -45,7 +48,7 @@ impl Deletions {
         self.count
     }
 
-    /// Whether `message` may have been deleted since there had been `count` deletions.
+    /// True if `message` may have been deleted since the count of deletions was `count`.
     pub fn has_since(&self, count: u64, message: &Message) -> bool {
         let Some(begin) = self.count.checked_sub(count).and_then(|new| self.begin_of(new)) else {
             return true;

@@ -1,4 +1,4 @@
-//! What every script says of the store beside its own answer.
+//! The facts about the store that every script returns beside its own answer.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -14,22 +14,22 @@ use crate::{
     message::Id,
 };
 
-/// What the store says of itself.
+/// The facts about the store.
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub newest: Id,
-    /// The generation began here: from here on the store has everything.
+    /// The id at which the generation began. The store has everything from there on.
     pub began: Id,
-    /// The newest id of a topic that the index does not hold is at most this.
+    /// If the index does not hold a topic, the newest id of that topic is at most this.
     pub forgotten: Id,
     pub keep: Keep,
-    /// Where generations began of which something may be lost before, oldest first.
+    /// The boundaries at which messages may be lost, oldest first.
     pub boundaries: Vec<Boundary>,
-    /// When the newest mark of something that is gone was set.
+    /// When the newest mark was set.
     pub marked: Id,
 }
 
-/// How much is kept, as the store remembers it.
+/// The limits of retention, as the store remembers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keep {
     pub messages: usize,
@@ -47,14 +47,14 @@ impl From<&Retention> for Keep {
 }
 
 impl Keep {
-    /// As the store remembers it, and as it is parsed.
+    /// The text that the store remembers, and that [`FromStr`] parses.
     pub fn written(&self) -> String {
         let Self { messages, bytes, total_bytes, topics, .. } = self;
         format!("{messages} {} {bytes} {total_bytes} {topics}", self.age.as_micros())
     }
 }
 
-/// For people.
+/// The text for a log line.
 impl fmt::Display for Keep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [bytes, total_bytes] = [self.bytes, self.total_bytes].map(|bytes| ByteSize::b(bytes as u64));
@@ -91,7 +91,7 @@ impl FromRedisValue for Keep {
 }
 
 impl Facts {
-    /// Where a reader stands among the generations of the store.
+    /// The place of a reader among the generations of the store.
     pub fn standing(&self, position: &Position) -> Standing<'_> {
         Standing::at(&self.boundaries, self.newest, position.told, position.cursor)
     }
@@ -112,8 +112,8 @@ impl FromRedisValue for Boundary {
     }
 }
 
-/// An empty text is no id, and so zero. An entry of a stream has `-0` behind its id, and a link has what the message
-/// costs.
+/// An empty text means that there is no id, so the id is zero. The id of an entry of a stream ends in `-0`. A
+/// link also has the cost of the message behind the id.
 impl FromRedisValue for Id {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
         let text = String::from_redis_value(value)?;

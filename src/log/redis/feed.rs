@@ -1,6 +1,6 @@
-//! What this process holds of the log: the tails, filled from the feed alone, and the point up to which they are.
+//! The part of the log that this process holds: the tails, filled from the feed alone, and the watermark.
 //!
-//! It knows nothing of connections: it is given the entries of the feed in their order.
+//! It knows nothing of connections. The caller gives it the entries of the feed in their order.
 
 use std::{
     collections::HashMap,
@@ -31,18 +31,18 @@ use crate::{
     message::{Draft, Id, Message, Pattern, Topic},
 };
 
-/// How long a topic is held after its last reader has left: most reconnect.
+/// How long a tail is kept after its last reader has left, because most readers reconnect.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// The tails, the watermark, and what was announced.
+/// The tails, the watermark, and the announcements.
 pub struct Feed {
     clock: Clock,
     // A std mutex: no await happens while it is held.
     state: Mutex<State>,
     arrivals: Arrivals,
-    /// The watermark has moved.
+    /// Notifies when the watermark has moved.
     moved: Notify,
-    /// How long a message is kept, in microseconds.
+    /// How long a message is retained, in microseconds.
     age: AtomicU64,
     pub ephemerals: Ephemerals,
 }
@@ -65,9 +65,9 @@ struct State {
 /// A tail that the feed fills.
 pub struct Followed {
     pub tail: Arc<Tail>,
-    /// Only one at a time fills it backwards.
+    /// Only one task at a time fills the tail backwards.
     pub filling: tokio::sync::Mutex<()>,
-    /// When its last reader was seen to have left; nothing while it is read.
+    /// When the tail was first seen without a reader; `None` while it has one.
     idle_since: Mutex<Option<Instant>>,
 }
 
@@ -76,7 +76,7 @@ impl Followed {
         Arc::new(Self { tail, filling: tokio::sync::Mutex::default(), idle_since: Mutex::default() })
     }
 
-    /// Whether it has had no reader for a while.
+    /// True if the tail has had no reader for a while.
     fn has_lingered(&self, now: Instant) -> bool {
         let mut idle_since = self.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
         if self.tail.follower_count() > 0 {
@@ -107,7 +107,7 @@ impl Feed {
         self.arrivals.watermark()
     }
 
-    /// Waits until the watermark has come to `id`, but not for longer than `patience`.
+    /// Waits until the watermark reaches `id`. False if it does not within `patience`.
     pub async fn arrived(&self, id: Id, patience: Duration) -> bool {
         timeout(patience, self.arrivals.arrived(id)).await.is_ok()
     }
@@ -116,12 +116,13 @@ impl Feed {
         self.clock.now().minus(Duration::from_micros(self.age.load(Ordering::Relaxed)))
     }
 
-    /// The store says how long a message is kept.
+    /// Sets how long a message is retained, as the store says.
     pub fn keep_for(&self, age: Duration) {
         self.age.store(age.as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// Begins, or begins again, where the feed ended when the store said this. The tails hold nothing of before.
+    /// Begins, or begins again, at `end`, the end of the feed when the store gave these facts. The tails hold
+    /// nothing from before.
     pub fn begin(&self, facts: &Facts, end: Place) {
         let mut state = self.state();
         let upto = facts.newest.max(state.newest);
@@ -132,18 +133,18 @@ impl Feed {
         self.wake(&woken);
     }
 
-    /// Where to read on, once it has begun.
+    /// The last entry that was read, once the feed has begun.
     pub fn place(&self) -> Option<Place> {
         let state = self.state();
         (state.began > Id::ZERO).then_some(state.place)
     }
 
-    /// The generation of the store that the tails belong to, once it has begun.
+    /// The generation of the store that the tails belong to, once the feed has begun.
     pub fn generation(&self) -> Option<Id> {
         Some(self.state().began).filter(|began| *began > Id::ZERO)
     }
 
-    /// Whether everything has arrived that the store had when it said this.
+    /// True if everything has arrived that the store had when it gave these facts.
     pub fn has_reached(&self, facts: &Facts) -> bool {
         let state = self.state();
         state.began == facts.began && state.newest >= facts.newest
@@ -154,7 +155,7 @@ impl Feed {
         let woken = {
             let mut state = self.state();
             let woken = state.take(entry, &self.ephemerals);
-            // Only after the tails hold it, and before anything else can arrive.
+            // Only now: the tails hold the message, and nothing else can arrive before the watermark moves.
             self.arrivals.set(state.newest);
             woken
         };
@@ -167,7 +168,8 @@ impl Feed {
         self.moved.notify_waiters();
     }
 
-    /// The tail of a topic or pattern, made if there is none, and the key of its new follower.
+    /// Follows a topic or pattern. Returns its tail, which is made if there is none, and the key of the new
+    /// follower.
     pub fn follow(&self, pattern: &Pattern, follower: &Arc<Follower>) -> (Arc<Followed>, usize) {
         let mut state = self.state();
         let followed = state.followed(pattern);
@@ -183,12 +185,12 @@ impl Feed {
         }
     }
 
-    /// How many follow exactly this topic here.
+    /// How many followers this process has for exactly this topic.
     pub fn followers(&self, topic: &Topic) -> usize {
         self.state().topics.get(topic).map_or(0, |followed| followed.tail.follower_count())
     }
 
-    /// Lets go of the tails that had no reader for a while.
+    /// Drops the tails that have had no reader for a while.
     pub fn drop_idle(&self, now: Instant) {
         let mut state = self.state();
         let State { topics, patterns, trie, held, .. } = &mut *state;
@@ -199,7 +201,8 @@ impl Feed {
             }
             !is_idle
         });
-        // A topic that has messages in the tail of a pattern must be there when they are trimmed.
+        // A topic with messages in the tail of a pattern stays, so that these messages are found when they
+        // are trimmed.
         let has_patterns = !patterns.is_empty();
         topics.retain(|_, followed| {
             let is_idle = followed.has_lingered(now) && (!has_patterns || followed.tail.is_idle());
@@ -211,7 +214,7 @@ impl Feed {
         held.give_back(self.clock.now());
     }
 
-    /// Waits until `is_so`, but not for longer than `patience`.
+    /// Waits until `is_so` is true. False if it is not within `patience`.
     pub async fn wait(&self, patience: Duration, is_so: impl Fn(&Self) -> bool) -> bool {
         let wait = async {
             loop {
@@ -228,9 +231,10 @@ impl Feed {
         is_so(self) || timeout(patience, wait).await.is_ok()
     }
 
-    /// Older messages of a topic, oldest first, that the tail did not hold: now it is complete from `from` on.
+    /// Puts older messages of a topic, oldest first, before those in its tail. The tail is then complete from
+    /// `from` on.
     pub fn fill(&self, followed: &Followed, began: Id, older: &[Arc<Message>], from: Id, was: Id) {
-        // What another generation has left is read from the store, which tells of the boundary.
+        // Messages from before this generation are read from the store, which tells the boundary.
         let older = &older[older.partition_point(|message| message.id <= began)..];
         let mut state = self.state();
         if state.began == began && followed.tail.prepend(older, from.max(began), was) {
@@ -238,7 +242,8 @@ impl Feed {
         }
     }
 
-    /// What `topic` had up to `gone` was deleted by an entry of the feed that has this id, and may not have come yet.
+    /// Removes the messages of `topic` up to `gone`. They were deleted by the entry of the feed with this id,
+    /// which may not have arrived yet.
     pub fn delete(&self, topic: &Topic, gone: Id, id: Id) {
         let mut state = self.state();
         if state.newest < id {
@@ -249,12 +254,12 @@ impl Feed {
         state.remove(topic, gone);
     }
 
-    /// How many deletions are known; see [`brings_back`](Self::brings_back).
+    /// How many deletions there were so far; see [`brings_back`](Self::brings_back).
     pub fn deletions(&self) -> u64 {
         self.state().deletions.count()
     }
 
-    /// Whether a page has messages that were deleted since there had been `count` deletions.
+    /// True if the page may have messages that were deleted since the count of deletions was `count`.
     pub fn brings_back(&self, page: &Page, count: u64) -> bool {
         let state = self.state();
         page.messages.iter().any(|message| state.deletions.has_since(count, message))
@@ -262,7 +267,7 @@ impl Feed {
 }
 
 impl State {
-    /// Takes an entry into all tails that want it, and names those to wake.
+    /// Takes an entry into all tails that need it, and returns the tails to wake.
     fn take(&mut self, entry: Entry, ephemerals: &Ephemerals) -> Vec<Arc<Tail>> {
         let Entry { place, event } = entry;
         self.place = place;
@@ -293,7 +298,8 @@ impl State {
         woken
     }
 
-    /// Moves to the point before an entry. If that is not where the last one has led, the tails begin anew there.
+    /// Moves to the point before an entry. If the previous entry did not lead there, the tails begin anew at
+    /// that point.
     fn follow_on(&mut self, link: Link, id: Id) -> Vec<Arc<Tail>> {
         let Link { began, before } = link;
         let is_same = began == self.began;
@@ -301,7 +307,7 @@ impl State {
         if is_next {
             return Vec::new();
         }
-        // Another primary may know less than this process: whoever stands before this entry asks the store.
+        // Another primary may know less than this process, so readers before this entry ask the store.
         let woken = self.resync(before.max(began).max(id.before()));
         if !is_same {
             tracing::info!(%began, "the store has a new generation; older cursors will see a gap");
@@ -312,7 +318,7 @@ impl State {
         woken
     }
 
-    /// Leaves everything up to `upto` to the store, and names the tails to wake.
+    /// Drops everything up to `upto`, so that readers ask the store for it. Returns the tails to wake.
     fn resync(&mut self, upto: Id) -> Vec<Arc<Tail>> {
         let Self { topics, patterns, held, deletions, .. } = self;
         deletions.forget(upto);
@@ -327,17 +333,18 @@ impl State {
         if tails.is_empty() && !self.topics.contains_key(&topic) {
             return tails;
         }
-        // What a pattern brings is held by topic too, so that trimming finds it.
+        // The message goes into the tail of its topic even if only a pattern is followed, so that trimming
+        // finds it.
         let followed = self.followed(&Pattern::from(&topic));
         if prev > followed.tail.newest() {
-            // The store has forgotten the topic meanwhile, and retains nothing of any topic up to here.
+            // The index has forgotten the topic meanwhile, so no topic has retained messages up to here.
             self.resync(prev);
         }
         match draft {
             Some(draft) if !self.deletions.is_expected(&topic, id) => {
                 self.hold(&followed.tail, &tails, draft, id, prev);
             }
-            // It is too large for the feed, or was deleted before it came.
+            // The message is too large for the feed, or was deleted before it arrived.
             _ => self.leave_to_store(&followed.tail, &tails, id),
         }
         if gone > Id::ZERO {
@@ -349,7 +356,7 @@ impl State {
 
     fn hold(&mut self, tail: &Arc<Tail>, patterns: &[Arc<Tail>], mut draft: Draft, id: Id, prev: Id) {
         if let Some(topic) = tail.name().topic() {
-            // The name is kept once, however many messages carry it.
+            // All messages of a topic share one copy of its name.
             draft.topic = topic;
         }
         let message = Message::new(draft, id, prev);
@@ -379,7 +386,7 @@ impl State {
         }
     }
 
-    /// A tail that holds whatever comes from now on.
+    /// The tail of a topic or pattern. A new one holds everything from now on.
     fn followed(&mut self, pattern: &Pattern) -> Arc<Followed> {
         let new = || Tail::new(pattern.clone(), self.newest);
         match pattern.topic() {
@@ -434,7 +441,7 @@ mod tests {
         feed.follow(&pattern.parse().expect("a pattern"), &Arc::default())
     }
 
-    /// The smallest id from which on the tail has everything, and how many messages it holds.
+    /// The id from which the tail is complete, and how many messages it holds.
     fn held(followed: &Followed) -> (u64, usize) {
         let ring = followed.tail.ring();
         (ring.complete_from().get(), ring.len())
@@ -446,7 +453,7 @@ mod tests {
         let tails = ["a", "b", "*"].map(|pattern| follow(&feed, pattern).0);
         feed.arrive(message(10, 10, 11, "a"));
         assert_eq!(tails.each_ref().map(|tail| held(tail)), [(10, 1), (10, 0), (10, 1)]);
-        // 12 was stored, and nobody was told.
+        // The store had 12, and the feed did not bring it.
         feed.arrive(message(10, 12, 13, "a"));
         assert_eq!(tails.each_ref().map(|tail| held(tail)), [(12, 1), (12, 0), (12, 1)]);
         assert_eq!(feed.watermark(), Id::new(13));
@@ -457,7 +464,7 @@ mod tests {
         let feed = begun();
         let (tail, _) = follow(&feed, "a");
         feed.arrive(message(10, 10, 11, "a"));
-        // The new primary had all of it, as far as this process can tell, and another one knows better.
+        // This process cannot tell whether the new primary had lost messages; another replica may know.
         feed.arrive(message(20, 11, 21, "a"));
         assert_eq!((held(&tail), feed.generation()), ((20, 1), Some(Id::new(20))));
         assert!(feed.has_reached(&facts(20, 21)) && !feed.has_reached(&facts(10, 11)));
@@ -473,9 +480,10 @@ mod tests {
         assert_eq!((held(&tail), feed.watermark()), ((11, 1), Id::new(12)));
     }
 
-    /// The link has led to an older primary for a while, which has newer ids: nothing of the two may be mixed.
+    /// The link has led to an older primary for a while, which has newer ids. Messages of the two must not be
+    /// mixed.
     #[test]
-    fn an_entry_of_another_primary_covers_nobody_who_stands_before_it() {
+    fn an_entry_of_another_primary_covers_no_reader_before_it() {
         let feed = begun();
         let (tail, _) = follow(&feed, "a");
         feed.arrive(message(10, 10, 20, "a"));
@@ -483,14 +491,15 @@ mod tests {
         assert_eq!(held(&tail), (29, 1));
         feed.arrive(message(10, 28, 31, "a"));
         assert_eq!((held(&tail), feed.watermark()), ((30, 1), Id::new(31)));
-        // That one is ahead of a store that has nothing new: it begins again there.
+        // The tails are ahead of the store, which has nothing new. The feed begins again at the end of the
+        // store.
         feed.begin(&facts(10, 29), Place { id: Id::new(29), number: 2 });
         assert!(feed.has_reached(&facts(10, 29)));
         assert_eq!((held(&tail), feed.watermark()), ((31, 0), Id::new(29)));
     }
 
     #[test]
-    fn what_another_generation_has_left_never_makes_a_tail_look_complete() {
+    fn messages_of_another_generation_never_complete_a_tail() {
         let feed = begun();
         feed.arrive(message(100, 40, 101, "b"));
         let (tail, _) = follow(&feed, "a");
@@ -523,13 +532,13 @@ mod tests {
         let (pattern, _) = follow(&feed, "*");
         let topic: Topic = "a".parse().expect("a topic");
         let deletions = feed.deletions();
-        // It is deleted here before the feed brings it, and while somebody reads it from the store.
+        // The message is deleted here before the feed brings it, and while a reader reads it from the store.
         feed.delete(&topic, Id::new(11), Id::new(12));
         feed.arrive(message(10, 10, 11, "a"));
         assert_eq!(
             [held(&tail), held(&pattern)],
             [(11, 0); 2],
-            "readers before it ask the store, and are told"
+            "readers before it ask the store, and get a gap"
         );
         let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
         let late = Message::new(draft, Id::new(11), Id::new(9));
@@ -542,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_reads_is_dropped_after_a_while_but_not_what_a_pattern_reads() {
+    fn a_tail_without_readers_is_dropped_after_a_while_unless_a_pattern_needs_it() {
         let feed = begun();
         let (topic, reader) = follow(&feed, "a");
         let (_pattern, _) = follow(&feed, "b.*");

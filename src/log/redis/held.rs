@@ -1,4 +1,4 @@
-//! The messages that the tails of topics hold, bounded together.
+//! The messages in the tails of topics, with one bound for all of them.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -7,18 +7,19 @@ use crate::{
     message::{Id, Message},
 };
 
-/// How many messages the tail of a topic holds; who is further behind reads the store.
+/// How many messages the tail of a topic holds. A reader that is further behind reads the store.
 pub const MAX_TAIL_MESSAGES: usize = 1024;
-/// How many bytes.
+/// How many bytes the tail of a topic holds.
 const MAX_TAIL_BYTES: usize = 4 << 20;
-/// How many bytes are read from the store to fill a tail, and how many it holds at most while it is filled.
+/// How many bytes are read from the store to fill a tail. A tail that holds as many is not filled further.
 pub const FILL_BYTES: usize = MAX_TAIL_BYTES / 2;
-/// How many bytes all of them hold, as retention counts them. Tiny messages of as many topics take three times that.
+/// How many bytes all tails hold, as retention counts them. If every topic has one tiny message, the process
+/// takes three times that.
 const MAX_BYTES: usize = 32 << 20;
 
 #[derive(Default)]
 pub struct Held {
-    /// Every message that is held, about in the order of ids, and some that are gone meanwhile.
+    /// Every message in the tails, roughly in the order of ids. Some of them are gone meanwhile.
     order: VecDeque<(Id, Arc<Tail>)>,
     messages: usize,
     bytes: usize,
@@ -35,7 +36,7 @@ impl Held {
         self.bound(tail);
     }
 
-    /// Counts what was put before the messages of a tail, oldest first.
+    /// Counts older messages that were put before the others of a tail.
     pub fn prepended(&mut self, tail: &Arc<Tail>, older: &[Arc<Message>]) {
         for message in older.iter().rev() {
             self.count(message);
@@ -44,24 +45,24 @@ impl Held {
         self.bound(tail);
     }
 
-    /// Lets go of everything of a topic up to `upto`: whoever needs it reads the store.
+    /// Drops the messages of a topic up to `upto` from memory: readers that need them read the store.
     pub fn forget(&mut self, tail: &Tail, upto: Id) {
         tail.forget(upto, |message| self.let_go(&message));
     }
 
-    /// Lets go of everything of a topic up to `upto`, which is not retained any more.
+    /// Drops the messages of a topic up to `upto`, which are not retained any more.
     pub fn remove(&mut self, tail: &Tail, upto: Id) {
         tail.remove(upto, |message| self.let_go(&message));
     }
 
     fn let_go(&mut self, message: &Message) {
-        // The tails of patterns may hold it still.
+        // The tails of patterns may still hold the message.
         message.trim();
         self.messages -= 1;
         self.bytes -= cost(message);
     }
 
-    /// Lets old messages forget their renderings, and gives back the room of a burst that has passed.
+    /// Drops the renderings of old messages, and returns the memory of a burst that has passed.
     pub fn give_back(&mut self, now: Id) {
         self.hot.cool_at(now);
         self.clear_out();

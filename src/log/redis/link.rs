@@ -1,7 +1,7 @@
-//! The live link: one connection that reads the feed, on and on, and the proof that nothing is missing.
+//! The live link: the connection on which this replica reads the feed, and the proof that nothing is missing.
 //!
-//! It is made anew whenever it breaks or falls behind, and then reads on from the last entry that it has read. It does
-//! not matter whether it leads to the primary or to a copy: a copy has the same feed, a little later.
+//! The link is made anew whenever it breaks or falls behind. It then goes on after the last entry that was
+//! read. It may lead to the primary or to a copy, because a copy has the same feed a little later.
 
 use std::{
     collections::HashMap,
@@ -25,39 +25,39 @@ use super::{
 };
 use crate::log::LogError;
 
-/// How often it is proven that everything has arrived.
+/// How often this task proves that everything has arrived.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// How long a probe may take to be answered, and then what it names to arrive. Where both connections have died without
-/// a sign, the one is found after the other, and both within three seconds.
+/// How long the answer to a probe may take, and then how long the messages that it names may take to arrive.
+/// If both connections have died silently, one is found after the other, and both within three seconds.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(750);
-/// How long Redis keeps a read of the feed that finds nothing. A link that is silent for longer is dead.
+/// How long Redis blocks a read of the feed that finds nothing. A link that is silent for longer is dead.
 const BLOCK: Duration = Duration::from_secs(1);
-/// How many entries one read of the feed brings.
+/// How many entries one read of the feed returns.
 const READ_ENTRIES: usize = 512;
-/// Each so many probes sweep what has expired; as long as there is more of it, each one does.
+/// Every so many probes, one sweeps expired messages. While messages are left to sweep, every probe sweeps.
 const SWEEP_EVERY: u64 = 8;
 
-/// The link, and the probes that watch it.
+/// The link, and the probes that check it.
 pub struct Link {
     store: Arc<Store>,
     feed: Arc<Feed>,
     probes: AtomicU64,
-    /// The last sweep has left something.
+    /// True if the last sweep left expired messages.
     is_unswept: AtomicBool,
-    /// How many entries one read of the feed brings: fewer where a link was too slow for more.
+    /// How many entries the next read of the feed returns. A link that was too slow gets fewer.
     entries: AtomicUsize,
 }
 
 /// The answer to a probe.
 struct Probed {
     facts: Facts,
-    /// The sweep has left something.
+    /// True if the sweep left expired messages.
     is_unswept: bool,
     /// The newest entry of the feed.
     end: Place,
 }
 
-/// Why a link is given up.
+/// Why a link is closed.
 #[derive(Debug, thiserror::Error)]
 enum Broken {
     #[error("{0}")]
@@ -66,9 +66,9 @@ enum Broken {
     Unreachable(#[from] ConnectError),
     #[error("the store does not answer")]
     Unavailable(#[from] LogError),
-    #[error("it does not bring what the store has")]
+    #[error("it is behind the store")]
     Behind,
-    #[error("it leads to another primary than the one that answers")]
+    #[error("it leads to another primary than the publishing connection")]
     Elsewhere,
 }
 
@@ -79,14 +79,14 @@ impl Link {
         Self { store, feed, probes, is_unswept, entries }
     }
 
-    /// Links, again and again. Never ends.
+    /// Makes the link again and again. Never ends.
     pub async fn keep_linked(self: Arc<Self>) {
         let mut is_logged = false;
         loop {
             let began = Instant::now();
             let mut is_linked = false;
             let Err(broken) = self.live(&mut is_linked).await;
-            // A large batch may take longer than a link is given to move.
+            // A large batch may take longer to arrive than the link may be silent.
             let entries = self.entries.load(Ordering::Relaxed);
             self.entries.store((entries / 2).max(1), Ordering::Relaxed);
             if is_linked || !is_logged {
@@ -104,14 +104,14 @@ impl Link {
             self.feed.begin(&facts, end);
         }
         *is_linked = true;
-        tracing::info!(redis = %self.store.address(), "live");
+        tracing::info!(redis = %self.store.address(), "the live link is up");
         tokio::select! {
             broken = self.read_feed(connection) => broken,
             broken = self.watch() => broken,
         }
     }
 
-    /// Gives the feed, entry by entry, to the tails.
+    /// Reads the feed, and gives each entry to the tails.
     async fn read_feed(&self, mut connection: MultiplexedConnection) -> Result<Infallible, Broken> {
         let key = format!("{}feed", self.store.prefix());
         loop {
@@ -122,7 +122,7 @@ impl Link {
                 .arg("BLOCK")
                 .arg(BLOCK.as_millis() as u64);
             read.arg("STREAMS").arg(&key).arg(after.to_string());
-            // Nothing comes back where there was nothing to read for so long.
+            // Redis answers nothing if there was nothing to read for so long.
             let found: Option<HashMap<String, Vec<Entry>>> = read.query_async(&mut connection).await?;
             self.entries.store(READ_ENTRIES, Ordering::Relaxed);
             found
@@ -130,19 +130,19 @@ impl Link {
                 .flatten()
                 .flat_map(|(_, entries)| entries)
                 .for_each(|entry| self.feed.arrive(entry));
-            // The readers that were woken go first.
+            // Let the woken readers run first.
             tokio::task::yield_now().await;
         }
     }
 
-    /// Proves again and again that everything arrives; ends when it does not.
+    /// Probes again and again. Ends when a probe shows that something does not arrive.
     async fn watch(&self) -> Result<Infallible, Broken> {
         let mut probes = interval(PROBE_EVERY);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let store = self.store.current();
             tokio::select! {
-                // What ended the one connection may have ended the other without a sign.
+                // The cause that ended the publishing connection may have ended the link without a sign.
                 () = self.store.renewed(store) => {}
                 _ = probes.tick() => {}
             }
@@ -151,7 +151,7 @@ impl Link {
         }
     }
 
-    /// What the store holds now.
+    /// Asks the store for its facts.
     pub async fn ask(&self) -> Result<Facts, LogError> {
         Ok(self.run_probe(false).await?.facts)
     }
@@ -161,7 +161,7 @@ impl Link {
         Ok(self.store.primary().connect(config).await?.1)
     }
 
-    /// Asks the store what it holds, and waits until all of that has arrived.
+    /// Asks the store for its newest id, and waits until everything up to there has arrived.
     async fn probe(&self) -> Result<(), Broken> {
         let asked = self.store.current();
         let number = self.probes.fetch_add(1, Ordering::Relaxed) + 1;
@@ -173,24 +173,25 @@ impl Link {
                 self.arrived(&facts, end).await?;
                 let _ = timeout(PROBE_TIMEOUT, self.store.check_durability()).await;
             }
-            // The link may be well all the same.
+            // The link may still be healthy.
             Ok(Err(_)) => {}
             Err(_) => asked.into_iter().for_each(|number| self.store.give_up(number)),
         }
         Ok(())
     }
 
-    /// Waits until everything has arrived that the store had when it said this, as long as something arrives.
+    /// Waits until everything has arrived that the store had when it gave these facts, for as long as entries
+    /// arrive.
     async fn arrived(&self, facts: &Facts, end: Place) -> Result<(), Broken> {
         loop {
             let place = self.feed.place();
             if self.feed.wait(PROBE_TIMEOUT, |feed| feed.has_reached(facts)).await {
-                // Only now: what another primary brings says nothing of the store that answers.
+                // Only now: an entry from another primary says nothing about the store that answers.
                 self.store.has_seen(self.feed.watermark());
                 return Ok(());
             }
             if self.feed.generation() != Some(facts.began) {
-                // What another primary still brings is of no use, nor is the place that it has led to.
+                // Entries from another primary are useless, and so is the place that they led to.
                 self.feed.begin(facts, end);
                 return Err(Broken::Elsewhere);
             }

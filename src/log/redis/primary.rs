@@ -1,6 +1,6 @@
-//! Where the primary is: at a fixed address, or where the Sentinels say.
+//! Finds the primary: at a fixed address, or by asking the Sentinels.
 //!
-//! It knows nothing of what is said over a connection once that is made.
+//! This module makes connections, and knows nothing of their use.
 
 use std::{collections::HashMap, future::pending, time::Duration};
 
@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{Address, store::CONNECT_TIMEOUT};
 
-/// How long a Sentinel may take for each step of an answer.
+/// How long a Sentinel may take for each step of its answer.
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often the Sentinels are asked whether the primary is still the same.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -35,13 +35,13 @@ pub enum ConnectError {
     NoSentinel(RedisError),
     #[error("the sentinels know no master of that name")]
     UnknownMaster,
-    #[error("the server that the sentinels name is no primary")]
+    #[error("the server that the sentinels name is not a primary")]
     NotPrimary,
 }
 
 struct Sentinel {
     info: ConnectionInfo,
-    /// It stays open from one question to the next.
+    /// The connection stays open from one question to the next.
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
@@ -50,7 +50,7 @@ struct Sentinel {
 struct Named {
     host: String,
     port: u16,
-    /// Each failover has a higher one.
+    /// Grows with each failover.
     epoch: u64,
 }
 
@@ -65,13 +65,13 @@ impl Primary {
         &self.address
     }
 
-    /// Connects to the primary, and says where it is.
+    /// Connects to the primary, and returns its address and the connection.
     ///
     /// # Errors
-    /// If the primary cannot be found or reached. Each step of that has a bounded time.
+    /// If the primary cannot be found or reached. Each step has a bounded time.
     ///
     /// # Cancel safety
-    /// Dropping this closes what it has opened.
+    /// Dropping this closes the connections that it has opened.
     pub async fn connect(
         &self,
         config: AsyncConnectionConfig,
@@ -81,14 +81,15 @@ impl Primary {
         let config = config.set_connection_timeout(Some(CONNECT_TIMEOUT));
         let mut connection =
             Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await?;
-        // For a while after a failover the Sentinels may still name the old primary, which is a copy now.
+        // For a while after a failover, the Sentinels may still name the old primary, which is a copy now.
         if !self.sentinels.is_empty() && !is_primary(&mut connection).await? {
             return Err(ConnectError::NotPrimary);
         }
         Ok((addr, connection))
     }
 
-    /// Waits until the Sentinels name another primary than the one at `addr`. At a fixed address it never does.
+    /// Waits until the Sentinels name a primary at another address than `addr`. Never resolves if the address
+    /// is fixed.
     pub async fn moved(&self, addr: &ConnectionAddr) {
         if self.sentinels.is_empty() {
             return pending().await;
@@ -101,7 +102,7 @@ impl Primary {
             match self.find().await {
                 Ok(info) if info.addr() != addr => return,
                 Ok(_) => is_answered = true,
-                // The primary may be well all the same.
+                // The primary may still be healthy.
                 Err(why) if std::mem::take(&mut is_answered) => {
                     tracing::warn!(redis = %self.address, %why, "a failover would not be noticed");
                 }
@@ -110,8 +111,8 @@ impl Primary {
         }
     }
 
-    /// How to connect to the primary. More than half of the Sentinels decide; where they do not agree or do not answer,
-    /// the one that has seen the latest failover does.
+    /// How to connect to the primary. More than half of the Sentinels decide. If they disagree or do not
+    /// answer, the Sentinel that has seen the latest failover decides.
     async fn find(&self) -> Result<ConnectionInfo, ConnectError> {
         let Some(sentinels) = self.address.sentinels() else { return Ok(self.address.node()) };
         let mut answers: FuturesUnordered<_> =
@@ -139,10 +140,10 @@ impl Primary {
 }
 
 impl Sentinel {
-    /// Where this Sentinel says that the primary is. Nothing if it knows none of that name.
+    /// Asks this Sentinel for the primary. `None` if it knows no primary of that name.
     async fn ask(&self, master: &str) -> Result<Option<Named>, RedisError> {
         let mut kept = self.connection.lock().await;
-        // It is kept only if it has answered.
+        // The connection is kept only if the Sentinel has answered.
         let mut connection = match kept.take() {
             Some(connection) => connection,
             None => self.connect().await?,
@@ -173,7 +174,7 @@ impl Sentinel {
 }
 
 async fn is_primary(connection: &mut MultiplexedConnection) -> Result<bool, RedisError> {
-    // The number of its copies, and more, stands behind the role.
+    // Behind the role stand the number of copies and more.
     let role: Vec<redis::Value> = redis::cmd("ROLE").query_async(connection).await?;
     let role = role.into_iter().next().map(redis::from_redis_value::<String>);
     Ok(role.is_some_and(|role| role.is_ok_and(|role| role == "master")))

@@ -1,6 +1,6 @@
-//! Where a reader begins, what it has missed, and what is retained for it: read from the store.
+//! Finds in the store where a reader begins, what it has missed, and the messages that are retained for it.
 //!
-//! What a cursor means is decided here from what the scripts answer; nothing of it is kept.
+//! This module decides what a cursor means, from the answers of the scripts. It keeps no state.
 
 use std::{
     cmp::Reverse,
@@ -19,25 +19,25 @@ use crate::{
     message::{Id, Pattern, PatternSet, Topic},
 };
 
-/// How many topics are read one by one. Readers of more look for them in the order of all messages.
+/// How many topics are read one by one. A reader of more topics finds their messages in the order.
 const MAX_READ_TOPICS: usize = 500;
-/// How many topics one script looks at, so that others get their turn.
+/// How many topics one script reads, so that other scripts get their turn.
 const TOPIC_BATCH: usize = 200;
-/// How many messages one script steps over to find where the newest so many begin.
+/// How many messages one script steps over to find the beginning of the newest `last`.
 const STEP_LIMIT: usize = 2000;
-/// How far is looked for the message behind a gap.
+/// How many parts of the order are searched for the message behind a gap.
 const MAX_SCANS: usize = 64;
 
-/// For more topics than these one gap is told for the pattern.
+/// If more topics than this have a gap, the pattern gets one gap for all of them.
 const MAX_GAPS: usize = 1000;
 
-/// What the store said of itself when it said which topics there were.
+/// The facts that the store gave when it said which topics there were.
 struct Bound {
     began: Id,
     newest: Id,
 }
 
-/// Some messages, each nothing if it is not there, and what is retained of other topics.
+/// Some messages, and what is retained of other topics. A message is `None` if it is not there.
 #[derive(Default)]
 struct Retrieved {
     messages: Vec<Option<Stored>>,
@@ -87,7 +87,7 @@ impl Reading<'_> {
         Ok(Beginning { position, gaps: Vec::new() })
     }
 
-    /// A gap for each topic and pattern, since nothing is known of the cursor.
+    /// A gap for each topic and pattern, because the store cannot say what the cursor covers.
     async fn unknown_gaps(&self) -> Result<Vec<Gap>, LogError> {
         let topics = self.topics();
         let retained = self.fetch(&[], &topics, &Position::default()).await?.topics;
@@ -100,12 +100,13 @@ impl Reading<'_> {
         Ok(known.map(gap).collect())
     }
 
-    /// Begins just before the oldest message of each topic since `since`, or the newest `last` of each.
+    /// Begins just before the oldest message of each topic since `since`, or before the newest `last` of each
+    /// topic.
     async fn begin_with(&self, since: Id, last: Option<usize>, newest: Id) -> Result<Position, LogError> {
         let mut topics = self.matching(since).await?;
         let mut covered = topics.len();
         if last.is_some() && covered > MAX_LAST_TOPICS && self.has_wildcards() {
-            // A topic that is named is given however many others are newer.
+            // A named topic is always given, even if many other topics are newer.
             let is_named = |topic: &Topic| self.patterns.names(topic);
             let (named, others): (Vec<_>, Vec<_>) =
                 topics.split_off(MAX_LAST_TOPICS).into_iter().partition(is_named);
@@ -125,8 +126,8 @@ impl Reading<'_> {
         Ok(position)
     }
 
-    /// Where to begin in each topic. Says from where on the store vouches: no cursor was given, so nothing from
-    /// before that can be missed.
+    /// Finds where to begin in each topic. Raises `began` to the beginning of the generation: the reader gave no
+    /// cursor, so it can have missed nothing from before.
     async fn firsts(
         &self,
         topics: &[Topic],
@@ -150,7 +151,7 @@ impl Reading<'_> {
         Ok(firsts)
     }
 
-    /// Goes on where one step did not lead far enough back.
+    /// Steps further back if one step did not find enough messages.
     async fn step_back(&self, topic: &Topic, count: usize, first: &mut First) -> Result<(), LogError> {
         let (mut passed, mut left) = (first.passed, count.saturating_sub(first.passed));
         while passed == STEP_LIMIT && left > 0 {
@@ -167,7 +168,8 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// The topics that are read, those of patterns newest first, and only such as may have something since `since`.
+    /// The topics that are read, those of patterns newest first. With a pattern, topics may be left out that
+    /// have nothing since `since`.
     async fn matching(&self, since: Id) -> Result<Vec<Topic>, LogError> {
         if !self.has_wildcards() {
             return Ok(self.topics());
@@ -186,11 +188,12 @@ impl Reading<'_> {
         Ok(topics.into_iter().map(|(topic, _)| topic).collect())
     }
 
-    /// The gaps after `position`, and what is retained after it.
+    /// The gaps after `position`, and the retained messages after it.
     pub async fn read(&self, position: &Position, limit: usize) -> Result<(Facts, Page), LogError> {
         if let Some((topics, upto)) = self.few_topics().await? {
             let (facts, mut page) = self.read_topics(&topics, position, limit).await?;
-            // A gap of the whole pattern is due, or another topic may have come meanwhile with an older message.
+            // Read the order instead if a gap for the whole pattern is due, or if a new generation may have
+            // brought topics with older messages.
             let is_whole = facts.began == upto.began && !is_far(&facts, position);
             if is_whole || !self.has_wildcards() {
                 cut(&mut page, upto.newest);
@@ -200,7 +203,8 @@ impl Reading<'_> {
         self.scan(position, limit).await
     }
 
-    /// The topics that are read, if they are few, and what the store said of itself when there were no others.
+    /// The topics that are read, if they are few, and the facts that the store gave when there were no
+    /// others.
     async fn few_topics(&self) -> Result<Option<(Vec<Topic>, Bound)>, LogError> {
         let named = self.patterns.topics().len();
         let texts: Option<Vec<_>> = self.patterns.wildcards().iter().map(Pattern::literal_start).collect();
@@ -245,7 +249,7 @@ impl Reading<'_> {
         let mut links: HashMap<usize, Id> = HashMap::new();
         for Found { number, stored } in found {
             let Some(topic) = number.checked_sub(1).and_then(|index| topics.get(index)) else { continue };
-            // A hole in the midst was made by somebody else: the page ends before it, and the next one tells.
+            // Another program made a hole in the stream. The page ends before it, and the next page tells it.
             if links.insert(number, stored.id).is_some_and(|last| last < stored.prev) {
                 page.end = page.messages.last().map_or(page.end, |last| last.id);
                 break;
@@ -259,7 +263,8 @@ impl Reading<'_> {
         let exact = self.topics();
         let told = position.told.max(position.cursor);
         let Scanned { facts, end, mut order, .. } = self.scan_order(position.cursor).await?;
-        // After the order: what left that before it was read has left its mark by now.
+        // Read the marks after the order. A message that left the order before it was read has left its mark
+        // by now.
         let (gone, marked) = self.gone(told.max(position.checked.newest), &facts).await?;
         let standing = facts.standing(position);
         order.retain(|(id, _)| *id <= standing.upto);
@@ -267,7 +272,7 @@ impl Reading<'_> {
         let checked = Mark { newest: marked, nth: 0 };
         let mut page = Page { checked, end: end.min(standing.upto), ..Page::default() };
 
-        // Which of the scanned messages are to be given.
+        // Find the scanned messages that are to be given.
         let mut wanted: Vec<(Topic, Id)> = Vec::new();
         for (id, name) in &order {
             if !self.matches(name) || *id <= position.given(name) {
@@ -282,10 +287,10 @@ impl Reading<'_> {
             }
         }
 
-        // Which topics may have lost something.
+        // Find the topics that may have lost messages.
         let forgotten = facts.forgotten;
         let mut lost: HashSet<Topic> = HashSet::new();
-        // What lay before a gap of the pattern was told by it.
+        // The gap of the pattern told what was lost before this.
         let told_by_pattern = standing.told_upto(Id::ZERO).max(forgotten);
         let is_lost = |(topic, gone): &(&Topic, &Id)| position.vouched(topic).max(told_by_pattern) < **gone;
         lost.extend(gone.iter().filter(is_lost).map(|(topic, _)| topic.clone()));
@@ -293,7 +298,7 @@ impl Reading<'_> {
             lost.extend(exact);
         }
         let mut lost: Vec<_> = lost.into_iter().collect();
-        // One gap tells it for such a pattern.
+        // These patterns get one gap for all their topics.
         let wide = if is_far { self.patterns.wildcards().iter().collect() } else { self.wide(&lost) };
         let mut next = Id::MAX;
         if !wide.is_empty() {
@@ -312,7 +317,7 @@ impl Reading<'_> {
         let found = self.fetch(&wanted, &lost, position).await?;
         page.past = wanted.first().map_or(page.end, |(_, id)| id.before()).min(page.end);
         if found.messages.len() < wanted.len() {
-            // Not all of it fits.
+            // Not all of the messages fit on the page.
             page.end = wanted[found.messages.len().max(1) - 1].1;
         }
         let oldest = found.topics.iter().filter_map(Retained::next).fold(next, Id::min);
@@ -324,7 +329,7 @@ impl Reading<'_> {
         for ((topic, id), stored) in wanted.into_iter().zip(found.messages) {
             match stored {
                 Some(stored) => put(&mut page, &topic, &stored),
-                // It went between two looks, or somebody else took it.
+                // The message went between two reads, or another program took it.
                 None => _ = missing.insert(topic, id),
             }
         }
@@ -336,7 +341,7 @@ impl Reading<'_> {
         Ok((facts, page))
     }
 
-    /// Tells of messages that the order has, and their streams have not.
+    /// Tells a gap for messages that are in the order and not in their streams.
     async fn tell_missing(
         &self,
         page: &mut Page,
@@ -353,14 +358,15 @@ impl Reading<'_> {
         for ((topic, id), retained) in missing.into_iter().zip(found.topics) {
             let (next, floor) = (retained.next(), retained.complete_from(Id::ZERO).max(id));
             page.gaps.retain(|gap| gap.topic.as_str() != &*topic);
-            // Nothing before the hole is given after it was told.
+            // Messages from before the hole must not come after its gap.
             page.messages.retain(|message| message.topic != topic || message.id > floor);
             page.gaps.push(Gap { topic: (&topic).into(), next, reason: Reason::Retention, floor });
         }
         Ok(())
     }
 
-    /// Fetches the `wanted` messages, as many as fit, and what is retained of other topics after `position`.
+    /// Fetches the `wanted` messages, as many as fit, and reads what is retained of other topics after
+    /// `position`.
     async fn fetch(
         &self,
         wanted: &[(Topic, Id)],
@@ -386,7 +392,7 @@ impl Reading<'_> {
         Ok(retrieved)
     }
 
-    /// The patterns of which so many topics are `lost` that one gap tells it for each of them.
+    /// The patterns that get one gap, because so many of their topics are `lost`.
     fn wide(&self, lost: &[Topic]) -> HashSet<&Pattern> {
         if lost.len() <= MAX_GAPS {
             return HashSet::new();
@@ -404,8 +410,8 @@ impl Reading<'_> {
         is_other
     }
 
-    /// When each of the topics that are read last lost something, if that was after `after`. Says when the newest mark
-    /// was set that was seen.
+    /// When each of the matching topics last lost messages, if that was after `after`. Also returns when the
+    /// newest mark was set.
     async fn gone(&self, after: Id, facts: &Facts) -> Result<(HashMap<Topic, Id>, Id), LogError> {
         let mut gone = HashMap::new();
         let take = |members: Vec<(String, Id)>| {
@@ -414,21 +420,22 @@ impl Reading<'_> {
             gone.extend(read.filter_map(|(name, id)| Some((name.parse::<Topic>().ok()?, id))));
         };
         let known = self.store.marks(after, take).await?;
-        // Those of another generation say nothing of what was read.
+        // Marks of another generation say nothing about the messages that were read.
         if known.began == facts.began { Ok((gone, known.marked)) } else { Err(LogError::Unavailable) }
     }
 
     async fn scan_order(&self, after: Id) -> Result<Scanned, LogError> {
         loop {
             let scanned: Scanned = self.run(&self.store.scripts.scan, &[after.to_string()]).await?;
-            // Each time removes a thousand of what has expired, for all who wait.
+            // Each scan removes a thousand expired messages, for all readers that wait.
             if scanned.state != ScanState::Unswept {
                 return Ok(scanned);
             }
         }
     }
 
-    /// The oldest message after `after` of each pattern with a wildcard. The order is looked through once for all.
+    /// The oldest message after `after` of each pattern with a wildcard. One pass over the order serves all
+    /// patterns.
     async fn oldest_of_wildcards(&self, after: Id) -> Result<Oldest<'_>, LogError> {
         let (mut oldest, mut after) = (Oldest { found: HashMap::new(), looked_upto: Id::MAX }, after);
         for _ in 0..MAX_SCANS {
@@ -451,7 +458,7 @@ impl Reading<'_> {
     }
 }
 
-/// The oldest message of each pattern, as far as was looked.
+/// The oldest message of each pattern, in the part of the order that was searched.
 struct Oldest<'a> {
     found: HashMap<&'a Pattern, Id>,
     looked_upto: Id,
@@ -462,19 +469,19 @@ impl Oldest<'_> {
         self.found.get(pattern).copied()
     }
 
-    /// No message of any of the patterns comes before this.
+    /// No message of any of the patterns comes before this id.
     fn first(&self) -> Id {
         self.found.values().copied().min().unwrap_or(Id::MAX).min(self.looked_upto)
     }
 }
 
 impl Retained {
-    /// The oldest message after the reader's point.
+    /// The oldest message after the point of the reader.
     fn next(&self) -> Option<Id> {
         Some(self.first).filter(|first| *first > Id::ZERO)
     }
 
-    /// From where on everything of the topic is retained, as far as the reader has not been given it.
+    /// The id from which everything of the topic is retained, in the part that the reader has not been given.
     fn complete_from(&self, forgotten: Id) -> Id {
         match self.next() {
             Some(_) => self.prev,
@@ -488,24 +495,25 @@ impl Retained {
     }
 }
 
-/// True if a gap of each pattern is due, since topics may have lost something that nobody knows any more.
+/// True if each pattern gets a gap, because topics that the index no longer knows may have lost messages.
 fn is_far(facts: &Facts, position: &Position) -> bool {
     facts.standing(position).is_at_boundary() || position.told.max(position.cursor) < facts.forgotten
 }
 
-/// Leaves what is newer than `upto` to the next page.
+/// Leaves messages newer than `upto` to the next page.
 fn cut(page: &mut Page, upto: Id) {
     page.messages.retain(|message| message.id <= upto);
     (page.end, page.past) = (page.end.min(upto), page.past.min(upto));
 }
 
-/// Puts a message on a page. One that this version cannot read, or that somebody else wrote, is told as a gap of its own.
+/// Puts a message on a page. If this version cannot read it, or another program wrote it, it gets a gap of
+/// its own.
 fn put(page: &mut Page, topic: &Topic, stored: &Stored) {
     if let Some(message) = stored.message(topic) {
         page.messages.push(message);
         return;
     }
     let id = stored.id;
-    tracing::error!(%topic, %id, "a stored message cannot be read; its readers are told a gap");
+    tracing::error!(%topic, %id, "a stored message cannot be read; readers get a gap");
     page.gaps.push(Gap { topic: topic.into(), next: None, reason: Reason::Retention, floor: id });
 }

@@ -1,4 +1,4 @@
-//! The scripts: each is one step, whatever else happens in Redis.
+//! The scripts. Redis runs each of them as one step, which nothing can interrupt.
 
 use redis::Script;
 
@@ -8,28 +8,30 @@ use crate::log::{
     retention::{AFTER_EXPIRY, INDEX_AGE, MESSAGE_OVERHEAD_BYTES},
 };
 
-/// How many bytes of payload one page may have. One message more is given, however large it is.
+/// How many bytes of payload one page may have. The message that exceeds this is still given, however large
+/// it is.
 const PAGE_BYTES: usize = 256 << 10;
-/// How many entries of the order one page looks at.
+/// How many entries of the order one script reads.
 const SCAN_BATCH: usize = 2000;
-/// How many messages that have expired one read removes.
+/// How many expired messages one read removes.
 const READ_SWEEP: usize = 1000;
-/// What a topic or a mark costs in the index, the names and the state, as all that is retained is counted.
+/// The cost of a topic or a mark in the index, the names and the state, in bytes. It counts towards the limit on all
+/// retained bytes.
 const TOPIC_COST: usize = 350;
-/// What an idempotency key costs.
+/// The cost of an idempotency key, in bytes.
 const KEY_COST: usize = 250;
-/// A topic may hold this part of its bounds more, until the surplus is removed at once.
+/// A topic may exceed its limits by one part in this many, until the surplus is removed at once.
 const SLACK: usize = 64;
 /// How many of the newest entries the feed holds.
 const FEED_ENTRIES: usize = 16_384;
-/// About how many bytes these may have.
+/// About how many bytes these entries may have.
 const FEED_BYTES: usize = 16 << 20;
-/// How many it holds however large they are.
+/// How many entries the feed holds, however large they are.
 const FEED_MIN_ENTRIES: usize = 64;
-/// A message that is larger than this is in the feed without its body.
+/// In bytes. The feed has a larger message without its body.
 const FEED_MAX_BODY: usize = 16 << 10;
 
-/// All that is done in Redis, as one library of which each script has the prelude.
+/// All scripts. Each begins with the prelude.
 pub struct Scripts {
     pub publish: Script,
     pub announce: Script,
@@ -49,9 +51,9 @@ pub struct Scripts {
     pub stats: Script,
 }
 
-/// Refused where memory is short, before anything is done.
+/// Redis refuses these scripts when its memory is full, before they do anything.
 const STORES: &str = "#!lua";
-/// Reading and forgetting go on where memory is short.
+/// Reading and deleting go on when the memory of Redis is full.
 const READS: &str = "#!lua flags=allow-oom";
 
 impl Default for Scripts {
@@ -62,7 +64,7 @@ impl Default for Scripts {
         };
         Self {
             publish: script(STORES, include_str!("scripts/publish.lua")),
-            // It is not stored, and the feed has its bound. Readiness is proven by it.
+            // An announcement is not stored, and the feed has a bound.
             announce: script(READS, include_str!("scripts/announce.lua")),
             delete: script(READS, include_str!("scripts/delete.lua")),
             probe: script(READS, include_str!("scripts/probe.lua")),
@@ -82,7 +84,8 @@ impl Default for Scripts {
     }
 }
 
-/// The line of Lua that gives every script the bounds of this program. Durations are in microseconds, but for one.
+/// The line of Lua that gives the limits of this program to every script. Durations are in microseconds,
+/// except `KEY_WINDOW_MS`.
 pub fn constants() -> String {
     let (names, values): (Vec<_>, Vec<_>) = [
         ("MESSAGE_OVERHEAD", MESSAGE_OVERHEAD_BYTES as u128),

@@ -1,6 +1,6 @@
-//! Questions to the store that several ask at once: one of them asks, and all are given its answer.
+//! Questions to the store that several callers ask at once: one of them asks, and all share its answer.
 //!
-//! After a restart thousands come back to the same point at once.
+//! After a restart, thousands of clients resume from the same cursor at once.
 
 use std::{
     collections::HashMap,
@@ -10,13 +10,13 @@ use std::{
 
 use tokio::sync::OnceCell;
 
-/// The questions that are being asked, with those who wait for the answers.
+/// The questions that wait for an answer, and the callers that wait with them.
 pub struct Shared<Q, A> {
     // A std mutex: no await happens while it is held.
     asked: Mutex<HashMap<Q, Weak<OnceCell<A>>>>,
 }
 
-/// One of those who wait for an answer. The first to have it, or to leave, closes the question.
+/// A caller that waits for an answer. The first one to get it, or to leave, closes the question.
 struct Waiting<'a, Q: Eq + Hash, A> {
     shared: &'a Shared<Q, A>,
     question: &'a Q,
@@ -30,13 +30,13 @@ impl<Q, A> Default for Shared<Q, A> {
 }
 
 impl<Q: Clone + Eq + Hash, A: Clone> Shared<Q, A> {
-    /// What `ask` answers, to this call or to an earlier one that still waits for the same.
+    /// The answer of `ask`, called here or by an earlier caller that still waits for the same answer.
     pub async fn share(&self, question: &Q, ask: impl Future<Output = A>) -> A {
         let waiting = self.wait(question);
         waiting.answer.get_or_init(|| ask).await.clone()
     }
 
-    /// Lets nobody else wait for the answer to a question: the next call asks it anew.
+    /// Ends the sharing of a question that waits for its answer: the next caller asks anew.
     pub fn close(&self, question: &Q) {
         self.asked().remove(question);
     }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_the_caller_that_asks_leaves_another_asks() {
+    async fn another_caller_asks_if_the_first_one_leaves() {
         let shared = Shared::default();
         let mut leaves = Box::pin(shared.share(&"a", std::future::pending()));
         assert!(futures_util::poll!(&mut leaves).is_pending());

@@ -1,6 +1,6 @@
-//! The publishing connection: scripts are run over it, and whatever is asked at the same time shares a round trip.
+//! The publishing connection: it runs the scripts. Calls at the same time share a round trip.
 //!
-//! It knows nothing of the link, nor of what the scripts are about.
+//! This module knows nothing of the link, nor of what the scripts do.
 
 use std::{
     sync::{
@@ -27,31 +27,31 @@ use super::{
 };
 use crate::{log::LogError, message::Id};
 
-/// How long an answer may take. After that nobody knows whether it was done.
+/// How long an answer may take. After that, it is unknown whether the script ran.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a connection may take to be made. One that was begun while nothing got through holds up the next.
+/// How long connecting may take. An attempt that was begun while the network was down delays the next one.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long to wait for a connection that is being made, before nothing is sent at all.
+/// How long a call waits for a connection that is being made, before it fails with nothing sent.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long it may take until a publish notices that the connection leads to another primary than it did. Whoever
-/// was given something meanwhile is told a gap then.
+/// How long it may take until a publish notices that the connection leads to another primary. A reader that
+/// was given messages in between then gets a gap.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// From one attempt to connect to the next, at least.
+/// The shortest time from one attempt to connect to the next.
 pub const RETRY_AFTER: Duration = Duration::from_millis(200);
-/// How long a refusal for want of memory counts: publishers show sooner or later that there is room again.
+/// How long a refusal because of full memory counts. Later publishes show whether there is room again.
 const FULL_FOR: Duration = Duration::from_secs(10);
-/// How often it is said what Redis refuses.
+/// How often a warning repeats what Redis refuses.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-/// How many members of the index are looked at in one step.
+/// How many members of the index are read in one step.
 const INDEX_BATCH: usize = 2000;
 
-/// One of the connections that there were, so that a late error does not end the next one.
+/// One connection. Its number keeps a late error on it from ending the next one.
 #[derive(Clone)]
 struct Connection {
     number: u64,
     redis: MultiplexedConnection,
-    /// When it was last asked which primary it leads to.
+    /// When a script last checked which primary the connection leads to.
     looked: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -61,22 +61,22 @@ impl Connection {
     }
 }
 
-/// Runs scripts over the one connection that is there, if there is one.
+/// Runs scripts over the current connection.
 pub struct Store {
     pub scripts: Scripts,
     primary: Primary,
     prefix: String,
     keep: Keep,
     connection: watch::Sender<Option<Connection>>,
-    /// The newest id that this process has seen: a store that is behind it has lost something.
+    /// The newest id that this process has seen. A store that is behind it has lost messages.
     known: AtomicU64,
-    /// What is acknowledged is on disk.
+    /// True if every acknowledged message is on disk.
     is_durable: AtomicBool,
-    /// When Redis last refused something for want of memory.
+    /// When Redis last refused a script because its memory was full.
     full_at: Mutex<Option<Instant>>,
-    /// The store has a format that this version does not know.
+    /// True if the store has a format that this version does not know.
     is_foreign: AtomicBool,
-    /// When it was last said that Redis refuses something.
+    /// When a warning last told what Redis refused.
     said: Mutex<Option<Instant>>,
 }
 
@@ -112,26 +112,27 @@ impl Store {
         self.full_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether Redis refused something of late for want of memory.
+    /// True if Redis recently refused a script because its memory was full.
     pub fn is_full(&self) -> bool {
         self.full_at().is_some_and(|at| at.elapsed() < FULL_FOR)
     }
 
-    /// Whether the store turned out to have a format that this version does not know.
+    /// True if the store has shown a format that this version does not know.
     pub fn is_foreign(&self) -> bool {
         self.is_foreign.load(Ordering::Relaxed)
     }
 
-    /// Notes an id that the store has given or shown.
+    /// Notes an id that the store has assigned or shown.
     pub fn has_seen(&self, id: Id) {
         self.known.fetch_max(id.get(), Ordering::AcqRel);
     }
 
-    /// Runs a script about `subject`, which may be nothing, and looks now and then which primary runs it.
+    /// Runs a script about `subject`, which may be empty. Now and then the script also checks which primary
+    /// runs it.
     ///
     /// # Errors
-    /// [`LogError::Unavailable`] if it was certainly not run, [`LogError::UnknownOutcome`] if it may have been.
-    /// It is never sent again.
+    /// [`LogError::Unavailable`] if the script certainly did not run, [`LogError::UnknownOutcome`] if it may
+    /// have run. It is never sent again.
     pub async fn run<T: FromRedisValue>(
         &self,
         script: &Script,
@@ -141,7 +142,8 @@ impl Store {
         self.invoke(script, subject, args, false).await
     }
 
-    /// A script with what all of them are told first. If it `looks`, it finds out which primary it runs on.
+    /// A call of a script, with the arguments that every script takes first. If it `looks`, the script checks
+    /// which primary runs it.
     pub fn invocation<'a>(
         &self,
         script: &'a Script,
@@ -173,11 +175,11 @@ impl Store {
         let mut connection = self.connected().await.ok_or(LogError::Unavailable)?;
         let now = Instant::now();
         let looks = must_look || connection.looked().is_none_or(|looked| now - looked >= LOOK_EVERY);
-        // A script that Redis does not know was not run: then it is sent whole.
+        // If Redis does not know the script, it did not run, and is sent again with its text.
         let invocation = self.invocation(script, subject, args, looks);
         let answer = invocation.invoke_async(&mut connection.redis).await;
         if answer.is_err() {
-            // It may have been another primary for a while.
+            // The call may have run on another primary.
             *connection.looked() = None;
         } else if looks {
             *connection.looked() = Some(now);
@@ -202,8 +204,8 @@ impl Store {
         })
     }
 
-    /// Runs a script that changes nothing, or nothing that matters when it is done twice: it looks which primary runs
-    /// it, and it is run again if the connection broke under it.
+    /// Runs a script that changes nothing, or that may safely run twice. It checks which primary runs it, and
+    /// it runs again if the connection broke meanwhile.
     ///
     /// # Errors
     /// [`LogError::Unavailable`], within a bounded time.
@@ -217,7 +219,7 @@ impl Store {
             loop {
                 let known = self.current();
                 match self.invoke(script, subject, args, true).await {
-                    // Gone is gone; what was only slow is not asked again.
+                    // Retry only if the connection was lost: a slow answer is not asked for again.
                     Err(LogError::UnknownOutcome) if known.is_some() && self.current() != known => {}
                     Err(_) => return Err(LogError::Unavailable),
                     read => return read,
@@ -227,18 +229,19 @@ impl Store {
         timeout(ANSWER_TIMEOUT, read).await.unwrap_or(Err(LogError::Unavailable))
     }
 
-    /// Gives the topics that have something after `after` to `take`, in batches, with their newest ids. A topic that is
-    /// published to meanwhile comes again.
+    /// Gives `take` the topics with a message after `after`, in batches, with their newest ids. A topic that
+    /// gets a message meanwhile is given again.
     ///
     /// # Errors
-    /// As [`read`](Self::read); also if another generation of the store has begun on the way.
+    /// As [`read`](Self::read); also if a new generation of the store begins meanwhile.
     pub async fn index(&self, after: Id, take: impl FnMut(Vec<(String, Id)>)) -> Result<(), LogError> {
         self.members(&self.scripts.changed, format!("({after}"), take).await.map(drop)
     }
 
-    /// Gives the marks that were set after `after` to `take`, in batches: a topic behind a comma, or behind a space if it
-    /// was deleted, with the time of the mark, which is no older than what is gone. A mark that is there when this is
-    /// called is given. Returns what the store said of itself before the first of them.
+    /// Gives `take` the marks that were set after `after`, in batches: a comma and the topic, or a space and
+    /// the topic if it was deleted. With each comes the time of the mark, which is no older than the lost
+    /// messages. Every mark that exists when this is called is given. Returns the facts that the store gave
+    /// before the first of them.
     ///
     /// # Errors
     /// As [`index`](Self::index).
@@ -264,7 +267,7 @@ impl Store {
                 return Err(LogError::Unavailable);
             }
             let is_last = members.len() < INDEX_BATCH;
-            // Several members may have the same id: the last one comes again.
+            // Several members may have the same id, so the last one is read again.
             from = members.last().map_or(from, |(_, score)| score.to_string());
             let members = members.into_iter().filter_map(|(member, score)| {
                 Some((String::from_utf8(member).ok()?, Id::new(score.unsigned_abs())))
@@ -276,7 +279,8 @@ impl Store {
         }
     }
 
-    /// An operator must learn why everybody is told 503, and not once for each of them.
+    /// Logs a refusal, so that an operator learns why publishes get 503. Warns rarely, and not for each of
+    /// them.
     fn say(&self, error: &RedisError) {
         let is_news = !error.is_io_error() && {
             let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
@@ -287,13 +291,13 @@ impl Store {
             is_news
         };
         if is_news {
-            tracing::warn!(redis = %self.address(), %error, "redis did not do it");
+            tracing::warn!(redis = %self.address(), %error, "a redis command failed");
         } else {
-            tracing::debug!(%error, "redis did not do it");
+            tracing::debug!(%error, "a redis command failed");
         }
     }
 
-    /// Gives up the connection: what waits for an answer will not get it.
+    /// Drops the connection. Calls that wait for an answer on it will get none.
     fn lose(&self, number: u64, why: &dyn std::fmt::Display) {
         let is_lost = self.connection.send_if_modified(|connection| {
             let is_this = connection.as_ref().is_some_and(|connection| connection.number == number);
@@ -307,27 +311,27 @@ impl Store {
         }
     }
 
-    /// Which connection there is now, to be given up if it turns out to be dead.
+    /// The number of the current connection, to drop it later if it turns out to be dead.
     pub fn current(&self) -> Option<u64> {
         self.connection.borrow().as_ref().map(|connection| connection.number)
     }
 
-    /// Resolves when there is a connection, and it is another than `known`.
+    /// Resolves when there is a connection with another number than `known`.
     pub async fn renewed(&self, known: Option<u64>) {
         let mut connection = self.connection.subscribe();
         let is_other = |connection: &Option<Connection>| {
             connection.as_ref().is_some_and(|connection| Some(connection.number) != known)
         };
-        // The sender is in self.
+        // The sender is in self, so the channel never closes.
         let _ = connection.wait_for(is_other).await;
     }
 
-    /// Gives up a connection over which nothing was answered.
+    /// Drops a connection on which no answer came.
     pub fn give_up(&self, number: u64) {
         self.lose(number, &"it does not answer");
     }
 
-    /// Connects, again and again, whenever there is no connection. Never ends.
+    /// Connects whenever there is no connection. Never ends.
     pub async fn keep_connected(self: Arc<Self>) {
         let mut is_first = true;
         let mut was_told = false;
@@ -335,7 +339,7 @@ impl Store {
             let began = Instant::now();
             match self.connect(number).await {
                 Ok((addr, redis)) => {
-                    tracing::info!(redis = %addr, "publishing");
+                    tracing::info!(redis = %addr, "the publishing connection is up");
                     self.connection.send_replace(Some(Connection { number, redis, looked: Arc::default() }));
                     if std::mem::take(&mut is_first) {
                         self.say_how_much_is_kept().await;
@@ -358,7 +362,7 @@ impl Store {
         }
     }
 
-    /// Asks whether what is acknowledged from now on is on disk.
+    /// Checks whether every message that is acknowledged from now on is on disk.
     pub async fn check_durability(&self) {
         let Some(connection) = self.connection.borrow().clone() else { return };
         self.is_durable.store(is_durable(connection.redis).await, Ordering::Release);
@@ -369,7 +373,7 @@ impl Store {
         number: u64,
     ) -> Result<(ConnectionAddr, MultiplexedConnection), ConnectError> {
         let store = Arc::downgrade(self);
-        // Noticed at once, so that nothing is sent to where nobody is: its outcome would be unknown.
+        // A close is noticed at once. A script that was sent after it would have an unknown outcome.
         let take = move |push: PushInfo| {
             if let (PushKind::Disconnection, Some(store)) = (push.kind, store.upgrade()) {
                 store.lose(number, &"it was closed");
@@ -392,7 +396,7 @@ impl Store {
         made.ok()?.ok()?.clone()
     }
 
-    /// The last one that is started says how much is kept, for all.
+    /// Sets the limits of retention for all replicas: those of the replica that started last hold.
     async fn say_how_much_is_kept(&self) {
         let before: Result<Keep, _> = self.run(&self.scripts.keep, "", &[]).await;
         match before {
@@ -401,7 +405,7 @@ impl Store {
                 "the store kept messages by other --retain-… settings; now these hold for all replicas"
             ),
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "redis was not told how much to keep"),
+            Err(error) => tracing::warn!(%error, "the retention limits were not stored in redis"),
         }
     }
 
@@ -411,7 +415,7 @@ impl Store {
             Some(policy) if policy == "noeviction" => {}
             Some(policy) => tracing::warn!(
                 %policy,
-                "redis may evict what is retained when its memory is full; set maxmemory-policy to noeviction"
+                "redis may evict retained messages when its memory is full; set maxmemory-policy to noeviction"
             ),
             None => tracing::warn!("redis does not tell its maxmemory-policy; it should be noeviction"),
         }
@@ -430,7 +434,7 @@ async fn setting(mut connection: MultiplexedConnection, name: &str) -> Option<St
     answer.ok()?.remove(name)
 }
 
-/// Redis said that it did not do it.
+/// True if Redis said that it did not run the script.
 fn is_refused(error: &RedisError) -> bool {
     use ServerErrorKind::{
         BusyLoading, ClusterDown, CrossSlot, MasterDown, Moved, NoPerm, NoScript, ReadOnly, TryAgain,
@@ -440,14 +444,14 @@ fn is_refused(error: &RedisError) -> bool {
             BusyLoading | ClusterDown | CrossSlot | MasterDown | Moved | NoScript | ReadOnly | TryAgain,
         )
         | ErrorKind::AuthenticationFailed => true,
-        // A command that was refused within a script may have come after others that were not.
+        // A command that was refused within a script may have come after others that ran.
         ErrorKind::Server(NoPerm) => !error.to_string().contains("in script"),
         _ => matches!(error.code(), Some("MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH")),
     }
 }
 
-/// The connection is of no more use.
+/// True if the connection is of no more use.
 fn is_broken(error: &RedisError) -> bool {
-    // A copy, or a primary that has become one, takes no writes: another address may be the right one now.
+    // A copy, or a primary that became one, takes no writes. Another address may be the right one now.
     error.is_unrecoverable_error() || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
 }

@@ -1,9 +1,9 @@
-//! How much one step does under the lock.
+//! The limit on what one step does under the lock.
 
-/// What an entry of the log costs beside the nodes of patterns that are looked at for it, in such nodes.
+/// The cost of one entry of the log, in nodes of patterns, without the nodes that are visited for it.
 const ENTRY: usize = 4;
 
-/// What is left of a step before others may have the lock, in nodes of patterns.
+/// How many nodes of patterns the step may still visit before it releases the lock.
 #[derive(Debug)]
 pub struct Budget(usize);
 
@@ -12,7 +12,8 @@ impl Budget {
         Self(nodes)
     }
 
-    /// An entry was looked at, and for it so many nodes. It may take more than what is left: then it is the last.
+    /// Counts one entry, and the nodes that were visited for it. The last entry of a step may cost more than
+    /// what is left.
     pub fn spend(&mut self, nodes: usize) {
         self.0 = self.0.saturating_sub(ENTRY + nodes);
     }

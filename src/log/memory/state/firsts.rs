@@ -1,21 +1,21 @@
-//! The oldest retained message of each pattern, sought in steps between which others have the lock.
+//! The oldest retained message of each pattern, searched in steps that release the lock in between.
 
 use std::ops::Bound::{Excluded, Unbounded};
 
 use super::{State, budget::Budget};
 use crate::message::{Id, PatternSet};
 
-/// What was found so far.
+/// The oldest message of each pattern, as far as the search has come.
 #[derive(Debug)]
 pub struct Firsts {
     /// By the number of the pattern.
     found: Vec<Option<Id>>,
-    /// A pattern of which none was found has none up to here.
+    /// A pattern without a found message has none up to this id.
     searched: Id,
 }
 
 impl Firsts {
-    /// Seeks after `after`.
+    /// Begins a search for messages after `after`.
     pub fn new(patterns: &PatternSet, after: Id) -> Self {
         Self { found: vec![None; patterns.wildcards().len()], searched: after }
     }
@@ -30,8 +30,8 @@ impl Firsts {
 }
 
 impl State {
-    /// Looks for the oldest messages of the patterns that are wanted, and again for those that were lost since they were
-    /// found. True if they are all known, which they are until another has the lock.
+    /// Searches for the oldest messages of the wanted patterns, and again for those that were lost since they
+    /// were found. True if all are known, which holds until the lock is released.
     pub fn look_for_firsts(
         &self,
         firsts: &mut Firsts,
@@ -43,7 +43,8 @@ impl State {
         let mut missing = 0;
         let wanted = found.iter_mut().enumerate().filter(|(number, _)| is_wanted(*number));
         for (_, found) in wanted {
-            // The next one is behind it: what comes is newer than all that was there.
+            // The next message of the pattern comes after the lost one, because new messages are newer than
+            // all others.
             if let Some(lost) = found.take_if(|id| !self.order.contains_key(id)) {
                 *searched = lost.min(*searched);
             }

@@ -1,4 +1,5 @@
-//! What a reader has missed, and the messages of patterns, read in steps between which others have the lock.
+//! Reads what a reader has missed, and the messages of its patterns, in steps that release the lock in
+//! between.
 
 use std::{
     collections::BTreeMap,
@@ -15,46 +16,47 @@ use crate::{
     message::{Id, Message, Pattern, PatternSet, Topic},
 };
 
-/// How many gaps are told of the topics of one pattern; with one more a single gap tells it for the pattern.
+/// How many topics of one pattern get gaps of their own. If one more has a gap, the pattern gets a single
+/// gap.
 const MAX_GAPS: usize = 1000;
 
 /// A read that is under way.
 ///
-/// Nothing is lost between two steps. A message after the cursor is given if it is in the order when the order is
-/// read there. If it is not, its topic has a mark from when it was lost, and the step that reads the order
-/// does so only after it has seen every mark that there is.
+/// No loss between two steps is missed. A message after the cursor is given if it is in the order when the
+/// order is read there. If it is not, its topic got a mark when it was lost. The step that reads the order
+/// first looks at every mark that there is.
 pub struct Reading<'a> {
     patterns: &'a PatternSet,
     limit: usize,
     max_gaps: usize,
-    /// Where the reader stands once it has been given what was found so far.
+    /// The position of the reader once it has been given everything that was found so far.
     position: Position,
-    /// No gap before this was to be told when the read began.
+    /// When the read began, no gap before this was left to tell.
     vouched: Id,
     /// The same for topics without a floor of their own.
     settled: Id,
-    /// The topics of the patterns that have one, if the others have another.
+    /// Topics of the patterns with a floor of their own, if the others have another floor.
     apart: Vec<Pattern>,
     /// The newest id when the read began.
     newest: Option<Id>,
-    /// How many of the topics that are named or apart were looked at.
+    /// How many of the topics that are named or apart were examined.
     looked: usize,
-    /// What was forgotten when they were looked at.
+    /// The `forgotten` of the index when they were examined.
     forgotten: Id,
-    /// Just before the oldest message of them that the reader was not given.
+    /// The id just before the oldest message of these topics that the reader was not given.
     ungiven: Id,
-    /// What was lost up to here was looked at.
+    /// Losses up to this mark were examined.
     seen: Mark,
-    /// The last loss when they were first looked at.
+    /// The last loss when these topics were first examined.
     lost: Option<Mark>,
     gaps: BTreeMap<Pattern, Found>,
-    /// How many of the gaps are of topics of each pattern, by its number.
+    /// How many topics of each pattern have a gap, by the number of the pattern.
     counts: Vec<usize>,
-    /// The oldest retained message of each pattern, as far as was looked for it.
+    /// The oldest retained message of each pattern, as far as the search has come.
     firsts: Firsts,
     messages: Vec<Arc<Message>>,
     told: Id,
-    /// That of the gaps of patterns.
+    /// The reason for the gaps of patterns.
     reason: Reason,
     end: Id,
 }
@@ -63,7 +65,7 @@ pub struct Reading<'a> {
 struct Found {
     gap: Gap,
     is_named: bool,
-    /// The numbers of the patterns that match the topic and had few gaps before.
+    /// The numbers of the patterns that match the topic and had few gaps before this one.
     patterns: Vec<usize>,
 }
 
@@ -86,7 +88,7 @@ impl<'a> Reading<'a> {
             looked: 0,
             forgotten: Id::ZERO,
             ungiven: Id::MAX,
-            // What was lost when nothing newer was there cannot be after the cursor.
+            // Losses from when nothing newer existed cannot be after the cursor.
             seen: position.checked.max(Mark::at(vouched)),
             lost: None,
             gaps: BTreeMap::new(),
@@ -99,7 +101,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Notes the gap of a topic, and returns how many nodes were looked at for it.
+    /// Notes the gap of a topic, and returns how many nodes were visited for it.
     fn note(&mut self, gap: Gap) -> usize {
         if let Some(found) = self.gaps.get_mut(&gap.topic) {
             found.gap = gap;
@@ -119,7 +121,7 @@ impl<'a> Reading<'a> {
         nodes
     }
 
-    /// Gives a message, which may be the first that is retained after a gap.
+    /// Adds a message. It may be the first retained one after a gap.
     fn give(&mut self, message: Arc<Message>) {
         if let Some(found) = self.gaps.get_mut(&*message.topic) {
             found.gap.next.get_or_insert(message.id);
@@ -127,7 +129,7 @@ impl<'a> Reading<'a> {
         self.messages.push(message);
     }
 
-    /// A topic that is looked at whether it lost something or not.
+    /// A topic that is examined even if it has no mark.
     fn topic(&self, place: usize) -> Option<Pattern> {
         let named = self.patterns.topics();
         named.get(place).or_else(|| self.apart.get(place - named.len())).cloned()
@@ -137,25 +139,25 @@ impl<'a> Reading<'a> {
         self.counts[number] > self.max_gaps
     }
 
-    /// Whether a topic that was forgotten may have had something that the reader was not given.
+    /// True if a forgotten topic may have had messages that the reader was not given.
     fn is_before(&self, forgotten: Id) -> bool {
         self.settled < forgotten
     }
 
-    /// Whether one gap is told for the pattern.
+    /// True if the pattern gets a single gap.
     fn is_wide(&self, number: usize, forgotten: Id) -> bool {
         self.is_before(forgotten) || self.has_many_gaps(number)
     }
 
-    /// Whether a gap of a topic is told by itself: the topic is named, or some pattern of it has few gaps.
+    /// True if the topic gets a gap of its own, because it is named or some pattern of it has few gaps.
     fn is_told_apart(&self, found: &Found) -> bool {
-        // The gap of the pattern tells what was forgotten.
+        // The gap of the pattern covers the forgotten messages.
         let is_forgotten = self.is_before(self.told) && found.gap.floor <= self.told;
         let is_narrow = || found.patterns.iter().any(|number| !self.has_many_gaps(*number));
         found.is_named || (!is_forgotten && is_narrow())
     }
 
-    /// What was found, once the last step is done.
+    /// The page, once the last step is done.
     pub fn into_page(mut self) -> Page {
         let gaps = std::mem::take(&mut self.gaps).into_values();
         let apart = gaps.filter(|found| self.is_told_apart(found)).map(|found| found.gap);
@@ -176,7 +178,7 @@ impl<'a> Reading<'a> {
 }
 
 impl State {
-    /// Goes on with a read, looking at up to `nodes`. True once it is done.
+    /// Continues a read, and visits up to `nodes`. True once the read is done.
     pub fn read_on(&self, reading: &mut Reading<'_>, nodes: usize) -> bool {
         let mut budget = Budget::of(nodes);
         reading.newest.get_or_insert(self.newest());
@@ -187,10 +189,10 @@ impl State {
             && self.take(reading, &mut budget)
     }
 
-    /// Looks at the topics that are named or apart, whether they lost something or not.
+    /// Examines the topics that are named or apart, even if they have no mark.
     fn look_at_topics(&self, reading: &mut Reading<'_>, budget: &mut Budget) -> bool {
         if reading.forgotten < self.forgotten && reading.vouched < self.forgotten {
-            // One that had lost nothing when it was looked at may be among them.
+            // A topic that had lost nothing when it was examined may have been forgotten since.
             reading.looked = 0;
         }
         reading.forgotten = self.forgotten;
@@ -210,10 +212,11 @@ impl State {
         true
     }
 
-    /// Looks at what lost something. True if that is all there is.
+    /// Examines the topics with marks. True once all marks were seen.
     fn look_at_losses(&self, reading: &mut Reading<'_>, budget: &mut Budget) -> bool {
         if (0..reading.counts.len()).all(|number| reading.has_many_gaps(number)) {
-            // Another gap changes nothing, but for topics that were looked at and have lost something since.
+            // One more gap changes nothing. Only topics that were examined before and have lost messages
+            // since still matter.
             reading.seen = reading.seen.max(reading.lost.unwrap_or_default());
         }
         for (mark, topic) in self.losses.after(reading.seen) {
@@ -232,27 +235,28 @@ impl State {
         !budget.is_spent()
     }
 
-    /// From where on a gap of this topic is told by itself: that of its patterns says what lay before `forgotten`.
+    /// The id from which this topic gets a gap of its own. The gap of its patterns covers everything up to
+    /// `forgotten`.
     fn least(&self, reading: &Reading<'_>, topic: &Pattern) -> Id {
         let is_told = reading.is_before(self.forgotten) && !reading.patterns.names(topic.as_str());
         if is_told { self.forgotten } else { Id::ZERO }
     }
 
-    /// Looks for the oldest retained message of each pattern for which one gap is told.
+    /// Searches for the oldest retained message of each pattern that gets a single gap.
     fn look_for_firsts_of_wide(&self, reading: &mut Reading<'_>, budget: &mut Budget) -> bool {
         let is_before = reading.is_before(self.forgotten);
         let Reading { firsts, counts, max_gaps, patterns, .. } = reading;
         self.look_for_firsts(firsts, patterns, |number| is_before || counts[number] > *max_gaps, budget)
     }
 
-    /// Reads the order, where there is a wildcard; topics alone are read from their tails.
+    /// Reads the order if there is a pattern. Topics alone are read from their tails.
     fn take(&self, reading: &mut Reading<'_>, budget: &mut Budget) -> bool {
         reading.told = reading.told.max(self.forgotten);
         let settled = reading.settled;
         reading.reason =
             Standing::at(&self.beginning(), self.newest, settled, settled).reason(settled, Id::ZERO);
         if reading.patterns.wildcards().is_empty() {
-            // What has come since the read began may be of a topic that was looked at before.
+            // Messages that came since the read began may belong to a topic that was examined before.
             reading.end = reading.ungiven.min(reading.newest.unwrap_or(self.newest()));
             return true;
         }
@@ -275,7 +279,7 @@ impl State {
         end == newest || !reading.messages.is_empty()
     }
 
-    /// What is gone of `topic` after what the reader was given, and after `least`.
+    /// The gap of `topic` after the reader's position and after `least`.
     fn gap(&self, topic: &Pattern, position: &Position, least: Id) -> Option<Gap> {
         let name = topic.as_str();
         let (complete_from, next) = match (self.tails.get(name), self.index.get(name)) {
@@ -292,12 +296,12 @@ impl State {
         Standing::at(&self.beginning(), self.newest, vouched, vouched).gap(topic, vouched, loss)
     }
 
-    /// The one boundary that this log has: nothing is known of what was before it.
+    /// The one boundary of this log. Messages from before it are unknown.
     fn beginning(&self) -> [Boundary; 1] {
         [Boundary { began: self.began, inherited: Id::ZERO, reason: Reason::Restarted }]
     }
 
-    /// From where on everything of a topic is retained, and the oldest message of it.
+    /// The id from which everything of a topic is retained, and the oldest of its messages.
     pub(super) fn left_of(&self, topic: &Topic) -> (Id, Option<Id>) {
         match (self.tails.get(topic), self.index.get(topic)) {
             (Some(tail), _) => {
@@ -340,7 +344,7 @@ pub mod tests {
         format!("{name}.{number}").parse().expect("a topic")
     }
 
-    /// As many messages as there are.
+    /// Limits that keep all messages of a test.
     const ROOMY: Retention = Retention { total_bytes: 1 << 30, ..RETENTION };
 
     fn publish(state: &mut State, topic: Topic) {
@@ -353,7 +357,7 @@ pub mod tests {
         store(state, append, retention).expect("stored").id()
     }
 
-    /// Moves on as a subscription does.
+    /// Moves the position as a subscription does.
     fn take(position: &mut Position, page: &Page) {
         for gap in &page.gaps {
             gap.topic.topic().into_iter().for_each(|topic| position.raise_floor(topic, gap.floor));
@@ -377,7 +381,7 @@ pub mod tests {
                         topic(["a", "b"][random.random_range(0..2)], random.random_range(0..4)),
                     ),
                     5 => state.delete(&topic("a", random.random_range(0..4))).expect("open"),
-                    // More than are remembered by name.
+                    // Publishes more messages than the log retains.
                     6 if random.random_ratio(1, 10) => {
                         (0..1_100).for_each(|_| publish(&mut state, topic("b", random.random_range(0..4))));
                     }
@@ -408,7 +412,7 @@ pub mod tests {
         names.iter().map(|name| name.parse().expect("a pattern")).collect()
     }
 
-    /// Something that changes the log, and the id of what was published.
+    /// Changes the log at random. Returns the topic and id if it published a message.
     pub fn disturb(state: &mut State, random: &mut StdRng) -> Option<(Topic, Id)> {
         let topic = topic(["a", "b"][random.random_range(0..2)], random.random_range(0..4));
         let now = Id::new(state.newest.get() - random.random_range(0..20));
@@ -424,10 +428,10 @@ pub mod tests {
         None
     }
 
-    /// A message that was trimmed between a look at the losses and a look at the order was in neither.
-    /// The `next` of a gap was trimmed while the read went on.
+    /// A message that was trimmed between a look at the losses and a look at the order was in neither. The
+    /// `next` of a gap was trimmed while the read went on.
     #[test]
-    fn whatever_happens_between_two_steps_each_message_is_given_or_told() {
+    fn each_message_is_given_or_told_if_anything_happens_between_two_steps() {
         for seed in 0..1_000 {
             let mut random = StdRng::seed_from_u64(seed);
             let mut state = State::new(Id::now());
@@ -444,7 +448,7 @@ pub mod tests {
                 position = seeking.into_beginning().position;
             }
             let is_retained = |state: &State, id: &Id| state.order.contains_key(id);
-            // What was given, and what was lost before or was told to be.
+            // The messages that were given, lost before, or told as gaps.
             let mut past: HashSet<Id> = published.iter().map(|(_, id)| *id).collect();
             past.retain(|id| !is_retained(&state, id));
             let mut last = Id::ZERO;
@@ -470,7 +474,7 @@ pub mod tests {
                     let of: Vec<_> = lost.iter().filter(|(topic, _)| gap.topic.matches(topic)).collect();
                     let is_caused = match number {
                         Some(number) if wide[number] => {
-                            // Of a topic that was forgotten it is not known whether there was something.
+                            // The log does not know if a forgotten topic had messages.
                             let forgotten = position.floored().filter(|topic| {
                                 gap.topic.matches(topic) && position.vouched(topic) < page.told
                             });
@@ -489,7 +493,7 @@ pub mod tests {
                     let mut order = state.order.range((Excluded(after), Unbounded));
                     let next = order.find(|(_, tail)| gap.topic.matches(tail.name().as_str()));
                     let next = next.map(|(id, _)| *id);
-                    // What has come behind the page may not be in it.
+                    // A message behind the page may have come after `next` was read.
                     let is_behind = number.is_none() && gap.next.is_none() && next > Some(page.end);
                     assert!(gap.next == next || is_behind, "seed {seed}: {gap:?} but {next:?}");
                 }
@@ -528,9 +532,9 @@ pub mod tests {
         }
     }
 
-    /// The pattern was told a gap for topics of which nothing was to be given, and nobody that of the chosen one.
+    /// The pattern got a gap for topics from which nothing was to be given, and the chosen topic got none.
     #[test]
-    fn what_was_not_chosen_is_no_gap_when_it_is_forgotten() {
+    fn a_topic_that_was_not_chosen_is_no_gap_when_it_is_forgotten() {
         let mut state = State::new(Id::now());
         publish(&mut state, topic("a", 1));
         publish(&mut state, topic("a", 0));
@@ -547,7 +551,7 @@ pub mod tests {
         assert_eq!(told, ["a.0"]);
     }
 
-    /// A log of `count` topics of which each has lost a message and has one.
+    /// A log of `count` topics, each with one message lost and one retained.
     fn worn(name: &str, count: u32) -> (State, Position) {
         let mut state = State::new(Id::now());
         let position = Position::at(state.newest);
@@ -557,7 +561,7 @@ pub mod tests {
         (state, position)
     }
 
-    /// Does all steps, and returns how many those were. None does more than is in its budget, but for one entry.
+    /// Runs all steps, and returns how many there were. A step may exceed its budget by one entry.
     fn count_steps(budget: usize, entry: usize, mut step: impl FnMut(usize) -> bool) -> usize {
         for count in 1.. {
             let mut is_done = false;
@@ -570,7 +574,7 @@ pub mod tests {
         unreachable!("it ends")
     }
 
-    /// A reader of patterns that share no segments had the lock for a second.
+    /// A reader of patterns that share no segments held the lock for a second.
     #[test]
     fn a_step_looks_at_no_more_than_its_budget_and_all_steps_at_no_more_than_there_is() {
         let (state, position) = worn("a", 3_000);
@@ -590,7 +594,7 @@ pub mod tests {
         let count = count_reads(&state, &shallow, &position, 3, 0);
         assert!((120..=125).contains(&count), "{count} steps for 3 000 marks and 3 000 messages");
 
-        // One of 12 segments touches nearly all that a hundred patterns of as many have.
+        // A topic of 12 segments visits nearly all nodes of a hundred patterns of 12 segments.
         let deep: PatternSet = (0..100)
             .map(|number: u32| {
                 let segments = (0..11).map(|at| if number >> at & 1 == 0 { "*" } else { "a" });
@@ -607,7 +611,7 @@ pub mod tests {
     }
 
     #[test]
-    fn what_a_match_costs_is_counted() {
+    fn the_nodes_of_a_match_are_counted() {
         let set = set(&["a.*.c", "a.b.*", "*.b.c", "**"]);
         for topic in ["a.b.c", "a.x.y.z", "b", "$a"] {
             let (mut nodes, mut counted) = (0, 0);
@@ -619,7 +623,7 @@ pub mod tests {
     }
 
     #[test]
-    fn of_more_gaps_than_a_thousand_one_is_told_for_the_pattern() {
+    fn more_than_a_thousand_gaps_become_one_gap_of_the_pattern() {
         let (mut state, mut position) = worn("a", 1_500);
         for number in (0..3).chain(0..3).chain(0..3) {
             publish_to(&mut state, topic("b", number), &ROOMY);
@@ -629,7 +633,7 @@ pub mod tests {
         let page = read(&mut state, &patterns, &position, 10, Id::ZERO);
         let told: Vec<_> = page.gaps.iter().map(|gap| (gap.topic.as_str(), gap.next)).collect();
         let next = |name: &str| state.tails[name].ring().oldest().map(|message| message.id);
-        // What another pattern or a name tells too is told by itself.
+        // A topic keeps its own gap if it is named, or if another pattern with few gaps matches it.
         let expected = ["a.1", "a.7", "b.0", "b.1", "b.2"].map(|name| (name, next(name)));
         assert_eq!(told, [&expected[..], &[("a.*", Some(first))]].concat());
         take(&mut position, &page);
@@ -639,7 +643,7 @@ pub mod tests {
     }
 
     #[test]
-    fn where_one_gap_tells_it_for_the_pattern_the_other_losses_are_not_looked_at() {
+    fn one_gap_of_a_pattern_ends_the_search_for_its_other_losses() {
         let (state, position) = worn("a", 5_000);
         let patterns = set(&["a.*", "a.7"]);
         let mut reading = Reading::new(&patterns, &position, 10);
@@ -649,7 +653,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_losses_since_the_cursor_are_looked_at_and_no_others() {
+    fn only_the_losses_since_the_cursor_are_examined() {
         let (mut state, _) = worn("a", 1_000);
         let position = Position::at(state.newest);
         publish_to(&mut state, topic("a", 1), &Retention { messages: 1, ..ROOMY });
@@ -669,7 +673,7 @@ pub mod tests {
         let (mut position, mut given) = (beginning.position, Vec::new());
         while position.cursor < late {
             let page = read(&mut state, &patterns, &position, 100, Id::ZERO);
-            // The new one pushed out one that was not to be given.
+            // The new message trimmed one that was not to be given.
             assert_eq!(page.gaps, []);
             given.extend(page.messages.iter().map(|message| message.id));
             take(&mut position, &page);

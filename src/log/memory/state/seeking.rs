@@ -1,4 +1,4 @@
-//! Where a reader begins, sought in steps between which others have the lock.
+//! Finds where a reader begins, in steps that release the lock in between.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -14,8 +14,8 @@ use crate::{
 
 /// A search that is under way.
 ///
-/// It is done in a step that has seen every loss since it began, so what was lost while it went on is lost before
-/// the beginning, and told to nobody.
+/// The last step has seen every loss since the search began. So messages that were lost meanwhile count as
+/// lost before the beginning, and the reader gets no gap for them.
 #[derive(Debug)]
 pub struct Seeking<'a> {
     patterns: &'a PatternSet,
@@ -23,37 +23,37 @@ pub struct Seeking<'a> {
     pub(super) max_topics: usize,
     /// The newest id when the search began.
     newest: Option<Id>,
-    /// How many of the named topics were looked at.
+    /// How many of the named topics were searched.
     looked: usize,
-    /// What was lost up to here was looked at.
+    /// Losses up to this mark were examined.
     seen: Option<Mark>,
-    /// Up to where the order was looked at.
+    /// The order was searched up to here.
     searched: Option<Id>,
     floors: HashMap<Topic, Id>,
     /// The oldest messages of the chosen topics, and some that were lost meanwhile.
     starts: BTreeSet<Id>,
-    /// How many topics were chosen that are not named.
+    /// How many topics were chosen for the patterns.
     chosen: usize,
     /// The oldest message of each named topic.
     nexts: HashMap<Pattern, Id>,
     firsts: Firsts,
-    /// Where reading begins, once the last step is done.
+    /// The point from which to read, once the last step is done.
     cursor: Id,
-    /// What was forgotten by then: it is no gap to a reader that has no cursor.
+    /// The `forgotten` of the index by then. It is no gap, because the reader has no cursor.
     told: Id,
 }
 
-/// What is to be given.
+/// The messages to give.
 #[derive(Clone, Copy, Debug)]
 enum What {
     After(Id),
-    /// Everything, and it is told that the cursor is unknown.
+    /// Everything, after a gap that says that the cursor is unknown.
     Unknown,
     Last(usize),
 }
 
 impl<'a> Seeking<'a> {
-    /// None where nothing has to be sought: the position is known.
+    /// Begins a search. Returns the position as an error if it is known without one.
     pub fn new(patterns: &'a PatternSet, start: &Start, newest: Id) -> Result<Self, Position> {
         let what = match *start {
             Start::Now => return Err(Position::at(newest)),
@@ -81,13 +81,13 @@ impl<'a> Seeking<'a> {
         })
     }
 
-    /// Chooses from where on the messages of a topic are given.
+    /// Chooses the point from which the messages of a topic are given.
     fn choose(&mut self, topic: Topic, first: Option<&Message>, newest: Id) {
         self.starts.extend(first.map(|message| message.id));
         self.floors.insert(topic, first.map_or(newest, |message| message.prev));
     }
 
-    /// What was found, once the last step is done.
+    /// The beginning, once the last step is done.
     pub fn into_beginning(self) -> Beginning {
         let newest = self.newest.unwrap_or_default();
         let others = if self.chosen == self.max_topics { newest } else { Id::ZERO };
@@ -117,13 +117,13 @@ impl What {
 }
 
 impl State {
-    /// Goes on with a search, looking at up to `nodes`. True once it is done.
+    /// Continues a search, and visits up to `nodes`. True once the search is done.
     pub fn seek_on(&self, seeking: &mut Seeking<'_>, nodes: usize) -> bool {
         let mut budget = Budget::of(nodes);
         seeking.newest.get_or_insert(self.newest());
         seeking.seen.get_or_insert(self.losses.last());
         if seeking.told < self.forgotten {
-            // A topic that is forgotten takes its mark along.
+            // A forgotten topic takes its mark along.
             seeking.nexts.retain(|_, next| self.order.contains_key(next));
         }
         let is_done = self.seek_topics(seeking, &mut budget)
@@ -134,7 +134,7 @@ impl State {
         is_done
     }
 
-    /// Chooses for the topics that are named.
+    /// Chooses for the named topics.
     fn seek_topics(&self, seeking: &mut Seeking<'_>, budget: &mut Budget) -> bool {
         let patterns = seeking.patterns;
         for pattern in &patterns.topics()[seeking.looked..] {
@@ -153,8 +153,8 @@ impl State {
         true
     }
 
-    /// Lets the topics that have lost something since they were chosen begin with what is left. True if that is all
-    /// that was lost.
+    /// Lets topics that have lost messages since they were chosen begin with their remaining messages. True
+    /// once all losses were examined.
     fn look_at_what_was_chosen(&self, seeking: &mut Seeking<'_>, budget: &mut Budget) -> bool {
         for (mark, topic) in self.losses.after(seeking.seen.unwrap_or_default()) {
             if budget.is_spent() {
@@ -188,7 +188,7 @@ impl State {
         }
     }
 
-    /// The oldest message that is to be given, as far as was sought.
+    /// The oldest message to give, as far as the search has come.
     fn start(&self, seeking: &mut Seeking<'_>) -> Option<Id> {
         while let Some(first) = seeking.starts.first()
             && !self.order.contains_key(first)
@@ -198,12 +198,12 @@ impl State {
         seeking.starts.first().copied().into_iter().chain(seeking.firsts.oldest()).min()
     }
 
-    /// Looks for the oldest message after `after` that some pattern matches.
+    /// Searches for the oldest message after `after` that some pattern matches.
     fn seek_first(&self, seeking: &mut Seeking<'_>, after: Id, budget: &mut Budget) -> bool {
         let start = self.start(seeking).unwrap_or(Id::MAX);
         let from = seeking.searched.unwrap_or(after);
         for (id, tail) in self.order.range((Excluded(from), Unbounded)) {
-            // Where a named topic begins, the patterns cannot make it begin later.
+            // The patterns cannot make the beginning later than that of a named topic.
             if *id >= start {
                 return true;
             }
@@ -259,9 +259,10 @@ mod tests {
         *,
     };
 
-    /// A message that was trimmed after its topic had been chosen was told to a reader that had no cursor.
+    /// A reader without a cursor was told a gap for a message that was trimmed after its topic had been
+    /// chosen.
     #[test]
-    fn whatever_is_lost_while_the_beginning_is_sought_is_no_gap() {
+    fn a_loss_during_the_search_for_the_beginning_is_no_gap() {
         for seed in 0..1_000 {
             let mut random = StdRng::seed_from_u64(seed);
             let mut state = State::new(Id::now());
@@ -304,7 +305,7 @@ mod tests {
             }
             for gap in gaps {
                 let next = retained.iter().find(|(_, name)| gap.topic.matches(name)).map(|(id, _)| *id);
-                // One that came later than the search began may have been missed.
+                // A message that came after the search began may not have been found.
                 assert!(
                     gap.next == next || (gap.next.is_none() && next > Some(begun)),
                     "seed {seed}: {gap:?}"

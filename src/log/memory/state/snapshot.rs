@@ -1,4 +1,5 @@
-//! All that outlives the process, as a value: taken under the lock, written and read without it.
+//! The part of a log that outlives its process, as a value. It is taken under the lock, and written and read
+//! without it.
 
 use std::{io::Write, sync::Arc};
 
@@ -16,25 +17,26 @@ use crate::{
     message::{Draft, Id, Message, Payload, PayloadKind, Topic},
 };
 
-/// What a log knows, but for those who follow it.
+/// The state of a log without its followers.
 #[derive(Debug)]
 pub struct Snapshot {
     pub newest: Id,
     began: Id,
     forgotten: Id,
-    /// The index, in the order of the newest messages: of each topic its newest id, and that when it was deleted.
+    /// The index, in the order of the newest messages: each topic, its newest id, and the newest id when it
+    /// was last deleted.
     topics: Vec<(Topic, Id, Id)>,
-    /// What is retained, in the order of the ids.
+    /// The retained messages, in the order of their ids.
     messages: Vec<Arc<Message>>,
     keys: Remembered,
 }
 
-/// The bytes are not those of a snapshot.
+/// The bytes are not a snapshot.
 #[derive(Debug, thiserror::Error)]
-#[error("what it holds cannot be read")]
+#[error("its content cannot be read")]
 pub struct Unreadable;
 
-/// How many of what follow.
+/// How many topics, messages and keys follow.
 #[derive(Serialize, Deserialize)]
 struct Counts {
     newest: u64,
@@ -53,7 +55,7 @@ struct TopicEntry {
     deleted: u64,
 }
 
-/// A message but for its payload, whose bytes follow.
+/// A message without its payload, whose bytes come behind it.
 #[derive(Serialize, Deserialize)]
 struct MessageEntry {
     topic: String,
@@ -81,7 +83,7 @@ struct KeyEntry {
 }
 
 impl State {
-    /// Takes nothing more from now on, and hands on what there is.
+    /// Closes the log: it takes nothing more. Returns its state.
     pub fn close(&mut self) -> Snapshot {
         self.closed = true;
         let find = |(id, tail): (&Id, &Arc<Tail>)| tail.ring().find(*id).cloned();
@@ -99,7 +101,7 @@ impl State {
         }
     }
 
-    /// Goes on from a snapshot, with no more than is to be retained now.
+    /// Restores a log from a snapshot. It keeps only what the limits of today allow.
     pub fn restore(snapshot: Snapshot, retention: &Retention, now: Id) -> Self {
         let Snapshot { newest, began, forgotten, topics, messages, keys } = snapshot;
         let (keys, losses) = (Keys::restore(keys, now), Losses::new(newest));
@@ -109,7 +111,7 @@ impl State {
         }
         for message in messages {
             let tail = state.tails.get(&message.topic).cloned().unwrap_or_else(|| {
-                // What was there before its oldest retained message is gone.
+                // Messages from before the oldest retained one are gone.
                 let topic = state.names.get(&message.topic).unwrap_or(&message.topic);
                 let tail = Arc::new(Tail::new(topic.into(), message.prev));
                 state.tails.insert(topic.clone(), tail.clone());
@@ -122,7 +124,7 @@ impl State {
         state
     }
 
-    /// Marks the topics that had lost something before.
+    /// Marks the topics that had lost messages before.
     fn mark_what_is_gone(&mut self) {
         for (topic, known) in self.index.iter_mut().filter(|(_, known)| known.lost == Mark::default()) {
             let tail = self.tails.get(topic);
@@ -183,7 +185,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Reads what [`write`](Self::write) wrote, all of it or nothing.
+    /// Reads all that [`write`](Self::write) wrote, or fails.
     pub fn read(mut bytes: &[u8]) -> Result<Self, Unreadable> {
         let from = &mut bytes;
         let counts: Counts = take(from)?;

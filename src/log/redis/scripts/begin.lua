@@ -1,6 +1,6 @@
--- For some topics the message to begin with: the oldest since an id, or the nth newest up to a point of its own.
--- How many of these were passed is said too, since one step passes no more than a few. The arguments: since when, how
--- many or less than none, then each topic and its point.
+-- For each topic, finds the message to begin with: the oldest since an id, or the nth newest up to a point of
+-- the topic's own. Returns how many messages it passed, because one step passes only a few. The arguments:
+-- the id, the count (negative: use the id), then each topic and its point.
 local since, count, TOPICS = tonumber(ARGV[7]), tonumber(ARGV[8]), 9
 sweep(READ_SWEEP)
 local firsts = {}

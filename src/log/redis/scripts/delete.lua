@@ -1,4 +1,5 @@
--- Forgets what is retained of a topic. Takes an id of its own, so that whoever missed it can see that it was.
+-- Deletes the retained messages of a topic. The deletion takes an id of its own, so that a replica that
+-- missed it can tell.
 local topic, newest = subject, subject_newest
 if newest then
   local chain = last

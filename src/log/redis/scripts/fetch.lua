@@ -1,5 +1,6 @@
--- Some messages by topic and id, as many as fit in a page, and what is retained of other topics after a point of their own.
--- The arguments: how many messages, each topic and id, then each other topic and its point.
+-- Fetches some messages by topic and id, as many as fit in a page. Also reads what is retained of other
+-- topics, each after a point of its own. The arguments: how many messages, each topic and id, then each other
+-- topic and its point.
 local count, MESSAGES = tonumber(ARGV[7]), 8
 local others = MESSAGES + 2 * count
 local found, bytes = {}, PAGE_BYTES

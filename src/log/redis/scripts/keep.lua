@@ -1,4 +1,4 @@
--- Says how much is kept, and returns what was said before.
+-- Sets the limits of retention, and returns the limits from before.
 local before = kept()
 keep(wanted)
 redis.call('HSET', state, '*', packed())

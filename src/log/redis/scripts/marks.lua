@@ -1,3 +1,3 @@
--- Some of the marks of what is gone, the oldest first: a mark that moves meanwhile moves ahead of the reader.
+-- Some of the marks, oldest first. A mark that moves meanwhile moves ahead of the reader.
 local from, limit = ARGV[7], ARGV[8]
 return {facts(), redis.call('ZRANGE', index, from, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, limit, 'WITHSCORES')}

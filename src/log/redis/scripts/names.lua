@@ -1,4 +1,4 @@
--- The topics whose names begin with some texts, or nothing if there are more than `limit`.
+-- The topics whose names begin with some texts, or false if there are more than `limit`.
 local limit, TEXTS = tonumber(ARGV[7]), 8
 local found = {}
 for at = TEXTS, #ARGV do

@@ -1,11 +1,12 @@
--- The newest retained messages of a topic up to an id, newest first: what fills a tail backwards. Before them the id that
--- the newest of these must have, or that of none if nothing was lost.
+-- The newest retained messages of a topic up to an id, newest first: they fill a tail backwards. Before them
+-- comes the newest id that the topic had there. If the newest of the messages has another id, messages were
+-- lost.
 local upto, room, given = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 if not subject_newest then return {facts(), '', {}} end
 sweep(READ_SWEEP)
 local after = redis.call('XRANGE', stream(subject), '(' .. upto, '+', 'COUNT', 1)[1]
 local newest = after and string.match(after[2][2], '^%d+') or str(subject_newest)
--- Whoever has been given that one lacks nothing.
+-- A reader that has been given that message needs nothing.
 if tonumber(newest) <= given then return {facts(), newest, {}} end
 local found, taken, step = {}, 0, 16
 while room > 0 do
@@ -18,7 +19,7 @@ while room > 0 do
   if #batch < math.min(step, room) then break end
   room = room - #batch
   upto = '(' .. batch[#batch][1]
-  -- No more at once than fits, if what comes is as large as what came.
+  -- Fetch only as many as fit, if the next messages are as large as these.
   step = math.max(1, math.floor((FILL_BYTES - taken) / (taken / #found + 1)))
 end
 return {facts(), newest, found}

@@ -1,5 +1,5 @@
--- Says what the store holds and where the feed ends, so that a replica sees whether it has read it all. Now and then
--- it sweeps, so many at once.
+-- Returns the facts of the store and the end of the feed, so that a replica can tell whether it has read
+-- everything. Now and then it also sweeps, one batch at a time.
 local is_sweep = ARGV[7] == '1'
 local BATCH = 200
 local is_more = false
@@ -7,7 +7,8 @@ learn()
 if is_sweep then
   is_more = sweep(BATCH)
   local unknown = now - math.max(max_age + AFTER_EXPIRY, INDEX_AGE)
-  -- A topic is counted until all of it is swept. Its marks go with it.
+  -- Expired messages are still counted in the state of their topics, so forget topics only after the sweep. The marks of
+  -- a topic go with it.
   local old = is_more and {} or redis.call('ZRANGE', index, '(0', str(unknown), 'BYSCORE', 'LIMIT', 0, BATCH, 'WITHSCORES')
   for at = 1, #old, 2 do
     local topic = old[at]

@@ -1,4 +1,4 @@
--- Stores a message and tells of it. Few publishes have a key or a condition.
+-- Stores a message and adds it to the feed. Few publishes have a key or a condition.
 local head, data, event_bytes, key, if_match = ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10] or '', ARGV[11] or ''
 local topic, newest = subject, subject_newest
 local name, digest, stretch, is_room_for_key
@@ -10,8 +10,8 @@ if key ~= '' then
     local id, was = string.match(used, '(%d+) (%w+)')
     return was == digest and {'replayed', id, str(began)} or {'reused', '0', '0'}
   end
-  -- Keys are counted by topic in stretches of one window, so for 5 to 10 minutes. Those of one topic are no more than
-  -- there is room left: whoever comes later still finds some.
+  -- Keys are counted by topic, in stretches of one window, so each counts for 5 to 10 minutes. The keys of
+  -- one topic may take no more than the room that is left, so a topic that comes later still finds some.
   stretch = math.floor(now / (KEY_WINDOW_MS * 1000))
   local function keys_of(field)
     local count = 0
@@ -27,7 +27,7 @@ end
 
 if if_match ~= '' then
   local expected = tonumber(if_match)
-  -- A topic that the index does not hold may have had something up to `forgotten`.
+  -- If the index does not hold the topic, it may have had messages up to `forgotten`.
   if not newest then learn() end
   local vouched = newest or (expected == 0 and 0 or forgotten)
   if vouched > expected or expected > last then return {'newest', str(newest or 0), '0'} end
@@ -42,7 +42,7 @@ local prev = newest
 if not newest then
   learn()
   prev = forgotten
-  -- The index does not know the topic, so a stream of it was left behind by an earlier store.
+  -- The index does not know the topic, so any stream of it was left behind by an earlier store.
   redis.call('DEL', into)
   redis.call('ZADD', names, 0, topic)
 end
@@ -50,12 +50,12 @@ end
 local length, bytes = redis.call('XLEN', into), subject_bytes or 0
 local is_first = length == 0
 if is_first then
-  -- Whatever was counted of this topic is not there any more.
+  -- The messages that were counted for this topic are not there any more.
   total, bytes = total - bytes, 0
 end
 length, bytes, total, messages = length + 1, bytes + cost, total + cost, messages + 1
 
--- Removing costs more than keeping: a few more than are kept may pile up, and go all at once.
+-- Trimming costs more than keeping, so a few messages too many may pile up, and all are trimmed at once.
 local is_full = length > max_messages + math.floor(max_messages / SLACK) or bytes > max_bytes + max_bytes / SLACK
 local gone, old, budget = nil, {}, 100
 while is_full do
@@ -73,10 +73,10 @@ end
 local entry, chain, link = ident .. '-0', last, str(prev)
 last = id
 local mark_at = gone and mark()
--- First of all, so that the next entry of the feed shows it if this script fails on its way.
+-- Write this first: if the script fails later, the next entry of the feed shows it.
 redis.call('HSET', state, '*', packed(), topic, cmsgpack.pack(id, bytes))
 if is_first then
-  -- Redis sets 4 KiB aside for each new stream, and a copy of it has only what it holds.
+  -- Redis allocates 4 KiB for each new stream, and a copy of the stream has only the bytes that it needs.
   redis.call('DEL', base .. 'new')
   redis.call('XADD', base .. 'new', entry, 'p', link .. ' ' .. cost, 'h', head, 'd', data)
   redis.call('COPY', base .. 'new', into, 'REPLACE')
@@ -99,8 +99,8 @@ if name then
   redis.call('PEXPIRE', counts, 2 * KEY_WINDOW_MS)
 end
 
--- Topics and marks count too, but leave at least half to messages. A topic that holds more than an even share pays for
--- itself, then the oldest message of all.
+-- Topics and marks count too, but leave at least half of the bytes to messages. If this topic holds more than
+-- an even share, its own oldest message goes first, otherwise the oldest message of all.
 local victims = {}
 local room = math.max(max_total - redis.call('ZCARD', index) * TOPIC_COST, max_total / 2)
 local is_over = total > room
@@ -109,7 +109,7 @@ while budget > 0 and total > room and messages > 1 do
   local before, own = total, bytes > share and length > 1 and redis.call('XRANGE', into, '-', '+', 'COUNT', 1)[1]
   local oldest = own and {own[1], {'t', topic}} or redis.call('XRANGE', order, '-', '+', 'COUNT', 1)[1]
   if not oldest or oldest[1] == entry then
-    -- What is still counted was lost behind our back.
+    -- The rest of the count was for streams that have disappeared.
     total, messages = bytes, length
     break
   end
@@ -127,6 +127,6 @@ local is_small = #data <= FEED_MAX_BODY
 tell(entry, 'm', linked(chain) .. ' ' .. link .. ' ' .. (gone or '0')
   .. carrying(topic, is_small and head or '', is_small and data or ''))
 for victim, upto in pairs(victims) do tell(ident .. '-*', 'g', upto .. carrying(victim, '', '')) end
--- More goes than comes, so that what has expired never piles up.
+-- Each sweep removes more messages than were stored since the last one, so expired messages never pile up.
 if id % 16 == 0 then sweep(32) end
 return {'stored', ident, str(began)}

@@ -1,5 +1,5 @@
--- What is retained of some topics, each after a point of its own, in the order of ids. The arguments: how many messages
--- at most, then each topic and its point.
+-- The retained messages of some topics, each after a point of its own, in the order of ids. The arguments:
+-- the largest number of messages, then each topic and its point.
 local limit, TOPICS = tonumber(ARGV[7]), 8
 local is_alone = #ARGV == TOPICS + 1
 sweep(READ_SWEEP)
@@ -17,7 +17,8 @@ for at = TOPICS, #ARGV, 2 do
   if first then heads[#heads + 1] = {topic = topic, number = #known_topics, batch = batch, at = 1} end
 end
 
--- The oldest last, so that it is found and taken away at once. All ids have 16 digits, so they compare as text.
+-- Sorted with the oldest last, so that it is found and removed at once. All ids have 16 digits, so they
+-- compare as text.
 local function id_of(head) return head.batch[head.at][1] end
 table.sort(heads, function(one, other) return id_of(one) > id_of(other) end)
 local function put(head)
@@ -39,7 +40,7 @@ while #heads > 0 do
   bytes = bytes - #entry[2][6]
   head.at = head.at + 1
   if not head.batch[head.at] then
-    -- No more at once than is wanted, if what comes is as large as what came.
+    -- Fetch only as many as are needed, if the next messages are as large as these.
     local step = is_alone and math.floor(bytes / ((PAGE_BYTES - bytes) / #found + 1)) or 16
     step = math.max(1, math.min(step, limit - #found + 1))
     head.batch = redis.call('XRANGE', stream(head.topic), str(id + 1), '+', 'COUNT', step)

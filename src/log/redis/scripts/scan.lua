@@ -1,7 +1,7 @@
--- What was published to any topic after an id, by name only.
+-- The ids and topics of all messages after an id.
 local after = tonumber(ARGV[7])
 local is_unswept = sweep(READ_SWEEP)
--- What has expired leaves its mark when it is swept: until all of it is, nobody knows what is gone.
+-- An expired message leaves its mark when it is swept. Until all are swept, the lost messages are unknown.
 if is_unswept and after < expired then return {facts(), '0', 2, {}} end
 local entries = redis.call('XRANGE', order, str(math.max(after + 1, expired)), '+', 'COUNT', SCAN_BATCH)
 local names = {}

@@ -1,2 +1,2 @@
--- How much there is.
+-- How many topics, messages and bytes there are.
 return {facts(), redis.call('ZCOUNT', index, '(0', '+inf'), str(messages), str(total)}

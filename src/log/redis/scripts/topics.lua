@@ -1,4 +1,4 @@
--- What is known of some topics, which are the arguments.
+-- The counts of the topics that are the arguments.
 local TOPICS = 7
 local known_topics = {}
 for at = TOPICS, #ARGV do

@@ -1,4 +1,4 @@
-//! Lives of the store that follow each other, and what would hide that one has ended.
+//! Generations of the store that follow each other, and events that could hide the end of one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,13 +14,13 @@ use crate::{
     support::redis::Redis,
 };
 
-/// How often something is published while something else is waited for.
+/// The time between two messages that are published while the test waits.
 const BEAT: Duration = Duration::from_millis(5);
 
-/// An announcement carries the newest id of its time. If it is the first that comes of a new life, whoever is
-/// level must not take that id for the point up to which nothing is missing.
+/// An announcement carries the newest id of its time. If it is the first entry of a new generation, a reader
+/// that is caught up must not take that id as the point up to which nothing is missing.
 #[tokio::test]
-async fn an_announcement_that_begins_a_life_hides_no_gap() {
+async fn an_announcement_that_begins_a_generation_hides_no_gap() {
     let Some(redis) = Redis::start(&[]) else { return };
     let (here, there) = (log(&redis.url()).await, log(&redis.url()).await);
     let mut reader = subscribe(&here, "a", Start::Now).await;
@@ -32,7 +32,8 @@ async fn an_announcement_that_begins_a_life_hides_no_gap() {
     assert_eq!(read_until(&mut reader, last).await, [None, Some(last)]);
 }
 
-/// Something was lost at the end of each of two generations: a1 a2 (a3), b1 (b2), c1. Each loss is told where it was.
+/// Messages were lost at the end of each of two generations: a1 a2 (a3), b1 (b2), c1. Each loss is told at
+/// its place.
 #[tokio::test]
 async fn each_of_two_losses_is_told_at_its_own_place() {
     let Some(mut redis) = Redis::start(&[]) else { return };
@@ -52,11 +53,11 @@ async fn each_of_two_losses_is_told_at_its_own_place() {
         saved = 2;
     }
     let last = publish(&broker, "a").await;
-    let [(first, lost), (second, lost_too)] = &lives[..] else { unreachable!("two lives have ended") };
+    let [(first, lost), (second, lost_too)] = &lives[..] else { unreachable!("two generations have ended") };
     for pattern in ["a", "*"] {
         for cursor in [first[0], first[2], *lost] {
             let mut reader = subscribe(&broker, pattern, Start::After(cursor)).await;
-            // Each gap lies where something was in fact lost.
+            // Each gap lies where messages were lost.
             let first = first.iter().filter(|id| **id > cursor).copied().map(Some);
             let second = second.iter().copied().map(Some);
             let expected: Vec<_> = first.chain([None]).chain(second).chain([None, Some(last)]).collect();
@@ -69,8 +70,8 @@ async fn each_of_two_losses_is_told_at_its_own_place() {
     }
 }
 
-/// What a topic had before a restart was trimmed after it. That is told where the reader stands, and not behind the
-/// messages of another topic that lie between there and the restart.
+/// Messages of a topic from before a restart were trimmed after it. The gap comes at the cursor of the
+/// reader, and not behind the messages of another topic between there and the restart.
 #[tokio::test]
 async fn a_loss_across_a_restart_is_told_before_anything_newer() {
     let Some(mut redis) = Redis::start(&[]) else { return };
@@ -94,7 +95,7 @@ async fn a_loss_across_a_restart_is_told_before_anything_newer() {
     }
 }
 
-/// Nothing was published between the two losses.
+/// Topic `a` has no retained message between its two losses.
 #[tokio::test]
 async fn losses_between_which_nothing_is_retained_are_one_gap() {
     let Some(mut redis) = Redis::start(&[]) else { return };
@@ -113,9 +114,9 @@ async fn losses_between_which_nothing_is_retained_are_one_gap() {
     assert_eq!(read_until(&mut reader, last).await, [None, Some(last)]);
 }
 
-/// Nobody is left who has seen the newest ids, so that only the life of the primary shows that they may be gone.
+/// No replica is left that has seen the newest ids. Only the generation shows that they may be gone.
 #[tokio::test]
-async fn a_loss_that_no_replica_remembers_is_told_all_the_same() {
+async fn a_loss_that_no_replica_remembers_is_still_told() {
     let Some(mut redis) = Redis::start(&[]) else { return };
     let before = log(&redis.url()).await;
     let kept = publish(&before, "a").await;
@@ -128,7 +129,7 @@ async fn a_loss_that_no_replica_remembers_is_told_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_promotion_that_no_replica_has_seen_is_told_all_the_same() {
+async fn a_promotion_that_no_replica_has_seen_is_still_told() {
     let Some(primary) = Redis::start(&[]) else { return };
     let to_copy = Proxy::to(primary.addr(), Duration::ZERO).await;
     let copy =
@@ -151,9 +152,10 @@ async fn is_told(broker: &Broker, cursor: Id) {
     }
 }
 
-/// What is on disk before it is acknowledged is there after a restart, whoever remembers it.
+/// A message that is on disk before it is acknowledged is there after a restart, even if no replica has seen
+/// it.
 #[tokio::test]
-async fn what_is_kept_always_is_no_gap_for_a_replica_that_is_new() {
+async fn messages_on_disk_are_no_gap_for_a_new_replica() {
     let Some(mut redis) = Redis::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
     let before = log(&redis.url()).await;
     let (first, second) = (publish(&before, "a").await, publish(&before, "a").await);
@@ -168,10 +170,10 @@ async fn what_is_kept_always_is_no_gap_for_a_replica_that_is_new() {
     }
 }
 
-/// The link has broken and leads to the promoted copy, the publishing connection still to the old primary: what
-/// the one tells of and what is read over the other are not of the same life.
+/// The link has broken and leads to the promoted copy, and the publishing connection still leads to the old
+/// primary. The entries of the feed and the reads of the store are of different generations.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_to_another_primary_than_the_one_that_is_asked_gives_out_nothing() {
+async fn a_link_to_another_primary_gives_readers_nothing() {
     let Some(primary) = Redis::start(&[]) else { return };
     let way = Proxy::to(primary.addr(), Duration::ZERO).await;
     let to_copy = Proxy::to(primary.addr(), Duration::ZERO).await;
@@ -192,7 +194,7 @@ async fn a_link_to_another_primary_than_the_one_that_is_asked_gives_out_nothing(
     way.lead_new_to(copy.addr());
     let links = way.links();
     assert!(primary.kill_links() > 0);
-    // Each of these has led to the copy, and was found to be of no use.
+    // Each of these links has led to the copy, and the replica found it useless.
     while way.links() < links + 4 {
         tokio::time::sleep(BEAT).await;
     }
