@@ -39,7 +39,8 @@ pub struct Position {
     floors: Option<Arc<Floors>>,
 }
 
-/// A moment in the losses of a log: the newest id at that time, and the number of the loss.
+/// A moment in the losses of a log: the newest id at that time, and the number of the loss. The log in Redis counts by
+/// ids alone: its marks have ids of their own, each newer than the one before.
 ///
 /// A lost message had been published, so its id is at most the id of the mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -58,6 +58,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How often a page is read until it is valid: a deletion or a new generation may outdate it.
 const MAX_READS: usize = 3;
 
+/// How long a publish or a deletion may take in all, so that its client is answered within three seconds.
+const DEADLINE: Duration = Duration::from_millis(2750);
 /// How many tails are filled for one reader. A reader of more topics reads them all in one step.
 const MAX_FILLED: usize = 16;
 
@@ -95,10 +97,10 @@ impl RedisLog {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(address: Address, retention: &Retention, copies: usize) -> Arc<Self> {
-        let store = Arc::new(Store::new(address, retention));
+        let is_confirmed = copies > 0;
+        let store = Arc::new(Store::new(address, retention, is_confirmed));
         let feed = Arc::new(Feed::new(Clock::System, retention.age));
         let link = Arc::new(Link::new(store.clone(), feed.clone()));
-        let is_confirmed = copies > 0;
         let copies = Arc::new(Copies::new(store.clone(), copies));
         let mut tasks = JoinSet::new();
         tasks.spawn(store.clone().keep_connected());
@@ -213,11 +215,8 @@ impl RedisLog {
         }
         Ok(tail.covers(position, self.expired()))
     }
-}
 
-#[async_trait]
-impl Log for RedisLog {
-    async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+    async fn store_message(&self, append: Append) -> Result<Appended, AppendError> {
         let Append { draft, idempotency_key, if_match } = append;
         let head = codec::head(&draft);
         let event_bytes = draft.event.as_ref().map_or(0, |event| event.len()).to_string();
@@ -243,6 +242,23 @@ impl Log for RedisLog {
         }
     }
 
+    async fn delete_messages(&self, topic: &Topic) -> Result<(), LogError> {
+        let Deleted { facts, gone } = self.store.run(&self.store.scripts.delete, topic, &[]).await?;
+        self.store.has_seen(facts.newest);
+        // If the index did not know the topic, there was nothing to delete.
+        if gone > Id::ZERO {
+            self.feed.delete(topic, gone, facts.newest);
+        }
+        self.copies.confirm(facts.began).await
+    }
+}
+
+#[async_trait]
+impl Log for RedisLog {
+    async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        timeout(DEADLINE, self.store_message(append)).await.unwrap_or(Err(LogError::UnknownOutcome.into()))
+    }
+
     async fn announce(&self, draft: Draft) -> Result<(), LogError> {
         let head = codec::head(&draft);
         let args = [&*head, &*draft.payload.bytes];
@@ -251,13 +267,7 @@ impl Log for RedisLog {
     }
 
     async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
-        let Deleted { facts, gone } = self.store.run(&self.store.scripts.delete, topic, &[]).await?;
-        self.store.has_seen(facts.newest);
-        // If the index did not know the topic, there was nothing to delete.
-        if gone > Id::ZERO {
-            self.feed.delete(topic, gone, facts.newest);
-        }
-        self.copies.confirm(facts.began).await
+        timeout(DEADLINE, self.delete_messages(topic)).await.unwrap_or(Err(LogError::UnknownOutcome))
     }
 
     async fn follow(

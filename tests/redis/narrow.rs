@@ -164,3 +164,48 @@ async fn a_loss_after_the_marks_were_read_is_told() {
     }
     assert_eq!((messages, gaps), (597, 2));
 }
+
+/// Each topic lost a message that the reader had been given, so the reader misses nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_a_thousand_marks_without_a_loss_are_no_gap() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log_that_keeps(&redis.url(), &Retention { messages: 2, ..RETENTION }).await;
+    let topics = || (0..1_100).map(|number| format!("w.{number}"));
+    publish_all(&broker, topics().chain(topics())).await;
+    let cursor = publish(&broker, "now").await;
+    publish_all(&broker, topics()).await;
+    let newest = publish(&broker, "end").await;
+    let read = read(&log(&redis.url()).await, &["w.*", "end"], cursor, newest).await;
+    assert_eq!((read.messages.len(), read.gaps), (1_101, BTreeSet::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_a_thousand_deleted_topics_are_one_gap_and_told_once() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let cursor = publish(&broker, "now").await;
+    publish_all(&broker, (0..1_200).map(|number| format!("w.{number}"))).await;
+    for number in 0..1_200 {
+        broker.delete(&draft(&format!("w.{number}")).topic).await.expect("deleted");
+    }
+    let newest = publish(&broker, "w.end").await;
+    let read = read(&log(&redis.url()).await, &["w.*"], cursor, newest).await;
+    assert_eq!((read.messages, read.gaps.len()), (vec![newest], 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_a_boundary_more_than_a_thousand_lost_topics_are_one_gap_too() {
+    let Some(mut redis) = Redis::start(&[]) else { return };
+    let retention = Retention { messages: 1, ..RETENTION };
+    let broker = log_that_keeps(&redis.url(), &retention).await;
+    let cursor = publish(&broker, "now").await;
+    redis.say(&["SAVE"]);
+    redis.kill();
+    redis.start_again();
+    until_reachable(&broker).await;
+    let topics = || (0..1_100).map(|number| format!("w.{number}"));
+    publish_all(&broker, topics().chain(topics())).await;
+    let newest = publish(&broker, "w.end").await;
+    let read = read(&log_that_keeps(&redis.url(), &retention).await, &["w.*"], cursor, newest).await;
+    assert_eq!((read.messages.len(), read.gaps.len()), (1_101, 1), "{:?}", read.gaps);
+}

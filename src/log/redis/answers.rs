@@ -87,8 +87,9 @@ answers! {
     }
 
     struct Fetched {
-        /// As many messages as fit. `None` stands for a message that is not there.
-        messages: Vec<Option<Stored>>,
+        facts: Facts,
+        /// As many as fit.
+        messages: Vec<Sought>,
         topics: Vec<Retained>,
     }
 
@@ -159,6 +160,32 @@ impl Stored {
         // Old messages keep no renderings: each reader renders them for itself.
         message.cool();
         Some(message)
+    }
+}
+
+/// A message that was looked for by its id.
+#[derive(Debug)]
+pub enum Sought {
+    Stored(Stored),
+    /// The stream of the topic does not have it.
+    Missing {
+        /// When the topic last lost something.
+        marked: Id,
+        /// The id of the topic's last deletion.
+        deleted: Id,
+    },
+}
+
+impl FromRedisValue for Sought {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let parts: Vec<Value> = FromRedisValue::from_redis_value(value)?;
+        match <[Value; 3]>::try_from(parts) {
+            Ok([_, marked, deleted]) => {
+                let [marked, deleted] = [Id::from_redis_value(marked)?, Id::from_redis_value(deleted)?];
+                Ok(Self::Missing { marked, deleted })
+            }
+            Err(entry) => Stored::from_redis_value(Value::Array(entry)).map(Self::Stored),
+        }
     }
 }
 

@@ -2,7 +2,12 @@
 //!
 //! This module makes connections, and knows nothing of their use.
 
-use std::{collections::HashMap, future::pending, time::Duration};
+use std::{
+    collections::HashMap,
+    future::pending,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use redis::{
@@ -24,6 +29,8 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 pub struct Primary {
     address: Address,
     sentinels: Vec<Sentinel>,
+    /// The latest failover that a chosen answer has seen.
+    epoch: AtomicU64,
 }
 
 /// Why there is no connection to the primary.
@@ -58,7 +65,7 @@ impl Primary {
     pub fn new(address: Address) -> Self {
         let infos = address.sentinels().map(|sentinels| sentinels.infos.clone()).unwrap_or_default();
         let new = |info| Sentinel { info, connection: Mutex::default() };
-        Self { address, sentinels: infos.into_iter().map(new).collect() }
+        Self { address, sentinels: infos.into_iter().map(new).collect(), epoch: AtomicU64::new(0) }
     }
 
     pub fn address(&self) -> &Address {
@@ -111,8 +118,7 @@ impl Primary {
         }
     }
 
-    /// How to connect to the primary. More than half of the Sentinels decide. If they disagree or do not
-    /// answer, the Sentinel that has seen the latest failover decides.
+    /// How to connect to the primary, as the Sentinels say.
     async fn find(&self) -> Result<ConnectionInfo, ConnectError> {
         let Some(sentinels) = self.address.sentinels() else { return Ok(self.address.node()) };
         let mut answers: FuturesUnordered<_> =
@@ -120,19 +126,18 @@ impl Primary {
         let (mut named, mut failed) = (Vec::<Named>::new(), None);
         while let Some(answer) = answers.next().await {
             match answer {
-                Ok(Some(primary)) => {
-                    named.push(primary);
-                    let votes = named.iter().filter(|other| Some(*other) == named.last()).count();
-                    if 2 * votes > self.sentinels.len() {
-                        break;
-                    }
-                }
-                Ok(None) => {}
+                Ok(primary) => named.extend(primary),
                 Err(error) => failed = Some(error),
             }
+            if is_decided(&named, self.sentinels.len(), self.epoch.load(Ordering::Relaxed)) {
+                break;
+            }
         }
-        match (named.into_iter().max_by_key(|primary| primary.epoch), failed) {
-            (Some(Named { host, port, .. }), _) => Ok(self.address.node_at(host, port)),
+        match (latest(&named), failed) {
+            (Some(Named { host, port, epoch }), _) => {
+                self.epoch.store(*epoch, Ordering::Relaxed);
+                Ok(self.address.node_at(host.clone(), *port))
+            }
             (None, Some(error)) => Err(ConnectError::NoSentinel(error)),
             (None, None) => Err(ConnectError::UnknownMaster),
         }
@@ -143,26 +148,14 @@ impl Sentinel {
     /// Asks this Sentinel for the primary. `None` if it knows no primary of that name.
     async fn ask(&self, master: &str) -> Result<Option<Named>, RedisError> {
         let mut kept = self.connection.lock().await;
-        // The connection is kept only if the Sentinel has answered.
-        let mut connection = match kept.take() {
-            Some(connection) => connection,
+        let mut connection = match &*kept {
+            Some(connection) => connection.clone(),
             None => self.connect().await?,
         };
-        let mut question = redis::cmd("SENTINEL");
-        question.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
-        let place: Option<(String, u16)> = question.query_async(&mut connection).await?;
-        let named = match place {
-            None => None,
-            Some((host, port)) => {
-                let mut question = redis::cmd("SENTINEL");
-                question.arg("MASTER").arg(master);
-                let known: HashMap<String, String> = question.query_async(&mut connection).await?;
-                let epoch = known.get("config-epoch").and_then(|epoch| epoch.parse().ok());
-                Some(Named { host, port, epoch: epoch.unwrap_or_default() })
-            }
-        };
-        *kept = Some(connection);
-        Ok(named)
+        let named = ask(&mut connection, master).await;
+        // After an error the next question gets a new connection.
+        *kept = named.is_ok().then_some(connection);
+        named
     }
 
     async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
@@ -173,9 +166,58 @@ impl Sentinel {
     }
 }
 
+async fn ask(connection: &mut MultiplexedConnection, master: &str) -> Result<Option<Named>, RedisError> {
+    let mut question = redis::cmd("SENTINEL");
+    question.arg("MASTER").arg(master);
+    // First the epoch, then the address: a failover in between gives the new address the old epoch, which only
+    // makes the answer count less.
+    let known: HashMap<String, String> = match question.query_async(connection).await {
+        Err(error) if error.to_string().contains("No such master") => return Ok(None),
+        known => known?,
+    };
+    let mut question = redis::cmd("SENTINEL");
+    question.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
+    let place: Option<(String, u16)> = question.query_async(connection).await?;
+    let epoch = known.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or_default();
+    Ok(place.map(|(host, port)| Named { host, port, epoch }))
+}
+
+/// The answer that has seen the latest failover.
+fn latest(named: &[Named]) -> Option<&Named> {
+    named.iter().max_by_key(|primary| primary.epoch)
+}
+
+/// True if no further answer is needed: more than half of the Sentinels name the same primary, and no failover is known
+/// that they have not seen.
+fn is_decided(named: &[Named], sentinels: usize, seen: u64) -> bool {
+    latest(named).is_some_and(|latest| {
+        let votes = named.iter().filter(|other| *other == latest).count();
+        latest.epoch >= seen && 2 * votes > sentinels
+    })
+}
+
 async fn is_primary(connection: &mut MultiplexedConnection) -> Result<bool, RedisError> {
     // Behind the role stand the number of copies and more.
     let role: Vec<redis::Value> = redis::cmd("ROLE").query_async(connection).await?;
     let role = role.into_iter().next().map(redis::from_redis_value::<String>);
     Ok(role.is_some_and(|role| role.is_ok_and(|role| role == "master")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(port: u16, epoch: u64) -> Named {
+        Named { host: "h".into(), port, epoch }
+    }
+
+    #[test]
+    fn the_sentinels_decide_when_most_agree_and_none_has_seen_a_later_failover() {
+        assert!(!is_decided(&[], 3, 0));
+        assert!(!is_decided(&[named(1, 7)], 3, 0), "one of three");
+        assert!(is_decided(&[named(1, 7), named(1, 7)], 3, 7), "two of three");
+        assert!(!is_decided(&[named(1, 7), named(1, 7)], 3, 8), "a later failover was seen before");
+        assert!(!is_decided(&[named(2, 8), named(1, 7), named(1, 7)], 3, 0), "one has seen a later failover");
+        assert_eq!(latest(&[named(1, 7), named(2, 8), named(1, 7)]), Some(&named(2, 8)));
+    }
 }

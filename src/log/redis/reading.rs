@@ -8,7 +8,9 @@ use std::{
 };
 
 use super::{
-    answers::{Begun, Fetched, First, Found, Names, Retained, ScanState, Scanned, Stored, TopicsPage},
+    answers::{
+        Begun, Fetched, First, Found, Names, Retained, ScanState, Scanned, Sought, Stored, TopicsPage,
+    },
     facts::Facts,
     store::Store,
 };
@@ -40,7 +42,7 @@ struct Bound {
 /// Some messages, and what is retained of other topics. A message is `None` if it is not there.
 #[derive(Default)]
 struct Retrieved {
-    messages: Vec<Option<Stored>>,
+    messages: Vec<Sought>,
     topics: Vec<Retained>,
 }
 
@@ -90,7 +92,7 @@ impl Reading<'_> {
     /// A gap for each topic and pattern, because the store cannot say what the cursor covers.
     async fn unknown_gaps(&self) -> Result<Vec<Gap>, LogError> {
         let topics = self.topics();
-        let retained = self.fetch(&[], &topics, &Position::default()).await?.topics;
+        let retained = self.fetch(&[], &topics, &Position::default(), None).await?.topics;
         let firsts = retained.iter().map(Retained::next);
         let oldest = self.oldest_of_wildcards(Id::ZERO).await?;
         let wildcards = self.patterns.wildcards().iter();
@@ -260,7 +262,6 @@ impl Reading<'_> {
     }
 
     async fn scan(&self, position: &Position, limit: usize) -> Result<(Facts, Page), LogError> {
-        let exact = self.topics();
         let told = position.told.max(position.cursor);
         let Scanned { facts, end, mut order, .. } = self.scan_order(position.cursor).await?;
         // Read the marks after the order. A message that left the order before it was read has left its mark
@@ -268,7 +269,6 @@ impl Reading<'_> {
         let (gone, marked) = self.gone(told.max(position.checked.newest), &facts).await?;
         let standing = facts.standing(position);
         order.retain(|(id, _)| *id <= standing.upto);
-        let is_far = is_far(&facts, position);
         let checked = Mark { newest: marked, nth: 0 };
         let mut page = Page { checked, end: end.min(standing.upto), ..Page::default() };
 
@@ -286,51 +286,25 @@ impl Reading<'_> {
                 wanted.push((topic, *id));
             }
         }
-
-        // Find the topics that may have lost messages.
-        let forgotten = facts.forgotten;
-        let mut lost: HashSet<Topic> = HashSet::new();
-        // The gap of the pattern told what was lost before this.
-        let told_by_pattern = standing.told_upto(Id::ZERO).max(forgotten);
-        let is_lost = |(topic, gone): &(&Topic, &Id)| position.vouched(topic).max(told_by_pattern) < **gone;
-        lost.extend(gone.iter().filter(is_lost).map(|(topic, _)| topic.clone()));
-        if is_far {
-            lost.extend(exact);
-        }
-        let mut lost: Vec<_> = lost.into_iter().collect();
-        // These patterns get one gap for all their topics.
-        let wide = if is_far { self.patterns.wildcards().iter().collect() } else { self.wide(&lost) };
-        let mut next = Id::MAX;
-        if !wide.is_empty() {
-            let oldest = self.oldest_of_wildcards(position.cursor).await?;
-            next = oldest.first();
-            let reason = standing.reason(told, Id::ZERO);
-            let gap = |pattern: &&Pattern| {
-                let topic = (*pattern).clone();
-                Gap { topic, next: oldest.of(pattern), reason, floor: Id::ZERO }
-            };
-            page.gaps.extend(wide.iter().map(gap));
-        }
-        if !is_far {
-            lost.retain(|topic| self.patterns.names(topic) || self.matches_other_than(&wide, topic));
-        }
-        let found = self.fetch(&wanted, &lost, position).await?;
         page.past = wanted.first().map_or(page.end, |(_, id)| id.before()).min(page.end);
-        if found.messages.len() < wanted.len() {
+
+        let (gaps, next) = self.gaps(&gone, position, &facts).await?;
+        page.gaps = gaps;
+        page.told = standing.told_upto(next).max(position.told).max(facts.forgotten);
+        // Read the messages after the losses. A message that goes in between is missing, and is told below.
+        let found = self.fetch(&wanted, &[], position, Some(&facts)).await?.messages;
+        if found.len() < wanted.len() {
             // Not all of the messages fit on the page.
-            page.end = wanted[found.messages.len().max(1) - 1].1;
-        }
-        let oldest = found.topics.iter().filter_map(Retained::next).fold(next, Id::min);
-        page.told = standing.told_upto(oldest).max(position.told).max(forgotten);
-        for (topic, retained) in lost.iter().zip(&found.topics) {
-            page.gaps.extend(standing.gap(&topic.into(), position.vouched(topic), retained.loss(&facts)));
+            page.end = wanted[found.len().max(1) - 1].1;
         }
         let mut missing: HashMap<Topic, Id> = HashMap::new();
-        for ((topic, id), stored) in wanted.into_iter().zip(found.messages) {
-            match stored {
-                Some(stored) => put(&mut page, &topic, &stored),
+        for ((topic, id), sought) in wanted.into_iter().zip(found) {
+            match sought {
+                Sought::Stored(stored) => put(&mut page, &topic, &stored),
+                // A gap about the deletion was told when its mark was seen.
+                Sought::Missing { marked: at, deleted } if deleted > id && at <= marked => {}
                 // The message went between two reads, or another program took it.
-                None => _ = missing.insert(topic, id),
+                Sought::Missing { .. } => _ = missing.insert(topic, id),
             }
         }
         for gap in &page.gaps {
@@ -339,6 +313,67 @@ impl Reading<'_> {
         missing.retain(|topic, id| position.vouched(topic) < *id);
         self.tell_missing(&mut page, position, missing).await?;
         Ok((facts, page))
+    }
+
+    /// The gaps of the topics that lost messages, and of patterns with too many such topics. Also returns the oldest
+    /// retained message of all of these.
+    async fn gaps(
+        &self,
+        gone: &HashMap<Topic, Id>,
+        position: &Position,
+        facts: &Facts,
+    ) -> Result<(Vec<Gap>, Id), LogError> {
+        let standing = facts.standing(position);
+        // A gap of the pattern tells everything that was lost before this.
+        let told = standing.told_upto(Id::ZERO).max(facts.forgotten);
+        let is_lost = |(topic, gone): &(&Topic, &Id)| position.vouched(topic).max(told) < **gone;
+        let mut lost: BTreeSet<Topic> = gone.iter().filter(is_lost).map(|(topic, _)| topic.clone()).collect();
+        let mut wide: HashSet<&Pattern> = HashSet::new();
+        if is_far(facts, position) {
+            lost.extend(self.topics());
+            wide.extend(self.patterns.wildcards());
+        }
+        let (mut gaps, mut next, mut counts) = (Vec::new(), Id::MAX, HashMap::new());
+        for topics in lost.into_iter().collect::<Vec<_>>().chunks(TOPIC_BATCH) {
+            let topics: Vec<_> =
+                topics.iter().filter(|topic| self.is_told_alone(topic, &wide)).cloned().collect();
+            let found = self.fetch(&[], &topics, position, Some(facts)).await?.topics;
+            for (topic, retained) in topics.iter().zip(found) {
+                next = retained.next().map_or(next, |first| first.min(next));
+                let gap = standing.gap(&topic.into(), position.vouched(topic), retained.loss(facts));
+                let Some(gap) = gap else { continue };
+                self.patterns.for_each_wildcard(topic, |pattern| {
+                    let count = counts.entry(pattern).or_insert(0);
+                    *count += 1;
+                    if *count > MAX_GAPS {
+                        wide.insert(pattern);
+                    }
+                });
+                gaps.push((topic.clone(), gap));
+            }
+        }
+        gaps.retain(|(topic, _)| self.is_told_alone(topic, &wide));
+        let mut gaps: Vec<_> = gaps.into_iter().map(|(_, gap)| gap).collect();
+        if !wide.is_empty() {
+            let oldest = self.oldest_of_wildcards(position.cursor).await?;
+            next = next.min(oldest.first());
+            let reason = standing.reason(position.told.max(position.cursor), Id::ZERO);
+            let gap = |pattern: &Pattern| Gap {
+                topic: pattern.clone(),
+                next: oldest.of(pattern),
+                reason,
+                floor: Id::ZERO,
+            };
+            gaps.extend(wide.into_iter().map(gap));
+        }
+        Ok((gaps, next))
+    }
+
+    /// True if a gap of `topic` is told by itself: it is named, or a pattern matches it that gets no gap of its own.
+    fn is_told_alone(&self, topic: &Topic, wide: &HashSet<&Pattern>) -> bool {
+        let mut is_alone = self.patterns.names(topic);
+        self.patterns.for_each_wildcard(topic, |pattern| is_alone |= !wide.contains(pattern));
+        is_alone
     }
 
     /// Tells a gap for messages that are in the order and not in their streams.
@@ -354,13 +389,14 @@ impl Reading<'_> {
         }
         let missing: Vec<_> = missing.into_iter().collect();
         let topics: Vec<_> = missing.iter().map(|(topic, _)| topic.clone()).collect();
-        let found = self.fetch(&[], &topics, &beyond).await?;
+        let found = self.fetch(&[], &topics, &beyond, None).await?;
         for ((topic, id), retained) in missing.into_iter().zip(found.topics) {
             let (next, floor) = (retained.next(), retained.complete_from(Id::ZERO).max(id));
             page.gaps.retain(|gap| gap.topic.as_str() != &*topic);
             // Messages from before the hole must not come after its gap.
             page.messages.retain(|message| message.topic != topic || message.id > floor);
-            page.gaps.push(Gap { topic: (&topic).into(), next, reason: Reason::Retention, floor });
+            let reason = if retained.deleted > id { Reason::Deleted } else { Reason::Retention };
+            page.gaps.push(Gap { topic: (&topic).into(), next, reason, floor });
         }
         Ok(())
     }
@@ -372,6 +408,7 @@ impl Reading<'_> {
         wanted: &[(Topic, Id)],
         others: &[Topic],
         position: &Position,
+        known: Option<&Facts>,
     ) -> Result<Retrieved, LogError> {
         let mut retrieved = Retrieved::default();
         let (first, rest) = others.split_at(others.len().min(TOPIC_BATCH));
@@ -385,29 +422,14 @@ impl Reading<'_> {
             args.extend(
                 others.iter().flat_map(|topic| [topic.to_string(), position.given(topic).to_string()]),
             );
-            let Fetched { messages, topics } = self.run(&self.store.scripts.fetch, &args).await?;
+            let Fetched { facts, messages, topics } = self.run(&self.store.scripts.fetch, &args).await?;
+            if known.is_some_and(|known| !known.is_as(&facts)) {
+                return Err(LogError::Unavailable);
+            }
             retrieved.messages.extend(messages);
             retrieved.topics.extend(topics);
         }
         Ok(retrieved)
-    }
-
-    /// The patterns that get one gap, because so many of their topics are `lost`.
-    fn wide(&self, lost: &[Topic]) -> HashSet<&Pattern> {
-        if lost.len() <= MAX_GAPS {
-            return HashSet::new();
-        }
-        let mut counts = HashMap::new();
-        for topic in lost {
-            self.patterns.for_each_wildcard(topic, |pattern| *counts.entry(pattern).or_insert(0) += 1);
-        }
-        counts.into_iter().filter(|(_, count)| *count > MAX_GAPS).map(|(pattern, _)| pattern).collect()
-    }
-
-    fn matches_other_than(&self, wide: &HashSet<&Pattern>, topic: &Topic) -> bool {
-        let mut is_other = false;
-        self.patterns.for_each_wildcard(topic, |pattern| is_other |= !wide.contains(pattern));
-        is_other
     }
 
     /// When each of the matching topics last lost messages, if that was after `after`. Also returns when the
@@ -421,7 +443,7 @@ impl Reading<'_> {
         };
         let known = self.store.marks(after, take).await?;
         // Marks of another generation say nothing about the messages that were read.
-        if known.began == facts.began { Ok((gone, known.marked)) } else { Err(LogError::Unavailable) }
+        if known.is_as(facts) { Ok((gone, known.marked)) } else { Err(LogError::Unavailable) }
     }
 
     async fn scan_order(&self, after: Id) -> Result<Scanned, LogError> {

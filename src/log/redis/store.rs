@@ -67,6 +67,7 @@ pub struct Store {
     primary: Primary,
     prefix: String,
     keep: Keep,
+    always_looks: bool,
     connection: watch::Sender<Option<Connection>>,
     /// The newest id that this process has seen. A store that is behind it has lost messages.
     known: AtomicU64,
@@ -81,12 +82,14 @@ pub struct Store {
 }
 
 impl Store {
-    pub fn new(address: Address, retention: &Retention) -> Self {
+    /// If it `always_looks`, each script finds out which primary it runs on.
+    pub fn new(address: Address, retention: &Retention, always_looks: bool) -> Self {
         Self {
             scripts: Scripts::default(),
             prefix: address.prefix(),
             primary: Primary::new(address),
             keep: Keep::from(retention),
+            always_looks,
             connection: watch::Sender::new(None),
             known: AtomicU64::new(0),
             is_durable: AtomicBool::new(false),
@@ -174,7 +177,9 @@ impl Store {
     ) -> Result<T, LogError> {
         let mut connection = self.connected().await.ok_or(LogError::Unavailable)?;
         let now = Instant::now();
-        let looks = must_look || connection.looked().is_none_or(|looked| now - looked >= LOOK_EVERY);
+        let looks = must_look
+            || self.always_looks
+            || connection.looked().is_none_or(|looked| now - looked >= LOOK_EVERY);
         // If Redis does not know the script, it did not run, and is sent again with its text.
         let invocation = self.invocation(script, subject, args, looks);
         let answer = invocation.invoke_async(&mut connection.redis).await;
@@ -240,8 +245,8 @@ impl Store {
 
     /// Gives `take` the marks that were set after `after`, in batches: a comma and the topic, or a space and
     /// the topic if it was deleted. With each comes the time of the mark, which is no older than the lost
-    /// messages. Every mark that exists when this is called is given. Returns the facts that the store gave
-    /// before the first of them.
+    /// messages. Every mark that exists when this is called is given. Returns the facts of the last
+    /// answer, with the time of the newest mark at the first.
     ///
     /// # Errors
     /// As [`index`](Self::index).
@@ -255,15 +260,14 @@ impl Store {
         mut from: String,
         mut take: impl FnMut(Vec<(String, Id)>),
     ) -> Result<Facts, LogError> {
-        let mut first: Option<Facts> = None;
+        let mut first: Option<(Id, Id)> = None;
         loop {
             let limit = INDEX_BATCH.to_string();
             let args = [&*from, &*limit].map(str::as_bytes);
             let answer = self.read(script, "", &args).await?;
             let (facts, members): (Facts, Vec<(Vec<u8>, i64)>) = answer;
-            let began = facts.began;
-            let first = first.get_or_insert(facts);
-            if first.began != began {
+            let (began, marked) = *first.get_or_insert((facts.began, facts.marked));
+            if began != facts.began {
                 return Err(LogError::Unavailable);
             }
             let is_last = members.len() < INDEX_BATCH;
@@ -274,7 +278,7 @@ impl Store {
             });
             take(members.collect());
             if is_last {
-                return Ok(first.clone());
+                return Ok(Facts { marked, ..facts });
             }
         }
     }

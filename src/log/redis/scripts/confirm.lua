@@ -1,4 +1,3 @@
 -- Writes what is already there. A copy that confirms this write has everything that was stored before.
-learn()
 redis.call('HSET', state, '*', packed())
 return facts()

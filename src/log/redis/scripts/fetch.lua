@@ -9,7 +9,12 @@ for at = MESSAGES, others - 1, 2 do
   if bytes <= 0 then break end
   local entry = redis.call('XRANGE', stream(topic), id, id)[1]
   if entry then bytes = bytes - #entry[2][6] end
-  found[#found + 1] = entry or false
+  -- For a missing message return when its topic last lost something, and its last deletion.
+  if not entry then
+    local scores = redis.call('ZMSCORE', index, ',' .. topic, ' ' .. topic)
+    entry = {'', string.sub(scores[1] or '-0', 2), string.sub(scores[2] or '-0', 2)}
+  end
+  found[#found + 1] = entry
 end
 local known_topics = {}
 for at = others, #ARGV, 2 do
@@ -18,4 +23,4 @@ for at = others, #ARGV, 2 do
   local scores = redis.call('ZMSCORE', index, topic, ' ' .. topic)
   known_topics[#known_topics + 1] = {scores[1] or '', string.sub(scores[2] or '-0', 2), first and first[1] or '', first and first[2][2] or ''}
 end
-return {found, known_topics}
+return {facts(), found, known_topics}
