@@ -81,7 +81,8 @@ fn paragraphs(file: &Path, text: &str) -> Vec<String> {
         let line = line.trim_start();
         is_block ^= line.trim_start_matches(['/', '!', ' ']).starts_with("```");
         let prose = markers.iter().find_map(|marker| line.strip_prefix(marker));
-        let prose = prose.filter(|_| !is_block && !(is_document && line.starts_with(['|', '#', '`'])));
+        let is_other = is_document && line.starts_with(['|', '#', '`']);
+        let prose = prose.filter(|_| !is_block && !is_other);
         match (prose, paragraphs.last_mut()) {
             // A line of a document is a paragraph; comments go on.
             (Some(prose), Some(last)) if !is_document && !last.is_empty() => {

@@ -74,6 +74,13 @@ impl Serialize for NumericDate {
     }
 }
 
+/// Why the claims of a token do not count.
+#[derive(Debug)]
+pub enum Unverified {
+    Signature,
+    Malformed(String),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

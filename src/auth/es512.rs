@@ -8,7 +8,7 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use serde_json::json;
 
-use super::{claims::Claims, jwt::Unverified};
+use super::claims::{Claims, Unverified};
 
 /// The claims of a token that the holder of the private key has signed. `point` is the public key (SEC 1
 /// §2.3.3).

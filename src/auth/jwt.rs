@@ -11,7 +11,13 @@ use jsonwebtoken::{
 };
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::{Refused, algorithm::Algorithm, claims::Claims, es512, key::Digest};
+use super::{
+    Refused,
+    algorithm::Algorithm,
+    claims::{Claims, Unverified},
+    es512,
+    key::Digest,
+};
 
 /// The longest token that is read: more than an HTTP header can carry.
 const MAX_TOKEN_BYTES: usize = 64 << 10;
@@ -160,13 +166,6 @@ impl Verifier {
             Err(error) => Err(Unverified::Malformed(error.to_string())),
         }
     }
-}
-
-/// Why the claims of a token do not count.
-#[derive(Debug)]
-pub enum Unverified {
-    Signature,
-    Malformed(String),
 }
 
 /// The fields of a token's header that serve to find its key.
