@@ -1,0 +1,108 @@
+//! The state that the handlers share.
+
+use std::sync::Arc;
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    access::InForce,
+    metrics::{Metrics, Permit, Transport},
+    problem::{Code, Problem},
+    ready,
+};
+use crate::{
+    broker::Broker,
+    config::Config,
+    log::{Append, Appended},
+    shutdown::Shutdown,
+};
+
+/// How many topics and patterns one subscription may read.
+pub const MAX_TOPICS: usize = 10_000;
+/// How many of these may have a wildcard. Each publish that they match goes to the tail of each of them.
+pub const MAX_WILDCARDS: usize = 100;
+
+/// The state that the handlers share.
+pub struct App {
+    pub(super) broker: Broker,
+    pub(super) config: Arc<Config>,
+    pub(super) rules: InForce,
+    pub(super) shutdown: Shutdown,
+    /// Every connection that outlives its request, so that the drain can wait for it.
+    pub(super) tasks: TaskTracker,
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) publish_rate: Option<DefaultDirectRateLimiter>,
+    pub(super) metrics: Metrics,
+    pub(super) proof: ready::Proof,
+    pub(super) began: Instant,
+}
+
+impl App {
+    pub fn new(broker: Broker, config: Arc<Config>, shutdown: Shutdown) -> Arc<Self> {
+        let quota = std::num::NonZeroU32::new(config.publish_rate).map(Quota::per_second);
+        Arc::new(Self {
+            broker,
+            permits: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
+            publish_rate: quota.map(RateLimiter::direct),
+            metrics: Metrics::new(),
+            rules: InForce::new(&config),
+            proof: ready::Proof::default(),
+            config,
+            shutdown,
+            tasks: TaskTracker::new(),
+            began: Instant::now(),
+        })
+    }
+
+    /// How many subscriptions are served now.
+    pub(super) fn connections(&self) -> usize {
+        self.config.max_connections - self.permits.available_permits().min(self.config.max_connections)
+    }
+
+    /// The right to serve one more subscription. It ends when it is dropped.
+    pub(super) fn permit(&self, transport: Transport) -> Option<Permit> {
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        Some(Permit::new(self.metrics.of(transport).clone(), self.broker.watermark(), permit))
+    }
+
+    pub(super) fn new_connection(&self) -> String {
+        format!("{:032x}", rand::random::<u128>())
+    }
+
+    pub(super) fn heartbeat_ms(&self) -> u64 {
+        self.config.heartbeat.as_millis() as u64
+    }
+
+    /// The length limit of a WebSocket command: the largest payload, in the longest form that JSON may give
+    /// it.
+    pub(super) fn max_command_bytes(&self) -> usize {
+        6 * self.config.max_payload + (64 << 10)
+    }
+
+    /// Publishes, if the publish rate allows it. An ephemeral message has no outcome.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves may still publish the message.
+    pub(super) async fn publish(&self, append: Append, ephemeral: bool) -> Result<Option<Appended>, Problem> {
+        let published = match &self.publish_rate {
+            Some(rate) if rate.check().is_err() => {
+                Err(Problem::new(Code::RateLimited, "publish rate limit reached (--publish-rate)"))
+            }
+            _ if ephemeral => self.broker.announce(append.draft).await.map(|()| None).map_err(Problem::from),
+            _ => {
+                let asked_at = Instant::now();
+                let published = self.broker.publish(append).await;
+                self.metrics.stored_within(asked_at.elapsed());
+                published.map(Some).map_err(Problem::from)
+            }
+        };
+        self.metrics.published(published.as_ref().map_err(|problem| problem.code).copied());
+        published
+    }
+}
+
+pub fn overloaded() -> Problem {
+    Problem::new(Code::Overloaded, "connection limit reached (--max-connections)")
+}
