@@ -13,6 +13,12 @@ use crate::{
 };
 
 /// A cheap handle to the log. Clone it freely.
+///
+/// Its futures fail with [`LogError::Unavailable`] if the store cannot be reached, and with
+/// [`LogError::UnknownOutcome`] if the store may or may not have done the work.
+///
+/// # Cancel safety
+/// Dropping a future that only reads changes nothing.
 #[derive(Clone)]
 pub struct Broker {
     log: Arc<dyn Log>,
@@ -32,11 +38,17 @@ impl Broker {
     }
 
     /// Sends an ephemeral message to the subscriptions that are caught up now. No later reader gets it.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves may still send the message.
     pub async fn announce(&self, draft: Draft) -> Result<(), LogError> {
         self.log.announce(draft).await
     }
 
     /// Deletes the retained messages of a topic.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves may still delete them.
     pub async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
         self.log.delete(topic).await
     }
@@ -83,10 +95,12 @@ impl Broker {
         self.log.is_full()
     }
 
+    /// Up to `limit` topics by name, those after `after`.
     pub async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
         self.log.topics(after, limit).await
     }
 
+    /// How much the log holds.
     pub async fn stats(&self) -> Result<LogStats, LogError> {
         self.log.stats().await
     }

@@ -38,6 +38,9 @@ pub use crate::{
 ///
 /// # Errors
 /// As [`Server::start`] and [`Server::serve`].
+///
+/// # Cancel safety
+/// As [`Server::serve`].
 pub async fn serve(
     listener: TcpListener,
     config: Arc<Config>,
@@ -84,6 +87,7 @@ impl Server {
         Ok(Self { app: App::new(Broker::new(log), config.clone(), shutdown), memory, config })
     }
 
+    /// The state that all requests share.
     pub fn app(&self) -> &Arc<App> {
         &self.app
     }
@@ -92,6 +96,10 @@ impl Server {
     ///
     /// # Errors
     /// If the file of [`Config::state`] cannot be written.
+    ///
+    /// # Cancel safety
+    /// Dropping this closes the listener. Open connections go on until they end by themselves, and the file of
+    /// [`Config::state`] is not written: the next start takes that for a crash. Use [`Shutdown`] to end in order.
     pub async fn serve(self, listener: TcpListener) -> std::io::Result<Drained> {
         let router = router(self.app.clone());
         let drained = http::serve(self.app, router, listener).await;

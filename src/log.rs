@@ -36,6 +36,10 @@ use crate::message::{Draft, Id, Pattern, PatternSet, Topic};
 /// Three points are kept apart. [`newest`](Self::newest) is the newest id in the store.
 /// [`watermark`](Self::watermark) is how far the tails of this process go. A cursor is how far one reader has
 /// been given everything.
+///
+/// # Cancel safety
+/// Dropping a future of [`append`](Self::append), [`announce`](Self::announce) or [`delete`](Self::delete) before it
+/// resolves may still have its effect. Dropping any other future changes nothing.
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
     /// Stores a message and assigns its id.

@@ -65,6 +65,18 @@ pub struct GapNotice {
 /// once its next message is no longer retained. At every moment, everything up to [`cursor`](Self::cursor)
 /// has been given out.
 ///
+/// Each poll runs this loop:
+///
+/// ```text
+/// loop {
+///     if an item is ready: give it out, and move the cursor
+///     if a page of the log is being read: wait for it; its gaps and messages are ready, and the position moves
+///     if no follower was woken and the watermark has not moved: wait for either
+///     note the watermark; the new messages in the tails up to there are ready, and the position moves
+///     if a tail does not reach back to the position: read a page of the log from there instead
+/// }
+/// ```
+///
 /// # Cancel safety
 /// A poll either gives out an item or changes nothing. Dropping the subscription ends it.
 pub struct Subscription {

@@ -6,12 +6,13 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{Method, StatusCode, header};
 use serde::Serialize;
 
 use super::{
     App,
     access::Access,
+    answer::{json, not_stored},
     problem::Problem,
     query::{Query, number},
 };
@@ -29,7 +30,7 @@ struct Stats {
 
 /// `GET /health/live`: the process answers.
 pub async fn live() -> Response {
-    json(StatusCode::OK, &serde_json::json!({"status": "live"}))
+    not_stored(json(StatusCode::OK, &serde_json::json!({"status": "live"})))
 }
 
 /// `GET /openapi.json`: the HTTP side, for tools.
@@ -48,7 +49,7 @@ pub async fn stats(State(app): State<Arc<App>>, request: Request) -> Result<Resp
         uptime_seconds: app.began.elapsed().as_secs(),
         version: env!("CARGO_PKG_VERSION"),
     };
-    Ok(json(StatusCode::OK, &stats))
+    Ok(not_stored(json(StatusCode::OK, &stats)))
 }
 
 /// `GET /topics`: by name, a page at a time.
@@ -61,14 +62,6 @@ pub async fn topics(State(app): State<Arc<App>>, request: Request) -> Result<Res
     let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
     let topics = app.broker.topics(query.one("after")?.unwrap_or_default(), limit).await?;
     let next = if topics.len() == limit { topics.last().map(|last| last.topic.clone()) } else { None };
-    Ok(json(StatusCode::OK, &serde_json::json!({"topics": topics, "next": next})))
-}
-
-pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
-    let body = serde_json::to_vec(value).expect("an answer serializes");
-    let mut response = (status, body).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    let listed = serde_json::json!({"topics": topics, "next": next});
+    Ok(not_stored(json(StatusCode::OK, &listed)))
 }

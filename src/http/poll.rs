@@ -4,9 +4,10 @@ use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 
 use super::{
+    answer::{not_stored, raw_json},
     problem::Problem,
     reader::{Next, Reader},
     wire::{self, Control},
@@ -84,12 +85,9 @@ fn answer(messages: &[Bytes], gaps: &[GapNotice], cursor: Id) -> Response {
     }
     body.extend_from_slice(format!(",\"cursor\":\"{cursor}\"}}").as_bytes());
 
-    let mut response = body.into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let mut response = not_stored(raw_json(StatusCode::OK, body));
     let etag = HeaderValue::try_from(format!("\"{cursor}\"")).expect("a cursor is visible ASCII");
-    headers.insert(header::ETAG, etag);
+    response.headers_mut().insert(header::ETAG, etag);
     response
 }
 

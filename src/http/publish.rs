@@ -7,7 +7,6 @@ mod split;
 use std::sync::Arc;
 
 use axum::{
-    body::Body,
     extract::Request,
     response::{IntoResponse, Response},
 };
@@ -21,6 +20,7 @@ pub use self::{
 use super::{
     App,
     access::Access,
+    answer::json,
     body,
     problem::{Code, Problem},
     query::Query,
@@ -165,11 +165,4 @@ fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option
 
 fn content_type(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     single_header(headers, &header::CONTENT_TYPE)
-}
-
-fn json(status: StatusCode, value: &impl Serialize) -> Response {
-    let body = serde_json::to_vec(value).expect("a receipt serializes");
-    let mut response = (status, Body::from(body)).into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }

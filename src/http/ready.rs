@@ -16,7 +16,8 @@ use http::StatusCode;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    App, inspect,
+    App,
+    answer::{json, not_stored},
     problem::{Code, Problem},
 };
 use crate::{
@@ -81,7 +82,7 @@ pub async fn show(State(app): State<Arc<App>>) -> Result<Response, Problem> {
         // Another server of this deployment could not store anything either.
         shown["full"] = true.into();
     }
-    Ok(inspect::json(StatusCode::OK, &shown))
+    Ok(not_stored(json(StatusCode::OK, &shown)))
 }
 
 async fn round_trip(broker: &Broker) -> Result<(), Problem> {

@@ -7,7 +7,7 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, Method, header};
+use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use super::{
 use crate::http::{
     App,
     access::Access,
+    answer::raw_json,
     body,
     problem::{Code, Problem},
     query::Query,
@@ -160,8 +161,6 @@ impl IntoResponse for Answers {
             self.json.push(b'[');
         }
         self.json.push(b']');
-        let mut response = self.json.into_response();
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response
+        raw_json(StatusCode::OK, self.json)
     }
 }

@@ -1,0 +1,23 @@
+//! Answers in JSON.
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+/// An answer with `value` as JSON.
+pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    raw_json(status, serde_json::to_vec(value).expect("an answer serializes"))
+}
+
+/// An answer whose body is JSON already.
+pub fn raw_json(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = (status, body).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The same answer, which no cache may store.
+pub fn not_stored(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
