@@ -2,6 +2,7 @@
 //!
 //! This room knows neither transports nor how the log stores messages.
 
+mod driven;
 mod subscription;
 
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::{FutureExt, Stream, future::BoxFuture};
 
+use super::driven::Driven;
 use crate::{
     log::{
         Beginning, Followed, Follower, Gap, Log, LogError, Page, Position, Reason, Start, Uncovered, merge,
@@ -93,7 +94,7 @@ pub struct Subscription {
     /// The watermark up to which the tails were last read, if they were read completely.
     looked_upto: Option<Id>,
     ready: VecDeque<Delivery>,
-    page: Option<BoxFuture<'static, Result<Page, LogError>>>,
+    page: Option<Driven<Result<Page, LogError>>>,
     /// Resolves when the watermark reaches `until`, because that alone wakes no follower. False if it does
     /// not.
     arrival: Option<BoxFuture<'static, bool>>,
@@ -289,7 +290,8 @@ impl Subscription {
             }
             self.cursor = self.cursor.max(self.position.cursor);
             if let Some(page) = &mut self.page {
-                let Poll::Ready(page) = page.poll_unpin(cx) else { return Poll::Pending };
+                let Poll::Ready(page) = page.poll(cx) else { return Poll::Pending };
+                let page = page.unwrap_or(Err(LogError::Unavailable));
                 self.page = None;
                 self.has_failed = page.is_err();
                 match page {
@@ -378,7 +380,7 @@ impl Subscription {
 
     fn begin_page(&mut self, delay: Duration) {
         let (log, patterns, position) = (self.log.clone(), self.patterns.clone(), self.position.clone());
-        self.page = Some(Box::pin(async move {
+        self.page = Some(Driven::new(async move {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
