@@ -186,7 +186,7 @@ impl Subscriber {
             let mut session = Session { start: wish.start, newest_before: 0, is_open: false };
             let server = self.world.server(&mut self.rng);
             let taken = match Connection::open(server, &wish).await {
-                Ok(mut connection) => self.step(&mut connection, &wish, &mut session).await,
+                Ok(mut connection) => self.step(&mut connection, &wish, &mut session, true).await,
                 Err(stop) => Err(stop.into()),
             };
             match taken {
@@ -212,9 +212,14 @@ impl Subscriber {
             Err(stop) => return stop.into(),
         };
         let mut frames = 0;
-        while !self.has_everything() {
+        loop {
+            // Note this before the look at everything: if publishing ends in between, the next step notices it.
+            let was_closed = self.world.truth.has_closed();
+            if self.has_everything() {
+                return End::HasEverything;
+            }
             self.note("waits for the next frame");
-            match self.step(&mut connection, wish, &mut session).await {
+            match self.step(&mut connection, wish, &mut session, was_closed).await {
                 Ok(()) => frames += 1,
                 Err(End::Over(over)) => {
                     let inside_a_frame = connection.is_inside_a_frame();
@@ -223,7 +228,6 @@ impl Subscriber {
                 Err(end) => return end,
             }
         }
-        End::HasEverything
     }
 
     /// Takes one frame, or sends the command that is due.
@@ -232,12 +236,13 @@ impl Subscriber {
         connection: &mut Connection,
         wish: &Wish,
         session: &mut Session,
+        was_closed: bool,
     ) -> Result<(), End> {
         let frame = tokio::select! {
             frame = connection.next() => frame?,
             () = self.command_is_due() => return self.give_command(connection).await,
             // Then ask again if there is anything left to wait for.
-            () = self.world.truth.is_closed(), if !self.world.truth.has_closed() => return Ok(()),
+            () = self.world.truth.is_closed(), if !was_closed => return Ok(()),
         };
         if let (Frame::Refusal(came), true) = (&frame, self.world.plan.trouble != Trouble::None) {
             // After a failed command the client reconnects.
