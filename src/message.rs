@@ -22,7 +22,7 @@ pub use self::{
     id::{Id, ParseIdError},
     pattern::{ParsePatternError, Pattern},
     pattern_set::{PatternMap, PatternSet, Walk},
-    payload::{Payload, PayloadError, PayloadKind},
+    payload::{JSON, Payload, PayloadError, PayloadKind},
     topic::{ParseTopicError, Topic},
 };
 

@@ -165,6 +165,11 @@ impl Subscription {
         self.has_failed
     }
 
+    /// Every message up to this id has arrived in this process.
+    pub fn watermark(&self) -> Id {
+        self.log.watermark()
+    }
+
     /// The connection that reads. Messages may exclude it.
     pub fn connection(&self) -> &Arc<str> {
         &self.connection

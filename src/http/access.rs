@@ -92,7 +92,7 @@ pub struct Reopened;
 /// A client, and the rules by which its rights were last checked.
 #[derive(Clone)]
 pub struct Access {
-    app: Arc<App>,
+    in_force: Arc<InForce>,
     rules: Arc<Rules>,
     identity: Identity,
     /// The origin of the client's page, if the server accepts it because it is listed.
@@ -105,8 +105,8 @@ impl Access {
     /// # Errors
     /// If the request has no credential and nothing is granted without one, or if the credential is not
     /// accepted.
-    pub fn of(app: &Arc<App>, request: &Request) -> Result<Self, Problem> {
-        let rules = app.rules.load_full();
+    pub fn of(in_force: &Arc<InForce>, request: &Request) -> Result<Self, Problem> {
+        let rules = in_force.load_full();
         let shown = request.extensions().get::<Shown>().map_or(Ok(None), Shown::credential);
         let credential = match shown {
             Ok(credential) => credential,
@@ -119,7 +119,7 @@ impl Access {
         };
         let identity = rules.authority.identify(credential, SystemTime::now()).map_err(problem_of)?;
         let page = origin::listed(request).map(Arc::new);
-        let access = Self { app: app.clone(), rules, identity, page };
+        let access = Self { in_force: in_force.clone(), rules, identity, page };
         // The rules may have changed since the page was let in.
         if access.is_page_listed(&access.rules) { Ok(access) } else { Err(origin::foreign()) }
     }
@@ -160,7 +160,7 @@ impl Access {
         token: &str,
         patterns: impl Iterator<Item = &'a Pattern>,
     ) -> Result<(), Problem> {
-        let rules = self.app.rules.load_full();
+        let rules = self.in_force.load_full();
         if !self.is_page_listed(&rules) {
             return Err(origin::foreign());
         }
@@ -185,7 +185,7 @@ impl Access {
 
     /// True if this server requires no credentials.
     pub fn is_open(&self) -> bool {
-        self.app.rules.load().authority.is_open()
+        self.in_force.load().authority.is_open()
     }
 
     /// Watches for the end of this access.
@@ -199,7 +199,7 @@ impl Access {
 
     /// The client's identity by the rules in force.
     fn now(&self) -> Result<Identity, Problem> {
-        let (rules, time) = (self.app.rules.load(), SystemTime::now());
+        let (rules, time) = (self.in_force.load(), SystemTime::now());
         if !Arc::ptr_eq(&rules, &self.rules) {
             if !self.is_page_listed(&rules) {
                 return Err(origin::foreign());
@@ -253,7 +253,7 @@ impl Lease {
         let Self { access, gate, replaced, end } = self;
         gate.poll(cx, |cx| {
             while replaced.poll_unpin(cx).is_ready() {
-                access.rules = access.app.rules.load_full();
+                access.rules = access.in_force.load_full();
                 *replaced = Box::pin(access.rules.replaced.clone().cancelled_owned());
                 if !access.is_page_listed(&access.rules) {
                     tracing::debug!(who = access.identity.name(), page = ?access.page, "no longer allowed");
@@ -342,8 +342,11 @@ mod tests {
         let app = App::new(Broker::new(log), Arc::new(config), Shutdown::new());
         let page = Request::builder().header(header::ORIGIN, "https://app.example");
         let page = page.body(Body::empty()).expect("a request");
-        assert!(Access::of(&app, &page).is_ok());
+        assert!(Access::of(&app.rules, &page).is_ok());
         app.reconfigure(&Config::default()).expect("it may be changed so");
-        assert_eq!(Access::of(&app, &page).err().map(|problem| problem.code), Some(Code::ForbiddenOrigin));
+        assert_eq!(
+            Access::of(&app.rules, &page).err().map(|problem| problem.code),
+            Some(Code::ForbiddenOrigin)
+        );
     }
 }

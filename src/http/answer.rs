@@ -4,6 +4,8 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
+use super::media;
+
 /// An answer with `value` as JSON.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
     raw_json(status, serde_json::to_vec(value).expect("an answer serializes"))
@@ -12,7 +14,7 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
 /// An answer whose body is JSON already.
 pub fn raw_json(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = (status, body).into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media::JSON));
     response
 }
 

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{
     access::InForce,
+    connections::Connections,
     metrics::{Metrics, Permit, Transport},
     problem::{Code, Problem},
     ready,
@@ -28,11 +29,11 @@ pub const MAX_WILDCARDS: usize = 100;
 pub struct App {
     pub(super) broker: Broker,
     pub(super) config: Arc<Config>,
-    pub(super) rules: InForce,
+    pub(super) rules: Arc<InForce>,
     pub(super) shutdown: Shutdown,
     /// Every connection that outlives its request, so that the drain can wait for it.
     pub(super) tasks: TaskTracker,
-    pub(super) permits: Arc<Semaphore>,
+    pub(super) connections: Arc<Connections>,
     pub(super) publish_rate: Option<DefaultDirectRateLimiter>,
     pub(super) metrics: Metrics,
     pub(super) proof: ready::Proof,
@@ -44,10 +45,10 @@ impl App {
         let quota = std::num::NonZeroU32::new(config.publish_rate).map(Quota::per_second);
         Arc::new(Self {
             broker,
-            permits: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
+            connections: Arc::new(Connections::new(&config, shutdown.clone())),
             publish_rate: quota.map(RateLimiter::direct),
             metrics: Metrics::new(),
-            rules: InForce::new(&config),
+            rules: Arc::new(InForce::new(&config)),
             proof: ready::Proof::default(),
             config,
             shutdown,
@@ -56,23 +57,14 @@ impl App {
         })
     }
 
-    /// How many subscriptions are served now.
-    pub(super) fn connections(&self) -> usize {
-        self.config.max_connections - self.permits.available_permits().min(self.config.max_connections)
-    }
-
     /// The right to serve one more subscription. It ends when it is dropped.
     pub(super) fn permit(&self, transport: Transport) -> Option<Permit> {
-        let permit = self.permits.clone().try_acquire_owned().ok()?;
-        Some(Permit::new(self.metrics.of(transport).clone(), self.broker.watermark(), permit))
+        let place = self.connections.admit()?;
+        Some(Permit::new(self.metrics.of(transport).clone(), self.broker.watermark(), place))
     }
 
     pub(super) fn new_connection(&self) -> String {
         format!("{:032x}", rand::random::<u128>())
-    }
-
-    pub(super) fn heartbeat_ms(&self) -> u64 {
-        self.config.heartbeat.as_millis() as u64
     }
 
     /// The length limit of a WebSocket command: the largest payload, in the longest form that JSON may give

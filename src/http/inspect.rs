@@ -13,6 +13,7 @@ use super::{
     App,
     access::Access,
     answer::{json, not_stored},
+    media,
     problem::Problem,
     query::{Query, number},
 };
@@ -36,16 +37,15 @@ pub async fn live() -> Response {
 /// `GET /openapi.json`: the HTTP side, for tools.
 pub async fn openapi() -> Response {
     let document = include_str!("../../docs/openapi.json");
-    ([(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-cache")], document)
-        .into_response()
+    ([(header::CONTENT_TYPE, media::JSON), (header::CACHE_CONTROL, "no-cache")], document).into_response()
 }
 
 /// `GET /stats`.
 pub async fn stats(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    Access::of(&app, &request)?.admin()?;
+    Access::of(&app.rules, &request)?.admin()?;
     let stats = Stats {
         log: app.broker.stats().await?,
-        connections: app.connections(),
+        connections: app.connections.count(),
         uptime_seconds: app.began.elapsed().as_secs(),
         version: env!("CARGO_PKG_VERSION"),
     };
@@ -57,7 +57,7 @@ pub async fn topics(State(app): State<Arc<App>>, request: Request) -> Result<Res
     if *request.method() != Method::GET {
         return Err(Problem::method_not_allowed("GET"));
     }
-    Access::of(&app, &request)?.admin()?;
+    Access::of(&app.rules, &request)?.admin()?;
     let query = Query::parse(request.uri().query())?;
     let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
     let topics = app.broker.topics(query.one("after")?.unwrap_or_default(), limit).await?;

@@ -7,6 +7,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::{
+    http::media,
     log::{AppendError, LogError},
     message::Id,
 };
@@ -252,7 +253,7 @@ impl IntoResponse for Problem {
         let body = serde_json::to_vec(&self).expect("a problem serializes");
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media::PROBLEM));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(after) = self.code.retry_after() {
             headers.insert(header::RETRY_AFTER, after.as_secs().into());

@@ -45,16 +45,19 @@ struct Receipt<'a> {
 
 /// `POST /topics/{topic}`: the body is the payload.
 pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Result<Response, Problem> {
-    let access = Access::of(app, &request)?;
+    let access = Access::of(&app.rules, &request)?;
     let (parts, body) = request.into_parts();
     let topic = publishable(topic)?;
     access.publish(&topic)?;
     let options = Options::parse(&parts)?;
     let limit = app.config.max_payload;
-    let bytes = body::read(app, &parts.headers, body, limit).await.map_err(|problem| match problem.code {
-        Code::TooLarge => Problem::too_large(limit),
-        _ => problem,
-    })?;
+    let bytes =
+        body::read(&parts.headers, body, limit, app.config.read_timeout).await.map_err(|problem| {
+            match problem.code {
+                Code::TooLarge => Problem::too_large(limit),
+                _ => problem,
+            }
+        })?;
     // The grants may have changed while the body arrived.
     access.publish(&topic)?;
     let payload = Payload::declared(&bytes, content_type(&parts.headers)?)

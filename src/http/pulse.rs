@@ -10,8 +10,8 @@ use std::{
 use futures_util::FutureExt;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{App, gate::Gate};
-use crate::shutdown::{self, Ending, Stage};
+use super::{connections::Connections, gate::Gate};
+use crate::shutdown::{Ending, Stage};
 
 /// The timers' events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct Pulse {
 }
 
 struct Times {
-    app: Arc<App>,
+    connections: Arc<Connections>,
     timer: Pin<Box<Sleep>>,
     ending: Ending,
     leave_at: Option<Instant>,
@@ -42,18 +42,22 @@ struct Times {
 }
 
 impl Pulse {
-    pub fn new(app: Arc<App>) -> Self {
+    pub fn new(connections: Arc<Connections>) -> Self {
         let now = Instant::now();
-        let next = now + app.config.heartbeat;
+        let next = now + connections.heartbeat();
         let times = Times {
             timer: Box::pin(sleep_until(next)),
-            ending: Ending::new(app.shutdown.clone()),
+            ending: Ending::new(connections.shutdown().clone()),
             leave_at: None,
             sent_at: now,
             beat_at: next,
-            app,
+            connections,
         };
         Self { gate: Gate::new(), times }
+    }
+
+    pub fn heartbeat(&self) -> Duration {
+        self.times.connections.heartbeat()
     }
 
     /// Notes that something was sent, so the connection has shown that it is alive.
@@ -69,12 +73,12 @@ impl Pulse {
 
 impl Times {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
-        let heartbeat = self.app.config.heartbeat;
+        let heartbeat = self.connections.heartbeat();
         while let Poll::Ready(stage) = self.ending.poll(cx) {
             if stage == Stage::Ended {
                 return Poll::Ready(Beat::End);
             }
-            let spread = self.app.drain_spread().mul_f64(rand::random());
+            let spread = self.connections.drain_spread().mul_f64(rand::random());
             self.leave_at = Some(Instant::now() + spread);
         }
         loop {
@@ -111,10 +115,4 @@ pub fn retry_ms() -> u32 {
 /// The same for an overloaded server.
 pub fn overload_retry_ms() -> u32 {
     rand::random_range(5_000..=30_000)
-}
-
-impl App {
-    fn drain_spread(&self) -> Duration {
-        shutdown::spread(self.connections(), self.config.drain_grace)
-    }
 }

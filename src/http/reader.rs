@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    App,
     access::{Access, Lease},
+    connections::Connections,
     metrics::Permit,
     problem::{Code, Problem},
     pulse::{Beat, Pulse},
@@ -23,7 +23,6 @@ use crate::{
 
 /// A subscription, with the lease and the timers that decide how long its connection lasts.
 pub struct Reader {
-    app: Arc<App>,
     subscription: Subscription,
     joining: Option<Box<Joining>>,
     lease: Lease,
@@ -59,10 +58,15 @@ pub enum Next {
 }
 
 impl Reader {
-    pub fn new(app: &Arc<App>, subscription: Subscription, permit: Permit, access: Access) -> Self {
-        let (pulse, lease) = (Pulse::new(app.clone()), access.lease());
+    pub fn new(
+        connections: Arc<Connections>,
+        subscription: Subscription,
+        permit: Permit,
+        access: Access,
+    ) -> Self {
+        let (pulse, lease) = (Pulse::new(connections), access.lease());
         let (joining, has_given, is_leaving) = Default::default();
-        Self { app: app.clone(), subscription, joining, lease, permit, pulse, has_given, is_leaving }
+        Self { subscription, joining, lease, permit, pulse, has_given, is_leaving }
     }
 
     /// The next event, now or once there is one. Messages and gaps come only while the transport `has_room`.
@@ -119,7 +123,7 @@ impl Reader {
         Control::Open {
             connection: self.subscription.connection(),
             cursor: self.cursor(),
-            heartbeat_ms: self.app.heartbeat_ms(),
+            heartbeat_ms: self.pulse.heartbeat().as_millis() as u64,
         }
     }
 
@@ -181,7 +185,7 @@ impl Reader {
 
     /// Logs the end of the connection, with the reason.
     pub fn log_end(&self, why: fmt::Arguments<'_>) {
-        let newest = self.app.broker.watermark();
+        let newest = self.subscription.watermark();
         self.permit.log_end(why, self.subscription.connection(), self.cursor(), newest);
     }
 }

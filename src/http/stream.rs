@@ -15,6 +15,7 @@ use http_body::Frame;
 
 use super::{
     batch::{Batch, Form},
+    media,
     problem::Code,
     pulse::{overload_retry_ms, retry_ms},
     reader::{Next, Reader},
@@ -54,8 +55,8 @@ pub fn turn_away(framing: Framing, code: Code, cursor: Option<Id>) -> Response {
 fn with_headers(framing: Framing, body: Body) -> Response {
     let mut response = body.into_response();
     let content_type = match framing {
-        Framing::Ndjson => "application/x-ndjson",
-        Framing::SseRaw | Framing::SseEnvelope => "text/event-stream",
+        Framing::Ndjson => media::NDJSON,
+        Framing::SseRaw | Framing::SseEnvelope => media::EVENT_STREAM,
     };
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{
     App, MAX_TOPICS, MAX_WILDCARDS,
     access::Access,
-    body, metrics, poll,
+    body, media, metrics, poll,
     problem::{Code, Problem},
     query::{self, Query, StartFields},
     reader::Reader,
@@ -80,7 +80,7 @@ impl Scalar {
 pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::parse(request.uri().query());
-    let wanted = Access::of(app, &request).and_then(|access| {
+    let wanted = Access::of(&app.rules, &request).and_then(|access| {
         let pattern = query::pattern("topic", pattern)?;
         let sse = if pattern.has_wildcard() { Framing::SseEnvelope } else { Framing::SseRaw };
         Wanted::parse(access, vec![pattern], Options::from_query(&query?)?, request.headers(), sse)
@@ -96,7 +96,7 @@ pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Re
 pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::parse(request.uri().query());
-    let access = Access::of(&app, &request);
+    let access = Access::of(&app.rules, &request);
     let options = query.and_then(|query| Options::from_query(&query));
     match *request.method() {
         Method::GET => {}
@@ -132,15 +132,17 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             let permit = app.permit(metrics::Transport::Poll).ok_or_else(super::overloaded)?;
             let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
             let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
-            Ok(poll::respond(Reader::new(app, subscription, permit, access), wait, limit).await)
+            Ok(poll::respond(Reader::new(app.connections.clone(), subscription, permit, access), wait, limit)
+                .await)
         }
         Transport::Stream(framing) => {
             let start = start.unwrap_or(Start::Now);
             let permit = app.permit(framing.transport());
             match (app.broker.subscribe(patterns, &start, &connection).await, permit) {
-                (Ok(subscription), Some(permit)) => {
-                    Ok(stream::respond(framing, Reader::new(app, subscription, permit, access)))
-                }
+                (Ok(subscription), Some(permit)) => Ok(stream::respond(
+                    framing,
+                    Reader::new(app.connections.clone(), subscription, permit, access),
+                )),
                 (Ok(subscription), None) => {
                     Ok(stream::turn_away(framing, Code::Overloaded, Some(subscription.cursor())))
                 }
@@ -218,9 +220,9 @@ impl Transport {
         for accepted in types.flat_map(|value| value.split(',')) {
             let essence = accepted.split(';').next().unwrap_or_default().trim();
             match essence.to_ascii_lowercase().as_str() {
-                "text/event-stream" => return Self::Stream(sse),
-                "application/x-ndjson" => return Self::Stream(Framing::Ndjson),
-                "application/json" => return Self::Poll,
+                media::EVENT_STREAM => return Self::Stream(sse),
+                media::NDJSON => return Self::Stream(Framing::Ndjson),
+                media::JSON => return Self::Poll,
                 _ => {}
             }
         }
@@ -246,10 +248,10 @@ impl Options {
     }
 
     async fn from_body(app: &App, headers: &HeaderMap, body: Body) -> Result<Self, Problem> {
-        if !body::is_json(headers) {
+        if !media::is_json(headers) {
             return Err(Problem::new(Code::UnsupportedMediaType, "Content-Type: expected application/json"));
         }
-        let bytes: Bytes = body::read(app, headers, body, MAX_EVENTS_BODY_BYTES).await?;
+        let bytes: Bytes = body::read(headers, body, MAX_EVENTS_BODY_BYTES, app.config.read_timeout).await?;
         serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(format!("the body: {error}")))
     }
 

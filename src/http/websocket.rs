@@ -116,7 +116,7 @@ async fn begin(
     let permit = app.permit(Transport::WebSocket).ok_or_else(super::overloaded)?;
     // Subscribe before the answer: so no message is missed that is published once the client knows of it.
     let subscription = app.broker.subscribe(patterns, &start, &app.new_connection()).await?;
-    Ok(Reader::new(app, subscription, permit, access))
+    Ok(Reader::new(app.connections.clone(), subscription, permit, access))
 }
 
 /// Sends the answer, and gives the socket to `serve` once the connection has become a WebSocket.

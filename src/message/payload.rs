@@ -28,6 +28,7 @@ pub enum PayloadError {
     ContentType,
 }
 
+pub const JSON: &str = "application/json";
 const OCTETS: &str = "application/octet-stream";
 /// The type that curl sends by default, so it says nothing.
 const UNSAID: &str = "application/x-www-form-urlencoded";
@@ -56,7 +57,7 @@ impl Payload {
         let kind = match essence.as_str() {
             UNSAID if check_json(bytes).is_ok() => PayloadKind::Json,
             UNSAID if is_text() => PayloadKind::Text,
-            essence if essence == "application/json" || essence.ends_with("+json") => {
+            essence if essence == JSON || essence.ends_with("+json") => {
                 check_json(bytes)?;
                 PayloadKind::Json
             }
@@ -65,7 +66,7 @@ impl Payload {
         };
         let content_type = match (kind, essence.as_str()) {
             (PayloadKind::Binary, UNSAID) => Some(OCTETS.into()),
-            (_, UNSAID) | (_, "application/json") | (PayloadKind::Text, "text/plain") => None,
+            (_, UNSAID) | (_, JSON) | (PayloadKind::Text, "text/plain") => None,
             _ => content_type.map(Into::into),
         };
         Ok(Self { kind, content_type, bytes: bytes.into() })

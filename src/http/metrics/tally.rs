@@ -28,7 +28,7 @@ pub struct Permit {
     newest: Id,
     given: usize,
     batch: Batch,
-    _permit: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 }
 
 /// The counts for the next write.
@@ -41,10 +41,10 @@ struct Batch {
 }
 
 impl Permit {
-    pub fn new(metrics: Arc<TransportMetrics>, newest: Id, permit: OwnedSemaphorePermit) -> Self {
+    pub fn new(metrics: Arc<TransportMetrics>, newest: Id, place: OwnedSemaphorePermit) -> Self {
         metrics.connections.inc();
         let (began, batch) = (Instant::now(), Batch::default());
-        Self { metrics, began, newest, given: 0, batch, _permit: permit }
+        Self { metrics, began, newest, given: 0, batch, _place: place }
     }
 
     /// Counts a message or gap for the next write. `again` is true for the replay of a topic that was added.

@@ -20,7 +20,7 @@ use crate::http::{
     App,
     access::Access,
     answer::raw_json,
-    body,
+    body, media,
     problem::{Code, Problem},
     query::Query,
 };
@@ -40,10 +40,10 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
     if *request.method() != Method::POST {
         return Err(Problem::method_not_allowed("POST"));
     }
-    let access = Access::of(&app, &request)?;
-    let list = match body::essence(request.headers()).as_deref() {
-        Some("application/x-ndjson" | "application/ndjson" | "application/jsonl") => List::Ndjson,
-        Some("application/json") => List::Array,
+    let access = Access::of(&app.rules, &request)?;
+    let list = match media::essence(request.headers()).as_deref() {
+        Some(media::NDJSON | "application/ndjson" | "application/jsonl") => List::Ndjson,
+        Some(media::JSON) => List::Array,
         _ => {
             let detail = "Content-Type: expected application/json (an array) or application/x-ndjson";
             return Err(Problem::new(Code::UnsupportedMediaType, detail));

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::{check_ephemeral, event, name, publishable};
 use crate::{
-    http::{App, access::Access, problem::Problem},
+    http::{App, access::Access, media, problem::Problem},
     log::{Append, Appended},
     message::{Draft, Id, Payload, Topic},
 };
@@ -114,8 +114,7 @@ impl Item<'_> {
         let content_type = self.content_type.as_deref();
         let essence = content_type.map(|declared| declared.split(';').next().unwrap_or_default().trim());
         let is_json = essence.is_none_or(|essence| {
-            essence.eq_ignore_ascii_case("application/json")
-                || essence.to_ascii_lowercase().ends_with("+json")
+            essence.eq_ignore_ascii_case(media::JSON) || essence.to_ascii_lowercase().ends_with("+json")
         });
         let string = || {
             serde_json::from_str::<String>(data)
@@ -128,7 +127,7 @@ impl Item<'_> {
                 Payload::declared(&bytes, Some(content_type.unwrap_or("application/octet-stream")))
             }
             Some(_) => return Err(Problem::bad_request("encoding: expected base64")),
-            None if is_json => Payload::declared(data.as_bytes(), content_type.or(Some("application/json"))),
+            None if is_json => Payload::declared(data.as_bytes(), content_type.or(Some(media::JSON))),
             None => Payload::declared(string()?.as_bytes(), content_type),
         };
         let payload = payload.map_err(|error| Problem::bad_request(error.to_string()))?;
