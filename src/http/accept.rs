@@ -20,6 +20,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
@@ -32,7 +33,10 @@ use super::{
     gate::Gate,
     stall::{StallGuard, StreamExecutor, WatchedBody},
 };
-use crate::shutdown::{Ending, Stage};
+use crate::{
+    config::Config,
+    shutdown::{Ending, Stage},
+};
 
 /// The beginning of a connection that speaks HTTP/2 with prior knowledge (RFC 9113 §3.4). Three bytes are
 /// enough, because no method of HTTP/1.1 begins so.
@@ -43,8 +47,8 @@ const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_STREAMS: u32 = 100_000;
 /// How many bytes of one HTTP/2 stream may wait in memory until its window opens.
 const MAX_STREAM_SEND_BYTES: usize = 64 << 10;
-/// How often an HTTP/2 connection is pinged, and how long the answer may take.
-const HTTP2_PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+/// The system counts in seconds.
+const SHORTEST_KEEPALIVE: Duration = Duration::from_secs(1);
 /// How many bytes the system may hold before they are sent to one peer. So a slow reader falls behind in the
 /// log, and not in the system's memory.
 const MAX_UNSENT_BYTES: u32 = 128 << 10;
@@ -89,8 +93,8 @@ impl Server {
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(MAX_HEAD_BYTES as u32)
             .max_send_buf_size(MAX_STREAM_SEND_BYTES)
-            .keep_alive_interval(HTTP2_PING.0)
-            .keep_alive_timeout(HTTP2_PING.1);
+            .keep_alive_interval(app.config.heartbeat)
+            .keep_alive_timeout(app.config.heartbeat);
         Self { http1, http2 }
     }
 }
@@ -126,19 +130,30 @@ async fn survive(error: &io::Error) {
     sleep(ACCEPT_BACKOFF).await;
 }
 
-#[cfg(target_os = "linux")]
-fn bound_unsent(socket: &TcpStream) -> io::Result<()> {
-    socket2::SockRef::from(socket).set_tcp_notsent_lowat(MAX_UNSENT_BYTES)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn bound_unsent(_socket: &TcpStream) -> io::Result<()> {
+/// Sets the options of a new connection.
+///
+/// A peer that vanished acknowledges nothing. The system drops the connection once that has lasted for the
+/// write timeout and a heartbeat. It asks a peer that has nothing to acknowledge, such as one that waits for a
+/// poll, after a heartbeat. The heartbeat is added so that a peer which is there, and does not read, is first
+/// told why it is closed.
+fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
+    // No delay for small packets: messages that leave together are joined before they are written.
+    socket.set_nodelay(true)?;
+    let Config { heartbeat, write_timeout, .. } = *config;
+    let every = (heartbeat.min(write_timeout) / 2).max(SHORTEST_KEEPALIVE);
+    let keepalive = TcpKeepalive::new().with_time(heartbeat.max(SHORTEST_KEEPALIVE)).with_interval(every);
+    let socket = SockRef::from(socket);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    {
+        socket.set_tcp_user_timeout(Some(write_timeout + heartbeat))?;
+        socket.set_tcp_notsent_lowat(MAX_UNSENT_BYTES)?;
+    }
     Ok(())
 }
 
 async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mut socket: TcpStream) {
-    // No delay for small packets: messages that leave together are joined before they are written.
-    if let Err(error) = socket.set_nodelay(true).and_then(|()| bound_unsent(&socket)) {
+    if let Err(error) = prepare(&socket, &app.config) {
         tracing::debug!(%error, "connection ended at once");
         return;
     }

@@ -20,7 +20,7 @@ use prometheus::IntCounter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::{Instant, Sleep, sleep},
+    time::{Instant, MissedTickBehavior, Sleep, sleep},
 };
 use tokio_util::task::TaskTracker;
 
@@ -114,6 +114,9 @@ impl AsyncWrite for StallGuard {
     }
 }
 
+/// How many looks at a stream fit into the timeout: a stall ends at most a quarter of it late.
+const LOOKS: u32 = 4;
+
 /// How often a body was polled. The lowest bit is set while the last frame has not been taken, that is until
 /// the body is polled again.
 type Progress = Arc<AtomicU64>;
@@ -188,9 +191,10 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for StreamE
 async fn watch(stream: impl Future<Output = ()>, progress: Progress, executor: StreamExecutor) {
     let StreamExecutor { timeout, slow_closes, .. } = executor;
     let mut stream = std::pin::pin!(stream);
-    let (mut seen, mut since) = (0, Instant::now());
-    // Four checks within the timeout, so that a stall ends at most a quarter of it late.
-    let mut look = tokio::time::interval(timeout / 4);
+    let (mut seen, mut unmoved) = (0, 0);
+    let mut look = tokio::time::interval(timeout / LOOKS);
+    // If this process is stopped for a while, only one look passes: the client had no time to read.
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = &mut stream => return,
@@ -199,11 +203,38 @@ async fn watch(stream: impl Future<Output = ()>, progress: Progress, executor: S
         let polls = progress.load(Ordering::Relaxed);
         let waits = polls % 2 == 1;
         if !waits || polls != seen {
-            (seen, since) = (polls, Instant::now());
-        } else if since.elapsed() >= timeout {
+            (seen, unmoved) = (polls, 0);
+            continue;
+        }
+        unmoved += 1;
+        if unmoved >= LOOKS {
             tracing::debug!(code = "too_slow", "stream closed");
             slow_closes.inc();
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_dropped_after_the_timeout_but_not_because_the_process_was_stopped() {
+        let timeout = Duration::from_secs(4);
+        let slow_closes = IntCounter::new("slow", "slow").expect("a valid name");
+        let executor =
+            StreamExecutor { timeout, slow_closes: slow_closes.clone(), tasks: TaskTracker::new() };
+        let progress = Progress::default();
+        progress.fetch_or(1, Ordering::Relaxed);
+        let watched = tokio::spawn(watch(std::future::pending(), progress, executor));
+        tokio::task::yield_now().await;
+        tokio::time::advance(10 * timeout).await;
+        tokio::task::yield_now().await;
+        assert!(!watched.is_finished(), "the client had no time to read");
+        let stopped_at = Instant::now();
+        watched.await.expect("it ends");
+        assert!(stopped_at.elapsed() <= timeout);
+        assert_eq!(slow_closes.get(), 1);
     }
 }

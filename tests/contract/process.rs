@@ -1,6 +1,6 @@
 //! The program as a process: what it prints when it starts, and how signals end it.
 
-use std::{net::SocketAddr, process::Stdio};
+use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -10,6 +10,7 @@ use tokio::{
 
 use crate::{
     ask::{Ask, get, publish, within},
+    reader::Socket,
     support::{Server, program::Program},
 };
 
@@ -167,4 +168,24 @@ async fn all_clients_can_reconnect_at_once() {
     }
     rustix::process::kill_process(program.pid(), rustix::process::Signal::CONT).expect("it runs");
     assert_eq!(get(&program.server, "/health/live").answer().await.status, 200);
+}
+
+/// A laptop was suspended, or a container paused. The server then dropped every WebSocket, because it had heard
+/// nothing for two heartbeats.
+#[tokio::test]
+async fn a_stopped_server_does_not_blame_its_clients() {
+    let program = Program::start(&["--heartbeat", "1s"]).await;
+    let mut socket = Socket::open(&program.server, "/topics/a").await;
+    let stop = async {
+        rustix::process::kill_process(program.pid(), rustix::process::Signal::STOP).expect("it runs");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        rustix::process::kill_process(program.pid(), rustix::process::Signal::CONT).expect("it runs");
+    };
+    let answer_pings = async {
+        let mut pings = 0;
+        while pings < 4 {
+            pings += u32::from(socket.next_message().await.is_ping());
+        }
+    };
+    tokio::join!(stop, answer_pings);
 }

@@ -8,7 +8,6 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use tokio::time::Instant;
 use tungstenite::Message as Said;
 
 use super::{
@@ -33,6 +32,8 @@ use crate::{
 const MAX_QUEUED_BYTES: usize = 64 << 10;
 /// How many commands may wait for the running one before the socket is no longer read.
 const MAX_WAITING_COMMANDS: usize = 16;
+/// After this many heartbeats without a word the peer is gone: it had one heartbeat to answer a ping.
+const MAX_SILENT_BEATS: u32 = 2;
 /// How many rounds one poll makes before other tasks may run.
 const BUDGET: usize = 256;
 
@@ -45,8 +46,9 @@ pub struct Session {
     joining: Reference,
     waiting: VecDeque<Command>,
     running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
-    /// When the peer last sent something. While the peer has yet to read what was written, this is now.
-    heard_at: Instant,
+    /// How many heartbeats have passed since the peer last sent something. A heartbeat does not count while
+    /// the peer has yet to read what was written.
+    silent_beats: u32,
     /// The socket did not take everything the last time.
     is_behind: bool,
     /// How many bytes were gathered since the socket last took everything.
@@ -92,7 +94,7 @@ impl Session {
             joining: None,
             waiting: VecDeque::new(),
             running: None,
-            heard_at: Instant::now(),
+            silent_beats: 0,
             is_behind: false,
             gathered_bytes: 0,
         }
@@ -148,6 +150,10 @@ impl Session {
                 Ok(moved) => moved,
                 Err(end) => return Poll::Ready(end),
             };
+            // Only after reading: if this process was stopped for a while, the pong is already there.
+            if self.silent_beats >= MAX_SILENT_BEATS {
+                return Poll::Ready(End::Silent);
+            }
             let flushed = self.socket.poll_flush(cx);
             self.is_behind = flushed.is_pending();
             match flushed {
@@ -174,17 +180,19 @@ impl Session {
         self.reader.has_drained() && self.running.is_none() && self.waiting.is_empty()
     }
 
-    fn beat(&mut self) -> Result<(), End> {
+    /// Pings the peer.
+    ///
+    /// This counts heartbeats and does not measure time. If this process is stopped for a while, only one
+    /// heartbeat passes, and the peer is not blamed for pings that were never sent.
+    fn beat(&mut self) {
         // A ping waits behind frames that the peer has not read yet, and its pong is not read while too many
         // commands wait.
         if self.is_behind || self.waiting.len() >= MAX_WAITING_COMMANDS {
-            self.heard_at = Instant::now();
-        } else if self.heard_at.elapsed() >= 2 * self.app.config.heartbeat {
-            return Err(End::Silent);
+            self.silent_beats = 0;
         } else {
+            self.silent_beats += 1;
             self.socket.ping();
         }
-        Ok(())
     }
 
     /// Reads commands from the socket and runs them, one after the other. True if one made progress.
@@ -195,7 +203,7 @@ impl Session {
             let Poll::Ready(message) = self.socket.poll_message(cx) else { break };
             let message = message.map_err(End::Lost)?;
             moved = true;
-            self.heard_at = Instant::now();
+            self.silent_beats = 0;
             match message {
                 Said::Text(text) => self.waiting.push_back(Command::parse(text.as_str().to_owned())),
                 Said::Binary(_) => return Err(End::Unsupported),
@@ -313,7 +321,7 @@ impl Session {
                     continue;
                 }
                 Next::Heartbeat => {
-                    self.beat()?;
+                    self.beat();
                     continue;
                 }
                 Next::Over(code) => return Err(End::Over(code)),

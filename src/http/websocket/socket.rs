@@ -50,7 +50,7 @@ pub enum Lost {
     Gone,
     /// The peer broke the protocol or a limit. This is the close code for it.
     Broken(u16),
-    /// The peer has not read anything for the write timeout.
+    /// The peer has not read anything for the write timeout, or its link has vanished.
     TooSlow,
 }
 
@@ -200,6 +200,8 @@ fn lost(error: &Error) -> Lost {
         Error::Protocol(_) => Lost::Broken(1002),
         Error::Utf8(_) => Lost::Broken(1007),
         Error::Capacity(_) => Lost::Broken(1009),
+        // The system has given up on a peer that acknowledged nothing.
+        Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => Lost::TooSlow,
         _ => Lost::Gone,
     }
 }
