@@ -170,13 +170,13 @@ impl Verifier {
 
 /// The fields of a token's header that serve to find its key.
 #[derive(Deserialize)]
-struct Head {
+struct TokenHead {
     alg: String,
     kid: Option<String>,
     crit: Option<IgnoredAny>,
 }
 
-impl Head {
+impl TokenHead {
     fn read(token: &str) -> Result<Self, String> {
         let (head, _) = token.split_once('.').ok_or("it has no parts")?;
         let json = BASE64URL.decode(head).map_err(|error| error.to_string())?;
@@ -189,7 +189,7 @@ pub fn verify<'a, K: AsRef<Verifier>>(keys: &'a [K], token: &str) -> Result<(&'a
     if token.len() > MAX_TOKEN_BYTES {
         return Err(Refused::Malformed("it is too long".into()));
     }
-    let Head { alg, kid, crit } = Head::read(token).map_err(Refused::Malformed)?;
+    let TokenHead { alg, kid, crit } = TokenHead::read(token).map_err(Refused::Malformed)?;
     // A header that must be understood, and is not (RFC 7515 §4.1.11).
     if crit.is_some() {
         return Err(Refused::Malformed("its header has crit".into()));

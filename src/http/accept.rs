@@ -68,12 +68,12 @@ pub enum Drained {
 }
 
 /// The settings of each protocol.
-struct Server {
+struct Protocols {
     http1: http1::Builder,
     http2: http2::Builder<StreamExecutor>,
 }
 
-impl Server {
+impl Protocols {
     fn new(app: &App) -> Self {
         let mut http1 = http1::Builder::new();
         http1
@@ -101,7 +101,7 @@ impl Server {
 
 /// Serves `router` until the drain is over.
 pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drained {
-    let server = Arc::new(Server::new(&app));
+    let protocols = Arc::new(Protocols::new(&app));
     let mut draining = pin!(app.shutdown.draining());
     let mut minute = interval_at(Instant::now() + TOTALS_EVERY, TOTALS_EVERY);
     loop {
@@ -109,7 +109,7 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
             _ = minute.tick() => app.metrics.log_totals(),
             accepted = listener.accept() => match accepted {
                 Ok((socket, _)) => {
-                    app.tasks.spawn(serve_connection(app.clone(), server.clone(), router.clone(), socket));
+                    app.tasks.spawn(serve_connection(app.clone(), protocols.clone(), router.clone(), socket));
                 }
                 Err(error) => survive(&error).await,
             },
@@ -152,7 +152,7 @@ fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
     Ok(())
 }
 
-async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mut socket: TcpStream) {
+async fn serve_connection(app: Arc<App>, protocols: Arc<Protocols>, router: Router, mut socket: TcpStream) {
     if let Err(error) = prepare(&socket, &app.config) {
         tracing::debug!(%error, "connection ended at once");
         return;
@@ -173,11 +173,11 @@ async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mu
         false => {
             // In a box, because the connection drops it once there is a response.
             let service = service_fn(move |request| Box::pin(router.clone().oneshot(request)));
-            let connection = pin!(server.http1.serve_connection(io, service).with_upgrades());
+            let connection = pin!(protocols.http1.serve_connection(io, service).with_upgrades());
             drive(&app, connection, http1::UpgradeableConnection::graceful_shutdown).await
         }
         // In a box of its own, because the connection's task has the size of its largest branch.
-        true => Box::pin(serve_http2(&app, &server, router, io)).await,
+        true => Box::pin(serve_http2(&app, &protocols, router, io)).await,
     };
     if let Err(error) = result {
         if is_too_slow(&error) {
@@ -189,7 +189,7 @@ async fn serve_connection(app: Arc<App>, server: Arc<Server>, router: Router, mu
 
 async fn serve_http2(
     app: &App,
-    server: &Server,
+    protocols: &Protocols,
     router: Router,
     io: TokioIo<StallGuard>,
 ) -> hyper::Result<()> {
@@ -202,7 +202,7 @@ async fn serve_http2(
             async move { response.await.map(|response| response.map(WatchedBody::new)) }
         })
     };
-    let connection = pin!(server.http2.serve_connection(io, service));
+    let connection = pin!(protocols.http2.serve_connection(io, service));
     let mut connection = pin!(drive(app, connection, http2::Connection::graceful_shutdown));
     // HTTP/1.1 has its own timeout for a request that does not come.
     match timeout(app.config.read_timeout, &mut connection).await {

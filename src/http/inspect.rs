@@ -20,7 +20,7 @@ use super::{
 use crate::log::LogStats;
 
 #[derive(Serialize)]
-struct Stats {
+struct ServerStats {
     #[serde(flatten)]
     log: LogStats,
     /// Subscriptions and held polls of this process.
@@ -43,7 +43,7 @@ pub async fn openapi() -> Response {
 /// `GET /stats`.
 pub async fn stats(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     Access::of(&app.rules, &request)?.admin()?;
-    let stats = Stats {
+    let stats = ServerStats {
         log: app.broker.stats().await?,
         connections: app.connections.count(),
         uptime_seconds: app.began.elapsed().as_secs(),

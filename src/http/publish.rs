@@ -49,7 +49,7 @@ pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Resul
     let (parts, body) = request.into_parts();
     let topic = publishable(topic)?;
     access.publish(&topic)?;
-    let options = Options::parse(&parts)?;
+    let options = MessageOptions::parse(&parts)?;
     let limit = app.config.max_payload;
     let bytes =
         body::read(&parts.headers, body, limit, app.config.read_timeout).await.map_err(|problem| {
@@ -63,7 +63,7 @@ pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Resul
     let payload = Payload::declared(&bytes, content_type(&parts.headers)?)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
 
-    let Options { event, exclude, idempotency_key, if_match, ephemeral } = options;
+    let MessageOptions { event, exclude, idempotency_key, if_match, ephemeral } = options;
     let draft = Draft { topic: topic.clone(), event, payload, exclude };
     let appended = app.publish(Append { draft, idempotency_key, if_match }, ephemeral).await?;
     let receipt = Receipt { id: appended.map(Appended::id), topic: &topic };
@@ -86,7 +86,7 @@ pub async fn delete(app: &Arc<App>, topic: &str, access: &Access) -> Result<Resp
 }
 
 /// The options of a message.
-struct Options {
+struct MessageOptions {
     event: Option<Box<str>>,
     exclude: Option<Box<str>>,
     idempotency_key: Option<Box<str>>,
@@ -94,7 +94,7 @@ struct Options {
     ephemeral: bool,
 }
 
-impl Options {
+impl MessageOptions {
     fn parse(parts: &Parts) -> Result<Self, Problem> {
         let query = Query::parse(parts.uri.query())?;
         let header = |name: &HeaderName| single_header(&parts.headers, name);

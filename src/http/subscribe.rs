@@ -33,13 +33,13 @@ struct Wanted {
     patterns: Vec<Pattern>,
     access: Access,
     start: Option<Start>,
-    transport: Transport,
+    rendering: Rendering,
     wait: Duration,
     limit: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transport {
+enum Rendering {
     Stream(Framing),
     Poll,
 }
@@ -47,7 +47,7 @@ enum Transport {
 /// The options of a subscription, from the query or from the body of `POST /events`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Options {
+struct Asked {
     topics: Vec<String>,
     after: Option<String>,
     last_event_id: Option<String>,
@@ -83,7 +83,7 @@ pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Re
     let wanted = Access::of(&app.rules, &request).and_then(|access| {
         let pattern = query::pattern("topic", pattern)?;
         let sse = if pattern.has_wildcard() { Framing::SseEnvelope } else { Framing::SseRaw };
-        Wanted::parse(access, vec![pattern], Options::from_query(&query?)?, request.headers(), sse)
+        Wanted::parse(access, vec![pattern], Asked::from_query(&query?)?, request.headers(), sse)
     });
     if is_upgrade {
         let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start, wanted.access));
@@ -97,7 +97,7 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::parse(request.uri().query());
     let access = Access::of(&app.rules, &request);
-    let options = query.and_then(|query| Options::from_query(&query));
+    let options = query.and_then(|query| Asked::from_query(&query));
     match *request.method() {
         Method::GET => {}
         Method::CONNECT if is_upgrade => {}
@@ -105,7 +105,7 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
             let access = access?;
             let (parts, body) = request.into_parts();
             let mut options = options?;
-            options.merge(Options::from_body(&app, &parts.headers, body).await?)?;
+            options.merge(Asked::from_body(&app, &parts.headers, body).await?)?;
             let wanted = Wanted::of_events(access, options, &parts.headers)?;
             return if wanted.patterns.is_empty() { Err(no_topic()) } else { serve(&app, wanted).await };
         }
@@ -125,17 +125,17 @@ fn no_topic() -> Problem {
 }
 
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
-    let Wanted { patterns, access, start, transport, wait, limit } = wanted;
+    let Wanted { patterns, access, start, rendering, wait, limit } = wanted;
     let connection = app.new_connection();
-    match transport {
-        Transport::Poll => {
+    match rendering {
+        Rendering::Poll => {
             let permit = app.permit(metrics::Transport::Poll).ok_or_else(super::overloaded)?;
             let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
             let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
             Ok(poll::respond(Reader::new(app.connections.clone(), subscription, permit, access), wait, limit)
                 .await)
         }
-        Transport::Stream(framing) => {
+        Rendering::Stream(framing) => {
             let start = start.unwrap_or(Start::Now);
             let permit = app.permit(framing.transport());
             match (app.broker.subscribe(patterns, &start, &connection).await, permit) {
@@ -158,7 +158,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
 }
 
 impl Wanted {
-    fn of_events(access: Access, options: Options, headers: &HeaderMap) -> Result<Self, Problem> {
+    fn of_events(access: Access, options: Asked, headers: &HeaderMap) -> Result<Self, Problem> {
         let patterns: Result<Vec<_>, _> =
             options.topics.iter().map(|text| query::pattern("topic", text)).collect();
         let mut patterns = patterns?;
@@ -177,7 +177,7 @@ impl Wanted {
     fn parse(
         access: Access,
         patterns: Vec<Pattern>,
-        options: Options,
+        options: Asked,
         headers: &HeaderMap,
         sse: Framing,
     ) -> Result<Self, Problem> {
@@ -188,23 +188,23 @@ impl Wanted {
             Some("envelope") => Framing::SseEnvelope,
             Some(_) => return Err(Problem::bad_request("format: expected raw or envelope")),
         };
-        let transport = match options.transport.as_deref() {
-            Some(name) => Transport::named(name, sse)
+        let rendering = match options.transport.as_deref() {
+            Some(name) => Rendering::named(name, sse)
                 .ok_or_else(|| Problem::bad_request("transport: expected sse, ndjson or poll"))?,
-            None => Transport::accepted(headers, sse),
+            None => Rendering::accepted(headers, sse),
         };
         Ok(Self {
             patterns,
             access,
             start: options.start(headers)?,
-            transport,
+            rendering,
             wait: query::wait(options.wait.map(Scalar::into_text).as_deref())?,
             limit: query::limit(options.limit.map(Scalar::into_text).as_deref())?,
         })
     }
 }
 
-impl Transport {
+impl Rendering {
     fn named(name: &str, sse: Framing) -> Option<Self> {
         match name {
             "sse" => Some(Self::Stream(sse)),
@@ -230,7 +230,7 @@ impl Transport {
     }
 }
 
-impl Options {
+impl Asked {
     fn from_query(query: &Query<'_>) -> Result<Self, Problem> {
         let text = |name| query.one(name).map(|value| value.map(str::to_owned));
         let scalar = |name| query.one(name).map(|value| value.map(|text| Scalar::Text(text.to_owned())));

@@ -23,11 +23,11 @@ pub struct Ephemerals {
     /// How many announcements there have ever been. The place of a reader is such a number.
     count: AtomicU64,
     // A std mutex: no await happens while it is held.
-    ring: Mutex<Ring>,
+    ring: Mutex<Announced>,
 }
 
 #[derive(Debug, Default)]
-struct Ring {
+struct Announced {
     messages: VecDeque<(Id, Arc<Message>)>,
     bytes: usize,
 }

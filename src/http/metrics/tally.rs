@@ -27,13 +27,13 @@ pub struct Permit {
     /// Messages up to this id were published before the connection came.
     newest: Id,
     given: usize,
-    batch: Batch,
+    counts: Counts,
     _place: OwnedSemaphorePermit,
 }
 
 /// The counts for the next write.
 #[derive(Default)]
-struct Batch {
+struct Counts {
     messages: u32,
     replayed: u32,
     /// The oldest message that was published after the connection came. It has waited longest.
@@ -43,8 +43,8 @@ struct Batch {
 impl Permit {
     pub fn new(metrics: Arc<TransportMetrics>, newest: Id, place: OwnedSemaphorePermit) -> Self {
         metrics.connections.inc();
-        let (began, batch) = (Instant::now(), Batch::default());
-        Self { metrics, began, newest, given: 0, batch, _place: place }
+        let (began, counts) = (Instant::now(), Counts::default());
+        Self { metrics, began, newest, given: 0, counts, _place: place }
     }
 
     /// Counts a message or gap for the next write. `again` is true for the replay of a topic that was added.
@@ -55,18 +55,18 @@ impl Permit {
                 return self.metrics.gaps.with_label_values(&[gap.reason.as_str()]).inc();
             }
         };
-        let batch = &mut self.batch;
-        batch.messages += 1;
+        let counts = &mut self.counts;
+        counts.messages += 1;
         if again || (message.id <= self.newest && !message.is_ephemeral()) {
-            batch.replayed += 1;
-        } else if batch.oldest.is_none() && !message.is_ephemeral() {
-            batch.oldest = Some(message.id);
+            counts.replayed += 1;
+        } else if counts.oldest.is_none() && !message.is_ephemeral() {
+            counts.oldest = Some(message.id);
         }
     }
 
     /// Adds the counts to the metrics, because the bytes are written now.
     pub fn add_up(&mut self, bytes: usize) {
-        let Batch { messages, replayed, oldest } = std::mem::take(&mut self.batch);
+        let Counts { messages, replayed, oldest } = std::mem::take(&mut self.counts);
         if messages == 0 {
             return;
         }

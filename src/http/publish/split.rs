@@ -20,7 +20,7 @@ pub enum Value {
 /// The list itself is broken, so the values after this cannot be separated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the body is not a JSON array")]
-pub struct Broken;
+pub struct NotAnArray;
 
 /// Splits one body. It holds no more than one value.
 #[derive(Debug)]
@@ -29,14 +29,14 @@ pub struct Splitter {
     limit: usize,
     value: Vec<u8>,
     too_long: bool,
-    place: Place,
+    at: At,
     depth: usize,
     in_string: bool,
     escaped: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum At {
     Begin,
     /// After `[`: a value or the end.
     First,
@@ -46,16 +46,16 @@ enum Place {
 
 impl Splitter {
     pub fn new(list: List, limit: usize) -> Self {
-        let place = if list == List::Array { Place::Begin } else { Place::Value };
+        let at = if list == List::Array { At::Begin } else { At::Value };
         let value = Vec::new();
-        Self { list, limit, value, too_long: false, place, depth: 0, in_string: false, escaped: false }
+        Self { list, limit, value, too_long: false, at, depth: 0, in_string: false, escaped: false }
     }
 
     /// Returns the values that `bytes` complete.
     ///
     /// # Errors
-    /// [`Broken`] if the body is not the expected array.
-    pub fn push(&mut self, bytes: &[u8], values: &mut Vec<Value>) -> Result<(), Broken> {
+    /// [`NotAnArray`] if the body is not the expected array.
+    pub fn push(&mut self, bytes: &[u8], values: &mut Vec<Value>) -> Result<(), NotAnArray> {
         match self.list {
             List::Ndjson => {
                 let mut rest = bytes;
@@ -74,20 +74,20 @@ impl Splitter {
     /// Returns the last value, which needs no separator after it.
     ///
     /// # Errors
-    /// [`Broken`] if the array was not closed.
-    pub fn finish(&mut self, values: &mut Vec<Value>) -> Result<(), Broken> {
+    /// [`NotAnArray`] if the array was not closed.
+    pub fn finish(&mut self, values: &mut Vec<Value>) -> Result<(), NotAnArray> {
         match self.list {
             List::Ndjson => self.complete(values),
-            List::Array if self.place == Place::End => {}
-            List::Array => return Err(Broken),
+            List::Array if self.at == At::End => {}
+            List::Array => return Err(NotAnArray),
         }
         Ok(())
     }
 
-    fn push_byte(&mut self, byte: u8, values: &mut Vec<Value>) -> Result<(), Broken> {
+    fn push_byte(&mut self, byte: u8, values: &mut Vec<Value>) -> Result<(), NotAnArray> {
         let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
-        match (self.place, byte) {
-            (Place::Value, _) if self.in_string => {
+        match (self.at, byte) {
+            (At::Value, _) if self.in_string => {
                 match byte {
                     _ if self.escaped => self.escaped = false,
                     b'\\' => self.escaped = true,
@@ -96,23 +96,23 @@ impl Splitter {
                 }
                 self.keep(&[byte]);
             }
-            (_, _) if is_space && (self.place != Place::Value || self.value.is_empty()) => {}
-            (Place::Begin, b'[') => self.place = Place::First,
-            (Place::First, b']') => self.place = Place::End,
-            (Place::Begin | Place::End, _) | (Place::First, b',') => return Err(Broken),
-            (Place::Value, b',' | b']') if self.depth == 0 => {
+            (_, _) if is_space && (self.at != At::Value || self.value.is_empty()) => {}
+            (At::Begin, b'[') => self.at = At::First,
+            (At::First, b']') => self.at = At::End,
+            (At::Begin | At::End, _) | (At::First, b',') => return Err(NotAnArray),
+            (At::Value, b',' | b']') if self.depth == 0 => {
                 if self.value.is_empty() && !self.too_long {
-                    return Err(Broken);
+                    return Err(NotAnArray);
                 }
                 self.complete(values);
-                self.place = if byte == b']' { Place::End } else { Place::Value };
+                self.at = if byte == b']' { At::End } else { At::Value };
             }
-            (Place::First | Place::Value, _) => {
-                self.place = Place::Value;
+            (At::First | At::Value, _) => {
+                self.at = At::Value;
                 match byte {
                     b'"' => self.in_string = true,
                     b'[' | b'{' => self.depth += 1,
-                    b']' | b'}' => self.depth = self.depth.checked_sub(1).ok_or(Broken)?,
+                    b']' | b'}' => self.depth = self.depth.checked_sub(1).ok_or(NotAnArray)?,
                     _ => {}
                 }
                 self.keep(&[byte]);
@@ -144,7 +144,7 @@ impl Splitter {
 mod tests {
     use super::*;
 
-    fn split(list: List, body: &str, piece: usize) -> (Vec<String>, Result<(), Broken>) {
+    fn split(list: List, body: &str, piece: usize) -> (Vec<String>, Result<(), NotAnArray>) {
         let mut splitter = Splitter::new(list, 20);
         let mut values = Vec::new();
         let result = body
@@ -180,7 +180,7 @@ mod tests {
             [("", 0), ("{}", 0), ("[1", 0), ("[1,", 1), ("[1,]", 1), ("[1]2", 1), ("[,1]", 0), ("[}", 0)]
         {
             let (values, result) = split(List::Array, body, 9);
-            assert_eq!((values.len(), result), (complete, Err(Broken)), "{body}");
+            assert_eq!((values.len(), result), (complete, Err(NotAnArray)), "{body}");
         }
     }
 }

@@ -88,7 +88,7 @@ pub struct Reply<'a> {
 const KINDS: &str = "subscribe, unsubscribe, publish, auth or ping";
 
 #[derive(Deserialize)]
-struct Head {
+struct CommandHead {
     #[serde(rename = "type", default)]
     kind: Value,
     #[serde(rename = "ref")]
@@ -121,7 +121,7 @@ impl Command {
 
     /// The type of a command, and the name that the client gave it.
     fn reference(text: &str) -> Result<(Value, Reference), Problem> {
-        let Head { kind, reference } = serde_json::from_str(text).map_err(|error| wrong(&error))?;
+        let CommandHead { kind, reference } = serde_json::from_str(text).map_err(|error| wrong(&error))?;
         match reference {
             None | Some(Value::String(_) | Value::Number(_)) => Ok((kind, reference)),
             Some(_) => Err(Problem::bad_request("ref: expected a string or a number")),
