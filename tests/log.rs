@@ -404,11 +404,11 @@ async fn a_topic_that_joins_is_read_up_to_the_cursor_of_the_others(new: New) {
     let mut seen = Vec::new();
     std::future::poll_fn(|cx| {
         loop {
-            use rejoin::broker::Join::{CaughtUp, Live, Replay};
+            use rejoin::broker::Join::{Live, Replay, SameCursor};
             match subscription.poll_join(&mut other, cx) {
                 Poll::Ready(Live(delivery)) => seen.push(format!("live {}", shown(&delivery))),
                 Poll::Ready(Replay(delivery)) => seen.push(format!("replay {}", shown(&delivery))),
-                Poll::Ready(CaughtUp) => return Poll::Ready(()),
+                Poll::Ready(SameCursor) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -428,7 +428,7 @@ async fn a_topic_that_joins_is_read_up_to_the_cursor_of_the_others(new: New) {
 /// Announcements from before the topic joined were given to the reader later, because nothing had woken it
 /// for them.
 async fn a_topic_that_joins_brings_no_older_announcement(new: New) {
-    use rejoin::broker::Join::CaughtUp;
+    use rejoin::broker::Join::SameCursor;
     let broker = Broker::new(new(RETENTION));
     let mut subscription = subscribe(&broker, &["a"], Start::Now).await;
     // A message is announced only if a reader follows its topic.
@@ -443,7 +443,7 @@ async fn a_topic_that_joins_brings_no_older_announcement(new: New) {
     assert_eq!(drain(&broker, &mut listener).await, ["b once", "b twice"]);
     let mut other = subscribe(&broker, &["b"], Start::Now).await;
     let joined = std::future::poll_fn(|cx| subscription.poll_join(&mut other, cx)).await;
-    assert!(matches!(joined, CaughtUp), "there is nothing to read");
+    assert!(matches!(joined, SameCursor), "there is nothing to read");
     subscription.absorb(other);
     let stored = publish(&broker, "b").await;
     broker.announce(draft("b", "thrice")).await.expect("announced");

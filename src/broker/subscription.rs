@@ -41,8 +41,8 @@ pub enum Join {
     Live(Delivery),
     /// From the subscription that will be merged into it.
     Replay(Delivery),
-    /// Both subscriptions are at the same cursor.
-    CaughtUp,
+    /// Both subscriptions are at the same cursor now.
+    SameCursor,
 }
 
 /// Says that messages are gone.
@@ -62,9 +62,9 @@ pub struct GapNotice {
 /// Reads topics and patterns from a cursor on: first the retained messages, then new ones, in the order of
 /// ids.
 ///
-/// A [`Stream`] that never ends. It holds no queue: a slow reader falls behind in the log, and gets a gap
-/// once its next message is no longer retained. At every moment, everything up to [`cursor`](Self::cursor)
-/// has been given out.
+/// A [`Stream`] that never ends. It holds one page of items at most, and no queue that grows: a slow reader
+/// falls behind in the log, and gets a gap once its next message is no longer retained. At every moment,
+/// everything up to [`cursor`](Self::cursor) has been given out.
 ///
 /// Each poll runs this loop:
 ///
@@ -72,14 +72,14 @@ pub struct GapNotice {
 /// loop {
 ///     if an item is ready: give it out, and move the cursor
 ///     if a page of the log is being read: wait for it; its gaps and messages are ready, and the position moves
-///     if no follower was woken and the watermark has not moved: wait for either
+///     if the follower was not woken and the watermark has not moved: wait for the follower, or for `arrival`
 ///     note the watermark; the new messages in the tails up to there are ready, and the position moves
 ///     if a tail does not reach back to the position: read a page of the log from there instead
 /// }
 /// ```
 ///
 /// # Cancel safety
-/// A poll either gives out an item or changes nothing. Dropping the subscription ends it.
+/// A poll that is pending loses no item. Dropping the subscription ends it.
 pub struct Subscription {
     log: Arc<dyn Log>,
     patterns: Arc<PatternSet>,
@@ -95,16 +95,17 @@ pub struct Subscription {
     looked_upto: Option<Id>,
     ready: VecDeque<Delivery>,
     page: Option<Driven<Result<Page, LogError>>>,
-    /// Resolves when the watermark reaches `until`, because that alone wakes no follower. False if it does
-    /// not.
+    /// Gives true once the watermark reaches `until`, and false after a time limit. The watermark alone does
+    /// not wake the follower.
     arrival: Option<BoxFuture<'static, bool>>,
     /// The last read of the log failed, and the log is asked again.
     has_failed: bool,
-    /// The place up to which announcements were seen. It is set once the subscription has been caught up.
-    announced: Option<u64>,
+    /// How many ephemeral messages of the log this subscription has seen. `None` until it is caught up for the
+    /// first time.
+    seen_ephemerals: Option<u64>,
     connection: Arc<str>,
     /// A cursor ahead of the store, until the gap about it has been given out.
-    unknown: Option<Id>,
+    unknown_cursor: Option<Id>,
 }
 
 impl Subscription {
@@ -131,9 +132,9 @@ impl Subscription {
             page: None,
             arrival: None,
             has_failed: false,
-            announced: None,
+            seen_ephemerals: None,
             connection: connection.into(),
-            unknown: None,
+            unknown_cursor: None,
         };
         if !gaps.is_empty() {
             let (sent, unknown) = match start {
@@ -142,17 +143,17 @@ impl Subscription {
                 _ => (subscription.cursor.to_string(), subscription.cursor),
             };
             subscription.tell(gaps, &sent, unknown, subscription.cursor);
-            subscription.unknown = Some(unknown);
+            subscription.unknown_cursor = Some(unknown);
         }
         subscription
     }
 
     /// The point up to which everything has been given out.
     ///
-    /// If the client's cursor was ahead of the store, this stays ahead until the gap has been given out. So a
-    /// client that is cut before that gets the gap when it resumes.
+    /// If the client's cursor is ahead of the store, this is that cursor until the gap has been given out. If
+    /// the client is cut off first, it resumes with that cursor and gets the gap.
     pub fn cursor(&self) -> Id {
-        self.unknown.unwrap_or(self.cursor)
+        self.unknown_cursor.unwrap_or(self.cursor)
     }
 
     /// True while the log is being read, so that more items may follow soon.
@@ -175,10 +176,10 @@ impl Subscription {
         &self.connection
     }
 
-    /// Brings `other` to the same cursor, whichever of the two is behind.
+    /// Reads whichever of the two subscriptions is behind, until both have the same cursor.
     ///
-    /// It gives out first the rest of this subscription up to there, then the items of the other, and at last
-    /// [`Join::CaughtUp`]. Then call [`absorb`](Self::absorb).
+    /// It gives out the items of this one, then those of `other`, and then [`Join::SameCursor`]. After that
+    /// call [`absorb`](Self::absorb).
     pub fn poll_join(&mut self, other: &mut Self, cx: &mut Context<'_>) -> Poll<Join> {
         self.read_until(self.position.settled().max(other.position.settled()));
         if let Poll::Ready(delivery) = self.poll_delivery(cx) {
@@ -191,28 +192,28 @@ impl Subscription {
         match other.poll_delivery(cx) {
             Poll::Ready(delivery) => Poll::Ready(Join::Replay(delivery)),
             Poll::Pending if other.cursor < other.until => Poll::Pending,
-            Poll::Pending => Poll::Ready(Join::CaughtUp),
+            Poll::Pending => Poll::Ready(Join::SameCursor),
         }
     }
 
-    /// Merges `other` into this subscription. Both must be at the same cursor, as [`Join::CaughtUp`] says.
+    /// Merges `other` into this subscription. Both must be at the same cursor, as [`Join::SameCursor`] says.
     pub fn absorb(&mut self, other: Self) {
         self.read_until(Id::MAX);
-        // An ephemeral message from before now belongs only to subscriptions that were reading its topic
-        // then.
-        if let Some(seen) = self.announced {
-            self.take_announcements(seen.max(self.log.ephemerals().place_at(self.cursor)));
+        // Take the ephemeral messages up to the cursor before the patterns are added: they were published before
+        // the new patterns were read, so they must not match these.
+        if let Some(seen) = self.seen_ephemerals {
+            self.take_ephemerals(seen.max(self.log.ephemerals().count_at(self.cursor)));
         }
         self.position.join(
             &other.position,
             |topic| self.patterns.matches(topic),
             |topic| other.patterns.matches(topic),
         );
-        // The tails of the other wake its own follower, so this subscription follows them with its own.
+        // The tails of `other` wake the follower of `other`. Make them wake this one too.
         let patterns = Arc::make_mut(&mut self.patterns);
         for (pattern, followed) in other.patterns.iter().zip(&other.followed) {
-            if let Some(place) = patterns.insert(pattern.clone()) {
-                self.followed.insert(place, followed.share(&self.follower));
+            if let Some(index) = patterns.insert(pattern.clone()) {
+                self.followed.insert(index, followed.share(&self.follower));
             }
         }
         // A page that is being read does not cover the patterns of the other.
@@ -253,8 +254,8 @@ impl Subscription {
 
     /// Stops reading `pattern`. False if it was not read.
     pub fn remove(&mut self, pattern: &Pattern) -> bool {
-        let Some(place) = Arc::make_mut(&mut self.patterns).remove(pattern) else { return false };
-        self.followed.remove(place);
+        let Some(index) = Arc::make_mut(&mut self.patterns).remove(pattern) else { return false };
+        self.followed.remove(index);
         let patterns = &self.patterns;
         self.ready.retain(|delivery| match delivery {
             Delivery::Message(message) => patterns.matches(&message.topic),
@@ -268,21 +269,21 @@ impl Subscription {
         self.page = None;
         self.has_failed = false;
         self.looked_upto = None;
-        self.keep_one_that_ends_unknown();
+        self.let_last_gap_move_cursor();
         true
     }
 
-    /// Some gaps about an unknown cursor may have been dropped. The last one that is left ends the unknown
-    /// state.
-    fn keep_one_that_ends_unknown(&mut self) {
-        let is_last = |gap: &&mut Box<GapNotice>| gap.reason == Reason::UnknownCursor;
+    /// Among several gaps about an unknown cursor, only the last moves the cursor. If that one was dropped, the
+    /// last that is left must do it.
+    fn let_last_gap_move_cursor(&mut self) {
+        let is_about_cursor = |gap: &&mut Box<GapNotice>| gap.reason == Reason::UnknownCursor;
         let gaps = self.ready.iter_mut().rev().filter_map(|delivery| match delivery {
             Delivery::Gap(gap) => Some(gap),
             Delivery::Message(_) => None,
         });
-        match gaps.into_iter().find(is_last) {
+        match gaps.into_iter().find(is_about_cursor) {
             Some(gap) => gap.cursor = self.cursor,
-            None => self.unknown = None,
+            None => self.unknown_cursor = None,
         }
     }
 
@@ -333,21 +334,21 @@ impl Subscription {
     fn note(&mut self, delivery: &Delivery) {
         match delivery {
             Delivery::Message(message) => self.cursor = self.cursor.max(message.id),
-            // The cursor stays in its place until the last gap has been given out.
             Delivery::Gap(gap) if gap.cursor <= self.position.cursor => {
                 self.cursor = self.cursor.max(gap.cursor);
-                self.unknown = None;
+                self.unknown_cursor = None;
             }
+            // This gap repeats the unknown cursor, and another gap follows: the cursor stays.
             Delivery::Gap(_) => {}
         }
     }
 
     /// Reads the tails.
     fn take_tails(&mut self) {
-        // Note both points before reading the tails: whatever arrives meanwhile is for the next time. Note
-        // the announcements before the watermark, so that the watermark covers every message that was stored
+        // Note both points before reading the tails: messages that arrive meanwhile are for the next time. Count
+        // the ephemeral messages before the watermark is read: so it covers every message that was stored
         // before one of them.
-        let announced = self.log.ephemerals().count();
+        let ephemerals = self.log.ephemerals().count();
         let watermark = self.log.watermark();
         let upto = watermark.min(self.until);
         let Self { followed, position, ready, connection, log, .. } = self;
@@ -360,10 +361,10 @@ impl Subscription {
         match merged {
             Ok(end) => {
                 self.position.advance(end);
-                // A subscription that stops at `until` takes the announcements when it resumes. One that is
+                // A subscription that stops at `until` takes the ephemeral messages when it reads on. One that is
                 // being merged into another never takes them.
                 if end >= upto && self.until == Id::MAX {
-                    self.take_announcements(announced);
+                    self.take_ephemerals(ephemerals);
                 }
                 self.looked_upto = (end >= upto).then_some(watermark);
                 if end >= upto && upto < self.until && self.until < Id::MAX {
@@ -413,7 +414,7 @@ impl Subscription {
     }
 
     /// Queues the gaps, first those with a retained message after them. Only the last gap may move the
-    /// cursor: a client that is cut before it gets all of them again.
+    /// cursor. If the client is cut off before that gap, it gets all of them again.
     fn tell(&mut self, mut gaps: Vec<Gap>, after: &str, cursor: Id, past: Id) {
         gaps.sort_by_key(|gap| gap.next.is_none());
         let last = gaps.len().saturating_sub(1);
@@ -425,15 +426,16 @@ impl Subscription {
         }
     }
 
-    /// Takes the announcements up to this place, and queues each behind the messages that came before it.
-    fn take_announcements(&mut self, announced: u64) {
-        let Some(seen) = self.announced.replace(announced) else { return };
-        if seen == announced {
+    /// Takes the ephemeral messages up to this count, and queues each behind the stored messages that are
+    /// older.
+    fn take_ephemerals(&mut self, upto: u64) {
+        let Some(seen) = self.seen_ephemerals.replace(upto) else { return };
+        if seen == upto {
             return;
         }
         let Self { patterns, ready, connection, .. } = self;
-        let mut place = 0;
-        self.log.ephemerals().between(seen, announced, |newest, message| {
+        let mut index = 0;
+        self.log.ephemerals().between(seen, upto, |newest, message| {
             let is_wanted =
                 patterns.matches(&message.topic) && message.exclude.as_deref() != Some(&**connection);
             if is_wanted {
@@ -441,11 +443,11 @@ impl Subscription {
                     Delivery::Message(before) => before.id <= newest,
                     Delivery::Gap(_) => true,
                 };
-                while ready.get(place).is_some_and(is_before) {
-                    place += 1;
+                while ready.get(index).is_some_and(is_before) {
+                    index += 1;
                 }
-                ready.insert(place, Delivery::Message(message.clone()));
-                place += 1;
+                ready.insert(index, Delivery::Message(message.clone()));
+                index += 1;
             }
         });
     }

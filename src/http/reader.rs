@@ -104,7 +104,7 @@ impl Reader {
                 self.permit.note(&delivery, true);
                 Poll::Ready(Next::Replay(delivery))
             }
-            Poll::Ready(Join::CaughtUp) => {
+            Poll::Ready(Join::SameCursor) => {
                 let Some(joining) = self.joining.take() else { return Poll::Pending };
                 let Joining { pattern, subscription } = *joining;
                 self.subscription.absorb(subscription);

@@ -1,4 +1,4 @@
-//! Ephemeral messages, for the subscriptions that are caught up: announced, and never stored.
+//! Ephemeral messages: for the subscriptions that are caught up, and never stored.
 
 use std::{
     collections::VecDeque,
@@ -11,29 +11,28 @@ use std::{
 use super::cost;
 use crate::message::{Id, Message};
 
-/// How many announcements wait for readers that are slow to wake.
+/// How many ephemeral messages wait for readers that are slow to wake.
 const MAX_MESSAGES: usize = 1024;
-/// How many bytes these may have. Newer announcements push out older ones, because delivery of an
-/// announcement is not promised.
+/// How many bytes these may have. Newer ones push out older ones, because their delivery is not promised.
 const MAX_BYTES: usize = 8 << 20;
 
-/// The newest announcements of all topics, in one ring that all readers share.
+/// The newest ephemeral messages of all topics, in one ring that all readers share.
 #[derive(Debug, Default)]
 pub struct Ephemerals {
-    /// How many announcements there have ever been. The place of a reader is such a number.
+    /// How many there have ever been. A reader notes up to which of them it has seen.
     count: AtomicU64,
     // A std mutex: no await happens while it is held.
-    ring: Mutex<Announced>,
+    ring: Mutex<Newest>,
 }
 
 #[derive(Debug, Default)]
-struct Announced {
+struct Newest {
     messages: VecDeque<(Id, Arc<Message>)>,
     bytes: usize,
 }
 
 impl Ephemerals {
-    /// The place of a reader that has seen every announcement.
+    /// The count for a reader that has seen all of them.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)
     }
@@ -50,21 +49,20 @@ impl Ephemerals {
         self.count.fetch_add(1, Ordering::Release);
     }
 
-    /// The place of a reader that has seen every announcement from before the first message newer than
-    /// `cursor`.
-    pub fn place_at(&self, cursor: Id) -> u64 {
+    /// The count for a reader that has seen all of them from before the first message newer than `cursor`.
+    pub fn count_at(&self, cursor: Id) -> u64 {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = ring.messages.partition_point(|(newest, _)| *newest <= cursor);
         self.count() - (ring.messages.len() - seen) as u64
     }
 
-    /// Gives `take` the announcements after the place `seen` and up to the place `upto`, each with the newest
-    /// id of its time.
+    /// Gives `take` those after the count `seen` and up to the count `upto`, each with the newest id of its
+    /// time.
     pub fn between(&self, seen: u64, upto: u64, mut take: impl FnMut(Id, &Arc<Message>)) {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let length = ring.messages.len();
-        let index = |place: u64| {
-            let younger = usize::try_from(self.count() - place).unwrap_or(usize::MAX);
+        let index = |count: u64| {
+            let younger = usize::try_from(self.count() - count).unwrap_or(usize::MAX);
             length.saturating_sub(younger)
         };
         for (newest, message) in ring.messages.range(index(seen)..index(upto)) {

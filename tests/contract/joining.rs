@@ -51,7 +51,7 @@ fn join(subscription: &mut Subscription, mut other: Subscription) -> (Vec<Delive
         match subscription.poll_join(&mut other, &mut cx) {
             Poll::Ready(Join::Live(delivery)) => live.push(delivery),
             Poll::Ready(Join::Replay(delivery)) => replay.push(delivery),
-            Poll::Ready(Join::CaughtUp) => break,
+            Poll::Ready(Join::SameCursor) => break,
             Poll::Pending => panic!("all that is needed is there: {live:?} {replay:?}"),
         }
     }
@@ -173,7 +173,7 @@ async fn during_a_replay_the_gaps_of_the_other_topics_wait() {
         let given = subscription.poll_join(&mut other, &mut cx);
         assert!(matches!(given, Poll::Ready(Join::Replay(Delivery::Message(_)))), "{nth}: {given:?}");
     }
-    assert!(matches!(subscription.poll_join(&mut other, &mut cx), Poll::Ready(Join::CaughtUp)));
+    assert!(matches!(subscription.poll_join(&mut other, &mut cx), Poll::Ready(Join::SameCursor)));
     subscription.absorb(other);
     let given = ready(&mut subscription);
     assert_eq!((gaps(&given), given.len()), (1, 6), "then each gap comes once: {given:?}");

@@ -27,7 +27,7 @@ async fn next(reader: &mut Subscription) -> Id {
 /// Merges the two, which are polled only when they are woken, as in a connection.
 async fn join(one: &mut Subscription, mut other: Subscription) {
     let level = poll_fn(|cx| match one.poll_join(&mut other, cx) {
-        Poll::Ready(Join::CaughtUp) => Poll::Ready(()),
+        Poll::Ready(Join::SameCursor) => Poll::Ready(()),
         Poll::Ready(early) => panic!("{early:?}"),
         Poll::Pending => Poll::Pending,
     });
