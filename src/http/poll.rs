@@ -46,7 +46,7 @@ pub async fn respond(mut reader: Reader, wait: Duration, limit: usize) -> Respon
                     messages.push(envelope);
                 }
                 Next::Delivery(Delivery::Gap(gap)) | Next::Replay(Delivery::Gap(gap)) => gaps.push(*gap),
-                Next::Over(_) | Next::Abandoned => return Poll::Ready(()),
+                Next::AccessEnded(_) | Next::GraceOver => return Poll::Ready(()),
                 Next::Quiet | Next::Heartbeat | Next::Joined(_) => {}
             }
         }
@@ -55,7 +55,7 @@ pub async fn respond(mut reader: Reader, wait: Duration, limit: usize) -> Respon
         }
         is_over = is_over || waited.as_mut().poll(cx).is_ready();
         let is_due = is_over && !reader.subscription().is_reading();
-        if is_due || reader.has_drained() { Poll::Ready(()) } else { Poll::Pending }
+        if is_due || reader.may_leave() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
     reader.add_up(bytes);

@@ -28,12 +28,12 @@ pub struct Reader {
     lease: Lease,
     permit: Permit,
     pulse: Pulse,
-    /// A frame was given out since the pulse was last polled.
-    has_given: bool,
+    /// Something was sent since the timers were last told.
+    has_sent: bool,
     is_leaving: bool,
 }
 
-/// A pattern that is read up to the reader's cursor.
+/// A pattern that the client added, and that is not merged yet.
 struct Joining {
     pattern: Pattern,
     subscription: Subscription,
@@ -43,18 +43,18 @@ struct Joining {
 #[derive(Debug)]
 pub enum Next {
     Delivery(Delivery),
-    /// A message or a gap of the pattern that joins.
+    /// A message or a gap of the pattern that is joining.
     Replay(Delivery),
     /// The pattern that joined is part of the subscription now.
     Joined(Pattern),
-    /// The connection was quiet for a heartbeat: it is time for a frame.
+    /// The connection was quiet for one heartbeat: send a frame now.
     Quiet,
-    /// A heartbeat has passed, whether or not anything was sent.
+    /// One heartbeat has passed, whether or not anything was sent.
     Heartbeat,
     /// The client may not read any longer.
-    Over(Code),
-    /// The server does not wait for this connection any longer.
-    Abandoned,
+    AccessEnded(Code),
+    /// The grace of the drain is over: close the connection.
+    GraceOver,
 }
 
 impl Reader {
@@ -65,27 +65,27 @@ impl Reader {
         access: Access,
     ) -> Self {
         let (pulse, lease) = (Pulse::new(connections), access.lease());
-        let (joining, has_given, is_leaving) = Default::default();
-        Self { subscription, joining, lease, permit, pulse, has_given, is_leaving }
+        let (joining, has_sent, is_leaving) = Default::default();
+        Self { subscription, joining, lease, permit, pulse, has_sent, is_leaving }
     }
 
     /// The next event, now or once there is one. Messages and gaps come only while the transport `has_room`.
     pub fn poll(&mut self, cx: &mut Context<'_>, has_room: bool) -> Poll<Next> {
         let Self { lease, subscription, joining, .. } = self;
         if let Poll::Ready(code) = lease.poll(cx, || patterns_of(subscription, joining)) {
-            return Poll::Ready(Next::Over(code));
+            return Poll::Ready(Next::AccessEnded(code));
         }
         if has_room && let Poll::Ready(next) = self.poll_subscription(cx) {
-            self.has_given = true;
+            self.has_sent = true;
             return Poll::Ready(next);
         }
-        if std::mem::take(&mut self.has_given) {
+        if std::mem::take(&mut self.has_sent) {
             self.pulse.sent();
         }
         while let Poll::Ready(beat) = self.pulse.poll(cx) {
             match beat {
                 Beat::Leave => self.is_leaving = true,
-                Beat::End => return Poll::Ready(Next::Abandoned),
+                Beat::End => return Poll::Ready(Next::GraceOver),
                 Beat::Quiet => return Poll::Ready(Next::Quiet),
                 Beat::Heartbeat => return Poll::Ready(Next::Heartbeat),
             }
@@ -139,8 +139,9 @@ impl Reader {
         self.lease.access()
     }
 
-    /// True if the server drains, it is this connection's turn, and the log is not being read for it.
-    pub fn has_drained(&self) -> bool {
+    /// True if the drain has asked this connection to leave, no page of the log is being read for it, and no
+    /// pattern is joining.
+    pub fn may_leave(&self) -> bool {
         self.is_leaving && self.joining.is_none() && !self.subscription.is_reading()
     }
 
@@ -149,7 +150,8 @@ impl Reader {
         self.joining.is_some()
     }
 
-    /// Reads `subscription`, which is one of `pattern`, up to the reader's cursor, and then both as one.
+    /// Adds `pattern` to this reader: it first reads `subscription` up to the reader's cursor, and then merges
+    /// the two.
     ///
     /// # Errors
     /// If the client may not read the pattern: the rules may have changed since it asked.
@@ -173,9 +175,9 @@ impl Reader {
         lease.renew(token, patterns_of(subscription, joining))
     }
 
-    /// Notes that a frame was sent which this reader has not given out.
+    /// Call this when the transport has sent a frame of its own.
     pub fn sent(&mut self) {
-        self.has_given = true;
+        self.has_sent = true;
     }
 
     /// Adds the counts to the metrics, because the bytes are written now.
@@ -195,6 +197,6 @@ fn patterns_of<'a>(
     subscription: &'a Subscription,
     joining: &'a Option<Box<Joining>>,
 ) -> impl Iterator<Item = &'a Pattern> {
-    let joined = joining.iter().map(|joining| &joining.pattern);
-    subscription.patterns().chain(joined)
+    let joining = joining.iter().map(|joining| &joining.pattern);
+    subscription.patterns().chain(joining)
 }

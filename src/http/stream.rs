@@ -106,8 +106,8 @@ impl StreamBody {
                 let cursor = Control::Cursor { cursor: self.reader.cursor() };
                 Some(self.framing.control(&cursor).into())
             }
-            Next::Over(code) => Some(self.end(code)),
-            Next::Abandoned => Some(self.end(Code::Draining)),
+            Next::AccessEnded(code) => Some(self.end(code)),
+            Next::GraceOver => Some(self.end(Code::Draining)),
             Next::Heartbeat | Next::Joined(_) => None,
         }
     }
@@ -142,7 +142,7 @@ impl http_body::Body for StreamBody {
             None => self.gather(cx),
         };
         // Everything that had arrived was gathered.
-        let bytes = bytes.or_else(|| self.reader.has_drained().then(|| self.end(Code::Draining)));
+        let bytes = bytes.or_else(|| self.reader.may_leave().then(|| self.end(Code::Draining)));
         bytes.map_or(Poll::Pending, |bytes| Poll::Ready(Some(Ok(Frame::data(bytes)))))
     }
 }

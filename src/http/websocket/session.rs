@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use tungstenite::Message as Said;
+use tungstenite::Message as Incoming;
 
 use super::{
     command::{self, Action, Answer, Command, Outcome, Reference, Reply},
@@ -27,10 +27,10 @@ use crate::{
     },
 };
 
-/// How many bytes may wait to be written before the log is read on. The same limit for answers stops the
-/// reading of commands.
+/// The log is read only while fewer bytes than this wait to be written. Commands are read only while their
+/// answers stay below the same limit.
 const MAX_QUEUED_BYTES: usize = 64 << 10;
-/// How many commands may wait for the running one before the socket is no longer read.
+/// While this many commands wait for the running one, the socket is not read.
 const MAX_WAITING_COMMANDS: usize = 16;
 /// After this many heartbeats without a word the peer is gone: it had one heartbeat to answer a ping.
 const MAX_SILENT_BEATS: u32 = 2;
@@ -42,15 +42,15 @@ pub struct Session {
     app: Arc<App>,
     socket: Socket,
     reader: Reader,
-    /// The command that subscribed to the pattern that joins.
+    /// The client's `ref` of the `subscribe` whose pattern is joining.
     joining: Reference,
     waiting: VecDeque<Command>,
     running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
-    /// How many heartbeats have passed since the peer last sent something. A heartbeat does not count while
-    /// the peer has yet to read what was written.
+    /// How many heartbeats have passed since the client last sent something. It is 0 while the client has
+    /// frames to read, or while too many of its commands wait.
     silent_beats: u32,
     /// The socket did not take everything the last time.
-    is_behind: bool,
+    has_unsent_bytes: bool,
     /// How many bytes were gathered since the socket last took everything.
     gathered_bytes: usize,
 }
@@ -64,8 +64,10 @@ enum End {
     /// No frame came from the client for two heartbeats.
     Silent,
     Draining,
+    /// The client has not left within the grace of the drain.
+    GraceOver,
     /// The client's grants or its token have ended.
-    Over(Code),
+    AccessEnded(Code),
 }
 
 impl fmt::Display for End {
@@ -80,7 +82,8 @@ impl fmt::Display for End {
             Self::Unsupported => "the client sent a binary frame",
             Self::Silent => "the client was silent for two heartbeats",
             Self::Draining => Code::Draining.as_str(),
-            Self::Over(code) => code.as_str(),
+            Self::GraceOver => "the grace of the drain is over",
+            Self::AccessEnded(code) => code.as_str(),
         })
     }
 }
@@ -95,7 +98,7 @@ impl Session {
             waiting: VecDeque::new(),
             running: None,
             silent_beats: 0,
-            is_behind: false,
+            has_unsent_bytes: false,
             gathered_bytes: 0,
         }
     }
@@ -108,7 +111,7 @@ impl Session {
         self.socket.push(wire::control_frame(&self.reader.open()));
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
         self.reader.log_end(format_args!("{end}"));
-        // In a box, so that connections which are still open do not reserve room for it.
+        // In a box, so that open connections need no memory for it.
         Box::pin(self.finish(end)).await;
     }
 
@@ -118,10 +121,12 @@ impl Session {
             |code, cursor, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
         let Self { mut socket, app, .. } = *self;
         match end {
-            End::Lost(Lost::Gone) | End::Silent => {}
+            End::Lost(Lost::Gone) | End::Silent | End::GraceOver => {}
             End::Lost(Lost::Closed) => socket.closed().await,
             End::Lost(Lost::Broken(code)) => socket.fail(code).await,
-            End::Unsupported => socket.close(UNSUPPORTED_DATA, "commands are text frames").await,
+            End::Unsupported => {
+                socket.close(UNSUPPORTED_DATA, "binary frame received; send commands as text frames").await
+            }
             End::Lost(Lost::TooSlow) => {
                 app.metrics.slow_closes.inc();
                 // The cursor is past the frames that are left out.
@@ -129,7 +134,7 @@ impl Session {
                 socket.push(closing(Code::TooSlow, cursor, overload_retry_ms()));
                 socket.close_slow(Code::TooSlow.close_code(), Code::TooSlow.as_str()).await;
             }
-            End::Over(code) => {
+            End::AccessEnded(code) => {
                 socket.push(closing(code, Some(cursor), retry_ms()));
                 socket.close(code.close_code(), code.as_str()).await;
             }
@@ -150,12 +155,13 @@ impl Session {
                 Ok(moved) => moved,
                 Err(end) => return Poll::Ready(end),
             };
-            // Only after reading: if this process was stopped for a while, the pong is already there.
+            // Check this after the socket was read. If this process was stopped for a while, the pong may already
+            // be there.
             if self.silent_beats >= MAX_SILENT_BEATS {
                 return Poll::Ready(End::Silent);
             }
             let flushed = self.socket.poll_flush(cx);
-            self.is_behind = flushed.is_pending();
+            self.has_unsent_bytes = flushed.is_pending();
             match flushed {
                 Poll::Ready(Err(lost)) => return Poll::Ready(End::Lost(lost)),
                 Poll::Ready(Ok(())) if !again && !has_more && self.has_drained() => {
@@ -177,17 +183,17 @@ impl Session {
 
     /// True if the server drains, it is this connection's turn, and everything that the client asked for is done.
     fn has_drained(&self) -> bool {
-        self.reader.has_drained() && self.running.is_none() && self.waiting.is_empty()
+        self.reader.may_leave() && self.running.is_none() && self.waiting.is_empty()
     }
 
-    /// Pings the peer.
+    /// Pings the client.
     ///
     /// This counts heartbeats and does not measure time. If this process is stopped for a while, only one
-    /// heartbeat passes, and the peer is not blamed for pings that were never sent.
+    /// heartbeat passes, and the client is not blamed for pings that were never sent.
     fn beat(&mut self) {
-        // A ping waits behind frames that the peer has not read yet, and its pong is not read while too many
+        // A ping waits behind frames that the client has not read yet. A pong is not read while too many
         // commands wait.
-        if self.is_behind || self.waiting.len() >= MAX_WAITING_COMMANDS {
+        if self.has_unsent_bytes || self.waiting.len() >= MAX_WAITING_COMMANDS {
             self.silent_beats = 0;
         } else {
             self.silent_beats += 1;
@@ -205,9 +211,9 @@ impl Session {
             moved = true;
             self.silent_beats = 0;
             match message {
-                Said::Text(text) => self.waiting.push_back(Command::parse(text.as_str().to_owned())),
-                Said::Binary(_) => return Err(End::Unsupported),
-                Said::Ping(_) | Said::Pong(_) | Said::Close(_) | Said::Frame(_) => {}
+                Incoming::Text(text) => self.waiting.push_back(Command::parse(text.as_str().to_owned())),
+                Incoming::Binary(_) => return Err(End::Unsupported),
+                Incoming::Ping(_) | Incoming::Pong(_) | Incoming::Close(_) | Incoming::Frame(_) => {}
             }
         }
         if let Some((reference, running)) = &mut self.running
@@ -247,7 +253,8 @@ impl Session {
             }
             Action::Subscribe { .. } if self.reader.subscription().width() >= MAX_TOPICS => {
                 let problem = Problem::bad_request(format!(
-                    "topic: limit reached, a connection reads up to {MAX_TOPICS}"
+                    "topic: limit reached: a connection reads up to {MAX_TOPICS} topics and patterns; \
+                     unsubscribe from one first"
                 ));
                 self.answer(&reference, Answer::Error(&problem));
             }
@@ -255,7 +262,8 @@ impl Session {
                 if pattern.has_wildcard() && self.reader.subscription().wildcards() >= MAX_WILDCARDS =>
             {
                 let detail = format!(
-                    "topic: limit reached, a connection reads up to {MAX_WILDCARDS} patterns with a wildcard"
+                    "topic: limit reached: a connection reads up to {MAX_WILDCARDS} patterns with a wildcard; \
+                     unsubscribe from one first"
                 );
                 self.answer(&reference, Answer::Error(&Problem::bad_request(detail)));
             }
@@ -301,7 +309,7 @@ impl Session {
         let mut batch = Batch::new(Form::Frames);
         let queued_before = self.socket.queued_bytes();
         let gathered = self.gather_into(&mut batch, cx);
-        // They leave before the end too, because the cursor is already past them.
+        // Push the batch even if the session ends now, because the cursor is already past its messages.
         self.push_batch(&mut batch);
         let bytes = self.socket.queued_bytes() - queued_before;
         if bytes > 0 {
@@ -324,8 +332,8 @@ impl Session {
                     self.beat();
                     continue;
                 }
-                Next::Over(code) => return Err(End::Over(code)),
-                Next::Abandoned => return Err(End::Lost(Lost::Gone)),
+                Next::AccessEnded(code) => return Err(End::AccessEnded(code)),
+                Next::GraceOver => return Err(End::GraceOver),
                 Next::Delivery(Delivery::Message(message)) => wire::message_frame(&message),
                 Next::Delivery(Delivery::Gap(gap)) => wire::control_frame(&Control::Gap(&gap)),
                 Next::Replay(Delivery::Message(message)) => wire::replay_frame(&message),
