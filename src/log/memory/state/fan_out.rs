@@ -120,10 +120,14 @@ mod tests {
         let (mut steps, mut woken) = (0, None);
         while woken.is_none() {
             assert_eq!(state.newest(), other);
-            let everything = patterns(&["**"]);
-            let page = read(&mut state, &everything, &Position::at(other), 10, Id::ZERO);
-            assert_eq!((page.messages.len(), page.end), (0, other));
-            let beginning = begin(&mut state, &everything, &Start::Last(1), Id::ZERO);
+            for pattern in ["**", "a.**"] {
+                let patterns = patterns(&[pattern]);
+                let page = read(&mut state, &patterns, &Position::at(other), 10, Id::ZERO);
+                assert_eq!((page.messages.len(), page.end), (0, other), "{pattern}");
+                let beginning = begin(&mut state, &patterns, &Start::Last(1), Id::ZERO);
+                assert!(beginning.position.cursor <= other, "{pattern}");
+            }
+            let beginning = begin(&mut state, &patterns(&["**"]), &Start::Last(1), Id::ZERO);
             assert!(beginning.position.cursor < other);
             if let Some(pattern) = late.get(steps) {
                 tails.push(state.follow(&pattern.parse().expect("a pattern"), &follower));

@@ -26,17 +26,17 @@ const MAX_GAPS: usize = 1000;
 /// order is read there. If it is not, its topic got a mark when it was lost. The step that reads the order
 /// first looks at every mark that there is.
 pub struct Reading<'a> {
-    patterns: &'a PatternSet,
-    limit: usize,
-    max_gaps: usize,
+    pub(super) patterns: &'a PatternSet,
+    pub(super) limit: usize,
+    pub(super) max_gaps: usize,
     /// The position of the reader once it has been given everything that was found so far.
-    position: Position,
+    pub(super) position: Position,
     /// When the read began, no gap before this was left to tell.
     vouched: Id,
     /// The same for topics without a floor of their own.
     settled: Id,
     /// Topics of the patterns with a floor of their own, if the others have another floor.
-    apart: Vec<Pattern>,
+    pub(super) apart: Vec<Pattern>,
     /// The newest id when the read began.
     newest: Option<Id>,
     /// How many of the topics that are named or apart were examined.
@@ -46,7 +46,7 @@ pub struct Reading<'a> {
     /// The id just before the oldest message of these topics that the reader was not given.
     ungiven: Id,
     /// Losses up to this mark were examined.
-    seen: Mark,
+    pub(super) seen: Mark,
     /// The last loss when these topics were first examined.
     lost: Option<Mark>,
     gaps: BTreeMap<Pattern, Found>,
@@ -55,10 +55,10 @@ pub struct Reading<'a> {
     /// The oldest retained message of each pattern, as far as the search has come.
     firsts: Firsts,
     messages: Vec<Arc<Message>>,
-    told: Id,
+    pub(super) told: Id,
     /// The reason for the gaps of patterns.
     reason: Reason,
-    end: Id,
+    pub(super) end: Id,
 }
 
 /// A gap of a topic.
@@ -121,8 +121,13 @@ impl<'a> Reading<'a> {
         nodes
     }
 
+    /// Notes a gap that its topic gets in any case.
+    pub(super) fn tell(&mut self, gap: Gap) {
+        self.gaps.insert(gap.topic.clone(), Found { gap, is_named: true, patterns: Vec::new() });
+    }
+
     /// Adds a message. It may be the first retained one after a gap.
-    fn give(&mut self, message: Arc<Message>) {
+    pub(super) fn give(&mut self, message: Arc<Message>) {
         if let Some(found) = self.gaps.get_mut(&*message.topic) {
             found.gap.next.get_or_insert(message.id);
         }
@@ -140,7 +145,7 @@ impl<'a> Reading<'a> {
     }
 
     /// True if a forgotten topic may have had messages that the reader was not given.
-    fn is_before(&self, forgotten: Id) -> bool {
+    pub(super) fn is_before(&self, forgotten: Id) -> bool {
         self.settled < forgotten
     }
 
@@ -180,6 +185,13 @@ impl<'a> Reading<'a> {
 impl State {
     /// Continues a read, and visits up to `nodes`. True once the read is done.
     pub fn read_on(&self, reading: &mut Reading<'_>, nodes: usize) -> bool {
+        if reading.newest.is_none() && self.read_by_topics(reading) {
+            return true;
+        }
+        self.read_by_order(reading, nodes)
+    }
+
+    pub(super) fn read_by_order(&self, reading: &mut Reading<'_>, nodes: usize) -> bool {
         let mut budget = Budget::of(nodes);
         reading.newest.get_or_insert(self.newest());
         reading.lost.get_or_insert(self.losses.last());
@@ -280,7 +292,7 @@ impl State {
     }
 
     /// The gap of `topic` after the reader's position and after `least`.
-    fn gap(&self, topic: &Pattern, position: &Position, least: Id) -> Option<Gap> {
+    pub(super) fn gap(&self, topic: &Pattern, position: &Position, least: Id) -> Option<Gap> {
         let name = topic.as_str();
         let (complete_from, next) = match (self.tails.get(name), self.index.get(name)) {
             (Some(tail), _) => {

@@ -24,25 +24,25 @@ const RETENTION: Retention = Retention {
     topics: 1_000_000,
 };
 
-fn topic(name: &str, number: u32) -> Topic {
+pub fn topic(name: &str, number: u32) -> Topic {
     format!("{name}.{number}").parse().expect("a topic")
 }
 
 /// Limits that keep all messages of a test.
-const ROOMY: Retention = Retention { total_bytes: 1 << 30, ..RETENTION };
+pub const ROOMY: Retention = Retention { total_bytes: 1 << 30, ..RETENTION };
 
 fn publish(state: &mut State, topic: Topic) {
     publish_to(state, topic, &RETENTION);
 }
 
-fn publish_to(state: &mut State, topic: Topic, retention: &Retention) -> Id {
+pub fn publish_to(state: &mut State, topic: Topic, retention: &Retention) -> Id {
     let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
     let append = Append { draft, idempotency_key: None, if_match: None };
     store(state, append, retention).expect("stored").id()
 }
 
 /// Moves the position as a subscription does.
-fn take(position: &mut Position, page: &Page) {
+pub fn take(position: &mut Position, page: &Page) {
     for gap in &page.gaps {
         gap.topic.topic().into_iter().for_each(|topic| position.raise_floor(topic, gap.floor));
     }
@@ -234,7 +234,7 @@ fn a_topic_that_was_not_chosen_is_no_gap_when_it_is_forgotten() {
 }
 
 /// A log of `count` topics, each with one message lost and one retained.
-fn worn(name: &str, count: u32) -> (State, Position) {
+pub fn worn(name: &str, count: u32) -> (State, Position) {
     let mut state = State::new(Id::now());
     let position = Position::at(state.newest);
     for number in (0..count).chain(0..count) {
