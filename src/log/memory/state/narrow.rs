@@ -127,8 +127,9 @@ mod tests {
         message::steps,
     };
 
-    const NARROW: [&[&str]; 7] = [
+    const NARROW: [&[&str]; 8] = [
         &["a.*"],
+        &["a.*", "a.**"],
         &["b.**"],
         &["a.*", "b.*"],
         &["a.*", "a.**", "a.1"],
@@ -224,7 +225,7 @@ mod tests {
                 Start::After(Id::MAX),
             ];
             let start = &starts[random.random_range(0..starts.len())];
-            let max_topics = [2, 4, MAX_LAST_TOPICS][random.random_range(0..3)];
+            let max_topics = [2, 4, 8, MAX_LAST_TOPICS][random.random_range(0..4)];
             let mut seeking = Seeking::new(&patterns, start, state.newest).expect("it is sought");
             seeking.max_topics = max_topics;
             while !state.seek_on(&mut seeking, NODES) {}
@@ -295,5 +296,20 @@ mod tests {
             assert_eq!(page.messages.len(), 3);
         });
         assert!(cost < 30, "{cost} nodes and names for three messages");
+    }
+
+    /// If each topic got a gap of its own, a pattern would get more of them than it may.
+    #[test]
+    fn a_pattern_with_more_topics_than_gaps_is_read_by_order() {
+        let (state, position) = worn("a", 3);
+        let patterns = set(&["a.*"]);
+        for (max_gaps, expected) in [(2, &["a.*"][..]), (3, &["a.0", "a.1", "a.2"])] {
+            let mut reading = Reading::new(&patterns, &position, 10);
+            reading.max_gaps = max_gaps;
+            assert_eq!(state.topics_to_read(&reading).is_some(), max_gaps == 3);
+            while !state.read_on(&mut reading, NODES) {}
+            let told: Vec<_> = reading.into_page().gaps.iter().map(|gap| gap.topic.to_string()).collect();
+            assert_eq!(told, expected);
+        }
     }
 }

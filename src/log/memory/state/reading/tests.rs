@@ -363,3 +363,49 @@ fn last_of_a_pattern_gives_nothing_of_topics_that_were_not_chosen_until_somethin
     let expected = [&ids[200..1_200], &ids[1_400..], &[late]].concat();
     assert_eq!(given, expected);
 }
+
+/// A client stops reading a topic, and the position keeps the floor of it.
+#[test]
+fn a_topic_that_is_no_longer_read_gets_no_gap_and_holds_nothing_up() {
+    let mut state = State::new(Id::now());
+    let cursor = state.newest;
+    publish_to(&mut state, topic("a", 1), &ROOMY);
+    publish_to(&mut state, topic("a", 1), &ROOMY);
+    let others = state.newest;
+    for number in [1, 1, 1, 2] {
+        publish_to(&mut state, topic("b", number), &ROOMY);
+    }
+    let floors = [(topic("b", 1), cursor), (topic("b", 2), cursor)];
+    let position = Position::with_floors(cursor, floors.into(), others);
+    for patterns in [set(&["a.1"]), set(&["a.*"]), set(&["a.*", "*.no"])] {
+        let page = read(&mut state, &patterns, &position, 10, Id::ZERO);
+        assert_eq!((page.gaps, page.end), (Vec::new(), state.newest), "{:?}", patterns.topics());
+    }
+}
+
+#[test]
+fn what_a_topic_was_given_past_the_cursor_holds_nothing_up() {
+    let mut state = State::new(Id::now());
+    let mut position = Position::at(state.newest);
+    let ids = [1, 2, 2].map(|number| publish_to(&mut state, topic("a", number), &ROOMY));
+    position.raise_floor(topic("a", 1), ids[0]);
+    let page = read(&mut state, &set(&["a.1", "a.2"]), &position, 10, Id::ZERO);
+    assert_eq!((page.gaps, page.end), (Vec::new(), ids[1].before()));
+}
+
+/// The reason of a topic's own gap is about what comes after the messages that the gap of its pattern covers.
+#[test]
+fn a_deletion_that_the_gap_of_a_pattern_covers_is_no_reason_for_the_gap_of_a_topic() {
+    let mut state = State::new(Id::now());
+    let position = Position::at(state.newest);
+    publish(&mut state, topic("a", 1));
+    state.delete(&topic("a", 1)).expect("open");
+    publish(&mut state, topic("b", 1));
+    let forgotten = state.newest;
+    publish(&mut state, topic("a", 1));
+    while state.sweep(&RETENTION, Id::new(forgotten.get() + 1).plus(INDEX_AGE)) {}
+    assert_eq!((state.forgotten, state.index.len()), (forgotten, 1));
+    let page = read(&mut state, &set(&["*.1"]), &position, 10, Id::ZERO);
+    let told: Vec<_> = page.gaps.iter().map(|gap| (gap.topic.as_str(), gap.reason)).collect();
+    assert_eq!(told, [("a.1", Reason::Retention), ("*.1", Reason::Retention)]);
+}
