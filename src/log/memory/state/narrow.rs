@@ -42,15 +42,10 @@ impl State {
         // In this position each tail reaches back to the floor of its topic: the gaps say what is gone.
         let mut position = reading.position.clone();
         for (topic, is_marked) in topics {
-            let name = topic.as_str();
-            if self.index.get(name).is_some_and(|known| known.newest <= reading.position.given(name)) {
-                // It has nothing to give, and can have lost nothing that is to be told.
-                continue;
-            }
             if is_marked {
                 gaps.extend(self.gap(&topic, &reading.position, Id::ZERO));
             }
-            if let (Some(tail), Some(topic)) = (self.tails.get(name), topic.topic()) {
+            if let (Some(tail), Some(topic)) = (self.tails.get(topic.as_str()), topic.topic()) {
                 position.raise_floor(topic, tail.ring().complete_from());
                 tails.push(tail);
             }
