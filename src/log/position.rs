@@ -6,6 +6,8 @@ use crate::message::{Id, Message, Pattern, Topic};
 
 /// How many topics `last` covers for a pattern: those with the newest messages.
 pub const MAX_LAST_TOPICS: usize = 1000;
+/// How many topics are read one by one. A reader of more topics finds their messages in the order.
+pub const MAX_READ_TOPICS: usize = 500;
 
 /// The point from which a reader begins.
 #[derive(Clone, Debug, PartialEq, Eq)]

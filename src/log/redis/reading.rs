@@ -16,13 +16,13 @@ use super::{
 };
 use crate::{
     log::{
-        Beginning, Gap, LogError, Mark, Page, Position, Reason, Start, loss::Loss, position::MAX_LAST_TOPICS,
+        Beginning, Gap, LogError, Mark, Page, Position, Reason, Start,
+        loss::Loss,
+        position::{MAX_LAST_TOPICS, MAX_READ_TOPICS},
     },
     message::{Id, Pattern, PatternSet, Topic},
 };
 
-/// How many topics are read one by one. A reader of more topics finds their messages in the order.
-const MAX_READ_TOPICS: usize = 500;
 /// How many topics one script reads, so that other scripts get their turn.
 const TOPIC_BATCH: usize = 200;
 /// How many messages one script steps over to find the beginning of the newest `last`.

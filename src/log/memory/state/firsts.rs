@@ -24,6 +24,12 @@ impl Firsts {
         self.found[number]
     }
 
+    /// Notes a message of the pattern with this number. The oldest one stays.
+    pub fn note(&mut self, number: usize, id: Id) {
+        let found = &mut self.found[number];
+        *found = Some(found.map_or(id, |first| first.min(id)));
+    }
+
     pub fn oldest(&self) -> Option<Id> {
         self.found.iter().flatten().min().copied()
     }

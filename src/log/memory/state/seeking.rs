@@ -18,25 +18,25 @@ use crate::{
 /// lost before the beginning, and the reader gets no gap for them.
 #[derive(Debug)]
 pub struct Seeking<'a> {
-    patterns: &'a PatternSet,
-    what: What,
+    pub(super) patterns: &'a PatternSet,
+    pub(super) what: What,
     pub(super) max_topics: usize,
     /// The newest id when the search began.
-    newest: Option<Id>,
+    pub(super) newest: Option<Id>,
     /// How many of the named topics were searched.
     looked: usize,
     /// Losses up to this mark were examined.
     seen: Option<Mark>,
     /// The order was searched up to here.
     searched: Option<Id>,
-    floors: HashMap<Topic, Id>,
+    pub(super) floors: HashMap<Topic, Id>,
     /// The oldest messages of the chosen topics, and some that were lost meanwhile.
-    starts: BTreeSet<Id>,
+    pub(super) starts: BTreeSet<Id>,
     /// How many topics were chosen for the patterns.
-    chosen: usize,
+    pub(super) chosen: usize,
     /// The oldest message of each named topic.
     nexts: HashMap<Pattern, Id>,
-    firsts: Firsts,
+    pub(super) firsts: Firsts,
     /// The point from which to read, once the last step is done.
     cursor: Id,
     /// The `forgotten` of the index by then. It is no gap, because the reader has no cursor.
@@ -45,7 +45,7 @@ pub struct Seeking<'a> {
 
 /// The messages to give.
 #[derive(Clone, Copy, Debug)]
-enum What {
+pub(super) enum What {
     After(Id),
     /// Everything, after a gap that says that the cursor is unknown.
     Unknown,
@@ -82,7 +82,7 @@ impl<'a> Seeking<'a> {
     }
 
     /// Chooses the point from which the messages of a topic are given.
-    fn choose(&mut self, topic: Topic, first: Option<&Message>, newest: Id) {
+    pub(super) fn choose(&mut self, topic: Topic, first: Option<&Message>, newest: Id) {
         self.starts.extend(first.map(|message| message.id));
         self.floors.insert(topic, first.map_or(newest, |message| message.prev));
     }
@@ -106,7 +106,7 @@ impl<'a> Seeking<'a> {
 }
 
 impl What {
-    fn first(self, tail: &Tail) -> Option<Arc<Message>> {
+    pub(super) fn first(self, tail: &Tail) -> Option<Arc<Message>> {
         let ring = tail.ring();
         match self {
             Self::After(id) => ring.after(id).cloned(),
@@ -119,23 +119,24 @@ impl What {
 impl State {
     /// Continues a search, and visits up to `nodes`. True once the search is done.
     pub fn seek_on(&self, seeking: &mut Seeking<'_>, nodes: usize) -> bool {
-        let mut budget = Budget::of(nodes);
+        let (mut budget, is_first_step) = (Budget::of(nodes), seeking.newest.is_none());
         seeking.newest.get_or_insert(self.newest());
         seeking.seen.get_or_insert(self.losses.last());
         if seeking.told < self.forgotten {
             // A forgotten topic takes its mark along.
             seeking.nexts.retain(|_, next| self.order.contains_key(next));
         }
-        let is_done = self.seek_topics(seeking, &mut budget)
-            && self.look_at_what_was_chosen(seeking, &mut budget)
-            && self.seek_patterns(seeking, &mut budget);
+        let is_done = (is_first_step && self.seek_by_topics(seeking))
+            || (self.seek_topics(seeking, &mut budget)
+                && self.look_at_what_was_chosen(seeking, &mut budget)
+                && self.seek_patterns(seeking, &mut budget));
         seeking.told = self.forgotten;
         seeking.cursor = self.start(seeking).map_or(Id::MAX, Id::before);
         is_done
     }
 
     /// Chooses for the named topics.
-    fn seek_topics(&self, seeking: &mut Seeking<'_>, budget: &mut Budget) -> bool {
+    pub(super) fn seek_topics(&self, seeking: &mut Seeking<'_>, budget: &mut Budget) -> bool {
         let patterns = seeking.patterns;
         for pattern in &patterns.topics()[seeking.looked..] {
             if budget.is_spent() {
