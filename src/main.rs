@@ -61,7 +61,7 @@ fn main() -> ExitCode {
 
 /// Checks all settings before the server binds anything, and reports all mistakes at once.
 fn settings(flags: &Flags, read: impl FnMut(&Path) -> std::io::Result<String>) -> Result<Settings, ExitCode> {
-    Settings::read(flags, |name| std::env::var(name).ok(), read).map_err(|mistakes| {
+    Settings::read(flags, |name| std::env::var_os(name), read).map_err(|mistakes| {
         mistakes.iter().for_each(|mistake| eprintln!("error: {mistake}"));
         ExitCode::from(2)
     })

@@ -67,7 +67,7 @@ type Read = Result<Settings, Vec<String>>;
 async fn read(flags: Flags) -> io::Result<(Read, Sources)> {
     let reading = task::spawn_blocking(move || {
         let mut sources = Sources::default();
-        let read = Settings::read(&flags, |name| std::env::var(name).ok(), |path| sources.read(path));
+        let read = Settings::read(&flags, |name| std::env::var_os(name), |path| sources.read(path));
         (read, sources)
     });
     Ok(reading.await?)
