@@ -241,7 +241,8 @@ fn a_variable_that_is_no_text_is_a_mistake() {
         }
     }
     for name in ["REJOIN_URL", "REJOIN_TOKEN"] {
-        let run = folder.run_with(&["pub", "a", "x"], &[(OsStr::new(name), OsStr::from_bytes(b"http://\xff"))]);
+        let run =
+            folder.run_with(&["pub", "a", "x"], &[(OsStr::new(name), OsStr::from_bytes(b"http://\xff"))]);
         assert!(run.code == Some(2) && run.out.is_empty(), "{run:?}");
     }
     let run = folder.run_with(&["config"], &[(OsStr::from_bytes(b"REJOIN_RETAIN_\xff"), OsStr::new("2h"))]);
