@@ -21,10 +21,6 @@ use crate::{
 const MARGIN: Duration = Duration::from_secs(1);
 /// How long a second signal leaves for what is just being written.
 const AT_ONCE: Duration = Duration::from_secs(2);
-/// How long an idle thread for blocking work stays. While one is there, the server can write its state file even
-/// if the system gives it no other.
-const KEEP_THREADS: Duration = Duration::from_secs(3600);
-
 /// The reason for which the process does not end in order.
 enum Failure {
     /// It could not serve.
@@ -48,7 +44,9 @@ pub fn run(flags: Flags) -> ExitCode {
     let (code, told) = match failure {
         Failure::Serve(error) => (1, vec![error.to_string()]),
         Failure::Settings(mistakes) => (WRONG_SETTINGS, mistakes),
-        Failure::Save(why) => (3, vec![why]),
+        Failure::Save(why) => {
+            (3, vec![format!("{why}; messages may be lost, and then older cursors get a gap after the next start")])
+        }
     };
     console::tell_mistakes(&told);
     ExitCode::from(code)
@@ -82,7 +80,7 @@ async fn hear_and_serve(flags: Flags) -> Result<(), Failure> {
 
     let (config, shutdown) = (Arc::new(settings.config.clone()), Shutdown::new());
     let hangup = signals.hangup.take().expect("it is taken once");
-    let workers = Builder::new_multi_thread().enable_all().thread_keep_alive(KEEP_THREADS).build()?;
+    let workers = Builder::new_multi_thread().enable_all().build()?;
     let serving = workers.spawn(serve(config.clone(), shutdown.clone(), hangup, flags, settings, sources));
     let ended = tokio::select! {
         biased;
@@ -102,8 +100,8 @@ async fn serve(
     sources: Sources,
 ) -> Result<(), Failure> {
     let listener = listening::listen(config.listen)?;
-    let server = match Server::start(config.clone(), shutdown).await {
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+    let server = match Server::start(config.clone(), shutdown.clone()).await {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted && shutdown.is_draining() => {
             tracing::info!("ended before it served");
             return Ok(());
         }
@@ -148,7 +146,7 @@ async fn pass_on(mut next: impl AsyncFnMut() -> &'static str, shutdown: &Shutdow
 fn abandon(config: &Config) -> Result<(), Failure> {
     match &config.state {
         Some(path) => Err(Failure::Save(format!(
-            "--state {}: the process ended before the server was done with this file",
+            "--state {}: the process ended before the file was written",
             path.display()
         ))),
         None => {
