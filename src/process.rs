@@ -44,9 +44,12 @@ pub fn run(flags: Flags) -> ExitCode {
     let (code, told) = match failure {
         Failure::Serve(error) => (1, vec![error.to_string()]),
         Failure::Settings(mistakes) => (WRONG_SETTINGS, mistakes),
-        Failure::Save(why) => {
-            (3, vec![format!("{why}; messages may be lost, and then older cursors get a gap after the next start")])
-        }
+        Failure::Save(why) => (
+            3,
+            vec![format!(
+                "{why}; messages may be lost, and then older cursors get a gap after the next start"
+            )],
+        ),
     };
     console::tell_mistakes(&told);
     ExitCode::from(code)

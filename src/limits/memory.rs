@@ -47,9 +47,12 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
-    const MACHINE: (&str, &str) = ("/proc/meminfo", "MemTotal:        4194304 kB\nMemFree:  1 kB\n");
+    /// A path and its text.
+    type File = (&'static str, &'static str);
 
-    fn limit_by(files: &[(&str, &str)]) -> Option<u64> {
+    const MACHINE: File = ("/proc/meminfo", "MemTotal:        4194304 kB\nMemFree:  1 kB\n");
+
+    fn limit_by(files: &[File]) -> Option<u64> {
         limit(|path| {
             let file = files.iter().find(|(name, _)| Path::new(name) == path);
             file.map(|(_, text)| (*text).to_owned())
@@ -60,7 +63,7 @@ mod tests {
     fn the_smallest_limit_of_machine_and_groups_counts() {
         let v1 = ("/proc/self/cgroup", "5:cpu,cpuacct:/a\n4:hugetlb,memory:/a/b\n1:name=systemd:/a/b\n");
         let v2 = ("/proc/self/cgroup", "0::/system.slice/rejoin.service\n");
-        let cases: [(&[(&str, &str)], Option<u64>); 8] = [
+        let cases: [(&[File], Option<u64>); 8] = [
             (&[], None),
             (&[MACHINE], Some(4096 * MIB)),
             (

@@ -189,6 +189,19 @@ async fn signals_are_heard_while_another_process_uses_the_state_file() {
     assert_eq!(messages_after(&third.server, &before(&id)).await, [id], "the second has changed nothing");
 }
 
+#[tokio::test]
+async fn a_reload_that_is_asked_for_during_the_start_comes_after_it() {
+    let folder = Folder::new();
+    let path = folder.path("state");
+    let first = Program::start(&["--state", &path]).await;
+    let mut second = rejoin(&["--listen", "127.0.0.1:0", "--state", &path]).spawn().expect("it starts");
+    let mut log = second.stderr.take().expect("a pipe");
+    within("the second process to wait", until_read(&mut log, "waiting for it")).await;
+    send(&second, Signal::HUP);
+    first.terminate().await;
+    within("the reload", until_read(&mut log, "keys, grants and allowed origins reloaded")).await;
+}
+
 async fn until_read(from: &mut (impl tokio::io::AsyncRead + Unpin), text: &str) {
     use tokio::io::AsyncReadExt;
     let (mut read, mut bytes) = (String::new(), [0; 1024]);

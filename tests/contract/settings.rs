@@ -232,7 +232,8 @@ fn a_variable_that_is_no_text_is_a_mistake() {
     for name in settings.iter().chain(&credentials) {
         let name = format!("REJOIN_{name}");
         let value = OsStr::from_bytes(b"hush-0123456789abcdef0123456789abcde\xff");
-        let serve = ["--listen=127.0.0.1:0"];
+        // A server that took the variable for not set would end with another code.
+        let serve = ["--listen=127.0.0.1:0", "--state=/nowhere/at/all"];
         for arguments in [&serve[..], &["config"], &["token", "--sub=u1", "--subscribe=a"]] {
             let run = folder.run_with(arguments, &[(OsStr::new(&name), value)]);
             let told = format!("error: {name}: expected text in UTF-8\n");
