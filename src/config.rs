@@ -31,7 +31,8 @@ pub const ELSEWHERE: &str = "Every setting can also come from the environment, i
      (REJOIN_RETAIN_AGE=2h), or from the file of --config (retain-age = \"2h\"). \
      Flags override the environment, which overrides the file.\n\n\
      Durations are written 90s, 10m or 2h, and sizes 512KiB or 16MiB.\n\n\
-     Exit codes:\n  0  ended in order\n  1  could not serve\n  2  a setting is wrong";
+     Exit codes:\n  0  ended in order\n  1  could not serve\n  2  a setting is wrong\n  \
+     3  ended, but could not save the messages in the file of --state";
 
 /// All settings. Each is a flag, an environment variable and a name in the file, spelt the same.
 ///
@@ -112,7 +113,7 @@ pub struct Config {
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_parser = yes_or_no)]
     pub insecure_open: bool,
 
-    /// When the server ends, give connections this long to leave.
+    /// When the server ends, give connections this long to leave. The state file has at least 10 s.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub drain_grace: Duration,
 

@@ -35,6 +35,7 @@ pub use self::{
     accept::{Drained, serve},
     access::Reopened,
     app::App,
+    metrics::{DROPPED_LINES, DroppedLines},
     problem::{Code, Problem},
     routes::router,
 };

@@ -19,9 +19,14 @@ pub mod log;
 pub mod message;
 mod shutdown;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    io::{self, ErrorKind},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 
 use crate::{
     broker::Broker,
@@ -41,13 +46,13 @@ pub use crate::{
 ///
 /// # Cancel safety
 /// As [`Server::serve`].
-pub async fn serve(
-    listener: TcpListener,
-    config: Arc<Config>,
-    shutdown: Shutdown,
-) -> std::io::Result<Drained> {
+pub async fn serve(listener: TcpListener, config: Arc<Config>, shutdown: Shutdown) -> io::Result<Drained> {
     Server::start(config, shutdown).await?.serve(listener).await
 }
+
+/// How long the log has at least to write its state file, however much of the grace the connections have used.
+/// It is a disk's time for some hundred megabytes, and longer than a disk may stall and still be used.
+pub const SAVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A server that is ready and does not serve yet. A caller can [`reconfigure`](App::reconfigure) it.
 pub struct Server {
@@ -55,36 +60,31 @@ pub struct Server {
     /// The log in memory, if it is to be saved at the end.
     memory: Option<Arc<MemoryLog>>,
     config: Arc<Config>,
+    shutdown: Shutdown,
 }
 
 impl Server {
     /// # Errors
     /// If settings contradict each other, see [`Config::contradictions`], if the file of [`Config::state`]
     /// cannot be used, or if the store in Redis has a format that this version does not know.
-    pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> std::io::Result<Self> {
+    /// [`ErrorKind::Interrupted`] if `shutdown` asks for the end before the server is ready.
+    ///
+    /// # Cancel safety
+    /// As [`MemoryLog::resume`].
+    pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> io::Result<Self> {
         let contradictions = config.contradictions();
         if !contradictions.is_empty() {
             let all: Vec<_> = contradictions.iter().map(|contradiction| contradiction.what).collect();
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, all.join("; ")));
+            return Err(io::Error::new(ErrorKind::InvalidInput, all.join("; ")));
         }
-        let retention = config.retention();
-        let (log, memory): (Arc<dyn Log>, _) = match &config.log {
-            LogKind::Memory => {
-                let memory = match &config.state {
-                    Some(path) => MemoryLog::resume(retention, path.clone())
-                        .await
-                        .map_err(|error| of_state(&config, &error))?,
-                    None => MemoryLog::start(retention),
-                };
-                (memory.clone(), Some(memory))
-            }
-            LogKind::Redis(address) => {
-                let log = RedisLog::start((**address).clone(), &retention, config.redis_confirm);
-                log.check_format().await?;
-                (log, None)
-            }
+        let (log, memory) = tokio::select! {
+            // A log that has taken over the state file must give it back, so it serves and then drains.
+            biased;
+            log = log_of(&config) => log?,
+            () = shutdown.draining() => return Err(ErrorKind::Interrupted.into()),
         };
-        Ok(Self { app: App::new(Broker::new(log), config.clone(), shutdown), memory, config })
+        let app = App::new(Broker::new(log), config.clone(), shutdown.clone());
+        Ok(Self { app, memory, config, shutdown })
     }
 
     /// The state that all requests share.
@@ -95,22 +95,70 @@ impl Server {
     /// Serves on `listener` until the end, and returns how that went.
     ///
     /// # Errors
-    /// If the file of [`Config::state`] cannot be written.
+    /// If the file of [`Config::state`] cannot be written before the grace expires. Writing has [`SAVE_WITHIN`]
+    /// even if less is left of the grace.
     ///
     /// # Cancel safety
     /// Dropping this closes the listener. Open connections go on until they end by themselves, and the file of
     /// [`Config::state`] is not written: the next start takes that for a crash. Use [`Shutdown`] to end in order.
-    pub async fn serve(self, listener: TcpListener) -> std::io::Result<Drained> {
+    pub async fn serve(self, listener: TcpListener) -> io::Result<Drained> {
         let router = router(self.app.clone());
-        let drained = http::serve(self.app, router, listener).await;
+        let draining = self.shutdown.draining();
+        let end = async {
+            draining.await;
+            Instant::now() + self.config.drain_grace
+        };
+        let (drained, end) = tokio::join!(http::serve(self.app, router, listener), end);
         if let Some(memory) = self.memory {
-            memory.end().await.map_err(|error| of_state(&self.config, &error))?;
+            let end = end.max(Instant::now() + SAVE_WITHIN);
+            let written = saved(memory.end(), end).await;
+            written.map_err(|error| of_state(&self.config, &error))?;
         }
         Ok(drained)
     }
 }
 
-fn of_state(config: &Config, error: &std::io::Error) -> std::io::Error {
+/// The log that is configured, and the same log again if it is to be saved at the end.
+async fn log_of(config: &Config) -> io::Result<(Arc<dyn Log>, Option<Arc<MemoryLog>>)> {
+    let retention = config.retention();
+    match (&config.log, &config.state) {
+        (LogKind::Memory, Some(path)) => {
+            let memory = MemoryLog::resume(retention, path.clone()).await;
+            let memory = memory.map_err(|error| of_state(config, &error))?;
+            Ok((memory.clone(), Some(memory)))
+        }
+        (LogKind::Memory, None) => Ok((MemoryLog::start(retention), None)),
+        (LogKind::Redis(address), _) => {
+            let log = RedisLog::start((**address).clone(), &retention, config.redis_confirm);
+            log.check_format().await?;
+            Ok((log, None))
+        }
+    }
+}
+
+/// Waits for the state file no longer than until `end`, because a disk may stall.
+async fn saved(written: impl Future<Output = io::Result<()>>, end: Instant) -> io::Result<()> {
+    let late = |_| io::Error::new(ErrorKind::TimedOut, "the disk has not taken the file in time");
+    tokio::time::timeout_at(end, written).await.map_err(late)?
+}
+
+fn of_state(config: &Config, error: &io::Error) -> io::Error {
     let path = config.state.as_deref().unwrap_or_else(|| Path::new(""));
-    std::io::Error::new(error.kind(), format!("--state {}: {error}", path.display()))
+    io::Error::new(error.kind(), format!("--state {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_stalls_does_not_hold_up_the_end() {
+        let began = Instant::now();
+        let error = saved(pending(), began + SAVE_WITHIN).await.expect_err("it was not written");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!((SAVE_WITHIN..2 * SAVE_WITHIN).contains(&began.elapsed()));
+        saved(async { Ok(()) }, began).await.expect("it was written");
+    }
 }

@@ -1,17 +1,20 @@
 //! The log on standard error: text on a terminal, else JSON.
 //!
-//! Clients can cause lines, so each place in the code may write only a few of them a second.
+//! Clients can cause lines, so each place in the code may write only a few of them a second. No task waits until
+//! standard error takes a line.
+
+mod lines;
 
 use std::{
     collections::HashMap,
-    io::IsTerminal,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    fs::File,
+    io::{self, IsTerminal},
+    os::fd::AsFd,
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
+use rejoin::http::DROPPED_LINES;
 use tokio::time::Instant;
 use tracing::{Event, Metadata, callsite::Identifier, level_filters::LevelFilter};
 use tracing_subscriber::{
@@ -20,32 +23,60 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+use self::lines::Lines;
+
 /// How many lines one place in the code may write in one [`WINDOW`]: enough to see what happens.
 const MAX_LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(1);
 /// How often the number of dropped lines is logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-static DROPPED: AtomicU64 = AtomicU64::new(0);
+/// How long the end of the process waits for the last lines.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+static LINES: OnceLock<&Lines> = OnceLock::new();
 
 /// Begins to log lines at `level` or above. From other crates it logs only warnings and errors.
-pub fn start(level: LevelFilter) {
+///
+/// # Errors
+/// If the system has no thread or no descriptor for it.
+pub fn start(level: LevelFilter) -> io::Result<()> {
+    // A descriptor of its own, because the lock of the standard library must not be held while a pipe is full.
+    let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+    let lines = Lines::start(stderr, DROPPED_LINES.not_taken.clone(), |lines| {
+        tracing::warn!(lines, "log lines dropped: standard error took none for a while");
+    })?;
+    let lines = *LINES.get_or_init(|| lines);
     let wanted = Targets::new().with_target("rejoin", level).with_default(level.min(LevelFilter::WARN));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = tracing_subscriber::fmt::layer().with_writer(move || lines);
     let log = tracing_subscriber::registry();
-    if std::io::stderr().is_terminal() {
-        log.with(lines.with_filter(wanted.and(Sparse::default()))).init();
+    if io::stderr().is_terminal() {
+        log.with(layer.with_filter(wanted.and(Sparse::default()))).init();
     } else {
-        log.with(lines.json().with_filter(wanted.and(Sparse::default()))).init();
+        log.with(layer.json().with_filter(wanted.and(Sparse::default()))).init();
+    }
+    // The hook of the standard library waits for standard error.
+    std::panic::set_hook(Box::new(
+        |panic| tracing::error!(%panic, "a task has panicked: a fault of the server"),
+    ));
+    Ok(())
+}
+
+/// Waits until the lines so far are written, or until a second has passed.
+pub fn flush() {
+    if let Some(lines) = LINES.get() {
+        lines.flush(FLUSH_WITHIN);
     }
 }
 
-/// Logs how many lines were dropped, as long as it is polled.
+/// Logs how many lines were dropped because there were too many, as long as it is polled.
 pub async fn report_dropped_lines() -> ! {
+    let mut told = 0;
     loop {
         tokio::time::sleep(TELL_EVERY).await;
-        let lines = DROPPED.swap(0, Ordering::Relaxed);
-        if lines > 0 {
+        let dropped = DROPPED_LINES.too_many.get();
+        if dropped > told {
+            let lines = dropped - std::mem::replace(&mut told, dropped);
             tracing::warn!(lines, "log lines dropped: too many a second from one place in the code");
         }
     }
@@ -77,7 +108,7 @@ impl<S> Filter<S> for Sparse {
 
     fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
         let is_due = self.is_due(event.metadata().callsite(), Instant::now());
-        DROPPED.fetch_add(u64::from(!is_due), Ordering::Relaxed);
+        DROPPED_LINES.too_many.inc_by(u64::from(!is_due));
         is_due
     }
 }

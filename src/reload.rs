@@ -2,7 +2,6 @@
 //! changed.
 
 use std::{
-    convert::Infallible,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -14,7 +13,7 @@ use rejoin::{
     config::{Flags, Settings},
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::Signal,
     task,
     time::{MissedTickBehavior, interval},
 };
@@ -25,7 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The settings that are read again. All others need a restart.
 const READ_AGAIN: [&str; 2] = ["allowed-origin", "jwt-secret"];
 
-/// Watches the files that `settings` were read from, and applies their changes to `app`.
+/// Watches the files that `settings` were read from, and applies their changes to `app`. A signal of `hangup` makes
+/// it read them at once.
 ///
 /// # Cancel safety
 /// Dropping this stops the watching.
@@ -34,8 +34,8 @@ pub async fn follow(
     flags: Flags,
     mut settings: Settings,
     mut taken: Sources,
-) -> io::Result<Infallible> {
-    let mut hangup = signal(SignalKind::hangup())?;
+    mut hangup: Signal,
+) -> ! {
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before = taken.clone();
@@ -43,7 +43,7 @@ pub async fn follow(
         tokio::select! {
             _ = hangup.recv() => {}
             _ = tick.tick() => {
-                let now = taken.now().await?;
+                let Ok(now) = taken.now().await else { continue };
                 // A file that is just being written is read when it has stopped changing.
                 let rests = std::mem::replace(&mut before, now.clone()) == now;
                 if now == taken || !rests {
@@ -52,7 +52,13 @@ pub async fn follow(
             }
         }
         // The files of a rejected configuration are watched too: the mistake may be in any of them.
-        let (read, sources) = read(flags.clone()).await?;
+        let (read, sources) = match read(flags.clone()).await {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::error!(%error, "cannot read the configuration; the previous one stays in force");
+                continue;
+            }
+        };
         settings = take(app, read, &settings).unwrap_or(settings);
         taken = sources;
         before = taken.clone();
@@ -60,14 +66,14 @@ pub async fn follow(
 }
 
 /// The settings that a configuration has, or all its mistakes.
-type Read = Result<Settings, Vec<String>>;
+pub type Read = Result<Settings, Vec<String>>;
 
 /// Reads the configuration as it is now, and notes its files. It runs on a blocking thread, because a file
 /// system may be slow.
-async fn read(flags: Flags) -> io::Result<(Read, Sources)> {
+pub async fn read(flags: Flags) -> io::Result<(Read, Sources)> {
     let reading = task::spawn_blocking(move || {
         let mut sources = Sources::default();
-        let read = Settings::read(&flags, |name| std::env::var(name).ok(), |path| sources.read(path));
+        let read = Settings::read(&flags, |name| std::env::var_os(name), |path| sources.read(path));
         (read, sources)
     });
     Ok(reading.await?)

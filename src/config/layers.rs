@@ -1,6 +1,6 @@
 //! Flags over the environment over the file over the defaults, and the place of each value.
 
-use std::{fmt, io, path::Path};
+use std::{ffi::OsString, fmt, io, path::Path};
 
 use clap::Parser;
 
@@ -14,16 +14,15 @@ use crate::{
     log::Credentials,
 };
 
-/// Variables that begin with `REJOIN_` and are no settings: the credentials that a URL of Redis or of its Sentinels may
-/// lack, and the variables of the client commands.
-const OTHER_VARIABLES: [&str; 6] = [
+/// The credentials that a URL of Redis or of its Sentinels may lack.
+const CREDENTIALS: [&str; 4] = [
     "REJOIN_REDIS_USERNAME",
     "REJOIN_REDIS_PASSWORD",
     "REJOIN_SENTINEL_USERNAME",
     "REJOIN_SENTINEL_PASSWORD",
-    "REJOIN_URL",
-    "REJOIN_TOKEN",
 ];
+/// The variables of the client commands.
+const OF_COMMANDS: [&str; 2] = ["REJOIN_URL", "REJOIN_TOKEN"];
 /// Variables that Kubernetes sets for a service that is called `rejoin`.
 const VARIABLES_OF_KUBERNETES: [&str; 2] = ["REJOIN_SERVICE_", "REJOIN_PORT"];
 
@@ -59,12 +58,16 @@ impl Settings {
     /// All mistakes, each with its place.
     pub fn read(
         typed: &Flags,
-        environment: impl Fn(&str) -> Option<String>,
+        environment: impl Fn(&str) -> Option<OsString>,
         mut read: impl FnMut(&Path) -> io::Result<String>,
     ) -> Result<Self, Vec<String>> {
         // An empty variable counts as not set, because scripts that pass variables on write it so.
         let environment = |name: &str| environment(name).filter(|text| !text.is_empty());
-        let mut mistakes = Vec::new();
+        // Such a variable must not count as not set: without its secret the server would be open.
+        let is_no_text = |name: &String| environment(name).is_some_and(|text| text.to_str().is_none());
+        let mut mistakes: Vec<_> =
+            variables().filter(is_no_text).map(|name| format!("{name}: expected text in UTF-8")).collect();
+        let environment = |name: &str| environment(name)?.into_string().ok();
         let path = typed.find("config").map(str::to_owned).or_else(|| environment(&variable("config")));
         let path = path.unwrap_or_default();
         let text = text_of(&path, &mut read, &mut mistakes);
@@ -151,14 +154,20 @@ fn known_keys(config: &Config) -> String {
 
 /// The names of the variables in the environment that look like settings and are none.
 pub fn unknown_variables() -> impl Iterator<Item = String> {
-    let known: Vec<_> = flags::settings().iter().map(|name| variable(name)).collect();
-    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let known: Vec<_> = variables().collect();
+    let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
     names.filter(move |name| {
         name.starts_with("REJOIN_")
             && !known.contains(name)
-            && !OTHER_VARIABLES.contains(&name.as_str())
+            && !OF_COMMANDS.contains(&name.as_str())
             && !VARIABLES_OF_KUBERNETES.iter().any(|prefix| name.starts_with(prefix))
     })
+}
+
+/// The variables that the server reads.
+fn variables() -> impl Iterator<Item = String> {
+    let settings = flags::settings().into_iter().map(|name| variable(&name));
+    settings.chain(CREDENTIALS.map(str::to_owned))
 }
 
 fn variable(name: &str) -> String {

@@ -1,5 +1,6 @@
 //! The metrics for Prometheus.
 
+mod lines;
 mod tally;
 
 use std::{
@@ -19,7 +20,10 @@ use prometheus::{
     proto::{Metric, MetricFamily},
 };
 
-pub use self::tally::{Permit, TransportMetrics};
+pub use self::{
+    lines::{DROPPED_LINES, DroppedLines},
+    tally::{Permit, TransportMetrics},
+};
 use super::{
     App,
     access::Access,
@@ -148,6 +152,7 @@ impl Metrics {
         let build = gauges(&registry, "rejoin_build_info", "The version that runs; always 1.", "version");
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         register(&registry, Box::new(ProcessCollector::for_self()));
+        register(&registry, Box::new(DROPPED_LINES.all.clone()));
         Self {
             transports,
             stored: publishes.with_label_values(&["stored"]),

@@ -13,6 +13,7 @@ mod delete;
 mod drain;
 mod ephemeral;
 mod failing;
+mod faults;
 mod frames;
 mod gaps;
 mod guard;

@@ -112,7 +112,7 @@ fn serving(stdout: Stdio, stderr: Stdio) -> Child {
 }
 
 /// The first address in the output.
-async fn address(told: impl AsyncRead + Unpin) -> SocketAddr {
+pub async fn address(told: impl AsyncRead + Unpin) -> SocketAddr {
     let mut lines = BufReader::new(told).lines();
     let told = async {
         loop {

@@ -1,6 +1,8 @@
 //! Flags, environment and file, as the program reads them.
 
 use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
     path::Path,
     process::{Command, Output},
 };
@@ -16,6 +18,10 @@ impl Folder {
     fn run(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Run {
         run(&self.0, arguments, variables)
     }
+
+    fn run_with(&self, arguments: &[&str], variables: &[(&OsStr, &OsStr)]) -> Run {
+        run(&self.0, arguments, variables)
+    }
 }
 
 #[derive(Debug)]
@@ -25,10 +31,10 @@ struct Run {
     err: String,
 }
 
-fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Run {
+fn run<V: AsRef<OsStr>>(folder: &Path, arguments: &[&str], variables: &[(V, V)]) -> Run {
     let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_rejoin"))
         .env_clear()
-        .envs(variables.iter().copied())
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .current_dir(folder)
         .args(arguments)
         .output()
@@ -213,4 +219,33 @@ fn there_are_few_settings() {
     let help = run(Path::new("/"), &["serve", "--help"], &[("COLUMNS", "100")]).out;
     let flags = help.lines().filter(|line| line.trim_start().starts_with("--"));
     assert!((15..=21).contains(&flags.count()), "{help}");
+}
+
+/// Such a variable once counted as not set: with a secret that was not UTF-8 the server ran open.
+#[test]
+fn a_variable_that_is_no_text_is_a_mistake() {
+    let folder = Folder::new();
+    let (settings, credentials) = (
+        ["JWT_SECRET", "CONFIG", "LISTEN", "LOG", "STATE", "RETAIN_AGE", "ALLOWED_ORIGIN"],
+        ["REDIS_PASSWORD", "SENTINEL_USERNAME"],
+    );
+    for name in settings.iter().chain(&credentials) {
+        let name = format!("REJOIN_{name}");
+        let value = OsStr::from_bytes(b"hush-0123456789abcdef0123456789abcde\xff");
+        // A server that took the variable for not set would end with another code.
+        let serve = ["--listen=127.0.0.1:0", "--state=/nowhere/at/all"];
+        for arguments in [&serve[..], &["config"], &["token", "--sub=u1", "--subscribe=a"]] {
+            let run = folder.run_with(arguments, &[(OsStr::new(&name), value)]);
+            let told = format!("error: {name}: expected text in UTF-8\n");
+            assert!(run.code == Some(2) && run.err.contains(&told), "{arguments:?}: {run:?}");
+            assert!(!run.err.contains("hush") && run.out.is_empty(), "{arguments:?}: {run:?}");
+        }
+    }
+    for name in ["REJOIN_URL", "REJOIN_TOKEN"] {
+        let run =
+            folder.run_with(&["pub", "a", "x"], &[(OsStr::new(name), OsStr::from_bytes(b"http://\xff"))]);
+        assert!(run.code == Some(2) && run.out.is_empty(), "{run:?}");
+    }
+    let run = folder.run_with(&["config"], &[(OsStr::from_bytes(b"REJOIN_RETAIN_\xff"), OsStr::new("2h"))]);
+    assert!(run.code == Some(0) && run.err.contains("warning: REJOIN_RETAIN_\u{fffd}: "), "{run:?}");
 }

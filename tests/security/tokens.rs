@@ -281,7 +281,7 @@ fn a_public_key_is_never_accepted_as_a_secret() {
                 let config = typed.is_none().then(|| "rejoin.toml".to_owned());
                 let flags = Flags::of([("jwt-secret", typed.map(str::to_owned)), ("config", config)]);
                 let environment =
-                    |name: &str| variable.filter(|_| name == "REJOIN_JWT_SECRET").map(str::to_owned);
+                    |name: &str| variable.filter(|_| name == "REJOIN_JWT_SECRET").map(Into::into);
                 Settings::read(&flags, environment, |_| Ok(file.to_owned()))
                     .expect_err("a mistake")
                     .join("\n")

@@ -1,0 +1,68 @@
+//! The listening socket, and the greeting that says where it is.
+
+use std::{
+    io::{self, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    thread,
+};
+
+use rejoin::{Config, config::LogKind};
+use tokio::net::{TcpListener, TcpSocket};
+
+/// How many connections may wait to be accepted, as far as the system allows (`net.core.somaxconn`). When a
+/// server comes back, all its clients reconnect at once; a client that finds the queue full tries again a
+/// second later.
+const BACKLOG: u32 = 65_535;
+
+/// # Errors
+/// If the address is not free, or not of this machine.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    bind(address)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Without this, connections of a server that has just ended would keep the address in use.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Logs the address, and prints commands with which the server can be tried.
+pub fn greet(address: SocketAddr, config: &Config) {
+    let log = match &config.log {
+        LogKind::Memory => "memory".to_owned(),
+        LogKind::Redis(redis) => format!("redis {redis}"),
+    };
+    tracing::info!(%address, log, version = env!("CARGO_PKG_VERSION"), "listening");
+    let is_open = config.authority().is_open();
+    if is_open && !address.ip().is_loopback() {
+        tracing::warn!(
+            "--insecure-open: every client that reaches this address may publish and subscribe, \
+             if its Host is a loopback name or the host of an --allowed-origin"
+        );
+    }
+    let url = reachable(address);
+    let shown = if is_open { "" } else { " -H 'Authorization: Bearer TOKEN'" };
+    let greeting = format!(
+        "Rejoin listens on http://{address}\n\n  \
+         listen   curl -N{shown} -H 'Accept: text/event-stream' http://{url}/topics/demo\n  \
+         publish  curl{shown} -d 'hello' http://{url}/topics/demo\n  \
+         look     http://{url}/\n\n"
+    );
+    // On a thread of its own, because standard output may be a pipe that nobody reads. A failure is ignored, because
+    // the log has the address too.
+    let print = move || drop(io::stdout().write_all(greeting.as_bytes()));
+    drop(thread::Builder::new().spawn(print));
+}
+
+/// The address under which this machine can reach the server: a client cannot connect to "all addresses".
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
