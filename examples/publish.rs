@@ -5,7 +5,8 @@ use tokio_stream::StreamExt;
 
 #[tokio::main]
 async fn main() -> Result<(), ClientError> {
-    let client = Client::new("http://127.0.0.1:7070")?;
+    let url = std::env::args().nth(1).unwrap_or("http://127.0.0.1:7070".into());
+    let client = Client::new(&url)?;
     let drafts = ["one", "two", "three"].map(|text| Draft::new("demo", text).with_event("number"));
     let mut publishing = client.publish_all(tokio_stream::iter(drafts));
     while let Some(progress) = publishing.next().await {
