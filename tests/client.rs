@@ -36,13 +36,17 @@ async fn next(subscription: &mut Subscription) -> Result<Event, ClientError> {
 
 /// The next message or gap.
 async fn heard(subscription: &mut Subscription) -> Result<Message, Gap> {
-    loop {
-        match next(subscription).await.expect("no error") {
-            Event::Message(message) => return Ok(message),
-            Event::Gap(gap) => return Err(gap),
-            _ => {}
+    let heard = async {
+        loop {
+            match next(subscription).await.expect("no error") {
+                Event::Message(message) => return Ok(message),
+                Event::Gap(gap) => return Err(gap),
+                _ => {}
+            }
         }
-    }
+    };
+    // A subscription that connects again and again is not quiet, and hears nothing all the same.
+    timeout(PATIENCE, heard).await.expect("it comes in time")
 }
 
 /// The text of the next message.
