@@ -160,7 +160,8 @@ impl Client {
         self
     }
 
-    /// Subscribes to topics and patterns.
+    /// Subscribes to topics and patterns. Their names go into the URL of the request, of which a server takes
+    /// 64 KiB.
     ///
     /// # Errors
     /// The last item of the stream is the error with which it ended:

@@ -12,18 +12,22 @@ use crate::{PATIENCE, client, heard, proxy::Proxy, publish, stranger::Stranger, 
 async fn told(client: &Client, drafts: Vec<Draft>) -> (Vec<String>, Option<ClientError>) {
     let mut publishing = client.publish_all(tokio_stream::iter(drafts));
     let mut told = Vec::new();
-    while let Some(progress) = timeout(PATIENCE, publishing.next()).await.expect("it comes in time") {
-        told.push(match progress {
-            Ok(Progress::Stored { .. }) => "stored".to_owned(),
-            Ok(Progress::Refused(ClientError::Refused { code, .. })) => format!("refused: {code}"),
-            Ok(Progress::Doubtful { count }) => format!("doubtful: {count}"),
-            Ok(Progress::Retrying(_)) => "retrying".to_owned(),
-            Ok(Progress::Recovered) => "recovered".to_owned(),
-            Ok(other) => panic!("{other:?}"),
-            Err(error) => return (told, Some(error)),
-        });
-    }
-    (told, None)
+    let telling = async {
+        while let Some(progress) = publishing.next().await {
+            told.push(match progress {
+                Ok(Progress::Stored { .. }) => "stored".to_owned(),
+                Ok(Progress::Refused(ClientError::Refused { code, .. })) => format!("refused: {code}"),
+                Ok(Progress::Doubtful { count }) => format!("doubtful: {count}"),
+                Ok(Progress::Retrying(_)) => "retrying".to_owned(),
+                Ok(Progress::Recovered) => "recovered".to_owned(),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => return Some(error),
+            });
+        }
+        None
+    };
+    let error = timeout(PATIENCE, telling).await.expect("it ends in time");
+    (told, error)
 }
 
 #[tokio::test]
