@@ -1,31 +1,29 @@
 //! The command line: a command, or the server's flags alone.
 //!
 //! A command is a client of a server, or says something about this program; each has its own file. It uses a
-//! server only through the protocol, and knows nothing of the server's code.
+//! server only through [`rejoin::client`], and knows nothing of the server's code.
 
 mod bench;
 mod completions;
-mod feed;
 mod grants;
 mod key;
-mod patience;
+mod notes;
 mod publish;
 mod remote;
 mod subscribe;
 mod token;
 
 use std::{
-    fmt::{self, Display},
+    fmt::Display,
     io::{self, Write},
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
-use rejoin::config::Flags;
+use rejoin::{client::ClientError, config::Flags};
 
 use self::{
-    bench::Bench, completions::Completions, feed::Gap, key::Key, publish::Publish, subscribe::Subscribe,
-    token::Token,
+    bench::Bench, completions::Completions, key::Key, publish::Publish, subscribe::Subscribe, token::Token,
 };
 
 /// Realtime push over WebSocket, Server-Sent Events, NDJSON and long-polling, with one cursor that resumes on
@@ -146,6 +144,12 @@ impl Ending {
     }
 }
 
+impl From<ClientError> for Ending {
+    fn from(error: ClientError) -> Self {
+        if error.is_final() { Self::Failed(error.to_string()) } else { Self::GaveUp(error.to_string()) }
+    }
+}
+
 /// Prints the result of a command.
 pub fn print(text: impl AsRef<[u8]>) -> Ending {
     match io::stdout().write_all(text.as_ref()) {
@@ -157,15 +161,4 @@ pub fn print(text: impl AsRef<[u8]>) -> Ending {
 /// Prints a note for the user, on standard error.
 fn tell(what: impl Display) {
     eprintln!("rejoin: {what}");
-}
-
-impl Display for Gap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { topic, after, next, reason, .. } = self;
-        write!(f, "gap: messages of {topic} after {after} ")?;
-        match next {
-            Some(next) => write!(f, "and before {next} are gone ({reason})"),
-            None => write!(f, "are gone ({reason})"),
-        }
-    }
 }

@@ -10,9 +10,12 @@
 //! - [`log`]: the [`Log`] itself, in memory or in Redis
 //! - [`auth`]: credentials and grants: pure values, beside the log
 //! - [`message`]: topics, ids, messages: pure values
+//! - [`client`]: a client of a server, which knows none of them
 
 pub mod auth;
 pub mod broker;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod config;
 pub mod http;
 pub mod log;

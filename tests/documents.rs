@@ -58,6 +58,7 @@ async fn run(name: &'static str, marked: usize) {
                     run_command(block, command, &server).await;
                 }
             }
+            _ if block.example().is_some_and(|program| is_missing(&program)) => {}
             promise => {
                 // The server retains few messages, so a reader easily misses some for good.
                 let server = Server::with(|config| config.retain_messages = KEPT).await;
@@ -80,6 +81,36 @@ async fn run(name: &'static str, marked: usize) {
     assert_eq!(not_run, marked, "{name}: another number of blocks is marked no_run");
     assert!(blocks.len() > not_run, "{name} has no blocks");
     server.stop().await;
+}
+
+#[tokio::test]
+async fn the_example_of_publishing_prints_the_ids_of_its_messages() {
+    let program = block::compiled("publish");
+    if is_missing(&program) {
+        return;
+    }
+    let server = Server::start().await;
+    let (code, printed) = Process::example(&program, &server.http("")).end().await;
+    assert_eq!(code, Some(0), "{printed}");
+    let url = server.http("/topics/demo?after=0");
+    let answer = support::http_client().build().expect("a client").get(url).send().await.expect("an answer");
+    let page = answer.text().await.expect("a text");
+    let ids: Vec<_> = printed.lines().collect();
+    assert!(
+        ids.len() == 3 && ids.iter().all(|id| page.contains(&format!("\"id\":\"{id}\""))),
+        "{printed}: {page}"
+    );
+    server.stop().await;
+}
+
+/// `cargo test` compiles the examples. A run of single tests does not.
+fn is_missing(program: &Path) -> bool {
+    let is_missing = !program.exists();
+    if is_missing {
+        assert!(std::env::var_os("CI").is_none(), "{}: cargo build --examples makes it", program.display());
+        let _ = writeln!(std::io::stderr(), "SKIPPED {}: cargo build --examples makes it", program.display());
+    }
+    is_missing
 }
 
 /// How many messages of a topic the server retains, so that a reader can miss some.

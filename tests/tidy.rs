@@ -10,13 +10,22 @@ use std::{
 use rejoin::{http::Code, log::Reason};
 
 /// For each room the names that must not occur in it: higher rooms, and crates that are not its business.
-const WALLS: [(&str, &[&str], &[&str]); 6] = [
-    ("message", &["log", "broker", "http", "config"], &["tokio", "axum", "http", "hyper", "tungstenite"]),
-    ("log", &["broker", "http", "config"], &["axum", "http", "hyper", "tungstenite"]),
-    ("broker", &["http", "config"], &["axum", "http", "hyper", "tungstenite"]),
-    ("auth", &["log", "broker", "http", "config"], &["tokio", "axum", "http", "hyper", "tungstenite"]),
-    ("config", &["http", "broker"], &["axum", "hyper", "tungstenite"]),
-    ("shutdown", &["message", "log", "broker", "http", "config"], &["axum", "http", "hyper"]),
+const WALLS: [(&str, &[&str], &[&str]); 7] = [
+    (
+        "message",
+        &["log", "broker", "http", "config", "client"],
+        &["tokio", "axum", "http", "hyper", "tungstenite"],
+    ),
+    ("log", &["broker", "http", "config", "client"], &["axum", "http", "hyper", "tungstenite"]),
+    ("broker", &["http", "config", "client"], &["axum", "http", "hyper", "tungstenite"]),
+    (
+        "auth",
+        &["log", "broker", "http", "config", "client"],
+        &["tokio", "axum", "http", "hyper", "tungstenite"],
+    ),
+    ("config", &["http", "broker", "client"], &["axum", "hyper", "tungstenite"]),
+    ("shutdown", &["message", "log", "broker", "http", "config", "client"], &["axum", "http", "hyper"]),
+    ("client", &["message", "log", "broker", "http", "config", "auth", "shutdown"], &["axum", "hyper"]),
 ];
 
 /// The transports, which know nothing of each other.

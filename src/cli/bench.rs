@@ -20,7 +20,7 @@ use std::{
 use clap::Args;
 use hdrhistogram::Histogram;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use reqwest::Url;
+use rejoin::client::Client;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
@@ -30,8 +30,7 @@ use tokio::{
 use self::{publisher::publish, reader::Heard, report::Report};
 use super::{
     Ending,
-    feed::Transport,
-    remote::{Credential, Remote, Trouble, url},
+    remote::{Credential, Transport, server},
 };
 
 /// How many connections are made at once. A listening socket may not hold more.
@@ -45,8 +44,11 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 #[command(after_help = super::EXIT_CODES)]
 pub struct Bench {
     /// URL of the server.
-    #[arg(env = "REJOIN_URL", value_name = "URL", default_value = "http://127.0.0.1:7070", value_parser = url)]
-    url: Url,
+    #[arg(
+        env = "REJOIN_URL", value_name = "URL", default_value = "http://127.0.0.1:7070",
+        value_parser = server
+    )]
+    server: Client,
 
     /// Number of subscribers. Each reads one topic.
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -114,16 +116,15 @@ impl Bench {
                 Ending::Done => report.ending(),
                 unprinted => unprinted,
             },
-            Err(Trouble::Refused(why)) => Ending::Failed(why),
-            Err(trouble) => Ending::GaveUp(trouble.to_string()),
+            Err(ending) => ending,
         }
     }
 
-    async fn measure(self) -> Result<Report, Trouble> {
+    async fn measure(self) -> Result<Report, Ending> {
         // Each reader needs a descriptor. If the limit is too low, opening a reader fails later and says so.
         let _ = rlimit::increase_nofile_limit(u64::MAX);
-        let remote = Remote::new(self.url.clone(), self.credential.clone());
-        let client = remote.client()?;
+        let client = self.credential.clone().give_to(self.server.clone())?;
+        let client = client.with_transport(self.transport.into());
         let measured = Arc::new(Measured::new());
         let topics = Topics { run: rand::random(), count: self.topics };
 
@@ -133,11 +134,9 @@ impl Bench {
         let mut readers = JoinSet::new();
         for number in 0..self.subscribers {
             let reader = reader::Reader {
-                remote: remote.clone(),
                 client: client.clone(),
                 topic: number % self.topics,
                 topics,
-                transport: self.transport,
                 measured: measured.clone(),
                 finish: finish.clone(),
             };
@@ -157,7 +156,7 @@ impl Bench {
         let bar = bar_of_time(self.duration);
         let begun = Instant::now();
         let published = tokio::select! {
-            published = publish(&self, &remote, &client, topics, measured.epoch) => published?,
+            published = publish(&self, &client, topics, measured.epoch) => published?,
             Some(ended) = readers.join_next() => return Err(early(ended.expect("no reader panics"))),
             never = draw(&bar, &measured, begun) => never,
         };
@@ -176,8 +175,8 @@ impl Bench {
 }
 
 /// The reason why a reader ended before everything was published.
-fn early(ended: Result<Heard, Trouble>) -> Trouble {
-    ended.err().unwrap_or_else(|| Trouble::lost("a reader ended before the others"))
+fn early(ended: Result<Heard, Ending>) -> Ending {
+    ended.err().unwrap_or_else(|| Ending::GaveUp("a reader ended before the others".into()))
 }
 
 /// The topics of one run. No other client publishes to them.

@@ -2,18 +2,19 @@
 
 mod print;
 
-use std::{pin::pin, time::Duration};
+use std::{io, pin::pin, time::Duration};
 
 use clap::Args;
 use futures_util::FutureExt;
+use rejoin::client::{Event, Start, Subscription};
 use tokio::time::{Instant, timeout_at};
+use tokio_stream::StreamExt;
 
 use self::print::Printer;
 use super::{
     Ending,
-    feed::{Feed, Frame, Start, Transport, Wish},
-    patience::Patience,
-    remote::{Remote, Trouble},
+    notes::Notes,
+    remote::{Remote, Transport},
 };
 
 /// How long a script waits for a server that cannot be reached.
@@ -70,10 +71,16 @@ impl Subscribe {
             (.., Some(since)) => Start::Since(since),
             _ => Start::Now,
         };
+        let mut client = match self.remote.client() {
+            Ok(client) => client.with_transport(self.transport.into()),
+            Err(error) => return error.into(),
+        };
+        if let Some(give_up) = self.give_up.or(self.until_idle.and(Some(GIVE_UP))) {
+            client = client.with_give_up(give_up);
+        }
         let mut reader = Reader {
-            wish: Wish { topics: self.topics, start, transport: self.transport },
             printer: Printer::new(self.json),
-            patience: Patience::new(self.give_up.or(self.until_idle.and(Some(GIVE_UP)))),
+            notes: Notes::default(),
             until_idle: self.until_idle,
             quiet: Duration::ZERO,
             quiet_since: None,
@@ -81,7 +88,9 @@ impl Subscribe {
         };
         let gone = print::until_reader_gone();
         tokio::select! {
-            ending = reader.run(&self.remote) => ending,
+            ending = reader.read(client.subscribe(self.topics, start)) => {
+                ending.unwrap_or_else(|error| Ending::of_output(&error))
+            }
             // The output has no reader any more.
             () = gone => Ending::Done,
         }
@@ -89,10 +98,8 @@ impl Subscribe {
 }
 
 struct Reader {
-    /// The topics, and the cursor.
-    wish: Wish,
     printer: Printer,
-    patience: Patience,
+    notes: Notes,
     until_idle: Option<Duration>,
     /// How long earlier connections were quiet.
     quiet: Duration,
@@ -101,75 +108,34 @@ struct Reader {
     told_of_gap: bool,
 }
 
-/// Why a connection ends.
-enum Leave {
-    Cut(Trouble),
-    Idle,
-    /// The output has no reader any more, or it cannot be written.
-    Printed(std::io::Error),
-}
-
 impl Reader {
-    async fn run(&mut self, remote: &Remote) -> Ending {
-        let client = match remote.client() {
-            Ok(client) => client,
-            Err(trouble) => return Ending::Failed(trouble.to_string()),
-        };
+    /// Prints messages to the end.
+    ///
+    /// # Errors
+    /// If the output cannot be written.
+    async fn read(&mut self, mut subscription: Subscription) -> io::Result<Ending> {
         loop {
-            let leave = match Feed::open(remote, &client, &self.wish).await {
-                Ok(feed) => self.read(feed).await,
-                Err(trouble) => Leave::Cut(trouble),
-            };
-            match leave {
-                Leave::Cut(trouble) => {
-                    if let Some(since) = self.quiet_since.take() {
-                        self.quiet += since.elapsed();
-                        self.patience.cut(since);
-                    }
-                    if let Err(error) = self.printer.flush() {
-                        return Ending::of_output(&error);
-                    }
-                    if let Err(ending) = self.patience.wait(trouble).await {
-                        return ending;
-                    }
-                }
-                Leave::Idle if self.told_of_gap => {
-                    return Ending::Doubtful("the server told a gap: some messages are missing".into());
-                }
-                Leave::Idle => return Ending::Done,
-                Leave::Printed(error) => return Ending::of_output(&error),
-            }
-        }
-    }
-
-    /// Prints frames until there is a reason to leave.
-    async fn read(&mut self, mut feed: Feed) -> Leave {
-        loop {
-            let mut next = pin!(feed.next());
+            let mut next = pin!(subscription.next());
             // Messages that are ready are printed together, and flushed before waiting.
             let next = match (&mut next).now_or_never() {
                 Some(next) => next,
                 None => {
-                    if let Err(error) = self.printer.flush() {
-                        return Leave::Printed(error);
-                    }
+                    self.printer.flush()?;
                     match self.idle_at() {
                         None => next.await,
                         Some(idle_at) => match timeout_at(idle_at, next).await {
                             Ok(next) => next,
-                            Err(_) => return Leave::Idle,
+                            Err(_) => return Ok(self.idle()),
                         },
                     }
                 }
             };
-            let frame = match next {
-                Ok(frame) => frame,
-                Err(trouble) => return Leave::Cut(trouble),
-            };
-            match self.take(frame) {
-                Ok(None) => {}
-                Ok(Some(trouble)) => return Leave::Cut(trouble),
-                Err(error) => return Leave::Printed(error),
+            match next.expect("a subscription ends only with an error") {
+                Ok(event) => self.take(event)?,
+                Err(error) => {
+                    self.printer.flush()?;
+                    return Ok(error.into());
+                }
             }
         }
     }
@@ -181,44 +147,37 @@ impl Reader {
         Some(self.quiet_since? + idle.saturating_sub(self.quiet).max(idle.min(CATCH_UP)))
     }
 
-    /// Prints a frame and moves the cursor past it; returns the reason if the frame ends the connection.
-    fn take(&mut self, frame: Frame) -> std::io::Result<Option<Trouble>> {
-        let cursor = match frame {
-            Frame::Open { cursor, .. } => {
-                self.patience.restore();
-                self.quiet_since = Some(Instant::now());
-                self.stand_at(cursor);
-                return Ok(None);
-            }
-            Frame::Message(message) => {
-                self.printer.print(&message)?;
-                message.id
-            }
-            Frame::Gap(gap) => {
-                // The gap appears in its place among the messages if both go to one terminal.
-                self.printer.flush()?;
-                super::tell(&gap);
-                self.told_of_gap = true;
-                Some(gap.cursor)
-            }
-            Frame::Cursor(cursor) => {
-                self.stand_at(Some(cursor));
-                return Ok(None);
-            }
-            Frame::Closing { why, cursor, pause } => {
-                self.stand_at(cursor);
-                return Ok(Some(Trouble::Lost { why, pause }));
-            }
-        };
-        self.patience.progress();
-        (self.quiet, self.quiet_since) = (Duration::ZERO, Some(Instant::now()));
-        self.stand_at(cursor);
-        Ok(None)
+    fn idle(&self) -> Ending {
+        if self.told_of_gap {
+            return Ending::Doubtful("the server told a gap: some messages are missing".into());
+        }
+        Ending::Done
     }
 
-    fn stand_at(&mut self, cursor: Option<String>) {
-        if let Some(cursor) = cursor {
-            self.wish.start = Start::After(cursor);
+    fn take(&mut self, event: Event) -> io::Result<()> {
+        match event {
+            Event::Connected => {
+                self.notes.recovered();
+                self.quiet_since = Some(Instant::now());
+            }
+            Event::Message(message) => {
+                self.printer.print(&message)?;
+                (self.quiet, self.quiet_since) = (Duration::ZERO, Some(Instant::now()));
+            }
+            Event::Gap(gap) => {
+                // The gap appears in its place among the messages if both go to one terminal.
+                self.printer.flush()?;
+                super::tell(format_args!("gap: {gap}"));
+                self.told_of_gap = true;
+                (self.quiet, self.quiet_since) = (Duration::ZERO, Some(Instant::now()));
+            }
+            Event::Disconnected(error) => {
+                self.quiet += self.quiet_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+                self.printer.flush()?;
+                self.notes.retrying(&error);
+            }
+            _ => {}
         }
+        Ok(())
     }
 }

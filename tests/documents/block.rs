@@ -1,6 +1,9 @@
 //! The code blocks of a document.
 
-use std::fmt;
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
 
 pub struct Block {
     document: &'static str,
@@ -66,6 +69,22 @@ impl Block {
         self.language == "sh"
     }
 
+    /// The program that a block of Rust shows: one of the examples, which `cargo test` compiles.
+    pub fn example(&self) -> Option<PathBuf> {
+        if self.language != "rust" {
+            return None;
+        }
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        let shows_it = |path: &PathBuf| {
+            let text = fs::read_to_string(path).expect("an example");
+            text.split_once("\n\n").is_some_and(|(_, code)| code.trim_end() == self.text)
+        };
+        let mut files = fs::read_dir(folder).expect("examples").map(|entry| entry.expect("an entry").path());
+        let file =
+            files.find(shows_it).unwrap_or_else(|| panic!("{self}: no file in examples/ is like this"));
+        Some(compiled(file.file_stem().expect("it has a name").to_str().expect("UTF-8")))
+    }
+
     /// The command that runs the block.
     pub fn interpreter(&self) -> [&'static str; 2] {
         match &*self.language {
@@ -74,6 +93,12 @@ impl Block {
             other => panic!("{self}: nothing here runs {other}"),
         }
     }
+}
+
+/// The program of an example.
+pub fn compiled(example: &str) -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_rejoin"));
+    program.with_file_name("examples").join(example)
 }
 
 /// The text of a block, with `url` as the address of the server.

@@ -1,6 +1,6 @@
 //! Runs a block, and returns what it prints: in a process, or in a tab of a browser.
 
-use std::{process::Stdio, time::Duration};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -38,16 +38,31 @@ pub struct Process {
 impl Process {
     /// Runs `text`, which is a block or a line of it, against the server at `url`.
     pub fn start(block: &Block, text: &str, url: &str) -> Self {
-        let rejoin =
-            std::path::Path::new(env!("CARGO_BIN_EXE_rejoin")).parent().expect("it lies in a folder");
+        if let Some(example) = block.example() {
+            return Self::example(&example, url);
+        }
+        let rejoin = Path::new(env!("CARGO_BIN_EXE_rejoin")).parent().expect("it lies in a folder");
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = [rejoin.to_owned()].into_iter().chain(std::env::split_paths(&path));
         let [program, option] = block.interpreter();
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args([option, &at(text, url)])
             .env("PATH", std::env::join_paths(path).expect("a path"))
             // Without a URL the program uses this address, where the document uses the default one.
-            .env("REJOIN_URL", url)
+            .env("REJOIN_URL", url);
+        Self::run(command, block.to_string())
+    }
+
+    /// Runs a compiled example against the server at `url`.
+    pub fn example(program: &Path, url: &str) -> Self {
+        let mut command = Command::new(program);
+        command.arg(url);
+        Self::run(command, program.display().to_string())
+    }
+
+    fn run(mut command: Command, name: String) -> Self {
+        let mut child = command
             .env("NO_PROXY", "127.0.0.1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -56,12 +71,12 @@ impl Process {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .unwrap_or_else(|error| panic!("{block}: {program} is needed: {error}"));
+            .unwrap_or_else(|error| panic!("{name}: cannot be started: {error}"));
         let (heard, printed) = watch::channel(String::new());
         let mut reading = JoinSet::new();
         reading.spawn(read(child.stdout.take().expect("a pipe"), heard.clone()));
         reading.spawn(read(child.stderr.take().expect("a pipe"), heard));
-        Self { child, name: block.to_string(), printed, reading }
+        Self { child, name, printed, reading }
     }
 
     /// Waits until the process ends.

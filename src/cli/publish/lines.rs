@@ -1,126 +1,84 @@
-//! Standard input, line by line. The lines that are there are sent together, and no more are read before
-//! those are stored.
+//! Standard input, line by line.
 
-use std::{
-    collections::VecDeque,
-    fmt::{self, Display},
-    io,
-};
+use std::io;
 
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Stdin, stdin};
+use async_stream::stream;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio_stream::Stream;
 
-/// The limits of one request in messages and in bytes: enough to make requests cheap, and less than proxies
-/// refuse.
-const BATCH_LINES: usize = 1_000;
-const BATCH_BYTES: usize = 256 << 10;
+/// How much is read at once.
+const READ_BYTES: usize = 256 << 10;
 /// The longest line that is accepted: more than any server lets a client publish.
 const MAX_LINE_BYTES: usize = 64 << 20;
 
-#[derive(Debug)]
-pub struct Line {
-    /// Counted from 1; 0 is the DATA of the command line.
-    pub number: u64,
-    /// Without the line feed.
-    pub bytes: Vec<u8>,
-}
-
-impl Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.number {
-            0 => f.write_str("the message"),
-            number => write!(f, "line {number}"),
+/// The lines of `input`, without their line feeds. If it cannot be read, they end, and `failure` says why.
+pub fn lines<'a>(
+    input: impl AsyncRead + Unpin + Send + 'a,
+    failure: &'a mut Option<io::Error>,
+) -> impl Stream<Item = Vec<u8>> + Send + 'a {
+    stream! {
+        let mut input = BufReader::with_capacity(READ_BYTES, input);
+        for number in 1_u64.. {
+            match next(&mut input, number).await {
+                Ok(Some(line)) => yield line,
+                Ok(None) => break,
+                Err(error) => {
+                    *failure = Some(error);
+                    break;
+                }
+            }
         }
     }
 }
 
-pub struct Lines<R> {
-    input: BufReader<R>,
-    read: u64,
-}
-
-impl Lines<Stdin> {
-    pub fn of_stdin() -> Self {
-        Self::of(stdin())
-    }
-}
-
-impl<R: AsyncRead + Unpin> Lines<R> {
-    fn of(input: R) -> Self {
-        Self { input: BufReader::with_capacity(BATCH_BYTES, input), read: 0 }
-    }
-
-    /// Waits for a line, and returns it with the lines that have already arrived. The batch is empty at the
-    /// end of the input.
-    pub async fn next_batch(&mut self) -> io::Result<VecDeque<Line>> {
-        let mut batch = VecDeque::new();
-        let mut bytes = 0;
-        while batch.len() < BATCH_LINES && bytes < BATCH_BYTES {
-            if !batch.is_empty() && memchr::memchr(b'\n', self.input.buffer()).is_none() {
-                break;
-            }
-            let Some(line) = self.next().await? else { break };
-            bytes += line.bytes.len();
-            batch.push_back(line);
+async fn next(input: &mut BufReader<impl AsyncRead + Unpin>, number: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    loop {
+        let read = input.fill_buf().await?;
+        if read.is_empty() {
+            return Ok((!bytes.is_empty()).then_some(bytes));
         }
-        Ok(batch)
-    }
-
-    async fn next(&mut self) -> io::Result<Option<Line>> {
-        let number = self.read + 1;
-        let mut bytes = Vec::new();
-        loop {
-            let read = self.input.fill_buf().await?;
-            if read.is_empty() && bytes.is_empty() {
-                return Ok(None);
-            }
-            let end = memchr::memchr(b'\n', read);
-            bytes.extend_from_slice(&read[..end.unwrap_or(read.len())]);
-            let is_over = end.is_some() || read.is_empty();
-            let taken = end.map_or(read.len(), |end| end + 1);
-            self.input.consume(taken);
-            if bytes.len() > MAX_LINE_BYTES {
-                return Err(io::Error::other(format!("line {number} has more than {MAX_LINE_BYTES} bytes")));
-            }
-            if is_over {
-                self.read = number;
-                return Ok(Some(Line { number, bytes }));
-            }
+        let end = memchr::memchr(b'\n', read);
+        bytes.extend_from_slice(&read[..end.unwrap_or(read.len())]);
+        let taken = end.map_or(read.len(), |end| end + 1);
+        input.consume(taken);
+        if bytes.len() > MAX_LINE_BYTES {
+            return Err(io::Error::other(format!("line {number} has more than {MAX_LINE_BYTES} bytes")));
+        }
+        if end.is_some() {
+            return Ok(Some(bytes));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio_stream::StreamExt;
+
     use super::*;
 
-    async fn batches(input: &[u8]) -> Vec<Vec<String>> {
-        let mut lines = Lines::of(input);
-        let mut batches = Vec::new();
-        loop {
-            let batch = lines.next_batch().await.expect("memory can be read");
-            if batch.is_empty() {
-                return batches;
-            }
-            let text = |line: &Line| String::from_utf8(line.bytes.clone()).expect("UTF-8");
-            batches.push(batch.iter().map(text).collect());
-        }
+    async fn read(input: impl AsyncRead + Unpin + Send) -> (Vec<String>, Option<io::Error>) {
+        let mut failure = None;
+        let text = |line| String::from_utf8(line).expect("UTF-8");
+        let lines = lines(input, &mut failure).map(text).collect().await;
+        (lines, failure)
     }
 
     #[tokio::test]
     async fn every_line_is_a_message_even_if_it_is_empty_or_has_no_end() {
-        assert_eq!(batches(b"").await, Vec::<Vec<String>>::new());
-        assert_eq!(batches(b"a\n\nb\r\n").await, [["a", "", "b\r"]]);
-        assert_eq!(batches(b"\n").await, [[""]]);
-        assert_eq!(batches(b"a\nb").await.concat(), ["a", "b"]);
+        for (input, expected) in
+            [("", &[][..]), ("a\n\nb\r\n", &["a", "", "b\r"]), ("\n", &[""]), ("a\nb", &["a", "b"])]
+        {
+            let (lines, failure) = read(input.as_bytes()).await;
+            assert!(lines == expected && failure.is_none(), "{input:?}: {lines:?}, {failure:?}");
+        }
     }
 
     #[tokio::test]
-    async fn a_batch_is_bounded_by_lines_and_by_bytes() {
-        let many = batches("x\n".repeat(2 * BATCH_LINES + 1).as_bytes()).await;
-        assert_eq!(many.iter().map(Vec::len).collect::<Vec<_>>(), [BATCH_LINES, BATCH_LINES, 1]);
-        let long = format!("{}\n", "x".repeat(BATCH_BYTES / 2));
-        let long = batches(long.repeat(5).as_bytes()).await;
-        assert!(long.iter().all(|batch| batch.len() <= 2), "too much in one request");
-        assert_eq!(long.concat().len(), 5);
+    async fn the_lines_before_one_that_is_too_long_still_come() {
+        let long = format!("a\n{}", "x".repeat(MAX_LINE_BYTES + 1));
+        let (lines, failure) = read(long.as_bytes()).await;
+        assert_eq!(lines, ["a"]);
+        assert!(failure.expect("it is too long").to_string().starts_with("line 2 has more than"));
     }
 }

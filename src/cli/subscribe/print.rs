@@ -5,9 +5,8 @@ use std::{
     os::fd::AsFd,
 };
 
+use rejoin::client::Message;
 use tokio::io::{Interest, unix::AsyncFd};
-
-use crate::cli::feed::Message;
 
 pub struct Printer {
     out: BufWriter<Stdout>,

@@ -2,12 +2,12 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::frame::{Frame, not_ours};
-use crate::cli::remote::{Trouble, ask};
+use super::frame::Frame;
+use crate::client::{Client, ClientError};
 
 /// How long the server may hold an answer, and how many messages it may contain.
 const WAIT: Duration = Duration::from_secs(25);
@@ -38,16 +38,18 @@ impl Poll {
 
     /// # Cancel safety
     /// Dropping this loses nothing: the next call asks for the same messages again.
-    pub async fn next(&mut self) -> Result<Frame, Trouble> {
+    pub async fn next(&mut self) -> Result<Frame, ClientError> {
         while self.frames.is_empty() {
             self.ask().await?;
         }
         Ok(self.frames.pop_front().expect("it is not empty"))
     }
 
-    async fn ask(&mut self) -> Result<(), Trouble> {
-        let answer = ask(self.client.get(self.request()), StatusCode::OK).await?.bytes().await?;
-        let Answer { messages, gaps, cursor } = serde_json::from_slice(&answer).map_err(not_ours)?;
+    async fn ask(&mut self) -> Result<(), ClientError> {
+        let answer =
+            self.client.ask(self.client.http.get(self.request()), StatusCode::OK).await?.bytes().await?;
+        let Answer { messages, gaps, cursor } =
+            serde_json::from_slice(&answer).map_err(ClientError::not_ours)?;
         if self.cursor.is_none() {
             self.frames.push_back(Frame::Open { cursor: None, heartbeat: WAIT });
         }

@@ -2,14 +2,11 @@
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream::BoxStream};
-use reqwest::{Client, StatusCode, Url, header};
+use reqwest::{StatusCode, Url, header};
 use sse_stream::SseByteStream;
 
-use super::{
-    MAX_FRAME_BYTES,
-    frame::{Frame, not_ours},
-};
-use crate::cli::remote::{Trouble, ask};
+use super::{MAX_FRAME_BYTES, frame::Frame};
+use crate::client::{Client, ClientError};
 
 type Chunks = BoxStream<'static, reqwest::Result<Bytes>>;
 
@@ -19,18 +16,18 @@ pub enum Lines {
 }
 
 impl Lines {
-    pub async fn ndjson(client: &Client, url: Url) -> Result<Self, Trouble> {
+    pub async fn ndjson(client: &Client, url: Url) -> Result<Self, ClientError> {
         Ok(Self::Ndjson { chunks: chunks(client, url, "application/x-ndjson").await?, read: BytesMut::new() })
     }
 
-    pub async fn events(client: &Client, mut url: Url) -> Result<Self, Trouble> {
+    pub async fn events(client: &Client, mut url: Url) -> Result<Self, ClientError> {
         url.query_pairs_mut().append_pair("format", "envelope");
         Ok(Self::Events(SseByteStream::new(chunks(client, url, "text/event-stream").await?)))
     }
 
     /// # Cancel safety
     /// Dropping this loses nothing.
-    pub async fn next(&mut self) -> Result<Frame, Trouble> {
+    pub async fn next(&mut self) -> Result<Frame, ClientError> {
         loop {
             let json = match self {
                 Self::Ndjson { chunks, read } => line(chunks, read).await?,
@@ -43,12 +40,12 @@ impl Lines {
     }
 }
 
-async fn chunks(client: &Client, url: Url, accept: &str) -> Result<Chunks, Trouble> {
-    let request = client.get(url).header(header::ACCEPT, accept);
-    Ok(ask(request, StatusCode::OK).await?.bytes_stream().boxed())
+async fn chunks(client: &Client, url: Url, accept: &str) -> Result<Chunks, ClientError> {
+    let request = client.http.get(url).header(header::ACCEPT, accept);
+    Ok(client.ask(request, StatusCode::OK).await?.bytes_stream().boxed())
 }
 
-async fn line(chunks: &mut Chunks, read: &mut BytesMut) -> Result<Bytes, Trouble> {
+async fn line(chunks: &mut Chunks, read: &mut BytesMut) -> Result<Bytes, ClientError> {
     // The bytes before this have been searched, and hold no line feed.
     let mut searched = 0;
     loop {
@@ -58,13 +55,13 @@ async fn line(chunks: &mut Chunks, read: &mut BytesMut) -> Result<Bytes, Trouble
         }
         searched = read.len();
         if searched > MAX_FRAME_BYTES {
-            return Err(not_ours("a line without an end"));
+            return Err(ClientError::not_ours("a line without an end"));
         }
         read.extend_from_slice(&chunks.next().await.ok_or_else(over)??);
     }
 }
 
-async fn event(events: &mut SseByteStream<Chunks>) -> Result<Bytes, Trouble> {
+async fn event(events: &mut SseByteStream<Chunks>) -> Result<Bytes, ClientError> {
     loop {
         match events.next().await.ok_or_else(over)? {
             Ok(event) => {
@@ -73,13 +70,13 @@ async fn event(events: &mut SseByteStream<Chunks>) -> Result<Bytes, Trouble> {
                 }
             }
             Err(sse_stream::Error::Body(error)) => {
-                return Err(Trouble::lost(format!("the connection was lost: {error}")));
+                return Err(ClientError::lost(format!("the connection was lost: {error}")));
             }
-            Err(error) => return Err(not_ours(error)),
+            Err(error) => return Err(ClientError::not_ours(error)),
         }
     }
 }
 
-fn over() -> Trouble {
-    Trouble::lost("the connection was closed")
+fn over() -> ClientError {
+    ClientError::lost("the connection was closed")
 }

@@ -2,7 +2,7 @@
 //! request; `tungstenite` reads the frames.
 
 use futures_util::StreamExt;
-use reqwest::{Client, StatusCode, Upgraded, Url, header};
+use reqwest::{StatusCode, Upgraded, Url, header};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -12,28 +12,26 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{
-    MAX_FRAME_BYTES,
-    frame::{Frame, not_ours},
-};
-use crate::cli::remote::{Trouble, ask};
+use super::{MAX_FRAME_BYTES, frame::Frame};
+use crate::client::{Client, ClientError};
 
 pub struct WebSocket(WebSocketStream<Upgraded>);
 
 impl WebSocket {
-    pub async fn open(client: &Client, url: Url) -> Result<Self, Trouble> {
+    pub async fn open(client: &Client, url: Url) -> Result<Self, ClientError> {
         let key = generate_key();
         let request = client
+            .http
             .get(url)
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "websocket")
             .header(header::SEC_WEBSOCKET_VERSION, "13")
             .header(header::SEC_WEBSOCKET_PROTOCOL, "rejoin.v1")
             .header(header::SEC_WEBSOCKET_KEY, &key);
-        let response = ask(request, StatusCode::SWITCHING_PROTOCOLS).await?;
+        let response = client.ask(request, StatusCode::SWITCHING_PROTOCOLS).await?;
         let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
         if accepted.is_none_or(|accepted| accepted != &derive_accept_key(key.as_bytes())) {
-            return Err(not_ours("wrong Sec-WebSocket-Accept"));
+            return Err(ClientError::not_ours("wrong Sec-WebSocket-Accept"));
         }
         let limits = WebSocketConfig::default()
             .max_frame_size(Some(MAX_FRAME_BYTES))
@@ -44,7 +42,7 @@ impl WebSocket {
 
     /// # Cancel safety
     /// Dropping this loses nothing.
-    pub async fn next(&mut self) -> Result<Frame, Trouble> {
+    pub async fn next(&mut self) -> Result<Frame, ClientError> {
         loop {
             let frame = match self.0.next().await {
                 Some(Ok(Message::Text(text))) => Frame::parse(text.into())?,
@@ -62,15 +60,22 @@ impl WebSocket {
 }
 
 /// The meaning of a close code: refused for good, or worth another try.
-fn closed(close: Option<CloseFrame>) -> Trouble {
-    let Some(CloseFrame { code, reason }) = close else { return Trouble::lost("the connection was closed") };
-    let why = format!("the server closed the connection: {} {reason}", u16::from(code));
-    match u16::from(code) {
-        1002 | 1003 | 1007 | 1009 | 4000..4100 => Trouble::Refused(why),
-        _ => Trouble::lost(why),
+fn closed(close: Option<CloseFrame>) -> ClientError {
+    let Some(CloseFrame { code, reason }) = close else {
+        return ClientError::lost("the connection was closed");
+    };
+    let (code, reason) = (u16::from(code), reason.as_str());
+    match code {
+        // The answer to the next handshake says if another credential helps.
+        4001 => ClientError::lost(format!("the server closed the connection: {code} {reason}")),
+        1002 | 1003 | 1007 | 1009 | 4000..4100 => ClientError::Refused {
+            code: if reason.is_empty() { code.to_string() } else { reason.into() },
+            detail: format!("the server closed the connection with code {code}"),
+        },
+        _ => ClientError::lost(format!("the server closed the connection: {code} {reason}")),
     }
 }
 
-fn lost(error: &tungstenite::Error) -> Trouble {
-    Trouble::lost(format!("the connection was lost: {error}"))
+fn lost(error: &tungstenite::Error) -> ClientError {
+    ClientError::lost(format!("the connection was lost: {error}"))
 }

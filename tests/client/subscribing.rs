@@ -1,0 +1,143 @@
+//! A subscription gets every message once, through cuts and restarts, or is told a gap.
+
+use std::time::Duration;
+
+use rejoin::client::{ClientError, Event, Start};
+
+use crate::{
+    TRANSPORTS, client, heard, next,
+    proxy::Proxy,
+    publish,
+    support::{Server, program::Program},
+    text,
+};
+
+#[tokio::test]
+async fn every_message_comes_once_and_in_order_though_connections_break_at_any_byte() {
+    let server = Server::with(|config| config.retain_messages = 1_000_000).await;
+    let proxy = Proxy::cutting(server.addr, |number| number * 12_347 % 150_000).await;
+    let direct = client(&server.http("/"));
+    let readers = TRANSPORTS.map(|transport| {
+        let mut subscription =
+            client(&proxy.url()).with_transport(transport).subscribe(["n"], Start::After("0".into()));
+        async move {
+            for number in 0..5_000 {
+                assert_eq!(text(&mut subscription).await, number.to_string(), "{transport:?}");
+            }
+        }
+    });
+    let publishing = publish(&direct, "n", (0..5_000).map(|number| number.to_string()));
+    tokio::join!(publishing, futures_util::future::join_all(readers));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_cursor_continues_on_another_transport_without_loss() {
+    let server = Server::start().await;
+    let direct = client(&server.http("/"));
+    publish(&direct, "a", (0..8).map(|number| number.to_string())).await;
+    let mut cursor = "0".to_owned();
+    for (turn, transport) in TRANSPORTS.into_iter().enumerate() {
+        let client = direct.clone().with_transport(transport);
+        let mut subscription = client.subscribe(["a", "b.*"], Start::After(cursor));
+        for number in [2 * turn, 2 * turn + 1] {
+            assert_eq!(text(&mut subscription).await, number.to_string(), "{transport:?}");
+        }
+        cursor = subscription.cursor().expect("a message has an id").to_owned();
+    }
+    server.stop().await;
+}
+
+/// A reader that begins now has no message to resume at. It must not miss those that come while it is cut off.
+#[tokio::test]
+async fn a_subscription_that_was_quiet_resumes_where_it_began() {
+    let server = Server::start().await;
+    let direct = client(&server.http("/"));
+    for transport in TRANSPORTS {
+        let proxy = Proxy::impatient(server.addr, Duration::from_millis(300)).await;
+        let mut subscription =
+            client(&proxy.url()).with_transport(transport).subscribe(["quiet"], Start::Now);
+        assert!(matches!(next(&mut subscription).await, Ok(Event::Connected)), "{transport:?}");
+        let cut = loop {
+            if let Event::Disconnected(error) = next(&mut subscription).await.expect("no error") {
+                break error;
+            }
+        };
+        assert!(matches!(cut, ClientError::Lost { .. }), "{transport:?}: {cut:?}");
+        assert!(subscription.cursor().is_some(), "{transport:?}");
+        publish(&direct, "quiet", [format!("{transport:?}")]).await;
+        assert_eq!(text(&mut subscription).await, format!("{transport:?}"));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_gap_is_told_before_the_messages_after_it() {
+    let server = Server::with(|config| config.retain_messages = 2).await;
+    let direct = client(&server.http("/"));
+    let ids = publish(&direct, "t", (0..5).map(|number| number.to_string())).await;
+    for transport in TRANSPORTS {
+        let client = direct.clone().with_transport(transport);
+        let mut subscription = client.subscribe(["t"], Start::After(ids[0].clone()));
+        let gap = heard(&mut subscription).await.expect_err("a gap comes first");
+        assert_eq!((&*gap.topic, &gap.after, gap.next.as_ref()), ("t", &ids[0], Some(&ids[3])));
+        assert_eq!((&*gap.reason, Some(&*gap.cursor)), ("retention", subscription.cursor()));
+        assert_eq!([text(&mut subscription).await, text(&mut subscription).await], ["3", "4"]);
+        assert_eq!(subscription.cursor(), Some(&*ids[4]), "{transport:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_that_loses_messages_is_told_as_a_gap() {
+    let serving = Program::start(&[]).await;
+    let proxy = Proxy::to(serving.server.addr).await;
+    let client = client(&proxy.url());
+    let mut subscription = client.subscribe(["t"], Start::After("0".into()));
+    publish(&client, "t", ["before".into()]).await;
+    assert_eq!(text(&mut subscription).await, "before");
+    serving.kill().await;
+    let serving = Program::start(&[]).await;
+    proxy.point_at(serving.server.addr);
+    publish(&client, "t", ["after".into()]).await;
+    assert_eq!(heard(&mut subscription).await.expect_err("a gap").reason, "restarted");
+    assert_eq!(text(&mut subscription).await, "after");
+}
+
+#[tokio::test]
+async fn a_refusal_ends_a_subscription_with_the_servers_word() {
+    let server = Server::start().await;
+    for transport in TRANSPORTS {
+        let client = client(&server.http("/")).with_transport(transport);
+        let mut subscription = client.subscribe(["no topic"], Start::Now);
+        match next(&mut subscription).await {
+            Err(ClientError::Refused { code, detail }) => {
+                assert_eq!(code, "bad_request");
+                assert!(detail.contains("topic"), "{detail}");
+            }
+            other => panic!("{transport:?}: {other:?}"),
+        }
+        assert!(tokio_stream::StreamExt::next(&mut subscription).await.is_none(), "it has ended");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_gives_up_when_told_to_and_says_why() {
+    let gone = Server::start().await;
+    let url = gone.http("/");
+    gone.stop().await;
+    let client = client(&url).with_give_up(Duration::from_millis(300));
+    let mut subscription = client.subscribe(["t"], Start::Now);
+    let mut attempts = 0;
+    let error = loop {
+        match next(&mut subscription).await {
+            Ok(Event::Disconnected(error)) => assert!(error.to_string().contains("cannot reach"), "{error}"),
+            Ok(event) => panic!("{event:?}"),
+            Err(error) => break error,
+        }
+        attempts += 1;
+    };
+    assert!(attempts > 0, "it tried only once");
+    assert!(matches!(error, ClientError::Unavailable { .. }), "{error:?}");
+}
