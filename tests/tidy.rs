@@ -359,7 +359,7 @@ fn flags(text: &str) -> BTreeSet<String> {
 /// Removes the arguments of cargo from each line: they end at ` -- `, where the program's own arguments
 /// begin.
 fn without_cargo(text: &str) -> String {
-    let own = |line: &str| match line.strip_prefix("cargo ") {
+    let own = |line: &str| match line.trim_start_matches('`').strip_prefix("cargo ") {
         Some(cargo) => cargo.split_once(" -- ").map_or("", |(_, own)| own).to_owned(),
         None => line.to_owned(),
     };
