@@ -21,7 +21,7 @@ mod shutdown;
 
 use std::{path::Path, sync::Arc};
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 
 use crate::{
     broker::Broker,
@@ -55,6 +55,7 @@ pub struct Server {
     /// The log in memory, if it is to be saved at the end.
     memory: Option<Arc<MemoryLog>>,
     config: Arc<Config>,
+    shutdown: Shutdown,
 }
 
 impl Server {
@@ -84,7 +85,8 @@ impl Server {
                 (log, None)
             }
         };
-        Ok(Self { app: App::new(Broker::new(log), config.clone(), shutdown), memory, config })
+        let app = App::new(Broker::new(log), config.clone(), shutdown.clone());
+        Ok(Self { app, memory, config, shutdown })
     }
 
     /// The state that all requests share.
@@ -102,9 +104,13 @@ impl Server {
     /// [`Config::state`] is not written: the next start takes that for a crash. Use [`Shutdown`] to end in order.
     pub async fn serve(self, listener: TcpListener) -> std::io::Result<Drained> {
         let router = router(self.app.clone());
-        let drained = http::serve(self.app, router, listener).await;
+        let grace_passes = async {
+            self.shutdown.draining().await;
+            Instant::now() + self.config.drain_grace
+        };
+        let (drained, until) = tokio::join!(http::serve(self.app, router, listener), grace_passes);
         if let Some(memory) = self.memory {
-            memory.end().await.map_err(|error| of_state(&self.config, &error))?;
+            memory.end(until).await.map_err(|error| of_state(&self.config, &error))?;
         }
         Ok(drained)
     }
