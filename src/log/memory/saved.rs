@@ -26,12 +26,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+pub use self::disk::{Disk, System};
 use self::{
     content::{Found, Owner},
     place::{Failure, Place},
     writer::{TRY_AGAIN, Writer},
 };
-pub use self::disk::{Disk, System};
 use super::state::{Snapshot, State};
 use crate::{
     log::{Clock, LogError, Retention},
@@ -53,8 +53,6 @@ const STALLED_AFTER: Duration = Duration::from_secs(5);
 pub struct Saved {
     path: PathBuf,
     writer: Arc<Writer>,
-    /// True if the file has the log as it was when this process started.
-    is_current: bool,
 }
 
 impl Saved {
@@ -80,9 +78,9 @@ impl Saved {
                 opened.await?
             }
         };
-        let Opened { owner, state, reserved, is_current } = opened;
+        let Opened { owner, state, reserved } = opened;
         let writer = Writer::start(owner, reserved)?;
-        Ok((Arc::new(Self { path, writer, is_current }), state))
+        Ok((Arc::new(Self { path, writer }), state))
     }
 
     /// Reserves ids from `next` on, if that is due. Waits for the disk for at most a second, and not at all
@@ -110,7 +108,7 @@ impl Saved {
         }
     }
 
-    /// True once the file is marked as opened.
+    /// True once the file is marked as opened. Until then it has the log as it was when this process started.
     pub fn has_begun(&self) -> bool {
         self.writer.status().has_begun()
     }
@@ -145,7 +143,7 @@ impl Saved {
     /// Dropping this never blocks. A write that is under way goes on, and the file is complete either way.
     pub async fn close(&self, snapshot: Snapshot, until: Instant) -> io::Result<()> {
         let (path, messages) = (self.path.display(), snapshot.message_count());
-        if self.is_current && !self.has_begun() {
+        if !self.has_begun() {
             tracing::info!(%path, "nothing was published, so the state file is left as it is");
             return Ok(());
         }
@@ -224,34 +222,27 @@ async fn lock(path: &Path, disk: Arc<dyn Disk>) -> io::Result<Place> {
 struct Opened {
     owner: Owner,
     state: State,
+    /// Zero if the file is not marked as opened yet.
     reserved: Id,
-    is_current: bool,
 }
 
 fn open_now(place: Place, retention: &Retention, clock: &Clock) -> io::Result<Opened> {
     let found = content::take(&place, retention, clock.now())?;
     let mut owner = Owner::of(place);
     let now = clock.now();
-    let (state, is_current) = match found {
-        Found::Log(state) => (*state, true),
-        Found::Older(mut state) => {
-            state.doubt(state.newest().next(now));
-            (*state, false)
-        }
-        Found::Nothing => (State::new(now), false),
-        Found::Lost { reserved } => (State::new(reserved.next(now)), false),
-    };
-    let has_messages = state.stats().messages > 0;
-    let reserved = if is_current || has_messages {
+    let state = match found {
         // The file is marked as opened when the first message comes. A server that is stopped before that
         // leaves it as it is.
-        owner.place.probe()?;
-        Id::ZERO
-    } else {
-        owner.write_reserved(state.newest())?;
-        state.newest()
+        Found::Log(state) => {
+            owner.place.probe()?;
+            return Ok(Opened { owner, state: *state, reserved: Id::ZERO });
+        }
+        Found::Nothing => State::new(now),
+        Found::Lost { reserved } => State::new(reserved.next(now)),
     };
-    Ok(Opened { owner, state, reserved, is_current })
+    let reserved = state.newest();
+    owner.write_reserved(reserved)?;
+    Ok(Opened { owner, state, reserved })
 }
 
 /// Runs `work` on a thread of its own. The end of the process does not wait for it, as it would for a thread

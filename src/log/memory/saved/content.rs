@@ -21,24 +21,31 @@ use crate::{log::Retention, message::Id};
 /// holds few bytes that are not written yet.
 const SYNC_EVERY_BYTES: u64 = 16 << 20;
 
+/// Why a file was set aside, and the ending of its new name.
+const DAMAGED: (&str, &str) = ("is damaged", "damaged");
+const OLDER: (&str, &str) = ("may be an older copy", "older");
+
 /// The content of the file when a process starts.
 pub enum Found {
     Nothing,
     /// The log of the process before, which ended in order.
     Log(Box<State>),
-    /// A log, and a later one may have been lost.
-    Older(Box<State>),
     /// Messages were lost. Ids up to this one may have been assigned.
     Lost {
         reserved: Id,
     },
 }
 
-/// Reads the file. A damaged file is set aside.
+/// Reads the file. A file that is damaged, or that may be an older copy, is set aside.
 pub fn take(place: &Place, retention: &Retention, now: Id) -> io::Result<Found> {
     let path = place.path().display();
     let mut file = match File::open(place.path()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if place.run().is_some() {
+                tracing::warn!(%path, "the state file is gone, and its lock file is there: older cursors get a gap");
+            }
+            return Ok(Found::Nothing);
+        }
         opened => opened?,
     };
     let mut first = Vec::new();
@@ -49,22 +56,24 @@ pub fn take(place: &Place, retention: &Retention, now: Id) -> io::Result<Found> 
     }
     let (head, len) = match Head::parse(&first) {
         Ok(parsed) => parsed,
-        Err(why) => return set_aside(place, &why, Id::ZERO),
+        Err(why) => return set_aside(place, DAMAGED, &why, Id::ZERO),
     };
     match read(&mut file, head, len as u64, retention, now)? {
-        Err(why) => set_aside(place, &why, head.newest),
+        Err(why) => set_aside(place, DAMAGED, &why, head.newest),
         Ok(None) => {
             tracing::warn!(%path, "the last process did not end in order: its messages are lost, and older cursors get a gap");
             Ok(Found::Lost { reserved: head.newest })
         }
-        Ok(Some(state)) => {
-            let messages = state.stats().messages;
-            if place.run() == head.run {
-                tracing::info!(%path, messages, "state file read");
-                return Ok(Found::Log(state));
-            }
-            tracing::error!(%path, messages, "the state file is not the one that the last process here wrote, or its lock file is missing: older cursors get a gap");
-            Ok(Found::Older(state))
+        Ok(Some(state)) if place.run() == head.run => {
+            tracing::info!(%path, messages = state.stats().messages, "state file read");
+            Ok(Found::Log(state))
+        }
+        Ok(Some(_)) => {
+            let why = match place.run() {
+                None => "its lock file is missing, so there may be a newer one",
+                Some(_) => "its lock file names another process, which has used a newer one",
+            };
+            set_aside(place, OLDER, why, head.newest)
         }
     }
 }
@@ -79,7 +88,10 @@ fn read(
 ) -> io::Result<Result<Option<Box<State>>, String>> {
     let bytes = file.metadata()?.len().saturating_sub(head_bytes);
     if bytes != head.bytes {
-        return Ok(Err(format!("it should have {} bytes behind its first line, and has {bytes}", head.bytes)));
+        return Ok(Err(format!(
+            "it should have {} bytes behind its first line, and has {bytes}",
+            head.bytes
+        )));
     }
     file.seek(SeekFrom::Start(head_bytes))?;
     let mut body = body::Reader::new(file);
@@ -91,10 +103,10 @@ fn read(
     Ok(state.transpose().map(|state| state.map(Box::new)).map_err(|error| error.to_string()))
 }
 
-fn set_aside(place: &Place, why: &str, reserved: Id) -> io::Result<Found> {
-    let aside = place.set_aside(&format!(".damaged-{}", Id::now()))?;
+fn set_aside(place: &Place, (is, ending): (&str, &str), why: &str, reserved: Id) -> io::Result<Found> {
+    let aside = place.set_aside(&format!(".{ending}-{}", Id::now()))?;
     let path = place.path().display();
-    tracing::error!(%path, why, aside = %aside.display(), "the state file is damaged and was set aside: it is not used, and older cursors get a gap");
+    tracing::error!(%path, why, aside = %aside.display(), "the state file {is} and was set aside: it is not used, and older cursors get a gap");
     Ok(Found::Lost { reserved })
 }
 

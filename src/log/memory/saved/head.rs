@@ -100,7 +100,8 @@ mod tests {
     /// This line was written by the first release.
     #[test]
     fn the_line_of_version_1_is_read() {
-        let line = "rejoin-state 1 closed 1795707552820824 00000000000000051307 b1221b0aff9ff770 57f2bcb4d44856ec\n";
+        let line =
+            "rejoin-state 1 closed 1795707552820824 00000000000000051307 b1221b0aff9ff770 57f2bcb4d44856ec\n";
         let (head, _) = Head::parse(line.as_bytes()).expect("a first line");
         assert_eq!((head.is_closed, head.newest.get(), head.bytes), (true, 1_795_707_552_820_824, 51_307));
         assert_eq!((head.hash, head.run), (0xb122_1b0a_ff9f_f770, None));
@@ -120,7 +121,13 @@ mod tests {
         for ours in [&b""[..], b"r", b"rejoin-", b"rejoin-state 1", &zeros[..1], &zeros] {
             assert!(looks_like_ours(ours), "{ours:?}");
         }
-        for other in [&b"hello"[..], b"root:x:0:0:root", b"{\"a\":1}", b"listen = \"127.0.0.1:1\"", b"\0\0\0\0ELF12345"] {
+        for other in [
+            &b"hello"[..],
+            b"root:x:0:0:root",
+            b"{\"a\":1}",
+            b"listen = \"127.0.0.1:1\"",
+            b"\0\0\0\0ELF12345",
+        ] {
             assert!(!looks_like_ours(other), "{other:?}");
         }
     }

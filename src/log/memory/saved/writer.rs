@@ -127,8 +127,9 @@ impl Writer {
 
     /// Waits for the next order. `None` once there will be none.
     fn next(&self) -> Option<Order> {
-        let is_idle =
-            |orders: &mut Orders| orders.reserve.is_none() && !orders.look && orders.close.is_none() && !orders.is_over;
+        let is_idle = |orders: &mut Orders| {
+            orders.reserve.is_none() && !orders.look && orders.close.is_none() && !orders.is_over
+        };
         let mut orders =
             self.has_orders.wait_while(self.orders(), is_idle).unwrap_or_else(PoisonError::into_inner);
         let close = orders.close.take().map(Order::Close);

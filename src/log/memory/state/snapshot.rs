@@ -138,11 +138,6 @@ impl State {
         Ok(state)
     }
 
-    /// Lets every older cursor get a gap: up to `newest` there may have been messages that this log lacks.
-    pub fn doubt(&mut self, newest: Id) {
-        (self.newest, self.began, self.forgotten) = (newest, newest, newest);
-    }
-
     fn restore_topic(&mut self, topic: Topic, known: Known) -> Result<(), Unreadable> {
         if self.index.contains_key(&topic) {
             return Err(Unreadable);
