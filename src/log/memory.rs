@@ -93,7 +93,7 @@ impl MemoryLog {
     }
 
     /// Closes the log, and writes its messages to the file that it was resumed from, if any. If that fails,
-    /// tries again until `until`, and tries at least once.
+    /// tries again until `until`, and tries at least once. Call this once: it takes the idempotency keys along.
     ///
     /// # Errors
     /// If the file could not be written: then every cursor gets a gap after the next start.

@@ -17,7 +17,10 @@ mod writer;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -53,6 +56,8 @@ const STALLED_AFTER: Duration = Duration::from_secs(5);
 pub struct Saved {
     path: PathBuf,
     writer: Arc<Writer>,
+    /// True once the log is closed: it assigns no more ids.
+    is_closed: AtomicBool,
 }
 
 impl Saved {
@@ -80,7 +85,7 @@ impl Saved {
         };
         let Opened { owner, state, reserved } = opened;
         let writer = Writer::start(owner, reserved)?;
-        Ok((Arc::new(Self { path, writer }), state))
+        Ok((Arc::new(Self { path, writer, is_closed: AtomicBool::new(false) }), state))
     }
 
     /// Reserves ids from `next` on, if that is due. Waits for the disk for at most a second, and not at all
@@ -90,6 +95,9 @@ impl Saved {
     /// If the file belongs to another process, or if it could not be marked as opened yet: what is stored now
     /// could be lost, and no client would be told.
     pub async fn reserve(&self, next: Id) -> Result<(), LogError> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let status = self.writer.status();
         if next.plus(RESERVE / 2) >= status.reserved {
             self.writer.reserve(next.plus(RESERVE));
@@ -142,6 +150,7 @@ impl Saved {
     /// # Cancel safety
     /// Dropping this never blocks. A write that is under way goes on, and the file is complete either way.
     pub async fn close(&self, snapshot: Snapshot, until: Instant) -> io::Result<()> {
+        self.is_closed.store(true, Ordering::Release);
         let (path, messages) = (self.path.display(), snapshot.message_count());
         if !self.has_begun() {
             tracing::info!(%path, "nothing was published, so the state file is left as it is");

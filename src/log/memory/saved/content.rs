@@ -125,9 +125,9 @@ impl Owner {
 
     /// Writes that a process is running, and which ids it may have assigned.
     pub fn write_reserved(&mut self, reserved: Id) -> Result<(), Failure> {
-        let (run, disk) = (Some(self.run), self.place.disk());
+        let run = Some(self.run);
         let head = Head { is_closed: false, newest: reserved, bytes: 0, hash: xxh3_64(b""), run };
-        self.place.replace(|file| disk.write(file, head.line().as_bytes()))?;
+        self.place.replace(|file| file.write_all(head.line().as_bytes()))?;
         self.begin()
     }
 
@@ -141,12 +141,12 @@ impl Owner {
                 |bytes, hash| Head { is_closed: true, newest: snapshot.newest, bytes, hash, run }.line();
             // The first line is written last, when its content is known. Until then a placeholder takes its
             // room.
-            disk.write(file, head(0, 0).as_bytes())?;
+            file.write_all(head(0, 0).as_bytes())?;
             let mut body = body::Writer::new(Synced { file: &mut *file, disk: &*disk, unsynced: 0, steps });
             snapshot.write(&mut body)?;
             let (bytes, hash) = body.finish()?;
             file.rewind()?;
-            disk.write(file, head(bytes, hash).as_bytes())
+            file.write_all(head(bytes, hash).as_bytes())
         })
     }
 
@@ -170,7 +170,7 @@ struct Synced<'a> {
 
 impl Write for Synced<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.disk.write(self.file, bytes)?;
+        self.file.write_all(bytes)?;
         self.unsynced += bytes.len() as u64;
         if self.unsynced >= SYNC_EVERY_BYTES {
             self.flush()?;

@@ -6,16 +6,16 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File},
-    io::{self, Read, Seek},
-    os::unix::fs::MetadataExt,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::disk::{Disk, options};
+use super::disk::Disk;
 
 /// How many symbolic links lead to the file at most.
 const MAX_LINKS: usize = 40;
@@ -107,7 +107,7 @@ impl Place {
     pub fn replace(&mut self, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), Failure> {
         self.check()?;
         let new = beside(&self.path, ".new");
-        let written = self.disk.create(&new).and_then(|mut file| {
+        let written = create(&new).and_then(|mut file| {
             write(&mut file)?;
             self.disk.sync(&file)
         });
@@ -117,7 +117,7 @@ impl Place {
             return Err(error.into());
         }
         self.check()?;
-        self.disk.rename(&new, &self.path)?;
+        fs::rename(&new, &self.path)?;
         self.disk.sync(&File::open(folder(&self.path))?)?;
         // A process that took the place in between has seen the file from before.
         self.check()
@@ -126,8 +126,8 @@ impl Place {
     /// Checks that files can be written here.
     pub fn probe(&self) -> io::Result<()> {
         let new = beside(&self.path, ".new");
-        let written = self.disk.create(&new).and_then(|mut file| {
-            self.disk.write(&mut file, b"a test of the disk\n")?;
+        let written = create(&new).and_then(|mut file| {
+            file.write_all(b"a test of the disk\n")?;
             self.disk.sync(&file)
         });
         let removed = fs::remove_file(&new);
@@ -155,6 +155,17 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
     let no_name = || io::Error::new(io::ErrorKind::InvalidInput, "this is not the name of a file");
     let name = path.file_name().ok_or_else(no_name)?;
     Ok(fs::canonicalize(folder(&path))?.join(name))
+}
+
+/// Only the owner may read the files, because they have the published messages.
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    options().create(true).truncate(true).open(path)
 }
 
 fn folder(path: &Path) -> &Path {
@@ -189,6 +200,6 @@ fn read_run(lock: &mut File) -> io::Result<Option<u64>> {
 
 fn write_run(disk: &dyn Disk, lock: &mut File, run: u64) -> io::Result<()> {
     lock.rewind()?;
-    disk.write(lock, format!("{run:016x}\n").as_bytes())?;
+    lock.write_all(format!("{run:016x}\n").as_bytes())?;
     disk.sync(lock)
 }

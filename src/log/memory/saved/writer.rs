@@ -74,7 +74,7 @@ impl Writer {
             status: watch::Sender::new(Status { reserved, ..Status::default() }),
             steps: AtomicU64::new(0),
         });
-        let mut thread = Thread { owner, writer: writer.clone() };
+        let mut thread = Thread { owner, writer: writer.clone(), is_closing: false };
         std::thread::Builder::new().name("state-file".into()).spawn(move || thread.work())?;
         Ok(writer)
     }
@@ -152,6 +152,8 @@ impl Writer {
 struct Thread {
     owner: Owner,
     writer: Arc<Writer>,
+    /// True once the log was closed. An order from before that must not replace the file again.
+    is_closing: bool,
 }
 
 impl Thread {
@@ -159,18 +161,11 @@ impl Thread {
         while let Some(order) = self.writer.next() {
             match order {
                 Order::Reserve(upto) => self.reserve(upto),
-                Order::Look => {
-                    if let Err(failure) = self.owner.place.check() {
-                        self.failed(&failure);
-                    }
-                }
+                Order::Look => self.look(),
                 Order::Close(Close { snapshot, done }) => {
-                    let written = self.close(&snapshot);
-                    if let Err(failure) = &written {
-                        self.failed(failure);
-                    }
+                    self.is_closing = true;
                     // If the caller has given up, the file is complete all the same.
-                    let _ = done.send(written);
+                    let _ = done.send(self.close(&snapshot));
                 }
             }
         }
@@ -178,7 +173,7 @@ impl Thread {
 
     fn reserve(&mut self, upto: Id) {
         let status = self.writer.status();
-        if status.is_taken || status.reserved >= upto {
+        if self.is_closing || status.is_taken || status.reserved >= upto {
             return;
         }
         if let Err(failure) = self.owner.write_reserved(upto) {
@@ -198,10 +193,25 @@ impl Thread {
         }
     }
 
+    fn look(&mut self) {
+        let status = self.writer.status();
+        // Before the first message nothing can be lost, and the first message finds out by itself.
+        if let Err(failure) = self.owner.place.check()
+            && status.has_begun()
+        {
+            self.failed(&failure);
+            // Try to write until that works again, even if nothing is published meanwhile.
+            self.writer.reserve(Id::new(status.reserved.get() + 1));
+        }
+    }
+
     fn close(&mut self, snapshot: &Snapshot) -> Result<(), Failure> {
-        self.owner.write_closed(snapshot, &self.writer.steps)?;
+        let written = self.owner.write_closed(snapshot, &self.writer.steps);
+        if let Err(Failure::Taken) = written {
+            self.failed(&Failure::Taken);
+        }
         self.step();
-        Ok(())
+        written
     }
 
     fn step(&self) {
@@ -221,8 +231,14 @@ impl Thread {
                 }
             }
             Failure::Disk(error) => {
-                if self.writer.note_failing(Id::MAX) {
+                let has_begun = self.writer.status().has_begun();
+                if !self.writer.note_failing(Id::MAX) {
+                    return;
+                }
+                if has_begun {
                     tracing::error!(%path, %error, "the state file cannot be written: publishing goes on, and the server tries again");
+                } else {
+                    tracing::error!(%path, %error, "the state file cannot be marked as opened: nothing is stored until it can, and the server tries again");
                 }
             }
         }
