@@ -1,4 +1,4 @@
-//! What a state file says to the process that reads it, and what that process writes to it.
+//! The content of a state file: how a process reads it at its start, and what it writes.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! Where a state file is, and which process it belongs to.
+//! The place of a state file, and the check that it still belongs to this process.
 //!
 //! Two files lie beside each other. `FILE` has the messages of a log that was closed, or a note that a process
 //! is running. `FILE.lock` is locked by that process, and has the number of the last process that published.

@@ -95,7 +95,7 @@ async fn a_disk_that_fails_is_shown_until_it_can_be_written_again() {
     let id = publish(&log, "a", "x").await;
     assert!(has_failed(&log).await);
     disk.set(Mode::Works);
-    // Nothing is published meanwhile.
+    // The server tries again by itself, without a publish.
     until(|| log.saved.as_ref().is_some_and(|saved| !saved.is_failing())).await;
     log.end(Instant::now()).await.expect("written");
     drop(log);
