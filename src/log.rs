@@ -217,4 +217,7 @@ pub struct LogStats {
     pub newest: Id,
     /// The store vouches for every message from here on.
     pub began: Id,
+    /// True while the state file cannot be written, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_failed: Option<bool>,
 }

@@ -69,6 +69,7 @@ pub struct Metrics {
     /// Clients that had not read anything for the write timeout.
     pub slow_closes: IntCounter,
     log_up: IntGauge,
+    state_failed: IntGauge,
     topics: IntGauge,
     retained_messages: IntGauge,
     retained_bytes: IntGauge,
@@ -165,6 +166,11 @@ impl Metrics {
                 &registry,
                 "rejoin_slow_closes_total",
                 "Clients closed because they had stopped reading.",
+            ),
+            state_failed: gauge(
+                &registry,
+                "rejoin_state_failed",
+                "1 while the file of --state cannot be written, else 0.",
             ),
             log_up: gauge(&registry, "rejoin_log_up", "1 if the log answered for this scrape, else 0."),
             topics: gauge(&registry, "rejoin_topics", "Topics known, with or without retained messages."),
@@ -273,6 +279,7 @@ pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Respo
     let stats = app.broker.stats().await;
     metrics.log_up.set(i64::from(stats.is_ok()));
     if let Ok(stats) = stats {
+        metrics.state_failed.set(i64::from(stats.state_failed == Some(true)));
         metrics.topics.set(stats.topics as i64);
         metrics.retained_messages.set(stats.messages as i64);
         metrics.retained_bytes.set(stats.bytes as i64);

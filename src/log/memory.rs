@@ -18,10 +18,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use self::{
-    saved::{Found, Saved},
+    saved::{Disk, Saved, System},
     state::{NODES, Reading, STEP, Seeking, State},
 };
 use super::{
@@ -73,29 +73,37 @@ impl MemoryLog {
     /// # Errors
     /// If the file cannot be used, or another process uses it.
     ///
+    /// # Cancel safety
+    /// Dropping this releases the file, and never blocks. A log in the file stays there.
+    ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn resume(retention: Retention, path: PathBuf) -> io::Result<Arc<Self>> {
-        Self::resume_by(Clock::System, retention, path).await
+        Self::resume_by(Clock::System, retention, path, Arc::new(System)).await
     }
 
-    async fn resume_by(clock: Clock, retention: Retention, path: PathBuf) -> io::Result<Arc<Self>> {
-        let saved = Saved::open(path).await?;
-        let (found, now) = (saved.take().await?, clock.now());
-        let state = match found {
-            Found::Nothing => State::new(now),
-            Found::Snapshot(snapshot) => State::restore(*snapshot, &retention, now),
-            Found::Lost { reserved } => State::new(reserved.next(now)),
-        };
-        saved.begin(state.newest()).await?;
+    async fn resume_by(
+        clock: Clock,
+        retention: Retention,
+        path: PathBuf,
+        disk: Arc<dyn Disk>,
+    ) -> io::Result<Arc<Self>> {
+        let (saved, state) = Saved::open(path, clock.clone(), retention.clone(), disk).await?;
         Ok(Self::run(state, clock, retention, Some(saved)))
     }
 
-    /// Closes the log, and writes its messages to the file that it was resumed from, if any.
-    pub async fn end(&self) -> io::Result<()> {
+    /// Closes the log, and writes its messages to the file that it was resumed from, if any. If that fails,
+    /// tries again until `until`, and tries at least once. Call this once: it takes the idempotency keys along.
+    ///
+    /// # Errors
+    /// If the file could not be written: then every cursor gets a gap after the next start.
+    ///
+    /// # Cancel safety
+    /// Dropping this never blocks. The log stays closed, and a write that is under way goes on.
+    pub async fn end(&self, until: Instant) -> io::Result<()> {
         let Some(saved) = &self.saved else { return Ok(()) };
         let snapshot = self.state().close();
-        saved.write(snapshot).await
+        saved.close(snapshot, until).await
     }
 
     fn run(state: State, clock: Clock, retention: Retention, saved: Option<Arc<Saved>>) -> Arc<Self> {
@@ -113,9 +121,12 @@ impl MemoryLog {
             loop {
                 tokio::time::sleep(SWEEP_EVERY).await;
                 let Some(log) = weak.upgrade() else { return };
-                // Reserve before the publishers need it, so that they do not wait.
-                if std::mem::replace(&mut newest, log.watermark()) < newest {
-                    log.reserve(newest).await;
+                if let Some(saved) = &log.saved {
+                    saved.look();
+                    // Reserve before the publishers need it, so that they do not wait.
+                    if std::mem::replace(&mut newest, log.watermark()) < newest {
+                        _ = saved.reserve(newest).await;
+                    }
                 }
                 while log.state().sweep(&log.retention, log.clock.now()) {
                     tokio::task::yield_now().await;
@@ -123,18 +134,6 @@ impl MemoryLog {
             }
         });
         log
-    }
-
-    /// Notes in the file that ids from `next` on may be assigned.
-    ///
-    /// If that fails, publishing goes on. An id could be assigned twice only after a crash and with a clock
-    /// set back.
-    async fn reserve(&self, next: Id) {
-        if let Some(saved) = &self.saved
-            && let Err(error) = saved.reserve(next).await
-        {
-            tracing::error!(%error, "the state file cannot be written");
-        }
     }
 
     /// Removes the messages that have expired by now, because readers must not be given them before the
@@ -214,8 +213,8 @@ impl MemoryLog {
 #[async_trait]
 impl Log for MemoryLog {
     async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        if self.saved.is_some() {
-            self.reserve(self.watermark().next(self.clock.now())).await;
+        if let Some(saved) = &self.saved {
+            saved.reserve(self.watermark().next(self.clock.now())).await?;
         }
         let (appended, tails) = loop {
             if let Some(mut state) = self.state_to_append() {
@@ -257,6 +256,13 @@ impl Log for MemoryLog {
     }
 
     async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
+        if let Some(saved) = &self.saved {
+            // If the file still has the message, a crash must not bring it back.
+            if !saved.has_begun() {
+                saved.reserve(self.watermark().next(self.clock.now())).await?;
+            }
+            saved.check()?;
+        }
         self.state().delete(topic)
     }
 
@@ -315,7 +321,12 @@ impl Log for MemoryLog {
     }
 
     async fn stats(&self) -> Result<LogStats, LogError> {
-        Ok(self.state().stats())
+        let state_failed = self.saved.as_ref().map(|saved| saved.is_failing());
+        Ok(LogStats { state_failed, ..self.state().stats() })
+    }
+
+    async fn check(&self) -> Result<(), LogError> {
+        self.saved.as_ref().map_or(Ok(()), |saved| saved.check())
     }
 }
 

@@ -369,6 +369,7 @@ impl Log for RedisLog {
     async fn stats(&self) -> Result<LogStats, LogError> {
         let Stats { facts, topics, messages, bytes } =
             self.store.read(&self.store.scripts.stats, "", &[]).await?;
-        Ok(LogStats { topics, messages, bytes, newest: facts.newest, began: facts.began })
+        let (newest, began) = (facts.newest, facts.began);
+        Ok(LogStats { topics, messages, bytes, newest, began, state_failed: None })
     }
 }

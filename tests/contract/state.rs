@@ -1,7 +1,8 @@
 //! A restart with `--state`, of the program itself.
 
-use std::process::Stdio;
+use std::{process::Stdio, time::Duration};
 
+use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::Command,
@@ -9,6 +10,7 @@ use tokio::{
 
 use crate::{
     ask::{Ask, get, post, publish, publish_all, text, topic_path, within},
+    metrics::scrape,
     reader::Reader,
     support::{
         client::Transport,
@@ -156,4 +158,145 @@ async fn the_next_process_waits_for_the_last_one_and_logs_it() {
     first.terminate().await;
     let line = within("the second process to greet", greeting.next_line()).await.expect("text");
     assert!(line.as_deref().is_some_and(|line| line.starts_with("Rejoin listens on ")), "{line:?}");
+}
+
+/// Asks again until the answer is as expected.
+async fn until_ready(program: &Program, status: u16) {
+    let asking = async {
+        while get(&program.server, "/health/ready").answer().await.status != status {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    within("another readiness", asking).await;
+}
+
+#[tokio::test]
+async fn a_state_file_that_cannot_be_written_is_visible_and_is_tried_again_until_the_grace_has_passed() {
+    let folder = Folder::new();
+    let path = folder.path("state");
+    let arguments = ["--state", &path, "--drain-grace", "60s"];
+    let mut program = Program::start(&arguments).await;
+    let state_failed = async |program: &Program| {
+        let stats = get(&program.server, "/stats").answer().await.json();
+        let metric = scrape(&program.server).await["rejoin_state_failed"];
+        (stats["state_failed"].as_bool().expect("a boolean"), metric)
+    };
+    assert_eq!(state_failed(&program).await, (false, 0.0));
+    // A folder is in the way of the file that is written.
+    let in_the_way = folder.path("state.new");
+    std::fs::create_dir(&in_the_way).expect("a folder");
+    let failing = async {
+        while !state_failed(&program).await.0 {
+            publish(&program.server, "a", "goes on").await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    within("a write that fails", failing).await;
+    assert_eq!(state_failed(&program).await, (true, 1.0));
+    assert_eq!(get(&program.server, "/health/ready").answer().await.status, 200);
+    let id = publish(&program.server, "a", "kept").await;
+    program.send_sigterm();
+    program.until_logged("trying again until the drain grace has passed").await;
+    std::fs::remove_dir(&in_the_way).expect("removed");
+    let ended = program.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.log.contains("the state file cannot be written: publishing goes on"), "{ended:?}");
+    assert!(ended.log.contains(&format!("{path:?}")), "{ended:?}");
+
+    let program = Program::start(&arguments).await;
+    assert_eq!(state_failed(&program).await, (false, 0.0));
+    let next = publish(&program.server, "a", "next").await;
+    assert_resumes(&program, "topic=a", &id, &[next]).await;
+}
+
+#[tokio::test]
+async fn a_server_whose_state_file_another_one_has_taken_is_not_ready_and_stores_nothing() {
+    let folder = Folder::new();
+    let arguments = ["--state", &folder.path("state")];
+    let first = Program::start(&arguments).await;
+    publish(&first.server, "a", "first").await;
+    std::fs::remove_file(folder.path("state.lock")).expect("removed");
+    // If the first server is faster, it makes its lock file again, and the second one waits for it.
+    let second = Program::start(&arguments);
+    let removing = async {
+        loop {
+            _ = std::fs::remove_file(folder.path("state.lock"));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let second = tokio::select! {
+        second = second => second,
+        never = removing => never,
+    };
+    until_ready(&first, 503).await;
+    post(&first.server, &topic_path("a")).body("x").answer().await.problem(503, "unavailable");
+    let id = publish(&second.server, "a", "second").await;
+    let ended = first.terminate().await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(
+        ended.log.contains("another server uses the state file: this server stores nothing more"),
+        "{ended:?}"
+    );
+    assert_eq!(second.terminate().await.code, Some(0));
+    let program = Program::start(&arguments).await;
+    let mut reader = Reader::open(&program.server, Transport::Sse, "topic=a&after=0").await;
+    assert_eq!(reader.ids(1).await, [id]);
+}
+
+/// How much memory the process took at most, in KiB.
+fn most_memory(program: &Program) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.pid().as_raw_nonzero()));
+    let status = status.expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// The file was in memory as a whole beside the log, so a server that had just enough memory to run did not
+/// start again.
+#[tokio::test]
+async fn a_start_takes_hardly_more_memory_than_the_run_before() {
+    let folder = Folder::new();
+    let arguments = ["--state", &folder.path("state"), "--retain-bytes", "64MiB"];
+    let program = Program::start(&arguments).await;
+    let messages: Vec<_> =
+        (0..64).map(|number| json!({"topic": format!("a.{number}"), "data": "x".repeat(16_000)})).collect();
+    for _ in 0..40 {
+        let answer = post(&program.server, "/publish").json(&messages).answer().await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    let running = most_memory(&program);
+    assert!(running > 40_000, "{running} KiB");
+    program.terminate().await;
+    let program = Program::start(&arguments).await;
+    assert!(get(&program.server, "/stats").answer().await.json()["bytes"].as_u64() > Some(40_000_000));
+    let starting = most_memory(&program);
+    assert!(starting < running * 115 / 100, "{starting} KiB after {running} KiB");
+}
+
+/// The readers who had the messages of the newer file missed what was published after it was put back.
+#[tokio::test]
+async fn an_older_state_file_that_is_put_back_becomes_a_gap() {
+    let folder = Folder::new();
+    let (path, copy) = (folder.path("state"), folder.path("copy"));
+    let arguments = ["--state", &path];
+    let program = Program::start(&arguments).await;
+    let before = publish(&program.server, "a", "one").await;
+    program.terminate().await;
+    std::fs::copy(&path, &copy).expect("a copy");
+    let program = Program::start(&arguments).await;
+    let lost = publish(&program.server, "a", "two").await;
+    program.terminate().await;
+    std::fs::copy(&copy, &path).expect("put back");
+
+    let program = Program::start(&arguments).await;
+    assert!(publish(&program.server, "a", "new").await > lost);
+    for cursor in [&before, &lost] {
+        for transport in Transport::ALL {
+            let query = format!("topic=a&after={cursor}");
+            let gap = Reader::open(&program.server, transport, &query).await.gap().await;
+            assert_eq!(gap["reason"], "restarted", "{transport}: {gap}");
+        }
+    }
+    let ended = program.terminate().await;
+    assert!(ended.log.contains("may be an older copy and was set aside"), "{ended:?}");
 }

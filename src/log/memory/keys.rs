@@ -27,10 +27,6 @@ pub struct Keys {
     seed: u64,
 }
 
-/// All keys as a value: the seed of their digests, then the topic and name, the id and the digest of each,
-/// oldest first.
-pub type Remembered = (u64, Vec<(Box<str>, Id, u64)>);
-
 #[derive(Debug)]
 struct Use {
     at: Instant,
@@ -51,22 +47,33 @@ impl Default for Keys {
 }
 
 impl Keys {
-    /// The value for [`restore`](Self::restore) in another process.
-    pub fn remembered(&self) -> Remembered {
-        (self.seed, self.used.iter().map(|(name, used)| (name.clone(), used.id, used.digest)).collect())
+    /// No keys yet, and the seed of the digests that [`restore`](Self::restore) is given.
+    pub fn with_seed(seed: u64) -> Self {
+        Self { seed, ..Self::default() }
     }
 
-    pub fn restore((seed, keys): Remembered, now_id: Id) -> Self {
-        let mut restored = Self { seed, ..Self::default() };
-        let now = Instant::now();
-        for (name, id, digest) in keys {
-            // The age of a key follows from its id. If the id is not in the past, the key counts as new.
-            let age = Duration::from_micros(now_id.get().saturating_sub(id.get()));
-            if let Ok(topic) = topic_in(&name).parse() {
-                restored.insert(topic, name, Use { at: now.checked_sub(age).unwrap_or(now), id, digest });
-            }
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    pub fn len(&self) -> usize {
+        self.used.len()
+    }
+
+    /// The topic and name, the id and the digest of each key, oldest first, for [`restore`](Self::restore) in
+    /// another process.
+    pub fn remembered(&self) -> impl Iterator<Item = (&str, Id, u64)> {
+        self.used.iter().map(|(name, used)| (&**name, used.id, used.digest))
+    }
+
+    /// Remembers a key of another process.
+    pub fn restore(&mut self, name: Box<str>, id: Id, digest: u64, now: Id) {
+        // The age of a key follows from its id. If the id is not in the past, the key counts as new.
+        let age = Duration::from_micros(now.get().saturating_sub(id.get()));
+        let at = Instant::now();
+        if let Ok(topic) = topic_in(&name).parse() {
+            self.insert(topic, name, Use { at: at.checked_sub(age).unwrap_or(at), id, digest });
         }
-        restored
     }
 
     /// The id of the message that this key stored, if it was used recently for the same payload.
@@ -193,11 +200,16 @@ mod tests {
         assert!(is_about(fill(&mut keys, "loud.too"), MAX_BYTES / 4));
         assert!((0..100).all(|number| remember(&mut keys, &format!("quiet.{number}"), 0)));
 
-        let ((seed, remembered), now) = (keys.remembered(), Id::now());
-        assert_eq!(Keys::restore((seed, remembered.clone()), now).shares, keys.shares);
-        let long_ago = now.minus(IDEMPOTENCY_WINDOW);
-        let old = remembered.into_iter().map(|(name, _, digest)| (name, long_ago, digest)).collect();
-        let mut keys = Keys::restore((seed, old), now);
+        let now = Id::now();
+        let restored = |age| {
+            let mut restored = Keys::with_seed(keys.seed());
+            keys.remembered().for_each(|(name, _, digest)| {
+                restored.restore(name.into(), now.minus(age), digest, now);
+            });
+            restored
+        };
+        assert_eq!(restored(Duration::ZERO).shares, keys.shares);
+        let mut keys = restored(IDEMPOTENCY_WINDOW);
         // An old key counts as new, even if it was not removed.
         assert!(remember(&mut keys, "quiet.99", 0) && !remember(&mut keys, "quiet.99", 0));
         assert_eq!(keys.forget_old(10), 10);

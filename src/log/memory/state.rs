@@ -164,6 +164,7 @@ impl State {
             bytes: self.bytes,
             newest: self.newest,
             began: self.began,
+            state_failed: None,
         }
     }
 

@@ -1,7 +1,10 @@
-//! The part of a log that outlives its process, as a value. It is taken under the lock, and written and read
-//! without it.
+//! The part of a log that outlives its process. It is taken under the lock and written without it. It is read
+//! entry by entry into a new log, so that a start takes no more memory than the log itself.
 
-use std::{io::Write, sync::Arc};
+use std::{
+    io::{self, Read, Write},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -9,10 +12,7 @@ use super::{Known, State};
 use crate::{
     log::{
         Mark, Retention, Tail,
-        memory::{
-            keys::{Keys, Remembered},
-            losses::Losses,
-        },
+        memory::{keys::Keys, losses::Losses},
     },
     message::{Draft, Id, Message, Payload, PayloadKind, Topic},
 };
@@ -28,8 +28,11 @@ pub struct Snapshot {
     topics: Vec<(Topic, Id, Id)>,
     /// The retained messages, in the order of their ids.
     messages: Vec<Arc<Message>>,
-    keys: Remembered,
+    keys: Keys,
 }
+
+/// How many bytes an entry may have without its payload. The names in it have at most a few hundred each.
+const MAX_ENTRY_BYTES: usize = 64 << 10;
 
 /// The bytes are not a snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -97,31 +100,62 @@ impl State {
                 .map(|(topic, known)| (topic.clone(), known.newest, known.deleted))
                 .collect(),
             messages: self.order.iter().filter_map(find).collect(),
-            keys: self.keys.remembered(),
+            // A closed log asks for no key.
+            keys: std::mem::take(&mut self.keys),
         }
     }
 
-    /// Restores a log from a snapshot. It keeps only what the limits of today allow.
-    pub fn restore(snapshot: Snapshot, retention: &Retention, now: Id) -> Self {
-        let Snapshot { newest, began, forgotten, topics, messages, keys } = snapshot;
-        let (keys, losses) = (Keys::restore(keys, now), Losses::new(newest));
-        let mut state = Self { newest, forgotten, keys, losses, ..Self::new(began) };
-        for (topic, newest, deleted) in topics {
-            state.know(topic, Known { newest, deleted, lost: Mark::default() });
+    /// Reads the log that [`Snapshot::write`] wrote. It keeps only what the limits of today allow.
+    ///
+    /// The bytes may be damaged: then this fails, or returns a log that the caller must throw away.
+    pub fn read(from: &mut impl Read, retention: &Retention, now: Id) -> Result<Self, Unreadable> {
+        let from = &mut Entries { from, scratch: vec![0; MAX_ENTRY_BYTES] };
+        let counts: Counts = from.take()?;
+        let (newest, began) = (Id::new(counts.newest), Id::new(counts.began));
+        let (forgotten, losses) = (Id::new(counts.forgotten), Losses::new(newest));
+        let mut state = Self { newest, forgotten, losses, ..Self::new(began) };
+        state.keys = Keys::with_seed(counts.seed);
+        for _ in 0..counts.topics {
+            let TopicEntry { topic, newest, deleted } = from.take()?;
+            let known = Known { newest: Id::new(newest), deleted: Id::new(deleted), lost: Mark::default() };
+            state.restore_topic(name(&topic)?, known)?;
         }
-        for message in messages {
-            let tail = state.tails.get(&message.topic).cloned().unwrap_or_else(|| {
-                // Messages from before the oldest retained one are gone.
-                let topic = state.names.get(&message.topic).unwrap_or(&message.topic);
-                let tail = Arc::new(Tail::new(topic.into(), message.prev));
-                state.tails.insert(topic.clone(), tail.clone());
-                tail
-            });
-            message.cool();
-            state.retain(&tail, message, retention);
+        let mut last = Id::ZERO;
+        for _ in 0..counts.messages {
+            let message = from.take_message()?;
+            let is_in_order = last < message.id && message.id <= newest && message.prev < message.id;
+            if !is_in_order || !state.index.contains_key(&message.topic) {
+                return Err(Unreadable);
+            }
+            last = message.id;
+            state.restore_message(message, retention);
+        }
+        for _ in 0..counts.keys {
+            let KeyEntry { name, id, digest } = from.take()?;
+            state.keys.restore(name.into(), Id::new(id), digest, now);
         }
         state.mark_what_is_gone();
-        state
+        Ok(state)
+    }
+
+    fn restore_topic(&mut self, topic: Topic, known: Known) -> Result<(), Unreadable> {
+        if self.index.contains_key(&topic) {
+            return Err(Unreadable);
+        }
+        self.know(topic, known);
+        Ok(())
+    }
+
+    fn restore_message(&mut self, message: Arc<Message>, retention: &Retention) {
+        let tail = self.tails.get(&message.topic).cloned().unwrap_or_else(|| {
+            // Messages from before the oldest retained one are gone.
+            let topic = self.names.get(&message.topic).unwrap_or(&message.topic);
+            let tail = Arc::new(Tail::new(topic.into(), message.prev));
+            self.tails.insert(topic.clone(), tail.clone());
+            tail
+        });
+        message.cool();
+        self.retain(&tail, message, retention);
     }
 
     /// Marks the topics that had lost messages before.
@@ -141,18 +175,17 @@ impl Snapshot {
         self.messages.len()
     }
 
-    pub fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
-        let (seed, keys) = &self.keys;
+    pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
         put(
             to,
             &Counts {
                 newest: self.newest.get(),
                 began: self.began.get(),
                 forgotten: self.forgotten.get(),
-                seed: *seed,
+                seed: self.keys.seed(),
                 topics: self.topics.len() as u64,
                 messages: self.messages.len() as u64,
-                keys: keys.len() as u64,
+                keys: self.keys.len() as u64,
             },
         )?;
         for (topic, newest, deleted) in &self.topics {
@@ -179,46 +212,39 @@ impl Snapshot {
             )?;
             to.write_all(&message.payload.bytes)?;
         }
-        for (name, id, digest) in keys {
-            put(to, &KeyEntry { name: name.to_string(), id: id.get(), digest: *digest })?;
+        for (name, id, digest) in self.keys.remembered() {
+            put(to, &KeyEntry { name: name.to_owned(), id: id.get(), digest })?;
         }
         Ok(())
     }
+}
 
-    /// Reads all that [`write`](Self::write) wrote, or fails.
-    pub fn read(mut bytes: &[u8]) -> Result<Self, Unreadable> {
-        let from = &mut bytes;
-        let counts: Counts = take(from)?;
-        let topics = (0..counts.topics).map(|_| {
-            let TopicEntry { topic, newest, deleted } = take(from)?;
-            Ok((name(&topic)?, Id::new(newest), Id::new(deleted)))
-        });
-        let topics = topics.collect::<Result<_, _>>()?;
-        let messages = (0..counts.messages).map(|_| {
-            let entry: MessageEntry = take(from)?;
-            let len = usize::try_from(entry.payload_bytes).map_err(|_| Unreadable)?;
-            let (payload, rest) = from.split_at_checked(len).ok_or(Unreadable)?;
-            *from = rest;
-            entry.message(payload)
-        });
-        let messages = messages.collect::<Result<_, _>>()?;
-        let keys = (0..counts.keys).map(|_| {
-            let KeyEntry { name, id, digest } = take(from)?;
-            Ok((name.into(), Id::new(id), digest))
-        });
-        let keys = (counts.seed, keys.collect::<Result<_, _>>()?);
-        let (newest, began) = (Id::new(counts.newest), Id::new(counts.began));
-        let forgotten = Id::new(counts.forgotten);
-        if bytes.is_empty() {
-            Ok(Self { newest, began, forgotten, topics, messages, keys })
-        } else {
-            Err(Unreadable)
+/// Reads entries from bytes that may be damaged. No count or length in them is believed.
+struct Entries<'a, R> {
+    from: &'a mut R,
+    scratch: Vec<u8>,
+}
+
+impl<R: Read> Entries<'_, R> {
+    fn take<T: DeserializeOwned>(&mut self) -> Result<T, Unreadable> {
+        let read = postcard::from_io((&mut *self.from, &mut self.scratch));
+        read.map(|(entry, _)| entry).map_err(|_| Unreadable)
+    }
+
+    fn take_message(&mut self) -> Result<Arc<Message>, Unreadable> {
+        let entry: MessageEntry = self.take()?;
+        // A damaged length must not take memory before its bytes are there.
+        let mut payload = Vec::with_capacity(entry.payload_bytes.min(MAX_ENTRY_BYTES as u64) as usize);
+        let read = (&mut *self.from).take(entry.payload_bytes).read_to_end(&mut payload);
+        match read {
+            Ok(count) if count as u64 == entry.payload_bytes => entry.message(payload),
+            _ => Err(Unreadable),
         }
     }
 }
 
 impl MessageEntry {
-    fn message(self, payload: &[u8]) -> Result<Arc<Message>, Unreadable> {
+    fn message(self, payload: Vec<u8>) -> Result<Arc<Message>, Unreadable> {
         let kind = match self.kind {
             Kind::Json => PayloadKind::Json,
             Kind::Text => PayloadKind::Text,
@@ -230,15 +256,9 @@ impl MessageEntry {
     }
 }
 
-fn put(to: &mut impl Write, entry: &impl Serialize) -> std::io::Result<()> {
+fn put(to: &mut impl Write, entry: &impl Serialize) -> io::Result<()> {
     let bytes = postcard::to_allocvec(entry).expect("an entry has a form");
     to.write_all(&bytes)
-}
-
-fn take<T: DeserializeOwned>(from: &mut &[u8]) -> Result<T, Unreadable> {
-    let (entry, rest) = postcard::take_from_bytes(from).map_err(|_| Unreadable)?;
-    *from = rest;
-    Ok(entry)
 }
 
 fn name(topic: &str) -> Result<Topic, Unreadable> {
