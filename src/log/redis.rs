@@ -6,6 +6,7 @@
 mod address;
 mod answers;
 mod arrivals;
+mod asking;
 mod codec;
 mod copies;
 mod deletions;
@@ -33,6 +34,7 @@ pub use self::{
 };
 use self::{
     answers::{Deleted, Known, Older, Published, Stats},
+    asking::Asking,
     copies::Copies,
     facts::Facts,
     feed::Feed,
@@ -82,9 +84,7 @@ pub struct RedisLog {
     feed: Arc<Feed>,
     link: Arc<Link>,
     copies: Arc<Copies>,
-    /// Only one caller at a time asks the store for its newest id.
-    asking: tokio::sync::Mutex<()>,
-    newest: Shared<(), Result<Id, LogError>>,
+    asking: Arc<Asking>,
     pages: Shared<PageKey, Result<Page, LogError>>,
     /// The tasks end with the log.
     _tasks: JoinSet<()>,
@@ -105,11 +105,12 @@ impl RedisLog {
         let mut tasks = JoinSet::new();
         tasks.spawn(store.clone().keep_connected());
         tasks.spawn(link.clone().keep_linked());
+        let asking = Arc::new(Asking::new(link.clone()));
+        tasks.spawn(asking.clone().keep_asking());
         if is_confirmed {
             tasks.spawn(copies.clone().keep_confirming());
         }
-        let (asking, newest, pages) = Default::default();
-        Arc::new(Self { store, feed, link, copies, asking, newest, pages, _tasks: tasks })
+        Arc::new(Self { store, feed, link, copies, asking, pages: Shared::default(), _tasks: tasks })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.
@@ -129,17 +130,6 @@ impl RedisLog {
             return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         }
         Ok(())
-    }
-
-    /// The store's newest id. All callers at the same time share one question, which is asked after the call.
-    async fn ask(&self) -> Result<Id, LogError> {
-        let ask = async {
-            let _turn = self.asking.lock().await;
-            // Later callers may have seen an id newer than the answer.
-            self.newest.close(&());
-            self.link.ask().await.map(|facts| facts.newest)
-        };
-        self.newest.share(&(), ask).await
     }
 
     async fn read_store(
@@ -287,7 +277,7 @@ impl Log for RedisLog {
     }
 
     async fn newest(&self) -> Result<Id, LogError> {
-        let newest = self.ask().await?;
+        let newest = self.asking.newest().await?;
         // A client that publishes and then asks any replica must see its message. If the feed is behind, this
         // waits only for a bounded time.
         self.arrived(newest).await;
