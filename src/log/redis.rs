@@ -105,6 +105,7 @@ impl RedisLog {
         let mut tasks = JoinSet::new();
         tasks.spawn(store.clone().keep_connected());
         tasks.spawn(link.clone().keep_linked());
+        tasks.spawn(feed.clone().keep_dropping_idle());
         let asking = Arc::new(Asking::new(link.clone()));
         tasks.spawn(asking.clone().keep_asking());
         if is_confirmed {
@@ -360,5 +361,34 @@ impl Log for RedisLog {
         let Stats { facts, topics, messages, bytes } =
             self.store.read(&self.store.scripts.stats, "", &[]).await?;
         Ok(LogStats { topics, messages, bytes, newest: facts.newest, began: facts.began })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Follower, redis::codec::Place};
+
+    /// Clients reconnect again and again while Redis is away, each time for other topics.
+    #[tokio::test]
+    async fn topics_that_no_reader_follows_are_dropped_while_redis_is_away() {
+        let retention =
+            Retention { messages: 1, age: Duration::from_secs(60), bytes: 1, total_bytes: 1, topics: 1 };
+        // No server listens there.
+        let log = RedisLog::start("redis://127.0.0.1:1".parse().expect("an address"), &retention, 0);
+        let [newest, began, forgotten, marked] = [1, 1, 1, 0].map(Id::new);
+        let keep = (&retention).into();
+        let facts = Facts { newest, began, forgotten, keep, boundaries: Vec::new(), marked };
+        log.feed.begin(&facts, Place { id: newest, number: 0 });
+        let topic: Pattern = "a".parse().expect("a topic");
+        let reader = log.clone().follow(&topic, &Arc::<Follower>::default()).await;
+        assert!(reader.is_ok() && log.feed.find(&topic).is_some());
+        drop(reader);
+        let dropped = async {
+            while log.feed.find(&topic).is_some() {
+                sleep(ASK_AGAIN).await;
+            }
+        };
+        timeout(Duration::from_secs(20), dropped).await.expect("it is dropped");
     }
 }

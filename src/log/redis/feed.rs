@@ -13,7 +13,7 @@ use std::{
 
 use tokio::{
     sync::Notify,
-    time::{Instant, timeout},
+    time::{Instant, interval, timeout},
 };
 
 use super::{
@@ -32,7 +32,9 @@ use crate::{
 };
 
 /// How long a tail is kept after its last reader has left, because most readers reconnect.
-const LINGER: Duration = Duration::from_secs(30);
+const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
+/// How often this process looks for such tails.
+const DROP_EVERY: Duration = Duration::from_secs(1);
 
 /// The tails, the watermark, and the announcements.
 pub struct Feed {
@@ -188,6 +190,16 @@ impl Feed {
     /// How many followers this process has for exactly this topic.
     pub fn followers(&self, topic: &Topic) -> usize {
         self.state().topics.get(topic).map_or(0, |followed| followed.tail.follower_count())
+    }
+
+    /// Drops idle tails again and again, also while the store cannot be reached: clients try to subscribe all the same.
+    /// Never ends.
+    pub async fn keep_dropping_idle(self: Arc<Self>) {
+        let mut rounds = interval(DROP_EVERY);
+        loop {
+            rounds.tick().await;
+            self.drop_idle(Instant::now());
+        }
     }
 
     /// Drops the tails that have had no reader for a while.

@@ -147,7 +147,6 @@ impl Link {
                 _ = probes.tick() => {}
             }
             self.probe().await?;
-            self.feed.drop_idle(Instant::now());
         }
     }
 
