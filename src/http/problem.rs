@@ -7,7 +7,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::{
-    log::{AppendError, LogError},
+    log::{AppendError, LogError, Unfit},
     message::Id,
 };
 
@@ -216,6 +216,16 @@ impl From<LogError> for Problem {
                 Code::Full,
                 "the log is full: nothing was stored, reading still works; an operator must make room",
             ),
+        }
+    }
+}
+
+impl From<Unfit> for Problem {
+    fn from(Unfit { error, why }: Unfit) -> Self {
+        let problem = Self::from(error);
+        match why {
+            Some(why) => Self::new(problem.code, why),
+            None => problem,
         }
     }
 }

@@ -46,7 +46,7 @@ use self::{
 };
 use super::{
     Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, Log, LogError, LogStats,
-    Mark, Page, Position, Retention, Start, Tail, TopicStats,
+    Mark, Page, Position, Retention, Start, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -191,7 +191,7 @@ impl RedisLog {
             self.store.read(&self.store.scripts.newest, pattern.as_str(), &args).await?;
         let Some(topic) = pattern.topic() else { return Ok(false) };
         let (mut older, mut complete_from): (Vec<Arc<Message>>, Id) = (Vec::new(), newest);
-        for stored in found {
+        for stored in found.into_iter().filter(|stored| !stored.is_foreign) {
             // Each message names the one before it. The tail is complete only up to a break in this chain.
             if stored.id != complete_from {
                 break;
@@ -352,9 +352,9 @@ impl Log for RedisLog {
         Ok(names.iter().zip(known).filter_map(stats).collect())
     }
 
-    async fn check(&self) -> Result<(), LogError> {
-        let facts = self.link.ask().await?;
-        self.copies.confirm(facts.began).await
+    async fn check(&self) -> Result<(), Unfit> {
+        let facts = self.store.check().await?;
+        Ok(self.copies.confirm(facts.began).await?)
     }
 
     async fn stats(&self) -> Result<LogStats, LogError> {

@@ -284,11 +284,10 @@ impl State {
         let Entry { place, event } = entry;
         self.place = place;
         let Some(event) = event else {
-            tracing::error!(%place, "an entry of the feed cannot be read; resyncing");
-            if place.number == 0 {
-                self.newest = place.id;
-            }
-            return self.resync(place.id);
+            // The entry may stand for an id of the log, or another program wrote it. The next entry or the next probe shows
+            // which: it names an id that this process has not read.
+            tracing::warn!(%place, "an entry of the feed cannot be read; what it stands for is read from the store");
+            return Vec::new();
         };
         let link = event.link();
         let mut woken = link.map(|link| self.follow_on(link, place.id)).unwrap_or_default();
@@ -482,14 +481,28 @@ mod tests {
         assert!(feed.has_reached(&facts(20, 21)) && !feed.has_reached(&facts(10, 11)));
     }
 
+    fn unreadable(id: u64) -> Entry {
+        Entry { place: Place { id: Id::new(id), number: 0 }, event: None }
+    }
+
     #[test]
-    fn an_entry_that_cannot_be_read_is_left_to_the_store() {
+    fn an_entry_that_cannot_be_read_is_left_to_the_store_once_the_next_one_names_it() {
         let feed = begun();
         let (tail, _) = follow(&feed, "a");
-        feed.arrive(Entry { place: Place { id: Id::new(11), number: 0 }, event: None });
-        assert_eq!((held(&tail), feed.watermark()), ((11, 0), Id::new(11)));
+        feed.arrive(unreadable(11));
+        assert_eq!((held(&tail), feed.watermark()), ((10, 0), Id::new(10)));
         feed.arrive(message(10, 11, 12, "a"));
         assert_eq!((held(&tail), feed.watermark()), ((11, 1), Id::new(12)));
+    }
+
+    /// Readers would pass every message up to that id.
+    #[test]
+    fn an_entry_that_cannot_be_read_does_not_move_the_watermark() {
+        let feed = begun();
+        let (tail, _) = follow(&feed, "a");
+        feed.arrive(unreadable(1_000_000));
+        feed.arrive(message(10, 10, 11, "a"));
+        assert_eq!((held(&tail), feed.watermark()), ((10, 1), Id::new(11)));
     }
 
     /// The link has led to an older primary for a while, which has newer ids. Messages of the two must not be
