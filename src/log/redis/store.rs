@@ -391,12 +391,12 @@ impl Store {
                 Ok((addr, redis)) => {
                     tracing::info!(redis = %addr, "the publishing connection is up");
                     self.connection.send_replace(Some(Connection { number, redis, looked: Arc::default() }));
+                    // First, because this logs what is wrong.
+                    let _ = self.check().await;
                     if std::mem::take(&mut is_first) {
                         self.say_how_much_is_kept().await;
                         self.warn_of_eviction().await;
                     }
-                    // It logs what is wrong.
-                    let _ = self.check().await;
                     was_told = false;
                     let mut connection = self.connection.subscribe();
                     tokio::select! {
