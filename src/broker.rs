@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 pub use self::subscription::{Delivery, GapNotice, Join, Subscription};
 use crate::{
-    log::{Append, AppendError, Appended, Beginning, Follower, Log, LogError, LogStats, Start, TopicStats},
+    log::{
+        Append, AppendError, Appended, Beginning, Follower, Log, LogError, LogStats, Start, TopicStats, Unfit,
+    },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
 
@@ -87,7 +89,7 @@ impl Broker {
     }
 
     /// Checks that the log would acknowledge a message that is published now.
-    pub async fn check(&self) -> Result<(), LogError> {
+    pub async fn check(&self) -> Result<(), Unfit> {
         self.log.check().await
     }
 

@@ -100,7 +100,7 @@ pub trait Log: Send + Sync + 'static {
     }
 
     /// Checks that a publish would be acknowledged now, as far as the log can tell without publishing.
-    async fn check(&self) -> Result<(), LogError> {
+    async fn check(&self) -> Result<(), Unfit> {
         Ok(())
     }
 
@@ -166,6 +166,21 @@ pub enum LogError {
     /// There is no room for another message. The message was not stored; the retained ones can still be read.
     #[error("the log is full")]
     Full,
+}
+
+/// A publish would not be acknowledged now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct Unfit {
+    pub error: LogError,
+    /// The fault of the store, in words without secrets, if the store named it.
+    pub why: Option<String>,
+}
+
+impl From<LogError> for Unfit {
+    fn from(error: LogError) -> Self {
+        Self { error, why: None }
+    }
 }
 
 /// A tail that is kept filled for one follower until this is dropped.

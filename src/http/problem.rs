@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     http::media,
-    log::{AppendError, LogError},
+    log::{AppendError, LogError, Unfit},
     message::Id,
 };
 
@@ -217,6 +217,16 @@ impl From<LogError> for Problem {
                 Code::Full,
                 "the log is full: nothing was stored, reading still works; an operator must make room",
             ),
+        }
+    }
+}
+
+impl From<Unfit> for Problem {
+    fn from(Unfit { error, why }: Unfit) -> Self {
+        let problem = Self::from(error);
+        match why {
+            Some(why) => Self::new(problem.code, why),
+            None => problem,
         }
     }
 }

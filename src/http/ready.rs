@@ -87,13 +87,14 @@ pub async fn show(State(app): State<Arc<App>>) -> Result<Response, Problem> {
 
 async fn round_trip(broker: &Broker) -> Result<(), Problem> {
     let topic: Topic = TOPIC.parse().expect("the probe's topic is one");
+    // First, because this says what is wrong with the store.
+    broker.check().await?;
     let mut probe = broker.subscribe(vec![(&topic).into()], &Start::Now, "").await?;
     // Only subscriptions that are caught up get an ephemeral message, so read once before it is sent. An
     // announcement of another replica may already be there; it proves the feed just as well.
     let _first = poll_fn(|cx| Poll::Ready(probe.poll_delivery(cx))).await;
     let payload = Payload::text("ready");
     broker.announce(Draft { topic, event: None, payload, exclude: None }).await?;
-    broker.check().await?;
     poll_fn(|cx| probe.poll_delivery(cx)).await;
     Ok(())
 }

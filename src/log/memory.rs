@@ -26,7 +26,7 @@ use self::{
 };
 use super::{
     Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, Log, LogError, LogStats,
-    Page, Position, Retention, Start, Tail, TopicStats,
+    Page, Position, Retention, Start, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
 
@@ -261,7 +261,7 @@ impl Log for MemoryLog {
             if !saved.has_begun() {
                 saved.reserve(self.watermark().next(self.clock.now())).await?;
             }
-            saved.check()?;
+            saved.check().map_err(|unfit| unfit.error)?;
         }
         self.state().delete(topic)
     }
@@ -325,7 +325,7 @@ impl Log for MemoryLog {
         Ok(LogStats { state_failed, ..self.state().stats() })
     }
 
-    async fn check(&self) -> Result<(), LogError> {
+    async fn check(&self) -> Result<(), Unfit> {
         self.saved.as_ref().map_or(Ok(()), |saved| saved.check())
     }
 }

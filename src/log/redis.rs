@@ -6,6 +6,7 @@
 mod address;
 mod answers;
 mod arrivals;
+mod asking;
 mod codec;
 mod copies;
 mod deletions;
@@ -33,6 +34,7 @@ pub use self::{
 };
 use self::{
     answers::{Deleted, Known, Older, Published, Stats},
+    asking::Asking,
     copies::Copies,
     facts::Facts,
     feed::Feed,
@@ -44,7 +46,7 @@ use self::{
 };
 use super::{
     Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, Log, LogError, LogStats,
-    Mark, Page, Position, Retention, Start, Tail, TopicStats,
+    Mark, Page, Position, Retention, Start, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -82,9 +84,7 @@ pub struct RedisLog {
     feed: Arc<Feed>,
     link: Arc<Link>,
     copies: Arc<Copies>,
-    /// Only one caller at a time asks the store for its newest id.
-    asking: tokio::sync::Mutex<()>,
-    newest: Shared<(), Result<Id, LogError>>,
+    asking: Arc<Asking>,
     pages: Shared<PageKey, Result<Page, LogError>>,
     /// The tasks end with the log.
     _tasks: JoinSet<()>,
@@ -105,11 +105,13 @@ impl RedisLog {
         let mut tasks = JoinSet::new();
         tasks.spawn(store.clone().keep_connected());
         tasks.spawn(link.clone().keep_linked());
+        tasks.spawn(feed.clone().keep_dropping_idle());
+        let asking = Arc::new(Asking::new(link.clone()));
+        tasks.spawn(asking.clone().keep_asking());
         if is_confirmed {
             tasks.spawn(copies.clone().keep_confirming());
         }
-        let (asking, newest, pages) = Default::default();
-        Arc::new(Self { store, feed, link, copies, asking, newest, pages, _tasks: tasks })
+        Arc::new(Self { store, feed, link, copies, asking, pages: Shared::default(), _tasks: tasks })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.
@@ -129,17 +131,6 @@ impl RedisLog {
             return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         }
         Ok(())
-    }
-
-    /// The store's newest id. All callers at the same time share one question, which is asked after the call.
-    async fn ask(&self) -> Result<Id, LogError> {
-        let ask = async {
-            let _turn = self.asking.lock().await;
-            // Later callers may have seen an id newer than the answer.
-            self.newest.close(&());
-            self.link.ask().await.map(|facts| facts.newest)
-        };
-        self.newest.share(&(), ask).await
     }
 
     async fn read_store(
@@ -200,7 +191,7 @@ impl RedisLog {
             self.store.read(&self.store.scripts.newest, pattern.as_str(), &args).await?;
         let Some(topic) = pattern.topic() else { return Ok(false) };
         let (mut older, mut complete_from): (Vec<Arc<Message>>, Id) = (Vec::new(), newest);
-        for stored in found {
+        for stored in found.into_iter().filter(|stored| !stored.is_foreign) {
             // Each message names the one before it. The tail is complete only up to a break in this chain.
             if stored.id != complete_from {
                 break;
@@ -287,7 +278,7 @@ impl Log for RedisLog {
     }
 
     async fn newest(&self) -> Result<Id, LogError> {
-        let newest = self.ask().await?;
+        let newest = self.asking.newest().await?;
         // A client that publishes and then asks any replica must see its message. If the feed is behind, this
         // waits only for a bounded time.
         self.arrived(newest).await;
@@ -361,9 +352,9 @@ impl Log for RedisLog {
         Ok(names.iter().zip(known).filter_map(stats).collect())
     }
 
-    async fn check(&self) -> Result<(), LogError> {
-        let facts = self.link.ask().await?;
-        self.copies.confirm(facts.began).await
+    async fn check(&self) -> Result<(), Unfit> {
+        let facts = self.store.check().await?;
+        Ok(self.copies.confirm(facts.began).await?)
     }
 
     async fn stats(&self) -> Result<LogStats, LogError> {
@@ -371,5 +362,34 @@ impl Log for RedisLog {
             self.store.read(&self.store.scripts.stats, "", &[]).await?;
         let (newest, began) = (facts.newest, facts.began);
         Ok(LogStats { topics, messages, bytes, newest, began, state_failed: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Follower, redis::codec::Place};
+
+    /// Clients reconnect again and again while Redis is away, each time for other topics.
+    #[tokio::test]
+    async fn topics_that_no_reader_follows_are_dropped_while_redis_is_away() {
+        let retention =
+            Retention { messages: 1, age: Duration::from_secs(60), bytes: 1, total_bytes: 1, topics: 1 };
+        // No server listens there.
+        let log = RedisLog::start("redis://127.0.0.1:1".parse().expect("an address"), &retention, 0);
+        let [newest, began, forgotten, marked] = [1, 1, 1, 0].map(Id::new);
+        let keep = (&retention).into();
+        let facts = Facts { newest, began, forgotten, keep, boundaries: Vec::new(), marked };
+        log.feed.begin(&facts, Place { id: newest, number: 0 });
+        let topic: Pattern = "a".parse().expect("a topic");
+        let reader = log.clone().follow(&topic, &Arc::<Follower>::default()).await;
+        assert!(reader.is_ok() && log.feed.find(&topic).is_some());
+        drop(reader);
+        let dropped = async {
+            while log.feed.find(&topic).is_some() {
+                sleep(ASK_AGAIN).await;
+            }
+        };
+        timeout(Duration::from_secs(20), dropped).await.expect("it is dropped");
     }
 }

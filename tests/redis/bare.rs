@@ -66,6 +66,8 @@ pub async fn read_until(reader: &mut Subscription, last: Id) -> Vec<Option<Id>> 
                 Poll::Ready(Delivery::Message(message)) if message.is_ephemeral() => {}
                 Poll::Ready(Delivery::Message(message)) => seen.push(Some(message.id)),
                 Poll::Ready(Delivery::Gap(_)) => seen.push(None),
+                // The cursor may have moved without a delivery.
+                Poll::Pending if reader.cursor() >= last => {}
                 Poll::Pending => return Poll::Pending,
             }
         }

@@ -15,7 +15,13 @@ use crate::{
 };
 
 /// Runs a script with the prelude that `change` returns.
-fn run(redis: &Redis, change: impl Fn(&str) -> String, script: &str, topic: &str, rest: &[&str]) -> String {
+pub fn run(
+    redis: &Redis,
+    change: impl Fn(&str) -> String,
+    script: &str,
+    topic: &str,
+    rest: &[&str],
+) -> String {
     let prelude = include_str!("../../src/log/redis/scripts/prelude.lua");
     let changed = change(prelude);
     assert_ne!(changed, prelude);

@@ -7,7 +7,13 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use crate::{deployment::until_ready, support::redis::Redis};
+use crate::{
+    deployment::until_ready,
+    support::{
+        redis::{Redis, free_port, program},
+        sentinel::MASTER,
+    },
+};
 
 const PASSWORD: &str = "only-for-your-eyes";
 
@@ -86,35 +92,101 @@ async fn a_user_a_password_a_database_a_prefix_and_a_socket_are_taken_and_no_pas
     assert!(keys.lines().count() > 1 && keys.lines().all(|key| key.starts_with("{here}:")), "{keys}");
 }
 
+/// A certificate for `localhost`, and its key, in a folder of their own.
+struct Certificate {
+    folder: PathBuf,
+    cert: String,
+    key: String,
+}
+
+impl Certificate {
+    fn make() -> Option<Self> {
+        let folder = std::env::temp_dir().join(format!("rejoin-tls-{:016x}", rand::random::<u64>()));
+        std::fs::create_dir(&folder).expect("a folder of its own");
+        let [key, cert] = ["key.pem", "cert.pem"].map(|name| folder.join(name).display().to_string());
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+            .args([
+                "-addext",
+                "subjectAltName=DNS:localhost",
+                "-addext",
+                "basicConstraints=critical,CA:false",
+            ])
+            .args(["-keyout", &key, "-out", &cert])
+            .stderr(Stdio::null())
+            .status();
+        if made.is_err() {
+            assert!(std::env::var_os("CI").is_none(), "openssl is not installed");
+            eprintln!("SKIPPED: openssl is not installed");
+            return None;
+        }
+        Some(Self { folder, cert, key })
+    }
+
+    /// Starts a Redis that speaks TLS on this port too.
+    fn redis(&self, tls_port: u16) -> Option<Redis> {
+        let tls_port = tls_port.to_string();
+        let settings = ["--tls-port", &tls_port, "--tls-auth-clients", "no"];
+        Redis::start(&[&settings[..], &["--tls-cert-file", &self.cert, "--tls-key-file", &self.key]].concat())
+    }
+}
+
+impl Drop for Certificate {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
 /// The server trusts a certificate if the system or `SSL_CERT_FILE` says so.
 #[tokio::test]
 async fn tls_works_only_with_a_server_that_the_system_trusts() {
-    let folder = std::env::temp_dir().join(format!("rejoin-tls-{:016x}", rand::random::<u64>()));
-    std::fs::create_dir(&folder).expect("a folder of its own");
-    let [key, cert] = ["key.pem", "cert.pem"].map(|name| folder.join(name).display().to_string());
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
-        .args(["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:false"])
-        .args(["-keyout", &key, "-out", &cert])
-        .stderr(Stdio::null())
-        .status();
-    if made.is_err() {
-        assert!(std::env::var_os("CI").is_none(), "openssl is not installed");
-        eprintln!("SKIPPED: openssl is not installed");
-        return;
-    }
-    let port =
-        TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
-    let tls_port = port.to_string();
-    let settings = ["--tls-port", &tls_port, "--tls-auth-clients", "no"];
-    let files = ["--tls-cert-file", &cert, "--tls-key-file", &key];
-    let Some(_redis) = Redis::start(&[settings, files].concat()) else { return };
+    let Some(certificate) = Certificate::make() else { return };
+    let port = free_port();
+    let Some(_redis) = certificate.redis(port) else { return };
     let url = format!("rediss://localhost:{port}");
-    output(&url, &[("SSL_CERT_FILE", &cert)], &[]).await;
+    output(&url, &[("SSL_CERT_FILE", &certificate.cert)], &[]).await;
 
     let (_, program) = spawn(&url, &[], &[]);
     until_said(program, "invalid peer certificate");
-    let _ = std::fs::remove_dir_all(folder);
+}
+
+#[tokio::test]
+async fn tls_works_with_sentinels_and_with_the_primary_that_they_name() {
+    let Some(certificate) = Certificate::make() else { return };
+    let (primary, sentinel) = (free_port(), free_port());
+    let Some(_redis) = certificate.redis(primary) else { return };
+    let Certificate { folder, cert, key } = &certificate;
+    let lines = [
+        "port 0".to_owned(),
+        format!("tls-port {sentinel}"),
+        "tls-replication yes".to_owned(),
+        "tls-auth-clients no".to_owned(),
+        format!("tls-cert-file {cert}"),
+        format!("tls-key-file {key}"),
+        format!("tls-ca-cert-file {cert}"),
+        "bind 127.0.0.1".to_owned(),
+        format!("dir {}", folder.display()),
+        "sentinel resolve-hostnames yes".to_owned(),
+        "sentinel announce-hostnames yes".to_owned(),
+        format!("sentinel monitor {MASTER} localhost {primary} 1"),
+    ];
+    let file = folder.join("sentinel.conf");
+    std::fs::write(&file, lines.join("\n")).expect("a configuration");
+    let child = Command::new(program()).arg(file).arg("--sentinel").stdout(Stdio::null()).spawn();
+    let _sentinel = Running(child.expect("it starts"));
+    let url = format!("rediss+sentinel://localhost:{sentinel}/{MASTER}");
+    output(&url, &[("SSL_CERT_FILE", cert)], &[]).await;
+    let (_, server) = spawn(&url, &[], &[]);
+    until_said(server, "no sentinel answers: invalid peer certificate");
+}
+
+/// A process that is killed when this is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
 }
 
 #[tokio::test]

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use rejoin::{log::Start, message::Id};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
-    bare::{log, publish, read_until, subscribe},
+    bare::{PATIENCE, log, publish, read_until, subscribe},
     support::redis::Redis,
 };
 
@@ -76,4 +76,19 @@ async fn publishes_that_arrive_together_share_a_round_trip() {
     let reads = redis.stat("total_reads_processed") - before;
     println!("{PUBLISHES} publishes came in {reads} reads");
     assert!(reads < PUBLISHES / 10, "{reads}");
+}
+
+/// A client that subscribes and then reads nothing is not polled for a while.
+#[tokio::test]
+async fn a_caller_that_is_not_polled_keeps_no_other_caller_waiting() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let slow = broker.newest();
+    tokio::pin!(slow);
+    // It has asked, and does not look for the answer.
+    assert!(futures_util::poll!(&mut slow).is_pending());
+    for _ in 0..3 {
+        timeout(PATIENCE, broker.newest()).await.expect("an answer").expect("it can be asked");
+    }
+    slow.await.expect("it can be asked");
 }

@@ -37,7 +37,7 @@ use self::{
 };
 use super::state::{Snapshot, State};
 use crate::{
-    log::{Clock, LogError, Retention},
+    log::{Clock, LogError, Retention, Unfit},
     message::Id,
 };
 
@@ -105,7 +105,7 @@ impl Saved {
         if next > status.reserved && !status.is_failing {
             self.reserved(next).await;
         }
-        self.check()
+        self.check().map_err(|unfit| unfit.error)
     }
 
     async fn reserved(&self, next: Id) {
@@ -129,11 +129,17 @@ impl Saved {
     /// Checks that messages may be stored.
     ///
     /// # Errors
-    /// As [`reserve`](Self::reserve).
-    pub fn check(&self) -> Result<(), LogError> {
+    /// As [`reserve`](Self::reserve), with the reason.
+    pub fn check(&self) -> Result<(), Unfit> {
         let status = self.writer.status();
-        let may_store = !status.is_taken && (status.has_begun() || !status.is_failing);
-        if may_store { Ok(()) } else { Err(LogError::Unavailable) }
+        let why = if status.is_taken {
+            "another server has taken the state file"
+        } else if status.is_failing && !status.has_begun() {
+            "the state file cannot be marked as opened"
+        } else {
+            return Ok(());
+        };
+        Err(Unfit { error: LogError::Unavailable, why: Some(why.into()) })
     }
 
     /// True while the file cannot be written.

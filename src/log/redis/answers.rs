@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use redis::{FromRedisValue, ParsingError, Value};
 
-use super::{codec, facts::Facts};
+use super::{
+    codec::{self, Place},
+    facts::Facts,
+};
 use crate::message::{Id, Message, Topic};
 
 /// Structs that are parsed from answers: one part for each field.
@@ -75,7 +78,7 @@ answers! {
     /// The topics whose names begin with some texts; `None` if there are too many.
     struct Names {
         facts: Facts,
-        topics: Option<Vec<String>>,
+        topics: Option<Vec<Vec<u8>>>,
     }
 
     /// A part of the order.
@@ -83,7 +86,7 @@ answers! {
         facts: Facts,
         end: Id,
         state: ScanState,
-        order: Vec<(Id, String)>,
+        order: Vec<(Id, Vec<u8>)>,
     }
 
     struct Fetched {
@@ -142,12 +145,14 @@ impl FromRedisValue for ScanState {
     }
 }
 
-/// A stored message, as an entry of its topic's stream.
+/// An entry of a topic's stream.
 #[derive(Debug)]
 pub struct Stored {
     pub id: Id,
-    /// The id of the message before it.
+    /// The id of the message before it; its own id if this program cannot have written the entry.
     pub prev: Id,
+    /// True if no message can have the id of the entry.
+    pub is_foreign: bool,
     head: Vec<u8>,
     bytes: Vec<u8>,
 }
@@ -155,7 +160,7 @@ pub struct Stored {
 impl Stored {
     /// The message; `None` if this program did not write it.
     pub fn message(&self, topic: &Topic) -> Option<Arc<Message>> {
-        let draft = codec::draft(topic.clone(), &self.head, &self.bytes)?;
+        let draft = (!self.is_foreign).then(|| codec::draft(topic.clone(), &self.head, &self.bytes))??;
         let message = Message::new(draft, self.id, self.prev);
         // Old messages keep no renderings: each reader renders them for itself.
         message.cool();
@@ -191,12 +196,12 @@ impl FromRedisValue for Sought {
 
 impl FromRedisValue for Stored {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (id, fields): (Id, Vec<Value>) = FromRedisValue::from_redis_value(value)?;
+        let (Place { id, number }, fields): (Place, Vec<Vec<u8>>) = FromRedisValue::from_redis_value(value)?;
+        // Other programs may write other fields, and a later version may add some.
         let mut values = fields.into_iter().skip(1).step_by(2);
-        let mut value = || values.next().ok_or("expected a link, a head and a payload");
-        let [prev, head, bytes] = [value()?, value()?, value()?];
-        let prev = Id::from_redis_value(prev)?;
-        let (head, bytes) = (Vec::from_redis_value(head)?, Vec::from_redis_value(bytes)?);
-        Ok(Self { id, prev, head, bytes })
+        let mut value = || values.next().unwrap_or_default();
+        let [link, head, bytes] = [value(), value(), value()];
+        let prev = Id::from_redis_value(Value::BulkString(link)).ok().filter(|prev| *prev < id);
+        Ok(Self { id, prev: prev.unwrap_or(id), is_foreign: number > 0, head, bytes })
     }
 }

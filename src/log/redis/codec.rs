@@ -15,7 +15,7 @@ pub struct Entry {
 }
 
 /// The place of an entry in the feed: an id of the log, and a number for entries without an id of their own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub id: Id,
     pub number: u64,
@@ -112,40 +112,41 @@ impl FromRedisValue for Place {
 impl FromRedisValue for Entry {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
         let (place, fields): (Place, Vec<Vec<u8>>) = FromRedisValue::from_redis_value(value)?;
-        let event = if let [kind, entry] = &*fields { Event::read(kind, entry) } else { None };
+        // A later version may add fields.
+        let event = if let [kind, entry, ..] = &*fields { Event::read(kind, entry) } else { None };
         Ok(Self { place, event })
     }
 }
 
 impl Event {
-    /// Parses the one field that a script has written: numbers, then a topic, a head and a payload with their
-    /// lengths.
+    /// Parses the field that a script has written: numbers, then a topic, a head and a payload. The last two numbers are
+    /// the lengths of the topic and the head. A later version may add numbers before these.
     fn read(kind: &[u8], entry: &[u8]) -> Option<Self> {
         let line_end = entry.iter().position(|byte| *byte == b'\n')?;
         let (line, rest) = (std::str::from_utf8(&entry[..line_end]).ok()?, &entry[line_end + 1..]);
-        let mut numbers = line.split_ascii_whitespace().map(u64::from_str);
-        let mut number = || numbers.next()?.ok();
-        let mut id = || number().map(Id::new);
+        let numbers: Vec<u64> =
+            line.split_ascii_whitespace().map(u64::from_str).collect::<Result<_, _>>().ok()?;
+        let (numbers, lengths) = numbers.split_last_chunk::<2>()?;
+        let mut ids = numbers.iter().copied().map(Id::new);
+        let mut id = || ids.next();
+        let carried = || carried(rest, *lengths);
         Some(match kind {
             b"m" => {
                 let (link, prev, gone) = (Link::read(&mut id)?, id()?, id()?);
-                let (topic, head, payload) = carried(rest, number()?, number()?)?;
+                let (topic, head, payload) = carried()?;
                 // An entry without a head stands for a message that is too large for the feed.
                 let draft = if head.is_empty() { None } else { Some(draft(topic.clone(), head, payload)?) };
                 Self::Message { link, prev, gone, topic, draft }
             }
             b"e" => {
-                let (topic, head, payload) = carried(rest, number()?, number()?)?;
+                let (topic, head, payload) = carried()?;
                 Self::Ephemeral { draft: draft(topic, head, payload)? }
             }
             b"x" => {
                 let (link, gone) = (Link::read(&mut id)?, id()?);
-                Self::Deleted { link, gone, topic: carried(rest, number()?, number()?)?.0 }
+                Self::Deleted { link, gone, topic: carried()?.0 }
             }
-            b"g" => {
-                let gone = id()?;
-                Self::Evicted { gone, topic: carried(rest, number()?, number()?)?.0 }
-            }
+            b"g" => Self::Evicted { gone: id()?, topic: carried()?.0 },
             b"b" => Self::Step { link: Link::read(&mut id)? },
             _ => return None,
         })
@@ -167,7 +168,7 @@ impl Link {
 }
 
 /// The topic, the head and the payload of an entry.
-fn carried(rest: &[u8], topic_len: u64, head_len: u64) -> Option<(Topic, &[u8], &[u8])> {
+fn carried(rest: &[u8], [topic_len, head_len]: [u64; 2]) -> Option<(Topic, &[u8], &[u8])> {
     let (topic, rest) = rest.split_at_checked(usize::try_from(topic_len).ok()?)?;
     let (head, payload) = rest.split_at_checked(usize::try_from(head_len).ok()?)?;
     Some((std::str::from_utf8(topic).ok()?.parse().ok()?, head, payload))

@@ -91,13 +91,13 @@ impl FromRedisValue for Keep {
 }
 
 impl Facts {
-    /// The place of a reader among the generations of the store.
     /// True if the store has forgotten nothing between two scripts, and its generation is the same. Otherwise their
     /// answers do not belong together.
     pub fn is_as(&self, other: &Self) -> bool {
         self.began == other.began && self.forgotten == other.forgotten
     }
 
+    /// The place of a reader among the generations of the store.
     pub fn standing(&self, position: &Position) -> Standing<'_> {
         Standing::at(&self.boundaries, self.newest, position.told, position.cursor)
     }

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::{
     sync::Notify,
-    time::{Instant, timeout},
+    time::{Instant, interval, timeout},
 };
 
 use super::{
@@ -32,7 +32,9 @@ use crate::{
 };
 
 /// How long a tail is kept after its last reader has left, because most readers reconnect.
-const LINGER: Duration = Duration::from_secs(30);
+const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
+/// How often this process looks for such tails.
+const DROP_EVERY: Duration = Duration::from_secs(1);
 
 /// The tails, the watermark, and the announcements.
 pub struct Feed {
@@ -190,6 +192,16 @@ impl Feed {
         self.state().topics.get(topic).map_or(0, |followed| followed.tail.follower_count())
     }
 
+    /// Drops idle tails again and again, also while the store cannot be reached: clients try to subscribe all the same.
+    /// Never ends.
+    pub async fn keep_dropping_idle(self: Arc<Self>) {
+        let mut rounds = interval(DROP_EVERY);
+        loop {
+            rounds.tick().await;
+            self.drop_idle(Instant::now());
+        }
+    }
+
     /// Drops the tails that have had no reader for a while.
     pub fn drop_idle(&self, now: Instant) {
         let mut state = self.state();
@@ -272,11 +284,10 @@ impl State {
         let Entry { place, event } = entry;
         self.place = place;
         let Some(event) = event else {
-            tracing::error!(%place, "an entry of the feed cannot be read; resyncing");
-            if place.number == 0 {
-                self.newest = place.id;
-            }
-            return self.resync(place.id);
+            // The entry may stand for an id of the log, or another program wrote it. The next entry or the next probe shows
+            // which: it names an id that this process has not read.
+            tracing::warn!(%place, "an entry of the feed cannot be read; what it stands for is read from the store");
+            return Vec::new();
         };
         let link = event.link();
         let mut woken = link.map(|link| self.follow_on(link, place.id)).unwrap_or_default();
@@ -470,14 +481,28 @@ mod tests {
         assert!(feed.has_reached(&facts(20, 21)) && !feed.has_reached(&facts(10, 11)));
     }
 
+    fn unreadable(id: u64) -> Entry {
+        Entry { place: Place { id: Id::new(id), number: 0 }, event: None }
+    }
+
     #[test]
-    fn an_entry_that_cannot_be_read_is_left_to_the_store() {
+    fn an_entry_that_cannot_be_read_is_left_to_the_store_once_the_next_one_names_it() {
         let feed = begun();
         let (tail, _) = follow(&feed, "a");
-        feed.arrive(Entry { place: Place { id: Id::new(11), number: 0 }, event: None });
-        assert_eq!((held(&tail), feed.watermark()), ((11, 0), Id::new(11)));
+        feed.arrive(unreadable(11));
+        assert_eq!((held(&tail), feed.watermark()), ((10, 0), Id::new(10)));
         feed.arrive(message(10, 11, 12, "a"));
         assert_eq!((held(&tail), feed.watermark()), ((11, 1), Id::new(12)));
+    }
+
+    /// Readers would pass every message up to that id.
+    #[test]
+    fn an_entry_that_cannot_be_read_does_not_move_the_watermark() {
+        let feed = begun();
+        let (tail, _) = follow(&feed, "a");
+        feed.arrive(unreadable(1_000_000));
+        feed.arrive(message(10, 10, 11, "a"));
+        assert_eq!((held(&tail), feed.watermark()), ((10, 1), Id::new(11)));
     }
 
     /// The link has led to an older primary for a while, which has newer ids. Messages of the two must not be

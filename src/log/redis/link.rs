@@ -147,7 +147,6 @@ impl Link {
                 _ = probes.tick() => {}
             }
             self.probe().await?;
-            self.feed.drop_idle(Instant::now());
         }
     }
 
@@ -196,7 +195,13 @@ impl Link {
                 return Err(Broken::Elsewhere);
             }
             if self.feed.place() == place {
-                return Err(Broken::Behind);
+                if place < Some(end) {
+                    return Err(Broken::Behind);
+                }
+                // The feed has nothing more, so some of its entries could not be read, or a script failed. The messages are
+                // in their streams.
+                self.feed.begin(facts, end);
+                return Ok(());
             }
         }
     }

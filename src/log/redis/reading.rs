@@ -12,6 +12,7 @@ use super::{
         Begun, Fetched, First, Found, Names, Retained, ScanState, Scanned, Sought, Stored, TopicsPage,
     },
     facts::Facts,
+    scripts::Reader,
     store::Store,
 };
 use crate::{
@@ -55,7 +56,7 @@ pub struct Reading<'a> {
 impl Reading<'_> {
     async fn run<T: redis::FromRedisValue>(
         &self,
-        script: &redis::Script,
+        script: &Reader,
         args: &[impl AsRef<[u8]>],
     ) -> Result<T, LogError> {
         let args: Vec<_> = args.iter().map(AsRef::as_ref).collect();
@@ -219,8 +220,9 @@ impl Reading<'_> {
         let args: Vec<_> = std::iter::once(&*room).chain(texts).collect();
         let Names { facts, topics: under } = self.run(&self.store.scripts.names, &args).await?;
         let Some(under) = under else { return Ok(None) };
+        let names = under.iter().filter_map(|name| std::str::from_utf8(name).ok());
         let under: BTreeSet<Topic> =
-            under.iter().filter(|name| self.matches(name)).flat_map(|name| name.parse()).collect();
+            names.filter(|name| self.matches(name)).flat_map(|name| name.parse()).collect();
         topics.extend(under.into_iter().filter(|topic| !self.patterns.names(topic)));
         Ok(Some((topics, Bound { began: facts.began, newest: facts.newest })))
     }
@@ -248,15 +250,19 @@ impl Reading<'_> {
             page.gaps.extend(standing.gap(&topic.into(), position.vouched(topic), retained.loss(&facts)));
         }
 
-        let mut links: HashMap<usize, Id> = HashMap::new();
+        let mut accounted: Vec<Accounted> = topics
+            .iter()
+            .zip(&retained)
+            .map(|(topic, retained)| Accounted {
+                upto: position.vouched(topic).max(retained.complete_from(facts.forgotten)),
+                has_message: false,
+            })
+            .collect();
         for Found { number, stored } in found {
-            let Some(topic) = number.checked_sub(1).and_then(|index| topics.get(index)) else { continue };
-            // Another program made a hole in the stream. The page ends before it, and the next page tells it.
-            if links.insert(number, stored.id).is_some_and(|last| last < stored.prev) {
-                page.end = page.messages.last().map_or(page.end, |last| last.id);
+            let Some(index) = number.checked_sub(1).filter(|index| *index < topics.len()) else { continue };
+            if !accounted[index].take(&mut page, &topics[index], &stored) {
                 break;
             }
-            put(&mut page, topic, &stored);
         }
         Ok((facts, page))
     }
@@ -274,8 +280,8 @@ impl Reading<'_> {
 
         // Find the scanned messages that are to be given.
         let mut wanted: Vec<(Topic, Id)> = Vec::new();
-        for (id, name) in &order {
-            if !self.matches(name) || *id <= position.given(name) {
+        for (id, name) in named(&order) {
+            if !self.matches(name) || id <= position.given(name) {
                 continue;
             }
             if wanted.len() == limit {
@@ -283,7 +289,7 @@ impl Reading<'_> {
                 break;
             }
             if let Ok(topic) = name.parse() {
-                wanted.push((topic, *id));
+                wanted.push((topic, id));
             }
         }
         page.past = wanted.first().map_or(page.end, |(_, id)| id.before()).min(page.end);
@@ -300,7 +306,13 @@ impl Reading<'_> {
         let mut missing: HashMap<Topic, Id> = HashMap::new();
         for ((topic, id), sought) in wanted.into_iter().zip(found) {
             match sought {
-                Sought::Stored(stored) => put(&mut page, &topic, &stored),
+                Sought::Stored(stored) => match stored.message(&topic) {
+                    Some(message) => page.messages.push(message),
+                    None => {
+                        say_unreadable(&topic, &stored);
+                        missing.insert(topic, id);
+                    }
+                },
                 // A gap about the deletion was told when its mark was seen.
                 Sought::Missing { marked: at, deleted } if deleted > id && at <= marked => {}
                 // The message went between two reads, or another program took it.
@@ -465,9 +477,9 @@ impl Reading<'_> {
                 return Ok(oldest);
             }
             let Scanned { end, state, order, .. } = self.scan_order(after).await?;
-            for (id, name) in &order {
+            for (id, name) in named(&order) {
                 self.patterns.for_each_wildcard(name, |pattern| {
-                    oldest.found.entry(pattern).or_insert(*id);
+                    oldest.found.entry(pattern).or_insert(id);
                 });
             }
             if state == ScanState::AtEnd {
@@ -528,14 +540,62 @@ fn cut(page: &mut Page, upto: Id) {
     (page.end, page.past) = (page.end.min(upto), page.past.min(upto));
 }
 
-/// Puts a message on a page. If this version cannot read it, or another program wrote it, it gets a gap of
-/// its own.
-fn put(page: &mut Page, topic: &Topic, stored: &Stored) {
-    if let Some(message) = stored.message(topic) {
-        page.messages.push(message);
-        return;
+/// The places of the order whose topics can be read.
+fn named(order: &[(Id, Vec<u8>)]) -> impl Iterator<Item = (Id, &str)> {
+    order.iter().filter_map(|(id, name)| Some((*id, std::str::from_utf8(name).ok()?)))
+}
+
+/// How far a page accounts for one topic: up to there each message is on the page, was given before, or is told as a gap.
+struct Accounted {
+    upto: Id,
+    /// True if the page has a message of the topic.
+    has_message: bool,
+}
+
+impl Accounted {
+    /// Takes the next entry of the topic. False if the page ends before it.
+    fn take(&mut self, page: &mut Page, topic: &Topic, stored: &Stored) -> bool {
+        let message = stored.message(topic);
+        if message.is_none() {
+            say_unreadable(topic, stored);
+        }
+        // Up to here something is missing, unless the page accounts for it. An entry that is not a message may stand for
+        // one that this version cannot read.
+        let missing = if message.is_some() { stored.prev } else { stored.id };
+        let next = message.is_some().then_some(stored.id);
+        let is_hole = self.upto < missing;
+        if is_hole && self.has_message {
+            // The next page begins before the hole, and tells it.
+            cut(page, missing.before());
+            return false;
+        }
+        if !self.has_message {
+            // The gap was told with the first entry as the next message, which it may not be.
+            let told = page.gaps.iter_mut().find(|gap| gap.topic.as_str() == &**topic);
+            match told {
+                Some(gap) => (gap.next, gap.floor) = (next, gap.floor.max(missing)),
+                None if is_hole => {
+                    let reason = Reason::Retention;
+                    page.gaps.push(Gap { topic: topic.into(), next, reason, floor: missing });
+                }
+                None => {}
+            }
+        }
+        self.upto = self.upto.max(missing);
+        if let Some(message) = message {
+            self.upto = stored.id;
+            self.has_message = true;
+            page.messages.push(message);
+        }
+        true
     }
+}
+
+fn say_unreadable(topic: &Topic, stored: &Stored) {
     let id = stored.id;
-    tracing::error!(%topic, %id, "a stored message cannot be read; readers get a gap");
-    page.gaps.push(Gap { topic: topic.into(), next: None, reason: Reason::Retention, floor: id });
+    if stored.is_foreign {
+        tracing::warn!(%topic, %id, "an entry behind this message is not from this program; it is passed over");
+    } else {
+        tracing::error!(%topic, %id, "a stored message cannot be read; readers get a gap");
+    }
 }

@@ -36,50 +36,63 @@ pub struct Scripts {
     pub publish: Script,
     pub announce: Script,
     pub delete: Script,
-    pub probe: Script,
     pub keep: Script,
     pub confirm: Script,
-    pub changed: Script,
-    pub read: Script,
-    pub newest: Script,
-    pub names: Script,
-    pub scan: Script,
-    pub marks: Script,
-    pub fetch: Script,
-    pub begin: Script,
-    pub topics: Script,
-    pub stats: Script,
+    pub check: Script,
+    pub probe: Reader,
+    pub changed: Reader,
+    pub read: Reader,
+    pub newest: Reader,
+    pub names: Reader,
+    pub scan: Reader,
+    pub marks: Reader,
+    pub fetch: Reader,
+    pub begin: Reader,
+    pub topics: Reader,
+    pub stats: Reader,
+}
+
+/// A script that only reads, in two forms.
+pub struct Reader {
+    /// Also removes expired messages, and begins a generation of the store if one is due.
+    pub whole: Script,
+    /// Writes nothing, so it runs while Redis refuses writes.
+    pub frozen: Script,
 }
 
 /// Redis refuses these scripts when its memory is full, before they do anything.
 const STORES: &str = "#!lua";
 /// Reading and deleting go on when the memory of Redis is full.
 const READS: &str = "#!lua flags=allow-oom";
+/// Redis runs these scripts even while it refuses writes.
+const ONLY_READS: &str = "#!lua flags=no-writes";
 
 impl Default for Scripts {
     fn default() -> Self {
-        let constants = constants();
-        let script = |flags: &str, own: &str| {
-            Script::new(&format!("{flags}\n{constants}\n{}\n{own}", include_str!("scripts/prelude.lua")))
-        };
+        let prelude = include_str!("scripts/prelude.lua");
+        let script = |flags, own| Script::new(&format!("{flags}\n{}\n{prelude}\n{own}", constants()));
+        let frozen = |own| format!("{ONLY_READS}\n{}\n{prelude}\n{own}", written(true));
+        let reader = |own| Reader { whole: script(READS, own), frozen: Script::new(&frozen(own)) };
+        let check = include_str!("scripts/check.lua");
         Self {
             publish: script(STORES, include_str!("scripts/publish.lua")),
             // An announcement is not stored, and the feed has a bound.
             announce: script(READS, include_str!("scripts/announce.lua")),
             delete: script(READS, include_str!("scripts/delete.lua")),
-            probe: script(READS, include_str!("scripts/probe.lua")),
             keep: script(READS, include_str!("scripts/keep.lua")),
             confirm: script(READS, include_str!("scripts/confirm.lua")),
-            changed: script(READS, include_str!("scripts/changed.lua")),
-            read: script(READS, include_str!("scripts/read.lua")),
-            newest: script(READS, include_str!("scripts/newest.lua")),
-            names: script(READS, include_str!("scripts/names.lua")),
-            scan: script(READS, include_str!("scripts/scan.lua")),
-            marks: script(READS, include_str!("scripts/marks.lua")),
-            fetch: script(READS, include_str!("scripts/fetch.lua")),
-            begin: script(READS, include_str!("scripts/begin.lua")),
-            topics: script(READS, include_str!("scripts/topics.lua")),
-            stats: script(READS, include_str!("scripts/stats.lua")),
+            check: Script::new(&format!("{READS}\n{}\n{check}\n{prelude}\nreturn facts()", constants())),
+            probe: reader(include_str!("scripts/probe.lua")),
+            changed: reader(include_str!("scripts/changed.lua")),
+            read: reader(include_str!("scripts/read.lua")),
+            newest: reader(include_str!("scripts/newest.lua")),
+            names: reader(include_str!("scripts/names.lua")),
+            scan: reader(include_str!("scripts/scan.lua")),
+            marks: reader(include_str!("scripts/marks.lua")),
+            fetch: reader(include_str!("scripts/fetch.lua")),
+            begin: reader(include_str!("scripts/begin.lua")),
+            topics: reader(include_str!("scripts/topics.lua")),
+            stats: reader(include_str!("scripts/stats.lua")),
         }
     }
 }
@@ -87,6 +100,10 @@ impl Default for Scripts {
 /// The line of Lua that gives the limits of this program to every script. Durations are in microseconds,
 /// except `KEY_WINDOW_MS`.
 pub fn constants() -> String {
+    written(false)
+}
+
+fn written(is_frozen: bool) -> String {
     let (names, values): (Vec<_>, Vec<_>) = [
         ("MESSAGE_OVERHEAD", MESSAGE_OVERHEAD_BYTES as u128),
         ("TOPIC_COST", TOPIC_COST as u128),
@@ -108,5 +125,51 @@ pub fn constants() -> String {
     .map(|(name, value)| (name, value.to_string()))
     .into_iter()
     .unzip();
-    format!("local {} = {}", names.join(", "), values.join(", "))
+    format!("local FROZEN, {} = {is_frozen}, {}", names.join(", "), values.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    const CHECK: &str = include_str!("scripts/check.lua");
+    const ALL: [&str; 17] = [
+        include_str!("scripts/prelude.lua"),
+        include_str!("scripts/publish.lua"),
+        include_str!("scripts/announce.lua"),
+        include_str!("scripts/delete.lua"),
+        include_str!("scripts/keep.lua"),
+        include_str!("scripts/confirm.lua"),
+        include_str!("scripts/probe.lua"),
+        include_str!("scripts/changed.lua"),
+        include_str!("scripts/read.lua"),
+        include_str!("scripts/newest.lua"),
+        include_str!("scripts/names.lua"),
+        include_str!("scripts/scan.lua"),
+        include_str!("scripts/marks.lua"),
+        include_str!("scripts/fetch.lua"),
+        include_str!("scripts/begin.lua"),
+        include_str!("scripts/topics.lua"),
+        include_str!("scripts/stats.lua"),
+    ];
+
+    /// The words in capitals behind a quotation mark: the commands, and some words of their arguments.
+    fn words(text: &str) -> impl Iterator<Item = &str> {
+        let quoted = text.split(['\'', '"']);
+        quoted.filter(|word| word.len() > 2 && word.bytes().all(|byte| byte.is_ascii_uppercase()))
+    }
+
+    #[test]
+    fn the_check_asks_for_each_command_of_the_scripts() {
+        // Words of the arguments of commands.
+        let arguments =
+            ["STREAM", "COUNT", "MAXLEN", "LIMIT", "WITHSCORES", "BYSCORE", "BYLEX", "REV", "REPLACE"];
+        let checked: BTreeSet<_> = words(CHECK).collect();
+        let used: BTreeSet<_> = ALL.iter().flat_map(|script| words(script)).collect();
+        let missing: Vec<_> = used
+            .difference(&checked)
+            .filter(|word| !arguments.contains(word) && **word != "WRONGTYPE")
+            .collect();
+        assert!(missing.is_empty() && used.len() > 30, "{missing:?} of {used:?}");
+    }
 }

@@ -36,11 +36,6 @@ impl<Q: Clone + Eq + Hash, A: Clone> Shared<Q, A> {
         waiting.answer.get_or_init(|| ask).await.clone()
     }
 
-    /// Ends the sharing of a question that waits for its answer: the next caller asks anew.
-    pub fn close(&self, question: &Q) {
-        self.asked().remove(question);
-    }
-
     fn wait<'a>(&'a self, question: &'a Q) -> Waiting<'a, Q, A> {
         let mut asked = self.asked();
         let answer = asked.get(question).and_then(Weak::upgrade).unwrap_or_else(|| {
@@ -77,23 +72,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn callers_share_an_answer_until_the_question_is_closed() {
+    async fn callers_share_an_answer_until_it_has_come() {
         let (shared, asked) = (Shared::default(), Cell::new(0));
-        let ask = |is_closed: bool| {
-            let (shared, asked) = (&shared, &asked);
-            shared.share(&"a", async move {
-                if is_closed {
-                    shared.close(&"a");
-                }
+        let ask = || {
+            shared.share(&"a", async {
                 asked.set(asked.get() + 1);
-                let answer = asked.get();
                 yield_now().await;
-                answer
+                asked.get()
             })
         };
-        assert_eq!(join!(ask(false), ask(false), ask(false)), (1, 1, 1));
-        assert_eq!(join!(ask(true), ask(true), ask(false), ask(false)), (2, 3, 4, 4));
-        assert_eq!(ask(false).await, 5);
+        assert_eq!(join!(ask(), ask(), ask()), (1, 1, 1));
+        assert_eq!(ask().await, 2);
         assert!(shared.asked().is_empty());
     }
 

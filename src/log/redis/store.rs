@@ -23,9 +23,12 @@ use super::{
     Address, Retention,
     facts::{Facts, Keep},
     primary::{ConnectError, Primary},
-    scripts::Scripts,
+    scripts::{Reader, Scripts},
 };
-use crate::{log::LogError, message::Id};
+use crate::{
+    log::{LogError, Unfit},
+    message::Id,
+};
 
 /// How long an answer may take. After that, it is unknown whether the script ran.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,6 +45,8 @@ pub const RETRY_AFTER: Duration = Duration::from_millis(200);
 const FULL_FOR: Duration = Duration::from_secs(10);
 /// How often a warning repeats what Redis refuses.
 const SAY_EVERY: Duration = Duration::from_secs(10);
+/// How long readers write nothing after Redis has refused a write. Then one of them tries again.
+const FROZEN_FOR: Duration = Duration::from_secs(1);
 
 /// How many members of the index are read in one step.
 const INDEX_BATCH: usize = 2000;
@@ -61,6 +66,15 @@ impl Connection {
     }
 }
 
+/// Why a script has no answer.
+struct Failure {
+    error: LogError,
+    /// True if Redis runs only scripts without writes.
+    is_frozen: bool,
+    /// The reason that Redis gave, in words without secrets.
+    why: Option<String>,
+}
+
 /// Runs scripts over the current connection.
 pub struct Store {
     pub scripts: Scripts,
@@ -77,8 +91,12 @@ pub struct Store {
     full_at: Mutex<Option<Instant>>,
     /// True if the store has a format that this version does not know.
     is_foreign: AtomicBool,
+    /// When Redis last refused to write.
+    frozen_at: Mutex<Option<Instant>>,
     /// When a warning last told what Redis refused.
     said: Mutex<Option<Instant>>,
+    /// When an error last told that publishing cannot work.
+    said_unfit: Mutex<Option<Instant>>,
 }
 
 impl Store {
@@ -95,7 +113,9 @@ impl Store {
             is_durable: AtomicBool::new(false),
             full_at: Mutex::default(),
             is_foreign: AtomicBool::new(false),
+            frozen_at: Mutex::default(),
             said: Mutex::default(),
+            said_unfit: Mutex::default(),
         }
     }
 
@@ -111,13 +131,9 @@ impl Store {
         &self.primary
     }
 
-    fn full_at(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.full_at.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// True if Redis recently refused a script because its memory was full.
     pub fn is_full(&self) -> bool {
-        self.full_at().is_some_and(|at| at.elapsed() < FULL_FOR)
+        is_within(&self.full_at, FULL_FOR)
     }
 
     /// True if the store has shown a format that this version does not know.
@@ -142,7 +158,17 @@ impl Store {
         subject: &str,
         args: &[&[u8]],
     ) -> Result<T, LogError> {
-        self.invoke(script, subject, args, false).await
+        self.invoke(script, subject, args, false).await.map_err(|failure| failure.error)
+    }
+
+    /// Checks that the user of Redis may run every command of the scripts, that the keys are of the right types, and that
+    /// Redis takes writes.
+    ///
+    /// # Errors
+    /// Says what is wrong, if Redis said it.
+    pub async fn check(&self) -> Result<Facts, Unfit> {
+        let checked = self.invoke(&self.scripts.check, "", &[], true).await;
+        checked.map_err(|Failure { error, why, .. }| Unfit { error, why })
     }
 
     /// A call of a script, with the arguments that every script takes first. If it `looks`, the script checks
@@ -174,8 +200,9 @@ impl Store {
         subject: &str,
         args: &[&[u8]],
         must_look: bool,
-    ) -> Result<T, LogError> {
-        let mut connection = self.connected().await.ok_or(LogError::Unavailable)?;
+    ) -> Result<T, Failure> {
+        let nothing_sent = || Failure { error: LogError::Unavailable, is_frozen: false, why: None };
+        let mut connection = self.connected().await.ok_or_else(nothing_sent)?;
         let now = Instant::now();
         let looks = must_look
             || self.always_looks
@@ -194,9 +221,16 @@ impl Store {
                 self.lose(connection.number, &error);
             }
             self.say(&error);
-            match error.code() {
+            let code = code(&error);
+            let is_frozen = matches!(code, Some("MISCONF" | "NOREPLICAS" | "READONLY"));
+            let why = match code {
+                Some("UNFIT" | "FORMAT") => error.detail().map(str::to_owned),
+                // The text may hold the name of the user.
+                code => code.map(|code| format!("Redis refuses to store messages: {code}")),
+            };
+            let error = match code {
                 Some("OOM") => {
-                    *self.full_at() = Some(Instant::now());
+                    note(&self.full_at);
                     LogError::Full
                 }
                 Some("FORMAT") => {
@@ -205,29 +239,34 @@ impl Store {
                 }
                 _ if is_refused(&error) => LogError::Unavailable,
                 _ => LogError::UnknownOutcome,
-            }
+            };
+            Failure { error, is_frozen, why }
         })
     }
 
-    /// Runs a script that changes nothing, or that may safely run twice. It checks which primary runs it, and
-    /// it runs again if the connection broke meanwhile.
+    /// Runs a script that only reads. It checks which primary runs it, and it runs again if the connection broke
+    /// meanwhile, or without writes if Redis refuses them.
     ///
     /// # Errors
     /// [`LogError::Unavailable`], within a bounded time.
     pub async fn read<T: FromRedisValue>(
         &self,
-        script: &Script,
+        script: &Reader,
         subject: &str,
         args: &[&[u8]],
     ) -> Result<T, LogError> {
         let read = async {
             loop {
                 let known = self.current();
-                match self.invoke(script, subject, args, true).await {
+                let is_frozen = is_within(&self.frozen_at, FROZEN_FOR);
+                let form = if is_frozen { &script.frozen } else { &script.whole };
+                match self.invoke(form, subject, args, true).await {
+                    Ok(read) => return Ok(read),
+                    Err(failure) if failure.is_frozen && !is_frozen => note(&self.frozen_at),
                     // Retry only if the connection was lost: a slow answer is not asked for again.
-                    Err(LogError::UnknownOutcome) if known.is_some() && self.current() != known => {}
+                    Err(Failure { error: LogError::UnknownOutcome, .. })
+                        if known.is_some() && self.current() != known => {}
                     Err(_) => return Err(LogError::Unavailable),
-                    read => return read,
                 }
             }
         };
@@ -256,7 +295,7 @@ impl Store {
 
     async fn members(
         &self,
-        script: &Script,
+        script: &Reader,
         mut from: String,
         mut take: impl FnMut(Vec<(String, Id)>),
     ) -> Result<Facts, LogError> {
@@ -265,15 +304,21 @@ impl Store {
             let limit = INDEX_BATCH.to_string();
             let args = [&*from, &*limit].map(str::as_bytes);
             let answer = self.read(script, "", &args).await?;
-            let (facts, members): (Facts, Vec<(Vec<u8>, i64)>) = answer;
+            let (facts, members): (Facts, Vec<(Vec<u8>, String)>) = answer;
             let (began, marked) = *first.get_or_insert((facts.began, facts.marked));
             if began != facts.began {
                 return Err(LogError::Unavailable);
             }
             let is_last = members.len() < INDEX_BATCH;
-            // Several members may have the same id, so the last one is read again.
-            from = members.last().map_or(from, |(_, score)| score.to_string());
+            // Several members may have the same id, so the last one is read again. A batch with one id alone is not from
+            // this program.
+            from = match members.last() {
+                Some((_, score)) if *score == from => format!("({score}"),
+                Some((_, score)) => score.clone(),
+                None => from,
+            };
             let members = members.into_iter().filter_map(|(member, score)| {
+                let score: i64 = score.parse().ok()?;
                 Some((String::from_utf8(member).ok()?, Id::new(score.unsigned_abs())))
             });
             take(members.collect());
@@ -286,18 +331,19 @@ impl Store {
     /// Logs a refusal, so that an operator learns why publishes get 503. Warns rarely, and not for each of
     /// them.
     fn say(&self, error: &RedisError) {
-        let is_news = !error.is_io_error() && {
-            let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_news = said.is_none_or(|said| said.elapsed() >= SAY_EVERY);
-            if is_news {
-                *said = Some(Instant::now());
-            }
-            is_news
-        };
-        if is_news {
-            tracing::warn!(redis = %self.address(), %error, "a redis command failed");
-        } else {
+        let is_unfit = error.code() == Some("UNFIT");
+        let said = if is_unfit { &self.said_unfit } else { &self.said };
+        let is_news = !error.is_io_error() && !is_within(said, SAY_EVERY);
+        if !is_news {
             tracing::debug!(%error, "a redis command failed");
+            return;
+        }
+        note(said);
+        if is_unfit {
+            let why = error.detail().unwrap_or_default();
+            tracing::error!(redis = %self.address(), why, "publishing and reading cannot work as redis is set up");
+        } else {
+            tracing::warn!(redis = %self.address(), %error, "a redis command failed");
         }
     }
 
@@ -345,6 +391,8 @@ impl Store {
                 Ok((addr, redis)) => {
                     tracing::info!(redis = %addr, "the publishing connection is up");
                     self.connection.send_replace(Some(Connection { number, redis, looked: Arc::default() }));
+                    // First, because this logs what is wrong.
+                    let _ = self.check().await;
                     if std::mem::take(&mut is_first) {
                         self.say_how_much_is_kept().await;
                         self.warn_of_eviction().await;
@@ -426,6 +474,16 @@ impl Store {
     }
 }
 
+/// Notes that something happens now.
+fn note(last: &Mutex<Option<Instant>>) {
+    *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+}
+
+/// True if it last happened less than this long ago.
+fn is_within(last: &Mutex<Option<Instant>>, span: Duration) -> bool {
+    last.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < span)
+}
+
 async fn is_durable(connection: MultiplexedConnection) -> bool {
     setting(connection.clone(), "appendonly").await.as_deref() == Some("yes")
         && setting(connection, "appendfsync").await.as_deref() == Some("always")
@@ -436,6 +494,15 @@ async fn setting(mut connection: MultiplexedConnection, name: &str) -> Option<St
     let answer: Result<std::collections::HashMap<String, String>, _> =
         command.arg("GET").arg(name).query_async(&mut connection).await;
     answer.ok()?.remove(name)
+}
+
+/// The first word of an error of Redis.
+fn code(error: &RedisError) -> Option<&str> {
+    match error.kind() {
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => Some("READONLY"),
+        ErrorKind::Server(ServerErrorKind::NoPerm) => Some("NOPERM"),
+        _ => error.code(),
+    }
 }
 
 /// True if Redis said that it did not run the script.
@@ -450,7 +517,7 @@ fn is_refused(error: &RedisError) -> bool {
         | ErrorKind::AuthenticationFailed => true,
         // A command that was refused within a script may have come after others that ran.
         ErrorKind::Server(NoPerm) => !error.to_string().contains("in script"),
-        _ => matches!(error.code(), Some("MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH")),
+        _ => matches!(error.code(), Some("MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH" | "UNFIT" | "FROZEN")),
     }
 }
 

@@ -5,19 +5,22 @@ local since, count, TOPICS = tonumber(ARGV[7]), tonumber(ARGV[8]), 9
 sweep(READ_SWEEP)
 local firsts = {}
 for at = TOPICS, #ARGV, 2 do
-  local topic, upto = ARGV[at], ARGV[at + 1]
+  local topic, upto = ARGV[at], ARGV[at + 1] == '+' and str(last) or ARGV[at + 1]
   local newest, passed = redis.call('ZSCORE', index, topic), 0
   local first
   if newest and count < 0 then
-    first = redis.call('XRANGE', stream(topic), str(math.max(since, expired)), '+', 'COUNT', 1)[1]
+    first = entries(topic, str(math.max(since, expired)), 1)[1]
   elseif newest then
     while passed < count do
-      local batch = redis.call('XREVRANGE', stream(topic), upto, str(expired), 'COUNT', math.min(count - passed, 64))
+      local batch = on_stream(topic, 'XREVRANGE', upto, str(expired), 'COUNT', math.min(count - passed, 64)) or {}
       if not batch[1] then break end
       first, passed = batch[#batch], passed + #batch
       upto = '(' .. first[1]
     end
   end
-  firsts[#firsts + 1] = {newest or '', first and first[1] or '', first and first[2][2] or '', passed}
+  -- A reader that begins at an entry that is not ours begins just before it.
+  local id = first and number_of(first)
+  local before = first and is_message(first) and string.match(first[2][2], '^%d+') or id and str(id - 1)
+  firsts[#firsts + 1] = {scored(newest), id and str(id) or '', before or '', passed}
 end
 return {facts(), firsts}

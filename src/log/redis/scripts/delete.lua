@@ -5,7 +5,7 @@ if newest then
   local chain = last
   last = math.max(now, last + 1)
   local mark_at = mark()
-  total, messages = total - subject_bytes, messages - redis.call('XLEN', stream(topic))
+  total, messages = total - subject_bytes, messages - (on_stream(topic, 'XLEN') or 0)
   redis.call('HSET', state, '*', packed(), topic, cmsgpack.pack(newest, 0))
   redis.call('DEL', stream(topic))
   redis.call('ZADD', index, str(-last), ' ' .. topic, mark_at, ',' .. topic)

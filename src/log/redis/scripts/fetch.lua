@@ -7,20 +7,19 @@ local found, bytes = {}, PAGE_BYTES
 for at = MESSAGES, others - 1, 2 do
   local topic, id = ARGV[at], ARGV[at + 1]
   if bytes <= 0 then break end
-  local entry = redis.call('XRANGE', stream(topic), id, id)[1]
-  if entry then bytes = bytes - #entry[2][6] end
+  local entry = (on_stream(topic, 'XRANGE', id .. '-0', id .. '-0') or {})[1]
+  if entry then bytes = bytes - size(entry) end
   -- For a missing message return when its topic last lost something, and its last deletion.
   if not entry then
     local scores = redis.call('ZMSCORE', index, ',' .. topic, ' ' .. topic)
-    entry = {'', string.sub(scores[1] or '-0', 2), string.sub(scores[2] or '-0', 2)}
+    entry = {'', scored(scores[1]), scored(scores[2])}
   end
   found[#found + 1] = entry
 end
 local known_topics = {}
 for at = others, #ARGV, 2 do
   local topic, given = ARGV[at], tonumber(ARGV[at + 1])
-  local first = redis.call('XRANGE', stream(topic), str(math.max(given + 1, expired)), '+', 'COUNT', 1)[1]
   local scores = redis.call('ZMSCORE', index, topic, ' ' .. topic)
-  known_topics[#known_topics + 1] = {scores[1] or '', string.sub(scores[2] or '-0', 2), first and first[1] or '', first and first[2][2] or ''}
+  known_topics[#known_topics + 1] = retained(scores, entries(topic, str(math.max(given + 1, expired)), 1)[1])
 end
 return {facts(), found, known_topics}

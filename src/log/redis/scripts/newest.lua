@@ -4,15 +4,17 @@
 local upto, room, given = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 if not subject_newest then return {facts(), '', {}} end
 sweep(READ_SWEEP)
-local after = redis.call('XRANGE', stream(subject), '(' .. upto, '+', 'COUNT', 1)[1]
+local after = entries(subject, str(upto + 1), 1)[1]
+-- An entry that is not ours does not say what came before it.
+if after and not is_message(after) then return {facts(), upto, {}} end
 local newest = after and string.match(after[2][2], '^%d+') or str(subject_newest)
 -- A reader that has been given that message needs nothing.
 if tonumber(newest) <= given then return {facts(), newest, {}} end
 local found, taken, step = {}, 0, 16
 while room > 0 do
-  local batch = redis.call('XREVRANGE', stream(subject), upto, str(expired), 'COUNT', math.min(step, room))
+  local batch = on_stream(subject, 'XREVRANGE', upto, str(expired), 'COUNT', math.min(step, room)) or {}
   for _, entry in ipairs(batch) do
-    taken = taken + #entry[2][6]
+    taken = taken + size(entry)
     if taken > FILL_BYTES then return {facts(), newest, found} end
     found[#found + 1] = entry
   end

@@ -1,4 +1,5 @@
--- Every script begins with the constants of scripts.rs and with this prelude. It finds out the generation of
+-- Every script begins with the constants of scripts.rs and with this prelude. A script with FROZEN writes nothing: it is
+-- the form that runs while Redis refuses writes. It finds out the generation of
 -- the store, and which messages the store still has. It runs as one step with the script behind it. Numbers
 -- are ids: doubles hold them exactly, but they are printed exactly only with a format.
 local base, known, looks, durable = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1'
@@ -8,6 +9,8 @@ local wanted, subject = ARGV[5], ARGV[6]
 local FORMAT = 2
 -- The clocks of two primaries, and of those that publish, may differ by this much, in microseconds.
 local SKEW = 10000000
+-- Doubles hold ids exactly up to here. A larger one in a stream is not ours.
+local MAX_ID = 9000000000000000
 -- How many generations are remembered: the id where each began, the last id that it has inherited, and why it
 -- began.
 local MAX_BOUNDARIES = 32
@@ -43,7 +46,7 @@ end
 -- Turns a store of format 1 into one of this format, in one step. Each stream had an expiry time of its own
 -- in format 1.
 local function take_over()
-  if redis.call('TYPE', tombstone).ok ~= 'hash' then return end
+  if FROZEN or redis.call('TYPE', tombstone).ok ~= 'hash' then return end
   local old = redis.call('HGET', tombstone, '*')
   if not old then return end
   last, began, total, messages, max_messages, max_age, max_bytes, max_total = cmsgpack.unpack(old)
@@ -69,8 +72,10 @@ if not saved[1] then
   if last then saved = redis.call('HMGET', state, '*', subject) end
 end
 if saved[1] then
-  format, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics, marked = cmsgpack.unpack(saved[1])
-  if format ~= FORMAT then return redis.error_reply('FORMAT the store has format ' .. format .. ', and this version knows format ' .. FORMAT) end
+  local is_packed
+  is_packed, format, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics, marked = pcall(cmsgpack.unpack, saved[1])
+  if not is_packed then return redis.error_reply('FORMAT the field * of ' .. state .. ' cannot be read') end
+  if format ~= FORMAT then return redis.error_reply('FORMAT the store has format ' .. tostring(format) .. ', and this version knows format ' .. FORMAT) end
 end
 local life, process, was_durable, boundaries, forgotten
 
@@ -114,6 +119,7 @@ if info and not (is_sound and process and replication_id == life) then
 end
 if not is_sound or (info and replication_id ~= life and not is_same_process) then
   local is_promoted = life and string.find(info, 'master_replid2:' .. life, 1, true)
+  if FROZEN then return redis.error_reply('FROZEN a generation of the store cannot begin') end
   if not (is_sound and was_durable and not is_promoted) then
     -- A promoted copy was already running when the newest message was stored. A process that started later is
     -- a restart.
@@ -129,7 +135,8 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
       if redis.call('EXISTS', order) == 1 then
         local about = redis.call('XINFO', 'STREAM', order)
         for at = 1, #about, 2 do
-          if about[at] == 'last-generated-id' then top = math.max(top, tonumber(string.match(about[at + 1], '%d+'))) end
+          local newest = about[at] == 'last-generated-id' and tonumber(string.match(about[at + 1], '%d+'))
+          if newest and newest < MAX_ID then top = math.max(top, newest) end
         end
       end
       redis.call('UNLINK', index, names, order, state)
@@ -159,7 +166,7 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
   life, was_durable = replication_id, durable
   redis.call('HSET', state, '*life', life, '*process', string.match(server, 'run_id:(%w+)'),
     '*durable', durable and 1 or 0)
-elseif info and (server or (was_durable and not durable)) then
+elseif info and not FROZEN and (server or (was_durable and not durable)) then
   life = replication_id
   redis.call('HSET', state, '*life', life, '*durable', (was_durable and durable) and 1 or 0)
   if server then redis.call('HSET', state, '*process', string.match(server, 'run_id:(%w+)')) end
@@ -167,9 +174,16 @@ end
 
 local expired = now - max_age
 
--- The newest id and the bytes of the script's topic, if the index knows it.
+-- The newest id and the bytes of a topic, if the index knows it. Another program may have removed or changed them: then
+-- the index still has the id, and the bytes count as none.
+local function counts(topic, text)
+  local is_packed, newest, bytes = pcall(cmsgpack.unpack, text or '')
+  if is_packed and type(newest) == 'number' and type(bytes) == 'number' then return newest, bytes end
+  local score = redis.call('ZSCORE', index, topic)
+  if score then return math.min(tonumber(score), last), 0 end
+end
 local subject_newest, subject_bytes
-if saved[2] then subject_newest, subject_bytes = cmsgpack.unpack(saved[2]) end
+if subject ~= '' then subject_newest, subject_bytes = counts(subject, saved[2]) end
 
 local function facts()
   learn()
@@ -185,10 +199,51 @@ local function linked(chain) return str(began) .. ' ' .. str(chain) end
 -- The rest of an entry, behind its numbers.
 local function carrying(topic, head, data) return ' ' .. #topic .. ' ' .. #head .. '\n' .. topic .. head .. data end
 
+-- Appends to a stream. Another program may have appended an entry with an id ahead of ours. Then Redis takes no entry of
+-- ours any more, so this removes the stream and returns false.
+local function append(key, ...)
+  local added = redis.pcall('XADD', key, ...)
+  if type(added) == 'string' then return true end
+  if not string.find(added.err, 'equal or smaller', 1, true) then error(added) end
+  redis.call('UNLINK', key)
+  return false
+end
+
+-- Runs a command on the stream of a topic. If another program has put something else there, the topic has no stream.
+local function on_stream(topic, command, ...)
+  local answer = redis.pcall(command, stream(topic), ...)
+  if type(answer) ~= 'table' or not answer.err then return answer end
+  if not string.find(answer.err, 'WRONGTYPE', 1, true) then error(answer) end
+end
+
+-- Some entries of the stream of a topic. Entries ahead of the store are not ours.
+local function entries(topic, from, count) return on_stream(topic, 'XRANGE', from, str(last), 'COUNT', count) or {} end
+
+local function number_of(entry) return tonumber(string.match(entry[1], '^%d+')) end
+
+-- True if an entry has the id and the first field of a message.
+local function is_message(entry) return string.find(entry[1], '-0$') and entry[2][1] == 'p' and string.find(entry[2][2], '^%d') end
+
+-- The bytes of the payload of a message, if the entry has them.
+local function size(entry) return #(entry[2][6] or '') end
+
+-- The id in a score of the index.
+local function scored(score) return score and str(math.min(math.abs(tonumber(score)), last)) or '' end
+
+-- The facts about a topic, from its scores and the oldest entry that a reader has not been given: the id of the entry,
+-- and the id before it.
+-- An entry that is not ours may be a message that this version cannot read. Its own id comes in place of the id before
+-- it, so readers get a gap up to it.
+local function retained(scores, first)
+  local id = first and str(number_of(first)) or ''
+  local before = first and is_message(first) and string.match(first[2][2], '^%d+') or id
+  return {scored(scores[1]), scored(scores[2]), id, before}
+end
+
 -- Appends an entry to the feed. The feed holds fewer entries if they are large. One field costs least.
 local function tell(id, kind, entry)
-  local entries = #entry < 1024 and FEED_ENTRIES or math.max(FEED_MIN_ENTRIES, math.floor(FEED_BYTES / #entry))
-  redis.call('XADD', feed, 'MAXLEN', '~', entries, id, kind, entry)
+  local most = #entry < 1024 and FEED_ENTRIES or math.max(FEED_MIN_ENTRIES, math.floor(FEED_BYTES / #entry))
+  if not append(feed, 'MAXLEN', '~', most, id, kind, entry) then redis.call('XADD', feed, id, kind, entry) end
 end
 
 -- Makes sure that the feed ends with the newest id, and returns its end. A script that failed after its first
@@ -196,7 +251,9 @@ end
 local function close_feed()
   local newest = redis.call('XREVRANGE', feed, '+', '-', 'COUNT', 1)[1]
   local place = newest and newest[1]
-  if not place or tonumber(string.match(place, '^%d+')) < last then
+  -- An entry ahead of the store is not ours, and hides what comes after it.
+  if FROZEN then return place or '0-0' end
+  if not place or number_of(newest) ~= last then
     local chain = last
     last = math.max(now, last + 1)
     place = str(last) .. '-0'
@@ -207,25 +264,26 @@ local function close_feed()
 end
 
 -- The cost of a stored message. An entry that another program wrote costs nothing.
-local function cost_of(entry) return tonumber(string.match(entry[2][2], ' (%d+)$')) or 0 end
+local function cost_of(entry) return is_message(entry) and tonumber(string.match(entry[2][2], ' (%d+)$')) or 0 end
 
 -- Removes one message and marks its topic. Marks lie below zero, apart from the topics. Every message that
 -- leaves the order leaves a mark, even if its stream had disappeared. Returns true if the message was still
 -- there. The caller writes the totals once it is done.
 local function evict(topic, id)
-  local entry = redis.call('XRANGE', stream(topic), id, id)[1]
+  local entry = (on_stream(topic, 'XRANGE', id, id) or {})[1]
   redis.call('XDEL', order, id)
   redis.call('ZADD', index, mark(), ',' .. topic)
-  local known_topic, cost = redis.call('HGET', state, topic), 0
+  local newest, bytes = counts(topic, redis.call('HGET', state, topic))
+  local cost = 0
   if entry then
     redis.call('XDEL', stream(topic), id)
-    cost, messages = cost_of(entry), messages - 1
+    cost = cost_of(entry)
+    messages = messages - (cost > 0 and 1 or 0)
   end
-  if known_topic then
-    local newest, bytes = cmsgpack.unpack(known_topic)
+  if newest then
     -- A stream that has disappeared is not counted any more.
     if not entry and redis.call('EXISTS', stream(topic)) == 0 then cost = bytes end
-    if cost > 0 then redis.call('HSET', state, topic, cmsgpack.pack(newest, bytes - cost)) end
+    if cost > 0 then redis.call('HSET', state, topic, cmsgpack.pack(newest, math.max(0, bytes - cost))) end
   end
   total = total - cost
   -- The store cannot tell how many messages a lost stream had. But each message costs something, so no cost
@@ -236,7 +294,8 @@ end
 
 -- Removes a batch of expired messages. True if there may be more.
 local function sweep(budget)
-  local old = redis.call('XRANGE', order, '-', '(' .. str(expired) .. '-0', 'COUNT', budget)
+  local old = redis.call('XRANGE', order, '-', '(' .. str(expired) .. '-0', 'COUNT', FROZEN and 1 or budget)
+  if FROZEN then return #old > 0 end
   for _, entry in ipairs(old) do
     if entry[2][1] == 't' then evict(entry[2][2], entry[1]) else redis.call('XDEL', order, entry[1]) end
   end

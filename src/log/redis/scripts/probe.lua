@@ -4,7 +4,7 @@ local is_sweep = ARGV[7] == '1'
 local BATCH = 200
 local is_more = false
 learn()
-if is_sweep then
+if is_sweep and not FROZEN then
   is_more = sweep(BATCH)
   local unknown = now - math.max(max_age + AFTER_EXPIRY, INDEX_AGE)
   -- Expired messages are still counted in the state of their topics, so forget topics only after the sweep. The marks of

@@ -47,7 +47,11 @@ if not newest then
   redis.call('ZADD', names, 0, topic)
 end
 
-local length, bytes = redis.call('XLEN', into), subject_bytes or 0
+local length, bytes = on_stream(topic, 'XLEN'), subject_bytes or 0
+if not length then
+  redis.call('DEL', into)
+  length = 0
+end
 local is_first = length == 0
 if is_first then
   -- The messages that were counted for this topic are not there any more.
@@ -65,7 +69,7 @@ while is_full do
     local freed = cost_of(oldest)
     gone = oldest[1]
     old[#old + 1] = gone
-    length, bytes, total, messages = length - 1, bytes - freed, total - freed, messages - 1
+    length, bytes, total, messages = length - 1, bytes - freed, total - freed, messages - (freed > 0 and 1 or 0)
     is_full = (length > max_messages or bytes > max_bytes) and length > 1 and #old < budget
     if not is_full then break end
   end
@@ -75,28 +79,32 @@ last = id
 local mark_at = gone and mark()
 -- Write this first: if the script fails later, the next entry of the feed shows it.
 redis.call('HSET', state, '*', packed(), topic, cmsgpack.pack(id, bytes))
+if not is_first and not append(into, 'MAXLEN', '=', length, entry, 'p', link .. ' ' .. cost, 'h', head, 'd', data) then
+  is_first = true
+  total, messages, length, bytes = total - bytes + cost, messages - length + 1, 1, cost
+  redis.call('HSET', state, '*', packed(), topic, cmsgpack.pack(id, bytes))
+end
 if is_first then
   -- Redis allocates 4 KiB for each new stream, and a copy of the stream has only the bytes that it needs.
   redis.call('DEL', base .. 'new')
   redis.call('XADD', base .. 'new', entry, 'p', link .. ' ' .. cost, 'h', head, 'd', data)
   redis.call('COPY', base .. 'new', into, 'REPLACE')
   redis.call('DEL', base .. 'new')
-else
-  redis.call('XADD', into, 'MAXLEN', '=', length, entry, 'p', link .. ' ' .. cost, 'h', head, 'd', data)
 end
-redis.call('XADD', order, entry, 't', topic)
+-- A store without its order begins anew at the next script.
+if not append(order, entry, 't', topic) then return redis.error_reply('ERR the order was ahead of the store') end
 if gone then
   redis.call('XDEL', order, unpack(old))
-  gone, budget = string.gsub(gone, '-0$', ''), budget - #old
+  gone, budget = string.match(gone, '^%d+'), budget - #old
   redis.call('ZADD', index, ident, topic, mark_at, ',' .. topic)
 else
   redis.call('ZADD', index, ident, topic)
 end
 if name then
   redis.call('SET', name, ident .. ' ' .. digest, 'PX', KEY_WINDOW_MS)
-  local counts = base .. 'keys:' .. str(stretch)
-  for _, field in ipairs({'*', topic}) do redis.call('HINCRBY', counts, field, 1) end
-  redis.call('PEXPIRE', counts, 2 * KEY_WINDOW_MS)
+  local used = base .. 'keys:' .. str(stretch)
+  for _, field in ipairs({'*', topic}) do redis.call('HINCRBY', used, field, 1) end
+  redis.call('PEXPIRE', used, 2 * KEY_WINDOW_MS)
 end
 
 -- Topics and marks count too, but leave at least half of the bytes to messages. If this topic holds more than
@@ -105,8 +113,8 @@ local victims = {}
 local room = math.max(max_total - redis.call('ZCARD', index) * TOPIC_COST, max_total / 2)
 local is_over = total > room
 local share = is_over and max_total / redis.call('ZCOUNT', index, '(0', '+inf')
-while budget > 0 and total > room and messages > 1 do
-  local before, own = total, bytes > share and length > 1 and redis.call('XRANGE', into, '-', '+', 'COUNT', 1)[1]
+while budget > 0 and total > room do
+  local before, own = total, bytes > share and length > 1 and entries(topic, '-', 1)[1]
   local oldest = own and {own[1], {'t', topic}} or redis.call('XRANGE', order, '-', '+', 'COUNT', 1)[1]
   if not oldest or oldest[1] == entry then
     -- The rest of the count was for streams that have disappeared.
@@ -115,7 +123,7 @@ while budget > 0 and total > room and messages > 1 do
   end
   if oldest[2][1] == 't' then
     local victim = oldest[2][2]
-    if evict(victim, oldest[1]) then victims[victim] = string.gsub(oldest[1], '-0$', '') end
+    if evict(victim, oldest[1]) then victims[victim] = string.match(oldest[1], '^%d+') end
     if victim == topic then length, bytes = length - 1, bytes - (before - total) end
   else
     redis.call('XDEL', order, oldest[1])

@@ -10,16 +10,15 @@ for at = TOPICS, #ARGV, 2 do
   local scores = redis.call('ZMSCORE', index, topic, ' ' .. topic)
   local newest, batch = tonumber(scores[1]), {}
   if newest and newest > given then
-    batch = redis.call('XRANGE', stream(topic), str(math.max(given + 1, expired)), '+', 'COUNT', is_alone and 16 or 1)
+    batch = entries(topic, str(math.max(given + 1, expired)), is_alone and 16 or 1)
   end
   local first = batch[1]
-  known_topics[#known_topics + 1] = {scores[1] or '', string.sub(scores[2] or '-0', 2), first and first[1] or '', first and first[2][2] or ''}
+  known_topics[#known_topics + 1] = retained(scores, first)
   if first then heads[#heads + 1] = {topic = topic, number = #known_topics, batch = batch, at = 1} end
 end
 
--- Sorted with the oldest last, so that it is found and removed at once. All ids have 16 digits, so they
--- compare as text.
-local function id_of(head) return head.batch[head.at][1] end
+-- Sorted with the oldest last, so that it is found and removed at once.
+local function id_of(head) return number_of(head.batch[head.at]) end
 table.sort(heads, function(one, other) return id_of(one) > id_of(other) end)
 local function put(head)
   local low, high = 1, #heads + 1
@@ -34,16 +33,16 @@ local found, reached, stop, bytes = {}, nil, nil, PAGE_BYTES
 while #heads > 0 do
   local head = table.remove(heads)
   local entry = head.batch[head.at]
-  local id = tonumber((string.gsub(entry[1], '-0$', '')))
+  local id = number_of(entry)
   if #found >= limit or (bytes <= 0 and #found > 0) then stop = reached break end
   found[#found + 1], reached = {head.number, entry}, str(id)
-  bytes = bytes - #entry[2][6]
+  bytes = bytes - size(entry)
   head.at = head.at + 1
   if not head.batch[head.at] then
     -- Fetch only as many as are needed, if the next messages are as large as these.
     local step = is_alone and math.floor(bytes / ((PAGE_BYTES - bytes) / #found + 1)) or 16
     step = math.max(1, math.min(step, limit - #found + 1))
-    head.batch = redis.call('XRANGE', stream(head.topic), str(id + 1), '+', 'COUNT', step)
+    head.batch = entries(head.topic, '(' .. entry[1], step)
     head.at = 1
   end
   if head.batch[1] then put(head) end

@@ -1,2 +1,2 @@
 -- How many topics, messages and bytes there are.
-return {facts(), redis.call('ZCOUNT', index, '(0', '+inf'), str(messages), str(total)}
+return {facts(), redis.call('ZCOUNT', index, '(0', '+inf'), str(math.max(0, messages)), str(math.max(0, total))}

@@ -3,8 +3,7 @@ local TOPICS = 7
 local known_topics = {}
 for at = TOPICS, #ARGV do
   local topic = ARGV[at]
-  local newest, bytes, known_topic = 0, 0, redis.call('HGET', state, topic)
-  if known_topic then newest, bytes = cmsgpack.unpack(known_topic) end
-  known_topics[#known_topics + 1] = {str(newest), redis.call('XLEN', stream(topic)), str(bytes)}
+  local newest, bytes = counts(topic, redis.call('HGET', state, topic))
+  known_topics[#known_topics + 1] = {str(newest or 0), on_stream(topic, 'XLEN') or 0, str(math.max(0, bytes or 0))}
 end
 return known_topics

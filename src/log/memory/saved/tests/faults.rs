@@ -122,7 +122,7 @@ async fn nothing_is_stored_before_the_file_is_marked_as_opened() {
         disk.set(mode);
         assert_eq!(try_to_publish(&log, "a", "x").await, Err(LogError::Unavailable.into()));
         assert_eq!(log.delete(&topic).await, Err(LogError::Unavailable));
-        assert_eq!(log.check().await, Err(LogError::Unavailable));
+        assert_eq!(log.check().await.map_err(|unfit| unfit.error), Err(LogError::Unavailable));
         assert_eq!(read(&log, id.before()).await, (0, vec![id]), "reading works");
     }
     disk.set(Mode::Works);

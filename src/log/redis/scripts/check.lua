@@ -1,0 +1,33 @@
+-- Checks that this user may run every command of the scripts, and that no key is of a wrong type. It stands before the
+-- prelude, which would fail without saying why, and it changes nothing.
+do
+  local base = ARGV[1]
+  local index, names, order, state, feed = base .. 'index', base .. 'names', base .. 'order', base .. 'store', base .. 'feed'
+  local topic, new, key, keys = base .. 'topic:x', base .. 'new', base .. 'key:x', base .. 'keys:0'
+  local needed = {
+    {'TIME'}, {'INFO', 'replication'}, {'EXISTS', index, names, order}, {'TYPE', state},
+    {'HMGET', state, '*'}, {'HGET', state, '*'}, {'HSET', state, '*', ''}, {'HDEL', state, 'x'},
+    {'ZADD', index, '1', 'x'}, {'ZREM', index, 'x'}, {'ZSCORE', index, 'x'}, {'ZMSCORE', index, 'x'},
+    {'ZRANGE', index, '0', '1'}, {'ZCARD', index}, {'ZCOUNT', index, '0', '1'},
+    {'ZADD', names, '0', 'x'}, {'ZREM', names, 'x'}, {'ZLEXCOUNT', names, '-', '+'}, {'ZRANGE', names, '0', '1'},
+    {'XADD', order, '1-0', 't', 'x'}, {'XRANGE', order, '-', '+'}, {'XDEL', order, '1-0'}, {'XINFO', 'STREAM', order},
+    {'XADD', topic, '1-0', 'p', ''}, {'XRANGE', topic, '-', '+'}, {'XREVRANGE', topic, '+', '-'}, {'XLEN', topic},
+    {'XDEL', topic, '1-0'}, {'DEL', topic}, {'PERSIST', topic}, {'UNLINK', topic},
+    {'XADD', new, '1-0', 'p', ''}, {'COPY', new, topic, 'REPLACE'}, {'DEL', new},
+    {'XADD', feed, '1-0', 'm', ''}, {'XREVRANGE', feed, '+', '-'}, {'XREAD', 'STREAMS', feed, '0-0'},
+    {'UNLINK', index, names, order, state, feed}, {'RENAME', base .. 'state', state}, {'SET', base .. 'state', ''},
+    {'GET', key}, {'SET', key, '', 'PX', '1'}, {'HGET', keys, '*'}, {'HINCRBY', keys, '*', '1'}, {'PEXPIRE', keys, '1'},
+  }
+  for _, command in ipairs(needed) do
+    local is_known, is_allowed = pcall(redis.acl_check_cmd, unpack(command))
+    if not (is_known and is_allowed) then
+      return redis.error_reply('UNFIT the user of Redis may not run ' .. table.concat(command, ' ', 1, math.min(2, #command)))
+    end
+  end
+  for name, kind in pairs({index = 'zset', names = 'zset', order = 'stream', store = 'hash', feed = 'stream'}) do
+    local found = redis.call('TYPE', base .. name).ok
+    if found ~= kind and found ~= 'none' then
+      return redis.error_reply('UNFIT the key ' .. base .. name .. ' has the type ' .. found .. ' and not ' .. kind)
+    end
+  end
+end
