@@ -236,7 +236,8 @@ impl Client {
     ///         Progress::Stored { id } => println!("{id}"),
     ///         Progress::Refused(error) => eprintln!("refused: {error}"),
     ///         Progress::Doubtful { count } => eprintln!("the next {count} may be stored twice"),
-    ///         Progress::Retrying(_) | Progress::Recovered => {}
+    ///         // It tries again by itself.
+    ///         _ => {}
     ///     }
     /// }
     /// # Ok(())
