@@ -53,9 +53,11 @@ pub async fn serve(listener: TcpListener, config: Arc<Config>, shutdown: Shutdow
     Server::start(config, shutdown).await?.serve(listener).await
 }
 
-/// How long the log has at least to write its state file, however much of the grace the connections have used.
-/// It is a disk's time for some hundred megabytes, and longer than a disk may stall and still be used.
-pub const SAVE_WITHIN: Duration = Duration::from_secs(10);
+/// How long the log has at least to write its state file, however much of the grace the connections have used: ten
+/// seconds, in which a disk that stalls may come back, and a second for each 32 MiB, which a slow disk writes in it.
+pub fn save_within(retained_bytes: usize) -> Duration {
+    Duration::from_secs(10 + retained_bytes as u64 / (32 << 20))
+}
 
 /// A server that is ready and does not serve yet. A caller can [`reconfigure`](App::reconfigure) it.
 pub struct Server {
@@ -98,8 +100,8 @@ impl Server {
     /// Serves on `listener` until the end, and returns how that went.
     ///
     /// # Errors
-    /// If the file of [`Config::state`] cannot be written before the grace expires. Writing has [`SAVE_WITHIN`]
-    /// even if less is left of the grace.
+    /// If the file of [`Config::state`] cannot be written before the grace expires, or, if that is later, within
+    /// [`save_within`] of the retained bytes.
     ///
     /// # Cancel safety
     /// Dropping this closes the listener. Open connections go on until they end by themselves, and the file of
@@ -112,7 +114,8 @@ impl Server {
         };
         let (drained, end) = tokio::join!(http::serve(self.app, router, listener), grace_passes);
         if let Some(memory) = self.memory {
-            let end = end.max(Instant::now() + SAVE_WITHIN);
+            let retained = memory.stats().await.map_or(0, |stats| stats.bytes);
+            let end = end.max(Instant::now() + save_within(retained));
             memory.end(end).await.map_err(|error| of_state(&self.config, &error))?;
         }
         Ok(drained)

@@ -6,8 +6,9 @@
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
 use rejoin::{
-    Config, Drained, SAVE_WITHIN, Server, Shutdown,
+    Config, Drained, Server, Shutdown,
     config::{Flags, Settings},
+    save_within,
 };
 use tokio::{runtime::Builder, signal::unix::Signal, time::sleep};
 
@@ -88,7 +89,7 @@ async fn hear_and_serve(flags: Flags) -> Result<(), Failure> {
     let ended = tokio::select! {
         biased;
         ended = serving => ended.unwrap_or_else(|error| Err(io::Error::other(error).into())),
-        () = pass_on(async || signals.end().await, &shutdown, config.drain_grace) => abandon(&config),
+        () = pass_on(async || signals.end().await, &shutdown, bound(&config)) => abandon(&config),
     };
     workers.shutdown_background();
     ended
@@ -130,14 +131,19 @@ async fn serve(
     }
 }
 
+/// How long the server may take to end in order.
+fn bound(config: &Config) -> Duration {
+    config.drain_grace + save_within(config.retain_total) + MARGIN
+}
+
 /// The first signal begins a drain; the second ends the server at once. Resolves if the server should have ended
 /// since, and has not.
-async fn pass_on(mut next: impl AsyncFnMut() -> &'static str, shutdown: &Shutdown, grace: Duration) {
+async fn pass_on(mut next: impl AsyncFnMut() -> &'static str, shutdown: &Shutdown, bound: Duration) {
     let signal = next().await;
     tracing::info!(signal, "received a signal: draining");
     shutdown.drain();
     tokio::select! {
-        () = sleep(grace + SAVE_WITHIN + MARGIN) => {}
+        () = sleep(bound) => {}
         signal = next() => {
             tracing::warn!(signal, "received another signal: ending at once");
             shutdown.end();
@@ -167,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    const GRACE: Duration = Duration::from_secs(7);
+    const BOUND: Duration = Duration::from_secs(70);
 
     /// Sends this many signals to a server that does not notice them, and returns how long the process waits for it.
     async fn waited(mut signals: usize) -> (Duration, Shutdown) {
@@ -179,14 +185,14 @@ mod tests {
             signals -= 1;
             "SIGTERM"
         };
-        pass_on(next, &shutdown, GRACE).await;
+        pass_on(next, &shutdown, BOUND).await;
         (began.elapsed(), shutdown)
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_process_ends_though_the_server_does_not() {
         let (waited, shutdown) = waited(1).await;
-        assert!((GRACE + SAVE_WITHIN..GRACE + SAVE_WITHIN + 2 * MARGIN).contains(&waited), "{waited:?}");
+        assert!((BOUND..2 * BOUND).contains(&waited), "{waited:?}");
         assert!(shutdown.is_draining());
     }
 
