@@ -232,7 +232,7 @@ async fn a_server_whose_state_file_another_one_has_taken_is_not_ready_and_stores
     post(&first.server, &topic_path("a")).body("x").answer().await.problem(503, "unavailable");
     let id = publish(&second.server, "a", "second").await;
     let ended = first.terminate().await;
-    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert_eq!(ended.code, Some(3), "{ended:?}");
     assert!(
         ended.log.contains("another server uses the state file: this server stores nothing more"),
         "{ended:?}"
