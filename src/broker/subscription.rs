@@ -320,7 +320,7 @@ impl Subscription {
                 }
             }
             // Listen first, then look.
-            let was_woken = self.follower.was_woken(cx);
+            let was_woken = self.follower.take_wakeup(cx);
             if !was_woken && self.looked_upto == Some(self.log.watermark()) {
                 if self.ready.capacity() > KEPT_CAPACITY {
                     self.ready = VecDeque::new();

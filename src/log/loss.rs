@@ -30,7 +30,7 @@ pub struct Standing<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Loss {
     /// Everything of the topic after this is retained.
-    pub complete_from: Id,
+    pub complete_after: Id,
     /// The oldest message that the reader has not been given.
     pub next: Option<Id>,
     /// The newest id that the topic had when it was last deleted.
@@ -59,37 +59,37 @@ impl<'a> Standing<'a> {
         folded.last().unwrap_or_default().max(told.began)
     }
 
-    /// The gap of `topic` for a reader, or `None`. Losses up to `vouched` are not told to it.
-    pub fn gap(&self, topic: &Pattern, vouched: Id, loss: Loss) -> Option<Gap> {
-        let Loss { complete_from, next, deleted } = loss;
-        let reason = self.reason(vouched, deleted);
-        if vouched >= complete_from && self.boundary_after(vouched).is_none() {
+    /// The gap of `topic` for a reader, or `None`. Losses up to `told_upto` are not told to it.
+    pub fn gap(&self, topic: &Pattern, told_upto: Id, loss: Loss) -> Option<Gap> {
+        let Loss { complete_after, next, deleted } = loss;
+        let reason = self.reason(told_upto, deleted);
+        if told_upto >= complete_after && self.boundary_after(told_upto).is_none() {
             return None;
         }
-        Some(Gap { topic: topic.clone(), next, reason, floor: self.floor(vouched, loss) })
+        Some(Gap { topic: topic.clone(), next, reason, floor: self.floor(told_upto, loss) })
     }
 
-    /// Why messages after `vouched` are gone.
-    pub fn reason(&self, vouched: Id, deleted: Id) -> Reason {
-        match self.boundary_after(vouched) {
+    /// Why messages after `told_upto` are gone.
+    pub fn reason(&self, told_upto: Id, deleted: Id) -> Reason {
+        match self.boundary_after(told_upto) {
             Some(boundary) => boundary.reason,
-            None if vouched < deleted => Reason::Deleted,
+            None if told_upto < deleted => Reason::Deleted,
             None => Reason::Retention,
         }
     }
 
-    fn boundary_after(&self, vouched: Id) -> Option<&'a Boundary> {
-        self.told.filter(|boundary| boundary.began > vouched)
+    fn boundary_after(&self, told_upto: Id) -> Option<&'a Boundary> {
+        self.told.filter(|boundary| boundary.began > told_upto)
     }
 
-    fn floor(&self, vouched: Id, loss: Loss) -> Id {
-        let Loss { complete_from, next, .. } = loss;
-        let told = self.boundary_after(vouched).map(|boundary| boundary.began);
+    fn floor(&self, told_upto: Id, loss: Loss) -> Id {
+        let Loss { complete_after, next, .. } = loss;
+        let told = self.boundary_after(told_upto).map(|boundary| boundary.began);
         if told.is_none() || self.boundaries.last().map(|boundary| boundary.began) == told {
-            return complete_from;
+            return complete_after;
         }
         // The topic has no message before `next`, so no boundary before it is told for the topic again.
-        next.map_or(self.newest, Id::before).max(complete_from)
+        next.map_or(self.newest, Id::before).max(complete_after)
     }
 }
 
@@ -170,8 +170,8 @@ mod tests {
         fn loss(&self, topic: usize, given: Id) -> Loss {
             let next = self.of(topic).find(|it| it.is_retained && it.id > given.get()).map(|it| it.id);
             let lost = self.of(topic).filter(|it| !it.is_retained && next.is_none_or(|next| it.id < next));
-            let complete_from = Id::new(lost.map(|it| it.id).max().unwrap_or_default());
-            Loss { complete_from, next: next.map(Id::new), deleted: Id::new(self.deleted[topic]) }
+            let complete_after = Id::new(lost.map(|it| it.id).max().unwrap_or_default());
+            Loss { complete_after, next: next.map(Id::new), deleted: Id::new(self.deleted[topic]) }
         }
     }
 
@@ -194,15 +194,15 @@ mod tests {
             let losses = [0, 1, 2].map(|topic| store.loss(topic, position.given(TOPICS[topic])));
             let next = losses.iter().filter_map(|loss| loss.next).min().unwrap_or(Id::MAX);
             let gaps = losses.into_iter().zip(TOPICS).enumerate().filter_map(|(topic, (loss, name))| {
-                let vouched = position.vouched(name);
-                let gap = standing.gap(&name.parse().expect("a topic"), vouched, loss)?;
-                Some((topic, vouched, gap))
+                let told_upto = position.told_upto(name);
+                let gap = standing.gap(&name.parse().expect("a topic"), told_upto, loss)?;
+                Some((topic, told_upto, gap))
             });
             let gaps: Vec<_> = gaps.collect();
             let told = standing.told_upto(next).max(position.told);
-            for (topic, vouched, gap) in gaps {
+            for (topic, told_upto, gap) in gaps {
                 position.raise_floor(TOPICS[topic].parse().expect("a topic"), gap.floor);
-                given.push(Given::Gap(topic, vouched.get(), gap));
+                given.push(Given::Gap(topic, told_upto.get(), gap));
             }
             position.told = told;
             given.extend(standing.is_at_boundary().then_some(Given::Boundary));
@@ -243,10 +243,11 @@ mod tests {
 
         let boundaries = || store.boundaries.iter().filter(|it| it.began.get() > cursor);
         for (at, item) in given.iter().enumerate() {
-            let Given::Gap(topic, vouched, gap) = item else { continue };
-            let has_lost = |it: &&Published| !it.is_retained && it.id > *vouched && it.id <= gap.floor.get();
+            let Given::Gap(topic, told_upto, gap) = item else { continue };
+            let has_lost =
+                |it: &&Published| !it.is_retained && it.id > *told_upto && it.id <= gap.floor.get();
             let lost = store.of(*topic).any(|it| has_lost(&it));
-            let passed = boundaries().find(|it| it.began.get() > *vouched);
+            let passed = boundaries().find(|it| it.began.get() > *told_upto);
             assert!(lost || passed.is_some(), "seed {seed}: without cause: {gap:?}");
             match passed.filter(|_| is_of_boundary(gap)) {
                 Some(boundary) => {
@@ -257,7 +258,7 @@ mod tests {
                 }
                 None => {
                     assert!(lost, "seed {seed}: without cause: {gap:?}");
-                    let is_deleted = *vouched < store.deleted[*topic];
+                    let is_deleted = *told_upto < store.deleted[*topic];
                     let reason = if is_deleted { Reason::Deleted } else { Reason::Retention };
                     assert_eq!(gap.reason, reason, "seed {seed}: {gap:?}");
                 }
@@ -302,7 +303,7 @@ mod tests {
         for id in lost.chain(began).filter(|id| *id > cursor) {
             let newer = given.iter().position(|it| matches!(it, Given::Message(newer) if *newer > id));
             let is_gap =
-                |it: &Given| matches!(it, Given::Gap(of, vouched, _) if *of == topic && *vouched < id);
+                |it: &Given| matches!(it, Given::Gap(of, told_upto, _) if *of == topic && *told_upto < id);
             let told = given[..newer.unwrap_or(given.len())].iter().any(is_gap);
             assert!(told, "seed {seed}: {} {id} after {cursor} is not told: {given:?}", TOPICS[topic]);
         }

@@ -111,8 +111,8 @@ impl Position {
         self.floors.is_some()
     }
 
-    /// A loss in this topic is a gap only after this id.
-    pub fn vouched(&self, topic: &str) -> Id {
+    /// Every gap of this topic up to this id has been told: a loss is a gap only after it.
+    pub fn told_upto(&self, topic: &str) -> Id {
         self.given(topic).max(self.told)
     }
 

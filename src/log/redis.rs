@@ -178,31 +178,31 @@ impl RedisLog {
         let tail = &followed.tail;
         let (from, length, bytes) = {
             let ring = tail.ring();
-            (ring.complete_from(), ring.len(), ring.bytes())
+            (ring.complete_after(), ring.len(), ring.bytes())
         };
         let room = MAX_TAIL_MESSAGES.saturating_sub(length);
-        if position.vouched(pattern.as_str()) >= from || room == 0 || bytes >= FILL_BYTES {
+        if position.told_upto(pattern.as_str()) >= from || room == 0 || bytes >= FILL_BYTES {
             return Ok(tail.covers(position, self.expired()));
         }
-        let given = position.vouched(pattern.as_str());
+        let given = position.told_upto(pattern.as_str());
         let args = [from.to_string(), room.to_string(), given.to_string()];
         let args = args.each_ref().map(|arg| arg.as_bytes());
         let Older { facts, newest, found } =
             self.store.read(&self.store.scripts.newest, pattern.as_str(), &args).await?;
         let Some(topic) = pattern.topic() else { return Ok(false) };
-        let (mut older, mut complete_from): (Vec<Arc<Message>>, Id) = (Vec::new(), newest);
+        let (mut older, mut complete_after): (Vec<Arc<Message>>, Id) = (Vec::new(), newest);
         for stored in found.into_iter().filter(|stored| !stored.is_foreign) {
             // Each message names the one before it. The tail is complete only up to a break in this chain.
-            if stored.id != complete_from {
+            if stored.id != complete_after {
                 break;
             }
             let Some(message) = stored.message(&topic) else { break };
             older.push(message);
-            complete_from = stored.prev;
+            complete_after = stored.prev;
         }
         older.reverse();
-        if complete_from < from {
-            self.feed.fill(&followed, facts.began, &older, complete_from, from);
+        if complete_after < from {
+            self.feed.fill(&followed, facts.began, &older, complete_after, from);
         }
         Ok(tail.covers(position, self.expired()))
     }

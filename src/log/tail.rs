@@ -16,7 +16,7 @@ use slab::Slab;
 use super::{Position, cost};
 use crate::message::{Id, Message, Pattern};
 
-/// The task of one subscription, which tails wake.
+/// Wakes the task of one subscription. Its tails call it when a message comes.
 #[derive(Debug)]
 pub struct Follower {
     /// True if a message has come since the task last looked.
@@ -32,14 +32,15 @@ impl Default for Follower {
 }
 
 impl Follower {
-    /// Registers the task to wake. True if it was woken since the last call: then it must read the tails.
-    pub fn was_woken(&self, cx: &Context<'_>) -> bool {
+    /// Registers the task, and takes its wake-up. True if there was one since the last call: then the task must
+    /// read the tails.
+    pub fn take_wakeup(&self, cx: &Context<'_>) -> bool {
         self.task.register(cx.waker());
         self.is_woken.swap(false, Ordering::AcqRel)
     }
 
     pub fn wake(&self) {
-        // A task that was woken and has not looked yet will find this too.
+        // If the task is woken already, it will find this message too when it looks.
         if !self.is_woken.swap(true, Ordering::AcqRel) {
             self.task.wake();
         }
@@ -50,7 +51,7 @@ impl Follower {
 #[derive(Debug)]
 pub struct Tail {
     name: Pattern,
-    /// The newest id that was ever in this tail. Reading it needs no lock.
+    /// A reader that has everything up to this id need not look at this tail. Reading it needs no lock.
     newest: AtomicU64,
     // Std mutexes: no await happens while one is held.
     ring: Mutex<Ring>,
@@ -62,10 +63,10 @@ pub struct Tail {
 pub struct Ring {
     messages: VecDeque<Arc<Message>>,
     bytes: usize,
-    /// The ring holds everything after this id.
-    complete_from: Id,
-    /// Messages up to this id are not retained any more, so the tail does not take them back.
-    gone: Id,
+    /// The ring holds every message after this id.
+    complete_after: Id,
+    /// Messages up to this id were removed from the log: `prepend` refuses them.
+    removed_upto: Id,
 }
 
 /// The tail does not hold everything after the reader's position.
@@ -73,16 +74,16 @@ pub struct Ring {
 pub struct Uncovered;
 
 impl Tail {
-    /// An empty tail that will be complete from `from` on.
-    pub fn new(name: Pattern, from: Id) -> Self {
+    /// An empty tail that will hold every message after `complete_after`.
+    pub fn new(name: Pattern, complete_after: Id) -> Self {
         Self {
             name,
-            newest: AtomicU64::new(from.get()),
+            newest: AtomicU64::new(complete_after.get()),
             ring: Mutex::new(Ring {
                 messages: VecDeque::new(),
                 bytes: 0,
-                complete_from: from,
-                gone: Id::ZERO,
+                complete_after,
+                removed_upto: Id::ZERO,
             }),
             followers: Mutex::default(),
         }
@@ -111,43 +112,43 @@ impl Tail {
         self.newest.store(id.get(), Ordering::Release);
     }
 
-    /// Drops everything up to `upto` from memory. The tail is then complete only from there on.
-    pub fn forget(&self, upto: Id, mut gone: impl FnMut(Arc<Message>)) {
+    /// Drops the messages up to `upto` from memory. The log may still retain them.
+    pub fn drop_upto(&self, upto: Id, mut dropped: impl FnMut(Arc<Message>)) {
         let mut ring = self.ring();
         while ring.oldest().is_some_and(|oldest| oldest.id <= upto) {
-            ring.pop().into_iter().for_each(&mut gone);
+            ring.pop().into_iter().for_each(&mut dropped);
         }
-        ring.complete_from = ring.complete_from.max(upto);
+        ring.complete_after = ring.complete_after.max(upto);
         drop(ring);
         self.newest.fetch_max(upto.get(), Ordering::AcqRel);
     }
 
-    /// Drops everything up to `upto`, because it is not retained any more. The tail does not take it back.
-    pub fn remove(&self, upto: Id, gone: impl FnMut(Arc<Message>)) {
-        self.forget(upto, gone);
+    /// Drops the messages up to `upto`, because the log has removed them. The tail does not take them back.
+    pub fn remove_upto(&self, upto: Id, dropped: impl FnMut(Arc<Message>)) {
+        self.drop_upto(upto, dropped);
         let mut ring = self.ring();
-        ring.gone = ring.gone.max(upto);
+        ring.removed_upto = ring.removed_upto.max(upto);
     }
 
-    /// Puts `older` messages, oldest first, before those of the tail. The tail is then complete from `from`
-    /// on.
+    /// Puts `older` messages, oldest first, before those of the tail. The tail then holds every message after
+    /// `after`.
     ///
-    /// Returns false, and does nothing, if the tail is not complete from exactly `was` on, or if some of
-    /// these messages were removed since they were read.
-    pub fn prepend(&self, older: &[Arc<Message>], from: Id, was: Id) -> bool {
+    /// Does nothing and returns false if the tail no longer begins after `expected`, or if some of these
+    /// messages were removed from the log since they were read.
+    pub fn prepend(&self, older: &[Arc<Message>], after: Id, expected: Id) -> bool {
         let mut ring = self.ring();
-        if ring.complete_from != was || ring.gone > from {
+        if ring.complete_after != expected || ring.removed_upto > after {
             return false;
         }
         for message in older.iter().rev() {
             ring.bytes += cost(message);
             ring.messages.push_front(message.clone());
         }
-        ring.complete_from = from;
+        ring.complete_after = after;
         true
     }
 
-    /// True if the tail holds everything after `position`.
+    /// True if the tail holds every message after `position` that is not older than `expired`.
     pub fn covers(&self, position: &Position, expired: Id) -> bool {
         self.ring().covered_from(position, &self.name, expired).is_ok()
     }
@@ -179,7 +180,7 @@ impl Tail {
         }
     }
 
-    /// Reads up to `limit` messages after `position`, and returns the id up to which these are all messages.
+    /// Gives `take` up to `limit` messages after `position`. Returns an id: no message up to it is missing.
     fn read(
         &self,
         position: &Position,
@@ -193,6 +194,7 @@ impl Tail {
         let (mut taken, mut end) = (0, None);
         for message in ring.messages.range(begin..).take_while(|message| message.id <= upto) {
             if message.id > position.given(&message.topic) {
+                // The log has trimmed it, and the tail of a pattern still holds it.
                 if message.is_trimmed() {
                     return end.ok_or(Uncovered);
                 }
@@ -214,11 +216,11 @@ impl Ring {
         self.messages.push_back(message);
     }
 
-    /// Removes the oldest message. The tail is then complete only after it.
+    /// Removes the oldest message.
     pub fn pop(&mut self) -> Option<Arc<Message>> {
         let message = self.messages.pop_front()?;
         self.bytes -= cost(&message);
-        self.complete_from = self.complete_from.max(message.id);
+        self.complete_after = self.complete_after.max(message.id);
         // Return the memory of a burst, but not so eagerly that every message frees and allocates again.
         if self.messages.capacity() > 64 && self.messages.len() < self.messages.capacity() / 4 {
             self.messages.shrink_to(self.messages.len() * 2);
@@ -239,8 +241,8 @@ impl Ring {
         (self.len(), self.bytes)
     }
 
-    pub fn complete_from(&self) -> Id {
-        self.complete_from
+    pub fn complete_after(&self) -> Id {
+        self.complete_after
     }
 
     pub fn oldest(&self) -> Option<&Arc<Message>> {
@@ -270,23 +272,23 @@ impl Ring {
         }
     }
 
-    /// The index of the first message after `position`, if everything after it is here.
+    /// The index of the first message after `position`, if every message after it is here.
     fn covered_from(&self, position: &Position, name: &Pattern, expired: Id) -> Result<usize, Uncovered> {
         let begin = self.index_after(position.given(name.as_str()));
         let is_expired = self.messages.get(begin).is_some_and(|message| message.id < expired);
-        let is_covered = position.vouched(name.as_str()) >= self.complete_from && !is_expired;
+        let is_covered = position.told_upto(name.as_str()) >= self.complete_after && !is_expired;
         if is_covered { Ok(begin) } else { Err(Uncovered) }
     }
 }
 
 /// Reads up to `limit` messages of all `tails` after `position` and up to `upto`, in the order of their ids,
-/// each once. Returns the id up to which the reader then has everything.
+/// each once. Returns an id: no message up to it is missing.
 ///
 /// `upto` must be a watermark that was read before this call.
 ///
 /// # Errors
-/// [`Uncovered`] if one of the tails does not reach back to the position. The caller must then drop what was
-/// taken.
+/// [`Uncovered`] if a tail lacks messages after the position, or if the first message to give was trimmed. The
+/// caller must then drop what was taken, and read the log.
 pub fn merge<'a>(
     tails: impl Iterator<Item = &'a Arc<Tail>>,
     position: &Position,
@@ -318,7 +320,7 @@ pub fn merge<'a>(
         }
         let ring = active[index].ring();
         let begin = ring.index_after(id.before());
-        // A message may have been trimmed between the two reads. The next read tells a gap for it.
+        // The message may have been trimmed since it was found. The next read tells a gap for it.
         let Some(message) = ring.messages.get(begin).filter(|message| message.id == id) else {
             return end.ok_or(Uncovered);
         };

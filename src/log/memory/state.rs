@@ -175,8 +175,8 @@ impl State {
     fn check_newest(&self, topic: &Topic, expected: Id) -> Result<(), AppendError> {
         let known = self.index.get(topic).map(|known| known.newest);
         // If the index does not hold the topic, it may have had messages up to `forgotten`.
-        let vouched = known.unwrap_or(if expected == Id::ZERO { Id::ZERO } else { self.forgotten });
-        if vouched <= expected && expected <= self.newest {
+        let upto = known.unwrap_or(if expected == Id::ZERO { Id::ZERO } else { self.forgotten });
+        if upto <= expected && expected <= self.newest {
             return Ok(());
         }
         Err(AppendError::PreconditionFailed { newest: known.unwrap_or_default() })

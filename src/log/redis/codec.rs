@@ -25,24 +25,24 @@ pub struct Place {
 #[derive(Debug)]
 pub enum Event {
     /// A message was stored, and the messages of its topic up to `gone` were trimmed.
-    Message { link: Link, prev: Id, gone: Id, topic: Topic, draft: Option<Draft> },
+    Message { before: Before, prev: Id, gone: Id, topic: Topic, draft: Option<Draft> },
     /// A message that is not stored.
     Ephemeral { draft: Draft },
     /// The messages of a topic up to `gone` were deleted.
-    Deleted { link: Link, gone: Id, topic: Topic },
+    Deleted { before: Before, gone: Id, topic: Topic },
     /// The messages of a topic up to `gone` were evicted to make room for others.
     Evicted { gone: Id, topic: Topic },
     /// An id was taken, but readers are given nothing for it.
-    Step { link: Link },
+    Step { before: Before },
 }
 
-/// The link from an entry with an id of its own to the entry before it.
+/// The entry before an entry: the last one with an id of its own.
 #[derive(Clone, Copy, Debug)]
-pub struct Link {
-    /// The generation of the store.
-    pub began: Id,
-    /// The id before this one. A replica whose last id is another one has missed an entry.
-    pub before: Id,
+pub struct Before {
+    /// The generation of the store when the later entry was written.
+    pub generation: Id,
+    /// A replica whose last id is another one has missed an entry.
+    pub id: Id,
 }
 
 /// Writes the fields of a message, except its topic and the bytes of its payload.
@@ -132,38 +132,40 @@ impl Event {
         let carried = || carried(rest, *lengths);
         Some(match kind {
             b"m" => {
-                let (link, prev, gone) = (Link::read(&mut id)?, id()?, id()?);
+                let (before, prev, gone) = (Before::read(&mut id)?, id()?, id()?);
                 let (topic, head, payload) = carried()?;
                 // An entry without a head stands for a message that is too large for the feed.
                 let draft = if head.is_empty() { None } else { Some(draft(topic.clone(), head, payload)?) };
-                Self::Message { link, prev, gone, topic, draft }
+                Self::Message { before, prev, gone, topic, draft }
             }
             b"e" => {
                 let (topic, head, payload) = carried()?;
                 Self::Ephemeral { draft: draft(topic, head, payload)? }
             }
             b"x" => {
-                let (link, gone) = (Link::read(&mut id)?, id()?);
-                Self::Deleted { link, gone, topic: carried()?.0 }
+                let (before, gone) = (Before::read(&mut id)?, id()?);
+                Self::Deleted { before, gone, topic: carried()?.0 }
             }
             b"g" => Self::Evicted { gone: id()?, topic: carried()?.0 },
-            b"b" => Self::Step { link: Link::read(&mut id)? },
+            b"b" => Self::Step { before: Before::read(&mut id)? },
             _ => return None,
         })
     }
 
-    /// The link to the entry before this one, if this one has an id of its own.
-    pub fn link(&self) -> Option<Link> {
+    /// The entry before this one, if this one has an id of its own.
+    pub fn before(&self) -> Option<Before> {
         match self {
-            Self::Message { link, .. } | Self::Deleted { link, .. } | Self::Step { link } => Some(*link),
+            Self::Message { before, .. } | Self::Deleted { before, .. } | Self::Step { before } => {
+                Some(*before)
+            }
             Self::Ephemeral { .. } | Self::Evicted { .. } => None,
         }
     }
 }
 
-impl Link {
+impl Before {
     fn read(id: &mut impl FnMut() -> Option<Id>) -> Option<Self> {
-        Some(Self { began: id()?, before: id()? })
+        Some(Self { generation: id()?, id: id()? })
     }
 }
 

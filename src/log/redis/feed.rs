@@ -1,4 +1,5 @@
-//! The part of the log that this process holds: the tails, filled from the feed alone, and the watermark.
+//! The part of the log that this process holds: the tails and the watermark. The feed appends new messages to the
+//! tails; readers may put older ones from the store before them.
 //!
 //! It knows nothing of connections. The caller gives it the entries of the feed in their order.
 
@@ -18,7 +19,7 @@ use tokio::{
 
 use super::{
     arrivals::Arrivals,
-    codec::{Entry, Event, Link, Place},
+    codec::{Before, Entry, Event, Place},
     deletions::Deletions,
     facts::Facts,
     held::Held,
@@ -51,35 +52,36 @@ pub struct Feed {
 
 #[derive(Default)]
 struct State {
-    /// The last entry that was read.
+    /// The place of the last entry that was read.
     place: Place,
-    /// The id of the last entry that had one of its own.
+    /// The newest id that was read; some entries, such as evictions, have none of their own. The watermark is set
+    /// to this.
     newest: Id,
-    /// The generation of the store that the tails belong to; zero until the feed has begun.
-    began: Id,
-    topics: HashMap<Topic, Arc<Followed>>,
-    patterns: HashMap<Pattern, Arc<Followed>>,
+    /// The id at which the generation of the store began. Zero before the first `begin`.
+    generation: Id,
+    topics: HashMap<Topic, Arc<FeedTail>>,
+    patterns: HashMap<Pattern, Arc<FeedTail>>,
     trie: PatternTails,
     held: Held,
     deletions: Deletions,
 }
 
-/// A tail that the feed fills.
-pub struct Followed {
+/// A tail that is kept for its readers.
+pub struct FeedTail {
     pub tail: Arc<Tail>,
-    /// Only one task at a time fills the tail backwards.
+    /// One task at a time adds older messages.
     pub filling: tokio::sync::Mutex<()>,
     /// When the tail was first seen without a reader; `None` while it has one.
     idle_since: Mutex<Option<Instant>>,
 }
 
-impl Followed {
+impl FeedTail {
     fn new(tail: Arc<Tail>) -> Arc<Self> {
         Arc::new(Self { tail, filling: tokio::sync::Mutex::default(), idle_since: Mutex::default() })
     }
 
     /// True if the tail has had no reader for a while.
-    fn has_lingered(&self, now: Instant) -> bool {
+    fn is_unread_for_long(&self, now: Instant) -> bool {
         let mut idle_since = self.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
         if self.tail.follower_count() > 0 {
             *idle_since = None;
@@ -109,11 +111,12 @@ impl Feed {
         self.arrivals.watermark()
     }
 
-    /// Waits until the watermark reaches `id`. False if it does not within `patience`.
-    pub async fn arrived(&self, id: Id, patience: Duration) -> bool {
-        timeout(patience, self.arrivals.arrived(id)).await.is_ok()
+    /// Waits until the watermark reaches `id`. False if it does not within `limit`.
+    pub async fn arrived(&self, id: Id, limit: Duration) -> bool {
+        timeout(limit, self.arrivals.arrived(id)).await.is_ok()
     }
 
+    /// Messages up to this id have expired.
     pub fn expired(&self) -> Id {
         self.clock.now().minus(Duration::from_micros(self.age.load(Ordering::Relaxed)))
     }
@@ -123,13 +126,13 @@ impl Feed {
         self.age.store(age.as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// Begins, or begins again, at `end`, the end of the feed when the store gave these facts. The tails hold
-    /// nothing from before.
+    /// Starts, or restarts, reading the feed at `end`. The facts are what the store said at that moment. The tails
+    /// drop everything that is older.
     pub fn begin(&self, facts: &Facts, end: Place) {
         let mut state = self.state();
         let upto = facts.newest.max(state.newest);
-        (state.began, state.newest, state.place) = (facts.began, facts.newest, end);
-        let woken = state.resync(upto);
+        (state.generation, state.newest, state.place) = (facts.began, facts.newest, end);
+        let woken = state.drop_upto(upto);
         self.arrivals.set(facts.newest);
         drop(state);
         self.wake(&woken);
@@ -138,18 +141,18 @@ impl Feed {
     /// The last entry that was read, once the feed has begun.
     pub fn place(&self) -> Option<Place> {
         let state = self.state();
-        (state.began > Id::ZERO).then_some(state.place)
+        (state.generation > Id::ZERO).then_some(state.place)
     }
 
     /// The generation of the store that the tails belong to, once the feed has begun.
     pub fn generation(&self) -> Option<Id> {
-        Some(self.state().began).filter(|began| *began > Id::ZERO)
+        Some(self.state().generation).filter(|generation| *generation > Id::ZERO)
     }
 
-    /// True if everything has arrived that the store had when it gave these facts.
+    /// True if this process has read everything up to `facts.newest`, in the same generation.
     pub fn has_reached(&self, facts: &Facts) -> bool {
         let state = self.state();
-        state.began == facts.began && state.newest >= facts.newest
+        state.generation == facts.began && state.newest >= facts.newest
     }
 
     /// Takes the next entry of the feed.
@@ -172,14 +175,14 @@ impl Feed {
 
     /// Follows a topic or pattern. Returns its tail, which is made if there is none, and the key of the new
     /// follower.
-    pub fn follow(&self, pattern: &Pattern, follower: &Arc<Follower>) -> (Arc<Followed>, usize) {
+    pub fn follow(&self, pattern: &Pattern, follower: &Arc<Follower>) -> (Arc<FeedTail>, usize) {
         let mut state = self.state();
-        let followed = state.followed(pattern);
+        let followed = state.find_or_make(pattern);
         let key = followed.tail.add_follower(follower.clone());
         (followed, key)
     }
 
-    pub fn find(&self, pattern: &Pattern) -> Option<Arc<Followed>> {
+    pub fn find(&self, pattern: &Pattern) -> Option<Arc<FeedTail>> {
         let state = self.state();
         match pattern.topic() {
             Some(topic) => state.topics.get(&topic).cloned(),
@@ -207,21 +210,21 @@ impl Feed {
         let mut state = self.state();
         let State { topics, patterns, trie, held, .. } = &mut *state;
         patterns.retain(|pattern, followed| {
-            let is_idle = followed.has_lingered(now);
-            if is_idle {
+            let is_droppable = followed.is_unread_for_long(now);
+            if is_droppable {
                 trie.remove(pattern);
             }
-            !is_idle
+            !is_droppable
         });
-        // A topic with messages in the tail of a pattern stays, so that these messages are found when they
-        // are trimmed.
+        // While any pattern is followed, keep the tails of topics that hold messages: trimming finds a pattern's
+        // messages through them.
         let has_patterns = !patterns.is_empty();
         topics.retain(|_, followed| {
-            let is_idle = followed.has_lingered(now) && (!has_patterns || followed.tail.is_idle());
-            if is_idle {
-                held.forget(&followed.tail, Id::MAX);
+            let is_droppable = followed.is_unread_for_long(now) && (!has_patterns || followed.tail.is_idle());
+            if is_droppable {
+                held.drop_upto(&followed.tail, Id::MAX);
             }
-            !is_idle
+            !is_droppable
         });
         held.give_back(self.clock.now());
     }
@@ -243,19 +246,19 @@ impl Feed {
         is_so(self) || timeout(patience, wait).await.is_ok()
     }
 
-    /// Puts older messages of a topic, oldest first, before those in its tail. The tail is then complete from
-    /// `from` on.
-    pub fn fill(&self, followed: &Followed, began: Id, older: &[Arc<Message>], from: Id, was: Id) {
-        // Messages from before this generation are read from the store, which tells the boundary.
-        let older = &older[older.partition_point(|message| message.id <= began)..];
+    /// Puts `older` messages, oldest first, before those of the tail, which then holds every message after `after`.
+    /// Does nothing if the generation has changed, or if the tail no longer begins after `expected`.
+    pub fn fill(&self, followed: &FeedTail, generation: Id, older: &[Arc<Message>], after: Id, expected: Id) {
+        // Skip messages of older generations. Readers ask the store for them, and it tells the boundary.
+        let older = &older[older.partition_point(|message| message.id <= generation)..];
         let mut state = self.state();
-        if state.began == began && followed.tail.prepend(older, from.max(began), was) {
+        if state.generation == generation && followed.tail.prepend(older, after.max(generation), expected) {
             state.held.prepended(&followed.tail, older);
         }
     }
 
-    /// Removes the messages of `topic` up to `gone`. They were deleted by the entry of the feed with this id,
-    /// which may not have arrived yet.
+    /// Removes the messages of `topic` up to `gone`. The entry of the feed with this id announces the deletion; it
+    /// may arrive later.
     pub fn delete(&self, topic: &Topic, gone: Id, id: Id) {
         let mut state = self.state();
         if state.newest < id {
@@ -271,7 +274,7 @@ impl Feed {
         self.state().deletions.count()
     }
 
-    /// True if the page may have messages that were deleted since the count of deletions was `count`.
+    /// True if the page may have a message that was deleted after [`deletions`](Self::deletions) gave `count`.
     pub fn brings_back(&self, page: &Page, count: u64) -> bool {
         let state = self.state();
         page.messages.iter().any(|message| state.deletions.has_since(count, message))
@@ -289,8 +292,8 @@ impl State {
             tracing::warn!(%place, "an entry of the feed cannot be read; what it stands for is read from the store");
             return Vec::new();
         };
-        let link = event.link();
-        let mut woken = link.map(|link| self.follow_on(link, place.id)).unwrap_or_default();
+        let before = event.before();
+        let mut woken = before.map(|before| self.check_order(before, place.id)).unwrap_or_default();
         match event {
             Event::Message { gone, topic, draft, prev, .. } => {
                 woken.extend(self.push(topic, draft, place.id, prev, gone));
@@ -303,38 +306,37 @@ impl State {
             Event::Evicted { gone, topic } => self.remove(&topic, gone),
             Event::Step { .. } => {}
         }
-        if link.is_some() {
+        if before.is_some() {
             self.newest = place.id;
         }
         woken
     }
 
-    /// Moves to the point before an entry. If the previous entry did not lead there, the tails begin anew at
-    /// that point.
-    fn follow_on(&mut self, link: Link, id: Id) -> Vec<Arc<Tail>> {
-        let Link { began, before } = link;
-        let is_same = began == self.began;
-        let is_next = is_same && before == self.newest;
-        if is_next {
+    /// Checks that no entry is missing before the one with this id. If one is, or if the generation is new, the
+    /// tails drop everything before it. Returns the tails to wake.
+    fn check_order(&mut self, before: Before, id: Id) -> Vec<Arc<Tail>> {
+        let Before { generation, id: before } = before;
+        let is_same = generation == self.generation;
+        if is_same && before == self.newest {
             return Vec::new();
         }
-        // Another primary may know less than this process, so readers before this entry ask the store.
-        let woken = self.resync(before.max(began).max(id.before()));
+        // A new primary may lack messages. So a reader whose cursor is before this entry asks the store.
+        let woken = self.drop_upto(before.max(generation).max(id.before()));
         if !is_same {
-            tracing::info!(%began, "the store has a new generation; older cursors will see a gap");
+            tracing::info!(began = %generation, "the store has a new generation; older cursors will see a gap");
         } else {
             tracing::warn!(from = %self.newest, to = %before, "messages were missed in the feed; resyncing");
         }
-        (self.began, self.newest) = (began, before.max(began).max(id.before()));
+        (self.generation, self.newest) = (generation, before.max(generation).max(id.before()));
         woken
     }
 
-    /// Drops everything up to `upto`, so that readers ask the store for it. Returns the tails to wake.
-    fn resync(&mut self, upto: Id) -> Vec<Arc<Tail>> {
+    /// Drops everything up to `upto` from memory, so that readers ask the store for it. Returns the tails to wake.
+    fn drop_upto(&mut self, upto: Id) -> Vec<Arc<Tail>> {
         let Self { topics, patterns, held, deletions, .. } = self;
         deletions.forget(upto);
-        patterns.values().for_each(|followed| followed.tail.forget(upto, drop));
-        topics.values().for_each(|followed| held.forget(&followed.tail, upto));
+        patterns.values().for_each(|followed| followed.tail.drop_upto(upto, drop));
+        topics.values().for_each(|followed| held.drop_upto(&followed.tail, upto));
         topics.values().chain(patterns.values()).map(|followed| followed.tail.clone()).collect()
     }
 
@@ -346,10 +348,11 @@ impl State {
         }
         // The message goes into the tail of its topic even if only a pattern is followed, so that trimming
         // finds it.
-        let followed = self.followed(&Pattern::from(&topic));
+        let followed = self.find_or_make(&Pattern::from(&topic));
         if prev > followed.tail.newest() {
-            // The index has forgotten the topic meanwhile, so no topic has retained messages up to here.
-            self.resync(prev);
+            // The index had forgotten this topic, so `prev` is the newest id that it has forgotten. No message that
+            // old is retained.
+            self.drop_upto(prev);
         }
         match draft {
             Some(draft) if !self.deletions.is_expected(&topic, id) => {
@@ -376,8 +379,8 @@ impl State {
     }
 
     fn leave_to_store(&mut self, tail: &Arc<Tail>, patterns: &[Arc<Tail>], upto: Id) {
-        patterns.iter().for_each(|tail| tail.forget(upto, drop));
-        self.held.forget(tail, upto);
+        patterns.iter().for_each(|tail| tail.drop_upto(upto, drop));
+        self.held.drop_upto(tail, upto);
     }
 
     fn announce(&self, draft: Draft, newest: Id, ephemerals: &Ephemerals) -> Vec<Arc<Tail>> {
@@ -397,14 +400,14 @@ impl State {
         }
     }
 
-    /// The tail of a topic or pattern. A new one holds everything from now on.
-    fn followed(&mut self, pattern: &Pattern) -> Arc<Followed> {
+    /// The tail of a topic or pattern, which is made if there is none. A new one holds everything from now on.
+    fn find_or_make(&mut self, pattern: &Pattern) -> Arc<FeedTail> {
         let new = || Tail::new(pattern.clone(), self.newest);
         match pattern.topic() {
-            Some(topic) => self.topics.entry(topic).or_insert_with(|| Followed::new(Arc::new(new()))).clone(),
+            Some(topic) => self.topics.entry(topic).or_insert_with(|| FeedTail::new(Arc::new(new()))).clone(),
             None => {
                 let tail = self.trie.entry(pattern, new);
-                self.patterns.entry(pattern.clone()).or_insert_with(|| Followed::new(tail)).clone()
+                self.patterns.entry(pattern.clone()).or_insert_with(|| FeedTail::new(tail)).clone()
             }
         }
     }
@@ -442,20 +445,20 @@ mod tests {
     fn message(began: u64, before: u64, id: u64, topic: &str) -> Entry {
         let topic: Topic = topic.parse().expect("a topic");
         let draft = Draft { topic: topic.clone(), event: None, payload: Payload::text("x"), exclude: None };
-        let link = Link { began: Id::new(began), before: Id::new(before) };
+        let before = Before { generation: Id::new(began), id: Id::new(before) };
         let (prev, gone) = (Id::ZERO, Id::ZERO);
-        let event = Event::Message { link, prev, gone, topic, draft: Some(draft) };
+        let event = Event::Message { before, prev, gone, topic, draft: Some(draft) };
         Entry { place: Place { id: Id::new(id), number: 0 }, event: Some(event) }
     }
 
-    fn follow(feed: &Feed, pattern: &str) -> (Arc<Followed>, usize) {
+    fn follow(feed: &Feed, pattern: &str) -> (Arc<FeedTail>, usize) {
         feed.follow(&pattern.parse().expect("a pattern"), &Arc::default())
     }
 
     /// The id from which the tail is complete, and how many messages it holds.
-    fn held(followed: &Followed) -> (u64, usize) {
+    fn held(followed: &FeedTail) -> (u64, usize) {
         let ring = followed.tail.ring();
-        (ring.complete_from().get(), ring.len())
+        (ring.complete_after().get(), ring.len())
     }
 
     #[test]
@@ -505,7 +508,7 @@ mod tests {
         assert_eq!((held(&tail), feed.watermark()), ((10, 1), Id::new(11)));
     }
 
-    /// The link has led to an older primary for a while, which has newer ids. Messages of the two must not be
+    /// For a while the replica read from a primary of an older generation, which had given higher ids. Messages of the two must not be
     /// mixed.
     #[test]
     fn an_entry_of_another_primary_covers_no_reader_before_it() {

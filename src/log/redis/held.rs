@@ -46,13 +46,13 @@ impl Held {
     }
 
     /// Drops the messages of a topic up to `upto` from memory: readers that need them read the store.
-    pub fn forget(&mut self, tail: &Tail, upto: Id) {
-        tail.forget(upto, |message| self.let_go(&message));
+    pub fn drop_upto(&mut self, tail: &Tail, upto: Id) {
+        tail.drop_upto(upto, |message| self.let_go(&message));
     }
 
     /// Drops the messages of a topic up to `upto`, which are not retained any more.
     pub fn remove(&mut self, tail: &Tail, upto: Id) {
-        tail.remove(upto, |message| self.let_go(&message));
+        tail.remove_upto(upto, |message| self.let_go(&message));
     }
 
     fn let_go(&mut self, message: &Message) {
@@ -85,13 +85,13 @@ impl Held {
                 if is_over { ring.oldest().map(|oldest| oldest.id) } else { None }
             };
             let Some(oldest) = over else { break };
-            self.forget(tail, oldest);
+            self.drop_upto(tail, oldest);
         }
         while self.bytes > MAX_BYTES
             && let Some((id, tail)) = self.order.pop_front()
         {
             if tail.ring().oldest().is_some_and(|oldest| oldest.id == id) {
-                self.forget(&tail, id);
+                self.drop_upto(&tail, id);
             }
         }
         if self.order.len() > 2 * self.messages + 1024 {
@@ -100,6 +100,6 @@ impl Held {
     }
 
     fn clear_out(&mut self) {
-        self.order.retain(|(id, tail)| tail.ring().complete_from() < *id);
+        self.order.retain(|(id, tail)| tail.ring().complete_after() < *id);
     }
 }

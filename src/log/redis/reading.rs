@@ -247,14 +247,14 @@ impl Reading<'_> {
             Page { told, checked: position.checked, end: end.min(standing.upto), ..Page::default() };
         page.past = next.map_or(page.end, |next| page.end.min(next.before()));
         for (topic, retained) in topics.iter().zip(&retained) {
-            page.gaps.extend(standing.gap(&topic.into(), position.vouched(topic), retained.loss(&facts)));
+            page.gaps.extend(standing.gap(&topic.into(), position.told_upto(topic), retained.loss(&facts)));
         }
 
         let mut accounted: Vec<Accounted> = topics
             .iter()
             .zip(&retained)
             .map(|(topic, retained)| Accounted {
-                upto: position.vouched(topic).max(retained.complete_from(facts.forgotten)),
+                upto: position.told_upto(topic).max(retained.complete_after(facts.forgotten)),
                 has_message: false,
             })
             .collect();
@@ -322,7 +322,7 @@ impl Reading<'_> {
         for gap in &page.gaps {
             missing.retain(|topic, id| gap.topic.as_str() != &**topic || gap.floor < *id);
         }
-        missing.retain(|topic, id| position.vouched(topic) < *id);
+        missing.retain(|topic, id| position.told_upto(topic) < *id);
         self.tell_missing(&mut page, position, missing).await?;
         Ok((facts, page))
     }
@@ -338,7 +338,7 @@ impl Reading<'_> {
         let standing = facts.standing(position);
         // A gap of the pattern tells everything that was lost before this.
         let told = standing.told_upto(Id::ZERO).max(facts.forgotten);
-        let is_lost = |(topic, gone): &(&Topic, &Id)| position.vouched(topic).max(told) < **gone;
+        let is_lost = |(topic, gone): &(&Topic, &Id)| position.told_upto(topic).max(told) < **gone;
         let mut lost: BTreeSet<Topic> = gone.iter().filter(is_lost).map(|(topic, _)| topic.clone()).collect();
         let mut wide: HashSet<&Pattern> = HashSet::new();
         if is_far(facts, position) {
@@ -352,7 +352,7 @@ impl Reading<'_> {
             let found = self.fetch(&[], &topics, position, Some(facts)).await?.topics;
             for (topic, retained) in topics.iter().zip(found) {
                 next = retained.next().map_or(next, |first| first.min(next));
-                let gap = standing.gap(&topic.into(), position.vouched(topic), retained.loss(facts));
+                let gap = standing.gap(&topic.into(), position.told_upto(topic), retained.loss(facts));
                 let Some(gap) = gap else { continue };
                 self.patterns.for_each_wildcard(topic, |pattern| {
                     let count = counts.entry(pattern).or_insert(0);
@@ -403,7 +403,7 @@ impl Reading<'_> {
         let topics: Vec<_> = missing.iter().map(|(topic, _)| topic.clone()).collect();
         let found = self.fetch(&[], &topics, &beyond, None).await?;
         for ((topic, id), retained) in missing.into_iter().zip(found.topics) {
-            let (next, floor) = (retained.next(), retained.complete_from(Id::ZERO).max(id));
+            let (next, floor) = (retained.next(), retained.complete_after(Id::ZERO).max(id));
             page.gaps.retain(|gap| gap.topic.as_str() != &*topic);
             // Messages from before the hole must not come after its gap.
             page.messages.retain(|message| message.topic != topic || message.id > floor);
@@ -516,7 +516,7 @@ impl Retained {
     }
 
     /// The id from which everything of the topic is retained, in the part that the reader has not been given.
-    fn complete_from(&self, forgotten: Id) -> Id {
+    fn complete_after(&self, forgotten: Id) -> Id {
         match self.next() {
             Some(_) => self.prev,
             None if self.newest > Id::ZERO => self.newest,
@@ -525,7 +525,11 @@ impl Retained {
     }
 
     fn loss(&self, facts: &Facts) -> Loss {
-        Loss { complete_from: self.complete_from(facts.forgotten), next: self.next(), deleted: self.deleted }
+        Loss {
+            complete_after: self.complete_after(facts.forgotten),
+            next: self.next(),
+            deleted: self.deleted,
+        }
     }
 }
 

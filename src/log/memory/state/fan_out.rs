@@ -145,7 +145,7 @@ mod tests {
             let after = |id| tail.ring().after(id).map(|message| message.id);
             assert_eq!((after(other), after(id)), (Some(id), Some(next)), "{:?}", tail.name());
             assert_eq!(tail.ring().len(), 2);
-            assert!(tail.ring().complete_from() <= other);
+            assert!(tail.ring().complete_after() <= other);
             assert!(woken.iter().any(|it| Arc::ptr_eq(it, tail)), "{:?}", tail.name());
         }
     }

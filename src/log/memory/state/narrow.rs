@@ -46,7 +46,7 @@ impl State {
                 gaps.extend(self.gap(&topic, &reading.position, Id::ZERO));
             }
             if let (Some(tail), Some(topic)) = (self.tails.get(topic.as_str()), topic.topic()) {
-                position.raise_floor(topic, tail.ring().complete_from());
+                position.raise_floor(topic, tail.ring().complete_after());
                 tails.push(tail);
             }
         }

@@ -32,7 +32,7 @@ pub struct Reading<'a> {
     /// The position of the reader once it has been given everything that was found so far.
     pub(super) position: Position,
     /// When the read began, no gap before this was left to tell.
-    vouched: Id,
+    told_upto: Id,
     /// The same for topics without a floor of their own.
     settled: Id,
     /// Topics of the patterns with a floor of their own, if the others have another floor.
@@ -71,17 +71,17 @@ struct Found {
 
 impl<'a> Reading<'a> {
     pub fn new(patterns: &'a PatternSet, position: &Position, limit: usize) -> Self {
-        let vouched = position.cursor.max(position.told);
+        let told_upto = position.cursor.max(position.told);
         let settled = position.settled().max(position.told);
         let is_apart = |pattern: &Pattern| {
-            settled > vouched && patterns.matches(pattern.as_str()) && !patterns.names(pattern.as_str())
+            settled > told_upto && patterns.matches(pattern.as_str()) && !patterns.names(pattern.as_str())
         };
         Self {
             patterns,
             limit,
             max_gaps: MAX_GAPS,
             position: position.clone(),
-            vouched,
+            told_upto,
             settled,
             apart: position.floored().map(Pattern::from).filter(is_apart).collect(),
             newest: None,
@@ -89,7 +89,7 @@ impl<'a> Reading<'a> {
             forgotten: Id::ZERO,
             ungiven: Id::MAX,
             // Losses from when nothing newer existed cannot be after the cursor.
-            seen: position.checked.max(Mark::at(vouched)),
+            seen: position.checked.max(Mark::at(told_upto)),
             lost: None,
             gaps: BTreeMap::new(),
             counts: vec![0; patterns.wildcards().len()],
@@ -203,7 +203,7 @@ impl State {
 
     /// Examines the topics that are named or apart, even if they have no mark.
     fn look_at_topics(&self, reading: &mut Reading<'_>, budget: &mut Budget) -> bool {
-        if reading.forgotten < self.forgotten && reading.vouched < self.forgotten {
+        if reading.forgotten < self.forgotten && reading.told_upto < self.forgotten {
             // A topic that had lost nothing when it was examined may have been forgotten since.
             reading.looked = 0;
         }
@@ -294,18 +294,18 @@ impl State {
     /// The gap of `topic` after the reader's position and after `least`.
     pub(super) fn gap(&self, topic: &Pattern, position: &Position, least: Id) -> Option<Gap> {
         let name = topic.as_str();
-        let (complete_from, next) = match (self.tails.get(name), self.index.get(name)) {
+        let (complete_after, next) = match (self.tails.get(name), self.index.get(name)) {
             (Some(tail), _) => {
                 let ring = tail.ring();
-                (ring.complete_from(), ring.after(position.given(name)).map(|message| message.id))
+                (ring.complete_after(), ring.after(position.given(name)).map(|message| message.id))
             }
             (None, Some(known)) => (known.newest, None),
             (None, None) => (self.forgotten, None),
         };
         let deleted = self.index.get(name).map_or(Id::ZERO, |known| known.deleted);
-        let vouched = position.vouched(name).max(least);
-        let loss = Loss { complete_from, next, deleted };
-        Standing::at(&self.beginning(), self.newest, vouched, vouched).gap(topic, vouched, loss)
+        let told_upto = position.told_upto(name).max(least);
+        let loss = Loss { complete_after, next, deleted };
+        Standing::at(&self.beginning(), self.newest, told_upto, told_upto).gap(topic, told_upto, loss)
     }
 
     /// The one boundary of this log. Messages from before it are unknown.
@@ -318,7 +318,7 @@ impl State {
         match (self.tails.get(topic), self.index.get(topic)) {
             (Some(tail), _) => {
                 let ring = tail.ring();
-                (ring.complete_from(), ring.oldest().map(|message| message.id))
+                (ring.complete_after(), ring.oldest().map(|message| message.id))
             }
             (None, Some(known)) => (known.newest, None),
             (None, None) => (self.forgotten, None),

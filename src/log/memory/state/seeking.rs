@@ -164,9 +164,9 @@ impl State {
             seeking.seen = Some(mark);
             budget.spend(0);
             let Some(floor) = seeking.floors.get_mut(topic) else { continue };
-            let (complete_from, oldest) = self.left_of(topic);
-            if *floor < complete_from {
-                *floor = complete_from;
+            let (complete_after, oldest) = self.left_of(topic);
+            if *floor < complete_after {
+                *floor = complete_after;
                 seeking.starts.extend(oldest);
                 match (seeking.nexts.get_mut(&**topic), oldest) {
                     (Some(next), Some(oldest)) => *next = oldest,

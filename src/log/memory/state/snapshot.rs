@@ -162,9 +162,9 @@ impl State {
     fn mark_what_is_gone(&mut self) {
         for (topic, known) in self.index.iter_mut().filter(|(_, known)| known.lost == Mark::default()) {
             let tail = self.tails.get(topic);
-            let complete_from = tail.map_or(known.newest, |tail| tail.ring().complete_from());
-            if complete_from > self.forgotten {
-                known.lost = self.losses.restore(topic, complete_from);
+            let complete_after = tail.map_or(known.newest, |tail| tail.ring().complete_after());
+            if complete_after > self.forgotten {
+                known.lost = self.losses.restore(topic, complete_after);
             }
         }
     }

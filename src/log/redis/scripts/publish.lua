@@ -29,8 +29,8 @@ if if_match ~= '' then
   local expected = tonumber(if_match)
   -- If the index does not hold the topic, it may have had messages up to `forgotten`.
   if not newest then learn() end
-  local vouched = newest or (expected == 0 and 0 or forgotten)
-  if vouched > expected or expected > last then return {'newest', str(newest or 0), '0'} end
+  local upto = newest or (expected == 0 and 0 or forgotten)
+  if upto > expected or expected > last then return {'newest', str(newest or 0), '0'} end
 end
 
 if not newest and redis.call('ZCOUNT', index, '(0', '+inf') >= max_topics then return {'topics', '0', '0'} end

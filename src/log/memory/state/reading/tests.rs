@@ -159,15 +159,15 @@ fn each_message_is_given_or_told_if_anything_happens_between_two_steps() {
                 let is_caused = match number {
                     Some(number) if wide[number] => {
                         // The log does not know if a forgotten topic had messages.
-                        let forgotten = position
-                            .floored()
-                            .filter(|topic| gap.topic.matches(topic) && position.vouched(topic) < page.told);
+                        let forgotten = position.floored().filter(|topic| {
+                            gap.topic.matches(topic) && position.told_upto(topic) < page.told
+                        });
                         let topics: HashSet<_> = of.iter().map(|(topic, _)| topic).chain(forgotten).collect();
                         topics.len() > max_gaps
                     }
                     Some(_) => position.settled().max(position.told) < page.told,
                     None => {
-                        position.vouched(name) < gap.floor
+                        position.told_upto(name) < gap.floor
                             && (gap.floor <= page.told || of.iter().any(|(_, id)| *id <= gap.floor))
                     }
                 };
