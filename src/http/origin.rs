@@ -17,8 +17,11 @@ use crate::config::Origin;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
-const ALLOWED_HEADERS: HeaderValue =
-    HeaderValue::from_static("authorization, content-type, last-event-id, idempotency-key, if-match");
+/// Those that the server reads, and those that client libraries and tracing add by themselves.
+const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
+    "authorization, content-type, content-encoding, last-event-id, idempotency-key, if-match, cache-control, \
+     pragma, x-requested-with, traceparent, tracestate, baggage",
+);
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after, idempotency-replayed");
 
 /// Refuses forbidden requests of other pages, answers preflights, and adds the CORS headers to other answers.
@@ -54,7 +57,7 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
 fn preflight() -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     let headers = response.headers_mut();
-    let methods = HeaderValue::from_static("GET, POST, DELETE");
+    let methods = HeaderValue::from_static("GET, HEAD, POST, DELETE");
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
     headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));

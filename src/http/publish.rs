@@ -21,7 +21,7 @@ use super::{
     App,
     access::Access,
     answer::json,
-    body,
+    body, parameters,
     problem::{Code, Problem},
     query::Query,
 };
@@ -96,7 +96,7 @@ struct MessageOptions {
 
 impl MessageOptions {
     fn parse(parts: &Parts) -> Result<Self, Problem> {
-        let query = Query::parse(parts.uri.query())?;
+        let query = Query::parse(parts.uri.query(), &parameters::PUBLISH)?;
         let header = |name: &HeaderName| single_header(&parts.headers, name);
         let options = Self {
             event: query.one("event")?.map(event).transpose()?,

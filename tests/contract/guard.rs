@@ -232,9 +232,22 @@ async fn a_preflight_lists_what_is_allowed() {
             assert_eq!(answer.header("access-control-allow-origin"), origin, "{path}");
             assert_eq!(answer.header("access-control-allow-credentials"), "true", "{path}");
             let methods = answer.header("access-control-allow-methods");
-            assert_eq!(methods, "GET, POST, DELETE");
+            assert_eq!(methods, "GET, HEAD, POST, DELETE");
             let headers = answer.header("access-control-allow-headers").to_ascii_lowercase();
-            for name in ["authorization", "content-type", "last-event-id", "idempotency-key", "if-match"] {
+            for name in [
+                "authorization",
+                "content-type",
+                "content-encoding",
+                "last-event-id",
+                "idempotency-key",
+                "if-match",
+                "cache-control",
+                "pragma",
+                "x-requested-with",
+                "traceparent",
+                "tracestate",
+                "baggage",
+            ] {
                 assert!(headers.split(',').any(|header| header.trim() == name), "{name}: {answer:?}");
             }
         }

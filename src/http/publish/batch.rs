@@ -20,7 +20,7 @@ use crate::http::{
     App,
     access::Access,
     answer::raw_json,
-    body, media,
+    body, media, parameters,
     problem::{Code, Problem},
     query::Query,
 };
@@ -42,14 +42,14 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
     }
     let access = Access::of(&app.rules, &request)?;
     let list = match media::essence(request.headers()).as_deref() {
-        Some(media::NDJSON | "application/ndjson" | "application/jsonl") => List::Ndjson,
+        Some(essence) if media::is_ndjson(essence) => List::Ndjson,
         Some(media::JSON) => List::Array,
         _ => {
             let detail = "Content-Type: expected application/json (an array) or application/x-ndjson";
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
-    let is_ordered = Query::parse(request.uri().query())?.flag("ordered")?;
+    let is_ordered = Query::of(&request, &parameters::PUBLISH_MANY)?.flag("ordered")?;
     // JSON can write one byte as six, and base64 needs four for three.
     let mut splitter = Splitter::new(list, 6 * app.config.max_payload + MAX_ITEM_OVERHEAD_BYTES);
     let mut answers = Answers::default();
