@@ -11,7 +11,7 @@ use super::{
     problem::{Code, Problem},
     query::{self, Query, StartFields},
 };
-use crate::log::Start;
+use crate::{log::Start, message::Object};
 
 /// The largest body of `POST /events`: some ten thousand topics.
 const MAX_EVENTS_BODY_BYTES: usize = 1 << 20;
@@ -79,7 +79,12 @@ impl Asked {
             return Err(Problem::new(Code::UnsupportedMediaType, "Content-Type: expected application/json"));
         }
         let bytes: Bytes = body::read(headers, body, MAX_EVENTS_BODY_BYTES, app.config.read_timeout).await?;
-        serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(format!("the body: {error}")))
+        // A byte order mark before JSON is ignored (RFC 8259 §8.1).
+        let json = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+        match serde_json::from_slice(json) {
+            Ok(Object(asked)) => Ok(asked),
+            Err(error) => Err(Problem::bad_request(format!("the body: {error}"))),
+        }
     }
 
     /// Adds the options of the body. An option that is given in both is refused, except for the cursor that a

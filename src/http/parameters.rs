@@ -76,7 +76,8 @@ impl Parameters {
             if let Some((_, place)) = self.misplaced.iter().find(|(field, _)| *field == plain) {
                 return Err(Problem::bad_request(format!("unknown parameter {name}; did you mean {place}?")));
             }
-            if let Some(meant) = known().find(|known| is_near(plain, known)) {
+            let near = known().filter_map(|known| Some((errors(plain, known)?, known)));
+            if let Some((_, meant)) = near.min_by_key(|(errors, _)| *errors) {
                 return Err(Problem::bad_request(format!("unknown parameter {name}; did you mean {meant}?")));
             }
         }
@@ -84,12 +85,16 @@ impl Parameters {
     }
 }
 
-/// True if `name` is `known` with one typing error, or with two if it is long, in any case of letters. Two
-/// errors would turn `last` into `lang`, and `since` into `nonce`.
-fn is_near(name: &str, known: &str) -> bool {
-    let errors = if known.len() < 6 { 1 } else { 2 };
-    name.len().abs_diff(known.len()) <= 2 * errors
-        && strsim::osa_distance(&name.to_ascii_lowercase(), &known.to_ascii_lowercase()) <= errors
+/// How many typing errors lead from `known` to `name`, whatever the case of letters, if it is one, or two in a
+/// long name. Two errors would turn `last` into `lang`, and `since` into `nonce`.
+fn errors(name: &str, known: &str) -> Option<usize> {
+    let most = if known.len() < 6 { 1 } else { 2 };
+    // This costs nothing for long names. No letter of a known name has more than one byte.
+    if name.len() > known.len() + 4 * most {
+        return None;
+    }
+    let errors = strsim::osa_distance(&name.to_ascii_lowercase(), &known.to_ascii_lowercase());
+    (errors <= most).then_some(errors)
 }
 
 #[cfg(test)]
