@@ -3,7 +3,7 @@
 use std::{
     fmt::Display,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Once},
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -19,7 +19,7 @@ use super::{
     credentials::Shown,
     gate::Gate,
     origin,
-    problem::{Code, Problem},
+    problem::{Code, Problem, shorten},
 };
 use crate::{
     auth::{Authority, Identity, Refused},
@@ -113,11 +113,12 @@ impl Access {
             // An open server ignores credentials.
             Err(_) if rules.authority.is_open() => None,
             Err(unusable) => {
-                tracing::debug!(why = %unusable, "refused a credential");
+                tracing::warn!(why = %unusable, "refused a credential; correct the client, or the proxy before this server");
                 return Err(Problem::new(Code::Unauthorized, unusable.to_string()));
             }
         };
         let identity = rules.authority.identify(credential, SystemTime::now()).map_err(problem_of)?;
+        log_unfilled(&identity);
         let page = origin::listed(request).map(Arc::new);
         let access = Self { in_force: in_force.clone(), rules, identity, page };
         // The rules may have changed since the page was let in.
@@ -194,7 +195,7 @@ impl Access {
     }
 
     fn is_page_listed(&self, rules: &Rules) -> bool {
-        self.page.as_ref().is_none_or(|page| rules.origins.contains(page))
+        self.page.as_ref().is_none_or(|page| origin::is_listed(&rules.origins, page))
     }
 
     /// The client's identity by the rules in force.
@@ -296,16 +297,76 @@ fn instant(time: SystemTime) -> Instant {
     now.checked_add(left).unwrap_or(now + Duration::from_secs(u32::MAX.into()))
 }
 
-/// The answer for a credential that is not accepted. Only the log says why.
+/// The answer for a credential that is not accepted. The log says more.
 fn problem_of(refused: Refused) -> Problem {
-    tracing::debug!(why = %refused, "refused a credential");
+    log_refused(&refused);
+    let detail = match &refused {
+        Refused::Expired { .. } => return expired(),
+        Refused::Missing => {
+            "no credential: send an API key or a token by Authorization: Bearer, ?token=, the cookie rejoin_token, or the subprotocol bearer.TOKEN".to_owned()
+        }
+        _ => match refused.harmless() {
+            Some(why) => format!("the token is not accepted: {why}"),
+            None => "the credential is not accepted".to_owned(),
+        },
+    };
+    Problem::new(Code::Unauthorized, detail)
+}
+
+/// Tells the operator why a credential was refused, and what would change that. Each kind is a place of its own in
+/// the code, so that many lines of one kind leave room for the others.
+fn log_refused(refused: &Refused) {
+    // A part of it is the client's text.
+    let why = shorten(refused.to_string());
     match refused {
-        Refused::Expired { .. } => expired(),
-        Refused::Missing => Problem::new(
-            Code::Unauthorized,
-            "no credential: send an API key or a token by Authorization: Bearer, ?token=, the cookie rejoin_token, or the subprotocol bearer.TOKEN",
+        Refused::Missing | Refused::Expired { .. } | Refused::KeyGone => {
+            tracing::debug!(why, "refused a credential");
+        }
+        Refused::UnknownKey { .. } => {
+            tracing::warn!(why, "refused an API key; to accept it, add its [[key]] to the file of --config");
+        }
+        Refused::NoKey { .. } => tracing::warn!(
+            why,
+            "refused a token; to accept it, add the key of its issuer as [[jwt]] to the file of --config"
         ),
-        _ => Problem::new(Code::Unauthorized, "the credential is not accepted"),
+        Refused::Signature { .. } => tracing::warn!(
+            why,
+            "refused a token; if its issuer is yours, its key is not that of the [[jwt]] or of --jwt-secret"
+        ),
+        Refused::Malformed(_) => {
+            tracing::warn!(why, "refused a credential that is no JWT; correct the client")
+        }
+        Refused::Claims { .. } => tracing::warn!(why, "refused a token; its issuer must correct the claim"),
+        Refused::Claim { .. } => {
+            tracing::warn!(why, "refused a token; correct its issuer, or iss and aud of the [[jwt]]");
+        }
+    }
+}
+
+/// Tells the operator, once for each kind, that a pattern grants nothing to a token.
+fn log_unfilled(identity: &Identity) {
+    static MISSING: Once = Once::new();
+    static NOT_PLAIN: Once = Once::new();
+    let Some(unfilled) = &identity.unfilled else { return };
+    let (who, pattern) = (shorten(identity.name().to_owned()), shorten(unfilled.pattern.to_string()));
+    tracing::debug!(who, pattern, is_missing = unfilled.is_missing, "a pattern grants nothing to this token");
+    match unfilled.is_missing {
+        true => MISSING.call_once(|| {
+            tracing::warn!(
+                who,
+                pattern,
+                "a pattern grants nothing to this token: it has no such claim, or the claim is no string; \
+                 more of these are logged at debug"
+            );
+        }),
+        false => NOT_PLAIN.call_once(|| {
+            tracing::warn!(
+                who,
+                pattern,
+                "a pattern grants nothing to this token: the claim is not one plain segment of a topic; \
+                 {{sub.encoded}} allows any subject; more of these are logged at debug"
+            );
+        }),
     }
 }
 
