@@ -31,7 +31,7 @@ const MAX_ITEMS: usize = 100_000;
 /// The largest size of these answers together.
 const MAX_ANSWERS_BYTES: usize = 32 << 20;
 /// The largest size of a body with a content coding, once it is decoded.
-const MAX_DECODED_BYTES: usize = 256 << 20;
+const MAX_DECODED_BYTES: usize = 64 << 20;
 /// The largest size of an element, not counting its payload.
 const MAX_ITEM_OVERHEAD_BYTES: usize = 64 << 10;
 
