@@ -142,24 +142,27 @@ fn is_known_host(origins: &[Origin], host: &Host) -> bool {
 
 /// Tells the operator which page or name was refused, and the setting that would allow it.
 fn log_refused(request: &Request, problem: &Problem) {
-    let quote = |text: &str| shorten(text.to_owned());
+    // A URL may have a password before its host.
+    let quote = |text: &str| shorten(text.rsplit('@').next().unwrap_or_default().to_owned());
     let host = host_text(request).map(quote);
+    let host = host.as_deref();
     let origin =
         request.headers().get(header::ORIGIN).map(|value| quote(&String::from_utf8_lossy(value.as_bytes())));
+    let origin = origin.as_deref();
     match problem.code {
         Code::ForbiddenHost => tracing::warn!(
-            ?host,
+            host,
             "refused a request by its Host: a server without credentials answers only to loopback names and to \
              the hosts of --allowed-origin"
         ),
         Code::ForbiddenOrigin if origin.is_some() => {
-            tracing::warn!(?origin, ?host, "refused a page of another origin; list it with --allowed-origin");
+            tracing::warn!(origin, host, "refused a page of another origin; list it with --allowed-origin");
         }
         Code::ForbiddenOrigin => tracing::warn!(
-            ?host,
+            host,
             "refused a request with a cookie, or of another site, that names no Origin; if a proxy removes that \
              header, let it pass"
         ),
-        _ => tracing::debug!(?host, ?origin, why = problem.detail, "refused a malformed request"),
+        _ => tracing::debug!(host, origin, why = problem.detail, "refused a malformed request"),
     }
 }
