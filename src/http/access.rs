@@ -166,6 +166,7 @@ impl Access {
             return Err(origin::foreign());
         }
         let identity = rules.authority.identify(Some(token), SystemTime::now()).map_err(problem_of)?;
+        log_unfilled(&identity);
         if !identity.is_same_subject(&self.identity) {
             tracing::debug!(
                 was = self.identity.name(),
