@@ -28,6 +28,7 @@ mod pulse;
 mod query;
 mod reader;
 mod ready;
+mod refusal;
 mod routes;
 mod stall;
 mod stream;
