@@ -20,21 +20,21 @@ pub use self::{
     authority::{Authority, Identity},
     claims::Claims,
     containment::covers,
-    grants::{GrantList, Grants, Template},
+    grants::{GrantList, Grants, ParseTemplateError, Template, Unfilled, Values},
     jwt::is_secret,
     key::{Digest, new_key},
     mint::{MintError, SigningKey, Wish, mint},
     tables::{AnonymousTable, InLine, JwtTable, KeyTable, Read},
 };
 
-/// Why a credential is refused, for the operator's log. The client learns only that it is not accepted, or
-/// that it has expired.
+/// Why a credential is refused, for the operator's log. The client learns less: see
+/// [`harmless`](Self::harmless).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("the request has no credential, and nothing is granted without one")]
     Missing,
-    #[error("unknown API key: no [[key]] has its hash")]
-    UnknownKey,
+    #[error("unknown API key: no [[key]] has its sha256, which begins with {sha256}")]
+    UnknownKey { sha256: String },
     #[error("the token cannot be read: {0}")]
     Malformed(String),
     #[error("no [[jwt]] has the algorithm {algorithm} and the kid {kid:?} of the token")]
@@ -43,10 +43,24 @@ pub enum Refused {
         "bad signature: no key of a [[jwt]] with the algorithm {algorithm} and the kid {kid:?} has signed the token"
     )]
     Signature { algorithm: &'static str, kid: Option<String> },
+    #[error("the claims of the token with the kid {kid:?} cannot be read: {why}")]
+    Claims { kid: Option<String>, why: String },
     #[error("the claim {claim} of the token does not fit [[jwt]] {key:?}")]
     Claim { key: String, claim: &'static str },
     #[error("the token of [[jwt]] {key:?} has expired")]
     Expired { key: String },
     #[error("the key that signed the token is no longer configured")]
     KeyGone,
+}
+
+impl Refused {
+    /// The part of the reason that the client may know, since only the holder of a signed token gets it.
+    pub fn harmless(&self) -> Option<String> {
+        match self {
+            Self::Claims { why, .. } => Some(why.clone()),
+            Self::Claim { claim: "nbf", .. } => Some("nbf is in the future".into()),
+            Self::Claim { claim, .. } => Some(format!("{claim} is not the one that this server expects")),
+            _ => None,
+        }
+    }
 }

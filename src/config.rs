@@ -18,7 +18,7 @@ pub use self::{
     file::File,
     flags::Flags,
     layers::{Place, Setting, Settings, unknown_variables},
-    origin::{Origin, ParseOriginError},
+    origin::{Host, Origin, ParseHostError, ParseOriginError},
     values::{Secret, duration},
 };
 use crate::{

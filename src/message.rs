@@ -3,6 +3,7 @@
 //! This room knows nothing of I/O, of HTTP, or of how messages are stored.
 
 mod id;
+mod object;
 mod pattern;
 mod pattern_set;
 mod payload;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 pub use self::pattern_set::steps;
 pub use self::{
     id::{Id, ParseIdError},
+    object::Object,
     pattern::{ParsePatternError, Pattern},
     pattern_set::{PatternMap, PatternSet, Walk},
     payload::{JSON, Payload, PayloadError, PayloadKind},

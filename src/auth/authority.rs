@@ -9,7 +9,7 @@ use std::{
 use super::{
     Refused,
     claims::Claims,
-    grants::{GrantList, Grants},
+    grants::{GrantList, Grants, Unfilled},
     jwt::{self, Verifier},
     key::Digest,
 };
@@ -60,6 +60,8 @@ pub struct Authority {
 #[derive(Clone, Debug)]
 pub struct Identity {
     pub grants: Arc<Grants>,
+    /// A pattern of the token that grants nothing, if there is one.
+    pub unfilled: Option<Arc<Unfilled>>,
     pub expires_at: Option<SystemTime>,
     holder: Holder,
 }
@@ -116,7 +118,7 @@ impl Authority {
     fn anonymous_identity(&self) -> Result<Identity, Refused> {
         let everything = self.is_open().then(|| Arc::new(Grants::everything()));
         let grants = everything.or_else(|| self.anonymous.clone()).ok_or(Refused::Missing)?;
-        Ok(Identity { grants, expires_at: None, holder: Holder::Anonymous })
+        Ok(Identity { grants, unfilled: None, expires_at: None, holder: Holder::Anonymous })
     }
 
     fn holder_of(&self, digest: &Digest) -> Result<Identity, Refused> {
@@ -128,9 +130,9 @@ impl Authority {
                 found = Some(key);
             }
         }
-        let key = found.ok_or(Refused::UnknownKey)?;
+        let key = found.ok_or_else(|| Refused::UnknownKey { sha256: digest.short() })?;
         let holder = Holder::Key { name: key.name.clone(), digest: key.digest };
-        Ok(Identity { grants: key.grants.clone(), expires_at: None, holder })
+        Ok(Identity { grants: key.grants.clone(), unfilled: None, expires_at: None, holder })
     }
 }
 
@@ -160,9 +162,12 @@ impl TokenKey {
         if claims.exp.0 <= now {
             return Err(Refused::Expired { key: self.name.clone() });
         }
-        let grants = GrantList::grant([&self.grants, &claims.rejoin], claims.sub.as_deref());
+        let mut unfilled = None;
+        let note = &mut |found| unfilled = Some(found);
+        let grants = GrantList::grant([&self.grants, &claims.rejoin], &claims.values(), note);
         Ok(Identity {
             grants: Arc::new(grants),
+            unfilled: unfilled.map(Arc::new),
             expires_at: Some(claims.exp.0),
             holder: Holder::Token { key: *self.verifier.fingerprint(), claims },
         })

@@ -1,26 +1,107 @@
 //! The claims of a token (RFC 7519 §4.1), read strictly.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
 
-use super::grants::GrantList;
+use super::grants::{GrantList, Values};
+use crate::message::Object;
 
 /// The claims that the server reads.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Claims {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iss: Option<String>,
-    #[serde(default, skip_serializing_if = "Audience::is_empty")]
+    #[serde(skip_serializing_if = "Audience::is_empty")]
     pub aud: Audience,
     pub exp: NumericDate,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nbf: Option<NumericDate>,
     /// The grants.
-    #[serde(default)]
     pub rejoin: GrantList,
+    /// The other claims that are strings, for grants that name them.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, String>,
+}
+
+impl Claims {
+    /// The values for the grants of this token.
+    pub fn values(&self) -> Values<'_> {
+        Values { sub: self.sub.as_deref(), iss: self.iss.as_deref(), others: Some(&self.others) }
+    }
+}
+
+/// Claims as a token has them: an object in which no name comes twice.
+#[derive(Debug)]
+pub struct Written(BTreeMap<String, Box<RawValue>>);
+
+impl<'de> Deserialize<'de> for Written {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Unique;
+
+        impl<'de> Visitor<'de> for Unique {
+            type Value = BTreeMap<String, Box<RawValue>>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut claims = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
+                    if claims.insert(name, value).is_some() {
+                        return Err(A::Error::custom("a claim is given twice"));
+                    }
+                }
+                Ok(claims)
+            }
+        }
+
+        deserializer.deserialize_map(Unique).map(Self)
+    }
+}
+
+impl TryFrom<Written> for Claims {
+    /// The claim and its mistake.
+    type Error = String;
+
+    fn try_from(Written(mut claims): Written) -> Result<Self, String> {
+        Ok(Self {
+            sub: take(&mut claims, "sub")?.flatten(),
+            iss: take(&mut claims, "iss")?.flatten(),
+            aud: take(&mut claims, "aud")?.unwrap_or_default(),
+            exp: take(&mut claims, "exp")?.ok_or("exp is missing")?,
+            nbf: take(&mut claims, "nbf")?.flatten(),
+            rejoin: take(&mut claims, "rejoin")?.map(|Object(list)| list).unwrap_or_default(),
+            others: claims.into_iter().filter_map(|(name, raw)| Some((name, text(&raw)?))).collect(),
+        })
+    }
+}
+
+fn take<T: serde::de::DeserializeOwned>(
+    claims: &mut BTreeMap<String, Box<RawValue>>,
+    name: &str,
+) -> Result<Option<T>, String> {
+    let Some(raw) = claims.remove(name) else { return Ok(None) };
+    serde_json::from_str(raw.get()).map(Some).map_err(|error| {
+        // The place is that in the claim alone, which nobody has before them.
+        let error = error.to_string();
+        format!("{name}: {}", error.split(" at line ").next().unwrap_or_default())
+    })
+}
+
+fn text(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok()
 }
 
 /// The audience of a token: one name, or several.
@@ -79,14 +160,20 @@ impl Serialize for NumericDate {
 pub enum Unverified {
     Signature,
     Malformed(String),
+    /// The key has signed them, and they are not as the server needs them.
+    Claims(String),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn read(json: &str) -> Result<Claims, String> {
+        serde_json::from_str::<Written>(json).map_err(|error| error.to_string())?.try_into()
+    }
+
     fn parse(json: &str) -> Option<Claims> {
-        serde_json::from_str(json).ok()
+        read(json).ok()
     }
 
     #[test]
@@ -107,9 +194,33 @@ mod tests {
             r#"{"exp":1,"rejoin":{"subscribe":"a"}}"#,
             r#"{"exp":1,"rejoin":{"subscribe":["a..b"]}}"#,
             r#"{"exp":1,"rejoin":{"admin":"true"}}"#,
+            r#"{"exp":1,"rejoin":{"admin":true,"admin":false}}"#,
+            r#"{"exp":1,"rejoin":[["a"],[],true,true]}"#,
+            r#"[null,null,[],1,null,{}]"#,
         ] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_mistake_names_its_claim() {
+        for (wrong, mistake) in [
+            ("{}", "exp is missing"),
+            (r#"{"exp":"x"}"#, "exp: invalid type: string \"x\", expected f64"),
+            (r#"{"exp":1,"sub":7}"#, "sub: invalid type: integer `7`, expected a string"),
+            (
+                r#"{"exp":1,"rejoin":{"subscribe":["a..b"]}}"#,
+                "rejoin: \"a..b\": a topic has no empty segment",
+            ),
+        ] {
+            assert_eq!(read(wrong), Err(mistake.to_owned()), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn other_claims_are_kept_if_they_are_strings() {
+        let claims = parse(r#"{"exp":1,"tenant":"t","n":1,"list":["t"],"none":null}"#).expect("claims");
+        assert_eq!(claims.others.into_iter().collect::<Vec<_>>(), [("tenant".to_owned(), "t".to_owned())]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use serde_json::json;
 
-use super::claims::{Claims, Unverified};
+use super::claims::{Claims, Unverified, Written};
 
 /// The claims of a token that the holder of the private key has signed. `point` is the public key (SEC 1
 /// §2.3.3).
@@ -21,7 +21,8 @@ pub fn verify(token: &str, point: &[u8]) -> Result<Claims, Unverified> {
     key.verify(signed.as_bytes(), &signature).map_err(|_| Unverified::Signature)?;
     let (_, claims) = signed.split_once('.').ok_or(malformed(&"it has no claims"))?;
     let claims = BASE64URL.decode(claims).map_err(|error| malformed(&error))?;
-    serde_json::from_slice(&claims).map_err(|error| malformed(&error))
+    let written: Written = serde_json::from_slice(&claims).map_err(|error| malformed(&error))?;
+    written.try_into().map_err(Unverified::Claims)
 }
 
 /// Signs the claims, if `private`, in PKCS #8, is a key for ES512.

@@ -1,14 +1,12 @@
-//! Grants: the topics and patterns that a client may use, and the meaning of `{sub}` in them.
+//! Grants: the topics and patterns that a client may use, and the placeholders in them.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::containment::covers;
 use crate::message::{ParsePatternError, Pattern, Topic};
 
-/// Stands for the subject in a granted pattern.
-const SUBJECT: &str = "{sub}";
 /// How many patterns of each kind one log line lists.
 const MAX_LISTED: usize = 20;
 
@@ -47,7 +45,7 @@ impl Grants {
     }
 }
 
-/// For the operator's log: in the form of the configuration, with `{sub}` filled in.
+/// For the operator's log: in the form of the configuration, with the placeholders filled in.
 impl fmt::Display for Grants {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { everything, subscribe, publish, admin, metrics } = self;
@@ -82,11 +80,17 @@ pub struct GrantList {
 }
 
 impl GrantList {
-    /// The grants of these lists together, for `subject`.
-    pub fn grant<'a>(lists: impl IntoIterator<Item = &'a Self> + Clone, subject: Option<&str>) -> Grants {
-        let fill = |of: fn(&Self) -> &Vec<Template>| {
+    /// The grants of these lists together, for a token with these values. `unfilled` is told each pattern that
+    /// grants nothing.
+    pub fn grant<'a>(
+        lists: impl IntoIterator<Item = &'a Self> + Clone,
+        values: &Values<'_>,
+        unfilled: &mut impl FnMut(Unfilled),
+    ) -> Grants {
+        let mut fill = |of: fn(&Self) -> &Vec<Template>| {
             let templates = lists.clone().into_iter().flat_map(of);
-            let mut patterns: Vec<_> = templates.filter_map(|template| template.fill(subject)).collect();
+            let filled = templates.filter_map(|template| template.fill(values).map_err(&mut *unfilled).ok());
+            let mut patterns: Vec<_> = filled.collect();
             patterns.sort_unstable();
             patterns.dedup();
             patterns.into()
@@ -100,46 +104,142 @@ impl GrantList {
         }
     }
 
-    /// True if a pattern here contains `{sub}` and `subject` cannot fill it.
+    /// True if a pattern here grants nothing to a token that has this subject and no other claims.
     pub fn needs_subject(&self, subject: Option<&str>) -> bool {
-        self.names_subject() && !subject.is_some_and(is_plain_segment)
+        let values = Values { sub: subject, ..Values::default() };
+        self.templates().any(|template| template.fill(&values).is_err())
     }
 
+    /// True if a pattern here depends on the subject or on another claim of a token.
     pub fn names_subject(&self) -> bool {
-        self.subscribe.iter().chain(&self.publish).any(|template| template.names_subject())
+        self.templates().any(|template| template.0.contains('{'))
+    }
+
+    fn templates(&self) -> impl Iterator<Item = &Template> {
+        self.subscribe.iter().chain(&self.publish)
     }
 }
 
-/// A pattern in which `{sub}` may stand for a whole segment or a part of one.
+/// The values of a token that fill the placeholders of a pattern.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Values<'a> {
+    pub sub: Option<&'a str>,
+    pub iss: Option<&'a str>,
+    /// The other claims that are strings.
+    pub others: Option<&'a BTreeMap<String, String>>,
+}
+
+impl Values<'_> {
+    fn claim(&self, name: &str) -> Option<&str> {
+        match name {
+            "sub" => self.sub,
+            "iss" => self.iss,
+            _ => self.others?.get(name).map(String::as_str),
+        }
+    }
+}
+
+/// A pattern grants nothing, because a claim cannot stand in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfilled {
+    /// The pattern as it is written.
+    pub pattern: Box<str>,
+    /// The token does not have the claim, or the claim is not a string. Otherwise the claim is not one plain
+    /// segment.
+    pub is_missing: bool,
+}
+
+/// A pattern in which placeholders stand for a whole segment or a part of one: `{sub}`, `{sub.encoded}` and
+/// `{claim.NAME}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template(Box<str>);
 
-impl Template {
-    fn names_subject(&self) -> bool {
-        self.0.contains(SUBJECT)
-    }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseTemplateError {
+    #[error("braces may only enclose sub, sub.encoded or claim.NAME, as in users.{{sub}}.**")]
+    Placeholder,
+    #[error(transparent)]
+    Pattern(#[from] ParsePatternError),
+}
 
-    /// The pattern for `subject`. If it contains `{sub}` and the subject is not one plain segment, there is
-    /// no pattern and nothing is granted: no subject can make a pattern wider than it is written.
-    fn fill(&self, subject: Option<&str>) -> Option<Pattern> {
-        if !self.names_subject() {
-            return self.0.parse().ok();
+/// A part of a template.
+enum Part<'a> {
+    Text(&'a str),
+    Subject,
+    EncodedSubject,
+    Claim(&'a str),
+}
+
+impl Template {
+    /// The pattern for these values. If a value is not one plain segment, there is no pattern and nothing is
+    /// granted: no token can make a pattern wider than it is written.
+    fn fill(&self, values: &Values<'_>) -> Result<Pattern, Unfilled> {
+        let unfilled = |is_missing| Unfilled { pattern: self.0.clone(), is_missing };
+        let mut filled = String::with_capacity(self.0.len());
+        for part in parts(&self.0).ok_or_else(|| unfilled(false))? {
+            let value = match part {
+                Part::Text(text) => {
+                    filled.push_str(text);
+                    continue;
+                }
+                Part::Subject => values.sub.map(str::to_owned),
+                Part::EncodedSubject => values.sub.map(encoded),
+                Part::Claim(name) => values.claim(name).map(str::to_owned),
+            };
+            match value {
+                Some(value) if is_plain_segment(&value) => filled.push_str(&value),
+                value => return Err(unfilled(value.is_none())),
+            }
         }
-        let subject = subject.filter(|subject| is_plain_segment(subject))?;
-        self.0.replace(SUBJECT, subject).parse().ok()
+        filled.parse().map_err(|_| unfilled(false))
     }
 }
 
-/// True if a subject is a topic of one segment that is not reserved.
-fn is_plain_segment(subject: &str) -> bool {
-    !subject.contains('.') && subject.parse::<Topic>().is_ok_and(|topic| !topic.is_reserved())
+/// The parts of a template, or `None` if braces enclose something else than a placeholder.
+fn parts(mut text: &str) -> Option<Vec<Part<'_>>> {
+    let mut parts = Vec::new();
+    while let Some((before, rest)) = text.split_once('{') {
+        let (name, after) = rest.split_once('}')?;
+        parts.push(Part::Text(before));
+        parts.push(match name {
+            "sub" => Part::Subject,
+            "sub.encoded" => Part::EncodedSubject,
+            _ => Part::Claim(name.strip_prefix("claim.").filter(|name| !name.is_empty())?),
+        });
+        text = after;
+    }
+    parts.push(Part::Text(text));
+    Some(parts)
+}
+
+/// A subject as one segment: each character that a segment cannot have, and `%`, is percent-encoded. So two
+/// subjects never have the same segment.
+fn encoded(subject: &str) -> String {
+    let mut segment = String::with_capacity(subject.len());
+    for c in subject.chars() {
+        if c.is_control() || c.is_whitespace() || matches!(c, '%' | '.' | '*' | ',' | '{' | '}') {
+            for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                segment.push_str(&format!("%{byte:02X}"));
+            }
+        } else {
+            segment.push(c);
+        }
+    }
+    segment
+}
+
+/// True if a value is a topic of one segment that is not reserved.
+fn is_plain_segment(value: &str) -> bool {
+    !value.contains('.') && value.parse::<Topic>().is_ok_and(|topic| !topic.is_reserved())
 }
 
 impl FromStr for Template {
-    type Err = ParsePatternError;
+    type Err = ParseTemplateError;
 
-    fn from_str(text: &str) -> Result<Self, ParsePatternError> {
-        text.replace(SUBJECT, "s").parse::<Pattern>()?;
+    fn from_str(text: &str) -> Result<Self, ParseTemplateError> {
+        let parts = parts(text).ok_or(ParseTemplateError::Placeholder)?;
+        let sample = parts.iter().map(|part| if let Part::Text(text) = part { text } else { "s" });
+        sample.collect::<String>().parse::<Pattern>()?;
         Ok(Self(text.into()))
     }
 }
@@ -167,9 +267,20 @@ impl Serialize for Template {
 mod tests {
     use super::*;
 
-    fn subscribing(templates: &[&str], subject: Option<&str>) -> Grants {
+    fn subscribing(templates: &[&str], sub: Option<&str>) -> Grants {
+        subscribing_with(templates, &Values { sub, ..Values::default() }).0
+    }
+
+    fn subscribing_with(templates: &[&str], values: &Values<'_>) -> (Grants, Vec<Unfilled>) {
         let subscribe = templates.iter().map(|text| text.parse().expect(text)).collect();
-        GrantList::grant([&GrantList { subscribe, ..GrantList::default() }], subject)
+        let mut unfilled = Vec::new();
+        let list = GrantList { subscribe, ..GrantList::default() };
+        let grants = GrantList::grant([&list], values, &mut |found| unfilled.push(found));
+        (grants, unfilled)
+    }
+
+    fn granted(list: &[&GrantList]) -> Grants {
+        GrantList::grant(list.iter().copied(), &Values::default(), &mut |_| {})
     }
 
     fn may(grants: &Grants, pattern: &str) -> bool {
@@ -196,18 +307,93 @@ mod tests {
     }
 
     #[test]
+    fn another_claim_stands_for_its_value_if_that_is_one_plain_segment() {
+        let others = |value: &str| {
+            BTreeMap::from([("tenant".to_owned(), value.to_owned()), ("a.b/c".into(), "x".into())])
+        };
+        let template = ["t.{claim.tenant}.**", "{claim.a.b/c}", "by.{claim.sub}.{claim.iss}", "public"];
+        let filled = |value: &str| {
+            let others = others(value);
+            subscribing_with(&template, &Values { sub: Some("u"), iss: Some("i"), others: Some(&others) })
+        };
+        let (grants, unfilled) = filled("acme");
+        assert_eq!(unfilled, []);
+        assert!(may(&grants, "t.acme.**") && may(&grants, "x") && may(&grants, "by.u.i"));
+        assert!(!may(&grants, "t.other.a") && !may(&grants, "t.*.a"));
+        for wrong in ["*", "**", "a.b", "acme.**", "", "$sys", "a,b", "a b", "a\n", "{sub}", "{claim.tenant}"]
+        {
+            let (grants, unfilled) = filled(wrong);
+            assert!(!may(&grants, "t.acme.a") && may(&grants, "public"), "{wrong:?}");
+            assert_eq!(unfilled, [Unfilled { pattern: template[0].into(), is_missing: false }], "{wrong:?}");
+            assert_eq!(
+                grants,
+                subscribing_with(
+                    &template[1..],
+                    &Values { sub: Some("u"), iss: Some("i"), others: Some(&others("-")) }
+                )
+                .0,
+                "{wrong:?}"
+            );
+        }
+        let (grants, unfilled) = subscribing_with(&template, &Values::default());
+        assert!(may(&grants, "public") && unfilled.iter().all(|unfilled| unfilled.is_missing));
+        assert_eq!(unfilled.len(), 3);
+    }
+
+    #[test]
+    fn an_encoded_subject_is_one_segment_and_no_other_subject_has_the_same() {
+        for (subject, segment) in [
+            ("ann@example.com", "ann@example%2Ecom"),
+            ("a%2Eb", "a%252Eb"),
+            ("*", "%2A"),
+            ("**", "%2A%2A"),
+            ("a,b{c}d e\t", "a%2Cb%7Bc%7Dd%20e%09"),
+            ("ü\u{2028}\u{a0}", "ü%E2%80%A8%C2%A0"),
+            ("{sub}", "%7Bsub%7D"),
+        ] {
+            let grants = subscribing(&["users.{sub.encoded}.**"], Some(subject));
+            assert!(may(&grants, &format!("users.{segment}.**")), "{subject:?}: {grants}");
+            assert!(!may(&grants, "users.*.a") && !may(&grants, "users.a.b"), "{subject:?}");
+        }
+        for wrong in ["", "$sys", &"x".repeat(256), &".".repeat(100)] {
+            assert_eq!(
+                subscribing(&["users.{sub.encoded}", "{sub.encoded}"], Some(wrong)),
+                Grants::default()
+            );
+        }
+    }
+
+    #[test]
     fn the_grants_of_several_lists_add_up() {
         let list = |json: &str| serde_json::from_str::<GrantList>(json).expect(json);
         let (one, other) = (list(r#"{"subscribe":["a"],"admin":true}"#), list(r#"{"publish":["b.*"]}"#));
-        let grants = GrantList::grant([&one, &other], None);
+        let grants = granted(&[&one, &other]);
         assert!(may(&grants, "a") && grants.may_publish(&"b.c".parse().expect("a topic")));
         assert!(grants.is_admin() && grants.may_read_metrics());
-        assert!(!GrantList::grant([&other], None).is_admin());
+        assert!(!granted(&[&other]).is_admin());
     }
 
     #[test]
     fn a_template_that_could_never_be_a_pattern_is_refused() {
-        for wrong in ["", "a..b", "*{sub}", "{sub}*", "{user}", "**.{sub}", "{sub", "a b"] {
+        for wrong in [
+            "",
+            "a..b",
+            "*{sub}",
+            "{sub}*",
+            "{user}",
+            "**.{sub}",
+            "{sub",
+            "a b",
+            "sub}",
+            "{}",
+            "{claim.}",
+            "{claim}",
+            "{sub.encode}",
+            "{claim.x}*",
+            "{claim.{sub}}",
+            "a{claim.x}..b",
+            "{ sub }",
+        ] {
             assert!(wrong.parse::<Template>().is_err(), "{wrong:?}");
         }
     }

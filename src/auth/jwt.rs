@@ -14,10 +14,11 @@ use serde::{Deserialize, de::IgnoredAny};
 use super::{
     Refused,
     algorithm::Algorithm,
-    claims::{Claims, Unverified},
+    claims::{Claims, Unverified, Written},
     es512,
     key::Digest,
 };
+use crate::message::Object;
 
 /// The longest token that is read: more than an HTTP header can carry.
 const MAX_TOKEN_BYTES: usize = 64 << 10;
@@ -160,8 +161,8 @@ impl Verifier {
         let mut validation = Validation::new(algorithm);
         validation.required_spec_claims.clear();
         (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
-        match decode::<Claims>(token, &self.key, &validation) {
-            Ok(verified) => Ok(verified.claims),
+        match decode::<Written>(token, &self.key, &validation) {
+            Ok(verified) => verified.claims.try_into().map_err(Unverified::Claims),
             Err(error) if *error.kind() == ErrorKind::InvalidSignature => Err(Unverified::Signature),
             Err(error) => Err(Unverified::Malformed(error.to_string())),
         }
@@ -180,7 +181,7 @@ impl TokenHead {
     fn read(token: &str) -> Result<Self, String> {
         let (head, _) = token.split_once('.').ok_or("it has no parts")?;
         let json = BASE64URL.decode(head).map_err(|error| error.to_string())?;
-        serde_json::from_slice(&json).map_err(|error| error.to_string())
+        serde_json::from_slice(&json).map(|Object(head)| head).map_err(|error| error.to_string())
     }
 }
 
@@ -202,6 +203,7 @@ pub fn verify<'a, K: AsRef<Verifier>>(keys: &'a [K], token: &str) -> Result<(&'a
             Ok(claims) => return Ok((key, claims)),
             Err(Unverified::Signature) => refused = Refused::Signature { algorithm, kid: kid.clone() },
             Err(Unverified::Malformed(why)) => refused = Refused::Malformed(why),
+            Err(Unverified::Claims(why)) => return Err(Refused::Claims { kid, why }),
         }
     }
     Err(refused)

@@ -33,6 +33,11 @@ impl Digest {
         Self(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
     }
 
+    /// The beginning of the hash, by which an operator finds a key. It is too short to check a guess.
+    pub fn short(&self) -> String {
+        self.to_string()[..8].to_owned()
+    }
+
     pub fn is(&self, other: &Self) -> bool {
         constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
     }

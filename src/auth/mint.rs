@@ -1,6 +1,9 @@
 //! Tokens for development, signed with the secret of the configuration.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use jsonwebtoken::{EncodingKey, Header, encode};
 
@@ -88,6 +91,7 @@ pub fn mint(
         exp: NumericDate(now + wish.ttl),
         nbf: None,
         rejoin: wish.rejoin.clone(),
+        others: BTreeMap::new(),
     };
     let Some(key) = key else {
         let signed = known.iter().find_map(|known| known.verifier.sign(&claims(Some(known))));

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{
     authority::{ApiKey, Authority, TokenKey},
-    grants::{GrantList, Template},
+    grants::{GrantList, Template, Values},
     jwt::{KeyError, Material, Verifier},
     key::Digest,
 };
@@ -93,7 +93,7 @@ impl Authority {
         if let Some((AnonymousTable { subscribe, publish, metrics }, line)) = anonymous {
             let list = GrantList { subscribe, publish, admin: false, metrics };
             mistakes.extend(without_subject(&list, "an anonymous client").err().map(|what| (what, line)));
-            authority.anonymous = Some(Arc::new(GrantList::grant([&list], None)));
+            authority.anonymous = Some(Arc::new(GrantList::grant([&list], &Values::default(), &mut |_| {})));
         }
         if mistakes.is_empty() { Ok(authority) } else { Err(mistakes) }
     }
@@ -120,7 +120,7 @@ impl Authority {
         self.keys.push(ApiKey {
             name: name.into(),
             digest,
-            grants: Arc::new(GrantList::grant([&list], None)),
+            grants: Arc::new(GrantList::grant([&list], &Values::default(), &mut |_| {})),
         });
         Ok(())
     }
@@ -159,7 +159,7 @@ impl JwtTable {
 
 fn without_subject(list: &GrantList, whose: &str) -> Result<(), String> {
     if list.names_subject() {
-        Err(format!("{whose} has no subject: remove {{sub}} from the pattern"))
+        Err(format!("{whose} has no subject and no claims: remove the braces from the pattern"))
     } else {
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! The rights of a client: checked at every step, by the configuration in force at that moment.
 
 use std::{
-    fmt::Display,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -20,6 +19,7 @@ use super::{
     gate::Gate,
     origin,
     problem::{Code, Problem},
+    refusal::{expired, forbidden, log_unfilled, problem_of},
 };
 use crate::{
     auth::{Authority, Identity, Refused},
@@ -113,11 +113,12 @@ impl Access {
             // An open server ignores credentials.
             Err(_) if rules.authority.is_open() => None,
             Err(unusable) => {
-                tracing::debug!(why = %unusable, "refused a credential");
+                tracing::warn!(why = %unusable, "refused a credential; correct the client, or the proxy before this server");
                 return Err(Problem::new(Code::Unauthorized, unusable.to_string()));
             }
         };
         let identity = rules.authority.identify(credential, SystemTime::now()).map_err(problem_of)?;
+        log_unfilled(&identity);
         let page = origin::listed(request).map(Arc::new);
         let access = Self { in_force: in_force.clone(), rules, identity, page };
         // The rules may have changed since the page was let in.
@@ -165,6 +166,7 @@ impl Access {
             return Err(origin::foreign());
         }
         let identity = rules.authority.identify(Some(token), SystemTime::now()).map_err(problem_of)?;
+        log_unfilled(&identity);
         if !identity.is_same_subject(&self.identity) {
             tracing::debug!(
                 was = self.identity.name(),
@@ -194,7 +196,7 @@ impl Access {
     }
 
     fn is_page_listed(&self, rules: &Rules) -> bool {
-        self.page.as_ref().is_none_or(|page| rules.origins.contains(page))
+        self.page.as_ref().is_none_or(|page| origin::is_listed(&rules.origins, page))
     }
 
     /// The client's identity by the rules in force.
@@ -294,34 +296,6 @@ fn instant(time: SystemTime) -> Instant {
     let now = Instant::now();
     let left = time.duration_since(SystemTime::now()).unwrap_or_default();
     now.checked_add(left).unwrap_or(now + Duration::from_secs(u32::MAX.into()))
-}
-
-/// The answer for a credential that is not accepted. Only the log says why.
-fn problem_of(refused: Refused) -> Problem {
-    tracing::debug!(why = %refused, "refused a credential");
-    match refused {
-        Refused::Expired { .. } => expired(),
-        Refused::Missing => Problem::new(
-            Code::Unauthorized,
-            "no credential: send an API key or a token by Authorization: Bearer, ?token=, the cookie rejoin_token, or the subprotocol bearer.TOKEN",
-        ),
-        _ => Problem::new(Code::Unauthorized, "the credential is not accepted"),
-    }
-}
-
-fn expired() -> Problem {
-    Problem::new(Code::TokenExpired, "the token has expired")
-}
-
-fn forbidden(who: &Identity, grant: &'static str, topic: Option<&dyn Display>) -> Problem {
-    let shown = topic.map(tracing::field::display);
-    tracing::debug!(who = who.name(), grant, topic = shown, granted = %who.grants, "refused: not granted");
-    let (code, to_whom) = match who.is_known() {
-        true => (Code::Forbidden, ""),
-        false => (Code::Unauthorized, " without a credential"),
-    };
-    let what = topic.map(|topic| format!("topic {:?}: ", topic.to_string())).unwrap_or_default();
-    Problem::new(code, format!("{what}{grant} is not granted{to_whom}"))
 }
 
 #[cfg(test)]

@@ -12,6 +12,9 @@ const COOKIE: &str = "rejoin_token";
 /// The prefix of a WebSocket subprotocol that contains a credential. A page cannot set a header there.
 const SUBPROTOCOL: &str = "bearer.";
 
+/// The place that only a program fills.
+const AUTHORIZATION: &str = "Authorization";
+
 /// The credential that was sent, if any. It has no `Debug`, because it must not be written anywhere.
 #[derive(Clone)]
 pub struct Shown(Result<Option<Box<str>>, Unusable>);
@@ -42,7 +45,7 @@ pub fn take(request: &mut Request) -> Shown {
     let headers = request.headers_mut();
     let (bearers, has_others) = authorizations(headers);
     let shown = first([
-        ("Authorization", bearers),
+        (AUTHORIZATION, bearers),
         ("Sec-WebSocket-Protocol", subprotocols(headers)),
         ("the query", from_query),
         ("the cookies", cookies(headers)),
@@ -61,6 +64,11 @@ pub fn take(request: &mut Request) -> Shown {
 /// The credentials of the first place that has any.
 fn first(places: [(&'static str, Vec<String>); 4]) -> Result<Option<Box<str>>, Unusable> {
     for (place, mut found) in places {
+        // An empty cookie or parameter is what a page sends once its user has logged out. An empty `Bearer` is a
+        // mistake, which a refusal shows.
+        if place != AUTHORIZATION {
+            found.retain(|credential| !credential.is_empty());
+        }
         found.sort_unstable();
         found.dedup();
         match (found.pop(), found.pop()) {
@@ -166,6 +174,13 @@ mod tests {
         let others =
             [("authorization", ""), ("cookie", "other_rejoin_token=x"), ("sec-websocket-protocol", "bearer")];
         assert_eq!(found("/?tokens=x&Token=y", &others), None);
+        let empty = [("cookie", "rejoin_token=; a=b"), ("sec-websocket-protocol", "rejoin.v1, bearer.")];
+        assert_eq!(found("/?token=", &empty), None, "an empty one is none");
+        assert_eq!(found("/?token=&token=x", &empty).as_deref(), Some("x"));
+        assert_eq!(
+            found("/?token=", &[("cookie", "rejoin_token=\"\"; rejoin_token=y")]).as_deref(),
+            Some("y")
+        );
     }
 
     #[test]

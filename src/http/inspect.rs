@@ -13,7 +13,7 @@ use super::{
     App,
     access::Access,
     answer::{json, not_stored},
-    media,
+    media, parameters,
     problem::Problem,
     query::{Query, number},
 };
@@ -54,11 +54,11 @@ pub async fn stats(State(app): State<Arc<App>>, request: Request) -> Result<Resp
 
 /// `GET /topics`: by name, a page at a time.
 pub async fn topics(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    if *request.method() != Method::GET {
-        return Err(Problem::method_not_allowed("GET"));
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Err(Problem::method_not_allowed("GET, HEAD"));
     }
     Access::of(&app.rules, &request)?.admin()?;
-    let query = Query::parse(request.uri().query())?;
+    let query = Query::of(&request, &parameters::LIST)?;
     let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
     let topics = app.broker.topics(query.one("after")?.unwrap_or_default(), limit).await?;
     let next = if topics.len() == limit { topics.last().map(|last| last.topic.clone()) } else { None };

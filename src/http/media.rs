@@ -5,8 +5,15 @@ use http::{HeaderMap, header};
 pub use crate::message::JSON;
 
 pub const EVENT_STREAM: &str = "text/event-stream";
+/// As an answer names it. Without the charset some clients read `text/*` as Latin-1 (RFC 2616 §3.7.1).
+pub const EVENT_STREAM_UTF_8: &str = "text/event-stream; charset=utf-8";
 pub const NDJSON: &str = "application/x-ndjson";
 pub const PROBLEM: &str = "application/problem+json";
+
+/// True for the names under which NDJSON is known; none of them is registered.
+pub fn is_ndjson(essence: &str) -> bool {
+    matches!(essence, NDJSON | "application/ndjson" | "application/jsonl")
+}
 
 /// True if the body is declared as JSON.
 pub fn is_json(headers: &HeaderMap) -> bool {

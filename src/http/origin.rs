@@ -1,6 +1,6 @@
 //! Pages of which origins may use this server: `Origin`, `Host` and CORS, checked before anything else.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
@@ -10,33 +10,39 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
-    App, credentials,
-    problem::{Code, Problem},
+    App, credentials, malformed,
+    problem::{Code, Problem, shorten},
 };
-use crate::config::Origin;
+use crate::config::{Host, Origin};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
-const ALLOWED_HEADERS: HeaderValue =
-    HeaderValue::from_static("authorization, content-type, last-event-id, idempotency-key, if-match");
+/// Those that the server reads, and those that client libraries and tracing add by themselves.
+const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
+    "authorization, content-type, content-encoding, last-event-id, idempotency-key, if-match, cache-control, \
+     pragma, x-requested-with, traceparent, tracestate, baggage",
+);
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after, idempotency-replayed");
 
 /// Refuses forbidden requests of other pages, answers preflights, and adds the CORS headers to other answers.
 pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let shown = credentials::take(&mut request);
     request.extensions_mut().insert(shown);
-    let origin = match check(&app, &request) {
+    let origin = match malformed::check(&request).and_then(|()| check(&app, &request)) {
         Ok(origin) => origin,
         Err(problem) => {
-            let (host, origin) = (host_of(&request), request.headers().get(header::ORIGIN));
-            tracing::debug!(code = problem.code.as_str(), host, ?origin, "refused a page");
+            log_refused(&request, &problem);
             app.metrics.refused(problem.code);
             return problem.into_response();
         }
     };
     let is_preflight = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let mut response = if is_preflight { preflight() } else { next.run(request).await };
+    let mut response = match malformed::check_path(&request) {
+        Err(problem) => problem.into_response(),
+        Ok(()) if is_preflight => preflight(),
+        Ok(()) => next.run(request).await,
+    };
     if let Some(code) = response.extensions().get::<Code>() {
         app.metrics.refused(*code);
     }
@@ -54,7 +60,7 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
 fn preflight() -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     let headers = response.headers_mut();
-    let methods = HeaderValue::from_static("GET, POST, DELETE");
+    let methods = HeaderValue::from_static("GET, HEAD, POST, DELETE");
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
     headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
@@ -64,18 +70,20 @@ fn preflight() -> Response {
 /// The origin for the answer's CORS header, if the request has one that is allowed.
 fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
     let headers = request.headers();
-    let host = host_of(request);
     let rules = app.rules.load();
-    if rules.authority.is_open() && !host.is_some_and(|host| is_known_host(&rules.origins, host)) {
+    // A probe asks by an address, and learns nothing but the health.
+    let is_probe = request.uri().path().starts_with("/health/");
+    let is_known = || host_of(request).is_some_and(|host| is_known_host(&rules.origins, &host));
+    if rules.authority.is_open() && !is_probe && !is_known() {
         return Err(Problem::new(
             Code::ForbiddenHost,
             "open server: Host must be a loopback name or the host of an --allowed-origin",
         ));
     }
     if let Some(value) = headers.get(header::ORIGIN) {
-        let origin: Option<Origin> = value.to_str().ok().and_then(|text| text.parse().ok());
+        let origin = page_of(request);
         let is_allowed =
-            origin.is_some() && listed(request).is_none_or(|origin| rules.origins.contains(&origin));
+            origin.is_some() && listed(request).is_none_or(|page| is_listed(&rules.origins, &page));
         return if is_allowed { Ok(Some(value.clone())) } else { Err(foreign()) };
     }
     let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
@@ -94,9 +102,17 @@ fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
 /// The origin of the client's page, unless it is the server's own. Such a page is served as long as its
 /// origin is listed.
 pub fn listed(request: &Request) -> Option<Origin> {
-    let origin: Origin = request.headers().get(header::ORIGIN)?.to_str().ok()?.parse().ok()?;
-    let is_own = host_of(request).is_some_and(|host| origin.is_of(host));
+    let origin = page_of(request)?;
+    let is_own = host_of(request).is_some_and(|host| origin.is_of(&host));
     (!is_own).then_some(origin)
+}
+
+pub fn is_listed(origins: &[Origin], page: &Origin) -> bool {
+    origins.iter().any(|origin| origin.allows(page))
+}
+
+fn page_of(request: &Request) -> Option<Origin> {
+    Origin::of_page(request.headers().get(header::ORIGIN)?.to_str().ok()?).ok()
 }
 
 pub fn foreign() -> Problem {
@@ -107,26 +123,46 @@ fn value_is(headers: &HeaderMap, name: &HeaderName, expected: &str) -> bool {
     headers.get(name).is_some_and(|value| value == expected)
 }
 
-/// The name under which the server was asked: `:authority` on HTTP/2, `Host` on HTTP/1.1.
-fn host_of(request: &Request) -> Option<&str> {
+/// The name under which the server was asked.
+fn host_of(request: &Request) -> Option<Host> {
+    host_text(request)?.parse().ok()
+}
+
+/// `:authority` on HTTP/2, `Host` on HTTP/1.1.
+fn host_text(request: &Request) -> Option<&str> {
     match request.uri().authority() {
         Some(authority) => Some(authority.as_str()),
-        None => {
-            let mut hosts = request.headers().get_all(header::HOST).iter();
-            // With two names it is unknown which of them a proxy has used.
-            match (hosts.next(), hosts.next()) {
-                (Some(host), None) => host.to_str().ok(),
-                _ => None,
-            }
-        }
+        None => request.headers().get(header::HOST)?.to_str().ok(),
     }
 }
 
-fn is_known_host(origins: &[Origin], host: &str) -> bool {
-    let Ok(asked) = format!("http://{host}").parse::<Origin>() else { return false };
-    let name = asked.host().trim_start_matches('[').trim_end_matches(']');
-    name == "localhost"
-        || name.ends_with(".localhost")
-        || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        || origins.iter().any(|origin| origin.host() == asked.host())
+fn is_known_host(origins: &[Origin], host: &Host) -> bool {
+    host.is_loopback() || origins.iter().any(|origin| origin.allows_host(host))
+}
+
+/// Tells the operator which page or name was refused, and the setting that would allow it.
+fn log_refused(request: &Request, problem: &Problem) {
+    // A URL may have a password before its host.
+    let quote = |text: &str| shorten(text.rsplit('@').next().unwrap_or_default().to_owned());
+    let host = host_text(request).map(quote);
+    let host = host.as_deref();
+    let origin =
+        request.headers().get(header::ORIGIN).map(|value| quote(&String::from_utf8_lossy(value.as_bytes())));
+    let origin = origin.as_deref();
+    match problem.code {
+        Code::ForbiddenHost => tracing::warn!(
+            host,
+            "refused a request by its Host: a server without credentials answers only to loopback names and to \
+             the hosts of --allowed-origin"
+        ),
+        Code::ForbiddenOrigin if origin.is_some() => {
+            tracing::warn!(origin, host, "refused a page of another origin; list it with --allowed-origin");
+        }
+        Code::ForbiddenOrigin => tracing::warn!(
+            host,
+            "refused a request with a cookie, or of another site, that names no Origin; if a proxy removes that \
+             header, let it pass"
+        ),
+        _ => tracing::debug!(host, origin, why = problem.detail, "refused a malformed request"),
+    }
 }

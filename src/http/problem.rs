@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::{
@@ -174,15 +174,16 @@ pub struct Problem {
     /// The newest id of the topic, if a precondition failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     newest: Option<Id>,
+    /// A header of the answer that says what would be accepted.
     #[serde(skip)]
-    allow: Option<&'static str>,
+    accepted: Option<(HeaderName, &'static str)>,
 }
 
 impl Problem {
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         let status = code.status();
         let title = status.and_then(|status| status.canonical_reason()).unwrap_or("Closed");
-        Self { code, status, title, detail: shorten(detail.into()), newest: None, allow: None }
+        Self { code, status, title, detail: shorten(detail.into()), newest: None, accepted: None }
     }
 
     pub fn bad_request(detail: impl Into<String>) -> Self {
@@ -191,7 +192,16 @@ impl Problem {
 
     pub fn method_not_allowed(allow: &'static str) -> Self {
         let detail = format!("allowed methods: {allow}");
-        Self { allow: Some(allow), ..Self::new(Code::MethodNotAllowed, detail) }
+        Self { accepted: Some((header::ALLOW, allow)), ..Self::new(Code::MethodNotAllowed, detail) }
+    }
+
+    /// The body has a coding that the server does not decode (RFC 9110 §15.5.16).
+    pub fn unsupported_coding() -> Self {
+        let detail = "Content-Encoding: expected one of gzip and deflate, or none";
+        Self {
+            accepted: Some((header::ACCEPT_ENCODING, "gzip, deflate")),
+            ..Self::new(Code::UnsupportedMediaType, detail)
+        }
     }
 
     pub fn too_large(limit: usize) -> Self {
@@ -271,8 +281,8 @@ impl IntoResponse for Problem {
         if matches!(self.code, Code::Unauthorized | Code::TokenExpired) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if let Some(allow) = self.allow {
-            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        if let Some((name, accepted)) = self.accepted {
+            headers.insert(name, HeaderValue::from_static(accepted));
         }
         if self.code == Code::UpgradeRequired {
             headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));

@@ -21,7 +21,7 @@ use super::{
     App,
     access::Access,
     answer::json,
-    body,
+    body, parameters,
     problem::{Code, Problem},
     query::Query,
 };
@@ -96,7 +96,7 @@ struct MessageOptions {
 
 impl MessageOptions {
     fn parse(parts: &Parts) -> Result<Self, Problem> {
-        let query = Query::parse(parts.uri.query())?;
+        let query = Query::parse(parts.uri.query(), &parameters::PUBLISH)?;
         let header = |name: &HeaderName| single_header(&parts.headers, name);
         let options = Self {
             event: query.one("event")?.map(event).transpose()?,
@@ -149,9 +149,12 @@ fn name(parameter: &str, text: &str) -> Result<Box<str>, Problem> {
     Ok(text.into())
 }
 
-/// One quoted id (RFC 9110 §13.1.1). Weak validators, lists and `*` make no sense here.
+/// One quoted id (RFC 9110 §13.1.1). Lists and `*` make no sense here. A cursor means the same whether its ETag is
+/// weak or not, and proxies that compress an answer weaken it.
 fn if_match(text: &str) -> Result<Id, Problem> {
-    let quoted = text.trim().strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let text = text.trim();
+    let quoted =
+        text.strip_prefix("W/").unwrap_or(text).strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
     quoted.and_then(|id| id.parse().ok()).ok_or_else(|| {
         Problem::bad_request("If-Match: expected one id in quotes, for example \"1763640000123456\"")
     })

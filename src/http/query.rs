@@ -2,9 +2,13 @@
 
 use std::{borrow::Cow, str::FromStr, time::Duration};
 
+use axum::extract::Request;
 use percent_encoding::percent_decode_str;
 
-use super::problem::{Problem, shorten};
+use super::{
+    parameters::Parameters,
+    problem::{Problem, shorten},
+};
 use crate::{
     log::Start,
     message::{Id, Pattern},
@@ -15,12 +19,22 @@ use crate::{
 pub struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
 impl<'a> Query<'a> {
-    pub fn parse(query: Option<&'a str>) -> Result<Self, Problem> {
+    /// The query of a request for a resource with these parameters.
+    ///
+    /// # Errors
+    /// If it is not UTF-8, or if an unknown name was probably meant for a known one.
+    pub fn of(request: &'a Request, parameters: &Parameters) -> Result<Self, Problem> {
+        Self::parse(request.uri().query(), parameters)
+    }
+
+    pub fn parse(query: Option<&'a str>, parameters: &Parameters) -> Result<Self, Problem> {
         let query = query.unwrap_or_default();
         if query.contains('%') && percent_decode_str(query).decode_utf8().is_err() {
             return Err(Problem::bad_request("the query is not UTF-8"));
         }
-        Ok(Self(form_urlencoded::parse(query.as_bytes()).collect()))
+        let query = Self(form_urlencoded::parse(query.as_bytes()).collect());
+        parameters.check(query.0.iter().map(|(name, _)| &**name))?;
+        Ok(query)
     }
 
     /// Every value of a parameter that may be repeated.
@@ -100,8 +114,8 @@ fn after(text: &str) -> Result<Start, Problem> {
     }
 }
 
-/// The start that a `Last-Event-ID` header asks for. `EventSource` can never drop that header, so an
-/// unreadable value becomes a gap instead of a refusal.
+/// The start that a `Last-Event-ID` asks for. `EventSource` can never drop that header, so an unreadable value
+/// becomes a gap instead of a refusal.
 pub fn last_event_id(value: &[u8]) -> Option<Start> {
     let text = String::from_utf8_lossy(value);
     match text.trim() {

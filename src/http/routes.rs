@@ -34,7 +34,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics::show))
         .route("/health/live", get(inspect::live))
         .route("/health/ready", get(ready::show))
-        .method_not_allowed_fallback(async || Problem::method_not_allowed("GET"))
+        .method_not_allowed_fallback(async || Problem::method_not_allowed("GET, HEAD"))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(app.clone(), websocket::refuse_upgrade));
     subscribable
@@ -54,11 +54,11 @@ async fn topic(
         return if is_upgrade { Ok(websocket::refuse(&app, request, problem)) } else { Err(problem) };
     };
     match *request.method() {
-        Method::GET => subscribe::topic(&app, &topic, request).await,
+        Method::GET | Method::HEAD => subscribe::topic(&app, &topic, request).await,
         Method::CONNECT if is_upgrade => subscribe::topic(&app, &topic, request).await,
         Method::POST => publish::publish_one(&app, &topic, request).await,
         Method::DELETE => publish::delete(&app, &topic, &Access::of(&app.rules, &request)?).await,
-        _ => Err(Problem::method_not_allowed("GET, POST, DELETE")),
+        _ => Err(Problem::method_not_allowed("GET, HEAD, POST, DELETE")),
     }
 }
 

@@ -38,6 +38,15 @@ pub fn respond(framing: Framing, reader: Reader) -> Response {
     with_headers(framing, Body::new(body))
 }
 
+/// The headers of a stream that is not opened.
+pub fn head(framing: Framing) -> Response {
+    // Its length is not known, as that of a stream.
+    with_headers(
+        framing,
+        Body::from_stream(futures_util::stream::empty::<Result<Bytes, std::convert::Infallible>>()),
+    )
+}
+
 /// Turns a reader away with a status of 200. An `EventSource` reconnects after that, and would not after an
 /// error status.
 pub fn turn_away(framing: Framing, code: Code, cursor: Option<Id>) -> Response {
@@ -56,7 +65,7 @@ fn with_headers(framing: Framing, body: Body) -> Response {
     let mut response = body.into_response();
     let content_type = match framing {
         Framing::Ndjson => media::NDJSON,
-        Framing::SseRaw | Framing::SseEnvelope => media::EVENT_STREAM,
+        Framing::SseRaw | Framing::SseEnvelope => media::EVENT_STREAM_UTF_8,
     };
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -3,29 +3,23 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    body::{Body, Bytes},
     extract::{Request, State},
     response::Response,
 };
-use http::{HeaderMap, HeaderName, Method, header};
-use serde::Deserialize;
+use http::{HeaderMap, Method, header};
 
 use super::{
     App, MAX_TOPICS, MAX_WILDCARDS,
     access::Access,
-    body, media, metrics, poll,
+    asked::Asked,
+    media, metrics, parameters, poll,
     problem::{Code, Problem},
-    query::{self, Query, StartFields},
+    query::{self, Query},
     reader::Reader,
     stream, websocket,
     wire::Framing,
 };
 use crate::{log::Start, message::Pattern};
-
-/// The largest body of `POST /events`: some ten thousand topics.
-const MAX_EVENTS_BODY_BYTES: usize = 1 << 20;
-
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// The topics to read, the start, and the transport.
 struct Wanted {
@@ -44,42 +38,10 @@ enum Rendering {
     Poll,
 }
 
-/// The options of a subscription, from the query or from the body of `POST /events`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Asked {
-    topics: Vec<String>,
-    after: Option<String>,
-    last_event_id: Option<String>,
-    last: Option<Scalar>,
-    since: Option<String>,
-    transport: Option<String>,
-    format: Option<String>,
-    wait: Option<Scalar>,
-    limit: Option<Scalar>,
-}
-
-/// A number, or the same as text.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Scalar {
-    Number(serde_json::Number),
-    Text(String),
-}
-
-impl Scalar {
-    fn into_text(self) -> String {
-        match self {
-            Self::Number(number) => number.to_string(),
-            Self::Text(text) => text,
-        }
-    }
-}
-
-/// `GET /topics/{topic}`.
+/// `GET` and `HEAD /topics/{topic}`.
 pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
-    let query = Query::parse(request.uri().query());
+    let query = Query::of(&request, &parameters::TOPIC);
     let wanted = Access::of(&app.rules, &request).and_then(|access| {
         let pattern = query::pattern("topic", pattern)?;
         let sse = if pattern.has_wildcard() { Framing::SseEnvelope } else { Framing::SseRaw };
@@ -89,17 +51,17 @@ pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Re
         let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start, wanted.access));
         return Ok(websocket::upgrade(app, request, wanted).await);
     }
-    serve(app, wanted?).await
+    answer(app, request.method(), wanted?).await
 }
 
-/// `GET /events` and `POST /events`.
+/// `GET`, `HEAD` and `POST /events`.
 pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
-    let query = Query::parse(request.uri().query());
+    let query = Query::of(&request, &parameters::EVENTS);
     let access = Access::of(&app.rules, &request);
     let options = query.and_then(|query| Asked::from_query(&query));
     match *request.method() {
-        Method::GET => {}
+        Method::GET | Method::HEAD => {}
         Method::CONNECT if is_upgrade => {}
         Method::POST => {
             let access = access?;
@@ -109,7 +71,7 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
             let wanted = Wanted::of_events(access, options, &parts.headers)?;
             return if wanted.patterns.is_empty() { Err(no_topic()) } else { serve(&app, wanted).await };
         }
-        _ => return Err(Problem::method_not_allowed("GET, POST")),
+        _ => return Err(Problem::method_not_allowed("GET, HEAD, POST")),
     }
     let wanted = access.and_then(|access| Wanted::of_events(access, options?, request.headers()));
     if is_upgrade {
@@ -117,11 +79,22 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
         return Ok(websocket::upgrade(&app, request, wanted).await);
     }
     let wanted = wanted?;
-    if wanted.patterns.is_empty() { Err(no_topic()) } else { serve(&app, wanted).await }
+    if wanted.patterns.is_empty() { Err(no_topic()) } else { answer(&app, request.method(), wanted).await }
 }
 
 fn no_topic() -> Problem {
     Problem::bad_request("topic: name at least one, for example /events?topic=demo")
+}
+
+/// Serves a `GET`. A `HEAD` gets the same headers: its poll is not held, and its stream is not opened.
+async fn answer(app: &Arc<App>, method: &Method, mut wanted: Wanted) -> Result<Response, Problem> {
+    if *method == Method::HEAD {
+        if let Rendering::Stream(framing) = wanted.rendering {
+            return Ok(stream::head(framing));
+        }
+        wanted.wait = Duration::ZERO;
+    }
+    serve(app, wanted).await
 }
 
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
@@ -198,8 +171,8 @@ impl Wanted {
             access,
             start: options.start(headers)?,
             rendering,
-            wait: query::wait(options.wait.map(Scalar::into_text).as_deref())?,
-            limit: query::limit(options.limit.map(Scalar::into_text).as_deref())?,
+            wait: options.wait()?,
+            limit: options.limit()?,
         })
     }
 }
@@ -221,79 +194,11 @@ impl Rendering {
             let essence = accepted.split(';').next().unwrap_or_default().trim();
             match essence.to_ascii_lowercase().as_str() {
                 media::EVENT_STREAM => return Self::Stream(sse),
-                media::NDJSON => return Self::Stream(Framing::Ndjson),
+                essence if media::is_ndjson(essence) => return Self::Stream(Framing::Ndjson),
                 media::JSON => return Self::Poll,
                 _ => {}
             }
         }
         Self::Poll
-    }
-}
-
-impl Asked {
-    fn from_query(query: &Query<'_>) -> Result<Self, Problem> {
-        let text = |name| query.one(name).map(|value| value.map(str::to_owned));
-        let scalar = |name| query.one(name).map(|value| value.map(|text| Scalar::Text(text.to_owned())));
-        Ok(Self {
-            topics: query.all("topic").map(str::to_owned).collect(),
-            after: text("after")?,
-            last_event_id: text("last_event_id")?,
-            last: scalar("last")?,
-            since: text("since")?,
-            transport: text("transport")?,
-            format: text("format")?,
-            wait: scalar("wait")?,
-            limit: scalar("limit")?,
-        })
-    }
-
-    async fn from_body(app: &App, headers: &HeaderMap, body: Body) -> Result<Self, Problem> {
-        if !media::is_json(headers) {
-            return Err(Problem::new(Code::UnsupportedMediaType, "Content-Type: expected application/json"));
-        }
-        let bytes: Bytes = body::read(headers, body, MAX_EVENTS_BODY_BYTES, app.config.read_timeout).await?;
-        serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(format!("the body: {error}")))
-    }
-
-    /// Adds the options of the body. An option that is given in both is refused.
-    fn merge(&mut self, body: Self) -> Result<(), Problem> {
-        fn once<T>(name: &str, known: &mut Option<T>, given: Option<T>) -> Result<(), Problem> {
-            match (&known, &given) {
-                (Some(_), Some(_)) => Err(Problem::bad_request(format!("{name} is given twice"))),
-                (None, _) => {
-                    *known = given;
-                    Ok(())
-                }
-                (Some(_), None) => Ok(()),
-            }
-        }
-        self.topics.extend(body.topics);
-        once("after", &mut self.after, body.after)?;
-        once("last_event_id", &mut self.last_event_id, body.last_event_id)?;
-        once("last", &mut self.last, body.last)?;
-        once("since", &mut self.since, body.since)?;
-        once("transport", &mut self.transport, body.transport)?;
-        once("format", &mut self.format, body.format)?;
-        once("wait", &mut self.wait, body.wait)?;
-        once("limit", &mut self.limit, body.limit)
-    }
-
-    fn start(&self, headers: &HeaderMap) -> Result<Option<Start>, Problem> {
-        if self.after.is_some() && self.last_event_id.is_some() {
-            return Err(Problem::bad_request("after and last_event_id mean the same: give only one of them"));
-        }
-        let last = self.last.as_ref().map(|last| match last {
-            Scalar::Number(number) => number.to_string(),
-            Scalar::Text(text) => text.clone(),
-        });
-        let fields = StartFields {
-            after: self.after.as_deref().or(self.last_event_id.as_deref()),
-            last: last.as_deref(),
-            since: self.since.as_deref(),
-        };
-        // Checked also if the header wins: a browser reconnects to the old URL.
-        let from_query = fields.parse()?;
-        let from_header = headers.get(LAST_EVENT_ID).and_then(|value| query::last_event_id(value.as_bytes()));
-        Ok(from_header.or(from_query))
     }
 }

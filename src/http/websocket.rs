@@ -45,6 +45,11 @@ pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
     let is_extended_connect =
         request.extensions().get::<Protocol>().is_some_and(|name| name.as_str() == "websocket");
     let asks = is_extended_connect || has_token(headers, &header::UPGRADE, "websocket");
+    if !asks && headers.contains_key(header::SEC_WEBSOCKET_KEY) {
+        let detail = "the request has Sec-WebSocket-Key and no Upgrade: a proxy in between must speak HTTP/1.1 and \
+                      forward the headers Upgrade and Connection";
+        return Err(Problem::new(Code::UpgradeRequired, detail));
+    }
     if !asks {
         return Ok(false);
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     broker::GapNotice,
-    http::{metrics::Transport, problem::Code},
+    http::{escape, metrics::Transport, problem::Code},
     message::{Id, Message, PayloadKind},
 };
 
@@ -304,6 +304,7 @@ fn write_envelope(out: &mut Vec<u8>, message: &Message, style: Style) {
     }
     write_data(out, message, style);
     out.push(b'}');
+    escape::line_ends(out);
 }
 
 fn write_data(out: &mut Vec<u8>, message: &Message, style: Style) {
@@ -344,7 +345,9 @@ fn write(out: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
 }
 
 fn to_json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("a frame serializes")
+    let mut json = serde_json::to_vec(value).expect("a frame serializes");
+    escape::line_ends(&mut json);
+    json
 }
 
 #[cfg(test)]

@@ -24,6 +24,9 @@ pub enum PayloadKind {
 pub enum PayloadError {
     #[error("the body is not valid JSON: {0}")]
     Json(String),
+    /// Some readers would ignore it and others refuse it (RFC 8259 §8.1), and the server changes no payload.
+    #[error("the body begins with a byte order mark (U+FEFF): remove it, JSON begins without one")]
+    Mark,
     #[error("Content-Type is not a media type")]
     ContentType,
 }
@@ -46,7 +49,7 @@ impl Payload {
     /// Determines the kind of `bytes`, by the type that the publisher declared or else by their content.
     ///
     /// # Errors
-    /// [`PayloadError::Json`] if they are declared as JSON and are not, [`PayloadError::ContentType`] if the
+    /// [`PayloadError::Json`] or [`PayloadError::Mark`] if they are declared as JSON and are not, [`PayloadError::ContentType`] if the
     /// declared type is not a media type.
     pub fn declared(bytes: &[u8], content_type: Option<&str>) -> Result<Self, PayloadError> {
         let essence = match content_type {
@@ -94,6 +97,9 @@ fn essence(declared: &str) -> Result<String, PayloadError> {
 }
 
 fn check_json(bytes: &[u8]) -> Result<(), PayloadError> {
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        return Err(PayloadError::Mark);
+    }
     std::str::from_utf8(bytes).map_err(|_| PayloadError::Json("not valid UTF-8".into()))?;
     serde_json::from_slice::<serde::de::IgnoredAny>(bytes)
         .map(|_| ())
@@ -134,10 +140,12 @@ mod tests {
 
     #[test]
     fn declared_json_must_parse() {
-        for wrong in [&b"{"[..], b"", b"\"a\nb\"", b"\"\xff\"", b"1 2", b"\xef\xbb\xbf1"] {
+        for wrong in [&b"{"[..], b"", b"\"a\nb\"", b"\"\xff\"", b"1 2"] {
             let error = Payload::declared(wrong, Some("application/json"));
             assert!(matches!(error, Err(PayloadError::Json(_))), "{wrong:?}");
         }
+        let marked = Payload::declared(b"\xef\xbb\xbf1", Some("application/json"));
+        assert_eq!(marked, Err(PayloadError::Mark));
     }
 
     #[test]

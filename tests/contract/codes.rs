@@ -304,7 +304,7 @@ async fn an_overloaded_server_refuses_an_event_stream_so_that_it_reconnects() {
     let mut retries = BTreeSet::new();
     for path in ["/topics/a", "/topics/*", "/events?topic=a"].repeat(4) {
         let mut events = Events::of(Stream::open(&server, Transport::Sse, path, &[]).await);
-        assert_eq!(events.headers["content-type"], "text/event-stream", "{path}");
+        assert_eq!(events.headers["content-type"], "text/event-stream; charset=utf-8", "{path}");
         let event = events.next().await;
         assert_eq!(event.event.as_deref(), Some("rejoin.closing"), "{path}");
         let closing = frame_of(&event);

@@ -177,8 +177,10 @@ async fn if_match_is_one_quoted_id() {
     let server = Server::start().await;
     let id = publish(&server, "a", "1").await;
     let quoted = format!("\"{id}\"");
-    let (weak, list) = (format!("W/{quoted}"), format!("{quoted}, {quoted}"));
-    for value in [&weak, &list, &id, "*", "\"*\"", "", "\"\"", "\"x\"", "\"-1\"", "\"", "\"1"] {
+    let (weak, list) = (format!("w/{quoted}"), format!("{quoted}, {quoted}"));
+    for value in
+        [&weak, "W/", "W/W/\"1\"", &list, &id, "*", "\"*\"", "", "\"\"", "\"x\"", "\"-1\"", "\"", "\"1"]
+    {
         let answer = if_match(&server, "a", value).body("x").answer().await;
         let problem = answer.problem(400, "bad_request");
         assert!(text(&problem["detail"]).contains("If-Match"), "{value:?}: {problem}");
@@ -186,6 +188,19 @@ async fn if_match_is_one_quoted_id() {
     let twice = if_match(&server, "a", &quoted).header("if-match", &quoted).body("x").answer().await;
     twice.problem(400, "bad_request");
     assert_eq!(retained(&server, "a").await, ["1"]);
+}
+
+/// A proxy that compresses the answer to a poll weakens its ETag.
+#[tokio::test]
+async fn a_weak_etag_counts_as_its_cursor() {
+    let server = Server::start().await;
+    let id = publish(&server, "a", "1").await;
+    let weak = format!("W/\"{id}\"");
+    let next = assert_stored(&if_match(&server, "a", &weak).body("2").answer().await);
+    if_match(&server, "a", &weak).body("3").answer().await.problem(412, "precondition_failed");
+    let item = json!([{"topic": "a", "data": 3, "if_match": format!("W/\"{next}\"")}]);
+    let receipts = post(&server, "/publish").json(&item).answer().await.json();
+    assert!(receipts[0]["id"].is_string(), "{receipts}");
 }
 
 #[tokio::test]

@@ -32,8 +32,6 @@ fn requests(server: &Server) -> Vec<RequestBuilder> {
         request(server, Method::DELETE, "/topics/a"),
         get(server, "/topics"),
         get(server, "/stats"),
-        get(server, "/health/live"),
-        get(server, "/health/ready"),
         get(server, "/"),
         get(server, "/nowhere"),
         request(server, Method::OPTIONS, "/topics/a"),
@@ -232,9 +230,22 @@ async fn a_preflight_lists_what_is_allowed() {
             assert_eq!(answer.header("access-control-allow-origin"), origin, "{path}");
             assert_eq!(answer.header("access-control-allow-credentials"), "true", "{path}");
             let methods = answer.header("access-control-allow-methods");
-            assert_eq!(methods, "GET, POST, DELETE");
+            assert_eq!(methods, "GET, HEAD, POST, DELETE");
             let headers = answer.header("access-control-allow-headers").to_ascii_lowercase();
-            for name in ["authorization", "content-type", "last-event-id", "idempotency-key", "if-match"] {
+            for name in [
+                "authorization",
+                "content-type",
+                "content-encoding",
+                "last-event-id",
+                "idempotency-key",
+                "if-match",
+                "cache-control",
+                "pragma",
+                "x-requested-with",
+                "traceparent",
+                "tracestate",
+                "baggage",
+            ] {
                 assert!(headers.split(',').any(|header| header.trim() == name), "{name}: {answer:?}");
             }
         }
@@ -253,6 +264,7 @@ async fn a_name_rebound_to_this_address_is_refused() {
         "10.0.0.1",
         "0.0.0.0",
         "[::]",
+        "[::1].rebound.example",
         "notlocalhost",
         "",
     ] {
@@ -301,4 +313,45 @@ async fn an_open_server_looks_at_the_name_on_every_address() {
     assert_eq!(own.status, 200, "the scheme is not compared, since a proxy may end TLS: {own:?}");
     let foreign = request("push.example").header("origin", "https://elsewhere.example").answer().await;
     foreign.problem(403, "forbidden_origin");
+}
+
+/// The web views of apps and the pages of browser extensions have origins with schemes of their own.
+#[tokio::test]
+async fn the_origin_of_an_app_and_one_wildcard_label_can_be_listed() {
+    let listed = ["capacitor://localhost", "chrome-extension://abcdefgh", "https://*.example.com"];
+    let server = Server::with(|config| {
+        config.allowed_origins = listed.map(|text| text.parse().expect("an origin")).to_vec();
+    })
+    .await;
+    for origin in ["capacitor://localhost", "chrome-extension://abcdefgh", "https://shop.example.com"] {
+        let answer = post(&server, "/topics/a").header("origin", origin).body("x").answer().await;
+        assert_eq!(
+            (answer.status, answer.header("access-control-allow-origin")),
+            (201, origin),
+            "{answer:?}"
+        );
+        let socket = Socket::open_with(&server, "/topics/a", &[("origin", origin)]).await;
+        assert_eq!(socket.opening["type"], "open", "{origin}");
+    }
+    for origin in [
+        "ionic://localhost",
+        "capacitor://localhost:1",
+        "chrome-extension://other",
+        "https://example.com",
+        "https://a.shop.example.com",
+        "http://shop.example.com",
+        "https://*.example.com",
+        "https://shop.example.com.elsewhere.example",
+    ] {
+        let answer = post(&server, "/topics/a").header("origin", origin).body("x").answer().await;
+        answer.problem(403, "forbidden_origin");
+    }
+    // The scheme of the server's own origin is not compared, and that of an app is never the server's own.
+    let own = Server::start().await;
+    let request =
+        get(&own, "/topics/a?wait=0").header("host", "localhost").header("origin", "capacitor://localhost");
+    request.answer().await.problem(403, "forbidden_origin");
+    let host = get(&server, "/topics/a?wait=0").header("host", "shop.example.com").answer().await;
+    assert_eq!(host.status, 200, "{host:?}");
+    get(&server, "/topics/a?wait=0").header("host", "abcdefgh").answer().await.problem(403, "forbidden_host");
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rejoin::config::Secret;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -74,10 +75,120 @@ async fn connect_over_http1_is_refused() {
     }
 }
 
+/// The answer to a request with this head, on a connection that the server then ends.
+async fn answer_to_head(server: &Server, request_line: &str, headers: &[&str]) -> String {
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    answer_to(server, format!("{request_line}\r\n{headers}Connection: close\r\n\r\n").as_bytes()).await
+}
+
+#[track_caller]
+fn assert_status(answer: &str, status: u16) {
+    assert_eq!(answer.split(' ').nth(1), Some(status.to_string().as_str()), "{answer}");
+}
+
+/// Without this a server with credentials served such requests.
 #[tokio::test]
-async fn a_request_with_two_hosts_is_refused() {
+async fn a_request_without_a_host_or_with_two_is_malformed() {
+    let open = Server::start().await;
+    let closed = Server::with(|config| config.jwt_secret = Some(Secret("secret".to_owned()))).await;
+    for server in [&open, &closed] {
+        for path in ["/topics/a?wait=0", "/health/live", "/", "/nowhere"] {
+            let line = format!("GET {path} HTTP/1.1");
+            assert_status(&answer_to_head(server, &line, &[]).await, 400);
+            for second in ["localhost", "other.example", ""] {
+                let hosts = ["Host: localhost", &format!("Host: {second}")];
+                assert_status(&answer_to_head(server, &line, &hosts).await, 400);
+                let line = format!("GET {path} HTTP/1.0");
+                assert_status(&answer_to_head(server, &line, &hosts).await, 400);
+            }
+            let absolute = format!("GET http://localhost{path} HTTP/1.1");
+            assert_status(&answer_to_head(server, &absolute, &[]).await, 400);
+        }
+    }
+    assert_status(&answer_to_head(&closed, "GET / HTTP/1.0", &[]).await, 200);
+    assert_status(&answer_to_head(&open, "GET / HTTP/1.0", &[]).await, 403);
+}
+
+#[tokio::test]
+async fn health_is_answered_whatever_the_host() {
     let server = Server::start().await;
-    let head = "GET /topics/a?wait=0 HTTP/1.1\r\nHost: localhost\r\nHost: other.example\r\nConnection: close\r\n\r\n";
-    let answer = answer_to(&server, head.as_bytes()).await;
-    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    for path in ["/health/live", "/health/ready"] {
+        let line = format!("GET {path} HTTP/1.1");
+        for host in ["Host: rebound.example", "Host: 10.0.0.7:7070", "Host: a b", "Host:"] {
+            assert_status(&answer_to_head(&server, &line, &[host]).await, 200);
+            assert_status(&answer_to_head(&server, "GET /topics/a HTTP/1.1", &[host]).await, 403);
+        }
+        assert_status(&answer_to_head(&server, &format!("GET {path} HTTP/1.0"), &[]).await, 200);
+        let elsewhere = ["Host: localhost", "Origin: https://elsewhere.example"];
+        assert_status(&answer_to_head(&server, &line, &elsewhere).await, 403);
+    }
+}
+
+/// `Host: [::1].evil.example` was taken for `[::1]`.
+#[tokio::test]
+async fn only_a_whole_loopback_name_is_one() {
+    let server = Server::with(|config| {
+        config.allowed_origins = vec!["https://app.example".parse().expect("an origin")];
+    })
+    .await;
+    let asked = async |host: &str| {
+        let host = format!("Host: {host}");
+        answer_to_head(&server, "GET /topics/a?wait=0 HTTP/1.1", &[&host]).await
+    };
+    for host in [
+        "[::1].evil.example",
+        "[::1]evil.example",
+        "user@localhost",
+        "localhost@evil.example",
+        "evil.example@localhost",
+        "localhost:80:80",
+        "127.1",
+        "localhost..",
+        "app.example.",
+        "app.example@evil.example",
+        "[::ffff:10.0.0.1]",
+        "localhost evil.example",
+        "localhost, evil.example",
+    ] {
+        assert_status(&asked(host).await, 403);
+    }
+    for host in ["[::1]:7070", "[::ffff:127.0.0.1]", "LOCALHOST", "localhost.", "APP.example:8080"] {
+        assert_status(&asked(host).await, 200);
+    }
+    for target in ["http://user@localhost/topics/a?wait=0", "http://[::1].evil.example/topics/a?wait=0"] {
+        let line = format!("GET {target} HTTP/1.1");
+        let answer = answer_to_head(&server, &line, &["Host: localhost"]).await;
+        assert!(answer.starts_with("HTTP/1.1 4"), "{target}: {answer}");
+    }
+}
+
+/// The compressed bytes would be stored as the payload.
+#[tokio::test]
+async fn a_transfer_coding_other_than_chunked_is_refused() {
+    let server = Server::start().await;
+    for coding in ["gzip, chunked", "gzip\r\nTransfer-Encoding: chunked"] {
+        let head = ["Host: localhost", &format!("Transfer-Encoding: {coding}")];
+        let answer = answer_to_head(&server, "POST /topics/a HTTP/1.1", &head).await;
+        assert_status(&answer, 400);
+        assert!(answer.contains("Transfer-Encoding"), "{answer}");
+    }
+    let chunked = "POST /topics/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: Chunked\r\nConnection: close\r\n\r\n\
+                   1\r\nx\r\n0\r\n\r\n";
+    assert_status(&answer_to(&server, chunked.as_bytes()).await, 201);
+}
+
+/// The topic was `a%zz`, while every other server knows no such name.
+#[tokio::test]
+async fn a_percent_sign_in_the_path_without_two_digits_is_refused() {
+    let server = Server::start().await;
+    for path in ["/topics/a%zz", "/topics/a%", "/topics/a%4", "/topics/%4g?wait=0", "/%zz"] {
+        for method in ["GET", "POST", "DELETE"] {
+            let answer =
+                answer_to_head(&server, &format!("{method} {path} HTTP/1.1"), &["Host: localhost"]).await;
+            assert_status(&answer, 400);
+        }
+    }
+    let answer =
+        answer_to_head(&server, "GET /topics/a%25zz%2e%C3%A9?wait=0&x=%zz HTTP/1.1", &["Host: localhost"]);
+    assert_status(&answer.await, 200);
 }

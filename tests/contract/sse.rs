@@ -46,7 +46,7 @@ async fn the_head_keeps_caches_and_proxies_from_holding_the_stream_back() {
     let server = Server::start().await;
     for path in ["/topics/a", "/topics/*", "/events?topic=a"] {
         let stream = Stream::open(&server, Transport::Sse, path, &[]).await;
-        assert_eq!(stream.headers["content-type"], "text/event-stream", "{path}");
+        assert_eq!(stream.headers["content-type"], "text/event-stream; charset=utf-8", "{path}");
         assert_eq!(stream.headers["cache-control"], "no-store, no-transform", "{path}");
         assert_eq!(stream.headers["x-accel-buffering"], "no", "{path}");
     }

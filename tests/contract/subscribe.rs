@@ -8,7 +8,7 @@ use crate::{
     support::{Server, client::Transport},
 };
 
-const SSE: &str = "text/event-stream";
+const SSE: &str = "text/event-stream; charset=utf-8";
 const NDJSON: &str = "application/x-ndjson";
 const JSON: &str = "application/json";
 
@@ -25,6 +25,8 @@ async fn accept_chooses_the_first_transport_that_the_server_speaks() {
         ("text/event-stream", SSE),
         ("Text/Event-Stream", SSE),
         ("application/x-ndjson", NDJSON),
+        ("application/ndjson", NDJSON),
+        ("application/jsonl;q=0.5, text/event-stream", NDJSON),
         ("application/json", JSON),
         ("*/*", JSON),
         ("text/html", JSON),

@@ -341,3 +341,16 @@ async fn a_peer_whose_commands_wait_is_not_silent() {
     }
     assert_eq!(replayed, [id]);
 }
+
+/// A proxy that does not forward `Upgrade` made a poll of the handshake, and the client saw a 200.
+#[tokio::test]
+async fn a_handshake_whose_upgrade_a_proxy_has_dropped_is_426_and_the_detail_says_so() {
+    let server = Server::start().await;
+    for path in ["/topics/a", "/events", "/stats", "/nowhere"] {
+        let handshake = get(&server, path).header("sec-websocket-key", "AAECAwQFBgcICQoLDA0ODw==");
+        let answer = handshake.header("sec-websocket-version", "13").answer().await;
+        let problem = answer.problem(426, "upgrade_required");
+        assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("proxy")), "{problem}");
+        assert_eq!(answer.header("upgrade"), "websocket", "{path}");
+    }
+}

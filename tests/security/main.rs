@@ -12,6 +12,7 @@ mod contract {
 mod expiry;
 mod grants;
 mod people;
+mod refusals;
 mod reload;
 #[path = "../support/signer.rs"]
 mod signer;

@@ -20,15 +20,18 @@ use crate::http::{
     App,
     access::Access,
     answer::raw_json,
-    body, media,
+    body, coding, media, parameters,
     problem::{Code, Problem},
     query::Query,
 };
+use crate::message::Object;
 
 /// How many messages one request may contain. The answers are kept until all messages have arrived.
 const MAX_ITEMS: usize = 100_000;
 /// The largest size of these answers together.
 const MAX_ANSWERS_BYTES: usize = 32 << 20;
+/// The largest size of a body with a content coding, once it is decoded.
+const MAX_DECODED_BYTES: usize = 64 << 20;
 /// The largest size of an element, not counting its payload.
 const MAX_ITEM_OVERHEAD_BYTES: usize = 64 << 10;
 
@@ -42,22 +45,40 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
     }
     let access = Access::of(&app.rules, &request)?;
     let list = match media::essence(request.headers()).as_deref() {
-        Some(media::NDJSON | "application/ndjson" | "application/jsonl") => List::Ndjson,
+        Some(essence) if media::is_ndjson(essence) => List::Ndjson,
         Some(media::JSON) => List::Array,
         _ => {
             let detail = "Content-Type: expected application/json (an array) or application/x-ndjson";
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
-    let is_ordered = Query::parse(request.uri().query())?.flag("ordered")?;
+    let is_ordered = Query::of(&request, &parameters::PUBLISH_MANY)?.flag("ordered")?;
     // JSON can write one byte as six, and base64 needs four for three.
     let mut splitter = Splitter::new(list, 6 * app.config.max_payload + MAX_ITEM_OVERHEAD_BYTES);
     let mut answers = Answers::default();
-    let mut body = request.into_body();
+    let coding = coding::of(request.headers())?;
+    let body = request.into_body();
+    let mut body = match coding {
+        Some(coding) => coding.decode(body),
+        None => body,
+    };
+    // A few bytes can be decoded to very many. Without a coding the client has to send each of them.
+    let max_decoded = MAX_DECODED_BYTES.max(splitter.limit());
+    let mut decoded = 0;
     let mut deadline = Instant::now() + app.config.read_timeout;
     loop {
         let mut values = Vec::new();
         let bytes = next(&mut body, deadline).await;
+        if coding.is_some() {
+            decoded += bytes.as_ref().map_or(0, |bytes| bytes.as_ref().map_or(0, Bytes::len));
+            if decoded > max_decoded {
+                let detail =
+                    format!("the decoded body has more than {max_decoded} bytes; the rest was not published");
+                return answers.end_with(Problem::new(Code::TooLarge, detail));
+            }
+            // Decoding waits for nothing while it has input.
+            tokio::task::coop::consume_budget().await;
+        }
         let is_last = matches!(bytes, Ok(None));
         let split = match &bytes {
             Ok(Some(bytes)) => splitter.push(bytes, &mut values),
@@ -93,7 +114,7 @@ async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, Probl
         match tokio::time::timeout_at(deadline, body.frame()).await {
             Err(_) => return Err(body::timed_out()),
             Ok(None) => return Ok(None),
-            Ok(Some(Err(_))) => return Err(Problem::bad_request("the body ended too early")),
+            Ok(Some(Err(error))) => return Err(body::broken(&error)),
             Ok(Some(Ok(frame))) => {
                 if let Ok(bytes) = frame.into_data() {
                     return Ok(Some(bytes));
@@ -115,8 +136,8 @@ impl Answers {
     async fn push_value(&mut self, app: &App, access: &Access, value: Value) {
         let result = match value {
             Value::TooLong => Err(Problem::too_large(app.config.max_payload)),
-            Value::Bytes(bytes) => match serde_json::from_slice::<Item<'_>>(&bytes) {
-                Ok(item) => item.publish(app, access).await,
+            Value::Bytes(bytes) => match serde_json::from_slice::<Object<Item<'_>>>(&bytes) {
+                Ok(Object(item)) => item.publish(app, access).await,
                 Err(error) => Err(Problem::bad_request(error.to_string())),
             },
         };

@@ -135,7 +135,11 @@ impl Item<'_> {
     }
 }
 
-/// An id, with or without the quotes that the header needs.
+/// An id, with or without the quotes and the mark of weakness that an ETag has.
 fn if_match(text: &str) -> Result<Id, Problem> {
-    text.trim_matches('"').parse().map_err(|_| Problem::bad_request("if_match: expected an id"))
+    text.strip_prefix("W/")
+        .unwrap_or(text)
+        .trim_matches('"')
+        .parse()
+        .map_err(|_| Problem::bad_request("if_match: expected an id"))
 }

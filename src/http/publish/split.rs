@@ -1,5 +1,8 @@
 //! Cuts a body that arrives in pieces into the JSON values that it lists, before it has ended.
 
+/// The byte order mark, with which some programs begin a file.
+const MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// The kind of list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum List {
@@ -27,6 +30,8 @@ pub struct NotAnArray;
 pub struct Splitter {
     list: List,
     limit: usize,
+    /// How many bytes of a byte order mark the body began with.
+    mark: usize,
     value: Vec<u8>,
     too_long: bool,
     at: At,
@@ -48,7 +53,12 @@ impl Splitter {
     pub fn new(list: List, limit: usize) -> Self {
         let at = if list == List::Array { At::Begin } else { At::Value };
         let value = Vec::new();
-        Self { list, limit, value, too_long: false, at, depth: 0, in_string: false, escaped: false }
+        Self { list, limit, mark: 0, value, too_long: false, at, depth: 0, in_string: false, escaped: false }
+    }
+
+    /// The length of the longest value.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Returns the values that `bytes` complete.
@@ -87,6 +97,9 @@ impl Splitter {
     fn push_byte(&mut self, byte: u8, values: &mut Vec<Value>) -> Result<(), NotAnArray> {
         let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
         match (self.at, byte) {
+            // A byte order mark before JSON is ignored (RFC 8259 §8.1).
+            (At::Begin, _) if MARK.get(self.mark) == Some(&byte) => self.mark += 1,
+            (At::Begin, _) if self.mark > 0 && self.mark < MARK.len() => return Err(NotAnArray),
             (At::Value, _) if self.in_string => {
                 match byte {
                     _ if self.escaped => self.escaped = false,
@@ -96,7 +109,7 @@ impl Splitter {
                 }
                 self.keep(&[byte]);
             }
-            (_, _) if is_space && (self.at != At::Value || self.value.is_empty()) => {}
+            (_, _) if is_space && (self.at != At::Value || self.value.is_empty()) => self.mark = MARK.len(),
             (At::Begin, b'[') => self.at = At::First,
             (At::First, b']') => self.at = At::End,
             (At::Begin | At::End, _) | (At::First, b',') => return Err(NotAnArray),
@@ -131,7 +144,13 @@ impl Splitter {
     }
 
     fn complete(&mut self, values: &mut Vec<Value>) {
-        let value = std::mem::take(&mut self.value);
+        let mut value = std::mem::take(&mut self.value);
+        if self.list == List::Ndjson
+            && std::mem::replace(&mut self.mark, MARK.len()) == 0
+            && value.starts_with(MARK)
+        {
+            value.drain(..MARK.len());
+        }
         if std::mem::take(&mut self.too_long) {
             values.push(Value::TooLong);
         } else if !value.trim_ascii().is_empty() {
@@ -171,6 +190,20 @@ mod tests {
             assert_eq!(values, ["{\"a\":1}", "x", "too long", "{}"]);
             assert_eq!(result, Ok(()));
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_at_the_beginning_is_ignored() {
+        for piece in 1..9 {
+            assert_eq!(split(List::Array, "\u{feff} [1,2]", piece), (vec!["1".into(), "2".into()], Ok(())));
+            let (values, _) = split(List::Ndjson, "\u{feff}1\n\u{feff}2", piece);
+            assert_eq!(values, ["1", "\u{feff}2"], "only at the beginning");
+        }
+        for wrong in ["\u{feff}", "\u{feff}\u{feff}[1]", " \u{feff}[1]"] {
+            assert_eq!(split(List::Array, wrong, 9).1, Err(NotAnArray), "{wrong:?}");
+        }
+        let mut splitter = Splitter::new(List::Array, 20);
+        assert_eq!(splitter.push(b"\xef[1]", &mut Vec::new()), Err(NotAnArray), "only a part of the mark");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
         query::{self, StartFields},
     },
     log::Start,
-    message::{Id, Pattern},
+    message::{Id, Object, Pattern},
 };
 
 /// The name that a client gives a command. The answer repeats it.
@@ -121,7 +121,8 @@ impl Command {
 
     /// The type of a command, and the name that the client gave it.
     fn reference(text: &str) -> Result<(Value, Reference), Problem> {
-        let CommandHead { kind, reference } = serde_json::from_str(text).map_err(|error| wrong(&error))?;
+        let Object(CommandHead { kind, reference }) =
+            serde_json::from_str(text).map_err(|error| wrong(&error))?;
         match reference {
             None | Some(Value::String(_) | Value::Number(_)) => Ok((kind, reference)),
             Some(_) => Err(Problem::bad_request("ref: expected a string or a number")),
@@ -131,7 +132,10 @@ impl Command {
 
 impl Action {
     fn parse(kind: Option<&str>, text: String) -> Result<Self, Problem> {
-        let fields = || serde_json::from_str::<Fields>(&text).map_err(|error| wrong(&error));
+        let fields = || match serde_json::from_str(&text) {
+            Ok(Object(fields)) => Ok::<Fields, _>(fields),
+            Err(error) => Err(wrong(&error)),
+        };
         match kind {
             Some("subscribe") => fields()?.subscribe(),
             Some("unsubscribe") => {
@@ -139,7 +143,7 @@ impl Action {
             }
             Some("publish") => Ok(Self::Publish(text)),
             Some("auth") => {
-                let Token { token } = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
+                let Object(Token { token }) = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
                 Ok(Self::Auth(token))
             }
             Some("ping") => Ok(Self::Ping),
@@ -184,7 +188,7 @@ pub fn begin(
 /// Publishes the message in the command.
 pub fn publish(app: Arc<App>, access: Access, text: String) -> BoxFuture<'static, Result<Outcome, Problem>> {
     Box::pin(async move {
-        let item: Item<'_> = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
+        let Object::<Item<'_>>(item) = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
         item.publish(&app, &access).await.map(Outcome::Published)
     })
 }

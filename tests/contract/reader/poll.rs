@@ -11,7 +11,8 @@ use crate::{
 };
 
 /// The parameters for the start.
-const STARTS: [&str; 4] = ["after", "last_event_id", "last", "since"];
+const STARTS: [&str; 7] =
+    ["after", "lastEventId", "lastEventID", "Last-Event-ID", "last_event_id", "last", "since"];
 
 /// A subscription, with the messages that were answered and not read yet.
 pub struct Poll {

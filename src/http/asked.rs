@@ -1,0 +1,140 @@
+//! The options of a subscription, from the query and from the body of `POST /events`.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use http::{HeaderMap, HeaderName};
+use serde::Deserialize;
+
+use super::{
+    App, body, media,
+    problem::{Code, Problem},
+    query::{self, Query, StartFields},
+};
+use crate::{log::Start, message::Object};
+
+/// The largest body of `POST /events`: some ten thousand topics.
+const MAX_EVENTS_BODY_BYTES: usize = 1 << 20;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// The query parameters in which client libraries send their cursor, by rank. They are newer than `after`,
+/// which the page wrote into the URL before it was connected.
+pub const ADDED_CURSORS: [&str; 4] = ["lastEventId", "lastEventID", "Last-Event-ID", "last_event_id"];
+
+/// The options of a subscription.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Asked {
+    pub topics: Vec<String>,
+    after: Option<String>,
+    /// The cursor that a client library has added. It counts as the header does.
+    last_event_id: Option<String>,
+    last: Option<Scalar>,
+    since: Option<String>,
+    pub transport: Option<String>,
+    pub format: Option<String>,
+    wait: Option<Scalar>,
+    limit: Option<Scalar>,
+}
+
+/// A number, or the same as text.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Number(serde_json::Number),
+    Text(String),
+}
+
+impl Scalar {
+    fn to_text(&self) -> String {
+        match self {
+            Self::Number(number) => number.to_string(),
+            Self::Text(text) => text.clone(),
+        }
+    }
+}
+
+impl Asked {
+    pub fn from_query(query: &Query<'_>) -> Result<Self, Problem> {
+        let text = |name| query.one(name).map(|value| value.map(str::to_owned));
+        let scalar = |name| query.one(name).map(|value| value.map(|text| Scalar::Text(text.to_owned())));
+        // A client that adds its cursor to a URL which has one already adds it at the end.
+        let mut added = ADDED_CURSORS.iter().filter_map(|name| query.all(name).last());
+        Ok(Self {
+            topics: query.all("topic").map(str::to_owned).collect(),
+            after: text("after")?,
+            last_event_id: added.find(|cursor| !is_none(cursor)).map(str::to_owned),
+            last: scalar("last")?,
+            since: text("since")?,
+            transport: text("transport")?,
+            format: text("format")?,
+            wait: scalar("wait")?,
+            limit: scalar("limit")?,
+        })
+    }
+
+    pub async fn from_body(app: &App, headers: &HeaderMap, body: Body) -> Result<Self, Problem> {
+        if !media::is_json(headers) {
+            return Err(Problem::new(Code::UnsupportedMediaType, "Content-Type: expected application/json"));
+        }
+        let bytes: Bytes = body::read(headers, body, MAX_EVENTS_BODY_BYTES, app.config.read_timeout).await?;
+        // A byte order mark before JSON is ignored (RFC 8259 §8.1).
+        let json = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+        match serde_json::from_slice(json) {
+            Ok(Object(asked)) => Ok(asked),
+            Err(error) => Err(Problem::bad_request(format!("the body: {error}"))),
+        }
+    }
+
+    /// Adds the options of the body. An option that is given in both is refused, except for the cursor that a
+    /// client library added: that of the query is newer.
+    pub fn merge(&mut self, body: Self) -> Result<(), Problem> {
+        fn once<T>(name: &str, known: &mut Option<T>, given: Option<T>) -> Result<(), Problem> {
+            match (&known, &given) {
+                (Some(_), Some(_)) => Err(Problem::bad_request(format!("{name} is given twice"))),
+                (None, _) => {
+                    *known = given;
+                    Ok(())
+                }
+                (Some(_), None) => Ok(()),
+            }
+        }
+        self.topics.extend(body.topics);
+        self.last_event_id = self.last_event_id.take().or(body.last_event_id);
+        once("after", &mut self.after, body.after)?;
+        once("last", &mut self.last, body.last)?;
+        once("since", &mut self.since, body.since)?;
+        once("transport", &mut self.transport, body.transport)?;
+        once("format", &mut self.format, body.format)?;
+        once("wait", &mut self.wait, body.wait)?;
+        once("limit", &mut self.limit, body.limit)
+    }
+
+    /// The start: the cursor of the header, that of a client library, and then the others by rank.
+    pub fn start(&self, headers: &HeaderMap) -> Result<Option<Start>, Problem> {
+        let last = self.last.as_ref().map(Scalar::to_text);
+        let fields =
+            StartFields { after: self.after.as_deref(), last: last.as_deref(), since: self.since.as_deref() };
+        // Checked also if another cursor wins: a client reconnects to the old URL.
+        let written = fields.parse()?;
+        let sent = headers.get(LAST_EVENT_ID).and_then(|value| query::last_event_id(value.as_bytes()));
+        let added = || self.last_event_id.as_ref().and_then(|text| query::last_event_id(text.as_bytes()));
+        Ok(sent.or_else(added).or(written))
+    }
+
+    /// How long a poll may be held.
+    pub fn wait(&self) -> Result<Duration, Problem> {
+        query::wait(self.wait.as_ref().map(Scalar::to_text).as_deref())
+    }
+
+    /// How many messages one answer to a poll may contain.
+    pub fn limit(&self) -> Result<usize, Problem> {
+        query::limit(self.limit.as_ref().map(Scalar::to_text).as_deref())
+    }
+}
+
+/// An empty cursor is none, as in the header.
+fn is_none(cursor: &str) -> bool {
+    cursor.trim().is_empty()
+}

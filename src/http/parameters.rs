@@ -1,0 +1,167 @@
+//! The query parameters of each resource, and the names that a client probably meant for one of them.
+//!
+//! A parameter with an unknown name is ignored: caches and trackers add some. But `lsat=5` or `topics=a` would
+//! silently read or publish something else than the client asked for.
+
+use super::{asked::ADDED_CURSORS, problem::Problem};
+
+/// The parameters of a resource.
+pub struct Parameters {
+    known: &'static [&'static [&'static str]],
+    /// Names of other places in a request, which mean nothing in the query, and the right place.
+    misplaced: &'static [(&'static str, &'static str)],
+}
+
+/// The parameter that any resource may have. It is removed before the query is read.
+const CREDENTIAL: &[&str] = &["token"];
+const READING: &[&str] = &["after", "last", "since", "transport", "format", "wait", "limit"];
+const TOPICS: &str = "topic, which may be repeated";
+
+/// `GET /topics/{topic}`.
+pub const TOPIC: Parameters =
+    Parameters { known: &[CREDENTIAL, READING, &ADDED_CURSORS], misplaced: &[("topics", "the path")] };
+
+/// `GET /events` and `POST /events`.
+pub const EVENTS: Parameters = Parameters {
+    known: &[CREDENTIAL, READING, &ADDED_CURSORS, &["topic"]],
+    misplaced: &[("topics", TOPICS)],
+};
+
+/// `POST /topics/{topic}`.
+pub const PUBLISH: Parameters = Parameters {
+    known: &[CREDENTIAL, &["event", "exclude", "ephemeral"]],
+    misplaced: &[
+        ("topic", "the path"),
+        ("topics", "the path"),
+        ("data", "the body"),
+        ("content_type", "the header Content-Type"),
+        ("encoding", "the header Content-Encoding"),
+        ("idempotency_key", "the header Idempotency-Key"),
+        ("if_match", "the header If-Match"),
+    ],
+};
+
+/// `POST /publish`.
+pub const PUBLISH_MANY: Parameters = Parameters {
+    known: &[CREDENTIAL, &["ordered"]],
+    misplaced: &[
+        ("topic", ELEMENT),
+        ("topics", ELEMENT),
+        ("data", ELEMENT),
+        ("event", ELEMENT),
+        ("content_type", ELEMENT),
+        ("encoding", ELEMENT),
+        ("idempotency_key", ELEMENT),
+        ("if_match", ELEMENT),
+        ("exclude", ELEMENT),
+        ("ephemeral", ELEMENT),
+    ],
+};
+const ELEMENT: &str = "an element of the body";
+
+/// `GET /topics`.
+pub const LIST: Parameters = Parameters { known: &[CREDENTIAL, &["after", "limit"]], misplaced: &[] };
+
+/// How many unknown names are compared with the known ones.
+const MAX_COMPARED: usize = 64;
+
+impl Parameters {
+    /// # Errors
+    /// If a name was probably meant for a known one, which the error names.
+    pub fn check<'a>(&self, names: impl Iterator<Item = &'a str>) -> Result<(), Problem> {
+        let known = || self.known.iter().copied().flatten().copied();
+        let unknown = names.filter(|name| !known().any(|known| known == *name));
+        for name in unknown.take(MAX_COMPARED) {
+            let plain = name.split('[').next().unwrap_or_default();
+            if let Some((_, place)) = self.misplaced.iter().find(|(field, _)| *field == plain) {
+                return Err(Problem::bad_request(format!("unknown parameter {name}; did you mean {place}?")));
+            }
+            let near = known().filter_map(|known| Some((errors(plain, known)?, known)));
+            if let Some((_, meant)) = near.min_by_key(|(errors, _)| *errors) {
+                return Err(Problem::bad_request(format!("unknown parameter {name}; did you mean {meant}?")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many typing errors lead from `known` to `name`, whatever the case of letters, if it is one, or two in a
+/// long name. Two errors would turn `last` into `lang`, and `since` into `nonce`.
+fn errors(name: &str, known: &str) -> Option<usize> {
+    let most = if known.len() < 6 { 1 } else { 2 };
+    // This costs nothing for long names. No letter of a known name has more than one byte.
+    if name.len() > known.len() + 4 * most {
+        return None;
+    }
+    let errors = strsim::osa_distance(&name.to_ascii_lowercase(), &known.to_ascii_lowercase());
+    (errors <= most).then_some(errors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(parameters: &Parameters, name: &str) -> Option<String> {
+        parameters.check([name].into_iter()).err().map(|problem| problem.detail)
+    }
+
+    #[test]
+    fn a_typing_error_is_refused_with_the_name_that_was_meant() {
+        for (wrong, meant) in [
+            ("lsat", "last"),
+            ("las", "last"),
+            ("Last", "last"),
+            ("afer", "after"),
+            ("sicne", "since"),
+            ("limits", "limit"),
+            ("formta", "format"),
+            ("tranpsort", "transport"),
+            ("transprot_", "transport"),
+            ("last-event-id", "Last-Event-ID"),
+            ("lasteventid", "lastEventId"),
+            ("topci", "topic"),
+            ("topic[]", "topic"),
+            ("topic[0]", "topic"),
+            ("topics[]", "topic"),
+            ("topics", "topic"),
+            ("tokne", "token"),
+        ] {
+            let detail = refused(&EVENTS, wrong).unwrap_or_else(|| panic!("{wrong} is ignored"));
+            assert!(detail.contains(wrong) && detail.contains(meant), "{wrong}: {detail}");
+        }
+        for (wrong, place) in
+            [("data", "the body"), ("evnet", "event"), ("idempotency_key", "Idempotency-Key")]
+        {
+            let detail = refused(&PUBLISH, wrong).unwrap_or_else(|| panic!("{wrong} is ignored"));
+            assert!(detail.contains(place), "{wrong}: {detail}");
+        }
+        assert!(refused(&PUBLISH_MANY, "exclude").is_some() && refused(&PUBLISH_MANY, "order").is_some());
+    }
+
+    #[test]
+    fn any_other_unknown_name_is_ignored() {
+        for name in [
+            "_",
+            "t",
+            "v",
+            "ts",
+            "utm_source",
+            "fbclid",
+            "gclid",
+            "nonce",
+            "lang",
+            "page",
+            "size",
+            "cache",
+            "end",
+            "nonsense",
+            "",
+            "[]",
+            "timestamp",
+            "x-amz-date",
+        ] {
+            assert_eq!(refused(&EVENTS, name), None, "{name}");
+            assert_eq!(refused(&PUBLISH, name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Credentials and grants that are refused: the answer of the client, and the line for the operator.
+
+use std::{fmt::Display, sync::Once};
+
+use super::problem::{Code, Problem, shorten};
+use crate::auth::{Identity, Refused};
+
+/// The answer for a credential that is not accepted. The log says more.
+pub fn problem_of(refused: Refused) -> Problem {
+    log_refused(&refused);
+    let detail = match &refused {
+        Refused::Expired { .. } => return expired(),
+        Refused::Missing => {
+            "no credential: send an API key or a token by Authorization: Bearer, ?token=, the cookie rejoin_token, or the subprotocol bearer.TOKEN".to_owned()
+        }
+        _ => match refused.harmless() {
+            Some(why) => format!("the token is not accepted: {why}"),
+            None => "the credential is not accepted".to_owned(),
+        },
+    };
+    Problem::new(Code::Unauthorized, detail)
+}
+
+/// Tells the operator why a credential was refused, and what would change that. Each kind is a place of its own in
+/// the code, so that many lines of one kind leave room for the others.
+fn log_refused(refused: &Refused) {
+    // A part of it is the client's text.
+    let why = shorten(refused.to_string());
+    match refused {
+        Refused::Missing | Refused::Expired { .. } | Refused::KeyGone => {
+            tracing::debug!(why, "refused a credential");
+        }
+        Refused::UnknownKey { .. } => {
+            tracing::warn!(why, "refused an API key; to accept it, add its [[key]] to the file of --config");
+        }
+        Refused::NoKey { .. } => tracing::warn!(
+            why,
+            "refused a token; to accept it, add the key of its issuer as [[jwt]] to the file of --config"
+        ),
+        Refused::Signature { .. } => tracing::warn!(
+            why,
+            "refused a token; if its issuer is yours, its key is not that of the [[jwt]] or of --jwt-secret"
+        ),
+        Refused::Malformed(_) => {
+            tracing::warn!(why, "refused a credential that is no JWT; correct the client")
+        }
+        Refused::Claims { .. } => tracing::warn!(why, "refused a token; its issuer must correct the claim"),
+        Refused::Claim { .. } => {
+            tracing::warn!(why, "refused a token; correct its issuer, or iss and aud of the [[jwt]]");
+        }
+    }
+}
+
+/// Tells the operator, once for each kind, that a pattern grants nothing to a token.
+pub fn log_unfilled(identity: &Identity) {
+    static MISSING: Once = Once::new();
+    static NOT_PLAIN: Once = Once::new();
+    let Some(unfilled) = &identity.unfilled else { return };
+    let (who, pattern) = (shorten(identity.name().to_owned()), shorten(unfilled.pattern.to_string()));
+    tracing::debug!(who, pattern, is_missing = unfilled.is_missing, "a pattern grants nothing to this token");
+    match unfilled.is_missing {
+        true => MISSING.call_once(|| {
+            tracing::warn!(
+                who,
+                pattern,
+                "a pattern grants nothing to this token: it has no such claim, or the claim is no string; \
+                 more of these are logged at debug"
+            );
+        }),
+        false => NOT_PLAIN.call_once(|| {
+            tracing::warn!(
+                who,
+                pattern,
+                "a pattern grants nothing to this token: the claim is not one plain segment of a topic; \
+                 {{sub.encoded}} allows any subject; more of these are logged at debug"
+            );
+        }),
+    }
+}
+
+pub fn expired() -> Problem {
+    Problem::new(Code::TokenExpired, "the token has expired")
+}
+
+pub fn forbidden(who: &Identity, grant: &'static str, topic: Option<&dyn Display>) -> Problem {
+    let shown = topic.map(tracing::field::display);
+    tracing::debug!(who = who.name(), grant, topic = shown, granted = %who.grants, "refused: not granted");
+    let (code, to_whom) = match who.is_known() {
+        true => (Code::Forbidden, ""),
+        false => (Code::Unauthorized, " without a credential"),
+    };
+    let what = topic.map(|topic| format!("topic {:?}: ", topic.to_string())).unwrap_or_default();
+    Problem::new(code, format!("{what}{grant} is not granted{to_whom}"))
+}
