@@ -18,7 +18,9 @@ use crate::{
 /// The fields of the lines at `warn` in a log.
 fn warnings(log: &str) -> Vec<Value> {
     let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    lines.filter(|line| line["level"] == "WARN").map(|line| line["fields"].clone()).collect()
+    // The machine that runs the test may cause others, such as one about its descriptors.
+    let warnings = lines.filter(|line| line["level"] == "WARN" && line["target"] != "rejoin::limits");
+    warnings.map(|line| line["fields"].clone()).collect()
 }
 
 #[tokio::test]
