@@ -85,6 +85,21 @@ pub fn check_descriptors(config: &Config) -> io::Result<()> {
     Ok(())
 }
 
+/// Warns if the state file may become larger than a file may be: its last write would fail.
+pub fn check_file_size(config: &Config) {
+    let limit = Resource::FSIZE.get_soft().ok().filter(|soft| *soft != rlimit::INFINITY);
+    if let (Some(limit), Some(path)) = (limit, &config.state)
+        && limit < config.retain_total as u64
+    {
+        tracing::warn!(
+            limit,
+            retain_total = config.retain_total,
+            path = %path.display(),
+            "the limit of file sizes is lower than --retain-total, so the state file may not be written: raise it"
+        );
+    }
+}
+
 /// Warns if the messages that the server retains may need more memory than it can get: the system would kill it.
 pub fn check_memory(config: &Config) {
     if !matches!(config.log, LogKind::Memory) {

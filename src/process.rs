@@ -81,6 +81,7 @@ async fn hear_and_serve(flags: Flags) -> Result<(), Failure> {
     }
     limits::check_descriptors(&settings.config)?;
     limits::check_memory(&settings.config);
+    limits::check_file_size(&settings.config);
 
     let (config, shutdown) = (Arc::new(settings.config.clone()), Shutdown::new());
     let hangup = signals.hangup.take().expect("it is taken once");

@@ -29,9 +29,21 @@ const IGNORED: &[Number] = &[
     Number::STKFLT,
 ];
 
+/// Signals that programs may give any meaning, and that have none here: SIGRTMIN to SIGRTMAX. The C library keeps the
+/// numbers just below for itself.
+#[cfg(target_os = "linux")]
+const REAL_TIME: std::ops::RangeInclusive<i32> = 35..=64;
+#[cfg(not(target_os = "linux"))]
+const REAL_TIME: [i32; 0] = [];
+
+/// The system sends this one again each second, so it never counts as a second signal.
+const REPEATED: &str = "SIGXCPU";
+
 /// The signals that came, and have not been taken yet.
 pub struct Signals {
     ending: Vec<(&'static str, Signal)>,
+    /// The first signal was taken.
+    has_ended: bool,
     /// SIGHUP, which asks for a reload. One that comes before the server can do that is kept.
     pub hangup: Option<Signal>,
 }
@@ -45,12 +57,13 @@ impl Signals {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn listen() -> io::Result<Self> {
-        let hear = |number: Number| signal(SignalKind::from_raw(number.as_raw()));
-        for number in IGNORED {
-            drop(hear(*number)?);
+        let hear = |number: i32| signal(SignalKind::from_raw(number));
+        for number in IGNORED.iter().map(|number| number.as_raw()).chain(REAL_TIME) {
+            drop(hear(number)?);
         }
-        let ending = ENDING.iter().map(|(name, number)| Ok((*name, hear(*number)?)));
-        Ok(Self { ending: ending.collect::<io::Result<_>>()?, hangup: Some(hear(Number::HUP)?) })
+        let ending = ENDING.iter().map(|(name, number)| Ok((*name, hear(number.as_raw())?)));
+        let ending = ending.collect::<io::Result<_>>()?;
+        Ok(Self { ending, has_ended: false, hangup: Some(hear(Number::HUP.as_raw())?) })
     }
 
     /// Resolves with the name of the next signal that asks for the end.
@@ -58,12 +71,16 @@ impl Signals {
     /// # Cancel safety
     /// Safe to drop and to call again: no signal is lost.
     pub async fn end(&mut self) -> &'static str {
+        let Self { ending, has_ended, .. } = self;
         poll_fn(|cx| {
-            let mut came = self
-                .ending
-                .iter_mut()
-                .filter_map(|(name, signal)| signal.poll_recv(cx).is_ready().then_some(*name));
-            came.next().map_or(Poll::Pending, Poll::Ready)
+            for (name, signal) in ending.iter_mut() {
+                while signal.poll_recv(cx).is_ready() {
+                    if !std::mem::replace(has_ended, true) || *name != REPEATED {
+                        return Poll::Ready(*name);
+                    }
+                }
+            }
+            Poll::Pending
         })
         .await
     }

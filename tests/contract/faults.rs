@@ -13,6 +13,8 @@ use rustix::{
     process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit},
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     process::{Child, Command},
     time::sleep,
 };
@@ -246,6 +248,9 @@ async fn a_signal_ends_the_server_in_order_or_not_at_all() {
         kill_process(program.pid(), signal).expect("it runs");
         ids.push(publish(&program.server, "a", "x").await);
     }
+    let real_time = Command::new("kill").args(["-40", &program.pid().to_string()]).status().await;
+    assert!(real_time.expect("kill runs").success());
+    ids.push(publish(&program.server, "a", "x").await);
     for signal in [Signal::INT, Signal::QUIT, Signal::XCPU, Signal::TERM] {
         kill_process(program.pid(), signal).expect("it runs");
         let ended = program.ended().await;
@@ -253,6 +258,25 @@ async fn a_signal_ends_the_server_in_order_or_not_at_all() {
         program = Program::start(&arguments).await;
         assert_eq!(messages_after(&program.server, &before(&first)).await, ids, "{signal:?}");
     }
+}
+
+/// The system sends SIGXCPU each second once the time of the processor is used up. The second one cut connections and
+/// left the state file two seconds.
+#[tokio::test]
+async fn a_signal_that_the_system_repeats_does_not_hurry_the_end() {
+    let mut program = Program::start(&["--drain-grace", "1h"]).await;
+    let mut request = TcpStream::connect(program.server.addr).await.expect("a connection");
+    let head =
+        "POST /topics/a HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
+    request.write_all(head.as_bytes()).await.expect("sent");
+    request.read_exact(&mut [0; 12]).await.expect("it waits for the body");
+    kill_process(program.pid(), Signal::XCPU).expect("it runs");
+    program.until_logged("received a signal").await;
+    kill_process(program.pid(), Signal::XCPU).expect("it runs");
+    kill_process(program.pid(), Signal::TERM).expect("it runs");
+    let ended = program.ended().await;
+    let another: Vec<_> = ended.log.lines().filter(|line| line.contains("another signal")).collect();
+    assert!(another.len() == 1 && another[0].contains("SIGTERM"), "{ended:?}");
 }
 
 /// The end once waited for every thread of the runtime: one that looked up a name held it up for 44 s.
