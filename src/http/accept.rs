@@ -47,8 +47,11 @@ const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_STREAMS: u32 = 100_000;
 /// How many bytes of one HTTP/2 stream may wait in memory until its window opens.
 const MAX_STREAM_SEND_BYTES: usize = 64 << 10;
-/// The system counts in seconds.
-const SHORTEST_KEEPALIVE: Duration = Duration::from_secs(1);
+/// The system counts these in seconds, and takes no longer ones.
+const KEEPALIVES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(32_767));
+/// The system counts this in milliseconds, and takes no longer one.
+#[cfg(target_os = "linux")]
+const LONGEST_USER_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 /// How many bytes the system may hold before they are sent to one peer. So a slow reader falls behind in the
 /// log, and not in the system's memory.
 const MAX_UNSENT_BYTES: u32 = 128 << 10;
@@ -92,9 +95,7 @@ impl Protocols {
             .enable_connect_protocol()
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(MAX_HEAD_BYTES as u32)
-            .max_send_buf_size(MAX_STREAM_SEND_BYTES)
-            .keep_alive_interval(app.config.heartbeat)
-            .keep_alive_timeout(app.config.heartbeat);
+            .max_send_buf_size(MAX_STREAM_SEND_BYTES);
         Self { http1, http2 }
     }
 }
@@ -140,22 +141,24 @@ fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
     // No delay for small packets: messages that leave together are joined before they are written.
     socket.set_nodelay(true)?;
     let Config { heartbeat, write_timeout, .. } = *config;
-    let every = (heartbeat.min(write_timeout) / 2).max(SHORTEST_KEEPALIVE);
-    let keepalive = TcpKeepalive::new().with_time(heartbeat.max(SHORTEST_KEEPALIVE)).with_interval(every);
+    let bounded = |time: Duration| time.clamp(KEEPALIVES.0, KEEPALIVES.1);
+    let every = heartbeat.min(write_timeout) / 2;
+    let keepalive = TcpKeepalive::new().with_time(bounded(heartbeat)).with_interval(bounded(every));
     let socket = SockRef::from(socket);
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]
     {
-        socket.set_tcp_user_timeout(Some(write_timeout + heartbeat))?;
+        let user_timeout = write_timeout.saturating_add(heartbeat).min(LONGEST_USER_TIMEOUT);
+        socket.set_tcp_user_timeout(Some(user_timeout))?;
         socket.set_tcp_notsent_lowat(MAX_UNSENT_BYTES)?;
     }
     Ok(())
 }
 
 async fn serve_connection(app: Arc<App>, protocols: Arc<Protocols>, router: Router, mut socket: TcpStream) {
+    // A peer that is gone already shows at the first read. The options are no reason to refuse one that is there.
     if let Err(error) = prepare(&socket, &app.config) {
-        tracing::debug!(%error, "connection ended at once");
-        return;
+        tracing::debug!(%error, "cannot set the options of a connection");
     }
     let mut head = [0; HTTP2_PREFACE.len()];
     tokio::select! {
@@ -257,5 +260,24 @@ async fn drain(app: &App) -> Drained {
     match waited {
         Ok(()) => Drained::Completely,
         Err(_) => Drained::Partly(left),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Linux refuses longer ones, and every connection was then dropped.
+    #[tokio::test]
+    async fn the_longest_durations_are_options_that_the_system_takes() {
+        let longest = Duration::from_secs(10 * 366 * 24 * 3600);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let socket = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a connection");
+        for (heartbeat, write_timeout) in
+            [(longest, longest), (Duration::from_millis(1), longest), (longest, Duration::from_millis(1))]
+        {
+            let config = Config { heartbeat, write_timeout, ..Config::default() };
+            prepare(&socket, &config).expect("the system takes them");
+        }
     }
 }

@@ -192,17 +192,18 @@ async fn watch(stream: impl Future<Output = ()>, progress: Progress, executor: S
     let StreamExecutor { timeout, slow_closes, .. } = executor;
     let mut stream = std::pin::pin!(stream);
     let (mut seen, mut unmoved) = (0, 0);
+    let mut is_late;
     let mut look = tokio::time::interval(timeout / LOOKS);
-    // If this process is stopped for a while, only one look passes: the client had no time to read.
+    // A look that comes late does not count: this process was stopped, and has yet to hear what its clients did.
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = &mut stream => return,
-            _ = look.tick() => {}
+            due = look.tick() => is_late = due.elapsed() > timeout / LOOKS,
         }
         let polls = progress.load(Ordering::Relaxed);
         let waits = polls % 2 == 1;
-        if !waits || polls != seen {
+        if !waits || polls != seen || is_late {
             (seen, unmoved) = (polls, 0);
             continue;
         }
@@ -228,10 +229,10 @@ mod tests {
         let progress = Progress::default();
         progress.fetch_or(1, Ordering::Relaxed);
         let watched = tokio::spawn(watch(std::future::pending(), progress, executor));
-        tokio::task::yield_now().await;
+        tokio::time::sleep(timeout / LOOKS * (LOOKS - 1)).await;
         tokio::time::advance(10 * timeout).await;
         tokio::task::yield_now().await;
-        assert!(!watched.is_finished(), "the client had no time to read");
+        assert!(!watched.is_finished(), "the server has yet to hear what the client read");
         let stopped_at = Instant::now();
         watched.await.expect("it ends");
         assert!(stopped_at.elapsed() <= timeout);

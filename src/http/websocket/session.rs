@@ -121,7 +121,8 @@ impl Session {
             |code, cursor, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
         let Self { mut socket, app, .. } = *self;
         match end {
-            End::Lost(Lost::Gone) | End::Silent | End::GraceOver => {}
+            End::Lost(Lost::Gone) | End::GraceOver => {}
+            End::Silent => app.metrics.slow_closes.inc(),
             End::Lost(Lost::Closed) => socket.closed().await,
             End::Lost(Lost::Broken(code)) => socket.fail(code).await,
             End::Unsupported => {
