@@ -18,13 +18,17 @@ use crate::shutdown::{Ending, Stage};
 pub enum Beat {
     /// The connection was quiet for a heartbeat.
     Quiet,
-    /// A heartbeat has passed, whether or not anything was sent.
+    /// A heartbeat has passed, whether or not anything was sent. One that is late is left out: then this process was
+    /// stopped, and has yet to hear what its client said meanwhile.
     Heartbeat,
     /// The server drains, and it is this connection's turn.
     Leave,
     /// The server does not wait any longer.
     End,
 }
+
+/// How late a heartbeat may be on a busy machine.
+const PUNCTUAL: Duration = Duration::from_millis(50);
 
 /// One timer and the drain, for one connection.
 pub struct Pulse {
@@ -92,8 +96,11 @@ impl Times {
                 return Poll::Ready(Beat::Quiet);
             }
             if self.beat_at <= now {
+                let late_by = now - self.beat_at;
                 self.beat_at = now + heartbeat;
-                return Poll::Ready(Beat::Heartbeat);
+                if late_by <= (heartbeat / 8).max(PUNCTUAL) {
+                    return Poll::Ready(Beat::Heartbeat);
+                }
             }
             let next = (self.sent_at + heartbeat).min(self.beat_at);
             let next = self.leave_at.map_or(next, |at| at.min(next));
@@ -115,4 +122,26 @@ pub fn retry_ms() -> u32 {
 /// The same for an overloaded server.
 pub fn overload_retry_ms() -> u32 {
     rand::random_range(5_000..=30_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+    use crate::{config::Config, shutdown::Shutdown};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeat_that_is_late_is_left_out() {
+        let heartbeat = Duration::from_secs(8);
+        let config = Config { heartbeat, ..Config::default() };
+        let mut pulse = Pulse::new(Arc::new(Connections::new(&config, Shutdown::new())));
+        let mut next = async || poll_fn(|cx| pulse.poll(cx)).await;
+        assert_eq!((next().await, next().await), (Beat::Quiet, Beat::Heartbeat));
+        tokio::time::advance(3 * heartbeat).await;
+        let stopped = Instant::now();
+        assert_eq!((next().await, stopped.elapsed()), (Beat::Quiet, Duration::ZERO));
+        assert_eq!((next().await, next().await), (Beat::Quiet, Beat::Heartbeat));
+        assert_eq!(stopped.elapsed(), heartbeat);
+    }
 }

@@ -24,6 +24,53 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
+/// How many looks at a connection fit into the timeout: a stall ends at most a quarter of it late.
+const LOOKS: u32 = 4;
+
+/// Finds that nothing has moved for a timeout.
+///
+/// It looks several times in that time, and a look that comes late does not count: then this process was stopped, and
+/// has yet to hear what its client did meanwhile.
+pub struct StallTimer {
+    timeout: Duration,
+    /// How many looks have counted.
+    looks: u32,
+    next: Option<Pin<Box<Sleep>>>,
+}
+
+impl StallTimer {
+    pub fn new(timeout: Duration) -> Self {
+        Self { timeout, looks: 0, next: None }
+    }
+
+    /// Something has moved.
+    pub fn reset(&mut self) {
+        self.looks = 0;
+        self.next = None;
+    }
+
+    /// True if something waits to move.
+    pub fn is_running(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Ready once nothing has moved for the timeout since the first poll. Then it begins again.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let every = self.timeout / LOOKS;
+        let next = self.next.get_or_insert_with(|| Box::pin(sleep(every)));
+        loop {
+            ready!(next.poll_unpin(cx));
+            let is_late = next.deadline().elapsed() > every;
+            next.as_mut().reset(Instant::now() + every);
+            self.looks += u32::from(!is_late);
+            if self.looks >= LOOKS {
+                self.looks = 0;
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
 /// A socket whose writes fail after nothing could be written for the timeout.
 ///
 /// If it is dropped during a stall, it discards the bytes that the client has not read. The system would keep
@@ -32,32 +79,28 @@ pub struct StallGuard {
     /// Bytes that were read already, to be read again.
     head: Bytes,
     socket: TcpStream,
-    timeout: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
+    stalled: StallTimer,
 }
 
 impl StallGuard {
     /// A socket from which `head` was read already.
     pub fn new(head: Bytes, socket: TcpStream, timeout: Duration) -> Self {
-        Self { head, socket, timeout, stalled: None }
+        Self { head, socket, stalled: StallTimer::new(timeout) }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
-            self.stalled = None;
+            self.stalled.reset();
             return result;
         }
-        let timeout = self.timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        ready!(stalled.poll_unpin(cx));
-        stalled.as_mut().reset(Instant::now() + timeout);
+        ready!(self.stalled.poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client has stopped reading")))
     }
 }
 
 impl Drop for StallGuard {
     fn drop(&mut self) {
-        if self.stalled.is_some()
+        if self.stalled.is_running()
             && let Err(error) = self.socket.set_zero_linger()
         {
             tracing::debug!(%error, "cannot reset a connection");
@@ -113,9 +156,6 @@ impl AsyncWrite for StallGuard {
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
-
-/// How many looks at a stream fit into the timeout: a stall ends at most a quarter of it late.
-const LOOKS: u32 = 4;
 
 /// How often a body was polled. The lowest bit is set while the last frame has not been taken, that is until
 /// the body is polled again.
@@ -218,7 +258,27 @@ async fn watch(stream: impl Future<Output = ()>, progress: Progress, executor: S
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use super::*;
+
+    /// Readers that were behind were all closed when a stopped process went on, before it had tried to write again.
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_the_process_was_stopped_is_no_stall() {
+        let (timeout, began) = (Duration::from_secs(4), Instant::now());
+        let mut timer = StallTimer::new(timeout);
+        assert!(futures_util::poll!(poll_fn(|cx| timer.poll(cx))).is_pending());
+        tokio::time::advance(10 * timeout).await;
+        assert!(futures_util::poll!(poll_fn(|cx| timer.poll(cx))).is_pending(), "a late look does not count");
+        poll_fn(|cx| timer.poll(cx)).await;
+        assert_eq!(began.elapsed(), 11 * timeout);
+
+        timer.reset();
+        assert!(!timer.is_running());
+        let began = Instant::now();
+        poll_fn(|cx| timer.poll(cx)).await;
+        assert_eq!(began.elapsed(), timeout);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_is_dropped_after_the_timeout_but_not_because_the_process_was_stopped() {

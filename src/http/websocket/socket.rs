@@ -8,20 +8,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tungstenite::{
     Error, Message,
     protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext, frame::coding::CloseCode},
 };
 
 use super::outbox::Outbox;
-use crate::http::gate::Gate;
+use crate::http::{gate::Gate, stall::StallTimer};
 
 /// Commands are small and few. A larger one gets its own buffer while it is read.
 const READ_BUFFER_BYTES: usize = 512;
@@ -37,8 +33,7 @@ pub struct Socket {
     incoming: Gate,
     protocol: WebSocketContext,
     outbox: Outbox,
-    write_timeout: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
+    stalled: StallTimer,
 }
 
 /// Why a socket can no longer be read or written.
@@ -62,7 +57,13 @@ impl Socket {
             .max_message_size(Some(max_message_bytes))
             .max_frame_size(Some(max_message_bytes));
         let protocol = WebSocketContext::new(Role::Server, Some(config));
-        Self { io, incoming: Gate::new(), protocol, outbox: Outbox::default(), write_timeout, stalled: None }
+        Self {
+            io,
+            incoming: Gate::new(),
+            protocol,
+            outbox: Outbox::default(),
+            stalled: StallTimer::new(write_timeout),
+        }
     }
 
     /// The next message of the peer. Pings are answered, and a close too.
@@ -94,17 +95,13 @@ impl Socket {
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
         while !self.outbox.is_empty() {
             match self.outbox.poll_write(&mut self.io, cx) {
-                Poll::Ready(Ok(_)) => self.stalled = None,
+                Poll::Ready(Ok(_)) => self.stalled.reset(),
                 // The socket's own guard may have noticed the stall first.
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
                     return Poll::Ready(Err(Lost::TooSlow));
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Lost::Gone)),
-                Poll::Pending => {
-                    let timeout = self.write_timeout;
-                    let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
-                    return stalled.poll_unpin(cx).map(|()| Err(Lost::TooSlow));
-                }
+                Poll::Pending => return self.stalled.poll(cx).map(|()| Err(Lost::TooSlow)),
             }
         }
         // HTTP/2 and TLS may hold back what was written.
@@ -173,7 +170,7 @@ impl Socket {
 
     /// Writes the rest, ends our side, and waits until the peer has ended its own.
     async fn end(&mut self) {
-        self.stalled = None;
+        self.stalled.reset();
         let _ = std::future::poll_fn(|cx| self.poll_flush(cx)).await;
         let _ = std::future::poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
         std::future::poll_fn(|cx| self.poll_drain(cx)).await;
