@@ -27,7 +27,7 @@ pub enum Failure {
     Disk(#[from] io::Error),
 }
 
-/// What a lock file says about the last process that published.
+/// The last process that published, as a lock file names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Last {
     /// The lock file was missing, and no process has published since it was made.
@@ -239,7 +239,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     Ok((open.dev(), open.ino()) == (there.dev(), there.ino()))
 }
 
-/// What is in a lock file of which no process has published since it was made.
+/// The content of a lock file that was missing, until a process publishes.
 const UNKNOWN: &str = "new";
 
 fn read_last(lock: &mut File) -> io::Result<Last> {

@@ -179,7 +179,7 @@ async fn a_lock_file_that_is_made_again_on_a_failing_disk_belongs_to_this_server
     assert_eq!(read(&log, id.before()).await, (0, vec![id]));
 }
 
-/// A server that lost its place was in the middle of a long write. What it wrote then came into the file of the
+/// A server that lost its place was in the middle of a long write. Its bytes then came into the file of the
 /// other server.
 #[tokio::test]
 async fn a_new_file_shares_nothing_with_one_that_another_server_still_writes() {
