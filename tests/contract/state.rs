@@ -209,25 +209,72 @@ async fn a_state_file_that_cannot_be_written_is_visible_and_is_tried_again_until
     assert_resumes(&program, "topic=a", &id, &[next]).await;
 }
 
+/// Starts a server that takes the file of another one.
+async fn start_in_its_place(folder: &Folder, arguments: &[&str]) -> Program {
+    let lock = folder.path("state.lock");
+    let of_the_other = std::fs::read(&lock).expect("a lock file");
+    // If the other server is faster, it makes its lock file again, and the new one waits for it.
+    let removing = async {
+        loop {
+            if std::fs::read(&lock).is_ok_and(|content| content == of_the_other) {
+                std::fs::remove_file(&lock).expect("removed");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        never = removing => never,
+        second = Program::start(arguments) => second,
+    }
+}
+
+/// Its readers missed what the other server stored, and it stayed ready.
+#[tokio::test]
+async fn a_server_that_has_stored_nothing_is_not_ready_once_another_one_has_taken_its_state_file() {
+    let folder = Folder::new();
+    let arguments = ["--state", &folder.path("state")];
+    let program = Program::start(&arguments).await;
+    let id = publish(&program.server, "a", "kept").await;
+    program.terminate().await;
+    let first = Program::start(&arguments).await;
+    let second = start_in_its_place(&folder, &arguments).await;
+    until_ready(&first, 503).await;
+    assert_eq!(scrape(&first.server).await["rejoin_state_failed"], 1.0);
+    let ended = first.terminate().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.log.contains("another server uses the state file"), "{ended:?}");
+    let gap = Reader::open(&second.server, Transport::Sse, &format!("topic=a&after={id}")).await.gap().await;
+    assert_eq!(gap["reason"], "restarted", "{gap}");
+}
+
+#[tokio::test]
+async fn a_disk_that_cannot_be_written_at_the_start_ends_it_with_1_and_one_file_is_set_aside() {
+    let folder = Folder::new();
+    let path = folder.path("state");
+    std::fs::write(&path, "rejoin-state").expect("written");
+    // A folder is in the way of the file that is written.
+    std::fs::create_dir(folder.path("state.new")).expect("a folder");
+    for _ in 0..3 {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rejoin"));
+        command.env_clear().args(["--listen", "127.0.0.1:0", "--state", &path]).kill_on_drop(true);
+        let ended = within("the end", command.output()).await.expect("it ran");
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{told}");
+        assert!(told.contains(&format!("error: --state {path}: ")), "{told}");
+    }
+    let names = std::fs::read_dir(&folder.0).expect("a folder");
+    let names = names.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
+    assert_eq!(names.filter(|name| name.contains(".damaged-")).count(), 1);
+}
+
 #[tokio::test]
 async fn a_server_whose_state_file_another_one_has_taken_is_not_ready_and_stores_nothing() {
     let folder = Folder::new();
     let arguments = ["--state", &folder.path("state")];
     let first = Program::start(&arguments).await;
     publish(&first.server, "a", "first").await;
-    std::fs::remove_file(folder.path("state.lock")).expect("removed");
-    // If the first server is faster, it makes its lock file again, and the second one waits for it.
-    let second = Program::start(&arguments);
-    let removing = async {
-        loop {
-            _ = std::fs::remove_file(folder.path("state.lock"));
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let second = tokio::select! {
-        second = second => second,
-        never = removing => never,
-    };
+    let second = start_in_its_place(&folder, &arguments).await;
     until_ready(&first, 503).await;
     post(&first.server, &topic_path("a")).body("x").answer().await.problem(503, "unavailable");
     let id = publish(&second.server, "a", "second").await;

@@ -17,10 +17,7 @@ mod writer;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -56,8 +53,6 @@ const STALLED_AFTER: Duration = Duration::from_secs(5);
 pub struct Saved {
     path: PathBuf,
     writer: Arc<Writer>,
-    /// True once the log is closed: it assigns no more ids.
-    is_closed: AtomicBool,
 }
 
 impl Saved {
@@ -74,18 +69,23 @@ impl Saved {
         disk: Arc<dyn Disk>,
     ) -> io::Result<(Arc<Self>, State)> {
         let place = lock(&path, disk).await?;
-        let opened = on_thread(move || open_now(place, &retention, &clock));
-        let mut opened = std::pin::pin!(opened);
-        let opened = match timeout(STALLED_AFTER, &mut opened).await {
-            Ok(opened) => opened?,
+        let reader = clock.clone();
+        let reading = on_thread(move || {
+            let found = content::take(&place, &retention, reader.now())?;
+            Ok((place, found))
+        });
+        let mut reading = std::pin::pin!(reading);
+        let (place, found) = match timeout(STALLED_AFTER, &mut reading).await {
+            Ok(read) => read?,
             Err(_) => {
                 tracing::warn!(path = %path.display(), "reading the state file takes long; the server starts when it is done");
-                opened.await?
+                reading.await?
             }
         };
-        let Opened { owner, state, reserved } = opened;
-        let writer = Writer::start(owner, reserved)?;
-        Ok((Arc::new(Self { path, writer, is_closed: AtomicBool::new(false) }), state))
+        let step = if matches!(found, Found::Log(_)) { "tested" } else { "marked as opened" };
+        let Opened { owner, state, reserved } = in_time(step, move || begin(place, found, &clock)).await?;
+        let writer = Writer::start(owner, state.newest(), reserved)?;
+        Ok((Arc::new(Self { path, writer }), state))
     }
 
     /// Reserves ids from `next` on, if that is due. Waits for the disk for at most a second, and not at all
@@ -95,13 +95,13 @@ impl Saved {
     /// If the file belongs to another process, or if it could not be marked as opened yet: what is stored now
     /// could be lost, and no client would be told.
     pub async fn reserve(&self, next: Id) -> Result<(), LogError> {
-        if self.is_closed.load(Ordering::Acquire) {
+        let is_due = next.plus(RESERVE / 2) >= self.writer.status().reserved;
+        if is_due && !self.writer.reserve(next.plus(RESERVE)) {
+            // The log is closed, and says so.
             return Ok(());
         }
+        // Only now: the order keeps the file from counting as written before it covers `next`.
         let status = self.writer.status();
-        if next.plus(RESERVE / 2) >= status.reserved {
-            self.writer.reserve(next.plus(RESERVE));
-        }
         if next > status.reserved && !status.is_failing {
             self.reserved(next).await;
         }
@@ -156,9 +156,9 @@ impl Saved {
     /// # Cancel safety
     /// Dropping this never blocks. A write that is under way goes on, and the file is complete either way.
     pub async fn close(&self, snapshot: Snapshot, until: Instant) -> io::Result<()> {
-        self.is_closed.store(true, Ordering::Release);
         let (path, messages) = (self.path.display(), snapshot.message_count());
-        if !self.has_begun() {
+        // An order to mark the file may have been carried out in part, so the log is written again.
+        if !self.writer.shut() {
             tracing::info!(%path, "nothing was published, so the state file is left as it is");
             return Ok(());
         }
@@ -220,7 +220,7 @@ async fn lock(path: &Path, disk: Arc<dyn Disk>) -> io::Result<Place> {
     loop {
         let (path, disk) = (path.to_owned(), disk.clone());
         let name = path.clone();
-        if let Some(place) = on_thread(move || Place::lock(&name, disk)).await? {
+        if let Some(place) = in_time("locked", move || Place::lock(&name, disk)).await? {
             return Ok(place);
         }
         if begun.elapsed() > HANDOVER {
@@ -241,8 +241,7 @@ struct Opened {
     reserved: Id,
 }
 
-fn open_now(place: Place, retention: &Retention, clock: &Clock) -> io::Result<Opened> {
-    let found = content::take(&place, retention, clock.now())?;
+fn begin(place: Place, found: Found, clock: &Clock) -> io::Result<Opened> {
     let mut owner = Owner::of(place);
     let now = clock.now();
     let state = match found {
@@ -253,11 +252,25 @@ fn open_now(place: Place, retention: &Retention, clock: &Clock) -> io::Result<Op
             return Ok(Opened { owner, state: *state, reserved: Id::ZERO });
         }
         Found::Nothing => State::new(now),
-        Found::Lost { reserved } => State::new(reserved.next(now)),
+        Found::Lost { reserved, unused } => {
+            unused.map_or(Ok(()), |unused| unused.set_aside(&owner.place))?;
+            State::new(reserved.next(now))
+        }
     };
     let reserved = state.newest();
     owner.write_reserved(reserved)?;
     Ok(Opened { owner, state, reserved })
+}
+
+/// Runs a step of the start. Fails if the disk does not answer.
+async fn in_time<T: Send + 'static>(
+    step: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    timeout(STALLED_AFTER, on_thread(work)).await.unwrap_or_else(|_| {
+        let why = format!("the disk does not answer, so the file cannot be {step}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    })
 }
 
 /// Runs `work` on a thread of its own. The end of the process does not wait for it, as it would for a thread

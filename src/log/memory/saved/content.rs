@@ -13,7 +13,7 @@ use super::{
     body,
     disk::Disk,
     head::{self, Head},
-    place::{Failure, Place},
+    place::{Failure, Last, Place},
 };
 use crate::{log::Retention, message::Id};
 
@@ -21,7 +21,7 @@ use crate::{log::Retention, message::Id};
 /// holds few bytes that are not written yet.
 const SYNC_EVERY_BYTES: u64 = 16 << 20;
 
-/// Why a file was set aside, and the ending of its new name.
+/// Why a file is not used, and the ending of its new name.
 const DAMAGED: (&str, &str) = ("is damaged", "damaged");
 const OLDER: (&str, &str) = ("may be an older copy", "older");
 
@@ -33,15 +33,33 @@ pub enum Found {
     /// Messages were lost. Ids up to this one may have been assigned.
     Lost {
         reserved: Id,
+        unused: Option<Unused>,
     },
 }
 
-/// Reads the file. A file that is damaged, or that may be an older copy, is set aside.
+/// A file that is damaged, or that may be an older copy. It is to be set aside.
+pub struct Unused {
+    is: &'static str,
+    ending: &'static str,
+    why: String,
+}
+
+impl Unused {
+    pub fn set_aside(&self, place: &Place) -> io::Result<()> {
+        let Self { is, ending, why } = self;
+        let aside = place.set_aside(ending)?;
+        let path = place.path().display();
+        tracing::error!(%path, why, aside = %aside.display(), "the state file {is} and was set aside: it is not used, and older cursors get a gap");
+        Ok(())
+    }
+}
+
+/// Reads the file, and changes nothing.
 pub fn take(place: &Place, retention: &Retention, now: Id) -> io::Result<Found> {
     let path = place.path().display();
     let mut file = match File::open(place.path()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if place.run().is_some() {
+            if matches!(place.last(), Last::Run(_)) {
                 tracing::warn!(%path, "the state file is gone, and its lock file is there: older cursors get a gap");
             }
             return Ok(Found::Nothing);
@@ -56,25 +74,32 @@ pub fn take(place: &Place, retention: &Retention, now: Id) -> io::Result<Found> 
     }
     let (head, len) = match Head::parse(&first) {
         Ok(parsed) => parsed,
-        Err(why) => return set_aside(place, DAMAGED, &why, Id::ZERO),
+        Err(why) => return Ok(unused(DAMAGED, why, Id::ZERO)),
     };
     match read(&mut file, head, len as u64, retention, now)? {
-        Err(why) => set_aside(place, DAMAGED, &why, head.newest),
+        Err(why) => Ok(unused(DAMAGED, why, head.newest)),
         Ok(None) => {
             tracing::warn!(%path, "the last process did not end in order: its messages are lost, and older cursors get a gap");
-            Ok(Found::Lost { reserved: head.newest })
+            Ok(Found::Lost { reserved: head.newest, unused: None })
         }
-        Ok(Some(state)) if place.run() == head.run => {
-            tracing::info!(%path, messages = state.stats().messages, "state file read");
-            Ok(Found::Log(state))
-        }
-        Ok(Some(_)) => {
-            let why = match place.run() {
-                None => "its lock file is missing, so there may be a newer one",
-                Some(_) => "its lock file names another process, which has used a newer one",
-            };
-            set_aside(place, OLDER, why, head.newest)
-        }
+        Ok(Some(state)) => match why_older(place.last(), head.run) {
+            Some(why) => Ok(unused(OLDER, why.into(), head.newest)),
+            None => {
+                tracing::info!(%path, messages = state.stats().messages, "state file read");
+                Ok(Found::Log(state))
+            }
+        },
+    }
+}
+
+/// Says why a file that this process has written may not be the newest one. `None` if it is.
+fn why_older(last: Last, run: Option<u64>) -> Option<&'static str> {
+    match (last, run) {
+        (Last::Version1, None) => None,
+        (Last::Run(last), Some(run)) if last == run => None,
+        (Last::Run(_), _) => Some("its lock file names another process, which has used a newer one"),
+        (Last::Unknown, _) => Some("its lock file was missing, so there may be a newer one"),
+        (Last::Version1, Some(_)) => Some("its lock file is empty, so there may be a newer one"),
     }
 }
 
@@ -103,11 +128,8 @@ fn read(
     Ok(state.transpose().map(|state| state.map(Box::new)).map_err(|error| error.to_string()))
 }
 
-fn set_aside(place: &Place, (is, ending): (&str, &str), why: &str, reserved: Id) -> io::Result<Found> {
-    let aside = place.set_aside(&format!(".{ending}-{}", Id::now()))?;
-    let path = place.path().display();
-    tracing::error!(%path, why, aside = %aside.display(), "the state file {is} and was set aside: it is not used, and older cursors get a gap");
-    Ok(Found::Lost { reserved })
+fn unused((is, ending): (&'static str, &'static str), why: String, reserved: Id) -> Found {
+    Found::Lost { reserved, unused: Some(Unused { is, ending, why }) }
 }
 
 /// This process, as the owner of the file.

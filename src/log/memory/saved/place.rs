@@ -13,8 +13,6 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::{FlockOperation, flock};
-
 use super::disk::Disk;
 
 /// How many symbolic links lead to the file at most.
@@ -29,12 +27,24 @@ pub enum Failure {
     Disk(#[from] io::Error),
 }
 
+/// The last process that published, as a lock file names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Last {
+    /// The lock file was missing, and no process has published since it was made.
+    Unknown,
+    /// The lock file is empty, as version 1 leaves it.
+    Version1,
+    /// The random number of that process.
+    Run(u64),
+}
+
 /// A state file, and the lock that lies beside it.
 pub struct Place {
     path: PathBuf,
     lock: File,
-    /// The number in the lock file.
-    run: Option<u64>,
+    last: Last,
+    /// True once the lock file is locked and says who was the last.
+    is_lock_written: bool,
     disk: Arc<dyn Disk>,
 }
 
@@ -43,17 +53,25 @@ impl Place {
     pub fn lock(path: &Path, disk: Arc<dyn Disk>) -> io::Result<Option<Self>> {
         let path = resolve(path)?;
         let name = beside(&path, ".lock");
-        let mut lock = options().create(true).truncate(false).open(&name)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-            locked => locked?,
-        }
-        // Another process may have removed it, or made another one, in between.
-        if !is_at(&lock, &name)? {
+        let Some((mut lock, is_new)) = open_lock(&name)? else { return Ok(None) };
+        if !disk.lock(&lock)? {
             return Ok(None);
         }
-        let run = read_run(&mut lock)?;
-        Ok(Some(Self { path, lock, run, disk }))
+        // Another process may have removed it, or made another one, in between.
+        let is_there = match is_at(&lock, &name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            is_there => is_there?,
+        };
+        if !is_there {
+            return Ok(None);
+        }
+        let last = if is_new { Last::Unknown } else { read_last(&mut lock)? };
+        if is_new && let Err(error) = write_last(&*disk, &mut lock, last) {
+            // If it stays there empty, it looks like that of version 1.
+            let _ = fs::remove_file(&name);
+            return Err(error);
+        }
+        Ok(Some(Self { path, lock, last, is_lock_written: true, disk }))
     }
 
     pub fn disk(&self) -> Arc<dyn Disk> {
@@ -64,17 +82,20 @@ impl Place {
         &self.path
     }
 
-    /// The number of the last process that published, if one is known.
-    pub fn run(&self) -> Option<u64> {
-        self.run
+    pub fn last(&self) -> Last {
+        self.last
+    }
+
+    /// True if there is no file at the path.
+    pub fn is_gone(&self) -> bool {
+        fs::metadata(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
     /// Writes the number of this process to the lock file.
     pub fn set_run(&mut self, run: u64) -> Result<(), Failure> {
-        self.check()?;
-        write_run(&*self.disk, &mut self.lock, run)?;
-        self.run = Some(run);
-        Ok(())
+        self.last = Last::Run(run);
+        self.is_lock_written = false;
+        self.check()
     }
 
     /// Checks that the file still belongs to this process. If only the lock file was removed, it is made again.
@@ -82,38 +103,47 @@ impl Place {
         let path = beside(&self.path, ".lock");
         loop {
             match is_at(&self.lock, &path) {
-                Ok(true) => return Ok(()),
+                Ok(true) => return self.write_lock(),
                 Ok(false) => return Err(Failure::Taken),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error.into()),
             }
-            let mut lock = match options().create_new(true).open(&path) {
+            match options().create_new(true).open(&path) {
                 // Another process was faster: look again.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                opened => opened?,
-            };
-            if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-                return Err(Failure::Taken);
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                opened => {
+                    // Even if the next step fails, this is the lock file of this process.
+                    self.lock = opened?;
+                    self.is_lock_written = false;
+                    tracing::warn!(path = %path.display(), "the lock file was removed and is made again");
+                }
             }
-            if let Some(run) = self.run {
-                write_run(&*self.disk, &mut lock, run)?;
-            }
-            tracing::warn!(path = %path.display(), "the lock file was removed and is made again");
-            self.lock = lock;
         }
+    }
+
+    /// Locks and writes the lock file, unless that is done.
+    fn write_lock(&mut self) -> Result<(), Failure> {
+        if self.is_lock_written {
+            return Ok(());
+        }
+        if !self.disk.lock(&self.lock)? {
+            return Err(Failure::Taken);
+        }
+        write_last(&*self.disk, &mut self.lock, self.last)?;
+        self.is_lock_written = true;
+        Ok(())
     }
 
     /// Replaces the file. At every moment one of the two is there and complete.
     pub fn replace(&mut self, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), Failure> {
         self.check()?;
         let new = beside(&self.path, ".new");
-        let written = create(&new).and_then(|mut file| {
-            write(&mut file)?;
-            self.disk.sync(&file)
-        });
-        if let Err(error) = written {
-            // It takes room that something else may need.
-            let _ = fs::remove_file(&new);
+        let mut file = create(&new)?;
+        if let Err(error) = write(&mut file).and_then(|()| self.disk.sync(&file)) {
+            // It takes room that something else may need. Another server may have made its own by now.
+            if is_at(&file, &new).unwrap_or(false) {
+                let _ = fs::remove_file(&new);
+            }
             return Err(error.into());
         }
         self.check()?;
@@ -134,13 +164,21 @@ impl Place {
         written.and(removed)
     }
 
-    /// Gives a damaged file another name, under which it stays.
+    /// Gives a damaged file another name, under which it stays. The name is the same if this is done again.
     pub fn set_aside(&self, ending: &str) -> io::Result<PathBuf> {
-        let aside = beside(&self.path, ending);
+        let file = File::open(&self.path)?;
+        let mut aside = beside(&self.path, &format!(".{ending}-{}", file.metadata()?.ino()));
+        while let Ok(is_done) = is_at(&file, &aside) {
+            if is_done {
+                return Ok(aside);
+            }
+            // The folder was copied, and the name belongs to another file.
+            aside = beside(&aside, "-1");
+        }
         // Add a second name, and keep the first until a new file replaces it. A process that starts in between
         // finds the same as this one.
         fs::hard_link(&self.path, &aside).or_else(|_| fs::rename(&self.path, &aside))?;
-        File::open(folder(&self.path))?.sync_all()?;
+        self.disk.sync(&File::open(folder(&self.path))?)?;
         Ok(aside)
     }
 }
@@ -164,8 +202,24 @@ fn options() -> OpenOptions {
     options
 }
 
+/// Makes a new file. A server that lost its place may still write to the one before it.
 fn create(path: &Path) -> io::Result<File> {
-    options().create(true).truncate(true).open(path)
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => options().create_new(true).open(path),
+    }
+}
+
+/// Opens a lock file, or makes one: then the second is true. `None` if it was removed in between.
+fn open_lock(path: &Path) -> io::Result<Option<(File, bool)>> {
+    match options().create_new(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => return made.map(|lock| Some((lock, true))),
+    }
+    match options().open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(|lock| Some((lock, false))),
+    }
 }
 
 fn folder(path: &Path) -> &Path {
@@ -185,21 +239,31 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     Ok((open.dev(), open.ino()) == (there.dev(), there.ino()))
 }
 
-/// The number in a lock file. Version 1 left it empty.
-fn read_run(lock: &mut File) -> io::Result<Option<u64>> {
+/// The content of a lock file that was missing, until a process publishes.
+const UNKNOWN: &str = "new";
+
+fn read_last(lock: &mut File) -> io::Result<Last> {
     let mut text = String::new();
     lock.rewind()?;
     match lock.take(64).read_to_string(&mut text) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(0)),
-        Err(error) => Err(error),
-        Ok(0) => Ok(None),
-        // A damaged number is that of no file.
-        Ok(_) => Ok(Some(u64::from_str_radix(text.trim_end(), 16).unwrap_or(0))),
+        Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
+        Ok(0) => return Ok(Last::Version1),
+        _ => {}
     }
+    Ok(match text.trim_end() {
+        UNKNOWN => Last::Unknown,
+        // A damaged number is that of no file.
+        number => Last::Run(u64::from_str_radix(number, 16).unwrap_or(0)),
+    })
 }
 
-fn write_run(disk: &dyn Disk, lock: &mut File, run: u64) -> io::Result<()> {
+fn write_last(disk: &dyn Disk, lock: &mut File, last: Last) -> io::Result<()> {
+    let text = match last {
+        Last::Unknown => format!("{UNKNOWN}\n"),
+        Last::Version1 => String::new(),
+        Last::Run(run) => format!("{run:016x}\n"),
+    };
     lock.rewind()?;
-    lock.write_all(format!("{run:016x}\n").as_bytes())?;
+    lock.write_all(text.as_bytes())?;
     disk.sync(lock)
 }

@@ -1,7 +1,9 @@
 //! The state file: what it brings to the next process, and what happens if the disk or another process interferes.
 
 mod faults;
+mod marks;
 mod owners;
+mod starts;
 
 use std::fs;
 
@@ -289,6 +291,25 @@ async fn a_file_of_version_1_is_read() {
         drop(log);
         drop(folder.place().await);
     }
+}
+
+/// An older copy was put back without its lock file, so that all readers get a gap. They got none.
+#[tokio::test]
+async fn a_file_of_version_1_that_comes_without_its_lock_file_is_set_aside() {
+    let folder = Folder::new();
+    let log = folder.log().await.expect("a new log");
+    let id = publish(&log, "a", "precious").await;
+    log.end(Instant::now()).await.expect("written");
+    drop(log);
+    drop(folder.place().await);
+    let version_1 = as_version_1(&fs::read(folder.state()).expect("a file"));
+    fs::write(folder.state(), &version_1).expect("written");
+    fs::remove_file(folder.0.join("state.lock")).expect("removed");
+    // The first process makes a lock file, and is killed before it has marked the file.
+    drop(folder.place().await);
+    let log = folder.log().await.expect("a log that begins anew");
+    assert_eq!(read(&log, id).await, (1, vec![]));
+    assert!(folder.names().iter().any(|name| name.contains(".older-")));
 }
 
 fn as_version_1(file: &[u8]) -> Vec<u8> {

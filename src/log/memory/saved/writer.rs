@@ -32,6 +32,10 @@ pub struct Writer {
 struct Orders {
     /// Reserve ids up to this one.
     reserve: Option<Id>,
+    /// True once ids were to be reserved. From then on the file may be marked as opened.
+    has_reserved: bool,
+    /// True once no more ids are reserved, because the log is closed.
+    is_shut: bool,
     /// Look if the file still belongs to this process.
     look: bool,
     close: Option<Close>,
@@ -67,14 +71,17 @@ impl Status {
 
 impl Writer {
     /// Starts the thread. It ends, and releases the file, some time after [`end`](Self::end).
-    pub fn start(owner: Owner, reserved: Id) -> io::Result<Arc<Self>> {
+    ///
+    /// `newest` is the newest id of the log. `reserved` is zero if the file is not marked as opened yet.
+    pub fn start(owner: Owner, newest: Id, reserved: Id) -> io::Result<Arc<Self>> {
+        let orders = Orders { has_reserved: reserved > Id::ZERO, ..Orders::default() };
         let writer = Arc::new(Self {
-            orders: Mutex::default(),
+            orders: Mutex::new(orders),
             has_orders: Condvar::new(),
             status: watch::Sender::new(Status { reserved, ..Status::default() }),
             steps: AtomicU64::new(0),
         });
-        let mut thread = Thread { owner, writer: writer.clone(), is_closing: false };
+        let mut thread = Thread { owner, writer: writer.clone(), newest };
         std::thread::Builder::new().name("state-file".into()).spawn(move || thread.work())?;
         Ok(writer)
     }
@@ -98,8 +105,25 @@ impl Writer {
         self.steps.load(Ordering::Relaxed)
     }
 
-    pub fn reserve(&self, upto: Id) {
-        self.order(|orders| orders.reserve = orders.reserve.max(Some(upto)));
+    /// Reserves ids up to `upto`. False if the log is closed: then it assigns no more ids.
+    pub fn reserve(&self, upto: Id) -> bool {
+        self.order(|orders| {
+            if !orders.is_shut {
+                orders.reserve = orders.reserve.max(Some(upto));
+                orders.has_reserved = true;
+            }
+            !orders.is_shut
+        })
+    }
+
+    /// Reserves no more ids. False if none were ever to be reserved: then the file is as this process has
+    /// found it, and stays so.
+    pub fn shut(&self) -> bool {
+        self.order(|orders| {
+            orders.is_shut = true;
+            orders.reserve = None;
+            orders.has_reserved
+        })
     }
 
     pub fn look(&self) {
@@ -116,9 +140,10 @@ impl Writer {
         self.order(|orders| orders.is_over = true);
     }
 
-    fn order(&self, order: impl FnOnce(&mut Orders)) {
-        order(&mut self.orders());
+    fn order<T>(&self, order: impl FnOnce(&mut Orders) -> T) -> T {
+        let ordered = order(&mut self.orders());
         self.has_orders.notify_one();
+        ordered
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {
@@ -134,12 +159,44 @@ impl Writer {
             self.has_orders.wait_while(self.orders(), is_idle).unwrap_or_else(PoisonError::into_inner);
         let close = orders.close.take().map(Order::Close);
         if orders.is_over {
-            return close;
+            // The file must cover the ids that were given. If it has a log, it stays as it is.
+            let reserve = orders.reserve.take().filter(|_| self.status().has_begun());
+            return close.or(reserve.map(Order::Reserve));
         }
         close.or_else(|| orders.reserve.take().map(Order::Reserve)).or_else(|| {
             orders.look = false;
             Some(Order::Look)
         })
+    }
+
+    /// Tries later, unless there is no later.
+    fn retry(&self, upto: Id) {
+        self.order(|orders| {
+            if !orders.is_over && !orders.is_shut {
+                orders.reserve = orders.reserve.max(Some(upto));
+            }
+        });
+    }
+
+    /// Notes that ids up to `upto` are reserved. True if the file could not be written before, and covers all
+    /// given ids now.
+    fn note_reserved(&self, upto: Id) -> bool {
+        // Hold the orders. A publish orders first and then looks if the file can be written.
+        let orders = self.orders();
+        let covers_all = orders.reserve <= Some(upto);
+        let mut works_again = false;
+        self.status.send_modify(|status| {
+            status.reserved = upto;
+            works_again = covers_all && std::mem::take(&mut status.is_failing);
+        });
+        works_again
+    }
+
+    /// Notes that the place of the file can be used. True if it could not be used before. Once ids are to be
+    /// reserved, only a write shows that the disk works.
+    fn note_usable(&self) -> bool {
+        let orders = self.orders();
+        !orders.has_reserved && self.status.send_if_modified(|status| std::mem::take(&mut status.is_failing))
     }
 
     /// Waits before the next attempt, but not if the log is to be closed.
@@ -152,8 +209,8 @@ impl Writer {
 struct Thread {
     owner: Owner,
     writer: Arc<Writer>,
-    /// True once the log was closed. An order from before that must not replace the file again.
-    is_closing: bool,
+    /// The newest id of the log that was read.
+    newest: Id,
 }
 
 impl Thread {
@@ -163,7 +220,6 @@ impl Thread {
                 Order::Reserve(upto) => self.reserve(upto),
                 Order::Look => self.look(),
                 Order::Close(Close { snapshot, done }) => {
-                    self.is_closing = true;
                     // If the caller has given up, the file is complete all the same.
                     let _ = done.send(self.close(&snapshot));
                 }
@@ -173,35 +229,36 @@ impl Thread {
 
     fn reserve(&mut self, upto: Id) {
         let status = self.writer.status();
-        if self.is_closing || status.is_taken || status.reserved >= upto {
+        if status.is_taken || status.reserved >= upto {
             return;
         }
         if let Err(failure) = self.owner.write_reserved(upto) {
             self.failed(&failure);
             // Try again, even if nothing is published meanwhile.
-            self.writer.reserve(upto);
+            self.writer.retry(upto);
             return self.writer.pause();
         }
         self.step();
-        let mut was_failing = false;
-        self.writer.status.send_modify(|status| {
-            status.reserved = upto;
-            was_failing = std::mem::take(&mut status.is_failing);
-        });
-        if was_failing {
-            tracing::info!(path = %self.owner.place.path().display(), "the state file can be written again");
+        if self.writer.note_reserved(upto) {
+            self.tell_that_it_works();
         }
     }
 
     fn look(&mut self) {
         let status = self.writer.status();
-        // Before the first message nothing can be lost, and the first message finds out by itself.
-        if let Err(failure) = self.owner.place.check()
-            && status.has_begun()
-        {
-            self.failed(&failure);
-            // Try to write until that works again, even if nothing is published meanwhile.
-            self.writer.reserve(Id::new(status.reserved.get() + 1));
+        if status.is_taken {
+            return;
+        }
+        let checked = self.owner.place.check();
+        if let Err(failure) = &checked {
+            self.failed(failure);
+        }
+        // Write until that works, even if nothing is published meanwhile. If the file is gone, nothing else
+        // says which ids were given. A file with a log is not replaced before the first message.
+        if (checked.is_err() && status.has_begun()) || self.owner.place.is_gone() {
+            self.writer.reserve(Id::new(status.reserved.max(self.newest).get() + 1));
+        } else if checked.is_ok() && self.writer.note_usable() {
+            self.tell_that_it_works();
         }
     }
 
@@ -212,6 +269,10 @@ impl Thread {
         }
         self.step();
         written
+    }
+
+    fn tell_that_it_works(&self) {
+        tracing::info!(path = %self.owner.place.path().display(), "the state file can be written again");
     }
 
     fn step(&self) {

@@ -135,6 +135,10 @@ impl State {
             state.keys.restore(name.into(), Id::new(id), digest, now);
         }
         state.mark_what_is_gone();
+        // Make room for the keys and the marks now. The first publish would have to do it under the lock.
+        while state.footprint() > retention.total_bytes && state.order.len() > 1 {
+            state.evict_oldest();
+        }
         Ok(state)
     }
 
@@ -263,4 +267,35 @@ fn put(to: &mut impl Write, entry: &impl Serialize) -> io::Result<()> {
 
 fn name(topic: &str) -> Result<Topic, Unreadable> {
     topic.parse().map_err(|_| Unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::tests::{RETENTION, gaps, store},
+        *,
+    };
+    use crate::log::{Append, Reason};
+
+    /// The log began above its limit, and the first publish removed the surplus under the lock.
+    #[test]
+    fn a_log_that_is_read_is_within_the_limits_of_today_with_its_keys() {
+        let mut state = State::new(Id::now());
+        let began = state.newest;
+        for number in 0..500 {
+            let topic = format!("topic.{number}").parse().expect("a topic");
+            let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+            let append = Append { draft, idempotency_key: Some(number.to_string().into()), if_match: None };
+            store(&mut state, append, &RETENTION).expect("stored");
+        }
+        let total_bytes = state.footprint() * 3 / 4;
+        let mut bytes = Vec::new();
+        state.close().write(&mut bytes).expect("written");
+        let retention = Retention { total_bytes, ..RETENTION };
+        let mut state = State::read(&mut bytes.as_slice(), &retention, Id::now()).expect("a log");
+        assert!(state.footprint() <= total_bytes, "{} of {total_bytes}", state.footprint());
+        assert!(state.order.len() > 1, "it keeps what there is room for");
+        assert_eq!(gaps(&mut state, "topic.0", began), [("topic.0".to_owned(), Reason::Retention)]);
+        assert_eq!(gaps(&mut state, "topic.499", began), []);
+    }
 }

@@ -82,7 +82,7 @@ impl State {
         count
     }
 
-    fn evict_oldest(&mut self) {
+    pub(super) fn evict_oldest(&mut self) {
         let Some(tail) = self.order.first_key_value().map(|(_, tail)| tail.clone()) else { return };
         self.pop_one(&tail);
         self.drop_if_idle(&tail);

@@ -1,46 +1,95 @@
 //! A disk that fails or stalls when a test wants it.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
 
 use super::*;
 
-#[derive(Clone, Copy, PartialEq)]
-enum Mode {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
     Works,
     Fails,
     Stalls,
 }
 
-struct Faulty {
-    mode: Mutex<Mode>,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Step {
+    Sync,
+    Lock,
+}
+
+pub struct Faulty {
+    plan: Mutex<Plan>,
     has_changed: Condvar,
 }
 
+struct Plan {
+    mode: Mode,
+    /// Only steps of this kind fail or stall.
+    only: Option<Step>,
+    /// So many of them work before.
+    works: usize,
+    /// The number of steps that have begun to stall.
+    stalled: usize,
+}
+
 impl Faulty {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { mode: Mutex::new(Mode::Works), has_changed: Condvar::new() })
+    pub fn new() -> Arc<Self> {
+        let plan = Plan { mode: Mode::Works, only: None, works: 0, stalled: 0 };
+        Arc::new(Self { plan: Mutex::new(plan), has_changed: Condvar::new() })
     }
 
-    fn set(&self, mode: Mode) {
-        *self.mode.lock().expect("no panic while it is held") = mode;
+    pub fn set(&self, mode: Mode) {
+        self.set_after(0, None, mode);
+    }
+
+    /// From now on `works` steps of this kind work, and then they fail or stall. A step that stalls now is the
+    /// first of them.
+    pub fn set_after(&self, works: usize, only: Option<Step>, mode: Mode) {
+        let mut plan = self.plan();
+        (plan.mode, plan.only, plan.works) = (mode, only, works);
         self.has_changed.notify_all();
     }
 
-    fn step(&self) -> io::Result<()> {
-        let mode = self.mode.lock().unwrap_or_else(PoisonError::into_inner);
-        let mode = self.has_changed.wait_while(mode, |mode| *mode == Mode::Stalls);
-        match *mode.unwrap_or_else(PoisonError::into_inner) {
-            Mode::Fails => Err(io::ErrorKind::StorageFull.into()),
-            _ => Ok(()),
+    pub fn stalled(&self) -> usize {
+        self.plan().stalled
+    }
+
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn step(&self, step: Step) -> io::Result<()> {
+        let mut plan = self.plan();
+        if !plan.is_due(step) {
+            return Ok(());
         }
+        plan.stalled += usize::from(plan.mode == Mode::Stalls && plan.works == 0);
+        let is_stalled = |plan: &mut Plan| plan.mode == Mode::Stalls && plan.works == 0;
+        let mut plan = self.has_changed.wait_while(plan, is_stalled).unwrap_or_else(PoisonError::into_inner);
+        if plan.works > 0 {
+            plan.works -= 1;
+            return Ok(());
+        }
+        if plan.mode == Mode::Fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+impl Plan {
+    fn is_due(&self, step: Step) -> bool {
+        self.mode != Mode::Works && self.only.is_none_or(|only| only == step)
     }
 }
 
 impl Disk for Faulty {
     fn sync(&self, _: &fs::File) -> io::Result<()> {
-        self.step()
+        self.step(Step::Sync)
+    }
+
+    fn lock(&self, file: &fs::File) -> io::Result<bool> {
+        self.step(Step::Lock)?;
+        System.lock(file)
     }
 }
 
@@ -49,7 +98,7 @@ async fn has_failed(log: &MemoryLog) -> bool {
 }
 
 /// The next message is past all reserved ids.
-fn pass_reservation(clock: &Clock) {
+pub fn pass_reservation(clock: &Clock) {
     clock.advance(2 * RESERVE);
 }
 

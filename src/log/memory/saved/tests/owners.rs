@@ -1,6 +1,10 @@
 //! Which process owns a state file, and which file it last wrote.
 
-use super::*;
+use super::{
+    faults::{Faulty, Mode, Step},
+    marks::{ended, is_failing},
+    *,
+};
 
 #[tokio::test]
 async fn two_processes_do_not_share_a_file() {
@@ -124,4 +128,81 @@ async fn an_older_file_that_is_put_back_is_set_aside_and_told_as_a_gap() {
     fs::remove_file(folder.0.join("state.lock")).expect("removed");
     let log = folder.log().await.expect("a log that begins anew");
     assert_eq!(read(&log, next).await, (1, vec![]));
+}
+
+/// Readers of the first server missed all messages of the second, and the first stayed ready.
+#[tokio::test]
+async fn a_server_that_has_stored_nothing_sees_that_its_file_is_taken() {
+    let folder = Folder::new();
+    ended(&folder, &Clock::System).await;
+    let first = folder.log().await.expect("the next log");
+    // If the first is faster, it makes its lock file again.
+    let second = loop {
+        fs::remove_file(folder.0.join("state.lock")).expect("removed");
+        if let Some(place) = Place::lock(&folder.state(), Arc::new(System)).expect("a lock file") {
+            break place;
+        }
+    };
+    let whole = fs::read(folder.state()).expect("a file");
+    until(|| first.saved.as_ref().is_some_and(|saved| saved.check().is_err())).await;
+    assert!(is_failing(&first));
+    assert_eq!(try_to_publish(&first, "a", "x").await, Err(LogError::Unavailable.into()));
+    first.end(Instant::now()).await.expect_err("a publish asked for the file");
+    drop(second);
+    assert!(fs::read(folder.state()).expect("a file") == whole);
+}
+
+/// The lock file was made again and could not be written. From then on the server took it for the one of
+/// another server.
+#[tokio::test]
+async fn a_lock_file_that_is_made_again_on_a_failing_disk_belongs_to_this_server() {
+    let (folder, disk, clock) = (Folder::new(), Faulty::new(), Clock::stopped());
+    let log = folder.log_on(disk.clone(), &clock).await.expect("a new log");
+    let id = publish(&log, "a", "x").await;
+    let lock = folder.0.join("state.lock");
+    for step in [Step::Sync, Step::Lock] {
+        disk.set_after(0, Some(step), Mode::Fails);
+        fs::remove_file(&lock).expect("removed");
+        until(|| is_failing(&log)).await;
+        // It is looked at again.
+        sleep(Duration::from_millis(2_500)).await;
+        assert_eq!(log.check().await, Ok(()), "{step:?}");
+        disk.set(Mode::Works);
+        until(|| !is_failing(&log)).await;
+        assert_eq!(fs::read(&lock).expect("a lock file").len(), 17);
+        let second = Place::lock(&folder.state(), Arc::new(System)).expect("a lock file");
+        assert!(second.is_none(), "it waits for the first");
+    }
+    log.end(Instant::now()).await.expect("written");
+    drop(log);
+    let log = folder.log_by(&clock).await.expect("the next log");
+    assert_eq!(read(&log, id.before()).await, (0, vec![id]));
+}
+
+/// A server that lost its place was in the middle of a long write. Its bytes then came into the file of the
+/// other server.
+#[tokio::test]
+async fn a_new_file_shares_nothing_with_one_that_another_server_still_writes() {
+    use std::io::Write;
+
+    let (folder, elsewhere) = (Folder::new(), Folder::new());
+    let id = ended(&folder, &Clock::System).await;
+    let new = folder.0.join("state.new");
+    let mut first = fs::File::create(&new).expect("made");
+    let log = folder.log().await.expect("the next log");
+    publish(&log, "b", "x").await;
+    log.end(Instant::now()).await.expect("written");
+    drop(log);
+    first.write_all(b"late").expect("written");
+    let log = folder.log().await.expect("the next log");
+    assert_eq!(read(&log, id.before()).await.0, 0);
+
+    // A link leads to the file of somebody else.
+    fs::write(elsewhere.state(), "precious").expect("written");
+    std::os::unix::fs::symlink(elsewhere.state(), &new).expect("a link");
+    log.end(Instant::now()).await.expect("nothing to write");
+    drop(log);
+    let log = folder.log().await.expect("the next log");
+    publish(&log, "c", "x").await;
+    assert_eq!(fs::read_to_string(elsewhere.state()).expect("a file"), "precious");
 }
