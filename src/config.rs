@@ -5,6 +5,7 @@ mod file;
 mod flags;
 mod layers;
 mod origin;
+mod shown;
 mod values;
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
@@ -12,7 +13,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use clap::Parser;
 use tracing::level_filters::LevelFilter;
 
-use self::values::{address, count, level, rate, size, yes_or_no};
+use self::values::{address, copies, count, level, rate, size, yes_or_no};
 pub use self::{
     access::authority,
     file::File,
@@ -22,7 +23,7 @@ pub use self::{
     values::{Secret, duration},
 };
 use crate::{
-    auth::Authority,
+    auth::{Authority, MIN_SECRET_BYTES},
     log::{Address, ParseAddressError, Retention},
 };
 
@@ -43,7 +44,7 @@ pub struct Config {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Address and port to listen on.
+    /// Address and port to listen on: also `localhost:PORT`, or `:PORT` for all IPv4 addresses.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7070", value_parser = address)]
     pub listen: SocketAddr,
 
@@ -53,7 +54,7 @@ pub struct Config {
     pub log: LogKind,
 
     /// Acknowledge a message only when this many copies of Redis have confirmed it.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = copies)]
     pub redis_confirm: usize,
 
     /// Send a frame on a quiet connection this often, so that the client sees that it is alive.
@@ -170,12 +171,20 @@ impl Config {
         let is_open = !self.listen.ip().is_loopback() && !self.insecure_open && self.authority().is_open();
         let is_kept_twice = self.state.is_some() && !matches!(self.log, LogKind::Memory);
         let confirms_nothing = self.redis_confirm > 0 && matches!(self.log, LogKind::Memory);
-        let rules: [(bool, &[&str], &str); 5] = [
+        let is_guessed = self.has_short_secret() && !self.listen.ip().is_loopback();
+        let rules: [(bool, &[&str], &str); 6] = [
+            (
+                is_guessed,
+                &["jwt-secret", "listen"],
+                "a --jwt-secret of less than 32 bytes can be guessed, so it is for loopback addresses only: \
+                 make it longer",
+            ),
             (
                 is_open,
-                &["listen"],
-                "a non-loopback address requires credentials: configure keys or tokens, \
-                 or pass --insecure-open to allow unauthenticated access",
+                &["listen", "jwt-secret"],
+                "an address beyond loopback, as :PORT is too, requires credentials: configure keys or tokens \
+                 ([[key]], [[jwt]], --jwt-secret), or grant clients without a credential something ([anonymous]), \
+                 or let every client do everything (--insecure-open)",
             ),
             (
                 self.retain_bytes < self.max_payload,
@@ -209,6 +218,11 @@ impl Config {
             authority.add_development_secret(secret);
         }
         authority
+    }
+
+    /// True if the secret for development can be guessed.
+    pub fn has_short_secret(&self) -> bool {
+        self.jwt_secret.as_ref().is_some_and(|Secret(secret)| secret.len() < MIN_SECRET_BYTES)
     }
 
     pub fn retention(&self) -> Retention {

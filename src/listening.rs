@@ -43,6 +43,9 @@ pub fn greet(address: SocketAddr, config: &Config) {
              if its Host is a loopback name or the host of an --allowed-origin"
         );
     }
+    if config.has_short_secret() {
+        tracing::warn!("--jwt-secret has less than 32 bytes and can be guessed: use it only for development");
+    }
     let url = reachable(address);
     let shown = if is_open { "" } else { " -H 'Authorization: Bearer TOKEN'" };
     let greeting = format!(

@@ -53,7 +53,7 @@ pub fn start(level: LevelFilter) -> io::Result<()> {
     if io::stderr().is_terminal() {
         log.with(layer.with_filter(wanted.and(Sparse::default()))).init();
     } else {
-        log.with(layer.json().with_filter(wanted.and(Sparse::default()))).init();
+        log.with(layer.json().flatten_event(true).with_filter(wanted.and(Sparse::default()))).init();
     }
     // The hook of the standard library waits for standard error.
     std::panic::set_hook(Box::new(

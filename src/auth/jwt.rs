@@ -23,7 +23,7 @@ use crate::message::Object;
 /// The longest token that is read: more than an HTTP header can carry.
 const MAX_TOKEN_BYTES: usize = 64 << 10;
 /// The shortest shared secret. One that is shorter than its hash can be guessed (RFC 7518 §3.2).
-const MIN_SECRET_BYTES: usize = 32;
+pub const MIN_SECRET_BYTES: usize = 32;
 /// The shortest RSA modulus: 2048 bits (RFC 7518 §3.3).
 const MIN_RSA_BYTES: usize = 256;
 
@@ -54,6 +54,11 @@ pub fn is_secret(text: &str) -> bool {
     matches!(Material::of(text), Material::Secret(_))
 }
 
+/// True if only stars stand where a secret should be.
+pub fn is_blanked(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte == b'*')
+}
+
 impl<'a> Material<'a> {
     /// Detects the form of a key by the beginning of its text.
     pub fn of(text: &'a str) -> Self {
@@ -81,6 +86,8 @@ pub enum KeyError {
          put it into pem, jwk or file, and set the algorithm of the key"
     )]
     KeyAsSecret,
+    #[error("*** is not a key: `rejoin config` prints it in place of a secret; put the secret here")]
+    Blanked,
     #[error("this is a private key; give the public one, which is enough to verify")]
     Private,
     #[error("cannot read the key as a public key of {0}")]
@@ -101,6 +108,9 @@ impl Verifier {
         let algorithm: Algorithm =
             algorithm.parse().map_err(|_| KeyError::Algorithm(algorithm.to_owned()))?;
         let (key, jwk_kid) = match material {
+            Material::Secret(text) | Material::Pem(text) | Material::Jwk(text) if is_blanked(text) => {
+                return Err(KeyError::Blanked);
+            }
             Material::Secret(secret) => (secret_key(algorithm, secret.as_bytes())?, None),
             Material::Pem(pem) => (public_key(algorithm, pem)?, None),
             Material::Jwk(json) => jwk_key(algorithm, json)?,

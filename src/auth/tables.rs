@@ -6,13 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     authority::{ApiKey, Authority, TokenKey},
     grants::{GrantList, Template, Values},
     jwt::{KeyError, Material, Verifier},
-    key::Digest,
+    key::{Digest, ParseDigestError},
 };
 
 /// A table and its line in the file.
@@ -26,7 +26,9 @@ pub type Read<'a> = dyn FnMut(&Path) -> io::Result<String> + 'a;
 #[serde(deny_unknown_fields)]
 pub struct KeyTable {
     name: String,
-    sha256: String,
+    sha256: Option<String>,
+    /// A mistake: the key itself, which is not kept.
+    key: Option<IgnoredAny>,
     #[serde(default)]
     subscribe: Vec<Template>,
     #[serde(default)]
@@ -110,7 +112,14 @@ impl Authority {
     }
 
     fn add_key(&mut self, table: KeyTable) -> Result<(), String> {
-        let KeyTable { name, sha256, subscribe, publish, admin, metrics } = table;
+        let KeyTable { name, sha256, key, subscribe, publish, admin, metrics } = table;
+        if key.is_some() {
+            return Err(format!(
+                "key {name:?}: the file holds no key, only its hash: replace `key` by `sha256`, with the hash that \
+                 `printf %s KEY | sha256sum` prints, or with a new key of `rejoin key new`"
+            ));
+        }
+        let sha256 = sha256.ok_or_else(|| format!("key {name:?}: sha256 is missing: {ParseDigestError}"))?;
         let digest: Digest = sha256.parse().map_err(|error| format!("key {name:?}: sha256: {error}"))?;
         if let Some(known) = self.keys.iter().find(|known| known.digest.is(&digest)) {
             return Err(format!("key {name:?} is the same key as {:?}", known.name));

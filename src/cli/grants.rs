@@ -16,11 +16,15 @@ pub struct Granted {
     /// Allow listing all topics and statistics, and deleting topics.
     #[arg(long)]
     admin: bool,
+
+    /// Allow reading /metrics.
+    #[arg(long)]
+    metrics: bool,
 }
 
 impl From<Granted> for GrantList {
     fn from(granted: Granted) -> Self {
-        let Granted { subscribe, publish, admin } = granted;
-        Self { subscribe, publish, admin, metrics: false }
+        let Granted { subscribe, publish, admin, metrics } = granted;
+        Self { subscribe, publish, admin, metrics }
     }
 }

@@ -58,7 +58,8 @@ impl Args for Flags {
         let ours: Vec<String> = names().into_iter().map(|(id, _)| id).collect();
         Config::augment_args(command).mut_args(|arg| {
             let is_ours = ours.iter().any(|id| arg.get_id() == id.as_str());
-            if is_ours { arg.value_parser(value_parser!(String)) } else { arg }
+            // A negative number is a value, so that its mistake is that of the setting.
+            if is_ours { arg.value_parser(value_parser!(String)).allow_negative_numbers(true) } else { arg }
         })
     }
 

@@ -8,11 +8,9 @@ use super::{
     Config, LogKind, access,
     file::File,
     flags::{self, Flags},
+    shown,
 };
-use crate::{
-    auth::{Authority, Read},
-    log::Credentials,
-};
+use crate::{auth::Read, log::Credentials};
 
 /// The credentials that a URL of Redis or of its Sentinels may lack.
 const CREDENTIALS: [&str; 4] = [
@@ -31,6 +29,10 @@ const VARIABLES_OF_KUBERNETES: [&str; 2] = ["REJOIN_SERVICE_", "REJOIN_PORT"];
 pub struct Settings {
     pub config: Config,
     settings: Vec<Setting>,
+    /// The tables with keys and grants, as the file has them, without secrets.
+    tables: String,
+    /// The variables with credentials that are set.
+    credentials: Vec<&'static str>,
 }
 
 /// One setting, as it was written.
@@ -85,8 +87,13 @@ impl Settings {
                 layers.extend(in_file.map(|(text, line)| (text, Place::File { path: path.clone(), line })));
             }
             // An overridden value is checked too: one day it is no longer overridden.
-            for (text, place) in &layers {
-                if let Some(what) = flags::mistake(&name, text) {
+            for (above, (text, place)) in layers.iter().enumerate() {
+                let what = match shown::is_hidden(&name, text) {
+                    // The secret comes from above, as it did for the server that printed this.
+                    true => (above == 0).then(|| shown::PUT_SECRET.to_owned()),
+                    false => flags::mistake(&name, text),
+                };
+                if let Some(what) = what {
                     mistakes.push(match place {
                         Place::File { .. } => format!("{place}: {name}: {what}"),
                         _ => format!("{place}: {what}"),
@@ -98,6 +105,7 @@ impl Settings {
             let (text, place) = first.unwrap_or_else(|| (flags::default(&name), Place::Default));
             settings.push(Setting { name, text, place });
         }
+        let shown = shown::tables(&text, Path::new(&path));
         let tables = access::authority(&mut file, Path::new(&path), &mut read, &mut mistakes);
         mistakes.extend(file.leftovers());
 
@@ -121,7 +129,11 @@ impl Settings {
                 mistakes.push(format!("{} ({})", contradiction.what, stand.join("; ")));
             }
         }
-        if mistakes.is_empty() { Ok(Self { config, settings }) } else { Err(mistakes) }
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        let credentials = CREDENTIALS.into_iter().filter(|name| environment(name).is_some()).collect();
+        Ok(Self { config, settings, tables: shown, credentials })
     }
 
     /// The names of the settings whose values differ from those in `other`.
@@ -130,26 +142,19 @@ impl Settings {
         pairs.filter(|(one, other)| one.text != other.text).map(|(one, _)| one.name.as_str())
     }
 
-    /// Every setting as a line of the file with its place, then the names of the keys. Secrets are hidden.
+    /// A file of these settings, keys and grants. Each setting has its place, and `***` stands for a secret.
     pub fn show(&self) -> String {
-        let lines = self.settings.iter().map(|setting| (setting.line(), &setting.place));
-        let lines: Vec<_> = lines.collect();
+        let line = |setting: &Setting| shown::setting(&setting.name, setting.text.as_deref());
+        let lines: Vec<_> = self.settings.iter().map(|setting| (line(setting), &setting.place)).collect();
         let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or_default();
-        let settings: String =
-            lines.iter().map(|(line, place)| format!("{line:width$}  # {place}\n")).collect();
-        format!("{settings}{}", known_keys(&self.config))
+        let settings = lines.iter().map(|(line, place)| format!("{line:width$}  # {place}\n"));
+        let elsewhere =
+            self.credentials.iter().map(|name| format!("# {name} is set, and is not in this file\n"));
+        let is_open = self.config.authority().is_open();
+        let open = if is_open { "# open: no credentials are required\n" } else { "" };
+        let tables = if self.tables.is_empty() { String::new() } else { format!("\n{}", self.tables) };
+        format!("{}{}{open}{tables}", settings.collect::<String>(), elsewhere.collect::<String>())
     }
-}
-
-/// The names of the configured keys. Their grants are in the file.
-fn known_keys(config: &Config) -> String {
-    if config.authority().is_open() {
-        return "# open: no credentials are required\n".to_owned();
-    }
-    let Authority { keys, token_keys, anonymous, .. } = &config.tables;
-    let keys = keys.iter().map(|key| format!("# [[key]] {:?}\n", key.name));
-    let tokens = token_keys.iter().map(|key| format!("# [[jwt]] {:?}\n", key.name));
-    keys.chain(tokens).chain(anonymous.iter().map(|_| "# [anonymous]\n".to_owned())).collect()
 }
 
 /// The names of the variables in the environment that look like settings and are none.
@@ -185,51 +190,10 @@ fn text_of(path: &str, read: &mut Read<'_>, mistakes: &mut Vec<String>) -> Strin
     })
 }
 
-impl Setting {
-    fn line(&self) -> String {
-        let Some(text) = self.shown() else { return format!("# {} is not set", self.name) };
-        if self.name == "config" {
-            return format!("# config = {text:?}");
-        }
-        let is_plain = text.parse::<u64>().is_ok() || text == "true" || text == "false";
-        if is_plain { format!("{} = {text}", self.name) } else { format!("{} = {text:?}", self.name) }
-    }
-
-    /// The value, with its secrets hidden.
-    fn shown(&self) -> Option<String> {
-        let text = self.text.as_ref()?;
-        Some(match self.name.as_str() {
-            "log" => without_credentials(text),
-            name if name.ends_with("-secret") => "***".to_owned(),
-            _ => text.clone(),
-        })
-    }
-}
-
-/// The URL without user and password. Every parameter but `prefix` and `db` is hidden too.
-fn without_credentials(url: &str) -> String {
-    let (address, query) = url.split_once('?').map_or((url, None), |(address, query)| (address, Some(query)));
-    // Up to the last @, in case the password contains one that is not written as %40.
-    let shown = match (address.split_once("://"), url.rfind('@')) {
-        (Some((scheme, _)), Some(_)) => {
-            let host = address.rsplit_once('@').map_or("", |(_, host)| host);
-            format!("{scheme}://***@{host}")
-        }
-        _ => address.to_owned(),
-    };
-    let Some(query) = query else { return shown };
-    let pairs = query.split('&').map(|pair| match pair.split_once('=') {
-        Some((name @ ("prefix" | "db"), value)) => format!("{name}={value}"),
-        Some((name, _)) => format!("{name}=***"),
-        None => "***".to_owned(),
-    });
-    format!("{shown}?{}", pairs.collect::<Vec<_>>().join("&"))
-}
-
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.shown() {
-            Some(text) => write!(f, "{} = {text}, {}", self.name, self.place),
+        match &self.text {
+            Some(text) => write!(f, "{} = {}, {}", self.name, shown::value(&self.name, text), self.place),
             None => write!(f, "{} is not set", self.name),
         }
     }

@@ -2,14 +2,15 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     num::{IntErrorKind, ParseIntError},
     time::Duration,
 };
 
 use tracing::level_filters::LevelFilter;
 
-use crate::auth::is_secret;
+use super::shown::PUT_SECRET;
+use crate::auth::{is_blanked, is_secret};
 
 /// Longer than any sensible setting, and far below the point where adding times overflows.
 const LONGEST: Duration = Duration::from_secs(10 * 31_557_600);
@@ -24,6 +25,7 @@ impl Secret {
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         match text {
             "" => Err("expected a secret, not an empty text"),
+            stars if is_blanked(stars) => Err(PUT_SECRET),
             key if !is_secret(key) => Err(
                 "expected a secret, not a PEM key or a JWK: with it, every owner of the public key could sign; \
                  put the key in a [[jwt]] of the file of --config",
@@ -40,7 +42,16 @@ impl fmt::Debug for Secret {
 }
 
 pub fn address(text: &str) -> Result<SocketAddr, &'static str> {
-    text.parse().map_err(|_| "expected an address and a port, for example 127.0.0.1:7070 or [::1]:7070")
+    let wrong = "expected an address and a port, for example 127.0.0.1:7070, [::1]:7070, localhost:7070, \
+                 or :7070 for all IPv4 addresses";
+    // No name is looked up: a name server could then say on which addresses the server listens.
+    let ip = match text.rsplit_once(':') {
+        Some(("", _)) => Ipv4Addr::UNSPECIFIED,
+        Some(("localhost", _)) => Ipv4Addr::LOCALHOST,
+        _ => return text.parse().map_err(|_| wrong),
+    };
+    let port = text.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).ok_or(wrong)?;
+    Ok(SocketAddr::from((ip, port)))
 }
 
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -80,6 +91,10 @@ pub fn rate(text: &str) -> Result<u32, &'static str> {
         IntErrorKind::PosOverflow => "must be less than 2^32",
         _ => "expected a whole number that is not negative",
     })
+}
+
+pub fn copies(text: &str) -> Result<usize, &'static str> {
+    rate(text).map(|number| number as usize)
 }
 
 pub fn yes_or_no(text: &str) -> Result<bool, &'static str> {

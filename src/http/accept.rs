@@ -41,6 +41,8 @@ use crate::{
 /// The beginning of a connection that speaks HTTP/2 with prior knowledge (RFC 9113 §3.4). Three bytes are
 /// enough, because no method of HTTP/1.1 begins so.
 const HTTP2_PREFACE: &[u8; 3] = b"PRI";
+/// The beginning of a connection that speaks TLS: a record of its handshake (RFC 8446 §5.1).
+const TLS_HANDSHAKE: &[u8; 2] = &[0x16, 0x03];
 /// The largest request head.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// How many requests one HTTP/2 connection may have open. The server's own limit comes first.
@@ -169,6 +171,12 @@ async fn serve_connection(app: Arc<App>, protocols: Arc<Protocols>, router: Rout
             }
         }
         () = app.shutdown.draining() => return,
+    }
+    if head.starts_with(TLS_HANDSHAKE) {
+        tracing::warn!(
+            "a client speaks TLS (https:// or wss://), and this port does not: \
+             let clients use http://, or a proxy that ends TLS"
+        );
     }
     let is_http2 = head == *HTTP2_PREFACE;
     let io = TokioIo::new(StallGuard::new(Bytes::copy_from_slice(&head), socket, app.config.write_timeout));

@@ -208,10 +208,16 @@ impl Metrics {
         self.refusals.with_label_values(&[code.as_str()]).inc();
     }
 
-    /// Logs one line with the counts since the last one.
-    pub fn log_totals(&self) {
+    /// The totals now and at the last call, unless they are the same.
+    fn changed_totals(&self) -> Option<(Totals, Totals)> {
         let now = Totals::of(&self.registry.gather());
         let before = std::mem::replace(&mut *self.logged.lock().unwrap_or_else(PoisonError::into_inner), now);
+        (now != before).then_some((now, before))
+    }
+
+    /// Logs one line with the counts since the last one, unless nothing has happened.
+    pub fn log_totals(&self) {
+        let Some((now, before)) = self.changed_totals() else { return };
         let since = |name: &str| now.counted(name) - before.counted(name);
         tracing::info!(
             connections = now.counted("rejoin_connections"),
@@ -242,7 +248,7 @@ const TOTALS: [&str; 8] = [
 /// The results of a publish that stored or announced a message.
 const PUBLISHED: [&str; 2] = ["stored", "announced"];
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Totals([u64; TOTALS.len()]);
 
 impl Totals {
@@ -333,5 +339,15 @@ mod tests {
         metrics.published(Err(Code::Unavailable));
         metrics.published(Err(Code::RateLimited));
         assert_eq!(Totals::of(&metrics.registry.gather()).counted("rejoin_publishes_total"), 1);
+    }
+
+    #[test]
+    fn a_minute_in_which_nothing_happened_has_no_totals() {
+        let metrics = Metrics::new();
+        assert!(metrics.changed_totals().is_none(), "the first minute");
+        metrics.published(Ok(None));
+        let (now, before) = metrics.changed_totals().expect("a message was published");
+        assert_eq!(now.counted("rejoin_publishes_total") - before.counted("rejoin_publishes_total"), 1);
+        assert!(metrics.changed_totals().is_none(), "the next minute");
     }
 }

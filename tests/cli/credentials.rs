@@ -34,6 +34,9 @@ async fn a_new_key_is_accepted_once_its_printed_table_is_configured() {
     assert!(publish(&serving, "other", key).await.stderr().contains("forbidden"));
     assert!(publish(&serving, "orders.1", other.lines()[0]).await.stderr().contains("unauthorized"));
 
+    let scraper = run(&["key", "new", "--metrics"]).await;
+    assert_eq!(scraper.lines().last().copied(), Some("metrics = true"), "{scraper:?}");
+
     let mistaken = run(&["key", "new", "--subscribe", "users.{sub}"]).await;
     assert_eq!((mistaken.code, mistaken.stdout), (Some(1), vec![]));
 }

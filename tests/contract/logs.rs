@@ -1,6 +1,10 @@
 //! The lines that the program logs on standard error.
 
 use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{
     ask::{Ask, get, publish, publish_all},
@@ -24,18 +28,33 @@ async fn without_a_terminal_each_log_line_is_json_and_a_connection_logs_why_it_e
         assert_eq!(reader.ids(1).await, [first.as_str()]);
     }
     let log = program.terminate().await.log;
-    let ended = lines(&log).into_iter().filter(|line| line["fields"]["message"] == "connection ended");
-    let ended: Vec<_> = ended.filter(|line| line["fields"]["transport"].is_string()).collect();
+    let ended = lines(&log).into_iter().filter(|line| line["message"] == "connection ended");
+    let ended: Vec<_> = ended.filter(|line| line["transport"].is_string()).collect();
     for transport in streams {
         let name = transport.to_string();
-        let line = ended.iter().find(|line| line["fields"]["transport"] == name.as_str());
-        let fields = &line.unwrap_or_else(|| panic!("{transport}: {log}"))["fields"];
+        let line = ended.iter().find(|line| line["transport"] == name.as_str());
+        let fields = line.unwrap_or_else(|| panic!("{transport}: {log}"));
         assert_eq!((&fields["messages"], &fields["behind_ms"]), (&1.into(), &0.into()), "{fields}");
         // The client has left, unless the drain was quicker.
         let why = fields["why"].as_str().expect("a reason");
         assert!(why.starts_with("the client left") || why == "draining", "{fields}");
         assert!(fields["seconds"].is_u64() && fields["cursor"] == first.as_str(), "{fields}");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_speaks_tls_is_warned_of() {
+    let mut program = Program::start(&[]).await;
+    let mut wire = TcpStream::connect(program.server.addr).await.expect("a connection");
+    wire.write_all(b"\x16\x03\x01\x02\0\x01\0\r\n\r\n").await.expect("sent");
+    program.until_logged("a client speaks TLS (https:// or wss://)").await;
+    wire.read_to_end(&mut Vec::new()).await.ok();
+    let log = program.terminate().await.log;
+    let told = lines(&log)
+        .iter()
+        .filter(|line| line["level"] == "WARN" && line["target"] != "rejoin::limits")
+        .count();
+    assert_eq!(told, 1, "{log}");
 }
 
 #[tokio::test]
@@ -58,7 +77,7 @@ async fn clients_cause_few_log_lines() {
         drop(futures_util::future::join_all(open).await);
     }
     let began = lines(&program.terminate().await.log);
-    let ended = began.iter().filter(|line| line["fields"]["transport"] == "ndjson").count();
+    let ended = began.iter().filter(|line| line["transport"] == "ndjson").count();
     // Three hundred connections ended; the machine decides how many seconds that took.
     assert!((1..300).contains(&ended), "{ended}");
 }

@@ -29,12 +29,15 @@ mod names;
 mod objects;
 mod openapi;
 mod poll;
+mod printed;
 mod process;
 mod publish;
 mod reader;
 mod replay;
 mod separators;
 mod settings;
+#[path = "../support/signer.rs"]
+mod signer;
 mod slow;
 mod sse;
 mod start;

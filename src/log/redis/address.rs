@@ -8,6 +8,7 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
 const DEFAULT_PREFIX: &str = "rejoin";
 /// The port of a Sentinel, if the URL has none.
 const SENTINEL_PORT: u16 = 26379;
+const NOT_A_URL: &str = "not a URL like redis://[user:password@]host[:port][/db]";
 
 /// The address of a Redis or Valkey server: `redis://[user:password@]host[:port][/database][?prefix=NAME]`,
 /// `rediss://` for TLS, `unix:///path[?db=N]`. Or the Sentinels that know where it is:
@@ -49,6 +50,8 @@ pub enum ParseAddressError {
     Master,
     #[error("db: a number")]
     Database,
+    #[error("the URL lacks the host: redis://HOST[:PORT]")]
+    Host,
     #[error("{0}")]
     Url(String),
 }
@@ -128,7 +131,10 @@ type Query = Vec<(String, String)>;
 
 /// The connection settings and the query of a URL.
 fn parse_url(text: &str) -> Result<(ConnectionInfo, Query), ParseAddressError> {
-    let url = redis::parse_redis_url(text).ok_or_else(|| ParseAddressError::Url("not a URL".into()))?;
+    let url = redis::parse_redis_url(text).ok_or_else(|| ParseAddressError::Url(NOT_A_URL.into()))?;
+    if url.scheme() != "unix" && url.host_str().is_none_or(str::is_empty) {
+        return Err(ParseAddressError::Host);
+    }
     let query = url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
     // The library's error text says what is wrong without repeating the URL.
     let info = url.into_connection_info().map_err(|error| ParseAddressError::Url(error.to_string()))?;
