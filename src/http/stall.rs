@@ -24,6 +24,8 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
+use super::idle::Begun;
+
 /// A socket whose writes fail after nothing could be written for the timeout.
 ///
 /// If it is dropped during a stall, it discards the bytes that the client has not read. The system would keep
@@ -34,12 +36,13 @@ pub struct StallGuard {
     socket: TcpStream,
     timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    begun: Begun,
 }
 
 impl StallGuard {
-    /// A socket from which `head` was read already.
-    pub fn new(head: Bytes, socket: TcpStream, timeout: Duration) -> Self {
-        Self { head, socket, timeout, stalled: None }
+    /// A socket from which `head` was read already. Each read is noted in `begun`.
+    pub fn new(head: Bytes, socket: TcpStream, timeout: Duration, begun: Begun) -> Self {
+        Self { head, socket, timeout, stalled: None, begun }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -72,8 +75,13 @@ impl AsyncRead for StallGuard {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.head.is_empty() {
-            return Pin::new(&mut self.socket).poll_read(cx, buffer);
+            let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
+            if read.is_ready() {
+                self.begun.set();
+            }
+            return read;
         }
+        self.begun.set();
         let length = self.head.len().min(buffer.remaining());
         buffer.put_slice(&self.head.split_to(length));
         // The bytes after it join the same read, so that the reader need not grow its buffer for them.
