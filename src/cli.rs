@@ -8,6 +8,7 @@ mod completions;
 mod grants;
 mod key;
 mod notes;
+mod operate;
 mod publish;
 mod remote;
 mod subscribe;
@@ -23,7 +24,13 @@ use clap::{Parser, Subcommand};
 use rejoin::{client::ClientError, config::Flags};
 
 use self::{
-    bench::Bench, completions::Completions, key::Key, publish::Publish, subscribe::Subscribe, token::Token,
+    bench::Bench,
+    completions::Completions,
+    key::Key,
+    operate::{Delete, Health, Stats, Topics},
+    publish::Publish,
+    subscribe::Subscribe,
+    token::Token,
 };
 
 /// Realtime push over WebSocket, Server-Sent Events, NDJSON and long-polling, with one cursor that resumes on
@@ -47,14 +54,15 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the server. `rejoin` without a command does the same.
-    #[command(after_help = rejoin::config::ELSEWHERE)]
+    #[command(after_help = elsewhere("rejoin serve --listen 0.0.0.0:7070 --config /etc/rejoin.toml"))]
     Serve(Flags),
     /// Print the settings in force, as a configuration file, and the place of each value.
+    #[command(after_help = elsewhere("rejoin config --config /etc/rejoin.toml"))]
     Config(Flags),
     /// Publish a message, or each line of standard input.
     ///
-    /// The messages are stored once and in order, also if the server restarts meanwhile. With DATA the
-    /// command prints the id. After three minutes without an answer the server may soon forget what it has
+    /// The messages are stored once and in order, also if the server restarts meanwhile. For a single message
+    /// the command prints the id; an ephemeral one has none, and may be sent twice. After three minutes without an answer the server may soon forget what it has
     /// stored. Lines that are sent again after that may be stored twice: the command says which, and ends
     /// with exit code 3.
     Pub(Publish),
@@ -63,6 +71,24 @@ pub enum Command {
     /// After a lost connection the command reconnects and resumes by itself. It prints gaps on standard
     /// error. A message that contains a line feed is printed as with --json.
     Sub(Subscribe),
+    /// Print the topics, in the order of their names.
+    ///
+    /// The table has the id of the newest message, the retained messages and their bytes, and the subscribers of
+    /// exactly this topic in the asked process. A token needs `admin`.
+    Topics(Topics),
+    /// Print the counts of the server: topics, messages, bytes, connections.
+    ///
+    /// A token needs `admin`.
+    Stats(Stats),
+    /// Say if the server is ready, for example as the health check of a container.
+    ///
+    /// The command prints `ready`, or says why the server is not ready and ends with exit code 1. It needs no
+    /// token.
+    Health(Health),
+    /// Delete the retained messages of a topic.
+    ///
+    /// Readers that are behind get a gap. A token needs `admin`.
+    Delete(Delete),
     /// Measure how much load a server carries, and how fast it is, to choose the size of a machine.
     ///
     /// It publishes to its own topics, which begin with `bench`, and ends by itself. It needs much of a
@@ -97,8 +123,21 @@ pub enum Ending {
     Failed(String),
     /// The command is done, but messages may be missing or stored twice.
     Doubtful(String),
+    /// The command line contradicts itself.
+    Mistaken(String),
     /// The command stopped trying, because the server could not be reached.
     GaveUp(String),
+}
+
+/// The end of the help of a command that uses a server: examples, and the exit codes.
+fn examples(examples: &[&str]) -> String {
+    let first = if examples.len() == 1 { " " } else { "\n  " };
+    format!("For example:{first}{}\n\n{EXIT_CODES}", examples.join("\n  "))
+}
+
+/// The end of the help of a command that reads the settings of the server.
+fn elsewhere(example: &str) -> String {
+    format!("For example: {example}\n\n{}", rejoin::config::ELSEWHERE)
 }
 
 /// The help's list of exit codes.
@@ -136,6 +175,7 @@ impl Ending {
         let (code, why) = match self {
             Self::Done => return ExitCode::SUCCESS,
             Self::Failed(why) => (1, why),
+            Self::Mistaken(why) => (2, why),
             Self::Doubtful(why) => (3, why),
             Self::GaveUp(why) => (4, why),
         };
@@ -161,4 +201,42 @@ pub fn print(text: impl AsRef<[u8]>) -> Ending {
 /// Prints a note for the user, on standard error.
 fn tell(what: impl Display) {
     eprintln!("rejoin: {what}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The examples in the help of a command, up to a pipe or a file.
+    fn examples_of(command: &clap::Command) -> Vec<Vec<String>> {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let begins =
+            |line: &&str| line.trim_start_matches("For example:").trim_start().starts_with("rejoin ");
+        let words = |line: &str| {
+            let line = line.trim_start_matches("For example:").split(['|', '>']).next().unwrap_or_default();
+            line.split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect()
+        };
+        let lines: Vec<&str> = help.lines().flat_map(|line| line.split("| ")).collect();
+        lines.into_iter().filter(begins).map(words).collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_that_are_right() {
+        let cli = Cli::command();
+        let nested = |command: &clap::Command| command.get_subcommands().cloned().collect::<Vec<_>>();
+        for command in cli.get_subcommands() {
+            let leaves = if command.has_subcommands() { nested(command) } else { vec![command.clone()] };
+            for leaf in leaves {
+                let examples = examples_of(&leaf);
+                assert!(!examples.is_empty(), "{} has no example", leaf.get_name());
+                for words in examples {
+                    assert_eq!(words[1], command.get_name(), "{words:?}");
+                    let parsed = Cli::try_parse_from(&words);
+                    assert!(parsed.is_ok(), "{words:?}: {}", parsed.expect_err("it is wrong"));
+                }
+            }
+        }
+    }
 }

@@ -29,6 +29,7 @@
 mod connection;
 mod credential;
 mod error;
+mod operate;
 mod publish;
 mod retry;
 mod subscription;
@@ -42,6 +43,7 @@ use self::credential::{BoxError, Credential};
 pub use self::{
     connection::{Gap, Message},
     error::ClientError,
+    operate::{Ready, TopicState, Topics},
     publish::{Draft, Progress, Publishing},
     subscription::{Event, Subscription},
 };
@@ -191,7 +193,8 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// - [`ClientError::Refused`] and [`ClientError::Unusable`]: the message was not stored.
+    /// - [`ClientError::Refused`] and [`ClientError::Unusable`]: the message was not stored. An ephemeral message
+    ///   is unusable here, because it gets no id: [`publish_all`](Self::publish_all) takes it.
     /// - [`ClientError::Lost`]: the message may be stored. The outcome stayed unknown for three minutes, so the
     ///   server may soon forget the key; or the client has [given up](Self::with_give_up); or the server refused
     ///   the message after an attempt without an answer. To publish it again may store it twice.
@@ -200,6 +203,9 @@ impl Client {
     /// # Cancel safety
     /// Dropping this before it resolves may still store the message.
     pub async fn publish(&self, draft: Draft) -> Result<String, ClientError> {
+        if draft.is_ephemeral() {
+            return Err(ClientError::Unusable("an ephemeral message gets no id".into()));
+        }
         let mut publishing = self.publish_all(tokio_stream::once(draft));
         // The error of an attempt that may have stored the message.
         let mut lost = None;
@@ -210,7 +216,7 @@ impl Client {
                     lost = lost.or(matches!(error, ClientError::Lost { .. }).then_some(error));
                     continue;
                 }
-                Ok(Progress::Recovered) => continue,
+                Ok(Progress::Recovered | Progress::Sent) => continue,
                 Ok(Progress::Doubtful { .. }) => break,
                 Ok(Progress::Refused(error)) | Err(error) => error,
             };

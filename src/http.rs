@@ -14,6 +14,7 @@ mod connections;
 mod credentials;
 mod escape;
 mod gate;
+mod idle;
 mod inspect;
 mod malformed;
 mod media;

@@ -38,6 +38,10 @@ fn main() -> ExitCode {
         cli::Command::Config(flags) => settings(&flags).map_or_else(|code| code, |settings| show(&settings)),
         cli::Command::Pub(publish) => cli::run(publish.run()),
         cli::Command::Sub(subscribe) => cli::run(subscribe.run()),
+        cli::Command::Topics(topics) => cli::run(topics.run()),
+        cli::Command::Stats(stats) => cli::run(stats.run()),
+        cli::Command::Health(health) => cli::run(health.run()),
+        cli::Command::Delete(delete) => cli::run(delete.run()),
         cli::Command::Key(key) => key.run().report(),
         cli::Command::Token(token) => settings(&token.flags())
             .map_or_else(|code| code, |settings| token.run(&settings.config.authority()).report()),

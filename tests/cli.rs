@@ -3,6 +3,10 @@
 
 #[path = "cli/credentials.rs"]
 mod credentials;
+#[path = "cli/operating.rs"]
+mod operating;
+#[path = "cli/options.rs"]
+mod options;
 #[path = "cli/program.rs"]
 mod program;
 #[path = "cli/proxy.rs"]
@@ -223,6 +227,12 @@ async fn a_mistake_in_the_command_line_ends_with_code_2() {
         &["sub", "t", "--after", "0", "--last", "1"],
         &["sub", "t", "--url", "localhost:7070"],
         &["pub", "t", "x", "y"],
+        &["pub", "t", "x", "--file", "f"],
+        &["pub", "t", "x", "--key", "k", "--ephemeral"],
+        &["pub", "t", "--key", "k"],
+        &["pub", "t", "-", "--key", "k"],
+        &["pub", "t", "x", "--token", "t", "--token-file", "f"],
+        &["delete"],
         &["sub", "t", "--transport", "pigeon"],
         &["sub", "t", "--until-idle", "99999999999y"],
         &["sub", "t", "--give-up", "99999999999y"],
@@ -241,7 +251,18 @@ async fn shell_completions_contain_every_command() {
     let shell = Program::new(&["completions", "bash"]).run().await;
     assert_eq!(shell.code, Some(0), "{shell:?}");
     let script = shell.lines().join("\n");
-    for name in ["serve", "config", "pub", "sub", "bench", "completions", "--until-idle", "--listen"] {
+    for name in [
+        "serve",
+        "config",
+        "pub",
+        "sub",
+        "bench",
+        "topics",
+        "health",
+        "completions",
+        "--until-idle",
+        "--listen",
+    ] {
         assert!(script.contains(name), "{name} is not completed");
     }
 }

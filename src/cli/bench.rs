@@ -41,7 +41,9 @@ const LONGEST_LATENCY: Duration = Duration::from_secs(600);
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug, Args)]
-#[command(after_help = super::EXIT_CODES)]
+#[command(after_help = super::examples(&[
+    "rejoin bench http://push.internal:7070 --subscribers 5000 --rate 200 --transport sse",
+]))]
 pub struct Bench {
     /// URL of the server.
     #[arg(

@@ -1,25 +1,29 @@
 //! `rejoin pub`: one message, or each line of standard input, in order and once.
 
-mod lines;
+mod input;
+mod outcomes;
 
-use std::{
-    fmt::{self, Display},
-    io,
-    time::Duration,
-};
+use std::{io, path::PathBuf, time::Duration};
 
 use clap::Args;
-use rejoin::client::{ClientError, Draft, Progress, Publishing};
+use rejoin::client::Draft;
 use tokio_stream::StreamExt;
 
-use self::lines::lines;
-use super::{Ending, notes::Notes, remote::Remote, tell};
+use self::{
+    input::{file, lines},
+    outcomes::{Line, Outcomes},
+};
+use super::{Ending, remote::Remote};
 
 /// How long a script waits for a server that cannot be reached.
 const GIVE_UP: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
-#[command(after_help = super::EXIT_CODES)]
+#[command(after_help = super::examples(&[
+    "rejoin pub orders.42 '{\"total\":12}' --event paid --key payment-7",
+    "tail -f access.log | rejoin pub logs.web",
+    "rejoin pub maps.1 --file map.png --content-type image/png",
+]))]
 pub struct Publish {
     /// Topic to publish to.
     topic: String,
@@ -27,8 +31,28 @@ pub struct Publish {
     /// The message. With `-` or without DATA, each line of standard input is a message.
     data: Option<String>,
 
-    /// Give up after failing to store anything for this long [default: never with standard input, 30s with
-    /// DATA].
+    /// Publish the bytes of this file as one message; `-` is all of standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    file: Option<PathBuf>,
+
+    /// Event type that subscribers see.
+    #[arg(long, value_name = "NAME")]
+    event: Option<String>,
+
+    /// Media type of the message, such as image/png [default: JSON, text or octets, as the bytes are].
+    #[arg(long, value_name = "TYPE")]
+    content_type: Option<String>,
+
+    /// Idempotency key of the message: within 5 minutes the server stores one message of a topic under it.
+    #[arg(long, value_name = "KEY", conflicts_with = "ephemeral")]
+    key: Option<String>,
+
+    /// Send to the subscriptions that are caught up, and retain nothing.
+    #[arg(long)]
+    ephemeral: bool,
+
+    /// Give up after failing to publish anything for this long [default: never with lines of standard input,
+    /// else 30s].
     #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
     give_up: Option<Duration>,
 
@@ -42,109 +66,42 @@ impl Publish {
     }
 
     async fn publish(self) -> Result<Ending, Ending> {
-        let data = self.data.filter(|data| data != "-");
-        let mut client = self.remote.client()?;
-        if let Some(give_up) = self.give_up.or(data.is_some().then_some(GIVE_UP)) {
+        let one = match (&self.data, &self.file) {
+            (Some(data), _) if data != "-" => Some(data.clone().into_bytes()),
+            (_, Some(path)) => Some(file(path).await.map_err(Ending::Failed)?),
+            _ => None,
+        };
+        if self.key.is_some() && one.is_none() {
+            return Err(Ending::Mistaken("--key is for one message: give DATA or --file".into()));
+        }
+        let mut client = self.remote.clone().client()?;
+        if let Some(give_up) = self.give_up.or(one.is_some().then_some(GIVE_UP)) {
             client = client.with_give_up(give_up);
         }
-        let draft = |bytes: Vec<u8>| Draft::new(&self.topic, bytes);
-        if let Some(data) = data {
-            let drafts = tokio_stream::once(draft(data.into()));
-            return Outcomes::from(Line::DATA).of(client.publish_all(drafts)).await;
+        if let Some(bytes) = one {
+            let drafts = tokio_stream::once(self.draft(bytes));
+            return Outcomes::new(Line::ONLY, self.ephemeral).of(client.publish_all(drafts)).await;
         }
         let mut unread: Option<io::Error> = None;
-        let drafts = lines(tokio::io::stdin(), &mut unread).map(draft);
-        let ending = Outcomes::from(Line::FIRST).of(client.publish_all(drafts)).await?;
+        let drafts = lines(tokio::io::stdin(), &mut unread).map(|line| self.draft(line));
+        let ending = Outcomes::new(Line::FIRST, self.ephemeral).of(client.publish_all(drafts)).await?;
         match unread {
             Some(error) => Err(Ending::Failed(format!("cannot read standard input: {error}"))),
             None => Ok(ending),
         }
     }
-}
 
-/// The number of a line, or 0 for the DATA of the command line.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Line(usize);
-
-impl Line {
-    const DATA: Self = Self(0);
-    const FIRST: Self = Self(1);
-}
-
-impl Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::DATA => f.write_str("the message"),
-            Self(number) => write!(f, "line {number}"),
+    fn draft(&self, bytes: Vec<u8>) -> Draft {
+        let mut draft = Draft::new(&self.topic, bytes);
+        if let Some(event) = &self.event {
+            draft = draft.with_event(event);
         }
-    }
-}
-
-/// The outcomes so far.
-struct Outcomes {
-    /// The line of which the outcome comes next.
-    line: Line,
-    notes: Notes,
-    refused: u64,
-    is_doubtful: bool,
-}
-
-impl From<Line> for Outcomes {
-    fn from(line: Line) -> Self {
-        Self { line, notes: Notes::default(), refused: 0, is_doubtful: false }
-    }
-}
-
-impl Outcomes {
-    /// Tells the outcomes, to the end.
-    async fn of(mut self, mut publishing: Publishing<'_>) -> Result<Ending, Ending> {
-        while let Some(progress) = publishing.next().await {
-            match progress? {
-                Progress::Stored { id } => {
-                    if self.line == Line::DATA {
-                        // The message is stored, also if its id cannot be printed.
-                        drop(super::print(format!("{id}\n")));
-                    }
-                    self.line.0 += 1;
-                }
-                Progress::Refused(error) => {
-                    self.refuse(&error)?;
-                    self.line.0 += 1;
-                }
-                Progress::Doubtful { count } => {
-                    let first = self.line;
-                    match count {
-                        1 => tell(format_args!("{first} may be stored twice")),
-                        _ => {
-                            tell(format_args!("{first} to {} may be stored twice", Line(first.0 + count - 1)))
-                        }
-                    }
-                    self.is_doubtful = true;
-                }
-                Progress::Retrying(error) => self.notes.retrying(&error),
-                Progress::Recovered => self.notes.recovered(),
-                _ => {}
-            }
+        if let Some(content_type) = &self.content_type {
+            draft = draft.with_content_type(content_type);
         }
-        Ok(match self {
-            Self { refused: count @ 1.., .. } => {
-                Ending::Failed(format!("{count} of the messages were refused"))
-            }
-            Self { is_doubtful: true, .. } => Ending::Doubtful("some messages may be stored twice".into()),
-            _ => Ending::Done,
-        })
-    }
-
-    /// A message that is too large does not stop the others; any other refusal does.
-    fn refuse(&mut self, error: &ClientError) -> Result<(), Ending> {
-        let line = self.line;
-        match error {
-            ClientError::Refused { code, detail } if code == "too_large" => {
-                tell(format_args!("{line} was refused: {detail}"));
-                self.refused += 1;
-                Ok(())
-            }
-            error => Err(Ending::Failed(format!("{line}: {error}"))),
+        if let Some(key) = &self.key {
+            draft = draft.with_key(key);
         }
+        if self.ephemeral { draft.ephemeral() } else { draft }
     }
 }

@@ -24,7 +24,10 @@ const GIVE_UP: Duration = Duration::from_secs(30);
 const CATCH_UP: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
-#[command(after_help = super::EXIT_CODES)]
+#[command(after_help = super::examples(&[
+    "rejoin sub 'orders.*' --last 10",
+    "rejoin sub logs.web --after 0 --until-idle 2s > logs.txt",
+]))]
 pub struct Subscribe {
     /// Topics and patterns to read.
     #[arg(value_name = "TOPIC", required = true)]

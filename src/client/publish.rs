@@ -16,7 +16,7 @@ use std::{
 
 use async_stream::try_stream;
 use reqwest::{StatusCode, header};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use tokio::time::{Instant, sleep};
 use tokio_stream::{Stream, StreamExt};
 
@@ -39,6 +39,8 @@ pub enum Progress {
         /// Its id.
         id: String,
     },
+    /// The next message is ephemeral, and was sent to the subscriptions that are caught up.
+    Sent,
     /// The next message is refused, with [`ClientError::Refused`]; the others go on. It is not stored, unless an
     /// earlier attempt, told as [`Retrying`](Self::Retrying) with [`ClientError::Lost`], has stored it.
     Refused(ClientError),
@@ -144,7 +146,13 @@ fn end(error: ClientError, is_in_doubt: bool) -> ClientError {
 #[serde(untagged)]
 enum Answer {
     Refused(Problem),
-    Stored { id: String },
+    Stored {
+        id: String,
+    },
+    /// An ephemeral message has no id.
+    Sent {
+        topic: IgnoredAny,
+    },
 }
 
 impl Client {
@@ -171,6 +179,10 @@ fn settle(client: &Client, count: usize, answers: Vec<Answer>) -> (Vec<Progress>
         let error = match answer {
             Answer::Stored { id } => {
                 outcomes.push(Progress::Stored { id });
+                continue;
+            }
+            Answer::Sent { topic: IgnoredAny } => {
+                outcomes.push(Progress::Sent);
                 continue;
             }
             Answer::Refused(problem) => ClientError::of_problem(problem, None),

@@ -31,6 +31,7 @@ use tower::ServiceExt;
 use super::{
     App,
     gate::Gate,
+    idle::{Begun, HeadTimer, KEPT_FOR},
     stall::{StallGuard, StreamExecutor, WatchedBody},
 };
 use crate::{
@@ -82,8 +83,7 @@ impl Protocols {
     fn new(app: &App) -> Self {
         let mut http1 = http1::Builder::new();
         http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(app.config.read_timeout)
+            .header_read_timeout(KEPT_FOR)
             .max_header_size(MAX_HEAD_BYTES)
             .max_buf_size(MAX_HEAD_BYTES)
             .pipeline_flush(false);
@@ -99,6 +99,13 @@ impl Protocols {
             .max_header_list_size(MAX_HEAD_BYTES as u32)
             .max_send_buf_size(MAX_STREAM_SEND_BYTES);
         Self { http1, http2 }
+    }
+
+    /// The settings with the timer of one connection.
+    fn http1(&self, timer: HeadTimer) -> http1::Builder {
+        let mut http1 = self.http1.clone();
+        http1.timer(timer);
+        http1
     }
 }
 
@@ -179,12 +186,15 @@ async fn serve_connection(app: Arc<App>, protocols: Arc<Protocols>, router: Rout
         );
     }
     let is_http2 = head == *HTTP2_PREFACE;
-    let io = TokioIo::new(StallGuard::new(Bytes::copy_from_slice(&head), socket, app.config.write_timeout));
+    let begun = Begun::default();
+    let head = Bytes::copy_from_slice(&head);
+    let io = TokioIo::new(StallGuard::new(head, socket, app.config.write_timeout, begun.clone()));
     let result = match is_http2 {
         false => {
             // In a box, because the connection drops it once there is a response.
             let service = service_fn(move |request| Box::pin(router.clone().oneshot(request)));
-            let connection = pin!(protocols.http1.serve_connection(io, service).with_upgrades());
+            let timer = HeadTimer { begun, read_timeout: app.config.read_timeout };
+            let connection = pin!(protocols.http1(timer).serve_connection(io, service).with_upgrades());
             drive(&app, connection, http1::UpgradeableConnection::graceful_shutdown).await
         }
         // In a box of its own, because the connection's task has the size of its largest branch.

@@ -24,6 +24,8 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
+use super::idle::Begun;
+
 /// How many looks at a connection fit into the timeout: a stall ends at most a quarter of it late.
 const LOOKS: u32 = 4;
 
@@ -80,12 +82,13 @@ pub struct StallGuard {
     head: Bytes,
     socket: TcpStream,
     stalled: StallTimer,
+    begun: Begun,
 }
 
 impl StallGuard {
-    /// A socket from which `head` was read already.
-    pub fn new(head: Bytes, socket: TcpStream, timeout: Duration) -> Self {
-        Self { head, socket, stalled: StallTimer::new(timeout) }
+    /// A socket from which `head` was read already. Each read is noted in `begun`.
+    pub fn new(head: Bytes, socket: TcpStream, timeout: Duration, begun: Begun) -> Self {
+        Self { head, socket, stalled: StallTimer::new(timeout), begun }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -115,8 +118,13 @@ impl AsyncRead for StallGuard {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.head.is_empty() {
-            return Pin::new(&mut self.socket).poll_read(cx, buffer);
+            let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
+            if read.is_ready() {
+                self.begun.set();
+            }
+            return read;
         }
+        self.begun.set();
         let length = self.head.len().min(buffer.remaining());
         buffer.put_slice(&self.head.split_to(length));
         // The bytes after it join the same read, so that the reader need not grow its buffer for them.

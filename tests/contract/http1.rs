@@ -54,6 +54,33 @@ async fn a_head_that_does_not_arrive_in_time_ends_the_connection() {
     }
 }
 
+/// Asks once on this connection, and leaves it open.
+async fn ask_and_keep(wire: &mut TcpStream) {
+    wire.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("it is taken");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"}") {
+        let read = within("an answer", wire.read_buf(&mut answer)).await.expect("no error");
+        assert!(read > 0, "the connection is closed: {}", String::from_utf8_lossy(&answer));
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+}
+
+/// A balancer keeps connections for 60 s. The server closed them after `--read-timeout`, and a request that was
+/// on its way then became a 502.
+#[tokio::test]
+async fn a_kept_connection_outlives_the_read_timeout_and_a_head_that_has_begun_on_it_does_not() {
+    let server = Server::with(|config| config.read_timeout = Duration::from_millis(300)).await;
+    for begun in ["G", "GET / HTTP/1.1\r\nHost: local", "\r\n"] {
+        let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
+        for _ in 0..2 {
+            ask_and_keep(&mut wire).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        wire.write_all(begun.as_bytes()).await.expect("it is taken");
+        within("the end of the connection", wire.read_to_end(&mut Vec::new())).await.ok();
+    }
+}
+
 #[tokio::test]
 async fn a_body_that_does_not_arrive_in_time_is_refused() {
     let server = Server::with(|config| config.read_timeout = Duration::from_millis(300)).await;

@@ -12,6 +12,7 @@ pub struct Draft {
     event: Option<String>,
     content_type: Option<String>,
     key: Key,
+    is_ephemeral: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -35,6 +36,8 @@ struct Item<'a> {
     content_type: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     encoding: Option<&'static str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ephemeral: bool,
 }
 
 #[derive(Serialize)]
@@ -49,7 +52,14 @@ impl Draft {
     /// A message with these bytes to this topic. A reader gets exactly these bytes. It is JSON if it parses, text
     /// if it is UTF-8, and else `application/octet-stream`.
     pub fn new(topic: impl Into<String>, payload: impl Into<Vec<u8>>) -> Self {
-        Self { topic: topic.into(), payload: payload.into(), event: None, content_type: None, key: Key::Own }
+        Self {
+            topic: topic.into(),
+            payload: payload.into(),
+            event: None,
+            content_type: None,
+            key: Key::Own,
+            is_ephemeral: false,
+        }
     }
 
     /// Sets the event type that subscribers see.
@@ -79,14 +89,31 @@ impl Draft {
         self
     }
 
+    /// Makes the message ephemeral: it goes to the subscriptions that are caught up, and the server does not
+    /// retain it. It has no id and no key of the client's own, so whenever an outcome is unknown, it may be sent
+    /// twice.
+    pub fn ephemeral(mut self) -> Self {
+        self.is_ephemeral = true;
+        self
+    }
+
+    pub(in crate::client) fn is_ephemeral(&self) -> bool {
+        self.is_ephemeral
+    }
+
     pub(super) fn has_key(&self) -> bool {
-        !matches!(self.key, Key::None)
+        match self.key {
+            Key::Own => !self.is_ephemeral,
+            Key::Given(_) => true,
+            Key::None => false,
+        }
     }
 
     /// The message as one line of a request. Without a key of its own it gets `key`.
     pub(super) fn line(&self, key: impl FnOnce() -> String) -> Vec<u8> {
         let made;
         let idempotency_key = match &self.key {
+            Key::Own if self.is_ephemeral => None,
             Key::Own => {
                 made = key();
                 Some(&*made)
@@ -96,8 +123,15 @@ impl Draft {
         };
         let (data, content_type) = self.data();
         let encoding = matches!(data, Data::Base64(_)).then_some("base64");
-        let Self { topic, event, .. } = self;
-        let item = Item { topic, idempotency_key, event: event.as_deref(), data, content_type, encoding };
+        let item = Item {
+            topic: &self.topic,
+            idempotency_key,
+            event: self.event.as_deref(),
+            data,
+            content_type,
+            encoding,
+            ephemeral: self.is_ephemeral,
+        };
         let mut line = serde_json::to_vec(&item).expect("strings serialize");
         line.push(b'\n');
         line
@@ -163,5 +197,7 @@ mod tests {
         assert_eq!(line.trim_end(), expected);
         let line = Draft::new("t", "1").without_key().line(|| unreachable!("it has none"));
         assert_eq!(line, b"{\"topic\":\"t\",\"data\":1}\n");
+        let line = Draft::new("t", "1").ephemeral().line(|| unreachable!("it has none"));
+        assert_eq!(line, b"{\"topic\":\"t\",\"data\":1,\"ephemeral\":true}\n");
     }
 }

@@ -1,15 +1,43 @@
-//! Standard input, line by line.
+//! The input: a file as one message, or standard input line by line.
 
-use std::io;
+use std::{io, path::Path};
 
 use async_stream::stream;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::{
+    fs::File,
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
+};
 use tokio_stream::Stream;
 
 /// How much is read at once.
 const READ_BYTES: usize = 256 << 10;
-/// The longest line that is accepted: more than any server lets a client publish.
-const MAX_LINE_BYTES: usize = 64 << 20;
+/// The longest line or file that is accepted: more than any server lets a client publish.
+const MAX_BYTES: usize = 64 << 20;
+
+/// All bytes of a file; `-` is standard input.
+///
+/// # Errors
+/// In words, if it cannot be read or is too long.
+pub async fn file(path: &Path) -> Result<Vec<u8>, String> {
+    let read = if path == Path::new("-") {
+        whole(tokio::io::stdin()).await
+    } else {
+        match File::open(path).await {
+            Ok(file) => whole(file).await,
+            Err(error) => Err(error),
+        }
+    };
+    read.map_err(|error| format!("--file {}: {error}", path.display()))
+}
+
+async fn whole(input: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    input.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() > MAX_BYTES {
+        return Err(io::Error::other(format!("it has more than {MAX_BYTES} bytes")));
+    }
+    Ok(bytes)
+}
 
 /// The lines of `input`, without their line feeds. If it cannot be read, they end, and `failure` says why.
 pub fn lines<'a>(
@@ -42,8 +70,8 @@ async fn next(input: &mut BufReader<impl AsyncRead + Unpin>, number: u64) -> io:
         bytes.extend_from_slice(&read[..end.unwrap_or(read.len())]);
         let taken = end.map_or(read.len(), |end| end + 1);
         input.consume(taken);
-        if bytes.len() > MAX_LINE_BYTES {
-            return Err(io::Error::other(format!("line {number} has more than {MAX_LINE_BYTES} bytes")));
+        if bytes.len() > MAX_BYTES {
+            return Err(io::Error::other(format!("line {number} has more than {MAX_BYTES} bytes")));
         }
         if end.is_some() {
             return Ok(Some(bytes));
@@ -76,9 +104,16 @@ mod tests {
 
     #[tokio::test]
     async fn the_lines_before_one_that_is_too_long_still_come() {
-        let long = format!("a\n{}", "x".repeat(MAX_LINE_BYTES + 1));
+        let long = format!("a\n{}", "x".repeat(MAX_BYTES + 1));
         let (lines, failure) = read(long.as_bytes()).await;
         assert_eq!(lines, ["a"]);
         assert!(failure.expect("it is too long").to_string().starts_with("line 2 has more than"));
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_to_its_limit_and_not_further() {
+        let most = "x".repeat(MAX_BYTES);
+        assert_eq!(whole(most.as_bytes()).await.expect("it fits").len(), MAX_BYTES);
+        assert!(whole(tokio::io::repeat(b'x')).await.is_err(), "it has no end");
     }
 }

@@ -1,0 +1,102 @@
+//! The requests of an operator: the topics, the counts, the readiness, and deleting a topic.
+//!
+//! Each is asked once. They do not try again by themselves.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use super::{Client, ClientError};
+
+/// How long an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the answer about readiness may take. The server itself takes at most a second for it.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
+/// As many topics as the server puts into one page.
+const TOPICS_OF_A_PAGE: usize = 1_000;
+
+/// Some of the topics, in the order of their names.
+#[derive(Clone, Debug, Deserialize)]
+#[non_exhaustive]
+pub struct Topics {
+    /// The topics of this page.
+    pub topics: Vec<TopicState>,
+    /// The topic after which the next page begins; `None` if this is the last one.
+    pub next: Option<String>,
+}
+
+/// The counts of one topic.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[non_exhaustive]
+pub struct TopicState {
+    /// Its name.
+    pub topic: String,
+    /// The id of its newest message, retained or not.
+    pub newest: String,
+    /// How many messages are retained.
+    pub messages: u64,
+    /// The bytes of these, as retention counts them.
+    pub bytes: u64,
+    /// How many subscriptions to exactly this topic the asked process has.
+    pub subscribers: u64,
+}
+
+/// A server that is ready.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[non_exhaustive]
+pub struct Ready {
+    /// True if the log has no room for another message, so that publishing is refused. Reading works.
+    #[serde(default, rename = "full")]
+    pub is_full: bool,
+}
+
+impl Client {
+    /// A page of all topics, after the topic of that name.
+    ///
+    /// # Errors
+    /// If the server refuses the request, or does not answer.
+    pub async fn topics(&self, after: Option<&str>) -> Result<Topics, ClientError> {
+        let mut url = self.at("/topics");
+        url.query_pairs_mut().append_pair("limit", &TOPICS_OF_A_PAGE.to_string());
+        if let Some(after) = after {
+            url.query_pairs_mut().append_pair("after", after);
+        }
+        self.read(self.http.get(url).timeout(ANSWER_TIMEOUT)).await
+    }
+
+    /// The counts of the server, under the names of the protocol.
+    ///
+    /// # Errors
+    /// If the server refuses the request, or does not answer.
+    pub async fn stats(&self) -> Result<Map<String, Value>, ClientError> {
+        self.read(self.http.get(self.at("/stats")).timeout(ANSWER_TIMEOUT)).await
+    }
+
+    /// Asks if publishing and the live feed work.
+    ///
+    /// # Errors
+    /// [`ClientError::Unavailable`] with a code if the server answers that it is not ready; another error if it
+    /// refuses the request, or does not answer.
+    pub async fn ready(&self) -> Result<Ready, ClientError> {
+        self.read(self.http.get(self.at("/health/ready")).timeout(READY_TIMEOUT)).await
+    }
+
+    /// Deletes what is retained of a topic.
+    ///
+    /// # Errors
+    /// If the server refuses the request, or does not answer. After [`ClientError::Lost`] the topic may be
+    /// deleted.
+    pub async fn delete(&self, topic: &str) -> Result<(), ClientError> {
+        let mut url = self.at("/topics");
+        url.path_segments_mut().expect("an http URL has a path").push(topic);
+        let request = self.http.request(Method::DELETE, url).timeout(ANSWER_TIMEOUT);
+        self.ask(request, StatusCode::NO_CONTENT).await.map(drop)
+    }
+
+    async fn read<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, ClientError> {
+        let answer = self.ask(request, StatusCode::OK).await?.bytes().await?;
+        serde_json::from_slice(&answer).map_err(ClientError::not_ours)
+    }
+}

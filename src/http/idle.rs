@@ -1,0 +1,112 @@
+//! How long an HTTP/1.1 connection may wait for the head of a request.
+//!
+//! hyper starts a timer when it begins to wait for a head, and drops the timer when the head is complete. If the
+//! timer ends first, hyper ends the connection. This timer is longer as long as nothing of the head has come.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use hyper::rt;
+use tokio::time::{self, Instant, sleep_until};
+
+/// How long a kept connection may be without a request. Balancers close theirs after 60 s. If the server closed
+/// first, a request that is already on its way would be lost, and the balancer would answer it with 502.
+pub const KEPT_FOR: Duration = Duration::from_secs(75);
+
+/// If anything was read from a connection since hyper began to wait for a head.
+#[derive(Clone, Debug, Default)]
+pub struct Begun(Arc<AtomicBool>);
+
+impl Begun {
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The timer of one connection, for hyper.
+pub struct HeadTimer {
+    pub begun: Begun,
+    pub read_timeout: Duration,
+}
+
+#[expect(clippy::disallowed_types, reason = "hyper's trait has this type; the time itself is tokio's")]
+impl rt::Timer for HeadTimer {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn rt::Sleep>> {
+        self.sleep_until((Instant::now() + duration).into())
+    }
+
+    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn rt::Sleep>> {
+        // If a piece of the next head came with the request before, the wait begins as if it had not.
+        self.begun.0.store(false, Ordering::Relaxed);
+        Box::pin(HeadWait {
+            sleep: Box::pin(sleep_until(deadline.into())),
+            until_begun: Some((self.begun.clone(), self.read_timeout)),
+        })
+    }
+
+    fn now(&self) -> std::time::Instant {
+        Instant::now().into()
+    }
+}
+
+/// The wait for one head. hyper polls it after each read that did not complete the head.
+struct HeadWait {
+    sleep: Pin<Box<time::Sleep>>,
+    /// `None` once the head has begun.
+    until_begun: Option<(Begun, Duration)>,
+}
+
+impl rt::Sleep for HeadWait {}
+
+impl Future for HeadWait {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some((_, read_timeout)) =
+            self.until_begun.take_if(|(begun, _)| begun.0.load(Ordering::Relaxed))
+        {
+            self.sleep.as_mut().reset(Instant::now() + read_timeout);
+        }
+        self.sleep.poll_unpin(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::rt::Timer;
+    use tokio::time::{advance, timeout};
+
+    use super::*;
+
+    const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_has_begun_has_the_read_timeout_and_one_that_has_not_is_waited_for_longer() {
+        let begun = Begun::default();
+        let timer = HeadTimer { begun: begun.clone(), read_timeout: READ_TIMEOUT };
+        for idle in [Duration::ZERO, Duration::from_secs(74)] {
+            let mut wait = timer.sleep_until(timer.now() + KEPT_FOR);
+            assert!(wait.as_mut().now_or_never().is_none());
+            advance(idle).await;
+            begun.set();
+            let from = Instant::now();
+            assert!(timeout(READ_TIMEOUT / 2, &mut wait).await.is_err());
+            // More bytes give no more time.
+            begun.set();
+            wait.await;
+            assert_eq!(from.elapsed().as_secs(), READ_TIMEOUT.as_secs());
+        }
+        // The bytes of the last request do not count for the next one.
+        let from = Instant::now();
+        timer.sleep_until(timer.now() + KEPT_FOR).await;
+        assert_eq!(from.elapsed().as_secs(), KEPT_FOR.as_secs());
+    }
+}

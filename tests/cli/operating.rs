@@ -1,0 +1,179 @@
+//! The commands of an operator, and a token that is read from a file.
+
+use std::time::Duration;
+
+use rejoin::config::Secret;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use crate::{
+    program::{Ended, Program, rejoin},
+    support::{Server, http_client, program::Folder},
+};
+
+/// Publishes one message to each of these topics.
+async fn fill(server: &Server, topics: impl Iterator<Item = String>) {
+    let body: String = topics.map(|topic| format!("{{\"topic\":\"{topic}\",\"data\":1}}\n")).collect();
+    let client = http_client().build().expect("a client");
+    let request = client.post(server.http("/publish")).header("content-type", "application/x-ndjson");
+    let answer = request.body(body).send().await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+}
+
+async fn run(server: &Server, arguments: &[&str]) -> Ended {
+    rejoin(server, arguments).run().await
+}
+
+#[tokio::test]
+async fn topics_lists_every_topic_of_every_page() {
+    let server = Server::start().await;
+    // More than two pages.
+    let names: Vec<String> = (0..2_001).map(|number| format!("t.{number:05}")).collect();
+    fill(&server, names.iter().cloned()).await;
+    let table = run(&server, &["topics"]).await;
+    assert_eq!((table.code, table.stderr()), (Some(0), ""), "{table:?}");
+    let lines = table.lines();
+    assert_eq!(lines[0], "NEWEST             MESSAGES        BYTES SUBSCRIBERS  TOPIC");
+    let column = |line: &str, number: usize| line.split_whitespace().nth(number).map(str::to_owned);
+    let listed: Vec<String> = lines[1..].iter().filter_map(|line| column(line, 4)).collect();
+    assert!(listed == names, "{} topics", listed.len());
+    assert_eq!(column(lines[1], 1).as_deref(), Some("1"));
+
+    let json = run(&server, &["topics", "--json"]).await;
+    let listed: Vec<Value> =
+        json.lines().into_iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert!(listed.iter().map(|state| &state["topic"]).eq(&names), "{} topics", listed.len());
+    assert_eq!((&listed[0]["messages"], &listed[0]["subscribers"]), (&1.into(), &0.into()));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn stats_prints_the_counts_of_the_server() {
+    let server = Server::start().await;
+    fill(&server, ["a", "b"].map(str::to_owned).into_iter()).await;
+    let table = run(&server, &["stats"]).await;
+    assert_eq!((table.code, table.stderr()), (Some(0), ""), "{table:?}");
+    assert!(table.lines().contains(&"topics           2"), "{table:?}");
+    let version = format!("version          {}", env!("CARGO_PKG_VERSION"));
+    assert!(table.lines().contains(&&*version), "{table:?}");
+    let json = run(&server, &["stats", "--json"]).await;
+    let stats: Value = serde_json::from_str(&json.lines().concat()).expect("JSON");
+    assert_eq!((&stats["topics"], &stats["messages"]), (&2.into(), &2.into()));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn delete_removes_exactly_that_topic() {
+    let server = Server::start().await;
+    let odd = "a/b%2Ec?#.\u{fc}";
+    for topic in [odd, "a/b.c", "a"] {
+        assert_eq!(run(&server, &["pub", topic, "x"]).await.code, Some(0));
+    }
+    let deleted = run(&server, &["delete", odd]).await;
+    assert_eq!((deleted.code, deleted.stderr(), deleted.lines()), (Some(0), "", vec![]), "{deleted:?}");
+    for (topic, expected) in [(odd, vec![]), ("a/b.c", vec!["x"]), ("a", vec!["x"])] {
+        let heard = run(&server, &["sub", topic, "--after", "0", "--until-idle", "500ms"]).await;
+        assert_eq!(heard.lines(), expected, "{topic}");
+    }
+    let refused = run(&server, &["delete", "a.*"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr().starts_with("rejoin: bad_request: "), "{}", refused.stderr());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn health_says_by_its_exit_code_if_the_server_is_ready() {
+    let secret = Secret("x".repeat(32));
+    let server = Server::with(|config| config.jwt_secret = Some(secret)).await;
+    let ready = run(&server, &["health"]).await;
+    assert_eq!((ready.code, ready.lines(), ready.stderr()), (Some(0), vec!["ready"], ""), "{ready:?}");
+    let url = server.http("/");
+    server.stop().await;
+    let gone = Program::new(&["health", "--url", &url]).run().await;
+    assert_eq!(gone.code, Some(4), "{gone:?}");
+    assert!(gone.stderr().starts_with("rejoin: cannot reach http://"), "{}", gone.stderr());
+}
+
+/// The answer of a server whose log does not answer, and of one whose log is full.
+#[tokio::test]
+async fn health_repeats_why_the_server_is_not_ready() {
+    let problem = r#"{"code":"unavailable","detail":"the log does not answer","status":503}"#;
+    let full = r#"{"full":true,"status":"ready"}"#;
+    for (status, body, code, out, err) in [
+        (
+            "503 Service Unavailable",
+            problem,
+            1,
+            "",
+            "rejoin: not ready: unavailable: the log does not answer\n",
+        ),
+        ("200 OK", full, 0, "ready, but the log is full: publishing is refused\n", ""),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("a bound address"));
+        let health = tokio::spawn(Program::new(&["health", "--url", &url]).run());
+        let (mut client, _) = listener.accept().await.expect("a connection");
+        let _ = client.read(&mut [0; 4096]).await;
+        let head =
+            format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        client.write_all((head + body).as_bytes()).await.expect("it is taken");
+        let ended = health.await.expect("no panic");
+        assert_eq!((ended.code, ended.stderr()), (Some(code), err), "{ended:?}");
+        assert_eq!(ended.stdout, out.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn every_command_of_an_operator_says_if_it_is_refused_or_the_server_is_away() {
+    let secret = Secret("x".repeat(32));
+    let server = Server::with(|config| config.jwt_secret = Some(secret)).await;
+    let commands = [&["topics"][..], &["stats"], &["delete", "t"]];
+    for arguments in commands {
+        let refused = run(&server, arguments).await;
+        assert_eq!(refused.code, Some(1), "{arguments:?}: {refused:?}");
+        assert!(refused.stderr().starts_with("rejoin: unauthorized: "), "{arguments:?}: {refused:?}");
+    }
+    let url = server.http("/");
+    server.stop().await;
+    for arguments in commands {
+        let gone = Program::new(&[arguments, &["--url", &url]].concat()).run().await;
+        assert_eq!(gone.code, Some(4), "{arguments:?}: {gone:?}");
+    }
+}
+
+/// A job that outlives its token.
+#[tokio::test]
+async fn a_token_is_read_from_its_file_again_when_it_has_expired() {
+    let secret = "x".repeat(32);
+    let server = Server::with(|config| config.jwt_secret = Some(Secret(secret.clone()))).await;
+    let folder = Folder::new();
+    let file = folder.path("token");
+    let renew = async |ttl: &str| {
+        let wish = ["token", "--jwt-secret", &secret, "--publish", "t", "--subscribe", "t", "--ttl", ttl];
+        std::fs::write(&file, Program::new(&wish).run().await.stdout).expect("a file");
+    };
+    renew("3s").await;
+    let common = ["t", "--token-file", &file];
+    let mut reader = rejoin(&server, &[&["sub"], &common[..], &["--after", "0"]].concat()).start();
+    let mut publisher = rejoin(&server, &[&["pub"], &common[..]].concat()).start();
+    publisher.write(b"first\n").await;
+    assert_eq!(reader.line().await, "first");
+    renew("1h").await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    publisher.write(b"second\n").await;
+    assert_eq!(reader.line().await, "second");
+    let ended = publisher.end().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    reader.close_stdout().end().await;
+
+    std::fs::write(&file, "\n").expect("a file");
+    for (name, why) in [("not-there", "No such file"), (&*file, "it is empty")] {
+        let wrong = run(&server, &["stats", "--token-file", name]).await;
+        assert_eq!(wrong.code, Some(1), "{wrong:?}");
+        assert!(wrong.stderr().contains(&format!("--token-file {name}: {why}")), "{}", wrong.stderr());
+    }
+    server.stop().await;
+}
