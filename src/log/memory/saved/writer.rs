@@ -253,9 +253,13 @@ impl Thread {
         if let Err(failure) = &checked {
             self.failed(failure);
         }
+        let is_gone = self.owner.place.is_gone();
+        if is_gone && checked.is_ok() && !status.is_failing {
+            tracing::warn!(path = %self.owner.place.path().display(), "the state file was removed and is written again");
+        }
         // Write until that works, even if nothing is published meanwhile. If the file is gone, nothing else
         // says which ids were given. A file with a log is not replaced before the first message.
-        if (checked.is_err() && status.has_begun()) || self.owner.place.is_gone() {
+        if (checked.is_err() && status.has_begun()) || is_gone {
             self.writer.reserve(Id::new(status.reserved.max(self.newest).get() + 1));
         } else if checked.is_ok() && self.writer.note_usable() {
             self.tell_that_it_works();

@@ -40,7 +40,7 @@ async fn a_mark_that_was_made_in_part_is_replaced_by_the_log_at_the_end() {
             if mode == Mode::Fails {
                 log.end(Instant::now()).await.expect_err("the file may be marked");
             }
-            let mut end = Box::pin(log.end(Instant::now() + PATIENCE));
+            let mut end = Box::pin(log.end(Instant::now() + Duration::from_secs(600)));
             _ = futures_util::poll!(&mut end);
             disk.set(Mode::Works);
             end.await.expect("written");
