@@ -328,7 +328,7 @@ fn a_mistake_in_the_tables_names_its_line_and_no_secret() {
             "[[key]]\nname = \"a\"\nsha256 = \"00\"\nsubscribed = []",
             "rejoin.toml:4: key: unknown field `subscribed`",
         ),
-        ("[[key]]\nname = \"a\"", "rejoin.toml:1: key: missing field `sha256`"),
+        ("[[key]]\nname = \"a\"", "rejoin.toml:1: key \"a\": sha256 is missing"),
         (
             "[anonymous]\nsubscribe = [\"a..b\"]",
             "rejoin.toml:2: anonymous: \"a..b\": a topic has no empty segment",
