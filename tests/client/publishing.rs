@@ -139,6 +139,31 @@ async fn a_refusal_after_a_lost_answer_is_unknown_too() {
     assert!(matches!(refused, Err(ClientError::Refused { .. })), "{refused:?}");
 }
 
+/// The first answer is lost, and then the whole request is refused, or something else answers.
+#[tokio::test]
+async fn publishing_that_ends_after_a_lost_answer_says_that_messages_may_be_stored() {
+    const FORBIDDEN: &str = concat!(
+        "HTTP/1.1 403 Forbidden\r\nContent-Length: 20\r\nConnection: close\r\n\r\n",
+        r#"{"code":"forbidden"}"#
+    );
+    for answers in [&["", FORBIDDEN], &["", "<html>\n"]] {
+        for draft in [Draft::new("t", "x"), Draft::new("t", "x").without_key()] {
+            let stranger = Stranger::with(answers).await;
+            let (outcomes, error) = told(&client(&stranger.url), vec![draft]).await;
+            assert!(matches!(error, Some(ClientError::Lost { .. })), "{answers:?}: {outcomes:?}, {error:?}");
+        }
+    }
+    let stranger = Stranger::with(&[FORBIDDEN]).await;
+    let (_, error) = told(&client(&stranger.url), vec![Draft::new("t", "x")]).await;
+    assert!(matches!(error, Some(ClientError::Refused { .. })), "{error:?}");
+    // To tell the doubt does not end it.
+    let stranger = Stranger::with(&["", LIMITED]).await;
+    let client = client(&stranger.url).with_give_up(Duration::from_millis(300));
+    let (outcomes, error) = told(&client, vec![Draft::new("t", "x").without_key()]).await;
+    assert!(outcomes.contains(&"doubtful: 1".to_owned()), "{outcomes:?}");
+    assert!(matches!(error, Some(ClientError::Lost { .. })), "{error:?}");
+}
+
 #[tokio::test]
 async fn another_web_server_is_not_asked_again() {
     let stranger = Stranger::with(&["<html>\n"]).await;
