@@ -26,6 +26,7 @@
 
 #![warn(missing_docs)]
 
+mod answer;
 mod connection;
 mod credential;
 mod error;

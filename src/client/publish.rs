@@ -18,7 +18,7 @@ use std::{
 use async_stream::try_stream;
 use reqwest::{StatusCode, header};
 use serde::Deserialize;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_stream::{Stream, StreamExt};
 
 pub use self::draft::Draft;
@@ -26,11 +26,19 @@ use self::{
     batch::Batch,
     doubt::{Doubt, KEY_REMEMBERED, KEY_TRUSTED, Moment},
 };
-use super::{Client, ClientError, error::Problem, retry::Retry};
+use super::{
+    Client, ClientError,
+    answer::{body, within},
+    error::Problem,
+    retry::Retry,
+};
 
 /// How long a request may take, from the wait for a token to the end of the answer. After that the server may
 /// still be working on it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The longest answer that is read: far more than a refusal of each message of a batch takes.
+const MAX_ANSWER_BYTES: usize = 32 << 20;
 
 /// One thing that a [`Publishing`] tells.
 #[derive(Clone, Debug)]
@@ -149,10 +157,8 @@ impl Client {
             .post(self.at("/publish?ordered"))
             .header(header::CONTENT_TYPE, "application/x-ndjson")
             .body(batch.body());
-        let answer = timeout(ANSWER_TIMEOUT, async {
-            Ok::<_, ClientError>(self.ask(request, StatusCode::OK).await?.bytes().await?)
-        });
-        let answer = answer.await.map_err(|_| ClientError::lost("no answer in time"))??;
+        let answer = async { body(self.ask(request, StatusCode::OK).await?, MAX_ANSWER_BYTES).await };
+        let answer = within(ANSWER_TIMEOUT, answer).await?;
         serde_json::from_slice(&answer).map_err(ClientError::not_ours)
     }
 }
@@ -202,7 +208,8 @@ mod tests {
         let mut batch = Batch::new();
         let mut drafts = pin!(tokio_stream::iter([Draft::new("t", "x")]));
         assert!(batch.fill(&mut drafts).await);
-        let outcome = timeout(ANSWER_TIMEOUT, client.send_batch(&batch)).await.expect("in its time");
+        let outcome =
+            tokio::time::timeout(ANSWER_TIMEOUT, client.send_batch(&batch)).await.expect("in its time");
         assert!(matches!(outcome, Err(ClientError::Unavailable { .. })));
     }
 }
