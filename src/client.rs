@@ -162,13 +162,13 @@ impl Client {
         self
     }
 
-    /// Subscribes to topics and patterns. Their names go into the URL of the request, of which a server takes
-    /// 64 KiB.
+    /// Subscribes to topics and patterns. Their names go into the URL of the request, which may have 65 000 bytes.
+    /// A proxy may take less. For more topics use patterns.
     ///
     /// # Errors
     /// The last item of the stream is the error with which it ended:
     /// - [`ClientError::Refused`] if the server refuses the subscription;
-    /// - [`ClientError::Unusable`] if the peer is not Rejoin;
+    /// - [`ClientError::Unusable`] if the peer is not Rejoin, or the URL is too long;
     /// - any other error if the client has [given up](Self::with_give_up).
     pub fn subscribe(
         &self,

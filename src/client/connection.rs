@@ -20,6 +20,8 @@ use super::{Client, ClientError, Start, Transport, answer::within};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest frame that is read: far more than any server lets a client publish.
 const MAX_FRAME_BYTES: usize = 64 << 20;
+/// The longest URL that is sent: with its headers it fits into the 64 KiB that a server takes.
+const MAX_URL_BYTES: usize = 65_000;
 
 pub(super) struct Connection {
     by: By,
@@ -36,6 +38,10 @@ enum By {
 impl Connection {
     pub async fn open(client: &Client, topics: &[String], start: &Start) -> Result<Self, ClientError> {
         let url = url(client, topics, start);
+        if url.as_str().len() > MAX_URL_BYTES {
+            let why = format!("the URL has more than {MAX_URL_BYTES} bytes; use fewer topics, or patterns");
+            return Err(ClientError::Unusable(why));
+        }
         let opening = async {
             Ok::<_, ClientError>(match client.transport {
                 Transport::WebSocket => By::WebSocket(Box::new(WebSocket::open(client, url).await?)),

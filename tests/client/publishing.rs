@@ -111,6 +111,18 @@ async fn only_a_message_without_a_key_is_doubtful_after_one_lost_answer() {
     assert_eq!(outcomes, ["retrying", "stored", "recovered"]);
 }
 
+/// A link stalled in the middle of the request. The server has not seen the rest, and does not refuse it.
+#[tokio::test]
+async fn messages_that_did_not_arrive_in_time_are_sent_again() {
+    const STALLED: &str =
+        r#"[{"topic":"t","id":"1763640000123456"},{"code":"timed_out","status":408,"detail":"late"}]"#;
+    let stranger = Stranger::with(&[STALLED, STORED]).await;
+    let drafts = vec![Draft::new("t", "1").without_key(), Draft::new("t", "2").without_key()];
+    let (outcomes, error) = told(&client(&stranger.url), drafts).await;
+    assert_eq!(outcomes, ["stored", "retrying", "stored", "recovered"]);
+    assert!(error.is_none(), "{error:?}");
+}
+
 /// A client that gives up must not say that nothing was stored, if one of its attempts had no answer.
 #[tokio::test]
 async fn an_unknown_outcome_is_told_as_unknown() {
