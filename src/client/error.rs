@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt::Display, time::Duration};
 
-use reqwest::{Response, StatusCode};
+use reqwest::Response;
 use serde::Deserialize;
 
 use super::answer;
@@ -99,11 +99,9 @@ impl ClientError {
         let body = answer::body(response, MAX_PROBLEM_BYTES).await.unwrap_or_default();
         let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
             code: status.to_string(),
-            detail: match status {
+            detail: match status.as_u16() {
                 // A server, or a proxy before it, answers so before it reads the request.
-                StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-                    "the URL and the headers are too long; use fewer topics, or patterns".into()
-                }
+                414 | 431 => "the URL and the headers are too long; use fewer topics, or patterns".into(),
                 _ => "the answer does not come from Rejoin".into(),
             },
             status: status.as_u16(),

@@ -1,4 +1,4 @@
-//! What a publisher does not know: if an attempt without an answer has stored messages, and for how long.
+//! The doubt of a publisher: if an attempt without an answer has stored messages, and how long a key is trusted.
 
 use std::time::{Duration, SystemTime};
 
