@@ -26,6 +26,7 @@
 
 #![warn(missing_docs)]
 
+mod answer;
 mod connection;
 mod credential;
 mod error;
@@ -129,8 +130,9 @@ impl Client {
     /// Sends a token that this function gives. The client asks for one before its first request, and for a new
     /// one when the server refuses the old one, for example because it has expired.
     ///
-    /// If the function fails, the client tries again as after a lost connection. If the server refuses a new
-    /// token too, that is the end.
+    /// If the function fails or takes more than 10 seconds, the client tries again as after a lost connection.
+    /// Requests that need a token at the same time share one call. If the server refuses a new token too, that is
+    /// the end.
     ///
     /// ```
     /// use rejoin::client::{Client, ClientError};
@@ -162,13 +164,13 @@ impl Client {
         self
     }
 
-    /// Subscribes to topics and patterns. Their names go into the URL of the request, of which a server takes
-    /// 64 KiB.
+    /// Subscribes to topics and patterns. Their names go into the URL of the request, which may have 65 000 bytes.
+    /// A proxy may take less. For more topics use patterns.
     ///
     /// # Errors
     /// The last item of the stream is the error with which it ended:
     /// - [`ClientError::Refused`] if the server refuses the subscription;
-    /// - [`ClientError::Unusable`] if the peer is not Rejoin;
+    /// - [`ClientError::Unusable`] if the peer is not Rejoin, or the URL is too long;
     /// - any other error if the client has [given up](Self::with_give_up).
     pub fn subscribe(
         &self,
@@ -196,8 +198,8 @@ impl Client {
     /// - [`ClientError::Refused`] and [`ClientError::Unusable`]: the message was not stored. An ephemeral message
     ///   is unusable here, because it gets no id: [`publish_all`](Self::publish_all) takes it.
     /// - [`ClientError::Lost`]: the message may be stored. The outcome stayed unknown for three minutes, so the
-    ///   server may soon forget the key; or the client has [given up](Self::with_give_up); or the server refused
-    ///   the message after an attempt without an answer. To publish it again may store it twice.
+    ///   server may soon forget the key; or the client has [given up](Self::with_give_up), or the server refused
+    ///   the message, after an attempt without an answer. To publish it again may store it twice.
     /// - [`ClientError::Unavailable`]: the client has given up, and the message was not stored.
     ///
     /// # Cancel safety
@@ -254,9 +256,9 @@ impl Client {
     /// The last item of the stream is the error with which it ended, if it did not end with `drafts`:
     /// - [`ClientError::Refused`] if the server refuses the request as a whole, for example the credential;
     /// - [`ClientError::Unusable`] if the peer is not Rejoin;
-    /// - any other error if the client has [given up](Self::with_give_up).
-    ///
-    /// After [`ClientError::Lost`] the messages without an outcome that were taken from `drafts` may be stored.
+    /// - [`ClientError::Unavailable`] if the client has [given up](Self::with_give_up);
+    /// - [`ClientError::Lost`] in place of each of these after an attempt without an answer: the messages without
+    ///   an outcome that were taken from `drafts` may be stored.
     pub fn publish_all<'a>(&self, drafts: impl Stream<Item = Draft> + Send + 'a) -> Publishing<'a> {
         Publishing::new(self.clone(), drafts)
     }

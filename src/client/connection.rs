@@ -10,17 +10,18 @@ mod websocket;
 use std::time::Duration;
 
 use reqwest::Url;
-use tokio::time::timeout;
 
 pub(super) use self::frame::Frame;
 pub use self::frame::{Gap, Message};
 use self::{lines::Lines, poll::Poll, websocket::WebSocket};
-use super::{Client, ClientError, Start, Transport};
+use super::{Client, ClientError, Start, Transport, answer::within};
 
-/// How long an answer may take. Until a stream has sent its heartbeat, this also limits its silence.
+/// How long the head of an answer may take. Until a stream has sent its heartbeat, this also limits its silence.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest frame that is read: far more than any server lets a client publish.
 const MAX_FRAME_BYTES: usize = 64 << 20;
+/// The longest URL that is sent: with its headers it fits into the 64 KiB that a server takes.
+const MAX_URL_BYTES: usize = 65_000;
 
 pub(super) struct Connection {
     by: By,
@@ -37,6 +38,10 @@ enum By {
 impl Connection {
     pub async fn open(client: &Client, topics: &[String], start: &Start) -> Result<Self, ClientError> {
         let url = url(client, topics, start);
+        if url.as_str().len() > MAX_URL_BYTES {
+            let why = format!("the URL has more than {MAX_URL_BYTES} bytes; use fewer topics, or patterns");
+            return Err(ClientError::Unusable(why));
+        }
         let opening = async {
             Ok::<_, ClientError>(match client.transport {
                 Transport::WebSocket => By::WebSocket(Box::new(WebSocket::open(client, url).await?)),
@@ -45,7 +50,7 @@ impl Connection {
                 Transport::Poll => By::Poll(Box::new(Poll::new(client, url))),
             })
         };
-        let by = timeout(ANSWER_TIMEOUT, opening).await.map_err(|_| silent())??;
+        let by = within(ANSWER_TIMEOUT, opening).await?;
         Ok(Self { by, silence: ANSWER_TIMEOUT })
     }
 
@@ -54,24 +59,17 @@ impl Connection {
     /// # Cancel safety
     /// Dropping this loses nothing.
     pub async fn next(&mut self) -> Result<Frame, ClientError> {
-        let next = async {
-            match &mut self.by {
-                By::WebSocket(socket) => socket.next().await,
-                By::Lines(lines) => lines.next().await,
-                By::Poll(poll) => poll.next().await,
-            }
+        let frame = match &mut self.by {
+            By::WebSocket(socket) => within(self.silence, socket.next()).await?,
+            By::Lines(lines) => within(self.silence, lines.next()).await?,
+            By::Poll(poll) => poll.next(self.silence).await?,
         };
-        let frame = timeout(self.silence, next).await.map_err(|_| silent())??;
         if let Frame::Open { heartbeat, .. } = &frame {
             // One late heartbeat is no reason to leave; two are.
             self.silence = 2 * *heartbeat + ANSWER_TIMEOUT;
         }
         Ok(frame)
     }
-}
-
-fn silent() -> ClientError {
-    ClientError::lost("the server has gone silent: no answer and no heartbeat")
 }
 
 fn url(client: &Client, topics: &[String], start: &Start) -> Url {
@@ -88,4 +86,42 @@ fn url(client: &Client, topics: &[String], start: &Start) -> Url {
     };
     drop(query);
     url
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        time::sleep,
+    };
+
+    use super::*;
+
+    /// A large answer over a slow link takes longer than any silence. If that ended the poll, the client would ask
+    /// for the same answer for ever.
+    #[tokio::test]
+    async fn a_poll_waits_for_an_answer_that_arrives_slowly() {
+        let silence = Duration::from_secs(2);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("a bound address");
+        let client =
+            Client::new(&format!("http://{address}")).expect("a URL").with_transport(Transport::Poll);
+        let mut connection = Connection::open(&client, &["t".into()], &Start::Now).await.expect("a poll");
+        connection.silence = silence;
+        let server = async {
+            let (mut socket, _) = listener.accept().await.expect("a connection");
+            assert!(socket.read(&mut [0; 4096]).await.expect("a request") > 0);
+            let body = r#"{"messages":[],"cursor":"1"}"#;
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            socket.write_all(head.as_bytes()).await.expect("the head is sent");
+            for byte in body.bytes() {
+                sleep(2 * silence / body.len() as u32).await;
+                socket.write_all(&[byte]).await.expect("the client still reads");
+            }
+            socket
+        };
+        let (frame, _) = tokio::join!(connection.next(), server);
+        assert!(matches!(frame, Ok(Frame::Open { .. })), "{frame:?}");
+    }
 }

@@ -5,6 +5,8 @@ use std::{error::Error, fmt::Display, time::Duration};
 use reqwest::Response;
 use serde::Deserialize;
 
+use super::answer;
+
 /// Why a request failed, or why a connection ended.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -54,7 +56,9 @@ pub(super) struct Problem {
 }
 
 /// The codes of refusals after which nothing was done and the same request may succeed.
-const NOT_DONE: [&str; 4] = ["rate_limited", "overloaded", "unavailable", "full"];
+const NOT_DONE: [&str; 5] = ["timed_out", "rate_limited", "overloaded", "unavailable", "full"];
+/// The longest problem that is read.
+const MAX_PROBLEM_BYTES: usize = 1 << 20;
 
 impl ClientError {
     /// True if the same request would fail again.
@@ -92,10 +96,14 @@ impl ClientError {
     pub(super) async fn in_answer(response: Response) -> Self {
         let status = response.status();
         let pause = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-        let body = response.bytes().await.unwrap_or_default();
+        let body = answer::body(response, MAX_PROBLEM_BYTES).await.unwrap_or_default();
         let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
             code: status.to_string(),
-            detail: "the answer does not come from Rejoin".into(),
+            detail: match status.as_u16() {
+                // A server, or a proxy before it, answers so before it reads the request.
+                414 | 431 => "the URL and the headers are too long; use fewer topics, or patterns".into(),
+                _ => "the answer does not come from Rejoin".into(),
+            },
             status: status.as_u16(),
         });
         Self::of_problem(Problem { status: status.as_u16(), ..problem }, pause.map(Duration::from_secs))
@@ -153,9 +161,13 @@ mod tests {
 
     #[test]
     fn only_an_answer_that_says_so_means_that_nothing_was_stored() {
-        for (status, code) in
-            [(429, "rate_limited"), (503, "overloaded"), (503, "unavailable"), (503, "full")]
-        {
+        for (status, code) in [
+            (408, "timed_out"),
+            (429, "rate_limited"),
+            (503, "overloaded"),
+            (503, "unavailable"),
+            (503, "full"),
+        ] {
             assert!(matches!(of(status, code), ClientError::Unavailable { .. }), "{code}");
         }
         for (status, code) in [(503, "unknown_outcome"), (502, "502 Bad Gateway"), (500, "?"), (408, "?")] {

@@ -5,6 +5,7 @@
 //! told.
 
 mod batch;
+mod doubt;
 mod draft;
 
 use std::{
@@ -17,18 +18,27 @@ use std::{
 use async_stream::try_stream;
 use reqwest::{StatusCode, header};
 use serde::{Deserialize, de::IgnoredAny};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_stream::{Stream, StreamExt};
 
-use self::batch::Batch;
 pub use self::draft::Draft;
-use super::{Client, ClientError, error::Problem, retry::Retry};
+use self::{
+    batch::Batch,
+    doubt::{Doubt, KEY_REMEMBERED, KEY_TRUSTED, Moment},
+};
+use super::{
+    Client, ClientError,
+    answer::{body, within},
+    error::Problem,
+    retry::Retry,
+};
 
-/// How long the answer to a request may take. After that the server may still be working on the request.
+/// How long a request may take, from the wait for a token to the end of the answer. After that the server may
+/// still be working on it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a message with an unknown outcome is sent again under the same key. The server remembers a key
-/// for 5 minutes; the answer to a request may take one of them, and a proxy may delay the request.
-const KEY_TRUSTED: Duration = Duration::from_secs(3 * 60);
+
+/// The longest answer that is read: far more than a refusal of each message of a batch takes.
+const MAX_ANSWER_BYTES: usize = 32 << 20;
 
 /// One thing that a [`Publishing`] tells.
 #[derive(Clone, Debug)]
@@ -45,7 +55,8 @@ pub enum Progress {
     /// earlier attempt, told as [`Retrying`](Self::Retrying) with [`ClientError::Lost`], has stored it.
     Refused(ClientError),
     /// The outcome of the next messages is unknown, and their keys do not protect them any more. The client sends
-    /// them again, so they may be stored twice. To prevent that, drop the [`Publishing`] now.
+    /// them again, so they may be stored twice. To prevent that, drop the [`Publishing`] now. Only if the machine
+    /// has slept, it may be too late: then the outcomes follow at once.
     Doubtful {
         /// How many messages these are.
         count: usize,
@@ -93,20 +104,22 @@ fn publish(
         let mut batch = Batch::new();
         let mut retry = Retry::new(client.give_up);
         while batch.fill(&mut drafts).await {
-            // When a request was first sent whose outcome is unknown.
-            let mut in_doubt: Option<Instant> = None;
+            let mut doubt = Doubt::default();
             let mut has_failed = false;
             while !batch.is_empty() {
                 let trusted = if batch.has_keys() { KEY_TRUSTED } else { Duration::ZERO };
-                if in_doubt.is_some_and(|since| since.elapsed() > trusted) {
+                if doubt.is_due(trusted) {
                     yield Progress::Doubtful { count: batch.len() };
-                    in_doubt = None;
                 }
-                let sent_at = Instant::now();
+                let sent_at = Moment::now();
                 let (outcomes, error) = match client.send_batch(&batch).await {
                     Ok(answers) => settle(&client, batch.len(), answers),
                     Err(error) => (Vec::new(), Some(error)),
                 };
+                // The machine may have slept between the check above and the arrival of the request.
+                if !outcomes.is_empty() && doubt.is_due(KEY_REMEMBERED) {
+                    yield Progress::Doubtful { count: batch.len() };
+                }
                 for outcome in outcomes {
                     retry.progress();
                     batch.pop();
@@ -119,25 +132,14 @@ fn publish(
                     continue;
                 };
                 if matches!(error, ClientError::Lost { .. }) {
-                    in_doubt.get_or_insert(sent_at);
+                    doubt.begin(sent_at);
                 }
-                let pause = retry.after(&error).map_err(|error| end(error, in_doubt.is_some()))?;
+                let pause = retry.after(&error).map_err(|error| doubt.end(error))?;
                 has_failed = true;
                 yield Progress::Retrying(error);
                 sleep(pause).await;
             }
         }
-    }
-}
-
-/// The error with which publishing ends. It does not say that nothing was stored, if an earlier attempt may have
-/// stored something.
-fn end(error: ClientError, is_in_doubt: bool) -> ClientError {
-    match error {
-        ClientError::Unavailable { why, retry_after, .. } if is_in_doubt => {
-            ClientError::Lost { why, retry_after }
-        }
-        error => error,
     }
 }
 
@@ -161,10 +163,10 @@ impl Client {
         let request = self
             .http
             .post(self.at("/publish?ordered"))
-            .timeout(ANSWER_TIMEOUT)
             .header(header::CONTENT_TYPE, "application/x-ndjson")
             .body(batch.body());
-        let answer = self.ask(request, StatusCode::OK).await?.bytes().await?;
+        let answer = async { body(self.ask(request, StatusCode::OK).await?, MAX_ANSWER_BYTES).await };
+        let answer = within(ANSWER_TIMEOUT, answer).await?;
         serde_json::from_slice(&answer).map_err(ClientError::not_ours)
     }
 }
@@ -203,10 +205,23 @@ fn settle(client: &Client, count: usize, answers: Vec<Answer>) -> (Vec<Progress>
 mod tests {
     use super::*;
 
-    /// The last attempt starts just before the key is forgotten, and must not arrive after that.
+    /// The last attempt starts just before the key is forgotten, and must not arrive after that. Its tokens are
+    /// part of its time.
     #[test]
     fn the_last_attempt_arrives_long_before_its_key_is_forgotten() {
-        let (remembered, margin) = (Duration::from_secs(5 * 60), Duration::from_secs(60));
-        assert!(KEY_TRUSTED + ANSWER_TIMEOUT + margin <= remembered);
+        let margin = Duration::from_secs(60);
+        assert!(KEY_TRUSTED + ANSWER_TIMEOUT + margin <= KEY_REMEMBERED);
+    }
+
+    /// A token that does not come must not use up the time of the request.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_without_a_token_ends_within_its_time() {
+        let client = Client::new("http://127.0.0.1:1").expect("a URL").with_tokens_from(std::future::pending);
+        let mut batch = Batch::new();
+        let mut drafts = pin!(tokio_stream::iter([Draft::new("t", "x")]));
+        assert!(batch.fill(&mut drafts).await);
+        let outcome =
+            tokio::time::timeout(ANSWER_TIMEOUT, client.send_batch(&batch)).await.expect("in its time");
+        assert!(matches!(outcome, Err(ClientError::Unavailable { .. })));
     }
 }

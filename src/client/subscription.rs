@@ -55,7 +55,7 @@ impl Step {
         let (cursor, event) = match frame {
             Frame::Open { cursor, .. } => (cursor, Some(Event::Connected)),
             Frame::Message(message) => (message.id.clone(), Some(Event::Message(message))),
-            Frame::Gap(gap) => (Some(gap.cursor.clone()), Some(Event::Gap(gap))),
+            Frame::Gap { gap, cursor } => (cursor, Some(Event::Gap(gap))),
             Frame::Cursor(cursor) => (Some(cursor), None),
             Frame::Closing { error, cursor } => return (Self { cursor, event: None }, Some(error)),
         };

@@ -15,8 +15,8 @@ use super::{
 /// `limit` is that of the decoded bytes.
 ///
 /// # Errors
-/// `too_large` over the limit, `bad_request` if it does not arrive in time, `unsupported_media_type` for a coding
-/// that the server does not decode.
+/// `too_large` over the limit, `timed_out` if it does not arrive whole and in time, `bad_request` if it is not in
+/// its coding, `unsupported_media_type` for a coding that the server does not decode.
 pub async fn read(headers: &HeaderMap, body: Body, limit: usize, time: Duration) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(Code::TooLarge, format!("the body has more than {limit} bytes"));
     let declared =
@@ -39,10 +39,10 @@ pub fn broken(error: &(dyn Error + 'static)) -> Problem {
     let mut causes = std::iter::successors(Some(error), |error| (**error).source());
     match causes.find_map(|error| error.downcast_ref::<Undecodable>()) {
         Some(undecodable) => Problem::bad_request(undecodable.to_string()),
-        None => Problem::bad_request("the body ended too early"),
+        None => Problem::new(Code::TimedOut, "the body ended too early; send it again"),
     }
 }
 
 pub fn timed_out() -> Problem {
-    Problem::bad_request("the body did not arrive within the read timeout")
+    Problem::new(Code::TimedOut, "the body did not arrive within the read timeout; send it again")
 }

@@ -27,6 +27,7 @@ pub enum Code {
     ForbiddenHost,
     NotFound,
     MethodNotAllowed,
+    TimedOut,
     PreconditionFailed,
     TooLarge,
     UnsupportedMediaType,
@@ -43,7 +44,7 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::BadRequest,
         Self::Unauthorized,
         Self::TokenExpired,
@@ -52,6 +53,7 @@ impl Code {
         Self::ForbiddenHost,
         Self::NotFound,
         Self::MethodNotAllowed,
+        Self::TimedOut,
         Self::PreconditionFailed,
         Self::TooLarge,
         Self::UnsupportedMediaType,
@@ -77,6 +79,7 @@ impl Code {
             Self::ForbiddenHost => "forbidden_host",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::TimedOut => "timed_out",
             Self::PreconditionFailed => "precondition_failed",
             Self::TooLarge => "too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
@@ -101,6 +104,7 @@ impl Code {
             Self::Forbidden | Self::ForbiddenOrigin | Self::ForbiddenHost => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,

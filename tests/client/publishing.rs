@@ -111,6 +111,18 @@ async fn only_a_message_without_a_key_is_doubtful_after_one_lost_answer() {
     assert_eq!(outcomes, ["retrying", "stored", "recovered"]);
 }
 
+/// A link stalled in the middle of the request. The server has not seen the rest, and does not refuse it.
+#[tokio::test]
+async fn messages_that_did_not_arrive_in_time_are_sent_again() {
+    const STALLED: &str =
+        r#"[{"topic":"t","id":"1763640000123456"},{"code":"timed_out","status":408,"detail":"late"}]"#;
+    let stranger = Stranger::with(&[STALLED, STORED]).await;
+    let drafts = vec![Draft::new("t", "1").without_key(), Draft::new("t", "2").without_key()];
+    let (outcomes, error) = told(&client(&stranger.url), drafts).await;
+    assert_eq!(outcomes, ["stored", "retrying", "stored", "recovered"]);
+    assert!(error.is_none(), "{error:?}");
+}
+
 /// A client that gives up must not say that nothing was stored, if one of its attempts had no answer.
 #[tokio::test]
 async fn an_unknown_outcome_is_told_as_unknown() {
@@ -137,6 +149,31 @@ async fn a_refusal_after_a_lost_answer_is_unknown_too() {
     let stranger = Stranger::with(&[FORBIDDEN]).await;
     let refused = client(&stranger.url).publish(Draft::new("t", "x")).await;
     assert!(matches!(refused, Err(ClientError::Refused { .. })), "{refused:?}");
+}
+
+/// The first answer is lost, and then the whole request is refused, or something else answers.
+#[tokio::test]
+async fn publishing_that_ends_after_a_lost_answer_says_that_messages_may_be_stored() {
+    const FORBIDDEN: &str = concat!(
+        "HTTP/1.1 403 Forbidden\r\nContent-Length: 20\r\nConnection: close\r\n\r\n",
+        r#"{"code":"forbidden"}"#
+    );
+    for answers in [&["", FORBIDDEN], &["", "<html>\n"]] {
+        for draft in [Draft::new("t", "x"), Draft::new("t", "x").without_key()] {
+            let stranger = Stranger::with(answers).await;
+            let (outcomes, error) = told(&client(&stranger.url), vec![draft]).await;
+            assert!(matches!(error, Some(ClientError::Lost { .. })), "{answers:?}: {outcomes:?}, {error:?}");
+        }
+    }
+    let stranger = Stranger::with(&[FORBIDDEN]).await;
+    let (_, error) = told(&client(&stranger.url), vec![Draft::new("t", "x")]).await;
+    assert!(matches!(error, Some(ClientError::Refused { .. })), "{error:?}");
+    // To tell the doubt does not end it.
+    let stranger = Stranger::with(&["", LIMITED]).await;
+    let client = client(&stranger.url).with_give_up(Duration::from_millis(300));
+    let (outcomes, error) = told(&client, vec![Draft::new("t", "x").without_key()]).await;
+    assert!(outcomes.contains(&"doubtful: 1".to_owned()), "{outcomes:?}");
+    assert!(matches!(error, Some(ClientError::Lost { .. })), "{error:?}");
 }
 
 #[tokio::test]

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use rejoin::client::{ClientError, Event, Start};
+use rejoin::client::{ClientError, Event, Start, Transport};
 
 use crate::{
     TRANSPORTS, client, heard, next,
     proxy::Proxy,
     publish,
+    stranger::Stranger,
     support::{Server, program::Program},
     text,
 };
@@ -81,11 +82,34 @@ async fn a_gap_is_told_before_the_messages_after_it() {
         let mut subscription = client.subscribe(["t"], Start::After(ids[0].clone()));
         let gap = heard(&mut subscription).await.expect_err("a gap comes first");
         assert_eq!((&*gap.topic, &gap.after, gap.next.as_ref()), ("t", &ids[0], Some(&ids[3])));
-        assert_eq!((&*gap.reason, Some(&*gap.cursor)), ("retention", subscription.cursor()));
+        assert_eq!(gap.reason, "retention");
+        let cursor = if transport == Transport::Poll { &ids[0] } else { &gap.cursor };
+        assert_eq!(subscription.cursor(), Some(&**cursor), "{transport:?}");
         assert_eq!([text(&mut subscription).await, text(&mut subscription).await], ["3", "4"]);
         assert_eq!(subscription.cursor(), Some(&*ids[4]), "{transport:?}");
     }
     server.stop().await;
+}
+
+/// The gaps of a poll come first in its answer, and their cursors can be newer than its messages.
+#[tokio::test]
+async fn the_cursor_of_a_poll_is_not_ahead_of_the_messages_that_were_given() {
+    let stranger = Stranger::with(&[concat!(
+        r#"{"messages":[{"type":"message","topic":"a","id":"10","data":1},"#,
+        r#"{"type":"message","topic":"b","id":"30","data":2}],"#,
+        r#""gaps":[{"type":"gap","topic":"b","after":"5","next":"30","cursor":"20","reason":"retention"}],"#,
+        r#""cursor":"40"}"#
+    )])
+    .await;
+    let client = client(&stranger.url).with_transport(Transport::Poll);
+    let mut subscription = client.subscribe(["a", "b"], Start::After("5".into()));
+    let mut cursors = Vec::new();
+    while cursors.len() < 4 {
+        next(&mut subscription).await.expect("no error");
+        cursors.push(subscription.cursor().map(str::to_owned));
+    }
+    // Connected, the gap, and the two messages.
+    assert_eq!(cursors, ["5", "5", "10", "30"].map(|cursor| Some(cursor.to_owned())));
 }
 
 #[tokio::test]
@@ -118,6 +142,28 @@ async fn a_refusal_ends_a_subscription_with_the_servers_word() {
             other => panic!("{transport:?}: {other:?}"),
         }
         assert!(tokio_stream::StreamExt::next(&mut subscription).await.is_none(), "it has ended");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn more_topics_than_a_url_takes_are_refused_in_words_that_help() {
+    let server = Server::start().await;
+    for transport in TRANSPORTS {
+        // A URL that the server refuses together with the headers, one that the client does not send, and one that
+        // it could not send.
+        for count in [3_240, 3_260, 10_000] {
+            let topics = (0..count).map(|number| format!("a-topic-{number:05}"));
+            let client = client(&server.http("/")).with_transport(transport);
+            let client = client.with_token(&"x".repeat(2_000)).expect("a header carries it");
+            match next(&mut client.subscribe(topics, Start::Now)).await {
+                Err(error) => {
+                    assert!(error.is_final(), "{transport:?}, {count}: {error:?}");
+                    assert!(error.to_string().contains("fewer topics"), "{transport:?}, {count}: {error}");
+                }
+                other => panic!("{transport:?}, {count}: {other:?}"),
+            }
+        }
     }
     server.stop().await;
 }

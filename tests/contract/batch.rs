@@ -188,12 +188,12 @@ async fn a_message_that_does_not_arrive_in_time_is_the_last_problem_or_the_statu
             let body = stream::iter([Ok::<_, io::Error>(format!("{first}{begun}"))]).chain(stream::pending());
             let answer = send(&server, NDJSON, Body::wrap_stream(body)).await;
             if first.is_empty() {
-                answer.problem(400, "bad_request");
+                answer.problem(408, "timed_out");
             } else {
                 let answers = answers(&answer);
                 assert_eq!(answers.len(), 2, "{answers:?}");
                 assert!(answers[0]["id"].is_string(), "{answers:?}");
-                assert_eq!(answers[1]["code"], "bad_request", "{answers:?}");
+                assert_eq!((&answers[1]["code"], &answers[1]["status"]), (&json!("timed_out"), &json!(408)));
             }
         }
     }

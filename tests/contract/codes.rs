@@ -50,6 +50,7 @@ const ROWS: &[Row] = &[
     row("forbidden_host", Some(403), None, Some(|| Box::pin(forbidden_host()))),
     row("not_found", Some(404), Some(4000), Some(|| Box::pin(not_found()))),
     row("method_not_allowed", Some(405), Some(4000), Some(|| Box::pin(method_not_allowed()))),
+    row("timed_out", Some(408), None, Some(|| Box::pin(timed_out()))),
     row("precondition_failed", Some(412), None, Some(|| Box::pin(precondition_failed()))),
     row("too_large", Some(413), Some(1009), Some(|| Box::pin(too_large()))),
     row("unsupported_media_type", Some(415), None, Some(|| Box::pin(unsupported_media_type()))),
@@ -220,6 +221,13 @@ async fn precondition_failed() -> Answer {
     publish(&server, "a", "x").await;
 
     post(&server, "/topics/a").header("if-match", "\"0\"").body("y").answer().await
+}
+
+async fn timed_out() -> Answer {
+    let server = Server::with(|config| config.read_timeout = Duration::from_millis(300)).await;
+    let never = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+
+    post(&server, "/topics/a").body(reqwest::Body::wrap_stream(never)).answer().await
 }
 
 async fn too_large() -> Answer {

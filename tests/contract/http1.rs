@@ -88,7 +88,7 @@ async fn a_body_that_does_not_arrive_in_time_is_refused() {
         let body =
             reqwest::Body::wrap_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
         let request = post(&server, path).header("content-type", content_type).body(body);
-        request.answer().await.problem(400, "bad_request");
+        request.answer().await.problem(408, "timed_out");
     }
 }
 

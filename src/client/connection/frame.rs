@@ -21,7 +21,11 @@ pub enum Frame {
         heartbeat: Duration,
     },
     Message(Message),
-    Gap(Gap),
+    /// The cursor does not move if messages before it are still to come.
+    Gap {
+        gap: Gap,
+        cursor: Option<String>,
+    },
     Cursor(String),
     /// The server is about to end the connection.
     Closing {
@@ -42,7 +46,9 @@ pub struct Message {
     pub event: Option<String>,
     /// The media type, if it is neither `application/json` nor `text/plain`.
     pub content_type: Option<String>,
-    /// The bytes that were published.
+    /// The bytes that were published, if they were text or neither text nor JSON. JSON that is a string is here
+    /// without its quotes and escapes; other JSON is equal as JSON, but line breaks are spaces here, and U+0085,
+    /// U+2028 and U+2029 are escaped.
     pub payload: Vec<u8>,
     /// The envelope: the message with all its fields, as one line of JSON.
     pub envelope: Bytes,
@@ -58,7 +64,7 @@ pub struct Gap {
     pub after: String,
     /// The id of the next message that is retained, if there is any.
     pub next: Option<String>,
-    /// The cursor with which to resume.
+    /// The server's cursor at the gap. To resume, take that of the subscription: a poll tells its gaps first.
     pub cursor: String,
     /// The reason in the server's word: `retention`, `deleted`, `restarted`, `failover`, `unknown_cursor`.
     pub reason: String,
@@ -116,7 +122,10 @@ impl Frame {
                 cursor: Some(cursor()?),
                 heartbeat: Duration::from_millis(fields.heartbeat_ms.unwrap_or_default()),
             },
-            "gap" => Self::Gap(serde_json::from_slice(&json).map_err(ClientError::not_ours)?),
+            "gap" => {
+                let gap: Gap = serde_json::from_slice(&json).map_err(ClientError::not_ours)?;
+                Self::Gap { cursor: Some(gap.cursor.clone()), gap }
+            }
             "cursor" => Self::Cursor(cursor()?),
             "closing" => Self::Closing {
                 error: ClientError::Lost {

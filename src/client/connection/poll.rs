@@ -6,8 +6,11 @@ use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::frame::Frame;
-use crate::client::{Client, ClientError};
+use super::{MAX_FRAME_BYTES, frame::Frame};
+use crate::client::{
+    Client, ClientError,
+    answer::{body, within},
+};
 
 /// How long the server may hold an answer, and how many messages it may contain.
 const WAIT: Duration = Duration::from_secs(25);
@@ -36,25 +39,32 @@ impl Poll {
         Self { client: client.clone(), url, cursor: None, frames: VecDeque::new() }
     }
 
+    /// The next frame. The head of an answer may take as long as `silence`.
+    ///
     /// # Cancel safety
     /// Dropping this loses nothing: the next call asks for the same messages again.
-    pub async fn next(&mut self) -> Result<Frame, ClientError> {
+    pub async fn next(&mut self, silence: Duration) -> Result<Frame, ClientError> {
         while self.frames.is_empty() {
-            self.ask().await?;
+            self.ask(silence).await?;
         }
         Ok(self.frames.pop_front().expect("it is not empty"))
     }
 
-    async fn ask(&mut self) -> Result<(), ClientError> {
-        let answer =
-            self.client.ask(self.client.http.get(self.request()), StatusCode::OK).await?.bytes().await?;
+    async fn ask(&mut self, silence: Duration) -> Result<(), ClientError> {
+        let request = self.client.http.get(self.request());
+        let answer = within(silence, self.client.ask(request, StatusCode::OK)).await?;
+        let answer = body(answer, MAX_FRAME_BYTES).await?;
         let Answer { messages, gaps, cursor } =
             serde_json::from_slice(&answer).map_err(ClientError::not_ours)?;
         if self.cursor.is_none() {
             self.frames.push_back(Frame::Open { cursor: None, heartbeat: WAIT });
         }
         for raw in gaps.into_iter().chain(messages) {
-            self.frames.extend(Frame::parse(answer.slice_ref(raw.get().as_bytes()))?);
+            self.frames.extend(match Frame::parse(answer.slice_ref(raw.get().as_bytes()))? {
+                // The messages of this answer come after it, and may be older than its cursor.
+                Some(Frame::Gap { gap, .. }) => Some(Frame::Gap { gap, cursor: None }),
+                frame => frame,
+            });
         }
         self.frames.push_back(Frame::Cursor(cursor.clone()));
         self.cursor = Some(cursor);

@@ -77,5 +77,23 @@ fn closed(close: Option<CloseFrame>) -> ClientError {
 }
 
 fn lost(error: &tungstenite::Error) -> ClientError {
-    ClientError::lost(format!("the connection was lost: {error}"))
+    match error {
+        // The same message would come again.
+        tungstenite::Error::Capacity(error) => ClientError::not_ours(error),
+        error => ClientError::lost(format!("the connection was lost: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
+
+    use super::*;
+
+    #[test]
+    fn a_message_that_is_too_long_is_not_asked_for_again() {
+        let too_long = CapacityError::MessageTooLong { size: MAX_FRAME_BYTES + 1, max_size: MAX_FRAME_BYTES };
+        assert!(lost(&too_long.into()).is_final());
+        assert!(!lost(&ProtocolError::ResetWithoutClosingHandshake.into()).is_final());
+    }
 }

@@ -1,4 +1,5 @@
-//! A message to publish, encoded as an element of `POST /publish` so that a reader gets exactly the same bytes.
+//! A message to publish, encoded as an element of `POST /publish` so that a reader gets the same bytes, or the
+//! same JSON.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::Serialize;
@@ -49,8 +50,12 @@ enum Data<'a> {
 }
 
 impl Draft {
-    /// A message with these bytes to this topic. A reader gets exactly these bytes. It is JSON if it parses, text
-    /// if it is UTF-8, and else `application/octet-stream`.
+    /// A message with these bytes to this topic. It is JSON if it parses, text if it is UTF-8, and else
+    /// `application/octet-stream`.
+    ///
+    /// A reader gets exactly these bytes, with one exception: JSON in an envelope is equal as JSON, but a line feed
+    /// is a space there, and U+0085, U+2028 and U+2029 are escaped. A [`Subscription`](crate::client::Subscription)
+    /// reads envelopes.
     pub fn new(topic: impl Into<String>, payload: impl Into<Vec<u8>>) -> Self {
         Self {
             topic: topic.into(),
