@@ -524,5 +524,20 @@ fn is_refused(error: &RedisError) -> bool {
 /// True if the connection is of no more use.
 fn is_broken(error: &RedisError) -> bool {
     // A copy, or a primary that became one, takes no writes. Another address may be the right one now.
-    error.is_unrecoverable_error() || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
+    // An answer that this version cannot read came over a connection that works.
+    let is_read = !matches!(error.kind(), ErrorKind::Parse);
+    (is_read && error.is_unrecoverable_error())
+        || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_cannot_be_read_breaks_no_connection() {
+        let unreadable = RedisError::from(redis::ParsingError::from("expected an id"));
+        assert!(!is_broken(&unreadable));
+        assert!(is_broken(&std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()));
+    }
 }

@@ -204,7 +204,9 @@ local function carrying(topic, head, data) return ' ' .. #topic .. ' ' .. #head 
 local function append(key, ...)
   local added = redis.pcall('XADD', key, ...)
   if type(added) == 'string' then return true end
-  if not string.find(added.err, 'equal or smaller', 1, true) then error(added) end
+  -- After the last possible id Redis says that the stream is exhausted.
+  local is_ahead = string.find(added.err, 'equal or smaller', 1, true) or string.find(added.err, 'exhausted', 1, true)
+  if not is_ahead then error(added) end
   redis.call('UNLINK', key)
   return false
 end
@@ -221,8 +223,11 @@ local function entries(topic, from, count) return on_stream(topic, 'XRANGE', fro
 
 local function number_of(entry) return tonumber(string.match(entry[1], '^%d+')) end
 
--- True if an entry has the id and the first field of a message.
-local function is_message(entry) return string.find(entry[1], '-0$') and entry[2][1] == 'p' and string.find(entry[2][2], '^%d') end
+-- The id before a message in its topic, as text; nil if the entry does not have the id and the first field of a message.
+local function prev_of(entry)
+  local text = string.find(entry[1], '-0$') and entry[2][1] == 'p' and string.match(entry[2][2], '^%d+')
+  if text and tonumber(text) < number_of(entry) then return text end
+end
 
 -- The bytes of the payload of a message, if the entry has them.
 local function size(entry) return #(entry[2][6] or '') end
@@ -236,8 +241,7 @@ local function scored(score) return score and str(math.min(math.abs(tonumber(sco
 -- it, so readers get a gap up to it.
 local function retained(scores, first)
   local id = first and str(number_of(first)) or ''
-  local before = first and is_message(first) and string.match(first[2][2], '^%d+') or id
-  return {scored(scores[1]), scored(scores[2]), id, before}
+  return {scored(scores[1]), scored(scores[2]), id, first and prev_of(first) or id}
 end
 
 -- Appends an entry to the feed. The feed holds fewer entries if they are large. One field costs least.
@@ -264,7 +268,7 @@ local function close_feed()
 end
 
 -- The cost of a stored message. An entry that another program wrote costs nothing.
-local function cost_of(entry) return is_message(entry) and tonumber(string.match(entry[2][2], ' (%d+)$')) or 0 end
+local function cost_of(entry) return prev_of(entry) and tonumber(string.match(entry[2][2], ' (%d+)$')) or 0 end
 
 -- Removes one message and marks its topic. Marks lie below zero, apart from the topics. Every message that
 -- leaves the order leaves a mark, even if its stream had disappeared. Returns true if the message was still
