@@ -33,7 +33,7 @@ const fn harmful(commands: &'static [&'static str]) -> Damage {
     Damage { commands, is_harmless: false }
 }
 
-const DAMAGES: [Damage; 37] = [
+const DAMAGES: [Damage; 41] = [
     harmless(&["XADD {rejoin}:topic:a * x y"]),
     harmless(&["XADD {rejoin}:topic:a * p nonsense h x d x", "XADD {rejoin}:topic:a * p 1 h t d x"]),
     harmful(&["XADD {rejoin}:topic:a NEXT-0 x y"]),
@@ -67,6 +67,10 @@ const DAMAGES: [Damage; 37] = [
     harmless(&["XADD {rejoin}:feed 18446744073709551615-18446744073709551615 x y"]),
     harmless(&["HSET {rejoin}:store a nonsense\u{d9}", "HSET {rejoin}:store other x"]),
     harmless(&["HDEL {rejoin}:store a"]),
+    harmful(&["HDEL {rejoin}:store *forgotten"]),
+    harmful(&["HSET {rejoin}:store *forgotten x"]),
+    harmful(&["HSET {rejoin}:store *boundaries junk"]),
+    harmful(&["HDEL {rejoin}:store *boundaries"]),
     harmless(&["ZADD {rejoin}:index 1.5 weird", "ZADD {rejoin}:index inf weirder"]),
     harmless(&["ZADD {rejoin}:index -1.5 ,weird", "ZADD {rejoin}:index -inf ,weirder"]),
     harmless(&["ZADD {rejoin}:names 0 a*b", "ZADD {rejoin}:names 0 \u{7f}", "ZADD {rejoin}:names 5 c"]),

@@ -439,6 +439,7 @@ mod tests {
             keep: (&retention).into(),
             boundaries: Vec::new(),
             marked: Id::ZERO,
+            is_frozen: false,
         }
     }
 

@@ -79,12 +79,30 @@ if saved[1] then
 end
 local life, process, was_durable, boundaries, forgotten
 
--- Reads the rest of the state, which only a few scripts need.
+local function is_id(number) return type(number) == 'number' and number >= 0 and number <= MAX_ID end
+
+-- True if these are boundaries that this program has written. A store always has at least one.
+local function are_boundaries(found)
+  if type(found) ~= 'table' or not found[1] then return false end
+  for _, one in ipairs(found) do
+    if type(one) ~= 'table' or not (is_id(one[1]) and is_id(one[2]) and type(one[3]) == 'string') then return false end
+  end
+  return true
+end
+
+-- Reads the rest of the state, which only a few scripts need. False if another program has removed or changed it.
 local function learn()
-  if life then return end
+  if life then return true end
   local more = redis.call('HMGET', state, '*life', '*process', '*durable', '*boundaries', '*forgotten')
   life, process, was_durable = more[1], more[2], more[3] == '1'
-  boundaries, forgotten = more[4] and cmsgpack.unpack(more[4]) or {}, tonumber(more[5])
+  local is_packed, found = pcall(cmsgpack.unpack, more[4] or '')
+  boundaries, forgotten = is_packed and are_boundaries(found) and found or {}, tonumber(more[5])
+  return boundaries[1] ~= nil and is_id(forgotten)
+end
+
+-- The same in a script that did not look. The next script looks, and then the store begins anew.
+local function must_learn()
+  if not learn() then error('the fields *boundaries and *forgotten of ' .. state .. ' cannot be read') end
 end
 
 -- Sets the limits of retention. Those of the replica that started last hold for all replicas.
@@ -98,6 +116,7 @@ local function kept() return string.format('%d %d %d %d %d', max_messages, max_a
 
 -- Each of these keys may be deleted or evicted alone, and is useless without the others.
 local is_whole = last and redis.call('EXISTS', index, names, order) == 3
+if is_whole and (looks or known > last) then is_whole = learn() end
 local is_sound = is_whole and known <= last
 -- Asking which primary this is takes too long for every script, so replicas ask for it about once a second.
 local info = (looks or not is_sound) and redis.call('INFO', 'replication')
@@ -186,10 +205,10 @@ local subject_newest, subject_bytes
 if subject ~= '' then subject_newest, subject_bytes = counts(subject, saved[2]) end
 
 local function facts()
-  learn()
+  must_learn()
   local told = {}
   for at, boundary in ipairs(boundaries) do told[at] = {str(boundary[1]), str(boundary[2]), boundary[3]} end
-  return {str(last), str(began), str(forgotten), kept(), told, str(marked)}
+  return {str(last), str(began), str(forgotten), kept(), told, str(marked), FROZEN and 1 or 0}
 end
 
 -- The beginning of every feed entry that has an id of its own: the generation, and the id before it. A
