@@ -207,6 +207,14 @@ impl RedisLog {
         Ok(tail.covers(position, self.expired()))
     }
 
+    /// The facts of the store. The feed has arrived at its newest id, if that takes no longer than a bounded time: a client
+    /// that publishes and then asks any replica must see its message.
+    async fn newest_facts(&self) -> Result<Arc<Facts>, LogError> {
+        let facts = self.asking.facts().await?;
+        self.arrived(facts.newest).await;
+        Ok(facts)
+    }
+
     async fn store_message(&self, append: Append) -> Result<Appended, AppendError> {
         let Append { draft, idempotency_key, if_match } = append;
         let head = codec::head(&draft);
@@ -278,11 +286,7 @@ impl Log for RedisLog {
     }
 
     async fn newest(&self) -> Result<Id, LogError> {
-        let newest = self.asking.newest().await?;
-        // A client that publishes and then asks any replica must see its message. If the feed is behind, this
-        // waits only for a bounded time.
-        self.arrived(newest).await;
-        Ok(newest)
+        Ok(self.newest_facts().await?.newest)
     }
 
     fn watermark(&self) -> Id {
@@ -298,8 +302,8 @@ impl Log for RedisLog {
     }
 
     async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {
-        let newest = self.newest().await?;
-        Reading { store: &self.store, patterns }.begin(start, newest).await
+        let facts = self.newest_facts().await?;
+        Reading { store: &self.store, patterns }.begin(start, &facts).await
     }
 
     async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError> {

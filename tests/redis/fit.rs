@@ -2,11 +2,15 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use rejoin::{Config, log::LogError};
+use rejoin::{
+    Config,
+    broker::Broker,
+    log::{LogError, RedisLog},
+};
 use serde_json::Value;
 
 use crate::{
-    bare::log,
+    bare::{RETENTION, log},
     deployment::until_ready,
     support::{Server, http_client, redis::Redis},
 };
@@ -54,17 +58,27 @@ fn allow(redis: &Redis, except: &[&str]) {
 async fn a_command_that_the_user_may_not_run_is_named_before_a_publish_needs_it() {
     let Some(redis) = Redis::start(&[]) else { return };
     allow(&redis, &[]);
-    let broker = log(&format!("redis://me:x@127.0.0.1:{}", redis.port)).await;
+    let url = format!("redis://me:x@127.0.0.1:{}", redis.port);
+    let broker = log(&url).await;
+    let confirmed = Broker::new(RedisLog::start(url.parse().expect("an address"), &RETENTION, 1));
     let quoted = CHECK.split('{').filter_map(|rest| rest.strip_prefix('\'')?.split('\'').next());
     let commands: BTreeSet<_> =
         quoted.filter(|word| word.bytes().all(|byte| byte.is_ascii_uppercase())).collect();
     assert!(commands.len() > 30, "{commands:?}");
     for command in commands {
         allow(&redis, &[&format!("-{command}")]);
+        // Only a server that waits for copies needs this command.
+        let broker = if command == "WAIT" { &confirmed } else { &broker };
         let unfit = broker.check().await.expect_err(command);
         let why = unfit.why.unwrap_or_default();
         assert!(why.contains(command) && unfit.error == LogError::Unavailable, "{command}: {why}");
     }
+    // Without this one no script runs, so Redis itself names it.
+    allow(&redis, &["-evalsha"]);
+    let why = broker.check().await.expect_err("refused").why.unwrap_or_default();
+    assert!(why.contains("EVALSHA") && !why.contains("me "), "{why}");
+    allow(&redis, &["-wait"]);
+    broker.check().await.expect("no copies are waited for");
     allow(&redis, &[]);
     broker.check().await.expect("the documented rights are enough");
 }

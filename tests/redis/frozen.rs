@@ -4,14 +4,20 @@ use std::time::Duration;
 
 use rejoin::{
     broker::Broker,
-    log::{Append, AppendError, LogError, Start},
+    log::{Append, AppendError, LogError, Retention, Start},
     message::Id,
 };
 
+use tokio::time::Instant;
+
 use crate::{
-    bare::{draft, log, publish, read_until, subscribe, until_reachable},
+    bare::{
+        PATIENCE, RETENTION, draft, log, log_that_keeps, publish, read_until, subscribe, until_reachable,
+    },
+    proxy::{Proxy, Stall},
     support::redis::Redis,
 };
+
 async fn is_refused(broker: &Broker) -> bool {
     let append = Append { draft: draft("other"), idempotency_key: None, if_match: None };
     broker.publish(append).await == Err(AppendError::Log(LogError::Unavailable))
@@ -83,4 +89,68 @@ async fn reading_goes_on_while_the_server_at_the_address_is_a_copy() {
     let Some(redis) = Redis::start(&[]) else { return };
     let thaw = ["REPLICAOF", "NO", "ONE"];
     reading_goes_on(&redis, &[&["REPLICAOF", "127.0.0.1", "1"]], &thaw).await;
+}
+
+/// The address leads to a copy that is behind. A new process has seen no id, so only the store can tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cursor_ahead_of_a_copy_is_refused_and_not_unknown() {
+    let Some(primary) = Redis::start(&[]) else { return };
+    let to_copy = Proxy::to(primary.addr(), Duration::ZERO).await;
+    let copy =
+        Redis::start(&["--replicaof", &format!("127.0.0.1 {}", to_copy.addr.port())]).expect("another");
+    let before = log(&primary.url()).await;
+    let kept = publish(&before, "a").await;
+    copy.until_says(&["XREVRANGE", "{rejoin}:topic:a", "+", "-"], &kept.to_string()).await;
+    to_copy.stall(Stall::Both);
+    let ahead = publish(&before, "a").await;
+    let broker = log(&copy.url()).await;
+    let resume = |pattern: &str, cursor| {
+        let patterns = vec![pattern.parse().expect("a pattern")];
+        let broker = &broker;
+        async move { broker.subscribe(patterns, &Start::After(cursor), "me").await.map(drop) }
+    };
+    for pattern in ["a", "*"] {
+        assert!(resume(pattern, ahead).await.is_err(), "{pattern}");
+        resume(pattern, kept).await.expect("the copy has this id");
+    }
+}
+
+/// Each new connection finds out that the server is a copy. It is kept for reading.
+#[tokio::test]
+async fn a_connection_to_a_copy_is_not_made_again_and_again() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    publish(&log(&redis.url()).await, "a").await;
+    redis.say(&["REPLICAOF", "127.0.0.1", "1"]);
+    let broker = log(&redis.url()).await;
+    let (made, began) = (redis.stat("total_connections_received"), Instant::now());
+    for _ in 0..60 {
+        broker.stats().await.expect("it can be read");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let made = redis.stat("total_connections_received") - made;
+    // One connection asks for the count.
+    let most = 2 + 3 * usize::try_from(began.elapsed().as_secs()).expect("a few seconds") / 2;
+    assert!(made <= most, "{made} connections, and not {most}");
+}
+
+/// The server started while Redis refused writes, so it could not set its retention then.
+#[tokio::test]
+async fn a_server_that_starts_while_redis_refuses_writes_sets_its_retention_later() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    publish(&log(&redis.url()).await, "a").await;
+    redis.say(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let broker = log_that_keeps(&redis.url(), &Retention { messages: 1, ..RETENTION }).await;
+    assert!(broker.check().await.is_err(), "nothing was tested");
+    redis.say(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    let trimmed = async {
+        loop {
+            let append = Append { draft: draft("a"), idempotency_key: None, if_match: None };
+            let _ = broker.publish(append).await;
+            if broker.stats().await.is_ok_and(|stats| stats.messages == 1) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, trimmed).await.expect("the retention holds");
 }

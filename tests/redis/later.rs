@@ -1,9 +1,16 @@
 //! A later build of the same format may write more than this one knows. This build reads on beside it.
 
-use rejoin::{log::Start, message::Id};
+use std::{collections::HashSet, task::Poll};
+
+use rejoin::{
+    broker::{Broker, Delivery, Subscription},
+    log::Start,
+    message::{Draft, Id, Payload},
+};
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
-    bare::{log, publish, read_until, subscribe},
+    bare::{PATIENCE, draft, log, publish, read_until, subscribe},
     holes::run,
     support::redis::Redis,
 };
@@ -73,4 +80,52 @@ async fn an_id_that_only_a_later_build_can_read_keeps_no_reader_waiting() {
     let newest = broker.newest().await.expect("it can be asked");
     assert!(newest > live.cursor(), "nothing was tested");
     assert_eq!(read_until(&mut live, newest).await, []);
+}
+
+/// The same, while ephemeral messages come without a pause. Reading goes on at once, and no message comes twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ephemeral_messages_behind_an_unreadable_entry_hold_nothing_back_and_come_once() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let mut live = subscribe(&broker, "a", Start::Now).await;
+    let mut announcers = JoinSet::new();
+    for announcer in 0..4 {
+        announcers.spawn(announce_for_ever(broker.clone(), announcer));
+    }
+    let mut seen = HashSet::new();
+    for _ in 0..8 {
+        let stats = include_str!("../../src/log/redis/scripts/stats.lua");
+        run(&redis, |prelude| format!("{prelude}\n{KIND}"), stats, "", &[]);
+        let newest = broker.newest().await.expect("it can be asked");
+        assert!(newest > live.cursor(), "nothing was tested");
+        let read = timeout(PATIENCE, ephemerals_until(&mut live, newest, &mut seen)).await;
+        read.expect("the ephemeral messages hold the reader back");
+    }
+    assert!(seen.len() > 100, "{}", seen.len());
+}
+
+async fn announce_for_ever(broker: Broker, announcer: u32) {
+    for number in 0_u32.. {
+        let payload = Payload::text(&*format!("{announcer} {number}"));
+        broker.announce(Draft { payload, ..draft("a") }).await.expect("announced");
+    }
+}
+
+/// Reads ephemeral messages until the cursor has reached an id. Panics if one comes twice.
+async fn ephemerals_until(reader: &mut Subscription, last: Id, seen: &mut HashSet<Vec<u8>>) {
+    std::future::poll_fn(|cx| {
+        while reader.cursor() < last {
+            match reader.poll_delivery(cx) {
+                Poll::Ready(Delivery::Message(message)) => {
+                    let payload = message.payload.bytes.to_vec();
+                    assert!(seen.insert(payload), "{:?} came twice", message.payload);
+                }
+                Poll::Ready(Delivery::Gap(gap)) => panic!("{gap:?} without cause"),
+                Poll::Pending if reader.cursor() >= last => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(())
+    })
+    .await;
 }

@@ -1,4 +1,4 @@
-//! Asks the store for its newest id, for all callers at once.
+//! Asks the store for its facts, for all callers at once.
 //!
 //! A task of its own asks. So a caller that leaves, or that is slow, keeps no other caller waiting.
 
@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::link::Link;
-use crate::{log::LogError, message::Id};
+use super::{facts::Facts, link::Link};
+use crate::log::LogError;
 
 /// One question at a time. All callers that wait share the next answer.
 pub struct Asking {
@@ -20,23 +20,23 @@ pub struct Asking {
 struct Answer {
     /// How many callers had asked when the question was sent.
     asked: u64,
-    newest: Result<Id, LogError>,
+    facts: Result<Arc<Facts>, LogError>,
 }
 
 impl Asking {
     pub fn new(link: Arc<Link>) -> Self {
-        let first = Answer { asked: 0, newest: Err(LogError::Unavailable) };
+        let first = Answer { asked: 0, facts: Err(LogError::Unavailable) };
         Self { link, asked: watch::Sender::default(), answered: watch::Sender::new(first) }
     }
 
-    /// The store's newest id. The store is asked after the call.
+    /// The facts of the store, with its newest id. The store is asked after the call.
     ///
     /// # Errors
     /// [`LogError::Unavailable`] if the store does not answer.
     ///
     /// # Cancel safety
     /// Dropping this changes nothing.
-    pub async fn newest(&self) -> Result<Id, LogError> {
+    pub async fn facts(&self) -> Result<Arc<Facts>, LogError> {
         let mut answered = self.answered.subscribe();
         let mut number = 0;
         self.asked.send_modify(|asked| {
@@ -45,7 +45,7 @@ impl Asking {
         });
         let answer = answered.wait_for(|answer| answer.asked >= number).await;
         // The sender is in self, so the channel never closes.
-        answer.map_or(Err(LogError::Unavailable), |answer| answer.newest)
+        answer.map_or(Err(LogError::Unavailable), |answer| answer.facts.clone())
     }
 
     /// Asks whenever a caller waits. Never ends.
@@ -54,8 +54,8 @@ impl Asking {
         let mut answered = 0;
         loop {
             let asked = callers.wait_for(|asked| *asked > answered).await.map_or(answered, |asked| *asked);
-            let newest = self.link.ask().await.map(|facts| facts.newest);
-            self.answered.send_replace(Answer { asked, newest });
+            let facts = self.link.ask().await.map(Arc::new);
+            self.answered.send_replace(Answer { asked, facts });
             answered = asked;
         }
     }

@@ -27,6 +27,8 @@ pub struct Facts {
     pub boundaries: Vec<Boundary>,
     /// When the newest mark was set.
     pub marked: Id,
+    /// True if Redis refuses writes. It may be a copy that lacks the newest ids.
+    pub is_frozen: bool,
 }
 
 /// The limits of retention, as the store remembers them.
@@ -105,8 +107,9 @@ impl Facts {
 
 impl FromRedisValue for Facts {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (newest, began, forgotten, keep, boundaries, marked) = FromRedisValue::from_redis_value(value)?;
-        Ok(Self { newest, began, forgotten, keep, boundaries, marked })
+        let (newest, began, forgotten, keep, boundaries, marked, is_frozen) =
+            FromRedisValue::from_redis_value(value)?;
+        Ok(Self { newest, began, forgotten, keep, boundaries, marked, is_frozen })
     }
 }
 

@@ -155,6 +155,12 @@ impl Feed {
         state.generation == facts.began && state.newest >= facts.newest
     }
 
+    /// True if this process has read the entry at `end`, in the same generation.
+    pub fn has_read(&self, facts: &Facts, end: Place) -> bool {
+        let state = self.state();
+        state.generation == facts.began && state.place >= end
+    }
+
     /// Takes the next entry of the feed.
     pub fn arrive(&self, entry: Entry) {
         let woken = {
@@ -433,6 +439,7 @@ mod tests {
             keep: (&retention).into(),
             boundaries: Vec::new(),
             marked: Id::ZERO,
+            is_frozen: false,
         }
     }
 

@@ -184,7 +184,12 @@ impl Link {
     async fn arrived(&self, facts: &Facts, end: Place) -> Result<(), Broken> {
         loop {
             let place = self.feed.place();
-            if self.feed.wait(PROBE_TIMEOUT, |feed| feed.has_reached(facts)).await {
+            let is_read = |feed: &Feed| feed.has_reached(facts) || feed.has_read(facts, end);
+            if self.feed.wait(PROBE_TIMEOUT, is_read).await {
+                if !self.feed.has_reached(facts) {
+                    // Some entries could not be read, or a script failed. The messages are in their streams.
+                    self.feed.begin(facts, self.next_place(facts, end));
+                }
                 // Only now: an entry from another primary says nothing about the store that answers.
                 self.store.has_seen(self.feed.watermark());
                 return Ok(());
@@ -195,15 +200,15 @@ impl Link {
                 return Err(Broken::Elsewhere);
             }
             if self.feed.place() == place {
-                if place < Some(end) {
-                    return Err(Broken::Behind);
-                }
-                // The feed has nothing more, so some of its entries could not be read, or a script failed. The messages are
-                // in their streams.
-                self.feed.begin(facts, end);
-                return Ok(());
+                return Err(Broken::Behind);
             }
         }
+    }
+
+    /// The place at which reading goes on. No entry before it is given again. A place ahead of the store is that of an entry
+    /// that is not ours, so reading goes back from there.
+    fn next_place(&self, facts: &Facts, end: Place) -> Place {
+        self.feed.place().filter(|place| place.id <= facts.newest).map_or(end, |place| place.max(end))
     }
 
     async fn run_probe(&self, is_sweep: bool) -> Result<Probed, LogError> {

@@ -75,10 +75,13 @@ impl Reading<'_> {
         self.patterns.matches(topic)
     }
 
-    pub async fn begin(&self, start: &Start, newest: Id) -> Result<Beginning, LogError> {
+    pub async fn begin(&self, start: &Start, facts: &Facts) -> Result<Beginning, LogError> {
+        let newest = facts.newest;
         let position = match *start {
             Start::Now => Position::at(newest),
             Start::After(cursor) if cursor <= newest => Position::at(cursor),
+            // A copy that is behind lacks ids that the primary has given.
+            Start::After(_) if facts.is_frozen => return Err(LogError::Unavailable),
             Start::After(_) | Start::Unreadable(_) => {
                 let position = self.begin_with(Id::ZERO, None, newest).await?;
                 return Ok(Beginning { position, gaps: self.unknown_gaps().await? });

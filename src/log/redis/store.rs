@@ -16,7 +16,7 @@ use redis::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -43,8 +43,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// How long a refusal because of full memory counts. Later publishes show whether there is room again.
 const FULL_FOR: Duration = Duration::from_secs(10);
+/// How long a connection to a copy is kept, because it can be read. Then another address may be the right one.
+const COPY_FOR: Duration = Duration::from_secs(1);
 /// How often a warning repeats what Redis refuses.
 const SAY_EVERY: Duration = Duration::from_secs(10);
+/// How soon this process tries again to set the limits of retention.
+const KEEP_AGAIN: Duration = Duration::from_secs(1);
 /// How long readers write nothing after Redis has refused a write. Then one of them tries again.
 const FROZEN_FOR: Duration = Duration::from_secs(1);
 
@@ -56,6 +60,7 @@ const INDEX_BATCH: usize = 2000;
 struct Connection {
     number: u64,
     redis: MultiplexedConnection,
+    made: Instant,
     /// When a script last checked which primary the connection leads to.
     looked: Arc<Mutex<Option<Instant>>>,
 }
@@ -64,6 +69,14 @@ impl Connection {
     fn looked(&self) -> MutexGuard<'_, Option<Instant>> {
         self.looked.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How far this process has come with setting the limits of retention.
+#[derive(Default)]
+struct Kept {
+    is_done: bool,
+    /// True if a warning has said that it does not succeed.
+    is_told: bool,
 }
 
 /// Why a script has no answer.
@@ -81,7 +94,8 @@ pub struct Store {
     primary: Primary,
     prefix: String,
     keep: Keep,
-    always_looks: bool,
+    /// True if copies confirm each message. Then each script finds out which primary it runs on.
+    is_confirmed: bool,
     connection: watch::Sender<Option<Connection>>,
     /// The newest id that this process has seen. A store that is behind it has lost messages.
     known: AtomicU64,
@@ -100,14 +114,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// If it `always_looks`, each script finds out which primary it runs on.
-    pub fn new(address: Address, retention: &Retention, always_looks: bool) -> Self {
+    pub fn new(address: Address, retention: &Retention, is_confirmed: bool) -> Self {
         Self {
             scripts: Scripts::default(),
             prefix: address.prefix(),
             primary: Primary::new(address),
             keep: Keep::from(retention),
-            always_looks,
+            is_confirmed,
             connection: watch::Sender::new(None),
             known: AtomicU64::new(0),
             is_durable: AtomicBool::new(false),
@@ -167,7 +180,8 @@ impl Store {
     /// # Errors
     /// Says what is wrong, if Redis said it.
     pub async fn check(&self) -> Result<Facts, Unfit> {
-        let checked = self.invoke(&self.scripts.check, "", &[], true).await;
+        let needs_copies: &[u8] = if self.is_confirmed { b"1" } else { b"0" };
+        let checked = self.invoke(&self.scripts.check, "", &[needs_copies], true).await;
         checked.map_err(|Failure { error, why, .. }| Unfit { error, why })
     }
 
@@ -205,7 +219,7 @@ impl Store {
         let mut connection = self.connected().await.ok_or_else(nothing_sent)?;
         let now = Instant::now();
         let looks = must_look
-            || self.always_looks
+            || self.is_confirmed
             || connection.looked().is_none_or(|looked| now - looked >= LOOK_EVERY);
         // If Redis does not know the script, it did not run, and is sent again with its text.
         let invocation = self.invocation(script, subject, args, looks);
@@ -217,16 +231,18 @@ impl Store {
             *connection.looked() = Some(now);
         }
         answer.map_err(|error| {
-            if is_broken(&error) {
+            let is_left = is_of_copy(&error) && connection.made.elapsed() >= COPY_FOR;
+            if is_left || is_broken(&error) {
                 self.lose(connection.number, &error);
             }
             self.say(&error);
             let code = code(&error);
             let is_frozen = matches!(code, Some("MISCONF" | "NOREPLICAS" | "READONLY"));
-            let why = match code {
-                Some("UNFIT" | "FORMAT") => error.detail().map(str::to_owned),
+            let why = match (code, refused_command(&error)) {
+                (Some("UNFIT" | "FORMAT"), _) => error.detail().map(str::to_owned),
+                (_, Some(command)) => Some(format!("the user of Redis may not run {command}")),
                 // The text may hold the name of the user.
-                code => code.map(|code| format!("Redis refuses to store messages: {code}")),
+                (code, None) => code.map(|code| format!("Redis refuses to store messages: {code}")),
             };
             let error = match code {
                 Some("OOM") => {
@@ -383,24 +399,29 @@ impl Store {
 
     /// Connects whenever there is no connection. Never ends.
     pub async fn keep_connected(self: Arc<Self>) {
-        let mut is_first = true;
+        let (mut is_first, mut kept) = (true, Kept::default());
         let mut was_told = false;
         for number in 0.. {
             let began = Instant::now();
             match self.connect(number).await {
                 Ok((addr, redis)) => {
                     tracing::info!(redis = %addr, "the publishing connection is up");
-                    self.connection.send_replace(Some(Connection { number, redis, looked: Arc::default() }));
+                    self.connection.send_replace(Some(Connection {
+                        number,
+                        redis,
+                        made: Instant::now(),
+                        looked: Arc::default(),
+                    }));
                     // First, because this logs what is wrong.
                     let _ = self.check().await;
                     if std::mem::take(&mut is_first) {
-                        self.say_how_much_is_kept().await;
                         self.warn_of_eviction().await;
                     }
                     was_told = false;
                     let mut connection = self.connection.subscribe();
                     tokio::select! {
                         _ = connection.wait_for(Option::is_none) => {}
+                        () = self.keep_once(&mut kept) => {}
                         () = self.primary.moved(&addr) => self.lose(number, &"the sentinels name another primary"),
                     }
                 }
@@ -448,17 +469,27 @@ impl Store {
         made.ok()?.ok()?.clone()
     }
 
-    /// Sets the limits of retention for all replicas: those of the replica that started last hold.
-    async fn say_how_much_is_kept(&self) {
-        let before: Result<Keep, _> = self.run(&self.scripts.keep, "", &[]).await;
-        match before {
-            Ok(before) if before != self.keep => tracing::warn!(
-                before = %before, now = %self.keep,
-                "the store kept messages by other --retain-… settings; now these hold for all replicas"
-            ),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "the retention limits were not stored in redis"),
+    /// Sets the limits of retention for all replicas, as soon as Redis takes writes: those of the replica that started last
+    /// hold. Never ends.
+    async fn keep_once(&self, kept: &mut Kept) {
+        while !kept.is_done {
+            let before: Result<Keep, _> = self.run(&self.scripts.keep, "", &[]).await;
+            kept.is_done = before.is_ok();
+            match before {
+                Ok(before) if before != self.keep => tracing::warn!(
+                    before = %before, now = %self.keep,
+                    "the store kept messages by other --retain-… settings; now these hold for all replicas"
+                ),
+                Ok(_) => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut kept.is_told, true) {
+                        tracing::warn!(%error, "the retention limits are not stored in redis yet");
+                    }
+                    sleep(KEEP_AGAIN).await;
+                }
+            }
         }
+        std::future::pending().await
     }
 
     async fn warn_of_eviction(&self) {
@@ -505,6 +536,15 @@ fn code(error: &RedisError) -> Option<&str> {
     }
 }
 
+/// The command that Redis names in a refusal, without the rest of the text, which may hold the name of the user.
+fn refused_command(error: &RedisError) -> Option<String> {
+    if code(error) != Some("NOPERM") {
+        return None;
+    }
+    let (command, _) = error.detail()?.rsplit_once("to run the '")?.1.split_once('\'')?;
+    Some(command.to_uppercase())
+}
+
 /// True if Redis said that it did not run the script.
 fn is_refused(error: &RedisError) -> bool {
     use ServerErrorKind::{
@@ -521,8 +561,25 @@ fn is_refused(error: &RedisError) -> bool {
     }
 }
 
+/// True if the server is a copy, or a primary that became one. It takes no writes.
+fn is_of_copy(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
+}
+
 /// True if the connection is of no more use.
 fn is_broken(error: &RedisError) -> bool {
-    // A copy, or a primary that became one, takes no writes. Another address may be the right one now.
-    error.is_unrecoverable_error() || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
+    // An answer that this version cannot read came over a connection that works.
+    !matches!(error.kind(), ErrorKind::Parse) && error.is_unrecoverable_error()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_cannot_be_read_breaks_no_connection() {
+        let unreadable = RedisError::from(redis::ParsingError::from("expected an id"));
+        assert!(!is_broken(&unreadable));
+        assert!(is_broken(&std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()));
+    }
 }

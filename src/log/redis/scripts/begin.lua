@@ -20,7 +20,7 @@ for at = TOPICS, #ARGV, 2 do
   end
   -- A reader that begins at an entry that is not ours begins just before it.
   local id = first and number_of(first)
-  local before = first and is_message(first) and string.match(first[2][2], '^%d+') or id and str(id - 1)
-  firsts[#firsts + 1] = {scored(newest), id and str(id) or '', before or '', passed}
+  local prev = first and prev_of(first) or id and str(id - 1)
+  firsts[#firsts + 1] = {scored(newest), id and str(id) or '', prev or '', passed}
 end
 return {facts(), firsts}

@@ -18,6 +18,8 @@ do
     {'UNLINK', index, names, order, state, feed}, {'RENAME', base .. 'state', state}, {'SET', base .. 'state', ''},
     {'GET', key}, {'SET', key, '', 'PX', '1'}, {'HGET', keys, '*'}, {'HINCRBY', keys, '*', '1'}, {'PEXPIRE', keys, '1'},
   }
+  -- Copies confirm messages.
+  if ARGV[7] == '1' then needed[#needed + 1] = {'WAIT', '1', '1'} end
   for _, command in ipairs(needed) do
     local is_known, is_allowed = pcall(redis.acl_check_cmd, unpack(command))
     if not (is_known and is_allowed) then

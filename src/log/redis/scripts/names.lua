@@ -1,5 +1,8 @@
--- The topics whose names begin with some texts, or false if there are more than `limit`.
+-- The topics whose names begin with some texts, or false if there are more than `limit` or if they cannot be found.
 local limit, TEXTS = tonumber(ARGV[7]), 8
+-- Redis finds members by name only if all have the same score. Another program may have given one another score.
+local function is_zero(at) return redis.call('ZRANGE', names, at, at, 'WITHSCORES')[2] == '0' end
+if not (is_zero(0) and is_zero(-1)) then return {facts(), false} end
 local found = {}
 for at = TEXTS, #ARGV do
   local from, to = '[' .. ARGV[at], '(' .. ARGV[at] .. '\255'

@@ -6,8 +6,11 @@ if not subject_newest then return {facts(), '', {}} end
 sweep(READ_SWEEP)
 local after = entries(subject, str(upto + 1), 1)[1]
 -- An entry that is not ours does not say what came before it.
-if after and not is_message(after) then return {facts(), upto, {}} end
-local newest = after and string.match(after[2][2], '^%d+') or str(subject_newest)
+if after and not prev_of(after) then return {facts(), upto, {}} end
+local newest = after and prev_of(after) or str(subject_newest)
+-- If the stream has an entry behind that message, one of the entries is not ours, and nothing is known.
+local at = (on_stream(subject, 'XREVRANGE', upto, '-', 'COUNT', 1) or {})[1]
+if at and number_of(at) > tonumber(newest) then return {facts(), upto, {}} end
 -- A reader that has been given that message needs nothing.
 if tonumber(newest) <= given then return {facts(), newest, {}} end
 local found, taken, step = {}, 0, 16

@@ -79,12 +79,30 @@ if saved[1] then
 end
 local life, process, was_durable, boundaries, forgotten
 
--- Reads the rest of the state, which only a few scripts need.
+local function is_id(number) return type(number) == 'number' and number >= 0 and number <= MAX_ID end
+
+-- True if these are boundaries that this program has written. A store always has at least one.
+local function are_boundaries(found)
+  if type(found) ~= 'table' or not found[1] then return false end
+  for _, one in ipairs(found) do
+    if type(one) ~= 'table' or not (is_id(one[1]) and is_id(one[2]) and type(one[3]) == 'string') then return false end
+  end
+  return true
+end
+
+-- Reads the rest of the state, which only a few scripts need. False if another program has removed or changed it.
 local function learn()
-  if life then return end
+  if life then return true end
   local more = redis.call('HMGET', state, '*life', '*process', '*durable', '*boundaries', '*forgotten')
   life, process, was_durable = more[1], more[2], more[3] == '1'
-  boundaries, forgotten = more[4] and cmsgpack.unpack(more[4]) or {}, tonumber(more[5])
+  local is_packed, found = pcall(cmsgpack.unpack, more[4] or '')
+  boundaries, forgotten = is_packed and are_boundaries(found) and found or {}, tonumber(more[5])
+  return boundaries[1] ~= nil and is_id(forgotten)
+end
+
+-- The same in a script that did not look. The next script looks, and then the store begins anew.
+local function must_learn()
+  if not learn() then error('the fields *boundaries and *forgotten of ' .. state .. ' cannot be read') end
 end
 
 -- Sets the limits of retention. Those of the replica that started last hold for all replicas.
@@ -98,6 +116,7 @@ local function kept() return string.format('%d %d %d %d %d', max_messages, max_a
 
 -- Each of these keys may be deleted or evicted alone, and is useless without the others.
 local is_whole = last and redis.call('EXISTS', index, names, order) == 3
+if is_whole and (looks or known > last) then is_whole = learn() end
 local is_sound = is_whole and known <= last
 -- Asking which primary this is takes too long for every script, so replicas ask for it about once a second.
 local info = (looks or not is_sound) and redis.call('INFO', 'replication')
@@ -186,10 +205,10 @@ local subject_newest, subject_bytes
 if subject ~= '' then subject_newest, subject_bytes = counts(subject, saved[2]) end
 
 local function facts()
-  learn()
+  must_learn()
   local told = {}
   for at, boundary in ipairs(boundaries) do told[at] = {str(boundary[1]), str(boundary[2]), boundary[3]} end
-  return {str(last), str(began), str(forgotten), kept(), told, str(marked)}
+  return {str(last), str(began), str(forgotten), kept(), told, str(marked), FROZEN and 1 or 0}
 end
 
 -- The beginning of every feed entry that has an id of its own: the generation, and the id before it. A
@@ -204,7 +223,9 @@ local function carrying(topic, head, data) return ' ' .. #topic .. ' ' .. #head 
 local function append(key, ...)
   local added = redis.pcall('XADD', key, ...)
   if type(added) == 'string' then return true end
-  if not string.find(added.err, 'equal or smaller', 1, true) then error(added) end
+  -- After the last possible id Redis says that the stream is exhausted.
+  local is_ahead = string.find(added.err, 'equal or smaller', 1, true) or string.find(added.err, 'exhausted', 1, true)
+  if not is_ahead then error(added) end
   redis.call('UNLINK', key)
   return false
 end
@@ -221,8 +242,11 @@ local function entries(topic, from, count) return on_stream(topic, 'XRANGE', fro
 
 local function number_of(entry) return tonumber(string.match(entry[1], '^%d+')) end
 
--- True if an entry has the id and the first field of a message.
-local function is_message(entry) return string.find(entry[1], '-0$') and entry[2][1] == 'p' and string.find(entry[2][2], '^%d') end
+-- The id before a message in its topic, as text; nil if the entry does not have the id and the first field of a message.
+local function prev_of(entry)
+  local text = string.find(entry[1], '-0$') and entry[2][1] == 'p' and string.match(entry[2][2], '^%d+')
+  if text and tonumber(text) < number_of(entry) then return text end
+end
 
 -- The bytes of the payload of a message, if the entry has them.
 local function size(entry) return #(entry[2][6] or '') end
@@ -236,8 +260,7 @@ local function scored(score) return score and str(math.min(math.abs(tonumber(sco
 -- it, so readers get a gap up to it.
 local function retained(scores, first)
   local id = first and str(number_of(first)) or ''
-  local before = first and is_message(first) and string.match(first[2][2], '^%d+') or id
-  return {scored(scores[1]), scored(scores[2]), id, before}
+  return {scored(scores[1]), scored(scores[2]), id, first and prev_of(first) or id}
 end
 
 -- Appends an entry to the feed. The feed holds fewer entries if they are large. One field costs least.
@@ -264,7 +287,7 @@ local function close_feed()
 end
 
 -- The cost of a stored message. An entry that another program wrote costs nothing.
-local function cost_of(entry) return is_message(entry) and tonumber(string.match(entry[2][2], ' (%d+)$')) or 0 end
+local function cost_of(entry) return prev_of(entry) and tonumber(string.match(entry[2][2], ' (%d+)$')) or 0 end
 
 -- Removes one message and marks its topic. Marks lie below zero, apart from the topics. Every message that
 -- leaves the order leaves a mark, even if its stream had disappeared. Returns true if the message was still

@@ -3,7 +3,7 @@
 local is_sweep = ARGV[7] == '1'
 local BATCH = 200
 local is_more = false
-learn()
+must_learn()
 if is_sweep and not FROZEN then
   is_more = sweep(BATCH)
   local unknown = now - math.max(max_age + AFTER_EXPIRY, INDEX_AGE)

@@ -28,7 +28,7 @@ end
 if if_match ~= '' then
   local expected = tonumber(if_match)
   -- If the index does not hold the topic, it may have had messages up to `forgotten`.
-  if not newest then learn() end
+  if not newest then must_learn() end
   local upto = newest or (expected == 0 and 0 or forgotten)
   if upto > expected or expected > last then return {'newest', str(newest or 0), '0'} end
 end
@@ -40,7 +40,7 @@ local id = math.max(now, last + 1)
 local into, ident, cost = stream(topic), str(id), MESSAGE_OVERHEAD + #data + event_bytes
 local prev = newest
 if not newest then
-  learn()
+  must_learn()
   prev = forgotten
   -- The index does not know the topic, so any stream of it was left behind by an earlier store.
   redis.call('DEL', into)
