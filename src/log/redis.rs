@@ -383,7 +383,8 @@ mod tests {
         let log = RedisLog::start("redis://127.0.0.1:1".parse().expect("an address"), &retention, 0);
         let [newest, began, forgotten, marked] = [1, 1, 1, 0].map(Id::new);
         let keep = (&retention).into();
-        let facts = Facts { newest, began, forgotten, keep, boundaries: Vec::new(), marked };
+        let facts =
+            Facts { newest, began, forgotten, keep, boundaries: Vec::new(), marked, is_frozen: false };
         log.feed.begin(&facts, Place { id: newest, number: 0 });
         let topic: Pattern = "a".parse().expect("a topic");
         let reader = log.clone().follow(&topic, &Arc::<Follower>::default()).await;
