@@ -23,7 +23,7 @@ const MARGIN: Duration = Duration::from_secs(1);
 /// How long a second signal leaves for what is just being written.
 const AT_ONCE: Duration = Duration::from_secs(2);
 /// The reason for which the process does not end in order.
-enum Failure {
+enum ExitReason {
     /// It could not serve.
     Serve(io::Error),
     Settings(Vec<String>),
@@ -31,7 +31,7 @@ enum Failure {
     Save(String),
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for ExitReason {
     fn from(error: io::Error) -> Self {
         Self::Serve(error)
     }
@@ -43,9 +43,9 @@ pub fn run(flags: Flags) -> ExitCode {
     logging::flush();
     let Err(failure) = ended else { return ExitCode::SUCCESS };
     let (code, told) = match failure {
-        Failure::Serve(error) => (1, vec![error.to_string()]),
-        Failure::Settings(mistakes) => (WRONG_SETTINGS, mistakes),
-        Failure::Save(why) => (
+        ExitReason::Serve(error) => (1, vec![error.to_string()]),
+        ExitReason::Settings(mistakes) => (WRONG_SETTINGS, mistakes),
+        ExitReason::Save(why) => (
             3,
             vec![format!(
                 "{why}; messages may be lost, and then older cursors get a gap after the next start"
@@ -56,7 +56,7 @@ pub fn run(flags: Flags) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn on_this_thread(flags: Flags) -> Result<(), Failure> {
+fn on_this_thread(flags: Flags) -> Result<(), ExitReason> {
     limits::check_mapped_memory()?;
     // This runtime has no thread but this one.
     let main = Builder::new_current_thread().enable_all().build()?;
@@ -66,7 +66,7 @@ fn on_this_thread(flags: Flags) -> Result<(), Failure> {
     ended
 }
 
-async fn hear_and_serve(flags: Flags) -> Result<(), Failure> {
+async fn hear_and_serve(flags: Flags) -> Result<(), ExitReason> {
     // Before anything else, so that no signal ends the process out of order.
     let mut signals = Signals::listen()?;
     limits::check_threads()?;
@@ -74,7 +74,7 @@ async fn hear_and_serve(flags: Flags) -> Result<(), Failure> {
         read = reload::read(flags.clone()) => read?,
         _ = signals.end() => return Ok(()),
     };
-    let settings = settings.map_err(Failure::Settings)?;
+    let settings = settings.map_err(ExitReason::Settings)?;
     logging::start(settings.config.log_level)?;
     for name in rejoin::config::unknown_variables() {
         tracing::warn!(name, "{UNKNOWN_VARIABLE}");
@@ -103,7 +103,7 @@ async fn serve(
     flags: Flags,
     settings: Settings,
     sources: Sources,
-) -> Result<(), Failure> {
+) -> Result<(), ExitReason> {
     let listener = listening::listen(config.listen)?;
     let server = match Server::start(config.clone(), shutdown.clone()).await {
         Err(error) if error.kind() == io::ErrorKind::Interrupted && shutdown.is_draining() => {
@@ -128,7 +128,7 @@ async fn serve(
             );
             Ok(())
         }
-        Err(error) => Err(Failure::Save(error.to_string())),
+        Err(error) => Err(ExitReason::Save(error.to_string())),
     }
 }
 
@@ -153,9 +153,9 @@ async fn pass_on(mut next: impl AsyncFnMut() -> &'static str, shutdown: &Shutdow
     }
 }
 
-fn abandon(config: &Config) -> Result<(), Failure> {
+fn abandon(config: &Config) -> Result<(), ExitReason> {
     match &config.state {
-        Some(path) => Err(Failure::Save(format!(
+        Some(path) => Err(ExitReason::Save(format!(
             "--state {}: the process ended before the file was written",
             path.display()
         ))),

@@ -81,7 +81,7 @@ impl Subscribe {
         if let Some(give_up) = self.give_up.or(self.until_idle.and(Some(GIVE_UP))) {
             client = client.with_give_up(give_up);
         }
-        let mut reader = Reader {
+        let mut reader = PrintingReader {
             printer: Printer::new(self.json),
             notes: Notes::default(),
             until_idle: self.until_idle,
@@ -100,7 +100,7 @@ impl Subscribe {
     }
 }
 
-struct Reader {
+struct PrintingReader {
     printer: Printer,
     notes: Notes,
     until_idle: Option<Duration>,
@@ -111,7 +111,7 @@ struct Reader {
     told_of_gap: bool,
 }
 
-impl Reader {
+impl PrintingReader {
     /// Prints messages to the end.
     ///
     /// # Errors

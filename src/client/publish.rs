@@ -146,7 +146,7 @@ fn publish(
 /// The answer for one message.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Answer {
+enum ItemAnswer {
     Refused(Problem),
     Stored {
         id: String,
@@ -158,7 +158,7 @@ enum Answer {
 }
 
 impl Client {
-    async fn send_batch(&self, batch: &Batch) -> Result<Vec<Answer>, ClientError> {
+    async fn send_batch(&self, batch: &Batch) -> Result<Vec<ItemAnswer>, ClientError> {
         // With `ordered` no message is stored before an earlier one that was refused.
         let request = self
             .http
@@ -172,22 +172,22 @@ impl Client {
 }
 
 /// The outcomes of the first messages of a batch, and why the rest must be sent again.
-fn settle(client: &Client, count: usize, answers: Vec<Answer>) -> (Vec<Progress>, Option<ClientError>) {
+fn settle(client: &Client, count: usize, answers: Vec<ItemAnswer>) -> (Vec<Progress>, Option<ClientError>) {
     if answers.is_empty() {
         return (Vec::new(), Some(ClientError::lost("the answer has no result for any message")));
     }
     let mut outcomes = Vec::with_capacity(count);
     for answer in answers.into_iter().take(count) {
         let error = match answer {
-            Answer::Stored { id } => {
+            ItemAnswer::Stored { id } => {
                 outcomes.push(Progress::Stored { id });
                 continue;
             }
-            Answer::Sent { topic: IgnoredAny } => {
+            ItemAnswer::Sent { topic: IgnoredAny } => {
                 outcomes.push(Progress::Sent);
                 continue;
             }
-            Answer::Refused(problem) => ClientError::of_problem(problem, None),
+            ItemAnswer::Refused(problem) => ClientError::of_problem(problem, None),
         };
         if error.is_of_credential() && client.credential.can_renew() {
             // The token has expired since the request was sent; the next one gets a new token.

@@ -31,7 +31,7 @@ use tower::ServiceExt;
 use super::{
     App,
     gate::Gate,
-    idle::{Begun, HeadTimer, KEPT_FOR},
+    idle::{HeadBegun, HeadTimer, KEPT_FOR},
     stall::{StallGuard, StreamExecutor, WatchedBody},
 };
 use crate::{
@@ -186,7 +186,7 @@ async fn serve_connection(app: Arc<App>, protocols: Arc<Protocols>, router: Rout
         );
     }
     let is_http2 = head == *HTTP2_PREFACE;
-    let begun = Begun::default();
+    let begun = HeadBegun::default();
     let head = Bytes::copy_from_slice(&head);
     let io = TokioIo::new(StallGuard::new(head, socket, app.config.write_timeout, begun.clone()));
     let result = match is_http2 {

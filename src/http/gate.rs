@@ -13,19 +13,19 @@ use std::{
 /// A connection wakes for each of its messages, and then its timers and its incoming side rarely have
 /// anything to do. Polling them costs more than writing the message.
 pub struct Gate {
-    part: Arc<Part>,
+    part: Arc<GatePart>,
     /// The task's waker that the part has.
     task: Option<Waker>,
 }
 
-struct Part {
+struct GatePart {
     is_woken: AtomicBool,
     /// Set when the task's waker changes, and never taken out: a late wake must not leave the next one
     /// without a task.
     task: Mutex<Option<Waker>>,
 }
 
-impl Wake for Part {
+impl Wake for GatePart {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -42,7 +42,7 @@ impl Wake for Part {
 impl Gate {
     /// A gate that is open for the first poll.
     pub fn new() -> Self {
-        let part = Arc::new(Part { is_woken: AtomicBool::new(true), task: Mutex::default() });
+        let part = Arc::new(GatePart { is_woken: AtomicBool::new(true), task: Mutex::default() });
         Self { part, task: None }
     }
 

@@ -23,9 +23,9 @@ pub const KEPT_FOR: Duration = Duration::from_secs(75);
 
 /// If anything was read from a connection since hyper began to wait for a head.
 #[derive(Clone, Debug, Default)]
-pub struct Begun(Arc<AtomicBool>);
+pub struct HeadBegun(Arc<AtomicBool>);
 
-impl Begun {
+impl HeadBegun {
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -33,7 +33,7 @@ impl Begun {
 
 /// The timer of one connection, for hyper.
 pub struct HeadTimer {
-    pub begun: Begun,
+    pub begun: HeadBegun,
     pub read_timeout: Duration,
 }
 
@@ -61,7 +61,7 @@ impl rt::Timer for HeadTimer {
 struct HeadWait {
     sleep: Pin<Box<time::Sleep>>,
     /// `None` once the head has begun.
-    until_begun: Option<(Begun, Duration)>,
+    until_begun: Option<(HeadBegun, Duration)>,
 }
 
 impl rt::Sleep for HeadWait {}
@@ -90,7 +90,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_head_that_has_begun_has_the_read_timeout_and_one_that_has_not_is_waited_for_longer() {
-        let begun = Begun::default();
+        let begun = HeadBegun::default();
         let timer = HeadTimer { begun: begun.clone(), read_timeout: READ_TIMEOUT };
         for idle in [Duration::ZERO, Duration::from_secs(74)] {
             let mut wait = timer.sleep_until(timer.now() + KEPT_FOR);

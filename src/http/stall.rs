@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::idle::Begun;
+use super::idle::HeadBegun;
 
 /// How many looks at a connection fit into the timeout: a stall ends at most a quarter of it late.
 const LOOKS: u32 = 4;
@@ -82,12 +82,12 @@ pub struct StallGuard {
     head: Bytes,
     socket: TcpStream,
     stalled: StallTimer,
-    begun: Begun,
+    begun: HeadBegun,
 }
 
 impl StallGuard {
     /// A socket from which `head` was read already. Each read is noted in `begun`.
-    pub fn new(head: Bytes, socket: TcpStream, timeout: Duration, begun: Begun) -> Self {
+    pub fn new(head: Bytes, socket: TcpStream, timeout: Duration, begun: HeadBegun) -> Self {
         Self { head, socket, stalled: StallTimer::new(timeout), begun }
     }
 

@@ -26,7 +26,7 @@ pub struct Poll {
 }
 
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct PollAnswer<'a> {
     #[serde(borrow)]
     messages: Vec<&'a RawValue>,
     #[serde(borrow, default)]
@@ -54,7 +54,7 @@ impl Poll {
         let request = self.client.http.get(self.request());
         let answer = within(silence, self.client.ask(request, StatusCode::OK)).await?;
         let answer = body(answer, MAX_FRAME_BYTES).await?;
-        let Answer { messages, gaps, cursor } =
+        let PollAnswer { messages, gaps, cursor } =
             serde_json::from_slice(&answer).map_err(ClientError::not_ours)?;
         if self.cursor.is_none() {
             self.frames.push_back(Frame::Open { cursor: None, heartbeat: WAIT });

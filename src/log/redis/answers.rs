@@ -56,7 +56,7 @@ answers! {
         /// The page is complete up to here.
         end: Id,
         topics: Vec<Retained>,
-        found: Vec<Found>,
+        found: Vec<FoundStored>,
     }
 
     /// The retained messages of one topic. An id is zero if there is no such message.
@@ -69,7 +69,7 @@ answers! {
         prev: Id,
     }
 
-    struct Found {
+    struct FoundStored {
         /// The number of the topic in the question, counted from one.
         number: usize,
         stored: Stored,

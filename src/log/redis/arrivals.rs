@@ -28,7 +28,7 @@ struct Waiting {
 }
 
 /// The place of a reader that waits. Dropping it ends the wait.
-struct Place<'a> {
+struct Waiter<'a> {
     arrivals: &'a Arrivals,
     key: (Id, u64),
 }
@@ -70,13 +70,13 @@ impl Arrivals {
         }
     }
 
-    fn wait(&self, id: Id) -> (Place<'_>, oneshot::Receiver<()>) {
+    fn wait(&self, id: Id) -> (Waiter<'_>, oneshot::Receiver<()>) {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = self.waiting();
         waiting.count += 1;
         let key = (id, waiting.count);
         waiting.readers.insert(key, sender);
-        (Place { arrivals: self, key }, receiver)
+        (Waiter { arrivals: self, key }, receiver)
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -84,7 +84,7 @@ impl Arrivals {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.arrivals.waiting().readers.remove(&self.key);
     }

@@ -45,7 +45,7 @@ struct Round {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+enum Unconfirmed {
     #[error("{0}")]
     Unreachable(#[from] ConnectError),
     #[error("{0}")]
@@ -99,7 +99,7 @@ impl Copies {
     }
 
     /// Runs rounds on one connection, as long as it leads to the primary and enough copies confirm.
-    async fn confirm_rounds(&self, is_enough: &mut bool) -> Result<(), Broken> {
+    async fn confirm_rounds(&self, is_enough: &mut bool) -> Result<(), Unconfirmed> {
         let publishing = self.store.current();
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_TIMEOUT));
         let (_, mut connection) = self.store.primary().connect(config).await?;

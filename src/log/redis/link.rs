@@ -59,7 +59,7 @@ struct Probed {
 
 /// Why a link is closed.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+enum LinkEnd {
     #[error("{0}")]
     Redis(#[from] RedisError),
     #[error("{0}")]
@@ -97,7 +97,7 @@ impl Link {
         }
     }
 
-    async fn live(&self, is_linked: &mut bool) -> Result<Infallible, Broken> {
+    async fn live(&self, is_linked: &mut bool) -> Result<Infallible, LinkEnd> {
         let connection = self.connect().await?;
         if self.feed.place().is_none() {
             let Probed { facts, end, .. } = self.run_probe(false).await?;
@@ -112,7 +112,7 @@ impl Link {
     }
 
     /// Reads the feed, and gives each entry to the tails.
-    async fn read_feed(&self, mut connection: MultiplexedConnection) -> Result<Infallible, Broken> {
+    async fn read_feed(&self, mut connection: MultiplexedConnection) -> Result<Infallible, LinkEnd> {
         let key = format!("{}feed", self.store.prefix());
         loop {
             let after = self.feed.place().unwrap_or_default();
@@ -136,7 +136,7 @@ impl Link {
     }
 
     /// Probes again and again. Ends when a probe shows that something does not arrive.
-    async fn watch(&self) -> Result<Infallible, Broken> {
+    async fn watch(&self) -> Result<Infallible, LinkEnd> {
         let mut probes = interval(PROBE_EVERY);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -161,7 +161,7 @@ impl Link {
     }
 
     /// Asks the store for its newest id, and waits until everything up to there has arrived.
-    async fn probe(&self) -> Result<(), Broken> {
+    async fn probe(&self) -> Result<(), LinkEnd> {
         let asked = self.store.current();
         let number = self.probes.fetch_add(1, Ordering::Relaxed) + 1;
         let is_sweep = number.is_multiple_of(SWEEP_EVERY) || self.is_unswept.load(Ordering::Relaxed);
@@ -181,7 +181,7 @@ impl Link {
 
     /// Waits until everything has arrived that the store had when it gave these facts, for as long as entries
     /// arrive.
-    async fn arrived(&self, facts: &Facts, end: Place) -> Result<(), Broken> {
+    async fn arrived(&self, facts: &Facts, end: Place) -> Result<(), LinkEnd> {
         loop {
             let place = self.feed.place();
             let is_read = |feed: &Feed| feed.has_reached(facts) || feed.has_read(facts, end);
@@ -197,10 +197,10 @@ impl Link {
             if self.feed.generation() != Some(facts.began) {
                 // Entries from another primary are useless, and so is the place that they led to.
                 self.feed.begin(facts, end);
-                return Err(Broken::Elsewhere);
+                return Err(LinkEnd::Elsewhere);
             }
             if self.feed.place() == place {
-                return Err(Broken::Behind);
+                return Err(LinkEnd::Behind);
             }
         }
     }

@@ -9,10 +9,10 @@ use std::{
 
 use super::{
     answers::{
-        Begun, Fetched, First, Found, Names, Retained, ScanState, Scanned, Sought, Stored, TopicsPage,
+        Begun, Fetched, First, FoundStored, Names, Retained, ScanState, Scanned, Sought, Stored, TopicsPage,
     },
     facts::Facts,
-    scripts::Reader,
+    scripts::ReadScript,
     store::Store,
 };
 use crate::{
@@ -56,7 +56,7 @@ pub struct Reading<'a> {
 impl Reading<'_> {
     async fn run<T: redis::FromRedisValue>(
         &self,
-        script: &Reader,
+        script: &ReadScript,
         args: &[impl AsRef<[u8]>],
     ) -> Result<T, LogError> {
         let args: Vec<_> = args.iter().map(AsRef::as_ref).collect();
@@ -261,7 +261,7 @@ impl Reading<'_> {
                 has_message: false,
             })
             .collect();
-        for Found { number, stored } in found {
+        for FoundStored { number, stored } in found {
             let Some(index) = number.checked_sub(1).filter(|index| *index < topics.len()) else { continue };
             if !accounted[index].take(&mut page, &topics[index], &stored) {
                 break;

@@ -39,21 +39,21 @@ pub struct Scripts {
     pub keep: Script,
     pub confirm: Script,
     pub check: Script,
-    pub probe: Reader,
-    pub changed: Reader,
-    pub read: Reader,
-    pub newest: Reader,
-    pub names: Reader,
-    pub scan: Reader,
-    pub marks: Reader,
-    pub fetch: Reader,
-    pub begin: Reader,
-    pub topics: Reader,
-    pub stats: Reader,
+    pub probe: ReadScript,
+    pub changed: ReadScript,
+    pub read: ReadScript,
+    pub newest: ReadScript,
+    pub names: ReadScript,
+    pub scan: ReadScript,
+    pub marks: ReadScript,
+    pub fetch: ReadScript,
+    pub begin: ReadScript,
+    pub topics: ReadScript,
+    pub stats: ReadScript,
 }
 
 /// A script that only reads, in two forms.
-pub struct Reader {
+pub struct ReadScript {
     /// Also removes expired messages, and begins a generation of the store if one is due.
     pub whole: Script,
     /// Writes nothing, so it runs while Redis refuses writes.
@@ -72,7 +72,7 @@ impl Default for Scripts {
         let prelude = include_str!("scripts/prelude.lua");
         let script = |flags, own| Script::new(&format!("{flags}\n{}\n{prelude}\n{own}", constants()));
         let frozen = |own| format!("{ONLY_READS}\n{}\n{prelude}\n{own}", written(true));
-        let reader = |own| Reader { whole: script(READS, own), frozen: Script::new(&frozen(own)) };
+        let reader = |own| ReadScript { whole: script(READS, own), frozen: Script::new(&frozen(own)) };
         let check = include_str!("scripts/check.lua");
         Self {
             publish: script(STORES, include_str!("scripts/publish.lua")),

@@ -23,7 +23,7 @@ use super::{
     Address, Retention,
     facts::{Facts, Keep},
     primary::{ConnectError, Primary},
-    scripts::{Reader, Scripts},
+    scripts::{ReadScript, Scripts},
 };
 use crate::{
     log::{LogError, Unfit},
@@ -267,7 +267,7 @@ impl Store {
     /// [`LogError::Unavailable`], within a bounded time.
     pub async fn read<T: FromRedisValue>(
         &self,
-        script: &Reader,
+        script: &ReadScript,
         subject: &str,
         args: &[&[u8]],
     ) -> Result<T, LogError> {
@@ -311,7 +311,7 @@ impl Store {
 
     async fn members(
         &self,
-        script: &Reader,
+        script: &ReadScript,
         mut from: String,
         mut take: impl FnMut(Vec<(String, Id)>),
     ) -> Result<Facts, LogError> {

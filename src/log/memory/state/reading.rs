@@ -49,7 +49,7 @@ pub struct Reading<'a> {
     pub(super) seen: Mark,
     /// The last loss when these topics were first examined.
     lost: Option<Mark>,
-    gaps: BTreeMap<Pattern, Found>,
+    gaps: BTreeMap<Pattern, FoundGap>,
     /// How many topics of each pattern have a gap, by the number of the pattern.
     counts: Vec<usize>,
     /// The oldest retained message of each pattern, as far as the search has come.
@@ -62,7 +62,7 @@ pub struct Reading<'a> {
 }
 
 /// A gap of a topic.
-struct Found {
+struct FoundGap {
     gap: Gap,
     is_named: bool,
     /// The numbers of the patterns that match the topic and had few gaps before this one.
@@ -116,14 +116,14 @@ impl<'a> Reading<'a> {
             self.counts[number] += 1;
         });
         if is_named || !narrow.is_empty() {
-            self.gaps.insert(gap.topic.clone(), Found { gap, is_named, patterns: narrow });
+            self.gaps.insert(gap.topic.clone(), FoundGap { gap, is_named, patterns: narrow });
         }
         nodes
     }
 
     /// Notes a gap that its topic gets in any case.
     pub(super) fn tell(&mut self, gap: Gap) {
-        self.gaps.insert(gap.topic.clone(), Found { gap, is_named: true, patterns: Vec::new() });
+        self.gaps.insert(gap.topic.clone(), FoundGap { gap, is_named: true, patterns: Vec::new() });
     }
 
     /// Adds a message. It may be the first retained one after a gap.
@@ -155,7 +155,7 @@ impl<'a> Reading<'a> {
     }
 
     /// True if the topic gets a gap of its own, because it is named or some pattern of it has few gaps.
-    fn is_told_apart(&self, found: &Found) -> bool {
+    fn is_told_apart(&self, found: &FoundGap) -> bool {
         // The gap of the pattern covers the forgotten messages.
         let is_forgotten = self.is_before(self.told) && found.gap.floor <= self.told;
         let is_narrow = || found.patterns.iter().any(|number| !self.has_many_gaps(*number));
