@@ -43,7 +43,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// How long a refusal because of full memory counts. Later publishes show whether there is room again.
 const FULL_FOR: Duration = Duration::from_secs(10);
-/// How long a connection to a copy is kept, because it can be read. Then another address may be the right one.
+/// How often a connection to a copy is lost, because another address may be the right one now. Meanwhile the copy can be
+/// read.
 const COPY_FOR: Duration = Duration::from_secs(1);
 /// How often a warning repeats what Redis refuses.
 const SAY_EVERY: Duration = Duration::from_secs(10);
@@ -60,7 +61,6 @@ const INDEX_BATCH: usize = 2000;
 struct Connection {
     number: u64,
     redis: MultiplexedConnection,
-    made: Instant,
     /// When a script last checked which primary the connection leads to.
     looked: Arc<Mutex<Option<Instant>>>,
 }
@@ -105,6 +105,8 @@ pub struct Store {
     full_at: Mutex<Option<Instant>>,
     /// True if the store has a format that this version does not know.
     is_foreign: AtomicBool,
+    /// When a connection was last lost because it led to a copy.
+    left_copy_at: Mutex<Option<Instant>>,
     /// When Redis last refused to write.
     frozen_at: Mutex<Option<Instant>>,
     /// When a warning last told what Redis refused.
@@ -126,6 +128,7 @@ impl Store {
             is_durable: AtomicBool::new(false),
             full_at: Mutex::default(),
             is_foreign: AtomicBool::new(false),
+            left_copy_at: Mutex::default(),
             frozen_at: Mutex::default(),
             said: Mutex::default(),
             said_unfit: Mutex::default(),
@@ -231,7 +234,10 @@ impl Store {
             *connection.looked() = Some(now);
         }
         answer.map_err(|error| {
-            let is_left = is_of_copy(&error) && connection.made.elapsed() >= COPY_FOR;
+            let is_left = is_of_copy(&error) && !is_within(&self.left_copy_at, COPY_FOR);
+            if is_left {
+                note(&self.left_copy_at);
+            }
             if is_left || is_broken(&error) {
                 self.lose(connection.number, &error);
             }
@@ -406,12 +412,7 @@ impl Store {
             match self.connect(number).await {
                 Ok((addr, redis)) => {
                     tracing::info!(redis = %addr, "the publishing connection is up");
-                    self.connection.send_replace(Some(Connection {
-                        number,
-                        redis,
-                        made: Instant::now(),
-                        looked: Arc::default(),
-                    }));
+                    self.connection.send_replace(Some(Connection { number, redis, looked: Arc::default() }));
                     // First, because this logs what is wrong.
                     let _ = self.check().await;
                     if std::mem::take(&mut is_first) {
