@@ -28,6 +28,7 @@ pub struct Broker {
 }
 
 impl Broker {
+    /// A broker over this log. It is cheap to clone.
     pub fn new(log: Arc<dyn Log>) -> Self {
         Self { log }
     }

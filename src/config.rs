@@ -225,6 +225,7 @@ impl Config {
         self.jwt_secret.as_ref().is_some_and(|Secret(secret)| secret.len() < MIN_SECRET_BYTES)
     }
 
+    /// The limits of retention.
     pub fn retention(&self) -> Retention {
         Retention {
             messages: self.retain_messages,

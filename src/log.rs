@@ -92,6 +92,10 @@ pub trait Log: Send + Sync + 'static {
     /// Up to `limit` topics, sorted by name, from the first one after `after`.
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError>;
 
+    /// Counts of the whole log.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] if the store cannot be asked.
     async fn stats(&self) -> Result<LogStats, LogError>;
 
     /// True if the log recently refused a message because there was no room.
@@ -125,6 +129,7 @@ pub const IDEMPOTENCY_WINDOW: std::time::Duration = std::time::Duration::from_se
 /// message be stored twice.
 const MAX_KEYS: usize = 1_000_000;
 
+/// The outcome of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
     Stored(Id),
@@ -133,6 +138,7 @@ pub enum Appended {
 }
 
 impl Appended {
+    /// The id of the message, whether it was stored now or before.
     pub fn id(self) -> Id {
         match self {
             Self::Stored(id) | Self::Replayed(id) => id,
@@ -155,6 +161,7 @@ pub enum AppendError {
     Log(#[from] LogError),
 }
 
+/// Why the log did not do what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     /// The message was not stored.
@@ -195,6 +202,7 @@ impl Followed {
         Self { log, tail, follower }
     }
 
+    /// The tail that is kept filled.
     pub fn tail(&self) -> &Arc<Tail> {
         &self.tail
     }
@@ -223,6 +231,7 @@ pub struct TopicStats {
     pub subscribers: usize,
 }
 
+/// Counts of a whole log.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct LogStats {
     /// Topics that the index knows, with or without retained messages.

@@ -75,10 +75,12 @@ impl Message {
         self.trimmed.store(true, Ordering::Release);
     }
 
+    /// True if the log has trimmed the message. A tail of a pattern may still hold it.
     pub fn is_trimmed(&self) -> bool {
         self.trimmed.load(Ordering::Acquire)
     }
 
+    /// True if the message is not stored: its id is zero.
     pub fn is_ephemeral(&self) -> bool {
         self.id == Id::ZERO
     }

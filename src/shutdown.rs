@@ -17,6 +17,7 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
+    /// A server's end that has not begun.
     pub fn new() -> Self {
         Self::default()
     }
@@ -32,6 +33,7 @@ impl Shutdown {
         self.ended.cancel();
     }
 
+    /// True once the drain has begun.
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
     }

@@ -175,6 +175,7 @@ impl TokenKey {
 }
 
 impl Identity {
+    /// True if the identity's token has ended by `now`. A key never ends.
     pub fn is_expired(&self, now: SystemTime) -> bool {
         self.expires_at.is_some_and(|end| end <= now)
     }

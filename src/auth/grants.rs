@@ -31,6 +31,7 @@ impl Grants {
         self.everything || self.subscribe.binary_search(pattern).is_ok() || covers(&self.subscribe, pattern)
     }
 
+    /// True if a topic or pattern that is granted for publishing matches `topic`.
     pub fn may_publish(&self, topic: &Topic) -> bool {
         self.everything || self.publish.iter().any(|pattern| pattern.matches(topic))
     }
@@ -40,6 +41,7 @@ impl Grants {
         self.admin
     }
 
+    /// True if `GET /metrics` is granted: by `metrics`, or by `admin`.
     pub fn may_read_metrics(&self) -> bool {
         self.admin || self.metrics
     }
@@ -154,6 +156,7 @@ pub struct Unfilled {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template(Box<str>);
 
+/// Why a text is no pattern with placeholders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseTemplateError {
     #[error("braces may only enclose sub, sub.encoded or claim.NAME, as in users.{{sub}}.**")]

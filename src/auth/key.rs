@@ -28,6 +28,7 @@ pub struct Digest([u8; digest::SHA256_OUTPUT_LEN]);
 pub struct ParseDigestError;
 
 impl Digest {
+    /// The SHA-256 of a secret.
     pub fn of(secret: &[u8]) -> Self {
         let digest = digest::digest(&digest::SHA256, secret);
         Self(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
@@ -38,6 +39,7 @@ impl Digest {
         self.to_string()[..8].to_owned()
     }
 
+    /// Compares in constant time.
     pub fn is(&self, other: &Self) -> bool {
         constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
     }

@@ -16,6 +16,7 @@ use super::{
     jwt::Material,
 };
 
+/// Why a token cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
     #[error(

@@ -20,6 +20,7 @@ pub struct Host {
     port: Option<u16>,
 }
 
+/// Why a text is no origin that can be allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseOriginError {
     #[error("expected an origin such as https://app.example, http://localhost:3000 or capacitor://localhost")]
@@ -109,6 +110,7 @@ impl Origin {
     }
 }
 
+/// The text is no host with an optional port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a host name or an address, and perhaps a port")]
 pub struct ParseHostError;

@@ -22,6 +22,10 @@ const MOST: u64 = 1 << 50;
 pub struct Secret(pub String);
 
 impl Secret {
+    /// Parses a size such as `512KiB`.
+    ///
+    /// # Errors
+    /// What was expected.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         match text {
             "" => Err("expected a secret, not an empty text"),
@@ -54,6 +58,10 @@ pub fn address(text: &str) -> Result<SocketAddr, &'static str> {
     Ok(SocketAddr::from((ip, port)))
 }
 
+/// Parses a duration such as `90s`, of at most 10 years.
+///
+/// # Errors
+/// What was expected.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("expected a duration, for example 90s, 10m or 2h: {error}"))?;

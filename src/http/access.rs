@@ -87,6 +87,7 @@ impl App {
 #[error(
     "no credentials are configured any more, which would open this server; restart it if that is intended"
 )]
+/// The new rules would open a server that requires credentials.
 pub struct Reopened;
 
 /// A client, and the rules by which its rights were last checked.

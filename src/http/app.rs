@@ -41,6 +41,7 @@ pub struct App {
 }
 
 impl App {
+    /// The state of one server. `shutdown` ends it.
     pub fn new(broker: Broker, config: Arc<Config>, shutdown: Shutdown) -> Arc<Self> {
         let quota = std::num::NonZeroU32::new(config.publish_rate).map(Quota::per_second);
         Arc::new(Self {

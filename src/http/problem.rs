@@ -44,6 +44,7 @@ pub enum Code {
 }
 
 impl Code {
+    /// Every code.
     pub const ALL: [Self; 22] = [
         Self::BadRequest,
         Self::Unauthorized,
@@ -69,6 +70,7 @@ impl Code {
         Self::Disconnected,
     ];
 
+    /// The word of the code, as it is on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "bad_request",
@@ -184,16 +186,19 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// A refusal, with the reason for a person.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         let status = code.status();
         let title = status.and_then(|status| status.canonical_reason()).unwrap_or("Closed");
         Self { code, status, title, detail: shorten(detail.into()), newest: None, accepted: None }
     }
 
+    /// A mistake in the request; `detail` names the parameter.
     pub fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(Code::BadRequest, detail)
     }
 
+    /// The resource has other methods: those in `allow`.
     pub fn method_not_allowed(allow: &'static str) -> Self {
         let detail = format!("allowed methods: {allow}");
         Self { accepted: Some((header::ALLOW, allow)), ..Self::new(Code::MethodNotAllowed, detail) }
@@ -208,6 +213,7 @@ impl Problem {
         }
     }
 
+    /// A payload that has more than `limit` bytes.
     pub fn too_large(limit: usize) -> Self {
         Self::new(Code::TooLarge, format!("the payload has more than {limit} bytes (--max-payload)"))
     }

@@ -41,6 +41,7 @@ impl Clock {
         }
     }
 
+    /// Moves a stopped clock forward.
     pub fn advance(&self, by: Duration) {
         self.set(self.now().plus(by));
     }

@@ -79,6 +79,7 @@ impl Floors {
 }
 
 impl Position {
+    /// A position at which every topic was given up to `cursor`.
     pub fn at(cursor: Id) -> Self {
         Self { cursor, ..Self::default() }
     }
@@ -116,6 +117,7 @@ impl Position {
         self.given(topic).max(self.told)
     }
 
+    /// Notes that `topic` was given up to `floor`, if that is further than before.
     pub fn raise_floor(&mut self, topic: Topic, floor: Id) {
         let floor = floor.max(self.given(&topic));
         if floor > self.cursor {
@@ -217,9 +219,11 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
     pub const ALL: [Self; 5] =
         [Self::Retention, Self::Deleted, Self::Restarted, Self::Failover, Self::UnknownCursor];
 
+    /// The word of the reason, as it is on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Retention => "retention",

@@ -39,6 +39,7 @@ impl Follower {
         self.is_woken.swap(false, Ordering::AcqRel)
     }
 
+    /// Wakes the task, unless it is woken already.
     pub fn wake(&self) {
         // If the task is woken already, it will find this message too when it looks.
         if !self.is_woken.swap(true, Ordering::AcqRel) {
@@ -89,14 +90,17 @@ impl Tail {
         }
     }
 
+    /// The topic or pattern whose messages this holds.
     pub fn name(&self) -> &Pattern {
         &self.name
     }
 
+    /// A reader that has everything up to this id need not look at this tail.
     pub fn newest(&self) -> Id {
         Id::new(self.newest.load(Ordering::Acquire))
     }
 
+    /// Locks the messages. Hold it for a short time, and over no await.
     pub fn ring(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -153,10 +157,12 @@ impl Tail {
         self.ring().covered_from(position, &self.name, expired).is_ok()
     }
 
+    /// Adds a follower to wake, and returns the key with which it is removed.
     pub fn add_follower(&self, follower: Arc<Follower>) -> usize {
         self.followers().insert(follower)
     }
 
+    /// Removes the follower with this key.
     pub fn remove_follower(&self, key: usize) {
         let mut followers = self.followers();
         followers.try_remove(key);
@@ -165,6 +171,7 @@ impl Tail {
         }
     }
 
+    /// How many followers there are.
     pub fn follower_count(&self) -> usize {
         self.followers().len()
     }
@@ -174,6 +181,7 @@ impl Tail {
         self.ring().messages.is_empty() && self.followers().is_empty()
     }
 
+    /// Wakes every follower.
     pub fn wake(&self) {
         for (_, follower) in self.followers().iter() {
             follower.wake();

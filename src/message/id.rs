@@ -14,6 +14,7 @@ use std::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(u64);
 
+/// The text is no id: not all digits, or above 2^53 - 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor")]
 pub struct ParseIdError;
@@ -24,10 +25,12 @@ impl Id {
     /// After every possible id: a cursor that no store has reached.
     pub const MAX: Self = Self((1 << 53) - 1);
 
+    /// The id of this number: microseconds since the Unix epoch.
     pub const fn new(micros: u64) -> Self {
         Self(micros)
     }
 
+    /// The number: microseconds since the Unix epoch.
     pub const fn get(self) -> u64 {
         self.0
     }

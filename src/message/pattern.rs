@@ -9,6 +9,7 @@ use super::topic::{self, ParseTopicError, Topic};
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pattern(Arc<str>);
 
+/// Why a text is no pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParsePatternError {
     #[error(transparent)]
@@ -18,6 +19,7 @@ pub enum ParsePatternError {
 }
 
 impl Pattern {
+    /// True if it is not a plain topic.
     pub fn has_wildcard(&self) -> bool {
         self.0.contains('*')
     }
@@ -27,6 +29,7 @@ impl Pattern {
         if self.has_wildcard() { None } else { Some(Topic(self.0.clone())) }
     }
 
+    /// The pattern as it is written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -37,6 +40,7 @@ impl Pattern {
         Some(&self.0[..start]).filter(|text| !text.is_empty())
     }
 
+    /// The parts between the dots.
     pub fn segments(&self) -> impl Iterator<Item = &str> {
         self.0.split('.')
     }

@@ -44,6 +44,7 @@ impl<T> PatternMap<T> {
         node.end.get_or_insert_with(new)
     }
 
+    /// Removes a pattern, if it is there.
     pub fn remove(&mut self, pattern: &Pattern) {
         self.remove_segments(&mut pattern.segments());
     }
@@ -66,6 +67,7 @@ impl<T> PatternMap<T> {
         }
     }
 
+    /// True if there is no pattern.
     pub fn is_empty(&self) -> bool {
         self.children.is_empty() && self.any.is_none() && self.rest.is_none() && self.end.is_none()
     }
@@ -188,14 +190,17 @@ pub struct PatternSet {
 }
 
 impl PatternSet {
+    /// The patterns that are plain topics, sorted.
     pub fn topics(&self) -> &[Pattern] {
         &self.patterns[..self.topics]
     }
 
+    /// The patterns with a wildcard, sorted.
     pub fn wildcards(&self) -> &[Pattern] {
         &self.patterns[self.topics..]
     }
 
+    /// True if exactly this pattern is in the set.
     pub fn contains(&self, pattern: &Pattern) -> bool {
         self.place(pattern).is_ok()
     }

@@ -20,6 +20,7 @@ pub enum PayloadKind {
     Binary,
 }
 
+/// Why bytes are not what their publisher declared.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PayloadError {
     #[error("the body is not valid JSON: {0}")]
@@ -31,16 +32,19 @@ pub enum PayloadError {
     ContentType,
 }
 
+/// The media type of JSON.
 pub const JSON: &str = "application/json";
 const OCTETS: &str = "application/octet-stream";
 /// The type that curl sends by default, so it says nothing.
 const UNSAID: &str = "application/x-www-form-urlencoded";
 
 impl Payload {
+    /// A payload of JSON. The caller has checked that it is JSON.
     pub fn json(bytes: impl Into<Box<[u8]>>) -> Self {
         Self { kind: PayloadKind::Json, content_type: None, bytes: bytes.into() }
     }
 
+    /// A payload of text.
     pub fn text(text: impl Into<String>) -> Self {
         let bytes = text.into().into_bytes().into();
         Self { kind: PayloadKind::Text, content_type: None, bytes }

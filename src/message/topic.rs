@@ -9,6 +9,7 @@ pub const MAX_TOPIC_BYTES: usize = 255;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Topic(pub(super) Arc<str>);
 
+/// Why a text is no topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseTopicError {
     #[error("a topic is 1 to {MAX_TOPIC_BYTES} bytes long")]

@@ -13,6 +13,7 @@ pub struct DroppedLines {
     pub not_taken: IntCounter,
 }
 
+/// The counts of this process.
 pub static DROPPED_LINES: LazyLock<DroppedLines> = LazyLock::new(|| {
     let opts = Opts::new("rejoin_log_lines_dropped_total", "Log lines that were not written.");
     let all = IntCounterVec::new(opts, &["reason"]).expect("a valid name");

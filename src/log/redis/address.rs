@@ -37,6 +37,7 @@ pub struct Credentials {
     pub password: Option<String>,
 }
 
+/// Why a text is no address of a Redis.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseAddressError {
     #[error(
