@@ -142,7 +142,7 @@ impl Client {
     ///     client.with_tokens_from(|| async { Ok(tokio::fs::read_to_string("/run/secrets/rejoin").await?) })
     /// })
     /// # }
-    /// # build().unwrap();
+    /// # build().expect("a URL of a server");
     /// ```
     pub fn with_tokens_from<F>(mut self, tokens: impl Fn() -> F + Send + Sync + 'static) -> Self
     where

@@ -218,7 +218,7 @@ mod tests {
         for url in [
             "redis://me:secret@host:7000/3",
             "redis://host/0",
-            "unix:///tmp/x.sock?db=2&pass=secret",
+            "unix:///run/x.sock?db=2&pass=secret",
             "redis+sentinel://me:secret@one,two:7/name?sentinel-password=secret",
         ] {
             let address = url.parse::<Address>().expect("an address");
