@@ -47,6 +47,14 @@ impl Folder {
         MemoryLog::resume_by(clock.clone(), RETENTION, self.state(), disk).await
     }
 
+    /// Leaves the file of a log that ended with one message in the topic `a`, and returns its id.
+    async fn close_with(&self, text: &str) -> Id {
+        let log = self.log().await.expect("a new log");
+        let id = publish(&log, "a", text).await;
+        end(log).await;
+        id
+    }
+
     /// The file, once the log that used it has released it.
     async fn place(&self) -> Place {
         lock(&self.state(), Arc::new(System)).await.expect("no other process uses it")
@@ -90,6 +98,10 @@ async fn try_to_publish(log: &MemoryLog, topic: &str, text: &str) -> Result<Id, 
     log.append(append).await.map(Appended::id)
 }
 
+async fn end(log: Arc<MemoryLog>) {
+    log.end(Instant::now()).await.expect("written");
+}
+
 /// How many gaps a reader of everything gets, and the ids of its messages.
 async fn read(log: &MemoryLog, cursor: Id) -> (usize, Vec<Id>) {
     let patterns = "**".parse().into_iter().collect();
@@ -109,8 +121,7 @@ async fn a_log_goes_on_where_the_one_before_ended() {
     let quiet = publish(&log, "quiet", "once").await;
     log.delete(&"quiet".parse().expect("a topic")).await.expect("deleted");
     let stats = log.stats().await.expect("stats");
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
 
     let log = folder.log().await.expect("the next log");
     let now = log.stats().await.expect("stats");
@@ -130,10 +141,7 @@ async fn a_log_goes_on_where_the_one_before_ended() {
 #[tokio::test]
 async fn a_state_file_is_read_once_and_not_again_after_a_crash() {
     let folder = Folder::new();
-    let log = folder.log().await.expect("a new log");
-    let id = publish(&log, "a", "first").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    let id = folder.close_with("first").await;
     let crashed = folder.log().await.expect("the next log");
     assert_eq!(read(&crashed, id.before()).await, (0, vec![id]));
     publish(&crashed, "a", "lost").await;
@@ -170,10 +178,7 @@ async fn no_id_is_given_twice_though_the_clock_was_set_back() {
 #[tokio::test]
 async fn a_damaged_file_is_set_aside_wherever_the_damage_is() {
     let folder = Folder::new();
-    let log = folder.log().await.expect("a new log");
-    let id = publish(&log, "a", "precious").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    let id = folder.close_with("precious").await;
     let whole = fs::read(folder.state()).expect("a file");
     let cut = (0..whole.len()).map(|len| whole[..len].to_vec());
     let flipped = (0..whole.len()).map(|at| {
@@ -207,10 +212,7 @@ async fn a_process_that_only_read_the_file_has_changed_nothing() {
         content::take(&folder.place().await, &RETENTION, Id::now()).expect("what it holds");
     };
     let folder = Folder::new();
-    let log = folder.log().await.expect("a new log");
-    let id = publish(&log, "a", "precious").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    let id = folder.close_with("precious").await;
     look(&folder).await;
     let log = folder.log().await.expect("the next log");
     assert_eq!(read(&log, id.before()).await, (0, vec![id]));
@@ -257,10 +259,7 @@ async fn a_closed_log_refuses_what_would_be_lost_and_leaves_the_file_alone() {
 #[tokio::test]
 async fn a_file_with_zeros_at_its_beginning_is_set_aside() {
     let folder = Folder::new();
-    let log = folder.log().await.expect("a new log");
-    let id = publish(&log, "a", "precious").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    let id = folder.close_with("precious").await;
     let whole = fs::read(folder.state()).expect("a file");
     for (times, zeros) in [12, 100, whole.len()].into_iter().enumerate() {
         let mut bytes = whole.clone();
@@ -276,10 +275,7 @@ async fn a_file_with_zeros_at_its_beginning_is_set_aside() {
 #[tokio::test]
 async fn a_file_of_version_1_is_read() {
     let folder = Folder::new();
-    let log = folder.log().await.expect("a new log");
-    let id = publish(&log, "a", "precious").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    let id = folder.close_with("precious").await;
     let place = folder.place().await;
     let version_1 = as_version_1(&fs::read(folder.state()).expect("a file"));
     drop(place);
@@ -297,10 +293,7 @@ async fn a_file_of_version_1_is_read() {
 #[tokio::test]
 async fn a_file_of_version_1_that_comes_without_its_lock_file_is_set_aside() {
     let folder = Folder::new();
-    let log = folder.log().await.expect("a new log");
-    let id = publish(&log, "a", "precious").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    let id = folder.close_with("precious").await;
     drop(folder.place().await);
     let version_1 = as_version_1(&fs::read(folder.state()).expect("a file"));
     fs::write(folder.state(), &version_1).expect("written");
@@ -324,10 +317,7 @@ fn as_version_1(file: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn a_log_that_was_dropped_before_its_first_message_leaves_the_file_as_it_was() {
     let folder = Folder::new();
-    let log = folder.log().await.expect("a new log");
-    let id = publish(&log, "a", "precious").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    let id = folder.close_with("precious").await;
     drop(folder.place().await);
     let whole = fs::read(folder.state()).expect("a file");
     for polls in 0..4 {

@@ -149,8 +149,7 @@ async fn a_disk_that_fails_is_shown_until_it_can_be_written_again() {
     disk.set(Mode::Works);
     // The server tries again by itself, without a publish.
     until(|| log.saved.as_ref().is_some_and(|saved| !saved.is_failing())).await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
     let log = folder.log_by(&clock).await.expect("the next log");
     assert_eq!(read(&log, id.before()).await, (0, vec![id]));
 }
@@ -162,8 +161,7 @@ async fn nothing_is_stored_before_the_file_is_marked_as_opened() {
     let (folder, disk, clock) = (Folder::new(), Faulty::new(), Clock::stopped());
     let log = folder.log_by(&clock).await.expect("a new log");
     let id = publish(&log, "a", "precious").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
     let log = folder.log_on(disk.clone(), &clock).await.expect("the next log");
     let topic = "a".parse().expect("a topic");
     assert_eq!(log.check().await, Ok(()));

@@ -11,8 +11,7 @@ use super::{
 pub async fn ended(folder: &Folder, clock: &Clock) -> Id {
     let log = folder.log_by(clock).await.expect("a new log");
     let id = publish(&log, "a", "precious").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
     drop(folder.place().await);
     id
 }
@@ -114,8 +113,7 @@ async fn a_file_that_is_removed_before_the_first_message_is_written_at_the_end()
     let log = folder.log_by(&clock).await.expect("the next log");
     fs::remove_file(folder.state()).expect("removed");
     until(|| folder.state().exists()).await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
     let log = folder.log_by(&clock).await.expect("the next log");
     assert_eq!(read(&log, id.before()).await, (0, vec![id]));
 }

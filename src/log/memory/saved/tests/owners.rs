@@ -69,8 +69,7 @@ async fn a_lock_file_that_was_removed_is_made_again() {
         let second = Place::lock(&folder.state(), Arc::new(System)).expect("a lock file");
         assert!(second.is_none(), "it waits for the first");
     }
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
     let log = folder.log().await.expect("the next log");
     assert_eq!(read(&log, id.before()).await, (0, vec![id]));
 }
@@ -88,8 +87,7 @@ async fn two_names_of_one_file_are_one_file() {
         assert!(futures_util::poll!(&mut second).is_pending(), "it waits for the first");
         sleep(ASK_EVERY).await;
     }
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
     let log = second.await.expect("a log");
     assert_eq!(read(&log, id.before()).await, (0, vec![id]));
     assert!(fs::symlink_metadata(elsewhere.state()).expect("it is there").is_symlink());
@@ -101,13 +99,11 @@ async fn an_older_file_that_is_put_back_is_set_aside_and_told_as_a_gap() {
     let folder = Folder::new();
     let log = folder.log().await.expect("a new log");
     let first = publish(&log, "a", "first").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
     let log = folder.log().await.expect("the next log");
     let copy = fs::read(folder.state()).expect("a file");
     let second = publish(&log, "a", "second").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
     drop(folder.place().await);
     fs::write(folder.state(), &copy).expect("written");
 
@@ -120,8 +116,7 @@ async fn an_older_file_that_is_put_back_is_set_aside_and_told_as_a_gap() {
     let aside: Vec<_> = folder.names().into_iter().filter(|name| name.contains(".older-")).collect();
     assert_eq!(aside.len(), 1);
     assert!(fs::read(folder.0.join(&aside[0])).expect("a file") == copy);
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
 
     // The file alone was brought to another machine. It cannot be known if it is the newest one.
     drop(folder.place().await);
@@ -173,8 +168,7 @@ async fn a_lock_file_that_is_made_again_on_a_failing_disk_belongs_to_this_server
         let second = Place::lock(&folder.state(), Arc::new(System)).expect("a lock file");
         assert!(second.is_none(), "it waits for the first");
     }
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
     let log = folder.log_by(&clock).await.expect("the next log");
     assert_eq!(read(&log, id.before()).await, (0, vec![id]));
 }
@@ -191,8 +185,7 @@ async fn a_new_file_shares_nothing_with_one_that_another_server_still_writes() {
     let mut first = fs::File::create(&new).expect("made");
     let log = folder.log().await.expect("the next log");
     publish(&log, "b", "x").await;
-    log.end(Instant::now()).await.expect("written");
-    drop(log);
+    end(log).await;
     first.write_all(b"late").expect("written");
     let log = folder.log().await.expect("the next log");
     assert_eq!(read(&log, id.before()).await.0, 0);
