@@ -9,6 +9,11 @@ use rejoin::{
 };
 use tokio::time::timeout;
 
+use crate::{
+    proxy::{Proxy, Stall},
+    support::redis::Redis,
+};
+
 /// Turns a hang into a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -50,6 +55,33 @@ pub fn draft(topic: &str) -> Draft {
 pub async fn publish(broker: &Broker, topic: &str) -> Id {
     let append = Append { draft: draft(topic), idempotency_key: None, if_match: None };
     broker.publish(append).await.expect("stored").id()
+}
+
+/// A copy of Redis that misses the last message of its primary.
+pub struct Lagging {
+    pub primary: Redis,
+    pub copy: Redis,
+    /// The link between the two, which stands still.
+    pub link: Proxy,
+    /// The message of the topic `a` that both have.
+    pub kept: Id,
+    /// The message after it, which only the primary has.
+    pub ahead: Id,
+}
+
+impl Lagging {
+    /// `None` if there is no Redis here.
+    pub async fn start() -> Option<Self> {
+        let primary = Redis::start(&[])?;
+        let link = Proxy::to(primary.addr(), Duration::ZERO).await;
+        let copy = Redis::start(&["--replicaof", &format!("127.0.0.1 {}", link.addr.port())])?;
+        let broker = log(&primary.url()).await;
+        let kept = publish(&broker, "a").await;
+        copy.until_says(&["XREVRANGE", "{rejoin}:topic:a", "+", "-"], &kept.to_string()).await;
+        link.stall(Stall::Both);
+        let ahead = publish(&broker, "a").await;
+        Some(Self { primary, copy, link, kept, ahead })
+    }
 }
 
 pub async fn subscribe(broker: &Broker, pattern: &str, start: Start) -> Subscription {

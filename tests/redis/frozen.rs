@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use crate::{
     bare::{
-        PATIENCE, RETENTION, draft, log, log_that_keeps, publish, read_until, subscribe, until_reachable,
+        Lagging, PATIENCE, RETENTION, draft, log, log_that_keeps, publish, read_until, subscribe,
+        until_reachable,
     },
-    proxy::{Proxy, Stall},
     support::redis::Redis,
 };
 
@@ -94,15 +94,9 @@ async fn reading_goes_on_while_the_server_at_the_address_is_a_copy() {
 /// The address leads to a copy that is behind. A new process has seen no id, so only the store can tell.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cursor_ahead_of_a_copy_is_refused_and_not_unknown() {
-    let Some(primary) = Redis::start(&[]) else { return };
-    let to_copy = Proxy::to(primary.addr(), Duration::ZERO).await;
-    let copy =
-        Redis::start(&["--replicaof", &format!("127.0.0.1 {}", to_copy.addr.port())]).expect("another");
-    let before = log(&primary.url()).await;
-    let kept = publish(&before, "a").await;
-    copy.until_says(&["XREVRANGE", "{rejoin}:topic:a", "+", "-"], &kept.to_string()).await;
-    to_copy.stall(Stall::Both);
-    let ahead = publish(&before, "a").await;
+    let Some(Lagging { copy, kept, ahead, primary: _primary, link: _link }) = Lagging::start().await else {
+        return;
+    };
     let broker = log(&copy.url()).await;
     let resume = |pattern: &str, cursor| {
         let patterns = vec![pattern.parse().expect("a pattern")];

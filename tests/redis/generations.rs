@@ -9,7 +9,7 @@ use rejoin::{
 };
 
 use crate::{
-    bare::{RETENTION, draft, log, log_that_keeps, publish, read_until, subscribe, until_reachable},
+    bare::{Lagging, RETENTION, draft, log, log_that_keeps, publish, read_until, subscribe, until_reachable},
     proxy::{Proxy, Stall},
     support::redis::Redis,
 };
@@ -130,16 +130,9 @@ async fn a_loss_that_no_replica_remembers_is_still_told() {
 
 #[tokio::test]
 async fn a_promotion_that_no_replica_has_seen_is_still_told() {
-    let Some(primary) = Redis::start(&[]) else { return };
-    let to_copy = Proxy::to(primary.addr(), Duration::ZERO).await;
-    let copy =
-        Redis::start(&["--replicaof", &format!("127.0.0.1 {}", to_copy.addr.port())]).expect("another");
-    let before = log(&primary.url()).await;
-    let kept = publish(&before, "a").await;
-    copy.until_says(&["XREVRANGE", "{rejoin}:topic:a", "+", "-"], &kept.to_string()).await;
-    to_copy.stall(Stall::Both);
-    publish(&before, "a").await;
-    drop(before);
+    let Some(Lagging { copy, kept, primary: _primary, link: _link, .. }) = Lagging::start().await else {
+        return;
+    };
     copy.say(&["REPLICAOF", "NO", "ONE"]);
     is_told(&log(&copy.url()).await, kept).await;
 }
