@@ -16,6 +16,7 @@ mod held;
 mod link;
 mod primary;
 mod reading;
+mod refusals;
 mod scripts;
 mod shared;
 mod store;

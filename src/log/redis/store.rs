@@ -11,8 +11,8 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, ConnectionAddr, ErrorKind, FromRedisValue, PushInfo, PushKind, RedisError, Script,
-    ScriptInvocation, ServerErrorKind, aio::MultiplexedConnection,
+    AsyncConnectionConfig, ConnectionAddr, FromRedisValue, PushInfo, PushKind, RedisError, Script,
+    ScriptInvocation, aio::MultiplexedConnection,
 };
 use tokio::{
     sync::watch,
@@ -23,6 +23,7 @@ use super::{
     Address, Retention,
     facts::{Facts, Keep},
     primary::{ConnectError, Primary},
+    refusals::{code, is_broken, is_of_copy, is_refused, refused_command},
     scripts::{ReadScript, Scripts},
 };
 use crate::{
@@ -526,61 +527,4 @@ async fn setting(mut connection: MultiplexedConnection, name: &str) -> Option<St
     let answer: Result<std::collections::HashMap<String, String>, _> =
         command.arg("GET").arg(name).query_async(&mut connection).await;
     answer.ok()?.remove(name)
-}
-
-/// The first word of an error of Redis.
-fn code(error: &RedisError) -> Option<&str> {
-    match error.kind() {
-        ErrorKind::Server(ServerErrorKind::ReadOnly) => Some("READONLY"),
-        ErrorKind::Server(ServerErrorKind::NoPerm) => Some("NOPERM"),
-        _ => error.code(),
-    }
-}
-
-/// The command that Redis names in a refusal, without the rest of the text, which may hold the name of the user.
-fn refused_command(error: &RedisError) -> Option<String> {
-    if code(error) != Some("NOPERM") {
-        return None;
-    }
-    let (command, _) = error.detail()?.rsplit_once("to run the '")?.1.split_once('\'')?;
-    Some(command.to_uppercase())
-}
-
-/// True if Redis said that it did not run the script.
-fn is_refused(error: &RedisError) -> bool {
-    use ServerErrorKind::{
-        BusyLoading, ClusterDown, CrossSlot, MasterDown, Moved, NoPerm, NoScript, ReadOnly, TryAgain,
-    };
-    match error.kind() {
-        ErrorKind::Server(
-            BusyLoading | ClusterDown | CrossSlot | MasterDown | Moved | NoScript | ReadOnly | TryAgain,
-        )
-        | ErrorKind::AuthenticationFailed => true,
-        // A command that was refused within a script may have come after others that ran.
-        ErrorKind::Server(NoPerm) => !error.to_string().contains("in script"),
-        _ => matches!(error.code(), Some("MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH" | "UNFIT" | "FROZEN")),
-    }
-}
-
-/// True if the server is a copy, or a primary that became one. It takes no writes.
-fn is_of_copy(error: &RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
-}
-
-/// True if the connection is of no more use.
-fn is_broken(error: &RedisError) -> bool {
-    // An answer that this version cannot read came over a connection that works.
-    !matches!(error.kind(), ErrorKind::Parse) && error.is_unrecoverable_error()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_that_cannot_be_read_breaks_no_connection() {
-        let unreadable = RedisError::from(redis::ParsingError::from("expected an id"));
-        assert!(!is_broken(&unreadable));
-        assert!(is_broken(&std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()));
-    }
 }
