@@ -1,4 +1,4 @@
-//! What an error of Redis means: if the script ran, if the connection is of use, and which command was refused.
+//! The meaning of an error of Redis: if the script ran, if the connection is of use, and which command was refused.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
