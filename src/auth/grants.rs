@@ -161,6 +161,9 @@ pub struct Template(Box<str>);
 pub enum ParseTemplateError {
     #[error("braces may only enclose sub, sub.encoded or claim.NAME, as in users.{{sub}}.**")]
     Placeholder,
+    /// Two tokens with different values could have the same topic: `a` and `b-c`, or `a-b` and `c`.
+    #[error("a segment may have one placeholder, as in rooms.{{claim.tenant}}.{{sub}}")]
+    TwoInOneSegment,
     #[error(transparent)]
     Pattern(#[from] ParsePatternError),
 }
@@ -241,6 +244,14 @@ impl FromStr for Template {
 
     fn from_str(text: &str) -> Result<Self, ParseTemplateError> {
         let parts = parts(text).ok_or(ParseTemplateError::Placeholder)?;
+        let mut is_filled = false;
+        for part in &parts {
+            match part {
+                Part::Text(text) => is_filled &= !text.contains('.'),
+                _ if is_filled => return Err(ParseTemplateError::TwoInOneSegment),
+                _ => is_filled = true,
+            }
+        }
         let sample = parts.iter().map(|part| if let Part::Text(text) = part { text } else { "s" });
         sample.collect::<String>().parse::<Pattern>()?;
         Ok(Self(text.into()))
@@ -398,6 +409,19 @@ mod tests {
             "{ sub }",
         ] {
             assert!(wrong.parse::<Template>().is_err(), "{wrong:?}");
+        }
+    }
+
+    /// One user could otherwise choose a name with which his token gets the topic of another tenant.
+    #[test]
+    fn a_segment_has_one_placeholder() {
+        for text in ["inbox.{claim.org}-{sub}", "{sub}{sub.encoded}", "a.{sub}{claim.b.c}.**"] {
+            let error = text.parse::<Template>();
+            assert!(matches!(error, Err(ParseTemplateError::TwoInOneSegment)), "{text}");
+        }
+        for text in ["inbox.{claim.org}.{sub}", "{sub}.x-{sub}", "a.x{claim.b.c}y.**", "a.{claim.a.b}.{sub}"]
+        {
+            text.parse::<Template>().expect(text);
         }
     }
 }

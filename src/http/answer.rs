@@ -1,6 +1,9 @@
 //! Answers in JSON.
 
-use axum::response::{IntoResponse, Response};
+use axum::{
+    body::{Body, Bytes},
+    response::{IntoResponse, Response},
+};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
@@ -16,6 +19,11 @@ pub fn raw_json(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = (status, body).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media::JSON));
     response
+}
+
+/// The body of an answer to `HEAD` whose length is not known.
+pub fn unread() -> Body {
+    Body::from_stream(futures_util::stream::empty::<Result<Bytes, std::convert::Infallible>>())
 }
 
 /// The same answer, which no cache may store.

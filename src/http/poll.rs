@@ -7,7 +7,8 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 
 use super::{
-    answer::{not_stored, raw_json},
+    answer::{not_stored, raw_json, unread},
+    media,
     problem::Problem,
     reader::{Next, Reader},
     wire::{self, Control},
@@ -64,6 +65,13 @@ pub async fn respond(mut reader: Reader, wait: Duration, limit: usize) -> Respon
     }
     // If nothing came in time, the answer is only the cursor.
     answer(&messages, &gaps, reader.cursor())
+}
+
+/// The answer to a `HEAD`. Nothing is read for it, so it has no cursor.
+pub fn head() -> Response {
+    let mut response = not_stored(unread().into_response());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media::JSON));
+    response
 }
 
 /// The answer to a poll without a start: the current cursor.

@@ -14,6 +14,7 @@ use http::{HeaderName, HeaderValue, header};
 use http_body::Frame;
 
 use super::{
+    answer::unread,
     batch::{Batch, Form},
     media,
     problem::Code,
@@ -40,11 +41,7 @@ pub fn respond(framing: Framing, reader: Reader) -> Response {
 
 /// The headers of a stream that is not opened.
 pub fn head(framing: Framing) -> Response {
-    // Its length is not known, as that of a stream.
-    with_headers(
-        framing,
-        Body::from_stream(futures_util::stream::empty::<Result<Bytes, std::convert::Infallible>>()),
-    )
+    with_headers(framing, unread())
 }
 
 /// Turns a reader away with a status of 200. An `EventSource` reconnects after that, and would not after an

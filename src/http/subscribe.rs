@@ -86,15 +86,13 @@ fn no_topic() -> Problem {
     Problem::bad_request("topic: name at least one, for example /events?topic=demo")
 }
 
-/// Serves a `GET`. A `HEAD` gets the same headers: its poll is not held, and its stream is not opened.
-async fn answer(app: &Arc<App>, method: &Method, mut wanted: Wanted) -> Result<Response, Problem> {
-    if *method == Method::HEAD {
-        if let Rendering::Stream(framing) = wanted.rendering {
-            return Ok(stream::head(framing));
-        }
-        wanted.wait = Duration::ZERO;
+/// Serves a `GET`. For a `HEAD` nothing is read.
+async fn answer(app: &Arc<App>, method: &Method, wanted: Wanted) -> Result<Response, Problem> {
+    match (method, wanted.rendering) {
+        (&Method::HEAD, Rendering::Stream(framing)) => Ok(stream::head(framing)),
+        (&Method::HEAD, Rendering::Poll) => Ok(poll::head()),
+        _ => serve(app, wanted).await,
     }
-    serve(app, wanted).await
 }
 
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {

@@ -31,10 +31,6 @@ async fn head_has_the_status_and_headers_of_get_and_no_body() {
         "/health/live",
         "/health/ready",
         "/topics",
-        "/topics/a",
-        "/topics/a?after=0",
-        "/topics/a?after=0&wait=60",
-        "/events?topic=a&last=1",
         "/events",
         "/topics/a..b",
         "/topics/a?last=x",
@@ -44,6 +40,14 @@ async fn head_has_the_status_and_headers_of_get_and_no_body() {
         let (asked, got) = (head(&server, path).answer().await, get(&server, path).answer().await);
         assert_eq!((asked.status, asked.text()), (got.status, ""), "{path}");
         assert_eq!(headers(&asked), headers(&got), "{path}");
+    }
+    for path in ["/topics/a", "/topics/a?after=0", "/topics/a?after=0&wait=60", "/events?topic=a&last=1"] {
+        let (asked, got) = (head(&server, path).answer().await, get(&server, path).answer().await);
+        assert_eq!((asked.status, asked.text()), (got.status, ""), "{path}");
+        let mut expected = headers(&got);
+        // Only reading tells these.
+        expected.retain(|(name, _)| name != "etag" && name != "content-length");
+        assert_eq!(headers(&asked), expected, "{path}");
     }
     for path in ["/stats", "/metrics"] {
         // Their length changes with the time.
@@ -77,7 +81,11 @@ async fn head_of_a_subscription_is_answered_at_once_and_takes_no_place() {
         // A poll with a start, and with nothing to answer, would be held for a minute.
         let poll = format!("{path}{}after={id}&wait=60", if path.contains('?') { '&' } else { '?' });
         let answer = head(&server, &poll).answer().await;
-        assert_eq!((answer.status, answer.header("etag")), (200, format!("\"{id}\"").as_str()), "{path}");
+        assert_eq!((answer.status, answer.headers.get("etag")), (200, None), "{path}");
     }
+    let metrics = get(&server, "/metrics").answer().await;
+    let polled =
+        metrics.text().lines().find(|line| line.starts_with("rejoin_deliveries_total{transport=\"poll\"}"));
+    assert_eq!(polled, Some("rejoin_deliveries_total{transport=\"poll\"} 0"), "nothing was read");
     until_served(&server, 0).await;
 }
