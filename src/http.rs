@@ -22,6 +22,7 @@ mod metrics;
 mod origin;
 mod page;
 mod parameters;
+mod patient;
 mod poll;
 mod problem;
 mod publish;

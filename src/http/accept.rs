@@ -19,7 +19,7 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::AsyncReadExt,
@@ -32,6 +32,7 @@ use super::{
     App,
     gate::Gate,
     idle::{HeadBegun, HeadTimer, KEPT_FOR},
+    patient::PatientTimer,
     stall::{StallGuard, StreamExecutor, WatchedBody},
 };
 use crate::{
@@ -93,11 +94,14 @@ impl Protocols {
             tasks: app.tasks.clone(),
         });
         http2
-            .timer(TokioTimer::new())
+            .timer(PatientTimer)
             .enable_connect_protocol()
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(MAX_HEAD_BYTES as u32)
-            .max_send_buf_size(MAX_STREAM_SEND_BYTES);
+            .max_send_buf_size(MAX_STREAM_SEND_BYTES)
+            .keep_alive_interval(app.config.heartbeat)
+            // A ping waits behind frames that a slow client has yet to read.
+            .keep_alive_timeout(app.config.heartbeat.saturating_add(app.config.write_timeout));
         Self { http1, http2 }
     }
 

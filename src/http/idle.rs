@@ -15,7 +15,9 @@ use std::{
 
 use futures_util::FutureExt;
 use hyper::rt;
-use tokio::time::{self, Instant, sleep_until};
+use tokio::time::Instant;
+
+use super::patient::PatientSleep;
 
 /// How long a kept connection may be without a request. Balancers close theirs after 60 s. If the server closed
 /// first, a request that is already on its way would be lost, and the balancer would answer it with 502.
@@ -47,7 +49,7 @@ impl rt::Timer for HeadTimer {
         // If a piece of the next head came with the request before, the wait begins as if it had not.
         self.begun.0.store(false, Ordering::Relaxed);
         Box::pin(HeadWait {
-            sleep: Box::pin(sleep_until(deadline.into())),
+            sleep: PatientSleep::until(deadline.into()),
             until_begun: Some((self.begun.clone(), self.read_timeout)),
         })
     }
@@ -59,7 +61,7 @@ impl rt::Timer for HeadTimer {
 
 /// The wait for one head. hyper polls it after each read that did not complete the head.
 struct HeadWait {
-    sleep: Pin<Box<time::Sleep>>,
+    sleep: PatientSleep,
     /// `None` once the head has begun.
     until_begun: Option<(HeadBegun, Duration)>,
 }
@@ -73,7 +75,7 @@ impl Future for HeadWait {
         if let Some((_, read_timeout)) =
             self.until_begun.take_if(|(begun, _)| begun.0.load(Ordering::Relaxed))
         {
-            self.sleep.as_mut().reset(Instant::now() + read_timeout);
+            self.sleep.reset(Instant::now() + read_timeout);
         }
         self.sleep.poll_unpin(cx)
     }

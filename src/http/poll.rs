@@ -67,7 +67,7 @@ pub async fn respond(mut reader: Reader, wait: Duration, limit: usize) -> Respon
     answer(&messages, &gaps, reader.cursor())
 }
 
-/// The answer to a `HEAD`. Nothing is read for it, so it has no cursor.
+/// The answer to a `HEAD`. The log is not read for it, so it has no cursor.
 pub fn head() -> Response {
     let mut response = not_stored(unread().into_response());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media::JSON));

@@ -106,6 +106,36 @@ impl Events {
     }
 }
 
+/// Its kernel, or a proxy, acknowledges all that is sent, and a quiet stream sends little.
+#[tokio::test]
+async fn a_client_that_hangs_answers_no_ping_and_loses_its_place() {
+    let server = Server::with(|config| {
+        config.heartbeat = Duration::from_millis(100);
+        config.write_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let wire = TcpStream::connect(server.addr).await.expect("a connection");
+    let (mut client, connection) = h2::client::handshake(wire).await.expect("HTTP/2");
+    let (hang, is_hanging) = tokio::sync::oneshot::channel::<()>();
+    let client_side = tokio::spawn(async move {
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            ended = &mut connection => panic!("it ended: {ended:?}"),
+            _ = is_hanging => std::future::pending::<()>().await,
+        }
+    });
+    let uri = format!("http://{}/topics/quiet", server.addr);
+    let request = Request::get(uri).version(Version::HTTP_2).header("accept", "text/event-stream");
+    let (response, _) = client.send_request(request.body(()).expect("a request"), true).expect("sent");
+    let _response = within("a response", response).await.expect("a response");
+    // It answers several pings, and stays.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    until_served(&server, 1).await;
+    hang.send(()).expect("it runs");
+    until_served(&server, 0).await;
+    client_side.abort();
+}
+
 #[tokio::test]
 async fn one_connection_carries_hundreds_of_event_streams() {
     let server = Server::start().await;
