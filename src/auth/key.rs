@@ -34,7 +34,7 @@ impl Digest {
         Self(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
     }
 
-    /// The beginning of the hash, by which an operator finds a key. It is too short to check a guess.
+    /// The beginning of the hash, by which an operator finds a key. Keys are random, so it helps no guess.
     pub fn short(&self) -> String {
         self.to_string()[..8].to_owned()
     }

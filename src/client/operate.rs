@@ -8,12 +8,14 @@ use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{Client, ClientError};
+use super::{Client, ClientError, answer::body};
 
 /// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the answer about readiness may take. The server itself takes at most a second for it.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest answer that is read: far more than a page of topics takes.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
 /// As many topics as the server puts into one page.
 const TOPICS_OF_A_PAGE: usize = 1_000;
 
@@ -96,7 +98,7 @@ impl Client {
     }
 
     async fn read<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, ClientError> {
-        let answer = self.ask(request, StatusCode::OK).await?.bytes().await?;
+        let answer = body(self.ask(request, StatusCode::OK).await?, MAX_ANSWER_BYTES).await?;
         serde_json::from_slice(&answer).map_err(ClientError::not_ours)
     }
 }

@@ -1,6 +1,6 @@
 //! Request bodies: read to a limit and within a time.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, io, time::Duration};
 
 use axum::body::{Body, Bytes};
 use http::{HeaderMap, header};
@@ -37,8 +37,14 @@ pub async fn read(headers: &HeaderMap, body: Body, limit: usize, time: Duration)
 /// The problem with a body that could not be read to its end.
 pub fn broken(error: &(dyn Error + 'static)) -> Problem {
     let mut causes = std::iter::successors(Some(error), |error| (**error).source());
-    match causes.find_map(|error| error.downcast_ref::<Undecodable>()) {
-        Some(undecodable) => Problem::bad_request(undecodable.to_string()),
+    let mistake = causes.find_map(|error| match error.downcast_ref::<io::Error>() {
+        Some(io) if matches!(io.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
+            Some(format!("the body is malformed: {io}"))
+        }
+        _ => error.downcast_ref::<Undecodable>().map(ToString::to_string),
+    });
+    match mistake {
+        Some(mistake) => Problem::bad_request(mistake),
         None => Problem::new(Code::TimedOut, "the body ended too early; send it again"),
     }
 }

@@ -92,6 +92,19 @@ async fn a_body_that_does_not_arrive_in_time_is_refused() {
     }
 }
 
+/// To send it again would not help, so it is not `408`.
+#[tokio::test]
+async fn a_body_in_malformed_chunks_is_a_mistake_of_the_client() {
+    let server = Server::start().await;
+    for path in ["/topics/a", "/publish"] {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        );
+        let answer = answer_to(&server, (head + "zz\r\n1\r\n0\r\n\r\n").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("malformed"), "{path}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn connect_over_http1_is_refused() {
     let server = Server::start().await;

@@ -51,8 +51,9 @@ const COPY_FOR: Duration = Duration::from_secs(1);
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How soon this process tries again to set the limits of retention.
 const KEEP_AGAIN: Duration = Duration::from_secs(1);
-/// How long readers write nothing after Redis has refused a write. Then one of them tries again.
-const FROZEN_FOR: Duration = Duration::from_secs(1);
+/// How long readers write nothing after Redis has refused a write. Then one of them tries again. It is shorter than the
+/// time between two probes, so that each probe tries.
+const FROZEN_FOR: Duration = Duration::from_millis(900);
 
 /// How many members of the index are read in one step.
 const INDEX_BATCH: usize = 2000;
@@ -239,10 +240,13 @@ impl Store {
             if is_left {
                 note(&self.left_copy_at);
             }
-            if is_left || is_broken(&error) {
+            self.say(&error);
+            if is_left {
+                // This happens each second, and the line above says why.
+                self.drop_connection(connection.number);
+            } else if is_broken(&error) {
                 self.lose(connection.number, &error);
             }
-            self.say(&error);
             let code = code(&error);
             let is_frozen = matches!(code, Some("MISCONF" | "NOREPLICAS" | "READONLY"));
             let why = match (code, refused_command(&error)) {
@@ -370,16 +374,20 @@ impl Store {
         }
     }
 
-    /// Drops the connection. Calls that wait for an answer on it will get none.
-    fn lose(&self, number: u64, why: &dyn std::fmt::Display) {
-        let is_lost = self.connection.send_if_modified(|connection| {
+    /// Drops the connection if it is still in use. Calls that wait for an answer on it will get none.
+    fn drop_connection(&self, number: u64) -> bool {
+        self.connection.send_if_modified(|connection| {
             let is_this = connection.as_ref().is_some_and(|connection| connection.number == number);
             if is_this {
                 *connection = None;
             }
             is_this
-        });
-        if is_lost {
+        })
+    }
+
+    /// Drops the connection, and logs why.
+    fn lose(&self, number: u64, why: &dyn std::fmt::Display) {
+        if self.drop_connection(number) {
             tracing::warn!(redis = %self.address(), %why, "the publishing connection is lost");
         }
     }
@@ -406,18 +414,22 @@ impl Store {
 
     /// Connects whenever there is no connection. Never ends.
     pub async fn keep_connected(self: Arc<Self>) {
-        let (mut is_first, mut kept) = (true, Kept::default());
+        let (mut is_policy_known, mut kept) = (false, Kept::default());
         let mut was_told = false;
         for number in 0.. {
             let began = Instant::now();
             match self.connect(number).await {
                 Ok((addr, redis)) => {
-                    tracing::info!(redis = %addr, "the publishing connection is up");
+                    if is_within(&self.left_copy_at, 2 * COPY_FOR) {
+                        tracing::debug!(redis = %addr, "the publishing connection is up");
+                    } else {
+                        tracing::info!(redis = %addr, "the publishing connection is up");
+                    }
                     self.connection.send_replace(Some(Connection { number, redis, looked: Arc::default() }));
                     // First, because this logs what is wrong.
                     let _ = self.check().await;
-                    if std::mem::take(&mut is_first) {
-                        self.warn_of_eviction().await;
+                    if !is_policy_known {
+                        is_policy_known = self.warn_of_eviction().await;
                     }
                     was_told = false;
                     let mut connection = self.connection.subscribe();
@@ -494,16 +506,19 @@ impl Store {
         std::future::pending().await
     }
 
-    async fn warn_of_eviction(&self) {
-        let Some(connection) = self.connection.borrow().clone() else { return };
+    /// Asks Redis for its policy, and warns if messages may be evicted. False if there is no connection to ask.
+    async fn warn_of_eviction(&self) -> bool {
+        let Some(connection) = self.connection.borrow().clone() else { return false };
         match setting(connection.redis, "maxmemory-policy").await {
             Some(policy) if policy == "noeviction" => {}
             Some(policy) => tracing::warn!(
                 %policy,
                 "redis may evict retained messages when its memory is full; set maxmemory-policy to noeviction"
             ),
+            None if self.current() != Some(connection.number) => return false,
             None => tracing::warn!("redis does not tell its maxmemory-policy; it should be noeviction"),
         }
+        true
     }
 }
 
