@@ -21,7 +21,7 @@ pub use self::{
     claims::Claims,
     containment::covers,
     grants::{GrantList, Grants, ParseTemplateError, Template, Unfilled, Values},
-    jwt::{MIN_SECRET_BYTES, is_blanked, is_secret},
+    jwt::{MAX_TOKEN_BYTES, MIN_SECRET_BYTES, is_blanked, is_secret},
     key::{Digest, new_key},
     mint::{MintError, SigningKey, Wish, mint},
     tables::{AnonymousTable, InLine, JwtTable, KeyTable, Read},

@@ -36,6 +36,11 @@ impl Grants {
         self.everything || self.publish.iter().any(|pattern| pattern.matches(topic))
     }
 
+    /// True if there is a topic that may be published to.
+    pub fn may_publish_something(&self) -> bool {
+        self.everything || !self.publish.is_empty()
+    }
+
     /// True if topics may be deleted, and all topics and statistics be read.
     pub fn is_admin(&self) -> bool {
         self.admin

@@ -21,7 +21,7 @@ use super::{
 use crate::message::Object;
 
 /// The longest token that is read: more than an HTTP header can carry.
-const MAX_TOKEN_BYTES: usize = 64 << 10;
+pub const MAX_TOKEN_BYTES: usize = 64 << 10;
 /// The shortest shared secret. One that is shorter than its hash can be guessed (RFC 7518 §3.2).
 pub const MIN_SECRET_BYTES: usize = 32;
 /// The shortest RSA modulus: 2048 bits (RFC 7518 §3.3).

@@ -141,6 +141,13 @@ impl Access {
         if now.grants.may_publish(topic) { Ok(()) } else { Err(forbidden(&now, "publish", Some(topic))) }
     }
 
+    /// # Errors
+    /// If there is no topic that this client may publish to.
+    pub fn publish_something(&self) -> Result<(), Problem> {
+        let now = self.now()?;
+        if now.grants.may_publish_something() { Ok(()) } else { Err(forbidden(&now, "publish", None)) }
+    }
+
     /// The right to delete topics, and to list all of them.
     pub fn admin(&self) -> Result<(), Problem> {
         let now = self.now()?;

@@ -203,15 +203,29 @@ async fn a_message_that_does_not_arrive_in_time_is_the_last_problem_or_the_statu
 async fn a_request_holds_up_to_100_000_messages() {
     let server = Server::start().await;
     let good = |topic: &str| format!("{{\"topic\":\"{topic}\",\"data\":1}}\n");
-    let body = "0\n".repeat(99_999) + &good("last") + &good("one.more");
+    let body = good("a").repeat(99_999) + &good("last") + &good("one.more");
     let answers = answers(&send(&server, NDJSON, body).await);
     assert_eq!(answers.len(), 100_001);
     assert!(answers[99_999]["id"].is_string(), "{}", answers[99_999]);
     assert_eq!(answers[100_000]["code"], "too_large", "{}", answers[100_000]);
     assert_eq!(retained(&server, "last").await, [1]);
     assert_eq!(retained(&server, "one.more").await, [] as [Value; 0]);
-    let full = self::answers(&send(&server, NDJSON, "0\n".repeat(100_000)).await);
+    let full = self::answers(&send(&server, NDJSON, good("a").repeat(100_000)).await);
     assert_eq!(full.len(), 100_000, "a request with exactly 100 000 messages is answered completely");
+}
+
+/// The answer to a mistake is longer than the mistake, and all answers wait for the end of the request.
+#[tokio::test]
+async fn a_request_holds_up_to_1_000_mistakes() {
+    let server = Server::start().await;
+    let good = r#"{"topic":"a","data":1}"#.to_owned() + "\n";
+    let answers = answers(&send(&server, NDJSON, good.clone() + &"0\n".repeat(1_001) + &good).await);
+    assert_eq!(answers.len(), 1_002);
+    assert_eq!(
+        (answers[1_000]["code"].as_str(), answers[1_001]["code"].as_str()),
+        (Some("bad_request"), Some("too_large"))
+    );
+    assert_eq!(retained(&server, "a").await, [1], "the message after them is not published");
 }
 
 #[tokio::test]

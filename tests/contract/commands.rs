@@ -31,7 +31,7 @@ async fn the_answer_repeats_the_ref_which_is_a_string_or_a_number() {
         json!({"type": "pong"}),
         "without a ref the answer has none"
     );
-    for wrong in [json!({}), json!([1]), json!(true)] {
+    for wrong in [json!({}), json!([1]), json!(true), json!("x".repeat(1025))] {
         let error = socket.ask(json!({"type": "ping", "ref": wrong})).await;
         assert_eq!(
             (&error["type"], &error["code"]),

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
@@ -15,6 +16,11 @@ use crate::{
 /// More than the buffers of two sockets hold.
 const MESSAGES: usize = 60;
 const MESSAGE_BYTES: usize = 200_000;
+/// Together these are far more than the buffers of two sockets hold.
+const COMMANDS: usize = 15;
+const COMMAND_BYTES: usize = 2_000_000;
+/// After this long without progress nothing is read from a socket.
+const STALL: Duration = Duration::from_secs(1);
 
 async fn publish_much(server: &Server) -> Vec<String> {
     let mut ids = Vec::new();
@@ -194,4 +200,26 @@ async fn a_client_closed_as_too_slow_resumes_with_what_it_missed() {
         until_served(&server, 0).await;
         delete_topic(&server, "a").await;
     }
+}
+
+/// How many large commands a client can send while its first one waits for it to read.
+async fn commands_taken(socket: &mut Socket, path_of_first: &str, commands: usize) -> usize {
+    socket.send(json!({"type": "subscribe", "topic": path_of_first, "after": "0"})).await;
+    let large = json!({"type": "publish", "topic": "b", "data": "x".repeat(COMMAND_BYTES)}).to_string();
+    let mut taken = 0;
+    while taken < commands && timeout(STALL, socket.send_message(Message::text(large.clone()))).await.is_ok()
+    {
+        taken += 1;
+    }
+    taken
+}
+
+/// The commands wait in the socket, whose buffer the system bounds.
+#[tokio::test]
+async fn a_few_large_commands_wait_at_most() {
+    let server = Server::with(|config| config.max_payload = COMMAND_BYTES + 100).await;
+    publish_much(&server).await;
+    let mut socket = Socket::open_narrow(&server, "/events").await;
+    let taken = commands_taken(&mut socket, "a", COMMANDS).await;
+    assert!(taken < COMMANDS, "the server holds {taken} commands of {COMMAND_BYTES} bytes");
 }

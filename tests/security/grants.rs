@@ -79,6 +79,34 @@ async fn without_a_credential_only_anonymous_grants_count() {
     }
 }
 
+/// Otherwise it could send mistakes without end, each of which has an answer.
+#[tokio::test]
+async fn a_client_that_may_publish_nothing_is_refused_before_its_messages_arrive() {
+    let server = server().await;
+    let endless = || {
+        let body =
+            reqwest::Body::wrap_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
+        post(&server, "/publish").header("content-type", "application/x-ndjson").body(body)
+    };
+    endless().answer().await.problem(401, "unauthorized");
+    endless().answer_to(&reads("u1", &["**"])).await.problem(403, "forbidden");
+    let mut socket = Socket::open(&server, "/topics/public.a").await;
+    let error = socket.ask(json!({"type": "publish", "topic": "b", "data": 1, "ref": 1})).await;
+    assert_eq!((&error["code"], &error["ref"]), (&json!("unauthorized"), &json!(1)), "{error}");
+}
+
+/// The commands are done in turn, and the rights are those of their turn.
+#[tokio::test]
+async fn a_publish_behind_an_auth_has_the_rights_of_the_new_token() {
+    let server = server().await;
+    let mut socket = Socket::open(&server, &format!("/events?token={}", reads("u1", &["a"]))).await;
+    let wider = token("u1", json!({"subscribe": ["a"], "publish": ["a"]}));
+    socket.send(json!({"type": "auth", "token": wider})).await;
+    socket.send(json!({"type": "publish", "topic": "a", "data": 1})).await;
+    assert_eq!(socket.next().await["type"], "authenticated");
+    assert_eq!(socket.next().await["type"], "published");
+}
+
 #[tokio::test]
 async fn a_credential_that_is_not_accepted_is_refused_everywhere() {
     let server = server().await;

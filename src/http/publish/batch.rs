@@ -28,6 +28,8 @@ use crate::message::Object;
 
 /// How many messages one request may contain. The answers are kept until all messages have arrived.
 const MAX_ITEMS: usize = 100_000;
+/// How many of them may be refused by a mistake of the client. Such an answer is longer than the mistake.
+const MAX_MISTAKES: usize = 1_000;
 /// The largest size of these answers together.
 const MAX_ANSWERS_BYTES: usize = 32 << 20;
 /// The largest size of a body with a content coding, once it is decoded.
@@ -44,6 +46,7 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
         return Err(Problem::method_not_allowed("POST"));
     }
     let access = Access::of(&app.rules, &request)?;
+    access.publish_something()?;
     let list = match media::essence(request.headers()).as_deref() {
         Some(essence) if media::is_ndjson(essence) => List::Ndjson,
         Some(media::JSON) => List::Array,
@@ -129,6 +132,7 @@ async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, Probl
 struct Answers {
     json: Vec<u8>,
     count: usize,
+    mistakes: usize,
     has_failed: bool,
 }
 
@@ -144,7 +148,14 @@ impl Answers {
         self.has_failed |= matches!(result, Err(_) | Ok(Published::Partly { .. }));
         match result {
             Ok(published) => self.push(&published),
-            Err(problem) => self.push(&problem),
+            Err(problem) => {
+                let is_mistake = matches!(
+                    problem.code,
+                    Code::BadRequest | Code::TooLarge | Code::Forbidden | Code::Unauthorized
+                );
+                self.mistakes += usize::from(is_mistake);
+                self.push(&problem);
+            }
         }
     }
 
@@ -158,6 +169,9 @@ impl Answers {
     fn limit(&self) -> Option<String> {
         match self {
             _ if self.count >= MAX_ITEMS => Some(format!("{MAX_ITEMS} messages")),
+            _ if self.mistakes >= MAX_MISTAKES => {
+                Some(format!("{MAX_MISTAKES} messages that are refused by a mistake"))
+            }
             _ if self.json.len() >= MAX_ANSWERS_BYTES => {
                 Some(format!("{MAX_ANSWERS_BYTES} bytes of answers"))
             }

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
+    auth::MAX_TOKEN_BYTES,
     broker::Subscription,
     http::{
         App,
         access::Access,
-        problem::Problem,
+        problem::{Code, Problem},
         publish::{Item, Published},
         query::{self, StartFields},
     },
@@ -84,6 +85,9 @@ pub struct Reply<'a> {
     pub reference: &'a Reference,
 }
 
+/// The longest name of a command.
+const MAX_REFERENCE_BYTES: usize = 1024;
+
 /// The types of commands.
 const KINDS: &str = "subscribe, unsubscribe, publish, auth or ping";
 
@@ -109,8 +113,8 @@ struct Fields {
 }
 
 impl Command {
-    pub fn parse(text: String) -> Self {
-        match Self::reference(&text) {
+    pub fn parse(text: &str) -> Self {
+        match Self::reference(text) {
             Ok((kind, reference)) => {
                 let action = Action::parse(kind.as_str(), text).unwrap_or_else(Action::Refused);
                 Self { reference, action }
@@ -124,15 +128,30 @@ impl Command {
         let Object(CommandHead { kind, reference }) =
             serde_json::from_str(text).map_err(|error| wrong(&error))?;
         match reference {
+            Some(Value::String(name)) if name.len() > MAX_REFERENCE_BYTES => {
+                Err(Problem::bad_request(format!("ref: expected up to {MAX_REFERENCE_BYTES} bytes")))
+            }
             None | Some(Value::String(_) | Value::Number(_)) => Ok((kind, reference)),
             Some(_) => Err(Problem::bad_request("ref: expected a string or a number")),
         }
     }
 }
 
+impl Command {
+    /// How many bytes of the client this keeps.
+    pub fn size(&self) -> usize {
+        let name = self.reference.as_ref().and_then(Value::as_str).map_or(0, str::len);
+        name + match &self.action {
+            Action::Publish(text) | Action::Auth(text) => text.len(),
+            Action::Subscribe { pattern, .. } | Action::Unsubscribe { pattern } => pattern.as_str().len(),
+            Action::Refused(_) | Action::Ping => 0,
+        }
+    }
+}
+
 impl Action {
-    fn parse(kind: Option<&str>, text: String) -> Result<Self, Problem> {
-        let fields = || match serde_json::from_str(&text) {
+    fn parse(kind: Option<&str>, text: &str) -> Result<Self, Problem> {
+        let fields = || match serde_json::from_str(text) {
             Ok(Object(fields)) => Ok::<Fields, _>(fields),
             Err(error) => Err(wrong(&error)),
         };
@@ -141,10 +160,13 @@ impl Action {
             Some("unsubscribe") => {
                 Ok(Self::Unsubscribe { pattern: query::pattern("topic", &fields()?.topic)? })
             }
-            Some("publish") => Ok(Self::Publish(text)),
+            Some("publish") => Ok(Self::Publish(text.to_owned())),
             Some("auth") => {
-                let Object(Token { token }) = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
-                Ok(Self::Auth(token))
+                let Object(Token { token }) = serde_json::from_str(text).map_err(|error| wrong(&error))?;
+                match token.len() {
+                    ..=MAX_TOKEN_BYTES => Ok(Self::Auth(token)),
+                    _ => Err(Problem::new(Code::Unauthorized, "the credential is too long")),
+                }
             }
             Some("ping") => Ok(Self::Ping),
             Some(other) => Err(Problem::bad_request(format!("type {other:?}: {KINDS}"))),

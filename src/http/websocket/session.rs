@@ -32,6 +32,8 @@ use crate::{
 const MAX_QUEUED_BYTES: usize = 64 << 10;
 /// While this many commands wait for the running one, the socket is not read.
 const MAX_WAITING_COMMANDS: usize = 16;
+/// The same for this many bytes of waiting commands.
+const MAX_WAITING_BYTES: usize = 64 << 10;
 /// After this many heartbeats without a word the peer is gone: it had one heartbeat to answer a ping.
 const MAX_SILENT_BEATS: u32 = 2;
 /// How many rounds one poll makes before other tasks may run.
@@ -45,6 +47,8 @@ pub struct Session {
     /// The client's `ref` of the `subscribe` whose pattern is joining.
     joining: Reference,
     waiting: VecDeque<Command>,
+    /// The bytes of the waiting commands, as they came.
+    waiting_bytes: usize,
     running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
     /// How many heartbeats have passed since the client last sent something. It is 0 while the client has
     /// frames to read, or while too many of its commands wait.
@@ -96,6 +100,7 @@ impl Session {
             reader,
             joining: None,
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
             running: None,
             silent_beats: 0,
             has_unsent_bytes: false,
@@ -194,7 +199,7 @@ impl Session {
     fn beat(&mut self) {
         // A ping waits behind frames that the client has not read yet. A pong is not read while too many
         // commands wait.
-        if self.has_unsent_bytes || self.waiting.len() >= MAX_WAITING_COMMANDS {
+        if self.has_unsent_bytes || !self.may_wait() {
             self.silent_beats = 0;
         } else {
             self.silent_beats += 1;
@@ -202,17 +207,37 @@ impl Session {
         }
     }
 
+    /// True if one more command may wait.
+    fn may_wait(&self) -> bool {
+        self.waiting.len() < MAX_WAITING_COMMANDS && self.waiting_bytes < MAX_WAITING_BYTES
+    }
+
+    /// Keeps a command until those before it are done.
+    fn keep(&mut self, text: &str) {
+        let mut command = Command::parse(text);
+        // A command before it may bring other rights.
+        let may_change = self.waiting.iter().any(|command| matches!(command.action, Action::Auth(_)));
+        if matches!(command.action, Action::Publish(_))
+            && !may_change
+            && let Err(problem) = self.reader.access().publish_something()
+        {
+            command.action = Action::Refused(problem);
+        }
+        self.waiting_bytes += command.size();
+        self.waiting.push_back(command);
+    }
+
     /// Reads commands from the socket and runs them, one after the other. True if one made progress.
     fn poll_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = false;
         let max_queued = MAX_QUEUED_BYTES + self.gathered_bytes;
-        while self.waiting.len() < MAX_WAITING_COMMANDS && self.socket.queued_bytes() < max_queued {
+        while self.may_wait() && self.socket.queued_bytes() < max_queued {
             let Poll::Ready(message) = self.socket.poll_message(cx) else { break };
             let message = message.map_err(End::Lost)?;
             moved = true;
             self.silent_beats = 0;
             match message {
-                Incoming::Text(text) => self.waiting.push_back(Command::parse(text.as_str().to_owned())),
+                Incoming::Text(text) => self.keep(text.as_str()),
                 Incoming::Binary(_) => return Err(End::Unsupported),
                 Incoming::Ping(_) | Incoming::Pong(_) | Incoming::Close(_) | Incoming::Frame(_) => {}
             }
@@ -229,6 +254,7 @@ impl Session {
             && !self.reader.is_joining()
             && let Some(command) = self.waiting.pop_front()
         {
+            self.waiting_bytes -= command.size();
             self.start(command);
             moved = true;
         }
