@@ -20,7 +20,7 @@ pub use self::{
     authority::{Authority, Identity},
     claims::Claims,
     containment::covers,
-    grants::{GrantList, Grants, ParseTemplateError, Template, Unfilled, Values},
+    grants::{GrantList, Grants, ParseTemplateError, Template, Unfilled, Values, Why},
     jwt::{MAX_TOKEN_BYTES, MIN_SECRET_BYTES, is_blanked, is_secret},
     key::{Digest, new_key},
     mint::{MintError, SigningKey, Wish, mint},

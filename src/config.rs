@@ -106,6 +106,10 @@ pub struct Config {
     #[arg(long = "allowed-origin", value_name = "URL", value_delimiter = ',')]
     pub allowed_origins: Vec<Origin>,
 
+    /// Serve clients without a credential under this host name too: `push.example`. Repeatable.
+    #[arg(long = "allowed-host", value_name = "NAME", value_delimiter = ',', value_parser = Host::parse_name)]
+    pub allowed_hosts: Vec<Host>,
+
     /// Accept tokens signed with this secret by HS256; for development.
     #[arg(long, value_name = "SECRET", value_parser = Secret::parse)]
     pub jwt_secret: Option<Secret>,

@@ -40,7 +40,7 @@ pub fn greet(address: SocketAddr, config: &Config) {
     if is_open && !address.ip().is_loopback() {
         tracing::warn!(
             "--insecure-open: every client that reaches this address may publish and subscribe, \
-             if its Host is a loopback name or the host of an --allowed-origin"
+             under an address, or under a name that --allowed-host lists"
         );
     }
     if config.has_short_secret() {

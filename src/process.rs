@@ -82,6 +82,7 @@ async fn hear_and_serve(flags: Flags) -> Result<(), ExitReason> {
     limits::check_descriptors(&settings.config)?;
     limits::check_memory(&settings.config);
     limits::check_file_size(&settings.config);
+    sources.warn_of_readers(&settings);
 
     let (config, shutdown) = (Arc::new(settings.config.clone()), Shutdown::new());
     let hangup = signals.hangup.take().expect("it is taken once");

@@ -10,6 +10,7 @@ use std::{
 
 use rejoin::{
     App,
+    auth::is_secret,
     config::{Flags, Settings},
 };
 use tokio::{
@@ -22,7 +23,7 @@ use tokio::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The settings that are read again. All others need a restart.
-const READ_AGAIN: [&str; 2] = ["allowed-origin", "jwt-secret"];
+const READ_AGAIN: [&str; 3] = ["allowed-origin", "allowed-host", "jwt-secret"];
 
 /// Watches the files that `settings` were read from, and applies their changes to `app`. A signal of `hangup` makes
 /// it read them at once.
@@ -60,6 +61,7 @@ pub async fn follow(
             }
         };
         settings = take(app, read, &settings).unwrap_or(settings);
+        sources.warn_of_readers(&settings);
         taken = sources;
         before = taken.clone();
     }
@@ -98,7 +100,7 @@ fn take(app: &App, read: Read, settings: &Settings) -> Option<Settings> {
         tracing::error!(%error, "configuration rejected; the previous one stays in force");
         return None;
     }
-    tracing::info!("keys, grants and allowed origins reloaded");
+    tracing::info!("keys, grants, allowed origins and allowed hosts reloaded");
     for name in read.differences(settings).filter(|name| !READ_AGAIN.contains(name)) {
         tracing::warn!(name, "this setting has changed; restart the server to apply it");
     }
@@ -107,7 +109,11 @@ fn take(app: &App, read: Read, settings: &Settings) -> Option<Settings> {
 
 /// The files that settings were read from, each with its state just before the read.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Sources(Vec<(PathBuf, Look)>);
+pub struct Sources {
+    looks: Vec<(PathBuf, Look)>,
+    /// Those that every user of this machine can read, and that are no public keys.
+    exposed: Vec<PathBuf>,
+}
 
 /// The state of a file: when it was written, its length, and its inode. It is none if there is no file, or for a
 /// pipe, which can be read only once.
@@ -116,15 +122,32 @@ type Look = Option<(SystemTime, u64, u64)>;
 impl Sources {
     /// Reads a file. It notes the state first, so that a write during the read is seen as a change.
     pub fn read(&mut self, path: &Path) -> io::Result<String> {
-        self.0.push(look(path));
-        fs::read_to_string(path)
+        self.looks.push(look(path));
+        let text = fs::read_to_string(path)?;
+        let is_exposed = fs::metadata(path).is_ok_and(|found| found.mode() & 0o004 != 0);
+        if is_exposed && is_secret(&text) {
+            self.exposed.push(path.to_owned());
+        }
+        Ok(text)
+    }
+
+    /// Warns of each file that has a secret, and that every user of this machine can read.
+    pub fn warn_of_readers(&self, settings: &Settings) {
+        let is_of_settings = |path: &PathBuf| settings.config.config.as_ref() == Some(path);
+        for path in self.exposed.iter().filter(|path| !is_of_settings(path) || settings.has_secrets_in_file())
+        {
+            tracing::warn!(
+                path = %path.display(),
+                "this file has a secret, and every user of this machine can read it: chmod o-r"
+            );
+        }
     }
 
     /// The same files in their present state.
     async fn now(&self) -> io::Result<Self> {
-        let paths: Vec<_> = self.0.iter().map(|(path, _)| path.clone()).collect();
+        let paths: Vec<_> = self.looks.iter().map(|(path, _)| path.clone()).collect();
         let looked = task::spawn_blocking(move || paths.iter().map(|path| look(path)).collect());
-        Ok(Self(looked.await?))
+        Ok(Self { looks: looked.await?, exposed: self.exposed.clone() })
     }
 }
 

@@ -39,6 +39,8 @@ pub struct TokenKey {
     pub aud: Option<String>,
     /// Granted to every token of this key, beside the token's own grants.
     pub grants: GrantList,
+    /// The most that a token may grant itself. If absent, there is no limit.
+    pub limit: Option<GrantList>,
 }
 
 impl AsRef<Verifier> for TokenKey {
@@ -83,6 +85,11 @@ impl Authority {
     /// True if nothing is configured, so that everything is allowed.
     pub fn is_open(&self) -> bool {
         self.keys.is_empty() && self.token_keys.is_empty() && self.anonymous.is_none()
+    }
+
+    /// True if a client without a credential may do something.
+    pub fn serves_anonymous(&self) -> bool {
+        self.is_open() || self.anonymous.is_some()
     }
 
     /// Identifies a client by its credential, or as anonymous.
@@ -164,7 +171,12 @@ impl TokenKey {
         }
         let mut unfilled = None;
         let note = &mut |found| unfilled = Some(found);
-        let grants = GrantList::grant([&self.grants, &claims.rejoin], &claims.values(), note);
+        let values = claims.values();
+        let mut own = GrantList::grant([&claims.rejoin], &values, note);
+        if let Some(limit) = &self.limit {
+            own = own.within(&GrantList::grant([limit], &values, &mut |_| {}), note);
+        }
+        let grants = GrantList::grant([&self.grants], &values, note).and(own);
         Ok(Identity {
             grants: Arc::new(grants),
             unfilled: unfilled.map(Arc::new),

@@ -41,6 +41,44 @@ impl Grants {
         self.everything || !self.publish.is_empty()
     }
 
+    /// These grants and `others` together.
+    pub fn and(self, others: Self) -> Self {
+        let together = |ours: Box<[Pattern]>, others: Box<[Pattern]>| {
+            let mut patterns = [ours.into_vec(), others.into_vec()].concat();
+            patterns.sort_unstable();
+            patterns.dedup();
+            patterns.into()
+        };
+        Self {
+            everything: self.everything || others.everything,
+            subscribe: together(self.subscribe, others.subscribe),
+            publish: together(self.publish, others.publish),
+            admin: self.admin || others.admin,
+            metrics: self.metrics || others.metrics,
+        }
+    }
+
+    /// The part of these grants that `limit` grants too. `beyond` is told each pattern that is left out.
+    pub fn within(self, limit: &Self, beyond: &mut impl FnMut(Unfilled)) -> Self {
+        let mut leave_out = |what: &str| beyond(Unfilled { pattern: what.into(), why: Why::BeyondLimit });
+        let mut keep = |patterns: Box<[Pattern]>, limit: &[Pattern]| {
+            let (kept, others) =
+                patterns.into_iter().partition::<Vec<_>, _>(|pattern| covers(limit, pattern));
+            others.iter().for_each(|pattern| leave_out(pattern.as_str()));
+            kept.into()
+        };
+        let (subscribe, publish) =
+            (keep(self.subscribe, &limit.subscribe), keep(self.publish, &limit.publish));
+        let (admin, metrics) = (self.admin && limit.admin, self.metrics && limit.may_read_metrics());
+        if self.admin && !admin {
+            leave_out("admin");
+        }
+        if self.metrics && !metrics {
+            leave_out("metrics");
+        }
+        Self { everything: false, subscribe, publish, admin, metrics }
+    }
+
     /// True if topics may be deleted, and all topics and statistics be read.
     pub fn is_admin(&self) -> bool {
         self.admin
@@ -146,14 +184,23 @@ impl Values<'_> {
     }
 }
 
-/// A pattern grants nothing, because a claim cannot stand in it.
+/// A pattern that grants nothing to a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfilled {
     /// The pattern as it is written.
     pub pattern: Box<str>,
-    /// The token does not have the claim, or the claim is not a string. Otherwise the claim is not one plain
-    /// segment.
-    pub is_missing: bool,
+    pub why: Why,
+}
+
+/// Why a pattern grants nothing to a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The token does not have the claim, or the claim is not a string.
+    Missing,
+    /// The claim is not one plain segment.
+    NotPlain,
+    /// The token grants itself more than the limit of its issuer allows.
+    BeyondLimit,
 }
 
 /// A pattern in which placeholders stand for a whole segment or a part of one: `{sub}`, `{sub.encoded}` and
@@ -185,9 +232,9 @@ impl Template {
     /// The pattern for these values. If a value is not one plain segment, there is no pattern and nothing is
     /// granted: no token can make a pattern wider than it is written.
     fn fill(&self, values: &Values<'_>) -> Result<Pattern, Unfilled> {
-        let unfilled = |is_missing| Unfilled { pattern: self.0.clone(), is_missing };
+        let unfilled = |why| Unfilled { pattern: self.0.clone(), why };
         let mut filled = String::with_capacity(self.0.len());
-        for part in parts(&self.0).ok_or_else(|| unfilled(false))? {
+        for part in parts(&self.0).ok_or_else(|| unfilled(Why::NotPlain))? {
             let value = match part {
                 Part::Text(text) => {
                     filled.push_str(text);
@@ -199,10 +246,11 @@ impl Template {
             };
             match value {
                 Some(value) if is_plain_segment(&value) => filled.push_str(&value),
-                value => return Err(unfilled(value.is_none())),
+                Some(_) => return Err(unfilled(Why::NotPlain)),
+                None => return Err(unfilled(Why::Missing)),
             }
         }
-        filled.parse().map_err(|_| unfilled(false))
+        filled.parse().map_err(|_| unfilled(Why::NotPlain))
     }
 }
 
@@ -343,7 +391,7 @@ mod tests {
         {
             let (grants, unfilled) = filled(wrong);
             assert!(!may(&grants, "t.acme.a") && may(&grants, "public"), "{wrong:?}");
-            assert_eq!(unfilled, [Unfilled { pattern: template[0].into(), is_missing: false }], "{wrong:?}");
+            assert_eq!(unfilled, [Unfilled { pattern: template[0].into(), why: Why::NotPlain }], "{wrong:?}");
             assert_eq!(
                 grants,
                 subscribing_with(
@@ -355,7 +403,7 @@ mod tests {
             );
         }
         let (grants, unfilled) = subscribing_with(&template, &Values::default());
-        assert!(may(&grants, "public") && unfilled.iter().all(|unfilled| unfilled.is_missing));
+        assert!(may(&grants, "public") && unfilled.iter().all(|unfilled| unfilled.why == Why::Missing));
         assert_eq!(unfilled.len(), 3);
     }
 

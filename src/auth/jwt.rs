@@ -9,7 +9,7 @@ use jsonwebtoken::{
     errors::ErrorKind,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse},
 };
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
 use super::{
     Refused,
@@ -184,7 +184,13 @@ impl Verifier {
 struct TokenHead {
     alg: String,
     kid: Option<String>,
-    crit: Option<IgnoredAny>,
+    /// Present, even as null.
+    #[serde(default, rename = "crit", deserialize_with = "is_present")]
+    has_crit: bool,
+}
+
+fn is_present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
 impl TokenHead {
@@ -200,9 +206,9 @@ pub fn verify<'a, K: AsRef<Verifier>>(keys: &'a [K], token: &str) -> Result<(&'a
     if token.len() > MAX_TOKEN_BYTES {
         return Err(Refused::Malformed("it is too long".into()));
     }
-    let TokenHead { alg, kid, crit } = TokenHead::read(token).map_err(Refused::Malformed)?;
+    let TokenHead { alg, kid, has_crit } = TokenHead::read(token).map_err(Refused::Malformed)?;
     // A header that must be understood, and is not (RFC 7515 §4.1.11).
-    if crit.is_some() {
+    if has_crit {
         return Err(Refused::Malformed("its header has crit".into()));
     }
     let known: Algorithm = alg.parse().map_err(|_| Refused::Malformed("its alg is not supported".into()))?;

@@ -52,6 +52,21 @@ pub struct JwtTable {
     file: Option<PathBuf>,
     iss: Option<String>,
     aud: Option<String>,
+    limit: Option<LimitTable>,
+    #[serde(default)]
+    subscribe: Vec<Template>,
+    #[serde(default)]
+    publish: Vec<Template>,
+    #[serde(default)]
+    admin: bool,
+    #[serde(default)]
+    metrics: bool,
+}
+
+/// `[jwt.limit]`: the most that a token may grant itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitTable {
     #[serde(default)]
     subscribe: Vec<Template>,
     #[serde(default)]
@@ -108,6 +123,7 @@ impl Authority {
             iss: None,
             aud: None,
             grants: GrantList::default(),
+            limit: None,
         });
     }
 
@@ -136,13 +152,19 @@ impl Authority {
 
     fn add_jwt(&mut self, table: JwtTable, read: &mut Read<'_>) -> Result<(), String> {
         let verifier = table.verifier(read).map_err(|text| format!("jwt {:?}: {text}", table.name))?;
-        let JwtTable { name, iss, aud, subscribe, publish, admin, metrics, .. } = table;
+        let JwtTable { name, iss, aud, limit, subscribe, publish, admin, metrics, .. } = table;
         let is_same = |known: &&TokenKey| known.verifier.fingerprint().is(verifier.fingerprint());
         if let Some(known) = self.token_keys.iter().find(is_same) {
             return Err(format!("jwt {name:?} is the same key as {:?}", known.name));
         }
         let grants = GrantList { subscribe, publish, admin, metrics };
-        self.token_keys.push(TokenKey { name, verifier, iss, aud, grants });
+        let limit = limit.map(|LimitTable { subscribe, publish, admin, metrics }| GrantList {
+            subscribe,
+            publish,
+            admin,
+            metrics,
+        });
+        self.token_keys.push(TokenKey { name, verifier, iss, aud, grants, limit });
         Ok(())
     }
 }

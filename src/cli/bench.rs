@@ -47,7 +47,7 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 pub struct Bench {
     /// URL of the server.
     #[arg(
-        env = "REJOIN_URL", value_name = "URL", default_value = "http://127.0.0.1:7070",
+        env = "REJOIN_URL", hide_env_values = true, value_name = "URL", default_value = "http://127.0.0.1:7070",
         value_parser = server
     )]
     server: Client,

@@ -22,7 +22,7 @@ pub struct Remote {
 pub struct Address {
     /// URL of the server.
     #[arg(
-        long = "url", env = "REJOIN_URL", value_name = "URL", default_value = "http://127.0.0.1:7070",
+        long = "url", env = "REJOIN_URL", hide_env_values = true, value_name = "URL", default_value = "http://127.0.0.1:7070",
         value_parser = server
     )]
     server: Client,

@@ -97,7 +97,14 @@ impl<'a> File<'a> {
             Ok(read) => Some((read, self.line(at))),
             Err(error) => {
                 let at = error.span().map_or(at, |span| span.start);
-                mistakes.push(self.mistake(at, format!("{name}: {}", error.message())));
+                // The rest quotes the value, which may be a secret.
+                let what = match error.message().split_once(", expected ") {
+                    Some((quoting, expected)) if quoting.starts_with("invalid ") => {
+                        format!("expected {expected}")
+                    }
+                    _ => error.message().to_owned(),
+                };
+                mistakes.push(self.mistake(at, format!("{name}: {what}")));
                 None
             }
         }

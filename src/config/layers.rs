@@ -142,6 +142,15 @@ impl Settings {
         pairs.filter(|(one, other)| one.text != other.text).map(|(one, _)| one.name.as_str())
     }
 
+    /// True if the file of `--config` has a secret.
+    pub fn has_secrets_in_file(&self) -> bool {
+        let is_secret = |setting: &&Setting| {
+            let shown = setting.text.as_deref().map(|text| shown::value(&setting.name, text));
+            matches!(setting.place, Place::File { .. }) && shown != setting.text
+        };
+        self.settings.iter().any(|setting| is_secret(&setting)) || shown::hides_a_secret(&self.tables)
+    }
+
     /// A file of these settings, keys and grants. Each setting has its place, and `***` stands for a secret.
     pub fn show(&self) -> String {
         let line = |setting: &Setting| shown::setting(&setting.name, setting.text.as_deref());

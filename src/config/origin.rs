@@ -115,6 +115,11 @@ impl Origin {
 #[error("expected a host name or an address, and perhaps a port")]
 pub struct ParseHostError;
 
+/// The text is no host name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a host name without scheme and port, such as push.example; an address is always allowed")]
+pub struct ParseNameError;
+
 impl FromStr for Host {
     type Err = ParseHostError;
 
@@ -146,13 +151,33 @@ impl FromStr for Host {
 }
 
 impl Host {
-    /// True for names and addresses that always are this machine.
-    pub fn is_loopback(&self) -> bool {
-        let name = self.name.strip_suffix('.').unwrap_or(&self.name);
-        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    /// True for an IP address, and for a name that always is this machine. No such name can be pointed elsewhere.
+    pub fn is_fixed(&self) -> bool {
+        let name = self.name();
         name == "localhost"
             || name.ends_with(".localhost")
-            || address.is_ok_and(|address| address.to_canonical().is_loopback())
+            || name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok()
+    }
+
+    /// True if both are the same name, with whatever port.
+    pub fn is_name_of(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+
+    /// The name without the dot that may end it.
+    fn name(&self) -> &str {
+        self.name.strip_suffix('.').unwrap_or(&self.name)
+    }
+
+    /// A name that can be allowed.
+    ///
+    /// # Errors
+    /// If the text has a port, or is no name.
+    pub fn parse_name(text: &str) -> Result<Self, ParseNameError> {
+        match text.parse::<Self>() {
+            Ok(host) if host.port.is_none() && !text.contains(':') => Ok(host),
+            _ => Err(ParseNameError),
+        }
     }
 }
 
@@ -256,6 +281,20 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_allowed_with_every_port_and_without_one() {
+        let allowed = Host::parse_name("Push.Example").expect("a name");
+        for name in ["push.example", "push.example:7070", "PUSH.example.", "push.example.:80"] {
+            assert!(allowed.is_name_of(&host(name)), "{name}");
+        }
+        for name in ["push.example.elsewhere", "a.push.example", "example"] {
+            assert!(!allowed.is_name_of(&host(name)), "{name}");
+        }
+        for wrong in ["push.example:7070", "push.example:", "https://push.example", "*.example", "", "a b"] {
+            assert_eq!(Host::parse_name(wrong), Err(ParseNameError), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn the_servers_own_origin_has_its_host_and_port() {
         let own = origin("https://app.example");
         assert!(own.is_of(&host("app.example")) && own.is_of(&host("app.example:443")));
@@ -263,26 +302,25 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_names_and_addresses_are_loopback() {
+    fn addresses_and_loopback_names_are_fixed_and_no_other_name_is() {
         for name in [
             "localhost",
             "LocalHost:7070",
             "localhost.",
             "a.localhost",
             "127.0.0.1",
-            "127.8.9.10:80",
-            "[::1]",
+            "10.0.0.1:80",
+            "0.0.0.0",
+            "[::]",
             "[::1]:7070",
-            "[0:0:0:0:0:0:0:1]",
-            "[::ffff:127.0.0.1]",
+            "[2001:db8::1]",
+            "[::ffff:10.0.0.1]",
             "localhost:",
         ] {
-            assert!(host(name).is_loopback(), "{name}");
+            assert!(host(name).is_fixed(), "{name}");
         }
-        for name in
-            ["127.1", "0x7f.1", "10.0.0.1", "[::]", "[::ffff:10.0.0.1]", "notlocalhost", "localhost.example"]
-        {
-            assert!(!host(name).is_loopback(), "{name}");
+        for name in ["127.1", "0x7f.1", "notlocalhost", "localhost.example", "10.0.0.1.example"] {
+            assert!(!host(name).is_fixed(), "{name}");
         }
         for wrong in [
             "[::1].evil.example",

@@ -66,6 +66,11 @@ pub fn tables(text: &str, path: &Path) -> String {
     toml::to_string(&file).expect("it was read from TOML")
 }
 
+/// True if [`tables`] has hidden a secret in this text.
+pub fn hides_a_secret(tables: &str) -> bool {
+    tables.contains(&quoted(HIDDEN.to_owned()))
+}
+
 /// Hides the secret of a `[[jwt]]`.
 fn hide(jwt: &mut Table, path: &Path) {
     // A JWK is a secret if the algorithm has shared secrets.

@@ -23,14 +23,15 @@ use super::{
 };
 use crate::{
     auth::{Authority, Identity, Refused},
-    config::{Config, Origin},
+    config::{Config, Host, Origin},
     message::{Pattern, Topic},
 };
 
-/// The configured keys, grants and origins. They may change while the server runs.
+/// The configured keys, grants, origins and hosts. They may change while the server runs.
 pub struct Rules {
     pub authority: Authority,
     pub origins: Vec<Origin>,
+    pub hosts: Vec<Host>,
     /// Cancelled once other rules are in force.
     replaced: CancellationToken,
 }
@@ -40,6 +41,7 @@ impl Rules {
         Self {
             authority: config.authority(),
             origins: config.allowed_origins.clone(),
+            hosts: config.allowed_hosts.clone(),
             replaced: CancellationToken::new(),
         }
     }

@@ -6,10 +6,13 @@ use http::{HeaderMap, Version, header};
 use super::problem::Problem;
 
 /// # Errors
-/// `bad_request` if HTTP/1.1 has no `Host`, or any version two of them (RFC 9112 §3.2), or if the body has a
-/// transfer coding other than `chunked` (RFC 9112 §6.1): its bytes would be taken for the payload.
+/// `bad_request` if HTTP/1.1 has no `Host`, or any version two of them (RFC 9112 §3.2), or if there are two of
+/// `Origin` (RFC 6454 §7.3), since it is not known which of them a proxy has checked, or if the body has a transfer coding other than `chunked` (RFC 9112 §6.1): its bytes would be taken for the payload.
 pub fn check(request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
+    if headers.get_all(header::ORIGIN).iter().count() > 1 {
+        return Err(Problem::bad_request("Origin is given twice (RFC 6454 §7.3)"));
+    }
     match headers.get_all(header::HOST).iter().count() {
         0 if request.version() == Version::HTTP_11 => {
             Err(Problem::bad_request("Host: missing (RFC 9112 §3.2)"))

@@ -10,7 +10,9 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
-    App, credentials, malformed,
+    App,
+    access::Rules,
+    credentials, malformed,
     problem::{Code, Problem, shorten},
 };
 use crate::config::{Host, Origin};
@@ -25,10 +27,21 @@ const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after, idempotency-replayed");
 
 /// Refuses forbidden requests of other pages, answers preflights, and adds the CORS headers to other answers.
-pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let mut response = answer(app, request, next).await;
+    // A browser must not guess that a payload is a page or a script.
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+async fn answer(app: Arc<App>, mut request: Request, next: Next) -> Response {
     let shown = credentials::take(&mut request);
+    let is_preflight = request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    // A preflight never has one, and the request after it may.
+    let has_credential = is_preflight || !matches!(shown.credential(), Ok(None));
     request.extensions_mut().insert(shown);
-    let origin = match malformed::check(&request).and_then(|()| check(&app, &request)) {
+    let origin = match malformed::check(&request).and_then(|()| check(&app, &request, has_credential)) {
         Ok(origin) => origin,
         Err(problem) => {
             log_refused(&request, &problem);
@@ -36,8 +49,6 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
             return problem.into_response();
         }
     };
-    let is_preflight = request.method() == Method::OPTIONS
-        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = match malformed::check_path(&request) {
         Err(problem) => problem.into_response(),
         Ok(()) if is_preflight => preflight(),
@@ -68,16 +79,20 @@ fn preflight() -> Response {
 }
 
 /// The origin for the answer's CORS header, if the request has one that is allowed.
-fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
+fn check(app: &App, request: &Request, has_credential: bool) -> Result<Option<HeaderValue>, Problem> {
     let headers = request.headers();
     let rules = app.rules.load();
     // A probe asks by an address, and learns nothing but the health.
     let is_probe = request.uri().path().starts_with("/health/");
-    let is_known = || host_of(request).is_some_and(|host| is_known_host(&rules.origins, &host));
-    if rules.authority.is_open() && !is_probe && !is_known() {
+    // A page whose name was pointed at this address has no credential for it.
+    let has_rights = match has_credential {
+        true => rules.authority.is_open(),
+        false => rules.authority.serves_anonymous(),
+    };
+    if has_rights && !is_probe && !host_of(request).is_some_and(|host| is_known_host(&rules, &host)) {
         return Err(Problem::new(
             Code::ForbiddenHost,
-            "open server: Host must be a loopback name or the host of an --allowed-origin",
+            "Host: without a credential use an address, or a name that the server lists by --allowed-host",
         ));
     }
     if let Some(value) = headers.get(header::ORIGIN) {
@@ -136,8 +151,10 @@ fn host_text(request: &Request) -> Option<&str> {
     }
 }
 
-fn is_known_host(origins: &[Origin], host: &Host) -> bool {
-    host.is_loopback() || origins.iter().any(|origin| origin.allows_host(host))
+fn is_known_host(rules: &Rules, host: &Host) -> bool {
+    host.is_fixed()
+        || rules.hosts.iter().any(|allowed| allowed.is_name_of(host))
+        || rules.origins.iter().any(|origin| origin.allows_host(host))
 }
 
 /// Tells the operator which page or name was refused, and the setting that would allow it.
@@ -152,8 +169,7 @@ fn log_refused(request: &Request, problem: &Problem) {
     match problem.code {
         Code::ForbiddenHost => tracing::warn!(
             host,
-            "refused a request by its Host: a server without credentials answers only to loopback names and to \
-             the hosts of --allowed-origin"
+            "refused a request without a credential by its Host; if clients use this name, list it with --allowed-host"
         ),
         Code::ForbiddenOrigin if origin.is_some() => {
             tracing::warn!(origin, host, "refused a page of another origin; list it with --allowed-origin");

@@ -3,7 +3,7 @@
 use std::{fmt::Display, sync::Once};
 
 use super::problem::{Code, Problem, shorten};
-use crate::auth::{Identity, Refused};
+use crate::auth::{Identity, Refused, Why};
 
 /// The answer for a credential that is not accepted. The log says more.
 pub fn problem_of(refused: Refused) -> Problem {
@@ -55,11 +55,12 @@ fn log_refused(refused: &Refused) {
 pub fn log_unfilled(identity: &Identity) {
     static MISSING: Once = Once::new();
     static NOT_PLAIN: Once = Once::new();
+    static BEYOND_LIMIT: Once = Once::new();
     let Some(unfilled) = &identity.unfilled else { return };
     let (who, pattern) = (shorten(identity.name().to_owned()), shorten(unfilled.pattern.to_string()));
-    tracing::debug!(who, pattern, is_missing = unfilled.is_missing, "a pattern grants nothing to this token");
-    match unfilled.is_missing {
-        true => MISSING.call_once(|| {
+    tracing::debug!(who, pattern, why = ?unfilled.why, "a pattern grants nothing to this token");
+    match unfilled.why {
+        Why::Missing => MISSING.call_once(|| {
             tracing::warn!(
                 who,
                 pattern,
@@ -67,7 +68,15 @@ pub fn log_unfilled(identity: &Identity) {
                  more of these are logged at debug"
             );
         }),
-        false => NOT_PLAIN.call_once(|| {
+        Why::BeyondLimit => BEYOND_LIMIT.call_once(|| {
+            tracing::warn!(
+                who,
+                pattern,
+                "a token grants itself more than the limit of its [[jwt]] allows, and that part grants nothing; \
+                 more of these are logged at debug"
+            );
+        }),
+        Why::NotPlain => NOT_PLAIN.call_once(|| {
             tracing::warn!(
                 who,
                 pattern,

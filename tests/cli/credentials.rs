@@ -88,3 +88,21 @@ async fn a_key_that_cannot_sign_is_named() {
     assert_eq!((told.code, told.lines().len()), (Some(0), 1));
     assert!(told.stderr().contains("grants nothing here"), "{}", told.stderr());
 }
+
+/// A URL can contain a password, and a token always is one.
+#[tokio::test]
+async fn no_help_shows_the_value_of_a_variable() {
+    for command in
+        ["", "pub", "sub", "bench", "topics", "stats", "health", "delete", "token", "config", "key new"]
+    {
+        let words: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
+        let mut program = Program::new(&words);
+        for name in ["REJOIN_URL", "REJOIN_TOKEN", "REJOIN_JWT_SECRET", "REJOIN_LOG", "REJOIN_REDIS_PASSWORD"]
+        {
+            program = program.with(name, "http://u:hunter2@host");
+        }
+        let help = program.run().await;
+        assert_eq!(help.code, Some(0), "{command}: {help:?}");
+        assert!(!help.lines().join("\n").contains("hunter2"), "{command}: {help:?}");
+    }
+}

@@ -30,6 +30,12 @@ impl Program {
         Self(command)
     }
 
+    /// Sets a variable of the environment.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.0.env(name, value);
+        self
+    }
+
     /// Runs the program to its end.
     pub async fn run(self) -> Ended {
         self.run_with(b"").await

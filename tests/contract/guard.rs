@@ -1,5 +1,6 @@
 //! Which pages may talk to the server: `Origin`, `Sec-Fetch-Site`, cookies, CORS and `Host`.
 
+use rejoin::config::Host;
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::{Error, client::IntoClientRequest};
@@ -261,9 +262,6 @@ async fn a_name_rebound_to_this_address_is_refused() {
         &format!("rebound.example:{port}"),
         "localhost.rebound.example",
         "127.0.0.1.rebound.example",
-        "10.0.0.1",
-        "0.0.0.0",
-        "[::]",
         "[::1].rebound.example",
         "notlocalhost",
         "",
@@ -276,7 +274,7 @@ async fn a_name_rebound_to_this_address_is_refused() {
 }
 
 #[tokio::test]
-async fn a_loopback_name_and_the_host_of_an_allowed_origin_are_served() {
+async fn an_address_a_loopback_name_and_the_host_of_an_allowed_origin_are_served() {
     let server = server().await;
     let port = server.addr.port();
     for host in [
@@ -287,6 +285,8 @@ async fn a_loopback_name_and_the_host_of_an_allowed_origin_are_served() {
         "127.0.0.1",
         "127.8.9.10",
         &format!("127.0.0.1:{port}"),
+        "10.0.0.1",
+        "[2001:db8::1]:80",
         "[::1]",
         &format!("[::1]:{port}"),
         "app.example",
@@ -303,12 +303,15 @@ async fn an_open_server_looks_at_the_name_on_every_address() {
         config.listen = "192.0.2.1:7070".parse().expect("an address");
         config.insecure_open = true;
         config.allowed_origins = vec!["https://push.example".parse().expect("an origin")];
+        config.allowed_hosts = vec![Host::parse_name("live.example").expect("a name")];
     })
     .await;
     let request = |host: &'static str| get(&server, "/topics/a?wait=0").header("host", host);
     assert_eq!(request("push.example").answer().await.status, 200);
     request("rebound.example").answer().await.problem(403, "forbidden_host");
-    request("192.0.2.1:7070").answer().await.problem(403, "forbidden_host");
+    for known in ["192.0.2.1:7070", "live.example", "LIVE.example:80"] {
+        assert_eq!(request(known).answer().await.status, 200, "{known}");
+    }
     let own = request("push.example").header("origin", "https://push.example").answer().await;
     assert_eq!(own.status, 200, "the scheme is not compared, since a proxy may end TLS: {own:?}");
     let foreign = request("push.example").header("origin", "https://elsewhere.example").answer().await;
@@ -354,4 +357,29 @@ async fn the_origin_of_an_app_and_one_wildcard_label_can_be_listed() {
     let host = get(&server, "/topics/a?wait=0").header("host", "shop.example.com").answer().await;
     assert_eq!(host.status, 200, "{host:?}");
     get(&server, "/topics/a?wait=0").header("host", "abcdefgh").answer().await.problem(403, "forbidden_host");
+}
+
+/// A proxy may have checked the other one.
+#[tokio::test]
+async fn a_request_with_two_origins_is_malformed() {
+    let server = server().await;
+    for origins in [[LISTED, LISTED], [LISTED, "https://elsewhere.example"]] {
+        for request in requests(&server) {
+            let request = request.header("origin", origins[0]).header("origin", origins[1]);
+            request.answer().await.problem(400, "bad_request");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_browser_guesses_the_type_of_an_answer() {
+    let server = server().await;
+    for request in requests(&server) {
+        // A stream has no end.
+        let answer = within("an answer", request.send()).await.expect("an answer");
+        let option = answer.headers().get("x-content-type-options").map(|value| value.as_bytes().to_vec());
+        assert_eq!(option.as_deref(), Some(b"nosniff".as_slice()), "{}", answer.url());
+    }
+    let refused = get(&server, "/topics/a").header("origin", "null").answer().await;
+    assert_eq!(refused.header("x-content-type-options"), "nosniff");
 }

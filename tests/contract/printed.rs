@@ -30,7 +30,14 @@ fn without_secrets() -> Vec<(&'static [&'static str], String)> {
     let key = format!("[[key]]\nname = \"a \\\"b\\\" # c\"\nsha256 = \"{SHA256}\"\nsubscribe = [\"news\"]\n");
     vec![
         (&[], String::new()),
-        (&["--retain-age=5m", "--allowed-origin=https://a.example,http://b.example"], String::new()),
+        (
+            &[
+                "--allowed-host=push.example,live.example",
+                "--retain-age=5m",
+                "--allowed-origin=https://a.example,http://b.example",
+            ],
+            String::new(),
+        ),
         (&["--log=redis://h:7/3?prefix=p", "--redis-confirm=1"], String::new()),
         (&["--state=+5"], String::new()),
         (&["--state=a \"b\" \u{301}\u{7f} # c"], "insecure-open = 1\nretain-messages = 0x10\n".to_owned()),

@@ -1,5 +1,7 @@
 //! An operator finds each kind of refusal in the log at its default level, and a holder of a token its mistake.
 
+use std::os::unix::fs::PermissionsExt;
+
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 
@@ -7,7 +9,7 @@ use crate::{
     ask::{Ask, get, post, text},
     people::{As, server, tables},
     reader::refusal,
-    signer::{Signer, seconds_from_now},
+    signer::{SECRET, Signer, seconds_from_now},
     support::{
         Server,
         client::Transport,
@@ -92,7 +94,7 @@ async fn a_refused_host_is_in_the_log_with_the_setting_for_it() {
     let log = program.terminate().await.log;
     let warnings = warnings(&log);
     let is_told =
-        |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains("--allowed-origin"));
+        |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains("--allowed-host"));
     assert_eq!(warnings.iter().filter(is_told).count(), 2, "{log}");
     assert!(
         warnings.iter().any(|line| line["host"].as_str().is_some_and(|host| host.contains("push.example")))
@@ -207,8 +209,41 @@ async fn a_pattern_that_grants_nothing_is_in_the_log_once_for_each_kind() {
         }
     }
     let log = program.terminate().await.log;
-    let told = warnings(&log);
+    let mut told = warnings(&log);
+    told.retain(|line| line["who"].is_string());
     let of = |who: &str| told.iter().filter(|line| line["who"] == who).count();
     assert_eq!((of("ann"), of("bob"), told.len()), (1, 1, 2), "{log}");
     assert!(told.iter().all(|line| line["pattern"] == "t.{claim.tenant}.**"), "{log}");
+}
+
+#[tokio::test]
+async fn a_file_with_a_secret_that_every_user_can_read_is_warned_of() {
+    let folder = Folder::new();
+    let (config, secret) = (folder.path("rejoin.toml"), folder.path("secret"));
+    let in_file = "[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nfile = \"secret\"\n";
+    let in_place = format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = \"{SECRET}\"\n");
+    std::fs::write(&secret, SECRET).expect("written");
+    for (text, modes, warned) in [
+        (in_place.as_str(), [0o644, 0o600], Some(&config)),
+        (&in_place, [0o640, 0o600], None),
+        (in_file, [0o644, 0o604], Some(&secret)),
+        (in_file, [0o644, 0o600], None),
+        ("jwt-secret = \"a-secret-of-thirty-two-bytes-or-more\"", [0o644, 0o600], Some(&config)),
+        ("[anonymous]\nsubscribe = [\"a\"]\n", [0o644, 0o600], None),
+    ] {
+        std::fs::write(&config, text).expect("written");
+        for (path, mode) in [&config, &secret].into_iter().zip(modes) {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("a mode");
+        }
+        let log = Program::start(&["--config", &config]).await.terminate().await.log;
+        let told =
+            warnings(&log).into_iter().filter(|line| line.to_string().contains("every user of this machine"));
+        let paths: Vec<_> = told.map(|line| line["path"].as_str().map(str::to_owned)).collect();
+        assert_eq!(
+            paths,
+            warned.map(|path| Some(path.clone())).into_iter().collect::<Vec<_>>(),
+            "{text} {modes:?}"
+        );
+        assert!(!log.contains(SECRET), "{log}");
+    }
 }

@@ -311,3 +311,31 @@ async fn only_the_operator_learns_why_a_credential_is_refused() {
     two.problem(401, "unauthorized");
     program.until_logged("different credentials in the query").await;
 }
+
+/// The page has no credential for the server, so it is an anonymous client.
+#[tokio::test]
+async fn a_rebound_name_has_not_the_rights_of_anonymous() {
+    let server = server().await;
+    let mine = reads("u1", &["public.**"]);
+    let path = "/topics/public.a?wait=0";
+    let named = |host: &'static str| get(&server, path).header("host", host);
+    for host in ["rebound.example", "127.0.0.1.rebound.example"] {
+        named(host).answer().await.problem(403, "forbidden_host");
+        let refused = refusal(&server, Transport::WebSocket, path, &[("host", host)]).await;
+        refused.problem(403, "forbidden_host");
+        assert_eq!(named(host).answer_to(&mine).await.status, 200, "a page has no such credential");
+        assert_eq!(get(&server, "/health/live").header("host", host).answer().await.status, 200);
+    }
+    for host in ["localhost", "192.0.2.1", "[2001:db8::1]"] {
+        assert_eq!(named(host).answer().await.status, 200, "{host}");
+    }
+    // A browser asks first, without the credential that the page will send.
+    let preflight = request(&server, Method::OPTIONS, path).header("host", "push.example");
+    let preflight =
+        preflight.header("origin", "https://push.example").header("access-control-request-method", "GET");
+    assert_eq!(preflight.answer().await.status, 204);
+    let key = usual().replace("[anonymous]\nsubscribe = [\"public.**\"]\n", "");
+    let closed = server_with(&key).await;
+    let answer = get(&closed, path).header("host", "rebound.example").answer().await;
+    answer.problem(401, "unauthorized");
+}

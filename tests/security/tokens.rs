@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use base64::{Engine, engine::general_purpose};
 use jsonwebtoken::Header;
 use rejoin::{
-    auth::{Authority, Digest, Identity, MintError, Refused, SigningKey, Wish, mint, new_key},
+    auth::{Authority, Digest, Identity, MintError, Refused, SigningKey, Why, Wish, mint, new_key},
     config::{Flags, Settings},
 };
 use serde_json::{Value, json};
@@ -98,7 +98,9 @@ fn es512_verifies_like_the_others() {
         }
         assert!(ask(&known, &format!("{signed}.{}", &signature[2..])).is_err(), "a short signature");
         assert!(ask(&known, &sign(json!({"alg": "ES256"}), &claims())).is_err());
-        assert!(ask(&known, &sign(json!({"alg": "ES512", "crit": ["x"]}), &claims())).is_err());
+        for crit in [json!(["x"]), json!([]), json!(null)] {
+            assert!(ask(&known, &sign(json!({"alg": "ES512", "crit": crit}), &claims())).is_err(), "{crit}");
+        }
         assert!(
             ask(&known, &sign(json!({"alg": "ES512"}), &json!({"sub": "u1"}))).is_err(),
             "without an end"
@@ -340,6 +342,11 @@ fn a_mistake_in_the_tables_names_its_line_and_no_secret() {
         ("[[jwt]]\nname = \"k\"\nalgorithm = \"none\"\nsecret = \"x\"", "algorithm \"none\" is not one of"),
         ("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = \"hunter2\"", "at least 32 bytes"),
         (
+            "[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = 7472677",
+            "rejoin.toml:4: jwt: expected a string",
+        ),
+        ("[[key]]\nname = \"k\"\nsha256 = 7472677", "rejoin.toml:3: key: expected a string"),
+        (
             "[[jwt]]\nname = \"k\"\nalgorithm = \"RS256\"\nsecret = \"hunter2\"",
             "RS256 needs another kind of key",
         ),
@@ -371,7 +378,8 @@ fn a_mistake_in_the_tables_names_its_line_and_no_secret() {
         (&(ec.table("one") + &ec.table("two")), "\"two\" is the same key as \"one\""),
     ] {
         let told = mistakes(text).join("\n");
-        assert!(told.contains(expected) && !told.contains("hunter2"), "{told:?} is not {expected:?}");
+        let has_secret = told.contains("hunter2") || told.contains("7472677");
+        assert!(told.contains(expected) && !has_secret, "{told:?} is not {expected:?}");
     }
     let two =
         "[[key]]\nname = \"a\"\nsha256 = \"beef\"\n[[jwt]]\nname = \"k\"\nalgorithm = \"XS\"\nsecret = \"\"";
@@ -382,4 +390,43 @@ fn a_mistake_in_the_tables_names_its_line_and_no_secret() {
         .contains("private key")
     );
     assert!(SECRET.len() >= 32);
+}
+
+/// An issuer could grant its tokens everything.
+#[test]
+fn a_token_grants_itself_no_more_than_the_limit_of_its_issuer() {
+    let signer = Signer::new("HS256");
+    let limit = "subscribe = [\"public.**\"]\n[jwt.limit]\nsubscribe = [\"shop.**\", \"users.{sub}.*\"]\n\
+                 publish = [\"shop.*\"]\nmetrics = true\n";
+    let known = authority(&(signer.table("k") + limit));
+    let identify = |rejoin: Value| {
+        let claims = json!({"sub": "u1", "exp": seconds_from_now(60), "rejoin": rejoin});
+        ask(&known, &signer.sign(&claims)).expect("accepted")
+    };
+    let may = |identity: &Identity, pattern: &str| {
+        identity.grants.may_subscribe(&pattern.parse().expect("a pattern"))
+    };
+    let within =
+        identify(json!({"subscribe": ["shop.a", "users.u1.b"], "publish": ["shop.a"], "metrics": true}));
+    assert!(may(&within, "shop.a") && may(&within, "users.u1.b") && may(&within, "public.**"));
+    assert!(
+        within.grants.may_publish(&"shop.a".parse().expect("a topic")) && within.grants.may_read_metrics()
+    );
+    assert_eq!(within.unfilled, None);
+    for beyond in
+        [json!({"subscribe": ["**"]}), json!({"subscribe": ["users.u2.b"]}), json!({"publish": ["**"]})]
+    {
+        let identity = identify(beyond.clone());
+        assert!(
+            !may(&identity, "shop.a") && !may(&identity, "users.u2.b") && may(&identity, "public.a"),
+            "{beyond}"
+        );
+        assert!(!identity.grants.may_publish_something(), "{beyond}");
+        let told = identity.unfilled.expect("it is told");
+        assert_eq!(told.why, Why::BeyondLimit, "{beyond}");
+    }
+    let admin = identify(json!({"admin": true, "subscribe": ["shop.a"]}));
+    assert!(!admin.grants.is_admin() && may(&admin, "shop.a"), "the rest counts");
+    assert_eq!(admin.unfilled.map(|told| told.pattern.to_string()).as_deref(), Some("admin"));
+    assert!(mistakes(&(signer.table("k") + "[jwt.limit]\nsubcribe = []\n"))[0].contains("subcribe"));
 }

@@ -13,6 +13,8 @@ use std::{
     sync::Arc,
 };
 
+use rustix::fs::OFlags;
+
 use super::disk::Disk;
 
 /// How many symbolic links lead to the file at most.
@@ -216,7 +218,8 @@ fn open_lock(path: &Path) -> io::Result<Option<(File, bool)>> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => return made.map(|lock| Some((lock, true))),
     }
-    match options().open(path) {
+    // The number of this process is written into it, and a link may lead to a file of somebody else.
+    match options().custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         opened => opened.map(|lock| Some((lock, false))),
     }

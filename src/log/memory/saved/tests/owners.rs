@@ -199,3 +199,20 @@ async fn a_new_file_shares_nothing_with_one_that_another_server_still_writes() {
     publish(&log, "c", "x").await;
     assert_eq!(fs::read_to_string(elsewhere.state()).expect("a file"), "precious");
 }
+
+/// In a folder that others may write to, somebody could have put a link there.
+#[tokio::test]
+async fn a_link_in_the_place_of_a_lock_file_or_of_a_new_file_is_not_followed() {
+    let folder = Folder::new();
+    let victim = folder.0.join("victim");
+    fs::write(&victim, "precious").expect("written");
+    std::os::unix::fs::symlink(&victim, folder.0.join("state.new")).expect("a link");
+    let log = folder.log().await.expect("a new log");
+    publish(&log, "a", "x").await;
+    log.end(Instant::now()).await.expect("written");
+    drop(log);
+    fs::remove_file(folder.0.join("state.lock")).expect("removed");
+    std::os::unix::fs::symlink(&victim, folder.0.join("state.lock")).expect("a link");
+    assert!(Place::lock(&folder.state(), Arc::new(System)).is_err());
+    assert_eq!(fs::read_to_string(&victim).expect("there"), "precious");
+}
