@@ -10,9 +10,15 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
-    App, credentials, malformed,
+    App,
+    client_address::{self, ClientAddress},
+    credentials,
+    forwarded::Forwarded,
+    malformed,
     problem::{Code, Problem, shorten},
 };
+use tracing::field::display;
+
 use crate::config::{Host, Origin};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -28,7 +34,17 @@ const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after
 pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let shown = credentials::take(&mut request);
     request.extensions_mut().insert(shown);
-    let origin = match malformed::check(&request).and_then(|()| check(&app, &request)) {
+    client_address::note(&app.config, &mut request);
+    let record = app.access_log.record(&mut request);
+    let response = answer(&app, request, next).await;
+    match record {
+        Some(record) => record.answer(response),
+        None => response,
+    }
+}
+
+async fn answer(app: &App, request: Request, next: Next) -> Response {
+    let origin = match malformed::check(&request).and_then(|()| check(app, &request)) {
         Ok(origin) => origin,
         Err(problem) => {
             log_refused(&request, &problem);
@@ -103,7 +119,8 @@ fn check(app: &App, request: &Request) -> Result<Option<HeaderValue>, Problem> {
 /// origin is listed.
 pub fn listed(request: &Request) -> Option<Origin> {
     let origin = page_of(request)?;
-    let is_own = host_of(request).is_some_and(|host| origin.is_of(&host));
+    let scheme = request.extensions().get::<Forwarded>().and_then(|forwarded| forwarded.scheme);
+    let is_own = host_of(request).is_some_and(|host| origin.is_of(&host, scheme));
     (!is_own).then_some(origin)
 }
 
@@ -128,8 +145,13 @@ fn host_of(request: &Request) -> Option<Host> {
     host_text(request)?.parse().ok()
 }
 
-/// `:authority` on HTTP/2, `Host` on HTTP/1.1.
+/// The name by which a trusted proxy was asked, else `:authority` on HTTP/2, `Host` on HTTP/1.1.
 fn host_text(request: &Request) -> Option<&str> {
+    if let Some(host) =
+        request.extensions().get::<Forwarded>().and_then(|forwarded| forwarded.host.as_deref())
+    {
+        return Some(host);
+    }
     match request.uri().authority() {
         Some(authority) => Some(authority.as_str()),
         None => request.headers().get(header::HOST)?.to_str().ok(),
@@ -149,20 +171,28 @@ fn log_refused(request: &Request, problem: &Problem) {
     let origin =
         request.headers().get(header::ORIGIN).map(|value| quote(&String::from_utf8_lossy(value.as_bytes())));
     let origin = origin.as_deref();
+    let client = request.extensions().get::<ClientAddress>().map(|address| display(address.ip()));
     match problem.code {
         Code::ForbiddenHost => tracing::warn!(
+            client,
             host,
             "refused a request by its Host: a server without credentials answers only to loopback names and to \
              the hosts of --allowed-origin"
         ),
         Code::ForbiddenOrigin if origin.is_some() => {
-            tracing::warn!(origin, host, "refused a page of another origin; list it with --allowed-origin");
+            tracing::warn!(
+                client,
+                origin,
+                host,
+                "refused a page of another origin; list it with --allowed-origin"
+            );
         }
         Code::ForbiddenOrigin => tracing::warn!(
+            client,
             host,
             "refused a request with a cookie, or of another site, that names no Origin; if a proxy removes that \
              header, let it pass"
         ),
-        _ => tracing::debug!(host, origin, why = problem.detail, "refused a malformed request"),
+        _ => tracing::debug!(client, host, origin, why = problem.detail, "refused a malformed request"),
     }
 }
