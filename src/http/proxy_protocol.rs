@@ -5,11 +5,13 @@
 use std::{io, net::IpAddr};
 
 use bytes::BytesMut;
-use ppp::{HeaderResult, PartialResult, v1, v2};
+use ppp::{PartialResult, v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::client_address::Peer;
 
+/// The beginning of each header of version 1.
+const TEXT_BEGINS: &[u8; 6] = b"PROXY ";
 /// The longest header of version 1, with its line end.
 const MAX_TEXT_BYTES: usize = 107;
 /// The longest header of version 2: the addresses, and what some proxies add of TLS and of their network.
@@ -47,20 +49,25 @@ pub async fn read(
 
 /// The client, if the header names one, and the length of the header. `None` if more bytes are needed.
 fn parse(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, BadBeginning> {
-    // The parsers look at no more than the longest header.
-    let header = HeaderResult::parse(&bytes[..bytes.len().min(MAX_BYTES)]);
-    let most = if bytes.starts_with(b"P") { MAX_TEXT_BYTES } else { MAX_BYTES };
-    match header {
-        header if header.is_incomplete() => {
-            if bytes.len() < most {
-                Ok(None)
-            } else {
-                Err(BadBeginning::NoHeader)
-            }
-        }
-        HeaderResult::V1(Ok(header)) => Ok(Some((client_of_text(&header), header.header.len()))),
-        HeaderResult::V2(Ok(header)) => Ok(Some((client_of_bytes(&header), header.header.len()))),
-        _ => Err(BadBeginning::NoHeader),
+    let length = bytes.len().min(TEXT_BEGINS.len());
+    if bytes[..length] == TEXT_BEGINS[..length] { parse_text(bytes) } else { parse_binary(bytes) }
+}
+
+fn parse_text(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, BadBeginning> {
+    let line = &bytes[..bytes.len().min(MAX_TEXT_BYTES)];
+    // The parser takes only whole lines: it refuses some beginnings of a good one.
+    let Some(end) = memchr::memmem::find(line, b"\r\n") else {
+        return if bytes.len() < MAX_TEXT_BYTES { Ok(None) } else { Err(BadBeginning::NoHeader) };
+    };
+    let header = v1::Header::try_from(&line[..end + 2]).map_err(|_| BadBeginning::NoHeader)?;
+    Ok(Some((client_of_text(&header), end + 2)))
+}
+
+fn parse_binary(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, BadBeginning> {
+    match v2::Header::try_from(&bytes[..bytes.len().min(MAX_BYTES)]) {
+        Ok(header) => Ok(Some((client_of_bytes(&header), header.header.len()))),
+        header if header.is_incomplete() && bytes.len() < MAX_BYTES => Ok(None),
+        Err(_) => Err(BadBeginning::NoHeader),
     }
 }
 
