@@ -44,6 +44,21 @@ async fn caddy_passes_everything_on_by_its_recipe() {
     drive(front).await;
 }
 
+/// A held poll sends nothing for up to a minute, and a stream for a heartbeat.
+#[test]
+fn the_recipes_wait_longer_than_the_longest_poll() {
+    let mut found = 0;
+    for recipe in ["nginx", "haproxy"].map(front::recipe) {
+        for line in recipe.lines().filter(|line| line.contains("timeout") && !line.contains("connect")) {
+            let seconds =
+                line.trim_end_matches([';', 's']).rsplit(' ').next().and_then(|text| text.parse().ok());
+            assert!(seconds > Some(60), "{line}");
+            found += 1;
+        }
+    }
+    assert_eq!(found, 5);
+}
+
 async fn drive(mut front: Front) {
     let visitor = Visitor::of(&front);
     publishing(&visitor).await;

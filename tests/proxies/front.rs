@@ -151,7 +151,7 @@ async fn scene(more: &[&str]) -> (Program, Folder, u16) {
 }
 
 /// The one block of this language.
-fn recipe(language: &str) -> String {
+pub fn recipe(language: &str) -> String {
     let fence = format!("\n```{language}\n");
     let mut blocks = DOCUMENT.split(&fence).skip(1);
     let block = blocks.next().unwrap_or_else(|| panic!("no recipe for {language}"));
