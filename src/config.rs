@@ -1,6 +1,7 @@
 //! All settings, parsed and checked before the server binds anything.
 
 mod access;
+mod choices;
 mod file;
 mod flags;
 mod layers;
@@ -8,19 +9,29 @@ mod origin;
 mod shown;
 mod values;
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::Parser;
+use ipnet::IpNet;
 use tracing::level_filters::LevelFilter;
 
-use self::values::{address, copies, count, level, rate, size, yes_or_no};
 pub use self::{
     access::authority,
+    choices::{AccessLogForm, ForwardedHeader, LogFormat},
     file::File,
     flags::Flags,
     layers::{Place, Setting, Settings, unknown_variables},
     origin::{Host, Origin, ParseHostError, ParseOriginError},
     values::{Secret, duration},
+};
+use self::{
+    choices::{access_log, forwarded_header, log_format, network},
+    values::{address, copies, count, level, rate, size, yes_or_no},
 };
 use crate::{
     auth::{Authority, MIN_SECRET_BYTES},
@@ -110,6 +121,18 @@ pub struct Config {
     #[arg(long = "allowed-host", value_name = "NAME", value_delimiter = ',', value_parser = Host::parse_name)]
     pub allowed_hosts: Vec<Host>,
 
+    /// Believe the proxy at this address, or in this network, which client it serves. Repeatable.
+    #[arg(long = "trusted-proxy", value_name = "CIDR", value_delimiter = ',', value_parser = network)]
+    pub trusted_proxies: Vec<IpNet>,
+
+    /// The header in which trusted proxies name the client: `x-forwarded-for` or `forwarded` (RFC 7239).
+    #[arg(long, value_name = "HEADER", default_value = "x-forwarded-for", value_parser = forwarded_header)]
+    pub forwarded_header: ForwardedHeader,
+
+    /// Trusted proxies begin each connection with the PROXY protocol, version 1 or 2.
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_parser = yes_or_no)]
+    pub proxy_protocol: bool,
+
     /// Accept tokens signed with this secret by HS256; for development.
     #[arg(long, value_name = "SECRET", value_parser = Secret::parse)]
     pub jwt_secret: Option<Secret>,
@@ -129,6 +152,14 @@ pub struct Config {
     /// Log this level and above on standard error: `off`, `error`, `warn`, `info`, `debug` or `trace`.
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level)]
     pub log_level: LevelFilter,
+
+    /// Log in this form: `text`, `json`, or `auto`, which is text on a terminal and else JSON.
+    #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = log_format)]
+    pub log_format: LogFormat,
+
+    /// Print a line for each request on standard output when it has ended: `json`, `combined`, or `off`.
+    #[arg(long, value_name = "FORM", default_value = "off", value_parser = access_log)]
+    pub access_log: AccessLogForm,
 
     /// Keys and grants: the tables `[[key]]`, `[[jwt]]` and `[anonymous]` of the file.
     #[arg(skip)]
@@ -176,7 +207,18 @@ impl Config {
         let is_kept_twice = self.state.is_some() && !matches!(self.log, LogKind::Memory);
         let confirms_nothing = self.redis_confirm > 0 && matches!(self.log, LogKind::Memory);
         let is_guessed = self.has_short_secret() && !self.listen.ip().is_loopback();
-        let rules: [(bool, &[&str], &str); 6] = [
+        let trusts_none = self.trusted_proxies.is_empty();
+        let rules: [(bool, &[&str], &str); 8] = [
+            (
+                self.proxy_protocol && trusts_none,
+                &["proxy-protocol", "trusted-proxy"],
+                "--proxy-protocol works only with --trusted-proxy: list the proxies that speak it",
+            ),
+            (
+                self.forwarded_header == ForwardedHeader::Forwarded && trusts_none,
+                &["forwarded-header", "trusted-proxy"],
+                "--forwarded-header works only with --trusted-proxy: list the proxies that send it",
+            ),
             (
                 is_guessed,
                 &["jwt-secret", "listen"],
@@ -213,6 +255,12 @@ impl Config {
         ];
         let broken = rules.into_iter().filter(|(is_broken, ..)| *is_broken);
         broken.map(|(_, between, what)| Contradiction { between, what }).collect()
+    }
+
+    /// True if a trusted proxy has this address.
+    pub fn trusts(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.trusted_proxies.iter().any(|network| network.contains(&ip))
     }
 
     /// All configured keys, tokens and grants.

@@ -4,15 +4,18 @@
 
 mod accept;
 mod access;
+mod access_log;
 mod answer;
 mod app;
 mod asked;
 mod batch;
 mod body;
+mod client_address;
 mod coding;
 mod connections;
 mod credentials;
 mod escape;
+mod forwarded;
 mod gate;
 mod idle;
 mod inspect;
@@ -25,6 +28,7 @@ mod parameters;
 mod patient;
 mod poll;
 mod problem;
+mod proxy_protocol;
 mod publish;
 mod pulse;
 mod query;
@@ -43,6 +47,7 @@ pub use self::{
     accept::{Drained, serve},
     access::Reopened,
     app::App,
+    client_address::ClientAddress,
     metrics::{DROPPED_LINES, DroppedLines},
     problem::{Code, Problem},
     routes::router,

@@ -1,7 +1,7 @@
 //! The listening socket, and the greeting that says where it is.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     thread,
 };
@@ -29,7 +29,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Logs the address, and prints commands with which the server can be tried.
+/// Logs the address, and prints on a terminal the commands with which the server can be tried.
 pub fn greet(address: SocketAddr, config: &Config) {
     let log = match &config.log {
         LogKind::Memory => "memory".to_owned(),
@@ -46,16 +46,26 @@ pub fn greet(address: SocketAddr, config: &Config) {
     if config.has_short_secret() {
         tracing::warn!("--jwt-secret has less than 32 bytes and can be guessed: use it only for development");
     }
+    if io::stdout().is_terminal() {
+        print(greeting(address, is_open));
+    }
+}
+
+/// The commands are for a person. Programs read the log.
+fn greeting(address: SocketAddr, is_open: bool) -> String {
     let url = reachable(address);
     let shown = if is_open { "" } else { " -H 'Authorization: Bearer TOKEN'" };
-    let greeting = format!(
+    format!(
         "Rejoin listens on http://{address}\n\n  \
          listen   curl -N{shown} -H 'Accept: text/event-stream' http://{url}/topics/demo\n  \
          publish  curl{shown} -d 'hello' http://{url}/topics/demo\n  \
          look     http://{url}/\n\n"
-    );
-    // On a thread of its own, because standard output may be a pipe that nobody reads. A failure is ignored, because
-    // the log has the address too.
+    )
+}
+
+/// Prints on a thread of its own, because a terminal may be stopped. A failure is ignored, because the log has the
+/// address too.
+fn print(greeting: String) {
     let print = move || drop(io::stdout().write_all(greeting.as_bytes()));
     drop(thread::Builder::new().spawn(print));
 }
@@ -68,4 +78,31 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
         _ => {}
     }
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greeting_names_an_address_that_can_be_connected_to() {
+        for (listen, url) in [
+            ("127.0.0.1:7070", "http://127.0.0.1:7070/"),
+            ("0.0.0.0:7070", "http://127.0.0.1:7070/"),
+            ("[::]:7070", "http://[::1]:7070/"),
+        ] {
+            let greeting = greeting(listen.parse().expect("an address"), true);
+            assert!(greeting.lines().skip(2).take(3).all(|line| line.contains(url)), "{listen}: {greeting}");
+        }
+    }
+
+    #[test]
+    fn the_greeting_shows_a_token_if_one_is_required() {
+        for is_open in [true, false] {
+            let greeting = greeting("127.0.0.1:7070".parse().expect("an address"), is_open);
+            let shown =
+                greeting.lines().filter(|line| line.contains("curl") && line.contains("Bearer TOKEN"));
+            assert_eq!(shown.count(), if is_open { 0 } else { 2 }, "{greeting}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The log on standard error: text on a terminal, else JSON.
+//! The log on standard error: text on a terminal, else JSON. And the access log on standard output.
 //!
 //! Clients can cause lines, so each place in the code may write only a few of them a second. No task waits until
 //! standard error takes a line.
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use rejoin::http::DROPPED_LINES;
+use rejoin::{config::LogFormat, http::DROPPED_LINES};
 use tokio::time::Instant;
 use tracing::{Event, Metadata, callsite::Identifier, level_filters::LevelFilter};
 use tracing_subscriber::{
@@ -35,12 +35,14 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 static LINES: OnceLock<&Lines> = OnceLock::new();
+/// The lines of the access log.
+static ACCESS_LINES: OnceLock<&Lines> = OnceLock::new();
 
 /// Begins to log lines at `level` or above. From other crates it logs only warnings and errors.
 ///
 /// # Errors
 /// If the system has no thread or no descriptor for it.
-pub fn start(level: LevelFilter) -> io::Result<()> {
+pub fn start(level: LevelFilter, format: LogFormat) -> io::Result<()> {
     // A descriptor of its own, because the lock of the standard library must not be held while a pipe is full.
     let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     let lines = Lines::start(stderr, DROPPED_LINES.not_taken.clone(), |lines| {
@@ -50,7 +52,14 @@ pub fn start(level: LevelFilter) -> io::Result<()> {
     let wanted = Targets::new().with_target("rejoin", level).with_default(level.min(LevelFilter::WARN));
     let layer = tracing_subscriber::fmt::layer().with_writer(move || lines);
     let log = tracing_subscriber::registry();
-    if io::stderr().is_terminal() {
+    let is_text = match format {
+        LogFormat::Auto => io::stderr().is_terminal(),
+        LogFormat::Text => true,
+        LogFormat::Json => false,
+    };
+    if is_text {
+        // Colours are for a terminal alone.
+        let layer = layer.with_ansi(io::stderr().is_terminal());
         log.with(layer.with_filter(wanted.and(Sparse::default()))).init();
     } else {
         log.with(layer.json().flatten_event(true).with_filter(wanted.and(Sparse::default()))).init();
@@ -62,10 +71,23 @@ pub fn start(level: LevelFilter) -> io::Result<()> {
     Ok(())
 }
 
+/// Begins the access log on standard output, and returns the way to write a line to it. That never waits.
+///
+/// # Errors
+/// If the system has no thread or no descriptor for it.
+pub fn start_access_log() -> io::Result<impl Fn(&[u8]) + Send + Sync + 'static> {
+    let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let lines = Lines::start(stdout, DROPPED_LINES.access.clone(), |lines| {
+        tracing::warn!(lines, "lines of the access log dropped: standard output took none for a while");
+    })?;
+    let lines = *ACCESS_LINES.get_or_init(|| lines);
+    Ok(move |line: &[u8]| lines.push(line))
+}
+
 /// Waits until the lines so far are written, or until a second has passed.
 pub fn flush() {
-    if let Some(lines) = LINES.get() {
-        lines.flush(FLUSH_WITHIN);
+    for lines in [&ACCESS_LINES, &LINES].into_iter().filter_map(OnceLock::get) {
+        lines.flush(FLUSH_WITHIN / 2);
     }
 }
 

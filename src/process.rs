@@ -7,7 +7,7 @@ use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
 use rejoin::{
     Config, Drained, Server, Shutdown,
-    config::{Flags, Settings},
+    config::{AccessLogForm, Flags, Settings},
     save_within,
 };
 use tokio::{runtime::Builder, signal::unix::Signal, time::sleep};
@@ -75,7 +75,7 @@ async fn hear_and_serve(flags: Flags) -> Result<(), ExitReason> {
         _ = signals.end() => return Ok(()),
     };
     let settings = settings.map_err(ExitReason::Settings)?;
-    logging::start(settings.config.log_level)?;
+    logging::start(settings.config.log_level, settings.config.log_format)?;
     for name in rejoin::config::unknown_variables() {
         tracing::warn!(name, "{UNKNOWN_VARIABLE}");
     }
@@ -105,6 +105,8 @@ async fn serve(
     settings: Settings,
     sources: Sources,
 ) -> Result<(), ExitReason> {
+    let is_logged = config.access_log != AccessLogForm::Off;
+    let access_log = if is_logged { Some(logging::start_access_log()?) } else { None };
     let listener = listening::listen(config.listen)?;
     let server = match Server::start(config.clone(), shutdown.clone()).await {
         Err(error) if error.kind() == io::ErrorKind::Interrupted && shutdown.is_draining() => {
@@ -115,6 +117,9 @@ async fn serve(
     };
     listening::greet(listener.local_addr()?, &config);
     let app = server.app().clone();
+    if let Some(write) = access_log {
+        app.log_access(write);
+    }
     let served = tokio::select! {
         served = server.serve(listener) => served,
         never = reload::follow(&app, flags, settings, sources, hangup) => never,

@@ -84,11 +84,15 @@ impl Origin {
 
     /// True if a server that was asked under the name `host` has this origin.
     ///
-    /// The scheme is not compared: behind a proxy that ends TLS the server cannot know it. No app is served from
-    /// here, so its origin is never the server's own.
-    pub fn is_of(&self, host: &Host) -> bool {
+    /// The scheme is compared only if a trusted proxy has named it: behind another one that ends TLS the server cannot
+    /// know it. No app is served from here, so its origin is never the server's own.
+    pub fn is_of(&self, host: &Host, scheme: Option<&str>) -> bool {
         let default_port = self.default_port();
-        default_port.is_some() && self.host == host.name && self.port == host.port.or(default_port)
+        let is_scheme = scheme.is_none_or(|scheme| scheme == self.scheme);
+        default_port.is_some()
+            && is_scheme
+            && self.host == host.name
+            && self.port == host.port.or(default_port)
     }
 
     /// A wildcard stands for one label.
@@ -234,7 +238,7 @@ mod tests {
             assert!(!origin(app).allows(&origin("http://localhost")), "{app}");
             let own = host(app.split("://").last().expect("a host"));
             assert!(
-                !origin(app).is_of(&own) && !origin(app).allows_host(&own),
+                !origin(app).is_of(&own, None) && !origin(app).allows_host(&own),
                 "{app}: it is never the server's own"
             );
         }
@@ -297,8 +301,9 @@ mod tests {
     #[test]
     fn the_servers_own_origin_has_its_host_and_port() {
         let own = origin("https://app.example");
-        assert!(own.is_of(&host("app.example")) && own.is_of(&host("app.example:443")));
-        assert!(!own.is_of(&host("app.example:80")) && !own.is_of(&host("app.example.evil")));
+        assert!(own.is_of(&host("app.example"), None) && own.is_of(&host("app.example:443"), Some("https")));
+        assert!(!own.is_of(&host("app.example:80"), None) && !own.is_of(&host("app.example.evil"), None));
+        assert!(!own.is_of(&host("app.example"), Some("http")), "a trusted proxy was asked without TLS");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 };
 
 use axum::{Router, extract::Request};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -30,9 +30,11 @@ use tower::ServiceExt;
 
 use super::{
     App,
+    client_address::Peer,
     gate::Gate,
     idle::{HeadBegun, HeadTimer, KEPT_FOR},
     patient::PatientTimer,
+    proxy_protocol::{self, BadBeginning},
     stall::{StallGuard, StreamExecutor, WatchedBody},
 };
 use crate::{
@@ -122,8 +124,9 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
         tokio::select! {
             _ = minute.tick() => app.metrics.log_totals(),
             accepted = listener.accept() => match accepted {
-                Ok((socket, _)) => {
-                    app.tasks.spawn(serve_connection(app.clone(), protocols.clone(), router.clone(), socket));
+                Ok((socket, from)) => {
+                    let peer = Peer::new(from.ip());
+                    app.tasks.spawn(serve_connection(app.clone(), protocols.clone(), router.clone(), socket, peer));
                 }
                 Err(error) => survive(&error).await,
             },
@@ -168,41 +171,48 @@ fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
     Ok(())
 }
 
-async fn serve_connection(app: Arc<App>, protocols: Arc<Protocols>, router: Router, mut socket: TcpStream) {
+async fn serve_connection(
+    app: Arc<App>,
+    protocols: Arc<Protocols>,
+    router: Router,
+    mut socket: TcpStream,
+    peer: Peer,
+) {
     // A peer that is gone already shows at the first read. The options are no reason to refuse one that is there.
     if let Err(error) = prepare(&socket, &app.config) {
         tracing::debug!(%error, "cannot set the options of a connection");
     }
-    let mut head = [0; HTTP2_PREFACE.len()];
-    tokio::select! {
-        read = timeout(app.config.read_timeout, socket.read_exact(&mut head)) => {
-            if !matches!(read, Ok(Ok(_))) {
-                tracing::debug!("connection ended: no request came");
-                return;
-            }
-        }
+    let begun = tokio::select! {
+        begun = timeout(app.config.read_timeout, begin(&app.config, &mut socket, peer)) => begun,
         () = app.shutdown.draining() => return,
-    }
+    };
+    let Ok(Some((peer, head))) = begun else {
+        tracing::debug!(client = %peer.ip(), "connection ended: no request came");
+        return;
+    };
     if head.starts_with(TLS_HANDSHAKE) {
         tracing::warn!(
+            client = %peer.ip(),
             "a client speaks TLS (https:// or wss://), and this port does not: \
              let clients use http://, or a proxy that ends TLS"
         );
     }
-    let is_http2 = head == *HTTP2_PREFACE;
+    let is_http2 = head.starts_with(HTTP2_PREFACE);
     let begun = HeadBegun::default();
-    let head = Bytes::copy_from_slice(&head);
     let io = TokioIo::new(StallGuard::new(head, socket, app.config.write_timeout, begun.clone()));
     let result = match is_http2 {
         false => {
             // In a box, because the connection drops it once there is a response.
-            let service = service_fn(move |request| Box::pin(router.clone().oneshot(request)));
+            let service = service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(peer);
+                Box::pin(router.clone().oneshot(request))
+            });
             let timer = HeadTimer { begun, read_timeout: app.config.read_timeout };
             let connection = pin!(protocols.http1(timer).serve_connection(io, service).with_upgrades());
             drive(&app, connection, http1::UpgradeableConnection::graceful_shutdown).await
         }
         // In a box of its own, because the connection's task has the size of its largest branch.
-        true => Box::pin(serve_http2(&app, &protocols, router, io)).await,
+        true => Box::pin(serve_http2(&app, &protocols, router, io, peer)).await,
     };
     if let Err(error) = result {
         if is_too_slow(&error) {
@@ -212,17 +222,45 @@ async fn serve_connection(app: Arc<App>, protocols: Arc<Protocols>, router: Rout
     }
 }
 
+/// Reads the beginning of a connection: the PROXY protocol, if this peer has to speak it, and the bytes that tell the
+/// protocol of its requests. `None` if it ends before, or begins with something else.
+async fn begin(config: &Config, socket: &mut TcpStream, peer: Peer) -> Option<(Peer, Bytes)> {
+    let (mut client, mut head) = (peer, BytesMut::with_capacity(HTTP2_PREFACE.len()));
+    if config.proxy_protocol && config.trusts(peer.ip()) {
+        match proxy_protocol::read(socket, peer.ip()).await {
+            Ok(begun) => (client, head) = begun,
+            Err(BadBeginning::NoHeader) => {
+                tracing::warn!(
+                    client = %peer.ip(),
+                    "closed a connection of a trusted proxy: it did not begin with the PROXY protocol; let the proxy \
+                     send it, or take its address out of --trusted-proxy"
+                );
+                return None;
+            }
+            Err(BadBeginning::Ended | BadBeginning::Read(_)) => return None,
+        }
+    }
+    while head.len() < HTTP2_PREFACE.len() {
+        if !matches!(socket.read_buf(&mut head).await, Ok(1..)) {
+            return None;
+        }
+    }
+    Some((client, head.freeze()))
+}
+
 async fn serve_http2(
     app: &App,
     protocols: &Protocols,
     router: Router,
     io: TokioIo<StallGuard>,
+    peer: Peer,
 ) -> hyper::Result<()> {
     let has_asked = Arc::new(AtomicBool::new(false));
     let service = {
         let has_asked = has_asked.clone();
-        service_fn(move |request: Request<Incoming>| {
+        service_fn(move |mut request: Request<Incoming>| {
             has_asked.store(true, Ordering::Relaxed);
+            request.extensions_mut().insert(peer);
             let response = router.clone().oneshot(request);
             async move { response.await.map(|response| response.map(WatchedBody::new)) }
         })

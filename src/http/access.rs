@@ -1,6 +1,7 @@
 //! The rights of a client: checked at every step, by the configuration in force at that moment.
 
 use std::{
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -15,6 +16,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
     App,
+    access_log::Record,
+    client_address::ClientAddress,
     credentials::Shown,
     gate::Gate,
     origin,
@@ -100,6 +103,10 @@ pub struct Access {
     identity: Identity,
     /// The origin of the client's page, if the server accepts it because it is listed.
     page: Option<Arc<Origin>>,
+    /// The address of the client, if it came over a connection of this server.
+    client: Option<IpAddr>,
+    /// The line of the request in the access log.
+    record: Option<Arc<Record>>,
 }
 
 impl Access {
@@ -110,20 +117,28 @@ impl Access {
     /// accepted.
     pub fn of(in_force: &Arc<InForce>, request: &Request) -> Result<Self, Problem> {
         let rules = in_force.load_full();
+        let client = request.extensions().get::<ClientAddress>().map(|address| address.ip());
+        let record = request.extensions().get::<Arc<Record>>().cloned();
         let shown = request.extensions().get::<Shown>().map_or(Ok(None), Shown::credential);
         let credential = match shown {
             Ok(credential) => credential,
             // An open server ignores credentials.
             Err(_) if rules.authority.is_open() => None,
             Err(unusable) => {
-                tracing::warn!(why = %unusable, "refused a credential; correct the client, or the proxy before this server");
+                tracing::warn!(client = client.map(display), why = %unusable, "refused a credential; correct the client, or the proxy before this server");
                 return Err(Problem::new(Code::Unauthorized, unusable.to_string()));
             }
         };
-        let identity = rules.authority.identify(credential, SystemTime::now()).map_err(problem_of)?;
+        let identity = rules.authority.identify(credential, SystemTime::now());
+        let identity = identity.map_err(|refused| problem_of(refused, client))?;
         log_unfilled(&identity);
+        if let Some(record) = &record
+            && identity.is_known()
+        {
+            record.note_who(identity.name());
+        }
         let page = origin::listed(request).map(Arc::new);
-        let access = Self { in_force: in_force.clone(), rules, identity, page };
+        let access = Self { in_force: in_force.clone(), rules, identity, page, client, record };
         // The rules may have changed since the page was let in.
         if access.is_page_listed(&access.rules) { Ok(access) } else { Err(origin::foreign()) }
     }
@@ -133,32 +148,44 @@ impl Access {
     pub fn subscribe(&self, patterns: &[Pattern]) -> Result<(), Problem> {
         let now = self.now()?;
         match patterns.iter().find(|pattern| !now.grants.may_subscribe(pattern)) {
-            Some(pattern) => Err(forbidden(&now, "subscribe", Some(pattern))),
+            Some(pattern) => Err(forbidden(&now, self.client, "subscribe", Some(pattern))),
             None => Ok(()),
         }
     }
 
     pub fn publish(&self, topic: &Topic) -> Result<(), Problem> {
         let now = self.now()?;
-        if now.grants.may_publish(topic) { Ok(()) } else { Err(forbidden(&now, "publish", Some(topic))) }
+        if now.grants.may_publish(topic) {
+            Ok(())
+        } else {
+            Err(forbidden(&now, self.client, "publish", Some(topic)))
+        }
     }
 
     /// # Errors
     /// If there is no topic that this client may publish to.
     pub fn publish_something(&self) -> Result<(), Problem> {
         let now = self.now()?;
-        if now.grants.may_publish_something() { Ok(()) } else { Err(forbidden(&now, "publish", None)) }
+        if now.grants.may_publish_something() {
+            Ok(())
+        } else {
+            Err(forbidden(&now, self.client, "publish", None))
+        }
     }
 
     /// The right to delete topics, and to list all of them.
     pub fn admin(&self) -> Result<(), Problem> {
         let now = self.now()?;
-        if now.grants.is_admin() { Ok(()) } else { Err(forbidden(&now, "admin", None)) }
+        if now.grants.is_admin() { Ok(()) } else { Err(forbidden(&now, self.client, "admin", None)) }
     }
 
     pub fn metrics(&self) -> Result<(), Problem> {
         let now = self.now()?;
-        if now.grants.may_read_metrics() { Ok(()) } else { Err(forbidden(&now, "metrics", None)) }
+        if now.grants.may_read_metrics() {
+            Ok(())
+        } else {
+            Err(forbidden(&now, self.client, "metrics", None))
+        }
     }
 
     /// Continues with a new token of the same subject, which must allow reading all of `patterns`.
@@ -175,10 +202,12 @@ impl Access {
         if !self.is_page_listed(&rules) {
             return Err(origin::foreign());
         }
-        let identity = rules.authority.identify(Some(token), SystemTime::now()).map_err(problem_of)?;
+        let identity = rules.authority.identify(Some(token), SystemTime::now());
+        let identity = identity.map_err(|refused| problem_of(refused, self.client))?;
         log_unfilled(&identity);
         if !identity.is_same_subject(&self.identity) {
             tracing::debug!(
+                client = self.client.map(display),
                 was = self.identity.name(),
                 is = identity.name(),
                 "refused to change the subject"
@@ -189,7 +218,7 @@ impl Access {
             ));
         }
         if let Some(pattern) = patterns.into_iter().find(|pattern| !identity.grants.may_subscribe(pattern)) {
-            return Err(forbidden(&identity, "subscribe", Some(pattern)));
+            return Err(forbidden(&identity, self.client, "subscribe", Some(pattern)));
         }
         (self.rules, self.identity) = (rules, identity);
         Ok(())
@@ -198,6 +227,14 @@ impl Access {
     /// True if this server requires no credentials.
     pub fn is_open(&self) -> bool {
         self.in_force.load().authority.is_open()
+    }
+
+    pub fn client(&self) -> Option<IpAddr> {
+        self.client
+    }
+
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_deref()
     }
 
     /// Watches for the end of this access.
@@ -216,7 +253,8 @@ impl Access {
             if !self.is_page_listed(&rules) {
                 return Err(origin::foreign());
             }
-            return rules.authority.again(&self.identity, time).map_err(problem_of);
+            let again = rules.authority.again(&self.identity, time);
+            return again.map_err(|refused| problem_of(refused, self.client));
         }
         match self.identity.is_expired(time) {
             true => Err(expired()),
@@ -268,21 +306,21 @@ impl Lease {
                 access.rules = access.in_force.load_full();
                 *replaced = Box::pin(access.rules.replaced.clone().cancelled_owned());
                 if !access.is_page_listed(&access.rules) {
-                    tracing::debug!(who = access.identity.name(), page = ?access.page, "no longer allowed");
+                    tracing::debug!(client = access.client.map(display), who = access.identity.name(), page = ?access.page, "no longer allowed");
                     return Poll::Ready(Code::Forbidden);
                 }
                 match access.rules.authority.again(&access.identity, SystemTime::now()) {
                     Ok(identity) => access.identity = identity,
                     Err(Refused::Expired { .. }) => return Poll::Ready(Code::TokenExpired),
                     Err(refused) => {
-                        tracing::debug!(who = access.identity.name(), %refused, "no longer allowed");
+                        tracing::debug!(client = access.client.map(display), who = access.identity.name(), %refused, "no longer allowed");
                         return Poll::Ready(Code::Forbidden);
                     }
                 }
                 if let Some(pattern) =
                     patterns().find(|pattern| !access.identity.grants.may_subscribe(pattern))
                 {
-                    tracing::debug!(who = access.identity.name(), %pattern, "no longer allowed");
+                    tracing::debug!(client = access.client.map(display), who = access.identity.name(), %pattern, "no longer allowed");
                     return Poll::Ready(Code::Forbidden);
                 }
             }

@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     access::InForce,
+    access_log::AccessLog,
     connections::Connections,
     metrics::{Metrics, Permit, Transport},
     problem::{Code, Problem},
@@ -36,6 +37,7 @@ pub struct App {
     pub(super) connections: Arc<Connections>,
     pub(super) publish_rate: Option<DefaultDirectRateLimiter>,
     pub(super) metrics: Metrics,
+    pub(super) access_log: AccessLog,
     pub(super) proof: ready::Proof,
     pub(super) began: Instant,
 }
@@ -49,6 +51,7 @@ impl App {
             connections: Arc::new(Connections::new(&config, shutdown.clone())),
             publish_rate: quota.map(RateLimiter::direct),
             metrics: Metrics::new(),
+            access_log: AccessLog::default(),
             rules: Arc::new(InForce::new(&config)),
             proof: ready::Proof::default(),
             config,
@@ -56,6 +59,12 @@ impl App {
             tasks: TaskTracker::new(),
             began: Instant::now(),
         })
+    }
+
+    /// Begins the access log, if [`Config::access_log`] asks for it. `write` gets each line with its line end; it
+    /// must not wait, because requests end in it.
+    pub fn log_access(&self, write: impl Fn(&[u8]) + Send + Sync + 'static) {
+        self.access_log.begin(self.config.access_log, Box::new(write));
     }
 
     /// The right to serve one more subscription. It ends when it is dropped.

@@ -12,9 +12,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use super::{
     App,
     access::Rules,
-    credentials, malformed,
+    client_address::{self, ClientAddress},
+    credentials::{self, Shown},
+    forwarded::Forwarded,
+    malformed,
     problem::{Code, Problem, shorten},
 };
+use tracing::field::display;
+
 use crate::config::{Host, Origin};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -27,21 +32,24 @@ const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after, idempotency-replayed");
 
 /// Refuses forbidden requests of other pages, answers preflights, and adds the CORS headers to other answers.
-pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let mut response = answer(app, request, next).await;
+pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let shown = credentials::take(&mut request);
+    request.extensions_mut().insert(shown);
+    client_address::note(&app.config, &mut request);
+    let record = app.access_log.record(&mut request);
+    let mut response = answer(&app, request, next).await;
     // A browser must not guess that a payload is a page or a script.
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
+    match record {
+        Some(record) => record.answer(response),
+        None => response,
+    }
 }
 
-async fn answer(app: Arc<App>, mut request: Request, next: Next) -> Response {
-    let shown = credentials::take(&mut request);
+async fn answer(app: &App, request: Request, next: Next) -> Response {
     let is_preflight = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    // A preflight never has one, and the request after it may.
-    let has_credential = is_preflight || !matches!(shown.credential(), Ok(None));
-    request.extensions_mut().insert(shown);
-    let origin = match malformed::check(&request).and_then(|()| check(&app, &request, has_credential)) {
+    let origin = match malformed::check(&request).and_then(|()| check(app, &request, is_preflight)) {
         Ok(origin) => origin,
         Err(problem) => {
             log_refused(&request, &problem);
@@ -79,12 +87,15 @@ fn preflight() -> Response {
 }
 
 /// The origin for the answer's CORS header, if the request has one that is allowed.
-fn check(app: &App, request: &Request, has_credential: bool) -> Result<Option<HeaderValue>, Problem> {
+fn check(app: &App, request: &Request, is_preflight: bool) -> Result<Option<HeaderValue>, Problem> {
     let headers = request.headers();
     let rules = app.rules.load();
     // A probe asks by an address, and learns nothing but the health.
     let is_probe = request.uri().path().starts_with("/health/");
-    // A page whose name was pointed at this address has no credential for it.
+    // A page whose name was pointed at this address has no credential for it. A preflight never has one, and the
+    // request after it may.
+    let shown = request.extensions().get::<Shown>();
+    let has_credential = is_preflight || shown.is_some_and(|shown| !matches!(shown.credential(), Ok(None)));
     let has_rights = match has_credential {
         true => rules.authority.is_open(),
         false => rules.authority.serves_anonymous(),
@@ -118,7 +129,8 @@ fn check(app: &App, request: &Request, has_credential: bool) -> Result<Option<He
 /// origin is listed.
 pub fn listed(request: &Request) -> Option<Origin> {
     let origin = page_of(request)?;
-    let is_own = host_of(request).is_some_and(|host| origin.is_of(&host));
+    let scheme = request.extensions().get::<Forwarded>().and_then(|forwarded| forwarded.scheme);
+    let is_own = host_of(request).is_some_and(|host| origin.is_of(&host, scheme));
     (!is_own).then_some(origin)
 }
 
@@ -143,8 +155,13 @@ fn host_of(request: &Request) -> Option<Host> {
     host_text(request)?.parse().ok()
 }
 
-/// `:authority` on HTTP/2, `Host` on HTTP/1.1.
+/// The name by which a trusted proxy was asked, else `:authority` on HTTP/2, `Host` on HTTP/1.1.
 fn host_text(request: &Request) -> Option<&str> {
+    if let Some(host) =
+        request.extensions().get::<Forwarded>().and_then(|forwarded| forwarded.host.as_deref())
+    {
+        return Some(host);
+    }
     match request.uri().authority() {
         Some(authority) => Some(authority.as_str()),
         None => request.headers().get(header::HOST)?.to_str().ok(),
@@ -166,19 +183,27 @@ fn log_refused(request: &Request, problem: &Problem) {
     let origin =
         request.headers().get(header::ORIGIN).map(|value| quote(&String::from_utf8_lossy(value.as_bytes())));
     let origin = origin.as_deref();
+    let client = request.extensions().get::<ClientAddress>().map(|address| display(address.ip()));
     match problem.code {
         Code::ForbiddenHost => tracing::warn!(
+            client,
             host,
             "refused a request without a credential by its Host; if clients use this name, list it with --allowed-host"
         ),
         Code::ForbiddenOrigin if origin.is_some() => {
-            tracing::warn!(origin, host, "refused a page of another origin; list it with --allowed-origin");
+            tracing::warn!(
+                client,
+                origin,
+                host,
+                "refused a page of another origin; list it with --allowed-origin"
+            );
         }
         Code::ForbiddenOrigin => tracing::warn!(
+            client,
             host,
             "refused a request with a cookie, or of another site, that names no Origin; if a proxy removes that \
              header, let it pass"
         ),
-        _ => tracing::debug!(host, origin, why = problem.detail, "refused a malformed request"),
+        _ => tracing::debug!(client, host, origin, why = problem.detail, "refused a malformed request"),
     }
 }

@@ -62,6 +62,13 @@ const ELEMENT: &str = "an element of the body";
 /// `GET /topics`.
 pub const LIST: Parameters = Parameters { known: &[CREDENTIAL, &["after", "limit"]], misplaced: &[] };
 
+/// True for a parameter that may be written in a log: one that some resource knows, and no credential.
+pub fn is_harmless(name: &str) -> bool {
+    let known =
+        [&TOPIC, &EVENTS, &PUBLISH, &PUBLISH_MANY, &LIST].into_iter().flat_map(|all| all.known.iter());
+    known.copied().flatten().any(|known| *known == name && !CREDENTIAL.contains(known))
+}
+
 /// How many unknown names are compared with the known ones.
 const MAX_COMPARED: usize = 64;
 

@@ -9,6 +9,7 @@ use http::{HeaderValue, StatusCode, header};
 use super::{
     answer::{not_stored, raw_json, unread},
     media,
+    metrics::Transport,
     problem::Problem,
     reader::{Next, Reader},
     wire::{self, Control},
@@ -94,6 +95,7 @@ fn answer(messages: &[Bytes], gaps: &[GapNotice], cursor: Id) -> Response {
     body.extend_from_slice(format!(",\"cursor\":\"{cursor}\"}}").as_bytes());
 
     let mut response = not_stored(raw_json(StatusCode::OK, body));
+    response.extensions_mut().insert(Transport::Poll);
     let etag = HeaderValue::try_from(format!("\"{cursor}\"")).expect("a cursor is visible ASCII");
     response.headers_mut().insert(header::ETAG, etag);
     response

@@ -185,10 +185,19 @@ impl Reader {
         self.permit.add_up(bytes);
     }
 
-    /// Logs the end of the connection, with the reason.
-    pub fn log_end(&self, why: fmt::Arguments<'_>) {
+    /// Logs the end of the connection, with the reason. A WebSocket has a close code too.
+    pub fn log_end(&self, why: fmt::Arguments<'_>, close: Option<u16>) {
         let newest = self.subscription.watermark();
-        self.permit.log_end(why, self.subscription.connection(), self.cursor(), newest);
+        if let Some(record) = self.access().record() {
+            record.note_end(why.to_string(), close);
+        }
+        self.permit.log_end(
+            why,
+            self.access().client(),
+            self.subscription.connection(),
+            self.cursor(),
+            newest,
+        );
     }
 }
 

@@ -1,13 +1,15 @@
 //! Credentials and grants that are refused: the answer of the client, and the line for the operator.
 
-use std::{fmt::Display, sync::Once};
+use std::{fmt::Display, net::IpAddr, sync::Once};
+
+use tracing::field::display;
 
 use super::problem::{Code, Problem, shorten};
 use crate::auth::{Identity, Refused, Why};
 
 /// The answer for a credential that is not accepted. The log says more.
-pub fn problem_of(refused: Refused) -> Problem {
-    log_refused(&refused);
+pub fn problem_of(refused: Refused, client: Option<IpAddr>) -> Problem {
+    log_refused(&refused, client);
     let detail = match &refused {
         Refused::Expired { .. } => return expired(),
         Refused::Missing => {
@@ -23,30 +25,39 @@ pub fn problem_of(refused: Refused) -> Problem {
 
 /// Tells the operator why a credential was refused, and what would change that. Each kind is a place of its own in
 /// the code, so that many lines of one kind leave room for the others.
-fn log_refused(refused: &Refused) {
+fn log_refused(refused: &Refused, client: Option<IpAddr>) {
+    let client = client.map(display);
     // A part of it is the client's text.
     let why = shorten(refused.to_string());
     match refused {
         Refused::Missing | Refused::Expired { .. } | Refused::KeyGone => {
-            tracing::debug!(why, "refused a credential");
+            tracing::debug!(client, why, "refused a credential");
         }
         Refused::UnknownKey { .. } => {
-            tracing::warn!(why, "refused an API key; to accept it, add its [[key]] to the file of --config");
+            tracing::warn!(
+                client,
+                why,
+                "refused an API key; to accept it, add its [[key]] to the file of --config"
+            );
         }
         Refused::NoKey { .. } => tracing::warn!(
+            client,
             why,
             "refused a token; to accept it, add the key of its issuer as [[jwt]] to the file of --config"
         ),
         Refused::Signature { .. } => tracing::warn!(
+            client,
             why,
             "refused a token; if its issuer is yours, its key is not that of the [[jwt]] or of --jwt-secret"
         ),
         Refused::Malformed(_) => {
-            tracing::warn!(why, "refused a credential that is no JWT; correct the client")
+            tracing::warn!(client, why, "refused a credential that is no JWT; correct the client")
         }
-        Refused::Claims { .. } => tracing::warn!(why, "refused a token; its issuer must correct the claim"),
+        Refused::Claims { .. } => {
+            tracing::warn!(client, why, "refused a token; its issuer must correct the claim")
+        }
         Refused::Claim { .. } => {
-            tracing::warn!(why, "refused a token; correct its issuer, or iss and aud of the [[jwt]]");
+            tracing::warn!(client, why, "refused a token; correct its issuer, or iss and aud of the [[jwt]]");
         }
     }
 }
@@ -91,9 +102,14 @@ pub fn expired() -> Problem {
     Problem::new(Code::TokenExpired, "the token has expired")
 }
 
-pub fn forbidden(who: &Identity, grant: &'static str, topic: Option<&dyn Display>) -> Problem {
-    let shown = topic.map(tracing::field::display);
-    tracing::debug!(who = who.name(), grant, topic = shown, granted = %who.grants, "refused: not granted");
+pub fn forbidden(
+    who: &Identity,
+    client: Option<IpAddr>,
+    grant: &'static str,
+    topic: Option<&dyn Display>,
+) -> Problem {
+    let (shown, client) = (topic.map(display), client.map(display));
+    tracing::debug!(client, who = who.name(), grant, topic = shown, granted = %who.grants, "refused: not granted");
     let (code, to_whom) = match who.is_known() {
         true => (Code::Forbidden, ""),
         false => (Code::Unauthorized, " without a credential"),

@@ -60,6 +60,7 @@ pub fn turn_away(framing: Framing, code: Code, cursor: Option<Id>) -> Response {
 
 fn with_headers(framing: Framing, body: Body) -> Response {
     let mut response = body.into_response();
+    response.extensions_mut().insert(framing.transport());
     let content_type = match framing {
         Framing::Ndjson => media::NDJSON,
         Framing::SseRaw | Framing::SseEnvelope => media::EVENT_STREAM_UTF_8,
@@ -129,7 +130,7 @@ impl StreamBody {
 impl Drop for StreamBody {
     fn drop(&mut self) {
         let why = self.ended.map_or("the client left, or stopped reading", Code::as_str);
-        self.reader.log_end(format_args!("{why}"));
+        self.reader.log_end(format_args!("{why}"), None);
     }
 }
 

@@ -143,7 +143,9 @@ where
             Err(error) => tracing::debug!(%error, "handshake failed"),
         }
     });
-    handshake(request.version(), request.headers())
+    let mut response = handshake(request.version(), request.headers());
+    response.extensions_mut().insert(Transport::WebSocket);
+    response
 }
 
 fn handshake(version: Version, asked: &HeaderMap) -> Response {

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{ErrorKind, PipeReader, PipeWriter, Read, Write, pipe},
+    net::SocketAddr,
     os::unix::process::ExitStatusExt,
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -22,10 +23,11 @@ use tokio::{
 use crate::{
     ask::{Ask, get, publish, within},
     metrics::scrape,
-    process::address,
+    process::{serving, until_listening},
     support::{
         Server,
         program::{Folder, Program},
+        redis::free_port,
     },
 };
 
@@ -77,10 +79,12 @@ fn much_to_log() -> impl Iterator<Item = (String, &'static str)> {
 async fn a_full_pipe_does_not_stop_the_server_nor_hold_up_its_end() {
     for is_read_again in [true, false] {
         let (mut reader, writer) = full_pipe();
-        let mut command = rejoin(&["--listen", "127.0.0.1:0", "--drain-grace", "2s"]);
-        let mut child = command.envs(much_to_log()).stderr(writer).spawn().expect("it starts");
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let mut command = rejoin(&["--listen", &address.to_string(), "--drain-grace", "2s"]);
+        let child = command.envs(much_to_log()).stderr(writer).spawn().expect("it starts");
         drop(command);
-        let server = Server::elsewhere(address(child.stdout.take().expect("a pipe")).await);
+        let server = Server::elsewhere(address);
+        until_listening(&server).await;
         for _ in 0..3 {
             // Each is a new connection.
             assert_eq!(get(&server, "/health/live").answer().await.status, 200);
@@ -108,12 +112,18 @@ async fn a_full_pipe_does_not_stop_the_server_nor_hold_up_its_end() {
 }
 
 #[tokio::test]
-async fn a_greeting_that_nobody_reads_holds_up_nothing() {
+async fn an_access_log_that_nobody_reads_holds_up_nothing_and_its_lines_are_counted() {
     let (reader, writer) = full_pipe();
-    let mut command = rejoin(&["--listen", "127.0.0.1:0"]);
-    let mut child = command.stdout(writer).spawn().expect("it starts");
-    drop(command);
-    let server = Server::elsewhere(address(child.stderr.take().expect("a pipe")).await);
+    let (child, server) = serving(&["--access-log", "json"], writer.into(), Stdio::null());
+    until_listening(&server).await;
+    let dropped = "rejoin_log_lines_dropped_total{reason=\"access\"}";
+    // More than waits in memory.
+    let long = format!("/{}", "x".repeat(1_900));
+    while scrape(&server).await[dropped] == 0.0 {
+        for _ in 0..40 {
+            assert_eq!(get(&server, &long).answer().await.status, 404);
+        }
+    }
     publish(&server, "a", "x").await;
     send(&child, Signal::TERM);
     assert_eq!(ended(child).await.code(), Some(0));

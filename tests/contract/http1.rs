@@ -192,7 +192,9 @@ async fn only_a_whole_loopback_name_or_address_is_one() {
     ] {
         assert_status(&asked(host).await, 403);
     }
-    for host in ["[::1]:7070", "[::ffff:10.0.0.1]", "10.0.0.1:80", "LOCALHOST", "localhost.", "APP.example:8080"] {
+    for host in
+        ["[::1]:7070", "[::ffff:10.0.0.1]", "10.0.0.1:80", "LOCALHOST", "localhost.", "APP.example:8080"]
+    {
         assert_status(&asked(host).await, 200);
     }
     for target in ["http://user@localhost/topics/a?wait=0", "http://[::1].evil.example/topics/a?wait=0"] {

@@ -1,6 +1,8 @@
 //! The contract, sentence by sentence. Each test is named after a claim of `docs/protocol.md`, and uses a
 //! real server through a real client.
 
+mod access_log;
+mod addresses;
 mod ask;
 mod batch;
 mod breakout;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     process::{Child, Command},
 };
@@ -11,40 +11,32 @@ use tokio::{
 use crate::{
     ask::{Ask, get, publish, within},
     reader::Socket,
-    support::{Server, program::Program},
+    support::{Server, program::Program, redis::free_port},
 };
 
+/// `script` gives the program a terminal.
 #[tokio::test]
-async fn the_greeting_names_an_address_that_can_be_connected_to() {
-    for (listen, reachable) in [
-        (&["--listen", "127.0.0.1:0"][..], "127.0.0.1"),
-        (&["--listen", "0.0.0.0:0", "--insecure-open"], "127.0.0.1"),
-        (&["--listen", "[::]:0", "--insecure-open"], "[::1]"),
-    ] {
-        let mut program = Program::start(listen).await;
-        let mut greeting = Vec::new();
-        for _ in 0..4 {
-            greeting.push(program.line().await);
+async fn the_greeting_is_for_a_terminal_and_a_pipe_gets_none() {
+    let serve = format!("{} --listen 127.0.0.1:0", env!("CARGO_BIN_EXE_rejoin"));
+    let mut greeted = Command::new("script")
+        .args(["--quiet", "--return", "--command", &serve, "/dev/null"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("util-linux has it");
+    let mut shown = BufReader::new(greeted.stdout.take().expect("a pipe")).lines();
+    let until_greeted = async {
+        while !shown.next_line().await.expect("text").expect("a line").contains("Rejoin listens on http://") {
         }
-        let url = format!("http://{reachable}:{}/", program.server.addr.port());
-        for line in &greeting[1..] {
-            assert!(line.contains(&url), "{listen:?}: {greeting:?}");
-        }
-        program.terminate().await;
-    }
-}
+    };
+    within("the greeting", until_greeted).await;
+    greeted.start_kill().expect("it runs");
 
-#[tokio::test]
-async fn the_greeting_shows_a_token_if_one_is_required() {
-    for (arguments, is_asked) in [(&[][..], false), (&["--jwt-secret", &"x".repeat(32)], true)] {
-        let mut program = Program::start(arguments).await;
-        assert_eq!(program.line().await, "");
-        for _ in 0..2 {
-            let line = program.line().await;
-            assert_eq!(line.contains("curl") && line.contains("Bearer TOKEN"), is_asked, "{line}");
-        }
-        program.terminate().await;
-    }
+    let program = Program::start(&[]).await;
+    publish(&program.server, "a", "x").await;
+    let ended = program.terminate().await;
+    assert_eq!(ended.out, "", "{ended:?}");
 }
 
 #[tokio::test]
@@ -100,45 +92,38 @@ fn full() -> Stdio {
     std::fs::File::options().write(true).open("/dev/full").expect("a device").into()
 }
 
-fn serving(stdout: Stdio, stderr: Stdio) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_rejoin"))
+/// A server on a free port, which it cannot tell if its log is lost.
+pub fn serving(arguments: &[&str], stdout: Stdio, stderr: Stdio) -> (Child, Server) {
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let child = Command::new(env!("CARGO_BIN_EXE_rejoin"))
         .env_clear()
-        .args(["--listen", "127.0.0.1:0", "--log-level", "trace"])
+        .args(["--listen", &address.to_string()])
+        .args(arguments)
         .stdout(stdout)
         .stderr(stderr)
         .kill_on_drop(true)
         .spawn()
-        .expect("it starts")
+        .expect("it starts");
+    (child, Server::elsewhere(address))
 }
 
-/// The first address in the output.
-pub async fn address(told: impl AsyncRead + Unpin) -> SocketAddr {
-    let mut lines = BufReader::new(told).lines();
-    let told = async {
-        loop {
-            let line = lines.next_line().await.expect("text").expect("a line");
-            let words = line.split(|c: char| c != '.' && c != ':' && !c.is_ascii_digit());
-            let address = words.map(|word| word.trim_start_matches(':')).find_map(|word| word.parse().ok());
-            if let Some(address) = address {
-                return address;
-            }
+/// Resolves once the server accepts connections.
+pub async fn until_listening(server: &Server) {
+    let trying = async {
+        while TcpStream::connect(server.addr).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    within("the address", told).await
+    within("the server to listen", trying).await;
 }
 
 /// A greeting that could not be printed once caused a panic.
 #[tokio::test]
 async fn a_full_disk_for_logs_stops_nothing() {
     for is_log_full in [true, false] {
-        let (stdout, stderr) = if is_log_full { (Stdio::piped(), full()) } else { (full(), Stdio::piped()) };
-        let mut program = serving(stdout, stderr);
-        let addr = match (program.stdout.take(), program.stderr.take()) {
-            (Some(greeting), _) => address(greeting).await,
-            (_, Some(log)) => address(log).await,
-            _ => unreachable!("one of them is a pipe"),
-        };
-        let server = Server::elsewhere(addr);
+        let (stdout, stderr) = if is_log_full { (Stdio::null(), full()) } else { (full(), Stdio::null()) };
+        let (_child, server) = serving(&["--log-level", "trace", "--access-log", "combined"], stdout, stderr);
+        until_listening(&server).await;
         publish(&server, "a", "x").await;
         assert_eq!(get(&server, "/health/ready").answer().await.status, 200, "{is_log_full}");
     }

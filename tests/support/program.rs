@@ -40,15 +40,17 @@ pub struct Program {
     log: String,
 }
 
-/// The exit code and the log.
+/// The exit code, the output and the log.
 #[derive(Debug)]
 pub struct Ended {
     pub code: Option<i32>,
+    /// The rest of standard output.
+    pub out: String,
     pub log: String,
 }
 
 impl Program {
-    /// Starts the program on a free port, and waits until it prints the port.
+    /// Starts the program on a free port, and waits until it logs the port.
     pub async fn start(arguments: &[&str]) -> Self {
         let usual = [["--listen", "127.0.0.1:0"], ["--drain-grace", "2s"]];
         let usual = usual.into_iter().filter(|[flag, _]| !arguments.contains(flag)).flatten();
@@ -61,16 +63,26 @@ impl Program {
             .kill_on_drop(true)
             .spawn()
             .expect("it starts");
-        let mut out = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let mut err = child.stderr.take().expect("a pipe");
-        let Some(greeting) = out.next_line().await.expect("text") else {
-            let mut log = String::new();
-            err.read_to_string(&mut log).await.expect("text");
-            panic!("it did not start: {log}");
-        };
-        let addr = greeting.rsplit_once("http://").and_then(|(_, addr)| addr.parse::<SocketAddr>().ok());
-        let server = Server::elsewhere(addr.unwrap_or_else(|| panic!("no address: {greeting}")));
-        Self { server, child, out, err, log: String::new() }
+        let out = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let err = child.stderr.take().expect("a pipe");
+        let server = Server::elsewhere(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut program = Self { server, child, out, err, log: String::new() };
+        program.server.addr = program.listening().await;
+        program
+    }
+
+    /// The address that it logs once it listens.
+    async fn listening(&mut self) -> SocketAddr {
+        loop {
+            let whole = self.log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            let line = whole.lines().find(|line| line.contains("listening") && line.contains("address"));
+            if let Some((_, address)) = line.and_then(|line| line.split_once("address")) {
+                // In JSON or as text.
+                let address = address.trim_start_matches(['"', ':', '=']).split(['"', ' ']).next();
+                return address.and_then(|address| address.parse().ok()).expect("an address");
+            }
+            self.read_log().await;
+        }
     }
 
     pub fn pid(&self) -> rustix::process::Pid {
@@ -80,21 +92,24 @@ impl Program {
 
     /// Resolves once the log contains this text.
     pub async fn until_logged(&mut self, text: &str) {
-        let mut bytes = [0; 1024];
         while !self.log.contains(text) {
-            let read = tokio::time::timeout(std::time::Duration::from_secs(30), self.err.read(&mut bytes));
-            let count =
-                read.await.unwrap_or_else(|_| panic!("{text:?} is not in {}", self.log)).expect("text");
-            assert!(count > 0, "it ended: {}", self.log);
-            self.log += &String::from_utf8_lossy(&bytes[..count]);
+            self.read_log().await;
         }
+    }
+
+    async fn read_log(&mut self) {
+        let mut bytes = [0; 1024];
+        let read = tokio::time::timeout(std::time::Duration::from_secs(30), self.err.read(&mut bytes));
+        let count = read.await.unwrap_or_else(|_| panic!("no more came after {}", self.log)).expect("text");
+        assert!(count > 0, "it ended: {}", self.log);
+        self.log += &String::from_utf8_lossy(&bytes[..count]);
     }
 
     pub fn send_sighup(&self) {
         rustix::process::kill_process(self.pid(), rustix::process::Signal::HUP).expect("it runs");
     }
 
-    /// The next line of the output after the first line of the greeting.
+    /// The next line of standard output.
     pub async fn line(&mut self) -> String {
         self.out.next_line().await.expect("text").expect("a line")
     }
@@ -118,8 +133,14 @@ impl Program {
 
     /// Waits for its end.
     pub async fn ended(mut self) -> Ended {
-        let mut log = self.log;
-        let (_, status) = tokio::join!(self.err.read_to_string(&mut log), self.child.wait());
-        Ended { code: status.expect("it ends").code(), log }
+        let (mut log, mut out) = (self.log, String::new());
+        let rest = async {
+            while let Some(line) = self.out.next_line().await.expect("text") {
+                out += &line;
+                out.push('\n');
+            }
+        };
+        let (_, status, ()) = tokio::join!(self.err.read_to_string(&mut log), self.child.wait(), rest);
+        Ended { code: status.expect("it ends").code(), out, log }
     }
 }

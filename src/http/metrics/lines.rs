@@ -11,6 +11,8 @@ pub struct DroppedLines {
     pub too_many: IntCounter,
     /// Standard error did not take them.
     pub not_taken: IntCounter,
+    /// Standard output did not take them: they are of the access log.
+    pub access: IntCounter,
 }
 
 /// The counts of this process.
@@ -18,5 +20,5 @@ pub static DROPPED_LINES: LazyLock<DroppedLines> = LazyLock::new(|| {
     let opts = Opts::new("rejoin_log_lines_dropped_total", "Log lines that were not written.");
     let all = IntCounterVec::new(opts, &["reason"]).expect("a valid name");
     let of = |reason: &str| all.with_label_values(&[reason]);
-    DroppedLines { too_many: of("too_many"), not_taken: of("not_taken"), all }
+    DroppedLines { too_many: of("too_many"), not_taken: of("not_taken"), access: of("access"), all }
 });

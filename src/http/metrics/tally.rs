@@ -1,6 +1,6 @@
 //! Counts what one connection is sent: in plain numbers, added to the metrics once for each write.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
@@ -84,8 +84,16 @@ impl Permit {
     }
 
     /// Logs one line when a connection ends: the reason, the duration, the counts, and how far it was behind.
-    pub fn log_end(&self, why: fmt::Arguments<'_>, connection: &str, cursor: Id, newest: Id) {
+    pub fn log_end(
+        &self,
+        why: fmt::Arguments<'_>,
+        client: Option<IpAddr>,
+        connection: &str,
+        cursor: Id,
+        newest: Id,
+    ) {
         tracing::debug!(
+            client = client.map(tracing::field::display),
             transport = self.metrics.transport.as_str(),
             connection,
             why = %why,

@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tungstenite::Message as Incoming;
 
@@ -92,6 +93,20 @@ impl fmt::Display for End {
     }
 }
 
+impl End {
+    /// The code with which the server closes the connection. It has none if the client closed it, or is gone.
+    fn close_code(self) -> Option<u16> {
+        match self {
+            Self::Lost(Lost::Closed | Lost::Gone) | Self::GraceOver | Self::Silent => None,
+            Self::Lost(Lost::Broken(code)) => Some(code),
+            Self::Lost(Lost::TooSlow) => Some(Code::TooSlow.close_code()),
+            Self::Unsupported => Some(UNSUPPORTED_DATA),
+            Self::Draining => Some(Code::Draining.close_code()),
+            Self::AccessEnded(code) => Some(code.close_code()),
+        }
+    }
+}
+
 impl Session {
     pub fn new(app: Arc<App>, socket: Socket, reader: Reader) -> Self {
         Self {
@@ -113,9 +128,10 @@ impl Session {
     /// # Cancel safety
     /// Dropping this drops the connection without a close.
     pub async fn run(mut self: Box<Self>) {
-        self.socket.push(wire::control_frame(&self.reader.open()));
+        let open = wire::control_frame(&self.reader.open());
+        self.push(open);
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
-        self.reader.log_end(format_args!("{end}"));
+        self.reader.log_end(format_args!("{end}"), end.close_code());
         // In a box, so that open connections need no memory for it.
         Box::pin(self.finish(end)).await;
     }
@@ -328,7 +344,19 @@ impl Session {
             self.app.metrics.refused(problem.code);
         }
         self.reader.sent();
-        self.socket.push(wire::control_frame(&Reply { answer, reference }));
+        self.push(wire::control_frame(&Reply { answer, reference }));
+    }
+
+    /// Queues a frame that is no part of the subscription.
+    fn push(&mut self, frame: Bytes) {
+        self.count(frame.len());
+        self.socket.push(frame);
+    }
+
+    fn count(&self, bytes: usize) {
+        if let Some(record) = self.reader.access().record() {
+            record.count(bytes);
+        }
     }
 
     /// Queues the frames that are ready. True if there are more than may be queued.
@@ -342,6 +370,7 @@ impl Session {
         if bytes > 0 {
             self.gathered_bytes += bytes;
             self.reader.add_up(bytes);
+            self.count(bytes);
         }
         gathered
     }
