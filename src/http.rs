@@ -16,6 +16,7 @@ mod escape;
 mod gate;
 mod idle;
 mod inspect;
+mod linger;
 mod malformed;
 mod media;
 mod metrics;

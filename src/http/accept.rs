@@ -1,6 +1,7 @@
 //! From the listening socket to the router, and the drain at the end.
 
 use std::{
+    convert::Infallible,
     future::poll_fn,
     io,
     pin::{Pin, pin},
@@ -12,8 +13,9 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::Request};
+use axum::{Router, extract::Request, response::Response};
 use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -32,6 +34,7 @@ use super::{
     App,
     gate::Gate,
     idle::{HeadBegun, HeadTimer, KEPT_FOR},
+    linger::{self, Linger, StillSends},
     patient::PatientTimer,
     stall::{StallGuard, StreamExecutor, WatchedBody},
 };
@@ -192,11 +195,15 @@ async fn serve_connection(app: Arc<App>, protocols: Arc<Protocols>, router: Rout
     let is_http2 = head == *HTTP2_PREFACE;
     let begun = HeadBegun::default();
     let head = Bytes::copy_from_slice(&head);
-    let io = TokioIo::new(StallGuard::new(head, socket, app.config.write_timeout, begun.clone()));
+    let still_sends = StillSends::default();
+    let linger = Linger::new(still_sends.clone());
+    let io = TokioIo::new(StallGuard::new(head, socket, app.config.write_timeout, begun.clone(), linger));
     let result = match is_http2 {
         false => {
             // In a box, because the connection drops it once there is a response.
-            let service = service_fn(move |request| Box::pin(router.clone().oneshot(request)));
+            let service = service_fn(move |request| {
+                Box::pin(answer_http1(router.clone(), request, still_sends.clone()))
+            });
             let timer = HeadTimer { begun, read_timeout: app.config.read_timeout };
             let connection = pin!(protocols.http1(timer).serve_connection(io, service).with_upgrades());
             drive(&app, connection, http1::UpgradeableConnection::graceful_shutdown).await
@@ -210,6 +217,25 @@ async fn serve_connection(app: Arc<App>, protocols: Arc<Protocols>, router: Rout
         }
         tracing::debug!(%error, "connection failed");
     }
+}
+
+/// Answers a request. If it is answered before all of it was read, the connection lives on only if the rest is small.
+async fn answer_http1(
+    router: Router,
+    request: Request<Incoming>,
+    still_sends: StillSends,
+) -> Result<Response, Infallible> {
+    let (request, rest) = linger::keep(request);
+    let mut response = router.oneshot(request).await?;
+    let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if let Some(rest) = rest
+        && !is_upgrade
+        && !rest.is_read().await
+    {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        still_sends.set();
+    }
+    Ok(response)
 }
 
 async fn serve_http2(

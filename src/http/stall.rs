@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::idle::HeadBegun;
+use super::{idle::HeadBegun, linger::Linger};
 
 /// How many looks at a connection fit into the timeout: a stall ends at most a quarter of it late.
 const LOOKS: u32 = 4;
@@ -83,12 +83,13 @@ pub struct StallGuard {
     socket: TcpStream,
     stalled: StallTimer,
     begun: HeadBegun,
+    linger: Linger,
 }
 
 impl StallGuard {
     /// A socket from which `head` was read already. Each read is noted in `begun`.
-    pub fn new(head: Bytes, socket: TcpStream, timeout: Duration, begun: HeadBegun) -> Self {
-        Self { head, socket, stalled: StallTimer::new(timeout), begun }
+    pub fn new(head: Bytes, socket: TcpStream, timeout: Duration, begun: HeadBegun, linger: Linger) -> Self {
+        Self { head, socket, stalled: StallTimer::new(timeout), begun, linger }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -161,7 +162,8 @@ impl AsyncWrite for StallGuard {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        let Self { socket, linger, .. } = &mut *self;
+        linger.poll_shutdown(cx, socket)
     }
 }
 

@@ -19,6 +19,7 @@ mod frames;
 mod gaps;
 mod guard;
 mod head;
+mod heard;
 mod http1;
 mod http2;
 mod inspect;
