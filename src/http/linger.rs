@@ -76,7 +76,8 @@ impl Rest {
         let read = async {
             let mut left = SMALL_BYTES;
             while let Some(frame) = body.frame().await {
-                let bytes = frame.as_ref().map_or(None, |frame| frame.data_ref()).map_or(0, Bytes::len) as u64;
+                let bytes =
+                    frame.as_ref().map_or(None, |frame| frame.data_ref()).map_or(0, Bytes::len) as u64;
                 if frame.is_err() || bytes > left {
                     return false;
                 }

@@ -64,7 +64,10 @@ async fn a_small_body_that_comes_after_its_refused_head_leaves_the_connection_op
     for (head, body) in [
         ("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000", large.as_str()),
         ("PUT /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5", "hello"),
-        ("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
+        (
+            "POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked",
+            "5\r\nhello\r\n0\r\n\r\n",
+        ),
         ("GET /health/live HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5", "hello"),
     ] {
         wire.write_all(format!("{head}\r\n\r\n").as_bytes()).await.expect("an open connection");

@@ -3,6 +3,7 @@
 
 mod ask;
 mod batch;
+mod bounds;
 mod breakout;
 mod codes;
 mod coding;
