@@ -158,10 +158,16 @@ fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
 }
 
 async fn serve_connection(app: Arc<App>, http1: Arc<Http1>, router: Router, socket: TcpStream, place: Place) {
-    match place.time() {
+    match place.end_of_spare() {
         None => serve_placed(app, http1, router, socket, place).await,
-        // In a box, so that other connections need no room for it.
-        Some(time) => _ = timeout(time, Box::pin(serve_placed(app, http1, router, socket, place))).await,
+        Some(end) => {
+            // In a box, so that other connections need no room for it.
+            let served = Box::pin(serve_placed(app, http1, router, socket, place));
+            tokio::select! {
+                () = served => {}
+                () = end => {}
+            }
+        }
     }
 }
 
@@ -234,7 +240,7 @@ async fn answer_http1(
     };
     let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let may_still_send = match rest {
-        Some(rest) if !is_upgrade => !rest.is_read().await,
+        Some(rest) if !is_upgrade => !rest.read_to_end().await,
         _ => false,
     };
     if may_still_send {

@@ -57,7 +57,7 @@ pub async fn serve(app: &App, router: Router, io: TokioIo<StallGuard>, place: Pl
     let streams = open.subscribe();
     let kept_for = {
         let place = place.clone();
-        move || place.patience(KEPT_FOR)
+        move || if place.is_spare() { Duration::ZERO } else { place.patience(KEPT_FOR) }
     };
     let service = service_fn(move |request| answer(router.clone(), request, place.clone()));
     let connection = pin!(builder(app, open).serve_connection(io, service));
@@ -79,12 +79,14 @@ pub async fn serve(app: &App, router: Router, io: TokioIo<StallGuard>, place: Pl
 /// Resolves once an HTTP/2 connection has had no open stream for `kept_for`, or if the first stream does not come
 /// within `first`.
 async fn until_idle(mut streams: watch::Receiver<usize>, first: Duration, kept_for: impl Fn() -> Duration) {
-    let mut first = Some(first);
-    while streams.wait_for(|open| *open == 0).await.is_ok() {
-        let limit = first.take().unwrap_or_else(&kept_for);
+    let mut has_asked = false;
+    while let Ok(has_changed) = streams.has_changed() {
+        has_asked |= has_changed;
+        let is_quiet = *streams.borrow_and_update() == 0;
+        let limit = if has_asked { kept_for() } else { first };
         tokio::select! {
-            () = PatientSleep::until(Instant::now() + limit) => return,
-            changed = streams.changed() => if changed.is_err() { break },
+            () = PatientSleep::until(Instant::now() + limit), if is_quiet => return,
+            _ = streams.changed() => has_asked = true,
         }
     }
     // The connection has ended.

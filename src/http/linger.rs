@@ -67,7 +67,7 @@ impl Rest {
     ///
     /// # Cancel safety
     /// Dropping this drops the body.
-    pub async fn is_read(self) -> bool {
+    pub async fn read_to_end(self) -> bool {
         let unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut body) = unread else { return true };
         if self.is_awaited || body.size_hint().lower() > SMALL_BYTES {

@@ -3,8 +3,9 @@
 //! Each connection needs a descriptor, and a server without one can neither answer a probe nor reach its log.
 
 use std::{
+    collections::VecDeque,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -15,6 +16,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use rlimit::Resource;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     problem::{Code, Problem},
@@ -24,7 +27,8 @@ use super::{
 
 /// How many descriptors are not for connections: those of the log, of its file, and of the runtime; and the spare ones.
 const RESERVED_DESCRIPTORS: u64 = 64;
-/// How many connections are open beyond the limit. Each of them answers one probe.
+/// How many connections are open beyond the limit. Each of them answers one probe. The oldest gives way to a new one, so
+/// that a probe is answered also while many connections come.
 const SPARE: usize = 16;
 /// How long one of these may take.
 const SPARE_TIME: Duration = Duration::from_secs(5);
@@ -38,6 +42,8 @@ const OTHERS: usize = 1_000;
 pub struct Places {
     max: usize,
     taken: AtomicUsize,
+    /// The ends of the newest spare connections, the oldest first.
+    spare: Mutex<VecDeque<CancellationToken>>,
     has_warned: AtomicBool,
 }
 
@@ -51,14 +57,15 @@ impl Places {
     }
 
     fn with(max: usize) -> Self {
-        Self { max, taken: AtomicUsize::new(0), has_warned: AtomicBool::new(false) }
+        Self { max, taken: AtomicUsize::new(0), spare: Mutex::default(), has_warned: AtomicBool::new(false) }
     }
 
-    /// A place for one more connection, until it is dropped. `None` if even the spare ones are taken.
+    /// A place for one more connection, until it is dropped. `None` if the spare ones do not give way fast enough.
     pub fn take(self: &Arc<Self>) -> Option<Place> {
         let before = self.taken.fetch_add(1, Ordering::Relaxed);
+        let end_of_spare = (before >= self.max).then(|| self.new_spare());
         // Dropping it gives it back.
-        let place = Place(Arc::new(Taken { places: self.clone(), is_spare: before >= self.max }));
+        let place = Place(Arc::new(Taken { places: self.clone(), end_of_spare }));
         if place.is_spare() && !self.has_warned.swap(true, Ordering::Relaxed) {
             let limit = self.max;
             tracing::warn!(
@@ -67,7 +74,20 @@ impl Places {
                  of file descriptors, or find out who opens them"
             );
         }
-        (before < self.max.saturating_add(SPARE)).then_some(place)
+        (before < self.max.saturating_add(2 * SPARE)).then_some(place)
+    }
+
+    /// The end of a new spare connection. The oldest gives way to it.
+    fn new_spare(&self) -> CancellationToken {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() >= SPARE
+            && let Some(oldest) = spare.pop_front()
+        {
+            oldest.cancel();
+        }
+        let end = CancellationToken::new();
+        spare.push_back(end.clone());
+        end
     }
 
     /// Lets the next warning be logged.
@@ -87,7 +107,7 @@ pub struct Place(Arc<Taken>);
 #[derive(Debug)]
 struct Taken {
     places: Arc<Places>,
-    is_spare: bool,
+    end_of_spare: Option<CancellationToken>,
 }
 
 impl Drop for Taken {
@@ -106,12 +126,13 @@ impl Default for Place {
 impl Place {
     /// True if the connection serves only one probe.
     pub fn is_spare(&self) -> bool {
-        self.0.is_spare
+        self.0.end_of_spare.is_some()
     }
 
-    /// The longest time of the connection.
-    pub fn time(&self) -> Option<Duration> {
-        self.is_spare().then_some(SPARE_TIME)
+    /// Resolves when a spare connection must end. `None` for any other.
+    pub fn end_of_spare(&self) -> Option<impl Future<Output = ()> + use<>> {
+        let end = self.0.end_of_spare.clone()?;
+        Some(async move { _ = timeout(SPARE_TIME, end.cancelled()).await })
     }
 
     /// How long to wait for a request: `usual`, and less while most places are taken.
@@ -134,19 +155,28 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
+    use futures_util::FutureExt;
     use http::StatusCode;
+    use tokio::time::Instant;
 
     use super::*;
 
-    #[test]
-    fn beyond_the_limit_some_connections_answer_probes_and_no_more_are_served() {
+    #[tokio::test(start_paused = true)]
+    async fn beyond_the_limit_some_connections_answer_probes_and_the_oldest_gives_way() {
         let places = Arc::new(Places::with(4));
         let mut held: Vec<Place> = (0..4).filter_map(|_| places.take()).collect();
         assert!(held.iter().all(|place| !place.is_spare()));
-        held.extend((0..SPARE + 3).filter_map(|_| places.take()));
-        assert_eq!(held.len(), 4 + SPARE);
-        let spare = held.pop().expect("one of them");
-        assert_eq!(spare.time(), Some(SPARE_TIME));
+        held.extend((0..3 * SPARE).filter_map(|_| places.take()));
+        assert_eq!(held.len(), 4 + 2 * SPARE);
+        let has_to_end = |place: &Place| place.end_of_spare().is_some_and(|end| end.now_or_never().is_some());
+        // Also those that found no place made older ones give way.
+        assert_eq!(held.iter().filter(|place| has_to_end(place)).count(), 2 * SPARE);
+        held.truncate(4);
+        let spare = places.take().expect("a spare one");
+        assert!(spare.is_spare() && !has_to_end(&spare));
+        let began = Instant::now();
+        spare.end_of_spare().expect("it is spare").await;
+        assert_eq!(began.elapsed(), SPARE_TIME);
         let asked = |path: &str, accept: &str| {
             let request = Request::get(path).header("accept", accept).body(Body::empty());
             spare.refusal(&request.expect("a request")).map(|response| response.status())
@@ -156,6 +186,7 @@ mod tests {
         // An `EventSource` never comes back after 503.
         assert_eq!(asked("/topics/a", "text/event-stream"), Some(StatusCode::OK));
         held.clear();
+        drop(spare);
         assert!(!places.take().expect("a place").is_spare());
     }
 

@@ -6,7 +6,7 @@ use axum::{body::Body, extract::Request};
 use http::{Method, StatusCode};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 use tower::ServiceExt;
 
@@ -58,6 +58,19 @@ async fn an_answer_that_is_not_taken_counts_as_a_connection_until_the_write_time
     }
     until_served(&server, 0).await;
     within("the resets", async { while slow_closes(&server).await < held.len() as u64 {} }).await;
+}
+
+#[tokio::test]
+async fn an_answer_over_http1_that_is_not_taken_counts_too() {
+    let server = impatient().await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(8 << 10).expect("an option");
+    let mut wire = socket.connect(server.addr).await.expect("a connection");
+    let poll = format!("GET {POLL} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    wire.write_all(poll.as_bytes()).await.expect("it is taken");
+    until_served(&server, 1).await;
+    until_served(&server, 0).await;
+    within("the close", async { while slow_closes(&server).await < 1 {} }).await;
 }
 
 /// Each answer would hold four megabytes, until its client has taken them.
@@ -169,9 +182,12 @@ async fn probes_are_answered_while_connections_fill_the_descriptors() {
     let events = get(server, "/topics/a").header("accept", "text/event-stream").answer().await;
     assert_eq!(events.status, 200, "{events:?}");
     assert!(events.text().contains("rejoin.closing"), "{events:?}");
-    // More than there are spare ones.
-    for _ in 0..100 {
-        held.push(TcpStream::connect(server.addr).await.expect("the system takes it"));
+    // More than there are spare ones, and all of them stay.
+    for _ in 0..5 {
+        for _ in 0..20 {
+            held.push(TcpStream::connect(server.addr).await.expect("the system takes it"));
+        }
+        assert_eq!(get(server, "/health/live").answer().await.status, 200);
     }
     drop(held);
     within("a place", async {
