@@ -22,6 +22,11 @@ impl Shutdown {
         Self::default()
     }
 
+    /// The end of one connection, which comes with the server's or before it.
+    pub fn child(&self) -> Self {
+        Self { draining: self.draining.child_token(), ended: self.ended.child_token() }
+    }
+
     /// Asks every connection to leave within the grace.
     pub fn drain(&self) {
         self.draining.cancel();

@@ -1,24 +1,19 @@
 //! From the listening socket to the router, and the drain at the end.
 
 use std::{
+    convert::Infallible,
     future::poll_fn,
-    io,
+    io, mem,
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
 
-use axum::{Router, extract::Request};
+use axum::{Router, extract::Request, response::Response};
 use bytes::{Bytes, BytesMut};
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use http::{HeaderValue, StatusCode, header};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -32,14 +27,17 @@ use super::{
     App,
     client_address::Peer,
     gate::Gate,
+    http2,
     idle::{HeadBegun, HeadTimer, KEPT_FOR},
-    patient::PatientTimer,
+    linger::{self, Linger, StillSends},
+    outgoing::Outgoing,
+    places::{Place, Places},
     proxy_protocol::{self, BadBeginning},
-    stall::{StallGuard, StreamExecutor, WatchedBody},
+    stall::StallGuard,
 };
 use crate::{
     config::Config,
-    shutdown::{Ending, Stage},
+    shutdown::{Ending, Shutdown, Stage},
 };
 
 /// The beginning of a connection that speaks HTTP/2 with prior knowledge (RFC 9113 §3.4). Three bytes are
@@ -48,11 +46,7 @@ const HTTP2_PREFACE: &[u8; 3] = b"PRI";
 /// The beginning of a connection that speaks TLS: a record of its handshake (RFC 8446 §5.1).
 const TLS_HANDSHAKE: &[u8; 2] = &[0x16, 0x03];
 /// The largest request head.
-const MAX_HEAD_BYTES: usize = 64 << 10;
-/// How many requests one HTTP/2 connection may have open. The server's own limit comes first.
-const MAX_STREAMS: u32 = 100_000;
-/// How many bytes of one HTTP/2 stream may wait in memory until its window opens.
-const MAX_STREAM_SEND_BYTES: usize = 64 << 10;
+pub const MAX_HEAD_BYTES: usize = 64 << 10;
 /// The system counts these in seconds, and takes no longer ones.
 const KEEPALIVES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(32_767));
 /// The system counts this in milliseconds, and takes no longer one.
@@ -76,40 +70,22 @@ pub enum Drained {
     Partly(usize),
 }
 
-/// The settings of each protocol.
-struct Protocols {
-    http1: http1::Builder,
-    http2: http2::Builder<StreamExecutor>,
-}
+/// The settings of HTTP/1.1, without the timer of one connection.
+struct Http1(http1::Builder);
 
-impl Protocols {
-    fn new(app: &App) -> Self {
+impl Http1 {
+    fn new() -> Self {
         let mut http1 = http1::Builder::new();
         http1
             .header_read_timeout(KEPT_FOR)
             .max_header_size(MAX_HEAD_BYTES)
             .max_buf_size(MAX_HEAD_BYTES)
             .pipeline_flush(false);
-        let mut http2 = http2::Builder::new(StreamExecutor {
-            timeout: app.config.write_timeout,
-            slow_closes: app.metrics.slow_closes.clone(),
-            tasks: app.tasks.clone(),
-        });
-        http2
-            .timer(PatientTimer)
-            .enable_connect_protocol()
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(MAX_HEAD_BYTES as u32)
-            .max_send_buf_size(MAX_STREAM_SEND_BYTES)
-            .keep_alive_interval(app.config.heartbeat)
-            // A ping waits behind frames that a slow client has yet to read.
-            .keep_alive_timeout(app.config.heartbeat.saturating_add(app.config.write_timeout));
-        Self { http1, http2 }
+        Self(http1)
     }
 
-    /// The settings with the timer of one connection.
-    fn http1(&self, timer: HeadTimer) -> http1::Builder {
-        let mut http1 = self.http1.clone();
+    fn with(&self, timer: HeadTimer) -> http1::Builder {
+        let mut http1 = self.0.clone();
         http1.timer(timer);
         http1
     }
@@ -117,18 +93,28 @@ impl Protocols {
 
 /// Serves `router` until the drain is over.
 pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drained {
-    let protocols = Arc::new(Protocols::new(&app));
+    let http1 = Arc::new(Http1::new());
+    let places = Arc::new(Places::new(app.config.max_connections));
     let mut draining = pin!(app.shutdown.draining());
+    // Only the first failure of a minute is an error in the log.
+    let mut has_failed = false;
     let mut minute = interval_at(Instant::now() + TOTALS_EVERY, TOTALS_EVERY);
     loop {
         tokio::select! {
-            _ = minute.tick() => app.metrics.log_totals(),
+            _ = minute.tick() => {
+                app.metrics.log_totals();
+                places.warn_again();
+                has_failed = false;
+            }
             accepted = listener.accept() => match accepted {
                 Ok((socket, from)) => {
-                    let peer = Peer::new(from.ip());
-                    app.tasks.spawn(serve_connection(app.clone(), protocols.clone(), router.clone(), socket, peer));
+                    // Without a place the socket is closed here.
+                    if let Some(place) = Places::take(&places) {
+                        let endpoint = Endpoint { router: router.clone(), place, peer: Peer::new(from.ip()) };
+                        app.tasks.spawn(serve_connection(app.clone(), http1.clone(), endpoint, socket));
+                    }
                 }
-                Err(error) => survive(&error).await,
+                Err(error) => survive(&error, &mut has_failed).await,
             },
             () = &mut draining => break,
         }
@@ -138,12 +124,14 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
 }
 
 /// Some errors mean that one client is gone. The others pass after a pause.
-async fn survive(error: &io::Error) {
+async fn survive(error: &io::Error, has_failed: &mut bool) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
         return;
     }
-    tracing::error!(%error, "cannot accept connections; check the limit of file descriptors");
+    if !mem::replace(has_failed, true) {
+        tracing::error!(%error, "cannot accept connections; check the limit of file descriptors");
+    }
     sleep(ACCEPT_BACKOFF).await;
 }
 
@@ -171,25 +159,57 @@ fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
     Ok(())
 }
 
-async fn serve_connection(
-    app: Arc<App>,
-    protocols: Arc<Protocols>,
+/// The router, as the requests of one connection reach it.
+#[derive(Clone)]
+pub struct Endpoint {
     router: Router,
-    mut socket: TcpStream,
+    pub place: Place,
     peer: Peer,
-) {
+}
+
+impl Endpoint {
+    pub async fn answer<B>(&self, mut request: Request<B>) -> Result<Response, Infallible>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<axum::BoxError>,
+    {
+        if let Some(refusal) = self.place.refusal(&request) {
+            return Ok(refusal);
+        }
+        request.extensions_mut().insert(self.peer);
+        self.router.clone().oneshot(request).await
+    }
+}
+
+async fn serve_connection(app: Arc<App>, http1: Arc<Http1>, endpoint: Endpoint, socket: TcpStream) {
+    match endpoint.place.end_of_spare() {
+        None => serve_placed(app, http1, endpoint, socket).await,
+        Some(end) => {
+            // In a box, so that other connections need no room for it.
+            let served = Box::pin(serve_placed(app, http1, endpoint, socket));
+            tokio::select! {
+                () = served => {}
+                () = end => {}
+            }
+        }
+    }
+}
+
+async fn serve_placed(app: Arc<App>, http1: Arc<Http1>, mut endpoint: Endpoint, mut socket: TcpStream) {
     // A peer that is gone already shows at the first read. The options are no reason to refuse one that is there.
     if let Err(error) = prepare(&socket, &app.config) {
         tracing::debug!(%error, "cannot set the options of a connection");
     }
+    let (peer, patience) = (endpoint.peer, endpoint.place.patience(app.config.read_timeout));
     let begun = tokio::select! {
-        begun = timeout(app.config.read_timeout, begin(&app.config, &mut socket, peer)) => begun,
+        begun = timeout(patience, begin(&app.config, &mut socket, peer)) => begun,
         () = app.shutdown.draining() => return,
     };
     let Ok(Some((peer, head))) = begun else {
         tracing::debug!(client = %peer.ip(), "connection ended: no request came");
         return;
     };
+    endpoint.peer = peer;
     if head.starts_with(TLS_HANDSHAKE) {
         tracing::warn!(
             client = %peer.ip(),
@@ -199,20 +219,29 @@ async fn serve_connection(
     }
     let is_http2 = head.starts_with(HTTP2_PREFACE);
     let begun = HeadBegun::default();
-    let io = TokioIo::new(StallGuard::new(head, socket, app.config.write_timeout, begun.clone()));
+    let still_sends = StillSends::default();
+    let linger = Linger::new(still_sends.clone());
+    let io = TokioIo::new(StallGuard::new(
+        head,
+        socket,
+        app.config.write_timeout,
+        begun.clone(),
+        linger,
+        endpoint.place.clone(),
+    ));
     let result = match is_http2 {
         false => {
+            let timer =
+                HeadTimer { begun, read_timeout: app.config.read_timeout, place: endpoint.place.clone() };
             // In a box, because the connection drops it once there is a response.
-            let service = service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(peer);
-                Box::pin(router.clone().oneshot(request))
+            let service = service_fn(move |request| {
+                Box::pin(answer_http1(endpoint.clone(), request, still_sends.clone()))
             });
-            let timer = HeadTimer { begun, read_timeout: app.config.read_timeout };
-            let connection = pin!(protocols.http1(timer).serve_connection(io, service).with_upgrades());
-            drive(&app, connection, http1::UpgradeableConnection::graceful_shutdown).await
+            let connection = pin!(http1.with(timer).serve_connection(io, service).with_upgrades());
+            drive(app.shutdown.clone(), connection, http1::UpgradeableConnection::graceful_shutdown).await
         }
         // In a box of its own, because the connection's task has the size of its largest branch.
-        true => Box::pin(serve_http2(&app, &protocols, router, io, peer)).await,
+        true => Box::pin(http2::serve(&app, endpoint, io)).await,
     };
     if let Err(error) = result {
         if is_too_slow(&error) {
@@ -248,42 +277,38 @@ async fn begin(config: &Config, socket: &mut TcpStream, peer: Peer) -> Option<(P
     Some((client, head.freeze()))
 }
 
-async fn serve_http2(
-    app: &App,
-    protocols: &Protocols,
-    router: Router,
-    io: TokioIo<StallGuard>,
-    peer: Peer,
-) -> hyper::Result<()> {
-    let has_asked = Arc::new(AtomicBool::new(false));
-    let service = {
-        let has_asked = has_asked.clone();
-        service_fn(move |mut request: Request<Incoming>| {
-            has_asked.store(true, Ordering::Relaxed);
-            request.extensions_mut().insert(peer);
-            let response = router.clone().oneshot(request);
-            async move { response.await.map(|response| response.map(WatchedBody::new)) }
-        })
+/// Answers a request. If it is answered before all of it was read, the connection lives on only if the rest is small.
+async fn answer_http1(
+    endpoint: Endpoint,
+    request: Request<Incoming>,
+    still_sends: StillSends,
+) -> Result<Response<Outgoing>, Infallible> {
+    let (request, rest) = linger::keep(request);
+    let mut response = endpoint.answer(request).await?;
+    let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let may_still_send = match rest {
+        Some(rest) if !is_upgrade => !rest.read_to_end().await,
+        _ => false,
     };
-    let connection = pin!(protocols.http2.serve_connection(io, service));
-    let mut connection = pin!(drive(app, connection, http2::Connection::graceful_shutdown));
-    // HTTP/1.1 has its own timeout for a request that does not come.
-    match timeout(app.config.read_timeout, &mut connection).await {
-        Ok(result) => result,
-        Err(_) if has_asked.load(Ordering::Relaxed) => connection.await,
-        Err(_) => {
-            tracing::debug!("connection ended: no request came");
-            Ok(())
-        }
+    if may_still_send {
+        still_sends.set();
     }
+    if may_still_send || endpoint.place.is_spare() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response.map(Outgoing::new))
 }
 
-/// Runs a connection until it ends, or the server does. `leave` asks it to finish what it has begun.
-async fn drive<C>(app: &App, mut connection: Pin<&mut C>, leave: impl Fn(Pin<&mut C>)) -> hyper::Result<()>
+/// Runs a connection until it ends, or `end` ends it. `leave` asks it to finish what it has begun.
+pub async fn drive<C>(
+    end: Shutdown,
+    mut connection: Pin<&mut C>,
+    leave: impl Fn(Pin<&mut C>),
+) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let mut ending = Ending::new(app.shutdown.clone());
+    let mut ending = Ending::new(end);
     let mut gate = Gate::new();
     poll_fn(|cx| {
         while let Poll::Ready(stage) = gate.poll(cx, |cx| ending.poll(cx)) {

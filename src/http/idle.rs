@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use hyper::rt;
 use tokio::time::Instant;
 
-use super::patient::PatientSleep;
+use super::{patient::PatientSleep, places::Place};
 
 /// How long a kept connection may be without a request. Balancers close theirs after 60 s. If the server closed
 /// first, a request that is already on its way would be lost, and the balancer would answer it with 502.
@@ -37,6 +37,7 @@ impl HeadBegun {
 pub struct HeadTimer {
     pub begun: HeadBegun,
     pub read_timeout: Duration,
+    pub place: Place,
 }
 
 #[expect(clippy::disallowed_types, reason = "hyper's trait has this type; the time itself is tokio's")]
@@ -48,8 +49,9 @@ impl rt::Timer for HeadTimer {
     fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn rt::Sleep>> {
         // If a piece of the next head came with the request before, the wait begins as if it had not.
         self.begun.0.store(false, Ordering::Relaxed);
+        let wait = Instant::from(deadline).saturating_duration_since(Instant::now());
         Box::pin(HeadWait {
-            sleep: PatientSleep::until(deadline.into()),
+            sleep: PatientSleep::until(Instant::now() + self.place.patience(wait)),
             until_begun: Some((self.begun.clone(), self.read_timeout)),
         })
     }
@@ -93,7 +95,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_head_that_has_begun_has_the_read_timeout_and_one_that_has_not_is_waited_for_longer() {
         let begun = HeadBegun::default();
-        let timer = HeadTimer { begun: begun.clone(), read_timeout: READ_TIMEOUT };
+        let timer = HeadTimer { begun: begun.clone(), read_timeout: READ_TIMEOUT, place: Place::default() };
         for idle in [Duration::ZERO, Duration::from_secs(74)] {
             let mut wait = timer.sleep_until(timer.now() + KEPT_FOR);
             assert!(wait.as_mut().now_or_never().is_none());

@@ -1,15 +1,30 @@
 //! Polling and long-polling: one JSON answer, at once or when there is something to send.
 
-use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    mem,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+    vec,
+};
 
-use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, header};
+use http_body::{Frame, SizeHint};
 
 use super::{
-    answer::{not_stored, raw_json, unread},
+    answer::{not_stored, unread},
+    connections::AnswerBytes,
     media,
-    metrics::Transport,
+    metrics::{Permit, Transport},
+    outgoing::PIECE_BYTES,
     problem::Problem,
     reader::{Next, Reader},
     wire::{self, Control},
@@ -17,35 +32,29 @@ use super::{
 use crate::{
     broker::{Delivery, GapNotice},
     log::LogError,
-    message::Id,
+    message::{Id, Message},
 };
-
-/// How many bytes of messages one answer may contain; the next poll continues after them. Gaps are not
-/// counted, because a client that gets only some of them would be told the same ones again.
-const MAX_ANSWER_BYTES: usize = 4 << 20;
 
 /// Answers with the messages and gaps after the start, and waits up to `wait` for the first. It waits longer
 /// only while the log is being read, which has its own time limit.
 ///
 /// # Cancel safety
 /// Dropping this loses nothing: the client still has its cursor.
-pub async fn respond(mut reader: Reader, wait: Duration, limit: usize) -> Response {
-    let mut messages: Vec<Bytes> = Vec::new();
+pub async fn respond(mut reader: Reader, mut bytes: AnswerBytes, wait: Duration, limit: usize) -> Response {
+    let mut messages: Vec<Arc<Message>> = Vec::new();
     let mut gaps: Vec<GapNotice> = Vec::new();
-    let mut bytes = 0;
     let mut waited = pin!(tokio::time::sleep(wait));
     // A timer takes at least a millisecond, even for a duration of zero.
     let mut is_over = wait.is_zero();
     poll_fn(|cx| {
         while messages.len() < limit
-            && bytes < MAX_ANSWER_BYTES
+            && !bytes.is_full()
             && let Poll::Ready(next) = reader.poll(cx, true)
         {
             match next {
                 Next::Delivery(Delivery::Message(message)) | Next::Replay(Delivery::Message(message)) => {
-                    let envelope = wire::envelope(&message);
-                    bytes += envelope.len();
-                    messages.push(envelope);
+                    bytes.add(wire::envelope(&message).len());
+                    messages.push(message);
                 }
                 Next::Delivery(Delivery::Gap(gap)) | Next::Replay(Delivery::Gap(gap)) => gaps.push(*gap),
                 Next::AccessEnded(_) | Next::GraceOver => return Poll::Ready(()),
@@ -60,12 +69,14 @@ pub async fn respond(mut reader: Reader, wait: Duration, limit: usize) -> Respon
         if is_due || reader.may_leave() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    reader.add_up(bytes);
+    reader.add_up(bytes.count());
     if messages.is_empty() && gaps.is_empty() && reader.subscription().has_failed() {
         return Problem::from(LogError::Unavailable).into_response();
     }
     // If nothing came in time, the answer is only the cursor.
-    answer(&messages, &gaps, reader.cursor())
+    let cursor = reader.cursor();
+    let body = AnswerBody::new(messages, bytes, &gaps, cursor, reader.into_permit());
+    answer(Body::new(body), cursor)
 }
 
 /// The answer to a `HEAD`. The log is not read for it, so it has no cursor.
@@ -77,35 +88,110 @@ pub fn head() -> Response {
 
 /// The answer to a poll without a start: the current cursor.
 pub fn respond_now(cursor: Id) -> Response {
-    answer(&[], &[], cursor)
+    answer(Body::from([HEAD, &tail(&[], cursor)].concat()), cursor)
 }
 
-fn answer(messages: &[Bytes], gaps: &[GapNotice], cursor: Id) -> Response {
-    let mut body = b"{\"messages\":[".to_vec();
-    body.reserve(messages.iter().map(|message| message.len() + 1).sum::<usize>() + 64);
-    join(&mut body, messages.iter().map(AsRef::as_ref));
-    body.push(b']');
-    if !gaps.is_empty() {
-        let to_json = |gap: &GapNotice| serde_json::to_vec(&Control::Gap(gap)).expect("a gap serializes");
-        let gaps: Vec<Vec<u8>> = gaps.iter().map(to_json).collect();
-        body.extend_from_slice(b",\"gaps\":[");
-        join(&mut body, gaps.iter().map(AsRef::as_ref));
-        body.push(b']');
-    }
-    body.extend_from_slice(format!(",\"cursor\":\"{cursor}\"}}").as_bytes());
-
-    let mut response = not_stored(raw_json(StatusCode::OK, body));
+fn answer(body: Body, cursor: Id) -> Response {
+    let mut response = not_stored(body.into_response());
     response.extensions_mut().insert(Transport::Poll);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media::JSON));
     let etag = HeaderValue::try_from(format!("\"{cursor}\"")).expect("a cursor is visible ASCII");
-    response.headers_mut().insert(header::ETAG, etag);
+    headers.insert(header::ETAG, etag);
     response
 }
 
-fn join<'a>(body: &mut Vec<u8>, items: impl Iterator<Item = &'a [u8]>) {
-    for (index, item) in items.enumerate() {
-        if index > 0 {
-            body.push(b',');
+/// The text before the messages.
+const HEAD: &[u8] = b"{\"messages\":[";
+
+/// The text after the messages.
+fn tail(gaps: &[GapNotice], cursor: Id) -> Vec<u8> {
+    let mut tail = b"]".to_vec();
+    for (index, gap) in gaps.iter().enumerate() {
+        tail.extend_from_slice(if index == 0 { b",\"gaps\":[" } else { b"," });
+        serde_json::to_writer(&mut tail, &Control::Gap(gap)).expect("a gap serializes");
+    }
+    let end = if gaps.is_empty() { "" } else { "]" };
+    tail.extend_from_slice(format!("{end},\"cursor\":\"{cursor}\"}}").as_bytes());
+    tail
+}
+
+/// The body of an answer. Each message is rendered when it leaves, so an answer that waits for its client holds the
+/// messages, which it shares with the log, and not their bytes.
+struct AnswerBody {
+    /// Parts that leave before the next message, the first of them last.
+    begun: Vec<Bytes>,
+    messages: vec::IntoIter<Arc<Message>>,
+    tail: Bytes,
+    left: usize,
+    _bytes: AnswerBytes,
+    _permit: Permit,
+}
+
+impl AnswerBody {
+    fn new(
+        messages: Vec<Arc<Message>>,
+        bytes: AnswerBytes,
+        gaps: &[GapNotice],
+        cursor: Id,
+        permit: Permit,
+    ) -> Self {
+        let tail = Bytes::from(tail(gaps, cursor));
+        let commas = messages.len().saturating_sub(1);
+        let left = HEAD.len() + bytes.count() + commas + tail.len();
+        let (begun, messages) = (vec![Bytes::from_static(HEAD)], messages.into_iter());
+        Self { begun, messages, tail, left, _bytes: bytes, _permit: permit }
+    }
+
+    /// The next part of the answer.
+    fn part(&mut self) -> Option<Bytes> {
+        if let Some(part) = self.begun.pop() {
+            return Some(part);
         }
-        body.extend_from_slice(item);
+        let Some(message) = self.messages.next() else {
+            return Some(mem::take(&mut self.tail)).filter(|tail| !tail.is_empty());
+        };
+        if !self.messages.as_slice().is_empty() {
+            self.begun.push(Bytes::from_static(b","));
+        }
+        Some(wire::envelope(&message))
+    }
+
+    /// The next piece. A part that fills one alone is not copied.
+    fn piece(&mut self) -> Option<Bytes> {
+        let mut piece = BytesMut::new();
+        while let Some(part) = self.part() {
+            if piece.is_empty() && part.len() >= PIECE_BYTES {
+                return Some(part);
+            }
+            if !piece.is_empty() && piece.len() + part.len() > PIECE_BYTES {
+                self.begun.push(part);
+                break;
+            }
+            piece.extend_from_slice(&part);
+        }
+        Some(piece.freeze()).filter(|piece| !piece.is_empty())
+    }
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = self.piece();
+        self.left -= piece.as_ref().map_or(0, Bytes::len);
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left as u64)
     }
 }

@@ -118,6 +118,11 @@ impl Reader {
         Next::Delivery(delivery)
     }
 
+    /// Ends the reading, and keeps the place until the rest of the answer has left.
+    pub fn into_permit(self) -> Permit {
+        self.permit
+    }
+
     /// The first frame of a connection.
     pub fn open(&self) -> Control<'_> {
         Control::Open {

@@ -12,19 +12,18 @@ use std::{
     time::Duration,
 };
 
-use axum::body::Body;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http_body::{Frame, SizeHint};
 use prometheus::IntCounter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::watch,
     time::{Instant, MissedTickBehavior, Sleep, sleep},
 };
 use tokio_util::task::TaskTracker;
 
-use super::idle::HeadBegun;
+use super::{idle::HeadBegun, linger::Linger, places::Place};
 
 /// How many looks at a connection fit into the timeout: a stall ends at most a quarter of it late.
 const LOOKS: u32 = 4;
@@ -83,12 +82,21 @@ pub struct StallGuard {
     socket: TcpStream,
     stalled: StallTimer,
     begun: HeadBegun,
+    linger: Linger,
+    _place: Place,
 }
 
 impl StallGuard {
     /// A socket from which `head` was read already. Each read is noted in `begun`.
-    pub fn new(head: Bytes, socket: TcpStream, timeout: Duration, begun: HeadBegun) -> Self {
-        Self { head, socket, stalled: StallTimer::new(timeout), begun }
+    pub fn new(
+        head: Bytes,
+        socket: TcpStream,
+        timeout: Duration,
+        begun: HeadBegun,
+        linger: Linger,
+        place: Place,
+    ) -> Self {
+        Self { head, socket, stalled: StallTimer::new(timeout), begun, linger, _place: place }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -161,68 +169,52 @@ impl AsyncWrite for StallGuard {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        let Self { socket, linger, .. } = &mut *self;
+        linger.poll_shutdown(cx, socket)
     }
 }
 
-/// How often a body was polled. The lowest bit is set while the last frame has not been taken, that is until
-/// the body is polled again.
-type Progress = Arc<AtomicU64>;
+/// How often the body of an HTTP/2 stream was polled. The lowest bit is set while the last frame has not been taken, that
+/// is until the body is polled again.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<AtomicU64>);
 
 tokio::task_local! {
     static PROGRESS: Progress;
 }
 
-/// A body that shows its progress to the [`StreamExecutor`].
-///
-/// HTTP/2 does not poll a body while its window is closed, so the body cannot notice a stall by itself.
-pub struct WatchedBody {
-    body: Body,
-    progress: Option<Progress>,
-}
-
-impl WatchedBody {
-    /// Must be called in the task of the stream that will carry the body.
-    pub fn new(body: Body) -> Self {
-        Self { body, progress: PROGRESS.try_with(Progress::clone).ok() }
+impl Progress {
+    /// That of the stream whose task this is. `None` on HTTP/1.1.
+    pub fn of_this_stream() -> Option<Self> {
+        PROGRESS.try_with(Self::clone).ok()
     }
 
-    fn note(&self, change: impl FnOnce(u64) -> u64) {
-        if let Some(progress) = &self.progress {
-            progress.store(change(progress.load(Ordering::Relaxed)), Ordering::Relaxed);
-        }
-    }
-}
-
-impl http_body::Body for WatchedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        self.note(|polls| (polls | 1) + 1);
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if frame.is_ready() {
-            self.note(|polls| polls | 1);
-        }
-        frame
+    /// Runs the task of a stream.
+    pub async fn scope<T>(self, stream: impl Future<Output = T>) -> T {
+        PROGRESS.scope(self, stream).await
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+    /// The body was polled, so the frame before was taken.
+    pub fn asked(&self) {
+        self.change(|polls| (polls | 1) + 1);
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    /// The body gave a frame.
+    pub fn gave(&self) {
+        self.change(|polls| polls | 1);
+    }
+
+    fn change(&self, change: impl FnOnce(u64) -> u64) {
+        self.0.store(change(self.0.load(Ordering::Relaxed)), Ordering::Relaxed);
     }
 }
 
-/// Runs the streams of HTTP/2 connections, and drops a stream whose client has stopped reading.
+/// Runs the streams of one HTTP/2 connection, and drops a stream whose client has stopped reading.
 #[derive(Clone, Debug)]
 pub struct StreamExecutor {
     pub timeout: Duration,
+    /// How many streams are open.
+    pub open: watch::Sender<usize>,
     pub slow_closes: IntCounter,
     /// The end of the server waits for these streams.
     pub tasks: TaskTracker,
@@ -231,12 +223,32 @@ pub struct StreamExecutor {
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for StreamExecutor {
     fn execute(&self, stream: F) {
         let progress = Progress::default();
-        let watched = watch(stream, progress.clone(), self.clone());
-        self.tasks.spawn(PROGRESS.scope(progress, watched));
+        let watched = watch_stream(stream, progress.clone(), self.clone());
+        let open = Open::new(&self.open);
+        self.tasks.spawn(async move {
+            let _open = open;
+            progress.scope(watched).await;
+        });
     }
 }
 
-async fn watch(stream: impl Future<Output = ()>, progress: Progress, executor: StreamExecutor) {
+/// One open stream.
+struct Open(watch::Sender<usize>);
+
+impl Open {
+    fn new(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|open| *open += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+async fn watch_stream(stream: impl Future<Output = ()>, progress: Progress, executor: StreamExecutor) {
     let StreamExecutor { timeout, slow_closes, .. } = executor;
     let mut stream = std::pin::pin!(stream);
     let (mut seen, mut unmoved) = (0, 0);
@@ -249,7 +261,7 @@ async fn watch(stream: impl Future<Output = ()>, progress: Progress, executor: S
             () = &mut stream => return,
             due = look.tick() => is_late = due.elapsed() > timeout / LOOKS,
         }
-        let polls = progress.load(Ordering::Relaxed);
+        let polls = progress.0.load(Ordering::Relaxed);
         let waits = polls % 2 == 1;
         if !waits || polls != seen || is_late {
             (seen, unmoved) = (polls, 0);
@@ -292,11 +304,15 @@ mod tests {
     async fn a_stream_is_dropped_after_the_timeout_but_not_because_the_process_was_stopped() {
         let timeout = Duration::from_secs(4);
         let slow_closes = IntCounter::new("slow", "slow").expect("a valid name");
-        let executor =
-            StreamExecutor { timeout, slow_closes: slow_closes.clone(), tasks: TaskTracker::new() };
+        let executor = StreamExecutor {
+            timeout,
+            open: watch::Sender::default(),
+            slow_closes: slow_closes.clone(),
+            tasks: TaskTracker::new(),
+        };
         let progress = Progress::default();
-        progress.fetch_or(1, Ordering::Relaxed);
-        let watched = tokio::spawn(watch(std::future::pending(), progress, executor));
+        progress.gave();
+        let watched = tokio::spawn(watch_stream(std::future::pending(), progress, executor));
         tokio::time::sleep(timeout / LOOKS * (LOOKS - 1)).await;
         tokio::time::advance(10 * timeout).await;
         tokio::task::yield_now().await;

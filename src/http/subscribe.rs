@@ -51,7 +51,7 @@ pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Re
         let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start, wanted.access));
         return Ok(websocket::upgrade(app, request, wanted).await);
     }
-    answer(app, request.method(), wanted?).await
+    answer(app, request, wanted?).await
 }
 
 /// `GET`, `HEAD` and `POST /events`.
@@ -69,6 +69,7 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
             let mut options = options?;
             options.merge(Asked::from_body(&app, &parts.headers, body).await?)?;
             let wanted = Wanted::of_events(access, options, &parts.headers)?;
+            drop(parts);
             return if wanted.patterns.is_empty() { Err(no_topic()) } else { serve(&app, wanted).await };
         }
         _ => return Err(Problem::method_not_allowed("GET, HEAD, POST")),
@@ -79,18 +80,20 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
         return Ok(websocket::upgrade(&app, request, wanted).await);
     }
     let wanted = wanted?;
-    if wanted.patterns.is_empty() { Err(no_topic()) } else { answer(&app, request.method(), wanted).await }
+    if wanted.patterns.is_empty() { Err(no_topic()) } else { answer(&app, request, wanted).await }
 }
 
 fn no_topic() -> Problem {
     Problem::bad_request("topic: name at least one, for example /events?topic=demo")
 }
 
-/// Serves a `GET`. For a `HEAD` nothing is read.
-async fn answer(app: &Arc<App>, method: &Method, wanted: Wanted) -> Result<Response, Problem> {
-    match (method, wanted.rendering) {
-        (&Method::HEAD, Rendering::Stream(framing)) => Ok(stream::head(framing)),
-        (&Method::HEAD, Rendering::Poll) => Ok(poll::head()),
+/// Serves a `GET`. For a `HEAD` nothing is read. A poll may be held for long, and its request is not.
+async fn answer(app: &Arc<App>, request: Request, wanted: Wanted) -> Result<Response, Problem> {
+    let is_head = request.method() == Method::HEAD;
+    drop(request);
+    match wanted.rendering {
+        Rendering::Stream(framing) if is_head => Ok(stream::head(framing)),
+        Rendering::Poll if is_head => Ok(poll::head()),
         _ => serve(app, wanted).await,
     }
 }
@@ -103,8 +106,9 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             let permit = app.permit(metrics::Transport::Poll).ok_or_else(super::overloaded)?;
             let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
             let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
-            Ok(poll::respond(Reader::new(app.connections.clone(), subscription, permit, access), wait, limit)
-                .await)
+            let bytes = app.connections.answer_bytes();
+            let reader = Reader::new(app.connections.clone(), subscription, permit, access);
+            Ok(poll::respond(reader, bytes, wait, limit).await)
         }
         Rendering::Stream(framing) => {
             let start = start.unwrap_or(Start::Now);
@@ -162,7 +166,7 @@ impl Wanted {
         let rendering = match options.transport.as_deref() {
             Some(name) => Rendering::named(name, sse)
                 .ok_or_else(|| Problem::bad_request("transport: expected sse, ndjson or poll"))?,
-            None => Rendering::accepted(headers, sse),
+            None => accepted(headers, sse).map_or(Rendering::Poll, Rendering::Stream),
         };
         Ok(Self {
             patterns,
@@ -184,19 +188,19 @@ impl Rendering {
             _ => None,
         }
     }
+}
 
-    /// The first type in `Accept` that this server speaks; anything else is a poll.
-    fn accepted(headers: &HeaderMap, sse: Framing) -> Self {
-        let types = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        for accepted in types.flat_map(|value| value.split(',')) {
-            let essence = accepted.split(';').next().unwrap_or_default().trim();
-            match essence.to_ascii_lowercase().as_str() {
-                media::EVENT_STREAM => return Self::Stream(sse),
-                essence if media::is_ndjson(essence) => return Self::Stream(Framing::Ndjson),
-                media::JSON => return Self::Poll,
-                _ => {}
-            }
+/// The stream that the first type in `Accept` asks for, of those that this server speaks. Anything else is a poll.
+pub fn accepted(headers: &HeaderMap, sse: Framing) -> Option<Framing> {
+    let types = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    for accepted in types.flat_map(|value| value.split(',')) {
+        let essence = accepted.split(';').next().unwrap_or_default().trim();
+        match essence.to_ascii_lowercase().as_str() {
+            media::EVENT_STREAM => return Some(sse),
+            essence if media::is_ndjson(essence) => return Some(Framing::Ndjson),
+            media::JSON => return None,
+            _ => {}
         }
-        Self::Poll
     }
+    None
 }

@@ -29,19 +29,23 @@ use crate::{
 };
 
 /// One connection with this window for each stream, and one for all its streams together.
-struct Connection {
-    client: SendRequest<Bytes>,
+pub struct Connection {
+    pub client: SendRequest<Bytes>,
     authority: String,
-    driver: JoinHandle<Result<(), h2::Error>>,
+    pub driver: JoinHandle<Result<(), h2::Error>>,
 }
 
 const STREAM_WINDOW: u32 = 64 << 10;
 
 impl Connection {
     async fn open(server: &Server) -> Self {
+        Self::with_window(server, STREAM_WINDOW).await
+    }
+
+    pub async fn with_window(server: &Server, window: u32) -> Self {
         let wire = TcpStream::connect(server.addr).await.expect("a connection");
         let mut builder = Builder::new();
-        builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(64 << 20);
+        builder.initial_window_size(window).initial_connection_window_size(64 << 20);
         let (client, mut connection) = within("HTTP/2", builder.handshake(wire)).await.expect("HTTP/2");
         let mut pings = connection.ping_pong().expect("the first to ask");
         let driver = tokio::spawn(connection);
@@ -50,7 +54,7 @@ impl Connection {
         Self { client, authority: server.addr.to_string(), driver }
     }
 
-    async fn send(
+    pub async fn send(
         &mut self,
         request: http::request::Builder,
         ends: bool,
@@ -62,7 +66,7 @@ impl Connection {
         (within("a response", response).await.expect("a response"), body)
     }
 
-    async fn get(&mut self, path: &str, accept: &str) -> Response<RecvStream> {
+    pub async fn get(&mut self, path: &str, accept: &str) -> Response<RecvStream> {
         let uri = format!("http://{}{path}", self.authority);
         self.send(Request::get(uri).header("accept", accept), true).await.0
     }

@@ -52,9 +52,21 @@ pub struct Ended {
 impl Program {
     /// Starts the program on a free port, and waits until it logs the port.
     pub async fn start(arguments: &[&str]) -> Self {
+        Self::run(Command::new(env!("CARGO_BIN_EXE_rejoin")), arguments).await
+    }
+
+    /// The same, under a limit that the shell sets.
+    pub async fn under(limit: &str, arguments: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        let script = format!("{limit}; exec \"$0\" \"$@\"");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_rejoin")]);
+        Self::run(shell, arguments).await
+    }
+
+    async fn run(mut command: Command, arguments: &[&str]) -> Self {
         let usual = [["--listen", "127.0.0.1:0"], ["--drain-grace", "2s"]];
         let usual = usual.into_iter().filter(|[flag, _]| !arguments.contains(flag)).flatten();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_rejoin"))
+        let mut child = command
             .env_clear()
             .args(usual)
             .args(arguments)

@@ -1,0 +1,202 @@
+//! How many connections may be open, and a few more for probes.
+//!
+//! Each connection needs a descriptor, and a server without one can neither answer a probe nor reach its log.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    extract::Request,
+    response::{IntoResponse, Response},
+};
+use rlimit::Resource;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    problem::{Code, Problem},
+    stream, subscribe,
+    wire::Framing,
+};
+
+/// How many descriptors are not for connections: those of the log, of its file, and of the runtime; and the spare ones.
+const RESERVED_DESCRIPTORS: u64 = 64;
+/// How many connections are open beyond the limit. Each of them answers one probe. The oldest gives way to a new one, so
+/// that a probe is answered also while many connections come.
+const SPARE: usize = 16;
+/// How long one of these may take.
+const SPARE_TIME: Duration = Duration::from_secs(5);
+/// How long a connection is waited for while most places are taken.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The connections that publish and ask, beside those that subscribe.
+const OTHERS: usize = 1_000;
+
+/// The connections of one server.
+#[derive(Debug)]
+pub struct Places {
+    max: usize,
+    taken: AtomicUsize,
+    /// The ends of the newest spare connections, the oldest first.
+    spare: Mutex<VecDeque<CancellationToken>>,
+    has_warned: AtomicBool,
+}
+
+impl Places {
+    /// Places for twice as many connections as may subscribe, as far as there are descriptors.
+    pub fn new(max_connections: usize) -> Self {
+        let descriptors = Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
+        let free = descriptors - RESERVED_DESCRIPTORS.min(descriptors / 2);
+        let wanted = max_connections.saturating_mul(2).saturating_add(OTHERS);
+        Self::with(wanted.min(usize::try_from(free).unwrap_or(usize::MAX)))
+    }
+
+    fn with(max: usize) -> Self {
+        Self { max, taken: AtomicUsize::new(0), spare: Mutex::default(), has_warned: AtomicBool::new(false) }
+    }
+
+    /// A place for one more connection, until it is dropped. `None` if the spare ones do not give way fast enough.
+    pub fn take(self: &Arc<Self>) -> Option<Place> {
+        let before = self.taken.fetch_add(1, Ordering::Relaxed);
+        let end_of_spare = (before >= self.max).then(|| self.new_spare());
+        // Dropping it gives it back.
+        let place = Place(Arc::new(Taken { places: self.clone(), end_of_spare }));
+        if place.is_spare() && !self.has_warned.swap(true, Ordering::Relaxed) {
+            let limit = self.max;
+            tracing::warn!(
+                limit,
+                "too many connections: more of them get no answer but /health; raise --max-connections and the limit \
+                 of file descriptors, or find out who opens them"
+            );
+        }
+        (before < self.max.saturating_add(2 * SPARE)).then_some(place)
+    }
+
+    /// The end of a new spare connection. The oldest gives way to it.
+    fn new_spare(&self) -> CancellationToken {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() >= SPARE
+            && let Some(oldest) = spare.pop_front()
+        {
+            oldest.cancel();
+        }
+        let end = CancellationToken::new();
+        spare.push_back(end.clone());
+        end
+    }
+
+    /// Lets the next warning be logged.
+    pub fn warn_again(&self) {
+        self.has_warned.store(false, Ordering::Relaxed);
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) >= self.max - self.max / 4
+    }
+}
+
+/// The place of one connection.
+#[derive(Clone, Debug)]
+pub struct Place(Arc<Taken>);
+
+#[derive(Debug)]
+struct Taken {
+    places: Arc<Places>,
+    end_of_spare: Option<CancellationToken>,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.places.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+impl Default for Place {
+    fn default() -> Self {
+        Places::take(&Arc::new(Places::with(100))).expect("a place")
+    }
+}
+
+impl Place {
+    /// True if the connection serves only one probe.
+    pub fn is_spare(&self) -> bool {
+        self.0.end_of_spare.is_some()
+    }
+
+    /// Resolves when a spare connection must end. `None` for any other.
+    pub fn end_of_spare(&self) -> Option<impl Future<Output = ()> + use<>> {
+        let end = self.0.end_of_spare.clone()?;
+        Some(async move { _ = timeout(SPARE_TIME, end.cancelled()).await })
+    }
+
+    /// How long to wait for a request: `usual`, and less while most places are taken.
+    pub fn patience(&self, usual: Duration) -> Duration {
+        if self.0.places.is_crowded() { usual.min(PATIENCE) } else { usual }
+    }
+
+    /// The answer to a request that this connection does not serve.
+    pub fn refusal<B>(&self, request: &Request<B>) -> Option<Response> {
+        if !self.is_spare() || request.uri().path().starts_with("/health/") {
+            return None;
+        }
+        Some(match subscribe::accepted(request.headers(), Framing::SseEnvelope) {
+            Some(framing) => stream::turn_away(framing, Code::Overloaded, None),
+            None => Problem::new(Code::Overloaded, "too many connections; try again later").into_response(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use futures_util::FutureExt;
+    use http::StatusCode;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn beyond_the_limit_some_connections_answer_probes_and_the_oldest_gives_way() {
+        let places = Arc::new(Places::with(4));
+        let mut held: Vec<Place> = (0..4).filter_map(|_| places.take()).collect();
+        assert!(held.iter().all(|place| !place.is_spare()));
+        held.extend((0..3 * SPARE).filter_map(|_| places.take()));
+        assert_eq!(held.len(), 4 + 2 * SPARE);
+        let has_to_end = |place: &Place| place.end_of_spare().is_some_and(|end| end.now_or_never().is_some());
+        // Also those that found no place made older ones give way.
+        assert_eq!(held.iter().filter(|place| has_to_end(place)).count(), 2 * SPARE);
+        held.truncate(4);
+        let spare = places.take().expect("a spare one");
+        assert!(spare.is_spare() && !has_to_end(&spare));
+        let began = Instant::now();
+        spare.end_of_spare().expect("it is spare").await;
+        assert_eq!(began.elapsed(), SPARE_TIME);
+        let asked = |path: &str, accept: &str| {
+            let request = Request::get(path).header("accept", accept).body(Body::empty());
+            spare.refusal(&request.expect("a request")).map(|response| response.status())
+        };
+        assert_eq!(asked("/health/live", "*/*"), None);
+        assert_eq!(asked("/topics/a", "*/*"), Some(StatusCode::SERVICE_UNAVAILABLE));
+        // An `EventSource` never comes back after 503.
+        assert_eq!(asked("/topics/a", "text/event-stream"), Some(StatusCode::OK));
+        held.clear();
+        drop(spare);
+        assert!(!places.take().expect("a place").is_spare());
+    }
+
+    #[test]
+    fn quiet_connections_are_waited_for_less_while_most_places_are_taken() {
+        let (places, long) = (Arc::new(Places::with(8)), Duration::from_secs(75));
+        let mut held: Vec<Place> = (0..5).filter_map(|_| places.take()).collect();
+        assert_eq!(held[0].patience(long), long);
+        held.extend(places.take());
+        assert_eq!(held[0].patience(long), PATIENCE);
+        assert_eq!(held[0].patience(Duration::ZERO), Duration::ZERO);
+    }
+}

@@ -1,0 +1,205 @@
+//! The bounds of what one client can hold: answers that it does not take, streams, heads, connections.
+
+use std::{pin::pin, sync::Arc, task::Poll, time::Duration};
+
+use axum::{body::Body, extract::Request};
+use http::{Method, StatusCode};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+};
+use tower::ServiceExt;
+
+use crate::{
+    ask::{Ask, get, post, publish, text, until_served, within},
+    http2::Connection,
+    support::{Server, program::Program},
+};
+
+const MESSAGES: usize = 20;
+const MESSAGE_BYTES: usize = 220_000;
+
+/// A server that closes a client which takes nothing for a second, with more messages than one answer has.
+async fn impatient() -> Server {
+    let server = Server::with(|config| {
+        config.write_timeout = Duration::from_secs(1);
+        config.retain_bytes = 64 << 20;
+    })
+    .await;
+    for _ in 0..MESSAGES {
+        publish(&server, "a", "x".repeat(MESSAGE_BYTES)).await;
+    }
+    server
+}
+
+async fn slow_closes(server: &Server) -> u64 {
+    let metrics = get(server, "/metrics").answer().await;
+    let line = metrics.text().lines().find(|line| line.starts_with("rejoin_slow_closes_total"));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("the metric")
+}
+
+const POLL: &str = "/topics/a?after=0&wait=0&limit=1000";
+
+/// Five hundred such answers took two gigabytes, counted nowhere, and stayed for as long as the client did.
+#[tokio::test]
+async fn an_answer_that_is_not_taken_counts_as_a_connection_until_the_write_timeout() {
+    let server = impatient().await;
+    let mut narrow = Connection::with_window(&server, 1).await;
+    let mut held = Vec::new();
+    // The last one is so short that all of it would wait for the window.
+    for path in [POLL, POLL, POLL, "/topics/quiet?after=0&wait=0"] {
+        let response = narrow.get(path, "application/json").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        held.push(response);
+    }
+    until_served(&server, 4).await;
+    for path in ["/nowhere", "/health/live", "/topics", "/metrics"] {
+        held.push(narrow.get(path, "*/*").await);
+    }
+    until_served(&server, 0).await;
+    within("the resets", async { while slow_closes(&server).await < held.len() as u64 {} }).await;
+}
+
+#[tokio::test]
+async fn an_answer_over_http1_that_is_not_taken_counts_too() {
+    let server = impatient().await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(8 << 10).expect("an option");
+    let mut wire = socket.connect(server.addr).await.expect("a connection");
+    let poll = format!("GET {POLL} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    wire.write_all(poll.as_bytes()).await.expect("it is taken");
+    until_served(&server, 1).await;
+    until_served(&server, 0).await;
+    within("the close", async { while slow_closes(&server).await < 1 {} }).await;
+}
+
+/// Each answer would hold four megabytes, until its client has taken them.
+#[tokio::test]
+async fn polls_are_answered_with_less_while_many_answers_are_not_taken() {
+    let server = impatient().await;
+    let messages = async || {
+        let page = get(&server, POLL).answer().await.json();
+        let first = text(&page["messages"][0]["id"]);
+        (page["messages"].as_array().expect("messages").len(), first, text(&page["cursor"]))
+    };
+    assert_eq!(messages().await.0, MESSAGES);
+    let mut narrow = Connection::with_window(&server, 1).await;
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        held.push(narrow.get(POLL, "application/json").await);
+    }
+    let (count, first, cursor) = messages().await;
+    assert_eq!((count, first), (1, cursor), "the next poll continues there");
+    until_served(&server, 0).await;
+    assert_eq!(messages().await.0, MESSAGES);
+}
+
+#[tokio::test]
+async fn a_connection_may_open_so_many_streams_and_a_head_have_so_many_fields() {
+    let server = Server::start().await;
+    let mut connection = Connection::with_window(&server, 64 << 10).await;
+    assert_eq!(connection.client.current_max_send_streams(), 250);
+    for (fields, status) in
+        [(99, StatusCode::OK), (100, StatusCode::OK), (101, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)]
+    {
+        let request = Request::get(server.http("/health/live"));
+        let request = (0..fields).fold(request, |request, _| request.header("a", ""));
+        assert_eq!(connection.send(request, true).await.0.status(), status, "{fields}");
+        let head: String = (1..fields).map(|_| "a:\r\n").collect();
+        let head = format!("GET /health/live HTTP/1.1\r\nHost: localhost\r\n{head}\r\n");
+        let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
+        wire.write_all(head.as_bytes()).await.expect("it is taken");
+        let mut line = [0; 12];
+        within("an answer", wire.read_exact(&mut line)).await.expect("an answer");
+        assert_eq!(line, format!("HTTP/1.1 {}", status.as_u16()).as_bytes(), "{fields}");
+    }
+}
+
+/// A head of two kilobytes took 143 KB for as long as its poll was held.
+#[tokio::test]
+async fn a_poll_that_is_held_keeps_nothing_of_its_request() {
+    let server = Server::start().await;
+    let router = rejoin::router(server.app.clone().expect("in this process"));
+    for (method, path, body) in [
+        (Method::GET, "/topics/a?since=1s&wait=60", ""),
+        (Method::GET, "/events?topic=a&since=1s&wait=60", ""),
+        (Method::POST, "/events?wait=60", r#"{"topics":["a"],"since":"1s"}"#),
+    ] {
+        let kept = Arc::new(());
+        let request = Request::builder().method(method).uri(path).header("host", "localhost");
+        let request = request.header("content-type", "application/json").extension(kept.clone());
+        let request = request.body(Body::from(body)).expect("a request");
+        let mut answer = pin!(router.clone().oneshot(request));
+        let held = async {
+            while Arc::strong_count(&kept) > 1 {
+                let polled = std::future::poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx).is_pending()));
+                assert!(polled.await, "{path} is held");
+                tokio::task::yield_now().await;
+            }
+        };
+        within("the end of the request", held).await;
+    }
+}
+
+/// A client that answers pings could keep such a connection for ever.
+#[tokio::test]
+async fn an_http2_connection_that_asks_nothing_is_told_to_leave_and_ends_in_any_case() {
+    let server = Server::with(|config| config.read_timeout = Duration::from_millis(300)).await;
+    let polite = Connection::with_window(&server, 64 << 10).await;
+    within("the end", polite.driver).await.expect("no panic").expect("an end in order");
+    let mut deaf = TcpStream::connect(server.addr).await.expect("a connection");
+    deaf.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("it is taken");
+    let mut frames = Vec::new();
+    within("the end", deaf.read_to_end(&mut frames)).await.ok();
+    // GOAWAY is frame type 7 (RFC 9113 §6.8).
+    assert!(frames.windows(5).any(|five| five == [8, 7, 0, 0, 0]), "{frames:?}");
+}
+
+async fn idle_connection(server: &Server) -> TcpStream {
+    let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
+    wire.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("it is taken");
+    let mut answer = [0; 12];
+    within("an answer", wire.read_exact(&mut answer)).await.expect("an answer");
+    wire
+}
+
+/// Probes hung, and the log had ten errors a second.
+#[tokio::test]
+async fn probes_are_answered_while_connections_fill_the_descriptors() {
+    let program = Program::under("ulimit -n 128", &[]).await;
+    let server = &program.server;
+    let mut held = Vec::new();
+    for _ in 0..64 {
+        held.push(idle_connection(server).await);
+    }
+    for _ in 0..20 {
+        let live = get(server, "/health/live").answer().await;
+        assert_eq!((live.status, live.header("connection")), (200, "close"), "{live:?}");
+        assert_eq!(get(server, "/health/ready").answer().await.status, 200);
+    }
+    get(server, "/topics/a?wait=0").answer().await.problem(503, "overloaded");
+    post(server, "/topics/a").body("x").answer().await.problem(503, "overloaded");
+    let events = get(server, "/topics/a").header("accept", "text/event-stream").answer().await;
+    assert_eq!(events.status, 200, "{events:?}");
+    assert!(events.text().contains("rejoin.closing"), "{events:?}");
+    // More than there are spare ones, and all of them stay.
+    for _ in 0..5 {
+        for _ in 0..20 {
+            held.push(TcpStream::connect(server.addr).await.expect("the system takes it"));
+        }
+        assert_eq!(get(server, "/health/live").answer().await.status, 200);
+    }
+    drop(held);
+    within("a place", async {
+        loop {
+            let asked = reqwest::get(server.http("/topics/a?wait=0")).await;
+            if asked.is_ok_and(|answer| answer.status() == 200) {
+                break;
+            }
+        }
+    })
+    .await;
+    let ended = program.terminate().await;
+    assert_eq!(ended.log.matches("too many connections").count(), 1, "{ended:?}");
+    assert!(!ended.log.contains("ERROR"), "{ended:?}");
+}

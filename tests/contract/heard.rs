@@ -1,0 +1,98 @@
+//! Refusals that come before the body was read: the client hears them, also if it sends everything first.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{ask::within, support::Server};
+
+/// Sends all of this before it reads anything, as many clients and proxies do. Then it reads to the end.
+async fn sent_whole(server: &Server, bytes: &[u8]) -> String {
+    let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
+    within("everything is taken", wire.write_all(bytes)).await.expect("the server reads on");
+    let mut answer = Vec::new();
+    within("the end", wire.read_to_end(&mut answer)).await.expect("an end that is no reset");
+    String::from_utf8(answer).expect("text")
+}
+
+fn request(path: &str, headers: &str, body: usize) -> Vec<u8> {
+    let mut bytes = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n").into_bytes();
+    bytes.resize(bytes.len() + body, b'x');
+    bytes
+}
+
+/// Of twenty clients ten saw the connection reset, and not the refusal.
+#[tokio::test]
+async fn a_client_that_sends_a_large_body_first_hears_the_refusal() {
+    const BYTES: usize = 16 << 20;
+    let server = Server::start().await;
+    let length = format!("Content-Length: {BYTES}");
+    let endless = "Transfer-Encoding: chunked";
+    // One chunk that has not ended yet.
+    let chunk = format!("{endless}\r\n\r\n{BYTES:x}\r\n");
+    for (path, headers, status) in
+        [("/topics/a", &length, 413), ("/nowhere", &length, 404), ("/topics/a", &chunk, 413)]
+    {
+        let bytes = request(path, headers.trim_end(), BYTES);
+        let answer = sent_whole(&server, &bytes).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(answer.contains("connection: close\r\n") && answer.ends_with('}'), "{answer}");
+    }
+    let head = request("/nowhere", &format!("X: {}", "x".repeat(BYTES)), 0);
+    assert!(sent_whole(&server, &head).await.starts_with("HTTP/1.1 431 "));
+}
+
+/// Reads one answer with a JSON body.
+async fn answer(wire: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"}") {
+        let read = within("an answer", wire.read_buf(&mut bytes)).await.expect("it stays open");
+        assert!(read > 0, "the end after {}", String::from_utf8_lossy(&bytes));
+    }
+    String::from_utf8(bytes).expect("text")
+}
+
+/// The connection was lost each time.
+#[tokio::test]
+async fn a_small_body_that_comes_after_its_refused_head_leaves_the_connection_open() {
+    let server = Server::start().await;
+    let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
+    let large = "y".repeat(60_000);
+    for (head, body) in [
+        ("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000", large.as_str()),
+        ("PUT /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5", "hello"),
+        (
+            "POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked",
+            "5\r\nhello\r\n0\r\n\r\n",
+        ),
+        ("GET /health/live HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5", "hello"),
+    ] {
+        wire.write_all(format!("{head}\r\n\r\n").as_bytes()).await.expect("an open connection");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        wire.write_all(body.as_bytes()).await.expect("an open connection");
+        let answer = answer(&mut wire).await;
+        assert!(!answer.contains("connection: close"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_waits_before_it_sends_its_body_is_refused_at_once() {
+    let server = Server::start().await;
+    let head = request("/nowhere", "Expect: 100-continue\r\nContent-Length: 5", 0);
+    let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
+    wire.write_all(&head).await.expect("it is taken");
+    let refused = answer(&mut wire).await;
+    assert!(refused.starts_with("HTTP/1.1 404 ") && refused.contains("connection: close\r\n"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_small_body_that_does_not_come_closes_the_connection_after_the_refusal() {
+    let server = Server::start().await;
+    let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
+    wire.write_all(&request("/nowhere", "Content-Length: 5", 0)).await.expect("it is taken");
+    let refused = answer(&mut wire).await;
+    assert!(refused.starts_with("HTTP/1.1 404 ") && refused.contains("connection: close\r\n"), "{refused}");
+}
