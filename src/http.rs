@@ -40,6 +40,7 @@ mod reader;
 mod ready;
 mod refusal;
 mod routes;
+mod shares;
 mod stall;
 mod stream;
 mod subscribe;

@@ -209,6 +209,19 @@ impl Identity {
         }
     }
 
+    /// The subject of a token, and its issuer. None for other credentials, and for a token without a subject.
+    pub fn subject(&self) -> Option<(&str, Option<&str>)> {
+        match &self.holder {
+            Holder::Token { claims, .. } => Some((claims.sub.as_deref()?, claims.iss.as_deref())),
+            Holder::Anonymous | Holder::Key { .. } => None,
+        }
+    }
+
+    /// True for an API key.
+    pub fn is_key(&self) -> bool {
+        matches!(self.holder, Holder::Key { .. })
+    }
+
     /// The name for the operator's log: that of an API key, or the subject of a token.
     pub fn name(&self) -> &str {
         match &self.holder {

@@ -23,6 +23,7 @@ use super::{
     origin,
     problem::{Code, Problem},
     refusal::{expired, forbidden, log_unfilled, problem_of},
+    shares::Payer,
 };
 use crate::{
     auth::{Authority, Identity, Refused},
@@ -105,6 +106,8 @@ pub struct Access {
     page: Option<Arc<Origin>>,
     /// The address of the client, if it came over a connection of this server.
     client: Option<IpAddr>,
+    /// The client that shares with others, if it is known which one it is.
+    payer: Option<Payer>,
     /// The line of the request in the access log.
     record: Option<Arc<Record>>,
 }
@@ -138,7 +141,8 @@ impl Access {
             record.note_who(identity.name());
         }
         let page = origin::listed(request).map(Arc::new);
-        let access = Self { in_force: in_force.clone(), rules, identity, page, client, record };
+        let payer = payer_of(&identity, request);
+        let access = Self { in_force: in_force.clone(), rules, identity, page, client, payer, record };
         // The rules may have changed since the page was let in.
         if access.is_page_listed(&access.rules) { Ok(access) } else { Err(origin::foreign()) }
     }
@@ -224,6 +228,11 @@ impl Access {
         Ok(())
     }
 
+    /// The client for which costs are counted.
+    pub fn payer(&self) -> Option<Payer> {
+        self.payer
+    }
+
     /// True if this server requires no credentials.
     pub fn is_open(&self) -> bool {
         self.in_force.load().authority.is_open()
@@ -260,6 +269,17 @@ impl Access {
             true => Err(expired()),
             false => Ok(self.identity.clone()),
         }
+    }
+}
+
+/// The subject of a token, or the address of any other client. A backend with an API key does what the operator wants, and
+/// shares with nobody.
+fn payer_of(identity: &Identity, request: &Request) -> Option<Payer> {
+    let address = || Some(Payer::address(request.extensions().get::<ClientAddress>()?.limited()?));
+    match identity.subject() {
+        Some((sub, iss)) => Some(Payer::subject(sub, iss)),
+        None if identity.is_key() => None,
+        None => address(),
     }
 }
 

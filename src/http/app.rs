@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    access::InForce,
+    access::{Access, InForce},
     access_log::AccessLog,
     connections::Connections,
     metrics::{Metrics, Permit, Transport},
     problem::{Code, Problem},
     ready,
+    shares::Rate,
 };
 use crate::{
     broker::Broker,
@@ -35,7 +35,7 @@ pub struct App {
     /// Every connection that outlives its request, so that the drain can wait for it.
     pub(super) tasks: TaskTracker,
     pub(super) connections: Arc<Connections>,
-    pub(super) publish_rate: Option<DefaultDirectRateLimiter>,
+    pub(super) publish_rate: Option<Rate>,
     pub(super) metrics: Metrics,
     pub(super) access_log: AccessLog,
     pub(super) proof: ready::Proof,
@@ -45,11 +45,10 @@ pub struct App {
 impl App {
     /// The state of one server. `shutdown` ends it.
     pub fn new(broker: Broker, config: Arc<Config>, shutdown: Shutdown) -> Arc<Self> {
-        let quota = std::num::NonZeroU32::new(config.publish_rate).map(Quota::per_second);
         Arc::new(Self {
             broker,
             connections: Arc::new(Connections::new(&config, shutdown.clone())),
-            publish_rate: quota.map(RateLimiter::direct),
+            publish_rate: (config.publish_rate > 0).then(|| Rate::per_second(config.publish_rate)),
             metrics: Metrics::new(),
             access_log: AccessLog::default(),
             rules: Arc::new(InForce::new(&config)),
@@ -67,10 +66,10 @@ impl App {
         self.access_log.begin(self.config.access_log, Box::new(write));
     }
 
-    /// The right to serve one more subscription. It ends when it is dropped.
-    pub(super) fn permit(&self, transport: Transport) -> Option<Permit> {
-        let place = self.connections.admit()?;
-        Some(Permit::new(self.metrics.of(transport).clone(), self.broker.watermark(), place))
+    /// The right to serve one more subscription to so many topics and patterns. It ends when it is dropped.
+    pub(super) fn permit(&self, transport: Transport, access: &Access, topics: usize) -> Option<Permit> {
+        let costs = self.connections.admit(access.payer(), topics)?;
+        Some(Permit::new(self.metrics.of(transport).clone(), self.broker.watermark(), costs))
     }
 
     pub(super) fn new_connection(&self) -> String {
@@ -87,10 +86,17 @@ impl App {
     ///
     /// # Cancel safety
     /// Dropping this before it resolves may still publish the message.
-    pub(super) async fn publish(&self, append: Append, ephemeral: bool) -> Result<Option<Appended>, Problem> {
+    pub(super) async fn publish(
+        &self,
+        access: &Access,
+        append: Append,
+        ephemeral: bool,
+    ) -> Result<Option<Appended>, Problem> {
         let published = match &self.publish_rate {
-            Some(rate) if rate.check().is_err() => {
-                Err(Problem::new(Code::RateLimited, "publish rate limit reached (--publish-rate)"))
+            Some(rate) if !rate.take_one(access.payer()) => {
+                let detail =
+                    "publish rate limit reached, or your share of it while little is left (--publish-rate)";
+                Err(Problem::new(Code::RateLimited, detail))
             }
             _ if ephemeral => self.broker.announce(append.draft).await.map(|()| None).map_err(Problem::from),
             _ => {
@@ -106,5 +112,6 @@ impl App {
 }
 
 pub fn overloaded() -> Problem {
-    Problem::new(Code::Overloaded, "connection limit reached (--max-connections)")
+    let detail = "connection limit reached, or your share of it while little is left (--max-connections)";
+    Problem::new(Code::Overloaded, detail)
 }

@@ -8,8 +8,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
+use super::{
+    MAX_TOPICS,
+    shares::{Payer, Share, Shares},
+};
 use crate::{
     config::Config,
     shutdown::{self, Shutdown},
@@ -22,10 +24,14 @@ const MAX_ANSWER_BYTES: usize = 4 << 20;
 const SHORT_ANSWER_BYTES: usize = 32 << 10;
 const MANY_BYTES: usize = 64 << 20;
 
+/// How many topics and patterns all connections may read, for each that may be open.
+const TOPICS_OF_A_CONNECTION: usize = 10;
+
 /// The subscriptions of one server.
 pub struct Connections {
-    free: Arc<Semaphore>,
-    max: usize,
+    subscriptions: Arc<Shares>,
+    /// The topics and patterns that they read.
+    topics: Arc<Shares>,
     /// The bytes of messages in answers to polls that have not left.
     in_answers: Arc<AtomicUsize>,
     heartbeat: Duration,
@@ -35,20 +41,27 @@ pub struct Connections {
 
 impl Connections {
     pub fn new(config: &Config, shutdown: Shutdown) -> Self {
-        let max = config.max_connections.min(Semaphore::MAX_PERMITS);
-        let Config { heartbeat, drain_grace, .. } = *config;
-        let (free, in_answers) = (Arc::new(Semaphore::new(max)), Arc::default());
-        Self { free, max, in_answers, heartbeat, drain_grace, shutdown }
+        let Config { heartbeat, drain_grace, max_connections, .. } = *config;
+        Self {
+            subscriptions: Shares::new(max_connections),
+            topics: Shares::new(max_connections.saturating_mul(TOPICS_OF_A_CONNECTION).max(MAX_TOPICS)),
+            in_answers: Arc::default(),
+            heartbeat,
+            drain_grace,
+            shutdown,
+        }
     }
 
     /// How many are served now.
     pub fn count(&self) -> usize {
-        self.max - self.free.available_permits()
+        self.subscriptions.taken()
     }
 
-    /// A place for one more, until this is dropped. `None` if all places are taken.
-    pub fn admit(&self) -> Option<OwnedSemaphorePermit> {
-        self.free.clone().try_acquire_owned().ok()
+    /// Counts one more subscription to so many topics and patterns, until the result is dropped. `None` if there are too
+    /// many, or too many of this client.
+    pub fn admit(&self, payer: Option<Payer>, topics: usize) -> Option<Costs> {
+        let subscription = self.subscriptions.take(payer, 1)?;
+        Some(Costs { _subscription: subscription, topics: self.topics.take(payer, topics)? })
     }
 
     /// The bytes of one answer, none yet.
@@ -68,6 +81,20 @@ impl Connections {
     /// The time over which the connections leave when the server drains.
     pub fn drain_spread(&self) -> Duration {
         shutdown::spread(self.count(), self.drain_grace)
+    }
+}
+
+/// What one subscription costs, counted until this is dropped.
+pub struct Costs {
+    _subscription: Share,
+    topics: Share,
+}
+
+impl Costs {
+    /// Counts so many topics and patterns from now on. False, and nothing changes, if that is more than this client may
+    /// read now.
+    pub fn set_topics(&mut self, topics: usize) -> bool {
+        self.topics.set(topics)
     }
 }
 

@@ -65,7 +65,7 @@ pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Resul
 
     let MessageOptions { event, exclude, idempotency_key, if_match, ephemeral } = options;
     let draft = Draft { topic: topic.clone(), event, payload, exclude };
-    let appended = app.publish(Append { draft, idempotency_key, if_match }, ephemeral).await?;
+    let appended = app.publish(&access, Append { draft, idempotency_key, if_match }, ephemeral).await?;
     let receipt = Receipt { id: appended.map(Appended::id), topic: &topic };
     Ok(match appended {
         None => json(StatusCode::ACCEPTED, &receipt),

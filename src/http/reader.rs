@@ -166,9 +166,20 @@ impl Reader {
         Ok(())
     }
 
+    /// Counts one pattern more, before it is begun. False if this client may read no more now.
+    pub fn may_add(&mut self) -> bool {
+        self.permit.set_topics(self.subscription.width() + 1)
+    }
+
+    /// Counts the patterns that are read, after one could not be added.
+    pub fn not_added(&mut self) {
+        self.permit.set_topics(self.subscription.width());
+    }
+
     /// Stops reading `pattern`.
     pub fn remove(&mut self, pattern: &Pattern) {
         self.subscription.remove(pattern);
+        self.permit.set_topics(self.subscription.width());
     }
 
     /// Continues with a new token; see [`Access::renew`].

@@ -103,7 +103,9 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
     let connection = app.new_connection();
     match rendering {
         Rendering::Poll => {
-            let permit = app.permit(metrics::Transport::Poll).ok_or_else(super::overloaded)?;
+            let permit = app
+                .permit(metrics::Transport::Poll, &access, patterns.len())
+                .ok_or_else(super::overloaded)?;
             let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
             let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
             let bytes = app.connections.answer_bytes();
@@ -112,7 +114,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
         }
         Rendering::Stream(framing) => {
             let start = start.unwrap_or(Start::Now);
-            let permit = app.permit(framing.transport());
+            let permit = app.permit(framing.transport(), &access, patterns.len());
             match (app.broker.subscribe(patterns, &start, &connection).await, permit) {
                 (Ok(subscription), Some(permit)) => Ok(stream::respond(
                     framing,

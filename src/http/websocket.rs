@@ -118,7 +118,7 @@ async fn begin(
     start: Start,
     access: Access,
 ) -> Result<Reader, Problem> {
-    let permit = app.permit(Transport::WebSocket).ok_or_else(super::overloaded)?;
+    let permit = app.permit(Transport::WebSocket, &access, patterns.len()).ok_or_else(super::overloaded)?;
     // Subscribe before the answer: so no message is missed that is published once the client knows of it.
     let subscription = app.broker.subscribe(patterns, &start, &app.new_connection()).await?;
     Ok(Reader::new(app.connections.clone(), subscription, permit, access))

@@ -14,6 +14,7 @@ mod grants;
 mod people;
 mod refusals;
 mod reload;
+mod shares;
 #[path = "../support/signer.rs"]
 mod signer;
 #[path = "../support/mod.rs"]

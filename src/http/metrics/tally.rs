@@ -3,10 +3,10 @@
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 
 use super::Transport;
-use crate::{broker::Delivery, message::Id};
+use crate::{broker::Delivery, http::connections::Costs, message::Id};
 
 /// The metrics of one transport.
 pub struct TransportMetrics {
@@ -28,7 +28,7 @@ pub struct Permit {
     newest: Id,
     given: usize,
     counts: Counts,
-    _place: OwnedSemaphorePermit,
+    costs: Costs,
 }
 
 /// The counts for the next write.
@@ -41,10 +41,15 @@ struct Counts {
 }
 
 impl Permit {
-    pub fn new(metrics: Arc<TransportMetrics>, newest: Id, place: OwnedSemaphorePermit) -> Self {
+    pub fn new(metrics: Arc<TransportMetrics>, newest: Id, costs: Costs) -> Self {
         metrics.connections.inc();
         let (began, counts) = (Instant::now(), Counts::default());
-        Self { metrics, began, newest, given: 0, counts, _place: place }
+        Self { metrics, began, newest, given: 0, counts, costs }
+    }
+
+    /// See [`Costs::set_topics`].
+    pub fn set_topics(&mut self, topics: usize) -> bool {
+        self.costs.set_topics(topics)
     }
 
     /// Counts a message or gap for the next write. `again` is true for the replay of a topic that was added.

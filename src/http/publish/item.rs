@@ -97,7 +97,8 @@ impl Item<'_> {
             let (event, payload) = (event.clone(), payload.clone());
             let draft = Draft { topic: topic.clone(), event, payload, exclude: exclude.clone() };
             let append = Append { draft, idempotency_key: key.clone(), if_match };
-            match app.publish(append, self.ephemeral).await.map(|appended| appended.map(Appended::id)) {
+            match app.publish(access, append, self.ephemeral).await.map(|appended| appended.map(Appended::id))
+            {
                 Ok(id) if is_one => return Ok(Published::One { topic, id }),
                 Ok(id) => {
                     ids.insert(topic, id);

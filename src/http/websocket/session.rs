@@ -314,6 +314,11 @@ impl Session {
                 if let Err(problem) = self.reader.access().subscribe(std::slice::from_ref(&pattern)) {
                     return self.answer(&reference, Answer::Error(&problem));
                 }
+                if !self.reader.may_add() {
+                    let detail = "topic limit reached by all connections, or your share of it while little is left; \
+                                  unsubscribe from a topic first, or try again later (--max-connections)";
+                    return self.answer(&reference, Answer::Error(&Problem::new(Code::Overloaded, detail)));
+                }
                 let connection = self.reader.subscription().connection().clone();
                 self.running =
                     Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
@@ -333,9 +338,15 @@ impl Session {
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
             Ok(Outcome::Begun(pattern, subscription)) => match self.reader.join(pattern, *subscription) {
                 Ok(()) => self.joining = reference,
-                Err(problem) => self.answer(&reference, Answer::Error(&problem)),
+                Err(problem) => {
+                    self.reader.not_added();
+                    self.answer(&reference, Answer::Error(&problem));
+                }
             },
-            Err(problem) => self.answer(&reference, Answer::Error(&problem)),
+            Err(problem) => {
+                self.reader.not_added();
+                self.answer(&reference, Answer::Error(&problem));
+            }
         }
     }
 
