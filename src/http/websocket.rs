@@ -7,7 +7,10 @@ mod outbox;
 mod session;
 mod socket;
 
-use std::sync::Arc;
+use std::{
+    num::NonZero,
+    sync::{Arc, LazyLock},
+};
 
 use axum::{
     extract::{Request, State},
@@ -15,6 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
@@ -27,6 +31,7 @@ pub use self::socket::Socket;
 use super::{
     App,
     access::Access,
+    credentials,
     metrics::Transport,
     problem::{Code, Problem},
     reader::Reader,
@@ -39,7 +44,8 @@ const SUBPROTOCOL: &str = "rejoin.v1";
 /// True if the request asks for a WebSocket.
 ///
 /// # Errors
-/// `upgrade_required` if it asks for one that is not RFC 6455 version 13.
+/// `upgrade_required` if it asks for one that is not RFC 6455 version 13; `bad_request` if it offers a credential as
+/// its only subprotocol.
 pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
     let headers = request.headers();
     let is_extended_connect =
@@ -63,11 +69,28 @@ pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
         }
         _ => false,
     };
-    if is_version_13 && is_handshake {
-        Ok(true)
-    } else {
-        Err(Problem::new(Code::UpgradeRequired, "only WebSocket version 13 (RFC 6455) is supported"))
+    if !is_version_13 || !is_handshake {
+        return Err(Problem::new(Code::UpgradeRequired, "only WebSocket version 13 (RFC 6455) is supported"));
     }
+    check_offer(headers)?;
+    Ok(true)
+}
+
+/// Refuses a credential that is offered without the subprotocol. The server echoes no credential, and a browser closes
+/// a connection whose offer is not answered: the page would stay empty, and no close code could tell it why. So this
+/// refusal is a status even for a page, whose console shows it.
+fn check_offer(headers: &HeaderMap) -> Result<(), Problem> {
+    static ONCE_A_MINUTE: LazyLock<DefaultDirectRateLimiter> =
+        LazyLock::new(|| RateLimiter::direct(Quota::per_minute(NonZero::<u32>::MIN)));
+    if !credentials::is_offered(headers) || has_token(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+        return Ok(());
+    }
+    let detail = "a credential is offered without the subprotocol rejoin.v1: offer both, as in \
+                  new WebSocket(url, [\"rejoin.v1\", \"bearer.\" + token])";
+    if ONCE_A_MINUTE.check().is_ok() {
+        tracing::warn!(why = detail, "refused a WebSocket; correct the page; this is logged once a minute");
+    }
+    Err(Problem::new(Code::BadRequest, detail))
 }
 
 /// Answers the handshake, and serves the connection in its own task.
