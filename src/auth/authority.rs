@@ -18,7 +18,7 @@ use super::{
 ///
 /// `exp` has no such leeway. A connection ends at `exp`; within a leeway the client could reconnect with the
 /// same token, only to be ended again at once.
-const LEEWAY: Duration = Duration::from_secs(30);
+pub const LEEWAY: Duration = Duration::from_secs(30);
 
 /// A configured API key.
 #[derive(Clone)]

@@ -106,10 +106,9 @@ impl GrantList {
         }
     }
 
-    /// True if a pattern here grants nothing to a token that has this subject and no other claims.
-    pub fn needs_subject(&self, subject: Option<&str>) -> bool {
-        let values = Values { sub: subject, ..Values::default() };
-        self.templates().any(|template| template.fill(&values).is_err())
+    /// The patterns here that grant nothing to a token with these values.
+    pub fn unfilled(&self, values: &Values<'_>) -> Vec<Unfilled> {
+        self.templates().filter_map(|template| template.fill(values).err()).collect()
     }
 
     /// True if a pattern here depends on the subject or on another claim of a token.
@@ -149,6 +148,16 @@ pub struct Unfilled {
     /// The token does not have the claim, or the claim is not a string. Otherwise the claim is not one plain
     /// segment.
     pub is_missing: bool,
+}
+
+impl fmt::Display for Unfilled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match self.is_missing {
+            true => "the token does not have this claim as a string",
+            false => "the value of the claim is not one plain segment of a topic",
+        };
+        write!(f, "{} grants nothing: {why}", self.pattern)
+    }
 }
 
 /// A pattern in which placeholders stand for a whole segment or a part of one: `{sub}`, `{sub.encoded}` and
