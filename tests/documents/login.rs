@@ -61,6 +61,8 @@ async fn partysocket_misses_nothing_while_its_tokens_end() {
 
 /// How many tokens a library asks for: the first, and two more because those before have ended.
 const TOKENS: usize = 3;
+/// How many messages are published until then, at most. This turns a hang into a failure.
+const MAX_MESSAGES: usize = 300;
 
 async fn outlives_its_tokens(recipe: &str) {
     if !login::has(&["node"], true) {
@@ -71,6 +73,7 @@ async fn outlives_its_tokens(recipe: &str) {
     let (mut made, mut number) = (0, 0);
     let mut again = tokio::time::interval(Duration::from_millis(200));
     while made < TOKENS {
+        assert!(number < MAX_MESSAGES, "{recipe} asks for no new token: {}", process.printed().await);
         tokio::select! {
             () = login.token_made() => {
                 made += 1;
@@ -85,7 +88,7 @@ async fn outlives_its_tokens(recipe: &str) {
     process.until(" last\n").await;
     let printed = process.printed().await;
     let heard: Vec<_> = printed.lines().map(|line| line.split_once(' ').expect("an id and data").1).collect();
-    let first: i32 = heard[0].parse().expect("a number");
+    let first: usize = heard[0].parse().expect("a number");
     let expected: Vec<_> = (first..=number).map(|number| number.to_string()).chain(["last".into()]).collect();
     assert_eq!(heard, expected, "{recipe}");
     login.serving.terminate().await;
