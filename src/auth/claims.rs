@@ -132,7 +132,7 @@ impl<'de> Deserialize<'de> for Written {
                 let mut claims = BTreeMap::new();
                 while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
                     if claims.contains_key(&name) {
-                        return Err(A::Error::custom(format_args!("{name} is given twice")));
+                        return Err(A::Error::custom(format_args!("{name:?} is given twice")));
                     }
                     claims.insert(name, value);
                 }
@@ -243,7 +243,7 @@ mod tests {
                 r#"{"exp":1,"rejoin":{"subscribe":["a..b"]}}"#,
                 "rejoin: \"a..b\": a topic has no empty segment",
             ),
-            (r#"{"exp":1,"sub":"a","sub":"b"}"#, "the claims: sub is given twice"),
+            (r#"{"exp":1,"sub":"a","sub":"b"}"#, "the claims: \"sub\" is given twice"),
             ("[1]", "the claims: invalid type: sequence, expected an object"),
             (r#"{"exp":1"#, "the claims: EOF while parsing an object"),
         ] {

@@ -71,8 +71,8 @@ fn a_mistake_in_signed_claims_is_told_as_one_of_the_claims() {
 }
 
 const WRONG_CLAIMS: [(&str, &str); 4] = [
-    (r#"{"exp":4000000000,"exp":4000000000}"#, "the claims: exp is given twice"),
-    (r#"{"exp":4000000000,"sub":"a","sub":"b"}"#, "the claims: sub is given twice"),
+    (r#"{"exp":4000000000,"exp":4000000000}"#, r#"the claims: "exp" is given twice"#),
+    (r#"{"exp":4000000000,"sub":"a","sub":"b"}"#, r#"the claims: "sub" is given twice"#),
     ("[null,null,[],4000000000]", "the claims: invalid type: sequence, expected an object"),
     ("7", "the claims: invalid type: integer `7`, expected an object"),
 ];
