@@ -7,6 +7,7 @@
 
 mod algorithm;
 mod authority;
+mod check;
 mod claims;
 mod containment;
 mod es512;
@@ -18,12 +19,13 @@ mod tables;
 
 pub use self::{
     authority::{Authority, Identity},
+    check::{Check, Finding},
     claims::Claims,
     containment::covers,
     grants::{GrantList, Grants, ParseTemplateError, Template, Unfilled, Values, Why},
     jwt::{MAX_TOKEN_BYTES, MIN_SECRET_BYTES, is_blanked, is_secret},
-    key::{Digest, new_key},
-    mint::{MintError, SigningKey, Wish, mint},
+    key::{Digest, new_key, new_secret},
+    mint::{MintError, Minted, SigningKey, Wish, mint},
     tables::{AnonymousTable, InLine, JwtTable, KeyTable, Read},
 };
 

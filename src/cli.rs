@@ -5,7 +5,9 @@
 
 mod bench;
 mod completions;
+mod config;
 mod grants;
+mod init;
 mod key;
 mod notes;
 mod operate;
@@ -26,6 +28,8 @@ use rejoin::{client::ClientError, config::Flags};
 use self::{
     bench::Bench,
     completions::Completions,
+    config::ShowConfig,
+    init::Init,
     key::Key,
     operate::{Delete, Health, Stats, Topics},
     publish::Publish,
@@ -56,9 +60,19 @@ pub enum Command {
     /// Run the server. `rejoin` without a command does the same.
     #[command(after_help = elsewhere("rejoin serve --listen 0.0.0.0:7070 --config /etc/rejoin.toml"))]
     Serve(Flags),
+    /// Write a configuration file to begin with, and print the commands that try it.
+    ///
+    /// The file has a new API key, by its hash, a new secret for tokens, and an origin for your pages. Only its owner may
+    /// read it. An existing file is never replaced.
+    #[command(
+        after_help = "For example:\n  rejoin init\n  rejoin init /etc/rejoin.toml --origin https://app.example"
+    )]
+    Init(Init),
     /// Print the settings in force, as a configuration file, and the place of each value.
-    #[command(after_help = elsewhere("rejoin config --config /etc/rejoin.toml"))]
-    Config(Flags),
+    #[command(after_help = elsewhere(
+        "\n  rejoin config --config /etc/rejoin.toml\n  rejoin config --check /etc/rejoin.toml"
+    ))]
+    Config(ShowConfig),
     /// Publish a message, or each line of standard input.
     ///
     /// The messages are stored once and in order, also if the server restarts meanwhile. For a single message
@@ -97,7 +111,7 @@ pub enum Command {
     /// Make an API key.
     #[command(subcommand)]
     Key(Key),
-    /// Print a token for development, signed with a key that a server of this configuration accepts.
+    /// Print a token for development, signed with a key that a server of this configuration accepts, or check one.
     #[command(
         after_help = "For example: rejoin token --jwt-secret SECRET --sub u1 --subscribe 'users.{sub}.**' --ttl 1h"
     )]
@@ -137,7 +151,8 @@ fn examples(examples: &[&str]) -> String {
 
 /// The end of the help of a command that reads the settings of the server.
 fn elsewhere(example: &str) -> String {
-    format!("For example: {example}\n\n{}", rejoin::config::ELSEWHERE)
+    let first = if example.starts_with('\n') { "" } else { " " };
+    format!("For example:{first}{example}\n\n{}", rejoin::config::ELSEWHERE)
 }
 
 /// The help's list of exit codes.
@@ -227,7 +242,10 @@ mod tests {
         let cli = Cli::command();
         let nested = |command: &clap::Command| command.get_subcommands().cloned().collect::<Vec<_>>();
         for command in cli.get_subcommands() {
-            let leaves = if command.has_subcommands() { nested(command) } else { vec![command.clone()] };
+            let mut leaves = nested(command);
+            if leaves.is_empty() || command.get_arguments().count() > 0 {
+                leaves.push(command.clone());
+            }
             for leaf in leaves {
                 let examples = examples_of(&leaf);
                 assert!(!examples.is_empty(), "{} has no example", leaf.get_name());

@@ -35,7 +35,14 @@ fn main() -> ExitCode {
     };
     match command {
         cli::Command::Serve(flags) => process::run(flags),
-        cli::Command::Config(flags) => settings(&flags).map_or_else(|code| code, |settings| show(&settings)),
+        cli::Command::Config(show) => settings(&show.flags()).map_or_else(
+            |code| code,
+            |settings| {
+                tell_unknown_variables();
+                show.run(&settings).report()
+            },
+        ),
+        cli::Command::Init(init) => init.run().report(),
         cli::Command::Pub(publish) => cli::run(publish.run()),
         cli::Command::Sub(subscribe) => cli::run(subscribe.run()),
         cli::Command::Topics(topics) => cli::run(topics.run()),
@@ -69,9 +76,8 @@ fn settings(flags: &Flags) -> Result<Settings, ExitCode> {
     )
 }
 
-fn show(settings: &Settings) -> ExitCode {
+fn tell_unknown_variables() {
     for name in rejoin::config::unknown_variables() {
         console::tell(format!("warning: {name}: {UNKNOWN_VARIABLE}\n"));
     }
-    cli::print(settings.show()).report()
 }

@@ -1,5 +1,7 @@
 //! A page in a real browser, which reads from the server and publishes to it.
 
+#[path = "browser/login.rs"]
+mod login;
 #[path = "browser/page.rs"]
 mod page;
 #[path = "browser/proxy.rs"]

@@ -1,6 +1,8 @@
 //! The program's own commands, as a user types them: what they print, how they end, and that `pub` and `sub`
 //! work as a pipe.
 
+#[path = "cli/beginning.rs"]
+mod beginning;
 #[path = "cli/credentials.rs"]
 mod credentials;
 #[path = "cli/operating.rs"]

@@ -5,8 +5,13 @@
 
 #[path = "documents/block.rs"]
 mod block;
+#[allow(dead_code, reason = "another suite uses the rest of this module")]
+#[path = "cli/proxy.rs"]
+mod breaking;
 #[path = "documents/listener.rs"]
 mod listener;
+#[path = "documents/login.rs"]
+mod login;
 #[path = "browser/page.rs"]
 mod page;
 #[path = "browser/proxy.rs"]
@@ -19,7 +24,7 @@ use block::{Block, Promise};
 use listener::{Listener, Process, Tab};
 use page::in_browser;
 use proxy::Proxy;
-use support::Server;
+use support::{Server, program::Folder};
 
 #[tokio::test]
 async fn every_block_of_the_readme_runs_as_written() {
@@ -33,7 +38,7 @@ async fn every_block_for_clients_runs_as_written() {
 
 /// Runs the blocks of a document. `marked` of them are marked `no_run`.
 async fn run(name: &'static str, marked: usize) {
-    for program in ["curl", "python3"] {
+    for program in ["curl", "python3", "node"] {
         if std::process::Command::new(program).arg("--version").output().is_err() {
             assert!(std::env::var_os("CI").is_none(), "{program} is not installed");
             let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {program} is not installed");
@@ -54,10 +59,13 @@ async fn run(name: &'static str, marked: usize) {
                 not_run += 1;
             }
             Promise::Commands => {
+                let folder = Folder::new();
                 for command in block.text.lines() {
-                    run_command(block, command, &server).await;
+                    run_command(block, command, &server, &folder).await;
                 }
             }
+            Promise::IsFile => {}
+            Promise::Publishes => publish_by(block).await,
             _ if block.example().is_some_and(|program| is_missing(&program)) => {}
             promise => {
                 // The server retains few messages, so a reader easily misses some for good.
@@ -72,7 +80,8 @@ async fn run(name: &'static str, marked: usize) {
                 if block.is_of_a_page() {
                     in_browser(async |page| trial.run(Tab::open(page, block, &proxy).await).await).await;
                 } else {
-                    trial.run(Process::start(block, &block.text, &proxy.http(""))).await;
+                    let folder = Folder::new();
+                    trial.run(Process::start(block, &block.text, &proxy.http(""), &folder.0)).await;
                 }
                 server.stop().await;
             }
@@ -103,6 +112,23 @@ async fn the_example_of_publishing_prints_the_ids_of_its_messages() {
     server.stop().await;
 }
 
+/// Runs a block that publishes, behind a proxy that loses the first answer.
+async fn publish_by(block: &Block) {
+    let server = Server::start().await;
+    let proxy = breaking::Proxy::cutting(server.addr, |number| if number == 0 { 20 } else { u64::MAX }).await;
+    let folder = Folder::new();
+    let (code, printed) = Process::start(block, &block.text, &proxy.url(), &folder.0).end().await;
+    assert_eq!(code, Some(0), "{block}: {printed}");
+    let url = server.http("/topics/demo?after=0");
+    let answer = support::http_client().build().expect("a client").get(url).send().await.expect("an answer");
+    let page: serde_json::Value = answer.json().await.expect("JSON");
+    assert_eq!(page["messages"].as_array().map(Vec::len), Some(1), "{block}: {page}");
+    let message = &page["messages"][0];
+    assert_eq!(message["data"], serde_json::json!({"total": 12}), "{block}");
+    assert_eq!(message["id"].as_str(), Some(printed.trim()), "{block}");
+    server.stop().await;
+}
+
 /// `cargo test` compiles the examples. A run of single tests does not.
 fn is_missing(program: &Path) -> bool {
     let is_missing = !program.exists();
@@ -117,8 +143,8 @@ fn is_missing(program: &Path) -> bool {
 const KEPT: usize = 3;
 
 /// Runs one command to its end, or until it has printed the published message.
-async fn run_command(block: &Block, command: &str, server: &Server) {
-    let mut process = Process::start(block, command, &server.http(""));
+async fn run_command(block: &Block, command: &str, server: &Server, folder: &Folder) {
+    let mut process = Process::start(block, command, &server.http(""), &folder.0);
     if command.contains("curl -N") || command.contains("rejoin sub") {
         publish_until_heard(&process, server).await;
         return;

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Refused,
     claims::Claims,
-    grants::{GrantList, Grants, Unfilled},
+    grants::{GrantList, Grants, Unfilled, Values},
     jwt::{self, Verifier},
     key::Digest,
 };
@@ -18,7 +18,7 @@ use super::{
 ///
 /// `exp` has no such leeway. A connection ends at `exp`; within a leeway the client could reconnect with the
 /// same token, only to be ended again at once.
-const LEEWAY: Duration = Duration::from_secs(30);
+pub const LEEWAY: Duration = Duration::from_secs(30);
 
 /// A configured API key.
 #[derive(Clone)]
@@ -170,19 +170,27 @@ impl TokenKey {
             return Err(Refused::Expired { key: self.name.clone() });
         }
         let mut unfilled = None;
-        let note = &mut |found| unfilled = Some(found);
-        let values = claims.values();
-        let mut own = GrantList::grant([&claims.rejoin], &values, note);
-        if let Some(limit) = &self.limit {
-            own = own.within(&GrantList::grant([limit], &values, &mut |_| {}), note);
-        }
-        let grants = GrantList::grant([&self.grants], &values, note).and(own);
+        let grants = self.grants_of(&claims.rejoin, &claims.values(), &mut |found| unfilled = Some(found));
         Ok(Identity {
             grants: Arc::new(grants),
             unfilled: unfilled.map(Arc::new),
             expires_at: Some(claims.exp.0),
             holder: Holder::Token { key: *self.verifier.fingerprint(), claims },
         })
+    }
+
+    /// The grants of a token that grants itself `own`. `unfilled` is told each pattern that grants nothing.
+    pub fn grants_of(
+        &self,
+        own: &GrantList,
+        values: &Values<'_>,
+        unfilled: &mut impl FnMut(Unfilled),
+    ) -> Grants {
+        let mut own = GrantList::grant([own], values, unfilled);
+        if let Some(limit) = &self.limit {
+            own = own.within(&GrantList::grant([limit], values, &mut |_| {}), unfilled);
+        }
+        GrantList::grant([&self.grants], values, unfilled).and(own)
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{Error, MapAccess, Visitor},
@@ -35,6 +36,14 @@ pub struct Claims {
 }
 
 impl Claims {
+    /// Reads the middle part of a token, which a key has signed.
+    ///
+    /// # Errors
+    /// The claim and its mistake.
+    pub fn read(part: &str) -> Result<Self, String> {
+        Written::read(part)?.try_into()
+    }
+
     /// The values for the grants of this token.
     pub fn values(&self) -> Values<'_> {
         Values { sub: self.sub.as_deref(), iss: self.iss.as_deref(), others: Some(&self.others) }
@@ -42,8 +51,71 @@ impl Claims {
 }
 
 /// Claims as a token has them: an object in which no name comes twice.
-#[derive(Debug)]
 pub struct Written(BTreeMap<String, Box<RawValue>>);
+
+impl Written {
+    /// Reads the middle part of a token.
+    ///
+    /// # Errors
+    /// The mistake, in words.
+    pub fn read(part: &str) -> Result<Self, String> {
+        let json =
+            BASE64URL.decode(part).map_err(|error| format!("the claims are not base64url: {error}"))?;
+        Self::parse(&json)
+    }
+
+    fn parse(json: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(json).map_err(|error| format!("the claims: {}", without_place(&error)))
+    }
+
+    /// Takes out the claim of this name.
+    ///
+    /// # Errors
+    /// The claim and its mistake.
+    pub fn take<T: serde::de::DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, String> {
+        let Some(raw) = self.0.remove(name) else { return Ok(None) };
+        serde_json::from_str(raw.get())
+            .map(Some)
+            .map_err(|error| format!("{name}: {}", without_place(&error)))
+    }
+
+    /// Takes out the grants of the token.
+    ///
+    /// # Errors
+    /// The mistake in them.
+    pub fn take_grants(&mut self) -> Result<GrantList, String> {
+        Ok(self.take("rejoin")?.map(|Object(list)| list).unwrap_or_default())
+    }
+
+    /// The claims that are left, as far as they are strings.
+    pub fn texts(self) -> BTreeMap<String, String> {
+        let text = |raw: &RawValue| serde_json::from_str(raw.get()).ok();
+        self.0.into_iter().filter_map(|(name, raw)| Some((name, text(&raw)?))).collect()
+    }
+}
+
+/// The mistake without its line and column, since nobody has the claims before them.
+fn without_place(error: &serde_json::Error) -> String {
+    let error = error.to_string();
+    error.rsplit_once(" at line ").map_or(error.as_str(), |(what, _)| what).to_owned()
+}
+
+impl TryFrom<Written> for Claims {
+    /// The claim and its mistake.
+    type Error = String;
+
+    fn try_from(mut claims: Written) -> Result<Self, String> {
+        Ok(Self {
+            sub: claims.take("sub")?.flatten(),
+            iss: claims.take("iss")?.flatten(),
+            aud: claims.take("aud")?.unwrap_or_default(),
+            exp: claims.take("exp")?.ok_or("exp is missing")?,
+            nbf: claims.take("nbf")?.flatten(),
+            rejoin: claims.take_grants()?,
+            others: claims.texts(),
+        })
+    }
+}
 
 impl<'de> Deserialize<'de> for Written {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -59,9 +131,10 @@ impl<'de> Deserialize<'de> for Written {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut claims = BTreeMap::new();
                 while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
-                    if claims.insert(name, value).is_some() {
-                        return Err(A::Error::custom("a claim is given twice"));
+                    if claims.contains_key(&name) {
+                        return Err(A::Error::custom(format_args!("{name:?} is given twice")));
                     }
+                    claims.insert(name, value);
                 }
                 Ok(claims)
             }
@@ -69,39 +142,6 @@ impl<'de> Deserialize<'de> for Written {
 
         deserializer.deserialize_map(Unique).map(Self)
     }
-}
-
-impl TryFrom<Written> for Claims {
-    /// The claim and its mistake.
-    type Error = String;
-
-    fn try_from(Written(mut claims): Written) -> Result<Self, String> {
-        Ok(Self {
-            sub: take(&mut claims, "sub")?.flatten(),
-            iss: take(&mut claims, "iss")?.flatten(),
-            aud: take(&mut claims, "aud")?.unwrap_or_default(),
-            exp: take(&mut claims, "exp")?.ok_or("exp is missing")?,
-            nbf: take(&mut claims, "nbf")?.flatten(),
-            rejoin: take(&mut claims, "rejoin")?.map(|Object(list)| list).unwrap_or_default(),
-            others: claims.into_iter().filter_map(|(name, raw)| Some((name, text(&raw)?))).collect(),
-        })
-    }
-}
-
-fn take<T: serde::de::DeserializeOwned>(
-    claims: &mut BTreeMap<String, Box<RawValue>>,
-    name: &str,
-) -> Result<Option<T>, String> {
-    let Some(raw) = claims.remove(name) else { return Ok(None) };
-    serde_json::from_str(raw.get()).map(Some).map_err(|error| {
-        // The place is that in the claim alone, which nobody has before them.
-        let error = error.to_string();
-        format!("{name}: {}", error.split(" at line ").next().unwrap_or_default())
-    })
-}
-
-fn text(raw: &RawValue) -> Option<String> {
-    serde_json::from_str(raw.get()).ok()
 }
 
 /// The audience of a token: one name, or several.
@@ -155,21 +195,12 @@ impl Serialize for NumericDate {
     }
 }
 
-/// Why the claims of a token do not count.
-#[derive(Debug)]
-pub enum Unverified {
-    Signature,
-    Malformed(String),
-    /// The key has signed them, and they are not as the server needs them.
-    Claims(String),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn read(json: &str) -> Result<Claims, String> {
-        serde_json::from_str::<Written>(json).map_err(|error| error.to_string())?.try_into()
+        Written::parse(json.as_bytes())?.try_into()
     }
 
     fn parse(json: &str) -> Option<Claims> {
@@ -212,6 +243,9 @@ mod tests {
                 r#"{"exp":1,"rejoin":{"subscribe":["a..b"]}}"#,
                 "rejoin: \"a..b\": a topic has no empty segment",
             ),
+            (r#"{"exp":1,"sub":"a","sub":"b"}"#, "the claims: \"sub\" is given twice"),
+            ("[1]", "the claims: invalid type: sequence, expected an object"),
+            (r#"{"exp":1"#, "the claims: EOF while parsing an object"),
         ] {
             assert_eq!(read(wrong), Err(mistake.to_owned()), "{wrong}");
         }

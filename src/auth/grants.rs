@@ -149,10 +149,9 @@ impl GrantList {
         }
     }
 
-    /// True if a pattern here grants nothing to a token that has this subject and no other claims.
-    pub fn needs_subject(&self, subject: Option<&str>) -> bool {
-        let values = Values { sub: subject, ..Values::default() };
-        self.templates().any(|template| template.fill(&values).is_err())
+    /// The patterns here that grant nothing to a token with these values.
+    pub fn unfilled(&self, values: &Values<'_>) -> Vec<Unfilled> {
+        self.templates().filter_map(|template| template.fill(values).err()).collect()
     }
 
     /// True if a pattern here depends on the subject or on another claim of a token.
@@ -201,6 +200,17 @@ pub enum Why {
     NotPlain,
     /// The token grants itself more than the limit of its issuer allows.
     BeyondLimit,
+}
+
+impl fmt::Display for Unfilled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match self.why {
+            Why::Missing => "the token does not have this claim as a string",
+            Why::NotPlain => "the value of the claim is not one plain segment of a topic",
+            Why::BeyondLimit => "the token grants itself more than the limit of its [[jwt]] allows",
+        };
+        write!(f, "{} grants nothing: {why}", self.pattern)
+    }
 }
 
 /// A pattern in which placeholders stand for a whole segment or a part of one: `{sub}`, `{sub.encoded}` and

@@ -5,19 +5,12 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use jsonwebtoken::{
     Algorithm as Known, AlgorithmFamily, DecodingKey,
     DecodingKeyKind::{RsaModulusExponent, SecretOrDer},
-    EncodingKey, Header, Validation, decode, encode,
-    errors::ErrorKind,
+    EncodingKey, Header, crypto, encode,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse},
 };
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
-use super::{
-    Refused,
-    algorithm::Algorithm,
-    claims::{Claims, Unverified, Written},
-    es512,
-    key::Digest,
-};
+use super::{Refused, algorithm::Algorithm, claims::Claims, es512, key::Digest};
 use crate::message::Object;
 
 /// The longest token that is read: more than an HTTP header can carry.
@@ -154,27 +147,28 @@ impl Verifier {
         encode(&header, claims, &key).ok()
     }
 
-    fn fits(&self, algorithm: Algorithm, kid: Option<&str>) -> bool {
-        let is_named = match (self.kid(), kid) {
+    /// True if the token names this algorithm, and no other key.
+    pub fn is_for(&self, token: &Parts<'_>) -> bool {
+        let is_named = match (self.kid(), token.kid.as_deref()) {
             (Some(own), Some(named)) => own == named,
             _ => true,
         };
-        self.algorithm == algorithm && is_named
+        self.algorithm == token.algorithm && is_named
     }
 
-    /// The claims of a token that this key has signed.
-    fn claims(&self, token: &str) -> Result<Claims, Unverified> {
-        let Algorithm::Known(algorithm) = self.algorithm else {
-            return es512::verify(token, self.key.try_get_as_bytes().unwrap_or_default());
-        };
-        // Only signature and algorithm: the authority checks times, issuer and audience.
-        let mut validation = Validation::new(algorithm);
-        validation.required_spec_claims.clear();
-        (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
-        match decode::<Written>(token, &self.key, &validation) {
-            Ok(verified) => verified.claims.try_into().map_err(Unverified::Claims),
-            Err(error) if *error.kind() == ErrorKind::InvalidSignature => Err(Unverified::Signature),
-            Err(error) => Err(Unverified::Malformed(error.to_string())),
+    /// True if this key has made the signature of a token that is for it.
+    ///
+    /// # Errors
+    /// If the signature cannot be read.
+    pub fn has_signed(&self, token: &Parts<'_>) -> Result<bool, String> {
+        let signed = token.signed.as_bytes();
+        match self.algorithm {
+            Algorithm::Known(known) => crypto::verify(token.signature, signed, &self.key, known)
+                .map_err(|error: jsonwebtoken::errors::Error| error.to_string()),
+            Algorithm::Es512 => {
+                let signature = BASE64URL.decode(token.signature).map_err(|error| error.to_string())?;
+                Ok(es512::verify(signed, &signature, self.key.try_get_as_bytes().unwrap_or_default()))
+            }
         }
     }
 }
@@ -201,26 +195,47 @@ impl TokenHead {
     }
 }
 
+/// The parts of a token. Only the header is read; no signature is checked here.
+pub struct Parts<'a> {
+    pub algorithm: Algorithm,
+    pub kid: Option<String>,
+    /// Header and claims, with the dot between them.
+    signed: &'a str,
+    pub claims: &'a str,
+    signature: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    /// # Errors
+    /// If the text is no JWT, or one with a header that the server does not know.
+    pub fn split(token: &'a str) -> Result<Self, String> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err("it is too long".into());
+        }
+        let TokenHead { alg, kid, has_crit } = TokenHead::read(token)?;
+        // A header that must be understood, and is not (RFC 7515 §4.1.11).
+        if has_crit {
+            return Err("its header has crit".into());
+        }
+        let algorithm = alg.parse().map_err(|_| "its alg is not supported")?;
+        let (signed, signature) = token.rsplit_once('.').ok_or("it has no parts")?;
+        let (_, claims) = signed.split_once('.').ok_or("it has less than three parts")?;
+        Ok(Self { algorithm, kid, signed, claims, signature })
+    }
+}
+
 /// The claims of a token, and the key that signed it. The claims are not checked here.
 pub fn verify<'a, K: AsRef<Verifier>>(keys: &'a [K], token: &str) -> Result<(&'a K, Claims), Refused> {
-    if token.len() > MAX_TOKEN_BYTES {
-        return Err(Refused::Malformed("it is too long".into()));
-    }
-    let TokenHead { alg, kid, has_crit } = TokenHead::read(token).map_err(Refused::Malformed)?;
-    // A header that must be understood, and is not (RFC 7515 §4.1.11).
-    if has_crit {
-        return Err(Refused::Malformed("its header has crit".into()));
-    }
-    let known: Algorithm = alg.parse().map_err(|_| Refused::Malformed("its alg is not supported".into()))?;
-    let algorithm = known.name();
+    let token = Parts::split(token).map_err(Refused::Malformed)?;
+    let (algorithm, kid) = (token.algorithm.name(), token.kid.clone());
     let mut refused = Refused::NoKey { algorithm, kid: kid.clone() };
-    for key in keys.iter().filter(|key| key.as_ref().fits(known, kid.as_deref())) {
-        match key.as_ref().claims(token) {
-            Ok(claims) => return Ok((key, claims)),
-            Err(Unverified::Signature) => refused = Refused::Signature { algorithm, kid: kid.clone() },
-            Err(Unverified::Malformed(why)) => refused = Refused::Malformed(why),
-            Err(Unverified::Claims(why)) => return Err(Refused::Claims { kid, why }),
+    for key in keys.iter().filter(|key| key.as_ref().is_for(&token)) {
+        // Check the signature before reading any claim.
+        if key.as_ref().has_signed(&token).map_err(Refused::Malformed)? {
+            let claims = Claims::read(token.claims).map_err(|why| Refused::Claims { kid, why })?;
+            return Ok((key, claims));
         }
+        refused = Refused::Signature { algorithm, kid: kid.clone() };
     }
     Err(refused)
 }

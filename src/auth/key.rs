@@ -12,9 +12,14 @@ const KEY_BYTES: usize = 32;
 
 /// A new API key. Store only its [`Digest`].
 pub fn new_key() -> String {
+    format!("{PREFIX}{}", new_secret())
+}
+
+/// A new secret that signs tokens: random text of letters, digits, `-` and `_`.
+pub fn new_secret() -> String {
     let mut bytes = [0; KEY_BYTES];
     rand::fill(&mut bytes).expect("the system gives random numbers");
-    format!("{PREFIX}{}", BASE64URL.encode(bytes))
+    BASE64URL.encode(bytes)
 }
 
 /// The SHA-256 of a secret.

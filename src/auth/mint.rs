@@ -12,7 +12,7 @@ use super::{
     authority::{Authority, TokenKey},
     claims::{Audience, Claims, NumericDate},
     es512,
-    grants::GrantList,
+    grants::{GrantList, Unfilled},
     jwt::Material,
 };
 
@@ -72,6 +72,20 @@ impl SigningKey {
     }
 }
 
+/// A token that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Minted {
+    pub token: String,
+    /// The patterns that were wished for and grant nothing to this token.
+    pub unfilled: Vec<Unfilled>,
+}
+
+impl Minted {
+    fn new(claims: &Claims, token: String) -> Self {
+        Self { token, unfilled: claims.rejoin.unfilled(&claims.values()) }
+    }
+}
+
 /// A token that `authority` accepts until it expires. `key` signs it; without one, the first configured
 /// secret does.
 ///
@@ -83,7 +97,7 @@ pub fn mint(
     key: Option<&SigningKey>,
     wish: &Wish,
     now: SystemTime,
-) -> Result<String, MintError> {
+) -> Result<Minted, MintError> {
     let known = &authority.token_keys;
     let claims = |of: Option<&TokenKey>| Claims {
         sub: wish.sub.clone(),
@@ -95,7 +109,10 @@ pub fn mint(
         others: BTreeMap::new(),
     };
     let Some(key) = key else {
-        let signed = known.iter().find_map(|known| known.verifier.sign(&claims(Some(known))));
+        let signed = known.iter().find_map(|known| {
+            let claims = claims(Some(known));
+            Some(Minted::new(&claims, known.verifier.sign(&claims)?))
+        });
         let names: Vec<_> = known.iter().map(|known| format!("{:?}", known.name)).collect();
         return signed.ok_or_else(|| match names.is_empty() {
             true => MintError::NoKey,
@@ -104,15 +121,17 @@ pub fn mint(
     };
     if known.is_empty() {
         let family = key.0.family();
-        let algorithms =
+        let claims = claims(None);
+        let mut algorithms =
             family.algorithms().iter().map(|one| Algorithm::Known(*one)).chain([Algorithm::Es512]);
-        let mut signed = algorithms.filter_map(|algorithm| key.sign(algorithm, None, &claims(None)));
-        return signed.next().ok_or(MintError::Unreadable);
+        let signed = algorithms.find_map(|algorithm| key.sign(algorithm, None, &claims));
+        return signed.map(|token| Minted::new(&claims, token)).ok_or(MintError::Unreadable);
     }
     let signed = known.iter().filter_map(|known| {
-        let verifier = &known.verifier;
-        key.sign(verifier.algorithm(), verifier.kid(), &claims(Some(known)))
+        let (verifier, claims) = (&known.verifier, claims(Some(known)));
+        let token = key.sign(verifier.algorithm(), verifier.kid(), &claims)?;
+        Some(Minted::new(&claims, token))
     });
-    let mut accepted = signed.filter(|token| authority.identify(Some(token), now).is_ok());
+    let mut accepted = signed.filter(|minted| authority.identify(Some(&minted.token), now).is_ok());
     accepted.next().ok_or(MintError::Unknown)
 }

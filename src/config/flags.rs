@@ -15,6 +15,13 @@ impl Flags {
         Self(typed.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?))).collect())
     }
 
+    /// These flags and one more.
+    #[must_use]
+    pub fn with(mut self, name: &str, text: &str) -> Self {
+        self.0.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
     /// The text that was typed for the setting of this name. The values of a repeated flag are joined by
     /// commas.
     pub fn find(&self, name: &str) -> Option<&str> {

@@ -101,6 +101,11 @@ fn subprotocols(headers: &HeaderMap) -> Vec<String> {
     offered.filter_map(|name| name.trim().strip_prefix(SUBPROTOCOL)).map(str::to_owned).collect()
 }
 
+/// True if a WebSocket handshake offers a credential as a subprotocol, even an empty one.
+pub fn is_offered(headers: &HeaderMap) -> bool {
+    !subprotocols(headers).is_empty()
+}
+
 fn cookies(headers: &HeaderMap) -> Vec<String> {
     let values = texts(headers, &header::COOKIE);
     let pairs = values.iter().flat_map(|value| value.split(';'));

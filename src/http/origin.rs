@@ -143,7 +143,10 @@ fn page_of(request: &Request) -> Option<Origin> {
 }
 
 pub fn foreign() -> Problem {
-    Problem::new(Code::ForbiddenOrigin, "this origin is not allowed; list it with --allowed-origin")
+    Problem::new(
+        Code::ForbiddenOrigin,
+        "this Origin is not allowed: list it with --allowed-origin, or send none if the client is no page",
+    )
 }
 
 fn value_is(headers: &HeaderMap, name: &HeaderName, expected: &str) -> bool {

@@ -13,7 +13,9 @@ pub fn problem_of(refused: Refused, client: Option<IpAddr>) -> Problem {
     let detail = match &refused {
         Refused::Expired { .. } => return expired(),
         Refused::Missing => {
-            "no credential: send an API key or a token by Authorization: Bearer, ?token=, the cookie rejoin_token, or the subprotocol bearer.TOKEN".to_owned()
+            "no credential: send an API key or a token by Authorization: Bearer, ?token=, the cookie rejoin_token, or \
+             the WebSocket subprotocols [\"rejoin.v1\", \"bearer.\" + token]"
+                .to_owned()
         }
         _ => match refused.harmless() {
             Some(why) => format!("the token is not accepted: {why}"),
@@ -92,7 +94,8 @@ pub fn log_unfilled(identity: &Identity) {
                 who,
                 pattern,
                 "a pattern grants nothing to this token: the claim is not one plain segment of a topic; \
-                 {{sub.encoded}} allows any subject; more of these are logged at debug"
+                 {{sub.encoded}} allows every character in a subject, but none that is empty, too long, or \
+                 begins with `$`; more of these are logged at debug"
             );
         }),
     }

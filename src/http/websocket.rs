@@ -7,7 +7,10 @@ mod outbox;
 mod session;
 mod socket;
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     extract::{Request, State},
@@ -18,6 +21,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
 use tungstenite::handshake::derive_accept_key;
 
 #[cfg(feature = "echo")]
@@ -27,6 +31,7 @@ pub use self::socket::Socket;
 use super::{
     App,
     access::Access,
+    credentials,
     metrics::Transport,
     problem::{Code, Problem},
     reader::Reader,
@@ -35,11 +40,14 @@ use crate::{log::Start, message::Pattern};
 
 /// The subprotocol that the server speaks, offered or not.
 const SUBPROTOCOL: &str = "rejoin.v1";
+/// How long a page that offers no subprotocol is not logged again.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
 
 /// True if the request asks for a WebSocket.
 ///
 /// # Errors
-/// `upgrade_required` if it asks for one that is not RFC 6455 version 13.
+/// `upgrade_required` if it asks for one that is not RFC 6455 version 13; `bad_request` if it offers a credential as
+/// its only subprotocol.
 pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
     let headers = request.headers();
     let is_extended_connect =
@@ -63,11 +71,29 @@ pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
         }
         _ => false,
     };
-    if is_version_13 && is_handshake {
-        Ok(true)
-    } else {
-        Err(Problem::new(Code::UpgradeRequired, "only WebSocket version 13 (RFC 6455) is supported"))
+    if !is_version_13 || !is_handshake {
+        return Err(Problem::new(Code::UpgradeRequired, "only WebSocket version 13 (RFC 6455) is supported"));
     }
+    check_offer(headers)?;
+    Ok(true)
+}
+
+/// Refuses a credential that is offered without the subprotocol. The server echoes no credential, and a browser closes
+/// a connection whose offer is not answered: the page would stay empty, and no close code could tell it why. So this
+/// refusal is a status even for a page, whose console shows it.
+fn check_offer(headers: &HeaderMap) -> Result<(), Problem> {
+    static LOGGED_AT: Mutex<Option<Instant>> = Mutex::new(None);
+    if !credentials::is_offered(headers) || has_token(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+        return Ok(());
+    }
+    let detail = "a credential is offered without the subprotocol rejoin.v1: offer both, as in \
+                  new WebSocket(url, [\"rejoin.v1\", \"bearer.\" + token])";
+    let mut logged_at = LOGGED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    if logged_at.is_none_or(|at| at.elapsed() >= LOG_AGAIN) {
+        *logged_at = Some(Instant::now());
+        tracing::warn!(why = detail, "refused a WebSocket; correct the page; this is logged once a minute");
+    }
+    Err(Problem::new(Code::BadRequest, detail))
 }
 
 /// Answers the handshake, and serves the connection in its own task.

@@ -84,9 +84,30 @@ async fn a_key_that_cannot_sign_is_named() {
         assert!(ended.stderr().contains(expected), "{arguments:?}: {}", ended.stderr());
         assert!(ended.stdout.is_empty() && !ended.stderr().contains(SECRET), "{arguments:?}: {ended:?}");
     }
-    let told = run(&["token", "--secret", SECRET, "--subscribe", "users.{sub}"]).await;
-    assert_eq!((told.code, told.lines().len()), (Some(0), 1));
-    assert!(told.stderr().contains("grants nothing here"), "{}", told.stderr());
+}
+
+/// The command warned of `{claim.iss}`, which the token had, and told the user to set `--sub` whatever was missing.
+#[tokio::test]
+async fn token_warns_of_exactly_the_patterns_that_grant_nothing() {
+    let folder = Folder::new();
+    let config = folder.path("rejoin.toml");
+    let table =
+        format!("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = \"{SECRET}\"\niss = \"id\"\n");
+    std::fs::write(&config, table).expect("a file");
+    let granted = ["users.{sub}", "by.{claim.iss}.{claim.sub}", "t.{claim.tenant}", "public"];
+    let patterns: Vec<_> = granted.iter().flat_map(|pattern| ["--subscribe", pattern]).collect();
+    let told = async |arguments: &[&str]| {
+        let ended = run(&[&["token", "--config", &config], arguments, &patterns].concat()).await;
+        assert_eq!((ended.code, ended.lines().len()), (Some(0), 1), "{ended:?}");
+        ended.stderr().to_owned()
+    };
+    let missing = |pattern: &str| {
+        format!("rejoin: warning: {pattern} grants nothing: the token does not have this claim as a string\n")
+    };
+    assert_eq!(told(&["--sub", "u1"]).await, missing("t.{claim.tenant}"));
+    assert_eq!(told(&[]).await, granted[..3].iter().map(|it| missing(it)).collect::<String>());
+    let wrong = told(&["--sub", "a.b"]).await;
+    assert!(wrong.contains("users.{sub} grants nothing: the value of the claim is not one plain"), "{wrong}");
 }
 
 /// A URL can contain a password, and a token always is one.

@@ -145,7 +145,7 @@ async fn with_token(ttl: Duration, age: Duration) -> (Server, String) {
         let rejoin = serde_json::from_value(json!({"subscribe": ["a"]})).expect("grants");
         let wish = Wish { sub: Some("u1".into()), rejoin, ttl };
         let minted = mint(&config.authority(), None, &wish, SystemTime::now() - age);
-        token = minted.expect("there is a secret");
+        token = minted.expect("there is a secret").token;
     })
     .await;
     (server, token)

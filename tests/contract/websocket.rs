@@ -19,7 +19,7 @@ use crate::{
     },
     failing::FailingServer,
     reader::{Lines, Socket, refusal, transport_headers},
-    support::{Server, client::Transport},
+    support::{Server, client::Transport, program::Program},
 };
 
 #[tokio::test]
@@ -38,6 +38,36 @@ async fn the_subprotocol_is_echoed_only_if_it_was_offered() {
         let id = publish(&server, "a", "x").await;
         assert_eq!(socket.next().await["id"], id);
     }
+}
+
+/// A browser closes a WebSocket whose offer is not answered, and the server has no credential to answer with. The page
+/// stayed empty, and neither it nor the log said why.
+#[tokio::test]
+async fn a_credential_without_the_subprotocol_is_refused_with_the_way_to_offer_both() {
+    let program = Program::start(&["--jwt-secret", "secret"]).await;
+    let own = program.server.http("");
+    for offer in ["bearer.x", "bearer.", "bearer.x, chat", "rejoin.v2, bearer.x"] {
+        for path in ["/topics/a", "/events", "/nowhere"] {
+            // A page gets a status too, since it could not get a close code.
+            for headers in [
+                &[("sec-websocket-protocol", offer)][..],
+                &[("sec-websocket-protocol", offer), ("origin", &own)],
+            ] {
+                let refused = refusal(&program.server, Transport::WebSocket, path, headers).await;
+                let problem = refused.problem(400, "bad_request");
+                assert!(
+                    text(&problem["detail"]).contains("[\"rejoin.v1\", \"bearer.\" + token]"),
+                    "{problem}"
+                );
+            }
+        }
+    }
+    let refused = refusal(&program.server, Transport::WebSocket, "/topics/a", &[]).await;
+    let problem = refused.problem(401, "unauthorized");
+    assert!(text(&problem["detail"]).contains("[\"rejoin.v1\", \"bearer.\" + token]"), "{problem}");
+    let log = program.terminate().await.log;
+    let told = log.lines().filter(|line| line.contains("WARN") && line.contains("once a minute"));
+    assert_eq!(told.count(), 1, "{log}");
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::support::login;
+
 pub struct Block {
     document: &'static str,
     line: usize,
@@ -23,6 +25,10 @@ pub enum Promise {
     Listens,
     /// It also reconnects after a cut, gets what it missed, and reports a gap.
     Reconnects,
+    /// It publishes one message, also if the first answer is lost, and prints the id.
+    Publishes,
+    /// It is a file of the example of a login, which other tests run.
+    IsFile,
 }
 
 impl Block {
@@ -49,6 +55,8 @@ impl Block {
         let reconnects = ["while", "onclose", "EventSource", "sse-connect"];
         match &*self.language {
             _ if self.is_marked => Promise::Nothing,
+            _ if self.is_of_login() => Promise::IsFile,
+            "mjs" => Promise::Publishes,
             _ if reconnects.iter().any(|word| self.text.contains(word)) => Promise::Reconnects,
             "sh" => Promise::Commands,
             _ => Promise::Listens,
@@ -69,6 +77,14 @@ impl Block {
         self.language == "sh"
     }
 
+    fn is_of_login(&self) -> bool {
+        let files =
+            fs::read_dir(login::example()).expect("the example").map(|entry| entry.expect("an entry").path());
+        let is_shown =
+            |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.trim_end() == self.text);
+        files.filter(|path| path.is_file()).any(|path| is_shown(&path))
+    }
+
     /// The program that a block of Rust shows: one of the examples, which `cargo test` compiles.
     pub fn example(&self) -> Option<PathBuf> {
         if self.language != "rust" {
@@ -79,17 +95,19 @@ impl Block {
             let text = fs::read_to_string(path).expect("an example");
             text.split_once("\n\n").is_some_and(|(_, code)| code.trim_end() == self.text)
         };
-        let mut files = fs::read_dir(folder).expect("examples").map(|entry| entry.expect("an entry").path());
+        let files = fs::read_dir(folder).expect("examples").map(|entry| entry.expect("an entry").path());
+        let mut files = files.filter(|path| path.is_file());
         let file =
             files.find(shows_it).unwrap_or_else(|| panic!("{self}: no file in examples/ is like this"));
         Some(compiled(file.file_stem().expect("it has a name").to_str().expect("UTF-8")))
     }
 
     /// The command that runs the block.
-    pub fn interpreter(&self) -> [&'static str; 2] {
+    pub fn interpreter(&self) -> &'static [&'static str] {
         match &*self.language {
-            "sh" => ["sh", "-c"],
-            "python" => ["python3", "-uc"],
+            "sh" => &["sh", "-c"],
+            "python" => &["python3", "-uc"],
+            "mjs" => &["node", "--input-type=module", "-e"],
             other => panic!("{self}: nothing here runs {other}"),
         }
     }

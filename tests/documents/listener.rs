@@ -14,6 +14,7 @@ use crate::{
     block::{Block, at},
     page::Page,
     proxy::Proxy,
+    support::login,
 };
 
 /// A client that was cut off reconnects within some seconds. This turns a hang into a failure.
@@ -36,18 +37,20 @@ pub struct Process {
 }
 
 impl Process {
-    /// Runs `text`, which is a block or a line of it, against the server at `url`.
-    pub fn start(block: &Block, text: &str, url: &str) -> Self {
+    /// Runs `text`, which is a block or a line of it, in this folder against the server at `url`.
+    pub fn start(block: &Block, text: &str, url: &str, folder: &Path) -> Self {
         if let Some(example) = block.example() {
             return Self::example(&example, url);
         }
         let rejoin = Path::new(env!("CARGO_BIN_EXE_rejoin")).parent().expect("it lies in a folder");
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = [rejoin.to_owned()].into_iter().chain(std::env::split_paths(&path));
-        let [program, option] = block.interpreter();
+        let (program, options) = block.interpreter().split_first().expect("a program");
         let mut command = Command::new(program);
         command
-            .args([option, &at(text, url)])
+            .args(options)
+            .arg(at(text, url))
+            .current_dir(folder)
             .env("PATH", std::env::join_paths(path).expect("a path"))
             // Without a URL the program uses this address, where the document uses the default one.
             .env("REJOIN_URL", url);
@@ -59,6 +62,13 @@ impl Process {
         let mut command = Command::new(program);
         command.arg(url);
         Self::run(command, program.display().to_string())
+    }
+
+    /// Runs Node where it finds the packages of the example.
+    pub fn node(arguments: &[&str]) -> Self {
+        let mut command = Command::new("node");
+        command.args(arguments).current_dir(login::example());
+        Self::run(command, format!("node {arguments:?}"))
     }
 
     fn run(mut command: Command, name: String) -> Self {

@@ -46,6 +46,7 @@ async fn each_kind_of_refusal_is_in_the_log_with_its_cause_and_the_setting_for_i
         "no.token.".to_owned(),
         sign("2026", json!({"aud": "push"})),
         sign("2026", json!({"exp": exp, "aud": "other"})),
+        sign("2026", json!([exp])),
     ];
     for credential in &shown {
         get(&program.server, "/topics/public?wait=0")
@@ -68,6 +69,7 @@ async fn each_kind_of_refusal_is_in_the_log_with_its_cause_and_the_setting_for_i
         ("bad signature", "--jwt-secret"),
         ("cannot be read", "JWT"),
         ("exp is missing", "issuer must correct"),
+        ("expected an object", "issuer must correct"),
         ("claim aud", "iss and aud"),
         ("https://elsewhere.example", "--allowed-origin"),
         ("127.0.0.1", "names no Origin"),
@@ -111,7 +113,7 @@ async fn the_holder_of_a_signed_token_learns_which_claim_is_wrong() {
         (json!({"exp": exp, "sub": 7}), "sub: invalid type: integer `7`, expected a string"),
         (json!({"exp": exp, "nbf": exp}), "nbf is in the future"),
         (json!({"exp": exp, "rejoin": {"subscribe": "a"}}), "rejoin: "),
-        (json!([null, null, [], exp]), "the credential is not accepted"),
+        (json!([null, null, [], exp]), "the claims: invalid type: sequence, expected an object"),
     ] {
         let token = Signer::new("HS256").sign(&claims);
         for transport in Transport::ALL {

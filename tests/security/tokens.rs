@@ -55,6 +55,28 @@ fn every_algorithm_verifies_by_pem_or_secret_and_by_jwk() {
     }
 }
 
+/// Such a token was reported as one that is no JWT.
+#[test]
+fn a_mistake_in_signed_claims_is_told_as_one_of_the_claims() {
+    for algorithm in ["HS256", "ES256", "EdDSA", "RS256"] {
+        let signer = Signer::new(algorithm);
+        let known = authority(&signer.table("k"));
+        for (claims, why) in WRONG_CLAIMS {
+            let claims: &serde_json::value::RawValue = serde_json::from_str(claims).expect(claims);
+            let token = signer.sign_as(&Header::new(signer.algorithm), &claims);
+            let refused = ask(&known, &token).err();
+            assert_eq!(refused, Some(Refused::Claims { kid: None, why: why.into() }), "{algorithm}");
+        }
+    }
+}
+
+const WRONG_CLAIMS: [(&str, &str); 4] = [
+    (r#"{"exp":4000000000,"exp":4000000000}"#, r#"the claims: "exp" is given twice"#),
+    (r#"{"exp":4000000000,"sub":"a","sub":"b"}"#, r#"the claims: "sub" is given twice"#),
+    ("[null,null,[],4000000000]", "the claims: invalid type: sequence, expected an object"),
+    ("7", "the claims: invalid type: integer `7`, expected an object"),
+];
+
 /// The test signs by itself, because no library for tokens supports this algorithm.
 #[test]
 fn es512_verifies_like_the_others() {
@@ -65,12 +87,12 @@ fn es512_verifies_like_the_others() {
     };
     let pair = EcdsaKeyPair::generate(&ECDSA_P521_SHA512_FIXED_SIGNING).expect("a key");
     let base64 = |bytes: &[u8]| general_purpose::URL_SAFE_NO_PAD.encode(bytes);
-    let sign = |header: Value, claims: &Value| {
-        let signed =
-            format!("{}.{}", base64(header.to_string().as_bytes()), base64(claims.to_string().as_bytes()));
+    let sign_text = |header: Value, claims: &str| {
+        let signed = format!("{}.{}", base64(header.to_string().as_bytes()), base64(claims.as_bytes()));
         let signature = pair.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
         format!("{signed}.{}", base64(signature.as_ref()))
     };
+    let sign = |header: Value, claims: &Value| sign_text(header, &claims.to_string());
     let der: PublicKeyX509Der<'_> = pair.public_key().as_der().expect("a public key");
     let point = pair.public_key().as_ref();
     let pem = pem("PUBLIC KEY", der.as_ref());
@@ -105,6 +127,10 @@ fn es512_verifies_like_the_others() {
             ask(&known, &sign(json!({"alg": "ES512"}), &json!({"sub": "u1"}))).is_err(),
             "without an end"
         );
+        for (claims, why) in WRONG_CLAIMS {
+            let refused = ask(&known, &sign_text(json!({"alg": "ES512"}), claims)).err();
+            assert_eq!(refused, Some(Refused::Claims { kid: None, why: why.into() }));
+        }
     }
     let private = pair.to_pkcs8v1().expect("a private key");
     let key = SigningKey::parse(&crate::signer::pem("PRIVATE KEY", private.as_ref())).expect("a private key");
@@ -224,7 +250,7 @@ fn an_api_key_is_known_by_its_hash_and_has_its_configured_grants() {
 fn minted(authority: &Authority, key: Option<&SigningKey>) -> Result<String, MintError> {
     let rejoin = serde_json::from_value(json!({"subscribe": ["users.{sub}.**"]})).expect("grants");
     let wish = Wish { sub: Some("u1".into()), rejoin, ttl: Duration::from_secs(60) };
-    mint(authority, key, &wish, SystemTime::now())
+    mint(authority, key, &wish, SystemTime::now()).map(|minted| minted.token)
 }
 
 #[test]
@@ -299,6 +325,57 @@ fn a_public_key_is_never_accepted_as_a_secret() {
             }
         }
     }
+}
+
+/// The check explains the verdict of the server, so it must never find a mistake where the server accepts, or none
+/// where it refuses.
+#[test]
+fn a_check_finds_a_mistake_exactly_in_the_credentials_that_are_refused() {
+    let (signer, foreign) = (Signer::new("ES256"), Signer::new("ES256"));
+    let key = new_key();
+    let known = authority(&format!(
+        "{}kid = \"1\"\niss = \"id\"\naud = \"push\"\n[[key]]\nname = \"k\"\nsha256 = \"{}\"\n",
+        signer.table("users"),
+        Digest::of(key.as_bytes())
+    ));
+    let right = json!({"sub": "u1", "iss": "id", "aud": ["push"], "exp": seconds_from_now(60), "nbf": 1});
+    let mut credentials = vec![key, "rejoin_other".into(), "a.b".into(), "..".into(), foreign.sign(&right)];
+    let signed = |kid: &str, claims: &Value| {
+        signer.sign_as(&Header { kid: Some(kid.into()), ..Header::new(signer.algorithm) }, claims)
+    };
+    credentials.extend([
+        signed("1", &right),
+        signed("2", &right),
+        signer.sign(&right),
+        signer.sign(&json!([1])),
+    ]);
+    for name in ["sub", "iss", "aud", "exp", "nbf", "rejoin", "other"] {
+        for value in [
+            json!(null),
+            json!(7),
+            json!("x"),
+            json!([]),
+            json!({"admin": true}),
+            json!(seconds_from_now(600)),
+            json!(-1),
+        ] {
+            let mut claims = right.clone();
+            claims[name] = value;
+            credentials.push(signed("1", &claims));
+        }
+        let mut claims = right.clone();
+        claims.as_object_mut().expect("an object").remove(name);
+        credentials.push(signed("1", &claims));
+    }
+    let mut accepted = 0;
+    for credential in &credentials {
+        let check = known.check(credential, SystemTime::now());
+        assert!(!check.findings.is_empty());
+        let has_mistake = check.findings.iter().any(|found| found.is_mistake);
+        assert_eq!(check.verdict.is_err(), has_mistake, "{:?} {:?}", check.verdict, check.findings);
+        accepted += usize::from(check.verdict.is_ok());
+    }
+    assert!((10..credentials.len() - 10).contains(&accepted), "{accepted} of {}", credentials.len());
 }
 
 #[test]

@@ -5,6 +5,7 @@ pub mod checker;
 pub mod client;
 pub mod cutter;
 pub mod frame;
+pub mod login;
 pub mod program;
 pub mod redis;
 pub mod sentinel;

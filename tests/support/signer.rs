@@ -91,7 +91,7 @@ impl Signer {
         self.sign_as(&Header::new(self.algorithm), claims)
     }
 
-    pub fn sign_as(&self, header: &Header, claims: &Value) -> String {
+    pub fn sign_as(&self, header: &Header, claims: &impl serde::Serialize) -> String {
         jsonwebtoken::encode(header, claims, &self.key).expect("a token")
     }
 

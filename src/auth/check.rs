@@ -1,0 +1,197 @@
+//! Why a credential is accepted or refused, part by part: for an operator who has the configuration.
+//!
+//! The verdict is that of [`Authority::identify`]. The findings only explain it, and they reveal the values that the
+//! configuration expects: no client may get them.
+
+use std::time::SystemTime;
+
+use super::{
+    Refused,
+    authority::{Authority, Identity, LEEWAY, TokenKey},
+    claims::{Audience, NumericDate, Written},
+    grants::{GrantList, Values},
+    jwt::{Parts, Verifier},
+    key::Digest,
+};
+
+/// A part of a credential, and the mistake in it, if there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub part: &'static str,
+    pub text: String,
+    pub is_mistake: bool,
+}
+
+/// All findings, and the verdict.
+#[derive(Debug)]
+pub struct Check {
+    pub findings: Vec<Finding>,
+    pub verdict: Result<Identity, Refused>,
+}
+
+impl Authority {
+    /// Checks an API key or a token as a server with this configuration does at the time `now`.
+    pub fn check(&self, credential: &str, now: SystemTime) -> Check {
+        let mut findings = Findings::default();
+        if credential.contains('.') {
+            findings.token(self, credential, now);
+        } else {
+            findings.key(self, credential);
+        }
+        Check { findings: findings.0, verdict: self.identify(Some(credential), now) }
+    }
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn right(&mut self, part: &'static str, text: impl Into<String>) {
+        self.0.push(Finding { part, text: text.into(), is_mistake: false });
+    }
+
+    fn wrong(&mut self, part: &'static str, text: impl Into<String>) {
+        self.0.push(Finding { part, text: text.into(), is_mistake: true });
+    }
+
+    fn add(&mut self, part: &'static str, found: Result<String, String>) {
+        match found {
+            Ok(text) => self.right(part, text),
+            Err(text) => self.wrong(part, text),
+        }
+    }
+
+    fn key(&mut self, authority: &Authority, credential: &str) {
+        let digest = Digest::of(credential.as_bytes());
+        let short = digest.short();
+        match authority.keys.iter().find(|known| known.digest.is(&digest)) {
+            Some(known) => self.right("key", format!("[[key]] {:?}", known.name)),
+            None => self.wrong(
+                "key",
+                format!("this is no token, since it has no dots; as an API key it is unknown: no [[key]] has its sha256, which begins with {short}"),
+            ),
+        }
+    }
+
+    fn token(&mut self, authority: &Authority, token: &str, now: SystemTime) {
+        let parts = match Parts::split(token) {
+            Ok(parts) => parts,
+            Err(why) => return self.wrong("header", format!("this is no JWT: {why}")),
+        };
+        self.right("header", format!("alg {}, kid {}", parts.algorithm.name(), kid_of(parts.kid.as_deref())));
+        let keys = &authority.token_keys;
+        let signer = keys
+            .iter()
+            .find(|key| key.verifier.is_for(&parts) && key.verifier.has_signed(&parts) == Ok(true));
+        match signer {
+            Some(key) => self.right("signature", format!("made by the key of {}", name_of(key))),
+            None if keys.is_empty() => {
+                self.wrong("signature", "no [[jwt]] and no --jwt-secret is configured")
+            }
+            None => keys.iter().for_each(|key| self.wrong("signature", not_signed(key, &parts))),
+        }
+        match Written::read(parts.claims) {
+            Ok(claims) => self.claims(claims, signer, now),
+            Err(why) => self.wrong("claims", why),
+        }
+    }
+
+    /// Each claim alone, so that all mistakes are found at once.
+    fn claims(&mut self, mut claims: Written, signer: Option<&TokenKey>, now: SystemTime) {
+        let exp = claims.take::<NumericDate>("exp");
+        self.add(
+            "exp",
+            exp.and_then(|exp| exp.ok_or("exp is missing".into())).and_then(|exp| is_ahead(exp, now)),
+        );
+        match claims.take::<Option<NumericDate>>("nbf").map(Option::flatten) {
+            Ok(None) => {}
+            Ok(Some(nbf)) if nbf.0 > now + LEEWAY => {
+                self.wrong("nbf", format!("{}, which is in the future", date(nbf)))
+            }
+            Ok(Some(nbf)) => self.right("nbf", date(nbf)),
+            Err(why) => self.wrong("nbf", why),
+        }
+        let iss = self.text("iss", &mut claims);
+        if let Some(wanted) =
+            signer.and_then(|key| key.iss.as_ref()).filter(|wanted| iss.as_ref() != Some(*wanted))
+        {
+            self.wrong("iss", format!("the [[jwt]] requires {wanted:?}"));
+        }
+        let aud = claims.take::<Audience>("aud").map(Option::unwrap_or_default);
+        let wanted = signer.and_then(|key| key.aud.as_ref());
+        match (aud, wanted) {
+            (Err(why), _) => self.wrong("aud", why),
+            (Ok(aud), Some(wanted)) if !aud.0.contains(wanted) => {
+                self.wrong("aud", format!("{:?}; the [[jwt]] requires {wanted:?}", aud.0));
+            }
+            (Ok(aud), _) if aud.0.is_empty() => {}
+            (Ok(aud), _) => self.right("aud", format!("{:?}", aud.0)),
+        }
+        let sub = self.text("sub", &mut claims);
+        match claims.take_grants() {
+            Err(why) => self.wrong("rejoin", why),
+            Ok(own) => {
+                let others = claims.texts();
+                let values = Values { sub: sub.as_deref(), iss: iss.as_deref(), others: Some(&others) };
+                let mut unfilled = Vec::new();
+                let mut note = |found| unfilled.push(found);
+                let grants = match signer {
+                    Some(key) => key.grants_of(&own, &values, &mut note),
+                    None => GrantList::grant([&own], &values, &mut note),
+                };
+                self.right("grants", grants.to_string());
+                unfilled.iter().for_each(|unfilled| self.right("grants", format!("warning: {unfilled}")));
+            }
+        }
+    }
+
+    /// A claim that is a text, if it is there.
+    fn text(&mut self, name: &'static str, claims: &mut Written) -> Option<String> {
+        match claims.take::<Option<String>>(name).map(Option::flatten) {
+            Ok(text) => {
+                text.iter().for_each(|text| self.right(name, format!("{text:?}")));
+                text
+            }
+            Err(why) => {
+                self.wrong(name, why);
+                None
+            }
+        }
+    }
+}
+
+fn name_of(key: &TokenKey) -> String {
+    if key.name.starts_with("--") { key.name.clone() } else { format!("[[jwt]] {:?}", key.name) }
+}
+
+fn kid_of(kid: Option<&str>) -> String {
+    kid.map_or("none".into(), |kid| format!("{kid:?}"))
+}
+
+/// Why the token is not one of this key.
+fn not_signed(key: &TokenKey, parts: &Parts<'_>) -> String {
+    let verifier: &Verifier = &key.verifier;
+    let why = if verifier.algorithm() != parts.algorithm {
+        format!("it is for {}, and the token has {}", verifier.algorithm().name(), parts.algorithm.name())
+    } else if !verifier.is_for(parts) {
+        format!(
+            "it has the kid {}, and the token names {}",
+            kid_of(verifier.kid()),
+            kid_of(parts.kid.as_deref())
+        )
+    } else {
+        "another key, or another secret, has made the signature".to_owned()
+    };
+    format!("not by the key of {}: {why}", name_of(key))
+}
+
+fn date(NumericDate(time): NumericDate) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+fn is_ahead(exp: NumericDate, now: SystemTime) -> Result<String, String> {
+    match exp.0.duration_since(now) {
+        Ok(left) if !left.is_zero() => Ok(date(exp)),
+        _ => Err(format!("{}, which is past", date(exp))),
+    }
+}
