@@ -218,7 +218,7 @@ async fn serve_connection(
         if is_too_slow(&error) {
             app.metrics.slow_closes.inc();
         }
-        tracing::debug!(%error, "connection failed");
+        tracing::debug!(client = %peer.ip(), %error, "connection failed");
     }
 }
 
@@ -272,7 +272,7 @@ async fn serve_http2(
         Ok(result) => result,
         Err(_) if has_asked.load(Ordering::Relaxed) => connection.await,
         Err(_) => {
-            tracing::debug!("connection ended: no request came");
+            tracing::debug!(client = %peer.ip(), "connection ended: no request came");
             Ok(())
         }
     }
