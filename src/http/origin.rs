@@ -100,7 +100,14 @@ fn check(app: &App, request: &Request, is_preflight: bool) -> Result<Option<Head
         true => rules.authority.is_open(),
         false => rules.authority.serves_anonymous(),
     };
-    if has_rights && !is_probe && !host_of(request).is_some_and(|host| is_known_host(&rules, &host)) {
+    // Both names: a page in a browser beside a trusted proxy, on its address, can write the header of a proxy.
+    let is_known = || {
+        [sent_host(request), host_text(request)].into_iter().all(|host| {
+            let host = host.and_then(|host| host.parse().ok());
+            host.is_some_and(|host| is_known_host(&rules, &host))
+        })
+    };
+    if has_rights && !is_probe && !is_known() {
         return Err(Problem::new(
             Code::ForbiddenHost,
             "Host: without a credential use an address, or a name that the server lists by --allowed-host",
@@ -158,13 +165,17 @@ fn host_of(request: &Request) -> Option<Host> {
     host_text(request)?.parse().ok()
 }
 
-/// The name by which a trusted proxy was asked, else `:authority` on HTTP/2, `Host` on HTTP/1.1.
+/// The name by which a trusted proxy was asked, else the one that was sent.
 fn host_text(request: &Request) -> Option<&str> {
-    if let Some(host) =
-        request.extensions().get::<Forwarded>().and_then(|forwarded| forwarded.host.as_deref())
-    {
-        return Some(host);
-    }
+    forwarded_host(request).or_else(|| sent_host(request))
+}
+
+fn forwarded_host(request: &Request) -> Option<&str> {
+    request.extensions().get::<Forwarded>()?.host.as_deref()
+}
+
+/// `:authority` on HTTP/2, `Host` on HTTP/1.1.
+fn sent_host(request: &Request) -> Option<&str> {
     match request.uri().authority() {
         Some(authority) => Some(authority.as_str()),
         None => request.headers().get(header::HOST)?.to_str().ok(),
@@ -181,8 +192,8 @@ fn is_known_host(rules: &Rules, host: &Host) -> bool {
 fn log_refused(request: &Request, problem: &Problem) {
     // A URL may have a password before its host.
     let quote = |text: &str| shorten(text.rsplit('@').next().unwrap_or_default().to_owned());
-    let host = host_text(request).map(quote);
-    let host = host.as_deref();
+    let (host, forwarded_host) = (sent_host(request).map(quote), forwarded_host(request).map(quote));
+    let (host, forwarded_host) = (host.as_deref(), forwarded_host.as_deref());
     let origin =
         request.headers().get(header::ORIGIN).map(|value| quote(&String::from_utf8_lossy(value.as_bytes())));
     let origin = origin.as_deref();
@@ -191,6 +202,7 @@ fn log_refused(request: &Request, problem: &Problem) {
         Code::ForbiddenHost => tracing::warn!(
             client,
             host,
+            forwarded_host,
             "refused a request without a credential by its Host; if clients use this name, list it with --allowed-host"
         ),
         Code::ForbiddenOrigin if origin.is_some() => {
@@ -198,12 +210,14 @@ fn log_refused(request: &Request, problem: &Problem) {
                 client,
                 origin,
                 host,
+                forwarded_host,
                 "refused a page of another origin; list it with --allowed-origin"
             );
         }
         Code::ForbiddenOrigin => tracing::warn!(
             client,
             host,
+            forwarded_host,
             "refused a request with a cookie, or of another site, that names no Origin; if a proxy removes that \
              header, let it pass"
         ),

@@ -113,7 +113,10 @@ async fn host_and_scheme_are_believed_of_a_trusted_peer_only() {
     assert_eq!(ask(PROXY, "push.example:8443", "wss", "https://push.example:8443").await, 200);
     assert_eq!(ask(PROXY, "push.example:8443", "http", "https://push.example:8443").await, 403);
     assert_eq!(ask(PROXY, "push.example:8443", "https", "http://push.example:8443").await, 403);
-    // An open server does not know this name.
+    // An open server does not know this name, in either place: a page that was rebound to this address could write the
+    // header of a proxy beside it.
+    let rebound = get_from(PROXY, &server, "/topics/a?wait=0").header("host", "evil.example");
+    assert_eq!(rebound.header("x-forwarded-host", "localhost").status_from_there().await, 403);
     assert_eq!(ask(PROXY, "evil.example", "https", "").await, 403);
     assert_eq!(ask(STRANGER, "evil.example", "https", "").await, 200, "it counts for nothing");
     assert_eq!(ask(STRANGER, "push.example:8443", "https", "https://push.example:8443").await, 403);

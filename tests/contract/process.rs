@@ -14,24 +14,27 @@ use crate::{
     support::{Server, program::Program, redis::free_port},
 };
 
-/// `script` gives the program a terminal.
+/// `script` gives the program a terminal, on which Ctrl-C ends it. `timeout` ends it if the test fails before that.
 #[tokio::test]
 async fn the_greeting_is_for_a_terminal_and_a_pipe_gets_none() {
-    let serve = format!("{} --listen 127.0.0.1:0", env!("CARGO_BIN_EXE_rejoin"));
+    let serve = format!("timeout --foreground 60 {} --listen 127.0.0.1:0", env!("CARGO_BIN_EXE_rejoin"));
     let mut greeted = Command::new("script")
         .args(["--quiet", "--return", "--command", &serve, "/dev/null"])
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
         .expect("util-linux has it");
+    let mut keys = greeted.stdin.take().expect("a pipe");
     let mut shown = BufReader::new(greeted.stdout.take().expect("a pipe")).lines();
     let until_greeted = async {
         while !shown.next_line().await.expect("text").expect("a line").contains("Rejoin listens on http://") {
         }
     };
     within("the greeting", until_greeted).await;
-    greeted.start_kill().expect("it runs");
+    keys.write_all(b"\x03").await.expect("sent");
+    let until_closed = async { while let Ok(Some(_)) = shown.next_line().await {} };
+    within("the end of the output", until_closed).await;
+    assert!(within("the end", greeted.wait()).await.expect("it ends").success());
 
     let program = Program::start(&[]).await;
     publish(&program.server, "a", "x").await;

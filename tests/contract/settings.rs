@@ -281,6 +281,29 @@ fn a_key_in_the_file_is_a_mistake_that_says_how_to_store_it() {
 }
 
 #[test]
+fn settings_for_proxies_need_a_proxy_that_is_trusted() {
+    let folder = Folder::new();
+    for setting in ["--proxy-protocol", "--forwarded-header=forwarded"] {
+        let run = folder.run(&["config", setting], &[]);
+        assert!(run.code == Some(2) && run.err.contains("works only with --trusted-proxy"), "{run:?}");
+        let trusted = "--trusted-proxy=10.1.2.3/8,::1";
+        let run = folder.run(&["config", setting, trusted], &[("REJOIN_ACCESS_LOG", "combined")]);
+        assert_eq!(run.line("trusted-proxy"), r#"trusted-proxy = "10.1.2.3/8,::1" # --trusted-proxy"#);
+        assert_eq!(run.line("access-log"), r#"access-log = "combined" # REJOIN_ACCESS_LOG"#);
+    }
+    for (wrong, told) in [
+        ("--trusted-proxy=0.0.0.0/0", "must be less than all addresses"),
+        ("--trusted-proxy=proxy.example", "expected an address or a network"),
+        ("--forwarded-header=x-real-ip", "expected x-forwarded-for or forwarded"),
+        ("--access-log=common", "expected off, json or combined"),
+        ("--log-format=xml", "expected text, json or auto"),
+    ] {
+        let run = folder.run(&["config", wrong], &[]);
+        assert!(run.code == Some(2) && run.err.contains(told), "{wrong}: {run:?}");
+    }
+}
+
+#[test]
 fn there_are_few_settings() {
     let help = run(Path::new("/"), &["serve", "--help"], &[("COLUMNS", "100")]).out;
     let flags = help.lines().filter(|line| line.trim_start().starts_with("--"));
