@@ -63,6 +63,9 @@ struct Named {
 
 impl Primary {
     pub fn new(address: Address) -> Self {
+        // TLS needs a provider, and an application that embeds the server may build in several. This fails if one is
+        // installed already, which is just as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let infos = address.sentinels().map(|sentinels| sentinels.infos.clone()).unwrap_or_default();
         let new = |info| Sentinel { info, connection: Mutex::default() };
         Self { address, sentinels: infos.into_iter().map(new).collect(), epoch: AtomicU64::new(0) }
