@@ -215,6 +215,12 @@ mod tests {
     }
 
     #[test]
+    fn tls_has_its_cryptography_before_the_first_connection() {
+        drop(Primary::new("rediss://127.0.0.1".parse().expect("an address")));
+        assert!(rustls::crypto::CryptoProvider::get_default().is_some());
+    }
+
+    #[test]
     fn the_sentinels_decide_when_most_agree_and_none_has_seen_a_later_failover() {
         assert!(!is_decided(&[], 3, 0));
         assert!(!is_decided(&[named(1, 7)], 3, 0), "one of three");
