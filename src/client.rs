@@ -102,7 +102,7 @@ impl Client {
     pub fn new(url: &str) -> Result<Self, ClientError> {
         let url = parse_url(url).map_err(ClientError::Unusable)?;
         // This fails if a provider is installed already, which is just as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut builder = reqwest::Client::builder();
         if url.scheme() == "http" {
             // Plain HTTP needs no certificates, and reading all those of the system takes time.

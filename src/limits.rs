@@ -6,7 +6,7 @@ mod memory;
 use std::{fs, io, sync::Mutex, thread};
 
 use rejoin::{Config, config::LogKind};
-use rlimit::Resource;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The server has this many threads beside one for each processor: for signals, for the log, for blocking work.
 const OTHER_THREADS: usize = 4;
@@ -27,8 +27,7 @@ pub fn check_mapped_memory() -> io::Result<()> {
 }
 
 fn mapped_memory() -> impl Iterator<Item = u64> {
-    let soft = |resource: Resource| resource.get_soft().ok().filter(|soft| *soft != rlimit::INFINITY);
-    [Resource::AS, Resource::DATA].into_iter().filter_map(soft)
+    [Resource::As, Resource::Data].into_iter().filter_map(|resource| getrlimit(resource).current)
 }
 
 /// Starts as many threads as the server needs, and ends them. Without this, a runtime that gets too few of them
@@ -61,7 +60,7 @@ fn start(count: usize) -> io::Result<()> {
 /// # Errors
 /// If they are too few to serve anything.
 pub fn check_descriptors(config: &Config) -> io::Result<()> {
-    let limit = match rlimit::increase_nofile_limit(u64::MAX) {
+    let limit = match raise_descriptors() {
         Ok(limit) => limit,
         Err(error) => {
             tracing::warn!(%error, "cannot raise the limit of file descriptors");
@@ -85,10 +84,19 @@ pub fn check_descriptors(config: &Config) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes as many descriptors as the system gives, and returns how many that are.
+///
+/// # Errors
+/// If the system does not give them.
+pub fn raise_descriptors() -> io::Result<u64> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    Ok(maximum.unwrap_or(u64::MAX))
+}
+
 /// Warns if the state file may become larger than a file may be: its last write would fail.
 pub fn check_file_size(config: &Config) {
-    let limit = Resource::FSIZE.get_soft().ok().filter(|soft| *soft != rlimit::INFINITY);
-    if let (Some(limit), Some(path)) = (limit, &config.state)
+    if let (Some(limit), Some(path)) = (getrlimit(Resource::Fsize).current, &config.state)
         && limit < config.retain_total as u64
     {
         tracing::warn!(

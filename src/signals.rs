@@ -57,10 +57,7 @@ impl Signals {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn listen() -> io::Result<Self> {
-        let hear = |number: i32| signal(SignalKind::from_raw(number));
-        for number in IGNORED.iter().map(|number| number.as_raw()).chain(REAL_TIME) {
-            drop(hear(number)?);
-        }
+        IGNORED.iter().map(|number| number.as_raw()).chain(REAL_TIME).try_for_each(ignore)?;
         let ending = ENDING.iter().map(|(name, number)| Ok((*name, hear(number.as_raw())?)));
         let ending = ending.collect::<io::Result<_>>()?;
         Ok(Self { ending, has_ended: false, hangup: Some(hear(Number::HUP.as_raw())?) })
@@ -83,5 +80,31 @@ impl Signals {
             Poll::Pending
         })
         .await
+    }
+}
+
+fn hear(number: i32) -> io::Result<Signal> {
+    signal(SignalKind::from_raw(number))
+}
+
+/// Keeps a signal from ending the process, unless a tool that runs the program keeps the signal for itself, as valgrind
+/// does.
+fn ignore(number: i32) -> io::Result<()> {
+    match hear(number) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        heard => heard.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_signal_that_others_keep_for_themselves_stops_no_start() {
+        const OF_THE_C_LIBRARY: i32 = 33;
+        assert!(hear(OF_THE_C_LIBRARY).is_err());
+        ignore(OF_THE_C_LIBRARY).expect("it means nothing here");
+        assert!(ignore(Number::KILL.as_raw()).is_err(), "every other error counts");
     }
 }

@@ -10,7 +10,6 @@ mod support;
 
 use std::{net::SocketAddr, slice};
 
-use fantoccini::Locator;
 use page::in_browser;
 use proxy::Proxy;
 use rejoin::Config;
@@ -222,10 +221,8 @@ async fn the_servers_page_shows_published_text_on_both_sides() {
         page.until("document.querySelectorAll('[data-state=live]').length === 2").await;
 
         let markup = "<img src=x onerror='document.title = \"run\"'>";
-        let body = page.client.find(Locator::Css("#publish-data")).await.unwrap();
-        body.clear().await.unwrap();
-        body.send_keys(markup).await.unwrap();
-        page.client.find(Locator::Css("#publish button")).await.unwrap().click().await.unwrap();
+        page.session.fill("#publish-data", markup).await.unwrap();
+        page.session.click("#publish button").await.unwrap();
         page.until("document.querySelectorAll('.message').length === 2").await;
 
         let shown = page

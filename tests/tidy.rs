@@ -53,6 +53,29 @@ fn arrows_between_rooms_point_one_way() {
     }
 }
 
+#[test]
+fn a_server_that_is_embedded_builds_only_the_crates_that_it_names() {
+    let manifest: toml::Table = read("Cargo.toml").parse().expect("a manifest");
+    let dependencies = manifest["dependencies"].as_table().expect("dependencies");
+    let rooms = read("src/lib.rs");
+    let is_of_server = |source: &Source| {
+        let room = &source.module[0];
+        room != "client" && (room == "lib" || rooms.contains(&format!("mod {room};")))
+    };
+    let server: Vec<_> = sources().into_iter().filter(is_of_server).collect();
+    for (name, dependency) in dependencies {
+        let is_optional = dependency.get("optional").is_some_and(|optional| optional.as_bool() == Some(true));
+        let is_named = || {
+            let name = name.replace('-', "_");
+            server.iter().any(|source| source.code().contains(&format!("{name}::")))
+        };
+        assert!(
+            is_optional || is_named(),
+            "no room of the server names {name}: make it optional in Cargo.toml"
+        );
+    }
+}
+
 /// The statuses of answers that are no error.
 const NO_ERRORS: [&str; 5] = ["OK", "CREATED", "ACCEPTED", "NO_CONTENT", "SWITCHING_PROTOCOLS"];
 

@@ -111,7 +111,7 @@ fn main() -> ExitCode {
 
 /// True if every row was measured to its end.
 fn run(arguments: &Arguments) -> Outcome<bool> {
-    rlimit::increase_nofile_limit(u64::MAX)?;
+    process::raise_descriptors()?;
     let address = || -> Outcome<SocketAddr> { Ok(arguments.rows.first().ok_or("no address")?.parse()?) };
     match arguments.child {
         Some(ChildKind::Limit) => return limit::serve(address()?).map(|()| true),

@@ -14,7 +14,7 @@ use std::{
 use tokio::time::Instant;
 
 use rustix::{
-    process::{Signal, set_parent_process_death_signal},
+    process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit},
     thread::{CpuSet, sched_setaffinity},
 };
 
@@ -118,6 +118,12 @@ pub fn launch(command: &[OsString]) -> Outcome<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let (program, args) = command.split_first().ok_or("nothing to launch")?;
     Err(Command::new(program).args(args).exec().into())
+}
+
+/// Takes as many descriptors as the system gives.
+pub fn raise_descriptors() -> io::Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
 }
 
 /// Keeps this thread, and the threads that it starts, on one core, if the machine has that core.

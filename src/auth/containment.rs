@@ -42,7 +42,7 @@ pub fn covers(granted: &[Pattern], asked: &Pattern) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+    use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
     use super::*;
 

@@ -19,8 +19,8 @@ use axum::{body::Body, extract::Request, response::Response};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode, Uri, Version, header};
 use http_body::{Frame, SizeHint};
-use jiff::Timestamp;
 use serde::Serialize;
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{client_address::ClientAddress, metrics::Transport, parameters, problem::Code};
@@ -54,7 +54,7 @@ impl AccessLog {
         let record = Arc::new(Record {
             sink: sink.clone(),
             form: *form,
-            at: Timestamp::now(),
+            at: OffsetDateTime::now_utc(),
             began: Instant::now(),
             client,
             method: request.method().as_str().into(),
@@ -74,7 +74,7 @@ impl AccessLog {
 pub struct Record {
     sink: Arc<Sink>,
     form: AccessLogForm,
-    at: Timestamp,
+    at: OffsetDateTime,
     began: Instant,
     client: Option<IpAddr>,
     method: Box<str>,
@@ -129,7 +129,7 @@ impl Record {
 
     fn json(&self, end: &End) -> String {
         let line = Line {
-            timestamp: format!("{:.6}", self.at),
+            timestamp: rfc3339(self.at),
             client: self.client,
             method: &self.method,
             path: &self.path,
@@ -152,7 +152,7 @@ impl Record {
         let who = end.who.as_deref().map_or_else(|| "-".to_owned(), |who| escaped(&who.replace(' ', "_")));
         format!(
             "{client} - {who} [{}] \"{} {} {}\" {} {} \"-\" \"{}\"",
-            self.at.strftime("%d/%b/%Y:%H:%M:%S +0000"),
+            common(self.at),
             escaped(&self.method),
             escaped(&self.path),
             protocol(self.version),
@@ -288,9 +288,29 @@ impl http_body::Body for Counted {
     }
 }
 
+/// A time in UTC, as the log has it: `2026-11-03T09:05:07.000042Z`.
+fn rfc3339(at: OffsetDateTime) -> String {
+    let (date, (hour, minute, second, micros)) = (at.date(), at.to_hms_micro());
+    format!("{date}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+}
+
+/// A time in UTC, as web servers have written it since the first: `03/Nov/2026:09:05:07 +0000`.
+fn common(at: OffsetDateTime) -> String {
+    let (year, month, day) = at.to_calendar_date();
+    let (hour, minute, second) = at.to_hms();
+    format!("{day:02}/{:.3}/{year}:{hour:02}:{minute:02}:{second:02} +0000", month.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_have_the_forms_of_the_log_and_of_web_servers() {
+        let at = OffsetDateTime::from_unix_timestamp_nanos(1_793_696_707_000_042_000).expect("a time");
+        assert_eq!(rfc3339(at), "2026-11-03T09:05:07.000042Z");
+        assert_eq!(common(at), "03/Nov/2026:09:05:07 +0000");
+    }
 
     fn path(uri: &str) -> String {
         path_of(&uri.parse().expect("a URI"))

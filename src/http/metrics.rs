@@ -1,6 +1,7 @@
 //! The metrics for Prometheus.
 
 mod lines;
+mod process;
 mod tally;
 
 use std::{
@@ -16,7 +17,6 @@ use http::{HeaderValue, header};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
-    process_collector::ProcessCollector,
     proto::{Metric, MetricFamily},
 };
 
@@ -152,7 +152,7 @@ impl Metrics {
         register(&registry, Box::new(store_latency.clone()));
         let build = gauges(&registry, "rejoin_build_info", "The version that runs; always 1.", "version");
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        register(&registry, Box::new(ProcessCollector::for_self()));
+        register(&registry, Box::new(process::ProcessMetrics::new()));
         register(&registry, Box::new(DROPPED_LINES.all.clone()));
         Self {
             transports,

@@ -15,7 +15,7 @@ use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
-use rlimit::Resource;
+use rustix::process::{Resource, getrlimit};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -50,7 +50,7 @@ pub struct Places {
 impl Places {
     /// Places for twice as many connections as may subscribe, as far as there are descriptors.
     pub fn new(max_connections: usize) -> Self {
-        let descriptors = Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let free = descriptors - RESERVED_DESCRIPTORS.min(descriptors / 2);
         let wanted = max_connections.saturating_mul(2).saturating_add(OTHERS);
         Self::with(wanted.min(usize::try_from(free).unwrap_or(usize::MAX)))

@@ -92,7 +92,7 @@ fn client_of_bytes(header: &v2::Header<'_>) -> Option<IpAddr> {
 mod tests {
     use std::net::SocketAddr;
 
-    use rand::{Rng, SeedableRng, rngs::StdRng};
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
 
     use super::*;
 

@@ -4,6 +4,7 @@ use std::{borrow::Cow, str::FromStr, time::Duration};
 
 use axum::extract::Request;
 use percent_encoding::percent_decode_str;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     parameters::Parameters,
@@ -131,8 +132,8 @@ fn since(text: &str) -> Result<Id, Problem> {
         return Ok(Id::now().minus(age));
     }
     // In a query a plus sign that was not encoded arrives as a space.
-    let time: Result<jiff::Timestamp, _> = text.trim().replace(' ', "+").parse();
-    let micros = time.ok().and_then(|time| u64::try_from(time.as_microsecond().max(0)).ok());
+    let time = OffsetDateTime::parse(&text.trim().replace(' ', "+"), &Rfc3339);
+    let micros = time.ok().and_then(|time| u64::try_from(time.unix_timestamp_nanos().max(0) / 1_000).ok());
     micros.filter(|micros| *micros <= Id::MAX.get()).map(Id::new).ok_or_else(|| {
         Problem::bad_request("since: expected a duration such as 90s, 10m or 2h, or an RFC 3339 time")
     })
@@ -174,8 +175,12 @@ mod tests {
         assert_eq!(time("1970-01-01T00:00:01Z"), Some(1_000_000));
         assert_eq!(time("1970-01-01T01:00:00 01:00"), Some(0));
         assert_eq!(time("1970-01-01T01:00:00.5+01:00"), Some(500_000));
+        assert_eq!(time("1970-01-01t00:00:01.000000999z"), Some(1_000_000));
+        assert_eq!(time("1969-12-31T23:59:59Z"), Some(0), "a time before every message");
         assert!(time("90s").is_some() && time("2h").is_some());
-        for wrong in ["", "yesterday", "-1s", "2026-13-01T00:00:00Z", "10"] {
+        for wrong in
+            ["", "yesterday", "-1s", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00", "2026-01-01", "10"]
+        {
             assert_eq!(time(wrong), None, "{wrong:?}");
         }
     }

@@ -95,7 +95,7 @@ impl<'a> Standing<'a> {
 
 #[cfg(test)]
 mod tests {
-    use rand::{Rng, SeedableRng, rngs::StdRng};
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
 
     use super::*;
     use crate::log::Position;

@@ -10,7 +10,7 @@ use std::{
     task::Context,
 };
 
-use atomic_waker::AtomicWaker;
+use futures_util::task::AtomicWaker;
 use slab::Slab;
 
 use super::{Position, cost};

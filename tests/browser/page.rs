@@ -1,5 +1,7 @@
 //! A page in Chromium, driven over WebDriver by chromedriver.
 
+mod driver;
+
 use std::{
     env, fs,
     io::Write,
@@ -10,15 +12,15 @@ use std::{
     time::Duration,
 };
 
-use fantoccini::{Client, ClientBuilder};
 use futures_util::FutureExt;
-use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
     time::timeout,
 };
+
+use self::driver::Session;
 
 /// A browser starts slowly on a busy machine, and waits up to three seconds before it reconnects.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,7 +37,7 @@ pub async fn in_browser(test: impl AsyncFnOnce(&Page)) {
     let (_driver, page) =
         timeout(PATIENCE, programs.start(&scratch)).await.expect("the browser starts in time");
     let outcome = timeout(PATIENCE, AssertUnwindSafe(test(&page)).catch_unwind()).await;
-    let closed = timeout(PATIENCE, page.client.close()).await;
+    let closed = timeout(PATIENCE, page.session.close()).await;
     if let Err(panic) = outcome.expect("the test is done in time") {
         resume_unwind(panic);
     }
@@ -103,13 +105,8 @@ impl Programs {
             "goog:chromeOptions": {"binary": self.browser, "args": arguments},
             "timeouts": {"script": PATIENCE.as_millis() as u64},
         });
-        let Value::Object(capabilities) = capabilities else { unreachable!("an object, as written above") };
-        let client = ClientBuilder::new(HttpConnector::new())
-            .capabilities(capabilities)
-            .connect(&format!("http://127.0.0.1:{port}"))
-            .await
-            .expect("chromium starts");
-        (driver, Page { client })
+        let session = Session::start(port, PATIENCE, capabilities).await;
+        (driver, Page { session })
     }
 
     /// Starts the driver and learns its port. The driver takes a free port of IPv6, and ends if the same port
@@ -139,7 +136,7 @@ impl Programs {
 
 /// A page that records what it receives, in order.
 pub struct Page {
-    pub client: Client,
+    pub session: Session,
 }
 
 /// The code that runs in the page.
@@ -147,13 +144,13 @@ const PAGE: &str = include_str!("page.js");
 
 impl Page {
     pub async fn open(&self, url: &str) {
-        self.client.goto(url).await.expect("the page opens");
+        self.session.open(url).await.expect("the page opens");
         self.run(PAGE).await;
     }
 
     /// Runs a script in the page. If it returns a promise, this awaits it.
     pub async fn run(&self, script: &str) -> Value {
-        self.client.execute(script, Vec::new()).await.unwrap_or_else(|error| panic!("{script}: {error}"))
+        self.session.run(script).await.unwrap_or_else(|error| panic!("{script}: {error}"))
     }
 
     /// Waits until the condition is true, and returns what the page has received by then.

@@ -126,7 +126,15 @@ async fn series_are_named_for_prometheus_and_include_the_process() {
         assert!(["rejoin_", "process_"].iter().any(|prefix| name.starts_with(prefix)), "{name}");
         assert!(!["_ms", "_us", "_milliseconds"].iter().any(|unit| name.contains(unit)), "{name}");
     }
-    for name in ["process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds_total"] {
+    for name in [
+        "process_cpu_seconds_total",
+        "process_max_fds",
+        "process_open_fds",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+        "process_threads",
+        "process_virtual_memory_bytes",
+    ] {
         assert!(parse(&text).contains_key(name), "{text}");
     }
 }

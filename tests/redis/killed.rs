@@ -1,6 +1,6 @@
 //! Redis closes connections at any time: links and publishing connections.
 
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     deployment::{Deployment, play, rounds, seed},

@@ -19,7 +19,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 /// certificates of the system, which take a while to read.
 pub fn http_client() -> reqwest::ClientBuilder {
     // This fails if a provider is installed already, and that one serves as well.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     reqwest::Client::builder().no_proxy().tls_certs_only([])
 }
 

@@ -63,6 +63,9 @@ struct Named {
 
 impl Primary {
     pub fn new(address: Address) -> Self {
+        // TLS needs a provider, and an application that embeds the server may build in several. This fails if one is
+        // installed already, which is just as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let infos = address.sentinels().map(|sentinels| sentinels.infos.clone()).unwrap_or_default();
         let new = |info| Sentinel { info, connection: Mutex::default() };
         Self { address, sentinels: infos.into_iter().map(new).collect(), epoch: AtomicU64::new(0) }
@@ -209,6 +212,12 @@ mod tests {
 
     fn named(port: u16, epoch: u64) -> Named {
         Named { host: "h".into(), port, epoch }
+    }
+
+    #[test]
+    fn tls_has_its_cryptography_before_the_first_connection() {
+        drop(Primary::new("rediss://127.0.0.1".parse().expect("an address")));
+        assert!(rustls::crypto::CryptoProvider::get_default().is_some());
     }
 
     #[test]

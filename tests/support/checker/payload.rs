@@ -1,7 +1,7 @@
 //! Published payloads: ten bytes to some twenty thousand, of JSON, text with line feeds, and arbitrary bytes.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use rand::{Rng, rngs::StdRng};
+use rand::{RngExt, rngs::StdRng};
 use serde_json::{Map, Value, json};
 
 use crate::support::frame::{Body, Kind};

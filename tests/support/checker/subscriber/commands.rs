@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use futures_util::future::Either;
-use rand::{Rng, seq::SliceRandom};
+use rand::{RngExt, seq::SliceRandom};
 use serde_json::json;
 
 use super::{

@@ -2,7 +2,7 @@
 
 use std::{array, ops::Range};
 
-use rand::{Rng, rngs::StdRng, seq::SliceRandom};
+use rand::{RngExt, rngs::StdRng, seq::SliceRandom};
 
 use super::{
     super::{

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
     super::{
