@@ -7,6 +7,7 @@ mod bench;
 mod completions;
 mod grants;
 mod key;
+mod manual;
 mod notes;
 mod operate;
 mod publish;
@@ -27,6 +28,7 @@ use self::{
     bench::Bench,
     completions::Completions,
     key::Key,
+    manual::Manual,
     operate::{Delete, Health, Stats, Topics},
     publish::Publish,
     subscribe::Subscribe,
@@ -107,6 +109,9 @@ pub enum Command {
         after_help = "For example: rejoin completions bash > ~/.local/share/bash-completion/completions/rejoin"
     )]
     Completions(Completions),
+    /// Write the manual pages into a folder: one for each command.
+    #[command(after_help = "For example: rejoin man ~/.local/share/man/man1")]
+    Man(Manual),
 }
 
 impl Cli {
