@@ -22,7 +22,9 @@ impl Manual {
         command.build();
         match fs::create_dir_all(&self.folder).and_then(|()| write(&command, &self.folder)) {
             Ok(()) => Ending::Done,
-            Err(error) => Ending::Failed(format!("cannot write the pages to {}: {error}", self.folder.display())),
+            Err(error) => {
+                Ending::Failed(format!("cannot write the pages to {}: {error}", self.folder.display()))
+            }
         }
     }
 }
