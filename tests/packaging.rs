@@ -134,6 +134,13 @@ fn the_unit_fits_the_package() {
 }
 
 #[test]
+fn the_package_asks_for_the_c_library_for_which_the_program_is_compiled() {
+    let script = read("packaging/build");
+    let glibc = script.lines().find_map(|line| line.strip_prefix("glibc=")).expect("a version");
+    assert!(read("Cargo.toml").contains(&format!("depends = \"libc6 (>= {glibc}), adduser\"")), "{glibc}");
+}
+
+#[test]
 fn every_command_has_a_manual_page_without_warnings() {
     let folder = Folder::new();
     let help = String::from_utf8(rejoin(&["--help"], &[]).stdout).expect("UTF-8");
