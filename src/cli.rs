@@ -9,6 +9,7 @@ mod config;
 mod grants;
 mod init;
 mod key;
+mod manual;
 mod notes;
 mod operate;
 mod publish;
@@ -31,6 +32,7 @@ use self::{
     config::ShowConfig,
     init::Init,
     key::Key,
+    manual::Manual,
     operate::{Delete, Health, Stats, Topics},
     publish::Publish,
     subscribe::Subscribe,
@@ -121,6 +123,9 @@ pub enum Command {
         after_help = "For example: rejoin completions bash > ~/.local/share/bash-completion/completions/rejoin"
     )]
     Completions(Completions),
+    /// Write the manual pages into a folder: one for each command.
+    #[command(after_help = "For example: rejoin man ~/.local/share/man/man1")]
+    Man(Manual),
 }
 
 impl Cli {

@@ -54,6 +54,7 @@ fn main() -> ExitCode {
             .map_or_else(|code| code, |settings| token.run(&settings.config.authority()).report()),
         cli::Command::Bench(bench) => cli::run(bench.run()),
         cli::Command::Completions(completions) => completions.run().report(),
+        cli::Command::Man(manual) => manual.run().report(),
     }
 }
 

@@ -262,6 +262,7 @@ async fn shell_completions_contain_every_command() {
         "topics",
         "health",
         "completions",
+        "man",
         "--until-idle",
         "--listen",
     ] {
