@@ -107,7 +107,7 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
             accepted = listener.accept() => match accepted {
                 Ok((socket, _)) => {
                     // Without a place the socket is closed here.
-                    if let Some(place) = Places::take(&places) {
+                    if let Some(place) = places.take().await {
                         let (http1, router) = (http1.clone(), router.clone());
                         app.tasks.spawn(serve_connection(app.clone(), http1, router, socket, place));
                     }
