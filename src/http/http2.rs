@@ -2,12 +2,7 @@
 
 use std::{convert::Infallible, future::pending, pin::pin, time::Duration};
 
-use axum::{
-    Router,
-    extract::Request,
-    response::{IntoResponse, Response},
-};
-use http::StatusCode;
+use axum::{Router, extract::Request, response::Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -23,6 +18,7 @@ use super::{
     outgoing::Outgoing,
     patient::{PatientSleep, PatientTimer},
     places::Place,
+    problem::too_many_fields,
     stall::{StallGuard, StreamExecutor},
 };
 
@@ -41,8 +37,7 @@ async fn answer(
     place: Place,
 ) -> Result<Response<Outgoing>, Infallible> {
     if request.headers().len() > MAX_FIELDS {
-        let refusal = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response();
-        return Ok(refusal.map(Outgoing::new));
+        return Ok(too_many_fields().map(Outgoing::new));
     }
     let response = match place.refusal(&request) {
         Some(refusal) => refusal,
