@@ -109,7 +109,7 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
             accepted = listener.accept() => match accepted {
                 Ok((socket, from)) => {
                     // Without a place the socket is closed here.
-                    if let Some(place) = Places::take(&places) {
+                    if let Some(place) = places.take().await {
                         let endpoint = Endpoint { router: router.clone(), place, peer: Peer::new(from.ip()) };
                         app.tasks.spawn(serve_connection(app.clone(), http1.clone(), endpoint, socket));
                     }
@@ -164,7 +164,7 @@ fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
 pub struct Endpoint {
     router: Router,
     pub place: Place,
-    peer: Peer,
+    pub peer: Peer,
 }
 
 impl Endpoint {

@@ -2,11 +2,7 @@
 
 use std::{convert::Infallible, future::pending, pin::pin, time::Duration};
 
-use axum::{
-    extract::Request,
-    response::{IntoResponse, Response},
-};
-use http::StatusCode;
+use axum::{extract::Request, response::Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -20,6 +16,7 @@ use super::{
     idle::KEPT_FOR,
     outgoing::Outgoing,
     patient::{PatientSleep, PatientTimer},
+    problem::too_many_fields,
     stall::{StallGuard, StreamExecutor},
 };
 
@@ -34,15 +31,14 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
 async fn answer(endpoint: Endpoint, request: Request<Incoming>) -> Result<Response<Outgoing>, Infallible> {
     if request.headers().len() > MAX_FIELDS {
-        let refusal = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response();
-        return Ok(refusal.map(Outgoing::new));
+        return Ok(too_many_fields().map(Outgoing::new));
     }
     Ok(endpoint.answer(request).await?.map(Outgoing::new))
 }
 
 /// Serves one connection until it ends.
 pub async fn serve(app: &App, endpoint: Endpoint, io: TokioIo<StallGuard>) -> hyper::Result<()> {
-    let open = watch::Sender::new(0);
+    let (peer, open) = (endpoint.peer, watch::Sender::new(0));
     let streams = open.subscribe();
     let kept_for = {
         let place = endpoint.place.clone();
@@ -53,7 +49,7 @@ pub async fn serve(app: &App, endpoint: Endpoint, io: TokioIo<StallGuard>) -> hy
     let end = app.shutdown.child();
     let idle = async {
         until_idle(streams, app.config.read_timeout, kept_for).await;
-        tracing::debug!("connection ended: no request came");
+        tracing::debug!(client = %peer.ip(), "connection ended: no request came");
         end.drain();
         sleep(LEAVE_WITHIN).await;
         end.end();
@@ -109,7 +105,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_http2_connection_without_streams_is_idle_after_some_time() {
         let first = Duration::from_secs(30);
-        let open = watch::Sender::new(0);
+        let (peer, open) = (endpoint.peer, watch::Sender::new(0));
         let began = Instant::now();
         until_idle(open.subscribe(), first, || KEPT_FOR).await;
         assert_eq!(began.elapsed().as_secs(), 30, "no request came");

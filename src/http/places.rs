@@ -16,7 +16,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use rustix::process::{Resource, getrlimit};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -32,6 +32,9 @@ const RESERVED_DESCRIPTORS: u64 = 64;
 const SPARE: usize = 16;
 /// How long one of these may take.
 const SPARE_TIME: Duration = Duration::from_secs(5);
+/// How long a new connection waits for the oldest to give way, and how often it looks.
+const GIVES_WAY_WITHIN: Duration = Duration::from_millis(100);
+const LOOKS: u32 = 50;
 /// How long a connection is waited for while most places are taken.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The connections that publish and ask, beside those that subscribe.
@@ -60,11 +63,24 @@ impl Places {
         Self { max, taken: AtomicUsize::new(0), spare: Mutex::default(), has_warned: AtomicBool::new(false) }
     }
 
-    /// A place for one more connection, until it is dropped. `None` if the spare ones do not give way fast enough.
-    pub fn take(self: &Arc<Self>) -> Option<Place> {
+    /// A place for one more connection, until it is dropped. It waits a moment for spare ones that give way; `None` if
+    /// they do not.
+    ///
+    /// # Cancel safety
+    /// Dropping this takes no place.
+    pub async fn take(self: &Arc<Self>) -> Option<Place> {
+        for _ in 0..LOOKS {
+            if self.taken.load(Ordering::Relaxed) < self.max.saturating_add(2 * SPARE) {
+                return Some(self.take_now());
+            }
+            sleep(GIVES_WAY_WITHIN / LOOKS).await;
+        }
+        None
+    }
+
+    fn take_now(self: &Arc<Self>) -> Place {
         let before = self.taken.fetch_add(1, Ordering::Relaxed);
         let end_of_spare = (before >= self.max).then(|| self.new_spare());
-        // Dropping it gives it back.
         let place = Place(Arc::new(Taken { places: self.clone(), end_of_spare }));
         if place.is_spare() && !self.has_warned.swap(true, Ordering::Relaxed) {
             let limit = self.max;
@@ -74,7 +90,7 @@ impl Places {
                  of file descriptors, or find out who opens them"
             );
         }
-        (before < self.max.saturating_add(2 * SPARE)).then_some(place)
+        place
     }
 
     /// The end of a new spare connection. The oldest gives way to it.
@@ -119,7 +135,7 @@ impl Drop for Taken {
 #[cfg(test)]
 impl Default for Place {
     fn default() -> Self {
-        Places::take(&Arc::new(Places::with(100))).expect("a place")
+        Arc::new(Places::with(100)).take_now()
     }
 }
 
@@ -156,7 +172,6 @@ impl Place {
 mod tests {
     use axum::body::Body;
     use futures_util::FutureExt;
-    use http::StatusCode;
     use tokio::time::Instant;
 
     use super::*;
@@ -164,38 +179,40 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn beyond_the_limit_some_connections_answer_probes_and_the_oldest_gives_way() {
         let places = Arc::new(Places::with(4));
-        let mut held: Vec<Place> = (0..4).filter_map(|_| places.take()).collect();
+        let mut held: Vec<Place> = (0..4).map(|_| places.take_now()).collect();
         assert!(held.iter().all(|place| !place.is_spare()));
-        held.extend((0..3 * SPARE).filter_map(|_| places.take()));
+        for _ in 0..2 * SPARE {
+            held.extend(places.take().await);
+        }
         assert_eq!(held.len(), 4 + 2 * SPARE);
+        assert!(places.take().await.is_none(), "those that must end have not ended");
         let has_to_end = |place: &Place| place.end_of_spare().is_some_and(|end| end.now_or_never().is_some());
-        // Also those that found no place made older ones give way.
-        assert_eq!(held.iter().filter(|place| has_to_end(place)).count(), 2 * SPARE);
+        assert_eq!(held.iter().filter(|place| has_to_end(place)).count(), SPARE);
         held.truncate(4);
-        let spare = places.take().expect("a spare one");
+        let spare = places.take().await.expect("a spare one");
         assert!(spare.is_spare() && !has_to_end(&spare));
         let began = Instant::now();
         spare.end_of_spare().expect("it is spare").await;
         assert_eq!(began.elapsed(), SPARE_TIME);
         let asked = |path: &str, accept: &str| {
             let request = Request::get(path).header("accept", accept).body(Body::empty());
-            spare.refusal(&request.expect("a request")).map(|response| response.status())
+            spare.refusal(&request.expect("a request")).map(|response| response.status().as_u16())
         };
         assert_eq!(asked("/health/live", "*/*"), None);
-        assert_eq!(asked("/topics/a", "*/*"), Some(StatusCode::SERVICE_UNAVAILABLE));
+        assert_eq!(asked("/topics/a", "*/*"), Some(503));
         // An `EventSource` never comes back after 503.
-        assert_eq!(asked("/topics/a", "text/event-stream"), Some(StatusCode::OK));
+        assert_eq!(asked("/topics/a", "text/event-stream"), Some(200));
         held.clear();
         drop(spare);
-        assert!(!places.take().expect("a place").is_spare());
+        assert!(!places.take().await.expect("a place").is_spare());
     }
 
     #[test]
     fn quiet_connections_are_waited_for_less_while_most_places_are_taken() {
         let (places, long) = (Arc::new(Places::with(8)), Duration::from_secs(75));
-        let mut held: Vec<Place> = (0..5).filter_map(|_| places.take()).collect();
+        let mut held: Vec<Place> = (0..5).map(|_| places.take_now()).collect();
         assert_eq!(held[0].patience(long), long);
-        held.extend(places.take());
+        held.push(places.take_now());
         assert_eq!(held[0].patience(long), PATIENCE);
         assert_eq!(held[0].patience(Duration::ZERO), Duration::ZERO);
     }

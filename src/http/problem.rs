@@ -277,6 +277,11 @@ impl From<AppendError> for Problem {
     }
 }
 
+/// The bare answer to a head with too many fields, as the HTTP library gives it on HTTP/1.1.
+pub fn too_many_fields() -> Response {
+    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response()
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);

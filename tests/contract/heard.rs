@@ -24,7 +24,7 @@ fn request(path: &str, headers: &str, body: usize) -> Vec<u8> {
     bytes
 }
 
-/// Of twenty clients ten saw the connection reset, and not the refusal.
+/// Ten of twenty clients saw the connection reset, and not the refusal.
 #[tokio::test]
 async fn a_client_that_sends_a_large_body_first_hears_the_refusal() {
     const BYTES: usize = 16 << 20;
