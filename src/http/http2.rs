@@ -105,7 +105,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_http2_connection_without_streams_is_idle_after_some_time() {
         let first = Duration::from_secs(30);
-        let (peer, open) = (endpoint.peer, watch::Sender::new(0));
+        let open = watch::Sender::new(0);
         let began = Instant::now();
         until_idle(open.subscribe(), first, || KEPT_FOR).await;
         assert_eq!(began.elapsed().as_secs(), 30, "no request came");
