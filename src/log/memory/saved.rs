@@ -158,7 +158,8 @@ impl Saved {
     pub async fn close(&self, snapshot: Snapshot, until: Instant) -> io::Result<()> {
         let (path, messages) = (self.path.display(), snapshot.message_count());
         // An order to mark the file may have been carried out in part, so the log is written again.
-        if !self.writer.shut() {
+        let is_marked = self.writer.shut();
+        if !is_marked && self.is_there().await {
             tracing::info!(%path, "nothing was published, so the state file is left as it is");
             return Ok(());
         }
@@ -181,6 +182,12 @@ impl Saved {
             }
             sleep(TRY_AGAIN).await;
         }
+    }
+
+    /// True unless the file was removed since the server last looked.
+    async fn is_there(&self) -> bool {
+        let path = self.path.clone();
+        in_time("found", move || path.try_exists()).await.unwrap_or(true)
     }
 
     /// One attempt to write the file. A slow disk may take its time, as long as each step ends.

@@ -216,3 +216,16 @@ async fn a_link_in_the_place_of_a_lock_file_or_of_a_new_file_is_not_followed() {
     assert!(Place::lock(&folder.state(), Arc::new(System)).is_err());
     assert_eq!(fs::read_to_string(&victim).expect("there"), "precious");
 }
+
+/// The server looks once a second, and ended with exit code 0 and no file in between.
+#[tokio::test]
+async fn a_file_that_was_removed_just_before_the_end_is_written_again() {
+    let (folder, clock) = (Folder::new(), Clock::stopped());
+    let id = ended(&folder, &clock).await;
+    let log = folder.log_by(&clock).await.expect("the next log");
+    fs::remove_file(folder.state()).expect("removed");
+    log.end(Instant::now()).await.expect("written");
+    drop(log);
+    let log = folder.log_by(&clock).await.expect("the next log");
+    assert_eq!(read(&log, id.before()).await, (0, vec![id]));
+}
