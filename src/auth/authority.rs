@@ -105,6 +105,8 @@ impl Authority {
                 let (key, claims) = jwt::verify(&self.token_keys, token)?;
                 key.admit(Arc::new(claims), now)
             }
+            // No client may do something because it sends nothing.
+            Some("") => Err(Refused::UnknownKey { sha256: Digest::of(b"").short() }),
             Some(key) => self.holder_of(&Digest::of(key.as_bytes())),
         }
     }

@@ -137,6 +137,11 @@ impl Authority {
         }
         let sha256 = sha256.ok_or_else(|| format!("key {name:?}: sha256 is missing: {ParseDigestError}"))?;
         let digest: Digest = sha256.parse().map_err(|error| format!("key {name:?}: sha256: {error}"))?;
+        if digest.is(&Digest::of(b"")) {
+            return Err(format!(
+                "key {name:?}: sha256 is that of an empty key: take the one that `rejoin key new` prints"
+            ));
+        }
         if let Some(known) = self.keys.iter().find(|known| known.digest.is(&digest)) {
             return Err(format!("key {name:?} is the same key as {:?}", known.name));
         }

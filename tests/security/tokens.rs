@@ -409,6 +409,10 @@ fn a_mistake_in_the_tables_names_its_line_and_no_secret() {
         ),
         ("[[key]]\nname = \"a\"", "rejoin.toml:1: key \"a\": sha256 is missing"),
         (
+            "[[key]]\nname = \"a\"\nsha256 = \"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"",
+            "rejoin.toml:1: key \"a\": sha256 is that of an empty key",
+        ),
+        (
             "[anonymous]\nsubscribe = [\"a..b\"]",
             "rejoin.toml:2: anonymous: \"a..b\": a topic has no empty segment",
         ),
