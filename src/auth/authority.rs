@@ -172,7 +172,8 @@ impl TokenKey {
             return Err(Refused::Expired { key: self.name.clone() });
         }
         let mut unfilled = None;
-        let grants = self.grants_of(&claims.rejoin, &claims.values(), &mut |found| unfilled = Some(found));
+        let grants =
+            self.grants_of(&claims.rejoin, &claims.values(), &mut |found| _ = unfilled.get_or_insert(found));
         Ok(Identity {
             grants: Arc::new(grants),
             unfilled: unfilled.map(Arc::new),
@@ -219,7 +220,7 @@ impl Identity {
         }
     }
 
-    /// The subject of a token, and its issuer. None for other credentials, and for a token without a subject.
+    /// The subject of a token, and its issuer. Other credentials have none, nor has a token without a subject.
     pub fn subject(&self) -> Option<(&str, Option<&str>)> {
         match &self.holder {
             Holder::Token { claims, .. } => Some((claims.sub.as_deref()?, claims.iss.as_deref())),

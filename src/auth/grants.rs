@@ -67,9 +67,10 @@ impl Grants {
             others.iter().for_each(|pattern| leave_out(pattern.as_str()));
             kept.into()
         };
+        let admin = self.admin && limit.admin;
+        let metrics = self.may_read_metrics() && limit.may_read_metrics();
         let (subscribe, publish) =
             (keep(self.subscribe, &limit.subscribe), keep(self.publish, &limit.publish));
-        let (admin, metrics) = (self.admin && limit.admin, self.metrics && limit.may_read_metrics());
         if self.admin && !admin {
             leave_out("admin");
         }

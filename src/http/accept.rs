@@ -109,8 +109,9 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
             accepted = listener.accept() => match accepted {
                 Ok((socket, from)) => {
                     // Without a place the socket is closed here.
-                    if let Some(place) = places.take().await {
-                        let endpoint = Endpoint { router: router.clone(), place, peer: Peer::new(from.ip()) };
+                    let peer = Peer::new(from.ip());
+                    if let Some(place) = places.take(peer.payer(&app.config)).await {
+                        let endpoint = Endpoint { router: router.clone(), place, peer };
                         app.tasks.spawn(serve_connection(app.clone(), http1.clone(), endpoint, socket));
                     }
                 }
@@ -173,10 +174,10 @@ impl Endpoint {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,
     {
-        if let Some(refusal) = self.place.refusal(&request) {
-            return Ok(refusal);
-        }
         request.extensions_mut().insert(self.peer);
+        if self.place.is_spare() {
+            request.extensions_mut().insert(self.place.clone());
+        }
         self.router.clone().oneshot(request).await
     }
 }
@@ -296,7 +297,7 @@ async fn answer_http1(
     if may_still_send || endpoint.place.is_spare() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response.map(Outgoing::new))
+    Ok(Outgoing::of(response))
 }
 
 /// Runs a connection until it ends, or `end` ends it. `leave` asks it to finish what it has begun.

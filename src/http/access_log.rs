@@ -23,7 +23,12 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::{client_address::ClientAddress, metrics::Transport, parameters, problem::Code};
+use super::{
+    client_address::ClientAddress,
+    metrics::Transport,
+    parameters,
+    problem::{Code, shorten},
+};
 use crate::config::AccessLogForm;
 
 /// The longest path, and the longest `User-Agent`, that a line has.
@@ -110,7 +115,7 @@ impl Record {
 
     /// The name of the API key, or the subject of the token.
     pub fn note_who(&self, who: &str) {
-        self.end().who = Some(who.to_owned());
+        self.end().who = Some(shorten(who.to_owned()));
     }
 
     /// Why a stream or a WebSocket has ended, and the close code of a WebSocket.

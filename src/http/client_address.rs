@@ -8,7 +8,10 @@ use std::{net::IpAddr, sync::Once};
 use axum::extract::Request;
 use http::HeaderMap;
 
-use super::forwarded::{self, Forwarded};
+use super::{
+    forwarded::{self, Forwarded},
+    shares::Payer,
+};
 use crate::config::Config;
 
 /// The peer of a connection. It is in the extensions of each request.
@@ -32,6 +35,13 @@ impl Peer {
 
     pub fn ip(self) -> IpAddr {
         self.ip
+    }
+
+    /// The client for which the connection itself is counted. A proxy has those of many clients.
+    pub fn payer(self, config: &Config) -> Option<Payer> {
+        let may_be_a_proxy =
+            config.trusts(self.ip) || (config.trusted_proxies.is_empty() && is_near(self.ip));
+        (!may_be_a_proxy).then(|| Payer::address(self.ip))
     }
 }
 

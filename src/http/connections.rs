@@ -22,7 +22,7 @@ use crate::{
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 /// The same, while the answers that clients have not taken are [`MANY_BYTES`] together.
 const SHORT_ANSWER_BYTES: usize = 32 << 10;
-const MANY_BYTES: usize = 64 << 20;
+pub const MANY_BYTES: usize = 64 << 20;
 
 /// How many topics and patterns all connections may read, for each that may be open.
 const TOPICS_OF_A_CONNECTION: usize = 10;
@@ -32,7 +32,7 @@ pub struct Connections {
     subscriptions: Arc<Shares>,
     /// The topics and patterns that they read.
     topics: Arc<Shares>,
-    /// The bytes of messages in answers to polls that have not left.
+    /// The bytes in answers to polls and to `POST /publish` that have not left.
     in_answers: Arc<AtomicUsize>,
     heartbeat: Duration,
     drain_grace: Duration,
@@ -84,7 +84,7 @@ impl Connections {
     }
 }
 
-/// What one subscription costs, counted until this is dropped.
+/// The costs of one subscription, counted until this is dropped.
 pub struct Costs {
     _subscription: Share,
     topics: Share,
@@ -98,7 +98,7 @@ impl Costs {
     }
 }
 
-/// The bytes of messages in one answer to a poll, counted until this is dropped.
+/// The bytes in one answer, counted until this is dropped.
 pub struct AnswerBytes {
     own: usize,
     all: Arc<AtomicUsize>,
@@ -116,13 +116,38 @@ impl AnswerBytes {
 
     /// True if the answer may have no more messages.
     pub fn is_full(&self) -> bool {
+        self.own >= MAX_ANSWER_BYTES || self.is_short()
+    }
+
+    /// True if the answer has to end early, because clients have not taken many others.
+    pub fn is_short(&self) -> bool {
         let others = self.all.load(Ordering::Relaxed).saturating_sub(self.own);
-        self.own >= if others < MANY_BYTES { MAX_ANSWER_BYTES } else { SHORT_ANSWER_BYTES }
+        others >= MANY_BYTES && self.own >= SHORT_ANSWER_BYTES
     }
 }
 
 impl Drop for AnswerBytes {
     fn drop(&mut self) {
         self.all.fetch_sub(self.own, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_short_while_clients_have_not_taken_many_others() {
+        let connections = Connections::new(&Config::default(), Shutdown::new());
+        let mut own = connections.answer_bytes();
+        own.add(MAX_ANSWER_BYTES - 1);
+        assert!(!own.is_full() && !own.is_short());
+        let mut other = connections.answer_bytes();
+        other.add(MANY_BYTES);
+        assert!(own.is_full() && own.is_short() && other.is_full() && !other.is_short());
+        drop(other);
+        assert!(!own.is_full());
+        own.add(1);
+        assert!(own.is_full() && !own.is_short(), "an answer to a publish may be longer");
     }
 }

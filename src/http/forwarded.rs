@@ -88,11 +88,16 @@ fn newest_first<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<
 /// It goes backwards, so that a quote that a client has opened and not closed takes nothing from a proxy's element.
 fn split_last(list: &str) -> (Option<&str>, &str) {
     let bytes = list.as_bytes();
-    let mut is_quoted = false;
-    for at in (0..bytes.len()).rev() {
-        let is_escaped = bytes[..at].iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1;
+    let (mut is_quoted, mut at) = (false, bytes.len());
+    while at > 0 {
+        at -= 1;
         match bytes[at] {
-            b'"' if !is_escaped => is_quoted = !is_quoted,
+            b'"' => {
+                // Each run of backslashes is walked once, however many there are.
+                let backslashes = bytes[..at].iter().rev().take_while(|byte| **byte == b'\\').count();
+                is_quoted ^= backslashes % 2 == 0;
+                at -= backslashes;
+            }
             b',' if !is_quoted => return (Some(&list[..at]), &list[at + 1..]),
             _ => {}
         }
@@ -150,6 +155,20 @@ mod tests {
     fn x_forwarded_for(lines: &[&str]) -> Option<String> {
         let lines: Vec<_> = lines.iter().map(|line| ("x-forwarded-for", *line)).collect();
         read_from(&lines, ForwardedHeader::XForwarded).0
+    }
+
+    /// Each backslash walked back over all those before it: 60 000 of them took 47 seconds.
+    #[test]
+    fn a_quote_behind_many_backslashes_is_read_in_one_walk() {
+        for (backslashes, is_escaped) in [(0, false), (1, true), (2, false), (60_000, false), (60_001, true)]
+        {
+            let list = format!("a,\"b,{}\",c", "\\".repeat(backslashes));
+            let (before, last) = split_last(&list);
+            assert_eq!(last, "c");
+            // Seen from the end, an escaped quote opens nothing.
+            let (_, last) = split_last(before.expect("more"));
+            assert_eq!(last.starts_with('"'), !is_escaped, "{backslashes}");
+        }
     }
 
     #[test]

@@ -31,9 +31,9 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
 async fn answer(endpoint: Endpoint, request: Request<Incoming>) -> Result<Response<Outgoing>, Infallible> {
     if request.headers().len() > MAX_FIELDS {
-        return Ok(too_many_fields().map(Outgoing::new));
+        return Ok(Outgoing::of(too_many_fields()));
     }
-    Ok(endpoint.answer(request).await?.map(Outgoing::new))
+    Ok(Outgoing::of(endpoint.answer(request).await?))
 }
 
 /// Serves one connection until it ends.

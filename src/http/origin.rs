@@ -16,6 +16,7 @@ use super::{
     credentials::{self, Shown},
     forwarded::Forwarded,
     malformed,
+    places::Place,
     problem::{Code, Problem, shorten},
 };
 use tracing::field::display;
@@ -60,7 +61,10 @@ async fn answer(app: &App, request: Request, next: Next) -> Response {
     let mut response = match malformed::check_path(&request) {
         Err(problem) => problem.into_response(),
         Ok(()) if is_preflight => preflight(),
-        Ok(()) => next.run(request).await,
+        Ok(()) => match request.extensions().get::<Place>().and_then(|place| place.refusal(&request)) {
+            Some(refusal) => refusal,
+            None => next.run(request).await,
+        },
     };
     if let Some(code) = response.extensions().get::<Code>() {
         app.metrics.refused(*code);

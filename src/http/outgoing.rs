@@ -2,14 +2,15 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use axum::body::Body;
+use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::stall::Progress;
+use super::{connections::AnswerBytes, stall::Progress};
 
 /// How many bytes one piece may have.
 pub const PIECE_BYTES: usize = 32 << 10;
@@ -25,12 +26,19 @@ pub struct Outgoing {
     rest: Bytes,
     /// `None` on HTTP/1.1.
     progress: Option<Progress>,
+    /// Counted until the last piece has left.
+    _held: Option<Arc<AnswerBytes>>,
 }
 
 impl Outgoing {
     /// On HTTP/2 this must be called in the task of the stream that will carry the body.
-    pub fn new(body: Body) -> Self {
-        Self { body, rest: Bytes::new(), progress: Progress::of_this_stream() }
+    pub fn of(mut response: Response) -> http::Response<Self> {
+        let held = response.extensions_mut().remove();
+        response.map(|body| Self::new(body, held))
+    }
+
+    fn new(body: Body, held: Option<Arc<AnswerBytes>>) -> Self {
+        Self { body, rest: Bytes::new(), progress: Progress::of_this_stream(), _held: held }
     }
 
     fn next_piece(&mut self) -> Bytes {
@@ -89,6 +97,11 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::{
+        config::Config,
+        http::connections::{Connections, MANY_BYTES},
+        shutdown::Shutdown,
+    };
 
     async fn pieces(mut body: Outgoing) -> Vec<usize> {
         let mut lengths = Vec::new();
@@ -103,6 +116,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_bytes_of_an_answer_are_counted_until_its_last_piece_has_left() {
+        let connections = Connections::new(&Config::default(), Shutdown::new());
+        let mut bytes = connections.answer_bytes();
+        bytes.add(MANY_BYTES);
+        let mut response = Response::new(Body::from(vec![b'x'; PIECE_BYTES + 1]));
+        response.extensions_mut().insert(Arc::new(bytes));
+        let mut answer = Outgoing::of(response).into_body();
+        let mut other = connections.answer_bytes();
+        other.add(PIECE_BYTES);
+        answer.frame().await.expect("a piece").expect("no error");
+        assert!(other.is_short());
+        drop(answer);
+        assert!(!other.is_short());
+    }
+
+    #[tokio::test]
     async fn an_answer_leaves_in_pieces_and_on_http2_its_last_byte_alone() {
         for (length, http1, http2) in [
             (0, vec![], vec![]),
@@ -111,7 +140,7 @@ mod tests {
             (PIECE_BYTES, vec![PIECE_BYTES], vec![PIECE_BYTES - 1, 1]),
             (2 * PIECE_BYTES + 1, vec![PIECE_BYTES, PIECE_BYTES, 1], vec![PIECE_BYTES, PIECE_BYTES, 1]),
         ] {
-            let body = || Outgoing::new(Body::from(vec![b'x'; length]));
+            let body = || Outgoing::new(Body::from(vec![b'x'; length]), None);
             assert_eq!(pieces(body()).await, http1);
             assert_eq!(Progress::default().scope(async { pieces(body()).await }).await, http2);
         }

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     problem::{Code, Problem},
+    shares::{Payer, Share, Shares},
     stream, subscribe,
     wire::Framing,
 };
@@ -45,6 +46,8 @@ const OTHERS: usize = 1_000;
 pub struct Places {
     max: usize,
     taken: AtomicUsize,
+    /// The connections of each address, so that one of them leaves a share to the others.
+    shares: Arc<Shares>,
     /// The ends of the newest spare connections, the oldest first.
     spare: Mutex<VecDeque<CancellationToken>>,
     has_warned: AtomicBool,
@@ -60,33 +63,35 @@ impl Places {
     }
 
     fn with(max: usize) -> Self {
-        Self { max, taken: AtomicUsize::new(0), spare: Mutex::default(), has_warned: AtomicBool::new(false) }
+        let (taken, shares) = (AtomicUsize::new(0), Shares::new(max));
+        Self { max, taken, shares, spare: Mutex::default(), has_warned: AtomicBool::new(false) }
     }
 
-    /// A place for one more connection, until it is dropped. It waits a moment for spare ones that give way; `None` if
+    /// A place for one more connection of `payer`, until it is dropped. It waits a moment for spare ones that give way; `None` if
     /// they do not.
     ///
     /// # Cancel safety
     /// Dropping this takes no place.
-    pub async fn take(self: &Arc<Self>) -> Option<Place> {
+    pub async fn take(self: &Arc<Self>, payer: Option<Payer>) -> Option<Place> {
         for _ in 0..LOOKS {
             if self.taken.load(Ordering::Relaxed) < self.max.saturating_add(2 * SPARE) {
-                return Some(self.take_now());
+                return Some(self.take_now(payer));
             }
             sleep(GIVES_WAY_WITHIN / LOOKS).await;
         }
         None
     }
 
-    fn take_now(self: &Arc<Self>) -> Place {
+    fn take_now(self: &Arc<Self>, payer: Option<Payer>) -> Place {
         let before = self.taken.fetch_add(1, Ordering::Relaxed);
-        let end_of_spare = (before >= self.max).then(|| self.new_spare());
-        let place = Place(Arc::new(Taken { places: self.clone(), end_of_spare }));
+        let share = if before < self.max { self.shares.take(payer, 1) } else { None };
+        let end_of_spare = share.is_none().then(|| self.new_spare());
+        let place = Place(Arc::new(Taken { places: self.clone(), end_of_spare, _share: share }));
         if place.is_spare() && !self.has_warned.swap(true, Ordering::Relaxed) {
             let limit = self.max;
             tracing::warn!(
                 limit,
-                "too many connections: more of them get no answer but /health; raise --max-connections and the limit \
+                "too many connections, in all or of one address: more of them get no answer but /health; raise --max-connections and the limit \
                  of file descriptors, or find out who opens them"
             );
         }
@@ -124,6 +129,7 @@ pub struct Place(Arc<Taken>);
 struct Taken {
     places: Arc<Places>,
     end_of_spare: Option<CancellationToken>,
+    _share: Option<Share>,
 }
 
 impl Drop for Taken {
@@ -135,7 +141,7 @@ impl Drop for Taken {
 #[cfg(test)]
 impl Default for Place {
     fn default() -> Self {
-        Arc::new(Places::with(100)).take_now()
+        Arc::new(Places::with(100)).take_now(None)
     }
 }
 
@@ -179,17 +185,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn beyond_the_limit_some_connections_answer_probes_and_the_oldest_gives_way() {
         let places = Arc::new(Places::with(4));
-        let mut held: Vec<Place> = (0..4).map(|_| places.take_now()).collect();
+        let mut held: Vec<Place> = (0..4).map(|_| places.take_now(None)).collect();
         assert!(held.iter().all(|place| !place.is_spare()));
         for _ in 0..2 * SPARE {
-            held.extend(places.take().await);
+            held.extend(places.take(None).await);
         }
         assert_eq!(held.len(), 4 + 2 * SPARE);
-        assert!(places.take().await.is_none(), "those that must end have not ended");
+        assert!(places.take(None).await.is_none(), "those that must end have not ended");
         let has_to_end = |place: &Place| place.end_of_spare().is_some_and(|end| end.now_or_never().is_some());
         assert_eq!(held.iter().filter(|place| has_to_end(place)).count(), SPARE);
         held.truncate(4);
-        let spare = places.take().await.expect("a spare one");
+        let spare = places.take(None).await.expect("a spare one");
         assert!(spare.is_spare() && !has_to_end(&spare));
         let began = Instant::now();
         spare.end_of_spare().expect("it is spare").await;
@@ -204,15 +210,29 @@ mod tests {
         assert_eq!(asked("/topics/a", "text/event-stream"), Some(200));
         held.clear();
         drop(spare);
-        assert!(!places.take().await.expect("a place").is_spare());
+        assert!(!places.take(None).await.expect("a place").is_spare());
+    }
+
+    #[test]
+    fn an_address_that_opens_all_connections_leaves_a_share_to_others() {
+        let places = Arc::new(Places::with(100));
+        let payer = |last: u8| Some(Payer::address([203, 0, 113, last].into()));
+        let modest = places.take_now(payer(1));
+        let greedy: Vec<_> = (0..100).map(|_| places.take_now(payer(2))).collect();
+        assert_eq!(greedy.iter().filter(|place| !place.is_spare()).count(), 74);
+        drop(greedy);
+        let greedy: Vec<_> = (0..74).map(|_| places.take_now(payer(2))).collect();
+        let others: Vec<_> = (3..28).map(|last| places.take_now(payer(last))).collect();
+        let served = [vec![modest], greedy, others].concat();
+        assert!(served.iter().all(|place| !place.is_spare()));
     }
 
     #[test]
     fn quiet_connections_are_waited_for_less_while_most_places_are_taken() {
         let (places, long) = (Arc::new(Places::with(8)), Duration::from_secs(75));
-        let mut held: Vec<Place> = (0..5).map(|_| places.take_now()).collect();
+        let mut held: Vec<Place> = (0..5).map(|_| places.take_now(None)).collect();
         assert_eq!(held[0].patience(long), long);
-        held.push(places.take_now());
+        held.push(places.take_now(None));
         assert_eq!(held[0].patience(long), PATIENCE);
         assert_eq!(held[0].patience(Duration::ZERO), Duration::ZERO);
     }

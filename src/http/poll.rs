@@ -131,7 +131,7 @@ struct AnswerBody {
 impl AnswerBody {
     fn new(
         messages: Vec<Arc<Message>>,
-        bytes: AnswerBytes,
+        mut bytes: AnswerBytes,
         gaps: &[GapNotice],
         cursor: Id,
         permit: Permit,
@@ -139,6 +139,7 @@ impl AnswerBody {
         let tail = Bytes::from(tail(gaps, cursor));
         let commas = messages.len().saturating_sub(1);
         let left = HEAD.len() + bytes.count() + commas + tail.len();
+        bytes.add(tail.len());
         let (begun, messages) = (vec![Bytes::from_static(HEAD)], messages.into_iter());
         Self { begun, messages, tail, left, _bytes: bytes, _permit: permit }
     }

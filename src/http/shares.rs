@@ -1,4 +1,5 @@
-//! What clients share: each may take what is free, until little is left. Then nobody takes more than an even share.
+//! Totals that clients share: each client may take what is free, until little is left. Then no client takes more than an
+//! even share.
 //!
 //! So one client alone may use a server to its limits, and many clients are safe from one that takes too much. Each
 //! process has its own.
@@ -41,7 +42,7 @@ impl Payer {
     }
 }
 
-/// What is taken of a total, and by whom.
+/// The part of a total that is taken, and by whom.
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
@@ -114,7 +115,7 @@ impl Shares {
     }
 }
 
-/// What one client has taken of a total. It is given back when this is dropped.
+/// The part of a total that one client has taken. It is given back when this is dropped.
 #[derive(Debug)]
 pub struct Share {
     shares: Arc<Shares>,

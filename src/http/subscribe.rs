@@ -114,21 +114,19 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
         }
         Rendering::Stream(framing) => {
             let start = start.unwrap_or(Start::Now);
-            let permit = app.permit(framing.transport(), &access, patterns.len());
-            match (app.broker.subscribe(patterns, &start, &connection).await, permit) {
-                (Ok(subscription), Some(permit)) => Ok(stream::respond(
-                    framing,
-                    Reader::new(app.connections.clone(), subscription, permit, access),
-                )),
-                (Ok(subscription), None) => {
-                    Ok(stream::turn_away(framing, Code::Overloaded, Some(subscription.cursor())))
+            // A client without a cursor must repeat its request unchanged. A cursor of ours would skip what it asked
+            // for, unless it asked for what comes from now on.
+            let cursor = if let Start::After(cursor) = start { Some(cursor) } else { None };
+            let Some(permit) = app.permit(framing.transport(), &access, patterns.len()) else {
+                let now = if let Start::Now = start { app.broker.newest().await.ok() } else { None };
+                return Ok(stream::turn_away(framing, Code::Overloaded, cursor.or(now)));
+            };
+            match app.broker.subscribe(patterns, &start, &connection).await {
+                Ok(subscription) => {
+                    let reader = Reader::new(app.connections.clone(), subscription, permit, access);
+                    Ok(stream::respond(framing, reader))
                 }
-                (Err(error), _) => {
-                    // A client without a cursor must repeat its request unchanged. A cursor of ours would
-                    // skip what it asked for.
-                    let cursor = if let Start::After(cursor) = start { Some(cursor) } else { None };
-                    Ok(stream::turn_away(framing, Problem::from(error).code, cursor))
-                }
+                Err(error) => Ok(stream::turn_away(framing, Problem::from(error).code, cursor)),
             }
         }
     }

@@ -181,7 +181,9 @@ async fn probes_are_answered_while_connections_fill_the_descriptors() {
         assert_eq!((live.status, live.header("connection")), (200, "close"), "{live:?}");
         assert_eq!(get(server, "/health/ready").answer().await.status, 200);
     }
-    get(server, "/topics/a?wait=0").answer().await.problem(503, "overloaded");
+    let refused = get(server, "/topics/a?wait=0").header("origin", server.http("")).answer().await;
+    refused.problem(503, "overloaded");
+    assert_eq!(refused.header("access-control-allow-origin"), server.http(""), "as every other answer");
     post(server, "/topics/a").body("x").answer().await.problem(503, "overloaded");
     let events = get(server, "/topics/a").header("accept", "text/event-stream").answer().await;
     assert_eq!(events.status, 200, "{events:?}");

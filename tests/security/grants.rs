@@ -95,6 +95,20 @@ async fn a_client_that_may_publish_nothing_is_refused_before_its_messages_arrive
     assert_eq!((&error["code"], &error["ref"]), (&json!("unauthorized"), &json!(1)), "{error}");
 }
 
+/// It could keep a long message unfinished on each of its connections.
+#[tokio::test]
+async fn a_client_that_may_publish_nothing_sends_short_commands() {
+    let server = server().await;
+    let long = json!({"type": "publish", "topic": "a", "data": "x".repeat(100_000)});
+    let mut socket = Socket::open(&server, "/topics/public.a").await;
+    socket.send(long.clone()).await;
+    assert_eq!(socket.closed().await.0, 1009);
+    let mut socket = Socket::open(&server, &format!("/events?token={}", reads("u1", &["a"]))).await;
+    let wider = token("u1", json!({"subscribe": ["a"], "publish": ["a"]}));
+    assert_eq!(socket.ask(json!({"type": "auth", "token": wider})).await["type"], "authenticated");
+    assert_eq!(socket.ask(long).await["type"], "published");
+}
+
 /// The commands are done in turn, and the rights are those of their turn.
 #[tokio::test]
 async fn a_publish_behind_an_auth_has_the_rights_of_the_new_token() {

@@ -20,7 +20,9 @@ use crate::http::{
     App,
     access::Access,
     answer::raw_json,
-    body, coding, media, parameters,
+    body, coding,
+    connections::AnswerBytes,
+    media, parameters,
     problem::{Code, Problem},
     query::Query,
 };
@@ -58,7 +60,7 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
     let is_ordered = Query::of(&request, &parameters::PUBLISH_MANY)?.flag("ordered")?;
     // JSON can write one byte as six, and base64 needs four for three.
     let mut splitter = Splitter::new(list, 6 * app.config.max_payload + MAX_ITEM_OVERHEAD_BYTES);
-    let mut answers = Answers::default();
+    let mut answers = Answers::new(app.connections.answer_bytes());
     let coding = coding::of(request.headers())?;
     let body = request.into_body();
     let mut body = match coding {
@@ -92,15 +94,13 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
             deadline = Instant::now() + app.config.read_timeout;
         }
         for value in values {
-            // The rest is still read, because a client that is sending does not read the answer.
-            if is_ordered && answers.has_failed {
-                break;
-            }
-            if let Some(limit) = answers.limit() {
-                let detail = format!("a request may contain up to {limit}; the rest was not published");
-                return answers.end_with(Problem::new(Code::TooLarge, detail));
+            if let Some(problem) = answers.limit() {
+                return answers.end_with(problem);
             }
             answers.push_value(&app, &access, value).await;
+            if is_ordered && answers.has_failed {
+                return Ok(answers.into_response());
+            }
         }
         match (bytes, split) {
             (Err(problem), _) => return answers.end_with(problem),
@@ -128,15 +128,19 @@ async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, Probl
 }
 
 /// The answers so far, as the JSON that will be sent.
-#[derive(Default)]
 struct Answers {
     json: Vec<u8>,
+    bytes: AnswerBytes,
     count: usize,
     mistakes: usize,
     has_failed: bool,
 }
 
 impl Answers {
+    fn new(bytes: AnswerBytes) -> Self {
+        Self { json: Vec::new(), bytes, count: 0, mistakes: 0, has_failed: false }
+    }
+
     async fn push_value(&mut self, app: &App, access: &Access, value: Value) {
         let result = match value {
             Value::TooLong => Err(Problem::too_large(app.config.max_payload)),
@@ -160,14 +164,21 @@ impl Answers {
     }
 
     fn push(&mut self, answer: &impl Serialize) {
+        let before = self.json.len();
         self.json.push(if self.count == 0 { b'[' } else { b',' });
         serde_json::to_writer(&mut self.json, answer).expect("an answer serializes");
         self.count += 1;
+        self.bytes.add(self.json.len() - before);
     }
 
     /// The limit that has been reached, if any.
-    fn limit(&self) -> Option<String> {
-        match self {
+    fn limit(&self) -> Option<Problem> {
+        if self.bytes.is_short() {
+            let detail =
+                "clients have not taken many answers; the rest was not published, so send it again later";
+            return Some(Problem::new(Code::Overloaded, detail));
+        }
+        let limit = match self {
             _ if self.count >= MAX_ITEMS => Some(format!("{MAX_ITEMS} messages")),
             _ if self.mistakes >= MAX_MISTAKES => {
                 Some(format!("{MAX_MISTAKES} messages that are refused by a mistake"))
@@ -176,7 +187,9 @@ impl Answers {
                 Some(format!("{MAX_ANSWERS_BYTES} bytes of answers"))
             }
             _ => None,
-        }
+        };
+        let detail = format!("a request may contain up to {}; the rest was not published", limit?);
+        Some(Problem::new(Code::TooLarge, detail))
     }
 
     /// Ends with a problem of the request. It becomes the status if there is no answer yet, else the last
@@ -196,6 +209,8 @@ impl IntoResponse for Answers {
             self.json.push(b'[');
         }
         self.json.push(b']');
-        raw_json(StatusCode::OK, self.json)
+        let mut response = raw_json(StatusCode::OK, self.json);
+        response.extensions_mut().insert(Arc::new(self.bytes));
+        response
     }
 }

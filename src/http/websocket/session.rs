@@ -35,6 +35,8 @@ const MAX_QUEUED_BYTES: usize = 64 << 10;
 const MAX_WAITING_COMMANDS: usize = 16;
 /// The same for this many bytes of waiting commands.
 const MAX_WAITING_BYTES: usize = 64 << 10;
+/// The longest command of a client that may publish nothing. A token fits.
+const MAX_OTHER_COMMAND_BYTES: usize = 68 << 10;
 /// After this many heartbeats without a word the peer is gone: it had one heartbeat to answer a ping.
 const MAX_SILENT_BEATS: u32 = 2;
 /// How many rounds one poll makes before other tasks may run.
@@ -108,7 +110,8 @@ impl End {
 }
 
 impl Session {
-    pub fn new(app: Arc<App>, socket: Socket, reader: Reader) -> Self {
+    pub fn new(app: Arc<App>, mut socket: Socket, reader: Reader) -> Self {
+        limit(&app, &mut socket, &reader);
         Self {
             app,
             socket,
@@ -230,15 +233,7 @@ impl Session {
 
     /// Keeps a command until those before it are done.
     fn keep(&mut self, text: &str) {
-        let mut command = Command::parse(text);
-        // A command before it may bring other rights.
-        let may_change = self.waiting.iter().any(|command| matches!(command.action, Action::Auth(_)));
-        if matches!(command.action, Action::Publish(_))
-            && !may_change
-            && let Err(problem) = self.reader.access().publish_something()
-        {
-            command.action = Action::Refused(problem);
-        }
+        let command = Command::parse(text);
         self.waiting_bytes += command.size();
         self.waiting.push_back(command);
     }
@@ -282,7 +277,10 @@ impl Session {
             Action::Ping => self.answer(&reference, Answer::Pong),
             Action::Refused(problem) => self.answer(&reference, Answer::Error(&problem)),
             Action::Auth(token) => match self.reader.renew(&token) {
-                Ok(()) => self.answer(&reference, Answer::Authenticated),
+                Ok(()) => {
+                    limit(&self.app, &mut self.socket, &self.reader);
+                    self.answer(&reference, Answer::Authenticated);
+                }
                 Err(problem) => self.answer(&reference, Answer::Error(&problem)),
             },
             Action::Unsubscribe { pattern } => {
@@ -419,6 +417,12 @@ impl Session {
     fn push_batch(&mut self, batch: &mut Batch) {
         batch.take().into_iter().for_each(|frames| self.socket.push(frames));
     }
+}
+
+/// Sets the size of the commands that the client may send. Only a message to publish is long.
+fn limit(app: &App, socket: &mut Socket, reader: &Reader) {
+    let may_publish = reader.access().publish_something().is_ok();
+    socket.limit(if may_publish { app.max_command_bytes() } else { MAX_OTHER_COMMAND_BYTES });
 }
 
 /// Tells a browser why its handshake is refused, because it cannot see a status.

@@ -66,6 +66,14 @@ impl Socket {
         }
     }
 
+    /// The peer may send messages of up to this many bytes from now on.
+    pub fn limit(&mut self, max_message_bytes: usize) {
+        self.protocol.set_config(|config| {
+            config.max_message_size = Some(max_message_bytes);
+            config.max_frame_size = Some(max_message_bytes);
+        });
+    }
+
     /// The next message of the peer. Pings are answered, and a close too.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Lost>> {
         let Self { io, incoming, protocol, outbox, .. } = self;
