@@ -57,6 +57,16 @@ impl Connections {
         self.subscriptions.taken()
     }
 
+    /// How many topics and patterns are read now.
+    pub fn topics_read(&self) -> usize {
+        self.topics.taken()
+    }
+
+    /// The bytes of all answers that have not left.
+    pub fn untaken_bytes(&self) -> usize {
+        self.in_answers.load(Ordering::Relaxed)
+    }
+
     /// Counts one more subscription to so many topics and patterns, until the result is dropped. `None` if there are too
     /// many, or too many of this client.
     pub fn admit(&self, payer: Option<Payer>, topics: usize) -> Option<Costs> {

@@ -73,6 +73,8 @@ pub struct Metrics {
     topics: IntGauge,
     retained_messages: IntGauge,
     retained_bytes: IntGauge,
+    topics_read: IntGauge,
+    answer_bytes: IntGauge,
     /// The totals at the end of the last minute.
     logged: Mutex<Totals>,
 }
@@ -175,6 +177,16 @@ impl Metrics {
             log_up: gauge(&registry, "rejoin_log_up", "1 if the log answered for this scrape, else 0."),
             topics: gauge(&registry, "rejoin_topics", "Topics known, with or without retained messages."),
             retained_messages: gauge(&registry, "rejoin_retained_messages", "Messages retained."),
+            topics_read: gauge(
+                &registry,
+                "rejoin_topics_read",
+                "Topics and patterns that subscriptions read.",
+            ),
+            answer_bytes: gauge(
+                &registry,
+                "rejoin_answer_bytes",
+                "Bytes of answers to polls and to many publishes that clients have not taken.",
+            ),
             retained_bytes: gauge(
                 &registry,
                 "rejoin_retained_bytes",
@@ -290,6 +302,8 @@ pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Respo
         metrics.retained_messages.set(stats.messages as i64);
         metrics.retained_bytes.set(stats.bytes as i64);
     }
+    metrics.topics_read.set(app.connections.topics_read() as i64);
+    metrics.answer_bytes.set(app.connections.untaken_bytes() as i64);
     let mut body = Vec::new();
     TextEncoder::new().encode(&metrics.registry.gather(), &mut body).expect("metrics have names and help");
     let mut response = body.into_response();

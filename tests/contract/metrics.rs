@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::json;
+
 use crate::{
-    ask::{Ask, get, now, post, publish, publish_all, topic_path},
+    ask::{Ask, get, now, post, publish, publish_all, topic_path, until_served},
     failing::FailingServer,
-    reader::Reader,
+    reader::{Reader, Socket},
     support::{Server, client::Transport},
 };
 
@@ -137,4 +139,18 @@ async fn series_are_named_for_prometheus_and_include_the_process() {
     ] {
         assert!(parse(&text).contains_key(name), "{text}");
     }
+}
+
+#[tokio::test]
+async fn the_topics_that_are_read_are_counted_until_their_readers_leave() {
+    let server = Server::start().await;
+    let mut socket = Socket::open(&server, "/events?topic=a&topic=b.*").await;
+    assert_eq!(socket.ask(json!({"type": "subscribe", "topic": "c"})).await["type"], "subscribed");
+    assert_eq!(scrape(&server).await["rejoin_topics_read"], 3.0);
+    assert_eq!(socket.ask(json!({"type": "unsubscribe", "topic": "c"})).await["type"], "unsubscribed");
+    assert_eq!(scrape(&server).await["rejoin_topics_read"], 2.0);
+    drop(socket);
+    until_served(&server, 0).await;
+    let series = scrape(&server).await;
+    assert_eq!((series["rejoin_topics_read"], series["rejoin_answer_bytes"]), (0.0, 0.0), "{series:?}");
 }
