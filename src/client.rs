@@ -22,7 +22,7 @@
 //! ```
 //!
 //! The futures and streams here need a tokio runtime. TLS uses the default provider of `rustls`; if the program
-//! has set none, the first [`Client`] sets `ring`.
+//! has set none, the first [`Client`] sets `aws_lc_rs`.
 
 #![warn(missing_docs)]
 
