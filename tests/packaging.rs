@@ -4,6 +4,8 @@
 
 #[path = "packaging/licences.rs"]
 mod licences;
+#[path = "packaging/needs.rs"]
+mod needs;
 mod support;
 
 use std::{
