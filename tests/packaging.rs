@@ -113,7 +113,7 @@ fn the_packaged_settings_are_accepted_as_they_are_and_with_every_line_in_force()
     assert!(mistakes.contains("jwt-secret"), "{mistakes}");
 }
 
-/// What the program says of the mistakes in a file with these settings. `None` if it accepts the file.
+/// The text of the program about the mistakes in a file with these settings. `None` if it accepts the file.
 fn mistakes_in(settings: &str) -> Option<String> {
     let folder = Folder::new();
     let path = folder.path("rejoin.toml");
