@@ -322,6 +322,15 @@ fn every_place_has_the_version_of_the_program() {
     let headings = read("docs/changelog.md");
     let newest = headings.lines().find(|line| line.starts_with("## ")).expect("a heading");
     assert_eq!(newest.split(' ').nth(1), Some(version), "{newest}");
+    let openapi: Value = serde_json::from_str(&read("docs/openapi.json")).expect("JSON");
+    assert_eq!(openapi["info"]["version"], version, "docs/openapi.json");
+    for lock in ["Cargo.lock", "tests/fuzz/Cargo.lock"] {
+        assert!(read(lock).contains(&format!("name = \"rejoin\"\nversion = \"{version}\"\n")), "{lock}");
+    }
+    let document = read("docs/operations.md");
+    for before in ["./rejoin_", "`rejoin-", "example/rejoin:"] {
+        assert!(document.contains(&format!("{before}{version}")), "{before} in docs/operations.md");
+    }
 }
 
 #[test]
