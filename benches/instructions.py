@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Counts the server's instructions for a publish, and for a delivery on each transport.
 
-    cargo build --release
+    cargo build --profile dist
     benches/instructions.py [--server PATH] [--subscribers N] [--messages N]
 
 It needs valgrind, and Python's standard library. The server runs in `valgrind --tool=callgrind`, on one core.
@@ -173,7 +173,7 @@ def least_of_a_publish(server, publisher, subscribers, messages):
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    arguments.add_argument("--server", default="target/release/rejoin", help="path of the server")
+    arguments.add_argument("--server", default="target/dist/rejoin", help="path of the server")
     arguments.add_argument("--subscribers", type=int, default=100, help="subscribers of one transport")
     arguments.add_argument("--messages", type=int, default=50, help="messages of each round")
     arguments = arguments.parse_args()

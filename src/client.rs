@@ -22,7 +22,7 @@
 //! ```
 //!
 //! The futures and streams here need a tokio runtime. TLS uses the default provider of `rustls`; if the program
-//! has set none, the first [`Client`] sets `ring`.
+//! has set none, the first [`Client`] sets `aws_lc_rs`.
 
 #![warn(missing_docs)]
 
@@ -35,7 +35,7 @@ mod publish;
 mod retry;
 mod subscription;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use reqwest::{RequestBuilder, Response, StatusCode, Url, header, redirect};
 use tokio_stream::{Stream, StreamExt};
@@ -95,7 +95,8 @@ pub struct Client {
 
 impl Client {
     /// A client of the server at this URL, such as `http://127.0.0.1:7070`, without a credential. The server
-    /// may be under a path. It connects with the first request.
+    /// may be under a path. It connects with the first request, through the proxy that the environment names for it
+    /// (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), but never through one to a loopback address.
     ///
     /// # Errors
     /// [`ClientError::Unusable`] if this is no URL of a server, or if TLS cannot be set up.
@@ -107,6 +108,10 @@ impl Client {
         if url.scheme() == "http" {
             // Plain HTTP needs no certificates, and reading all those of the system takes time.
             builder = builder.tls_certs_only([]);
+        }
+        if is_loopback(&url) {
+            // A proxy elsewhere cannot reach a server of this machine.
+            builder = builder.no_proxy();
         }
         let http = builder
             .http1_only()
@@ -308,4 +313,11 @@ fn parse_url(text: &str) -> Result<Url, String> {
         return Err("expected a URL without credentials and query; a token is given apart from it".into());
     }
     Ok(url)
+}
+
+/// True if the URL names this machine.
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let address = host.parse::<IpAddr>().map(|address| address.to_canonical());
+    host == "localhost" || host.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
 }

@@ -4,6 +4,8 @@
 
 #[path = "packaging/licences.rs"]
 mod licences;
+#[path = "packaging/needs.rs"]
+mod needs;
 mod support;
 
 use std::{
@@ -99,13 +101,25 @@ fn the_packaged_settings_are_accepted_as_they_are_and_with_every_line_in_force()
         |line: &str| line.strip_prefix("# ").filter(|rest| is_set(rest)).unwrap_or(line).to_owned();
     let whole = packaged.lines().map(in_force).collect::<Vec<_>>().join("\n");
     assert!(whole.contains("\nretain-age =") && whole.contains("\n[[key]]"), "{whole}");
+    let with_key = whole.replace("\"…\"", &format!("{:?}", "5a".repeat(32)));
+    assert_eq!(mistakes_in(&packaged), None);
+    assert_eq!(mistakes_in(&with_key), None);
+
+    // Text that everyone can read is no credential: the examples are refused until they are replaced.
+    let mistakes = mistakes_in(&whole).expect("a mistake");
+    assert!(mistakes.contains("key \"backend\": sha256"), "{mistakes}");
+    let on_network = with_key.replace("127.0.0.1:7070", "0.0.0.0:7070");
+    let mistakes = mistakes_in(&on_network.replace("insecure-open = false", "")).expect("a mistake");
+    assert!(mistakes.contains("jwt-secret"), "{mistakes}");
+}
+
+/// The text of the program about the mistakes in a file with these settings. `None` if it accepts the file.
+fn mistakes_in(settings: &str) -> Option<String> {
     let folder = Folder::new();
-    for text in [packaged, whole] {
-        let path = folder.path("rejoin.toml");
-        fs::write(&path, text).expect("it is written");
-        let shown = rejoin(&["config", "--config", &path], &[]);
-        assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
-    }
+    let path = folder.path("rejoin.toml");
+    fs::write(&path, settings).expect("it is written");
+    let checked = rejoin(&["config", "--check", &path], &[]);
+    (!checked.status.success()).then(|| String::from_utf8_lossy(&checked.stderr).into_owned())
 }
 
 #[test]
@@ -131,6 +145,7 @@ fn the_unit_fits_the_package() {
     assert!(read(SETTINGS).contains(&format!("\nstate = \"/var/lib/{state}/")));
     let timeout: u64 = of_unit("TimeoutStopSec").concat().parse().expect("seconds");
     assert!(timeout > longest_end(), "{timeout} s");
+    assert_eq!(of_unit("StartLimitIntervalSec"), ["0"]);
 }
 
 #[test]
@@ -307,6 +322,15 @@ fn every_place_has_the_version_of_the_program() {
     let headings = read("docs/changelog.md");
     let newest = headings.lines().find(|line| line.starts_with("## ")).expect("a heading");
     assert_eq!(newest.split(' ').nth(1), Some(version), "{newest}");
+    let openapi: Value = serde_json::from_str(&read("docs/openapi.json")).expect("JSON");
+    assert_eq!(openapi["info"]["version"], version, "docs/openapi.json");
+    for lock in ["Cargo.lock", "tests/fuzz/Cargo.lock"] {
+        assert!(read(lock).contains(&format!("name = \"rejoin\"\nversion = \"{version}\"\n")), "{lock}");
+    }
+    let document = read("docs/operations.md");
+    for before in ["./rejoin_", "`rejoin-", "example/rejoin:"] {
+        assert!(document.contains(&format!("{before}{version}")), "{before} in docs/operations.md");
+    }
 }
 
 #[test]

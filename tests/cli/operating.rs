@@ -97,6 +97,31 @@ async fn health_says_by_its_exit_code_if_the_server_is_ready() {
     assert!(gone.stderr().starts_with("rejoin: cannot reach http://"), "{}", gone.stderr());
 }
 
+/// Docker passes the proxy of its host on to containers, in which the health check then failed for ever.
+#[tokio::test]
+async fn a_server_on_loopback_is_asked_directly_and_any_other_through_the_proxy() {
+    let server = Server::start().await;
+    let port = server.addr.port();
+    let proxy = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let at_proxy = format!("http://{}", proxy.local_addr().expect("a bound address"));
+    let health = |url: &str| {
+        let health = Program::new(&["health", "--url", url]).with("NO_PROXY", "").with("no_proxy", "");
+        health.with("HTTP_PROXY", &at_proxy).with("http_proxy", &at_proxy).run()
+    };
+    for host in ["127.0.0.1", "localhost"] {
+        let ready = health(&format!("http://{host}:{port}")).await;
+        assert_eq!((ready.code, ready.lines()), (Some(0), vec!["ready"]), "{host}: {ready:?}");
+    }
+    let elsewhere = tokio::spawn(health("http://push.example"));
+    let (mut client, _) = proxy.accept().await.expect("a connection");
+    let mut head = [0; 64];
+    let count = client.read(&mut head).await.expect("a request");
+    assert!(head[..count].starts_with(b"GET http://push.example/health/ready "), "{head:?}");
+    drop((client, proxy));
+    assert_eq!(elsewhere.await.expect("no panic").code, Some(4));
+    server.stop().await;
+}
+
 /// The answer of a server whose log does not answer, and of one whose log is full.
 #[tokio::test]
 async fn health_repeats_why_the_server_is_not_ready() {

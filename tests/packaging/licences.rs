@@ -1,4 +1,5 @@
-//! `deny.toml` allows exactly the licences that the program needs. `cargo deny` checks more, and needs the network.
+//! `deny.toml` allows exactly the licences that the program needs, and `packaging/notices` has their texts. `cargo deny`
+//! checks more, and needs the network.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::read;
+use super::{read, tool};
 
 /// The packages that become part of the program, or that build it, and their licences.
 fn licences() -> BTreeMap<String, String> {
@@ -103,4 +104,30 @@ fn deny_toml_allows_every_licence_in_use_and_no_other() {
             "{licence} is allowed and no dependency needs it"
         );
     }
+}
+
+#[test]
+fn the_notices_have_a_text_of_every_library_in_the_program() {
+    let Some(printed) = tool("python3", &["packaging/notices"]) else { return };
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    let notices = String::from_utf8(printed.stdout).expect("UTF-8");
+    let listed =
+        |line: &str| line.strip_prefix("- ")?.split_once(": ").map(|(library, _)| library.to_owned());
+    let libraries: Vec<_> = notices.lines().skip(2).map_while(listed).collect();
+    // The headings of the texts, which end with a colon.
+    let owners: BTreeSet<_> = notices
+        .lines()
+        .filter_map(|line| line.strip_suffix(':'))
+        .flat_map(|line| line.split(", ").map(str::to_owned))
+        .collect();
+    assert!(libraries.len() > 100, "{libraries:?}");
+    for library in &libraries {
+        assert!(owners.contains(library), "{library} has no text");
+    }
+    let manifest: toml::Table = read("Cargo.toml").parse().expect("TOML");
+    for name in manifest["dependencies"].as_table().expect("a table").keys() {
+        assert!(libraries.iter().any(|library| library.starts_with(&format!("{name} "))), "{name}");
+    }
+    // This one lies in a package with another licence.
+    assert!(notices.contains("BSD-2-Clause for jemalloc itself") && notices.contains("Jason Evans"));
 }

@@ -23,12 +23,27 @@ pub fn has(programs: &[&str], needs_packages: bool) -> bool {
         .iter()
         .find(|program| !is_there(program))
         .map(|program| format!("{program} is not installed"));
+    let missing = missing.or_else(|| programs.contains(&"node").then(lacks_node).flatten());
     let lacks_packages = needs_packages && !example().join("node_modules").exists();
     let missing = missing.or(lacks_packages.then(|| "npm ci --prefix examples/login has not run".to_owned()));
     let Some(missing) = missing else { return true };
     assert!(env::var_os("CI").is_none(), "{missing}");
     let _ = writeln!(std::io::stderr(), "SKIPPED a test of the login: {missing}");
     false
+}
+
+/// How this Node is too old for the libraries of the example, if it is.
+fn lacks_node() -> Option<String> {
+    let script = include_str!("../run");
+    let oldest = script.lines().find_map(|line| line.strip_prefix("node=")).expect("a version");
+    let output = std::process::Command::new("node").arg("--version").output().expect("it runs");
+    let version = String::from_utf8_lossy(&output.stdout).trim().trim_start_matches('v').to_owned();
+    let is_old = numbers(&version) < numbers(oldest);
+    is_old.then(|| format!("Node {version} is older than {oldest}; tests/run installs a newer one"))
+}
+
+fn numbers(version: &str) -> Vec<u32> {
+    version.split('.').map_while(|part| part.parse().ok()).collect()
 }
 
 /// The file that `rejoin init` has written, and its secrets.
