@@ -1,10 +1,13 @@
 //! The tokens and the libraries of the example of a login, and what `docs/clients.md` says of Node. The page of the
 //! example runs in a browser, in another suite.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+};
 
 use crate::{
     block::{Block, at},
@@ -69,6 +72,37 @@ async fn no_language_signs_without_a_secret() {
         let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
         assert!(!output.status.success() && said.concat().contains("TOKEN_SECRET"), "{program}: {said:?}");
     }
+}
+
+/// The commands for two terminals are indented, so they are no block that a test runs.
+#[tokio::test]
+async fn the_commands_for_two_terminals_lead_to_a_token() {
+    if !login::has(&["node"], false) {
+        return;
+    }
+    let document = include_str!("../../docs/clients.md").lines();
+    let words = ["rejoin ", "TOKEN_SECRET="];
+    let is_command = |line: &&str| words.iter().any(|word| line.starts_with(word));
+    let commands: Vec<_> = document.filter_map(|line| line.strip_prefix("    ")).filter(is_command).collect();
+    let [init, start, backend] = commands[..] else { panic!("{commands:?}") };
+    assert_eq!(init, "rejoin init");
+    let begun = login::init();
+    let start = start.replace("rejoin.toml", &begun.file);
+    let serving = Program::start(&start.split(' ').skip(1).collect::<Vec<_>>()).await;
+
+    let mut shell = Command::new("sh");
+    let backend = format!("exec env {}", backend.replace("the-secret", &begun.secret));
+    let shell = shell.args(["-c", &backend]).current_dir(env!("CARGO_MANIFEST_DIR")).env("PORT", "0");
+    let mut running = shell.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("a shell");
+    let mut lines = BufReader::new(running.stdout.take().expect("a pipe")).lines();
+    let address = lines.next_line().await.expect("text").expect("the address of the backend");
+    let client = http_client().build().expect("a client");
+    let answer = client.post(format!("{address}token")).send().await.expect("an answer");
+    let answer: Value = answer.json().await.expect("JSON");
+    let url = serving.server.http("/topics/users.u1.news");
+    let read = client.get(url).bearer_auth(answer["token"].as_str().expect("a token"));
+    assert_eq!(read.send().await.expect("an answer").status(), 200);
+    serving.terminate().await;
 }
 
 #[tokio::test]
