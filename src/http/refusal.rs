@@ -129,7 +129,8 @@ pub fn forbidden(
         false => "in the token's claim rejoin, or in its [[jwt]]",
     };
     log_first(who, client, grant, topic, place);
-    Problem::new(Code::Forbidden, format!("{what}{grant} is not granted: grant it {place}"))
+    let extent = if grant == "publish" && topic.is_none() { " for any topic" } else { "" };
+    Problem::new(Code::Forbidden, format!("{what}{grant} is not granted{extent}: grant it {place}"))
 }
 
 /// Tells the operator, once for each kind of grant, that a credential lacks it.

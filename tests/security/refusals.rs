@@ -232,6 +232,9 @@ async fn the_first_refusal_of_each_grant_says_where_to_grant_it() {
             assert!(detail.ends_with("grant it in the token's claim rejoin, or in its [[jwt]]"), "{detail}");
         }
     }
+    let batch = post(&program.server, "/publish").header("content-type", "application/json").body("[]");
+    let problem = batch.answer_to(&token).await.problem(403, "forbidden");
+    assert!(problem.to_string().contains("publish is not granted for any topic"), "{problem}");
     let log = program.terminate().await.log;
     let told = warnings(&log).into_iter().filter(|line| line["who"] == "ann");
     let told: Vec<_> = told.map(|line| (line["grant"].clone(), line["topic"].clone())).collect();
