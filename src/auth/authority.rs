@@ -217,7 +217,7 @@ impl Identity {
         }
     }
 
-    /// The subject of a token, and its issuer. Other credentials, and a token without a subject, have none.
+    /// The subject of a token, and its issuer. None for other credentials, and for a token without a subject.
     pub fn subject(&self) -> Option<(&str, Option<&str>)> {
         match &self.holder {
             Holder::Token { claims, .. } => Some((claims.sub.as_deref()?, claims.iss.as_deref())),
