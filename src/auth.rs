@@ -39,13 +39,14 @@ pub enum Refused {
     UnknownKey { sha256: String },
     #[error("the token cannot be read: {0}")]
     Malformed(String),
-    #[error("no [[jwt]] has the algorithm {algorithm} and the kid {kid:?} of the token")]
+    #[error("no [[jwt]] fits the token: alg {algorithm}, kid {}", kid_in_words(kid.as_deref()))]
     NoKey { algorithm: &'static str, kid: Option<String> },
     #[error(
-        "bad signature: no key of a [[jwt]] with the algorithm {algorithm} and the kid {kid:?} has signed the token"
+        "bad signature: no [[jwt]] that fits the token has signed it: alg {algorithm}, kid {}",
+        kid_in_words(kid.as_deref())
     )]
     Signature { algorithm: &'static str, kid: Option<String> },
-    #[error("the claims of the token with the kid {kid:?} cannot be read: {why}")]
+    #[error("the claims of the token cannot be read (kid {}): {why}", kid_in_words(kid.as_deref()))]
     Claims { kid: Option<String>, why: String },
     #[error("the claim {claim} of the token does not fit [[jwt]] {key:?}")]
     Claim { key: String, claim: &'static str },
@@ -53,6 +54,10 @@ pub enum Refused {
     Expired { key: String },
     #[error("the key that signed the token is no longer configured")]
     KeyGone,
+}
+
+fn kid_in_words(kid: Option<&str>) -> String {
+    kid.map_or("none".into(), |kid| format!("{kid:?}"))
 }
 
 impl Refused {

@@ -66,9 +66,7 @@ pub enum Command {
     ///
     /// The file has a new API key, by its hash, a new secret for tokens, and an origin for your pages. Only its owner may
     /// read it. An existing file is never replaced.
-    #[command(
-        after_help = "For example:\n  rejoin init\n  rejoin init /etc/rejoin.toml --origin https://app.example"
-    )]
+    #[command(after_help = "For example:\n  rejoin init\n  rejoin init my.toml --origin https://app.example")]
     Init(Init),
     /// Print the settings in force, as a configuration file, and the place of each value.
     #[command(after_help = elsewhere(
@@ -206,7 +204,13 @@ impl Ending {
 
 impl From<ClientError> for Ending {
     fn from(error: ClientError) -> Self {
-        if error.is_final() { Self::Failed(error.to_string()) } else { Self::GaveUp(error.to_string()) }
+        match &error {
+            ClientError::Refused { code, .. } if code == "unauthorized" => {
+                Self::Failed(format!("{error} (here: --token, --token-file or REJOIN_TOKEN)"))
+            }
+            _ if error.is_final() => Self::Failed(error.to_string()),
+            _ => Self::GaveUp(error.to_string()),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ mod process;
 mod reload;
 mod signals;
 
-use std::{fs, process::ExitCode};
+use std::{ffi::OsString, fs, process::ExitCode};
 
 use clap::Parser;
 use rejoin::config::{Flags, Settings};
@@ -50,8 +50,13 @@ fn main() -> ExitCode {
         cli::Command::Health(health) => cli::run(health.run()),
         cli::Command::Delete(delete) => cli::run(delete.run()),
         cli::Command::Key(key) => key.run().report(),
-        cli::Command::Token(token) => settings(&token.flags())
-            .map_or_else(|code| code, |settings| token.run(&settings.config.authority()).report()),
+        cli::Command::Token(token) => {
+            let read = Settings::read_in_part(&token.flags(), variable, |path| fs::read_to_string(path));
+            read.map_or_else(
+                |mistakes| wrong(&mistakes),
+                |settings| token.run(&settings.config.authority()).report(),
+            )
+        }
         cli::Command::Bench(bench) => cli::run(bench.run()),
         cli::Command::Completions(completions) => completions.run().report(),
         cli::Command::Man(manual) => manual.run().report(),
@@ -69,12 +74,16 @@ fn refuse(error: &clap::Error) -> ExitCode {
 }
 
 fn settings(flags: &Flags) -> Result<Settings, ExitCode> {
-    Settings::read(flags, |name| std::env::var_os(name), |path| fs::read_to_string(path)).map_err(
-        |mistakes| {
-            console::tell_mistakes(&mistakes);
-            ExitCode::from(WRONG_SETTINGS)
-        },
-    )
+    Settings::read(flags, variable, |path| fs::read_to_string(path)).map_err(|mistakes| wrong(&mistakes))
+}
+
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+fn wrong(mistakes: &[String]) -> ExitCode {
+    console::tell_mistakes(mistakes);
+    ExitCode::from(WRONG_SETTINGS)
 }
 
 fn tell_unknown_variables() {

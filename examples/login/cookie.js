@@ -4,7 +4,9 @@ let cursor, renewal
 
 async function logIn() {
   clearTimeout(renewal)
-  const {seconds} = await (await fetch('/cookie', {method: 'POST'})).json()
+  const answer = await fetch('/cookie', {method: 'POST'})
+  if (!answer.ok) throw new Error(answer.status)
+  const {seconds} = await answer.json()
   renewal = setTimeout(() => logIn().catch(console.error), seconds * 500)
 }
 

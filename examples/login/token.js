@@ -10,7 +10,9 @@ function show(frame) {
 
 async function listen() {
   // A new token for each connection. The server closes a connection with 4201 when its token ends.
-  const {token} = await (await fetch('/token', {method: 'POST'})).json()
+  const answer = await fetch('/token', {method: 'POST'})
+  if (!answer.ok) throw new Error(answer.status)
+  const {token} = await answer.json()
   const protocols = ['rejoin.v1', 'bearer.' + token]
   const socket = new WebSocket(url + (cursor ? '?after=' + cursor : ''), protocols)
   socket.onmessage = event => {

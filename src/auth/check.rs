@@ -12,6 +12,7 @@ use super::{
     grants::{GrantList, Values},
     jwt::{Parts, Verifier},
     key::Digest,
+    kid_in_words,
 };
 
 /// A part of a credential, and the mistake in it, if there is one.
@@ -78,7 +79,10 @@ impl Findings {
             Ok(parts) => parts,
             Err(why) => return self.wrong("header", format!("this is no JWT: {why}")),
         };
-        self.right("header", format!("alg {}, kid {}", parts.algorithm.name(), kid_of(parts.kid.as_deref())));
+        self.right(
+            "header",
+            format!("alg {}, kid {}", parts.algorithm.name(), kid_in_words(parts.kid.as_deref())),
+        );
         let keys = &authority.token_keys;
         let signer = keys
             .iter()
@@ -99,10 +103,14 @@ impl Findings {
     /// Each claim alone, so that all mistakes are found at once.
     fn claims(&mut self, mut claims: Written, signer: Option<&TokenKey>, now: SystemTime) {
         let exp = claims.take::<NumericDate>("exp");
+        let is_far = exp.as_ref().is_ok_and(|exp| exp.is_some_and(NumericDate::is_far));
         self.add(
             "exp",
             exp.and_then(|exp| exp.ok_or("exp is missing".into())).and_then(|exp| is_ahead(exp, now)),
         );
+        if is_far {
+            self.right("exp", "warning: this looks like milliseconds, and exp counts seconds");
+        }
         match claims.take::<Option<NumericDate>>("nbf").map(Option::flatten) {
             Ok(None) => {}
             Ok(Some(nbf)) if nbf.0 > now + LEEWAY => {
@@ -117,7 +125,7 @@ impl Findings {
         {
             self.wrong("iss", format!("the [[jwt]] requires {wanted:?}"));
         }
-        let aud = claims.take::<Audience>("aud").map(Option::unwrap_or_default);
+        let aud = claims.take::<Option<Audience>>("aud").map(|aud| aud.flatten().unwrap_or_default());
         let wanted = signer.and_then(|key| key.aud.as_ref());
         match (aud, wanted) {
             (Err(why), _) => self.wrong("aud", why),
@@ -128,6 +136,7 @@ impl Findings {
             (Ok(aud), _) => self.right("aud", format!("{:?}", aud.0)),
         }
         let sub = self.text("sub", &mut claims);
+        self.misplaced_grants(&claims);
         match claims.take_grants() {
             Err(why) => self.wrong("rejoin", why),
             Ok(own) => {
@@ -142,6 +151,22 @@ impl Findings {
                 self.right("grants", grants.to_string());
                 unfilled.iter().for_each(|unfilled| self.right("grants", format!("warning: {unfilled}")));
             }
+        }
+    }
+
+    /// Grants that count for nothing because of their name or their place. They are no mistake, since other programs
+    /// may use these names.
+    fn misplaced_grants(&mut self, claims: &Written) {
+        let known = GrantList::NAMES;
+        for name in claims.names_in("rejoin").iter().filter(|name| !known.contains(&name.as_str())) {
+            let known = known.join(", ");
+            self.right("rejoin", format!("warning: {name:?} grants nothing: the names are {known}"));
+        }
+        for name in known.iter().filter(|name| claims.has(name)) {
+            self.right(
+                "rejoin",
+                format!("warning: the claim {name:?} grants nothing outside of the claim rejoin"),
+            );
         }
     }
 
@@ -164,10 +189,6 @@ fn name_of(key: &TokenKey) -> String {
     if key.name.starts_with("--") { key.name.clone() } else { format!("[[jwt]] {:?}", key.name) }
 }
 
-fn kid_of(kid: Option<&str>) -> String {
-    kid.map_or("none".into(), |kid| format!("{kid:?}"))
-}
-
 /// Why the token is not one of this key.
 fn not_signed(key: &TokenKey, parts: &Parts<'_>) -> String {
     let verifier: &Verifier = &key.verifier;
@@ -176,8 +197,8 @@ fn not_signed(key: &TokenKey, parts: &Parts<'_>) -> String {
     } else if !verifier.is_for(parts) {
         format!(
             "it has the kid {}, and the token names {}",
-            kid_of(verifier.kid()),
-            kid_of(parts.kid.as_deref())
+            kid_in_words(verifier.kid()),
+            kid_in_words(parts.kid.as_deref())
         )
     } else {
         "another key, or another secret, has made the signature".to_owned()

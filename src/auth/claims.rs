@@ -9,7 +9,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{Error, MapAccess, Visitor},
+    de::{Error, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -79,6 +79,17 @@ impl Written {
             .map_err(|error| format!("{name}: {}", without_place(&error)))
     }
 
+    /// True if the token has a claim of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// The names in the claim of this name, if it is an object.
+    pub fn names_in(&self, name: &str) -> Vec<String> {
+        let object = self.0.get(name).and_then(|raw| serde_json::from_str(raw.get()).ok());
+        object.map(|object: BTreeMap<String, IgnoredAny>| object.into_keys().collect()).unwrap_or_default()
+    }
+
     /// Takes out the grants of the token.
     ///
     /// # Errors
@@ -108,7 +119,7 @@ impl TryFrom<Written> for Claims {
         Ok(Self {
             sub: claims.take("sub")?.flatten(),
             iss: claims.take("iss")?.flatten(),
-            aud: claims.take("aud")?.unwrap_or_default(),
+            aud: claims.take("aud")?.flatten().unwrap_or_default(),
             exp: claims.take("exp")?.ok_or("exp is missing")?,
             nbf: claims.take("nbf")?.flatten(),
             rejoin: claims.take_grants()?,
@@ -163,7 +174,8 @@ impl<'de> Deserialize<'de> for Audience {
             One(String),
             Several(Vec<String>),
         }
-        Ok(Self(match Written::deserialize(deserializer)? {
+        let wrong = |_| D::Error::custom("expected a string or a list of strings");
+        Ok(Self(match Written::deserialize(deserializer).map_err(wrong)? {
             Written::One(name) => vec![name],
             Written::Several(names) => names,
         }))
@@ -177,12 +189,18 @@ pub struct NumericDate(pub SystemTime);
 /// The year 9999. A later time counts as this one.
 const LATEST_SECONDS: f64 = 253_402_300_799.0;
 
+impl NumericDate {
+    /// True for a time in the year 9999 or later. An issuer that counts milliseconds makes such times.
+    pub fn is_far(self) -> bool {
+        self.0 >= UNIX_EPOCH + Duration::from_secs_f64(LATEST_SECONDS)
+    }
+}
+
 impl<'de> Deserialize<'de> for NumericDate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let seconds = f64::deserialize(deserializer)?;
-        if !seconds.is_finite() || seconds < 0.0 {
-            return Err(D::Error::custom("expected a time as seconds since the Unix epoch"));
-        }
+        let seconds = f64::deserialize(deserializer).ok().filter(|it| it.is_finite() && *it >= 0.0);
+        let wrong = || D::Error::custom("expected a time as a number of seconds since 1970");
+        let seconds = seconds.ok_or_else(wrong)?;
         Ok(Self(UNIX_EPOCH + Duration::from_secs_f64(seconds.min(LATEST_SECONDS))))
     }
 }
@@ -237,7 +255,9 @@ mod tests {
     fn a_mistake_names_its_claim() {
         for (wrong, mistake) in [
             ("{}", "exp is missing"),
-            (r#"{"exp":"x"}"#, "exp: invalid type: string \"x\", expected f64"),
+            (r#"{"exp":"2000000000"}"#, "exp: expected a time as a number of seconds since 1970"),
+            (r#"{"exp":-1}"#, "exp: expected a time as a number of seconds since 1970"),
+            (r#"{"exp":1,"aud":7}"#, "aud: expected a string or a list of strings"),
             (r#"{"exp":1,"sub":7}"#, "sub: invalid type: integer `7`, expected a string"),
             (
                 r#"{"exp":1,"rejoin":{"subscribe":["a..b"]}}"#,
@@ -249,6 +269,13 @@ mod tests {
         ] {
             assert_eq!(read(wrong), Err(mistake.to_owned()), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_claim_that_is_null_is_none() {
+        let claims = parse(r#"{"exp":1,"sub":null,"iss":null,"aud":null,"nbf":null}"#).expect("claims");
+        let Claims { sub, iss, aud, nbf, .. } = claims;
+        assert_eq!((sub, iss, aud, nbf), (None, None, Audience::default(), None));
     }
 
     #[test]

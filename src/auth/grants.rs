@@ -126,6 +126,9 @@ pub struct GrantList {
 }
 
 impl GrantList {
+    /// The names of all grants.
+    pub const NAMES: [&str; 4] = ["subscribe", "publish", "admin", "metrics"];
+
     /// The grants of these lists together, for a token with these values. `unfilled` is told each pattern that
     /// grants nothing.
     pub fn grant<'a>(
@@ -148,11 +151,6 @@ impl GrantList {
             admin: lists.clone().into_iter().any(|list| list.admin),
             metrics: lists.clone().into_iter().any(|list| list.metrics),
         }
-    }
-
-    /// The patterns here that grant nothing to a token with these values.
-    pub fn unfilled(&self, values: &Values<'_>) -> Vec<Unfilled> {
-        self.templates().filter_map(|template| template.fill(values).err()).collect()
     }
 
     /// True if a pattern here depends on the subject or on another claim of a token.

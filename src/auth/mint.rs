@@ -81,8 +81,15 @@ pub struct Minted {
 }
 
 impl Minted {
-    fn new(claims: &Claims, token: String) -> Self {
-        Self { token, unfilled: claims.rejoin.unfilled(&claims.values()) }
+    /// A token for a server that has this key, if it is known.
+    fn new(known: Option<&TokenKey>, claims: &Claims, token: String) -> Self {
+        let mut unfilled = Vec::new();
+        let (own, values, mut note) = (&claims.rejoin, claims.values(), |found| unfilled.push(found));
+        match known {
+            Some(known) => known.grants_of(own, &values, &mut note),
+            None => GrantList::grant([own], &values, &mut note),
+        };
+        Self { token, unfilled }
     }
 }
 
@@ -111,7 +118,7 @@ pub fn mint(
     let Some(key) = key else {
         let signed = known.iter().find_map(|known| {
             let claims = claims(Some(known));
-            Some(Minted::new(&claims, known.verifier.sign(&claims)?))
+            Some(Minted::new(Some(known), &claims, known.verifier.sign(&claims)?))
         });
         let names: Vec<_> = known.iter().map(|known| format!("{:?}", known.name)).collect();
         return signed.ok_or_else(|| match names.is_empty() {
@@ -125,12 +132,12 @@ pub fn mint(
         let mut algorithms =
             family.algorithms().iter().map(|one| Algorithm::Known(*one)).chain([Algorithm::Es512]);
         let signed = algorithms.find_map(|algorithm| key.sign(algorithm, None, &claims));
-        return signed.map(|token| Minted::new(&claims, token)).ok_or(MintError::Unreadable);
+        return signed.map(|token| Minted::new(None, &claims, token)).ok_or(MintError::Unreadable);
     }
     let signed = known.iter().filter_map(|known| {
         let (verifier, claims) = (&known.verifier, claims(Some(known)));
         let token = key.sign(verifier.algorithm(), verifier.kid(), &claims)?;
-        Some(Minted::new(&claims, token))
+        Some(Minted::new(Some(known), &claims, token))
     });
     let mut accepted = signed.filter(|minted| authority.identify(Some(&minted.token), now).is_ok());
     accepted.next().ok_or(MintError::Unknown)

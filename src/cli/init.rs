@@ -89,7 +89,8 @@ fn commands(file: &Path, key: &str) -> String {
     let name = file.display();
     let file = quoted(&name.to_string());
     format!(
-        r##"Wrote {name}. The API key of your backend is only in the second command: keep it.
+        r##"Wrote {name}. It has a secret, so keep it out of the repository of your code.
+The API key of your backend is only in the second command: keep it.
 
   start    rejoin --config {file}
   publish  curl -H 'Authorization: Bearer {key}' -d 'hello' http://127.0.0.1:7070/topics/users.u1.news

@@ -31,7 +31,9 @@ impl Key {
         let Self::New(New { name, granted }) = self;
         let list = GrantList::from(granted);
         if list.names_subject() {
-            return Ending::Failed("an API key has no subject: remove {sub} from the pattern".into());
+            return Ending::Failed(
+                "an API key has no subject and no claims: remove the braces from the pattern".into(),
+            );
         }
         let key = new_key();
         print(format!("{key}\n\n{}", table(&name, &key, &list)))

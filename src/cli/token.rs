@@ -47,7 +47,7 @@ struct Mint {
     granted: Granted,
 
     /// How long the token is accepted.
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = rejoin::config::duration)]
     ttl: Duration,
 
     #[command(flatten)]

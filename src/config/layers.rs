@@ -52,6 +52,14 @@ pub enum Place {
     Flag(String),
 }
 
+/// Settings, and the mistakes in single values.
+struct Gathered {
+    settings: Settings,
+    mistakes: Vec<String>,
+    /// The names of the settings with mistakes.
+    mistaken: Vec<String>,
+}
+
 impl Settings {
     /// Lays the flags over `environment`, over the file that they name, over the defaults. `read` reads the
     /// files, also if the result is an error.
@@ -61,8 +69,39 @@ impl Settings {
     pub fn read(
         typed: &Flags,
         environment: impl Fn(&str) -> Option<OsString>,
-        mut read: impl FnMut(&Path) -> io::Result<String>,
+        read: impl FnMut(&Path) -> io::Result<String>,
     ) -> Result<Self, Vec<String>> {
+        let Gathered { settings, mut mistakes, mistaken } = Self::gather(typed, environment, read);
+        for contradiction in settings.config.contradictions() {
+            let between = |setting: &&Setting| contradiction.between.contains(&setting.name.as_str());
+            let all = || settings.settings.iter().filter(between);
+            if !all().any(|setting| mistaken.contains(&setting.name)) {
+                let stand: Vec<_> = all().map(ToString::to_string).collect();
+                mistakes.push(format!("{} ({})", contradiction.what, stand.join("; ")));
+            }
+        }
+        if mistakes.is_empty() { Ok(settings) } else { Err(mistakes) }
+    }
+
+    /// Reads the settings for a command that starts no server: it may be given only a part of the settings, so these
+    /// may contradict each other.
+    ///
+    /// # Errors
+    /// All mistakes in single values, each with its place.
+    pub fn read_in_part(
+        typed: &Flags,
+        environment: impl Fn(&str) -> Option<OsString>,
+        read: impl FnMut(&Path) -> io::Result<String>,
+    ) -> Result<Self, Vec<String>> {
+        let Gathered { settings, mistakes, .. } = Self::gather(typed, environment, read);
+        if mistakes.is_empty() { Ok(settings) } else { Err(mistakes) }
+    }
+
+    fn gather(
+        typed: &Flags,
+        environment: impl Fn(&str) -> Option<OsString>,
+        mut read: impl FnMut(&Path) -> io::Result<String>,
+    ) -> Gathered {
         // An empty variable counts as not set, because scripts that pass variables on write it so.
         let environment = |name: &str| environment(name).filter(|text| !text.is_empty());
         // Such a variable must not count as not set: without its secret the server would be open.
@@ -122,18 +161,8 @@ impl Settings {
             let of_redis = credentials("REJOIN_REDIS");
             **address = (**address).clone().or_credentials(of_redis, credentials("REJOIN_SENTINEL"));
         }
-        for contradiction in config.contradictions() {
-            let between = |setting: &&Setting| contradiction.between.contains(&setting.name.as_str());
-            if !settings.iter().filter(between).any(|setting| mistaken.contains(&setting.name)) {
-                let stand: Vec<_> = settings.iter().filter(between).map(ToString::to_string).collect();
-                mistakes.push(format!("{} ({})", contradiction.what, stand.join("; ")));
-            }
-        }
-        if !mistakes.is_empty() {
-            return Err(mistakes);
-        }
         let credentials = CREDENTIALS.into_iter().filter(|name| environment(name).is_some()).collect();
-        Ok(Self { config, settings, tables: shown, credentials })
+        Gathered { settings: Self { config, settings, tables: shown, credentials }, mistakes, mistaken }
     }
 
     /// The names of the settings whose values differ from those in `other`.

@@ -6,7 +6,7 @@ use http::{HeaderValue, header};
 const PAGE: &str = include_str!("../../web/index.html");
 /// Allows only the page's own script and style, by their hashes, and only connections to this server.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-ta2987GYPAYNRtQJJo4DfKa2Cif9SyY3qwR+wle+zQQ='; \
+    script-src 'sha256-N8WzHEupR2Ay1oQwwr2RGtOdFoLgXPd3vs97G51kH7w='; \
     style-src 'sha256-8WX2HovwR9S9R3XsEVeq2bDu/6FVg+N8sTy2m5oAYPU='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

@@ -1,6 +1,10 @@
 //! Credentials and grants that are refused: the answer of the client, and the line for the operator.
 
-use std::{fmt::Display, net::IpAddr, sync::Once};
+use std::{
+    fmt::Display,
+    net::IpAddr,
+    sync::{Mutex, Once, PoisonError},
+};
 
 use tracing::field::display;
 
@@ -111,12 +115,45 @@ pub fn forbidden(
     grant: &'static str,
     topic: Option<&dyn Display>,
 ) -> Problem {
-    let (shown, client) = (topic.map(display), client.map(display));
-    tracing::debug!(client, who = who.name(), grant, topic = shown, granted = %who.grants, "refused: not granted");
-    let (code, to_whom) = match who.is_known() {
-        true => (Code::Forbidden, ""),
-        false => (Code::Unauthorized, " without a credential"),
-    };
+    let (shown, by) = (topic.map(display), client.map(display));
+    tracing::debug!(client = by, who = who.name(), grant, topic = shown, granted = %who.grants, "refused: not granted");
     let what = topic.map(|topic| format!("topic {:?}: ", topic.to_string())).unwrap_or_default();
-    Problem::new(code, format!("{what}{grant} is not granted{to_whom}"))
+    if !who.is_known() {
+        return Problem::new(
+            Code::Unauthorized,
+            format!("{what}{grant} is not granted without a credential"),
+        );
+    }
+    let place = match who.is_key() {
+        true => "in the [[key]] of this API key",
+        false => "in the token's claim rejoin, or in its [[jwt]]",
+    };
+    log_first(who, client, grant, topic, place);
+    let extent = if grant == "publish" && topic.is_none() { " for any topic" } else { "" };
+    Problem::new(Code::Forbidden, format!("{what}{grant} is not granted{extent}: grant it {place}"))
+}
+
+/// Tells the operator, once for each kind of grant, that a credential lacks it.
+fn log_first(
+    who: &Identity,
+    client: Option<IpAddr>,
+    grant: &'static str,
+    topic: Option<&dyn Display>,
+    place: &str,
+) {
+    static TOLD: Mutex<Vec<&str>> = Mutex::new(Vec::new());
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if told.contains(&grant) {
+        return;
+    }
+    told.push(grant);
+    drop(told);
+    let (who, client, topic) = (shorten(who.name().to_owned()), client.map(display), topic.map(display));
+    tracing::warn!(
+        client,
+        who,
+        grant,
+        topic,
+        "refused: not granted; to allow it, grant it {place}; more of these are logged at debug"
+    );
 }

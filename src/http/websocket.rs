@@ -22,6 +22,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, head
 use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
+use tracing::field::display;
 use tungstenite::handshake::derive_accept_key;
 
 #[cfg(feature = "echo")]
@@ -31,9 +32,10 @@ pub use self::socket::Socket;
 use super::{
     App,
     access::Access,
+    client_address::ClientAddress,
     credentials,
     metrics::Transport,
-    problem::{Code, Problem},
+    problem::{Code, Problem, shorten},
     reader::Reader,
 };
 use crate::{log::Start, message::Pattern};
@@ -46,8 +48,8 @@ const LOG_AGAIN: Duration = Duration::from_secs(60);
 /// True if the request asks for a WebSocket.
 ///
 /// # Errors
-/// `upgrade_required` if it asks for one that is not RFC 6455 version 13; `bad_request` if it offers a credential as
-/// its only subprotocol.
+/// `upgrade_required` if it asks for one that is not RFC 6455 version 13; `bad_request` if it offers
+/// subprotocols that a page could not use.
 pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
     let headers = request.headers();
     let is_extended_connect =
@@ -74,24 +76,38 @@ pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
     if !is_version_13 || !is_handshake {
         return Err(Problem::new(Code::UpgradeRequired, "only WebSocket version 13 (RFC 6455) is supported"));
     }
-    check_offer(headers)?;
+    check_offer(request)?;
     Ok(true)
 }
 
-/// Refuses a credential that is offered without the subprotocol. The server echoes no credential, and a browser closes
-/// a connection whose offer is not answered: the page would stay empty, and no close code could tell it why. So this
-/// refusal is a status even for a page, whose console shows it.
-fn check_offer(headers: &HeaderMap) -> Result<(), Problem> {
+/// Refuses subprotocols that are offered without `rejoin.v1`, if a page offers them or if one of them is for a
+/// credential. The server has no other subprotocol to answer with, and a browser closes a connection whose offer is not
+/// answered: the page would stay empty, and no close code could tell it why. So this refusal is a status even for a
+/// page, whose console shows it.
+fn check_offer(request: &Request) -> Result<(), Problem> {
     static LOGGED_AT: Mutex<Option<Instant>> = Mutex::new(None);
-    if !credentials::is_offered(headers) || has_token(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+    let headers = request.headers();
+    let name = &header::SEC_WEBSOCKET_PROTOCOL;
+    if !headers.contains_key(name) || has_token(headers, name, SUBPROTOCOL) {
         return Ok(());
     }
-    let detail = "a credential is offered without the subprotocol rejoin.v1: offer both, as in \
-                  new WebSocket(url, [\"rejoin.v1\", \"bearer.\" + token])";
+    let origin = headers.get(header::ORIGIN);
+    if origin.is_none() && !credentials::is_offered(headers) && !has_token(headers, name, "bearer") {
+        return Ok(());
+    }
+    let detail = "subprotocols are offered without rejoin.v1, so a browser would close the connection: offer it too, as \
+                  in new WebSocket(url, [\"rejoin.v1\", \"bearer.\" + token])";
     let mut logged_at = LOGGED_AT.lock().unwrap_or_else(PoisonError::into_inner);
     if logged_at.is_none_or(|at| at.elapsed() >= LOG_AGAIN) {
         *logged_at = Some(Instant::now());
-        tracing::warn!(why = detail, "refused a WebSocket; correct the page; this is logged once a minute");
+        let client = request.extensions().get::<ClientAddress>().map(|address| display(address.ip()));
+        let origin = origin.map(|origin| shorten(String::from_utf8_lossy(origin.as_bytes()).into_owned()));
+        tracing::warn!(
+            client,
+            origin,
+            why = detail,
+            "refused a WebSocket; correct the page; this is logged once a minute"
+        );
     }
     Err(Problem::new(Code::BadRequest, detail))
 }

@@ -145,6 +145,11 @@ const PAGE: &str = include_str!("page.js");
 impl Page {
     pub async fn open(&self, url: &str) {
         self.session.open(url).await.expect("the page opens");
+        self.prepare().await;
+    }
+
+    /// Gives a page that was loaded the functions that the tests call.
+    pub async fn prepare(&self) {
         self.run(PAGE).await;
     }
 

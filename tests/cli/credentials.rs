@@ -31,14 +31,20 @@ async fn a_new_key_is_accepted_once_its_printed_table_is_configured() {
     std::fs::write(folder.path("rejoin.toml"), table).expect("a file");
     let serving = Serving::start(&["--config", &folder.path("rejoin.toml")]).await;
     assert_eq!(publish(&serving, "orders.1", key).await.code, Some(0));
-    assert!(publish(&serving, "other", key).await.stderr().contains("forbidden"));
+    assert!(
+        publish(&serving, "other", key).await.stderr().contains("grant it in the [[key]] of this API key")
+    );
+    let url = serving.server.http("/");
+    let unknown = run(&["sub", "demo", "--url", &url]).await;
+    assert!(unknown.stderr().ends_with("(here: --token, --token-file or REJOIN_TOKEN)\n"), "{unknown:?}");
     assert!(publish(&serving, "orders.1", other.lines()[0]).await.stderr().contains("unauthorized"));
 
     let scraper = run(&["key", "new", "--metrics"]).await;
     assert_eq!(scraper.lines().last().copied(), Some("metrics = true"), "{scraper:?}");
 
-    let mistaken = run(&["key", "new", "--subscribe", "users.{sub}"]).await;
-    assert_eq!((mistaken.code, mistaken.stdout), (Some(1), vec![]));
+    let mistaken = run(&["key", "new", "--subscribe", "t.{claim.tenant}"]).await;
+    assert!(mistaken.code == Some(1) && mistaken.stdout.is_empty(), "{mistaken:?}");
+    assert!(mistaken.stderr().contains("no claims: remove the braces"), "{mistaken:?}");
 }
 
 #[tokio::test]
@@ -78,6 +84,7 @@ async fn a_key_that_cannot_sign_is_named() {
         (&["--config", "not-there.toml"], 2, "not-there.toml: cannot read the file"),
         (&["--jwt-secret", SECRET, "--subscribe", "a..b"], 2, "a topic has no empty segment"),
         (&["--jwt-secret", SECRET, "--ttl", "soon"], 2, "invalid value 'soon' for '--ttl"),
+        (&["--jwt-secret", SECRET, "--ttl", "500000000000y"], 2, "must be at most 10 years"),
     ] {
         let ended = run(&[&["token", "--sub", "u1"], arguments].concat()).await;
         assert_eq!(ended.code, Some(code), "{arguments:?}: {ended:?}");
@@ -108,6 +115,22 @@ async fn token_warns_of_exactly_the_patterns_that_grant_nothing() {
     assert_eq!(told(&[]).await, granted[..3].iter().map(|it| missing(it)).collect::<String>());
     let wrong = told(&["--sub", "a.b"]).await;
     assert!(wrong.contains("users.{sub} grants nothing: the value of the claim is not one plain"), "{wrong}");
+}
+
+/// The command knew the limit of the configuration, and said nothing.
+#[tokio::test]
+async fn token_warns_of_grants_beyond_the_limit_of_the_configuration() {
+    let folder = Folder::new();
+    let config = folder.path("rejoin.toml");
+    let table = format!(
+        "[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = \"{SECRET}\"\n[jwt.limit]\nsubscribe = [\"a.**\"]\n"
+    );
+    std::fs::write(&config, table).expect("a file");
+    let wish = ["token", "--config", &config, "--subscribe", "**", "--subscribe", "a.b", "--admin"];
+    let made = run(&wish).await;
+    let beyond = "grants nothing: the token grants itself more than the limit of its [[jwt]] allows";
+    let expected = ["**", "admin"].map(|it| format!("rejoin: warning: {it} {beyond}\n")).concat();
+    assert_eq!((made.code, made.lines().len(), made.stderr()), (Some(0), 1, &*expected), "{made:?}");
 }
 
 /// A URL can contain a password, and a token always is one.

@@ -1,10 +1,13 @@
 //! The tokens and the libraries of the example of a login, and what `docs/clients.md` says of Node. The page of the
 //! example runs in a browser, in another suite.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+};
 
 use crate::{
     block::{Block, at},
@@ -26,6 +29,18 @@ async fn printed_by(program: &str, arguments: &[&str], secret: &str) -> String {
     String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
 }
 
+/// The programs that print a token of each language.
+fn signers() -> [(&'static str, &'static [&'static str]); 3] {
+    [
+        (
+            "node",
+            &["--input-type=module", "-e", "import {mint} from './mint.mjs'; console.log(mint('u1', 60))"],
+        ),
+        ("python3", &["-B", "-c", "from mint import mint; print(mint('u1', 60))"]),
+        ("php", &["-r", "require 'mint.php'; echo mint('u1', 60);"]),
+    ]
+}
+
 #[tokio::test]
 async fn each_language_signs_a_token_that_the_server_accepts() {
     if !login::has(&["node", "python3", "php"], false) {
@@ -33,12 +48,7 @@ async fn each_language_signs_a_token_that_the_server_accepts() {
     }
     let begun = login::init();
     let serving = Program::start(&["--config", &begun.file]).await;
-    let of_node = "import {mint} from './mint.mjs'; console.log(mint('u1', 60))";
-    for (program, arguments) in [
-        ("node", &["--input-type=module", "-e", of_node][..]),
-        ("python3", &["-B", "-c", "from mint import mint; print(mint('u1', 60))"]),
-        ("php", &["-r", "require 'mint.php'; echo mint('u1', 60);"]),
-    ] {
+    for (program, arguments) in signers() {
         let token = printed_by(program, arguments, &begun.secret).await;
         for (topic, status) in [("users.u1.news", 200), ("users.u2.news", 403)] {
             let client = http_client().build().expect("a client");
@@ -46,6 +56,52 @@ async fn each_language_signs_a_token_that_the_server_accepts() {
             assert_eq!(request.send().await.expect("an answer").status(), status, "{program}: {token}");
         }
     }
+    serving.terminate().await;
+}
+
+/// PHP signed with an empty secret, and the backend in Node ended at the first request.
+#[tokio::test]
+async fn no_language_signs_without_a_secret() {
+    if !login::has(&["node", "python3", "php"], false) {
+        return;
+    }
+    for (program, arguments) in signers() {
+        let mut command = Command::new(program);
+        let command = command.args(arguments).env_remove("TOKEN_SECRET").current_dir(login::example());
+        let output = command.output().await.expect("it runs");
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        assert!(!output.status.success() && said.concat().contains("TOKEN_SECRET"), "{program}: {said:?}");
+    }
+}
+
+/// The commands for two terminals are indented, so they are no block that a test runs.
+#[tokio::test]
+async fn the_commands_for_two_terminals_lead_to_a_token() {
+    if !login::has(&["node"], false) {
+        return;
+    }
+    let document = include_str!("../../docs/clients.md").lines();
+    let words = ["rejoin ", "TOKEN_SECRET="];
+    let is_command = |line: &&str| words.iter().any(|word| line.starts_with(word));
+    let commands: Vec<_> = document.filter_map(|line| line.strip_prefix("    ")).filter(is_command).collect();
+    let [init, start, backend] = commands[..] else { panic!("{commands:?}") };
+    assert_eq!(init, "rejoin init");
+    let begun = login::init();
+    let start = start.replace("rejoin.toml", &begun.file);
+    let serving = Program::start(&start.split(' ').skip(1).collect::<Vec<_>>()).await;
+
+    let mut shell = Command::new("sh");
+    let backend = format!("exec env {}", backend.replace("the-secret", &begun.secret));
+    let shell = shell.args(["-c", &backend]).current_dir(env!("CARGO_MANIFEST_DIR")).env("PORT", "0");
+    let mut running = shell.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("a shell");
+    let mut lines = BufReader::new(running.stdout.take().expect("a pipe")).lines();
+    let address = lines.next_line().await.expect("text").expect("the address of the backend");
+    let client = http_client().build().expect("a client");
+    let answer = client.post(format!("{address}token")).send().await.expect("an answer");
+    let answer: Value = answer.json().await.expect("JSON");
+    let url = serving.server.http("/topics/users.u1.news");
+    let read = client.get(url).bearer_auth(answer["token"].as_str().expect("a token"));
+    assert_eq!(read.send().await.expect("an answer").status(), 200);
     serving.terminate().await;
 }
 
@@ -64,12 +120,18 @@ const TOKENS: usize = 3;
 /// How many messages are published until then, at most. This turns a hang into a failure.
 const MAX_MESSAGES: usize = 300;
 
+/// Node runs the recipe with a WebSocket that sends an `Origin`, as a browser does.
+fn arguments_of(login: &Login, recipe: &str) -> [String; 3] {
+    let folder = &login.begun.folder;
+    ["--import".to_owned(), folder.path("node-websocket.mjs"), folder.path(recipe)]
+}
+
 async fn outlives_its_tokens(recipe: &str) {
     if !login::has(&["node"], true) {
         return;
     }
     let mut login = Login::start(2).await;
-    let process = Process::node(&[&login.begun.folder.path(recipe)]);
+    let process = Process::node(&arguments_of(&login, recipe).each_ref().map(String::as_str));
     let (mut made, mut number) = (0, 0);
     let mut again = tokio::time::interval(Duration::from_millis(200));
     while made < TOKENS {
@@ -103,7 +165,8 @@ async fn partysocket_stops_when_it_is_refused() {
     let recipe = login.begun.folder.path("partysocket.mjs");
     let text = fs::read_to_string(&recipe).expect("a file").replace("users.u1.news", "users.u2.news");
     fs::write(&recipe, text).expect("a file");
-    let (code, printed) = Process::node(&[&recipe]).end().await;
+    let arguments = arguments_of(&login, "partysocket.mjs");
+    let (code, printed) = Process::node(&arguments.each_ref().map(String::as_str)).end().await;
     assert_eq!((code, printed.as_str()), (Some(0), "refused: forbidden\n"));
     login.serving.terminate().await;
 }

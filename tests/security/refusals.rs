@@ -65,7 +65,7 @@ async fn each_kind_of_refusal_is_in_the_log_with_its_cause_and_the_setting_for_i
     let warnings = warnings(&log);
     for (cause, setting) in [
         ("sha256, which begins with", "[[key]]"),
-        ("kid Some(\"2025\")", "[[jwt]]"),
+        ("kid \"2025\"", "[[jwt]]"),
         ("bad signature", "--jwt-secret"),
         ("cannot be read", "JWT"),
         ("exp is missing", "issuer must correct"),
@@ -212,10 +212,33 @@ async fn a_pattern_that_grants_nothing_is_in_the_log_once_for_each_kind() {
     }
     let log = program.terminate().await.log;
     let mut told = warnings(&log);
-    told.retain(|line| line["who"].is_string());
+    told.retain(|line| line["pattern"].is_string());
     let of = |who: &str| told.iter().filter(|line| line["who"] == who).count();
     assert_eq!((of("ann"), of("bob"), told.len()), (1, 1, 2), "{log}");
     assert!(told.iter().all(|line| line["pattern"] == "t.{claim.tenant}.**"), "{log}");
+}
+
+/// An operator saw nothing in the log, and the client did not learn where the grant is missing.
+#[tokio::test]
+async fn the_first_refusal_of_each_grant_says_where_to_grant_it() {
+    let folder = Folder::new();
+    std::fs::write(folder.path("rejoin.toml"), issuer("subscribe = [\"a\"]\n")).expect("a file");
+    let program = Program::start(&["--config", &folder.path("rejoin.toml")]).await;
+    let token = Signer::new("HS256").sign(&json!({"exp": seconds_from_now(60), "sub": "ann"}));
+    for _ in 0..3 {
+        for asked in [get(&program.server, "/topics/b"), post(&program.server, "/topics/b").body("x")] {
+            let problem = asked.answer_to(&token).await.problem(403, "forbidden");
+            let detail = problem["detail"].as_str().expect("a text");
+            assert!(detail.ends_with("grant it in the token's claim rejoin, or in its [[jwt]]"), "{detail}");
+        }
+    }
+    let batch = post(&program.server, "/publish").header("content-type", "application/json").body("[]");
+    let problem = batch.answer_to(&token).await.problem(403, "forbidden");
+    assert!(problem.to_string().contains("publish is not granted for any topic"), "{problem}");
+    let log = program.terminate().await.log;
+    let told = warnings(&log).into_iter().filter(|line| line["who"] == "ann");
+    let told: Vec<_> = told.map(|line| (line["grant"].clone(), line["topic"].clone())).collect();
+    assert_eq!(told, [(json!("subscribe"), json!("b")), (json!("publish"), json!("b"))], "{log}");
 }
 
 #[tokio::test]

@@ -33,6 +33,33 @@ fn claims() -> Value {
     json!({"sub": "u1", "exp": seconds_from_now(60), "rejoin": {"subscribe": ["users.{sub}.**"]}})
 }
 
+/// A server accepts these tokens, and they do not do what their issuer means.
+#[test]
+fn a_check_warns_of_claims_that_do_nothing() {
+    let signer = Signer::new("HS256");
+    let authority = authority(&signer.table("k"));
+    let milliseconds = seconds_from_now(60) * 1000;
+    for (claim, value, expected) in [
+        (
+            "rejoin",
+            json!({"subscrbe": ["a"]}),
+            "\"subscrbe\" grants nothing: the names are subscribe, publish",
+        ),
+        ("publish", json!(["a"]), "the claim \"publish\" grants nothing outside of the claim rejoin"),
+        ("exp", json!(milliseconds), "looks like milliseconds"),
+        ("tenant", json!("t"), ""),
+    ] {
+        let mut claims = claims();
+        claims[claim] = value;
+        let checked = authority.check(&signer.sign(&claims), SystemTime::now());
+        assert!(checked.verdict.is_ok(), "{checked:?}");
+        let texts = checked.findings.iter().map(|found| &*found.text);
+        let warnings: Vec<_> = texts.filter(|text| text.starts_with("warning: ")).collect();
+        let is_told = warnings.len() == usize::from(!expected.is_empty());
+        assert!(is_told && warnings.iter().all(|text| text.contains(expected)), "{claim}: {warnings:?}");
+    }
+}
+
 #[test]
 fn every_algorithm_verifies_by_pem_or_secret_and_by_jwk() {
     for algorithm in ALGORITHMS {

@@ -54,6 +54,14 @@ pub struct Begun {
     pub secret: String,
 }
 
+/// A line of the backend, and the code that makes it fail for a second after the first request to each path. A client
+/// must wait and ask again.
+const BEGINNING: &str = "  const name = files[request.url]\n";
+const FAILING: &str = "  const name = files[request.url]
+  const begun = (globalThis.begun ??= {})[request.url] ??= Date.now()
+  if (request.method === 'POST' && Date.now() < begun + 1000) return response.writeHead(500).end('{}')
+";
+
 /// Runs `rejoin init` in a new folder.
 pub fn init() -> Begun {
     let folder = Folder::new();
@@ -84,7 +92,9 @@ impl Login {
     /// Starts both. Tokens live for this many seconds.
     pub async fn start(seconds: u32) -> Self {
         let begun = init();
-        copy(&begun.folder, |text| text);
+        copy(&begun.folder, |text| text.replace(BEGINNING, FAILING));
+        let backend = fs::read_to_string(begun.folder.path("backend.mjs")).expect("a text");
+        assert!(backend.contains(FAILING), "the backend has another line: {backend}");
         let mut backend = Command::new("node")
             .arg(begun.folder.path("backend.mjs"))
             .env("TOKEN_SECRET", &begun.secret)
