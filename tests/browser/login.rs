@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How many times each way must have a new token.
-const RENEWALS: i64 = 2;
+const RENEWALS: i64 = 3;
 
 /// How many messages are published until then, at most. This turns a hang into a failure.
 const MAX_MESSAGES: i32 = 300;
