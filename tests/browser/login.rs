@@ -40,7 +40,7 @@ async fn tokens(page: &Page, path: &str) -> i64 {
 }
 
 /// A token lives for 5 s here. A page that listens by a cookie, and one that listens by a token, get each message once
-/// and in order over two of its ends. The first answers of the backend are errors.
+/// and in order over three of its ends. The first answers of the backend are errors.
 #[tokio::test]
 async fn the_example_of_a_login_misses_nothing_while_its_tokens_are_renewed() {
     if !login::has(&["node"], false) {
