@@ -228,6 +228,11 @@ impl Access {
         Ok(())
     }
 
+    /// True if there is a topic that this client might publish to, by the rights when it was last identified.
+    pub fn might_publish(&self) -> bool {
+        self.identity.grants.may_publish_something()
+    }
+
     /// The client for which costs are counted.
     pub fn payer(&self) -> Option<Payer> {
         self.payer

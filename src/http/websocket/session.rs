@@ -421,8 +421,11 @@ impl Session {
 
 /// Sets the size of the commands that the client may send. Only a message to publish is long.
 fn limit(app: &App, socket: &mut Socket, reader: &Reader) {
-    let may_publish = reader.access().publish_something().is_ok();
-    socket.limit(if may_publish { app.max_command_bytes() } else { MAX_OTHER_COMMAND_BYTES });
+    socket.limit(if reader.access().might_publish() {
+        app.max_command_bytes()
+    } else {
+        MAX_OTHER_COMMAND_BYTES
+    });
 }
 
 /// Tells a browser why its handshake is refused, because it cannot see a status.
