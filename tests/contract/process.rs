@@ -15,11 +15,13 @@ use crate::{
 };
 
 /// `script` gives the program a terminal, on which Ctrl-C ends it. `timeout` ends it if the test fails before that.
+/// `exec` leaves no shell behind that Ctrl-C would end too.
 #[tokio::test]
 async fn the_greeting_is_for_a_terminal_and_a_pipe_gets_none() {
-    let serve = format!("timeout --foreground 60 {} --listen 127.0.0.1:0", env!("CARGO_BIN_EXE_rejoin"));
+    let serve = format!("exec timeout --foreground 60 {} --listen 127.0.0.1:0", env!("CARGO_BIN_EXE_rejoin"));
     let mut greeted = Command::new("script")
         .args(["--quiet", "--return", "--command", &serve, "/dev/null"])
+        .env("SHELL", "/bin/sh")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
