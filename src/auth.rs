@@ -5,6 +5,8 @@
 //! [`Grants`]. This room knows nothing of requests and connections: `http` finds the credential in a request,
 //! and ends a connection whose credential has ended.
 
+use std::sync::Arc;
+
 mod algorithm;
 mod authority;
 mod check;
@@ -12,9 +14,12 @@ mod claims;
 mod containment;
 mod es512;
 mod grants;
+mod issuer;
+mod jwks;
 mod jwt;
 mod key;
 mod mint;
+mod subject;
 mod tables;
 
 pub use self::{
@@ -23,9 +28,12 @@ pub use self::{
     claims::Claims,
     containment::covers,
     grants::{GrantList, Grants, ParseTemplateError, Template, Unfilled, Values, Why},
+    issuer::{Issuer, KeySet, Place, Source, safe_url},
+    jwks::parse as parse_keys,
     jwt::{MAX_TOKEN_BYTES, MIN_SECRET_BYTES, is_blanked, is_secret},
     key::{Digest, new_key, new_secret},
     mint::{MintError, Minted, SigningKey, Wish, mint},
+    subject::{MAX_SUBJECT_BYTES, is_subject},
     tables::{AnonymousTable, InLine, JwtTable, KeyTable, Read},
 };
 
@@ -52,9 +60,19 @@ pub enum Refused {
     Claim { key: String, claim: &'static str },
     #[error("the token of [[jwt]] {key:?} has expired")]
     Expired { key: String },
+    #[error(
+        "the keys of {} are not known, or not the one that the token names: alg {algorithm}, kid {}",
+        issuers.join(", "),
+        kid_in_words(kid.as_deref())
+    )]
+    Unsettled { algorithm: &'static str, kid: Option<String>, issuers: Vec<String>, sources: Sources },
     #[error("the key that signed the token is no longer configured")]
     KeyGone,
 }
+
+/// The issuers whose keys must be fetched before a token can be judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources(pub Vec<Arc<Source>>);
 
 fn kid_in_words(kid: Option<&str>) -> String {
     kid.map_or("none".into(), |kid| format!("{kid:?}"))
@@ -66,6 +84,7 @@ impl Refused {
         match self {
             Self::Claims { why, .. } => Some(why.clone()),
             Self::Claim { claim: "nbf", .. } => Some("nbf is in the future".into()),
+            Self::Claim { claim: "sub", .. } => Some("sub belongs to another issuer".into()),
             Self::Claim { claim, .. } => Some(format!("{claim} is not the one that this server expects")),
             _ => None,
         }

@@ -208,7 +208,14 @@ impl Config {
         let confirms_nothing = self.redis_confirm > 0 && matches!(self.log, LogKind::Memory);
         let is_guessed = self.has_short_secret() && !self.listen.ip().is_loopback();
         let trusts_none = self.trusted_proxies.is_empty();
-        let rules: [(bool, &[&str], &str); 8] = [
+        let shares_subjects = self.jwt_secret.is_some() && self.tables.needs_prefix_beside_secret();
+        let rules: [(bool, &[&str], &str); 9] = [
+            (
+                shares_subjects,
+                &["jwt-secret"],
+                "users of --jwt-secret could have the subjects of another issuer: give the other [[jwt]], or [hook], \
+                 a sub-prefix, and a [[jwt]] without iss none",
+            ),
             (
                 self.proxy_protocol && trusts_none,
                 &["proxy-protocol", "trusted-proxy"],

@@ -41,6 +41,8 @@ pub struct Message {
     pub payload: Payload,
     /// The one connection that does not get this message.
     pub exclude: Option<Box<str>>,
+    /// The subject that has published it, if the server names it.
+    pub by: Option<Arc<str>>,
     trimmed: AtomicBool,
     rendered: ArcSwapOption<Renderings>,
 }
@@ -52,6 +54,7 @@ pub struct Draft {
     pub event: Option<Box<str>>,
     pub payload: Payload,
     pub exclude: Option<Box<str>>,
+    pub by: Option<Arc<str>>,
 }
 
 /// How many renderings a message can remember.
@@ -64,10 +67,10 @@ struct Renderings([OnceLock<Bytes>; RENDERINGS]);
 impl Message {
     /// A message that remembers its renderings until [`cool`](Self::cool) is called.
     pub fn new(draft: Draft, id: Id, prev: Id) -> Arc<Self> {
-        let Draft { topic, event, payload, exclude } = draft;
+        let Draft { topic, event, payload, exclude, by } = draft;
         let rendered = ArcSwapOption::new(Some(Arc::default()));
         let trimmed = AtomicBool::new(false);
-        Arc::new(Self { id, prev, topic, event, payload, exclude, trimmed, rendered })
+        Arc::new(Self { id, prev, topic, event, payload, exclude, by, trimmed, rendered })
     }
 
     /// Marks that the log no longer retains this message: a reader that still finds it must not send it.

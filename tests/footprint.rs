@@ -78,7 +78,7 @@ async fn measure() {
 async fn publish(log: &Arc<MemoryLog>, case: &Case, number: usize) {
     let topic = format!("topic.{}", number % case.topics).parse().expect("a topic");
     let payload = Payload::text("x".repeat(case.payload));
-    let draft = Draft { topic, event: None, payload, exclude: None };
+    let draft = Draft { topic, event: None, payload, exclude: None, by: None };
     let idempotency_key = case.has_key.then(|| format!("key-{number:08}").into());
     let append = Append { draft, idempotency_key, if_match: None };
     if log.append(append.clone()).await == Err(AppendError::TooManyKeys) {

@@ -93,7 +93,7 @@ fn patterns(names: &[&str]) -> Vec<Pattern> {
 }
 
 fn draft(name: &str, text: &str) -> Draft {
-    Draft { topic: topic(name), event: None, payload: Payload::text(text), exclude: None }
+    Draft { topic: topic(name), event: None, payload: Payload::text(text), exclude: None, by: None }
 }
 
 fn append(name: &str, text: &str) -> Append {

@@ -7,11 +7,13 @@ use std::{
 };
 
 use super::{
-    Refused,
-    claims::Claims,
+    Refused, Sources,
+    claims::{Claims, Written},
     grants::{GrantList, Grants, Unfilled, Values},
-    jwt::{self, Verifier},
+    issuer::{Issuer, Known, Source},
+    jwt::{self, Parts, Verifier},
     key::Digest,
+    subject::{Prefixes, subject},
 };
 
 /// How far the clock of an issuer may be ahead of ours, for `nbf`.
@@ -29,15 +31,25 @@ pub struct ApiKey {
     pub grants: Arc<Grants>,
 }
 
-/// A key that signs tokens, and the claims that it requires.
+/// A key that signs tokens, and the terms for them.
 #[derive(Clone)]
 pub struct TokenKey {
+    pub verifier: Verifier,
+    pub terms: Arc<Terms>,
+}
+
+/// The claims that a token needs, and what it is granted for them.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
     /// The name for the operator's log.
     pub name: String,
-    pub verifier: Verifier,
     pub iss: Option<String>,
     pub aud: Option<String>,
-    /// Granted to every token of this key, beside the token's own grants.
+    /// Stands before the `sub` of every token, so that no other issuer has the same subjects.
+    pub prefix: Option<String>,
+    /// Messages name the subject that has published them.
+    pub by: bool,
+    /// Granted to every token, beside the token's own grants.
     pub grants: GrantList,
     /// The most that a token may grant itself. If absent, there is no limit.
     pub limit: Option<GrantList>,
@@ -54,8 +66,11 @@ impl AsRef<Verifier> for TokenKey {
 pub struct Authority {
     pub keys: Vec<ApiKey>,
     pub token_keys: Vec<TokenKey>,
+    /// Those whose keys are fetched.
+    pub issuers: Vec<Issuer>,
     /// The grants of a client without a credential. If absent, such a client may do nothing.
     pub anonymous: Option<Arc<Grants>>,
+    pub prefixes: Prefixes,
 }
 
 /// A client whose credential was accepted, or an anonymous one.
@@ -65,6 +80,9 @@ pub struct Identity {
     /// A pattern of the token that grants nothing, if there is one.
     pub unfilled: Option<Arc<Unfilled>>,
     pub expires_at: Option<SystemTime>,
+    subject: Option<Arc<str>>,
+    /// Messages name the subject.
+    is_named: bool,
     holder: Holder,
 }
 
@@ -73,7 +91,15 @@ pub struct Identity {
 enum Holder {
     Anonymous,
     Key { name: Arc<str>, digest: Digest },
-    Token { key: Digest, claims: Arc<Claims> },
+    Token { key: SignedBy, claims: Arc<Claims> },
+}
+
+/// The key that has signed a token, as it is found again in another configuration.
+#[derive(Clone, Debug)]
+enum SignedBy {
+    Configured(Digest),
+    /// Any key from there: one that leaves the set ends no connection.
+    FetchedFrom(Arc<Source>),
 }
 
 impl Authority {
@@ -84,7 +110,10 @@ impl Authority {
 
     /// True if nothing is configured, so that everything is allowed.
     pub fn is_open(&self) -> bool {
-        self.keys.is_empty() && self.token_keys.is_empty() && self.anonymous.is_none()
+        self.keys.is_empty()
+            && self.token_keys.is_empty()
+            && self.issuers.is_empty()
+            && self.anonymous.is_none()
     }
 
     /// True if a client without a credential may do something.
@@ -102,8 +131,14 @@ impl Authority {
             None => self.anonymous_identity(),
             // Keys have no dot, and tokens have two.
             Some(token) if token.contains('.') => {
-                let (key, claims) = jwt::verify(&self.token_keys, token)?;
-                key.admit(Arc::new(claims), now)
+                match jwt::verify(&self.token_keys, token) {
+                    Ok((TokenKey { verifier, terms }, claims)) => {
+                        let key = SignedBy::Configured(*verifier.fingerprint());
+                        self.admit(terms, key, Arc::new(claims), now)
+                    }
+                    Err(refused) if self.issuers.is_empty() => Err(refused),
+                    Err(refused) => self.identify_by_issuers(token, refused, now),
+                }
             }
             // No client may do something because it sends nothing.
             Some("") => Err(Refused::UnknownKey { sha256: Digest::of(b"").short() }),
@@ -118,8 +153,56 @@ impl Authority {
             Holder::Anonymous => self.anonymous_identity(),
             Holder::Key { digest, .. } => self.holder_of(digest),
             Holder::Token { key, claims } => {
-                let known = self.token_keys.iter().find(|known| known.verifier.fingerprint().is(key));
-                known.ok_or(Refused::KeyGone)?.admit(claims.clone(), now)
+                let terms = self.terms_of(key).ok_or(Refused::KeyGone)?;
+                self.admit(terms, key.clone(), claims.clone(), now)
+            }
+        }
+    }
+
+    /// Identifies the holder of a token that no configured key has signed.
+    fn identify_by_issuers(
+        &self,
+        token: &str,
+        mut refused: Refused,
+        now: SystemTime,
+    ) -> Result<Identity, Refused> {
+        let parts = Parts::split(token).map_err(Refused::Malformed)?;
+        let (algorithm, kid) = (parts.algorithm.name(), parts.kid.clone());
+        // Not proven yet: it only says which issuers need not be asked.
+        let named = Written::read(parts.claims).ok().and_then(|mut claims| claims.take("iss").ok().flatten());
+        let (mut issuers, mut sources) = (Vec::new(), Vec::new());
+        for Issuer { terms, source, keys } in &self.issuers {
+            if terms.iss.is_some() && terms.iss != named {
+                continue;
+            }
+            match keys.verify(&parts).map_err(Refused::Malformed)? {
+                Known::Signed => {
+                    let claims = Claims::read(parts.claims).map_err(|why| Refused::Claims { kid, why })?;
+                    let key = SignedBy::FetchedFrom(source.clone());
+                    return self.admit(terms, key, Arc::new(claims), now);
+                }
+                Known::NotSigned => refused = Refused::Signature { algorithm, kid: kid.clone() },
+                Known::Unknown => {
+                    issuers.push(format!("[[jwt]] {:?}", terms.name));
+                    sources.push(source.clone());
+                }
+            }
+        }
+        if sources.is_empty() {
+            return Err(refused);
+        }
+        Err(Refused::Unsettled { algorithm, kid, issuers, sources: Sources(sources) })
+    }
+
+    fn terms_of(&self, key: &SignedBy) -> Option<&Arc<Terms>> {
+        match key {
+            SignedBy::Configured(digest) => {
+                let known = self.token_keys.iter().find(|known| known.verifier.fingerprint().is(digest));
+                known.map(|known| &known.terms)
+            }
+            SignedBy::FetchedFrom(source) => {
+                let known = self.issuers.iter().find(|known| known.source == *source);
+                known.map(|known| &known.terms)
             }
         }
     }
@@ -127,7 +210,7 @@ impl Authority {
     fn anonymous_identity(&self) -> Result<Identity, Refused> {
         let everything = self.is_open().then(|| Arc::new(Grants::everything()));
         let grants = everything.or_else(|| self.anonymous.clone()).ok_or(Refused::Missing)?;
-        Ok(Identity { grants, unfilled: None, expires_at: None, holder: Holder::Anonymous })
+        Ok(Identity::lasting(grants, Holder::Anonymous))
     }
 
     fn holder_of(&self, digest: &Digest) -> Result<Identity, Refused> {
@@ -141,7 +224,29 @@ impl Authority {
         }
         let key = found.ok_or_else(|| Refused::UnknownKey { sha256: digest.short() })?;
         let holder = Holder::Key { name: key.name.clone(), digest: key.digest };
-        Ok(Identity { grants: key.grants.clone(), unfilled: None, expires_at: None, holder })
+        Ok(Identity::lasting(key.grants.clone(), holder))
+    }
+
+    /// Checks the claims of a token that a key of these terms has signed.
+    fn admit(
+        &self,
+        terms: &Terms,
+        key: SignedBy,
+        claims: Arc<Claims>,
+        now: SystemTime,
+    ) -> Result<Identity, Refused> {
+        terms.check(&claims, &self.prefixes, now)?;
+        let subject = terms.subject_of(&claims);
+        let (values, mut unfilled) = (claims.values(subject.as_deref()), None);
+        let grants = terms.grants_of(&claims.rejoin, &values, &mut |found| _ = unfilled.get_or_insert(found));
+        Ok(Identity {
+            grants: Arc::new(grants),
+            unfilled: unfilled.map(Arc::new),
+            expires_at: Some(claims.exp.0),
+            subject,
+            is_named: terms.by,
+            holder: Holder::Token { key, claims },
+        })
     }
 }
 
@@ -149,37 +254,44 @@ impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority")
             .field("keys", &self.keys.iter().map(|key| &key.name).collect::<Vec<_>>())
-            .field("token_keys", &self.token_keys.iter().map(|key| &key.name).collect::<Vec<_>>())
+            .field("token_keys", &self.token_keys.iter().map(|key| &key.terms.name).collect::<Vec<_>>())
+            .field("issuers", &self.issuers.iter().map(|issuer| &issuer.terms.name).collect::<Vec<_>>())
             .field("anonymous", &self.anonymous)
             .finish()
     }
 }
 
-impl TokenKey {
-    /// Checks the claims of a token that this key has signed.
-    fn admit(&self, claims: Arc<Claims>, now: SystemTime) -> Result<Identity, Refused> {
-        let wrong = |claim| Refused::Claim { key: self.name.clone(), claim };
+impl Terms {
+    /// # Errors
+    /// If the claims of a signed token do not fit.
+    fn check(&self, claims: &Claims, prefixes: &Prefixes, now: SystemTime) -> Result<(), Refused> {
+        let wrong = |claim| Err(Refused::Claim { key: self.name.clone(), claim });
         if self.iss.is_some() && claims.iss != self.iss {
-            return Err(wrong("iss"));
+            return wrong("iss");
         }
         if self.aud.as_ref().is_some_and(|aud| !claims.aud.0.contains(aud)) {
-            return Err(wrong("aud"));
+            return wrong("aud");
         }
         if claims.nbf.is_some_and(|nbf| nbf.0 > now + LEEWAY) {
-            return Err(wrong("nbf"));
+            return wrong("nbf");
+        }
+        if self.is_forged(claims.sub.as_deref(), prefixes) {
+            return wrong("sub");
         }
         if claims.exp.0 <= now {
             return Err(Refused::Expired { key: self.name.clone() });
         }
-        let mut unfilled = None;
-        let grants =
-            self.grants_of(&claims.rejoin, &claims.values(), &mut |found| _ = unfilled.get_or_insert(found));
-        Ok(Identity {
-            grants: Arc::new(grants),
-            unfilled: unfilled.map(Arc::new),
-            expires_at: Some(claims.exp.0),
-            holder: Holder::Token { key: *self.verifier.fingerprint(), claims },
-        })
+        Ok(())
+    }
+
+    /// True if this issuer, which has no prefix, names a subject of one that has.
+    pub fn is_forged(&self, sub: Option<&str>, prefixes: &Prefixes) -> bool {
+        self.prefix.is_none() && sub.is_some_and(|sub| prefixes.are_forged_by(sub))
+    }
+
+    /// The subject of a token with these claims.
+    pub fn subject_of(&self, claims: &Claims) -> Option<Arc<str>> {
+        subject(self.prefix.as_deref(), claims.sub.as_deref()?)
     }
 
     /// The grants of a token that grants itself `own`. `unfilled` is told each pattern that grants nothing.
@@ -198,6 +310,11 @@ impl TokenKey {
 }
 
 impl Identity {
+    /// The identity of a client whose rights do not expire, and who has no subject.
+    fn lasting(grants: Arc<Grants>, holder: Holder) -> Self {
+        Self { grants, unfilled: None, expires_at: None, subject: None, is_named: false, holder }
+    }
+
     /// True if the identity's token has ended by `now`. A key never ends.
     pub fn is_expired(&self, now: SystemTime) -> bool {
         self.expires_at.is_some_and(|end| end <= now)
@@ -210,22 +327,37 @@ impl Identity {
 
     /// True if both have the same owner. For tokens these are the subject and the issuer. A token without a
     /// subject may belong to any user, so it is never the same.
-    pub fn is_same_subject(&self, other: &Self) -> bool {
-        match (&self.holder, &other.holder) {
+    pub fn is_same_subject(&self, others: &Self) -> bool {
+        match (&self.holder, &others.holder) {
             (Holder::Key { digest, .. }, Holder::Key { digest: other, .. }) => digest.is(other),
             (Holder::Token { claims, .. }, Holder::Token { claims: other, .. }) => {
-                claims.sub.is_some() && claims.sub == other.sub && claims.iss == other.iss
+                self.subject.is_some() && self.subject == others.subject && claims.iss == other.iss
             }
             _ => false,
         }
     }
 
-    /// The subject of a token, and its issuer. Other credentials have none, nor has a token without a subject.
-    pub fn subject(&self) -> Option<(&str, Option<&str>)> {
+    /// The subject of a token. Other credentials have none, nor has a token whose `sub` cannot name a user.
+    pub fn subject(&self) -> Option<&Arc<str>> {
+        self.subject.as_ref()
+    }
+
+    /// The place from which the key of this client's token was fetched.
+    pub fn source(&self) -> Option<&Arc<Source>> {
         match &self.holder {
-            Holder::Token { claims, .. } => Some((claims.sub.as_deref()?, claims.iss.as_deref())),
-            Holder::Anonymous | Holder::Key { .. } => None,
+            Holder::Token { key: SignedBy::FetchedFrom(source), .. } => Some(source),
+            _ => None,
         }
+    }
+
+    /// The subject that messages of this client name.
+    pub fn author(&self) -> Option<&Arc<str>> {
+        self.subject.as_ref().filter(|_| self.is_named)
+    }
+
+    /// True if messages of this client may name any subject: for a backend with `admin`, and on an open server.
+    pub fn may_publish_for_others(&self) -> bool {
+        self.grants.is_open() || (self.is_key() && self.grants.is_admin())
     }
 
     /// True for an API key.
@@ -238,7 +370,7 @@ impl Identity {
         match &self.holder {
             Holder::Anonymous => "anonymous",
             Holder::Key { name, .. } => name,
-            Holder::Token { claims, .. } => claims.sub.as_deref().unwrap_or("token without sub"),
+            Holder::Token { .. } => self.subject.as_deref().unwrap_or("token without sub"),
         }
     }
 }

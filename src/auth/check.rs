@@ -3,16 +3,18 @@
 //! The verdict is that of [`Authority::identify`]. The findings only explain it, and they reveal the values that the
 //! configuration expects: no client may get them.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use super::{
     Refused,
-    authority::{Authority, Identity, LEEWAY, TokenKey},
+    authority::{Authority, Identity, LEEWAY, Terms, TokenKey},
     claims::{Audience, NumericDate, Written},
     grants::{GrantList, Values},
+    issuer::Issuer,
     jwt::{Parts, Verifier},
     key::Digest,
     kid_in_words,
+    subject::{Prefixes, subject},
 };
 
 /// A part of a credential, and the mistake in it, if there is one.
@@ -87,21 +89,40 @@ impl Findings {
         let signer = keys
             .iter()
             .find(|key| key.verifier.is_for(&parts) && key.verifier.has_signed(&parts) == Ok(true));
+        let mut terms = signer.map(|key| &*key.terms);
         match signer {
             Some(key) => self.right("signature", format!("made by the key of {}", name_of(key))),
+            None if !authority.issuers.is_empty() => {
+                for Issuer { terms: others, source, .. } in &authority.issuers {
+                    terms = terms.or(Some(others));
+                    self.wrong(
+                        "signature",
+                        format!(
+                            "not checked: the keys of [[jwt]] {:?} are at {}, and this command asks no server",
+                            others.name, source.place
+                        ),
+                    );
+                }
+            }
             None if keys.is_empty() => {
                 self.wrong("signature", "no [[jwt]] and no --jwt-secret is configured")
             }
             None => keys.iter().for_each(|key| self.wrong("signature", not_signed(key, &parts))),
         }
         match Written::read(parts.claims) {
-            Ok(claims) => self.claims(claims, signer, now),
+            Ok(claims) => self.claims(claims, terms, &authority.prefixes, now),
             Err(why) => self.wrong("claims", why),
         }
     }
 
     /// Each claim alone, so that all mistakes are found at once.
-    fn claims(&mut self, mut claims: Written, signer: Option<&TokenKey>, now: SystemTime) {
+    fn claims(
+        &mut self,
+        mut claims: Written,
+        terms: Option<&Terms>,
+        prefixes: &Prefixes,
+        now: SystemTime,
+    ) {
         let exp = claims.take::<NumericDate>("exp");
         let is_far = exp.as_ref().is_ok_and(|exp| exp.is_some_and(NumericDate::is_far));
         self.add(
@@ -121,12 +142,12 @@ impl Findings {
         }
         let iss = self.text("iss", &mut claims);
         if let Some(wanted) =
-            signer.and_then(|key| key.iss.as_ref()).filter(|wanted| iss.as_ref() != Some(*wanted))
+            terms.and_then(|terms| terms.iss.as_ref()).filter(|wanted| iss.as_ref() != Some(*wanted))
         {
             self.wrong("iss", format!("the [[jwt]] requires {wanted:?}"));
         }
         let aud = claims.take::<Option<Audience>>("aud").map(|aud| aud.flatten().unwrap_or_default());
-        let wanted = signer.and_then(|key| key.aud.as_ref());
+        let wanted = terms.and_then(|terms| terms.aud.as_ref());
         match (aud, wanted) {
             (Err(why), _) => self.wrong("aud", why),
             (Ok(aud), Some(wanted)) if !aud.0.contains(wanted) => {
@@ -136,6 +157,7 @@ impl Findings {
             (Ok(aud), _) => self.right("aud", format!("{:?}", aud.0)),
         }
         let sub = self.text("sub", &mut claims);
+        let sub = self.subject(sub, terms.unwrap_or(&Terms::default()), prefixes);
         self.misplaced_grants(&claims);
         match claims.take_grants() {
             Err(why) => self.wrong("rejoin", why),
@@ -144,14 +166,31 @@ impl Findings {
                 let values = Values { sub: sub.as_deref(), iss: iss.as_deref(), others: Some(&others) };
                 let mut unfilled = Vec::new();
                 let mut note = |found| unfilled.push(found);
-                let grants = match signer {
-                    Some(key) => key.grants_of(&own, &values, &mut note),
+                let grants = match terms {
+                    Some(terms) => terms.grants_of(&own, &values, &mut note),
                     None => GrantList::grant([&own], &values, &mut note),
                 };
                 self.right("grants", grants.to_string());
                 unfilled.iter().for_each(|unfilled| self.right("grants", format!("warning: {unfilled}")));
             }
         }
+    }
+
+    /// The subject that the claim `sub` makes.
+    fn subject(&mut self, sub: Option<String>, terms: &Terms, prefixes: &Prefixes) -> Option<Arc<str>> {
+        if terms.is_forged(sub.as_deref(), prefixes) {
+            self.wrong("sub", "it begins with the sub-prefix of another issuer");
+        }
+        let made = subject(terms.prefix.as_deref(), sub.as_deref()?);
+        match &made {
+            None => self.right(
+                "sub",
+                "warning: it names no subject: expected 1 to 255 bytes without control characters",
+            ),
+            Some(made) if terms.prefix.is_some() => self.right("sub", format!("with its sub-prefix {made:?}")),
+            Some(_) => {}
+        }
+        made
     }
 
     /// Grants that count for nothing because of their name or their place. They are no mistake, since other programs
@@ -186,7 +225,8 @@ impl Findings {
 }
 
 fn name_of(key: &TokenKey) -> String {
-    if key.name.starts_with("--") { key.name.clone() } else { format!("[[jwt]] {:?}", key.name) }
+    let name = &key.terms.name;
+    if name.starts_with("--") { name.clone() } else { format!("[[jwt]] {name:?}") }
 }
 
 /// Why the token is not one of this key.

@@ -44,9 +44,9 @@ impl Claims {
         Written::read(part)?.try_into()
     }
 
-    /// The values for the grants of this token.
-    pub fn values(&self) -> Values<'_> {
-        Values { sub: self.sub.as_deref(), iss: self.iss.as_deref(), others: Some(&self.others) }
+    /// The values for the grants of this token, which speaks for `subject`.
+    pub fn values<'a>(&'a self, subject: Option<&'a str>) -> Values<'a> {
+        Values { sub: subject, iss: self.iss.as_deref(), others: Some(&self.others) }
     }
 }
 

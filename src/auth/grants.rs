@@ -80,6 +80,11 @@ impl Grants {
         Self { everything: false, subscribe, publish, admin, metrics }
     }
 
+    /// True for the grants of an open server.
+    pub fn is_open(&self) -> bool {
+        self.everything
+    }
+
     /// True if topics may be deleted, and all topics and statistics be read.
     pub fn is_admin(&self) -> bool {
         self.admin

@@ -87,7 +87,7 @@ pub enum KeyError {
     Unreadable(&'static str),
     #[error("cannot read the JWK: {0}")]
     Jwk(String),
-    #[error("this is a set of JWKs: put each key into its own [[jwt]]")]
+    #[error("this is a set of JWKs: give its URL as jwks, or put each key into its own [[jwt]]")]
     JwkSet,
     #[error("the JWK is for another algorithm or another use")]
     OtherUse,
@@ -110,6 +110,18 @@ impl Verifier {
         };
         let fingerprint = fingerprint(algorithm, &key);
         Ok(Self { algorithm, kid: kid.or(jwk_kid), key, fingerprint })
+    }
+
+    /// The algorithm of this name, if it has public keys.
+    ///
+    /// # Errors
+    /// If there is none, or if its keys are secrets.
+    pub fn public_algorithm(name: &str) -> Result<Algorithm, KeyError> {
+        let algorithm: Algorithm = name.parse().map_err(|_| KeyError::Algorithm(name.to_owned()))?;
+        match algorithm.family() {
+            AlgorithmFamily::Hmac => Err(KeyError::KeyAsSecret),
+            _ => Ok(algorithm),
+        }
     }
 
     /// A secret for HS256 that may be short, for development.

@@ -9,7 +9,7 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 
 use super::{
     algorithm::Algorithm,
-    authority::{Authority, TokenKey},
+    authority::{Authority, Terms, TokenKey},
     claims::{Audience, Claims, NumericDate},
     es512,
     grants::{GrantList, Unfilled},
@@ -84,9 +84,15 @@ impl Minted {
     /// A token for a server that has this key, if it is known.
     fn new(known: Option<&TokenKey>, claims: &Claims, token: String) -> Self {
         let mut unfilled = Vec::new();
-        let (own, values, mut note) = (&claims.rejoin, claims.values(), |found| unfilled.push(found));
-        match known {
-            Some(known) => known.grants_of(own, &values, &mut note),
+        let terms = known.map(|known| &*known.terms);
+        let subject = match terms {
+            Some(terms) => terms.subject_of(claims),
+            None => Terms::default().subject_of(claims),
+        };
+        let (own, values) = (&claims.rejoin, claims.values(subject.as_deref()));
+        let mut note = |found| unfilled.push(found);
+        match terms {
+            Some(terms) => terms.grants_of(own, &values, &mut note),
             None => GrantList::grant([own], &values, &mut note),
         };
         Self { token, unfilled }
@@ -108,8 +114,8 @@ pub fn mint(
     let known = &authority.token_keys;
     let claims = |of: Option<&TokenKey>| Claims {
         sub: wish.sub.clone(),
-        iss: of.and_then(|key| key.iss.clone()),
-        aud: Audience(of.and_then(|key| key.aud.clone()).into_iter().collect()),
+        iss: of.and_then(|key| key.terms.iss.clone()),
+        aud: Audience(of.and_then(|key| key.terms.aud.clone()).into_iter().collect()),
         exp: NumericDate(now + wish.ttl),
         nbf: None,
         rejoin: wish.rejoin.clone(),
@@ -120,7 +126,7 @@ pub fn mint(
             let claims = claims(Some(known));
             Some(Minted::new(Some(known), &claims, known.verifier.sign(&claims)?))
         });
-        let names: Vec<_> = known.iter().map(|known| format!("{:?}", known.name)).collect();
+        let names: Vec<_> = known.iter().map(|known| format!("{:?}", known.terms.name)).collect();
         return signed.ok_or_else(|| match names.is_empty() {
             true => MintError::NoKey,
             false => MintError::OnlyPublic(names.join(", ")),

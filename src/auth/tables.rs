@@ -6,14 +6,19 @@ use std::{
     sync::Arc,
 };
 
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
-    authority::{ApiKey, Authority, TokenKey},
+    authority::{ApiKey, Authority, Terms, TokenKey},
     grants::{GrantList, Template, Values},
+    issuer::{Issuer, Place, Source},
     jwt::{KeyError, Material, Verifier},
     key::{Digest, ParseDigestError},
+    subject::Owner,
 };
+
+const ONE_KEY: &str = "give exactly one of secret, pem, jwk, file, jwks and issuer";
 
 /// A table and its line in the file.
 pub type InLine<T> = (T, usize);
@@ -44,14 +49,21 @@ pub struct KeyTable {
 #[serde(deny_unknown_fields)]
 pub struct JwtTable {
     name: String,
-    algorithm: String,
+    algorithm: Option<String>,
     kid: Option<String>,
     secret: Option<String>,
     pem: Option<String>,
     jwk: Option<String>,
     file: Option<PathBuf>,
+    jwks: Option<String>,
+    issuer: Option<String>,
+    ca: Option<PathBuf>,
     iss: Option<String>,
     aud: Option<String>,
+    #[serde(rename = "sub-prefix")]
+    prefix: Option<String>,
+    #[serde(default)]
+    by: bool,
     limit: Option<LimitTable>,
     #[serde(default)]
     subscribe: Vec<Template>,
@@ -115,15 +127,16 @@ impl Authority {
         if mistakes.is_empty() { Ok(authority) } else { Err(mistakes) }
     }
 
+    /// True if users of `--jwt-secret` could have the subjects of others.
+    pub fn needs_prefix_beside_secret(&self) -> bool {
+        self.prefixes.clone().add(Owner::Issuer(None), None).is_err()
+    }
+
     /// Accepts tokens signed with this secret by HS256, besides all others.
     pub fn add_development_secret(&mut self, secret: &str) {
         self.token_keys.push(TokenKey {
-            name: "--jwt-secret".into(),
             verifier: Verifier::for_development(secret),
-            iss: None,
-            aud: None,
-            grants: GrantList::default(),
-            limit: None,
+            terms: Arc::new(Terms { name: "--jwt-secret".into(), ..Terms::default() }),
         });
     }
 
@@ -156,12 +169,45 @@ impl Authority {
     }
 
     fn add_jwt(&mut self, table: JwtTable, read: &mut Read<'_>) -> Result<(), String> {
+        if table.jwks.is_some() || table.issuer.is_some() {
+            return self.add_issuer(table, read);
+        }
+        if table.ca.is_some() {
+            return Err(format!("jwt {:?}: ca: only jwks and issuer need it", table.name));
+        }
         let verifier = table.verifier(read).map_err(|text| format!("jwt {:?}: {text}", table.name))?;
-        let JwtTable { name, iss, aud, limit, subscribe, publish, admin, metrics, .. } = table;
         let is_same = |known: &&TokenKey| known.verifier.fingerprint().is(verifier.fingerprint());
         if let Some(known) = self.token_keys.iter().find(is_same) {
-            return Err(format!("jwt {name:?} is the same key as {:?}", known.name));
+            return Err(format!("jwt {:?} is the same key as {:?}", table.name, known.terms.name));
         }
+        let terms = self.agree(table.terms())?;
+        self.token_keys.push(TokenKey { verifier, terms });
+        Ok(())
+    }
+
+    fn add_issuer(&mut self, mut table: JwtTable, read: &mut Read<'_>) -> Result<(), String> {
+        let source = table.source(read).map_err(|text| format!("jwt {:?}: {text}", table.name))?;
+        if let Some(known) = self.issuers.iter().find(|known| known.source.place == source.place) {
+            return Err(format!("jwt {:?} has the same keys as {:?}", table.name, known.terms.name));
+        }
+        table.iss = table.iss.or(table.issuer.take());
+        let terms = self.agree(table.terms())?;
+        self.issuers.push(Issuer { terms, source: Arc::new(source), keys: Arc::default() });
+        Ok(())
+    }
+
+    /// Checks that no other issuer has the same subjects.
+    fn agree(&mut self, terms: Terms) -> Result<Arc<Terms>, String> {
+        let owner = Owner::Issuer(terms.iss.clone());
+        let added = self.prefixes.add(owner, terms.prefix.as_deref());
+        added.map_err(|text| format!("jwt {:?}: {text}", terms.name))?;
+        Ok(Arc::new(terms))
+    }
+}
+
+impl JwtTable {
+    fn terms(self) -> Terms {
+        let Self { name, iss, aud, prefix, by, limit, subscribe, publish, admin, metrics, .. } = self;
         let grants = GrantList { subscribe, publish, admin, metrics };
         let limit = limit.map(|LimitTable { subscribe, publish, admin, metrics }| GrantList {
             subscribe,
@@ -169,12 +215,38 @@ impl Authority {
             admin,
             metrics,
         });
-        self.token_keys.push(TokenKey { name, verifier, iss, aud, grants, limit });
-        Ok(())
+        Terms { name, iss, aud, prefix, by, grants, limit }
     }
-}
 
-impl JwtTable {
+    /// The place of the keys, if they are to be fetched.
+    fn source(&self, read: &mut Read<'_>) -> Result<Source, String> {
+        let place = match (&self.jwks, &self.issuer) {
+            _ if [&self.secret, &self.pem, &self.jwk].iter().any(|it| it.is_some()) || self.file.is_some() => {
+                return Err(ONE_KEY.into());
+            }
+            (Some(url), None) => Place::jwks(url)?,
+            (None, Some(name)) => Place::issuer(name)?,
+            _ => return Err(ONE_KEY.into()),
+        };
+        if self.issuer.is_some() && self.iss.is_some() && self.iss != self.issuer {
+            return Err("iss: leave it out; it is the issuer".into());
+        }
+        if self.kid.is_some() {
+            return Err("kid: leave it out; each key of the set has its own".into());
+        }
+        if self.aud.is_none() {
+            return Err("aud is missing: the issuer signs tokens for other services too".into());
+        }
+        let algorithm = self.algorithm.as_deref().map(Verifier::public_algorithm).transpose();
+        let ca = self.ca.as_ref().map(|file| {
+            let text = read(file).map_err(|error| format!("ca {}: {error}", file.display()))?;
+            let has_certificate = CertificateDer::pem_slice_iter(text.as_bytes()).any(|found| found.is_ok());
+            if has_certificate { Ok(text) } else { Err(format!("ca {}: no certificate as PEM", file.display())) }
+        });
+        let algorithm = algorithm.map_err(|error: KeyError| error.to_string())?;
+        Ok(Source { place, ca: ca.transpose()?, algorithm })
+    }
+
     fn verifier(&self, read: &mut Read<'_>) -> Result<Verifier, String> {
         let text = self
             .file
@@ -186,9 +258,10 @@ impl JwtTable {
             (None, Some(pem), None, None) => Material::Pem(pem),
             (None, None, Some(jwk), None) => Material::Jwk(jwk),
             (None, None, None, Some(text)) => Material::of(text),
-            _ => return Err("give exactly one of secret, pem, jwk and file".into()),
+            _ => return Err(ONE_KEY.into()),
         };
-        Verifier::new(&self.algorithm, self.kid.clone(), material)
+        let algorithm = self.algorithm.as_deref().ok_or("algorithm is missing")?;
+        Verifier::new(algorithm, self.kid.clone(), material)
             .map_err(|error: KeyError| error.to_string())
     }
 }

@@ -166,6 +166,24 @@ impl Access {
         }
     }
 
+    /// The subject that a message names, if its client asks for `by`.
+    ///
+    /// # Errors
+    /// If the client may not publish for others.
+    pub fn author(&self, by: Option<Arc<str>>) -> Result<Option<Arc<str>>, Problem> {
+        if by.is_none() {
+            return Ok(self.identity.author().cloned());
+        }
+        let now = self.now()?;
+        match now.may_publish_for_others() {
+            true => Ok(by),
+            false => Err(Problem::new(
+                Code::Forbidden,
+                "by: only an API key with admin may publish for a user",
+            )),
+        }
+    }
+
     /// # Errors
     /// If there is no topic that this client may publish to.
     pub fn publish_something(&self) -> Result<(), Problem> {
@@ -233,6 +251,17 @@ impl Access {
         self.identity.grants.may_publish_something()
     }
 
+    /// The user in whose name this client speaks.
+    pub fn subject(&self) -> Option<&Arc<str>> {
+        self.identity.subject()
+    }
+
+    /// How long this access lasts, in milliseconds.
+    pub fn expires_in_ms(&self) -> Option<u64> {
+        let left = self.identity.expires_at?.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+    }
+
     /// The client for which costs are counted.
     pub fn payer(&self) -> Option<Payer> {
         self.payer
@@ -282,7 +311,7 @@ impl Access {
 fn payer_of(identity: &Identity, request: &Request) -> Option<Payer> {
     let address = || Some(Payer::address(request.extensions().get::<ClientAddress>()?.limited()?));
     match identity.subject() {
-        Some((sub, iss)) => Some(Payer::subject(sub, iss)),
+        Some(subject) => Some(Payer::subject(subject, None)),
         None if identity.is_key() => None,
         None => address(),
     }

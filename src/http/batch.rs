@@ -116,7 +116,7 @@ mod tests {
 
     fn message(id: u64) -> Arc<Message> {
         let topic = "a".parse().expect("a topic");
-        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
         Message::new(draft, Id::new(id), Id::ZERO)
     }
 

@@ -29,7 +29,7 @@ pub const EVENTS: Parameters = Parameters {
 
 /// `POST /topics/{topic}`.
 pub const PUBLISH: Parameters = Parameters {
-    known: &[CREDENTIAL, &["event", "exclude", "ephemeral"]],
+    known: &[CREDENTIAL, &["event", "exclude", "ephemeral", "by"]],
     misplaced: &[
         ("topic", "the path"),
         ("topics", "the path"),
@@ -54,6 +54,7 @@ pub const PUBLISH_MANY: Parameters = Parameters {
         ("idempotency_key", ELEMENT),
         ("if_match", ELEMENT),
         ("exclude", ELEMENT),
+        ("by", ELEMENT),
         ("ephemeral", ELEMENT),
     ],
 };
@@ -93,9 +94,13 @@ impl Parameters {
 }
 
 /// How many typing errors lead from `known` to `name`, whatever the case of letters, if it is one, or two in a
-/// long name. Two errors would turn `last` into `lang`, and `since` into `nonce`.
+/// long name. Two errors would turn `last` into `lang`, and `since` into `nonce`. One would turn `by` into any letter.
 fn errors(name: &str, known: &str) -> Option<usize> {
-    let most = if known.len() < 6 { 1 } else { 2 };
+    let most = match known.len() {
+        ..3 => 0,
+        3..6 => 1,
+        _ => 2,
+    };
     // This costs nothing for long names. No letter of a known name has more than one byte.
     if name.len() > known.len() + 4 * most {
         return None;
@@ -162,6 +167,8 @@ mod tests {
             "cache",
             "end",
             "nonsense",
+            "y",
+            "my",
             "",
             "[]",
             "timestamp",

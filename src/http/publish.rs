@@ -26,6 +26,7 @@ use super::{
     query::Query,
 };
 use crate::{
+    auth::{MAX_SUBJECT_BYTES, is_subject},
     log::{Append, Appended},
     message::{Draft, Id, Payload, Topic},
 };
@@ -50,6 +51,8 @@ pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Resul
     let topic = publishable(topic)?;
     access.publish(&topic)?;
     let options = MessageOptions::parse(&parts)?;
+    // A refusal comes before the body.
+    access.author(options.by.clone())?;
     let limit = app.config.max_payload;
     let bytes =
         body::read(&parts.headers, body, limit, app.config.read_timeout).await.map_err(|problem| {
@@ -63,8 +66,9 @@ pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Resul
     let payload = Payload::declared(&bytes, content_type(&parts.headers)?)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
 
-    let MessageOptions { event, exclude, idempotency_key, if_match, ephemeral } = options;
-    let draft = Draft { topic: topic.clone(), event, payload, exclude };
+    let MessageOptions { event, exclude, by, idempotency_key, if_match, ephemeral } = options;
+    let by = access.author(by)?;
+    let draft = Draft { topic: topic.clone(), event, payload, exclude, by };
     let appended = app.publish(&access, Append { draft, idempotency_key, if_match }, ephemeral).await?;
     let receipt = Receipt { id: appended.map(Appended::id), topic: &topic };
     Ok(match appended {
@@ -89,6 +93,7 @@ pub async fn delete(app: &Arc<App>, topic: &str, access: &Access) -> Result<Resp
 struct MessageOptions {
     event: Option<Box<str>>,
     exclude: Option<Box<str>>,
+    by: Option<Arc<str>>,
     idempotency_key: Option<Box<str>>,
     if_match: Option<Id>,
     ephemeral: bool,
@@ -101,6 +106,7 @@ impl MessageOptions {
         let options = Self {
             event: query.one("event")?.map(event).transpose()?,
             exclude: query.one("exclude")?.map(|text| name("exclude", text)).transpose()?,
+            by: query.one("by")?.map(publisher).transpose()?,
             idempotency_key: header(&IDEMPOTENCY_KEY)?
                 .map(|text| name("Idempotency-Key", text))
                 .transpose()?,
@@ -138,6 +144,16 @@ fn event(text: &str) -> Result<Box<str>, Problem> {
         ));
     }
     Ok(text.into())
+}
+
+/// The subject for which a backend publishes.
+fn publisher(text: &str) -> Result<Arc<str>, Problem> {
+    match is_subject(text) {
+        true => Ok(text.into()),
+        false => Err(Problem::bad_request(format!(
+            "by: expected 1 to {MAX_SUBJECT_BYTES} bytes without control characters"
+        ))),
+    }
 }
 
 /// An idempotency key, or the name of a connection.

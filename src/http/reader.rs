@@ -129,6 +129,8 @@ impl Reader {
             connection: self.subscription.connection(),
             cursor: self.cursor(),
             heartbeat_ms: self.pulse.heartbeat().as_millis() as u64,
+            sub: self.access().subject().map(|subject| &**subject),
+            expires_in_ms: self.access().expires_in_ms(),
         }
     }
 

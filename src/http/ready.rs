@@ -94,7 +94,7 @@ async fn round_trip(broker: &Broker) -> Result<(), Problem> {
     // announcement of another replica may already be there; it proves the feed just as well.
     let _first = poll_fn(|cx| Poll::Ready(probe.poll_delivery(cx))).await;
     let payload = Payload::text("ready");
-    broker.announce(Draft { topic, event: None, payload, exclude: None }).await?;
+    broker.announce(Draft { topic, event: None, payload, exclude: None, by: None }).await?;
     poll_fn(|cx| probe.poll_delivery(cx)).await;
     Ok(())
 }

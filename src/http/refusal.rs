@@ -46,7 +46,7 @@ fn log_refused(refused: &Refused, client: Option<IpAddr>) {
                 "refused an API key; to accept it, add its [[key]] to the file of --config"
             );
         }
-        Refused::NoKey { .. } => tracing::warn!(
+        Refused::NoKey { .. } | Refused::Unsettled { .. } => tracing::warn!(
             client,
             why,
             "refused a token; to accept it, add the key of its issuer as [[jwt]] to the file of --config"

@@ -173,7 +173,7 @@ mod tests {
 
     async fn publish(broker: &Broker, topic: &str) {
         let topic = topic.parse().expect("a topic");
-        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
         broker.publish(Append { draft, idempotency_key: None, if_match: None }).await.expect("stored");
     }
 

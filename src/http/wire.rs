@@ -28,6 +28,10 @@ pub enum Control<'a> {
         connection: &'a str,
         cursor: Id,
         heartbeat_ms: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sub: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_in_ms: Option<u64>,
     },
     Gap(&'a GapNotice),
     Cursor {
@@ -298,6 +302,10 @@ fn write_envelope(out: &mut Vec<u8>, message: &Message, style: Style) {
         out.extend_from_slice(b",\"event\":");
         write_string(out, event);
     }
+    if let Some(by) = &message.by {
+        out.extend_from_slice(b",\"by\":");
+        write_string(out, by);
+    }
     if let Some(content_type) = &message.payload.content_type {
         out.extend_from_slice(b",\"content_type\":");
         write_string(out, content_type);
@@ -358,7 +366,7 @@ mod tests {
     fn message(payload: Payload, event: Option<&str>) -> std::sync::Arc<Message> {
         let topic = "orders.42".parse().expect("a topic");
         let event = event.map(Into::into);
-        Message::new(Draft { topic, event, payload, exclude: None }, Id::new(7), Id::ZERO)
+        Message::new(Draft { topic, event, payload, exclude: None, by: None }, Id::new(7), Id::ZERO)
     }
 
     fn text(bytes: &[u8]) -> &str {

@@ -344,7 +344,7 @@ mod tests {
         let clock = Clock::stopped();
         let log = MemoryLog::start_by(clock.clone(), retention);
         let topic: Topic = "a".parse().expect("a topic");
-        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
         let start = Position::at(log.watermark());
         clock.advance(SWEEP_EVERY);
         let id =

@@ -219,7 +219,8 @@ impl RedisLog {
     async fn store_message(&self, append: Append) -> Result<Appended, AppendError> {
         let Append { draft, idempotency_key, if_match } = append;
         let head = codec::head(&draft);
-        let event_bytes = draft.event.as_ref().map_or(0, |event| event.len()).to_string();
+        let names = [draft.event.as_deref(), draft.by.as_deref()];
+        let event_bytes = names.into_iter().flatten().map(str::len).sum::<usize>().to_string();
         let if_match = if_match.map(|id| id.to_string()).unwrap_or_default();
         let key = idempotency_key.as_deref().unwrap_or_default();
         let args: [&[u8]; 5] =

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::message::Message;
 
-/// How many bytes a message counts in addition to its payload and its event.
+/// How many bytes a message counts in addition to its payload, its event and its publisher.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 200;
 
 /// How long the index remembers a topic after its last message.
@@ -22,7 +22,7 @@ pub struct Retention {
     pub messages: usize,
     /// Age of each message.
     pub age: Duration,
-    /// Bytes of each topic: payload, event and 200 bytes for each message.
+    /// Bytes of each topic: payload, event, publisher and 200 bytes for each message.
     pub bytes: usize,
     /// Bytes of everything: messages, counted in the same way, topics and idempotency keys.
     pub total_bytes: usize,
@@ -48,4 +48,5 @@ pub fn cost(message: &Message) -> usize {
     MESSAGE_OVERHEAD_BYTES
         + message.payload.bytes.len()
         + message.event.as_ref().map_or(0, |event| event.len())
+        + message.by.as_ref().map_or(0, |by| by.len())
 }

@@ -23,7 +23,7 @@ const RETENTION: Retention = Retention {
 
 async fn publish(broker: &Broker, topic: &str) -> Id {
     let topic = topic.parse().expect("a topic");
-    let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+    let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
     let append = Append { draft, idempotency_key: None, if_match: None };
     broker.publish(append).await.expect("stored").id()
 }

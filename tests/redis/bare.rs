@@ -49,7 +49,7 @@ pub async fn until_reachable(broker: &Broker) {
 
 pub fn draft(topic: &str) -> Draft {
     let topic = topic.parse().expect("a topic");
-    Draft { topic, event: None, payload: Payload::text("x"), exclude: None }
+    Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None }
 }
 
 pub async fn publish(broker: &Broker, topic: &str) -> Id {

@@ -17,6 +17,7 @@ mod reload;
 mod shares;
 #[path = "../support/signer.rs"]
 mod signer;
+mod subjects;
 #[path = "../support/mod.rs"]
 mod support;
 mod threats;

@@ -205,7 +205,7 @@ async fn a_token_cannot_choose_the_key_that_verifies_it() {
     let tables = ours.table("ours")
         + "kid = \"ours\"\niss = \"ours\"\n"
         + &theirs.table("theirs")
-        + "kid = \"theirs\"\niss = \"theirs\"\n";
+        + "kid = \"theirs\"\niss = \"theirs\"\nsub-prefix = \"theirs-\"\n";
     let sign = |signer: &Signer, kid: &str, iss: &str| {
         let mut header = jsonwebtoken::Header::new(signer.algorithm);
         header.kid = Some(kid.into());

@@ -44,6 +44,8 @@ pub struct Message {
     pub id: Option<String>,
     /// The event type, if the publisher gave one.
     pub event: Option<String>,
+    /// The user who published it, if the server names it.
+    pub by: Option<String>,
     /// The media type, if it is neither `application/json` nor `text/plain`.
     pub content_type: Option<String>,
     /// The bytes that were published, if they were text or neither text nor JSON. JSON that is a string is here
@@ -90,6 +92,7 @@ struct Fields<'a> {
     topic: Option<String>,
     id: Option<String>,
     event: Option<String>,
+    by: Option<String>,
     content_type: Option<String>,
     #[serde(borrow, default, deserialize_with = "present")]
     data: Option<&'a RawValue>,
@@ -164,9 +167,9 @@ impl Frame {
 
 impl Fields<'_> {
     fn message(self, payload: Vec<u8>, envelope: Bytes) -> Result<Message, ClientError> {
-        let Self { topic, id, event, content_type, .. } = self;
+        let Self { topic, id, event, by, content_type, .. } = self;
         let topic = topic.ok_or_else(|| ClientError::not_ours("a message without its topic"))?;
-        Ok(Message { topic, id, event, content_type, payload, envelope })
+        Ok(Message { topic, id, event, by, content_type, payload, envelope })
     }
 }
 

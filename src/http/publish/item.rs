@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
-use super::{check_ephemeral, event, name, publishable};
+use super::{check_ephemeral, event, name, publishable, publisher};
 use crate::{
     http::{App, access::Access, media, problem::Problem},
     log::{Append, Appended},
@@ -29,6 +29,7 @@ pub struct Item<'a> {
     idempotency_key: Option<String>,
     if_match: Option<String>,
     exclude: Option<String>,
+    by: Option<String>,
     #[serde(default)]
     ephemeral: bool,
     /// Fields that only a WebSocket command has.
@@ -81,6 +82,7 @@ impl Item<'_> {
             _ => return Err(Problem::bad_request("topic: name one topic, or at least one in topics")),
         };
         topics.iter().try_for_each(|topic| access.publish(topic))?;
+        let by = access.author(self.by.as_deref().map(publisher).transpose()?)?;
         let payload = self.payload(app.config.max_payload)?;
         let event = self.event.as_deref().map(event).transpose()?;
         let exclude = self.exclude.as_deref().map(|text| name("exclude", text)).transpose()?;
@@ -95,7 +97,7 @@ impl Item<'_> {
                 continue;
             }
             let (event, payload) = (event.clone(), payload.clone());
-            let draft = Draft { topic: topic.clone(), event, payload, exclude: exclude.clone() };
+            let draft = Draft { topic: topic.clone(), event, payload, exclude: exclude.clone(), by: by.clone() };
             let append = Append { draft, idempotency_key: key.clone(), if_match };
             match app.publish(access, append, self.ephemeral).await.map(|appended| appended.map(Appended::id))
             {

@@ -68,7 +68,12 @@ pub enum Answer<'a> {
         cursor: Id,
     },
     Published(&'a Published),
-    Authenticated,
+    Authenticated {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sub: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_in_ms: Option<u64>,
+    },
     Pong,
     Error(&'a Problem),
     /// Some topics have stored the message, then one refused it.

@@ -279,7 +279,9 @@ impl Session {
             Action::Auth(token) => match self.reader.renew(&token) {
                 Ok(()) => {
                     limit(&self.app, &mut self.socket, &self.reader);
-                    self.answer(&reference, Answer::Authenticated);
+                    let access = self.reader.access();
+                    let (sub, expires_in_ms) = (access.subject().cloned(), access.expires_in_ms());
+                    self.answer(&reference, Answer::Authenticated { sub: sub.as_deref(), expires_in_ms });
                 }
                 Err(problem) => self.answer(&reference, Answer::Error(&problem)),
             },

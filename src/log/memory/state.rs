@@ -238,7 +238,7 @@ pub mod tests {
 
     pub fn publish(state: &mut State, name: &str) -> Id {
         let topic = name.parse().expect("a topic");
-        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
         let append = Append { draft, idempotency_key: None, if_match: None };
         store(state, append, &RETENTION).expect("stored").id()
     }

@@ -52,11 +52,18 @@ pub fn head(draft: &Draft) -> Vec<u8> {
         PayloadKind::Text => b't',
         PayloadKind::Binary => b'b',
     }];
-    for part in [&draft.event, &draft.exclude, &draft.payload.content_type] {
+    let mut write = |part: Option<&str>| {
         // A length of 0 means that the part is absent.
-        let length = part.as_ref().map_or(0, |part| part.len() + 1).min(usize::from(u16::MAX));
+        let length = part.map_or(0, |part| part.len() + 1).min(usize::from(u16::MAX));
         head.extend((length as u16).to_be_bytes());
-        head.extend(part.as_ref().map_or(&[][..], |part| &part.as_bytes()[..length - 1]));
+        head.extend(part.map_or(&[][..], |part| &part.as_bytes()[..length - 1]));
+    };
+    write(draft.event.as_deref());
+    write(draft.exclude.as_deref());
+    write(draft.payload.content_type.as_deref());
+    // Older versions do not read what follows.
+    if let Some(by) = &draft.by {
+        write(Some(by));
     }
     head
 }
@@ -74,16 +81,20 @@ pub fn draft(topic: Topic, head: &[u8], bytes: &[u8]) -> Option<Draft> {
     if kind != PayloadKind::Binary && std::str::from_utf8(bytes).is_err() {
         return None;
     }
-    let mut part = || {
-        let (length, after) = rest.split_at_checked(2)?;
-        let length = usize::from(u16::from_be_bytes(length.try_into().ok()?));
-        let (part, after) = after.split_at_checked(length.saturating_sub(1))?;
-        rest = after;
-        let text: Box<str> = std::str::from_utf8(part).ok()?.into();
-        Some(if length == 0 { None } else { Some(text) })
-    };
-    let (event, exclude, content_type) = (part()?, part()?, part()?);
-    Some(Draft { topic, event, exclude, payload: Payload { kind, content_type, bytes: bytes.into() } })
+    let (event, exclude, content_type) = (part(&mut rest)?, part(&mut rest)?, part(&mut rest)?);
+    let by = if rest.is_empty() { None } else { part(&mut rest)?.map(Into::into) };
+    let payload = Payload { kind, content_type, bytes: bytes.into() };
+    Some(Draft { topic, event, exclude, by, payload })
+}
+
+/// The next part of a head. The outer option is none if it cannot be read.
+fn part(rest: &mut &[u8]) -> Option<Option<Box<str>>> {
+    let (length, after) = rest.split_at_checked(2)?;
+    let length = usize::from(u16::from_be_bytes(length.try_into().ok()?));
+    let (part, after) = after.split_at_checked(length.saturating_sub(1))?;
+    *rest = after;
+    let text: Box<str> = std::str::from_utf8(part).ok()?.into();
+    Some(if length == 0 { None } else { Some(text) })
 }
 
 impl std::fmt::Display for Place {
@@ -183,9 +194,11 @@ mod tests {
     #[test]
     fn a_message_comes_back_as_it_was() {
         let topic: Topic = "a.β".parse().expect("a topic");
-        for (event, exclude) in [(None, None), (Some("paid".into()), Some("".into()))] {
+        for (event, exclude, by) in
+            [(None, None, None), (Some("paid".into()), Some("".into()), Some("u1".into()))]
+        {
             let payload = Payload::declared(b"\xff\n\0", Some("image/png")).expect("a payload");
-            let one = Draft { topic: topic.clone(), event, exclude, payload };
+            let one = Draft { topic: topic.clone(), event, exclude, by, payload };
             let again = draft(topic.clone(), &head(&one), &one.payload.bytes).expect("readable");
             assert_eq!(format!("{one:?}"), format!("{again:?}"));
         }

@@ -6,13 +6,15 @@ use crate::message::Id;
 
 const MAGIC: &str = "rejoin-state";
 /// The version of the format that is written. A new version must also read the older ones, or refuse them.
-const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// How many bytes the first line may have.
 pub const MAX_BYTES: usize = 128;
 
 /// The content of the first line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
+    /// The version of the format. The line is always written with the newest one.
+    pub version: u32,
     pub is_closed: bool,
     /// The newest id. While the file is opened, the newest id that may have been assigned.
     pub newest: Id,
@@ -26,7 +28,7 @@ pub struct Head {
 impl Head {
     /// The line as it is written. It always has the same length, and ends with its own checksum.
     pub fn line(&self) -> String {
-        let Self { is_closed, newest, bytes, hash, run } = *self;
+        let Self { is_closed, newest, bytes, hash, run, .. } = *self;
         let kind = if is_closed { "closed" } else { "opened" };
         let run = run.unwrap_or_default();
         let words =
@@ -45,9 +47,10 @@ impl Head {
             return Err("the checksum of its first line does not match".into());
         }
         let words: Vec<_> = summed.split(' ').collect();
-        let (kind, newest, bytes, hash, run) = match *words {
-            [MAGIC, "1", kind, newest, bytes, hash] => (kind, newest, bytes, hash, None),
-            [MAGIC, "2", kind, newest, bytes, hash, run] => (kind, newest, bytes, hash, Some(run)),
+        let (version, kind, newest, bytes, hash, run) = match *words {
+            [MAGIC, "1", kind, newest, bytes, hash] => (1, kind, newest, bytes, hash, None),
+            [MAGIC, "2", kind, newest, bytes, hash, run] => (2, kind, newest, bytes, hash, Some(run)),
+            [MAGIC, "3", kind, newest, bytes, hash, run] => (3, kind, newest, bytes, hash, Some(run)),
             [MAGIC, version, ..] => {
                 return Err(format!(
                     "its version is {version}, and this program reads the versions 1 to {VERSION}"
@@ -58,6 +61,7 @@ impl Head {
         let number = |text: &str| text.parse::<u64>().map_err(|error| error.to_string());
         let hex = |text: &str| u64::from_str_radix(text, 16).map_err(|error| error.to_string());
         let head = Self {
+            version,
             is_closed: kind == "closed",
             newest: Id::new(number(newest)?),
             bytes: number(bytes)?,
@@ -80,7 +84,14 @@ pub fn looks_like_ours(file: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    const HEAD: Head = Head { is_closed: true, newest: Id::new(7), bytes: 10, hash: 0xabc, run: Some(1) };
+    const HEAD: Head = Head {
+        version: VERSION,
+        is_closed: true,
+        newest: Id::new(7),
+        bytes: 10,
+        hash: 0xabc,
+        run: Some(1),
+    };
 
     #[test]
     fn a_line_is_read_as_it_was_written_and_no_damage_of_it_is_overlooked() {
@@ -103,16 +114,17 @@ mod tests {
         let line =
             "rejoin-state 1 closed 1795707552820824 00000000000000051307 b1221b0aff9ff770 57f2bcb4d44856ec\n";
         let (head, _) = Head::parse(line.as_bytes()).expect("a first line");
+        assert_eq!(head.version, 1);
         assert_eq!((head.is_closed, head.newest.get(), head.bytes), (true, 1_795_707_552_820_824, 51_307));
         assert_eq!((head.hash, head.run), (0xb122_1b0a_ff9f_f770, None));
     }
 
     #[test]
     fn a_newer_version_is_named() {
-        let words = "rejoin-state 3 closed anything";
+        let words = "rejoin-state 4 closed anything";
         let line = format!("{words} {:016x}\n", xxh3_64(words.as_bytes()));
         let why = Head::parse(line.as_bytes()).expect_err("a newer version");
-        assert!(why.starts_with("its version is 3, "), "{why}");
+        assert!(why.starts_with("its version is 4, "), "{why}");
     }
 
     #[test]

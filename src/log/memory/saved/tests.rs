@@ -93,6 +93,7 @@ async fn try_to_publish(log: &MemoryLog, topic: &str, text: &str) -> Result<Id, 
         event: Some("event".into()),
         payload: Payload::text(text),
         exclude: None,
+        by: None,
     };
     let append = Append { draft, idempotency_key: Some(text.into()), if_match: None };
     log.append(append).await.map(Appended::id)
@@ -243,7 +244,7 @@ async fn a_closed_log_refuses_what_would_be_lost_and_leaves_the_file_alone() {
     let id = publish(&log, "a", "precious").await;
     log.end(Instant::now()).await.expect("written");
     let topic: crate::message::Topic = "a".parse().expect("a topic");
-    let draft = Draft { topic: topic.clone(), event: None, payload: Payload::text(""), exclude: None };
+    let draft = Draft { topic: topic.clone(), event: None, payload: Payload::text(""), exclude: None, by: None };
     let append = Append { draft, idempotency_key: None, if_match: None };
     assert!(log.append(append).await.is_err());
     assert!(log.delete(&topic).await.is_err());

@@ -113,7 +113,7 @@ mod tests {
             overlapping(12).iter().map(|pattern| state.follow(pattern, &follower)).collect();
         let (name, topic) = (["a"; 12].join("."), ["a"; 12].join(".").parse().expect("a topic"));
         let other = publish(&mut state, "other");
-        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
         let append = Append { draft, idempotency_key: None, if_match: None };
         let id = state.append(append, &RETENTION, Id::now()).expect("stored").id();
         let late = [&name.replace("a.a", "a.*"), "**", "a.**"];

@@ -69,6 +69,22 @@ struct MessageEntry {
     kind: Kind,
     content_type: Option<Box<str>>,
     payload_bytes: u64,
+    /// Versions 1 and 2 have no such field.
+    by: Option<Box<str>>,
+}
+
+/// A message as versions 1 and 2 wrote it.
+#[cfg_attr(test, derive(Serialize))]
+#[derive(Deserialize)]
+struct MessageEntry2 {
+    topic: String,
+    id: u64,
+    prev: u64,
+    event: Option<Box<str>>,
+    exclude: Option<Box<str>>,
+    kind: Kind,
+    content_type: Option<Box<str>>,
+    payload_bytes: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -108,7 +124,12 @@ impl State {
     /// Reads the log that [`Snapshot::write`] wrote. It keeps only what the limits of today allow.
     ///
     /// The bytes may be damaged: then this fails, or returns a log that the caller must throw away.
-    pub fn read(from: &mut impl Read, retention: &Retention, now: Id) -> Result<Self, Unreadable> {
+    pub fn read(
+        from: &mut impl Read,
+        version: u32,
+        retention: &Retention,
+        now: Id,
+    ) -> Result<Self, Unreadable> {
         let from = &mut Entries { from, scratch: vec![0; MAX_ENTRY_BYTES] };
         let counts: Counts = from.take()?;
         let (newest, began) = (Id::new(counts.newest), Id::new(counts.began));
@@ -122,7 +143,7 @@ impl State {
         }
         let mut last = Id::ZERO;
         for _ in 0..counts.messages {
-            let message = from.take_message()?;
+            let message = from.take_message(version)?;
             let is_in_order = last < message.id && message.id <= newest && message.prev < message.id;
             if !is_in_order || !state.index.contains_key(&message.topic) {
                 return Err(Unreadable);
@@ -212,6 +233,7 @@ impl Snapshot {
                     },
                     content_type: message.payload.content_type.clone(),
                     payload_bytes: message.payload.bytes.len() as u64,
+                    by: message.by.as_deref().map(Into::into),
                 },
             )?;
             to.write_all(&message.payload.bytes)?;
@@ -235,8 +257,11 @@ impl<R: Read> Entries<'_, R> {
         read.map(|(entry, _)| entry).map_err(|_| Unreadable)
     }
 
-    fn take_message(&mut self) -> Result<Arc<Message>, Unreadable> {
-        let entry: MessageEntry = self.take()?;
+    fn take_message(&mut self, version: u32) -> Result<Arc<Message>, Unreadable> {
+        let entry: MessageEntry = match version {
+            1 | 2 => self.take::<MessageEntry2>()?.into(),
+            _ => self.take()?,
+        };
         // A damaged length must not take memory before its bytes are there.
         let mut payload = Vec::with_capacity(entry.payload_bytes.min(MAX_ENTRY_BYTES as u64) as usize);
         let read = (&mut *self.from).take(entry.payload_bytes).read_to_end(&mut payload);
@@ -255,8 +280,17 @@ impl MessageEntry {
             Kind::Binary => PayloadKind::Binary,
         };
         let payload = Payload { kind, content_type: self.content_type, bytes: payload.into() };
-        let draft = Draft { topic: name(&self.topic)?, event: self.event, payload, exclude: self.exclude };
+        let by = self.by.map(Into::into);
+        let draft =
+            Draft { topic: name(&self.topic)?, event: self.event, payload, exclude: self.exclude, by };
         Ok(Message::new(draft, Id::new(self.id), Id::new(self.prev)))
+    }
+}
+
+impl From<MessageEntry2> for MessageEntry {
+    fn from(entry: MessageEntry2) -> Self {
+        let MessageEntry2 { topic, id, prev, event, exclude, kind, content_type, payload_bytes } = entry;
+        Self { topic, id, prev, event, exclude, kind, content_type, payload_bytes, by: None }
     }
 }
 
@@ -277,6 +311,35 @@ mod tests {
     };
     use crate::log::{Append, Reason};
 
+    #[test]
+    fn messages_of_versions_without_a_publisher_are_read() {
+        let mut bytes = Vec::new();
+        let (newest, began, forgotten, seed) = (7, 1, 1, 0);
+        put(&mut bytes, &Counts { newest, began, forgotten, seed, topics: 1, messages: 1, keys: 0 })
+            .expect("written");
+        put(&mut bytes, &TopicEntry { topic: "a".into(), newest, deleted: 0 }).expect("written");
+        let entry = MessageEntry2 {
+            topic: "a".into(),
+            id: newest,
+            prev: 1,
+            event: Some("e".into()),
+            exclude: None,
+            kind: Kind::Text,
+            content_type: None,
+            payload_bytes: 2,
+        };
+        put(&mut bytes, &entry).expect("written");
+        bytes.extend(b"hi");
+        for version in [1, 2] {
+            let state = State::read(&mut bytes.as_slice(), version, &RETENTION, Id::new(8)).expect("a log");
+            let tail = state.tails.values().next().expect("a topic");
+            let message = tail.ring().find(Id::new(newest)).cloned().expect("a message");
+            assert_eq!((message.event.as_deref(), message.by.as_deref()), (Some("e"), None));
+            assert_eq!(&message.payload.bytes[..], b"hi");
+        }
+        assert!(State::read(&mut bytes.as_slice(), 3, &RETENTION, Id::new(8)).is_err(), "it ends too early");
+    }
+
     /// The log began above its limit, and the first publish removed the surplus under the lock.
     #[test]
     fn a_log_that_is_read_is_within_the_limits_of_today_with_its_keys() {
@@ -284,7 +347,7 @@ mod tests {
         let began = state.newest;
         for number in 0..500 {
             let topic = format!("topic.{number}").parse().expect("a topic");
-            let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+            let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
             let append = Append { draft, idempotency_key: Some(number.to_string().into()), if_match: None };
             store(&mut state, append, &RETENTION).expect("stored");
         }
@@ -292,7 +355,7 @@ mod tests {
         let mut bytes = Vec::new();
         state.close().write(&mut bytes).expect("written");
         let retention = Retention { total_bytes, ..RETENTION };
-        let mut state = State::read(&mut bytes.as_slice(), &retention, Id::now()).expect("a log");
+        let mut state = State::read(&mut bytes.as_slice(), 3, &retention, Id::now()).expect("a log");
         assert!(state.footprint() <= total_bytes, "{} of {total_bytes}", state.footprint());
         assert!(state.order.len() > 1, "it keeps what there is room for");
         assert_eq!(gaps(&mut state, "topic.0", began), [("topic.0".to_owned(), Reason::Retention)]);

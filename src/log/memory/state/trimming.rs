@@ -215,7 +215,7 @@ mod tests {
         let mut state = State::new(Id::now());
         let store = |state: &mut State, number: usize| {
             let topic = format!("topic.{number}").parse().expect("a topic");
-            let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+            let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
             let append = Append { draft, idempotency_key: None, if_match: None };
             super::tests::store(state, append, &retention).map(|_| ())
         };

@@ -30,7 +30,7 @@ fn begun() -> Feed {
 
 fn message(began: u64, before: u64, id: u64, topic: &str) -> Entry {
     let topic: Topic = topic.parse().expect("a topic");
-    let draft = Draft { topic: topic.clone(), event: None, payload: Payload::text("x"), exclude: None };
+    let draft = Draft { topic: topic.clone(), event: None, payload: Payload::text("x"), exclude: None, by: None };
     let before = Before { generation: Id::new(began), id: Id::new(before) };
     let (prev, gone) = (Id::ZERO, Id::ZERO);
     let event = Event::Message { before, prev, gone, topic, draft: Some(draft) };
@@ -119,7 +119,7 @@ fn messages_of_another_generation_never_complete_a_tail() {
     let (tail, _) = follow(&feed, "a");
     let topic: Topic = "a".parse().expect("a topic");
     let inherited = [20, 30, 40].map(|id| {
-        let draft = Draft { topic: topic.clone(), event: None, payload: Payload::text("x"), exclude: None };
+        let draft = Draft { topic: topic.clone(), event: None, payload: Payload::text("x"), exclude: None, by: None };
         Message::new(draft, Id::new(id), Id::ZERO)
     });
     feed.fill(&tail, Id::new(100), &inherited, Id::new(10), Id::new(101));
@@ -149,7 +149,7 @@ fn a_deleted_message_is_not_taken_back() {
     feed.delete(&topic, Id::new(11), Id::new(12));
     feed.arrive(message(10, 10, 11, "a"));
     assert_eq!([held(&tail), held(&pattern)], [(11, 0); 2], "readers before it ask the store, and get a gap");
-    let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+    let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
     let late = Message::new(draft, Id::new(11), Id::new(9));
     feed.fill(&tail, Id::new(10), std::slice::from_ref(&late), Id::new(9), Id::new(11));
     assert_eq!(held(&tail), (11, 0));

@@ -36,7 +36,7 @@ fn publish(state: &mut State, topic: Topic) {
 }
 
 pub fn publish_to(state: &mut State, topic: Topic, retention: &Retention) -> Id {
-    let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+    let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
     let append = Append { draft, idempotency_key: None, if_match: None };
     store(state, append, retention).expect("stored").id()
 }
