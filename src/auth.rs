@@ -14,6 +14,7 @@ mod claims;
 mod containment;
 mod es512;
 mod grants;
+mod hook;
 mod issuer;
 mod jwks;
 mod jwt;
@@ -28,13 +29,14 @@ pub use self::{
     claims::Claims,
     containment::covers,
     grants::{GrantList, Grants, ParseTemplateError, Template, Unfilled, Values, Why},
+    hook::{HookAnswer, HookSettings, HookTerms},
     issuer::{Issuer, KeySet, Place, Source, safe_url},
     jwks::parse as parse_keys,
     jwt::{MAX_TOKEN_BYTES, MIN_SECRET_BYTES, is_blanked, is_secret},
     key::{Digest, new_key, new_secret},
     mint::{MintError, Minted, SigningKey, Wish, mint},
     subject::{MAX_SUBJECT_BYTES, is_subject},
-    tables::{AnonymousTable, InLine, JwtTable, KeyTable, Read},
+    tables::{AnonymousTable, HookTable, InLine, JwtTable, KeyTable, Read},
 };
 
 /// Why a credential is refused, for the operator's log. The client learns less: see

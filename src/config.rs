@@ -80,7 +80,7 @@ pub struct Config {
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub retain_age: Duration,
 
-    /// Retain at most this many bytes of a topic. Each message counts its payload, its event and 200 bytes.
+    /// Retain at most this many bytes of a topic. Each message counts its payload, its event, its `by` and 200 bytes.
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size)]
     pub retain_bytes: usize,
 
@@ -161,7 +161,7 @@ pub struct Config {
     #[arg(long, value_name = "FORM", default_value = "off", value_parser = access_log)]
     pub access_log: AccessLogForm,
 
-    /// Keys and grants: the tables `[[key]]`, `[[jwt]]` and `[anonymous]` of the file.
+    /// Keys and grants: the tables `[[key]]`, `[[jwt]]`, `[hook]` and `[anonymous]` of the file.
     #[arg(skip)]
     pub tables: Authority,
 }
@@ -236,7 +236,7 @@ impl Config {
                 is_open,
                 &["listen", "jwt-secret"],
                 "an address beyond loopback, as :PORT is too, requires credentials: configure keys or tokens \
-                 ([[key]], [[jwt]], --jwt-secret), or grant clients without a credential something ([anonymous]), \
+                 ([[key]], [[jwt]], [hook], --jwt-secret), or grant clients without a credential something ([anonymous]), \
                  or let every client do everything (--insecure-open)",
             ),
             (

@@ -108,6 +108,8 @@ impl Server {
     /// [`Config::state`] is not written: the next start takes that for a crash. Use [`Shutdown`] to end in order.
     pub async fn serve(self, listener: TcpListener) -> io::Result<Drained> {
         let router = router(self.app.clone());
+        // So that the first clients need not wait for the keys of their issuers.
+        self.app.begin_fetching();
         let grace_passes = async {
             self.shutdown.draining().await;
             Instant::now() + self.config.drain_grace

@@ -100,6 +100,7 @@ fn take(app: &App, read: Read, settings: &Settings) -> Option<Settings> {
         tracing::error!(%error, "configuration rejected; the previous one stays in force");
         return None;
     }
+    app.begin_fetching();
     tracing::info!("keys, grants, allowed origins and allowed hosts reloaded");
     for name in read.differences(settings).filter(|name| !READ_AGAIN.contains(name)) {
         tracing::warn!(name, "this setting has changed; restart the server to apply it");

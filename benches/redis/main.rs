@@ -94,7 +94,8 @@ fn append() -> Append {
 
 fn append_to(topic: &str) -> Append {
     let payload = Payload::text("x".repeat(PAYLOAD_BYTES));
-    let draft = Draft { topic: topic.parse().expect("a topic"), event: None, payload, exclude: None, by: None };
+    let draft =
+        Draft { topic: topic.parse().expect("a topic"), event: None, payload, exclude: None, by: None };
     Append { draft, idempotency_key: None, if_match: None }
 }
 

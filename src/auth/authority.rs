@@ -10,6 +10,7 @@ use super::{
     Refused, Sources,
     claims::{Claims, Written},
     grants::{GrantList, Grants, Unfilled, Values},
+    hook::{HookAnswer, HookSettings},
     issuer::{Issuer, Known, Source},
     jwt::{self, Parts, Verifier},
     key::Digest,
@@ -68,6 +69,8 @@ pub struct Authority {
     pub token_keys: Vec<TokenKey>,
     /// Those whose keys are fetched.
     pub issuers: Vec<Issuer>,
+    /// The backend that says who a client is.
+    pub hook: Option<Arc<HookSettings>>,
     /// The grants of a client without a credential. If absent, such a client may do nothing.
     pub anonymous: Option<Arc<Grants>>,
     pub prefixes: Prefixes,
@@ -80,23 +83,33 @@ pub struct Identity {
     /// A pattern of the token that grants nothing, if there is one.
     pub unfilled: Option<Arc<Unfilled>>,
     pub expires_at: Option<SystemTime>,
-    subject: Option<Arc<str>>,
+    pub(super) subject: Option<Arc<str>>,
     /// Messages name the subject.
-    is_named: bool,
-    holder: Holder,
+    pub(super) is_named: bool,
+    pub(super) holder: Holder,
 }
 
 /// The owner of the credential, without the secret itself.
 #[derive(Clone, Debug)]
-enum Holder {
+pub(super) enum Holder {
     Anonymous,
-    Key { name: Arc<str>, digest: Digest },
-    Token { key: SignedBy, claims: Arc<Claims> },
+    Key {
+        name: Arc<str>,
+        digest: Digest,
+    },
+    Token {
+        key: SignedBy,
+        claims: Arc<Claims>,
+    },
+    /// The backend has said who it is.
+    Hook {
+        answer: Arc<HookAnswer>,
+    },
 }
 
 /// The key that has signed a token, as it is found again in another configuration.
 #[derive(Clone, Debug)]
-enum SignedBy {
+pub(super) enum SignedBy {
     Configured(Digest),
     /// Any key from there: one that leaves the set ends no connection.
     FetchedFrom(Arc<Source>),
@@ -113,6 +126,7 @@ impl Authority {
         self.keys.is_empty()
             && self.token_keys.is_empty()
             && self.issuers.is_empty()
+            && self.hook.is_none()
             && self.anonymous.is_none()
     }
 
@@ -130,16 +144,14 @@ impl Authority {
             _ if self.is_open() => self.anonymous_identity(),
             None => self.anonymous_identity(),
             // Keys have no dot, and tokens have two.
-            Some(token) if token.contains('.') => {
-                match jwt::verify(&self.token_keys, token) {
-                    Ok((TokenKey { verifier, terms }, claims)) => {
-                        let key = SignedBy::Configured(*verifier.fingerprint());
-                        self.admit(terms, key, Arc::new(claims), now)
-                    }
-                    Err(refused) if self.issuers.is_empty() => Err(refused),
-                    Err(refused) => self.identify_by_issuers(token, refused, now),
+            Some(token) if token.contains('.') => match jwt::verify(&self.token_keys, token) {
+                Ok((TokenKey { verifier, terms }, claims)) => {
+                    let key = SignedBy::Configured(*verifier.fingerprint());
+                    self.admit(terms, key, Arc::new(claims), now)
                 }
-            }
+                Err(refused) if self.issuers.is_empty() => Err(refused),
+                Err(refused) => self.identify_by_issuers(token, refused, now),
+            },
             // No client may do something because it sends nothing.
             Some("") => Err(Refused::UnknownKey { sha256: Digest::of(b"").short() }),
             Some(key) => self.holder_of(&Digest::of(key.as_bytes())),
@@ -155,6 +167,10 @@ impl Authority {
             Holder::Token { key, claims } => {
                 let terms = self.terms_of(key).ok_or(Refused::KeyGone)?;
                 self.admit(terms, key.clone(), claims.clone(), now)
+            }
+            Holder::Hook { answer } => {
+                let again = self.identify_by_hook(answer, now)?;
+                if again.subject == identity.subject { Ok(again) } else { Err(Refused::KeyGone) }
             }
         }
     }
@@ -255,6 +271,7 @@ impl fmt::Debug for Authority {
         f.debug_struct("Authority")
             .field("keys", &self.keys.iter().map(|key| &key.name).collect::<Vec<_>>())
             .field("token_keys", &self.token_keys.iter().map(|key| &key.terms.name).collect::<Vec<_>>())
+            .field("hook", &self.hook.as_ref().map(|hook| hook.url.as_str()))
             .field("issuers", &self.issuers.iter().map(|issuer| &issuer.terms.name).collect::<Vec<_>>())
             .field("anonymous", &self.anonymous)
             .finish()
@@ -333,6 +350,9 @@ impl Identity {
             (Holder::Token { claims, .. }, Holder::Token { claims: other, .. }) => {
                 self.subject.is_some() && self.subject == others.subject && claims.iss == other.iss
             }
+            (Holder::Hook { .. }, Holder::Hook { .. }) => {
+                self.subject.is_some() && self.subject == others.subject
+            }
             _ => false,
         }
     }
@@ -340,6 +360,11 @@ impl Identity {
     /// The subject of a token. Other credentials have none, nor has a token whose `sub` cannot name a user.
     pub fn subject(&self) -> Option<&Arc<str>> {
         self.subject.as_ref()
+    }
+
+    /// True if an answer of the backend may replace another one: it is for the same subject, or neither has one.
+    pub fn is_same_subject_or_none(&self, others: &Self) -> bool {
+        self.subject == others.subject
     }
 
     /// The place from which the key of this client's token was fetched.
@@ -371,6 +396,7 @@ impl Identity {
             Holder::Anonymous => "anonymous",
             Holder::Key { name, .. } => name,
             Holder::Token { .. } => self.subject.as_deref().unwrap_or("token without sub"),
+            Holder::Hook { .. } => self.subject.as_deref().unwrap_or("answer of [hook] without sub"),
         }
     }
 }

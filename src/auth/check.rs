@@ -116,13 +116,7 @@ impl Findings {
     }
 
     /// Each claim alone, so that all mistakes are found at once.
-    fn claims(
-        &mut self,
-        mut claims: Written,
-        terms: Option<&Terms>,
-        prefixes: &Prefixes,
-        now: SystemTime,
-    ) {
+    fn claims(&mut self, mut claims: Written, terms: Option<&Terms>, prefixes: &Prefixes, now: SystemTime) {
         let exp = claims.take::<NumericDate>("exp");
         let is_far = exp.as_ref().is_ok_and(|exp| exp.is_some_and(NumericDate::is_far));
         self.add(
@@ -187,7 +181,9 @@ impl Findings {
                 "sub",
                 "warning: it names no subject: expected 1 to 255 bytes without control characters",
             ),
-            Some(made) if terms.prefix.is_some() => self.right("sub", format!("with its sub-prefix {made:?}")),
+            Some(made) if terms.prefix.is_some() => {
+                self.right("sub", format!("with its sub-prefix {made:?}"))
+            }
             Some(_) => {}
         }
         made

@@ -1,10 +1,6 @@
 //! Issuers whose keys are fetched. This module holds the keys, and says which issuer a token may be of; `http` fetches.
 
-use std::{
-    fmt,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use url::{Host, Url};
@@ -71,6 +67,9 @@ impl Place {
 /// The mistake, without the text.
 pub fn safe_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("expected a URL without user and password".into());
+    }
     let is_loopback = match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(ip)) => IpAddr::from(ip).is_loopback(),
@@ -100,9 +99,8 @@ pub enum Known {
 impl KeySet {
     /// True if the keys are others than before.
     pub fn put(&self, keys: Vec<Verifier>) -> bool {
-        let names = |keys: &Vec<Verifier>| {
-            keys.iter().map(|key| key.fingerprint().to_string()).collect::<Vec<_>>()
-        };
+        let names =
+            |keys: &Vec<Verifier>| keys.iter().map(|key| key.fingerprint().to_string()).collect::<Vec<_>>();
         let now = names(&keys);
         let before = self.0.swap(Some(Arc::new(keys)));
         before.is_none_or(|before| names(&before) != now)
@@ -138,8 +136,15 @@ mod tests {
         {
             assert!(safe_url(right).is_ok(), "{right}");
         }
-        for wrong in ["http://id.example/", "http://10.0.0.1/", "ftp://localhost/", "id.example", "file:///k", ""]
-        {
+        for wrong in [
+            "http://id.example/",
+            "https://u:p@id.example/",
+            "http://10.0.0.1/",
+            "ftp://localhost/",
+            "id.example",
+            "file:///k",
+            "",
+        ] {
             assert!(safe_url(wrong).is_err(), "{wrong}");
         }
     }

@@ -44,6 +44,10 @@ impl Digest {
         self.to_string()[..8].to_owned()
     }
 
+    pub fn to_bytes(self) -> [u8; digest::SHA256_OUTPUT_LEN] {
+        self.0
+    }
+
     /// Compares in constant time.
     pub fn is(&self, other: &Self) -> bool {
         constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()

@@ -45,7 +45,9 @@ impl Prefixes {
     /// If two users could get the same subject, or one user two.
     pub fn add(&mut self, owner: Owner, prefix: Option<&str>) -> Result<(), String> {
         if prefix.is_some_and(|prefix| !is_prefix(prefix)) {
-            return Err("sub-prefix: expected text without `.`, `*`, `$` and white space, as in \"shop-\"".into());
+            return Err(
+                "sub-prefix: expected text without `.`, `*`, `$` and white space, as in \"shop-\"".into()
+            );
         }
         for (other, theirs) in &self.0 {
             let theirs = theirs.as_deref();

@@ -1,4 +1,4 @@
-//! Keys and grants as the configuration file has them: `[[key]]`, `[[jwt]]` and `[anonymous]`.
+//! Keys and grants as the configuration file has them: `[[key]]`, `[[jwt]]`, `[hook]` and `[anonymous]`.
 
 use std::{
     io,
@@ -8,12 +8,14 @@ use std::{
 
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde::{Deserialize, de::IgnoredAny};
+use url::Url;
 
 use super::{
     authority::{ApiKey, Authority, Terms, TokenKey},
     grants::{GrantList, Template, Values},
+    hook::{HookSettings, HookTerms},
     issuer::{Issuer, Place, Source},
-    jwt::{KeyError, Material, Verifier},
+    jwt::{KeyError, Material, Verifier, is_blanked},
     key::{Digest, ParseDigestError},
     subject::Owner,
 };
@@ -89,6 +91,22 @@ struct LimitTable {
     metrics: bool,
 }
 
+/// `[hook]`: the backend that is asked who a client is.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HookTable {
+    url: String,
+    secret: Option<String>,
+    #[serde(default)]
+    headers: Vec<String>,
+    #[serde(default)]
+    cookies: Vec<String>,
+    #[serde(rename = "sub-prefix")]
+    prefix: Option<String>,
+    #[serde(default)]
+    by: bool,
+}
+
 /// `[anonymous]`: the grants of a client without a credential.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,6 +128,7 @@ impl Authority {
         keys: Vec<InLine<KeyTable>>,
         jwts: Vec<InLine<JwtTable>>,
         anonymous: Option<InLine<AnonymousTable>>,
+        hook: Option<InLine<HookTable>>,
         read: &mut Read<'_>,
     ) -> Result<Self, Vec<InLine<String>>> {
         let (mut authority, mut mistakes) = (Self::default(), Vec::new());
@@ -118,6 +137,10 @@ impl Authority {
         }
         for (table, line) in jwts {
             mistakes.extend(authority.add_jwt(table, read).err().map(|what| (what, line)));
+        }
+        if let Some((table, line)) = hook {
+            let added = authority.add_hook(table).map_err(|text| format!("hook: {text}"));
+            mistakes.extend(added.err().map(|what| (what, line)));
         }
         if let Some((AnonymousTable { subscribe, publish, metrics }, line)) = anonymous {
             let list = GrantList { subscribe, publish, admin: false, metrics };
@@ -196,6 +219,32 @@ impl Authority {
         Ok(())
     }
 
+    fn add_hook(&mut self, table: HookTable) -> Result<(), String> {
+        let HookTable { url, secret, headers, cookies, prefix, by } = table;
+        let url = Url::parse(&url).map_err(|error| format!("url: {error}"))?;
+        if !matches!(url.scheme(), "http" | "https") || !url.username().is_empty() || url.password().is_some()
+        {
+            return Err("url: expected a URL of http or https, without user and password".into());
+        }
+        if headers.is_empty() && cookies.is_empty() {
+            return Err("name at least one of the headers or cookies that say who a client is".into());
+        }
+        if secret.as_deref().is_some_and(is_blanked) {
+            return Err(KeyError::Blanked.to_string());
+        }
+        if secret.as_deref().is_some_and(|secret| !is_visible(secret)) {
+            return Err("secret: expected visible ASCII characters".into());
+        }
+        if let Some(name) = headers.iter().chain(&cookies).find(|name| !is_token(name)) {
+            return Err(format!("{name:?} is not the name of a header or a cookie"));
+        }
+        self.prefixes.add(Owner::Hook, prefix.as_deref())?;
+        let headers = headers.iter().map(|name| name.to_ascii_lowercase()).collect();
+        let terms = HookTerms { prefix, by };
+        self.hook = Some(Arc::new(HookSettings { url, secret, headers, cookies, terms }));
+        Ok(())
+    }
+
     /// Checks that no other issuer has the same subjects.
     fn agree(&mut self, terms: Terms) -> Result<Arc<Terms>, String> {
         let owner = Owner::Issuer(terms.iss.clone());
@@ -221,7 +270,9 @@ impl JwtTable {
     /// The place of the keys, if they are to be fetched.
     fn source(&self, read: &mut Read<'_>) -> Result<Source, String> {
         let place = match (&self.jwks, &self.issuer) {
-            _ if [&self.secret, &self.pem, &self.jwk].iter().any(|it| it.is_some()) || self.file.is_some() => {
+            _ if [&self.secret, &self.pem, &self.jwk].iter().any(|it| it.is_some())
+                || self.file.is_some() =>
+            {
                 return Err(ONE_KEY.into());
             }
             (Some(url), None) => Place::jwks(url)?,
@@ -238,11 +289,7 @@ impl JwtTable {
             return Err("aud is missing: the issuer signs tokens for other services too".into());
         }
         let algorithm = self.algorithm.as_deref().map(Verifier::public_algorithm).transpose();
-        let ca = self.ca.as_ref().map(|file| {
-            let text = read(file).map_err(|error| format!("ca {}: {error}", file.display()))?;
-            let has_certificate = CertificateDer::pem_slice_iter(text.as_bytes()).any(|found| found.is_ok());
-            if has_certificate { Ok(text) } else { Err(format!("ca {}: no certificate as PEM", file.display())) }
-        });
+        let ca = self.ca.as_deref().map(|file| certificates(file, read));
         let algorithm = algorithm.map_err(|error: KeyError| error.to_string())?;
         Ok(Source { place, ca: ca.transpose()?, algorithm })
     }
@@ -261,9 +308,26 @@ impl JwtTable {
             _ => return Err(ONE_KEY.into()),
         };
         let algorithm = self.algorithm.as_deref().ok_or("algorithm is missing")?;
-        Verifier::new(algorithm, self.kid.clone(), material)
-            .map_err(|error: KeyError| error.to_string())
+        Verifier::new(algorithm, self.kid.clone(), material).map_err(|error: KeyError| error.to_string())
     }
+}
+
+/// The text of a file with certificates.
+fn certificates(file: &Path, read: &mut Read<'_>) -> Result<String, String> {
+    let text = read(file).map_err(|error| format!("ca {}: {error}", file.display()))?;
+    let has_certificate = CertificateDer::pem_slice_iter(text.as_bytes()).any(|found| found.is_ok());
+    if has_certificate { Ok(text) } else { Err(format!("ca {}: no certificate as PEM", file.display())) }
+}
+
+/// True for text that a header can carry as it is.
+fn is_visible(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// True for a token, which the name of a header or a cookie is (RFC 9110 §5.6.2).
+fn is_token(text: &str) -> bool {
+    let is_in = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_in)
 }
 
 fn without_subject(list: &GrantList, whose: &str) -> Result<(), String> {

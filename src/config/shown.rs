@@ -8,7 +8,7 @@ use std::path::{Path, absolute};
 use toml::{Table, Value};
 
 /// The names of the tables with keys and grants.
-const TABLES: [&str; 3] = ["key", "jwt", "anonymous"];
+const TABLES: [&str; 4] = ["key", "jwt", "hook", "anonymous"];
 
 /// Stands for a secret.
 const HIDDEN: &str = "***";
@@ -63,6 +63,9 @@ pub fn tables(text: &str, path: &Path) -> String {
     if let Some(Value::Array(jwts)) = file.get_mut("jwt") {
         jwts.iter_mut().filter_map(Value::as_table_mut).for_each(|jwt| hide(jwt, path));
     }
+    if let Some(Value::Table(hook)) = file.get_mut("hook") {
+        hide(hook, path);
+    }
     toml::to_string(&file).expect("it was read from TOML")
 }
 
@@ -71,7 +74,7 @@ pub fn hides_a_secret(tables: &str) -> bool {
     tables.contains(&quoted(HIDDEN.to_owned()))
 }
 
-/// Hides the secret of a `[[jwt]]`.
+/// Hides the secret of a `[[jwt]]` or a `[hook]`, and makes its paths absolute.
 fn hide(jwt: &mut Table, path: &Path) {
     // A JWK is a secret if the algorithm has shared secrets.
     let is_shared = jwt.get("algorithm").and_then(Value::as_str).is_some_and(|name| name.starts_with("HS"));
@@ -81,7 +84,8 @@ fn hide(jwt: &mut Table, path: &Path) {
             *secret = HIDDEN.into();
         }
     }
-    if let Some(Value::String(file)) = jwt.get_mut("file") {
+    for name in ["file", "ca"] {
+        let Some(Value::String(file)) = jwt.get_mut(name) else { continue };
         let named = path.parent().unwrap_or(Path::new("")).join(&file);
         if let Some(path) = absolute(named).ok().and_then(|path| path.into_os_string().into_string().ok()) {
             *file = path;

@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{self, Poll},
     time::{Duration, SystemTime},
 };
 
@@ -18,11 +18,15 @@ use super::{
     App,
     access_log::Record,
     client_address::ClientAddress,
-    credentials::Shown,
+    credentials::{Shown, Unusable},
     gate::Gate,
+    hook::{Hook, Question},
+    identify::{Begun, Context, Deciding, Identified},
+    issuers::Issuers,
     origin,
     problem::{Code, Problem},
     refusal::{expired, forbidden, log_unfilled, problem_of},
+    renewal::Renewal,
     shares::Payer,
 };
 use crate::{
@@ -34,6 +38,8 @@ use crate::{
 /// The configured keys, grants, origins and hosts. They may change while the server runs.
 pub struct Rules {
     pub authority: Authority,
+    pub issuers: Issuers,
+    pub hook: Option<Arc<Hook>>,
     pub origins: Vec<Origin>,
     pub hosts: Vec<Host>,
     /// Cancelled once other rules are in force.
@@ -41,9 +47,20 @@ pub struct Rules {
 }
 
 impl Rules {
-    fn of(config: &Config) -> Self {
+    /// The rules of this configuration. What was learned under the rules before is kept, if it still counts.
+    fn of(config: &Config, before: Option<&Self>) -> Self {
+        let mut authority = config.authority();
+        let none = Issuers::default();
+        let issuers = Issuers::of(&mut authority, before.map_or(&none, |before| &before.issuers));
+        let hook = authority.hook.clone().map(|settings| {
+            let known = before.and_then(|before| before.hook.as_ref());
+            let known = known.filter(|hook| *hook.settings == *settings);
+            known.cloned().unwrap_or_else(|| Arc::new(Hook::new(settings)))
+        });
         Self {
-            authority: config.authority(),
+            authority,
+            issuers,
+            hook,
             origins: config.allowed_origins.clone(),
             hosts: config.allowed_hosts.clone(),
             replaced: CancellationToken::new(),
@@ -52,24 +69,37 @@ impl Rules {
 }
 
 /// The rules that are in force.
-pub struct InForce(ArcSwap<Rules>);
+pub struct InForce {
+    rules: ArcSwap<Rules>,
+    context: Arc<Context>,
+}
 
 impl InForce {
-    pub fn new(config: &Config) -> Self {
-        Self(ArcSwap::from_pointee(Rules::of(config)))
+    pub fn new(config: &Config, context: Context) -> Self {
+        Self { rules: ArcSwap::from_pointee(Rules::of(config, None)), context: Arc::new(context) }
     }
 
     pub fn load(&self) -> arc_swap::Guard<Arc<Rules>> {
-        self.0.load()
+        self.rules.load()
     }
 
     fn load_full(&self) -> Arc<Rules> {
-        self.0.load_full()
+        self.rules.load_full()
+    }
+
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Begins to fetch the keys of all issuers that are not known yet.
+    pub fn begin_fetching(&self) {
+        self.load().issuers.begin(&self.context);
     }
 
     /// Puts other rules in force. Every connection then checks if it may stay.
     fn replace(&self, config: &Config) {
-        self.0.swap(Arc::new(Rules::of(config))).replaced.cancel();
+        let rules = Rules::of(config, Some(&self.load()));
+        self.rules.swap(Arc::new(rules)).replaced.cancel();
     }
 }
 
@@ -110,41 +140,29 @@ pub struct Access {
     payer: Option<Payer>,
     /// The line of the request in the access log.
     record: Option<Arc<Record>>,
+    /// What the backend is asked again before its answer expires.
+    question: Option<Arc<Question>>,
 }
 
 impl Access {
-    /// Identifies the client of a request.
+    /// Identifies the client of a request. It waits only if keys must be fetched, or if the backend must be asked; it
+    /// keeps nothing of the request meanwhile.
     ///
     /// # Errors
-    /// If the request has no credential and nothing is granted without one, or if the credential is not
-    /// accepted.
-    pub fn of(in_force: &Arc<InForce>, request: &Request) -> Result<Self, Problem> {
-        let rules = in_force.load_full();
-        let client = request.extensions().get::<ClientAddress>().map(|address| address.ip());
-        let record = request.extensions().get::<Arc<Record>>().cloned();
-        let shown = request.extensions().get::<Shown>().map_or(Ok(None), Shown::credential);
-        let credential = match shown {
-            Ok(credential) => credential,
-            // An open server ignores credentials.
-            Err(_) if rules.authority.is_open() => None,
-            Err(unusable) => {
-                tracing::warn!(client = client.map(display), why = %unusable, "refused a credential; correct the client, or the proxy before this server");
-                return Err(Problem::new(Code::Unauthorized, unusable.to_string()));
+    /// If the request has no credential and nothing is granted without one, if the credential is not accepted, or if
+    /// that cannot be decided now.
+    pub fn of(
+        in_force: &Arc<InForce>,
+        request: &Request,
+    ) -> impl Future<Output = Result<Self, Problem>> + Send + use<> {
+        let comer = Comer::of(in_force, request);
+        let begun = comer.begin(request);
+        async move {
+            match begun {
+                Begun::Done(identified) => comer.admit(identified?),
+                Begun::Waits(wait) => comer.admit(wait.await?),
             }
-        };
-        let identity = rules.authority.identify(credential, SystemTime::now());
-        let identity = identity.map_err(|refused| problem_of(refused, client))?;
-        log_unfilled(&identity);
-        if let Some(record) = &record
-            && identity.is_known()
-        {
-            record.note_who(identity.name());
         }
-        let page = origin::listed(request).map(Arc::new);
-        let payer = payer_of(&identity, request);
-        let access = Self { in_force: in_force.clone(), rules, identity, page, client, payer, record };
-        // The rules may have changed since the page was let in.
-        if access.is_page_listed(&access.rules) { Ok(access) } else { Err(origin::foreign()) }
     }
 
     /// # Errors
@@ -177,10 +195,9 @@ impl Access {
         let now = self.now()?;
         match now.may_publish_for_others() {
             true => Ok(by),
-            false => Err(Problem::new(
-                Code::Forbidden,
-                "by: only an API key with admin may publish for a user",
-            )),
+            false => {
+                Err(Problem::new(Code::Forbidden, "by: only an API key with admin may publish for a user"))
+            }
         }
     }
 
@@ -210,22 +227,29 @@ impl Access {
         }
     }
 
-    /// Continues with a new token of the same subject, which must allow reading all of `patterns`.
+    /// Begins to identify the holder of a new token; see [`renew`](Self::renew).
+    pub fn begin_renewal(&self, token: &str) -> Begun {
+        let rules = self.in_force.load_full();
+        if !self.is_page_listed(&rules) {
+            return Begun::Done(Err(origin::foreign()));
+        }
+        let (context, client, payer) = (self.in_force.context.clone(), self.client, self.payer);
+        Deciding { context, rules, client, payer }.begin(Some(token), || Ok(None))
+    }
+
+    /// Continues as the holder of a new token of the same subject, which must allow reading all of `patterns`.
     ///
     /// # Errors
-    /// If the token is not accepted, belongs to another subject, or grants less than is being read: then
-    /// nothing changes.
+    /// If the token belongs to another subject, or grants less than is being read: then nothing changes.
     pub fn renew<'a>(
         &mut self,
-        token: &str,
+        identified: Identified,
         patterns: impl Iterator<Item = &'a Pattern>,
     ) -> Result<(), Problem> {
-        let rules = self.in_force.load_full();
+        let Identified { rules, identity, question } = identified;
         if !self.is_page_listed(&rules) {
             return Err(origin::foreign());
         }
-        let identity = rules.authority.identify(Some(token), SystemTime::now());
-        let identity = identity.map_err(|refused| problem_of(refused, self.client))?;
         log_unfilled(&identity);
         if !identity.is_same_subject(&self.identity) {
             tracing::debug!(
@@ -242,7 +266,7 @@ impl Access {
         if let Some(pattern) = patterns.into_iter().find(|pattern| !identity.grants.may_subscribe(pattern)) {
             return Err(forbidden(&identity, self.client, "subscribe", Some(pattern)));
         }
-        (self.rules, self.identity) = (rules, identity);
+        (self.rules, self.identity, self.question) = (rules, identity, question);
         Ok(())
     }
 
@@ -306,15 +330,72 @@ impl Access {
     }
 }
 
-/// The subject of a token, or the address of any other client. A backend with an API key does what the operator wants, and
-/// shares with nobody.
-fn payer_of(identity: &Identity, request: &Request) -> Option<Payer> {
-    let address = || Some(Payer::address(request.extensions().get::<ClientAddress>()?.limited()?));
-    match identity.subject() {
-        Some(subject) => Some(Payer::subject(subject, None)),
-        None if identity.is_key() => None,
-        None => address(),
+/// A client that is not identified yet.
+struct Comer {
+    in_force: Arc<InForce>,
+    rules: Arc<Rules>,
+    page: Option<Arc<Origin>>,
+    client: Option<IpAddr>,
+    address: Option<Payer>,
+    record: Option<Arc<Record>>,
+}
+
+impl Comer {
+    fn of(in_force: &Arc<InForce>, request: &Request) -> Self {
+        let address = request.extensions().get::<ClientAddress>();
+        Self {
+            in_force: in_force.clone(),
+            rules: in_force.load_full(),
+            page: origin::listed(request).map(Arc::new),
+            client: address.map(|address| address.ip()),
+            address: address.and_then(|address| address.limited()).map(Payer::address),
+            record: request.extensions().get().cloned(),
+        }
     }
+
+    fn begin(&self, request: &Request) -> Begun {
+        let (rules, client) = (&self.rules, self.client);
+        let shown = request.extensions().get::<Shown>().map_or(Ok(None), Shown::credential);
+        let question = || match &rules.hook {
+            Some(hook) => Question::of(&hook.settings, request).map_err(|unusable| refuse(unusable, client)),
+            None => Ok(None),
+        };
+        let credential = match shown {
+            Ok(credential) => credential,
+            // An open server ignores credentials.
+            Err(_) if rules.authority.is_open() => None,
+            // The backend may know it.
+            Err(Unusable::Scheme) if matches!(question(), Ok(Some(_))) => None,
+            Err(unusable) => return Begun::Done(Err(refuse(unusable, client))),
+        };
+        let (context, payer) = (self.in_force.context.clone(), self.address);
+        Deciding { context, rules: rules.clone(), client, payer }.begin(credential, question)
+    }
+
+    fn admit(self, identified: Identified) -> Result<Access, Problem> {
+        let Identified { rules, identity, question } = identified;
+        let Self { in_force, page, client, address, record, .. } = self;
+        log_unfilled(&identity);
+        if let Some(record) = &record
+            && identity.is_known()
+        {
+            record.note_who(identity.name());
+        }
+        // A backend with an API key does what the operator wants, and shares with nobody.
+        let payer = match identity.subject() {
+            Some(subject) => Some(Payer::subject(subject, None)),
+            None if identity.is_key() => None,
+            None => address,
+        };
+        let access = Access { in_force, rules, identity, page, client, payer, record, question };
+        // The rules may have changed since the page was let in.
+        if access.is_page_listed(&access.rules) { Ok(access) } else { Err(origin::foreign()) }
+    }
+}
+
+fn refuse(unusable: Unusable, client: Option<IpAddr>) -> Problem {
+    tracing::warn!(client = client.map(display), why = %unusable, "refused a credential; correct the client, or the proxy before this server");
+    Problem::new(Code::Unauthorized, unusable.to_string())
 }
 
 /// Ends a connection when its credential expires, or when new rules do not allow it any more.
@@ -323,13 +404,15 @@ pub struct Lease {
     gate: Gate,
     replaced: Pin<Box<WaitForCancellationFutureOwned>>,
     end: Option<Pin<Box<Sleep>>>,
+    renewal: Option<Box<Renewal>>,
 }
 
 impl Lease {
     fn new(access: Access) -> Self {
         let replaced = Box::pin(access.rules.replaced.clone().cancelled_owned());
         let end = access.identity.expires_at.map(|end| Box::pin(sleep_until(instant(end))));
-        Self { access, gate: Gate::new(), replaced, end }
+        let renewal = Renewal::of(&access.identity, access.question.as_ref());
+        Self { access, gate: Gate::new(), replaced, end, renewal }
     }
 
     pub fn access(&self) -> &Access {
@@ -339,11 +422,11 @@ impl Lease {
     /// See [`Access::renew`].
     pub fn renew<'a>(
         &mut self,
-        token: &str,
+        identified: Identified,
         patterns: impl Iterator<Item = &'a Pattern>,
     ) -> Result<(), Problem> {
         let mut access = self.access.clone();
-        access.renew(token, patterns)?;
+        access.renew(identified, patterns)?;
         *self = Self::new(access);
         Ok(())
     }
@@ -351,10 +434,10 @@ impl Lease {
     /// Ready with the reason once `patterns` may not be read any more. Poll it before anything is sent.
     pub fn poll<'a, P: Iterator<Item = &'a Pattern>>(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut task::Context<'_>,
         patterns: impl Fn() -> P,
     ) -> Poll<Code> {
-        let Self { access, gate, replaced, end } = self;
+        let Self { access, gate, replaced, end, renewal } = self;
         gate.poll(cx, |cx| {
             while replaced.poll_unpin(cx).is_ready() {
                 access.rules = access.in_force.load_full();
@@ -376,6 +459,18 @@ impl Lease {
                 {
                     tracing::debug!(client = access.client.map(display), who = access.identity.name(), %pattern, "no longer allowed");
                     return Poll::Ready(Code::Forbidden);
+                }
+            }
+            while let Some(asking) = renewal
+                && let Poll::Ready(identity) = asking.poll(cx, &access.in_force)
+            {
+                let may_read = patterns().all(|pattern| identity.grants.may_subscribe(pattern));
+                // A user who is another one now, or may read less, is told to come again when the answer expires.
+                *renewal = None;
+                if may_read && identity.is_same_subject_or_none(&access.identity) {
+                    access.identity = identity;
+                    *renewal = Renewal::of(&access.identity, access.question.as_ref());
+                    *end = access.identity.expires_at.map(|end| Box::pin(sleep_until(instant(end))));
                 }
             }
             while let (Some(timer), Some(at)) = (end.as_mut(), access.identity.expires_at) {

@@ -9,6 +9,7 @@ use super::{
     access::{Access, InForce},
     access_log::AccessLog,
     connections::Connections,
+    identify::Context,
     metrics::{Metrics, Permit, Transport},
     problem::{Code, Problem},
     ready,
@@ -45,17 +46,21 @@ pub struct App {
 impl App {
     /// The state of one server. `shutdown` ends it.
     pub fn new(broker: Broker, config: Arc<Config>, shutdown: Shutdown) -> Arc<Self> {
+        let connections = Arc::new(Connections::new(&config, shutdown.clone()));
+        let (metrics, tasks) = (Metrics::new(), TaskTracker::new());
+        let context =
+            Context { connections: connections.clone(), metrics: metrics.asks.clone(), tasks: tasks.clone() };
         Arc::new(Self {
             broker,
-            connections: Arc::new(Connections::new(&config, shutdown.clone())),
+            connections,
             publish_rate: (config.publish_rate > 0).then(|| Rate::per_second(config.publish_rate)),
-            metrics: Metrics::new(),
+            metrics,
             access_log: AccessLog::default(),
-            rules: Arc::new(InForce::new(&config)),
+            rules: Arc::new(InForce::new(&config, context)),
             proof: ready::Proof::default(),
             config,
             shutdown,
-            tasks: TaskTracker::new(),
+            tasks,
             began: Instant::now(),
         })
     }
@@ -64,6 +69,11 @@ impl App {
     /// must not wait, because requests end in it.
     pub fn log_access(&self, write: impl Fn(&[u8]) + Send + Sync + 'static) {
         self.access_log.begin(self.config.access_log, Box::new(write));
+    }
+
+    /// Begins to fetch the keys of issuers. Otherwise the first token of each issuer begins it.
+    pub fn begin_fetching(&self) {
+        self.rules.begin_fetching();
     }
 
     /// The right to serve one more subscription to so many topics and patterns. It ends when it is dropped.

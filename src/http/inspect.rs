@@ -42,7 +42,7 @@ pub async fn openapi() -> Response {
 
 /// `GET /stats`.
 pub async fn stats(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    Access::of(&app.rules, &request)?.admin()?;
+    Access::of(&app.rules, &request).await?.admin()?;
     let stats = ServerStats {
         log: app.broker.stats().await?,
         connections: app.connections.count(),
@@ -57,7 +57,7 @@ pub async fn topics(State(app): State<Arc<App>>, request: Request) -> Result<Res
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Problem::method_not_allowed("GET, HEAD"));
     }
-    Access::of(&app.rules, &request)?.admin()?;
+    Access::of(&app.rules, &request).await?.admin()?;
     let query = Query::of(&request, &parameters::LIST)?;
     let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
     let topics = app.broker.topics(query.one("after")?.unwrap_or_default(), limit).await?;

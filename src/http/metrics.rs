@@ -1,5 +1,6 @@
 //! The metrics for Prometheus.
 
+mod asks;
 mod lines;
 mod process;
 mod tally;
@@ -21,6 +22,7 @@ use prometheus::{
 };
 
 pub use self::{
+    asks::{AskMetrics, Outcome},
     lines::{DROPPED_LINES, DroppedLines},
     tally::{Permit, TransportMetrics},
 };
@@ -75,6 +77,7 @@ pub struct Metrics {
     retained_bytes: IntGauge,
     topics_read: IntGauge,
     answer_bytes: IntGauge,
+    pub asks: AskMetrics,
     /// The totals at the end of the last minute.
     logged: Mutex<Totals>,
 }
@@ -192,6 +195,7 @@ impl Metrics {
                 "rejoin_retained_bytes",
                 "Bytes retained, as retention counts them.",
             ),
+            asks: AskMetrics::new(&registry),
             registry,
             logged: Mutex::default(),
         }
@@ -291,7 +295,7 @@ impl Totals {
 
 /// `GET /metrics`.
 pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    Access::of(&app.rules, &request)?.metrics()?;
+    Access::of(&app.rules, &request).await?.metrics()?;
     let metrics = &app.metrics;
     // If the log does not answer, the other metrics are needed all the more.
     let stats = app.broker.stats().await;

@@ -183,6 +183,9 @@ pub struct Problem {
     /// A header of the answer that says what would be accepted.
     #[serde(skip)]
     accepted: Option<(HeaderName, &'static str)>,
+    /// The same request may be served later, so a reader is turned away as on overload.
+    #[serde(skip)]
+    is_undecided: bool,
 }
 
 impl Problem {
@@ -190,12 +193,39 @@ impl Problem {
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         let status = code.status();
         let title = status.and_then(|status| status.canonical_reason()).unwrap_or("Closed");
-        Self { code, status, title, detail: shorten(detail.into()), newest: None, accepted: None }
+        Self {
+            code,
+            status,
+            title,
+            detail: shorten(detail.into()),
+            newest: None,
+            accepted: None,
+            is_undecided: false,
+        }
     }
 
     /// A mistake in the request; `detail` names the parameter.
     pub fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(Code::BadRequest, detail)
+    }
+
+    /// It cannot be decided now who the client is.
+    pub fn undecided(detail: impl Into<String>) -> Self {
+        Self::new(Code::Unavailable, detail).but_undecided()
+    }
+
+    /// The same problem, as one that says nothing about the client.
+    pub fn but_undecided(self) -> Self {
+        Self { is_undecided: true, ..self }
+    }
+
+    pub fn is_undecided(&self) -> bool {
+        self.is_undecided
+    }
+
+    /// The same problem in answer to a WebSocket handshake: a browser sees close codes alone.
+    pub fn of_handshake(self) -> Self {
+        if self.is_undecided { Self { code: Code::Overloaded, ..self } } else { self }
     }
 
     /// The resource has other methods: those in `allow`.

@@ -46,7 +46,7 @@ struct Receipt<'a> {
 
 /// `POST /topics/{topic}`: the body is the payload.
 pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Result<Response, Problem> {
-    let access = Access::of(&app.rules, &request)?;
+    let access = Access::of(&app.rules, &request).await?;
     let (parts, body) = request.into_parts();
     let topic = publishable(topic)?;
     access.publish(&topic)?;

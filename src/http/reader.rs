@@ -11,6 +11,7 @@ use std::{
 use super::{
     access::{Access, Lease},
     connections::Connections,
+    identify::{Begun, Identified},
     metrics::Permit,
     problem::{Code, Problem},
     pulse::{Beat, Pulse},
@@ -184,13 +185,18 @@ impl Reader {
         self.permit.set_topics(self.subscription.width());
     }
 
-    /// Continues with a new token; see [`Access::renew`].
-    pub fn renew(&mut self, token: &str) -> Result<(), Problem> {
-        let Self { lease, subscription, joining, .. } = self;
-        if lease.access().is_open() {
-            return Err(Problem::bad_request("auth: this server requires no credentials"));
+    /// Begins to continue with a new token.
+    pub fn begin_renewal(&self, token: &str) -> Begun {
+        match self.access().is_open() {
+            true => Begun::Done(Err(Problem::bad_request("auth: this server requires no credentials"))),
+            false => self.access().begin_renewal(token),
         }
-        lease.renew(token, patterns_of(subscription, joining))
+    }
+
+    /// Continues with a new token; see [`Access::renew`].
+    pub fn renew(&mut self, identified: Identified) -> Result<(), Problem> {
+        let Self { lease, subscription, joining, .. } = self;
+        lease.renew(identified, patterns_of(subscription, joining))
     }
 
     /// Call this when the transport has sent a frame of its own.

@@ -57,7 +57,7 @@ async fn topic(
         Method::GET | Method::HEAD => subscribe::topic(&app, &topic, request).await,
         Method::CONNECT if is_upgrade => subscribe::topic(&app, &topic, request).await,
         Method::POST => publish::publish_one(&app, &topic, request).await,
-        Method::DELETE => publish::delete(&app, &topic, &Access::of(&app.rules, &request)?).await,
+        Method::DELETE => publish::delete(&app, &topic, &Access::of(&app.rules, &request).await?).await,
         _ => Err(Problem::method_not_allowed("GET, HEAD, POST, DELETE")),
     }
 }

@@ -42,10 +42,15 @@ enum Rendering {
 pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::TOPIC);
-    let wanted = Access::of(&app.rules, &request).and_then(|access| {
+    let access = Access::of(&app.rules, &request).await;
+    let options = query.and_then(|query| Asked::from_query(&query));
+    if !is_upgrade && let Err(problem) = access {
+        return turn_away(problem, options, request.headers());
+    }
+    let wanted = access.and_then(|access| {
         let pattern = query::pattern("topic", pattern)?;
         let sse = if pattern.has_wildcard() { Framing::SseEnvelope } else { Framing::SseRaw };
-        Wanted::parse(access, vec![pattern], Asked::from_query(&query?)?, request.headers(), sse)
+        Wanted::parse(access, vec![pattern], options?, request.headers(), sse)
     });
     if is_upgrade {
         let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start, wanted.access));
@@ -58,13 +63,16 @@ pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Re
 pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::EVENTS);
-    let access = Access::of(&app.rules, &request);
     let options = query.and_then(|query| Asked::from_query(&query));
+    let access = Access::of(&app.rules, &request).await;
     match *request.method() {
         Method::GET | Method::HEAD => {}
         Method::CONNECT if is_upgrade => {}
         Method::POST => {
-            let access = access?;
+            let access = match access {
+                Ok(access) => access,
+                Err(problem) => return turn_away(problem, options, request.headers()),
+            };
             let (parts, body) = request.into_parts();
             let mut options = options?;
             options.merge(Asked::from_body(&app, &parts.headers, body).await?)?;
@@ -74,6 +82,9 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
         }
         _ => return Err(Problem::method_not_allowed("GET, HEAD, POST")),
     }
+    if !is_upgrade && let Err(problem) = access {
+        return turn_away(problem, options, request.headers());
+    }
     let wanted = access.and_then(|access| Wanted::of_events(access, options?, request.headers()));
     if is_upgrade {
         let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start, wanted.access));
@@ -81,6 +92,29 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
     }
     let wanted = wanted?;
     if wanted.patterns.is_empty() { Err(no_topic()) } else { answer(&app, request, wanted).await }
+}
+
+/// Refuses a reader. If the same request may be served later, a stream is only turned away: after a `503` an
+/// `EventSource` would never come again.
+fn turn_away(
+    problem: Problem,
+    options: Result<Asked, Problem>,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    if !problem.is_undecided() {
+        return Err(problem);
+    }
+    let options = options?;
+    match Rendering::of(&options, headers, Framing::SseEnvelope)? {
+        Rendering::Poll => Err(problem),
+        Rendering::Stream(framing) => {
+            let cursor = match options.start(headers)? {
+                Some(Start::After(cursor)) => Some(cursor),
+                _ => None,
+            };
+            Ok(stream::turn_away(framing, Code::Overloaded, cursor))
+        }
+    }
 }
 
 fn no_topic() -> Problem {
@@ -157,17 +191,7 @@ impl Wanted {
         sse: Framing,
     ) -> Result<Self, Problem> {
         access.subscribe(&patterns)?;
-        let sse = match options.format.as_deref() {
-            None => sse,
-            Some("raw") => Framing::SseRaw,
-            Some("envelope") => Framing::SseEnvelope,
-            Some(_) => return Err(Problem::bad_request("format: expected raw or envelope")),
-        };
-        let rendering = match options.transport.as_deref() {
-            Some(name) => Rendering::named(name, sse)
-                .ok_or_else(|| Problem::bad_request("transport: expected sse, ndjson or poll"))?,
-            None => accepted(headers, sse).map_or(Rendering::Poll, Rendering::Stream),
-        };
+        let rendering = Rendering::of(&options, headers, sse)?;
         Ok(Self {
             patterns,
             access,
@@ -180,6 +204,21 @@ impl Wanted {
 }
 
 impl Rendering {
+    /// The one that a request asks for. Server-Sent Events have the form `sse`, unless it asks for another.
+    fn of(options: &Asked, headers: &HeaderMap, sse: Framing) -> Result<Self, Problem> {
+        let sse = match options.format.as_deref() {
+            None => sse,
+            Some("raw") => Framing::SseRaw,
+            Some("envelope") => Framing::SseEnvelope,
+            Some(_) => return Err(Problem::bad_request("format: expected raw or envelope")),
+        };
+        Ok(match options.transport.as_deref() {
+            Some(name) => Self::named(name, sse)
+                .ok_or_else(|| Problem::bad_request("transport: expected sse, ndjson or poll"))?,
+            None => accepted(headers, sse).map_or(Self::Poll, Self::Stream),
+        })
+    }
+
     fn named(name: &str, sse: Framing) -> Option<Self> {
         match name {
             "sse" => Some(Self::Stream(sse)),

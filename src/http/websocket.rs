@@ -145,6 +145,7 @@ pub async fn refuse_upgrade(State(app): State<Arc<App>>, request: Request, next:
 
 /// Refuses a handshake so that a browser can see the reason: it sees only close codes.
 pub fn refuse(app: &Arc<App>, request: Request, problem: Problem) -> Response {
+    let problem = problem.of_handshake();
     if !request.headers().contains_key(header::ORIGIN) || problem.code.close().is_none() {
         return problem.into_response();
     }

@@ -50,7 +50,8 @@ mod tests {
 
     fn message(id: u64, bytes: usize) -> Arc<Message> {
         let topic = "a".parse().expect("a topic");
-        let draft = Draft { topic, event: None, payload: Payload::text("x".repeat(bytes)), exclude: None, by: None };
+        let draft =
+            Draft { topic, event: None, payload: Payload::text("x".repeat(bytes)), exclude: None, by: None };
         Message::new(draft, Id::new(id), Id::ZERO)
     }
 

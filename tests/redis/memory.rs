@@ -59,8 +59,13 @@ async fn messages_for_a_reader_that_has_stopped_take_no_memory() {
         publishers.spawn(async move {
             for _ in 0..MESSAGES * rounds() / PUBLISHERS {
                 let payload = Payload::text("x".repeat(PAYLOAD_BYTES));
-                let draft =
-                    Draft { topic: "a".parse().expect("a topic"), event: None, payload, exclude: None, by: None };
+                let draft = Draft {
+                    topic: "a".parse().expect("a topic"),
+                    event: None,
+                    payload,
+                    exclude: None,
+                    by: None,
+                };
                 let append = Append { draft, idempotency_key: None, if_match: None };
                 broker.publish(append).await.expect("stored");
             }

@@ -11,12 +11,16 @@ mod contract {
 }
 mod expiry;
 mod grants;
+mod hook;
+mod issuers;
 mod people;
+mod provider;
 mod refusals;
 mod reload;
 mod shares;
 #[path = "../support/signer.rs"]
 mod signer;
+mod stub;
 mod subjects;
 #[path = "../support/mod.rs"]
 mod support;

@@ -44,9 +44,8 @@ async fn a_connection_is_told_its_subject_and_how_long_its_token_lasts() {
         }
     }
     let mut socket = Socket::open_with(&server, "/topics/a", &[("authorization", &header)]).await;
-    let longer = Signer::new("HS256").sign(
-        &json!({"sub": "u1", "exp": seconds_from_now(600), "rejoin": {"subscribe": ["a"]}}),
-    );
+    let longer = Signer::new("HS256")
+        .sign(&json!({"sub": "u1", "exp": seconds_from_now(600), "rejoin": {"subscribe": ["a"]}}));
     let renewed = socket.ask(json!({"type": "auth", "token": longer})).await;
     assert_eq!(renewed["sub"], "u1", "{renewed}");
     assert!(left(&renewed) > 60_000, "{renewed}");

@@ -296,7 +296,8 @@ fn a_minted_token_is_accepted() {
 fn a_private_key_mints_tokens_that_its_public_key_accepts() {
     for algorithm in ALGORITHMS {
         let signer = Signer::new(algorithm);
-        let strict = signer.table("k") + "kid = \"1\"\niss = \"https://id.example\"\naud = \"push\"\nsub-prefix = \"id-\"\n";
+        let strict = signer.table("k")
+            + "kid = \"1\"\niss = \"https://id.example\"\naud = \"push\"\nsub-prefix = \"id-\"\n";
         let known = authority(&(Signer::new("ES256").table("other") + &strict));
         let key = SigningKey::parse(&signer.private).expect("a private key");
         let token = minted(&known, Some(&key)).unwrap_or_else(|error| panic!("{algorithm}: {error}"));
@@ -451,7 +452,10 @@ fn a_mistake_in_the_tables_names_its_line_and_no_secret() {
         ("[anonymous]\nsubscribe = [\"a.{sub}\"]", "rejoin.toml:1: an anonymous client has no subject"),
         ("[anonymous]\nadmin = true", "rejoin.toml:2: anonymous: unknown field `admin`"),
         ("x = [", "rejoin.toml:1: "),
-        ("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"", "give exactly one of secret, pem, jwk, file, jwks and issuer"),
+        (
+            "[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"",
+            "give exactly one of secret, pem, jwk, file, jwks and issuer",
+        ),
         ("[[jwt]]\nname = \"k\"\nalgorithm = \"none\"\nsecret = \"x\"", "algorithm \"none\" is not one of"),
         ("[[jwt]]\nname = \"k\"\nalgorithm = \"HS256\"\nsecret = \"hunter2\"", "at least 32 bytes"),
         (

@@ -47,7 +47,7 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
     if *request.method() != Method::POST {
         return Err(Problem::method_not_allowed("POST"));
     }
-    let access = Access::of(&app.rules, &request)?;
+    let access = Access::of(&app.rules, &request).await?;
     access.publish_something()?;
     let list = match media::essence(request.headers()).as_deref() {
         Some(essence) if media::is_ndjson(essence) => List::Ndjson,

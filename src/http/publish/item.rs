@@ -97,7 +97,8 @@ impl Item<'_> {
                 continue;
             }
             let (event, payload) = (event.clone(), payload.clone());
-            let draft = Draft { topic: topic.clone(), event, payload, exclude: exclude.clone(), by: by.clone() };
+            let draft =
+                Draft { topic: topic.clone(), event, payload, exclude: exclude.clone(), by: by.clone() };
             let append = Append { draft, idempotency_key: key.clone(), if_match };
             match app.publish(access, append, self.ephemeral).await.map(|appended| appended.map(Appended::id))
             {

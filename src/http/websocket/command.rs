@@ -12,6 +12,7 @@ use crate::{
     http::{
         App,
         access::Access,
+        identify::Identified,
         problem::{Code, Problem},
         publish::{Item, Published},
         query::{self, StartFields},
@@ -53,6 +54,8 @@ pub enum Outcome {
     /// The new subscription. It is read from now on, or first up to the connection's cursor.
     Begun(Pattern, Box<Subscription>),
     Published(Published),
+    /// The holder of a new token.
+    Identified(Box<Identified>),
 }
 
 /// The answer to a command.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::{FutureExt, TryFutureExt, future::BoxFuture};
 use tungstenite::Message as Incoming;
 
 use super::{
@@ -20,6 +20,7 @@ use crate::{
     http::{
         App, MAX_TOPICS, MAX_WILDCARDS,
         batch::{Batch, Form},
+        identify::{Begun, Identified},
         problem::{Code, Problem, UNSUPPORTED_DATA},
         publish::Published,
         pulse::{overload_retry_ms, retry_ms},
@@ -276,14 +277,12 @@ impl Session {
         match action {
             Action::Ping => self.answer(&reference, Answer::Pong),
             Action::Refused(problem) => self.answer(&reference, Answer::Error(&problem)),
-            Action::Auth(token) => match self.reader.renew(&token) {
-                Ok(()) => {
-                    limit(&self.app, &mut self.socket, &self.reader);
-                    let access = self.reader.access();
-                    let (sub, expires_in_ms) = (access.subject().cloned(), access.expires_in_ms());
-                    self.answer(&reference, Answer::Authenticated { sub: sub.as_deref(), expires_in_ms });
+            Action::Auth(token) => match self.reader.begin_renewal(&token) {
+                Begun::Done(identified) => self.renew(&reference, identified),
+                Begun::Waits(wait) => {
+                    let wait = wait.map_ok(|identified| Outcome::Identified(Box::new(identified)));
+                    self.running = Some((reference, wait.boxed()));
                 }
-                Err(problem) => self.answer(&reference, Answer::Error(&problem)),
             },
             Action::Unsubscribe { pattern } => {
                 self.reader.remove(&pattern);
@@ -335,6 +334,7 @@ impl Session {
             Ok(Outcome::Published(published @ Published::Partly { .. })) => {
                 self.answer(&reference, Answer::Partly(&published));
             }
+            Ok(Outcome::Identified(identified)) => self.renew(&reference, Ok(*identified)),
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
             Ok(Outcome::Begun(pattern, subscription)) => match self.reader.join(pattern, *subscription) {
                 Ok(()) => self.joining = reference,
@@ -347,6 +347,19 @@ impl Session {
                 self.reader.not_added();
                 self.answer(&reference, Answer::Error(&problem));
             }
+        }
+    }
+
+    /// Continues with a new token, if it can.
+    fn renew(&mut self, reference: &Reference, identified: Result<Identified, Problem>) {
+        match identified.and_then(|identified| self.reader.renew(identified)) {
+            Ok(()) => {
+                limit(&self.app, &mut self.socket, &self.reader);
+                let access = self.reader.access();
+                let (sub, expires_in_ms) = (access.subject().cloned(), access.expires_in_ms());
+                self.answer(reference, Answer::Authenticated { sub: sub.as_deref(), expires_in_ms });
+            }
+            Err(problem) => self.answer(reference, Answer::Error(&problem)),
         }
     }
 

@@ -120,7 +120,8 @@ fn read(
     }
     file.seek(SeekFrom::Start(head_bytes))?;
     let mut body = body::Reader::new(file);
-    let state = if head.is_closed { Some(State::read(&mut body, head.version, retention, now)) } else { None };
+    let state =
+        if head.is_closed { Some(State::read(&mut body, head.version, retention, now)) } else { None };
     // The log that was read from the bytes counts only if their checksum is right.
     if body.finish()? != head.hash {
         return Ok(Err("its checksum does not match".into()));
@@ -148,14 +149,8 @@ impl Owner {
     /// Writes that a process is running, and which ids it may have assigned.
     pub fn write_reserved(&mut self, reserved: Id) -> Result<(), Failure> {
         let run = Some(self.run);
-        let head = Head {
-            version: VERSION,
-            is_closed: false,
-            newest: reserved,
-            bytes: 0,
-            hash: xxh3_64(b""),
-            run,
-        };
+        let head =
+            Head { version: VERSION, is_closed: false, newest: reserved, bytes: 0, hash: xxh3_64(b""), run };
         self.place.replace(|file| file.write_all(head.line().as_bytes()))?;
         self.begin()
     }
@@ -167,9 +162,8 @@ impl Owner {
         let (run, disk) = (Some(self.run), self.place.disk());
         self.place.replace(|file| {
             let newest = snapshot.newest;
-            let head = |bytes, hash| {
-                Head { version: VERSION, is_closed: true, newest, bytes, hash, run }.line()
-            };
+            let head =
+                |bytes, hash| Head { version: VERSION, is_closed: true, newest, bytes, hash, run }.line();
             // The first line is written last, when its content is known. Until then a placeholder takes its
             // room.
             file.write_all(head(0, 0).as_bytes())?;

@@ -84,14 +84,8 @@ pub fn looks_like_ours(file: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    const HEAD: Head = Head {
-        version: VERSION,
-        is_closed: true,
-        newest: Id::new(7),
-        bytes: 10,
-        hash: 0xabc,
-        run: Some(1),
-    };
+    const HEAD: Head =
+        Head { version: VERSION, is_closed: true, newest: Id::new(7), bytes: 10, hash: 0xabc, run: Some(1) };
 
     #[test]
     fn a_line_is_read_as_it_was_written_and_no_damage_of_it_is_overlooked() {

@@ -244,7 +244,8 @@ async fn a_closed_log_refuses_what_would_be_lost_and_leaves_the_file_alone() {
     let id = publish(&log, "a", "precious").await;
     log.end(Instant::now()).await.expect("written");
     let topic: crate::message::Topic = "a".parse().expect("a topic");
-    let draft = Draft { topic: topic.clone(), event: None, payload: Payload::text(""), exclude: None, by: None };
+    let draft =
+        Draft { topic: topic.clone(), event: None, payload: Payload::text(""), exclude: None, by: None };
     let append = Append { draft, idempotency_key: None, if_match: None };
     assert!(log.append(append).await.is_err());
     assert!(log.delete(&topic).await.is_err());

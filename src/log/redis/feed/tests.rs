@@ -30,7 +30,8 @@ fn begun() -> Feed {
 
 fn message(began: u64, before: u64, id: u64, topic: &str) -> Entry {
     let topic: Topic = topic.parse().expect("a topic");
-    let draft = Draft { topic: topic.clone(), event: None, payload: Payload::text("x"), exclude: None, by: None };
+    let draft =
+        Draft { topic: topic.clone(), event: None, payload: Payload::text("x"), exclude: None, by: None };
     let before = Before { generation: Id::new(began), id: Id::new(before) };
     let (prev, gone) = (Id::ZERO, Id::ZERO);
     let event = Event::Message { before, prev, gone, topic, draft: Some(draft) };
@@ -119,7 +120,8 @@ fn messages_of_another_generation_never_complete_a_tail() {
     let (tail, _) = follow(&feed, "a");
     let topic: Topic = "a".parse().expect("a topic");
     let inherited = [20, 30, 40].map(|id| {
-        let draft = Draft { topic: topic.clone(), event: None, payload: Payload::text("x"), exclude: None, by: None };
+        let draft =
+            Draft { topic: topic.clone(), event: None, payload: Payload::text("x"), exclude: None, by: None };
         Message::new(draft, Id::new(id), Id::ZERO)
     });
     feed.fill(&tail, Id::new(100), &inherited, Id::new(10), Id::new(101));

@@ -1,0 +1,192 @@
+//! The answers of a backend that is asked who a client is. `http` asks.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use serde::Deserialize;
+use url::Url;
+
+use super::{
+    Refused,
+    authority::{Authority, Holder, Identity},
+    grants::{GrantList, Template, Values},
+    subject::subject,
+};
+
+/// How long an answer lasts that does not say so, and how long one may last.
+const USUAL_SECONDS: f64 = 60.0;
+const SECONDS: std::ops::RangeInclusive<f64> = 1.0..=86_400.0;
+
+/// The backend to ask, and what it is told.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HookSettings {
+    pub url: Url,
+    /// Sent with each question, so that the backend knows who asks.
+    pub secret: Option<String>,
+    /// The names of the headers and cookies that say who a client is. Header names are in small letters.
+    pub headers: Vec<String>,
+    pub cookies: Vec<String>,
+    pub terms: HookTerms,
+}
+
+/// What Rejoin makes of an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HookTerms {
+    /// Stands before the `sub` of every answer, so that no issuer has the same subjects.
+    pub prefix: Option<String>,
+    /// Messages name the subject that has published them.
+    pub by: bool,
+}
+
+/// The backend says who a client is.
+#[derive(Debug)]
+pub struct HookAnswer {
+    sub: Option<Arc<str>>,
+    grants: GrantList,
+    /// When it came, and how long it lasts from then on.
+    pub at: SystemTime,
+    pub lasts: Duration,
+}
+
+#[derive(Deserialize)]
+struct Written {
+    sub: Option<String>,
+    #[serde(default)]
+    subscribe: Vec<Template>,
+    #[serde(default)]
+    publish: Vec<Template>,
+    /// Checked, and not used yet.
+    #[serde(default, rename = "presence")]
+    _presence: Vec<Template>,
+    expires_in: Option<f64>,
+}
+
+impl HookAnswer {
+    /// Reads the answer of a backend, which came at this time.
+    ///
+    /// # Errors
+    /// The mistake in it, without its text.
+    pub fn read(json: &[u8], terms: &HookTerms, at: SystemTime) -> Result<Self, String> {
+        let crate::message::Object(Written { sub, subscribe, publish, expires_in, .. }) =
+            serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        let sub = match sub {
+            None => None,
+            Some(sub) => Some(
+                subject(terms.prefix.as_deref(), &sub)
+                    .ok_or("sub: expected 1 to 255 bytes without control characters")?,
+            ),
+        };
+        let seconds = expires_in.unwrap_or(USUAL_SECONDS);
+        if !SECONDS.contains(&seconds) {
+            return Err("expires_in: expected a number of seconds from 1 to 86400".into());
+        }
+        let grants = GrantList { subscribe, publish, ..GrantList::default() };
+        Ok(Self { sub, grants, at, lasts: Duration::from_secs_f64(seconds) })
+    }
+
+    fn ends_at(&self) -> SystemTime {
+        self.at + self.lasts
+    }
+}
+
+impl Authority {
+    /// Identifies a client by an answer of the backend.
+    ///
+    /// # Errors
+    /// If the backend is asked no more, if its subjects have another prefix now, or if the answer has expired.
+    pub fn identify_by_hook(&self, answer: &Arc<HookAnswer>, now: SystemTime) -> Result<Identity, Refused> {
+        let terms = self.hook.as_ref().map(|hook| &hook.terms).ok_or(Refused::KeyGone)?;
+        let sub = answer.sub.as_deref();
+        match (&terms.prefix, sub) {
+            (Some(prefix), Some(sub)) if !sub.starts_with(prefix.as_str()) => return Err(Refused::KeyGone),
+            (None, Some(sub)) if self.prefixes.are_forged_by(sub) => {
+                return Err(Refused::Claim { key: "[hook]".into(), claim: "sub" });
+            }
+            _ => {}
+        }
+        if answer.ends_at() <= now {
+            return Err(Refused::Expired { key: "[hook]".into() });
+        }
+        let (values, mut unfilled) = (Values { sub, ..Values::default() }, None);
+        let grants =
+            GrantList::grant([&answer.grants], &values, &mut |found| _ = unfilled.get_or_insert(found));
+        Ok(Identity {
+            grants: Arc::new(grants),
+            unfilled: unfilled.map(Arc::new),
+            expires_at: Some(answer.ends_at()),
+            subject: answer.sub.clone(),
+            is_named: terms.by,
+            holder: Holder::Hook { answer: answer.clone() },
+        })
+    }
+}
+
+impl Identity {
+    /// The answer of the backend that says who this is.
+    pub fn answer(&self) -> Option<&Arc<HookAnswer>> {
+        match &self.holder {
+            Holder::Hook { answer } => Some(answer),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<HookAnswer, String> {
+        HookAnswer::read(json.as_bytes(), &HookTerms::default(), SystemTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn an_answer_of_a_wrong_type_or_out_of_range_is_none() {
+        for wrong in [
+            "",
+            "[]",
+            "null",
+            "{",
+            r#"{"sub":1}"#,
+            r#"{"sub":""}"#,
+            r#"{"sub":"a\nb"}"#,
+            r#"{"subscribe":"a"}"#,
+            r#"{"subscribe":["a..b"]}"#,
+            r#"{"publish":[1]}"#,
+            r#"{"presence":"a"}"#,
+            r#"{"presence":["a..b"]}"#,
+            r#"{"expires_in":"60"}"#,
+            r#"{"expires_in":0.5}"#,
+            r#"{"expires_in":86401}"#,
+            r#"{"expires_in":-1}"#,
+        ] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        assert!(read(&format!(r#"{{"sub":"{}"}}"#, "x".repeat(256))).is_err());
+    }
+
+    #[test]
+    fn an_answer_grants_what_it_lists_for_a_minute_and_never_admin() {
+        let answer = read(
+            r#"{"sub":"u1","subscribe":["users.{sub}"],"admin":true,"manage":["**"],"metrics":true,"info":[1],"x":1}"#,
+        )
+        .expect("an answer");
+        assert_eq!(answer.lasts, Duration::from_secs(60));
+        assert_eq!(read(r#"{"expires_in":86400}"#).expect("an answer").lasts, Duration::from_secs(86_400));
+        let hook = HookSettings {
+            url: Url::parse("http://localhost/").expect("a URL"),
+            secret: None,
+            headers: Vec::new(),
+            cookies: Vec::new(),
+            terms: HookTerms::default(),
+        };
+        let authority = Authority { hook: Some(Arc::new(hook)), ..Authority::default() };
+        let answer = Arc::new(answer);
+        let identity = authority.identify_by_hook(&answer, SystemTime::UNIX_EPOCH).expect("known");
+        assert_eq!(identity.grants.to_string(), "subscribe [users.u1] publish [] admin false metrics false");
+        let later = SystemTime::UNIX_EPOCH + answer.lasts;
+        assert!(matches!(authority.identify_by_hook(&answer, later), Err(Refused::Expired { .. })));
+        assert!(matches!(Authority::default().identify_by_hook(&answer, later), Err(Refused::KeyGone)));
+    }
+}
