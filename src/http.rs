@@ -45,6 +45,7 @@ mod ready;
 mod refusal;
 mod renewal;
 mod routes;
+mod rules;
 mod shares;
 mod stall;
 mod stream;
@@ -55,10 +56,10 @@ mod wire;
 use self::app::{MAX_TOPICS, MAX_WILDCARDS, overloaded};
 pub use self::{
     accept::{Drained, serve},
-    access::Reopened,
     app::App,
     client_address::ClientAddress,
     metrics::{DROPPED_LINES, DroppedLines},
     problem::{Code, Problem},
     routes::router,
+    rules::Reopened,
 };

@@ -31,7 +31,7 @@ pub struct HookSettings {
     pub terms: HookTerms,
 }
 
-/// What Rejoin makes of an answer.
+/// The part of the settings that changes how an answer counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HookTerms {
     /// Stands before the `sub` of every answer, so that no issuer has the same subjects.

@@ -87,7 +87,7 @@ pub fn safe_url(text: &str) -> Result<Url, String> {
 #[derive(Default)]
 pub struct KeySet(ArcSwapOption<Vec<Verifier>>);
 
-/// What a set says about a token.
+/// The verdict of a set about a token.
 pub enum Known {
     Signed,
     /// A key of this set should have signed it, and has not.

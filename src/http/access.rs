@@ -1,130 +1,29 @@
 //! The rights of a client: checked at every step, by the configuration in force at that moment.
 
-use std::{
-    net::IpAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{self, Poll},
-    time::{Duration, SystemTime},
-};
+mod lease;
 
-use arc_swap::ArcSwap;
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
+
 use axum::extract::Request;
-use futures_util::FutureExt;
-use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+pub use self::lease::Lease;
 use super::{
-    App,
     access_log::Record,
     client_address::ClientAddress,
     credentials::{Shown, Unusable},
-    gate::Gate,
-    hook::{Hook, Question},
-    identify::{Begun, Context, Deciding, Identified},
-    issuers::Issuers,
+    hook::Question,
+    identify::{Begun, Deciding, Identified},
     origin,
     problem::{Code, Problem},
     refusal::{expired, forbidden, log_unfilled, problem_of},
-    renewal::Renewal,
+    rules::{InForce, Rules},
     shares::Payer,
 };
 use crate::{
-    auth::{Authority, Identity, Refused},
-    config::{Config, Host, Origin},
+    auth::Identity,
+    config::Origin,
     message::{Pattern, Topic},
 };
-
-/// The configured keys, grants, origins and hosts. They may change while the server runs.
-pub struct Rules {
-    pub authority: Authority,
-    pub issuers: Issuers,
-    pub hook: Option<Arc<Hook>>,
-    pub origins: Vec<Origin>,
-    pub hosts: Vec<Host>,
-    /// Cancelled once other rules are in force.
-    replaced: CancellationToken,
-}
-
-impl Rules {
-    /// The rules of this configuration. What was learned under the rules before is kept, if it still counts.
-    fn of(config: &Config, before: Option<&Self>) -> Self {
-        let mut authority = config.authority();
-        let none = Issuers::default();
-        let issuers = Issuers::of(&mut authority, before.map_or(&none, |before| &before.issuers));
-        let hook = authority.hook.clone().map(|settings| {
-            let known = before.and_then(|before| before.hook.as_ref());
-            let known = known.filter(|hook| *hook.settings == *settings);
-            known.cloned().unwrap_or_else(|| Arc::new(Hook::new(settings)))
-        });
-        Self {
-            authority,
-            issuers,
-            hook,
-            origins: config.allowed_origins.clone(),
-            hosts: config.allowed_hosts.clone(),
-            replaced: CancellationToken::new(),
-        }
-    }
-}
-
-/// The rules that are in force.
-pub struct InForce {
-    rules: ArcSwap<Rules>,
-    context: Arc<Context>,
-}
-
-impl InForce {
-    pub fn new(config: &Config, context: Context) -> Self {
-        Self { rules: ArcSwap::from_pointee(Rules::of(config, None)), context: Arc::new(context) }
-    }
-
-    pub fn load(&self) -> arc_swap::Guard<Arc<Rules>> {
-        self.rules.load()
-    }
-
-    fn load_full(&self) -> Arc<Rules> {
-        self.rules.load_full()
-    }
-
-    pub fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-
-    /// Begins to fetch the keys of all issuers that are not known yet.
-    pub fn begin_fetching(&self) {
-        self.load().issuers.begin(&self.context);
-    }
-
-    /// Puts other rules in force. Every connection then checks if it may stay.
-    fn replace(&self, config: &Config) {
-        let rules = Rules::of(config, Some(&self.load()));
-        self.rules.swap(Arc::new(rules)).replaced.cancel();
-    }
-}
-
-impl App {
-    /// Takes over keys, grants and origins of `config` while connections are open. Connections that are still
-    /// allowed notice nothing; the others end.
-    ///
-    /// # Errors
-    /// If a server that requires credentials would no longer require any: then nothing changes. A file that
-    /// is just being written looks like that.
-    pub fn reconfigure(&self, config: &Config) -> Result<(), Reopened> {
-        if config.authority().is_open() && !self.rules.load().authority.is_open() {
-            return Err(Reopened);
-        }
-        self.rules.replace(config);
-        Ok(())
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "no credentials are configured any more, which would open this server; restart it if that is intended"
-)]
-/// The new rules would open a server that requires credentials.
-pub struct Reopened;
 
 /// A client, and the rules by which its rights were last checked.
 #[derive(Clone)]
@@ -140,7 +39,7 @@ pub struct Access {
     payer: Option<Payer>,
     /// The line of the request in the access log.
     record: Option<Arc<Record>>,
-    /// What the backend is asked again before its answer expires.
+    /// The question that the backend is asked again before its answer expires.
     question: Option<Arc<Question>>,
 }
 
@@ -233,7 +132,7 @@ impl Access {
         if !self.is_page_listed(&rules) {
             return Begun::Done(Err(origin::foreign()));
         }
-        let (context, client, payer) = (self.in_force.context.clone(), self.client, self.payer);
+        let (context, client, payer) = (self.in_force.context().clone(), self.client, self.payer);
         Deciding { context, rules, client, payer }.begin(Some(token), || Ok(None))
     }
 
@@ -368,7 +267,7 @@ impl Comer {
             Err(Unusable::Scheme) if matches!(question(), Ok(Some(_))) => None,
             Err(unusable) => return Begun::Done(Err(refuse(unusable, client))),
         };
-        let (context, payer) = (self.in_force.context.clone(), self.address);
+        let (context, payer) = (self.in_force.context().clone(), self.address);
         Deciding { context, rules: rules.clone(), client, payer }.begin(credential, question)
     }
 
@@ -398,110 +297,13 @@ fn refuse(unusable: Unusable, client: Option<IpAddr>) -> Problem {
     Problem::new(Code::Unauthorized, unusable.to_string())
 }
 
-/// Ends a connection when its credential expires, or when new rules do not allow it any more.
-pub struct Lease {
-    access: Access,
-    gate: Gate,
-    replaced: Pin<Box<WaitForCancellationFutureOwned>>,
-    end: Option<Pin<Box<Sleep>>>,
-    renewal: Option<Box<Renewal>>,
-}
-
-impl Lease {
-    fn new(access: Access) -> Self {
-        let replaced = Box::pin(access.rules.replaced.clone().cancelled_owned());
-        let end = access.identity.expires_at.map(|end| Box::pin(sleep_until(instant(end))));
-        let renewal = Renewal::of(&access.identity, access.question.as_ref());
-        Self { access, gate: Gate::new(), replaced, end, renewal }
-    }
-
-    pub fn access(&self) -> &Access {
-        &self.access
-    }
-
-    /// See [`Access::renew`].
-    pub fn renew<'a>(
-        &mut self,
-        identified: Identified,
-        patterns: impl Iterator<Item = &'a Pattern>,
-    ) -> Result<(), Problem> {
-        let mut access = self.access.clone();
-        access.renew(identified, patterns)?;
-        *self = Self::new(access);
-        Ok(())
-    }
-
-    /// Ready with the reason once `patterns` may not be read any more. Poll it before anything is sent.
-    pub fn poll<'a, P: Iterator<Item = &'a Pattern>>(
-        &mut self,
-        cx: &mut task::Context<'_>,
-        patterns: impl Fn() -> P,
-    ) -> Poll<Code> {
-        let Self { access, gate, replaced, end, renewal } = self;
-        gate.poll(cx, |cx| {
-            while replaced.poll_unpin(cx).is_ready() {
-                access.rules = access.in_force.load_full();
-                *replaced = Box::pin(access.rules.replaced.clone().cancelled_owned());
-                if !access.is_page_listed(&access.rules) {
-                    tracing::debug!(client = access.client.map(display), who = access.identity.name(), page = ?access.page, "no longer allowed");
-                    return Poll::Ready(Code::Forbidden);
-                }
-                match access.rules.authority.again(&access.identity, SystemTime::now()) {
-                    Ok(identity) => access.identity = identity,
-                    Err(Refused::Expired { .. }) => return Poll::Ready(Code::TokenExpired),
-                    Err(refused) => {
-                        tracing::debug!(client = access.client.map(display), who = access.identity.name(), %refused, "no longer allowed");
-                        return Poll::Ready(Code::Forbidden);
-                    }
-                }
-                if let Some(pattern) =
-                    patterns().find(|pattern| !access.identity.grants.may_subscribe(pattern))
-                {
-                    tracing::debug!(client = access.client.map(display), who = access.identity.name(), %pattern, "no longer allowed");
-                    return Poll::Ready(Code::Forbidden);
-                }
-            }
-            while let Some(asking) = renewal
-                && let Poll::Ready(identity) = asking.poll(cx, &access.in_force)
-            {
-                let may_read = patterns().all(|pattern| identity.grants.may_subscribe(pattern));
-                // A user who is another one now, or may read less, is told to come again when the answer expires.
-                *renewal = None;
-                if may_read && identity.is_same_subject_or_none(&access.identity) {
-                    access.identity = identity;
-                    *renewal = Renewal::of(&access.identity, access.question.as_ref());
-                    *end = access.identity.expires_at.map(|end| Box::pin(sleep_until(instant(end))));
-                }
-            }
-            while let (Some(timer), Some(at)) = (end.as_mut(), access.identity.expires_at) {
-                if timer.poll_unpin(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                // The timer only says when to check. The system clock decides, because tokens are made by it.
-                if access.identity.is_expired(SystemTime::now()) {
-                    return Poll::Ready(Code::TokenExpired);
-                }
-                timer.as_mut().reset(instant(at));
-            }
-            Poll::Pending
-        })
-    }
-}
-
-/// The instant at which the system clock will show this time.
-fn instant(time: SystemTime) -> Instant {
-    let now = Instant::now();
-    let left = time.duration_since(SystemTime::now()).unwrap_or_default();
-    now.checked_add(left).unwrap_or(now + Duration::from_secs(u32::MAX.into()))
-}
-
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
     use http::header;
 
-    use super::*;
-    use crate::{broker::Broker, log::MemoryLog, shutdown::Shutdown};
+    use super::{super::App, *};
+    use crate::{broker::Broker, config::Config, log::MemoryLog, shutdown::Shutdown};
 
     /// The request's origin is checked when the request comes in, and the rules may change before its client
     /// is identified. A connection that began in between would not notice the change.
@@ -513,10 +315,10 @@ mod tests {
         let app = App::new(Broker::new(log), Arc::new(config), Shutdown::new());
         let page = Request::builder().header(header::ORIGIN, "https://app.example");
         let page = page.body(Body::empty()).expect("a request");
-        assert!(Access::of(&app.rules, &page).is_ok());
+        assert!(Access::of(&app.rules, &page).await.is_ok());
         app.reconfigure(&Config::default()).expect("it may be changed so");
         assert_eq!(
-            Access::of(&app.rules, &page).err().map(|problem| problem.code),
+            Access::of(&app.rules, &page).await.err().map(|problem| problem.code),
             Some(Code::ForbiddenOrigin)
         );
     }

@@ -6,13 +6,14 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    access::{Access, InForce},
+    access::Access,
     access_log::AccessLog,
     connections::Connections,
     identify::Context,
     metrics::{Metrics, Permit, Transport},
     problem::{Code, Problem},
     ready,
+    rules::InForce,
     shares::Rate,
 };
 use crate::{

@@ -62,7 +62,7 @@ struct State {
 /// A question that is being asked.
 type Running = Shared<BoxFuture<'static, Verdict>>;
 
-/// What the backend says of a client.
+/// The word of the backend about a client.
 #[derive(Clone, Debug)]
 pub enum Verdict {
     Granted(Arc<HookAnswer>),

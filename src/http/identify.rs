@@ -1,4 +1,4 @@
-//! Who a client is. Most credentials are decided at once; some need the keys of an issuer, or an answer of the backend.
+//! Decides who a client is. Most credentials are decided at once; some need the keys of an issuer, or an answer of the backend.
 
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
@@ -6,7 +6,6 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    access::Rules,
     connections::Connections,
     hook::{Hook, Question, Verdict, refused_by_hook},
     issuers::Learned,
@@ -14,11 +13,12 @@ use super::{
     overloaded,
     problem::Problem,
     refusal::problem_of,
+    rules::Rules,
     shares::Payer,
 };
 use crate::auth::{Identity, Refused, Sources};
 
-/// What asking others needs of the server.
+/// The parts of the server that asking others needs.
 pub struct Context {
     pub connections: Arc<Connections>,
     pub metrics: AskMetrics,

@@ -11,13 +11,13 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
     App,
-    access::Rules,
     client_address::{self, ClientAddress},
     credentials::{self, Shown},
     forwarded::Forwarded,
     malformed,
     places::Place,
     problem::{Code, Problem, shorten},
+    rules::Rules,
 };
 use tracing::field::display;
 

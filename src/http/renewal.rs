@@ -12,8 +12,8 @@ use rand::RngExt;
 use tokio::time::{Sleep, sleep};
 
 use super::{
-    access::InForce,
     hook::{Question, Verdict},
+    rules::InForce,
 };
 use crate::auth::{HookAnswer, Identity};
 

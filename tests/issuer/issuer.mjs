@@ -16,6 +16,7 @@ function begin() {
   const provider = new Provider(issuer, {
     clients: [{
       client_id: 'u1', client_secret: 'secret', grant_types: ['client_credentials'], redirect_uris: [], response_types: [],
+      id_token_signed_response_alg: 'ES256',
     }],
     jwks: {keys: [{...key, kid: `key-${number}`, alg: 'ES256', use: 'sig'}]},
     features: {

@@ -13,7 +13,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time};
 
 use crate::ask::within;
 
-/// What the stub was asked.
+/// A request to the stub.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub path: String,
@@ -79,7 +79,7 @@ impl Stub {
         format!("http://{}{path}", self.addr)
     }
 
-    /// What it was asked since the last call.
+    /// The requests since the last call.
     pub fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut *self.seen.lock().expect("no panic"))
     }

@@ -1,4 +1,4 @@
-//! Who speaks: subjects, their prefixes, and messages that name their publisher.
+//! Subjects, their prefixes, and messages that name their publisher.
 
 use rejoin::Config;
 use reqwest::Method;

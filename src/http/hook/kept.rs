@@ -46,7 +46,7 @@ impl Kept {
         counts.then(|| entry.verdict.clone())
     }
 
-    /// Keeps an answer that had so many bytes. What cannot be decided is not kept.
+    /// Keeps an answer that had so many bytes. A missing answer is not kept.
     pub fn put(&mut self, digest: [u8; 32], verdict: &Verdict, bytes: usize, now: Instant) {
         if matches!(verdict, Verdict::Away) {
             return;

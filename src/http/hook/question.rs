@@ -12,14 +12,14 @@ use crate::{
     http::{client_address::ClientAddress, credentials::Unusable},
 };
 
-/// What a request shows.
+/// The headers and cookies of a request that say who its client is.
 #[derive(Serialize)]
 struct Shown {
     headers: BTreeMap<String, String>,
     cookies: BTreeMap<String, String>,
 }
 
-/// What the backend is told.
+/// The body of a question.
 #[derive(Serialize)]
 struct Told<'a> {
     #[serde(flatten)]

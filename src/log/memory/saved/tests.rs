@@ -221,7 +221,7 @@ async fn a_process_that_only_read_the_file_has_changed_nothing() {
 
     // The file is damaged behind its first line, and that line says which ids may have been assigned.
     let ahead = Id::now().plus(Duration::from_secs(3600));
-    let head = Head { is_closed: true, newest: ahead, bytes: 1, hash: 0, run: None };
+    let head = Head { version: 3, is_closed: true, newest: ahead, bytes: 1, hash: 0, run: None };
     fs::write(folder.state(), head.line()).expect("written");
     look(&folder).await;
     let log = folder.log().await.expect("a log that begins anew");
@@ -307,12 +307,17 @@ async fn a_file_of_version_1_that_comes_without_its_lock_file_is_set_aside() {
     assert!(folder.names().iter().any(|name| name.contains(".older-")));
 }
 
+/// The file with one message, `precious`, as the first release wrote it: no process, and no publisher of the message.
 fn as_version_1(file: &[u8]) -> Vec<u8> {
     let (head, len) = Head::parse(file).expect("a first line");
-    let words =
-        format!("rejoin-state 1 closed {:016} {:020} {:016x}", head.newest.get(), head.bytes, head.hash);
+    let mut body = file[len..].to_vec();
+    let payload = body.windows(8).position(|bytes| bytes == b"precious").expect("its payload");
+    assert_eq!(body[payload - 2..payload], [8, 0], "its length, and no publisher");
+    body.remove(payload - 1);
+    let (newest, bytes, hash) = (head.newest.get(), body.len(), xxhash_rust::xxh3::xxh3_64(&body));
+    let words = format!("rejoin-state 1 closed {newest:016} {bytes:020} {hash:016x}");
     let sum = xxhash_rust::xxh3::xxh3_64(words.as_bytes());
-    [format!("{words} {sum:016x}\n").as_bytes(), &file[len..]].concat()
+    [format!("{words} {sum:016x}\n").as_bytes(), &body].concat()
 }
 
 /// A server was ended while it started. It had marked the file as opened, so its messages were lost.
