@@ -17,6 +17,7 @@ mod credentials;
 mod escape;
 mod forwarded;
 mod gate;
+mod history;
 mod http2;
 mod idle;
 mod inspect;

@@ -4,6 +4,7 @@
 
 mod clock;
 mod ephemeral;
+mod history;
 mod hot;
 mod loss;
 mod memory;
@@ -22,6 +23,7 @@ pub use self::redis::script_constants;
 pub use self::{
     clock::Clock,
     ephemeral::Ephemerals,
+    history::{History, Missing},
     memory::MemoryLog,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
     redis::{Address, Credentials, ParseAddressError, RedisLog},
@@ -85,6 +87,10 @@ pub trait Log: Send + Sync + 'static {
 
     /// Reads what the tails do not hold: the gaps after `position`, and the messages of the patterns.
     async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError>;
+
+    /// The newest messages of `topic` below `before`, up to `limit` and as many as fit in one step of the store. It asks
+    /// the store, and not the tails of this process.
+    async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError>;
 
     /// The newest ephemeral messages.
     fn ephemerals(&self) -> &Ephemerals;

@@ -5,9 +5,10 @@ mod server;
 
 use std::{sync::Arc, task::Poll, time::Duration};
 
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rejoin::{
     broker::{Broker, Delivery, Subscription},
-    log::{Append, AppendError, Appended, Log, MemoryLog, Reason, RedisLog, Retention, Start},
+    log::{Append, AppendError, Appended, History, Log, MemoryLog, Reason, RedisLog, Retention, Start},
     message::{Draft, Id, Pattern, Payload, Topic},
 };
 use server::Redis;
@@ -76,6 +77,8 @@ macro_rules! logs {
             a_pattern_that_leaves_takes_along_only_its_own_gaps,
             last_of_named_topics_has_no_limit,
             retention_by_bytes_keeps_the_newest,
+            the_history_of_a_topic_comes_backwards_up_to_its_beginning,
+            all_pages_of_a_history_are_what_was_published_without_the_gaps,
         }
     )*};
 }
@@ -533,6 +536,84 @@ async fn a_pattern_that_leaves_takes_along_only_its_own_gaps(new: New) {
     assert!(told.contains(&gap), "{told:?}");
     assert_eq!(told.last(), Some(&format!("t.a:{}", newest[2])), "{told:?}");
     assert!(told.iter().skip(1).all(|line| line.starts_with("t.a")), "{told:?}");
+}
+
+/// All pages of the history below `before`.
+async fn pages(broker: &Broker, name: &str, before: Id, limit: usize) -> History {
+    let mut pages = broker.history(&topic(name), before, limit).await.expect("reachable");
+    while let Some(before) = pages.before {
+        pages.extend(broker.history(&topic(name), before, limit).await.expect("reachable"));
+    }
+    pages
+}
+
+fn ids(history: &History) -> Vec<Id> {
+    history.messages.iter().map(|message| message.id).collect()
+}
+
+async fn the_history_of_a_topic_comes_backwards_up_to_its_beginning(new: New) {
+    let broker = Broker::new(new(Retention { messages: 10, ..RETENTION }));
+    let began = broker.newest().await.expect("reachable");
+    let published = publish_many(&broker, "a", 5).await;
+    publish(&broker, "b").await;
+    let page = async |name: &str, before| broker.history(&topic(name), before, 2).await.expect("reachable");
+    let first = page("a", Id::MAX).await;
+    assert_eq!(
+        (ids(&first), first.before, first.is_beginning),
+        (published[3..].to_vec(), Some(published[3]), false)
+    );
+    let last = page("a", published[2]).await;
+    assert_eq!((ids(&last), last.before, last.is_beginning), (published[..2].to_vec(), None, true));
+    for (name, before) in [("a", published[0]), ("never", Id::MAX), ("a", Id::ZERO), ("a", Id::new(1))] {
+        let page = page(name, before).await;
+        assert_eq!(
+            (page.messages.len(), page.gaps.len(), page.is_beginning),
+            (0, 0, true),
+            "{name} {before}"
+        );
+    }
+    // An id from before the log began.
+    for before in [began, began.before(), Id::new(2)] {
+        let page = page("a", before).await;
+        assert_eq!((page.gaps.len(), page.gaps[0].reason, page.is_beginning), (1, Reason::Restarted, false));
+    }
+}
+
+async fn all_pages_of_a_history_are_what_was_published_without_the_gaps(new: New) {
+    let broker = Broker::new(new(Retention { total_bytes: 8 << 20, ..RETENTION }));
+    let mut random = StdRng::seed_from_u64(1);
+    let mut published: Vec<(&str, Id)> = Vec::new();
+    let mut deleted = [false; 3];
+    for round in 0..150 {
+        let at = random.random_range(0..3);
+        let name = ["a", "b", "c.d"][at];
+        if random.random_range(0..12) == 0 {
+            broker.delete(&topic(name)).await.expect("deleted");
+            deleted[at] = published.iter().any(|(known, _)| *known == name);
+        } else {
+            published.push((name, publish(&broker, name).await));
+        }
+        let of_topic: Vec<_> =
+            published.iter().filter(|(known, _)| *known == name).map(|(_, id)| *id).collect();
+        let before = if round % 3 == 0 { Id::MAX } else { *of_topic.last().unwrap_or(&Id::MAX) };
+        let history = pages(&broker, name, before, random.random_range(1..4)).await;
+        let wanted: Vec<_> = of_topic.iter().copied().filter(|id| *id < before).collect();
+        let given = ids(&history);
+        assert!(wanted.ends_with(&given), "round {round}: {name} {history:?} of {wanted:?}");
+        if given.len() == wanted.len() && !deleted[at] && of_topic.len() <= 5 {
+            assert!(history.is_beginning && history.gaps.is_empty(), "round {round}: {name} {history:?}");
+        } else if given.len() < wanted.len() {
+            let gap = history.gaps[0];
+            assert_eq!(
+                (history.gaps.len(), history.is_beginning),
+                (1, false),
+                "round {round}: {name} {history:?}"
+            );
+            assert_eq!((gap.after, gap.next), (Id::ZERO, given.first().copied()), "round {round}: {name}");
+            let expected = if deleted[at] { Reason::Deleted } else { Reason::Retention };
+            assert_eq!(gap.reason, expected, "round {round}: {name}");
+        }
+    }
 }
 
 /// This many readers of 50 patterns each. All patterns match one topic, and all readers are caught up.

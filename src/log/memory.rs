@@ -25,8 +25,8 @@ use self::{
     state::{NODES, Reading, STEP, Seeking, State},
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, Log, LogError, LogStats,
-    Page, Position, Retention, Start, Tail, TopicStats, Unfit,
+    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, History, Log, LogError,
+    LogStats, Page, Position, Retention, Start, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
 
@@ -310,6 +310,11 @@ impl Log for MemoryLog {
             tokio::task::yield_now().await;
         }
         Ok(reading.into_page())
+    }
+
+    async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
+        self.expire().await;
+        Ok(self.state().history(topic, before, limit))
     }
 
     fn ephemerals(&self) -> &Ephemerals {

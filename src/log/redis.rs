@@ -41,13 +41,13 @@ use self::{
     feed::Feed,
     held::{FILL_BYTES, MAX_TAIL_MESSAGES},
     link::Link,
-    reading::Reading,
+    reading::{Reading, history},
     shared::Shared,
     store::Store,
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, Log, LogError, LogStats,
-    Mark, Page, Position, Retention, Start, Tail, TopicStats, Unfit,
+    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, History, Log, LogError,
+    LogStats, Mark, Page, Position, Retention, Start, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -87,6 +87,7 @@ pub struct RedisLog {
     copies: Arc<Copies>,
     asking: Arc<Asking>,
     pages: Shared<PageKey, Result<Page, LogError>>,
+    histories: Shared<(Topic, Id, usize), Result<History, LogError>>,
     /// The tasks end with the log.
     _tasks: JoinSet<()>,
 }
@@ -112,7 +113,8 @@ impl RedisLog {
         if is_confirmed {
             tasks.spawn(copies.clone().keep_confirming());
         }
-        Arc::new(Self { store, feed, link, copies, asking, pages: Shared::default(), _tasks: tasks })
+        let (pages, histories) = (Shared::default(), Shared::default());
+        Arc::new(Self { store, feed, link, copies, asking, pages, histories, _tasks: tasks })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.
@@ -321,6 +323,11 @@ impl Log for RedisLog {
         let Position { cursor, told, checked, .. } = *position;
         let key = PageKey { patterns: patterns.to_vec(), cursor, told, checked, limit };
         self.pages.share(&key, read).await
+    }
+
+    async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
+        let read = history(&self.store, topic, before, limit);
+        self.histories.share(&(topic.clone(), before, limit), read).await
     }
 
     fn ephemerals(&self) -> &Ephemerals {

@@ -262,6 +262,13 @@ impl Ring {
         self.messages.get(self.index_after(id))
     }
 
+    /// The newest messages up to `id`, at most `limit` of them, in the order of ids. Also true if older ones are here.
+    pub fn upto(&self, id: Id, limit: usize) -> (impl Iterator<Item = &Arc<Message>>, bool) {
+        let end = self.index_after(id);
+        let begin = end.saturating_sub(limit);
+        (self.messages.range(begin..end), begin > 0)
+    }
+
     /// The message with this id.
     pub fn find(&self, id: Id) -> Option<&Arc<Message>> {
         self.after(id.before()).filter(|message| message.id == id)

@@ -23,6 +23,7 @@ mod gaps;
 mod guard;
 mod head;
 mod heard;
+mod history;
 mod http1;
 mod http2;
 mod inspect;

@@ -15,6 +15,7 @@ mod formats;
 mod frozen;
 mod generations;
 mod handover;
+mod history;
 mod holes;
 mod joining;
 mod killed;

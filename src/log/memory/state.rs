@@ -3,6 +3,7 @@
 mod budget;
 mod fan_out;
 mod firsts;
+mod history;
 mod narrow;
 mod reading;
 mod seeking;
