@@ -12,6 +12,7 @@ mod patterns;
 mod position;
 mod redis;
 mod retention;
+mod rules;
 mod tail;
 
 use std::sync::Arc;
@@ -27,7 +28,8 @@ pub use self::{
     memory::MemoryLog,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
     redis::{Address, Credentials, ParseAddressError, RedisLog},
-    retention::Retention,
+    retention::{Limits, Retention},
+    rules::{Expiry, MAX_RULES, Rule, Rules},
     tail::{Follower, Tail, Uncovered, merge},
 };
 use self::{retention::cost, tail::Ring};
@@ -79,8 +81,11 @@ pub trait Log: Send + Sync + 'static {
         self.watermark() >= id
     }
 
-    /// Messages with an id below this count as expired, though the log may not have removed them yet.
-    fn expired(&self) -> Id;
+    /// Which messages count as expired now, though the log may not have removed them yet.
+    fn expiry(&self) -> Expiry;
+
+    /// Retains topics by other rules from now on. Messages that these rules do not allow are removed soon.
+    fn retain_by(&self, rules: Rules);
 
     /// Finds where a reader of `patterns` begins.
     async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError>;

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use rejoin::{
     Config,
     log::{
-        Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, History, Log, LogError,
-        LogStats, MemoryLog, Page, Position, Start, Tail, TopicStats,
+        Append, AppendError, Appended, Beginning, Ephemerals, Expiry, Followed, Follower, History, Log,
+        LogError, LogStats, MemoryLog, Page, Position, Rules, Start, Tail, TopicStats,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
@@ -91,8 +91,12 @@ impl Log for FailingLog {
         self.log.watermark()
     }
 
-    fn expired(&self) -> Id {
-        self.log.expired()
+    fn expiry(&self) -> Expiry {
+        self.log.expiry()
+    }
+
+    fn retain_by(&self, rules: Rules) {
+        self.log.retain_by(rules);
     }
 
     async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {

@@ -39,6 +39,7 @@ mod process;
 mod publish;
 mod reader;
 mod replay;
+mod retain;
 mod separators;
 mod settings;
 #[path = "../support/signer.rs"]

@@ -32,6 +32,7 @@ mod proxy;
 mod reader;
 mod replicas;
 mod restarted;
+mod retain;
 mod scene;
 mod sentinels;
 mod sharing;
