@@ -15,7 +15,7 @@ use crate::message::{Id, Message};
 pub struct History {
     /// The messages, in the order of their ids.
     pub messages: Vec<Arc<Message>>,
-    /// What is gone, in the order of ids.
+    /// The messages that are gone, in the order of ids.
     pub gaps: Vec<Missing>,
     /// The page covers everything from here on; `None` if nothing older is retained.
     pub before: Option<Id>,

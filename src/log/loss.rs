@@ -95,7 +95,7 @@ impl<'a> Standing<'a> {
     }
 }
 
-/// Why messages of a topic between `after` and `before` are gone, if any are or may be. Nothing of the topic is retained
+/// Why messages of a topic between `after` and `before` are gone, if any are or may be. The topic retains no message
 /// there.
 pub fn between(boundaries: &[Boundary], after: Id, before: Id, loss: Loss) -> Option<Reason> {
     let lost = |cursor: Id| {
@@ -109,7 +109,7 @@ pub fn between(boundaries: &[Boundary], after: Id, before: Id, loss: Loss) -> Op
     lost(after).or_else(|| lost(Standing::at(boundaries, Id::MAX, after, after).upto))
 }
 
-/// Why messages of a topic below `before` are gone, if any are or may be. Nothing of the topic is retained there.
+/// Why messages of a topic below `before` are gone, if any are or may be. The topic retains no message there.
 ///
 /// The life of a store begins at its first boundary, which is the id before the first message of every topic. If the
 /// store has forgotten that boundary, a topic's history ends before the first one that it remembers.

@@ -7,7 +7,7 @@ use crate::message::{Id, Message, Pattern, PatternMap};
 /// How many rules there may be. The log in Redis compares each publish with each of them.
 pub const MAX_RULES: usize = 100;
 
-/// What clients see of the presence in a topic is retained as that topic is.
+/// The topic of the presence in a topic is retained as that topic is.
 const PRESENCE: &str = "$presence.";
 
 /// Limits for the topics that a pattern matches. A limit that is `None` is that of all topics.

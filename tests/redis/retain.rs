@@ -113,7 +113,7 @@ async fn readers_are_given_each_message_until_it_has_expired_in_its_own_topic() 
     };
     let history = timeout(PATIENCE, gone).await.expect("it expires");
     assert_eq!((history.gaps[0].reason, history.is_beginning), (Reason::Retention, false));
-    // Nothing was swept yet, so the readers find out by themselves.
+    // The store has swept nothing yet, so the readers find out by themselves.
     assert_eq!(redis.say(&["XLEN", "{rejoin}:topic:short.a"]).trim(), ":1");
     for (name, mut reader) in behind {
         let mut fresh = subscribe(&broker, name, Start::After(cursor)).await;
