@@ -10,7 +10,8 @@ use std::sync::Arc;
 pub use self::subscription::{Delivery, GapNotice, Join, Subscription};
 use crate::{
     log::{
-        Append, AppendError, Appended, Beginning, Follower, Log, LogError, LogStats, Start, TopicStats, Unfit,
+        Append, AppendError, Appended, Beginning, Follower, History, Log, LogError, LogStats, Rules, Start,
+        TopicStats, Unfit,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
@@ -77,6 +78,16 @@ impl Broker {
         let beginning: Beginning = self.log.begin(&patterns, start).await?;
         let patterns = Arc::new(patterns);
         Ok(Subscription::new(self.log.clone(), patterns, followed, follower, start, beginning, connection))
+    }
+
+    /// The newest messages of `topic` below `before`, up to `limit` and as many as fit in one step of the store.
+    pub async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
+        self.log.history(topic, before, limit).await
+    }
+
+    /// Retains topics by other rules from now on.
+    pub fn retain_by(&self, rules: Rules) {
+        self.log.retain_by(rules);
     }
 
     /// The newest id of any topic, asked from the store.

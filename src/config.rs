@@ -6,6 +6,7 @@ mod file;
 mod flags;
 mod layers;
 mod origin;
+mod retain;
 mod shown;
 mod values;
 
@@ -35,7 +36,7 @@ use self::{
 };
 use crate::{
     auth::{Authority, MIN_SECRET_BYTES},
-    log::{Address, ParseAddressError, Retention},
+    log::{Address, ParseAddressError, Retention, Rule, Rules},
 };
 
 /// The other places for a setting beside a flag, for the help.
@@ -164,6 +165,10 @@ pub struct Config {
     /// Keys and grants: the tables `[[key]]`, `[[jwt]]`, `[hook]` and `[anonymous]` of the file.
     #[arg(skip)]
     pub tables: Authority,
+
+    /// Limits of retention for some topics: the tables `[[retain]]` of the file, of which the first that matches counts.
+    #[arg(skip)]
+    pub retain: Vec<Rule>,
 }
 
 /// Settings that contradict each other.
@@ -209,7 +214,9 @@ impl Config {
         let is_guessed = self.has_short_secret() && !self.listen.ip().is_loopback();
         let trusts_none = self.trusted_proxies.is_empty();
         let shares_subjects = self.jwt_secret.is_some() && self.tables.needs_prefix_beside_secret();
-        let rules: [(bool, &[&str], &str); 9] = [
+        let retains =
+            |is_wrong: &dyn Fn(usize) -> bool| self.retain.iter().filter_map(|rule| rule.bytes).any(is_wrong);
+        let rules: [(bool, &[&str], &str); 11] = [
             (
                 shares_subjects,
                 &["jwt-secret"],
@@ -248,6 +255,16 @@ impl Config {
                 self.retain_total < self.retain_bytes,
                 &["retain-total", "retain-bytes"],
                 "--retain-total is less than --retain-bytes",
+            ),
+            (
+                retains(&|bytes| bytes < self.max_payload),
+                &["max-payload"],
+                "the bytes of a [[retain]] are less than --max-payload",
+            ),
+            (
+                retains(&|bytes| self.retain_total < bytes),
+                &["retain-total"],
+                "--retain-total is less than the bytes of a [[retain]]",
             ),
             (
                 is_kept_twice,
@@ -292,6 +309,7 @@ impl Config {
             bytes: self.retain_bytes,
             total_bytes: self.retain_total,
             topics: self.max_topics,
+            rules: Rules::new(self.retain.clone()),
         }
     }
 }

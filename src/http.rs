@@ -18,6 +18,7 @@ mod escape;
 mod fetch;
 mod forwarded;
 mod gate;
+mod history;
 mod hook;
 mod http2;
 mod identify;

@@ -4,6 +4,7 @@
 
 mod clock;
 mod ephemeral;
+mod history;
 mod hot;
 mod loss;
 mod memory;
@@ -11,6 +12,7 @@ mod patterns;
 mod position;
 mod redis;
 mod retention;
+mod rules;
 mod tail;
 
 use std::sync::Arc;
@@ -22,10 +24,12 @@ pub use self::redis::script_constants;
 pub use self::{
     clock::Clock,
     ephemeral::Ephemerals,
+    history::{History, Missing},
     memory::MemoryLog,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
     redis::{Address, Credentials, ParseAddressError, RedisLog},
-    retention::Retention,
+    retention::{Limits, Retention},
+    rules::{Expiry, MAX_RULES, Rule, Rules},
     tail::{Follower, Tail, Uncovered, merge},
 };
 use self::{retention::cost, tail::Ring};
@@ -77,14 +81,21 @@ pub trait Log: Send + Sync + 'static {
         self.watermark() >= id
     }
 
-    /// Messages with an id below this count as expired, though the log may not have removed them yet.
-    fn expired(&self) -> Id;
+    /// Which messages count as expired now, though the log may not have removed them yet.
+    fn expiry(&self) -> Expiry;
+
+    /// Retains topics by other rules from now on. Messages that these rules do not allow are removed soon.
+    fn retain_by(&self, rules: Rules);
 
     /// Finds where a reader of `patterns` begins.
     async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError>;
 
     /// Reads what the tails do not hold: the gaps after `position`, and the messages of the patterns.
     async fn read(&self, patterns: &PatternSet, position: &Position, limit: usize) -> Result<Page, LogError>;
+
+    /// The newest messages of `topic` below `before`, up to `limit` and as many as fit in one step of the store. It asks
+    /// the store, and not the tails of this process.
+    async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError>;
 
     /// The newest ephemeral messages.
     fn ephemerals(&self) -> &Ephemerals;

@@ -3,7 +3,7 @@
 use std::{fs, process::Command, sync::Arc, time::Duration};
 
 use rejoin::{
-    log::{Append, AppendError, Log, MemoryLog, Retention},
+    log::{Append, AppendError, Log, MemoryLog, Retention, Rules},
     message::{Draft, Payload},
 };
 
@@ -65,8 +65,14 @@ async fn measure() {
     let Ok(name) = std::env::var(CASE) else { return };
     let case = CASES.iter().find(|case| case.name == name).expect("a case");
     let age = Duration::from_secs(3600);
-    let retention =
-        Retention { messages: 100_000, age, bytes: TOTAL, total_bytes: TOTAL, topics: case.topics };
+    let retention = Retention {
+        messages: 100_000,
+        age,
+        bytes: TOTAL,
+        total_bytes: TOTAL,
+        topics: case.topics,
+        rules: Rules::NONE,
+    };
     let log = MemoryLog::start(retention);
     let before = resident_bytes();
     for number in 0..case.count {

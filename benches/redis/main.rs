@@ -19,7 +19,7 @@ use futures_util::StreamExt;
 use proxy::{Proxy, Stall};
 use rejoin::{
     broker::{Broker, Delivery, Subscription},
-    log::{Append, RedisLog, Retention, Start},
+    log::{Append, RedisLog, Retention, Rules, Start},
     message::{Draft, Id, Payload},
 };
 use server::Redis;
@@ -84,6 +84,7 @@ fn log_that_keeps(messages: usize, url: &str) -> Outcome<Broker> {
         bytes: 16 << 20,
         total_bytes: 256 << 20,
         topics: 1_000_000,
+        rules: Rules::NONE,
     };
     Ok(Broker::new(RedisLog::start(url.parse()?, &retention, 0)))
 }

@@ -353,7 +353,7 @@ impl Subscription {
         let upto = watermark.min(self.until);
         let Self { followed, position, ready, connection, log, .. } = self;
         let tails = followed.iter().map(Followed::tail);
-        let merged = merge(tails, position, upto, log.expired(), TAIL_LIMIT, |message| {
+        let merged = merge(tails, position, upto, &log.expiry(), TAIL_LIMIT, |message| {
             if message.exclude.as_deref() != Some(&**connection) {
                 ready.push_back(Delivery::Message(message));
             }

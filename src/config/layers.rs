@@ -8,7 +8,7 @@ use super::{
     Config, LogKind, access,
     file::File,
     flags::{self, Flags},
-    shown,
+    retain, shown,
 };
 use crate::{auth::Read, log::Credentials};
 
@@ -146,13 +146,14 @@ impl Settings {
         }
         let shown = shown::tables(&text, Path::new(&path));
         let tables = access::authority(&mut file, Path::new(&path), &mut read, &mut mistakes);
+        let retain = retain::rules(&mut file, &mut mistakes);
         mistakes.extend(file.leftovers());
 
         let right = settings.iter().filter(|setting| !mistaken.contains(&setting.name));
         let arguments =
             right.filter_map(|setting| Some(format!("--{}={}", setting.name, setting.text.as_ref()?)));
         let mut config = Config::parse_from(std::iter::once("rejoin".to_owned()).chain(arguments));
-        config.tables = tables;
+        (config.tables, config.retain) = (tables, retain);
         if let LogKind::Redis(address) = &mut config.log {
             let credentials = |of: &str| Credentials {
                 username: environment(&format!("{of}_USERNAME")),

@@ -7,8 +7,8 @@ use std::path::{Path, absolute};
 
 use toml::{Table, Value};
 
-/// The names of the tables with keys and grants.
-const TABLES: [&str; 4] = ["key", "jwt", "hook", "anonymous"];
+/// The names of the tables: retention by pattern, keys and grants.
+const TABLES: [&str; 5] = ["retain", "key", "jwt", "hook", "anonymous"];
 
 /// Stands for a secret.
 const HIDDEN: &str = "***";
@@ -53,7 +53,7 @@ fn quoted(text: String) -> String {
     Value::String(text).to_string()
 }
 
-/// The tables with keys and grants in the file at `path`, which has this text.
+/// The tables in the file at `path`, which has this text.
 ///
 /// The names of the files in them are made absolute, so that they mean the same files from every folder.
 pub fn tables(text: &str, path: &Path) -> String {

@@ -11,7 +11,10 @@ use super::{
     problem::{Code, Problem},
     query::{self, Query, StartFields},
 };
-use crate::{log::Start, message::Object};
+use crate::{
+    log::Start,
+    message::{Id, Object},
+};
 
 /// The largest body of `POST /events`: some ten thousand topics.
 const MAX_EVENTS_BODY_BYTES: usize = 1 << 20;
@@ -36,6 +39,9 @@ pub struct Asked {
     pub format: Option<String>,
     wait: Option<Scalar>,
     limit: Option<Scalar>,
+    /// Only the query of one topic has it.
+    #[serde(skip)]
+    before: Option<String>,
 }
 
 /// A number, or the same as text.
@@ -71,6 +77,7 @@ impl Asked {
             format: text("format")?,
             wait: scalar("wait")?,
             limit: scalar("limit")?,
+            before: text("before")?,
         })
     }
 
@@ -121,6 +128,33 @@ impl Asked {
         let sent = headers.get(LAST_EVENT_ID).and_then(|value| query::last_event_id(value.as_bytes()));
         let added = || self.last_event_id.as_ref().and_then(|text| query::last_event_id(text.as_bytes()));
         Ok(sent.or_else(added).or(written))
+    }
+
+    /// The id below which a page of the history ends, if one is asked for.
+    ///
+    /// # Errors
+    /// If a start or `wait` is given too: they would mean nothing.
+    pub fn before(&self, headers: &HeaderMap) -> Result<Option<Id>, Problem> {
+        let Some(before) = &self.before else { return Ok(None) };
+        let others = [
+            ("after", self.after.is_some()),
+            ("last", self.last.is_some()),
+            ("since", self.since.is_some()),
+            ("wait", self.wait.is_some()),
+            (
+                "Last-Event-ID",
+                self.last_event_id.is_some()
+                    || headers
+                        .get(LAST_EVENT_ID)
+                        .is_some_and(|value| !value.as_bytes().trim_ascii().is_empty()),
+            ),
+        ];
+        if let Some((name, _)) = others.into_iter().find(|(_, is_given)| *is_given) {
+            return Err(Problem::bad_request(format!(
+                "before: it reads backwards, so {name} means nothing; leave one of them out"
+            )));
+        }
+        before.parse().map(Some).map_err(|_| Problem::bad_request("before: not an id"))
     }
 
     /// How long a poll may be held.

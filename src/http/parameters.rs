@@ -18,13 +18,15 @@ const READING: &[&str] = &["after", "last", "since", "transport", "format", "wai
 const TOPICS: &str = "topic, which may be repeated";
 
 /// `GET /topics/{topic}`.
-pub const TOPIC: Parameters =
-    Parameters { known: &[CREDENTIAL, READING, &ADDED_CURSORS], misplaced: &[("topics", "the path")] };
+pub const TOPIC: Parameters = Parameters {
+    known: &[CREDENTIAL, READING, &ADDED_CURSORS, &["before"]],
+    misplaced: &[("topics", "the path")],
+};
 
 /// `GET /events` and `POST /events`.
 pub const EVENTS: Parameters = Parameters {
     known: &[CREDENTIAL, READING, &ADDED_CURSORS, &["topic"]],
-    misplaced: &[("topics", TOPICS)],
+    misplaced: &[("topics", TOPICS), ("before", "GET /topics/{topic}?before=, for one topic")],
 };
 
 /// `POST /topics/{topic}`.

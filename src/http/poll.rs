@@ -75,8 +75,18 @@ pub async fn respond(mut reader: Reader, mut bytes: AnswerBytes, wait: Duration,
     }
     // If nothing came in time, the answer is only the cursor.
     let cursor = reader.cursor();
-    let body = AnswerBody::new(messages, bytes, &gaps, cursor, reader.into_permit());
+    let body = AnswerBody::new(messages, bytes, tail(&gaps, cursor), reader.into_permit());
     answer(Body::new(body), cursor)
+}
+
+/// The answer to another kind of poll, which has these messages and ends in this text. It has no cursor.
+pub fn answer_without_cursor(
+    messages: Vec<Arc<Message>>,
+    bytes: AnswerBytes,
+    tail: Vec<u8>,
+    permit: Permit,
+) -> Response {
+    uncached(Body::new(AnswerBody::new(messages, bytes, tail, permit)))
 }
 
 /// The answer to a `HEAD`. The log is not read for it, so it has no cursor.
@@ -92,12 +102,16 @@ pub fn respond_now(cursor: Id) -> Response {
 }
 
 fn answer(body: Body, cursor: Id) -> Response {
+    let mut response = uncached(body);
+    let etag = HeaderValue::try_from(format!("\"{cursor}\"")).expect("a cursor is visible ASCII");
+    response.headers_mut().insert(header::ETAG, etag);
+    response
+}
+
+fn uncached(body: Body) -> Response {
     let mut response = not_stored(body.into_response());
     response.extensions_mut().insert(Transport::Poll);
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media::JSON));
-    let etag = HeaderValue::try_from(format!("\"{cursor}\"")).expect("a cursor is visible ASCII");
-    headers.insert(header::ETAG, etag);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media::JSON));
     response
 }
 
@@ -129,14 +143,8 @@ struct AnswerBody {
 }
 
 impl AnswerBody {
-    fn new(
-        messages: Vec<Arc<Message>>,
-        mut bytes: AnswerBytes,
-        gaps: &[GapNotice],
-        cursor: Id,
-        permit: Permit,
-    ) -> Self {
-        let tail = Bytes::from(tail(gaps, cursor));
+    fn new(messages: Vec<Arc<Message>>, mut bytes: AnswerBytes, tail: Vec<u8>, permit: Permit) -> Self {
+        let tail = Bytes::from(tail);
         let commas = messages.len().saturating_sub(1);
         let left = HEAD.len() + bytes.count() + commas + tail.len();
         bytes.add(tail.len());

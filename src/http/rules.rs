@@ -80,7 +80,7 @@ impl InForce {
 }
 
 impl App {
-    /// Takes over keys, grants and origins of `config` while connections are open. Connections that are still
+    /// Takes over keys, grants, origins and retention by pattern of `config` while connections are open. Connections that are still
     /// allowed notice nothing; the others end.
     ///
     /// # Errors
@@ -91,6 +91,7 @@ impl App {
             return Err(Reopened);
         }
         self.rules.replace(config);
+        self.broker.retain_by(config.retention().rules);
         Ok(())
     }
 }

@@ -12,14 +12,17 @@ use super::{
     App, MAX_TOPICS, MAX_WILDCARDS,
     access::Access,
     asked::Asked,
-    media, metrics, parameters, poll,
+    history, media, metrics, parameters, poll,
     problem::{Code, Problem},
     query::{self, Query},
     reader::Reader,
     stream, websocket,
     wire::Framing,
 };
-use crate::{log::Start, message::Pattern};
+use crate::{
+    log::Start,
+    message::{Id, Pattern},
+};
 
 /// The topics to read, the start, and the transport.
 struct Wanted {
@@ -27,6 +30,8 @@ struct Wanted {
     patterns: Vec<Pattern>,
     access: Access,
     start: Option<Start>,
+    /// A page of the history is asked for, below this id: of one topic, as a poll, and without a start.
+    before: Option<Id>,
     rendering: Rendering,
     wait: Duration,
     limit: usize,
@@ -53,7 +58,7 @@ pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Re
         Wanted::parse(access, vec![pattern], options?, request.headers(), sse)
     });
     if is_upgrade {
-        let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start, wanted.access));
+        let wanted = wanted.and_then(Wanted::on_socket);
         return Ok(websocket::upgrade(app, request, wanted).await);
     }
     answer(app, request, wanted?).await
@@ -87,7 +92,7 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
     }
     let wanted = access.and_then(|access| Wanted::of_events(access, options?, request.headers()));
     if is_upgrade {
-        let wanted = wanted.map(|wanted| (wanted.patterns, wanted.start, wanted.access));
+        let wanted = wanted.and_then(Wanted::on_socket);
         return Ok(websocket::upgrade(&app, request, wanted).await);
     }
     let wanted = wanted?;
@@ -133,7 +138,12 @@ async fn answer(app: &Arc<App>, request: Request, wanted: Wanted) -> Result<Resp
 }
 
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
-    let Wanted { patterns, access, start, rendering, wait, limit } = wanted;
+    let Wanted { patterns, access, start, before, rendering, wait, limit } = wanted;
+    if let Some(before) = before
+        && let Some(topic) = patterns.first().and_then(Pattern::topic)
+    {
+        return history::respond(app, &access, &topic, before, limit).await;
+    }
     let connection = app.new_connection();
     match rendering {
         Rendering::Poll => {
@@ -192,14 +202,32 @@ impl Wanted {
     ) -> Result<Self, Problem> {
         access.subscribe(&patterns)?;
         let rendering = Rendering::of(&options, headers, sse)?;
+        let before = options.before(headers)?;
+        if before.is_some() && patterns.iter().any(Pattern::has_wildcard) {
+            return Err(Problem::bad_request("before: it reads one topic, and not a pattern"));
+        }
+        if before.is_some() && rendering != Rendering::Poll {
+            return Err(Problem::bad_request("before: it has one JSON answer, and no stream"));
+        }
         Ok(Self {
             patterns,
             access,
             start: options.start(headers)?,
+            before,
             rendering,
             wait: options.wait()?,
             limit: options.limit()?,
         })
+    }
+}
+
+impl Wanted {
+    /// The topics, the start and the rights for a WebSocket.
+    fn on_socket(self) -> Result<(Vec<Pattern>, Option<Start>, Access), Problem> {
+        match self.before {
+            None => Ok((self.patterns, self.start, self.access)),
+            Some(_) => Err(Problem::bad_request("before: it has one JSON answer, and no WebSocket")),
+        }
     }
 }
 

@@ -61,12 +61,14 @@ impl<'a> Standing<'a> {
 
     /// The gap of `topic` for a reader, or `None`. Losses up to `told_upto` are not told to it.
     pub fn gap(&self, topic: &Pattern, told_upto: Id, loss: Loss) -> Option<Gap> {
-        let Loss { complete_after, next, deleted } = loss;
-        let reason = self.reason(told_upto, deleted);
-        if told_upto >= complete_after && self.boundary_after(told_upto).is_none() {
-            return None;
-        }
-        Some(Gap { topic: topic.clone(), next, reason, floor: self.floor(told_upto, loss) })
+        let reason = self.lost(told_upto, loss)?;
+        Some(Gap { topic: topic.clone(), next: loss.next, reason, floor: self.floor(told_upto, loss) })
+    }
+
+    /// Why messages after `told_upto` are gone, if any are or may be.
+    fn lost(&self, told_upto: Id, loss: Loss) -> Option<Reason> {
+        let is_lost = told_upto < loss.complete_after || self.boundary_after(told_upto).is_some();
+        is_lost.then(|| self.reason(told_upto, loss.deleted))
     }
 
     /// Why messages after `told_upto` are gone.
@@ -91,6 +93,30 @@ impl<'a> Standing<'a> {
         // The topic has no message before `next`, so no boundary before it is told for the topic again.
         next.map_or(self.newest, Id::before).max(complete_after)
     }
+}
+
+/// Why messages of a topic between `after` and `before` are gone, if any are or may be. The topic retains no message
+/// there.
+pub fn between(boundaries: &[Boundary], after: Id, before: Id, loss: Loss) -> Option<Reason> {
+    let lost = |cursor: Id| {
+        // No id lies between the two.
+        if cursor >= before.before() {
+            return None;
+        }
+        Standing::at(boundaries, Id::MAX, after, cursor).lost(cursor, loss)
+    };
+    // A reader at `after` is given nothing, and goes on to the next boundary.
+    lost(after).or_else(|| lost(Standing::at(boundaries, Id::MAX, after, after).upto))
+}
+
+/// Why messages of a topic below `before` are gone, if any are or may be. The topic retains no message there.
+///
+/// The life of a store begins at its first boundary, which is the id before the first message of every topic. If the
+/// store has forgotten that boundary, a topic's history ends before the first one that it remembers.
+pub fn before_all(boundaries: &[Boundary], before: Id, loss: Loss) -> Option<Reason> {
+    let began = boundaries.first().map_or(Id::ZERO, |boundary| boundary.began);
+    let is_of_this_life = began <= loss.complete_after && began < before;
+    between(boundaries, if is_of_this_life { began } else { Id::ZERO }, before, loss)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use tokio::{sync::Notify, time::Instant};
 
@@ -25,8 +26,8 @@ use self::{
     state::{NODES, Reading, STEP, Seeking, State},
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, Log, LogError, LogStats,
-    Page, Position, Retention, Start, Tail, TopicStats, Unfit,
+    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Log,
+    LogError, LogStats, Page, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
 
@@ -39,7 +40,8 @@ const WAKE_AT_ONCE: usize = 1024;
 /// A log in the memory of this process. A file can carry it to the next process.
 pub struct MemoryLog {
     clock: Clock,
-    retention: Retention,
+    /// It changes only under the lock of the state, so whoever holds the lock reads the one in force.
+    retention: ArcSwap<Retention>,
     // A std mutex: no await happens while it is held.
     state: Mutex<State>,
     watermark: AtomicU64,
@@ -106,10 +108,14 @@ impl MemoryLog {
         saved.close(snapshot, until).await
     }
 
-    fn run(state: State, clock: Clock, retention: Retention, saved: Option<Arc<Saved>>) -> Arc<Self> {
+    fn run(mut state: State, clock: Clock, retention: Retention, saved: Option<Arc<Saved>>) -> Arc<Self> {
         let watermark = AtomicU64::new(state.newest().get());
-        let (state, ephemerals) = (Mutex::new(state), Ephemerals::default());
+        let ephemerals = Ephemerals::default();
         let has_fanned_out = Notify::new();
+        if !retention.rules.is_empty() {
+            state.take_rules(&retention);
+        }
+        let (state, retention) = (Mutex::new(state), ArcSwap::from_pointee(retention));
         let log = Arc::new_cyclic(|this| {
             let this = this.clone();
             Self { clock, retention, state, watermark, ephemerals, saved, has_fanned_out, this }
@@ -128,7 +134,7 @@ impl MemoryLog {
                         _ = saved.reserve(newest).await;
                     }
                 }
-                while log.state().sweep(&log.retention, log.clock.now()) {
+                while log.sweep() {
                     tokio::task::yield_now().await;
                 }
             }
@@ -139,10 +145,21 @@ impl MemoryLog {
     /// Removes the messages that have expired by now, because readers must not be given them before the
     /// sweep.
     async fn expire(&self) {
-        let expired = self.expired();
-        while self.state().expire(expired, STEP) == STEP {
+        let now = self.clock.now();
+        while self.expire_step(now) == STEP {
             tokio::task::yield_now().await;
         }
+    }
+
+    fn expire_step(&self, now: Id) -> usize {
+        let mut state = self.state();
+        state.expire(&self.retention.load(), now, STEP)
+    }
+
+    /// One step of the sweep. True if there may be more to do.
+    fn sweep(&self) -> bool {
+        let mut state = self.state();
+        state.sweep(&self.retention.load(), self.clock.now())
     }
 
     /// Brings the newest message to tails of patterns. Once they all hold it, moves the watermark and returns
@@ -218,7 +235,7 @@ impl Log for MemoryLog {
         }
         let (appended, tails) = loop {
             if let Some(mut state) = self.state_to_append() {
-                let appended = state.append(append, &self.retention, self.clock.now())?;
+                let appended = state.append(append, &self.retention.load(), self.clock.now())?;
                 break (appended, self.fan_out_on(&mut state));
             }
             self.fanned_out().await;
@@ -287,8 +304,19 @@ impl Log for MemoryLog {
         Id::new(self.watermark.load(Ordering::Acquire))
     }
 
-    fn expired(&self) -> Id {
-        self.clock.now().minus(self.retention.age)
+    fn expiry(&self) -> Expiry {
+        let retention = self.retention.load();
+        Expiry::at(self.clock.now(), retention.age, &retention.rules)
+    }
+
+    fn retain_by(&self, rules: Rules) {
+        let mut state = self.state();
+        let retention = self.retention.load_full();
+        if !retention.rules.are(&rules) {
+            let retention = Retention { rules, ..(*retention).clone() };
+            state.take_rules(&retention);
+            self.retention.store(Arc::new(retention));
+        }
     }
 
     async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {
@@ -310,6 +338,11 @@ impl Log for MemoryLog {
             tokio::task::yield_now().await;
         }
         Ok(reading.into_page())
+    }
+
+    async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
+        self.expire().await;
+        Ok(self.state().history(topic, before, limit))
     }
 
     fn ephemerals(&self) -> &Ephemerals {
@@ -339,8 +372,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_is_given_until_it_has_expired_and_is_then_a_gap() {
-        let retention =
-            Retention { messages: 10, age: AGE, bytes: 1 << 20, total_bytes: 1 << 20, topics: 100 };
+        let retention = Retention {
+            messages: 10,
+            age: AGE,
+            bytes: 1 << 20,
+            total_bytes: 1 << 20,
+            topics: 100,
+            rules: Rules::NONE,
+        };
         let clock = Clock::stopped();
         let log = MemoryLog::start_by(clock.clone(), retention);
         let topic: Topic = "a".parse().expect("a topic");

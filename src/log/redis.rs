@@ -17,6 +17,7 @@ mod link;
 mod primary;
 mod reading;
 mod refusals;
+mod retaining;
 mod scripts;
 mod shared;
 mod store;
@@ -41,13 +42,13 @@ use self::{
     feed::Feed,
     held::{FILL_BYTES, MAX_TAIL_MESSAGES},
     link::Link,
-    reading::Reading,
+    reading::{Reading, history},
     shared::Shared,
     store::Store,
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Followed, Follower, Log, LogError, LogStats,
-    Mark, Page, Position, Retention, Start, Tail, TopicStats, Unfit,
+    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Log,
+    LogError, LogStats, Mark, Page, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -87,6 +88,7 @@ pub struct RedisLog {
     copies: Arc<Copies>,
     asking: Arc<Asking>,
     pages: Shared<PageKey, Result<Page, LogError>>,
+    histories: Shared<(Topic, Id, usize), Result<History, LogError>>,
     /// The tasks end with the log.
     _tasks: JoinSet<()>,
 }
@@ -100,7 +102,7 @@ impl RedisLog {
     pub fn start(address: Address, retention: &Retention, copies: usize) -> Arc<Self> {
         let is_confirmed = copies > 0;
         let store = Arc::new(Store::new(address, retention, is_confirmed));
-        let feed = Arc::new(Feed::new(Clock::System, retention.age));
+        let feed = Arc::new(Feed::new(Clock::System, retention.age, retention.rules.clone()));
         let link = Arc::new(Link::new(store.clone(), feed.clone()));
         let copies = Arc::new(Copies::new(store.clone(), copies));
         let mut tasks = JoinSet::new();
@@ -112,7 +114,8 @@ impl RedisLog {
         if is_confirmed {
             tasks.spawn(copies.clone().keep_confirming());
         }
-        Arc::new(Self { store, feed, link, copies, asking, pages: Shared::default(), _tasks: tasks })
+        let (pages, histories) = (Shared::default(), Shared::default());
+        Arc::new(Self { store, feed, link, copies, asking, pages, histories, _tasks: tasks })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.
@@ -183,7 +186,7 @@ impl RedisLog {
         };
         let room = MAX_TAIL_MESSAGES.saturating_sub(length);
         if position.told_upto(pattern.as_str()) >= from || room == 0 || bytes >= FILL_BYTES {
-            return Ok(tail.covers(position, self.expired()));
+            return Ok(tail.covers(position, &self.expiry()));
         }
         let given = position.told_upto(pattern.as_str());
         let args = [from.to_string(), room.to_string(), given.to_string()];
@@ -205,7 +208,7 @@ impl RedisLog {
         if complete_after < from {
             self.feed.fill(&followed, facts.began, &older, complete_after, from);
         }
-        Ok(tail.covers(position, self.expired()))
+        Ok(tail.covers(position, &self.expiry()))
     }
 
     /// The facts of the store. The feed has arrived at its newest id, if that takes no longer than a bounded time: a client
@@ -299,8 +302,13 @@ impl Log for RedisLog {
         self.feed.arrived(id, ARRIVAL).await
     }
 
-    fn expired(&self) -> Id {
-        self.feed.expired()
+    fn expiry(&self) -> Expiry {
+        self.feed.expiry()
+    }
+
+    fn retain_by(&self, rules: Rules) {
+        self.feed.retain_by(rules.clone());
+        self.store.retain_by(&rules);
     }
 
     async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {
@@ -322,6 +330,11 @@ impl Log for RedisLog {
         let Position { cursor, told, checked, .. } = *position;
         let key = PageKey { patterns: patterns.to_vec(), cursor, told, checked, limit };
         self.pages.share(&key, read).await
+    }
+
+    async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
+        let read = history(&self.store, topic, before, limit);
+        self.histories.share(&(topic.clone(), before, limit), read).await
     }
 
     fn ephemerals(&self) -> &Ephemerals {
@@ -379,14 +392,28 @@ mod tests {
     /// Clients reconnect again and again while Redis is away, each time for other topics.
     #[tokio::test]
     async fn topics_that_no_reader_follows_are_dropped_while_redis_is_away() {
-        let retention =
-            Retention { messages: 1, age: Duration::from_secs(60), bytes: 1, total_bytes: 1, topics: 1 };
+        let retention = Retention {
+            messages: 1,
+            age: Duration::from_secs(60),
+            bytes: 1,
+            total_bytes: 1,
+            topics: 1,
+            rules: Rules::NONE,
+        };
         // No server listens there.
         let log = RedisLog::start("redis://127.0.0.1:1".parse().expect("an address"), &retention, 0);
         let [newest, began, forgotten, marked] = [1, 1, 1, 0].map(Id::new);
         let keep = (&retention).into();
-        let facts =
-            Facts { newest, began, forgotten, keep, boundaries: Vec::new(), marked, is_frozen: false };
+        let facts = Facts {
+            newest,
+            began,
+            forgotten,
+            keep,
+            boundaries: Vec::new(),
+            marked,
+            is_frozen: false,
+            has_rules: 1,
+        };
         log.feed.begin(&facts, Place { id: newest, number: 0 });
         let topic: Pattern = "a".parse().expect("a topic");
         let reader = log.clone().follow(&topic, &Arc::<Follower>::default()).await;

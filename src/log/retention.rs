@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Rules;
 use crate::message::Message;
 
 /// How many bytes a message counts in addition to its payload, its event and its publisher.
@@ -28,9 +29,41 @@ pub struct Retention {
     pub total_bytes: usize,
     /// How many topics the index remembers. It refuses one more, and forgets none early.
     pub topics: usize,
+    /// Limits of their own for some topics.
+    pub rules: Rules,
+}
+
+/// The limits of one topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub messages: usize,
+    pub age: Duration,
+    pub bytes: usize,
+}
+
+impl Limits {
+    /// True if a topic with so many messages and bytes has to lose its oldest one.
+    pub fn are_exceeded_by(&self, (messages, bytes): (usize, usize)) -> bool {
+        messages > self.messages || (bytes > self.bytes && messages > 1)
+    }
 }
 
 impl Retention {
+    /// The limits of a topic, by the first rule that matches it.
+    pub fn limits(&self, topic: &str) -> Limits {
+        let rule = self.rules.of(topic);
+        Limits {
+            messages: rule.and_then(|rule| rule.messages).unwrap_or(self.messages),
+            age: rule.and_then(|rule| rule.age).unwrap_or(self.age),
+            bytes: rule.and_then(|rule| rule.bytes).unwrap_or(self.bytes),
+        }
+    }
+
+    /// The longest age that a topic has.
+    pub fn longest_age(&self) -> Duration {
+        self.rules.ages(self.age).1
+    }
+
     /// How many of all bytes the topics themselves may take. The index forgets no topic early, so without
     /// this limit messages would have no room.
     pub fn topic_bytes(&self) -> usize {

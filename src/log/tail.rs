@@ -13,7 +13,7 @@ use std::{
 use futures_util::task::AtomicWaker;
 use slab::Slab;
 
-use super::{Position, cost};
+use super::{Expiry, Position, cost};
 use crate::message::{Id, Message, Pattern};
 
 /// Wakes the task of one subscription. Its tails call it when a message comes.
@@ -152,9 +152,9 @@ impl Tail {
         true
     }
 
-    /// True if the tail holds every message after `position` that is not older than `expired`.
-    pub fn covers(&self, position: &Position, expired: Id) -> bool {
-        self.ring().covered_from(position, &self.name, expired).is_ok()
+    /// True if the tail holds every message after `position`, and the oldest of them has not expired.
+    pub fn covers(&self, position: &Position, expiry: &Expiry) -> bool {
+        self.ring().covered_from(position, &self.name, expiry).is_ok()
     }
 
     /// Adds a follower to wake, and returns the key with which it is removed.
@@ -193,17 +193,17 @@ impl Tail {
         &self,
         position: &Position,
         upto: Id,
-        expired: Id,
+        expiry: &Expiry,
         limit: usize,
         mut take: impl FnMut(Arc<Message>),
     ) -> Result<Id, Uncovered> {
         let ring = self.ring();
-        let begin = ring.covered_from(position, &self.name, expired)?;
+        let begin = ring.covered_from(position, &self.name, expiry)?;
         let (mut taken, mut end) = (0, None);
         for message in ring.messages.range(begin..).take_while(|message| message.id <= upto) {
             if message.id > position.given(&message.topic) {
-                // The log has trimmed it, and the tail of a pattern still holds it.
-                if message.is_trimmed() {
+                // The log has trimmed it, or will soon, and the tail of a pattern still holds it.
+                if message.is_trimmed() || expiry.has_expired(message) {
                     return end.ok_or(Uncovered);
                 }
                 take(message.clone());
@@ -262,6 +262,13 @@ impl Ring {
         self.messages.get(self.index_after(id))
     }
 
+    /// The newest messages up to `id`, at most `limit` of them, in the order of ids. Also true if older ones are here.
+    pub fn upto(&self, id: Id, limit: usize) -> (impl Iterator<Item = &Arc<Message>>, bool) {
+        let end = self.index_after(id);
+        let begin = end.saturating_sub(limit);
+        (self.messages.range(begin..end), begin > 0)
+    }
+
     /// The message with this id.
     pub fn find(&self, id: Id) -> Option<&Arc<Message>> {
         self.after(id.before()).filter(|message| message.id == id)
@@ -281,9 +288,9 @@ impl Ring {
     }
 
     /// The index of the first message after `position`, if every message after it is here.
-    fn covered_from(&self, position: &Position, name: &Pattern, expired: Id) -> Result<usize, Uncovered> {
+    fn covered_from(&self, position: &Position, name: &Pattern, expiry: &Expiry) -> Result<usize, Uncovered> {
         let begin = self.index_after(position.given(name.as_str()));
-        let is_expired = self.messages.get(begin).is_some_and(|message| message.id < expired);
+        let is_expired = self.messages.get(begin).is_some_and(|message| expiry.has_expired(message));
         let is_covered = position.told_upto(name.as_str()) >= self.complete_after && !is_expired;
         if is_covered { Ok(begin) } else { Err(Uncovered) }
     }
@@ -301,19 +308,19 @@ pub fn merge<'a>(
     tails: impl Iterator<Item = &'a Arc<Tail>>,
     position: &Position,
     upto: Id,
-    expired: Id,
+    expiry: &Expiry,
     limit: usize,
     mut take: impl FnMut(Arc<Message>),
 ) -> Result<Id, Uncovered> {
     let mut active = tails.filter(|tail| tail.newest() > position.given(tail.name.as_str()));
     let Some(first) = active.next() else { return Ok(upto) };
-    let Some(second) = active.next() else { return first.read(position, upto, expired, limit, take) };
+    let Some(second) = active.next() else { return first.read(position, upto, expiry, limit, take) };
 
     let mut heap = BinaryHeap::new();
     let active: Vec<_> = [first, second].into_iter().chain(active).collect();
     for (index, tail) in active.iter().enumerate() {
         let ring = tail.ring();
-        let begin = ring.covered_from(position, &tail.name, expired)?;
+        let begin = ring.covered_from(position, &tail.name, expiry)?;
         if let Some(message) = ring.messages.get(begin) {
             heap.push(Reverse((message.id, index)));
         }
@@ -337,7 +344,7 @@ pub fn merge<'a>(
         }
         // A message that several of the tails hold is given once.
         if end != Some(id) && id > position.given(&message.topic) {
-            if message.is_trimmed() {
+            if message.is_trimmed() || expiry.has_expired(message) {
                 return end.ok_or(Uncovered);
             }
             taken += 1;

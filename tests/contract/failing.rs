@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use rejoin::{
     Config,
     log::{
-        Append, AppendError, Appended, Beginning, Ephemerals, Followed, Follower, Log, LogError, LogStats,
-        MemoryLog, Page, Position, Start, Tail, TopicStats,
+        Append, AppendError, Appended, Beginning, Ephemerals, Expiry, Followed, Follower, History, Log,
+        LogError, LogStats, MemoryLog, Page, Position, Rules, Start, Tail, TopicStats,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
@@ -91,8 +91,12 @@ impl Log for FailingLog {
         self.log.watermark()
     }
 
-    fn expired(&self) -> Id {
-        self.log.expired()
+    fn expiry(&self) -> Expiry {
+        self.log.expiry()
+    }
+
+    fn retain_by(&self, rules: Rules) {
+        self.log.retain_by(rules);
     }
 
     async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {
@@ -105,6 +109,11 @@ impl Log for FailingLog {
         self.faults.are_held.subscribe().wait_for(|are_held| !are_held).await.expect("a sender");
         self.check()?;
         self.log.read(patterns, position, limit).await
+    }
+
+    async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
+        self.check()?;
+        self.log.history(topic, before, limit).await
     }
 
     fn ephemerals(&self) -> &Ephemerals {

@@ -211,8 +211,11 @@ async fn a_reload_that_is_asked_for_during_the_start_comes_after_it() {
     within("the second process to wait", until_read(&mut log, "waiting for it")).await;
     send(&second, Signal::HUP);
     first.terminate().await;
-    within("the reload", until_read(&mut log, "keys, grants, allowed origins and allowed hosts reloaded"))
-        .await;
+    within(
+        "the reload",
+        until_read(&mut log, "keys, grants, [[retain]], allowed origins and allowed hosts reloaded"),
+    )
+    .await;
 }
 
 async fn until_read(from: &mut (impl tokio::io::AsyncRead + Unpin), text: &str) {

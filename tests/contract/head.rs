@@ -41,7 +41,13 @@ async fn head_has_the_status_and_headers_of_get_and_no_body() {
         assert_eq!((asked.status, asked.text()), (got.status, ""), "{path}");
         assert_eq!(headers(&asked), headers(&got), "{path}");
     }
-    for path in ["/topics/a", "/topics/a?after=0", "/topics/a?after=0&wait=60", "/events?topic=a&last=1"] {
+    for path in [
+        "/topics/a",
+        "/topics/a?before=5",
+        "/topics/a?after=0",
+        "/topics/a?after=0&wait=60",
+        "/events?topic=a&last=1",
+    ] {
         let (asked, got) = (head(&server, path).answer().await, get(&server, path).answer().await);
         assert_eq!((asked.status, asked.text()), (got.status, ""), "{path}");
         let mut expected = headers(&got);

@@ -7,7 +7,7 @@ use std::{
 
 use rejoin::{
     broker::{Broker, Delivery, Join, Subscription},
-    log::{Append, MemoryLog, Retention, Start},
+    log::{Append, MemoryLog, Retention, Rules, Start},
     message::{Draft, Id, Payload},
 };
 
@@ -19,6 +19,7 @@ const RETENTION: Retention = Retention {
     bytes: 1 << 20,
     total_bytes: 8 << 20,
     topics: 1_000_000,
+    rules: Rules::NONE,
 };
 
 async fn publish(broker: &Broker, topic: &str) -> Id {

@@ -23,6 +23,7 @@ mod gaps;
 mod guard;
 mod head;
 mod heard;
+mod history;
 mod http1;
 mod http2;
 mod inspect;
@@ -38,6 +39,7 @@ mod process;
 mod publish;
 mod reader;
 mod replay;
+mod retain;
 mod separators;
 mod settings;
 #[path = "../support/signer.rs"]

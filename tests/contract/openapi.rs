@@ -115,6 +115,8 @@ async fn answers_match_the_document() {
         (t, "post", 403, post(&server, &topic).header("origin", "http://elsewhere.example").body("x")),
         (t, "get", 200, get(&server, &format!("{topic}?after=0&wait=0"))),
         (t, "get", 200, get(&server, &format!("{topic}?after=1&wait=0"))),
+        (t, "get", 200, get(&server, &format!("{topic}?before=9007199254740991&limit=1"))),
+        (t, "get", 200, get(&server, &format!("{topic}?before=5"))),
         (t, "get", 400, get(&server, &format!("{topic}?wait=61"))),
         (t, "get", 426, get(&server, &topic).header("connection", "upgrade").header("upgrade", "websocket")),
         ("/events", "get", 200, get(&server, "/events?topic=a&topic=*&last=1&wait=0")),

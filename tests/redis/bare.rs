@@ -4,7 +4,7 @@ use std::{task::Poll, time::Duration};
 
 use rejoin::{
     broker::{Broker, Delivery, Subscription},
-    log::{Append, RedisLog, Retention, Start},
+    log::{Append, RedisLog, Retention, Rules, Start},
     message::{Draft, Id, Payload},
 };
 use tokio::time::timeout;
@@ -23,6 +23,7 @@ pub const RETENTION: Retention = Retention {
     bytes: 16 << 20,
     total_bytes: 256 << 20,
     topics: 1_000_000,
+    rules: Rules::NONE,
 };
 
 /// A log that can be reached.

@@ -4,7 +4,7 @@ use std::{net::TcpListener, process::Command, process::Stdio, sync::Arc, time::D
 
 use rejoin::{
     broker::Broker,
-    log::{Append, RedisLog, Retention},
+    log::{Append, RedisLog, Retention, Rules},
     message::{Draft, Payload},
 };
 use tokio::{
@@ -50,6 +50,7 @@ async fn messages_for_a_reader_that_has_stopped_take_no_memory() {
         bytes: 16 << 20,
         total_bytes: 256 << 20,
         topics: 1_000_000,
+        rules: Rules::NONE,
     };
     let broker =
         Arc::new(Broker::new(RedisLog::start(redis.url().parse().expect("an address"), &retention, 0)));

@@ -6,7 +6,12 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use tokio::time::Instant;
 
 use super::Transport;
-use crate::{broker::Delivery, http::connections::Costs, message::Id};
+use crate::{
+    broker::Delivery,
+    http::connections::Costs,
+    log::Reason,
+    message::{Id, Message},
+};
 
 /// The metrics of one transport.
 pub struct TransportMetrics {
@@ -54,12 +59,18 @@ impl Permit {
 
     /// Counts a message or gap for the next write. `again` is true for the replay of a topic that was added.
     pub fn note(&mut self, delivery: &Delivery, again: bool) {
-        let message = match delivery {
-            Delivery::Message(message) => message,
-            Delivery::Gap(gap) => {
-                return self.metrics.gaps.with_label_values(&[gap.reason.as_str()]).inc();
-            }
-        };
+        match delivery {
+            Delivery::Message(message) => self.note_message(message, again),
+            Delivery::Gap(gap) => self.note_gap(gap.reason),
+        }
+    }
+
+    pub fn note_gap(&self, reason: Reason) {
+        self.metrics.gaps.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// Counts a message for the next write. `again` is true if it is read from the past on request.
+    pub fn note_message(&mut self, message: &Message, again: bool) {
         let counts = &mut self.counts;
         counts.messages += 1;
         if again || (message.id <= self.newest && !message.is_ephemeral()) {

@@ -9,6 +9,8 @@ pub const MESSAGE_BYTES: usize = 40;
 pub const TOPIC_BYTES: usize = 210;
 /// The tail of a topic that has retained messages.
 pub const TAIL_BYTES: usize = 260;
+/// The time at which a topic with retained messages expires, if there are rules for some topics.
+pub const DUE_BYTES: usize = 150;
 /// The mark of a topic that lost messages.
 pub const MARK_BYTES: usize = 80;
 /// An idempotency key, without its topic's name and its own bytes.

@@ -1,8 +1,10 @@
 //! The state of the log in memory, behind one lock.
 
 mod budget;
+mod due;
 mod fan_out;
 mod firsts;
+mod history;
 mod narrow;
 mod reading;
 mod seeking;
@@ -17,7 +19,10 @@ use std::{
 
 use hashlink::LinkedHashMap;
 
-use self::fan_out::FanOut;
+use self::{
+    due::{Due, Review},
+    fan_out::FanOut,
+};
 pub use self::{reading::Reading, seeking::Seeking, snapshot::Snapshot};
 use super::{cost, keys::Keys, losses::Losses};
 use crate::{
@@ -59,6 +64,10 @@ pub struct State {
     keys: Keys,
     losses: Losses,
     fan_out: Option<FanOut>,
+    /// When topics expire, if there are rules for some of them.
+    due: Option<Due>,
+    /// How far changed rules were applied.
+    review: Option<Review>,
     /// True once the messages were handed to the next process: the log takes nothing more.
     closed: bool,
 }
@@ -91,6 +100,8 @@ impl State {
             keys: Keys::default(),
             losses: Losses::new(began),
             fan_out: None,
+            due: None,
+            review: None,
             closed: false,
         }
     }
@@ -224,7 +235,7 @@ pub mod tests {
 
     use super::*;
     use crate::{
-        log::{Beginning, Page, Position, Reason, Start},
+        log::{Beginning, Page, Position, Reason, Rules, Start},
         message::{Draft, PatternSet, Payload},
     };
 
@@ -234,6 +245,7 @@ pub mod tests {
         bytes: 1 << 20,
         total_bytes: 1 << 20,
         topics: 1_000_000,
+        rules: Rules::NONE,
     };
 
     pub fn publish(state: &mut State, name: &str) -> Id {
@@ -260,7 +272,7 @@ pub mod tests {
 
     /// Begins as a log does.
     pub fn begin(state: &mut State, patterns: &PatternSet, start: &Start, expired: Id) -> Beginning {
-        while state.expire(expired, STEP) == STEP {}
+        while state.expire(&RETENTION, expired.plus(RETENTION.age), STEP) == STEP {}
         match Seeking::new(patterns, start, state.newest) {
             Ok(mut seeking) => {
                 while !state.seek_on(&mut seeking, NODES) {}
@@ -278,7 +290,7 @@ pub mod tests {
         limit: usize,
         expired: Id,
     ) -> Page {
-        while state.expire(expired, STEP) == STEP {}
+        while state.expire(&RETENTION, expired.plus(RETENTION.age), STEP) == STEP {}
         let mut reading = Reading::new(patterns, position, limit);
         while !state.read_on(&mut reading, NODES) {}
         reading.into_page()

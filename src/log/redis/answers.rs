@@ -50,6 +50,17 @@ answers! {
         found: Vec<Stored>,
     }
 
+    /// A part of the history of a topic.
+    struct Past {
+        facts: Facts,
+        /// The oldest message that is not below the id.
+        behind: Retained,
+        /// 1 if older messages are retained.
+        has_older: u8,
+        /// Newest message first.
+        found: Vec<Stored>,
+    }
+
     /// A page of topics that are read one by one.
     struct TopicsPage {
         facts: Facts,

@@ -29,6 +29,8 @@ pub struct Facts {
     pub marked: Id,
     /// True if Redis refuses writes. It may be a copy that lacks the newest ids.
     pub is_frozen: bool,
+    /// 0 if no replica has told the store its rules of retention.
+    pub has_rules: u8,
 }
 
 /// The limits of retention, as the store remembers them.
@@ -43,7 +45,7 @@ pub struct Keep {
 
 impl From<&Retention> for Keep {
     fn from(retention: &Retention) -> Self {
-        let Retention { messages, age, bytes, total_bytes, topics } = *retention;
+        let Retention { messages, age, bytes, total_bytes, topics, .. } = *retention;
         Self { messages, age, bytes, total_bytes, topics }
     }
 }
@@ -107,9 +109,9 @@ impl Facts {
 
 impl FromRedisValue for Facts {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (newest, began, forgotten, keep, boundaries, marked, is_frozen) =
+        let (newest, began, forgotten, keep, boundaries, marked, is_frozen, has_rules) =
             FromRedisValue::from_redis_value(value)?;
-        Ok(Self { newest, began, forgotten, keep, boundaries, marked, is_frozen })
+        Ok(Self { newest, began, forgotten, keep, boundaries, marked, is_frozen, has_rules })
     }
 }
 

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use tokio::{
     sync::Notify,
     time::{Instant, interval, timeout},
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::{
     log::{
-        Clock, Ephemerals, Follower, Page, Tail,
+        Clock, Ephemerals, Expiry, Follower, Page, Rules, Tail,
         patterns::{self, PatternTails},
     },
     message::{Draft, Id, Message, Pattern, Topic},
@@ -48,8 +49,9 @@ pub struct Feed {
     arrivals: Arrivals,
     /// Notifies when the watermark has moved.
     moved: Notify,
-    /// How long a message is retained, in microseconds.
+    /// How long a message is retained, in microseconds, if no rule says otherwise.
     age: AtomicU64,
+    rules: ArcSwap<Rules>,
     pub ephemerals: Ephemerals,
 }
 
@@ -95,13 +97,14 @@ impl FeedTail {
 }
 
 impl Feed {
-    pub fn new(clock: Clock, age: Duration) -> Self {
+    pub fn new(clock: Clock, age: Duration, rules: Rules) -> Self {
         Self {
             clock,
             state: Mutex::default(),
             arrivals: Arrivals::default(),
             moved: Notify::new(),
             age: AtomicU64::new(age.as_micros() as u64),
+            rules: ArcSwap::from_pointee(rules),
             ephemerals: Ephemerals::default(),
         }
     }
@@ -119,9 +122,15 @@ impl Feed {
         timeout(limit, self.arrivals.arrived(id)).await.is_ok()
     }
 
-    /// Messages up to this id have expired.
-    pub fn expired(&self) -> Id {
-        self.clock.now().minus(Duration::from_micros(self.age.load(Ordering::Relaxed)))
+    /// Which messages have expired by now.
+    pub fn expiry(&self) -> Expiry {
+        let age = Duration::from_micros(self.age.load(Ordering::Relaxed));
+        Expiry::at(self.clock.now(), age, &self.rules.load())
+    }
+
+    /// Lets messages expire by other rules.
+    pub fn retain_by(&self, rules: Rules) {
+        self.rules.store(Arc::new(rules));
     }
 
     /// Sets how long a message is retained, as the store says.

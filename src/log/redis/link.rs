@@ -169,6 +169,7 @@ impl Link {
             Ok(Ok(Probed { facts, is_unswept, end })) => {
                 self.is_unswept.store(is_unswept, Ordering::Relaxed);
                 self.feed.keep_for(facts.keep.age);
+                self.store.look_at_rules(&facts);
                 self.arrived(&facts, end).await?;
                 let _ = timeout(PROBE_TIMEOUT, self.store.check_durability()).await;
             }

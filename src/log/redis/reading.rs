@@ -2,10 +2,12 @@
 //!
 //! This module decides what a cursor means, from the answers of the scripts. It keeps no state.
 
+mod history;
 mod seeking;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+pub use self::history::history;
 use super::{
     answers::{Fetched, FoundStored, Names, Retained, ScanState, Scanned, Sought, Stored, TopicsPage},
     facts::Facts,

@@ -50,6 +50,7 @@ pub struct Scripts {
     pub begin: ReadScript,
     pub topics: ReadScript,
     pub stats: ReadScript,
+    pub history: ReadScript,
 }
 
 /// A script that only reads, in two forms.
@@ -93,6 +94,7 @@ impl Default for Scripts {
             begin: reader(include_str!("scripts/begin.lua")),
             topics: reader(include_str!("scripts/topics.lua")),
             stats: reader(include_str!("scripts/stats.lua")),
+            history: reader(include_str!("scripts/history.lua")),
         }
     }
 }
@@ -133,7 +135,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     const CHECK: &str = include_str!("scripts/check.lua");
-    const ALL: [&str; 17] = [
+    const ALL: [&str; 18] = [
         include_str!("scripts/prelude.lua"),
         include_str!("scripts/publish.lua"),
         include_str!("scripts/announce.lua"),
@@ -151,6 +153,7 @@ mod tests {
         include_str!("scripts/begin.lua"),
         include_str!("scripts/topics.lua"),
         include_str!("scripts/stats.lua"),
+        include_str!("scripts/history.lua"),
     ];
 
     /// The words in capitals behind a quotation mark: the commands, and some words of their arguments.

@@ -16,14 +16,15 @@ use redis::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
     Address, Retention,
-    facts::{Facts, Keep},
+    facts::Facts,
     primary::{ConnectError, Primary},
     refusals::{code, is_broken, is_of_copy, is_refused, refused_command},
+    retaining::Retaining,
     scripts::{ReadScript, Scripts},
 };
 use crate::{
@@ -49,8 +50,6 @@ const FULL_FOR: Duration = Duration::from_secs(10);
 const COPY_FOR: Duration = Duration::from_secs(1);
 /// How often a warning repeats what Redis refuses.
 const SAY_EVERY: Duration = Duration::from_secs(10);
-/// How soon this process tries again to set the limits of retention.
-const KEEP_AGAIN: Duration = Duration::from_secs(1);
 /// How long readers write nothing after Redis has refused a write. Then one of them tries again. It is shorter than the
 /// time between two probes, so that each probe tries.
 const FROZEN_FOR: Duration = Duration::from_millis(900);
@@ -73,14 +72,6 @@ impl Connection {
     }
 }
 
-/// How far this process has come with setting the limits of retention.
-#[derive(Default)]
-struct Kept {
-    is_done: bool,
-    /// True if a warning has said that it does not succeed.
-    is_told: bool,
-}
-
 /// Why a script has no answer.
 struct Failure {
     error: LogError,
@@ -95,7 +86,8 @@ pub struct Store {
     pub scripts: Scripts,
     primary: Primary,
     prefix: String,
-    keep: Keep,
+    /// The limits of retention, which this process sets for all replicas.
+    pub(super) retaining: Retaining,
     /// True if copies confirm each message. Then each script finds out which primary it runs on.
     is_confirmed: bool,
     connection: watch::Sender<Option<Connection>>,
@@ -123,7 +115,7 @@ impl Store {
             scripts: Scripts::default(),
             prefix: address.prefix(),
             primary: Primary::new(address),
-            keep: Keep::from(retention),
+            retaining: Retaining::new(retention),
             is_confirmed,
             connection: watch::Sender::new(None),
             known: AtomicU64::new(0),
@@ -205,7 +197,7 @@ impl Store {
         invocation
             .arg(u8::from(looks))
             .arg(u8::from(self.is_durable.load(Ordering::Acquire)))
-            .arg(self.keep.written())
+            .arg(self.retaining.keep.written())
             .arg(subject);
         for arg in args {
             invocation.arg(*arg);
@@ -414,7 +406,7 @@ impl Store {
 
     /// Connects whenever there is no connection. Never ends.
     pub async fn keep_connected(self: Arc<Self>) {
-        let (mut is_policy_known, mut kept) = (false, Kept::default());
+        let mut is_policy_known = false;
         let mut was_told = false;
         for number in 0.. {
             let began = Instant::now();
@@ -435,7 +427,7 @@ impl Store {
                     let mut connection = self.connection.subscribe();
                     tokio::select! {
                         _ = connection.wait_for(Option::is_none) => {}
-                        () = self.keep_once(&mut kept) => {}
+                        () = self.keep_retaining() => {}
                         () = self.primary.moved(&addr) => self.lose(number, &"the sentinels name another primary"),
                     }
                 }
@@ -481,29 +473,6 @@ impl Store {
         let mut connection = self.connection.subscribe();
         let made = timeout(PATIENCE, connection.wait_for(Option::is_some)).await;
         made.ok()?.ok()?.clone()
-    }
-
-    /// Sets the limits of retention for all replicas, as soon as Redis takes writes: those of the replica that started last
-    /// hold. Never ends.
-    async fn keep_once(&self, kept: &mut Kept) {
-        while !kept.is_done {
-            let before: Result<Keep, _> = self.run(&self.scripts.keep, "", &[]).await;
-            kept.is_done = before.is_ok();
-            match before {
-                Ok(before) if before != self.keep => tracing::warn!(
-                    before = %before, now = %self.keep,
-                    "the store kept messages by other --retain-… settings; now these hold for all replicas"
-                ),
-                Ok(_) => {}
-                Err(error) => {
-                    if !std::mem::replace(&mut kept.is_told, true) {
-                        tracing::warn!(%error, "the retention limits are not stored in redis yet");
-                    }
-                    sleep(KEEP_AGAIN).await;
-                }
-            }
-        }
-        std::future::pending().await
     }
 
     /// Asks Redis for its policy, and warns if messages may be evicted. False if there is no connection to ask.

@@ -9,7 +9,7 @@ use std::fs;
 
 use super::{head::Head, *};
 use crate::{
-    log::{Append, AppendError, Appended, Log, MemoryLog, Position, Start},
+    log::{Append, AppendError, Appended, Log, MemoryLog, Position, Rules, Start},
     message::{Draft, Payload},
 };
 
@@ -19,6 +19,7 @@ const RETENTION: Retention = Retention {
     bytes: 1 << 20,
     total_bytes: 1 << 20,
     topics: 1_000_000,
+    rules: Rules::NONE,
 };
 
 /// A folder for one test, which removes it at its end.

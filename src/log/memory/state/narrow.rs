@@ -12,7 +12,7 @@ use super::{
     seeking::{Seeking, What},
 };
 use crate::{
-    log::{merge, position::MAX_READ_TOPICS},
+    log::{Expiry, merge, position::MAX_READ_TOPICS},
     message::{Id, Pattern, PatternSet, Topic},
 };
 
@@ -51,7 +51,7 @@ impl State {
             }
         }
         let take = |message| messages.push(message);
-        let merged = merge(tails.into_iter(), &position, self.newest(), Id::ZERO, reading.limit, take);
+        let merged = merge(tails.into_iter(), &position, self.newest(), &Expiry::NEVER, reading.limit, take);
         let Ok(end) = merged else { return false };
         gaps.into_iter().for_each(|gap| reading.tell(gap));
         messages.into_iter().for_each(|message| reading.give(message));

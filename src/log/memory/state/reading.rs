@@ -309,7 +309,7 @@ impl State {
     }
 
     /// The one boundary of this log. Messages from before it are unknown.
-    fn beginning(&self) -> [Boundary; 1] {
+    pub(super) fn beginning(&self) -> [Boundary; 1] {
         [Boundary { began: self.began, inherited: Id::ZERO, reason: Reason::Restarted }]
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{STEP, State};
+use super::{STEP, State, due::Due};
 use crate::{
     log::{
         Retention, Ring, Tail,
@@ -16,8 +16,8 @@ impl State {
     /// Removes what has expired by `now`, one batch at a time. True if there may be more.
     pub fn sweep(&mut self, retention: &Retention, now: Id) -> bool {
         let mut budget = STEP - self.keys.forget_old(STEP);
-        budget -= self.expire(now.minus(retention.age), budget);
-        let unknown = now.minus(INDEX_AGE.max(retention.age + AFTER_EXPIRY));
+        budget -= self.expire(retention, now, budget);
+        let unknown = now.minus(INDEX_AGE.max(retention.longest_age() + AFTER_EXPIRY));
         while budget > 0
             && self.index.front().is_some_and(|(_, known)| known.newest < unknown)
             && let Some((topic, known)) = self.index.pop_front()
@@ -38,11 +38,13 @@ impl State {
     pub(super) fn retain(&mut self, tail: &Arc<Tail>, message: Arc<Message>, retention: &Retention) {
         self.bytes += crate::log::cost(&message);
         self.order.insert(message.id, tail.clone());
-        self.held += usize::from(tail.ring().len() == 0);
+        let limits = self.limits_of(&message.topic, retention);
+        if tail.ring().len() == 0 {
+            self.held += 1;
+            self.due.iter_mut().for_each(|due| due.insert(&message.topic, tail, message.id, limits));
+        }
         tail.push(message);
-        self.pop_while(tail, |ring| {
-            ring.len() > retention.messages || (ring.bytes() > retention.bytes && ring.len() > 1)
-        });
+        self.pop_while(tail, |ring| limits.are_exceeded_by(ring.size()));
         while self.footprint() > retention.total_bytes && self.order.len() > 1 {
             if self.holds_more_than_its_share(tail, retention) {
                 self.pop_one(tail);
@@ -60,6 +62,7 @@ impl State {
             + self.index.len() * cost::TOPIC_BYTES
             + self.name_bytes
             + self.losses.len() * cost::MARK_BYTES
+            + self.due.as_ref().map_or(0, Due::len) * cost::DUE_BYTES
             + self.keys.footprint()
     }
 
@@ -71,15 +74,25 @@ impl State {
         messages > 1 && bytes + messages * cost::MESSAGE_BYTES > share
     }
 
-    /// Removes up to `limit` expired messages, and returns how many it removed.
-    pub fn expire(&mut self, expired: Id, limit: usize) -> usize {
-        let is_expired = |state: &Self| state.order.first_key_value().is_some_and(|(id, _)| *id < expired);
-        let mut count = 0;
-        while count < limit && is_expired(self) {
-            self.evict_oldest();
+    /// Removes expired messages, and returns how many entries it looked at or removed: at most `limit`.
+    pub fn expire(&mut self, retention: &Retention, now: Id, limit: usize) -> usize {
+        let mut count = self.review(retention, limit);
+        while count < limit && self.expire_one(retention, now) {
             count += 1;
         }
         count
+    }
+
+    fn expire_one(&mut self, retention: &Retention, now: Id) -> bool {
+        if self.due.is_some() {
+            return self.expire_due(now);
+        }
+        let expired = now.minus(retention.age);
+        let is_expired = self.order.first_key_value().is_some_and(|(id, _)| *id < expired);
+        if is_expired {
+            self.evict_oldest();
+        }
+        is_expired
     }
 
     pub(super) fn evict_oldest(&mut self) {
@@ -88,7 +101,7 @@ impl State {
         self.drop_if_idle(&tail);
     }
 
-    fn pop_one(&mut self, tail: &Tail) {
+    pub(super) fn pop_one(&mut self, tail: &Tail) {
         let mut is_first = true;
         self.pop_while(tail, |_| std::mem::take(&mut is_first));
     }
@@ -109,6 +122,12 @@ impl State {
             self.order.remove(&message.id);
             self.bytes -= crate::log::cost(&message);
             lost = Some(message);
+        }
+        if let Some(message) = &lost
+            && let Some(due) = &mut self.due
+            && tail.ring().len() == 0
+        {
+            due.remove(&message.topic);
         }
         if let Some(message) = lost
             && let Some(known) = self.index.get_mut(&message.topic)

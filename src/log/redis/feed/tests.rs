@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    log::{Retention, redis::codec::Entry},
+    log::{Retention, Rules, redis::codec::Entry},
     message::Payload,
 };
 
@@ -10,7 +10,8 @@ const AGE: Duration = Duration::from_secs(60);
 
 fn facts(began: u64, newest: u64) -> Facts {
     let [began, newest] = [began, newest].map(Id::new);
-    let retention = Retention { messages: 1, age: AGE, bytes: 1, total_bytes: 1, topics: 1_000_000 };
+    let retention =
+        Retention { messages: 1, age: AGE, bytes: 1, total_bytes: 1, topics: 1_000_000, rules: Rules::NONE };
     Facts {
         newest,
         began,
@@ -19,11 +20,12 @@ fn facts(began: u64, newest: u64) -> Facts {
         boundaries: Vec::new(),
         marked: Id::ZERO,
         is_frozen: false,
+        has_rules: 1,
     }
 }
 
 fn begun() -> Feed {
-    let feed = Feed::new(Clock::stopped(), AGE);
+    let feed = Feed::new(Clock::stopped(), AGE, Rules::NONE);
     feed.begin(&facts(10, 10), Place { id: Id::new(10), number: 0 });
     feed
 }

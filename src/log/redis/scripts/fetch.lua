@@ -20,6 +20,6 @@ local known_topics = {}
 for at = others, #ARGV, 2 do
   local topic, given = ARGV[at], tonumber(ARGV[at + 1])
   local scores = redis.call('ZMSCORE', index, topic, ' ' .. topic)
-  known_topics[#known_topics + 1] = retained(scores, entries(topic, str(math.max(given + 1, expired)), 1)[1])
+  known_topics[#known_topics + 1] = retained(scores, entries(topic, str(math.max(given + 1, expired_of(topic))), 1)[1])
 end
 return {facts(), found, known_topics}

@@ -1,5 +1,6 @@
--- Sets the limits of retention, and returns the limits from before.
-local before = kept()
-keep(wanted)
-redis.call('HSET', state, '*', packed())
-return before
+-- Sets the limits of retention, and returns those from before: of all topics, and the rules for some, if any replica has
+-- told them. The arguments: the rules, one on each line, and 1 if the limits of all topics are set too.
+local before, rules_before = kept(), saved[3]
+if ARGV[8] == '1' then keep(wanted) end
+redis.call('HSET', state, '*', packed(), '*rules', ARGV[7])
+return {before, rules_before}

@@ -13,7 +13,7 @@ local at = (on_stream(subject, 'XREVRANGE', upto, '-', 'COUNT', 1) or {})[1]
 if at and number_of(at) > tonumber(newest) then return {facts(), upto, {}} end
 -- A reader that has been given that message needs nothing.
 if tonumber(newest) <= given then return {facts(), newest, {}} end
-local found, taken, step = {}, 0, 16
+local found, taken, step, expired = {}, 0, 16, expired_of(subject)
 while room > 0 do
   local batch = on_stream(subject, 'XREVRANGE', upto, str(expired), 'COUNT', math.min(step, room)) or {}
   for _, entry in ipairs(batch) do

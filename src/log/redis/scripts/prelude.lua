@@ -65,11 +65,11 @@ local function take_over()
   redis.call('SET', tombstone, 'format 2')
 end
 
--- Read the state of the store and of the script's topic, if there is one, in one command.
-local saved = redis.call('HMGET', state, '*', subject)
+-- Read the state of the store, of the script's topic, if there is one, and the rules of retention, in one command.
+local saved = redis.call('HMGET', state, '*', subject, '*rules')
 if not saved[1] then
   take_over()
-  if last then saved = redis.call('HMGET', state, '*', subject) end
+  if last then saved = redis.call('HMGET', state, '*', subject, '*rules') end
 end
 if saved[1] then
   local is_packed
@@ -160,7 +160,7 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
       end
       redis.call('UNLINK', index, names, order, state)
       redis.call('SET', tombstone, 'format 2')
-      total, messages, marked, forgotten, boundaries, saved[2] = 0, 0, 0, nil, {}, nil
+      total, messages, marked, forgotten, boundaries, saved[2], saved[3] = 0, 0, 0, nil, {}, nil, nil
       keep(wanted)
     end
     last = top + SKEW
@@ -191,7 +191,43 @@ elseif info and not FROZEN and (server or (was_durable and not durable)) then
   if server then redis.call('HSET', state, '*process', string.match(server, 'run_id:(%w+)')) end
 end
 
-local expired = now - max_age
+-- The rules of retention, in their order: messages, age, bytes, and a pattern of Lua for the topics. A limit of 0 is that
+-- of all topics.
+local rules
+local function known_rules()
+  if rules then return rules end
+  rules = {}
+  for most, age, bytes, pattern in string.gmatch(saved[3] or '', '(%d+) (%d+) (%d+) ([^\n]+)') do
+    rules[#rules + 1] = {tonumber(most), tonumber(age), tonumber(bytes), pattern}
+  end
+  return rules
+end
+local has_rules = saved[3] and saved[3] ~= ''
+
+-- The limits of a topic, by the first rule that matches it: messages, age and bytes.
+local function limits_of(topic)
+  if not has_rules then return max_messages, max_age, max_bytes end
+  local name = string.match(topic, '^%$presence%.(.+)$') or topic
+  for _, rule in ipairs(known_rules()) do
+    if string.find(name, rule[4]) then
+      local function or_all(own, all) return own > 0 and own or all end
+      return or_all(rule[1], max_messages), or_all(rule[2], max_age), or_all(rule[3], max_bytes)
+    end
+  end
+  return max_messages, max_age, max_bytes
+end
+
+-- Messages of a topic with ids below this have expired.
+local function expired_of(topic)
+  local _, age = limits_of(topic)
+  return now - age
+end
+
+-- Messages with ids below this have expired in every topic.
+local all_expired = now - max_age
+if has_rules then
+  for _, rule in ipairs(known_rules()) do all_expired = math.min(all_expired, now - rule[2]) end
+end
 
 -- The newest id and the bytes of a topic, if the index knows it. Another program may have removed or changed them: then
 -- the index still has the id, and the bytes count as none.
@@ -208,7 +244,7 @@ local function facts()
   must_learn()
   local told = {}
   for at, boundary in ipairs(boundaries) do told[at] = {str(boundary[1]), str(boundary[2]), boundary[3]} end
-  return {str(last), str(began), str(forgotten), kept(), told, str(marked), FROZEN and 1 or 0}
+  return {str(last), str(began), str(forgotten), kept(), told, str(marked), FROZEN and 1 or 0, saved[3] and 1 or 0}
 end
 
 -- The beginning of every feed entry that has an id of its own: the generation, and the id before it. A
@@ -315,13 +351,25 @@ local function evict(topic, id)
   return entry ~= nil
 end
 
--- Removes a batch of expired messages. True if there may be more.
+-- Removes a batch of the messages that have expired in every topic. True if there may be more.
 local function sweep(budget)
-  local old = redis.call('XRANGE', order, '-', '(' .. str(expired) .. '-0', 'COUNT', FROZEN and 1 or budget)
+  local old = redis.call('XRANGE', order, '-', '(' .. str(all_expired) .. '-0', 'COUNT', FROZEN and 1 or budget)
   if FROZEN then return #old > 0 end
   for _, entry in ipairs(old) do
     if entry[2][1] == 't' then evict(entry[2][2], entry[1]) else redis.call('XDEL', order, entry[1]) end
   end
   if old[1] then redis.call('HSET', state, '*', packed()) end
   return #old == budget
+end
+
+-- Removes the expired messages of one topic, at most `budget`, and returns how many. The caller writes the totals.
+local function expire(topic, budget)
+  local upto, removed = '(' .. str(expired_of(topic)) .. '-0', 0
+  while removed < budget do
+    local oldest = (on_stream(topic, 'XRANGE', '-', upto, 'COUNT', 1) or {})[1]
+    if not oldest then break end
+    evict(topic, oldest[1])
+    removed = removed + 1
+  end
+  return removed
 end

@@ -60,7 +60,8 @@ end
 length, bytes, total, messages = length + 1, bytes + cost, total + cost, messages + 1
 
 -- Trimming costs more than keeping, so a few messages too many may pile up, and all are trimmed at once.
-local is_full = length > max_messages + math.floor(max_messages / SLACK) or bytes > max_bytes + max_bytes / SLACK
+local most, _, most_bytes = limits_of(topic)
+local is_full = length > most + math.floor(most / SLACK) or bytes > most_bytes + most_bytes / SLACK
 local gone, old, budget = nil, {}, 100
 while is_full do
   local batch = redis.call('XRANGE', into, gone and '(' .. gone or '-', '+', 'COUNT', 16)
@@ -70,7 +71,7 @@ while is_full do
     gone = oldest[1]
     old[#old + 1] = gone
     length, bytes, total, messages = length - 1, bytes - freed, total - freed, messages - (freed > 0 and 1 or 0)
-    is_full = (length > max_messages or bytes > max_bytes) and length > 1 and #old < budget
+    is_full = (length > most or bytes > most_bytes) and length > 1 and #old < budget
     if not is_full then break end
   end
 end
@@ -136,5 +137,8 @@ tell(entry, 'm', linked(chain) .. ' ' .. link .. ' ' .. (gone or '0')
   .. carrying(topic, is_small and head or '', is_small and data or ''))
 for victim, upto in pairs(victims) do tell(ident .. '-*', 'g', upto .. carrying(victim, '', '')) end
 -- Each sweep removes more messages than were stored since the last one, so expired messages never pile up.
-if id % 16 == 0 then sweep(32) end
+if id % 16 == 0 then
+  sweep(32)
+  if has_rules and expire(topic, 32) > 0 then redis.call('HSET', state, '*', packed()) end
+end
 return {'stored', ident, str(began)}

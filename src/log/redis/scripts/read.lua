@@ -10,7 +10,7 @@ for at = TOPICS, #ARGV, 2 do
   local scores = redis.call('ZMSCORE', index, topic, ' ' .. topic)
   local newest, batch = tonumber(scores[1]), {}
   if newest and newest > given then
-    batch = entries(topic, str(math.max(given + 1, expired)), is_alone and 16 or 1)
+    batch = entries(topic, str(math.max(given + 1, expired_of(topic))), is_alone and 16 or 1)
   end
   local first = batch[1]
   known_topics[#known_topics + 1] = retained(scores, first)

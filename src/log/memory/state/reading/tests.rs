@@ -12,7 +12,7 @@ use super::{
     *,
 };
 use crate::{
-    log::{Append, Retention, Start, retention::INDEX_AGE},
+    log::{Append, Retention, Rules, Start, retention::INDEX_AGE},
     message::{Draft, Payload, steps},
 };
 
@@ -22,6 +22,7 @@ const RETENTION: Retention = Retention {
     bytes: 1 << 20,
     total_bytes: 7_000,
     topics: 1_000_000,
+    rules: Rules::NONE,
 };
 
 pub fn topic(name: &str, number: u32) -> Topic {
@@ -69,7 +70,10 @@ fn to_look_only_where_something_was_lost_finds_every_gap() {
                 6 if random.random_ratio(1, 10) => {
                     (0..1_100).for_each(|_| publish(&mut state, topic("b", random.random_range(0..4))));
                 }
-                6 => _ = state.expire(Id::new(state.newest.get() - random.random_range(0..20)), 100),
+                6 => {
+                    let expired = Id::new(state.newest.get() - random.random_range(0..20));
+                    expire(&mut state, expired);
+                }
                 7 if random.random_ratio(1, 10) => {
                     let later = Id::new(Id::now().get() + 8 * 24 * 3600 * 1_000_000);
                     while state.sweep(&RETENTION, later) {}
@@ -92,6 +96,11 @@ fn to_look_only_where_something_was_lost_finds_every_gap() {
     }
 }
 
+/// Lets messages with ids below `expired` expire.
+fn expire(state: &mut State, expired: Id) -> usize {
+    state.expire(&RETENTION, expired.plus(RETENTION.age), 100)
+}
+
 pub fn set(names: &[&str]) -> PatternSet {
     names.iter().map(|name| name.parse().expect("a pattern")).collect()
 }
@@ -102,7 +111,7 @@ pub fn disturb(state: &mut State, random: &mut StdRng) -> Option<(Topic, Id)> {
     let now = Id::new(state.newest.get() - random.random_range(0..20));
     match random.random_range(0..40) {
         0..4 => state.delete(&topic).expect("open"),
-        4..8 => _ = state.expire(now, 100),
+        4..8 => _ = expire(state, now),
         8 => while state.sweep(&RETENTION, Id::new(now.get() + INDEX_AGE.as_micros() as u64)) {},
         _ => {
             publish(state, topic.clone());

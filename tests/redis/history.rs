@@ -1,0 +1,104 @@
+//! The history of a topic, when Redis or another program has lost a part of it.
+
+use rejoin::{
+    broker::Broker,
+    log::{History, Missing, Reason, Retention},
+    message::Id,
+};
+
+use crate::{
+    bare::{RETENTION, log, log_that_keeps, publish, until_reachable},
+    support::redis::Redis,
+};
+
+async fn pages(broker: &Broker, limit: usize) -> History {
+    let page = async |before| {
+        let topic = "a".parse().expect("a topic");
+        broker.history(&topic, before, limit).await.expect("reachable")
+    };
+    let mut pages = page(Id::MAX).await;
+    while let Some(before) = pages.before {
+        pages.extend(page(before).await);
+    }
+    pages
+}
+
+fn ids(history: &History) -> Vec<Id> {
+    history.messages.iter().map(|message| message.id).collect()
+}
+
+/// Two generations have lost their last message: a1 a2 (a3), b1 (b2).
+#[tokio::test]
+async fn a_boundary_is_a_gap_at_its_place_in_the_history() {
+    let Some(mut redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let mut kept = Vec::new();
+    for count in [2, 1] {
+        for _ in 0..count {
+            kept.push(publish(&broker, "a").await);
+        }
+        redis.say(&["SAVE"]);
+        publish(&broker, "a").await;
+        redis.kill();
+        redis.start_again();
+        until_reachable(&broker).await;
+    }
+    let gap = |after, next| Missing { after, next, reason: Reason::Restarted };
+    for limit in [1, 2, 10] {
+        let history = pages(&broker, limit).await;
+        assert_eq!((ids(&history), history.is_beginning), (kept.clone(), true), "{limit}");
+        let expected = [gap(kept[1], Some(kept[2])), gap(kept[2], None)];
+        assert_eq!(history.gaps, expected, "{limit}");
+    }
+    kept.push(publish(&broker, "a").await);
+    for limit in [1, 2, 10] {
+        let history = pages(&broker, limit).await;
+        assert_eq!((ids(&history), history.is_beginning), (kept.clone(), true), "{limit}");
+        let expected = [gap(kept[1], Some(kept[2])), gap(kept[2], Some(kept[3]))];
+        assert_eq!(history.gaps, expected, "{limit}");
+    }
+    redis.say(&["FLUSHALL"]);
+    until_reachable(&broker).await;
+    // A new life of the store: nothing of it is missing, and an id from before it says so.
+    let history = pages(&broker, 10).await;
+    assert!(history.is_beginning && history.messages.is_empty(), "{history:?}");
+    let history = broker.history(&"a".parse().expect("a topic"), kept[3], 10).await.expect("reachable");
+    assert_eq!(history.gaps, [gap(Id::ZERO, None)]);
+}
+
+/// Another program takes messages out, and adds entries that no message can have.
+#[tokio::test]
+async fn a_hole_in_a_stream_is_a_gap_at_its_place_in_the_history() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log_that_keeps(&redis.url(), &Retention { messages: 100, ..RETENTION }).await;
+    let mut published = Vec::new();
+    for _ in 0..6 {
+        published.push(publish(&broker, "a").await);
+    }
+    let key = "{rejoin}:topic:a";
+    redis.say(&["XDEL", key, &format!("{}-0", published[2])]);
+    redis.say(&["XADD", key, &format!("{}-1", published[5]), "x", "y"]);
+    let left = [&published[..2], &published[3..]].concat();
+    for limit in [1, 2, 3, 10] {
+        let history = pages(&broker, limit).await;
+        assert_eq!((ids(&history), history.is_beginning), (left.clone(), true), "{limit}");
+        let gap = Missing { after: published[1], next: Some(published[3]), reason: Reason::Retention };
+        assert_eq!(history.gaps, [gap], "{limit}");
+    }
+    redis.say(&["DEL", key]);
+    let history = pages(&broker, 10).await;
+    let gap = Missing { after: Id::ZERO, next: None, reason: Reason::Retention };
+    assert_eq!((history.gaps.as_slice(), history.is_beginning), (&[gap][..], false));
+}
+
+/// The history is read from the store, so it does not wait for the live feed of a replica.
+#[tokio::test]
+async fn a_page_has_what_another_replica_has_just_stored() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let (here, there) = (log(&redis.url()).await, log(&redis.url()).await);
+    for _ in 0..50 {
+        let id = publish(&here, "a").await;
+        let page = there.history(&"a".parse().expect("a topic"), Id::MAX, 1).await.expect("reachable");
+        assert_eq!(ids(&page), [id]);
+    }
+}

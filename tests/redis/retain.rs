@@ -1,0 +1,204 @@
+//! Retention by pattern in Redis: rules that a store loses, rules of two replicas, and the sweep.
+
+use std::time::Duration;
+
+use rejoin::{
+    broker::Broker,
+    log::{Reason, Retention, Rule, Rules, Start},
+    message::{Id, Pattern},
+};
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    bare::{PATIENCE, RETENTION, log_that_keeps, publish, read_until, subscribe},
+    holes::run,
+    support::{
+        program::{Folder, Program},
+        redis::Redis,
+    },
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn rule(topics: &str, messages: Option<usize>, age: Option<Duration>) -> Rule {
+    Rule { topics: topics.parse().expect("a pattern"), messages, age, bytes: None }
+}
+
+/// The rules that the store has.
+fn rules_of(redis: &Redis) -> String {
+    redis.say(&["HGET", "{rejoin}:store", "*rules"])
+}
+
+async fn until_retained(broker: &Broker, topic: &str, count: usize) {
+    let name = topic.parse().expect("a topic");
+    let retained = async {
+        for published in 1.. {
+            publish(broker, topic).await;
+            let page = broker.history(&name, Id::MAX, 1000).await.expect("reachable");
+            if published > count && page.messages.len() == count {
+                return;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, retained).await.unwrap_or_else(|_| panic!("{topic} does not come to {count} messages"));
+}
+
+#[tokio::test]
+async fn a_store_that_begins_anew_gets_the_rules_again() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let rules = Rules::new(vec![rule("a", Some(3), None)]);
+    let broker = log_that_keeps(&redis.url(), &Retention { rules, ..RETENTION }).await;
+    until_retained(&broker, "a", 3).await;
+    redis.say(&["FLUSHALL"]);
+    until_retained(&broker, "a", 3).await;
+}
+
+/// Messages that expire sooner lie behind those of a topic that is retained for long, more topics than one step sweeps.
+#[tokio::test]
+async fn the_sweep_finds_what_has_expired_in_every_topic() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let rules =
+        Rules::new(vec![rule("short.*", None, Some(HOUR)), rule("long.*", Some(3), Some(100 * HOUR))]);
+    let broker = log_that_keeps(&redis.url(), &Retention { age: 50 * HOUR, rules, ..RETENTION }).await;
+    until_retained(&broker, "long.a", 3).await;
+    for number in 0..250 {
+        publish(&broker, &format!("short.{number}")).await;
+    }
+    publish(&broker, "other").await;
+    let probe = include_str!("../../src/log/redis/scripts/probe.lua");
+    let sweep_in = |hours: usize| {
+        let time = format!("{{redis.call('TIME')[1] + {hours} * 3600 + 60, 0}}");
+        let later = |prelude: &str| prelude.replace("redis.call('TIME')", &time);
+        run(&redis, later, probe, "", &["1"]);
+    };
+    let messages = async || broker.stats().await.expect("reachable").messages;
+    for (hours, left) in [(0, 254), (1, 4), (50, 3), (100, 0)] {
+        // One step looks at 200 topics and removes 200 messages at most.
+        for _ in 0..4 {
+            sweep_in(hours);
+        }
+        assert_eq!(messages().await, left, "after {hours} hours");
+    }
+    assert_eq!(redis.say(&["XLEN", "{rejoin}:topic:short.7"]).trim(), ":0");
+}
+
+#[tokio::test]
+async fn readers_are_given_each_message_until_it_has_expired_in_its_own_topic() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    // The ids of a new store are ahead of the clock. Those of this one are not, so that messages expire soon.
+    run(&redis, |prelude| prelude.replace("SKEW = 10000000", "SKEW = 0"), "return 1", "", &[]);
+    let rules = Rules::new(vec![
+        rule("short.*", None, Some(Duration::from_millis(300))),
+        rule("long.*", Some(3), None),
+    ]);
+    let broker = log_that_keeps(&redis.url(), &Retention { rules, ..RETENTION }).await;
+    until_retained(&broker, "long.ready", 3).await;
+    let cursor = broker.newest().await.expect("reachable");
+    let mut behind = Vec::new();
+    for name in ["**", "*.a", "short.*", "short.a", "long.a"] {
+        behind.push((name, subscribe(&broker, name, Start::After(cursor)).await));
+    }
+    publish(&broker, "short.a").await;
+    let kept = publish(&broker, "long.a").await;
+    let topic = "short.a".parse().expect("a topic");
+    let gone = async {
+        loop {
+            let page = broker.history(&topic, Id::MAX, 10).await.expect("reachable");
+            if page.messages.is_empty() {
+                return page;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let history = timeout(PATIENCE, gone).await.expect("it expires");
+    assert_eq!((history.gaps[0].reason, history.is_beginning), (Reason::Retention, false));
+    // The store has swept nothing yet, so the readers find out by themselves.
+    assert_eq!(redis.say(&["XLEN", "{rejoin}:topic:short.a"]).trim(), ":1");
+    for (name, mut reader) in behind {
+        let mut fresh = subscribe(&broker, name, Start::After(cursor)).await;
+        for reader in [&mut reader, &mut fresh] {
+            let expected = match name {
+                "long.a" => vec![Some(kept)],
+                "short.*" | "short.a" => vec![None],
+                _ => vec![None, Some(kept)],
+            };
+            assert_eq!(read_until(reader, kept).await, expected, "{name}");
+        }
+    }
+}
+
+/// The patterns of Lua match what the patterns of the protocol match.
+#[tokio::test]
+async fn rules_match_in_redis_as_they_do_here() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let patterns = [
+        "a", "a.b", "*", "**", "a.*", "a.**", "*.b", "*.*", "*.**", "a.*.c", "$s.*", "a.$b", "a-b.%d", "β.*",
+        "a.*.**",
+    ];
+    let topics = [
+        "a", "b", "a.b", "a.b.c", "x.b", "$s", "$s.b", "a.$b", "a.$b.c", "a-b.%d", "ab.1", "aXb", "β.x", "β",
+        "a.b.c.d",
+    ];
+    let broker = log_that_keeps(&redis.url(), &RETENTION).await;
+    for pattern in patterns {
+        broker.retain_by(Rules::new(vec![rule(pattern, Some(7), None)]));
+        let told = async {
+            loop {
+                let rules = rules_of(&redis);
+                if let Some(line) = rules.lines().find_map(|line| line.strip_prefix("7 0 0 ")) {
+                    return line.to_owned();
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let lua = timeout(PATIENCE, told).await.expect("the store is told");
+        for topic in topics {
+            let script = "return string.find(ARGV[1], ARGV[2]) and 1 or 0";
+            let found = redis.say(&["EVAL", script, "0", topic, &lua]).trim() == ":1";
+            let matches = pattern.parse::<Pattern>().expect("a pattern").matches(topic);
+            assert_eq!(found, matches, "{pattern} {topic} by {lua}");
+        }
+        broker.retain_by(Rules::NONE);
+        let gone = async {
+            while rules_of(&redis).contains("7 0 0 ") {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, gone).await.expect("the store is told");
+    }
+}
+
+#[tokio::test]
+async fn a_replica_with_other_rules_warns_that_its_own_hold_now() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let folder = Folder::new();
+    let file = |name: &str, messages: usize| {
+        let text = format!("[[retain]]\ntopics = \"a\"\nmessages = {messages}\n");
+        std::fs::write(folder.path(name), text).expect("a file");
+        folder.path(name)
+    };
+    let start = async |file: &str| Program::start(&["--log", &redis.url(), "--config", file]).await;
+    let (one, other) = (file("one.toml", 5), file("other.toml", 6));
+    let told = async |line: &str| {
+        let told = async {
+            while !rules_of(&redis).contains(line) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, told).await.expect("the store is told");
+    };
+    let warning = "the store kept messages by other [[retain]] entries";
+    let first = start(&one).await;
+    told("5 0 0 ^a$").await;
+    let mut second = start(&other).await;
+    second.until_logged(warning).await;
+    told("6 0 0 ^a$").await;
+    assert!(!first.terminate().await.log.contains(warning), "the first replica found no others");
+    // A reload on the only replica replaces its own entries.
+    file("other.toml", 7);
+    second.send_sighup();
+    told("7 0 0 ^a$").await;
+    let log = second.terminate().await.log;
+    assert_eq!(log.matches(warning).count(), 1, "{log}");
+}
