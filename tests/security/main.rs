@@ -19,6 +19,7 @@ mod shares;
 mod signer;
 #[path = "../support/mod.rs"]
 mod support;
+mod tables;
 mod threats;
 mod tokens;
 
