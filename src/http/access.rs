@@ -23,11 +23,11 @@ use super::{
     origin,
     problem::{Code, Problem},
     refusal::{expired, forbidden, log_unfilled, problem_of},
-    shares::Payer,
 };
 use crate::{
     auth::{Authority, Identity, Refused},
     config::{Config, Host, Origin},
+    log::Payer,
     message::{Pattern, Topic},
 };
 
@@ -280,7 +280,7 @@ impl Access {
 /// The subject of a token, or the address of any other client. A backend with an API key does what the operator wants, and
 /// shares with nobody.
 fn payer_of(identity: &Identity, request: &Request) -> Option<Payer> {
-    let address = || Some(Payer::address(request.extensions().get::<ClientAddress>()?.limited()?));
+    let address = || request.extensions().get::<ClientAddress>()?.payer();
     match identity.subject() {
         Some((sub, iss)) => Some(Payer::subject(sub, iss)),
         None if identity.is_key() => None,

@@ -3,6 +3,7 @@
 mod lines;
 mod process;
 mod tally;
+mod unread;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -23,6 +24,7 @@ use prometheus::{
 pub use self::{
     lines::{DROPPED_LINES, DroppedLines},
     tally::{Permit, TransportMetrics},
+    unread::UnreadRequests,
 };
 use super::{
     App,
@@ -75,6 +77,9 @@ pub struct Metrics {
     retained_bytes: IntGauge,
     topics_read: IntGauge,
     answer_bytes: IntGauge,
+    untaken_answers: IntGauge,
+    unparsed_bytes: IntGauge,
+    pub unread: UnreadRequests,
     /// The totals at the end of the last minute.
     logged: Mutex<Totals>,
 }
@@ -187,6 +192,17 @@ impl Metrics {
                 "rejoin_answer_bytes",
                 "Bytes of answers to polls and to many publishes that clients have not taken.",
             ),
+            untaken_answers: gauge(
+                &registry,
+                "rejoin_untaken_answers",
+                "Answers to other requests that clients have not taken.",
+            ),
+            unparsed_bytes: gauge(
+                &registry,
+                "rejoin_unparsed_bytes",
+                "Bytes of bodies and commands that have been read in part, or are not done.",
+            ),
+            unread: UnreadRequests::new(&registry),
             retained_bytes: gauge(
                 &registry,
                 "rejoin_retained_bytes",
@@ -304,6 +320,8 @@ pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Respo
     }
     metrics.topics_read.set(app.connections.topics_read() as i64);
     metrics.answer_bytes.set(app.connections.untaken_bytes() as i64);
+    metrics.untaken_answers.set(app.connections.untaken_answers() as i64);
+    metrics.unparsed_bytes.set(app.connections.unparsed_bytes() as i64);
     let mut body = Vec::new();
     TextEncoder::new().encode(&metrics.registry.gather(), &mut body).expect("metrics have names and help");
     let mut response = body.into_response();

@@ -12,7 +12,7 @@ use super::{
     *,
 };
 use crate::{
-    log::{Append, Retention, Start, retention::INDEX_AGE},
+    log::{Append, Retention, Start, loss::MAX_GAPS, retention::INDEX_AGE},
     message::{Draft, Payload, steps},
 };
 
