@@ -10,8 +10,8 @@ use std::sync::Arc;
 pub use self::subscription::{Delivery, GapNotice, Join, Subscription};
 use crate::{
     log::{
-        Append, AppendError, Appended, Beginning, Follower, History, Log, LogError, LogStats, Rules, Start,
-        TopicStats, Unfit,
+        Append, AppendError, Appended, Beginning, Follower, History, Log, LogError, LogStats, Payer, Rules,
+        Start, TopicStats, Unfit,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
@@ -40,6 +40,14 @@ impl Broker {
     /// Dropping this before it resolves may still publish the message.
     pub async fn publish(&self, append: Append) -> Result<Appended, AppendError> {
         self.log.append(append).await
+    }
+
+    /// The same for a client that shares what the log holds with others.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves may still publish the message.
+    pub async fn publish_for(&self, append: Append, payer: Option<Payer>) -> Result<Appended, AppendError> {
+        self.log.append_for(append, payer).await
     }
 
     /// Sends an ephemeral message to the subscriptions that are caught up now. No later reader gets it.

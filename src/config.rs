@@ -301,6 +301,11 @@ impl Config {
         self.jwt_secret.as_ref().is_some_and(|Secret(secret)| secret.len() < MIN_SECRET_BYTES)
     }
 
+    /// The longest message to publish as JSON: JSON can write one byte as six, and base64 needs four for three.
+    pub(crate) fn max_command_bytes(&self) -> usize {
+        6 * self.max_payload + (64 << 10)
+    }
+
     /// The limits of retention.
     pub fn retention(&self) -> Retention {
         Retention {

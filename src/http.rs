@@ -7,6 +7,7 @@ mod access;
 mod access_log;
 mod answer;
 mod app;
+mod arrival;
 mod asked;
 mod batch;
 mod body;

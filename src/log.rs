@@ -9,6 +9,7 @@ mod hot;
 mod loss;
 mod memory;
 mod patterns;
+mod payer;
 mod position;
 mod redis;
 mod retention;
@@ -26,6 +27,7 @@ pub use self::{
     ephemeral::Ephemerals,
     history::{History, Missing},
     memory::MemoryLog,
+    payer::Payer,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
     redis::{Address, Credentials, ParseAddressError, RedisLog},
     retention::{Limits, Retention},
@@ -51,6 +53,15 @@ pub trait Log: Send + Sync + 'static {
     /// # Cancel safety
     /// Dropping this before it resolves may still append the message.
     async fn append(&self, append: Append) -> Result<Appended, AppendError>;
+
+    /// The same for a client: its new topics and its idempotency keys are counted, and may be as many as it leaves free.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves may still append the message.
+    async fn append_for(&self, append: Append, payer: Option<Payer>) -> Result<Appended, AppendError> {
+        _ = payer;
+        self.append(append).await
+    }
 
     /// Gives `draft` to the subscriptions that are caught up now. It is not stored and has no id.
     async fn announce(&self, draft: Draft) -> Result<(), LogError>;

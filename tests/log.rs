@@ -9,8 +9,8 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rejoin::{
     broker::{Broker, Delivery, Subscription},
     log::{
-        Append, AppendError, Appended, History, Log, MemoryLog, Reason, RedisLog, Retention, Rule, Rules,
-        Start,
+        Append, AppendError, Appended, History, Log, MemoryLog, Payer, Reason, RedisLog, Retention, Rule,
+        Rules, Start,
     },
     message::{Draft, Id, Pattern, Payload, Topic},
 };
@@ -84,6 +84,9 @@ macro_rules! logs {
             the_history_of_a_topic_comes_backwards_up_to_its_beginning,
             all_pages_of_a_history_are_what_was_published_without_the_gaps,
             each_topic_is_retained_by_the_first_rule_that_matches,
+            a_client_makes_as_many_topics_as_it_leaves_free,
+            a_client_with_many_topics_leaves_room_for_the_keys_of_others,
+            many_patterns_share_the_gaps_that_are_told,
         }
     )*};
 }
@@ -755,4 +758,63 @@ async fn woken_for(readers: Vec<Subscription>, count: usize) -> (Vec<Subscriptio
     };
     let all = futures_util::future::join_all(readers.into_iter().map(next));
     timeout(PATIENCE, all).await.expect("each is woken").into_iter().unzip()
+}
+
+/// A user who may publish to many topics made all of them, and no other client could make one for a week.
+async fn a_client_makes_as_many_topics_as_it_leaves_free(new: New) {
+    let broker = Broker::new(new(Retention { topics: 40, ..RETENTION }));
+    let (loud, quiet) = (Payer::subject("loud"), Payer::subject("quiet"));
+    let make = async |payer: Option<Payer>, name: &str| {
+        let mut made = 0;
+        while broker.publish_for(append(&format!("{name}.{made}"), "x"), payer).await.is_ok() {
+            made += 1;
+        }
+        made
+    };
+    assert_eq!(make(Some(loud), "loud").await, 20);
+    assert_eq!(make(Some(quiet), "quiet").await, 10);
+    let known = broker.publish_for(append("quiet.0", "x"), Some(loud)).await;
+    assert!(matches!(known, Ok(Appended::Stored(_))), "a topic that is known costs nothing: {known:?}");
+    assert_eq!(make(None, "backend").await, 10, "a backend makes all that are left");
+    let refused = broker.publish_for(append("x", "x"), Some(quiet)).await;
+    assert_eq!(refused, Err(AppendError::TooManyTopics));
+}
+
+/// The keys were shared by topic alone, so a user who may publish to many topics used up those of all others.
+async fn a_client_with_many_topics_leaves_room_for_the_keys_of_others(new: New) {
+    let broker = Broker::new(new(Retention { total_bytes: 40_000, ..RETENTION }));
+    let (loud, quiet) = (Payer::subject("loud"), Payer::subject("quiet"));
+    let use_key = async |payer: Option<Payer>, name: &str, key: usize| {
+        let append = Append { idempotency_key: Some(key.to_string().into()), ..append(name, "x") };
+        broker.publish_for(append, payer).await
+    };
+    let mut used = 0;
+    while use_key(Some(loud), &format!("loud.{}", used % 5), used).await.is_ok() {
+        used += 1;
+        assert!(used < 150, "the room for all keys");
+    }
+    assert!(used > 20, "{used}");
+    for key in 0..5 {
+        assert_eq!(use_key(Some(loud), "loud.x", key).await, Err(AppendError::TooManyKeys));
+        use_key(Some(quiet), "loud.0", 1_000 + key).await.expect("another client, in the same topic");
+        use_key(None, "backend", key).await.expect("a backend");
+    }
+    assert!(matches!(use_key(Some(loud), "loud.0", 0).await, Ok(Appended::Replayed(_))), "it is known");
+}
+
+/// One request of a hundred patterns was told a hundred thousand gaps.
+async fn many_patterns_share_the_gaps_that_are_told(new: New) {
+    let broker = Broker::new(new(Retention { messages: 1, ..RETENTION }));
+    let start = broker.newest().await.expect("reachable");
+    for number in 0..201 {
+        publish(&broker, &format!("p0.{number}")).await;
+        broker.delete(&topic(&format!("p0.{number}"))).await.expect("deleted");
+    }
+    let names: Vec<String> = (0..100).map(|number| format!("p{number}.*")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for (names, expected) in [(&names[..1], 201), (&names[..99], 201), (&names[..], 1)] {
+        let mut behind = subscribe(&broker, names, Start::After(start)).await;
+        let told = drain(&broker, &mut behind).await;
+        assert_eq!(told.len(), expected, "{} patterns: {told:?}", names.len());
+    }
 }

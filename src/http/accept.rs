@@ -30,6 +30,7 @@ use super::{
     http2,
     idle::{HeadBegun, HeadTimer, KEPT_FOR},
     linger::{self, Linger, StillSends},
+    metrics::UnreadRequests,
     outgoing::Outgoing,
     places::{Place, Places},
     proxy_protocol::{self, BadBeginning},
@@ -111,7 +112,8 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
                     // Without a place the socket is closed here.
                     let peer = Peer::new(from.ip());
                     if let Some(place) = places.take(peer.payer(&app.config)).await {
-                        let endpoint = Endpoint { router: router.clone(), place, peer };
+                        let (router, unread) = (router.clone(), app.metrics.unread.clone());
+                        let endpoint = Endpoint { router, unread, place, peer };
                         app.tasks.spawn(serve_connection(app.clone(), http1.clone(), endpoint, socket));
                     }
                 }
@@ -164,6 +166,7 @@ fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
 #[derive(Clone)]
 pub struct Endpoint {
     router: Router,
+    pub unread: UnreadRequests,
     pub place: Place,
     pub peer: Peer,
 }
@@ -248,6 +251,11 @@ async fn serve_placed(app: Arc<App>, http1: Arc<Http1>, mut endpoint: Endpoint, 
         if is_too_slow(&error) {
             app.metrics.slow_closes.inc();
         }
+        if error.is_parse_too_large() {
+            app.metrics.unread.heads.inc();
+        } else if error.is_parse() {
+            app.metrics.unread.malformed.inc();
+        }
         tracing::debug!(%error, "connection failed");
     }
 }
@@ -292,6 +300,7 @@ async fn answer_http1(
         _ => false,
     };
     if may_still_send {
+        endpoint.unread.bodies.inc();
         still_sends.set();
     }
     if may_still_send || endpoint.place.is_spare() {

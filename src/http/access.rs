@@ -17,11 +17,11 @@ use super::{
     problem::{Code, Problem},
     refusal::{expired, forbidden, log_unfilled, problem_of},
     rules::{InForce, Rules},
-    shares::Payer,
 };
 use crate::{
     auth::Identity,
     config::Origin,
+    log::Payer,
     message::{Pattern, Topic},
 };
 
@@ -247,7 +247,7 @@ impl Comer {
             rules: in_force.load_full(),
             page: origin::listed(request).map(Arc::new),
             client: address.map(|address| address.ip()),
-            address: address.and_then(|address| address.limited()).map(Payer::address),
+            address: address.and_then(|address| address.payer()),
             record: request.extensions().get().cloned(),
         }
     }
@@ -282,7 +282,7 @@ impl Comer {
         }
         // A backend with an API key does what the operator wants, and shares with nobody.
         let payer = match identity.subject() {
-            Some(subject) => Some(Payer::subject(subject, None)),
+            Some(subject) => Some(Payer::subject(subject)),
             None if identity.is_key() => None,
             None => address,
         };

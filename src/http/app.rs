@@ -87,12 +87,6 @@ impl App {
         format!("{:032x}", rand::random::<u128>())
     }
 
-    /// The length limit of a WebSocket command: the largest payload, in the longest form that JSON may give
-    /// it.
-    pub(super) fn max_command_bytes(&self) -> usize {
-        6 * self.config.max_payload + (64 << 10)
-    }
-
     /// Publishes, if the publish rate allows it. An ephemeral message has no outcome.
     ///
     /// # Cancel safety
@@ -112,7 +106,7 @@ impl App {
             _ if ephemeral => self.broker.announce(append.draft).await.map(|()| None).map_err(Problem::from),
             _ => {
                 let asked_at = Instant::now();
-                let published = self.broker.publish(append).await;
+                let published = self.broker.publish_for(append, access.payer()).await;
                 self.metrics.stored_within(asked_at.elapsed());
                 published.map(Some).map_err(Problem::from)
             }

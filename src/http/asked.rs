@@ -12,7 +12,7 @@ use super::{
     query::{self, Query, StartFields},
 };
 use crate::{
-    log::Start,
+    log::{Payer, Start},
     message::{Id, Object},
 };
 
@@ -81,11 +81,18 @@ impl Asked {
         })
     }
 
-    pub async fn from_body(app: &App, headers: &HeaderMap, body: Body) -> Result<Self, Problem> {
+    pub async fn from_body(
+        app: &App,
+        payer: Option<Payer>,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<Self, Problem> {
         if !media::is_json(headers) {
             return Err(Problem::new(Code::UnsupportedMediaType, "Content-Type: expected application/json"));
         }
-        let bytes: Bytes = body::read(headers, body, MAX_EVENTS_BODY_BYTES, app.config.read_timeout).await?;
+        let (limit, time) = (MAX_EVENTS_BODY_BYTES, app.config.read_timeout);
+        let mut unparsed = app.connections.unparsed(payer);
+        let bytes: Bytes = body::read(headers, body, limit, time, &mut unparsed).await?;
         // A byte order mark before JSON is ignored (RFC 8259 §8.1).
         let json = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
         match serde_json::from_slice(json) {

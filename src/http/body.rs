@@ -3,21 +3,31 @@
 use std::{error::Error, io, time::Duration};
 
 use axum::body::{Body, Bytes};
+use bytes::BytesMut;
 use http::{HeaderMap, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 
 use super::{
     coding::{self, Undecodable},
     problem::{Code, Problem},
+    shares::Share,
 };
 
 /// Reads a body of up to `limit` bytes, which arrives within `time`. A body with a content coding is decoded, and
-/// `limit` is that of the decoded bytes.
+/// `limit` is that of the decoded bytes. They count in `unparsed`, unless all of them came at once.
 ///
 /// # Errors
+/// `overloaded` if `unparsed` allows no more;
 /// `too_large` over the limit, `timed_out` if it does not arrive whole and in time, `bad_request` if it is not in
 /// its coding, `unsupported_media_type` for a coding that the server does not decode.
-pub async fn read(headers: &HeaderMap, body: Body, limit: usize, time: Duration) -> Result<Bytes, Problem> {
+pub async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+    time: Duration,
+    unparsed: &mut Share,
+) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(Code::TooLarge, format!("the body has more than {limit} bytes"));
     let declared =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
@@ -26,12 +36,37 @@ pub async fn read(headers: &HeaderMap, body: Body, limit: usize, time: Duration)
         None if declared.is_some_and(|length| length > limit as u64) => return Err(too_large()),
         None => body,
     };
-    match tokio::time::timeout(time, Limited::new(body, limit).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => Err(broken(&*error)),
+    match tokio::time::timeout(time, collect(body, limit, unparsed)).await {
+        Ok(Ok(bytes)) => bytes.ok_or_else(too_large),
+        Ok(Err(problem)) => Err(problem),
         Err(_) => Err(timed_out()),
     }
+}
+
+/// The whole body; `None` if it is longer than the limit. The pieces are copied, because a small one may keep the
+/// whole buffer into which it was read.
+async fn collect(mut body: Body, limit: usize, unparsed: &mut Share) -> Result<Option<Bytes>, Problem> {
+    let mut read = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(bytes) = frame.map_err(|error| broken(&error))?.into_data() else { continue };
+        if bytes.len() > limit - read.len() {
+            return Ok(None);
+        }
+        if read.is_empty() && body.is_end_stream() {
+            return Ok(Some(bytes));
+        }
+        read.extend_from_slice(&bytes);
+        if !unparsed.set(read.len()) {
+            return Err(too_many_bytes());
+        }
+    }
+    Ok(Some(read.freeze()))
+}
+
+/// The problem with a body, or with commands, that the server has no room for.
+pub fn too_many_bytes() -> Problem {
+    let detail = "clients send more than the server can hold, or you more than your share of it; send this again later";
+    Problem::new(Code::Overloaded, detail)
 }
 
 /// The problem with a body that could not be read to its end.
@@ -51,4 +86,45 @@ pub fn broken(error: &(dyn Error + 'static)) -> Problem {
 
 pub fn timed_out() -> Problem {
     Problem::new(Code::TimedOut, "the body did not arrive within the read timeout; send it again")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Arc};
+
+    use futures_util::stream;
+
+    use super::*;
+    use crate::http::shares::Shares;
+
+    const LIMIT: usize = 100;
+
+    async fn read_pieces(shares: &Arc<Shares>, pieces: usize) -> (Result<usize, Code>, Share) {
+        let mut unparsed = shares.none(None);
+        let pieces =
+            stream::iter((0..pieces).map(|_| Ok::<_, Infallible>(Bytes::from_static(b"0123456789"))));
+        let (headers, body) = (HeaderMap::new(), Body::from_stream(pieces));
+        let bytes = read(&headers, body, LIMIT, Duration::from_secs(1), &mut unparsed).await;
+        (bytes.map(|bytes| bytes.len()).map_err(|problem| problem.code), unparsed)
+    }
+
+    #[tokio::test]
+    async fn the_bytes_of_a_body_are_counted_until_its_request_is_done() {
+        let shares = Shares::leaving_as_much(90);
+        let (first, held) = read_pieces(&shares, 5).await;
+        assert_eq!((first, shares.taken()), (Ok(50), 50));
+        assert_eq!(read_pieces(&shares, 5).await.0, Err(Code::Overloaded));
+        assert_eq!(read_pieces(&shares, 4).await.0, Ok(40));
+        drop(held);
+        assert_eq!(shares.taken(), 0);
+        assert_eq!(read_pieces(&Shares::leaving_as_much(1_000), 11).await.0, Err(Code::TooLarge));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_comes_at_once_needs_no_room() {
+        let mut unparsed = Shares::leaving_as_much(0).none(None);
+        let time = Duration::from_secs(1);
+        let read = read(&HeaderMap::new(), Body::from("0123456789"), LIMIT, time, &mut unparsed).await;
+        assert_eq!(read.ok().as_deref(), Some(&b"0123456789"[..]));
+    }
 }

@@ -8,11 +8,8 @@ use std::{net::IpAddr, sync::Once};
 use axum::extract::Request;
 use http::HeaderMap;
 
-use super::{
-    forwarded::{self, Forwarded},
-    shares::Payer,
-};
-use crate::config::Config;
+use super::forwarded::{self, Forwarded};
+use crate::{config::Config, log::Payer};
 
 /// The peer of a connection. It is in the extensions of each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +59,11 @@ impl ClientAddress {
     /// there, and one limit would then hold for all its clients together.
     pub fn limited(self) -> Option<IpAddr> {
         (!self.may_be_a_proxy).then_some(self.ip)
+    }
+
+    /// The client for which costs are counted, if nothing else tells which one it is.
+    pub fn payer(self) -> Option<Payer> {
+        self.limited().map(Payer::address)
     }
 }
 

@@ -10,10 +10,11 @@ use std::{
 
 use super::{
     MAX_TOPICS,
-    shares::{Payer, Share, Shares},
+    shares::{Share, Shares},
 };
 use crate::{
     config::Config,
+    log::Payer,
     shutdown::{self, Shutdown},
 };
 
@@ -27,6 +28,11 @@ pub const MANY_BYTES: usize = 64 << 20;
 /// How many topics and patterns all connections may read, for each that may be open.
 const TOPICS_OF_A_CONNECTION: usize = 10;
 
+/// How many answers to other requests may wait for their clients, at least.
+const MIN_ANSWERS: usize = 1_000;
+/// How many of the longest commands, or as many bytes of smaller ones and of bodies, may wait until they are whole.
+const LONGEST_UNPARSED: usize = 40;
+
 /// The subscriptions of one server.
 pub struct Connections {
     subscriptions: Arc<Shares>,
@@ -34,6 +40,10 @@ pub struct Connections {
     topics: Arc<Shares>,
     /// The bytes in answers to polls and to `POST /publish` that have not left.
     in_answers: Arc<AtomicUsize>,
+    /// The answers to other requests that have not left.
+    answers: Arc<Shares>,
+    /// The bytes of bodies and commands that are read and not done.
+    unparsed: Arc<Shares>,
     heartbeat: Duration,
     drain_grace: Duration,
     shutdown: Shutdown,
@@ -46,6 +56,8 @@ impl Connections {
             subscriptions: Shares::new(max_connections),
             topics: Shares::new(max_connections.saturating_mul(TOPICS_OF_A_CONNECTION).max(MAX_TOPICS)),
             in_answers: Arc::default(),
+            answers: Shares::new(max_connections.max(MIN_ANSWERS)),
+            unparsed: Shares::leaving_as_much(config.max_command_bytes().saturating_mul(LONGEST_UNPARSED)),
             heartbeat,
             drain_grace,
             shutdown,
@@ -72,6 +84,26 @@ impl Connections {
     pub fn admit(&self, payer: Option<Payer>, topics: usize) -> Option<Costs> {
         let subscription = self.subscriptions.take(payer, 1)?;
         Some(Costs { _subscription: subscription, topics: self.topics.take(payer, topics)? })
+    }
+
+    /// How many answers to other requests have not left.
+    pub fn untaken_answers(&self) -> usize {
+        self.answers.taken()
+    }
+
+    /// Counts one more of these, until the result is dropped. `None` if there are too many, or too many of this client.
+    pub fn take_answer(&self, payer: Option<Payer>) -> Option<Share> {
+        self.answers.take(payer, 1)
+    }
+
+    /// The bytes of all bodies and commands that are read and not done.
+    pub fn unparsed_bytes(&self) -> usize {
+        self.unparsed.taken()
+    }
+
+    /// Those of one body, or of the commands of one WebSocket: none yet.
+    pub fn unparsed(&self, payer: Option<Payer>) -> Share {
+        self.unparsed.none(payer)
     }
 
     /// The bytes of one answer, none yet.

@@ -14,9 +14,11 @@ use super::{
     problem::Problem,
     refusal::problem_of,
     rules::Rules,
-    shares::Payer,
 };
-use crate::auth::{Identity, Refused, Sources};
+use crate::{
+    auth::{Identity, Refused, Sources},
+    log::Payer,
+};
 
 /// The parts of the server that asking others needs.
 pub struct Context {

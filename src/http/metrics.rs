@@ -4,6 +4,7 @@ mod asks;
 mod lines;
 mod process;
 mod tally;
+mod unread;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -25,6 +26,7 @@ pub use self::{
     asks::{AskMetrics, Outcome},
     lines::{DROPPED_LINES, DroppedLines},
     tally::{Permit, TransportMetrics},
+    unread::UnreadRequests,
 };
 use super::{
     App,
@@ -78,6 +80,9 @@ pub struct Metrics {
     topics_read: IntGauge,
     answer_bytes: IntGauge,
     pub asks: AskMetrics,
+    untaken_answers: IntGauge,
+    unparsed_bytes: IntGauge,
+    pub unread: UnreadRequests,
     /// The totals at the end of the last minute.
     logged: Mutex<Totals>,
 }
@@ -190,6 +195,17 @@ impl Metrics {
                 "rejoin_answer_bytes",
                 "Bytes of answers to polls and to many publishes that clients have not taken.",
             ),
+            untaken_answers: gauge(
+                &registry,
+                "rejoin_untaken_answers",
+                "Answers to other requests that clients have not taken.",
+            ),
+            unparsed_bytes: gauge(
+                &registry,
+                "rejoin_unparsed_bytes",
+                "Bytes of bodies and commands that have been read in part, or are not done.",
+            ),
+            unread: UnreadRequests::new(&registry),
             retained_bytes: gauge(
                 &registry,
                 "rejoin_retained_bytes",
@@ -308,6 +324,8 @@ pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Respo
     }
     metrics.topics_read.set(app.connections.topics_read() as i64);
     metrics.answer_bytes.set(app.connections.untaken_bytes() as i64);
+    metrics.untaken_answers.set(app.connections.untaken_answers() as i64);
+    metrics.unparsed_bytes.set(app.connections.unparsed_bytes() as i64);
     let mut body = Vec::new();
     TextEncoder::new().encode(&metrics.registry.gather(), &mut body).expect("metrics have names and help");
     let mut response = body.into_response();

@@ -1,4 +1,4 @@
-//! Pages of which origins may use this server: `Origin`, `Host` and CORS, checked before anything else.
+//! Pages of which origins may use this server: `Origin`, `Host` and CORS, checked before anything is done.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
     App,
-    client_address::{self, ClientAddress},
-    credentials::{self, Shown},
+    client_address::ClientAddress,
+    credentials::Shown,
     forwarded::Forwarded,
     malformed,
     places::Place,
@@ -33,28 +33,13 @@ const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after, idempotency-replayed");
 
 /// Refuses forbidden requests of other pages, answers preflights, and adds the CORS headers to other answers.
-pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
-    let shown = credentials::take(&mut request);
-    request.extensions_mut().insert(shown);
-    client_address::note(&app.config, &mut request);
-    let record = app.access_log.record(&mut request);
-    let mut response = answer(&app, request, next).await;
-    // A browser must not guess that a payload is a page or a script.
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    match record {
-        Some(record) => record.answer(response),
-        None => response,
-    }
-}
-
-async fn answer(app: &App, request: Request, next: Next) -> Response {
+pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let is_preflight = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let origin = match malformed::check(&request).and_then(|()| check(app, &request, is_preflight)) {
+    let origin = match malformed::check(&request).and_then(|()| check(&app, &request, is_preflight)) {
         Ok(origin) => origin,
         Err(problem) => {
             log_refused(&request, &problem);
-            app.metrics.refused(problem.code);
             return problem.into_response();
         }
     };
@@ -66,9 +51,6 @@ async fn answer(app: &App, request: Request, next: Next) -> Response {
             None => next.run(request).await,
         },
     };
-    if let Some(code) = response.extensions().get::<Code>() {
-        app.metrics.refused(*code);
-    }
     // A shared cache must not give one origin an answer that was made for another.
     response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
     if let Some(origin) = origin {

@@ -10,7 +10,7 @@ use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::{connections::AnswerBytes, stall::Progress};
+use super::{connections::AnswerBytes, shares::Share, stall::Progress};
 
 /// How many bytes one piece may have.
 pub const PIECE_BYTES: usize = 32 << 10;
@@ -27,17 +27,21 @@ pub struct Outgoing {
     /// `None` on HTTP/1.1.
     progress: Option<Progress>,
     /// Counted until the last piece has left.
-    _held: Option<Arc<AnswerBytes>>,
+    _held: Held,
 }
+
+/// What an answer counts for, until it has left.
+type Held = (Option<Arc<AnswerBytes>>, Option<Arc<Share>>);
 
 impl Outgoing {
     /// On HTTP/2 this must be called in the task of the stream that will carry the body.
     pub fn of(mut response: Response) -> http::Response<Self> {
-        let held = response.extensions_mut().remove();
+        let extensions = response.extensions_mut();
+        let held = (extensions.remove(), extensions.remove());
         response.map(|body| Self::new(body, held))
     }
 
-    fn new(body: Body, held: Option<Arc<AnswerBytes>>) -> Self {
+    fn new(body: Body, held: Held) -> Self {
         Self { body, rest: Bytes::new(), progress: Progress::of_this_stream(), _held: held }
     }
 
@@ -140,7 +144,7 @@ mod tests {
             (PIECE_BYTES, vec![PIECE_BYTES], vec![PIECE_BYTES - 1, 1]),
             (2 * PIECE_BYTES + 1, vec![PIECE_BYTES, PIECE_BYTES, 1], vec![PIECE_BYTES, PIECE_BYTES, 1]),
         ] {
-            let body = || Outgoing::new(Body::from(vec![b'x'; length]), None);
+            let body = || Outgoing::new(Body::from(vec![b'x'; length]), Held::default());
             assert_eq!(pieces(body()).await, http1);
             assert_eq!(Progress::default().scope(async { pieces(body()).await }).await, http2);
         }

@@ -21,10 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     problem::{Code, Problem},
-    shares::{Payer, Share, Shares},
+    shares::{Share, Shares},
     stream, subscribe,
     wire::Framing,
 };
+use crate::log::Payer;
 
 /// How many descriptors are not for connections: those of the log, of its file, and of the runtime; and the spare ones.
 const RESERVED_DESCRIPTORS: u64 = 64;

@@ -296,11 +296,11 @@ impl From<AppendError> for Problem {
             }
             AppendError::TooManyKeys => Self::new(
                 Code::Overloaded,
-                "idempotency key limit reached, for this topic or in total; try again later",
+                "idempotency key limit reached, for you, for this topic or in total; try again later",
             ),
             AppendError::TooManyTopics => Self::new(
                 Code::Overloaded,
-                "topic limit reached (--max-topics, or half of --retain-total); publish to a known topic",
+                "topic limit reached, or your share of it (--max-topics, or half of --retain-total); publish to a known topic",
             ),
             AppendError::Log(error) => error.into(),
         }

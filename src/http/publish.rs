@@ -54,13 +54,13 @@ pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Resul
     // A refusal comes before the body.
     access.author(options.by.clone())?;
     let limit = app.config.max_payload;
-    let bytes =
-        body::read(&parts.headers, body, limit, app.config.read_timeout).await.map_err(|problem| {
-            match problem.code {
-                Code::TooLarge => Problem::too_large(limit),
-                _ => problem,
-            }
-        })?;
+    // Counted until the message is stored.
+    let mut unparsed = app.connections.unparsed(access.payer());
+    let read = body::read(&parts.headers, body, limit, app.config.read_timeout, &mut unparsed).await;
+    let bytes = read.map_err(|problem| match problem.code {
+        Code::TooLarge => Problem::too_large(limit),
+        _ => problem,
+    })?;
     // The grants may have changed while the body arrived.
     access.publish(&topic)?;
     let payload = Payload::declared(&bytes, content_type(&parts.headers)?)

@@ -14,7 +14,7 @@ use http::Method;
 use super::{
     App,
     access::Access,
-    inspect, metrics, origin, page,
+    arrival, inspect, metrics, origin, page,
     problem::{Code, Problem},
     publish, ready, subscribe, websocket,
 };
@@ -40,6 +40,7 @@ pub fn router(app: Arc<App>) -> Router {
     subscribable
         .merge(others)
         .layer(middleware::from_fn_with_state(app.clone(), origin::guard))
+        .layer(middleware::from_fn_with_state(app.clone(), arrival::note))
         .with_state(app)
 }
 

@@ -1,46 +1,19 @@
 //! Totals that clients share: each client may take what is free, until little is left. Then no client takes more than an
 //! even share.
 //!
-//! So one client alone may use a server to its limits, and many clients are safe from one that takes too much. Each
-//! process has its own.
+//! So one client alone may use a server to its limits, and many clients are safe from one that takes too much. A client
+//! can hold some costs for as long as it likes, and it must not take all of them while no other client is there: of
+//! these it takes as much as it leaves free. Each process has its own totals.
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, Hash, RandomState},
-    net::IpAddr,
-    num::NonZeroU64,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-/// The client for which a cost is counted: the subject of a token, or the address of a client without one. It is a
-/// hash, because one is kept with each connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Payer(NonZeroU64);
-
-/// The hashes differ in each process, so that no client can choose one that has the hash of another.
-static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-
-impl Payer {
-    /// The subject of a token, and its issuer.
-    pub fn subject(sub: &str, iss: Option<&str>) -> Self {
-        Self::of((sub, iss))
-    }
-
-    /// An address. One client of IPv6 has all addresses of a network of 64 bits.
-    pub fn address(ip: IpAddr) -> Self {
-        match ip {
-            IpAddr::V4(ip) => Self::of(ip),
-            IpAddr::V6(ip) => Self::of(&ip.segments()[..4]),
-        }
-    }
-
-    fn of(what: impl Hash) -> Self {
-        Self(NonZeroU64::new(HASHES.hash_one(what)).unwrap_or(NonZeroU64::MIN))
-    }
-}
+use crate::log::Payer;
 
 /// The part of a total that is taken, and by whom.
 #[derive(Debug, Default)]
@@ -86,17 +59,48 @@ impl Taken {
     }
 }
 
+/// How much one client may take.
+#[derive(Clone, Copy, Debug)]
+enum Rule {
+    /// What is free, and an even share while little is left.
+    Even,
+    /// As much as it leaves free.
+    LeaveAsMuch,
+}
+
 /// A total that clients share.
 #[derive(Debug)]
 pub struct Shares {
     total: usize,
+    rule: Rule,
     // A std mutex: no await happens while it is held, and each use is a few steps.
     taken: Mutex<Taken>,
 }
 
 impl Shares {
     pub fn new(total: usize) -> Arc<Self> {
-        Arc::new(Self { total, taken: Mutex::default() })
+        Arc::new(Self { total, rule: Rule::Even, taken: Mutex::default() })
+    }
+
+    /// A total of which each client may take as much as it leaves free.
+    pub fn leaving_as_much(total: usize) -> Arc<Self> {
+        Arc::new(Self { total, rule: Rule::LeaveAsMuch, taken: Mutex::default() })
+    }
+
+    fn allow(&self, taken: &Taken, payer: Option<Payer>, amount: usize) -> bool {
+        match self.rule {
+            Rule::Even => taken.allows(self.total, payer, amount),
+            Rule::LeaveAsMuch => {
+                let own = payer
+                    .map_or(0, |payer| taken.of.get(&payer).copied().unwrap_or(0).saturating_add(amount));
+                own.saturating_add(taken.all).saturating_add(amount) <= self.total
+            }
+        }
+    }
+
+    /// Nothing yet, for a client.
+    pub fn none(self: &Arc<Self>, payer: Option<Payer>) -> Share {
+        Share { shares: self.clone(), payer, amount: 0 }
     }
 
     /// How much is taken.
@@ -106,7 +110,7 @@ impl Shares {
 
     /// Takes this much, until the result is dropped. `None` if that is more than the client may take now.
     pub fn take(self: &Arc<Self>, payer: Option<Payer>, amount: usize) -> Option<Share> {
-        let mut share = Share { shares: self.clone(), payer, amount: 0 };
+        let mut share = self.none(payer);
         share.set(amount).then_some(share)
     }
 
@@ -127,8 +131,11 @@ impl Share {
     /// Takes more, or gives a part back, so that it is this much. False, and nothing changes, if that is more than the
     /// client may take now.
     pub fn set(&mut self, amount: usize) -> bool {
+        if amount == self.amount {
+            return true;
+        }
         let mut taken = self.shares.lock();
-        if amount > self.amount && !taken.allows(self.shares.total, self.payer, amount - self.amount) {
+        if amount > self.amount && !self.shares.allow(&taken, self.payer, amount - self.amount) {
             return false;
         }
         match amount.checked_sub(self.amount) {
@@ -182,7 +189,7 @@ mod tests {
     use super::*;
 
     fn payer(number: u32) -> Option<Payer> {
-        Some(Payer::subject(&number.to_string(), None))
+        Some(Payer::subject(&number.to_string()))
     }
 
     /// Takes one after the other, until no more is given.
@@ -213,6 +220,22 @@ mod tests {
         assert!(shares.take(payer(1), 3).is_some());
     }
 
+    /// A client that held all of it, alone, left nothing to those that came later.
+    #[test]
+    fn of_what_can_be_held_for_long_a_client_takes_as_much_as_it_leaves_free() {
+        let shares = Shares::leaving_as_much(100);
+        let greedy = take_all(&shares, payer(1));
+        assert_eq!(greedy.len(), 50);
+        assert!(shares.take(payer(2), 26).is_none());
+        let _other = shares.take(payer(2), 25).expect("as much as it leaves free");
+        let _backend = shares.take(None, 25).expect("a backend may take the rest");
+        assert!(shares.take(None, 1).is_none());
+        drop(greedy);
+        assert!(shares.take(payer(1), 26).is_none() && shares.take(payer(1), 25).is_some());
+        let mut none = shares.none(payer(3));
+        assert!(none.set(0) && none.set(10) && !none.set(26));
+    }
+
     #[test]
     fn a_share_grows_and_shrinks() {
         let shares = Shares::new(10);
@@ -237,15 +260,5 @@ mod tests {
         assert!(!rate.take_one(payer(3)) && !rate.take_one(None), "the whole rate is used");
         tokio::time::advance(WINDOW).await;
         assert_eq!((0..1_000).filter(|_| rate.take_one(None)).count(), 100);
-    }
-
-    #[test]
-    fn a_subject_is_of_one_issuer_and_an_address_of_one_network() {
-        assert_ne!(Payer::subject("a", None), Payer::subject("a", Some("b")));
-        assert_ne!(Payer::subject("a", Some("bc")), Payer::subject("ab", Some("c")));
-        let address = |text: &str| Payer::address(text.parse().expect("an address"));
-        assert_eq!(address("2001:db8::1"), address("2001:db8::2:3"));
-        assert_ne!(address("2001:db8::1"), address("2001:db8:0:1::1"));
-        assert_ne!(address("10.0.0.1"), address("10.0.0.2"));
     }
 }

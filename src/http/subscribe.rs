@@ -80,7 +80,7 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
             };
             let (parts, body) = request.into_parts();
             let mut options = options?;
-            options.merge(Asked::from_body(&app, &parts.headers, body).await?)?;
+            options.merge(Asked::from_body(&app, access.payer(), &parts.headers, body).await?)?;
             let wanted = Wanted::of_events(access, options, &parts.headers)?;
             drop(parts);
             return if wanted.patterns.is_empty() { Err(no_topic()) } else { serve(&app, wanted).await };

@@ -3,6 +3,7 @@
 mod command;
 #[cfg(feature = "echo")]
 mod echo;
+mod end;
 mod outbox;
 mod session;
 mod socket;
@@ -177,7 +178,7 @@ where
     F: Future<Output = ()> + Send,
 {
     let on_upgrade: OnUpgrade = hyper::upgrade::on(&mut request);
-    let (max_message, write_timeout) = (app.max_command_bytes(), app.config.write_timeout);
+    let (max_message, write_timeout) = (app.config.max_command_bytes(), app.config.write_timeout);
     // In a box, because the task would otherwise reserve room for it as long as it runs.
     let serve = Box::new(serve);
     app.tasks.spawn(async move {

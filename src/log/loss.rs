@@ -5,6 +5,17 @@
 use super::{Gap, Reason};
 use crate::message::{Id, Pattern};
 
+/// How many topics of one pattern get gaps of their own. If one more has a gap, the pattern gets a single
+/// gap.
+pub const MAX_GAPS: usize = 1000;
+/// The same for all patterns of one reader, which share it evenly.
+const MAX_GAPS_OF_ALL: usize = 20 * MAX_GAPS;
+
+/// The limit of each pattern, for a reader of so many patterns.
+pub fn max_gaps(patterns: usize) -> usize {
+    MAX_GAPS.min(MAX_GAPS_OF_ALL / patterns.max(1))
+}
+
 /// The beginning of a generation of the store. The generation before it may have lost its newest messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Boundary {

@@ -3,6 +3,7 @@
 mod cost;
 mod keys;
 mod losses;
+mod makers;
 mod saved;
 mod state;
 
@@ -27,7 +28,7 @@ use self::{
 };
 use super::{
     Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Log,
-    LogError, LogStats, Page, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
+    LogError, LogStats, Page, Payer, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
 
@@ -230,12 +231,16 @@ impl MemoryLog {
 #[async_trait]
 impl Log for MemoryLog {
     async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        self.append_for(append, None).await
+    }
+
+    async fn append_for(&self, append: Append, payer: Option<Payer>) -> Result<Appended, AppendError> {
         if let Some(saved) = &self.saved {
             saved.reserve(self.watermark().next(self.clock.now())).await?;
         }
         let (appended, tails) = loop {
             if let Some(mut state) = self.state_to_append() {
-                let appended = state.append(append, &self.retention.load(), self.clock.now())?;
+                let appended = state.append(append, payer, &self.retention.load(), self.clock.now())?;
                 break (appended, self.fan_out_on(&mut state));
             }
             self.fanned_out().await;

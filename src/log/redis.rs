@@ -48,7 +48,7 @@ use self::{
 };
 use super::{
     Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Log,
-    LogError, LogStats, Mark, Page, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
+    LogError, LogStats, Mark, Page, Payer, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -219,18 +219,20 @@ impl RedisLog {
         Ok(facts)
     }
 
-    async fn store_message(&self, append: Append) -> Result<Appended, AppendError> {
+    async fn store_message(&self, append: Append, payer: Option<Payer>) -> Result<Appended, AppendError> {
         let Append { draft, idempotency_key, if_match } = append;
         let head = codec::head(&draft);
         let names = [draft.event.as_deref(), draft.by.as_deref()];
         let event_bytes = names.into_iter().flatten().map(str::len).sum::<usize>().to_string();
         let if_match = if_match.map(|id| id.to_string()).unwrap_or_default();
         let key = idempotency_key.as_deref().unwrap_or_default();
-        let args: [&[u8]; 5] =
-            [&head, &draft.payload.bytes, event_bytes.as_bytes(), key.as_bytes(), if_match.as_bytes()];
-        let args = if key.is_empty() && if_match.is_empty() { &args[..3] } else { &args };
+        let payer = payer.map(|payer| payer.number().to_string()).unwrap_or_default();
+        let options = [key, &if_match, &payer].map(str::as_bytes);
+        let given = options.iter().rposition(|option| !option.is_empty()).map_or(0, |last| last + 1);
+        let message: [&[u8]; 3] = [&head, &draft.payload.bytes, event_bytes.as_bytes()];
+        let args = [&message, &options[..given]].concat();
         let Published { outcome, id, began } =
-            self.store.run(&self.store.scripts.publish, &draft.topic, args).await?;
+            self.store.run(&self.store.scripts.publish, &draft.topic, &args).await?;
         self.store.has_seen(id);
         if began > Id::ZERO {
             self.copies.confirm(began).await?;
@@ -260,7 +262,13 @@ impl RedisLog {
 #[async_trait]
 impl Log for RedisLog {
     async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        timeout(DEADLINE, self.store_message(append)).await.unwrap_or(Err(LogError::UnknownOutcome.into()))
+        self.append_for(append, None).await
+    }
+
+    async fn append_for(&self, append: Append, payer: Option<Payer>) -> Result<Appended, AppendError> {
+        timeout(DEADLINE, self.store_message(append, payer))
+            .await
+            .unwrap_or(Err(LogError::UnknownOutcome.into()))
     }
 
     async fn announce(&self, draft: Draft) -> Result<(), LogError> {

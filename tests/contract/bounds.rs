@@ -13,6 +13,7 @@ use tower::ServiceExt;
 use crate::{
     ask::{Ask, get, post, publish, text, until_served, within},
     http2::Connection,
+    metrics::scrape,
     support::{Server, program::Program},
 };
 
@@ -58,6 +59,7 @@ async fn an_answer_that_is_not_taken_counts_as_a_connection_until_the_write_time
     for path in ["/nowhere", "/health/live", "/topics", "/metrics"] {
         held.push(narrow.get(path, "*/*").await);
     }
+    assert_eq!(scrape(&server).await["rejoin_untaken_answers"], 2.0, "a probe and a scrape are not counted");
     until_served(&server, 0).await;
     within("the resets", async { while slow_closes(&server).await < held.len() as u64 {} }).await;
 }

@@ -7,7 +7,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{ask::within, support::Server};
+use crate::{ask::within, metrics::scrape, support::Server};
 
 /// Sends all of this before it reads anything, as many clients and proxies do. Then it reads to the end.
 async fn sent_whole(server: &Server, bytes: &[u8]) -> String {
@@ -43,6 +43,12 @@ async fn a_client_that_sends_a_large_body_first_hears_the_refusal() {
     }
     let head = request("/nowhere", &format!("X: {}", "x".repeat(BYTES)), 0);
     assert!(sent_whole(&server, &head).await.starts_with("HTTP/1.1 431 "));
+    assert!(sent_whole(&server, b"NOT HTTP\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
+    let series = scrape(&server).await;
+    for (reason, count) in [("body", 3.0), ("head", 1.0), ("malformed", 1.0)] {
+        let name = format!("rejoin_unread_requests_total{{reason=\"{reason}\"}}");
+        assert_eq!(series[&name], count, "{reason}");
+    }
 }
 
 /// Reads one answer with a JSON body.

@@ -24,6 +24,7 @@ mod stub;
 mod subjects;
 #[path = "../support/mod.rs"]
 mod support;
+mod tables;
 mod threats;
 mod tokens;
 

@@ -79,6 +79,22 @@ async fn a_new_key_is_accepted_and_an_old_one_refused_at_once() {
     assert_eq!(post(&server, "/topics/a").body("x").answer_to(&new).await.status, 201);
 }
 
+/// The limit was that of the grants with which the connection began.
+#[tokio::test]
+async fn a_reload_changes_how_long_the_commands_of_a_connection_may_be() {
+    let server = server().await;
+    let long = json!({"type": "publish", "topic": "public.a", "data": "x".repeat(100_000)});
+    let mut socket = Socket::open(&server, "/topics/public.a").await;
+    reconfigure(&server, &usual().replace("[anonymous]\n", "[anonymous]\npublish = [\"public.**\"]\n"));
+    assert_eq!(socket.ask(json!({"type": "ping"})).await["type"], "pong");
+    assert_eq!(socket.ask(long.clone()).await["type"], "published");
+    assert_eq!(socket.next().await["type"], "message");
+    reconfigure(&server, &usual());
+    assert_eq!(socket.ask(json!({"type": "ping"})).await["type"], "pong");
+    socket.send(long).await;
+    assert_eq!(socket.closed().await.0, 1009);
+}
+
 #[tokio::test]
 async fn a_reload_never_opens_a_server() {
     let server = server().await;

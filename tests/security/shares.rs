@@ -2,6 +2,8 @@
 
 use futures_util::future::join_all;
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tungstenite::Message;
 
 use crate::{
     ask::{Ask, get, post, with_query, within},
@@ -103,4 +105,96 @@ async fn a_client_that_publishes_all_the_time_leaves_a_share_of_the_rate_to_othe
     assert_eq!(publish().answer_to(&modest).await.status, 201);
     assert_eq!(publish().answer_to(BACKEND).await.status, 201, "a backend has no share, and the whole rate");
     assert_eq!(get(&server, "/health/ready").answer().await.status, 200);
+}
+
+/// A user with a grant for `**` made topics until no other client could.
+#[tokio::test]
+async fn a_user_makes_as_many_topics_as_it_leaves_free() {
+    let tables = tables(&usual());
+    let server = Server::with(|config| (config.tables, config.max_topics) = (tables, 16)).await;
+    let rights = json!({"publish": ["**"]});
+    let (greedy, modest) = (token("greedy", rights.clone()), token("modest", rights));
+    let mut socket = Socket::open(&server, &with_query("/events", &[("token", &greedy)])).await;
+    for number in (0..8).step_by(2) {
+        let command = json!({"type": "publish", "topic": format!("w.{number}"), "data": 1});
+        assert_eq!(socket.ask(command).await["type"], "published");
+        let answer = post(&server, &format!("/topics/h.{number}")).body("x").answer_to(&greedy).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+    }
+    let command = json!({"type": "publish", "topic": "w.9", "data": 1});
+    assert_eq!(socket.ask(command).await["code"], "overloaded");
+    let element =
+        post(&server, "/publish").json(&json!([{"topic": "b", "data": 1}])).answer_to(&greedy).await;
+    assert_eq!(element.json()[0]["code"], "overloaded");
+    for (credential, count) in [(&*modest, 4), (BACKEND, 4)] {
+        for number in 0..count {
+            let path = format!("/topics/{}.{number}", &credential[..4]);
+            assert_eq!(post(&server, &path).body("x").answer_to(credential).await.status, 201, "{path}");
+        }
+        let refused = post(&server, "/topics/one.more").body("x").answer_to(credential).await;
+        refused.problem(503, "overloaded");
+    }
+}
+
+/// One user could leave a long command unfinished on each of its connections, for as long as it liked.
+#[tokio::test]
+async fn a_client_with_unfinished_commands_leaves_as_much_room_as_it_takes() {
+    const FRAGMENT: u16 = 60 << 10;
+    let tables = tables(&usual());
+    let server = Server::with(|config| (config.tables, config.max_payload) = (tables, 1 << 10)).await;
+    let rights = json!({"publish": ["**"]});
+    let (greedy, modest) = (token("greedy", rights.clone()), token("modest", rights));
+    // The first frame of a command, with a mask of zeros (RFC 6455 §5.2).
+    let mut fragment = [&[0x01, 0xfe][..], &FRAGMENT.to_be_bytes(), &[0; 4]].concat();
+    fragment.resize(fragment.len() + usize::from(FRAGMENT), b' ');
+    let begin = async |credential: &str| {
+        let mut socket = Socket::open(&server, &with_query("/events", &[("token", credential)])).await;
+        socket.wire().write_all(&fragment).await.expect("it is taken");
+        let mut is_kept = true;
+        // The first ping may be read together with the fragment, and be answered before the close.
+        for ping in ["1", "2"] {
+            socket.send_message(Message::Ping(ping.into())).await;
+            while is_kept {
+                match socket.next_message().await {
+                    Message::Pong(text) if text == ping => break,
+                    Message::Text(text) => is_kept = !text.contains("closing"),
+                    _ => {}
+                }
+            }
+        }
+        if !is_kept {
+            assert_eq!(socket.closed().await, (4100, "overloaded".to_owned()));
+        }
+        (socket, is_kept)
+    };
+    // There is room for 40 commands of 70 KiB, and each connection has 16 KiB of its own.
+    let mut held = Vec::new();
+    while held.len() < 64 {
+        let (socket, is_kept) = begin(&greedy).await;
+        if !is_kept {
+            break;
+        }
+        held.push(socket);
+    }
+    assert!((30..=33).contains(&held.len()), "{}", held.len());
+    let large =
+        || post(&server, "/publish").header("content-type", "application/x-ndjson").body(" ".repeat(60_000));
+    large().answer_to(&greedy).await.problem(503, "overloaded");
+    assert_eq!(large().answer_to(&modest).await.status, 200);
+    assert!(begin(&modest).await.1, "others still have room");
+    assert_eq!(post(&server, "/topics/a").body("x").answer_to(&greedy).await.status, 201, "a small one");
+    let mut last = held.pop().expect("one");
+    drop(held);
+    let unparsed = async || {
+        let metrics = get(&server, "/metrics").answer_to(BACKEND).await;
+        let line = metrics.text().lines().find(|line| line.starts_with("rejoin_unparsed_bytes"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(f64::NAN)
+    };
+    within("room", async { while unparsed().await > 50_000.0 {} }).await;
+    // It was never cut off, and its command goes on.
+    let rest = br#"{"type":"ping"}"#;
+    let end = [&[0x80, 0x80 | rest.len() as u8, 0, 0, 0, 0][..], rest].concat();
+    last.wire().write_all(&end).await.expect("it is taken");
+    assert_eq!(last.next().await["type"], "pong");
+    within("nothing", async { while unparsed().await > 0.0 {} }).await;
 }

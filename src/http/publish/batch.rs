@@ -36,8 +36,6 @@ const MAX_MISTAKES: usize = 1_000;
 const MAX_ANSWERS_BYTES: usize = 32 << 20;
 /// The largest size of a body with a content coding, once it is decoded.
 const MAX_DECODED_BYTES: usize = 64 << 20;
-/// The largest size of an element, not counting its payload.
-const MAX_ITEM_OVERHEAD_BYTES: usize = 64 << 10;
 
 /// Publishes each element in turn. A failure does not stop the others, unless the request asks for `ordered`.
 ///
@@ -58,8 +56,8 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
         }
     };
     let is_ordered = Query::of(&request, &parameters::PUBLISH_MANY)?.flag("ordered")?;
-    // JSON can write one byte as six, and base64 needs four for three.
-    let mut splitter = Splitter::new(list, 6 * app.config.max_payload + MAX_ITEM_OVERHEAD_BYTES);
+    let mut splitter = Splitter::new(list, app.config.max_command_bytes());
+    let mut unparsed = app.connections.unparsed(access.payer());
     let mut answers = Answers::new(app.connections.answer_bytes());
     let coding = coding::of(request.headers())?;
     let body = request.into_body();
@@ -101,6 +99,9 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
             if is_ordered && answers.has_failed {
                 return Ok(answers.into_response());
             }
+        }
+        if !unparsed.set(splitter.kept()) {
+            return answers.end_with(body::too_many_bytes());
         }
         match (bytes, split) {
             (Err(problem), _) => return answers.end_with(problem),

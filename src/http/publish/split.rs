@@ -61,6 +61,11 @@ impl Splitter {
         self.limit
     }
 
+    /// How many bytes of a value wait for the rest of it.
+    pub fn kept(&self) -> usize {
+        self.value.len()
+    }
+
     /// Returns the values that `bytes` complete.
     ///
     /// # Errors

@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -13,6 +12,7 @@ use tungstenite::Message as Incoming;
 
 use super::{
     command::{self, Action, Answer, Command, Outcome, Reference, Reply},
+    end::End,
     socket::{Lost, Socket},
 };
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
         publish::Published,
         pulse::{overload_retry_ms, retry_ms},
         reader::{Next, Reader},
+        shares::Share,
         wire::{self, Control},
     },
 };
@@ -36,6 +37,8 @@ const MAX_QUEUED_BYTES: usize = 64 << 10;
 const MAX_WAITING_COMMANDS: usize = 16;
 /// The same for this many bytes of waiting commands.
 const MAX_WAITING_BYTES: usize = 64 << 10;
+/// How many bytes of its commands a connection may hold of its own. Those beyond it are shared.
+const OWN_COMMAND_BYTES: usize = 16 << 10;
 /// The longest command of a client that may publish nothing. A token fits.
 const MAX_OTHER_COMMAND_BYTES: usize = 68 << 10;
 /// After this many heartbeats without a word the peer is gone: it had one heartbeat to answer a ping.
@@ -53,6 +56,12 @@ pub struct Session {
     waiting: VecDeque<Command>,
     /// The bytes of the waiting commands, as they came.
     waiting_bytes: usize,
+    /// The bytes of the running command.
+    running_bytes: usize,
+    /// The bytes of all commands that are not done, beyond those that the connection may hold of its own.
+    unparsed: Share,
+    /// True if the client might publish when the size of its commands was last set.
+    might_publish: bool,
     running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
     /// How many heartbeats have passed since the client last sent something. It is 0 while the client has
     /// frames to read, or while too many of its commands wait.
@@ -63,56 +72,11 @@ pub struct Session {
     gathered_bytes: usize,
 }
 
-/// The reason why a session ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Lost(Lost),
-    /// The client sent a binary frame.
-    Unsupported,
-    /// No frame came from the client for two heartbeats.
-    Silent,
-    Draining,
-    /// The client has not left within the grace of the drain.
-    GraceOver,
-    /// The client's grants or its token have ended.
-    AccessEnded(Code),
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Lost(Lost::Closed) => "the client closed the connection",
-            Self::Lost(Lost::Gone) => "the client left",
-            Self::Lost(Lost::Broken(code)) => {
-                return write!(f, "the client broke the protocol: close {code}");
-            }
-            Self::Lost(Lost::TooSlow) => Code::TooSlow.as_str(),
-            Self::Unsupported => "the client sent a binary frame",
-            Self::Silent => "the client was silent for two heartbeats",
-            Self::Draining => Code::Draining.as_str(),
-            Self::GraceOver => "the grace of the drain is over",
-            Self::AccessEnded(code) => code.as_str(),
-        })
-    }
-}
-
-impl End {
-    /// The code with which the server closes the connection. It has none if the client closed it, or is gone.
-    fn close_code(self) -> Option<u16> {
-        match self {
-            Self::Lost(Lost::Closed | Lost::Gone) | Self::GraceOver | Self::Silent => None,
-            Self::Lost(Lost::Broken(code)) => Some(code),
-            Self::Lost(Lost::TooSlow) => Some(Code::TooSlow.close_code()),
-            Self::Unsupported => Some(UNSUPPORTED_DATA),
-            Self::Draining => Some(Code::Draining.close_code()),
-            Self::AccessEnded(code) => Some(code.close_code()),
-        }
-    }
-}
-
 impl Session {
     pub fn new(app: Arc<App>, mut socket: Socket, reader: Reader) -> Self {
-        limit(&app, &mut socket, &reader);
+        let might_publish = reader.access().might_publish();
+        socket.limit(max_command_bytes(&app, might_publish));
+        let unparsed = app.connections.unparsed(reader.access().payer());
         Self {
             app,
             socket,
@@ -120,6 +84,9 @@ impl Session {
             joining: None,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            running_bytes: 0,
+            unparsed,
+            might_publish,
             running: None,
             silent_beats: 0,
             has_unsent_bytes: false,
@@ -163,6 +130,11 @@ impl Session {
             End::AccessEnded(code) => {
                 socket.push(closing(code, Some(cursor), retry_ms()));
                 socket.close(code.close_code(), code.as_str()).await;
+            }
+            End::Overloaded => {
+                app.metrics.refused(Code::Overloaded);
+                socket.push(closing(Code::Overloaded, Some(cursor), overload_retry_ms()));
+                socket.close(Code::Overloaded.close_code(), Code::Overloaded.as_str()).await;
             }
             End::Draining => {
                 socket.push(closing(Code::Draining, Some(cursor), retry_ms()));
@@ -242,6 +214,7 @@ impl Session {
     /// Reads commands from the socket and runs them, one after the other. True if one made progress.
     fn poll_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = false;
+        self.set_limit();
         let max_queued = MAX_QUEUED_BYTES + self.gathered_bytes;
         while self.may_wait() && self.socket.queued_bytes() < max_queued {
             let Poll::Ready(message) = self.socket.poll_message(cx) else { break };
@@ -258,7 +231,7 @@ impl Session {
             && let Poll::Ready(outcome) = running.poll_unpin(cx)
         {
             let reference = reference.take();
-            self.running = None;
+            (self.running, self.running_bytes) = (None, 0);
             self.conclude(reference, outcome);
             moved = true;
         }
@@ -270,7 +243,21 @@ impl Session {
             self.start(command);
             moved = true;
         }
-        Ok(moved)
+        let held = self.socket.unparsed_bytes() + self.waiting_bytes + self.running_bytes;
+        if self.unparsed.set(held.saturating_sub(OWN_COMMAND_BYTES)) {
+            Ok(moved)
+        } else {
+            Err(End::Overloaded)
+        }
+    }
+
+    /// Sets the size of the commands that the client may send, if its grants have changed.
+    fn set_limit(&mut self) {
+        let might_publish = self.reader.access().might_publish();
+        if self.might_publish != might_publish {
+            self.might_publish = might_publish;
+            self.socket.limit(max_command_bytes(&self.app, might_publish));
+        }
     }
 
     fn start(&mut self, Command { reference, action }: Command) {
@@ -323,6 +310,7 @@ impl Session {
                     Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
             }
             Action::Publish(text) => {
+                self.running_bytes = text.len();
                 self.running =
                     Some((reference, command::publish(self.app.clone(), self.reader.access().clone(), text)));
             }
@@ -354,7 +342,7 @@ impl Session {
     fn renew(&mut self, reference: &Reference, identified: Result<Identified, Problem>) {
         match identified.and_then(|identified| self.reader.renew(identified)) {
             Ok(()) => {
-                limit(&self.app, &mut self.socket, &self.reader);
+                self.set_limit();
                 let access = self.reader.access();
                 let (sub, expires_in_ms) = (access.subject().cloned(), access.expires_in_ms());
                 self.answer(reference, Answer::Authenticated { sub: sub.as_deref(), expires_in_ms });
@@ -434,13 +422,9 @@ impl Session {
     }
 }
 
-/// Sets the size of the commands that the client may send. Only a message to publish is long.
-fn limit(app: &App, socket: &mut Socket, reader: &Reader) {
-    socket.limit(if reader.access().might_publish() {
-        app.max_command_bytes()
-    } else {
-        MAX_OTHER_COMMAND_BYTES
-    });
+/// The size of the commands that a client may send. Only a message to publish is long.
+fn max_command_bytes(app: &App, might_publish: bool) -> usize {
+    if might_publish { app.config.max_command_bytes() } else { MAX_OTHER_COMMAND_BYTES }
 }
 
 /// Tells a browser why its handshake is refused, because it cannot see a status.

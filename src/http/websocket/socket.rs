@@ -21,6 +21,8 @@ use crate::http::{gate::Gate, stall::StallTimer};
 
 /// Commands are small and few. A larger one gets its own buffer while it is read.
 const READ_BUFFER_BYTES: usize = 512;
+/// The head of a ping or a pong of a client, which is masked (RFC 6455 §5.2).
+const CONTROL_HEAD_BYTES: usize = 6;
 /// How long a peer may take to answer a close, and to read what was written before it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same for a peer that has stopped reading.
@@ -32,6 +34,8 @@ pub struct Socket {
     /// Opens when there is something to read.
     incoming: Gate,
     protocol: WebSocketContext,
+    /// How many bytes were read since the last command ended.
+    unparsed: usize,
     outbox: Outbox,
     stalled: StallTimer,
 }
@@ -61,6 +65,7 @@ impl Socket {
             io,
             incoming: Gate::new(),
             protocol,
+            unparsed: 0,
             outbox: Outbox::default(),
             stalled: StallTimer::new(write_timeout),
         }
@@ -76,12 +81,26 @@ impl Socket {
 
     /// The next message of the peer. Pings are answered, and a close too.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Lost>> {
-        let Self { io, incoming, protocol, outbox, .. } = self;
-        incoming.poll(cx, |cx| match protocol.read(&mut Wire { io, outbox, cx }) {
-            Ok(message) => Poll::Ready(Ok(message)),
+        let Self { io, incoming, protocol, unparsed, outbox, .. } = self;
+        incoming.poll(cx, |cx| match protocol.read(&mut Wire { io, unparsed, outbox, cx }) {
+            Ok(message) => {
+                *unparsed = match &message {
+                    // These may come between the frames of a command.
+                    Message::Ping(sent) | Message::Pong(sent) => {
+                        unparsed.saturating_sub(CONTROL_HEAD_BYTES + sent.len())
+                    }
+                    _ => 0,
+                };
+                Poll::Ready(Ok(message))
+            }
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
             Err(error) => Poll::Ready(Err(lost(&error))),
         })
+    }
+
+    /// About how many bytes of a command were read that is not whole yet.
+    pub fn unparsed_bytes(&self) -> usize {
+        self.unparsed
     }
 
     /// Queues a ready frame.
@@ -155,10 +174,10 @@ impl Socket {
 
     fn send_close(&mut self, code: u16, reason: &'static str) {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-        let Self { io, protocol, outbox, .. } = self;
+        let Self { io, protocol, unparsed, outbox, .. } = self;
         let mut context = Context::from_waker(std::task::Waker::noop());
         // Writing only fills the outbox, so it cannot fail.
-        let _ = protocol.close(&mut Wire { io, outbox, cx: &mut context }, Some(frame));
+        let _ = protocol.close(&mut Wire { io, unparsed, outbox, cx: &mut context }, Some(frame));
     }
 
     /// Resolves when the peer has answered our close, or is gone.
@@ -215,6 +234,7 @@ fn lost(error: &Error) -> Lost {
 /// tungstenite's answers and our frames never mix.
 struct Wire<'a, 'b> {
     io: &'a mut TokioIo<Upgraded>,
+    unparsed: &'a mut usize,
     outbox: &'a mut Outbox,
     cx: &'a mut Context<'b>,
 }
@@ -223,7 +243,11 @@ impl Read for Wire<'_, '_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let mut buffer = ReadBuf::new(bytes);
         match Pin::new(&mut *self.io).poll_read(self.cx, &mut buffer) {
-            Poll::Ready(result) => result.map(|()| buffer.filled().len()),
+            Poll::Ready(result) => {
+                let length = buffer.filled().len();
+                *self.unparsed += length;
+                result.map(|()| length)
+            }
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
     }

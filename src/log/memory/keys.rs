@@ -1,6 +1,6 @@
 //! Idempotency keys, remembered for a limited time.
 
-use std::{collections::HashMap, time::Duration};
+use std::{borrow::Borrow, collections::HashMap, hash::Hash, time::Duration};
 
 use hashlink::LinkedHashMap;
 use tokio::time::Instant;
@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::cost::KEY_BYTES;
 use crate::{
-    log::{AppendError, IDEMPOTENCY_WINDOW, MAX_KEYS},
+    log::{AppendError, IDEMPOTENCY_WINDOW, MAX_KEYS, Payer},
     message::{Id, Payload, Topic},
 };
 
@@ -21,8 +21,10 @@ pub struct Keys {
     used: LinkedHashMap<Box<str>, Use>,
     /// How many bytes they take.
     bytes: usize,
-    /// How many of these bytes the keys of each topic take.
-    shares: HashMap<Topic, usize>,
+    /// How many of these bytes the keys of each client take.
+    of_payers: HashMap<Payer, usize>,
+    /// The same of each topic, of keys that count for no client.
+    of_topics: HashMap<Topic, usize>,
     /// A random number, so that clients cannot find two payloads with the same digest.
     seed: u64,
 }
@@ -32,6 +34,7 @@ struct Use {
     at: Instant,
     id: Id,
     digest: u64,
+    payer: Option<Payer>,
 }
 
 impl Use {
@@ -42,7 +45,13 @@ impl Use {
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { used: LinkedHashMap::new(), bytes: 0, shares: HashMap::new(), seed: rand::random() }
+        Self {
+            used: LinkedHashMap::new(),
+            bytes: 0,
+            of_payers: HashMap::new(),
+            of_topics: HashMap::new(),
+            seed: rand::random(),
+        }
     }
 }
 
@@ -66,20 +75,21 @@ impl Keys {
         self.used.iter().map(|(name, used)| (&**name, used.id, used.digest))
     }
 
-    /// Remembers a key of another process.
+    /// Remembers a key of another process. It counts for its topic.
     pub fn restore(&mut self, name: Box<str>, id: Id, digest: u64, now: Id) {
         // The age of a key follows from its id. If the id is not in the past, the key counts as new.
         let age = Duration::from_micros(now.get().saturating_sub(id.get()));
         let at = Instant::now();
         if let Ok(topic) = topic_in(&name).parse() {
-            self.insert(topic, name, Use { at: at.checked_sub(age).unwrap_or(at), id, digest });
+            let at = at.checked_sub(age).unwrap_or(at);
+            self.insert(topic, name, Use { at, id, digest, payer: None });
         }
     }
 
     /// The id of the message that this key stored, if it was used recently for the same payload.
     ///
-    /// All keys may take `max_bytes`. Those of one topic may take no more than the room that is left, so no
-    /// topic can use up all of it.
+    /// All keys may take `max_bytes`. Those of one client may take no more than the room that is left, so no
+    /// client can use up all of it. If they count for no client, the same holds for those of one topic.
     ///
     /// # Errors
     /// [`AppendError::KeyReused`] if the key was used for another payload, [`AppendError::TooManyKeys`] if
@@ -87,44 +97,44 @@ impl Keys {
     pub fn find(
         &mut self,
         topic: &Topic,
+        payer: Option<Payer>,
         key: &str,
         payload: &Payload,
         max_bytes: usize,
     ) -> Result<Option<Id>, AppendError> {
-        if !self.has_room_for(topic, max_bytes) {
+        if !self.has_room_for(topic, payer, max_bytes) {
             self.forget_old(MAX_FORGOTTEN);
         }
         match self.used.get(&*name(topic, key)).filter(|used| !used.has_run_out()) {
             Some(used) if used.digest == self.digest(payload) => Ok(Some(used.id)),
             Some(_) => Err(AppendError::KeyReused),
-            None if !self.has_room_for(topic, max_bytes) => Err(AppendError::TooManyKeys),
+            None if !self.has_room_for(topic, payer, max_bytes) => Err(AppendError::TooManyKeys),
             None => Ok(None),
         }
     }
 
-    pub fn remember(&mut self, topic: &Topic, key: &str, digest: u64, id: Id) {
+    pub fn remember(&mut self, topic: &Topic, payer: Option<Payer>, key: &str, digest: u64, id: Id) {
         let name = name(topic, key);
         // An old key of this name may not have been removed yet.
         self.remove(&name);
-        self.insert(topic.clone(), name.into(), Use { at: Instant::now(), id, digest });
+        self.insert(topic.clone(), name.into(), Use { at: Instant::now(), id, digest, payer });
     }
 
     fn insert(&mut self, topic: Topic, name: Box<str>, used: Use) {
         self.bytes += cost(&name);
-        *self.shares.entry(topic).or_default() += cost(&name);
+        *match used.payer {
+            Some(payer) => self.of_payers.entry(payer).or_default(),
+            None => self.of_topics.entry(topic).or_default(),
+        } += cost(&name);
         self.used.insert(name, used);
     }
 
     fn remove(&mut self, name: &str) {
-        if self.used.remove(name).is_none() {
-            return;
-        }
+        let Some(used) = self.used.remove(name) else { return };
         self.bytes -= cost(name);
-        if let Some(share) = self.shares.get_mut(topic_in(name)) {
-            *share -= cost(name);
-            if *share == 0 {
-                self.shares.remove(topic_in(name));
-            }
+        match used.payer {
+            Some(payer) => give_back(&mut self.of_payers, &payer, cost(name)),
+            None => give_back(&mut self.of_topics, topic_in(name), cost(name)),
         }
     }
 
@@ -133,9 +143,13 @@ impl Keys {
         self.bytes
     }
 
-    fn has_room_for(&self, topic: &Topic, max_bytes: usize) -> bool {
-        let share = self.shares.get(topic).copied().unwrap_or_default();
-        self.used.len() < MAX_KEYS && share < max_bytes.saturating_sub(self.bytes)
+    fn has_room_for(&self, topic: &Topic, payer: Option<Payer>, max_bytes: usize) -> bool {
+        let share = match payer {
+            Some(payer) => self.of_payers.get(&payer),
+            None => self.of_topics.get(topic),
+        };
+        self.used.len() < MAX_KEYS
+            && share.copied().unwrap_or_default() < max_bytes.saturating_sub(self.bytes)
     }
 
     pub fn digest(&self, payload: &Payload) -> u64 {
@@ -152,6 +166,19 @@ impl Keys {
             self.remove(&name);
         }
         limit
+    }
+}
+
+fn give_back<K, Q>(shares: &mut HashMap<K, usize>, of: &Q, bytes: usize)
+where
+    K: Hash + Eq + Borrow<Q>,
+    Q: Hash + Eq + ?Sized,
+{
+    if let Some(share) = shares.get_mut(of) {
+        *share -= bytes;
+        if *share == 0 {
+            shares.remove(of);
+        }
     }
 }
 
@@ -174,19 +201,23 @@ mod tests {
 
     const MAX_BYTES: usize = 200_000;
 
-    fn remember(keys: &mut Keys, topic: &str, key: usize) -> bool {
+    fn remember_for(keys: &mut Keys, payer: Option<Payer>, topic: &str, key: usize) -> bool {
         let (topic, key) = (topic.parse().expect("a topic"), key.to_string());
-        let is_new = keys.find(&topic, &key, &Payload::text("x"), MAX_BYTES) == Ok(None);
+        let is_new = keys.find(&topic, payer, &key, &Payload::text("x"), MAX_BYTES) == Ok(None);
         if is_new {
-            keys.remember(&topic, &key, 0, Id::ZERO);
+            keys.remember(&topic, payer, &key, 0, Id::ZERO);
         }
         is_new
+    }
+
+    fn remember(keys: &mut Keys, topic: &str, key: usize) -> bool {
+        remember_for(keys, None, topic, key)
     }
 
     /// How many bytes the keys of a topic take when it has as many as it may.
     fn fill(keys: &mut Keys, topic: &str) -> usize {
         (0..2_000).for_each(|key| _ = remember(keys, topic, key));
-        keys.shares[topic]
+        keys.of_topics[topic]
     }
 
     fn is_about(bytes: usize, expected: usize) -> bool {
@@ -208,14 +239,32 @@ mod tests {
             });
             restored
         };
-        assert_eq!(restored(Duration::ZERO).shares, keys.shares);
+        assert_eq!(restored(Duration::ZERO).of_topics, keys.of_topics);
         let mut keys = restored(IDEMPOTENCY_WINDOW);
         // An old key counts as new, even if it was not removed.
         assert!(remember(&mut keys, "quiet.99", 0) && !remember(&mut keys, "quiet.99", 0));
         assert_eq!(keys.forget_old(10), 10);
         assert!(is_about(fill(&mut keys, "loud"), MAX_BYTES / 2));
-        assert_eq!(keys.shares.len(), 2);
+        assert_eq!(keys.of_topics.len(), 2);
         assert_eq!(keys.bytes, keys.used.keys().map(|name| cost(name)).sum::<usize>());
-        assert_eq!(keys.bytes, keys.shares.values().sum::<usize>());
+        assert_eq!(keys.bytes, keys.of_topics.values().sum::<usize>());
+    }
+
+    /// The keys were shared by topic alone, so a user who may publish to many topics took the room of all others.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_with_many_topics_leaves_as_much_room_for_keys_as_it_takes() {
+        let mut keys = Keys::default();
+        let (loud, quiet) = (Payer::subject("loud"), Payer::subject("quiet"));
+        let topic = |number: usize| format!("topic.{number}");
+        (0..2_000).for_each(|number| _ = remember_for(&mut keys, Some(loud), &topic(number), 0));
+        assert!(is_about(keys.of_payers[&loud], MAX_BYTES / 2));
+        assert!((0..100).all(|key| remember_for(&mut keys, Some(quiet), "topic.1", key + 1)));
+        assert!((0..100).all(|key| remember(&mut keys, "backend", key)), "a key that counts for no client");
+        assert!(!remember_for(&mut keys, Some(loud), "topic.x", 0));
+
+        tokio::time::advance(IDEMPOTENCY_WINDOW).await;
+        assert!(remember_for(&mut keys, Some(loud), "topic.x", 0), "old keys give the room back");
+        keys.forget_old(2_000);
+        assert_eq!((keys.of_payers.len(), keys.of_topics.len(), keys.used.len()), (1, 0, 1));
     }
 }

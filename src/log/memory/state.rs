@@ -24,11 +24,11 @@ use self::{
     fan_out::FanOut,
 };
 pub use self::{reading::Reading, seeking::Seeking, snapshot::Snapshot};
-use super::{cost, keys::Keys, losses::Losses};
+use super::{cost, keys::Keys, losses::Losses, makers::Makers};
 use crate::{
     log::{
-        Append, AppendError, Appended, LogError, LogStats, Mark, Retention, Tail, TopicStats, hot::Hot,
-        patterns::PatternTails,
+        Append, AppendError, Appended, LogError, LogStats, Mark, Payer, Retention, Tail, TopicStats,
+        hot::Hot, patterns::PatternTails,
     },
     message::{Id, Message, Topic, Walk},
 };
@@ -60,6 +60,7 @@ pub struct State {
     held: usize,
     /// How many bytes the names in the index have.
     name_bytes: usize,
+    makers: Makers,
     hot: Hot,
     keys: Keys,
     losses: Losses,
@@ -80,6 +81,8 @@ struct Known {
     deleted: Id,
     /// The mark of the topic's last loss.
     lost: Mark,
+    /// The client that published the first message of the topic, if it shares with others.
+    maker: Option<Payer>,
 }
 
 impl State {
@@ -96,6 +99,7 @@ impl State {
             bytes: 0,
             held: 0,
             name_bytes: 0,
+            makers: Makers::default(),
             hot: Hot::default(),
             keys: Keys::default(),
             losses: Losses::new(began),
@@ -110,24 +114,26 @@ impl State {
     pub fn append(
         &mut self,
         append: Append,
+        payer: Option<Payer>,
         retention: &Retention,
         now: Id,
     ) -> Result<Appended, AppendError> {
         self.check_open()?;
         let Append { mut draft, idempotency_key, if_match } = append;
         if let Some(key) = &idempotency_key
-            && let Some(id) = self.keys.find(&draft.topic, key, &draft.payload, retention.key_bytes())?
+            && let Some(id) =
+                self.keys.find(&draft.topic, payer, key, &draft.payload, retention.key_bytes())?
         {
             return Ok(Appended::Replayed(id));
         }
         if let Some(expected) = if_match {
             self.check_newest(&draft.topic, expected)?;
         }
-        self.check_room_for(&draft.topic, retention)?;
+        self.check_room_for(&draft.topic, payer, retention)?;
         let id = self.newest.next(now);
         if let Some(key) = &idempotency_key {
             let digest = self.keys.digest(&draft.payload);
-            self.keys.remember(&draft.topic, key, digest, id);
+            self.keys.remember(&draft.topic, payer, key, digest, id);
         }
 
         let tail = self.tail_of(&draft.topic);
@@ -135,7 +141,7 @@ impl State {
             // The name is kept once, however many messages carry it.
             draft.topic = topic;
         }
-        let prev = self.touch(&draft.topic, id);
+        let prev = self.touch(&draft.topic, payer, id);
         let message = Message::new(draft, id, prev);
         let before = std::mem::replace(&mut self.newest, id);
         self.hot.push(message.clone());
@@ -193,10 +199,17 @@ impl State {
         Err(AppendError::PreconditionFailed { newest: known.unwrap_or_default() })
     }
 
-    /// Checks that there is room for this topic, if it is new.
-    fn check_room_for(&self, topic: &Topic, retention: &Retention) -> Result<(), AppendError> {
+    /// Checks that there is room for this topic, if it is new. A client may make as many topics as it leaves free.
+    fn check_room_for(
+        &self,
+        topic: &Topic,
+        payer: Option<Payer>,
+        retention: &Retention,
+    ) -> Result<(), AppendError> {
         let bytes = self.index.len() * (cost::TOPIC_BYTES + cost::MARK_BYTES) + self.name_bytes;
-        let is_full = self.index.len() >= retention.topics || bytes > retention.topic_bytes();
+        let made = self.makers.of(payer);
+        let is_full = self.index.len() + made.topics >= retention.topics
+            || bytes + made.bytes > retention.topic_bytes();
         if is_full && !self.index.contains_key(topic) { Err(AppendError::TooManyTopics) } else { Ok(()) }
     }
 
@@ -214,19 +227,26 @@ impl State {
     }
 
     /// Sets the newest id of a topic, and returns the one before it.
-    fn touch(&mut self, topic: &Topic, id: Id) -> Id {
+    fn touch(&mut self, topic: &Topic, maker: Option<Payer>, id: Id) -> Id {
         if let Some(known) = self.index.to_back(topic) {
             return std::mem::replace(&mut known.newest, id);
         }
-        self.know(topic.clone(), Known { newest: id, deleted: Id::ZERO, lost: Mark::default() });
+        let known = Known { newest: id, deleted: Id::ZERO, lost: Mark::default(), maker };
+        self.know(topic.clone(), known);
         self.forgotten
     }
 
     fn know(&mut self, topic: Topic, known: Known) {
         self.name_bytes += topic.len();
+        self.makers.add(known.maker, made_bytes(&topic));
         self.names.insert(topic.clone());
         self.index.insert(topic, known);
     }
+}
+
+/// The bytes that count for a topic itself.
+fn made_bytes(topic: &Topic) -> usize {
+    cost::TOPIC_BYTES + cost::MARK_BYTES + topic.len()
 }
 
 #[cfg(test)]
@@ -257,7 +277,7 @@ pub mod tests {
 
     /// Appends as a log does, which releases the lock between the steps.
     pub fn store(state: &mut State, append: Append, retention: &Retention) -> Result<Appended, AppendError> {
-        let appended = state.append(append, retention, Id::now());
+        let appended = state.append(append, None, retention, Id::now());
         while state.fan_out_on().is_none() {}
         appended
     }

@@ -15,7 +15,11 @@ use super::{
     store::Store,
 };
 use crate::{
-    log::{Gap, LogError, Mark, Page, Position, Reason, loss::Loss, position::MAX_READ_TOPICS},
+    log::{
+        Gap, LogError, Mark, Page, Position, Reason,
+        loss::{Loss, max_gaps},
+        position::MAX_READ_TOPICS,
+    },
     message::{Id, Pattern, PatternSet, Topic},
 };
 
@@ -23,9 +27,6 @@ use crate::{
 const TOPIC_BATCH: usize = 200;
 /// How many parts of the order are searched for the message behind a gap.
 const MAX_SCANS: usize = 64;
-
-/// If more topics than this have a gap, the pattern gets one gap for all of them.
-const MAX_GAPS: usize = 1000;
 
 /// The facts that the store gave when it said which topics there were.
 struct Bound {
@@ -87,8 +88,13 @@ impl Reading<'_> {
     /// others.
     async fn few_topics(&self) -> Result<Option<(Vec<Topic>, Bound)>, LogError> {
         let named = self.patterns.topics().len();
+        // If all topics of a pattern may get gaps of their own, it needs no gap of all of them.
+        let most = match self.patterns.wildcards().len() {
+            0 => MAX_READ_TOPICS,
+            patterns => MAX_READ_TOPICS.min(max_gaps(patterns)),
+        };
         let texts: Option<Vec<_>> = self.patterns.wildcards().iter().map(Pattern::literal_start).collect();
-        let (Some(texts), Some(room)) = (texts, MAX_READ_TOPICS.checked_sub(named)) else { return Ok(None) };
+        let (Some(texts), Some(room)) = (texts, most.checked_sub(named)) else { return Ok(None) };
         let mut topics = self.topics();
         if texts.is_empty() {
             return Ok(Some((topics, Bound { began: Id::ZERO, newest: Id::MAX })));
@@ -222,6 +228,7 @@ impl Reading<'_> {
             lost.extend(self.topics());
             wide.extend(self.patterns.wildcards());
         }
+        let most = max_gaps(self.patterns.wildcards().len());
         let (mut gaps, mut next, mut counts) = (Vec::new(), Id::MAX, HashMap::new());
         for topics in lost.into_iter().collect::<Vec<_>>().chunks(TOPIC_BATCH) {
             let topics: Vec<_> =
@@ -234,7 +241,7 @@ impl Reading<'_> {
                 self.patterns.for_each_wildcard(topic, |pattern| {
                     let count = counts.entry(pattern).or_insert(0);
                     *count += 1;
-                    if *count > MAX_GAPS {
+                    if *count > most {
                         wide.insert(pattern);
                     }
                 });

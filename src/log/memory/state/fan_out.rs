@@ -115,7 +115,7 @@ mod tests {
         let other = publish(&mut state, "other");
         let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
         let append = Append { draft, idempotency_key: None, if_match: None };
-        let id = state.append(append, &RETENTION, Id::now()).expect("stored").id();
+        let id = state.append(append, None, &RETENTION, Id::now()).expect("stored").id();
         let late = [&name.replace("a.a", "a.*"), "**", "a.**"];
         let (mut steps, mut woken) = (0, None);
         while woken.is_none() {

@@ -11,14 +11,10 @@ use super::{State, budget::Budget, firsts::Firsts};
 use crate::{
     log::{
         Gap, Mark, Page, Position, Reason,
-        loss::{Boundary, Loss, Standing},
+        loss::{Boundary, Loss, Standing, max_gaps},
     },
     message::{Id, Message, Pattern, PatternSet, Topic},
 };
-
-/// How many topics of one pattern get gaps of their own. If one more has a gap, the pattern gets a single
-/// gap.
-const MAX_GAPS: usize = 1000;
 
 /// A read that is under way.
 ///
@@ -79,7 +75,7 @@ impl<'a> Reading<'a> {
         Self {
             patterns,
             limit,
-            max_gaps: MAX_GAPS,
+            max_gaps: max_gaps(patterns.wildcards().len()),
             position: position.clone(),
             told_upto,
             settled,

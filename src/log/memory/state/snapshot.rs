@@ -138,7 +138,9 @@ impl State {
         state.keys = Keys::with_seed(counts.seed);
         for _ in 0..counts.topics {
             let TopicEntry { topic, newest, deleted } = from.take()?;
-            let known = Known { newest: Id::new(newest), deleted: Id::new(deleted), lost: Mark::default() };
+            // After a restart no client is known to have made the topic.
+            let (newest, deleted) = (Id::new(newest), Id::new(deleted));
+            let known = Known { newest, deleted, lost: Mark::default(), maker: None };
             state.restore_topic(name(&topic)?, known)?;
         }
         let mut last = Id::ZERO;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{STEP, State, due::Due};
+use super::{STEP, State, due::Due, made_bytes};
 use crate::{
     log::{
         Retention, Ring, Tail,
@@ -25,6 +25,7 @@ impl State {
             self.forgotten = self.forgotten.max(known.newest);
             self.names.remove(&topic);
             self.name_bytes -= topic.len();
+            self.makers.remove(known.maker, made_bytes(&topic));
             self.losses.forget(known.lost);
             budget -= 1;
         }
@@ -160,7 +161,7 @@ mod tests {
         *,
     };
     use crate::{
-        log::{Append, AppendError, Position, Reason, Start},
+        log::{Append, AppendError, Payer, Position, Reason, Start},
         message::{Draft, PatternSet, Payload},
     };
 
@@ -247,6 +248,30 @@ mod tests {
         let held = state.tails.values().filter(|tail| tail.ring().len() > 0).count();
         let named: usize = state.index.iter().map(|(topic, _)| topic.len()).sum();
         assert_eq!((state.held, state.name_bytes), (held, named));
+    }
+
+    #[test]
+    fn topics_count_for_their_maker_until_the_index_forgets_them() {
+        let retention = Retention { total_bytes: 100_000, ..RETENTION };
+        let mut state = State::new(Id::now());
+        let maker = Some(Payer::subject("u1"));
+        let make_all = |state: &mut State| {
+            let make = |number: usize| {
+                let topic = format!("topic.{number:03}").parse().expect("a topic");
+                let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+                let append = Append { draft, idempotency_key: None, if_match: None };
+                let stored = state.append(append, maker, &retention, Id::now());
+                while state.fan_out_on().is_none() {}
+                stored.is_ok()
+            };
+            (0..1_000).map(make).filter(|is_made| *is_made).count()
+        };
+        let made = make_all(&mut state);
+        assert!((80..90).contains(&made), "{made} topics in a quarter of the room");
+        assert_eq!(make_all(&mut state), made, "those that are known");
+        while state.sweep(&retention, later(8)) {}
+        assert_eq!((state.index.len(), state.makers.len()), (0, 0));
+        assert_eq!(make_all(&mut state), made);
     }
 
     #[test]

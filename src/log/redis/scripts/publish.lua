@@ -1,7 +1,23 @@
 -- Stores a message and adds it to the feed. Few publishes have a key or a condition.
 local head, data, event_bytes, key, if_match = ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10] or '', ARGV[11] or ''
+-- The number of the client, if it shares with others.
+local payer = ARGV[12] or ''
 local topic, newest = subject, subject_newest
-local name, digest, stretch, is_room_for_key
+local name, digest, stretch, holder, is_room_for_key
+
+-- Counts in stretches of some time: two of them count, so each use counts for one or two of these times.
+local function counted(kind, now_in, field)
+  local count = 0
+  for _, at in ipairs({now_in, now_in - 1}) do
+    count = count + (tonumber(redis.call('HGET', base .. kind .. str(at), field)) or 0)
+  end
+  return count
+end
+local function count(kind, now_in, time_ms, ...)
+  local used = base .. kind .. str(now_in)
+  for _, field in ipairs({...}) do redis.call('HINCRBY', used, field, 1) end
+  redis.call('PEXPIRE', used, str(2 * time_ms))
+end
 
 if key ~= '' then
   name, digest = base .. 'key:' .. topic .. '\0' .. key, redis.sha1hex(data)
@@ -10,18 +26,12 @@ if key ~= '' then
     local id, was = string.match(used, '(%d+) (%w+)')
     return was == digest and {'replayed', id, str(began)} or {'reused', '0', '0'}
   end
-  -- Keys are counted by topic, in stretches of one window, so each counts for 5 to 10 minutes. The keys of
-  -- one topic may take no more than the room that is left, so a topic that comes later still finds some.
-  stretch = math.floor(now / (KEY_WINDOW_MS * 1000))
-  local function keys_of(field)
-    local count = 0
-    for _, at in ipairs({stretch, stretch - 1}) do
-      count = count + (tonumber(redis.call('HGET', base .. 'keys:' .. at, field)) or 0)
-    end
-    return count
-  end
+  -- Keys are counted by client, or by topic if they count for no client. Those of one may take no more than the room
+  -- that is left, so one that comes later still finds some. No topic has a comma.
+  stretch, holder = math.floor(now / (KEY_WINDOW_MS * 1000)), payer ~= '' and ',' .. payer or topic
   is_room_for_key = function()
-    return keys_of(topic) < math.min(MAX_KEYS, math.floor(max_total / KEY_COST)) - keys_of('*')
+    local most = math.min(MAX_KEYS, math.floor(max_total / KEY_COST))
+    return counted('keys:', stretch, holder) < most - counted('keys:', stretch, '*')
   end
 end
 
@@ -33,7 +43,14 @@ if if_match ~= '' then
   if upto > expected or expected > last then return {'newest', str(newest or 0), '0'} end
 end
 
-if not newest and redis.call('ZCOUNT', index, '(0', '+inf') >= max_topics then return {'topics', '0', '0'} end
+-- A client may make as many topics as it leaves free. Those that it made count for as long as the index remembers a topic.
+local topic_ms = math.max(INDEX_AGE, max_age + AFTER_EXPIRY) / 1000
+local term = math.floor(now / (topic_ms * 1000))
+local is_made = not newest and payer ~= ''
+if not newest then
+  local made = is_made and counted('made:', term, payer) or 0
+  if redis.call('ZCOUNT', index, '(0', '+inf') + made >= max_topics then return {'topics', '0', '0'} end
+end
 if name and not is_room_for_key() then return {'keys', '0', '0'} end
 
 local id = math.max(now, last + 1)
@@ -103,10 +120,9 @@ else
 end
 if name then
   redis.call('SET', name, ident .. ' ' .. digest, 'PX', KEY_WINDOW_MS)
-  local used = base .. 'keys:' .. str(stretch)
-  for _, field in ipairs({'*', topic}) do redis.call('HINCRBY', used, field, 1) end
-  redis.call('PEXPIRE', used, 2 * KEY_WINDOW_MS)
+  count('keys:', stretch, KEY_WINDOW_MS, '*', holder)
 end
+if is_made then count('made:', term, topic_ms, payer) end
 
 -- Topics and marks count too, but leave at least half of the bytes to messages. If this topic holds more than
 -- an even share, its own oldest message goes first, otherwise the oldest message of all.

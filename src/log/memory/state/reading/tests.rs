@@ -12,7 +12,7 @@ use super::{
     *,
 };
 use crate::{
-    log::{Append, Retention, Rules, Start, retention::INDEX_AGE},
+    log::{Append, Retention, Rules, Start, loss::MAX_GAPS, retention::INDEX_AGE},
     message::{Draft, Payload, steps},
 };
 

@@ -1,0 +1,160 @@
+//! Each request as it arrives, before anything else reads it, and its answer as it leaves.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, Method, header};
+use http_body::Body as _;
+
+use super::{
+    App,
+    client_address::{self, ClientAddress},
+    credentials,
+    metrics::Transport,
+    problem::{Code, Problem},
+};
+
+/// Takes the credential out of the request, and notes who sent it. Counts the answer until its client has taken it.
+pub async fn note(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let shown = credentials::take(&mut request);
+    request.extensions_mut().insert(shown);
+    client_address::note(&app.config, &mut request);
+    let record = app.access_log.record(&mut request);
+    let asked = Asked::of(&request);
+    let mut response = asked.counted(&app, next.run(request).await);
+    if let Some(code) = response.extensions().get::<Code>() {
+        app.metrics.refused(*code);
+    }
+    // A browser must not guess that a payload is a page or a script.
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    match record {
+        Some(record) => record.answer(response),
+        None => response,
+    }
+}
+
+/// What decides if the answer to a request is counted.
+struct Asked {
+    client: Option<ClientAddress>,
+    is_read: bool,
+    is_probe: bool,
+    is_scrape: bool,
+}
+
+impl Asked {
+    fn of(request: &Request) -> Self {
+        let path = request.uri().path();
+        Self {
+            client: request.extensions().get().copied(),
+            is_read: matches!(*request.method(), Method::GET | Method::HEAD),
+            is_probe: path.starts_with("/health/"),
+            is_scrape: path == "/metrics",
+        }
+    }
+
+    /// True if the answer holds memory until its client takes it, and nothing else counts it. Streams, polls and
+    /// WebSockets count as connections. A probe, a scrape and a publish that was done are answered in any case.
+    fn is_counted(&self, response: &Response) -> bool {
+        let is_whole = response.body().size_hint().exact().is_some_and(|length| length > 0);
+        let is_done = response.status().is_success() && (!self.is_read || self.is_scrape);
+        is_whole && !self.is_probe && !is_done && response.extensions().get::<Transport>().is_none()
+    }
+
+    /// The answer, counted until its last byte has left. If too many others have not been taken, the answer is a refusal
+    /// without a body, which waits for no window.
+    fn counted(&self, app: &App, mut response: Response) -> Response {
+        if !self.is_counted(&response) {
+            return response;
+        }
+        let payer = self.client.and_then(ClientAddress::payer);
+        if let Some(place) = app.connections.take_answer(payer) {
+            response.extensions_mut().insert(Arc::new(place));
+            return response;
+        }
+        let mut bare = Problem::new(Code::Overloaded, "").into_response();
+        *bare.body_mut() = Body::empty();
+        bare.headers_mut().remove(header::CONTENT_TYPE);
+        keep_cors(response.headers(), bare.headers_mut());
+        bare
+    }
+}
+
+/// A page must be able to see the status.
+fn keep_cors(from: &HeaderMap, to: &mut HeaderMap) {
+    let is_cors = |name: &str| name == "vary" || name.starts_with("access-control-");
+    for (name, value) in from.iter().filter(|(name, _)| is_cors(name.as_str())) {
+        to.append(name, value.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    use super::{super::outgoing::Outgoing, *};
+    use crate::{broker::Broker, config::Config, log::MemoryLog, shutdown::Shutdown};
+
+    fn app() -> Arc<App> {
+        let config = Config { max_connections: 1, ..Config::default() };
+        App::new(Broker::new(MemoryLog::start(config.retention())), Arc::new(config), Shutdown::new())
+    }
+
+    async fn ask(app: &Arc<App>, method: Method, path: &str) -> http::Response<Outgoing> {
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+        let request = request.body(Body::from("x")).expect("a request");
+        Outgoing::of(super::super::router(app.clone()).oneshot(request).await.expect("an answer"))
+    }
+
+    async fn length(response: http::Response<Outgoing>) -> usize {
+        response.into_body().collect().await.expect("no error").to_bytes().len()
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_counted_until_it_has_left() {
+        let app = app();
+        let held = [ask(&app, Method::GET, "/nowhere").await, ask(&app, Method::GET, "/topics").await];
+        for path in ["/health/live", "/metrics", "/topics/a?after=0&wait=0"] {
+            assert_eq!(ask(&app, Method::GET, path).await.status(), StatusCode::OK, "{path}");
+        }
+        assert_eq!(app.connections.untaken_answers(), 2);
+        for answer in held {
+            assert!(length(answer).await > 0);
+        }
+        assert_eq!(app.connections.untaken_answers(), 0);
+    }
+
+    /// Refusals that were not taken filled the memory, a few bytes of the client for each.
+    #[tokio::test]
+    async fn while_too_many_answers_are_not_taken_a_refusal_has_no_body() {
+        let app = app();
+        let others: Vec<_> = std::iter::from_fn(|| app.connections.take_answer(None)).collect();
+        assert_eq!(others.len(), 1_000);
+        for (method, path) in [(Method::GET, "/nowhere"), (Method::GET, "/"), (Method::PUT, "/topics/a")] {
+            let bare = ask(&app, method, path).await;
+            assert_eq!(bare.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
+            assert!(
+                bare.headers().contains_key(header::RETRY_AFTER) && bare.headers()[header::VARY] == "origin"
+            );
+            assert_eq!(length(bare).await, 0, "{path}");
+        }
+        for (method, path, status) in [
+            (Method::GET, "/health/live", StatusCode::OK),
+            (Method::GET, "/metrics", StatusCode::OK),
+            (Method::POST, "/topics/a", StatusCode::CREATED),
+            (Method::GET, "/topics/a?after=0&wait=0", StatusCode::OK),
+        ] {
+            let whole = ask(&app, method, path).await;
+            assert_eq!(whole.status(), status, "{path}");
+            assert!(length(whole).await > 0, "{path}");
+        }
+        drop(others);
+        assert_eq!(ask(&app, Method::GET, "/nowhere").await.status(), StatusCode::NOT_FOUND);
+    }
+}
