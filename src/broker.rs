@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub use self::subscription::{Delivery, GapNotice, Join, Subscription};
 use crate::{
     log::{
-        Append, AppendError, Appended, Beginning, Follower, Log, LogError, LogStats, Start, TopicStats, Unfit,
+        Append, AppendError, Appended, Beginning, Follower, Log, LogError, LogStats, Replicas, Start, TopicStats, Unfit,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
@@ -92,6 +92,11 @@ impl Broker {
     /// Checks that the log would acknowledge a message that is published now.
     pub async fn check(&self) -> Result<(), Unfit> {
         self.log.check().await
+    }
+
+    /// The replicas that share the log, if others may.
+    pub fn replicas(&self) -> Option<Arc<Replicas>> {
+        self.log.replicas()
     }
 
     /// True if a message was recently refused because the store is full.

@@ -21,6 +21,7 @@ mod http2;
 mod idle;
 mod inspect;
 mod linger;
+mod live;
 mod malformed;
 mod media;
 mod metrics;
@@ -47,7 +48,7 @@ mod subscribe;
 mod websocket;
 mod wire;
 
-use self::app::{MAX_TOPICS, MAX_WILDCARDS, overloaded};
+use self::app::{MAX_TOPICS, MAX_WILDCARDS, overloaded, topic_limit_reached};
 pub use self::{
     accept::{Drained, serve},
     access::Reopened,

@@ -10,6 +10,7 @@ mod memory;
 mod patterns;
 mod position;
 mod redis;
+mod replicas;
 mod retention;
 mod tail;
 
@@ -24,7 +25,8 @@ pub use self::{
     ephemeral::Ephemerals,
     memory::MemoryLog,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
-    redis::{Address, Credentials, ParseAddressError, RedisLog},
+    redis::{Address, Credentials, ParseAddressError, RedisLog, Replicas},
+    replicas::{Answering, Unanswered},
     retention::Retention,
     tail::{Follower, Tail, Uncovered, merge},
 };
@@ -101,6 +103,11 @@ pub trait Log: Send + Sync + 'static {
     /// True if the log recently refused a message because there was no room.
     fn is_full(&self) -> bool {
         false
+    }
+
+    /// The replicas that share this log, if others may.
+    fn replicas(&self) -> Option<Arc<Replicas>> {
+        None
     }
 
     /// Checks that a publish would be acknowledged now, as far as the log can tell without publishing.

@@ -34,6 +34,8 @@ pub struct KeyTable {
     #[serde(default)]
     publish: Vec<Template>,
     #[serde(default)]
+    manage: Vec<Template>,
+    #[serde(default)]
     admin: bool,
     #[serde(default)]
     metrics: bool,
@@ -58,6 +60,8 @@ pub struct JwtTable {
     #[serde(default)]
     publish: Vec<Template>,
     #[serde(default)]
+    manage: Vec<Template>,
+    #[serde(default)]
     admin: bool,
     #[serde(default)]
     metrics: bool,
@@ -71,6 +75,8 @@ struct LimitTable {
     subscribe: Vec<Template>,
     #[serde(default)]
     publish: Vec<Template>,
+    #[serde(default)]
+    manage: Vec<Template>,
     #[serde(default)]
     admin: bool,
     #[serde(default)]
@@ -108,7 +114,7 @@ impl Authority {
             mistakes.extend(authority.add_jwt(table, read).err().map(|what| (what, line)));
         }
         if let Some((AnonymousTable { subscribe, publish, metrics }, line)) = anonymous {
-            let list = GrantList { subscribe, publish, admin: false, metrics };
+            let list = GrantList { subscribe, publish, metrics, ..GrantList::default() };
             mistakes.extend(without_subject(&list, "an anonymous client").err().map(|what| (what, line)));
             authority.anonymous = Some(Arc::new(GrantList::grant([&list], &Values::default(), &mut |_| {})));
         }
@@ -128,7 +134,7 @@ impl Authority {
     }
 
     fn add_key(&mut self, table: KeyTable) -> Result<(), String> {
-        let KeyTable { name, sha256, key, subscribe, publish, admin, metrics } = table;
+        let KeyTable { name, sha256, key, subscribe, publish, manage, admin, metrics } = table;
         if key.is_some() {
             return Err(format!(
                 "key {name:?}: the file holds no key, only its hash: replace `key` by `sha256`, with the hash that \
@@ -145,7 +151,7 @@ impl Authority {
         if let Some(known) = self.keys.iter().find(|known| known.digest.is(&digest)) {
             return Err(format!("key {name:?} is the same key as {:?}", known.name));
         }
-        let list = GrantList { subscribe, publish, admin, metrics };
+        let list = GrantList { subscribe, publish, manage, admin, metrics };
         without_subject(&list, "an API key").map_err(|text| format!("key {name:?}: {text}"))?;
         self.keys.push(ApiKey {
             name: name.into(),
@@ -157,15 +163,16 @@ impl Authority {
 
     fn add_jwt(&mut self, table: JwtTable, read: &mut Read<'_>) -> Result<(), String> {
         let verifier = table.verifier(read).map_err(|text| format!("jwt {:?}: {text}", table.name))?;
-        let JwtTable { name, iss, aud, limit, subscribe, publish, admin, metrics, .. } = table;
+        let JwtTable { name, iss, aud, limit, subscribe, publish, manage, admin, metrics, .. } = table;
         let is_same = |known: &&TokenKey| known.verifier.fingerprint().is(verifier.fingerprint());
         if let Some(known) = self.token_keys.iter().find(is_same) {
             return Err(format!("jwt {name:?} is the same key as {:?}", known.name));
         }
-        let grants = GrantList { subscribe, publish, admin, metrics };
-        let limit = limit.map(|LimitTable { subscribe, publish, admin, metrics }| GrantList {
+        let grants = GrantList { subscribe, publish, manage, admin, metrics };
+        let limit = limit.map(|LimitTable { subscribe, publish, manage, admin, metrics }| GrantList {
             subscribe,
             publish,
+            manage,
             admin,
             metrics,
         });

@@ -183,6 +183,21 @@ impl Access {
         if now.grants.is_admin() { Ok(()) } else { Err(forbidden(&now, self.client, "admin", None)) }
     }
 
+    /// The right to add `pattern` to the connections of other clients, and to remove it.
+    pub fn manage(&self, pattern: &Pattern) -> Result<(), Problem> {
+        let now = self.now()?;
+        if now.grants.may_manage(pattern) {
+            Ok(())
+        } else {
+            Err(forbidden(&now, self.client, "manage", Some(pattern)))
+        }
+    }
+
+    /// The subject of the client's token, if it has one.
+    pub fn subject(&self) -> Option<&str> {
+        self.identity.subject().map(|(sub, _)| sub)
+    }
+
     pub fn metrics(&self) -> Result<(), Problem> {
         let now = self.now()?;
         if now.grants.may_read_metrics() {

@@ -17,6 +17,7 @@ mod link;
 mod primary;
 mod reading;
 mod refusals;
+mod replicas;
 mod scripts;
 mod shared;
 mod store;
@@ -31,6 +32,7 @@ use tokio::{
 
 pub use self::{
     address::{Address, Credentials, ParseAddressError},
+    replicas::Replicas,
     scripts::constants as script_constants,
 };
 use self::{
@@ -86,6 +88,7 @@ pub struct RedisLog {
     link: Arc<Link>,
     copies: Arc<Copies>,
     asking: Arc<Asking>,
+    replicas: Arc<Replicas>,
     pages: Shared<PageKey, Result<Page, LogError>>,
     /// The tasks end with the log.
     _tasks: JoinSet<()>,
@@ -112,7 +115,11 @@ impl RedisLog {
         if is_confirmed {
             tasks.spawn(copies.clone().keep_confirming());
         }
-        Arc::new(Self { store, feed, link, copies, asking, pages: Shared::default(), _tasks: tasks })
+        let replicas = Arc::new(Replicas::new(store.clone()));
+        tasks.spawn(replicas.clone().keep_beating());
+        tasks.spawn(replicas.clone().keep_reading());
+        tasks.spawn(replicas.clone().keep_sending());
+        Arc::new(Self { store, feed, link, copies, asking, replicas, pages: Shared::default(), _tasks: tasks })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.
@@ -329,6 +336,10 @@ impl Log for RedisLog {
 
     fn is_full(&self) -> bool {
         self.store.is_full()
+    }
+
+    fn replicas(&self) -> Option<Arc<Replicas>> {
+        Some(self.replicas.clone())
     }
 
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
