@@ -10,7 +10,8 @@ use std::sync::Arc;
 pub use self::subscription::{Delivery, GapNotice, Join, Subscription};
 use crate::{
     log::{
-        Append, AppendError, Appended, Beginning, Follower, Log, LogError, LogStats, Replicas, Start, TopicStats, Unfit,
+        Append, AppendError, Appended, Beginning, Follower, Log, LogError, LogStats, Replicas, Start,
+        TopicStats, Unfit,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };

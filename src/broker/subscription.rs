@@ -228,7 +228,8 @@ impl Subscription {
         let is_taking = self.seen_ephemerals.is_some();
         self.take_ephemerals(upto);
         if let Some(seen) = other.seen_ephemerals {
-            self.seen_ephemerals = Some(upto.max(seen));
+            // Those that the subscription had yet to take are newer than the cursor.
+            self.seen_ephemerals = Some(if is_taking { upto } else { upto.max(seen) });
             let ours = self.patterns.clone();
             self.queue_ephemerals(seen, upto, |topic| {
                 other.patterns.matches(topic) && !(is_taking && ours.matches(topic))

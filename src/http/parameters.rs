@@ -70,13 +70,15 @@ pub const CONNECTIONS: Parameters = Parameters {
 
 /// `PUT /connections/{id}/topics/{topic}`.
 pub const ADDED: Parameters = Parameters {
-    known: &[CREDENTIAL, &["after", "last", "since", "sub"]],
+    known: &[CREDENTIAL, &["after", "last", "since", "sub", "presence"]],
     misplaced: &[("topic", "the path"), ("topics", "the path")],
 };
 
 /// `DELETE /connections/{id}/topics/{topic}`.
-pub const REMOVED: Parameters =
-    Parameters { known: &[CREDENTIAL, &["sub"]], misplaced: &[("topic", "the path"), ("topics", "the path")] };
+pub const REMOVED: Parameters = Parameters {
+    known: &[CREDENTIAL, &["sub"]],
+    misplaced: &[("topic", "the path"), ("topics", "the path")],
+};
 
 /// True for a parameter that may be written in a log: one that some resource knows, and no credential.
 pub fn is_harmless(name: &str) -> bool {

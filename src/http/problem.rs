@@ -197,7 +197,15 @@ impl Problem {
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         let status = code.status();
         let title = status.and_then(|status| status.canonical_reason()).unwrap_or("Closed");
-        Self { code, status, title, detail: shorten(detail.into()), topic: None, newest: None, accepted: None }
+        Self {
+            code,
+            status,
+            title,
+            detail: shorten(detail.into()),
+            topic: None,
+            newest: None,
+            accepted: None,
+        }
     }
 
     /// A mistake in the request; `detail` names the parameter.

@@ -144,9 +144,8 @@ impl Reader {
             return Ok(Asked::Joins);
         }
         if let Some(limit) = state.is_full(pattern) {
-            let detail = format!(
-                "topic: limit reached: a connection reads up to {limit}; unsubscribe from one first"
-            );
+            let detail =
+                format!("topic: limit reached: a connection reads up to {limit}; unsubscribe from one first");
             return Err(Problem::bad_request(detail).about(pattern));
         }
         self.access().subscribe(std::slice::from_ref(pattern))?;

@@ -126,8 +126,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             match app.broker.subscribe(patterns, &start, &connection).await {
                 Ok(subscription) => {
                     let is_raw = framing == Framing::SseRaw;
-                    let reading =
-                        app.hold(id, subscription, permit, &access, framing.transport(), is_raw);
+                    let reading = app.hold(id, subscription, permit, &access, framing.transport(), is_raw);
                     let reader = Reader::new(app.connections.clone(), reading, access);
                     Ok(stream::respond(framing, reader))
                 }

@@ -119,7 +119,16 @@ impl RedisLog {
         tasks.spawn(replicas.clone().keep_beating());
         tasks.spawn(replicas.clone().keep_reading());
         tasks.spawn(replicas.clone().keep_sending());
-        Arc::new(Self { store, feed, link, copies, asking, replicas, pages: Shared::default(), _tasks: tasks })
+        Arc::new(Self {
+            store,
+            feed,
+            link,
+            copies,
+            asking,
+            replicas,
+            pages: Shared::default(),
+            _tasks: tasks,
+        })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.

@@ -45,7 +45,11 @@ async fn remove(server: &Server, connection: &str, topic: &str) {
 /// The next frame says that the server has changed this topic.
 async fn told(reader: &mut Reader, kind: &str, topic: &str) -> Value {
     let frame = reader.next().await;
-    assert_eq!((&frame["type"], &frame["topic"], &frame["by"]), (&kind.into(), &topic.into(), &"server".into()), "{frame}");
+    assert_eq!(
+        (&frame["type"], &frame["topic"], &frame["by"]),
+        (&kind.into(), &topic.into(), &"server".into()),
+        "{frame}"
+    );
     assert!(frame["cursor"].is_string() && frame.get("ref").is_none(), "{frame}");
     frame
 }

@@ -127,9 +127,10 @@ pub fn no_connection() -> Problem {
 fn problem_of(unanswered: Unanswered) -> Problem {
     match unanswered {
         Unanswered::Gone => no_connection(),
-        Unanswered::Busy => {
-            Problem::new(Code::Overloaded, "too many requests about connections wait; nothing was changed, so try again")
-        }
+        Unanswered::Busy => Problem::new(
+            Code::Overloaded,
+            "too many requests about connections wait; nothing was changed, so try again",
+        ),
         Unanswered::Unknown => Problem::new(
             Code::UnknownOutcome,
             "the replica of the connection did not answer in time, and may have done it; send the request again",

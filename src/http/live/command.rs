@@ -97,7 +97,7 @@ impl Shown {
     pub fn of(id: ConnectionId, reading: &Reading) -> Self {
         let about = reading.about();
         let state = reading.lock();
-        let mut topics: Vec<_> = state.patterns().collect();
+        let mut topics: Vec<_> = state.first_patterns(SHOWN_TOPICS).collect();
         topics.sort_unstable();
         Self {
             connection: id,
@@ -106,7 +106,7 @@ impl Shown {
             replica: replica_name(id.replica()),
             since: about.since.format(&Rfc3339).unwrap_or_default(),
             topics: topics.iter().take(SHOWN_TOPICS).map(ToString::to_string).collect(),
-            topic_count: topics.len(),
+            topic_count: state.patterns().count(),
             address: about.address.map(|address| address.to_string()),
             behind: state.behind_ms(),
         }
@@ -214,9 +214,10 @@ impl Drop for Begun<'_> {
 
 fn check_sub(reading: &Reading, wanted: Option<&str>) -> Result<(), Problem> {
     match wanted {
-        Some(sub) if reading.about().sub.as_deref() != Some(sub) => {
-            Err(Problem::new(Code::PreconditionFailed, "sub: the connection belongs to another subject, or to none"))
-        }
+        Some(sub) if reading.about().sub.as_deref() != Some(sub) => Err(Problem::new(
+            Code::PreconditionFailed,
+            "sub: the connection belongs to another subject, or to none",
+        )),
         _ => Ok(()),
     }
 }

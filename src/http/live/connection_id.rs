@@ -65,7 +65,8 @@ mod tests {
         assert_eq!(id.to_string(), "00000000000000ab0000000000000007");
         assert_eq!((id.to_string().parse(), id.replica()), (Ok(id), 0xab));
         let text = id.to_string();
-        for wrong in ["", &text[1..], &text.to_uppercase(), &format!("{text}0"), &format!("+{}", &text[1..])] {
+        for wrong in ["", &text[1..], &text.to_uppercase(), &format!("{text}0"), &format!("+{}", &text[1..])]
+        {
             assert_eq!(wrong.parse::<ConnectionId>(), Err(ParseConnectionIdError), "{wrong}");
         }
     }

@@ -305,6 +305,15 @@ impl State {
         self.subscription.patterns().chain(self.joining.iter().map(|joining| &joining.pattern))
     }
 
+    /// Patterns among which are the first `count` in order. A subscription has its topics in order, and then its patterns
+    /// with wildcards.
+    pub fn first_patterns(&self, count: usize) -> impl Iterator<Item = &Pattern> {
+        let topics = self.subscription.width() - self.subscription.wildcards();
+        let first = self.subscription.patterns().take(topics.min(count));
+        let wildcards = self.subscription.patterns().skip(topics).take(count);
+        first.chain(wildcards).chain(self.joining.iter().map(|joining| &joining.pattern))
+    }
+
     /// How far the items that the connection has yet to give out reach back, in milliseconds of the messages' time.
     pub fn behind_ms(&self) -> u64 {
         let joining = self.joining.iter().map(|joining| joining.subscription.behind_ms()).max();
@@ -332,7 +341,8 @@ impl State {
         if self.width() >= MAX_TOPICS {
             return Some("10000 topics and patterns");
         }
-        (pattern.has_wildcard() && self.wildcards() >= MAX_WILDCARDS).then_some("100 patterns with a wildcard")
+        (pattern.has_wildcard() && self.wildcards() >= MAX_WILDCARDS)
+            .then_some("100 patterns with a wildcard")
     }
 
     /// Counts so many patterns more than those that are read. False if this client may read no more now.

@@ -38,7 +38,8 @@ pub async fn connections(State(app): State<Arc<App>>, request: Request) -> Resul
     Access::of(&app.rules, &request)?.admin()?;
     let query = Query::of(&request, &parameters::CONNECTIONS)?;
     let after = query.one("after")?.filter(|after| !after.is_empty());
-    let after = after.map(|after| after.parse().map_err(|error| Problem::bad_request(format!("after: {error}"))));
+    let after =
+        after.map(|after| after.parse().map_err(|error| Problem::bad_request(format!("after: {error}"))));
     let wanted = Wanted {
         sub: sub(&query)?,
         topic: query.one("topic")?.map(|topic| query::pattern("topic", topic)).transpose()?,
@@ -62,7 +63,8 @@ pub async fn connection(
         _ => return Err(Problem::method_not_allowed("GET, HEAD, DELETE")),
     };
     Access::of(&app.rules, &request)?.admin()?;
-    let connection = path.ok().map(|Path(id)| id).and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
+    let connection =
+        path.ok().map(|Path(id)| id).and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
     let command = if is_end { Command::End { connection } } else { Command::Show { connection } };
     Ok(match across::run(&app, command).await? {
         Done::Shown(shown) => not_stored(json(StatusCode::OK, &shown)),
@@ -88,8 +90,12 @@ pub async fn topic_of(
     let known = if is_added { &parameters::ADDED } else { &parameters::REMOVED };
     let query = Query::of(&request, known)?;
     let sub = sub(&query)?;
-    let start = StartFields { after: query.one("after")?, last: query.one("last")?, since: query.one("since")? };
+    let start =
+        StartFields { after: query.one("after")?, last: query.one("last")?, since: query.one("since")? };
     let start = if is_added { start.parse()? } else { None };
+    if is_added && query.flag("presence")? {
+        return Err(Problem::bad_request("presence: this server does not have it yet"));
+    }
     // A client that may not manage the topic learns nothing of the ids, so this comes last.
     let connection = connection.parse().map_err(|_| across::no_connection())?;
     let command = match is_added {

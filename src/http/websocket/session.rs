@@ -313,14 +313,16 @@ impl Session {
                 self.answer(&reference, Answer::Partly(&published));
             }
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
-            Ok(Outcome::Begun(pattern, subscription)) => match self.reader.join(pattern.clone(), *subscription) {
-                Ok(Asked::IsRead) => self.answer_subscribed(&reference, &pattern),
-                Ok(_) => self.joining = reference,
-                Err(problem) => {
-                    self.reader.not_added();
-                    self.answer(&reference, Answer::Error(&problem));
+            Ok(Outcome::Begun(pattern, subscription)) => {
+                match self.reader.join(pattern.clone(), *subscription) {
+                    Ok(Asked::IsRead) => self.answer_subscribed(&reference, &pattern),
+                    Ok(_) => self.joining = reference,
+                    Err(problem) => {
+                        self.reader.not_added();
+                        self.answer(&reference, Answer::Error(&problem));
+                    }
                 }
-            },
+            }
             Err(problem) => {
                 self.reader.not_added();
                 self.answer(&reference, Answer::Error(&problem));
@@ -415,11 +417,9 @@ impl Session {
             Event::Removed(topic) => {
                 wire::control_frame(&Control::Unsubscribed { topic: &topic, cursor, by })
             }
-            Event::Ended(code) => wire::control_frame(&Control::Closing {
-                code,
-                cursor: Some(cursor),
-                retry_ms: retry_ms(),
-            }),
+            Event::Ended(code) => {
+                wire::control_frame(&Control::Closing { code, cursor: Some(cursor), retry_ms: retry_ms() })
+            }
         }
     }
 

@@ -42,6 +42,8 @@ const BEAT_EVERY: Duration = Duration::from_secs(1);
 const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A question that is met later than this after it was sent is dropped.
 const LATE_AFTER: Duration = Duration::from_secs(2);
+/// How long the end of this process waits until the others know of it.
+const LEAVE_WITHIN: Duration = Duration::from_millis(500);
 /// How long Redis blocks a read that finds nothing. A connection that is silent for longer is dead.
 const BLOCK: Duration = Duration::from_secs(1);
 const ANSWER_WITHIN: Duration = Duration::from_millis(1750);
@@ -71,6 +73,9 @@ pub struct Replicas {
     answering: OnceLock<Arc<dyn Answering>>,
     /// The questions of others that are being answered.
     running: Mutex<JoinSet<()>>,
+    /// When the store was last asked which replicas live, and whether it answered. Held across the question, so that
+    /// callers share it.
+    last_look: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
 #[derive(Default)]
@@ -104,6 +109,7 @@ impl Replicas {
             to_send: Mutex::new(Some(to_send)),
             answering: OnceLock::new(),
             running: Mutex::default(),
+            last_look: tokio::sync::Mutex::default(),
         }
     }
 
@@ -146,14 +152,26 @@ impl Replicas {
                     None => return Err(Unanswered::Unknown),
                 }
             }
-            let looked = timeout_at(until, self.beat("look")).await;
-            if let Ok(Ok(_)) = looked
-                && self.stands(name) == Stands::Gone
-            {
+            let is_seen = timeout_at(until, self.look()).await.unwrap_or_default();
+            if is_seen && self.stands(name) == Stands::Gone {
                 return Err(Unanswered::Gone);
             }
             if timeout_at(until, sleep(AGAIN_AFTER)).await.is_err() {
                 return Err(Unanswered::Unknown);
+            }
+        }
+    }
+
+    /// Looks which replicas live, once for all that want to know at about the same time. False if the store cannot be
+    /// asked.
+    async fn look(&self) -> bool {
+        let mut last = self.last_look.lock().await;
+        match *last {
+            Some((at, is_seen)) if Instant::now() < at + AGAIN_AFTER => is_seen,
+            _ => {
+                let is_seen = self.beat("look").await.is_ok();
+                *last = Some((Instant::now(), is_seen));
+                is_seen
             }
         }
     }
@@ -163,7 +181,12 @@ impl Replicas {
     }
 
     /// `None` if there was no answer in time.
-    async fn ask_once(&self, name: u64, question: Bytes, until: Instant) -> Result<Option<Reply>, Unanswered> {
+    async fn ask_once(
+        &self,
+        name: u64,
+        question: Bytes,
+        until: Instant,
+    ) -> Result<Option<Reply>, Unanswered> {
         let (answered, answer) = oneshot::channel();
         let waits = {
             let mut state = self.state();
@@ -190,7 +213,7 @@ impl Replicas {
     /// Tells the others that this replica is gone, for as long as that may take.
     pub async fn leave(&self) {
         self.state().is_leaving = true;
-        let _ = timeout(BEAT_EVERY, self.beat("leave")).await;
+        let _ = timeout(LEAVE_WITHIN, self.beat("leave")).await;
     }
 
     /// Gives signs of life. Never ends.
@@ -225,8 +248,9 @@ impl Replicas {
         let [gone_after, pause, forget_after] =
             [roll::GONE_AFTER_MS, roll::PAUSE_MS, roll::FORGET_AFTER_MS].map(|ms| ms.to_string());
         let args = [&*text, does, &*place, &*gone_after, &*pause, &*forget_after];
-        let beat: Result<Beat, _> =
-            timeout(BEAT_TIMEOUT, self.store.aside(script, &args)).await.unwrap_or(Err(LogError::Unavailable));
+        let beat: Result<Beat, _> = timeout(BEAT_TIMEOUT, self.store.aside(script, &args))
+            .await
+            .unwrap_or(Err(LogError::Unavailable));
         let beat = beat?;
         let mut state = self.state();
         state.clock = Some(StoreClock::new(beat.now, asked_at, Instant::now()));
@@ -352,8 +376,12 @@ impl Replicas {
                 let now = Instant::now();
                 let clock = self.state().clock;
                 // The sender waits no longer, and a newer question may be done already.
-                let Some(left) = clock.and_then(|clock| LATE_AFTER.checked_sub(clock.since(sent, now))) else {
-                    return tracing::debug!(from = letter::name(from), "dropped a question that came too late");
+                let Some(left) = clock.and_then(|clock| LATE_AFTER.checked_sub(clock.since(sent, now)))
+                else {
+                    return tracing::debug!(
+                        from = letter::name(from),
+                        "dropped a question that came too late"
+                    );
                 };
                 self.answer(from, number, text, now + left);
             }

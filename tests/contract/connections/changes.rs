@@ -193,7 +193,10 @@ async fn an_id_that_no_connection_has_is_not_found() {
     crate::ask::until_served(&server, 0).await;
     put(&server, &id, "a", "").await.problem(404, "not_found");
     request(&server, Method::PUT, "/connections/x").answer().await.problem(405, "method_not_allowed");
-    request(&server, Method::GET, "/connections/x/topics/a").answer().await.problem(405, "method_not_allowed");
+    request(&server, Method::GET, "/connections/x/topics/a")
+        .answer()
+        .await
+        .problem(405, "method_not_allowed");
 }
 
 #[tokio::test]

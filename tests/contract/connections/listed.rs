@@ -48,7 +48,10 @@ async fn a_connection_is_shown_with_what_it_reads() {
         );
         let age = time::OffsetDateTime::now_utc() - since.expect("a time");
         assert!(age.whole_seconds() < 60, "{age}");
-        assert_eq!(list(&server, "topic=c").await, json!({"connections": [shown], "next": null, "missing": []}));
+        assert_eq!(
+            list(&server, "topic=c").await,
+            json!({"connections": [shown], "next": null, "missing": []})
+        );
         drop(reader);
         crate::ask::until_served(&server, 0).await;
     }

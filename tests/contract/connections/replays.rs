@@ -77,9 +77,11 @@ async fn a_request_waits_neither_for_a_replay_nor_for_the_reader() {
         assert_eq!(shown["topics"], json!(["long", "short"]), "{transport}");
         // The replay ends here, and what it has not given never comes.
         remove(&server, &id, "long").await;
-        let frames = until(&mut reader, |frame| frame["topic"] == "short" && frame["type"] == "message").await;
+        let frames =
+            until(&mut reader, |frame| frame["topic"] == "short" && frame["type"] == "message").await;
         let count = |wanted: &str| frames.iter().filter(|frame| frame["type"] == wanted).count();
-        let replayed = frames.iter().filter(|frame| frame["topic"] == "long" && frame["type"] == "message").count();
+        let replayed =
+            frames.iter().filter(|frame| frame["topic"] == "long" && frame["type"] == "message").count();
         assert!(replayed < 80, "{transport}: {replayed}");
         assert_eq!((count("subscribed"), count("unsubscribed"), count("gap")), (1, 1, 0), "{transport}");
         assert_eq!(frames.last().expect("a frame")["id"], published);
@@ -107,15 +109,16 @@ async fn commands_of_the_client_do_not_delay_a_request() {
     // The client waits for its own replay, and has not read it.
     add(&server, &id, "short", "").await;
     remove(&server, &id, "long").await;
-    let mut frames = Vec::new();
-    while frames.last().is_none_or(|frame: &Value| frame["topic"] != "short") {
+    let mut frames: Vec<Value> = Vec::new();
+    while frames.len() < 4 {
         let frame = socket.next().await;
         if frame["type"] != "message" {
             frames.push(frame);
         }
     }
     let shown: Vec<_> = frames.iter().map(|frame| (text(&frame["type"]), frame["ref"].clone())).collect();
-    let expected = [("error", json!(1)), ("pong", json!(2)), ("unsubscribed", Value::Null), ("subscribed", Value::Null)];
+    let expected =
+        [("error", json!(1)), ("pong", json!(2)), ("unsubscribed", Value::Null), ("subscribed", Value::Null)];
     let expected = expected.map(|(kind, reference)| (kind.to_owned(), reference));
     let mut sorted = (shown.clone(), expected.to_vec());
     sorted.0.sort_by_key(|(kind, _)| kind.clone());
@@ -138,7 +141,8 @@ async fn what_waits_for_a_client_that_does_not_read_is_bounded() {
     add(&server, &id, "a", "").await;
     let last = publish(&server, "a", "x").await;
     let frames = until(&mut reader, |frame| frame["id"] == *last).await;
-    let told: Vec<_> = frames.iter().filter(|frame| frame["by"] == "server").map(|frame| &frame["type"]).collect();
+    let told: Vec<_> =
+        frames.iter().filter(|frame| frame["by"] == "server").map(|frame| &frame["type"]).collect();
     assert_eq!(told, ["unsubscribed", "subscribed"]);
 }
 
