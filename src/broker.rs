@@ -10,8 +10,8 @@ use std::sync::Arc;
 pub use self::subscription::{Delivery, GapNotice, Join, Subscription};
 use crate::{
     log::{
-        Append, AppendError, Appended, Beginning, Follower, History, Log, LogError, LogStats, Payer, Rules,
-        Start, TopicStats, Unfit,
+        Append, AppendError, Appended, Beginning, Follower, History, Log, LogError, LogStats, Payer,
+        Replicas, Rules, Start, TopicStats, Unfit,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
@@ -111,6 +111,11 @@ impl Broker {
     /// Checks that the log would acknowledge a message that is published now.
     pub async fn check(&self) -> Result<(), Unfit> {
         self.log.check().await
+    }
+
+    /// The replicas that share the log, if others may.
+    pub fn replicas(&self) -> Option<Arc<Replicas>> {
+        self.log.replicas()
     }
 
     /// True if a message was recently refused because the store is full.

@@ -6,6 +6,7 @@
 mod bench;
 mod completions;
 mod config;
+mod connections;
 mod grants;
 mod init;
 mod key;
@@ -30,6 +31,7 @@ use self::{
     bench::Bench,
     completions::Completions,
     config::ShowConfig,
+    connections::Connections,
     init::Init,
     key::Key,
     manual::Manual,
@@ -103,6 +105,9 @@ pub enum Command {
     ///
     /// Readers that are behind get a gap. A token needs `admin`.
     Delete(Delete),
+    /// Print the live connections, add topics to one and remove them, or end one.
+    #[command(subcommand)]
+    Connections(Connections),
     /// Measure how much load a server carries, and how fast it is, to choose the size of a machine.
     ///
     /// It publishes to its own topics, which begin with `bench`, and ends by itself. It needs much of a

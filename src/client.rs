@@ -28,6 +28,7 @@
 
 mod answer;
 mod connection;
+mod connections;
 mod credential;
 mod error;
 mod operate;
@@ -43,6 +44,7 @@ use tokio_stream::{Stream, StreamExt};
 use self::credential::{BoxError, Credential};
 pub use self::{
     connection::{Gap, Message},
+    connections::{ConnectionFilter, ConnectionState, Connections},
     error::ClientError,
     operate::{Ready, TopicState, Topics},
     publish::{Draft, Progress, Publishing},

@@ -27,6 +27,7 @@ mod idle;
 mod inspect;
 mod issuers;
 mod linger;
+mod live;
 mod malformed;
 mod media;
 mod metrics;
@@ -55,7 +56,7 @@ mod subscribe;
 mod websocket;
 mod wire;
 
-use self::app::{MAX_TOPICS, MAX_WILDCARDS, overloaded};
+use self::app::{MAX_TOPICS, MAX_WILDCARDS, overloaded, topic_limit_reached};
 pub use self::{
     accept::{Drained, serve},
     app::App,

@@ -12,6 +12,7 @@ mod patterns;
 mod payer;
 mod position;
 mod redis;
+mod replicas;
 mod retention;
 mod rules;
 mod tail;
@@ -29,7 +30,8 @@ pub use self::{
     memory::MemoryLog,
     payer::Payer,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
-    redis::{Address, Credentials, ParseAddressError, RedisLog},
+    redis::{Address, Credentials, ParseAddressError, RedisLog, Replicas},
+    replicas::{Answering, Unanswered},
     retention::{Limits, Retention},
     rules::{Expiry, MAX_RULES, Rule, Rules},
     tail::{Follower, Tail, Uncovered, merge},
@@ -123,6 +125,11 @@ pub trait Log: Send + Sync + 'static {
     /// True if the log recently refused a message because there was no room.
     fn is_full(&self) -> bool {
         false
+    }
+
+    /// The replicas that share this log, if others may.
+    fn replicas(&self) -> Option<Arc<Replicas>> {
+        None
     }
 
     /// Checks that a publish would be acknowledged now, as far as the log can tell without publishing.

@@ -16,6 +16,7 @@ pub struct Grants {
     everything: bool,
     subscribe: Box<[Pattern]>,
     publish: Box<[Pattern]>,
+    manage: Box<[Pattern]>,
     admin: bool,
     metrics: bool,
 }
@@ -41,6 +42,11 @@ impl Grants {
         self.everything || !self.publish.is_empty()
     }
 
+    /// True if connections of other clients may be given every topic that `pattern` matches: by `manage`, or by `admin`.
+    pub fn may_manage(&self, pattern: &Pattern) -> bool {
+        self.everything || self.admin || covers(&self.manage, pattern)
+    }
+
     /// These grants and `others` together.
     pub fn and(self, others: Self) -> Self {
         let together = |ours: Box<[Pattern]>, others: Box<[Pattern]>| {
@@ -53,6 +59,7 @@ impl Grants {
             everything: self.everything || others.everything,
             subscribe: together(self.subscribe, others.subscribe),
             publish: together(self.publish, others.publish),
+            manage: together(self.manage, others.manage),
             admin: self.admin || others.admin,
             metrics: self.metrics || others.metrics,
         }
@@ -71,13 +78,14 @@ impl Grants {
         let metrics = self.may_read_metrics() && limit.may_read_metrics();
         let (subscribe, publish) =
             (keep(self.subscribe, &limit.subscribe), keep(self.publish, &limit.publish));
+        let manage = if limit.admin { self.manage } else { keep(self.manage, &limit.manage) };
         if self.admin && !admin {
             leave_out("admin");
         }
         if self.metrics && !metrics {
             leave_out("metrics");
         }
-        Self { everything: false, subscribe, publish, admin, metrics }
+        Self { everything: false, subscribe, publish, manage, admin, metrics }
     }
 
     /// True for the grants of an open server.
@@ -99,7 +107,7 @@ impl Grants {
 /// For the operator's log: in the form of the configuration, with the placeholders filled in.
 impl fmt::Display for Grants {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { everything, subscribe, publish, admin, metrics } = self;
+        let Self { everything, subscribe, publish, manage, admin, metrics } = self;
         let patterns = |patterns: &[Pattern]| {
             let listed = patterns.iter().take(MAX_LISTED).map(Pattern::as_str).collect::<Vec<_>>().join(", ");
             if patterns.len() > MAX_LISTED { format!("[{listed}, …]") } else { format!("[{listed}]") }
@@ -108,9 +116,10 @@ impl fmt::Display for Grants {
             true => f.write_str("everything"),
             false => write!(
                 f,
-                "subscribe {} publish {} admin {admin} metrics {metrics}",
+                "subscribe {} publish {} manage {} admin {admin} metrics {metrics}",
                 patterns(subscribe),
-                patterns(publish)
+                patterns(publish),
+                patterns(manage)
             ),
         }
     }
@@ -124,6 +133,8 @@ pub struct GrantList {
     pub subscribe: Vec<Template>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<Template>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub manage: Vec<Template>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub admin: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -132,7 +143,7 @@ pub struct GrantList {
 
 impl GrantList {
     /// The names of all grants.
-    pub const NAMES: [&str; 4] = ["subscribe", "publish", "admin", "metrics"];
+    pub const NAMES: [&str; 5] = ["subscribe", "publish", "manage", "admin", "metrics"];
 
     /// The grants of these lists together, for a token with these values. `unfilled` is told each pattern that
     /// grants nothing.
@@ -153,6 +164,7 @@ impl GrantList {
             everything: false,
             subscribe: fill(|list| &list.subscribe),
             publish: fill(|list| &list.publish),
+            manage: fill(|list| &list.manage),
             admin: lists.clone().into_iter().any(|list| list.admin),
             metrics: lists.clone().into_iter().any(|list| list.metrics),
         }
@@ -164,7 +176,7 @@ impl GrantList {
     }
 
     fn templates(&self) -> impl Iterator<Item = &Template> {
-        self.subscribe.iter().chain(&self.publish)
+        self.subscribe.iter().chain(&self.publish).chain(&self.manage)
     }
 }
 

@@ -41,6 +41,8 @@ pub struct KeyTable {
     #[serde(default)]
     publish: Vec<Template>,
     #[serde(default)]
+    manage: Vec<Template>,
+    #[serde(default)]
     admin: bool,
     #[serde(default)]
     metrics: bool,
@@ -72,6 +74,8 @@ pub struct JwtTable {
     #[serde(default)]
     publish: Vec<Template>,
     #[serde(default)]
+    manage: Vec<Template>,
+    #[serde(default)]
     admin: bool,
     #[serde(default)]
     metrics: bool,
@@ -85,6 +89,8 @@ struct LimitTable {
     subscribe: Vec<Template>,
     #[serde(default)]
     publish: Vec<Template>,
+    #[serde(default)]
+    manage: Vec<Template>,
     #[serde(default)]
     admin: bool,
     #[serde(default)]
@@ -143,7 +149,7 @@ impl Authority {
             mistakes.extend(added.err().map(|what| (what, line)));
         }
         if let Some((AnonymousTable { subscribe, publish, metrics }, line)) = anonymous {
-            let list = GrantList { subscribe, publish, admin: false, metrics };
+            let list = GrantList { subscribe, publish, metrics, ..GrantList::default() };
             mistakes.extend(without_subject(&list, "an anonymous client").err().map(|what| (what, line)));
             authority.anonymous = Some(Arc::new(GrantList::grant([&list], &Values::default(), &mut |_| {})));
         }
@@ -164,7 +170,7 @@ impl Authority {
     }
 
     fn add_key(&mut self, table: KeyTable) -> Result<(), String> {
-        let KeyTable { name, sha256, key, subscribe, publish, admin, metrics } = table;
+        let KeyTable { name, sha256, key, subscribe, publish, manage, admin, metrics } = table;
         if key.is_some() {
             return Err(format!(
                 "key {name:?}: the file holds no key, only its hash: replace `key` by `sha256`, with the hash that \
@@ -181,7 +187,7 @@ impl Authority {
         if let Some(known) = self.keys.iter().find(|known| known.digest.is(&digest)) {
             return Err(format!("key {name:?} is the same key as {:?}", known.name));
         }
-        let list = GrantList { subscribe, publish, admin, metrics };
+        let list = GrantList { subscribe, publish, manage, admin, metrics };
         without_subject(&list, "an API key").map_err(|text| format!("key {name:?}: {text}"))?;
         self.keys.push(ApiKey {
             name: name.into(),
@@ -256,11 +262,12 @@ impl Authority {
 
 impl JwtTable {
     fn terms(self) -> Terms {
-        let Self { name, iss, aud, prefix, by, limit, subscribe, publish, admin, metrics, .. } = self;
-        let grants = GrantList { subscribe, publish, admin, metrics };
-        let limit = limit.map(|LimitTable { subscribe, publish, admin, metrics }| GrantList {
+        let Self { name, iss, aud, prefix, by, limit, subscribe, publish, manage, admin, metrics, .. } = self;
+        let grants = GrantList { subscribe, publish, manage, admin, metrics };
+        let limit = limit.map(|LimitTable { subscribe, publish, manage, admin, metrics }| GrantList {
             subscribe,
             publish,
+            manage,
             admin,
             metrics,
         });

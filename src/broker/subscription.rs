@@ -199,11 +199,7 @@ impl Subscription {
     /// Merges `other` into this subscription. Both must be at the same cursor, as [`Join::SameCursor`] says.
     pub fn absorb(&mut self, other: Self) {
         self.read_until(Id::MAX);
-        // Take the ephemeral messages up to the cursor before the patterns are added: they were published before
-        // the new patterns were read, so they must not match these.
-        if let Some(seen) = self.seen_ephemerals {
-            self.take_ephemerals(seen.max(self.log.ephemerals().count_at(self.cursor)));
-        }
+        self.absorb_ephemerals(&other);
         self.position.join(
             &other.position,
             |topic| self.patterns.matches(topic),
@@ -222,6 +218,45 @@ impl Subscription {
         // Messages that arrived in between have not woken this follower.
         self.looked_upto = None;
         self.follower.wake();
+    }
+
+    /// Takes the ephemeral messages up to the cursor before the patterns are added: those of each subscription from
+    /// where it began to take them, so none matches a pattern that was not read yet.
+    fn absorb_ephemerals(&mut self, other: &Self) {
+        let upto = self.log.ephemerals().count_at(self.cursor);
+        let upto = upto.max(self.seen_ephemerals.unwrap_or_default());
+        let is_taking = self.seen_ephemerals.is_some();
+        self.take_ephemerals(upto);
+        if let Some(seen) = other.seen_ephemerals {
+            // Those that the subscription had yet to take are newer than the cursor.
+            self.seen_ephemerals = Some(if is_taking { upto } else { upto.max(seen) });
+            let ours = self.patterns.clone();
+            self.queue_ephemerals(seen, upto, |topic| {
+                other.patterns.matches(topic) && !(is_taking && ours.matches(topic))
+            });
+        } else if !is_taking {
+            self.seen_ephemerals = None;
+        }
+    }
+
+    /// Takes the ephemeral messages from now on, also those that come before this is caught up for the first time.
+    pub fn take_ephemerals_from_now(&mut self) {
+        self.seen_ephemerals = Some(self.log.ephemerals().count());
+    }
+
+    /// Reads on alone, after a subscription that was to be merged into this one was dropped.
+    pub fn read_alone(&mut self) {
+        self.read_until(Id::MAX);
+    }
+
+    /// How far the items that this has still to give out reach back, in milliseconds of the messages' time. Zero if it
+    /// has given out everything.
+    pub fn behind_ms(&self) -> u64 {
+        let is_caught_up = self.ready.is_empty() && self.page.is_none() && !self.follower.is_woken();
+        if is_caught_up || self.patterns.is_empty() {
+            return 0;
+        }
+        self.log.watermark().get().saturating_sub(self.cursor.get()) / 1000
     }
 
     fn read_until(&mut self, until: Id) {
@@ -306,7 +341,9 @@ impl Subscription {
                 }
                 continue;
             }
-            if self.position.cursor >= self.until {
+            // A subscription to nothing keeps its cursor until a topic is added.
+            let is_idle = self.patterns.is_empty() && self.until == Id::MAX;
+            if is_idle || self.position.cursor >= self.until {
                 return Poll::Pending;
             }
             if let Some(arrival) = &mut self.arrival
@@ -430,14 +467,20 @@ impl Subscription {
     /// older.
     fn take_ephemerals(&mut self, upto: u64) {
         let Some(seen) = self.seen_ephemerals.replace(upto) else { return };
-        if seen == upto {
+        if seen != upto {
+            let patterns = self.patterns.clone();
+            self.queue_ephemerals(seen, upto, |topic| patterns.matches(topic));
+        }
+    }
+
+    fn queue_ephemerals(&mut self, seen: u64, upto: u64, is_read: impl Fn(&str) -> bool) {
+        if seen >= upto {
             return;
         }
-        let Self { patterns, ready, connection, .. } = self;
+        let Self { ready, connection, .. } = self;
         let mut index = 0;
         self.log.ephemerals().between(seen, upto, |newest, message| {
-            let is_wanted =
-                patterns.matches(&message.topic) && message.exclude.as_deref() != Some(&**connection);
+            let is_wanted = is_read(&message.topic) && message.exclude.as_deref() != Some(&**connection);
             if is_wanted {
                 let is_before = |delivery: &Delivery| match delivery {
                     Delivery::Message(before) => before.id <= newest,

@@ -13,6 +13,10 @@ pub struct Granted {
     #[arg(long, value_name = "PATTERN")]
     publish: Vec<Template>,
 
+    /// Allow adding and removing this topic or pattern for the connections of other clients. Repeatable.
+    #[arg(long, value_name = "PATTERN")]
+    manage: Vec<Template>,
+
     /// Allow listing all topics and statistics, and deleting topics.
     #[arg(long)]
     admin: bool,
@@ -24,7 +28,7 @@ pub struct Granted {
 
 impl From<Granted> for GrantList {
     fn from(granted: Granted) -> Self {
-        let Granted { subscribe, publish, admin, metrics } = granted;
-        Self { subscribe, publish, admin, metrics }
+        let Granted { subscribe, publish, manage, admin, metrics } = granted;
+        Self { subscribe, publish, manage, admin, metrics }
     }
 }

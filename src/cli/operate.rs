@@ -126,7 +126,7 @@ impl Delete {
 }
 
 /// These commands do not try again, so a server that cannot do it now has refused.
-fn refused(error: ClientError) -> Ending {
+pub fn refused(error: ClientError) -> Ending {
     match error {
         ClientError::Unavailable { why, code: Some(_), .. } => Ending::Failed(why),
         error => error.into(),

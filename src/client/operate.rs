@@ -1,4 +1,5 @@
 //! The requests of an operator: the topics, the counts, the readiness, and deleting a topic.
+//! `connections.rs` has those about live connections.
 //!
 //! Each is asked once. They do not try again by themselves.
 
@@ -11,7 +12,7 @@ use serde_json::{Map, Value};
 use super::{Client, ClientError, answer::body};
 
 /// How long an answer may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the answer about readiness may take. The server itself takes at most a second for it.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read: far more than a page of topics takes.
@@ -97,7 +98,10 @@ impl Client {
         self.ask(request, StatusCode::NO_CONTENT).await.map(drop)
     }
 
-    async fn read<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, ClientError> {
+    pub(super) async fn read<T: DeserializeOwned>(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<T, ClientError> {
         let answer = body(self.ask(request, StatusCode::OK).await?, MAX_ANSWER_BYTES).await?;
         serde_json::from_slice(&answer).map_err(ClientError::not_ours)
     }

@@ -54,7 +54,9 @@ impl Step {
     fn of(frame: Frame) -> (Self, Option<ClientError>) {
         let (cursor, event) = match frame {
             Frame::Open { cursor, .. } => (cursor, Some(Event::Connected)),
-            Frame::Message(message) => (message.id.clone(), Some(Event::Message(message))),
+            Frame::Message(message) => {
+                (message.id.clone().filter(|_| !message.is_replay), Some(Event::Message(message)))
+            }
             Frame::Gap { gap, cursor } => (cursor, Some(Event::Gap(gap))),
             Frame::Cursor(cursor) => (Some(cursor), None),
             Frame::Closing { error, cursor } => return (Self { cursor, event: None }, Some(error)),

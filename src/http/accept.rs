@@ -123,7 +123,9 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
         }
     }
     drop(listener);
-    drain(&app).await
+    let drained = drain(&app).await;
+    app.leave_replicas().await;
+    drained
 }
 
 /// Some errors mean that one client is gone. The others pass after a pause.

@@ -117,6 +117,16 @@ impl Access {
         if now.grants.is_admin() { Ok(()) } else { Err(forbidden(&now, self.client, "admin", None)) }
     }
 
+    /// The right to add `pattern` to the connections of other clients, and to remove it.
+    pub fn manage(&self, pattern: &Pattern) -> Result<(), Problem> {
+        let now = self.now()?;
+        if now.grants.may_manage(pattern) {
+            Ok(())
+        } else {
+            Err(forbidden(&now, self.client, "manage", Some(pattern)))
+        }
+    }
+
     pub fn metrics(&self) -> Result<(), Problem> {
         let now = self.now()?;
         if now.grants.may_read_metrics() {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -10,6 +11,7 @@ use super::{
     access_log::AccessLog,
     connections::Connections,
     identify::Context,
+    live::{About, ConnectionId, Held, Live, Reading},
     metrics::{Metrics, Permit, Transport},
     problem::{Code, Problem},
     ready,
@@ -17,7 +19,7 @@ use super::{
     shares::Rate,
 };
 use crate::{
-    broker::Broker,
+    broker::{Broker, Subscription},
     config::Config,
     log::{Append, Appended},
     shutdown::Shutdown,
@@ -37,6 +39,7 @@ pub struct App {
     /// Every connection that outlives its request, so that the drain can wait for it.
     pub(super) tasks: TaskTracker,
     pub(super) connections: Arc<Connections>,
+    pub(super) live: Live,
     pub(super) publish_rate: Option<Rate>,
     pub(super) metrics: Metrics,
     pub(super) access_log: AccessLog,
@@ -51,7 +54,8 @@ impl App {
         let (metrics, tasks) = (Metrics::new(), TaskTracker::new());
         let context =
             Context { connections: connections.clone(), metrics: metrics.asks.clone(), tasks: tasks.clone() };
-        Arc::new(Self {
+        let app = Arc::new(Self {
+            live: Live::new(&broker),
             broker,
             connections,
             publish_rate: (config.publish_rate > 0).then(|| Rate::per_second(config.publish_rate)),
@@ -63,7 +67,9 @@ impl App {
             shutdown,
             tasks,
             began: Instant::now(),
-        })
+        });
+        app.answer_replicas();
+        app
     }
 
     /// Begins the access log, if [`Config::access_log`] asks for it. `write` gets each line with its line end; it
@@ -83,8 +89,23 @@ impl App {
         Some(Permit::new(self.metrics.of(transport).clone(), self.broker.watermark(), costs))
     }
 
-    pub(super) fn new_connection(&self) -> String {
-        format!("{:032x}", rand::random::<u128>())
+    /// Keeps a connection among those that requests can find, until the result is dropped.
+    pub(super) fn hold(
+        &self,
+        id: ConnectionId,
+        subscription: Subscription,
+        permit: Permit,
+        access: &Access,
+        transport: Transport,
+        is_raw: bool,
+    ) -> Held {
+        let about = about(access, transport, is_raw);
+        self.live.hold(id, Reading::new(about, subscription, permit))
+    }
+
+    /// A poll, which has no id, so that no request finds it.
+    pub(super) fn hold_poll(&self, subscription: Subscription, permit: Permit, access: &Access) -> Held {
+        Held::alone(Reading::new(about(access, Transport::Poll, false), subscription, permit))
     }
 
     /// Publishes, if the publish rate allows it. An ephemeral message has no outcome.
@@ -114,6 +135,23 @@ impl App {
         self.metrics.published(published.as_ref().map_err(|problem| problem.code).copied());
         published
     }
+}
+
+fn about(access: &Access, transport: Transport, is_raw: bool) -> About {
+    About {
+        sub: access.subject().map(|subject| (&**subject).into()),
+        transport,
+        address: access.client(),
+        since: OffsetDateTime::now_utc(),
+        is_raw,
+    }
+}
+
+/// All connections together read as many topics as they may, or this client its share of them.
+pub fn topic_limit_reached() -> Problem {
+    let detail = "topic limit reached by all connections, or your share of it while little is left; \
+                  unsubscribe from a topic first, or try again later (--max-connections)";
+    Problem::new(Code::Overloaded, detail)
 }
 
 pub fn overloaded() -> Problem {

@@ -70,6 +70,7 @@ pub struct Metrics {
     announced: IntCounter,
     store_latency: Histogram,
     refusals: IntCounterVec,
+    commands: IntCounterVec,
     /// Clients that had not read anything for the write timeout.
     pub slow_closes: IntCounter,
     log_up: IntGauge,
@@ -97,6 +98,9 @@ const STORE_BUCKETS: [f64; 13] =
 /// The results that may mean trouble for an operator if there are many of them.
 const TROUBLES: [Code; 5] =
     [Code::Unavailable, Code::UnknownOutcome, Code::Full, Code::Overloaded, Code::RateLimited];
+
+/// The results of commands that exist from the beginning.
+const COMMAND_RESULTS: [&str; 4] = ["done", "not_found", "unknown_outcome", "overloaded"];
 
 impl Metrics {
     pub fn new() -> Self {
@@ -151,6 +155,13 @@ impl Metrics {
         TROUBLES.iter().for_each(|code| drop(publishes.with_label_values(&[code.as_str()])));
         let refusals = counters(&registry, "rejoin_refusals_total", "Requests and commands refused.", "code");
         Code::ALL.iter().for_each(|code| drop(refusals.with_label_values(&[code.as_str()])));
+        let commands = counters(
+            &registry,
+            "rejoin_commands_total",
+            "Requests to change, show or end a connection, by their result.",
+            "result",
+        );
+        COMMAND_RESULTS.iter().for_each(|result| drop(commands.with_label_values(&[*result])));
         let store_latency = Histogram::with_opts(
             HistogramOpts::new(
                 "rejoin_store_latency_seconds",
@@ -172,6 +183,7 @@ impl Metrics {
             publishes,
             store_latency,
             refusals,
+            commands,
             slow_closes: counter(
                 &registry,
                 "rejoin_slow_closes_total",
@@ -234,6 +246,11 @@ impl Metrics {
     /// Records how long the log took to answer.
     pub fn stored_within(&self, duration: Duration) {
         self.store_latency.observe(duration.as_secs_f64());
+    }
+
+    /// Counts the outcome of a command about a connection.
+    pub fn commanded(&self, refused: Option<Code>) {
+        self.commands.with_label_values(&[refused.map_or("done", Code::as_str)]).inc();
     }
 
     pub fn refused(&self, code: Code) {

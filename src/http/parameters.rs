@@ -65,6 +65,24 @@ const ELEMENT: &str = "an element of the body";
 /// `GET /topics`.
 pub const LIST: Parameters = Parameters { known: &[CREDENTIAL, &["after", "limit"]], misplaced: &[] };
 
+/// `GET /connections`.
+pub const CONNECTIONS: Parameters = Parameters {
+    known: &[CREDENTIAL, &["sub", "topic", "after", "limit"]],
+    misplaced: &[("topics", "topic")],
+};
+
+/// `PUT /connections/{id}/topics/{topic}`.
+pub const ADDED: Parameters = Parameters {
+    known: &[CREDENTIAL, &["after", "last", "since", "sub", "presence"]],
+    misplaced: &[("topic", "the path"), ("topics", "the path")],
+};
+
+/// `DELETE /connections/{id}/topics/{topic}`.
+pub const REMOVED: Parameters = Parameters {
+    known: &[CREDENTIAL, &["sub"]],
+    misplaced: &[("topic", "the path"), ("topics", "the path")],
+};
+
 /// True for a parameter that may be written in a log: one that some resource knows, and no credential.
 pub fn is_harmless(name: &str) -> bool {
     let known =

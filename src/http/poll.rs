@@ -22,6 +22,7 @@ use http_body::{Frame, SizeHint};
 use super::{
     answer::{not_stored, unread},
     connections::AnswerBytes,
+    live::Event,
     media,
     metrics::{Permit, Transport},
     outgoing::PIECE_BYTES,
@@ -52,30 +53,35 @@ pub async fn respond(mut reader: Reader, mut bytes: AnswerBytes, wait: Duration,
             && let Poll::Ready(next) = reader.poll(cx, true)
         {
             match next {
-                Next::Delivery(Delivery::Message(message)) | Next::Replay(Delivery::Message(message)) => {
+                Next::Event(
+                    Event::Delivery(Delivery::Message(message)) | Event::Replay(Delivery::Message(message)),
+                ) => {
                     bytes.add(wire::envelope(&message).len());
                     messages.push(message);
                 }
-                Next::Delivery(Delivery::Gap(gap)) | Next::Replay(Delivery::Gap(gap)) => gaps.push(*gap),
-                Next::AccessEnded(_) | Next::GraceOver => return Poll::Ready(()),
-                Next::Quiet | Next::Heartbeat | Next::Joined(_) => {}
+                Next::Event(Event::Delivery(Delivery::Gap(gap)) | Event::Replay(Delivery::Gap(gap))) => {
+                    gaps.push(*gap);
+                }
+                Next::Ended(_) | Next::GraceOver => return Poll::Ready(()),
+                // No command finds a poll.
+                Next::Quiet | Next::Heartbeat | Next::Event(_) => {}
             }
         }
         if !messages.is_empty() || !gaps.is_empty() {
             return Poll::Ready(());
         }
         is_over = is_over || waited.as_mut().poll(cx).is_ready();
-        let is_due = is_over && !reader.subscription().is_reading();
+        let is_due = is_over && !reader.is_reading();
         if is_due || reader.may_leave() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
     reader.add_up(bytes.count());
-    if messages.is_empty() && gaps.is_empty() && reader.subscription().has_failed() {
+    if messages.is_empty() && gaps.is_empty() && reader.has_failed() {
         return Problem::from(LogError::Unavailable).into_response();
     }
     // If nothing came in time, the answer is only the cursor.
     let cursor = reader.cursor();
-    let body = AnswerBody::new(messages, bytes, tail(&gaps, cursor), reader.into_permit());
+    let body = AnswerBody::new(messages, bytes, tail(&gaps, cursor), reader.into_reading());
     answer(Body::new(body), cursor)
 }
 
@@ -132,24 +138,25 @@ fn tail(gaps: &[GapNotice], cursor: Id) -> Vec<u8> {
 
 /// The body of an answer. Each message is rendered when it leaves, so an answer that waits for its client holds the
 /// messages, which it shares with the log, and not their bytes.
-struct AnswerBody {
+struct AnswerBody<P> {
     /// Parts that leave before the next message, the first of them last.
     begun: Vec<Bytes>,
     messages: vec::IntoIter<Arc<Message>>,
     tail: Bytes,
     left: usize,
     _bytes: AnswerBytes,
-    _permit: Permit,
+    /// The place of the poll among the connections.
+    _place: P,
 }
 
-impl AnswerBody {
-    fn new(messages: Vec<Arc<Message>>, mut bytes: AnswerBytes, tail: Vec<u8>, permit: Permit) -> Self {
+impl<P> AnswerBody<P> {
+    fn new(messages: Vec<Arc<Message>>, mut bytes: AnswerBytes, tail: Vec<u8>, place: P) -> Self {
         let tail = Bytes::from(tail);
         let commas = messages.len().saturating_sub(1);
         let left = HEAD.len() + bytes.count() + commas + tail.len();
         bytes.add(tail.len());
         let (begun, messages) = (vec![Bytes::from_static(HEAD)], messages.into_iter());
-        Self { begun, messages, tail, left, _bytes: bytes, _permit: permit }
+        Self { begun, messages, tail, left, _bytes: bytes, _place: place }
     }
 
     /// The next part of the answer.
@@ -183,7 +190,7 @@ impl AnswerBody {
     }
 }
 
-impl http_body::Body for AnswerBody {
+impl<P: Unpin> http_body::Body for AnswerBody<P> {
     type Data = Bytes;
     type Error = Infallible;
 

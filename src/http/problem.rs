@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     http::media,
@@ -16,7 +16,7 @@ use crate::{
 pub const UNSUPPORTED_DATA: u16 = 1003;
 
 /// A stable word for an error, the same on every transport.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     BadRequest,
@@ -28,6 +28,7 @@ pub enum Code {
     NotFound,
     MethodNotAllowed,
     TimedOut,
+    Conflict,
     PreconditionFailed,
     TooLarge,
     UnsupportedMediaType,
@@ -45,7 +46,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::BadRequest,
         Self::Unauthorized,
         Self::TokenExpired,
@@ -55,6 +56,7 @@ impl Code {
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::TimedOut,
+        Self::Conflict,
         Self::PreconditionFailed,
         Self::TooLarge,
         Self::UnsupportedMediaType,
@@ -82,6 +84,7 @@ impl Code {
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::TimedOut => "timed_out",
+            Self::Conflict => "conflict",
             Self::PreconditionFailed => "precondition_failed",
             Self::TooLarge => "too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
@@ -107,6 +110,7 @@ impl Code {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
+            Self::Conflict => StatusCode::CONFLICT,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -177,6 +181,9 @@ pub struct Problem {
     status: Option<StatusCode>,
     title: &'static str,
     pub detail: String,
+    /// The topic or pattern that the refusal is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topic: Option<String>,
     /// The newest id of the topic, if a precondition failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     newest: Option<Id>,
@@ -198,6 +205,7 @@ impl Problem {
             status,
             title,
             detail: shorten(detail.into()),
+            topic: None,
             newest: None,
             accepted: None,
             is_undecided: false,
@@ -226,6 +234,16 @@ impl Problem {
     /// The same problem in answer to a WebSocket handshake: a browser sees close codes alone.
     pub fn of_handshake(self) -> Self {
         if self.is_undecided { Self { code: Code::Overloaded, ..self } } else { self }
+    }
+
+    /// The same refusal, which names the topic or pattern that it is about.
+    pub fn about(self, topic: impl fmt::Display) -> Self {
+        Self { topic: Some(shorten(topic.to_string())), ..self }
+    }
+
+    /// The topic or pattern that the refusal is about.
+    pub fn topic(&self) -> Option<&str> {
+        self.topic.as_deref()
     }
 
     /// The resource has other methods: those in `allow`.

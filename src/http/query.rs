@@ -84,7 +84,7 @@ pub fn number<T: FromStr + PartialOrd + std::fmt::Display>(
 
 /// A pattern, or the problem with the value of `name`.
 pub fn pattern(name: &str, text: &str) -> Result<Pattern, Problem> {
-    text.parse().map_err(|error| Problem::bad_request(format!("{name} {text:?}: {error}")))
+    text.parse().map_err(|error| Problem::bad_request(format!("{name} {text:?}: {error}")).about(text))
 }
 
 /// The parameters that say where to start, by rank. All of them are checked, also those that do not count.

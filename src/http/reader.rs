@@ -12,74 +12,64 @@ use super::{
     access::{Access, Lease},
     connections::Connections,
     identify::{Begun, Identified},
-    metrics::Permit,
+    live::{Event, Held},
     problem::{Code, Problem},
     pulse::{Beat, Pulse},
+    topic_limit_reached,
     wire::Control,
 };
 use crate::{
-    broker::{Delivery, Join, Subscription},
+    broker::Subscription,
     message::{Id, Pattern},
 };
 
-/// A subscription, with the lease and the timers that decide how long its connection lasts.
+/// What one connection reads, with the lease and the timers that decide how long it lasts.
 pub struct Reader {
-    subscription: Subscription,
-    joining: Option<Box<Joining>>,
+    connection: Arc<str>,
+    reading: Held,
     lease: Lease,
-    permit: Permit,
     pulse: Pulse,
     /// Something was sent since the timers were last told.
     has_sent: bool,
     is_leaving: bool,
 }
 
-/// A pattern that the client added, and that is not merged yet.
-struct Joining {
-    pattern: Pattern,
-    subscription: Subscription,
-}
-
 /// The next event on a connection.
 #[derive(Debug)]
 pub enum Next {
-    Delivery(Delivery),
-    /// A message or a gap of the pattern that is joining.
-    Replay(Delivery),
-    /// The pattern that joined is part of the subscription now.
-    Joined(Pattern),
+    Event(Event),
     /// The connection was quiet for one heartbeat: send a frame now.
     Quiet,
     /// One heartbeat has passed, whether or not anything was sent.
     Heartbeat,
-    /// The client may not read any longer.
-    AccessEnded(Code),
+    /// The client may not read any longer, or a command has ended the connection.
+    Ended(Code),
     /// The grace of the drain is over: close the connection.
     GraceOver,
 }
 
 impl Reader {
-    pub fn new(
-        connections: Arc<Connections>,
-        subscription: Subscription,
-        permit: Permit,
-        access: Access,
-    ) -> Self {
+    pub fn new(connections: Arc<Connections>, reading: Held, access: Access) -> Self {
         let (pulse, lease) = (Pulse::new(connections), access.lease());
-        let (joining, has_sent, is_leaving) = Default::default();
-        Self { subscription, joining, lease, permit, pulse, has_sent, is_leaving }
+        let connection = reading.lock().subscription().connection().clone();
+        let (has_sent, is_leaving) = Default::default();
+        Self { connection, reading, lease, pulse, has_sent, is_leaving }
     }
 
     /// The next event, now or once there is one. Messages and gaps come only while the transport `has_room`.
     pub fn poll(&mut self, cx: &mut Context<'_>, has_room: bool) -> Poll<Next> {
-        let Self { lease, subscription, joining, .. } = self;
-        if let Poll::Ready(code) = lease.poll(cx, || patterns_of(subscription, joining)) {
-            return Poll::Ready(Next::AccessEnded(code));
+        let mut state = self.reading.lock();
+        if let Poll::Ready(code) = self.lease.poll(cx, || state.own_patterns()) {
+            return Poll::Ready(Next::Ended(code));
         }
-        if has_room && let Poll::Ready(next) = self.poll_subscription(cx) {
+        if let Poll::Ready(event) = state.poll(cx, has_room) {
             self.has_sent = true;
-            return Poll::Ready(next);
+            return Poll::Ready(match event {
+                Event::Ended(code) => Next::Ended(code),
+                event => Next::Event(event),
+            });
         }
+        drop(state);
         if std::mem::take(&mut self.has_sent) {
             self.pulse.sent();
         }
@@ -94,40 +84,15 @@ impl Reader {
         Poll::Pending
     }
 
-    fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        let Some(joining) = &mut self.joining else {
-            return self.subscription.poll_delivery(cx).map(|delivery| self.give(delivery));
-        };
-        match self.subscription.poll_join(&mut joining.subscription, cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Join::Live(delivery)) => Poll::Ready(self.give(delivery)),
-            Poll::Ready(Join::Replay(delivery)) => {
-                self.permit.note(&delivery, true);
-                Poll::Ready(Next::Replay(delivery))
-            }
-            Poll::Ready(Join::SameCursor) => {
-                let Some(joining) = self.joining.take() else { return Poll::Pending };
-                let Joining { pattern, subscription } = *joining;
-                self.subscription.absorb(subscription);
-                Poll::Ready(Next::Joined(pattern))
-            }
-        }
-    }
-
-    fn give(&mut self, delivery: Delivery) -> Next {
-        self.permit.note(&delivery, false);
-        Next::Delivery(delivery)
-    }
-
     /// Ends the reading, and keeps the place until the rest of the answer has left.
-    pub fn into_permit(self) -> Permit {
-        self.permit
+    pub fn into_reading(self) -> Held {
+        self.reading
     }
 
     /// The first frame of a connection.
     pub fn open(&self) -> Control<'_> {
         Control::Open {
-            connection: self.subscription.connection(),
+            connection: &self.connection,
             cursor: self.cursor(),
             heartbeat_ms: self.pulse.heartbeat().as_millis() as u64,
             sub: self.access().subject().map(|subject| &**subject),
@@ -136,26 +101,58 @@ impl Reader {
     }
 
     pub fn cursor(&self) -> Id {
-        self.subscription.cursor()
+        self.reading.lock().cursor()
     }
 
-    pub fn subscription(&self) -> &Subscription {
-        &self.subscription
+    /// The name of the connection. Messages may exclude it.
+    pub fn connection(&self) -> &Arc<str> {
+        &self.connection
+    }
+
+    /// True while the log is being read, so that more items may follow soon.
+    pub fn is_reading(&self) -> bool {
+        self.reading.lock().subscription().is_reading()
+    }
+
+    /// True if the last read of the log failed.
+    pub fn has_failed(&self) -> bool {
+        self.reading.lock().subscription().has_failed()
     }
 
     pub fn access(&self) -> &Access {
         self.lease.access()
     }
 
-    /// True if the drain has asked this connection to leave, no page of the log is being read for it, and no
-    /// pattern is joining.
+    /// True if the drain has asked this connection to leave, and everything that was asked for is done and told.
     pub fn may_leave(&self) -> bool {
-        self.is_leaving && self.joining.is_none() && !self.subscription.is_reading()
+        self.is_leaving && self.reading.lock().is_settled()
     }
 
-    /// True while a pattern joins.
+    /// True if the client waits until the pattern that it asked for is merged.
     pub fn is_joining(&self) -> bool {
-        self.joining.is_some()
+        self.reading.lock().is_asked()
+    }
+
+    /// Prepares to read `pattern`, because the client asks for it.
+    ///
+    /// # Errors
+    /// If the client may not read it, or if it is one too many.
+    pub fn ask_for(&self, pattern: &Pattern) -> Result<Asked, Problem> {
+        let mut state = self.reading.lock();
+        if state.reads(pattern) {
+            return Ok(Asked::IsRead);
+        }
+        if state.joins(pattern) {
+            state.ask_for(pattern);
+            return Ok(Asked::Joins);
+        }
+        if let Some(limit) = state.is_full(pattern) {
+            let detail =
+                format!("topic: limit reached: a connection reads up to {limit}; unsubscribe from one first");
+            return Err(Problem::bad_request(detail).about(pattern));
+        }
+        self.access().subscribe(std::slice::from_ref(pattern))?;
+        if state.count_topics(1) { Ok(Asked::MayBegin) } else { Err(topic_limit_reached().about(pattern)) }
     }
 
     /// Adds `pattern` to this reader: it first reads `subscription` up to the reader's cursor, and then merges
@@ -163,26 +160,29 @@ impl Reader {
     ///
     /// # Errors
     /// If the client may not read the pattern: the rules may have changed since it asked.
-    pub fn join(&mut self, pattern: Pattern, subscription: Subscription) -> Result<(), Problem> {
+    pub fn join(&mut self, pattern: Pattern, subscription: Subscription) -> Result<Asked, Problem> {
+        let mut state = self.reading.lock();
+        // A command may have added it meanwhile.
+        if state.reads(&pattern) {
+            return Ok(Asked::IsRead);
+        }
+        if state.joins(&pattern) {
+            state.ask_for(&pattern);
+            return Ok(Asked::Joins);
+        }
         self.access().subscribe(std::slice::from_ref(&pattern))?;
-        self.joining = Some(Box::new(Joining { pattern, subscription }));
-        Ok(())
-    }
-
-    /// Counts one pattern more, before it is begun. False if this client may read no more now.
-    pub fn may_add(&mut self) -> bool {
-        self.permit.set_topics(self.subscription.width() + 1)
+        state.join(pattern, subscription);
+        Ok(Asked::Joins)
     }
 
     /// Counts the patterns that are read, after one could not be added.
     pub fn not_added(&mut self) {
-        self.permit.set_topics(self.subscription.width());
+        self.reading.lock().count_topics(0);
     }
 
     /// Stops reading `pattern`.
     pub fn remove(&mut self, pattern: &Pattern) {
-        self.subscription.remove(pattern);
-        self.permit.set_topics(self.subscription.width());
+        self.reading.lock().remove(pattern);
     }
 
     /// Begins to continue with a new token.
@@ -195,8 +195,8 @@ impl Reader {
 
     /// Continues with a new token; see [`Access::renew`].
     pub fn renew(&mut self, identified: Identified) -> Result<(), Problem> {
-        let Self { lease, subscription, joining, .. } = self;
-        lease.renew(identified, patterns_of(subscription, joining))
+        let Self { lease, reading, .. } = self;
+        lease.renew(identified, reading.lock().own_patterns())
     }
 
     /// Call this when the transport has sent a frame of its own.
@@ -206,30 +206,26 @@ impl Reader {
 
     /// Adds the counts to the metrics, because the bytes are written now.
     pub fn add_up(&mut self, bytes: usize) {
-        self.permit.add_up(bytes);
+        self.reading.lock().permit().add_up(bytes);
     }
 
     /// Logs the end of the connection, with the reason. A WebSocket has a close code too.
     pub fn log_end(&self, why: fmt::Arguments<'_>, close: Option<u16>) {
-        let newest = self.subscription.watermark();
         if let Some(record) = self.access().record() {
             record.note_end(why.to_string(), close);
         }
-        self.permit.log_end(
-            why,
-            self.access().client(),
-            self.subscription.connection(),
-            self.cursor(),
-            newest,
-        );
+        let mut state = self.reading.lock();
+        let (cursor, newest) = (state.cursor(), state.subscription().watermark());
+        state.permit().log_end(why, self.access().client(), &self.connection, cursor, newest);
     }
 }
 
-/// Every pattern that a connection reads, or is about to read.
-fn patterns_of<'a>(
-    subscription: &'a Subscription,
-    joining: &'a Option<Box<Joining>>,
-) -> impl Iterator<Item = &'a Pattern> {
-    let joining = joining.iter().map(|joining| &joining.pattern);
-    subscription.patterns().chain(joining)
+/// What becomes of a pattern that the client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    IsRead,
+    /// [`Event::Joined`] or [`Event::Overtaken`] follows.
+    Joins,
+    /// It is to be begun, and then [joined](Reader::join).
+    MayBegin,
 }

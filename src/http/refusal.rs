@@ -118,11 +118,15 @@ pub fn forbidden(
     let (shown, by) = (topic.map(display), client.map(display));
     tracing::debug!(client = by, who = who.name(), grant, topic = shown, granted = %who.grants, "refused: not granted");
     let what = topic.map(|topic| format!("topic {:?}: ", topic.to_string())).unwrap_or_default();
+    let about = |problem: Problem| match topic {
+        Some(topic) => problem.about(topic),
+        None => problem,
+    };
     if !who.is_known() {
-        return Problem::new(
+        return about(Problem::new(
             Code::Unauthorized,
             format!("{what}{grant} is not granted without a credential"),
-        );
+        ));
     }
     let place = match who.is_key() {
         true => "in the [[key]] of this API key",
@@ -130,7 +134,7 @@ pub fn forbidden(
     };
     log_first(who, client, grant, topic, place);
     let extent = if grant == "publish" && topic.is_none() { " for any topic" } else { "" };
-    Problem::new(Code::Forbidden, format!("{what}{grant} is not granted{extent}: grant it {place}"))
+    about(Problem::new(Code::Forbidden, format!("{what}{grant} is not granted{extent}: grant it {place}")))
 }
 
 /// Tells the operator, once for each kind of grant, that a credential lacks it.

@@ -14,7 +14,7 @@ use http::Method;
 use super::{
     App,
     access::Access,
-    arrival, inspect, metrics, origin, page,
+    arrival, inspect, live, metrics, origin, page,
     problem::{Code, Problem},
     publish, ready, subscribe, websocket,
 };
@@ -28,6 +28,9 @@ pub fn router(app: Arc<App>) -> Router {
     let others = Router::new()
         .route("/", get(page::show))
         .route("/topics", any(inspect::topics))
+        .route("/connections", any(live::connections))
+        .route("/connections/{id}", any(live::connection))
+        .route("/connections/{id}/topics/{topic}", any(live::topic_of))
         .route("/publish", any(publish::publish_many))
         .route("/openapi.json", get(inspect::openapi))
         .route("/stats", get(inspect::stats))

@@ -16,11 +16,12 @@ use http_body::Frame;
 use super::{
     answer::unread,
     batch::{Batch, Form},
+    live::Event,
     media,
     problem::Code,
     pulse::{overload_retry_ms, retry_ms},
     reader::{Next, Reader},
-    wire::{self, Control, Framing},
+    wire::{self, By, Control, Framing},
 };
 use crate::{broker::Delivery, message::Id};
 
@@ -89,7 +90,9 @@ impl StreamBody {
             && let Poll::Ready(next) = self.reader.poll(cx, true)
         {
             match next {
-                Next::Delivery(Delivery::Message(message)) if !message.is_ephemeral() => batch.push(message),
+                Next::Event(Event::Delivery(Delivery::Message(message))) if !message.is_ephemeral() => {
+                    batch.push(message);
+                }
                 next => self.next = self.render(next),
             }
         }
@@ -101,21 +104,30 @@ impl StreamBody {
 
     /// The frame for something that no other reader is sent in the same form.
     fn render(&mut self, next: Next) -> Option<Bytes> {
+        let cursor = self.reader.cursor();
+        let control = |control: Control<'_>| Some(self.framing.control(&control).into());
         match next {
-            // The id of its event is the cursor, which is this reader's own.
-            Next::Delivery(Delivery::Message(message)) | Next::Replay(Delivery::Message(message)) => {
-                Some(self.framing.message(&message, self.reader.cursor()))
-            }
-            Next::Delivery(Delivery::Gap(gap)) | Next::Replay(Delivery::Gap(gap)) => {
-                Some(self.framing.control(&Control::Gap(&gap)).into())
-            }
-            Next::Quiet => {
-                let cursor = Control::Cursor { cursor: self.reader.cursor() };
-                Some(self.framing.control(&cursor).into())
-            }
-            Next::AccessEnded(code) => Some(self.end(code)),
+            Next::Event(event) => self.render_event(event, cursor),
+            Next::Quiet => control(Control::Cursor { cursor }),
+            Next::Ended(code) => Some(self.end(code)),
             Next::GraceOver => Some(self.end(Code::Draining)),
-            Next::Heartbeat | Next::Joined(_) => None,
+            Next::Heartbeat => None,
+        }
+    }
+
+    fn render_event(&self, event: Event, cursor: Id) -> Option<Bytes> {
+        let by = By::Server;
+        let control = |control: Control<'_>| Some(self.framing.control(&control).into());
+        match event {
+            // The id of its event is the cursor, which is this reader's own.
+            Event::Delivery(Delivery::Message(message)) => Some(self.framing.message(&message, cursor)),
+            Event::Delivery(Delivery::Gap(gap)) => control(Control::Gap(&gap)),
+            Event::Replay(Delivery::Message(message)) => Some(self.framing.replay(&message, cursor)),
+            Event::Replay(Delivery::Gap(gap)) => Some(self.framing.replay_gap(&gap, cursor)),
+            Event::Added(topic) => control(Control::Subscribed { topic: &topic, cursor, by }),
+            Event::Removed(topic) => control(Control::Unsubscribed { topic: &topic, cursor, by }),
+            // A stream has no commands.
+            Event::Joined(_) | Event::Overtaken(_) | Event::Ended(_) => None,
         }
     }
 

@@ -83,7 +83,7 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
             options.merge(Asked::from_body(&app, access.payer(), &parts.headers, body).await?)?;
             let wanted = Wanted::of_events(access, options, &parts.headers)?;
             drop(parts);
-            return if wanted.patterns.is_empty() { Err(no_topic()) } else { serve(&app, wanted).await };
+            return if wanted.lacks_topic() { Err(no_topic()) } else { serve(&app, wanted).await };
         }
         _ => return Err(Problem::method_not_allowed("GET, HEAD, POST")),
     }
@@ -96,7 +96,7 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
         return Ok(websocket::upgrade(&app, request, wanted).await);
     }
     let wanted = wanted?;
-    if wanted.patterns.is_empty() { Err(no_topic()) } else { answer(&app, request, wanted).await }
+    if wanted.lacks_topic() { Err(no_topic()) } else { answer(&app, request, wanted).await }
 }
 
 /// Refuses a reader. If the same request may be served later, a stream is only turned away: after a `503` an
@@ -144,7 +144,8 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
     {
         return history::respond(app, &access, &topic, before, limit).await;
     }
-    let connection = app.new_connection();
+    let id = app.live.new_id();
+    let connection = id.to_string();
     match rendering {
         Rendering::Poll => {
             let permit = app
@@ -153,7 +154,8 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
             let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
             let bytes = app.connections.answer_bytes();
-            let reader = Reader::new(app.connections.clone(), subscription, permit, access);
+            let reading = app.hold_poll(subscription, permit, &access);
+            let reader = Reader::new(app.connections.clone(), reading, access);
             Ok(poll::respond(reader, bytes, wait, limit).await)
         }
         Rendering::Stream(framing) => {
@@ -167,7 +169,9 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             };
             match app.broker.subscribe(patterns, &start, &connection).await {
                 Ok(subscription) => {
-                    let reader = Reader::new(app.connections.clone(), subscription, permit, access);
+                    let is_raw = framing == Framing::SseRaw;
+                    let reading = app.hold(id, subscription, permit, &access, framing.transport(), is_raw);
+                    let reader = Reader::new(app.connections.clone(), reading, access);
                     Ok(stream::respond(framing, reader))
                 }
                 Err(error) => Ok(stream::turn_away(framing, Problem::from(error).code, cursor)),
@@ -177,6 +181,11 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
 }
 
 impl Wanted {
+    /// True for a poll of nothing. Topics can be added to a stream.
+    fn lacks_topic(&self) -> bool {
+        self.patterns.is_empty() && self.rendering == Rendering::Poll
+    }
+
     fn of_events(access: Access, options: Asked, headers: &HeaderMap) -> Result<Self, Problem> {
         let patterns: Result<Vec<_>, _> =
             options.topics.iter().map(|text| query::pattern("topic", text)).collect();

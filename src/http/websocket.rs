@@ -164,8 +164,10 @@ async fn begin(
 ) -> Result<Reader, Problem> {
     let permit = app.permit(Transport::WebSocket, &access, patterns.len()).ok_or_else(super::overloaded)?;
     // Subscribe before the answer: so no message is missed that is published once the client knows of it.
-    let subscription = app.broker.subscribe(patterns, &start, &app.new_connection()).await?;
-    Ok(Reader::new(app.connections.clone(), subscription, permit, access))
+    let id = app.live.new_id();
+    let subscription = app.broker.subscribe(patterns, &start, &id.to_string()).await?;
+    let reading = app.hold(id, subscription, permit, &access, Transport::WebSocket, false);
+    Ok(Reader::new(app.connections.clone(), reading, access))
 }
 
 /// Sends the answer, and gives the socket to `serve` once the connection has become a WebSocket.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     broker::GapNotice,
     http::{escape, metrics::Transport, problem::Code},
-    message::{Id, Message, PayloadKind},
+    message::{Id, Message, Pattern, PayloadKind},
 };
 
 /// The slots in which a message remembers its renderings.
@@ -37,6 +37,17 @@ pub enum Control<'a> {
     Cursor {
         cursor: Id,
     },
+    /// The server has added a topic, and from here on the cursor counts for it too.
+    Subscribed {
+        topic: &'a Pattern,
+        cursor: Id,
+        by: By,
+    },
+    Unsubscribed {
+        topic: &'a Pattern,
+        cursor: Id,
+        by: By,
+    },
     Closing {
         code: Code,
         /// Absent if reading had not begun, or if frames were left out for a slow client: then the client's own
@@ -47,12 +58,21 @@ pub enum Control<'a> {
     },
 }
 
+/// Who changed what a connection reads, if it was not the client.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    Server,
+}
+
 impl Control<'_> {
     fn name(&self) -> &'static str {
         match self {
             Self::Open { .. } => "open",
             Self::Gap(_) => "gap",
             Self::Cursor { .. } => "cursor",
+            Self::Subscribed { .. } => "subscribed",
+            Self::Unsubscribed { .. } => "unsubscribed",
             Self::Closing { .. } => "closing",
         }
     }
@@ -60,7 +80,10 @@ impl Control<'_> {
     fn cursor(&self) -> Option<Id> {
         match self {
             Self::Gap(gap) => Some(gap.cursor),
-            Self::Open { cursor, .. } | Self::Cursor { cursor } => Some(*cursor),
+            Self::Open { cursor, .. }
+            | Self::Cursor { cursor }
+            | Self::Subscribed { cursor, .. }
+            | Self::Unsubscribed { cursor, .. } => Some(*cursor),
             Self::Closing { cursor, .. } => *cursor,
         }
     }
@@ -99,16 +122,39 @@ impl Framing {
     }
 
     pub fn control(self, control: &Control<'_>) -> Vec<u8> {
-        let json = to_json(control);
+        self.named(control.name(), control.cursor(), &to_json(control))
+    }
+
+    /// A message that is replayed for a topic that was added. It does not move the cursor.
+    pub fn replay(self, message: &Message, cursor: Id) -> Bytes {
+        let mut out = Vec::with_capacity(message.payload.bytes.len() + 192);
+        if self != Self::Ndjson {
+            write(&mut out, format_args!("id: {cursor}\ndata: "));
+        }
+        let begin = out.len();
+        write_envelope(&mut out, message, Style { replay: true, ..Style::default() });
+        debug_assert!(!out[begin..].contains(&b'\n'), "an envelope is one line");
+        out.extend_from_slice(if self == Self::Ndjson { b"\n" } else { b"\n\n" });
+        out.into()
+    }
+
+    /// A gap of a topic that was added. It does not move the cursor.
+    pub fn replay_gap(self, gap: &GapNotice, cursor: Id) -> Bytes {
+        let gap = GapNotice { cursor, ..gap.clone() };
+        self.named("gap", Some(cursor), &to_json(&ReplayedGap::of(&gap))).into()
+    }
+
+    /// A control frame: a line, or an event of that name with the cursor as its id.
+    fn named(self, name: &str, cursor: Option<Id>, json: &[u8]) -> Vec<u8> {
         match self {
-            Self::Ndjson => [&json[..], b"\n"].concat(),
+            Self::Ndjson => [json, b"\n"].concat(),
             Self::SseRaw | Self::SseEnvelope => {
-                let mut event = format!("event: rejoin.{}\n", control.name()).into_bytes();
-                if let Some(cursor) = control.cursor() {
+                let mut event = format!("event: rejoin.{name}\n").into_bytes();
+                if let Some(cursor) = cursor {
                     write(&mut event, format_args!("id: {cursor}\n"));
                 }
                 event.extend_from_slice(b"data: ");
-                event.extend_from_slice(&json);
+                event.extend_from_slice(json);
                 event.extend_from_slice(b"\n\n");
                 event
             }
@@ -226,13 +272,20 @@ pub fn replay_frame(message: &Message) -> Bytes {
 
 /// The gap of a topic that is replayed before `subscribed`.
 pub fn replay_gap_frame(gap: &GapNotice) -> Bytes {
-    #[derive(Serialize)]
-    struct Replay<'a> {
-        #[serde(flatten)]
-        gap: Control<'a>,
-        replay: bool,
+    control_frame(&ReplayedGap::of(gap))
+}
+
+#[derive(Serialize)]
+struct ReplayedGap<'a> {
+    #[serde(flatten)]
+    gap: Control<'a>,
+    replay: bool,
+}
+
+impl<'a> ReplayedGap<'a> {
+    fn of(gap: &'a GapNotice) -> Self {
+        Self { gap: Control::Gap(gap), replay: true }
     }
-    control_frame(&Replay { gap: Control::Gap(gap), replay: true })
 }
 
 /// The envelope and a line feed.

@@ -17,6 +17,7 @@ mod link;
 mod primary;
 mod reading;
 mod refusals;
+mod replicas;
 mod retaining;
 mod scripts;
 mod shared;
@@ -32,6 +33,7 @@ use tokio::{
 
 pub use self::{
     address::{Address, Credentials, ParseAddressError},
+    replicas::Replicas,
     scripts::constants as script_constants,
 };
 use self::{
@@ -87,6 +89,7 @@ pub struct RedisLog {
     link: Arc<Link>,
     copies: Arc<Copies>,
     asking: Arc<Asking>,
+    replicas: Arc<Replicas>,
     pages: Shared<PageKey, Result<Page, LogError>>,
     histories: Shared<(Topic, Id, usize), Result<History, LogError>>,
     /// The tasks end with the log.
@@ -114,8 +117,12 @@ impl RedisLog {
         if is_confirmed {
             tasks.spawn(copies.clone().keep_confirming());
         }
+        let replicas = Arc::new(Replicas::new(store.clone()));
+        tasks.spawn(replicas.clone().keep_beating());
+        tasks.spawn(replicas.clone().keep_reading());
+        tasks.spawn(replicas.clone().keep_sending());
         let (pages, histories) = (Shared::default(), Shared::default());
-        Arc::new(Self { store, feed, link, copies, asking, pages, histories, _tasks: tasks })
+        Arc::new(Self { store, feed, link, copies, asking, replicas, pages, histories, _tasks: tasks })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.
@@ -351,6 +358,10 @@ impl Log for RedisLog {
 
     fn is_full(&self) -> bool {
         self.store.is_full()
+    }
+
+    fn replicas(&self) -> Option<Arc<Replicas>> {
+        Some(self.replicas.clone())
     }
 
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {

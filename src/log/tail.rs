@@ -39,6 +39,11 @@ impl Follower {
         self.is_woken.swap(false, Ordering::AcqRel)
     }
 
+    /// True if a message has come since the task last looked.
+    pub fn is_woken(&self) -> bool {
+        self.is_woken.load(Ordering::Acquire)
+    }
+
     /// Wakes the task, unless it is woken already.
     pub fn wake(&self) {
         // If the task is woken already, it will find this message too when it looks.

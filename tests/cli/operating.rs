@@ -202,3 +202,45 @@ async fn a_token_is_read_from_its_file_again_when_it_has_expired() {
     }
     server.stop().await;
 }
+
+#[tokio::test]
+async fn connections_are_listed_changed_and_ended() {
+    let server = Server::start().await;
+    let client = http_client().build().expect("a client");
+    let request = client.get(server.http("/events")).header("accept", "application/x-ndjson");
+    let mut reader = request.send().await.expect("an answer");
+    let mut frame = async || -> Value {
+        let chunk = reader.chunk().await.expect("it is not cut").expect("a line");
+        serde_json::from_slice(&chunk).expect("JSON")
+    };
+    let id = frame().await["connection"].as_str().expect("an id").to_owned();
+    for (command, kind) in [("add", "subscribed"), ("remove", "unsubscribed"), ("add", "subscribed")] {
+        let done = run(&server, &["connections", command, &id, "a/b c?.*"]).await;
+        assert_eq!(done.code, Some(1), "white space is no part of a topic: {done:?}");
+        let done = run(&server, &["connections", command, &id, "a/b?.*"]).await;
+        assert_eq!((done.code, done.stderr()), (Some(0), ""), "{done:?}");
+        let told = frame().await;
+        assert_eq!((&told["type"], &told["topic"]), (&kind.into(), &"a/b?.*".into()));
+    }
+    let table = run(&server, &["connections", "list"]).await;
+    assert_eq!((table.code, table.stderr()), (Some(0), ""), "{table:?}");
+    let lines = table.lines();
+    assert_eq!(
+        lines[0],
+        "CONNECTION                       TRANSPORT    BEHIND TOPICS  SUBJECT              FIRST TOPICS"
+    );
+    let words: Vec<_> = lines[1].split_whitespace().collect();
+    assert_eq!(words, [&id, "ndjson", "0", "1", "-", "a/b?.*"]);
+    for (query, count) in [(["--topic", "a/b?.*"], 1), (["--topic", "a"], 0), (["--sub", "u1"], 0)] {
+        let listed = run(&server, &[&["connections", "list", "--json"], &query[..]].concat()).await;
+        assert_eq!((listed.code, listed.lines().len()), (Some(0), count), "{listed:?}");
+    }
+    let refused = run(&server, &["connections", "add", &id, "a", "--sub", "u1"]).await;
+    assert!(refused.code == Some(1) && refused.stderr().contains("precondition_failed"), "{refused:?}");
+    let ended = run(&server, &["connections", "end", &id]).await;
+    assert_eq!((ended.code, ended.stderr()), (Some(0), ""), "{ended:?}");
+    assert_eq!(frame().await["code"], "disconnected");
+    let gone = run(&server, &["connections", "end", &id]).await;
+    assert!(gone.code == Some(1) && gone.stderr().contains("not_found"), "{gone:?}");
+    server.stop().await;
+}

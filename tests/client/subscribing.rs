@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rejoin::client::{ClientError, Event, Start, Transport};
+use rejoin::client::{ClientError, ConnectionFilter, Event, Start, Transport};
 
 use crate::{
     TRANSPORTS, client, heard, next,
@@ -186,4 +186,33 @@ async fn a_client_gives_up_when_told_to_and_says_why() {
     };
     assert!(attempts > 0, "it tried only once");
     assert!(matches!(error, ClientError::Unavailable { .. }), "{error:?}");
+}
+
+/// Resuming at a replayed message would read the client's own topics from long ago.
+#[tokio::test]
+async fn a_topic_that_the_backend_adds_moves_no_cursor_back_and_an_end_by_the_backend_is_final() {
+    let server = Server::start().await;
+    let direct = client(&server.http("/"));
+    publish(&direct, "old", ["0", "1"].map(str::to_owned)).await;
+    for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
+        let mut subscription = direct.clone().with_transport(transport).subscribe(["own"], Start::Now);
+        assert!(matches!(next(&mut subscription).await, Ok(Event::Connected)), "{transport:?}");
+        let opened = subscription.cursor().expect("it has begun").to_owned();
+        let page = direct.connections(&ConnectionFilter::default(), None).await.expect("a page");
+        let [shown] = &page.connections[..] else { panic!("one connection, and not {page:?}") };
+        direct.add_topic(&shown.connection, "old", Some("0"), None).await.expect("it is added");
+        for number in ["0", "1"] {
+            assert_eq!(text(&mut subscription).await, number, "{transport:?}");
+            assert_eq!(subscription.cursor(), Some(&*opened), "{transport:?}");
+        }
+        direct.end_connection(&shown.connection).await.expect("it is ended");
+        let ended = loop {
+            match next(&mut subscription).await {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(&ended, ClientError::Refused { code, .. } if code == "disconnected"), "{ended:?}");
+    }
+    server.stop().await;
 }

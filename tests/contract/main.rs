@@ -11,6 +11,7 @@ mod codes;
 mod coding;
 mod commands;
 mod conditions;
+mod connections;
 mod cursors;
 mod dashboard;
 mod delete;

@@ -7,12 +7,12 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::{
-    ask::{Answer, Ask, get, post, publish, request, topic_path},
-    reader::Reader,
+    ask::{Answer, Ask, get, post, publish, request, text, topic_path},
+    reader::{Events, Reader},
     support::{Server, client::Transport},
 };
 
-const METHODS: [&str; 3] = ["get", "post", "delete"];
+const METHODS: [&str; 4] = ["get", "post", "put", "delete"];
 
 struct Document(Value);
 
@@ -76,7 +76,7 @@ async fn the_document_has_the_routes_of_the_server_and_no_others() {
 
     for path in routes {
         for method in METHODS {
-            let url = path.replace("{topic}", "a");
+            let url = path.replace("{topic}", "a").replace("{id}", "0");
             let name = Method::from_bytes(method.to_uppercase().as_bytes()).expect("a method");
             // An invalid query is refused before the server waits for anything.
             let request = request(&server, name, &format!("{url}?wait=0"));
@@ -103,7 +103,11 @@ async fn answers_match_the_document() {
     };
     let wanted =
         |body: &'static str| post(&server, "/events").header("content-type", "application/json").body(body);
-    let t = "/topics/{topic}";
+    let (t, one, topic_of) = ("/topics/{topic}", "/connections/{id}", "/connections/{id}/topics/{topic}");
+    let reader = Reader::open(&server, Transport::Ndjson, "").await;
+    let shown = format!("/connections/{}", text(&reader.opening()["connection"]));
+    let stream = Events::open(&server, "/topics/other").await;
+    let raw = text(&stream.opening["connection"]);
     let cases: Vec<(&str, &str, u16, RequestBuilder)> = vec![
         (t, "post", 201, keyed("x")),
         (t, "post", 200, keyed("x")),
@@ -140,6 +144,17 @@ async fn answers_match_the_document() {
         ("/health/live", "get", 200, get(&server, "/health/live")),
         ("/health/ready", "get", 200, get(&server, "/health/ready")),
         ("/", "get", 200, get(&server, "/")),
+        ("/connections", "get", 200, get(&server, "/connections?limit=1")),
+        ("/connections", "get", 400, get(&server, "/connections?limit=0")),
+        (one, "get", 200, get(&server, &shown)),
+        (topic_of, "put", 204, request(&server, Method::PUT, &format!("{shown}{topic}?after=0"))),
+        (topic_of, "put", 400, request(&server, Method::PUT, &format!("{shown}{topic}?sub="))),
+        (topic_of, "put", 412, request(&server, Method::PUT, &format!("{shown}{topic}?sub=u1"))),
+        (topic_of, "put", 409, request(&server, Method::PUT, &format!("/connections/{raw}{topic}"))),
+        (topic_of, "delete", 204, request(&server, Method::DELETE, &format!("{shown}{topic}"))),
+        (topic_of, "delete", 404, request(&server, Method::DELETE, &format!("/connections/0{topic}"))),
+        (one, "delete", 204, request(&server, Method::DELETE, &shown)),
+        (one, "delete", 404, request(&server, Method::DELETE, "/connections/0")),
         (t, "delete", 204, request(&server, Method::DELETE, &topic)),
         (t, "delete", 400, request(&server, Method::DELETE, &topic_path("$a"))),
     ];
@@ -161,6 +176,11 @@ async fn frames_of_a_stream_match_the_document() {
     document.validate(&Document::schema("Open"), reader.opening());
     document.validate(&Document::schema("Gap"), &reader.next().await);
     document.validate(&Document::schema("MessageFrame"), &reader.next().await);
+    let path = format!("/connections/{}/topics/b", text(&reader.opening()["connection"]));
+    for method in [Method::PUT, Method::DELETE] {
+        assert_eq!(request(&server, method, &path).answer().await.status, 204);
+        document.validate(&Document::schema("Changed"), &reader.next().await);
+    }
     server.shutdown.drain();
     document.validate(&Document::schema("Closing"), &reader.next().await);
 }

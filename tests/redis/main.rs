@@ -8,6 +8,7 @@
 mod across;
 mod bare;
 mod confirmed;
+mod connections;
 mod deployment;
 mod fit;
 mod foreign;

@@ -20,21 +20,21 @@ use crate::{
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// A replica in a process of its own, which is killed when this is dropped.
-struct Replica {
-    addr: SocketAddr,
+pub struct Replica {
+    pub addr: SocketAddr,
     url: String,
     child: Child,
 }
 
 impl Replica {
-    async fn start(url: String) -> Self {
+    pub async fn start(url: String) -> Self {
         let addr = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
         let replica = Self { addr, child: spawn(addr, &url), url };
         until_ready(addr).await;
         replica
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("it takes signals");
     }
 

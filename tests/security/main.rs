@@ -9,6 +9,7 @@ mod ask;
 mod contract {
     pub mod reader;
 }
+mod connections;
 mod expiry;
 mod grants;
 mod hook;

@@ -54,6 +54,8 @@ pub struct Message {
     pub payload: Vec<u8>,
     /// The envelope: the message with all its fields, as one line of JSON.
     pub envelope: Bytes,
+    /// True for a message of a topic that the backend has added with a start: it does not move the cursor.
+    pub is_replay: bool,
 }
 
 /// The notice that messages are gone, or may be gone: load the state again from its source.
@@ -103,6 +105,8 @@ struct Fields<'a> {
     code: Option<String>,
     detail: Option<String>,
     retry_ms: Option<u64>,
+    #[serde(default)]
+    replay: bool,
 }
 
 /// `null` is data too.
@@ -127,17 +131,11 @@ impl Frame {
             },
             "gap" => {
                 let gap: Gap = serde_json::from_slice(&json).map_err(ClientError::not_ours)?;
-                Self::Gap { cursor: Some(gap.cursor.clone()), gap }
+                Self::Gap { cursor: Some(gap.cursor.clone()).filter(|_| !fields.replay), gap }
             }
             "cursor" => Self::Cursor(cursor()?),
             "closing" => Self::Closing {
-                error: ClientError::Lost {
-                    why: format!(
-                        "the server closes the connection: {}",
-                        fields.code.as_deref().unwrap_or("no reason given")
-                    ),
-                    retry_after: fields.retry_ms.map(Duration::from_millis),
-                },
+                error: closed(fields.code.as_deref(), fields.retry_ms),
                 cursor: fields.cursor,
             },
             // A WebSocket that refuses the request sends this before it closes.
@@ -167,9 +165,23 @@ impl Frame {
 
 impl Fields<'_> {
     fn message(self, payload: Vec<u8>, envelope: Bytes) -> Result<Message, ClientError> {
-        let Self { topic, id, event, by, content_type, .. } = self;
+        let Self { topic, id, event, by, content_type, replay: is_replay, .. } = self;
         let topic = topic.ok_or_else(|| ClientError::not_ours("a message without its topic"))?;
-        Ok(Message { topic, id, event, by, content_type, payload, envelope })
+        Ok(Message { topic, id, event, by, content_type, payload, envelope, is_replay })
+    }
+}
+
+/// The end of a connection. One that the backend has ended does not come back by itself.
+fn closed(code: Option<&str>, retry_ms: Option<u64>) -> ClientError {
+    match code {
+        Some(code @ "disconnected") => ClientError::Refused {
+            code: code.to_owned(),
+            detail: "the backend has ended the connection".to_owned(),
+        },
+        code => ClientError::Lost {
+            why: format!("the server closes the connection: {}", code.unwrap_or("no reason given")),
+            retry_after: retry_ms.map(Duration::from_millis),
+        },
     }
 }
 

@@ -16,8 +16,8 @@ pub enum End {
     Draining,
     /// The client has not left within the grace of the drain.
     GraceOver,
-    /// The client's grants or its token have ended.
-    AccessEnded(Code),
+    /// The client's grants or its token have ended, or a command has ended the connection.
+    Ended(Code),
     /// There is no room for more bytes of commands.
     Overloaded,
 }
@@ -35,7 +35,7 @@ impl fmt::Display for End {
             Self::Silent => "the client was silent for two heartbeats",
             Self::Draining => Code::Draining.as_str(),
             Self::GraceOver => "the grace of the drain is over",
-            Self::AccessEnded(code) => code.as_str(),
+            Self::Ended(code) => code.as_str(),
             Self::Overloaded => Code::Overloaded.as_str(),
         })
     }
@@ -50,7 +50,7 @@ impl End {
             Self::Lost(Lost::TooSlow) => Some(Code::TooSlow.close_code()),
             Self::Unsupported => Some(UNSUPPORTED_DATA),
             Self::Draining => Some(Code::Draining.close_code()),
-            Self::AccessEnded(code) => Some(code.close_code()),
+            Self::Ended(code) => Some(code.close_code()),
             Self::Overloaded => Some(Code::Overloaded.close_code()),
         }
     }

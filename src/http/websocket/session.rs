@@ -18,16 +18,18 @@ use super::{
 use crate::{
     broker::Delivery,
     http::{
-        App, MAX_TOPICS, MAX_WILDCARDS,
+        App,
         batch::{Batch, Form},
         identify::{Begun, Identified},
+        live::Event,
         problem::{Code, Problem, UNSUPPORTED_DATA},
         publish::Published,
         pulse::{overload_retry_ms, retry_ms},
-        reader::{Next, Reader},
+        reader::{Asked, Next, Reader},
         shares::Share,
-        wire::{self, Control},
+        wire::{self, By, Control},
     },
+    message::Pattern,
 };
 
 /// The log is read only while fewer bytes than this wait to be written. Commands are read only while their
@@ -127,7 +129,7 @@ impl Session {
                 socket.push(closing(Code::TooSlow, cursor, overload_retry_ms()));
                 socket.close_slow(Code::TooSlow.close_code(), Code::TooSlow.as_str()).await;
             }
-            End::AccessEnded(code) => {
+            End::Ended(code) => {
                 socket.push(closing(code, Some(cursor), retry_ms()));
                 socket.close(code.close_code(), code.as_str()).await;
             }
@@ -276,39 +278,16 @@ impl Session {
                 let cursor = self.reader.cursor();
                 self.answer(&reference, Answer::Unsubscribed { topic: &pattern, cursor });
             }
-            Action::Subscribe { pattern, .. } if self.reader.subscription().reads(&pattern) => {
-                let cursor = self.reader.cursor();
-                self.answer(&reference, Answer::Subscribed { topic: &pattern, cursor });
-            }
-            Action::Subscribe { .. } if self.reader.subscription().width() >= MAX_TOPICS => {
-                let problem = Problem::bad_request(format!(
-                    "topic: limit reached: a connection reads up to {MAX_TOPICS} topics and patterns; \
-                     unsubscribe from one first"
-                ));
-                self.answer(&reference, Answer::Error(&problem));
-            }
-            Action::Subscribe { pattern, .. }
-                if pattern.has_wildcard() && self.reader.subscription().wildcards() >= MAX_WILDCARDS =>
-            {
-                let detail = format!(
-                    "topic: limit reached: a connection reads up to {MAX_WILDCARDS} patterns with a wildcard; \
-                     unsubscribe from one first"
-                );
-                self.answer(&reference, Answer::Error(&Problem::bad_request(detail)));
-            }
-            Action::Subscribe { pattern, start } => {
-                if let Err(problem) = self.reader.access().subscribe(std::slice::from_ref(&pattern)) {
-                    return self.answer(&reference, Answer::Error(&problem));
+            Action::Subscribe { pattern, start } => match self.reader.ask_for(&pattern) {
+                Ok(Asked::IsRead) => self.answer_subscribed(&reference, &pattern),
+                Ok(Asked::Joins) => self.joining = reference,
+                Ok(Asked::MayBegin) => {
+                    let connection = self.reader.connection().clone();
+                    self.running =
+                        Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
                 }
-                if !self.reader.may_add() {
-                    let detail = "topic limit reached by all connections, or your share of it while little is left; \
-                                  unsubscribe from a topic first, or try again later (--max-connections)";
-                    return self.answer(&reference, Answer::Error(&Problem::new(Code::Overloaded, detail)));
-                }
-                let connection = self.reader.subscription().connection().clone();
-                self.running =
-                    Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
-            }
+                Err(problem) => self.answer(&reference, Answer::Error(&problem)),
+            },
             Action::Publish(text) => {
                 self.running_bytes = text.len();
                 self.running =
@@ -324,13 +303,16 @@ impl Session {
             }
             Ok(Outcome::Identified(identified)) => self.renew(&reference, Ok(*identified)),
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
-            Ok(Outcome::Begun(pattern, subscription)) => match self.reader.join(pattern, *subscription) {
-                Ok(()) => self.joining = reference,
-                Err(problem) => {
-                    self.reader.not_added();
-                    self.answer(&reference, Answer::Error(&problem));
+            Ok(Outcome::Begun(pattern, subscription)) => {
+                match self.reader.join(pattern.clone(), *subscription) {
+                    Ok(Asked::IsRead) => self.answer_subscribed(&reference, &pattern),
+                    Ok(_) => self.joining = reference,
+                    Err(problem) => {
+                        self.reader.not_added();
+                        self.answer(&reference, Answer::Error(&problem));
+                    }
                 }
-            },
+            }
             Err(problem) => {
                 self.reader.not_added();
                 self.answer(&reference, Answer::Error(&problem));
@@ -349,6 +331,11 @@ impl Session {
             }
             Err(problem) => self.answer(reference, Answer::Error(&problem)),
         }
+    }
+
+    fn answer_subscribed(&mut self, reference: &Reference, topic: &Pattern) {
+        let cursor = self.reader.cursor();
+        self.answer(reference, Answer::Subscribed { topic, cursor });
     }
 
     fn answer(&mut self, reference: &Reference, answer: Answer<'_>) {
@@ -392,7 +379,7 @@ impl Session {
             let has_room = self.socket.queued_bytes() + batch.size() < MAX_QUEUED_BYTES;
             let Poll::Ready(next) = self.reader.poll(cx, has_room) else { return Ok(!has_room) };
             let frame = match next {
-                Next::Delivery(Delivery::Message(message)) if !message.is_ephemeral() => {
+                Next::Event(Event::Delivery(Delivery::Message(message))) if !message.is_ephemeral() => {
                     batch.push(message);
                     continue;
                 }
@@ -400,20 +387,42 @@ impl Session {
                     self.beat();
                     continue;
                 }
-                Next::AccessEnded(code) => return Err(End::AccessEnded(code)),
+                Next::Ended(code) | Next::Event(Event::Ended(code)) => return Err(End::Ended(code)),
                 Next::GraceOver => return Err(End::GraceOver),
-                Next::Delivery(Delivery::Message(message)) => wire::message_frame(&message),
-                Next::Delivery(Delivery::Gap(gap)) => wire::control_frame(&Control::Gap(&gap)),
-                Next::Replay(Delivery::Message(message)) => wire::replay_frame(&message),
-                Next::Replay(Delivery::Gap(gap)) => wire::replay_gap_frame(&gap),
-                Next::Joined(pattern) => {
-                    let answer = Answer::Subscribed { topic: &pattern, cursor: self.reader.cursor() };
-                    wire::control_frame(&Reply { answer, reference: &self.joining.take() })
-                }
                 Next::Quiet => wire::control_frame(&Control::Cursor { cursor: self.reader.cursor() }),
+                Next::Event(event) => self.render(event),
             };
             self.push_batch(batch);
             self.socket.push(frame);
+        }
+    }
+
+    /// The frame of an event that other readers have in no such form.
+    fn render(&mut self, event: Event) -> Bytes {
+        let (cursor, by) = (self.reader.cursor(), By::Server);
+        match event {
+            Event::Delivery(Delivery::Message(message)) => wire::message_frame(&message),
+            Event::Delivery(Delivery::Gap(gap)) => wire::control_frame(&Control::Gap(&gap)),
+            Event::Replay(Delivery::Message(message)) => wire::replay_frame(&message),
+            Event::Replay(Delivery::Gap(gap)) => wire::replay_gap_frame(&gap),
+            Event::Joined(pattern) => {
+                let answer = Answer::Subscribed { topic: &pattern, cursor };
+                wire::control_frame(&Reply { answer, reference: &self.joining.take() })
+            }
+            Event::Overtaken(pattern) => {
+                let detail = "the backend has removed this topic before it was added";
+                let problem = Problem::new(Code::Conflict, detail).about(&pattern);
+                self.app.metrics.refused(problem.code);
+                let answer = Answer::Error(&problem);
+                wire::control_frame(&Reply { answer, reference: &self.joining.take() })
+            }
+            Event::Added(topic) => wire::control_frame(&Control::Subscribed { topic: &topic, cursor, by }),
+            Event::Removed(topic) => {
+                wire::control_frame(&Control::Unsubscribed { topic: &topic, cursor, by })
+            }
+            Event::Ended(code) => {
+                wire::control_frame(&Control::Closing { code, cursor: Some(cursor), retry_ms: retry_ms() })
+            }
         }
     }
 

@@ -31,7 +31,7 @@ const FEED_MIN_ENTRIES: usize = 64;
 /// In bytes. The feed has a larger message without its body.
 const FEED_MAX_BODY: usize = 16 << 10;
 
-/// All scripts. Each begins with the prelude.
+/// All scripts. Each but `beat` begins with the prelude.
 pub struct Scripts {
     pub publish: Script,
     pub announce: Script,
@@ -39,6 +39,7 @@ pub struct Scripts {
     pub keep: Script,
     pub confirm: Script,
     pub check: Script,
+    pub beat: Script,
     pub probe: ReadScript,
     pub changed: ReadScript,
     pub read: ReadScript,
@@ -83,6 +84,8 @@ impl Default for Scripts {
             keep: script(READS, include_str!("scripts/keep.lua")),
             confirm: script(READS, include_str!("scripts/confirm.lua")),
             check: Script::new(&format!("{READS}\n{}\n{check}\n{prelude}\nreturn facts()", constants())),
+            // It stores little, and others must know of this replica while the memory is full.
+            beat: Script::new(&format!("{READS}\n{}", include_str!("scripts/beat.lua"))),
             probe: reader(include_str!("scripts/probe.lua")),
             changed: reader(include_str!("scripts/changed.lua")),
             read: reader(include_str!("scripts/read.lua")),
@@ -154,6 +157,7 @@ mod tests {
         include_str!("scripts/topics.lua"),
         include_str!("scripts/stats.lua"),
         include_str!("scripts/history.lua"),
+        include_str!("scripts/beat.lua"),
     ];
 
     /// The words in capitals behind a quotation mark: the commands, and some words of their arguments.

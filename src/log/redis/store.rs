@@ -263,6 +263,37 @@ impl Store {
         })
     }
 
+    /// Runs a script that needs nothing of the log, and so does not begin with the prelude. Its first argument is the
+    /// prefix of the keys.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn aside<T: FromRedisValue>(&self, script: &Script, args: &[&str]) -> Result<T, LogError> {
+        let mut connection = self.connected().await.ok_or(LogError::Unavailable)?;
+        let mut invocation = script.prepare_invoke();
+        invocation.key(format!("{}replicas", self.prefix)).arg(&self.prefix).arg(args);
+        let answer = invocation.invoke_async(&mut connection.redis).await;
+        answer.map_err(|error| self.failed_aside(connection.number, &error))
+    }
+
+    /// Runs commands that need nothing of the log.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn aside_pipe<T: FromRedisValue>(&self, commands: &redis::Pipeline) -> Result<T, LogError> {
+        let mut connection = self.connected().await.ok_or(LogError::Unavailable)?;
+        let answer = commands.query_async(&mut connection.redis).await;
+        answer.map_err(|error| self.failed_aside(connection.number, &error))
+    }
+
+    fn failed_aside(&self, number: u64, error: &RedisError) -> LogError {
+        self.say(error);
+        if is_broken(error) {
+            self.lose(number, error);
+        }
+        if is_refused(error) { LogError::Unavailable } else { LogError::UnknownOutcome }
+    }
+
     /// Runs a script that only reads. It checks which primary runs it, and it runs again if the connection broke
     /// meanwhile, or without writes if Redis refuses them.
     ///

@@ -16,6 +16,8 @@ do
     {'XADD', new, '1-0', 'p', ''}, {'COPY', new, topic, 'REPLACE'}, {'DEL', new},
     {'XADD', feed, '1-0', 'm', ''}, {'XREVRANGE', feed, '+', '-'}, {'XREAD', 'STREAMS', feed, '0-0'},
     {'UNLINK', index, names, order, state, feed}, {'RENAME', base .. 'state', state}, {'SET', base .. 'state', ''},
+    {'HGETALL', base .. 'replicas'}, {'PEXPIRE', base .. 'replica:x', '1'}, {'XTRIM', base .. 'replica:x', 'MINID', '0-0'},
+    {'XADD', base .. 'replica:x', 'NOMKSTREAM', '*', 'j', ''}, {'XREAD', 'STREAMS', base .. 'replica:x', '0-0'},
     {'GET', key}, {'SET', key, '', 'PX', '1'}, {'HGET', keys, '*'}, {'HINCRBY', keys, '*', '1'}, {'PEXPIRE', keys, '1'},
   }
   -- Copies confirm messages.

@@ -1,0 +1,170 @@
+//! `rejoin connections`: who reads what, adding and removing topics, ending. Each asks the server once.
+
+use clap::{Args, Subcommand};
+use rejoin::client::{Client, ConnectionFilter, ConnectionState};
+
+use super::{Ending, operate::refused, print, remote::Remote, tell};
+
+/// The commands about live connections.
+#[derive(Debug, Subcommand)]
+pub enum Connections {
+    /// Print the live connections of all replicas, in the order of their ids.
+    ///
+    /// The table has how far each is behind the newest message, in milliseconds, how many topics it reads, and the
+    /// first of them. A token needs `admin`.
+    List(List),
+    /// Let a connection read a topic or a pattern, whatever its client may read.
+    ///
+    /// A token needs `admin`, or `manage` for the topic.
+    Add(Add),
+    /// Stop a connection from reading a topic or a pattern.
+    ///
+    /// A token needs `admin`, or `manage` for the topic.
+    Remove(Remove),
+    /// End a connection. Its client may come back, if its grants allow it.
+    ///
+    /// A token needs `admin`.
+    End(End),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = super::examples(&["rejoin connections list", "rejoin connections list --sub u1 --json"]))]
+pub struct List {
+    /// Print only the connections of this subject.
+    #[arg(long)]
+    sub: Option<String>,
+
+    /// Print only the connections that are subscribed to exactly this topic or pattern.
+    #[arg(long)]
+    topic: Option<String>,
+
+    /// Print each connection as one line of JSON.
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = super::examples(&["rejoin connections add 00000000000000ab0000000000000007 orders.42"]))]
+pub struct Add {
+    /// Id of the connection.
+    connection: String,
+
+    /// Topic or pattern.
+    topic: String,
+
+    /// Read it after this cursor, and not from now on. 0 is everything retained.
+    #[arg(long, value_name = "CURSOR")]
+    after: Option<String>,
+
+    /// Do it only if the connection has this subject.
+    #[arg(long)]
+    sub: Option<String>,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = super::examples(&["rejoin connections remove 00000000000000ab0000000000000007 orders.42"]))]
+pub struct Remove {
+    /// Id of the connection.
+    connection: String,
+
+    /// Topic or pattern.
+    topic: String,
+
+    /// Do it only if the connection has this subject.
+    #[arg(long)]
+    sub: Option<String>,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = super::examples(&["rejoin connections end 00000000000000ab0000000000000007"]))]
+pub struct End {
+    /// Id of the connection.
+    connection: String,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+impl Connections {
+    pub async fn run(self) -> Ending {
+        let done = match self {
+            Self::List(list) => return list.run().await.unwrap_or_else(|ending| ending),
+            Self::Add(Add { connection, topic, after, sub, remote }) => match remote.client() {
+                Ok(client) => client.add_topic(&connection, &topic, after.as_deref(), sub.as_deref()).await,
+                Err(error) => Err(error),
+            },
+            Self::Remove(Remove { connection, topic, sub, remote }) => match remote.client() {
+                Ok(client) => client.remove_topic(&connection, &topic, sub.as_deref()).await,
+                Err(error) => Err(error),
+            },
+            Self::End(End { connection, remote }) => match remote.client() {
+                Ok(client) => client.end_connection(&connection).await,
+                Err(error) => Err(error),
+            },
+        };
+        done.map_or_else(refused, |()| Ending::Done)
+    }
+}
+
+impl List {
+    async fn run(self) -> Result<Ending, Ending> {
+        let Self { sub, topic, json, remote } = self;
+        let client = remote.client()?;
+        print_pages(&client, ConnectionFilter { sub, topic }, json).await
+    }
+}
+
+/// Prints the connections page by page, so their number does not matter.
+async fn print_pages(client: &Client, filter: ConnectionFilter, is_json: bool) -> Result<Ending, Ending> {
+    let mut head = (!is_json).then(|| {
+        format!(
+            "{:<32} {:<9} {:>9} {:>6}  {:<20} FIRST TOPICS\n",
+            "CONNECTION", "TRANSPORT", "BEHIND", "TOPICS", "SUBJECT"
+        )
+    });
+    let (mut after, mut missing): (Option<String>, Vec<String>) = (None, Vec::new());
+    loop {
+        let page = client.connections(&filter, after.as_deref()).await.map_err(refused)?;
+        let mut text = head.take().unwrap_or_default();
+        page.connections.iter().for_each(|connection| text += &line(connection, is_json));
+        match print(text) {
+            Ending::Done => {}
+            unprinted => return Err(unprinted),
+        }
+        missing.extend(page.missing);
+        if page.next.is_none() {
+            break;
+        }
+        after = page.next;
+    }
+    missing.sort_unstable();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(Ending::Done);
+    }
+    for replica in &missing {
+        tell(format!("the replica {replica} did not answer, so its connections are missing"));
+    }
+    Ok(Ending::Failed("the list is not complete; try again".into()))
+}
+
+fn line(state: &ConnectionState, is_json: bool) -> String {
+    if is_json {
+        return serde_json::to_string(state).expect("text and numbers serialize") + "\n";
+    }
+    let ConnectionState { connection, sub, transport, topics, topic_count, behind, .. } = state;
+    // A subject may have any character, so it is quoted.
+    let sub = sub.as_ref().map_or("-".to_owned(), |sub| format!("{sub:?}"));
+    let first = topics.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = if *topic_count > 3 { ", …" } else { "" };
+    format!("{connection} {transport:<9} {behind:>9} {topic_count:>6}  {sub:<20} {first}{more}\n")
+}

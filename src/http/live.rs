@@ -1,0 +1,106 @@
+//! Live connections: found by their ids, and changed by requests while they read.
+//!
+//! A request becomes a [`Command`]. The replica that holds the connection does it, and the connection's own task is
+//! not asked: what a connection reads is shared between its task and the commands.
+
+mod across;
+mod command;
+mod connection_id;
+mod list;
+mod reading;
+mod routes;
+mod table;
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+pub use self::{
+    connection_id::ConnectionId,
+    reading::{About, Event, Reading},
+    routes::{connection, connections, topic_of},
+    table::{Held, Table},
+};
+use super::{App, problem::Code};
+use crate::{
+    broker::Broker,
+    log::{Answering, Replicas},
+};
+
+/// How long a command may take. One that is met later is dropped, so that it undoes no newer one.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The live connections of this replica, and the way to those of the others.
+pub struct Live {
+    table: Arc<Table>,
+    replicas: Option<Arc<Replicas>>,
+    /// The name of the only replica. Replicas over one store have their names from there.
+    name: u64,
+}
+
+impl Live {
+    pub fn new(broker: &Broker) -> Self {
+        Self { table: Arc::default(), replicas: broker.replicas(), name: rand::random() }
+    }
+
+    /// The name of this replica. Each connection's id begins with the name of the replica that holds it.
+    pub fn name(&self) -> u64 {
+        self.replicas.as_ref().map_or(self.name, |replicas| replicas.name())
+    }
+
+    /// An id for a connection that begins now.
+    pub fn new_id(&self) -> ConnectionId {
+        ConnectionId::of(self.name(), rand::random())
+    }
+
+    /// Keeps a connection in the table until the result is dropped.
+    pub fn hold(&self, id: ConnectionId, reading: Reading) -> Held {
+        let held = self.table.hold(id, reading);
+        // This replica may have taken a new name while the connection began. The old name counts as gone.
+        if id.replica() != self.name() {
+            self.table.end(id, Code::Draining);
+        }
+        held
+    }
+}
+
+impl App {
+    /// Takes commands from the other replicas, if there are others.
+    pub(super) fn answer_replicas(self: &Arc<Self>) {
+        if let Some(replicas) = &self.live.replicas {
+            replicas.answer_by(Arc::new(Answers(Arc::downgrade(self))));
+        }
+    }
+
+    /// Tells the other replicas that this one is gone.
+    pub(super) async fn leave_replicas(&self) {
+        if let Some(replicas) = &self.live.replicas {
+            replicas.leave().await;
+        }
+    }
+}
+
+/// Does the commands of other replicas.
+struct Answers(Weak<App>);
+
+impl Answering for Answers {
+    fn answer(&self, question: Bytes, until: Instant) -> BoxFuture<'static, Option<Vec<u8>>> {
+        let app = self.0.upgrade();
+        Box::pin(async move { across::answer(&*app?, &question, until).await })
+    }
+
+    fn counted_gone(&self) {
+        let Some(app) = self.0.upgrade() else { return };
+        let name = app.live.name();
+        let ended = app.live.table.end_all(|id| id.replica() != name, Code::Draining);
+        tracing::warn!(
+            connections = ended,
+            "this replica was silent for so long that the others counted it as gone; its connections were ended, so that they reconnect"
+        );
+    }
+}

@@ -1,0 +1,227 @@
+//! The commands about connections, and how the replica that holds one does them.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use time::format_description::well_known::Rfc3339;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    ConnectionId, Reading,
+    across::no_connection,
+    list::{self, Listed, Wanted},
+};
+use crate::{
+    http::{
+        App,
+        problem::{Code, Problem},
+    },
+    log::Start,
+    message::{Id, Pattern},
+};
+
+/// How many topics of a connection are shown.
+const SHOWN_TOPICS: usize = 20;
+
+/// A command, as it goes from one replica to another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Command {
+    Add { connection: ConnectionId, topic: Pattern, start: Beginning, sub: Option<String> },
+    Remove { connection: ConnectionId, topic: Pattern, sub: Option<String> },
+    End { connection: ConnectionId },
+    Show { connection: ConnectionId },
+    List(Wanted),
+}
+
+/// Where to start reading, as it goes from one replica to another.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Beginning {
+    Now,
+    Everything,
+    After(Id),
+    Last(usize),
+    Since(Id),
+}
+
+impl From<Option<Start>> for Beginning {
+    fn from(start: Option<Start>) -> Self {
+        match start {
+            Some(Start::Everything) => Self::Everything,
+            Some(Start::After(cursor)) => Self::After(cursor),
+            Some(Start::Last(count)) => Self::Last(count),
+            Some(Start::Since(id)) => Self::Since(id),
+            // A request has no start that cannot be read.
+            Some(Start::Now | Start::Unreadable(_)) | None => Self::Now,
+        }
+    }
+}
+
+impl From<Beginning> for Start {
+    fn from(beginning: Beginning) -> Self {
+        match beginning {
+            Beginning::Now => Self::Now,
+            Beginning::Everything => Self::Everything,
+            Beginning::After(cursor) => Self::After(cursor),
+            Beginning::Last(count) => Self::Last(count),
+            Beginning::Since(id) => Self::Since(id),
+        }
+    }
+}
+
+/// What was done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Done {
+    Nothing,
+    Shown(Box<Shown>),
+    Listed(Listed),
+}
+
+/// A connection, as a request shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Shown {
+    pub connection: ConnectionId,
+    sub: Option<String>,
+    transport: String,
+    replica: String,
+    since: String,
+    topics: Vec<String>,
+    topic_count: usize,
+    address: Option<String>,
+    behind: u64,
+}
+
+impl Shown {
+    pub fn of(id: ConnectionId, reading: &Reading) -> Self {
+        let about = reading.about();
+        let state = reading.lock();
+        let mut topics: Vec<_> = state.first_patterns(SHOWN_TOPICS).collect();
+        topics.sort_unstable();
+        Self {
+            connection: id,
+            sub: about.sub.as_deref().map(str::to_owned),
+            transport: about.transport.as_str().to_owned(),
+            replica: replica_name(id.replica()),
+            since: about.since.format(&Rfc3339).unwrap_or_default(),
+            topics: topics.iter().take(SHOWN_TOPICS).map(ToString::to_string).collect(),
+            topic_count: state.patterns().count(),
+            address: about.address.map(|address| address.to_string()),
+            behind: state.behind_ms(),
+        }
+    }
+}
+
+impl Shown {
+    /// About how long this is as JSON.
+    pub fn bytes(&self) -> usize {
+        let topics: usize = self.topics.iter().map(|topic| topic.len() + 3).sum();
+        topics + self.sub.as_ref().map_or(0, String::len) + 256
+    }
+}
+
+/// The name of a replica, as it is shown.
+pub fn replica_name(replica: u64) -> String {
+    format!("{replica:016x}")
+}
+
+impl Command {
+    /// The connection that this is about, if it is about one.
+    pub fn connection(&self) -> Option<ConnectionId> {
+        match self {
+            Self::Add { connection, .. }
+            | Self::Remove { connection, .. }
+            | Self::End { connection }
+            | Self::Show { connection } => Some(*connection),
+            Self::List(_) => None,
+        }
+    }
+
+    /// Does the command in this process. After `until` it does nothing.
+    ///
+    /// # Cancel safety
+    /// Dropping this leaves nothing half done.
+    pub async fn run(self, app: &App, until: Instant) -> Result<Done, Problem> {
+        let find = |id: ConnectionId| app.live.table.find(id).ok_or_else(no_connection);
+        match self {
+            Self::Add { connection, topic, start, sub } => {
+                let reading = find(connection)?;
+                check_sub(&reading, sub.as_deref())?;
+                add(app, &reading, connection, topic, start.into(), until).await?;
+            }
+            Self::Remove { connection, topic, sub } => {
+                let reading = find(connection)?;
+                check_sub(&reading, sub.as_deref())?;
+                reading.remove(&topic)?;
+            }
+            Self::End { connection } => {
+                if !app.live.table.end(connection, Code::Disconnected) {
+                    return Err(no_connection());
+                }
+            }
+            Self::Show { connection } => {
+                return Ok(Done::Shown(Box::new(Shown::of(connection, &*find(connection)?))));
+            }
+            Self::List(wanted) => return Ok(Done::Listed(list::list(&app.live.table, &wanted).await)),
+        }
+        Ok(Done::Nothing)
+    }
+}
+
+/// Begins to read `topic` for the connection. The connection's own task then reads it, at its client's speed.
+async fn add(
+    app: &App,
+    reading: &Arc<Reading>,
+    connection: ConnectionId,
+    topic: Pattern,
+    start: Start,
+    until: Instant,
+) -> Result<(), Problem> {
+    let Some(number) = reading.begin(&topic)? else { return Ok(()) };
+    let begun = Begun { reading, number: Some(number), topic };
+    let name = connection.to_string();
+    let subscription = app.broker.subscribe(vec![begun.topic.clone()], &start, &name);
+    let subscription = timeout_at(until, subscription).await.map_err(|_| too_late())??;
+    if Instant::now() > until {
+        return Err(too_late());
+    }
+    begun.finish(subscription)
+}
+
+/// A pattern that a command begins to read. Dropping this gives it up.
+struct Begun<'a> {
+    reading: &'a Reading,
+    number: Option<u64>,
+    topic: Pattern,
+}
+
+impl Begun<'_> {
+    fn finish(mut self, subscription: crate::broker::Subscription) -> Result<(), Problem> {
+        let Some(number) = self.number.take() else { return Ok(()) };
+        self.reading.finish(number, self.topic.clone(), Some(subscription))
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number.take() {
+            // Giving up cannot fail.
+            let _ = self.reading.finish(number, self.topic.clone(), None);
+        }
+    }
+}
+
+fn check_sub(reading: &Reading, wanted: Option<&str>) -> Result<(), Problem> {
+    match wanted {
+        Some(sub) if reading.about().sub.as_deref() != Some(sub) => Err(Problem::new(
+            Code::PreconditionFailed,
+            "sub: the connection belongs to another subject, or to none",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn too_late() -> Problem {
+    Problem::new(Code::Unavailable, "the log did not answer in time, so nothing was changed; try again")
+}

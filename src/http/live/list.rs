@@ -1,0 +1,73 @@
+//! Pages of connections, in the order of their ids, from one replica or from all.
+
+use serde::{Deserialize, Serialize};
+use tokio::task::yield_now;
+
+use super::{ConnectionId, Reading, Table, command::Shown};
+use crate::message::Pattern;
+
+/// How many bytes of connections one replica puts into a page. The next page continues after them.
+const MAX_BYTES: usize = 256 << 10;
+
+/// Which connections to show.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Wanted {
+    pub sub: Option<String>,
+    /// Only connections that are subscribed to exactly this topic or pattern.
+    pub topic: Option<Pattern>,
+    pub limit: usize,
+    pub after: Option<ConnectionId>,
+}
+
+/// Some connections.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Listed {
+    pub connections: Vec<Shown>,
+    /// True if there may be more of them, after the last one.
+    pub is_cut: bool,
+}
+
+/// A page of the connections of this process.
+pub async fn list(table: &Table, wanted: &Wanted) -> Listed {
+    let (mut page, mut bytes, mut after) = (Listed::default(), 0, wanted.after);
+    loop {
+        let step = table.step(after);
+        let Some((last, _)) = step.last() else { return page };
+        after = Some(*last);
+        for (id, reading) in step.iter().filter(|(_, reading)| wanted.takes(reading)) {
+            page.is_cut = page.connections.len() >= wanted.limit || bytes >= MAX_BYTES;
+            if page.is_cut {
+                return page;
+            }
+            let shown = Shown::of(*id, reading);
+            bytes += shown.bytes();
+            page.connections.push(shown);
+        }
+        // Let other tasks run: there may be many connections that are not wanted.
+        yield_now().await;
+    }
+}
+
+impl Wanted {
+    fn takes(&self, reading: &Reading) -> bool {
+        let is_of_subject = self.sub.is_none() || reading.about().sub.as_deref() == self.sub.as_deref();
+        is_of_subject
+            && self.topic.as_ref().is_none_or(|topic| {
+                let state = reading.lock();
+                state.reads(topic) || state.joins(topic)
+            })
+    }
+}
+
+/// The pages of several replicas as one page of up to `limit`.
+pub fn merge(pages: Vec<Listed>, limit: usize) -> Listed {
+    // After the last connection of a page that was cut, others may be missing.
+    let cut = |page: &Listed| page.connections.last().filter(|_| page.is_cut).map(|last| last.connection);
+    let upto = pages.iter().filter_map(cut).min();
+    let mut connections: Vec<_> = pages.into_iter().flat_map(|page| page.connections).collect();
+    connections.sort_by_key(|shown| shown.connection);
+    let found = connections.len();
+    connections.retain(|shown| upto.is_none_or(|upto| shown.connection <= upto));
+    connections.truncate(limit);
+    Listed { is_cut: upto.is_some() || connections.len() < found, connections }
+}

@@ -1,0 +1,427 @@
+//! What one connection reads: shared between its task, which reads, and the commands, which change it.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::IpAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use time::OffsetDateTime;
+
+use crate::{
+    broker::{Delivery, Join, Subscription},
+    http::{
+        MAX_TOPICS, MAX_WILDCARDS,
+        metrics::{Permit, Transport},
+        problem::{Code, Problem},
+        topic_limit_reached,
+    },
+    message::{Id, Pattern},
+};
+
+/// What does not change while the connection lives.
+pub struct About {
+    pub sub: Option<Box<str>>,
+    pub transport: Transport,
+    pub address: Option<IpAddr>,
+    pub since: OffsetDateTime,
+    /// The frames do not name the topic of a message, so another topic cannot be added.
+    pub is_raw: bool,
+}
+
+/// One connection's subscription, and the topics that are being added to it.
+pub struct Reading {
+    about: About,
+    // A std mutex: no await happens while it is held, and each holder does a bounded step.
+    state: Mutex<State>,
+}
+
+pub struct State {
+    subscription: Subscription,
+    permit: Permit,
+    /// Patterns that were added and are not merged yet. The first of them is being merged.
+    joining: VecDeque<Joining>,
+    /// Made by the first command about this connection.
+    changes: Option<Box<Changes>>,
+    /// The task that reads. Only a command wakes it.
+    task: Option<Waker>,
+    ended: Option<Code>,
+}
+
+/// A pattern that was added, and that is not merged yet.
+struct Joining {
+    pattern: Pattern,
+    subscription: Subscription,
+    /// The client has asked for it, and is answered once it is merged.
+    is_asked: bool,
+}
+
+/// What commands have changed.
+#[derive(Default)]
+struct Changes {
+    /// The patterns that commands have added. The grants of the client do not matter for them.
+    added: BTreeSet<Pattern>,
+    /// The commands that begin to read a pattern, by their numbers. Removing the pattern overtakes them.
+    begun: Vec<(u64, Pattern)>,
+    next_number: u64,
+    /// The pattern that the client has asked for, and that a command has removed before it was merged.
+    overtaken: Option<Pattern>,
+    /// What the client has yet to be told, each pattern once.
+    untold: VecDeque<(Pattern, Told)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Added,
+    Removed,
+}
+
+/// The next event of a connection.
+#[derive(Debug)]
+pub enum Event {
+    Delivery(Delivery),
+    /// A message or a gap of a pattern that is joining.
+    Replay(Delivery),
+    /// The pattern that the client asked for is part of the subscription now.
+    Joined(Pattern),
+    /// The pattern that the client asked for was removed by a command before it was merged.
+    Overtaken(Pattern),
+    /// A command has added the pattern, and it is part of the subscription now.
+    Added(Pattern),
+    /// A command has removed the pattern.
+    Removed(Pattern),
+    /// A command has ended the connection.
+    Ended(Code),
+}
+
+impl Reading {
+    pub fn new(about: About, subscription: Subscription, permit: Permit) -> Self {
+        let (joining, changes, task, ended) = Default::default();
+        Self { about, state: Mutex::new(State { subscription, permit, joining, changes, task, ended }) }
+    }
+
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for `pattern` to be read. Returns the number with which [`finish`](Self::finish) is called once it is begun,
+    /// or none if it is read already.
+    ///
+    /// # Errors
+    /// If this connection cannot read it, or is no more.
+    pub fn begin(&self, pattern: &Pattern) -> Result<Option<u64>, Problem> {
+        let mut state = self.lock();
+        state.check_alive()?;
+        if state.reads(pattern) || state.joins(pattern) {
+            state.mark_added(pattern)?;
+            return Ok(None);
+        }
+        if self.about.is_raw {
+            let detail = "this event stream has format=raw, in which no event names its topic; open it with format=envelope";
+            return Err(Problem::new(Code::Conflict, detail).about(pattern));
+        }
+        state.check_room(pattern)?;
+        let changes = state.changes();
+        let number = changes.next_number;
+        changes.next_number += 1;
+        changes.begun.push((number, pattern.clone()));
+        Ok(Some(number))
+    }
+
+    /// Adds the subscription to `pattern` that was begun, unless the command was overtaken. `None` gives up the number.
+    ///
+    /// # Errors
+    /// If the connection is no more.
+    pub fn finish(
+        &self,
+        number: u64,
+        pattern: Pattern,
+        subscription: Option<Subscription>,
+    ) -> Result<(), Problem> {
+        let mut state = self.lock();
+        let changes = state.changes();
+        let before = changes.begun.len();
+        changes.begun.retain(|(other, _)| *other != number);
+        let is_overtaken = changes.begun.len() == before;
+        let Some(mut subscription) = subscription.filter(|_| !is_overtaken) else {
+            state.count_topics(0);
+            return Ok(());
+        };
+        state.check_alive()?;
+        if state.reads(&pattern) || state.joins(&pattern) {
+            return state.mark_added(&pattern);
+        }
+        subscription.take_ephemerals_from_now();
+        state.changes().added.insert(pattern.clone());
+        state.joining.push_back(Joining { pattern, subscription, is_asked: false });
+        state.wake();
+        Ok(())
+    }
+
+    /// Stops reading `pattern`. Nothing of it that is published later is given.
+    ///
+    /// # Errors
+    /// If the connection is no more, or if too much waits for its reader.
+    pub fn remove(&self, pattern: &Pattern) -> Result<(), Problem> {
+        let mut state = self.lock();
+        state.check_alive()?;
+        if let Some(changes) = &mut state.changes {
+            changes.begun.retain(|(_, begun)| begun != pattern);
+        }
+        if state.reads(pattern) || state.joins(pattern) {
+            state.tell(pattern, Told::Removed)?;
+            if state.joining.iter().any(|joining| joining.is_asked && joining.pattern == *pattern) {
+                state.changes().overtaken = Some(pattern.clone());
+            }
+            state.remove(pattern);
+            state.wake();
+        }
+        Ok(())
+    }
+
+    /// Ends the connection. Nothing more is given.
+    pub fn end(&self, code: Code) {
+        let mut state = self.lock();
+        state.ended.get_or_insert(code);
+        state.wake();
+    }
+
+    /// Notes that the task has left, so that later commands do not find a connection here.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        state.ended.get_or_insert(Code::Disconnected);
+        state.task = None;
+    }
+}
+
+impl State {
+    /// The next event. Messages and gaps come only while the transport `has_room`.
+    pub fn poll(&mut self, cx: &mut Context<'_>, has_room: bool) -> Poll<Event> {
+        if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            self.task = Some(cx.waker().clone());
+        }
+        if let Some(code) = self.ended {
+            return Poll::Ready(Event::Ended(code));
+        }
+        if !has_room {
+            return Poll::Pending;
+        }
+        if let Some(event) = self.next_untold() {
+            return Poll::Ready(event);
+        }
+        self.poll_subscription(cx)
+    }
+
+    fn next_untold(&mut self) -> Option<Event> {
+        let changes = self.changes.as_mut()?;
+        if let Some(pattern) = changes.overtaken.take() {
+            return Some(Event::Overtaken(pattern));
+        }
+        let (pattern, told) = changes.untold.pop_front()?;
+        Some(match told {
+            Told::Added => Event::Added(pattern),
+            Told::Removed => Event::Removed(pattern),
+        })
+    }
+
+    fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let Some(joining) = self.joining.front_mut() else {
+            let delivery = std::task::ready!(self.subscription.poll_delivery(cx));
+            self.permit.note(&delivery, false);
+            return Poll::Ready(Event::Delivery(delivery));
+        };
+        match std::task::ready!(self.subscription.poll_join(&mut joining.subscription, cx)) {
+            Join::Live(delivery) => {
+                self.permit.note(&delivery, false);
+                Poll::Ready(Event::Delivery(delivery))
+            }
+            Join::Replay(delivery) => {
+                self.permit.note(&delivery, true);
+                Poll::Ready(Event::Replay(delivery))
+            }
+            Join::SameCursor => {
+                let Some(joining) = self.joining.pop_front() else { return Poll::Pending };
+                Poll::Ready(self.merge(joining))
+            }
+        }
+    }
+
+    fn merge(&mut self, Joining { pattern, subscription, is_asked }: Joining) -> Event {
+        self.subscription.absorb(subscription);
+        let is_added = self.is_added(&pattern);
+        if is_added && is_asked {
+            // The client is answered first, and then told.
+            self.changes().untold.push_front((pattern.clone(), Told::Added));
+        }
+        if is_added && !is_asked { Event::Added(pattern) } else { Event::Joined(pattern) }
+    }
+
+    pub fn subscription(&self) -> &Subscription {
+        &self.subscription
+    }
+
+    pub fn permit(&mut self) -> &mut Permit {
+        &mut self.permit
+    }
+
+    pub fn cursor(&self) -> Id {
+        self.subscription.cursor()
+    }
+
+    /// True if `pattern` is read.
+    pub fn reads(&self, pattern: &Pattern) -> bool {
+        self.subscription.reads(pattern)
+    }
+
+    /// True if `pattern` was added, and is not merged yet.
+    pub fn joins(&self, pattern: &Pattern) -> bool {
+        self.joining.iter().any(|joining| joining.pattern == *pattern)
+    }
+
+    /// True if the client waits until the pattern that it asked for is merged.
+    pub fn is_asked(&self) -> bool {
+        let is_overtaken = self.changes.as_ref().is_some_and(|changes| changes.overtaken.is_some());
+        is_overtaken || self.joining.iter().any(|joining| joining.is_asked)
+    }
+
+    /// True if everything that was asked for is done and told.
+    pub fn is_settled(&self) -> bool {
+        let is_told = self.changes.as_ref().is_none_or(|changes| changes.untold.is_empty());
+        self.joining.is_empty() && is_told && !self.subscription.is_reading()
+    }
+
+    /// The patterns that the client's own grants must cover.
+    pub fn own_patterns(&self) -> impl Iterator<Item = &Pattern> {
+        self.patterns().filter(|pattern| !self.is_added(pattern))
+    }
+
+    /// Every pattern that is read, or about to be merged.
+    pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
+        self.subscription.patterns().chain(self.joining.iter().map(|joining| &joining.pattern))
+    }
+
+    /// Patterns among which are the first `count` in order. A subscription has its topics in order, and then its patterns
+    /// with wildcards.
+    pub fn first_patterns(&self, count: usize) -> impl Iterator<Item = &Pattern> {
+        let topics = self.subscription.width() - self.subscription.wildcards();
+        let first = self.subscription.patterns().take(topics.min(count));
+        let wildcards = self.subscription.patterns().skip(topics).take(count);
+        first.chain(wildcards).chain(self.joining.iter().map(|joining| &joining.pattern))
+    }
+
+    /// How far the items that the connection has yet to give out reach back, in milliseconds of the messages' time.
+    pub fn behind_ms(&self) -> u64 {
+        let joining = self.joining.iter().map(|joining| joining.subscription.behind_ms()).max();
+        self.subscription.behind_ms().max(joining.unwrap_or_default())
+    }
+
+    /// How many patterns are read, or about to be.
+    pub fn width(&self) -> usize {
+        self.subscription.width() + self.joining.len() + self.begun().len()
+    }
+
+    fn begun(&self) -> &[(u64, Pattern)] {
+        self.changes.as_ref().map_or(&[], |changes| &changes.begun)
+    }
+
+    fn wildcards(&self) -> usize {
+        let joining = self.joining.iter().map(|joining| &joining.pattern);
+        let begun = self.begun().iter().map(|(_, pattern)| pattern);
+        let others = joining.chain(begun).filter(|pattern| pattern.has_wildcard()).count();
+        self.subscription.wildcards() + others
+    }
+
+    /// True if one more pattern would be over a limit of a connection.
+    pub fn is_full(&self, pattern: &Pattern) -> Option<&'static str> {
+        if self.width() >= MAX_TOPICS {
+            return Some("10000 topics and patterns");
+        }
+        (pattern.has_wildcard() && self.wildcards() >= MAX_WILDCARDS)
+            .then_some("100 patterns with a wildcard")
+    }
+
+    /// Counts so many patterns more than those that are read. False if this client may read no more now.
+    pub fn count_topics(&mut self, more: usize) -> bool {
+        self.permit.set_topics(self.width() + more)
+    }
+
+    /// Reads what the client asked for, once both subscriptions are at the same cursor.
+    pub fn join(&mut self, pattern: Pattern, subscription: Subscription) {
+        self.joining.push_back(Joining { pattern, subscription, is_asked: true });
+    }
+
+    /// Notes that the client asks for a pattern that a command has added, and that is not merged yet.
+    pub fn ask_for(&mut self, pattern: &Pattern) {
+        let joining = self.joining.iter_mut().filter(|joining| joining.pattern == *pattern);
+        joining.for_each(|joining| joining.is_asked = true);
+    }
+
+    /// Stops reading `pattern`.
+    pub fn remove(&mut self, pattern: &Pattern) {
+        self.subscription.remove(pattern);
+        self.joining.retain(|joining| joining.pattern != *pattern);
+        if self.joining.is_empty() {
+            self.subscription.read_alone();
+        }
+        if let Some(changes) = &mut self.changes {
+            changes.added.remove(pattern);
+        }
+        self.count_topics(0);
+    }
+
+    fn changes(&mut self) -> &mut Changes {
+        self.changes.get_or_insert_default()
+    }
+
+    fn is_added(&self, pattern: &Pattern) -> bool {
+        self.changes.as_ref().is_some_and(|changes| changes.added.contains(pattern))
+    }
+
+    /// Notes that a command has added a pattern that is read already. The first time, the client is told.
+    fn mark_added(&mut self, pattern: &Pattern) -> Result<(), Problem> {
+        if self.is_added(pattern) {
+            return Ok(());
+        }
+        if self.reads(pattern) {
+            self.tell(pattern, Told::Added)?;
+        }
+        self.changes().added.insert(pattern.clone());
+        self.wake();
+        Ok(())
+    }
+
+    /// Queues a frame. It replaces an older one about the same pattern.
+    fn tell(&mut self, pattern: &Pattern, told: Told) -> Result<(), Problem> {
+        let untold = &mut self.changes().untold;
+        untold.retain(|(other, _)| other != pattern);
+        if untold.len() >= MAX_TOPICS {
+            let detail = "the client does not read, and too many changes of its topics wait for it already";
+            return Err(Problem::new(Code::Overloaded, detail).about(pattern));
+        }
+        untold.push_back((pattern.clone(), told));
+        Ok(())
+    }
+
+    fn check_alive(&self) -> Result<(), Problem> {
+        if self.ended.is_some() { Err(super::across::no_connection()) } else { Ok(()) }
+    }
+
+    fn check_room(&mut self, pattern: &Pattern) -> Result<(), Problem> {
+        if let Some(limit) = self.is_full(pattern) {
+            let detail = format!("limit reached: a connection reads up to {limit}; remove one first");
+            return Err(Problem::new(Code::Conflict, detail).about(pattern));
+        }
+        if self.count_topics(1) { Ok(()) } else { Err(topic_limit_reached().about(pattern)) }
+    }
+
+    fn wake(&self) {
+        if let Some(task) = &self.task {
+            task.wake_by_ref();
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The requests about connections.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Path, Request, State, rejection::PathRejection},
+    response::{IntoResponse, Response},
+};
+use http::{Method, StatusCode};
+use serde::Serialize;
+
+use super::{
+    ConnectionId, across,
+    command::{Command, Done, Shown},
+    list::Wanted,
+};
+use crate::http::{
+    App,
+    access::Access,
+    answer::{json, not_stored},
+    parameters,
+    problem::Problem,
+    query::{self, Query, StartFields, number},
+};
+
+#[derive(Serialize)]
+struct Page {
+    connections: Vec<Shown>,
+    next: Option<ConnectionId>,
+    missing: Vec<String>,
+}
+
+/// `GET /connections`.
+pub async fn connections(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Err(Problem::method_not_allowed("GET, HEAD"));
+    }
+    Access::of(&app.rules, &request).await?.admin()?;
+    let query = Query::of(&request, &parameters::CONNECTIONS)?;
+    let after = query.one("after")?.filter(|after| !after.is_empty());
+    let after =
+        after.map(|after| after.parse().map_err(|error| Problem::bad_request(format!("after: {error}"))));
+    let wanted = Wanted {
+        sub: sub(&query)?,
+        topic: query.one("topic")?.map(|topic| query::pattern("topic", topic)).transpose()?,
+        limit: number("limit", query.one("limit")?, 100, 1..=1000)?,
+        after: after.transpose()?,
+    };
+    let (listed, missing) = across::list_all(&app, &wanted).await?;
+    let next = listed.connections.last().map(|last| last.connection).filter(|_| listed.is_cut);
+    Ok(not_stored(json(StatusCode::OK, &Page { connections: listed.connections, next, missing })))
+}
+
+/// `GET` and `DELETE /connections/{id}`.
+pub async fn connection(
+    State(app): State<Arc<App>>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let is_end = match *request.method() {
+        Method::GET | Method::HEAD => false,
+        Method::DELETE => true,
+        _ => return Err(Problem::method_not_allowed("GET, HEAD, DELETE")),
+    };
+    Access::of(&app.rules, &request).await?.admin()?;
+    let connection =
+        path.ok().map(|Path(id)| id).and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
+    let command = if is_end { Command::End { connection } } else { Command::Show { connection } };
+    Ok(match across::run(&app, command).await? {
+        Done::Shown(shown) => not_stored(json(StatusCode::OK, &shown)),
+        _ => StatusCode::NO_CONTENT.into_response(),
+    })
+}
+
+/// `PUT` and `DELETE /connections/{id}/topics/{topic}`.
+pub async fn topic_of(
+    State(app): State<Arc<App>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let is_added = match *request.method() {
+        Method::PUT => true,
+        Method::DELETE => false,
+        _ => return Err(Problem::method_not_allowed("PUT, DELETE")),
+    };
+    let access = Access::of(&app.rules, &request).await?;
+    let Path((connection, topic)) = path.map_err(|_| Problem::bad_request("topic: not valid UTF-8"))?;
+    let topic = query::pattern("topic", &topic)?;
+    access.manage(&topic)?;
+    let known = if is_added { &parameters::ADDED } else { &parameters::REMOVED };
+    let query = Query::of(&request, known)?;
+    let sub = sub(&query)?;
+    let start =
+        StartFields { after: query.one("after")?, last: query.one("last")?, since: query.one("since")? };
+    let start = if is_added { start.parse()? } else { None };
+    if is_added && query.flag("presence")? {
+        return Err(Problem::bad_request("presence: this server does not have it yet"));
+    }
+    // A client that may not manage the topic learns nothing of the ids, so this comes last.
+    let connection = connection.parse().map_err(|_| across::no_connection())?;
+    let command = match is_added {
+        true => Command::Add { connection, topic, start: start.into(), sub },
+        false => Command::Remove { connection, topic, sub },
+    };
+    across::run(&app, command).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// The subject that the connection must have.
+fn sub(query: &Query<'_>) -> Result<Option<String>, Problem> {
+    match query.one("sub")? {
+        Some("") => Err(Problem::bad_request("sub: expected a subject, and found nothing")),
+        sub => Ok(sub.map(str::to_owned)),
+    }
+}

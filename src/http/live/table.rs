@@ -1,0 +1,93 @@
+//! The table of the live connections of this process, by their ids.
+
+use std::{
+    collections::BTreeMap,
+    ops::{Bound, Deref},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{ConnectionId, Reading};
+use crate::http::problem::Code;
+
+/// How many connections are taken out at once, so that a walk over all of them holds the lock for a short time.
+const STEP: usize = 256;
+
+/// The connections in the order of their ids.
+#[derive(Default)]
+pub struct Table {
+    // A std mutex: no await happens while it is held.
+    connections: Mutex<BTreeMap<ConnectionId, Arc<Reading>>>,
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ConnectionId, Arc<Reading>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a connection here until the result is dropped.
+    pub fn hold(self: &Arc<Self>, id: ConnectionId, reading: Reading) -> Held {
+        let reading = Arc::new(reading);
+        self.lock().insert(id, reading.clone());
+        Held { reading, place: Some((self.clone(), id)) }
+    }
+
+    pub fn find(&self, id: ConnectionId) -> Option<Arc<Reading>> {
+        self.lock().get(&id).cloned()
+    }
+
+    /// Ends a connection, and forgets it at once. False if it is not here.
+    pub fn end(&self, id: ConnectionId, code: Code) -> bool {
+        let ended = self.lock().remove(&id);
+        ended.inspect(|reading| reading.end(code)).is_some()
+    }
+
+    /// The next connections after this id, in order. None if there are no more.
+    pub fn step(&self, after: Option<ConnectionId>) -> Vec<(ConnectionId, Arc<Reading>)> {
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let connections = self.lock();
+        let step = connections.range((after, Bound::Unbounded)).take(STEP);
+        step.map(|(id, reading)| (*id, reading.clone())).collect()
+    }
+
+    /// Ends every connection with such an id, and returns how many these were.
+    pub fn end_all(&self, is_meant: impl Fn(ConnectionId) -> bool, code: Code) -> usize {
+        let (mut ended, mut after) = (0, None);
+        loop {
+            let step = self.step(after);
+            let Some((last, _)) = step.last() else { return ended };
+            after = Some(*last);
+            ended += step.iter().filter(|(id, _)| is_meant(*id) && self.end(*id, code)).count();
+        }
+    }
+}
+
+/// A connection that its task reads. Dropping this removes it from the table.
+pub struct Held {
+    reading: Arc<Reading>,
+    /// A poll has no place in a table, because it has no id.
+    place: Option<(Arc<Table>, ConnectionId)>,
+}
+
+impl Held {
+    /// A connection that no command finds.
+    pub fn alone(reading: Reading) -> Self {
+        Self { reading: Arc::new(reading), place: None }
+    }
+}
+
+impl Deref for Held {
+    type Target = Reading;
+
+    fn deref(&self) -> &Reading {
+        &self.reading
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some((table, id)) = self.place.take() {
+            table.lock().remove(&id);
+            self.reading.close();
+        }
+    }
+}

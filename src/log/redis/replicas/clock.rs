@@ -1,0 +1,49 @@
+//! The clock of the store, as far as this process knows it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The time of the store at some moment between two moments of this process.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreClock {
+    /// In milliseconds since the Unix epoch.
+    ms: u64,
+    asked_at: Instant,
+    answered_at: Instant,
+}
+
+impl StoreClock {
+    pub fn new(ms: u64, asked_at: Instant, answered_at: Instant) -> Self {
+        Self { ms, asked_at, answered_at }
+    }
+
+    /// The store's time is no earlier than this now.
+    pub fn at_least(&self, now: Instant) -> u64 {
+        self.ms + now.saturating_duration_since(self.answered_at).as_millis() as u64
+    }
+
+    /// How long ago `ms` was, at most.
+    pub fn since(&self, ms: u64, now: Instant) -> Duration {
+        let at_most = self.ms + now.saturating_duration_since(self.asked_at).as_millis() as u64;
+        Duration::from_millis(at_most.saturating_sub(ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_stopped_knows_how_old_a_question_is() {
+        let asked_at = Instant::now();
+        let at = |ms| asked_at + Duration::from_millis(ms);
+        let clock = StoreClock::new(1_000_000, asked_at, at(10));
+        assert_eq!(clock.at_least(at(10)), 1_000_000);
+        assert_eq!(clock.at_least(at(60)), 1_000_050);
+        // It was sent after the last sign of life, and met ten seconds later.
+        assert_eq!(clock.since(1_000_500, at(10_500)), Duration::from_secs(10));
+        assert_eq!(clock.since(1_000_500, at(500)), Duration::ZERO);
+        assert_eq!(clock.since(2_000_000, at(500)), Duration::ZERO, "the clock of the store went back");
+    }
+}

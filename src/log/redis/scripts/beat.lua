@@ -1,0 +1,39 @@
+-- Gives a sign of life of a replica, and says which replicas there are. It needs nothing of the log, so it has no prelude.
+local base, name, does, place = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local gone_after, pause, forget_after = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local roll, own = base .. 'replicas', base .. 'replica:' .. name
+
+local function str(ms) return string.format('%.0f', ms) end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local known = redis.call('HMGET', roll, '*last', '*since', name)
+local last, since, heard = tonumber(known[1]), tonumber(known[2]), tonumber(known[3])
+-- If nobody was heard for a while, Redis was away. The silence before that is nobody's.
+if not last or not since or now - last > pause then since = now end
+
+local is_gone, is_made = 0, 0
+if does == 'beat' and now - math.max(heard or 0, since) > gone_after then
+  is_gone = 1
+elseif does == 'leave' then
+  redis.call('HDEL', roll, name)
+  redis.call('UNLINK', own)
+elseif does ~= 'look' then
+  redis.call('HSET', roll, name, str(now), '*last', str(now), '*since', str(since))
+  if redis.call('EXISTS', own) == 0 then
+    redis.call('XADD', own, '*', 'j', '')
+    is_made = 1
+  elseif place ~= '' then
+    redis.call('XTRIM', own, 'MINID', place)
+  end
+  redis.call('PEXPIRE', own, forget_after)
+end
+
+local all = redis.call('HGETALL', roll)
+if does ~= 'look' then
+  for i = 1, #all, 2 do
+    local at = tonumber(all[i + 1]) or 0
+    if string.sub(all[i], 1, 1) ~= '*' and now - math.max(at, since) > forget_after then redis.call('HDEL', roll, all[i]) end
+  end
+end
+return {str(now), str(since), is_gone, is_made, all}

@@ -1,0 +1,255 @@
+//! Requests about connections that another replica holds, and replicas that hang, end or drain meanwhile.
+
+use std::{net::SocketAddr, time::Duration};
+
+use reqwest::Method;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{
+    across::post,
+    deployment::{Deployment, until_ready},
+    outage::Lines,
+    replicas::Replica,
+    support::redis::Redis,
+};
+
+/// How soon a request is repeated until it has the awaited answer, and how long that may take at most.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(40);
+
+async fn ask(addr: SocketAddr, method: Method, path: &str) -> (u16, Value) {
+    let client = crate::support::http_client().build().expect("a client");
+    let request = client.request(method, format!("http://{addr}{path}"));
+    let answer = timeout(PATIENCE, request.send()).await.expect("it is answered").expect("an answer");
+    let status = answer.status().as_u16();
+    let body = answer.bytes().await.expect("a body");
+    (status, if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).expect("JSON") })
+}
+
+async fn put(addr: SocketAddr, connection: &str, topic: &str) -> (u16, Value) {
+    ask(addr, Method::PUT, &format!("/connections/{connection}/topics/{topic}")).await
+}
+
+/// Adds a topic. It waits until the replicas know each other.
+async fn add(addr: SocketAddr, connection: &str, topic: &str) {
+    let (status, problem) = put(addr, connection, topic).await;
+    assert_eq!(status, 204, "{problem}");
+}
+
+async fn list(addr: SocketAddr, query: &str) -> Value {
+    let (status, page) = ask(addr, Method::GET, &format!("/connections?{query}")).await;
+    assert_eq!(status, 200, "{page}");
+    page
+}
+
+fn ids(page: &Value) -> Vec<&str> {
+    let connections = page["connections"].as_array().expect("a list");
+    connections.iter().map(|shown| shown["connection"].as_str().expect("an id")).collect()
+}
+
+/// Repeats a request until it is answered with this status, and returns how often it was not.
+async fn until(addr: SocketAddr, connection: &str, wanted: u16) -> usize {
+    let mut others = 0;
+    let repeated = async {
+        while put(addr, connection, "late").await.0 != wanted {
+            others += 1;
+            sleep(AGAIN_AFTER).await;
+        }
+    };
+    timeout(PATIENCE, repeated).await.unwrap_or_else(|_| panic!("{connection} is never {wanted}"));
+    others
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_of_another_replica_is_found_changed_and_ended() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let deployment = Deployment::of(2, &redis).await;
+    let [one, other, ..] = deployment.addrs()[..] else { unreachable!("two replicas") };
+    let (mut here, mut there) = (Lines::open(one, "/events").await, Lines::open(other, "/events").await);
+    for reader in [&mut here, &mut there] {
+        let id = reader.connection.clone();
+        for addr in [one, other] {
+            let topic = format!("at.{}", addr.port());
+            add(addr, &id, &topic).await;
+            assert_eq!(post(addr, &format!("/topics/{topic}?ephemeral"), None, "e").await.status(), 202);
+            assert_eq!(post(addr, &format!("/topics/{topic}"), None, "s").await.status(), 201);
+            let told = reader.next().await;
+            assert_eq!((&told["type"], &told["by"]), (&json!("subscribed"), &json!("server")), "{told}");
+            assert_eq!(
+                (reader.next().await["data"].clone(), reader.next().await["data"].clone()),
+                (json!("e"), json!("s"))
+            );
+            let (status, problem) =
+                ask(addr, Method::PUT, &format!("/connections/{id}/topics/x?sub=u1")).await;
+            assert_eq!((status, &problem["code"]), (412, &json!("precondition_failed")));
+        }
+        let (_, shown) = ask(one, Method::GET, &format!("/connections/{id}")).await;
+        assert_eq!((&shown["topic_count"], &shown["replica"]), (&json!(2), &json!(id[..16])));
+        assert_eq!(shown, ask(other, Method::GET, &format!("/connections/{id}")).await.1);
+    }
+    let mut all = [here.connection.clone(), there.connection.clone()];
+    all.sort();
+    for addr in [one, other] {
+        let page = list(addr, "").await;
+        assert_eq!(
+            (ids(&page), &page["next"], &page["missing"]),
+            (all.iter().map(String::as_str).collect(), &Value::Null, &json!([]))
+        );
+        let first = list(addr, "limit=1").await;
+        assert_eq!((ids(&first), &first["next"]), (vec![&*all[0]], &json!(all[0])));
+        let second = list(addr, &format!("limit=1&after={}", all[0])).await;
+        assert_eq!((ids(&second), &second["next"]), (vec![&*all[1]], &Value::Null));
+    }
+    // The topic that is removed through one replica is not given by the other.
+    let path = format!("/connections/{}/topics/at.{}", there.connection, one.port());
+    assert_eq!(ask(one, Method::DELETE, &path).await.0, 204);
+    assert_eq!(post(one, &format!("/topics/at.{}", one.port()), None, "gone").await.status(), 201);
+    assert_eq!(there.next().await["type"], "unsubscribed");
+    let path = format!("/connections/{}", there.connection);
+    assert_eq!(ask(one, Method::DELETE, &path).await.0, 204);
+    assert_eq!(there.next().await["code"], "disconnected");
+    assert_eq!(ask(one, Method::DELETE, &path).await.0, 404);
+    // No replica has this name.
+    until(one, &"0".repeat(32), 404).await;
+    deployment.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_requests_at_once_are_all_done_at_the_other_replica() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let deployment = Deployment::of(2, &redis).await;
+    let [one, other, ..] = deployment.addrs()[..] else { unreachable!("two replicas") };
+    let mut reader = Lines::open(other, "/events").await;
+    let id = reader.connection.clone();
+    let asked = (0..128).map(|number| {
+        let id = id.clone();
+        tokio::spawn(async move { add(one, &id, &format!("t{number}")).await })
+    });
+    for done in asked.collect::<Vec<_>>() {
+        done.await.expect("it is added");
+    }
+    let (_, shown) = ask(one, Method::GET, &format!("/connections/{id}")).await;
+    assert_eq!(shown["topic_count"], 128);
+    for _ in 0..128 {
+        assert_eq!(reader.next().await["type"], "subscribed");
+    }
+    deployment.stop().await;
+}
+
+/// A replica that hangs has met no request of that time. It says nothing, so its connections may live. Once the others
+/// count it as gone it must not serve on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_hangs_does_nothing_late_and_one_that_is_silent_for_long_is_gone() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let (hangs, killed) = (Replica::start(redis.url()).await, Replica::start(redis.url()).await);
+    let asker = Replica::start(redis.url()).await;
+    let mut reader = Lines::open(hangs.addr, "/events").await;
+    let dead = Lines::open(killed.addr, "/events").await.connection;
+    let id = reader.connection.clone();
+    add(asker.addr, &id, "before").await;
+    assert_eq!(reader.next().await["topic"], "before");
+
+    hangs.signal(Signal::STOP);
+    killed.signal(Signal::KILL);
+    let began = Instant::now();
+    let (late, of_dead) = tokio::join!(put(asker.addr, &id, "late"), put(asker.addr, &dead, "late"));
+    for (status, problem) in [late, of_dead] {
+        assert_eq!((status, &problem["code"]), (503, &json!("unknown_outcome")));
+    }
+    assert!(began.elapsed() >= Duration::from_millis(1900), "it was given up early");
+    let page = list(asker.addr, "").await;
+    let mut missing = [&id[..16], &dead[..16]];
+    missing.sort_unstable();
+    assert_eq!(page["missing"], json!(missing));
+    hangs.signal(Signal::CONT);
+    // The request that waited for it is too old.
+    until_done(asker.addr, &id, "newer").await;
+    assert_eq!(reader.next().await["topic"], "newer");
+    let (_, shown) = ask(asker.addr, Method::GET, &format!("/connections/{id}")).await;
+    assert_eq!(shown["topics"], json!(["before", "newer"]));
+
+    hangs.signal(Signal::STOP);
+    let (of_dead, of_hanging) = tokio::join!(until(asker.addr, &dead, 404), until(asker.addr, &id, 404));
+    assert!(of_dead > 0 && of_hanging > 0, "both were unknown before");
+    assert_eq!(list(asker.addr, "").await, json!({"connections": [], "next": null, "missing": []}));
+    hangs.signal(Signal::CONT);
+    let closing = reader.next().await;
+    assert_eq!((&closing["type"], &closing["code"]), (&json!("closing"), &json!("draining")), "{closing}");
+    // It has joined anew, under another name.
+    let mut again = Lines::open(hangs.addr, "/events").await;
+    assert_ne!(again.connection[..16], id[..16]);
+    assert!(until_done(asker.addr, &again.connection, "again").await < 100);
+    assert_eq!(again.next().await["topic"], "again");
+}
+
+/// Adds a topic, and returns how often that had to be repeated.
+async fn until_done(addr: SocketAddr, connection: &str, topic: &str) -> usize {
+    for attempt in 0..100 {
+        if put(addr, connection, topic).await.0 == 204 {
+            return attempt;
+        }
+        sleep(AGAIN_AFTER).await;
+    }
+    panic!("{topic} is never added");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_drains_is_gone_at_once() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let deployment = Deployment::of(2, &redis).await;
+    let mut replicas = deployment.replicas.into_iter();
+    let (one, other) = (replicas.next().expect("one"), replicas.next().expect("another"));
+    let mut reader = Lines::open(other.addr, "/events").await;
+    let id = reader.connection.clone();
+    add(one.addr, &id, "a").await;
+    assert_eq!(reader.next().await["type"], "subscribed");
+    let read = async {
+        assert_eq!(reader.next().await["code"], "draining");
+        drop(reader);
+    };
+    tokio::join!(other.stop(), read);
+    let began = Instant::now();
+    // The store has known the replicas for less than ten seconds, so it may not be sure at first.
+    let others = until(one.addr, &id, 404).await;
+    println!("{others} answers before the 404, {:?}", began.elapsed());
+    let page = list(one.addr, "").await;
+    assert_eq!((ids(&page), &page["missing"]), (vec![], &json!([])));
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_redis_makes_no_replica_gone() {
+    // Nothing is saved, so the store begins with no replica.
+    let Some(mut redis) = Redis::start(&[]) else { return };
+    let deployment = Deployment::of(2, &redis).await;
+    let [one, other, ..] = deployment.addrs()[..] else { unreachable!("two replicas") };
+    let mut reader = Lines::open(other, "/events").await;
+    let id = reader.connection.clone();
+    add(one, &id, "before").await;
+    assert_eq!(reader.next().await["type"], "subscribed");
+    redis.kill();
+    let (status, problem) = put(one, &id, "lost").await;
+    assert_eq!((status, &problem["code"]), (503, &json!("unknown_outcome")), "{problem}");
+    redis.start_again();
+    for addr in [one, other] {
+        until_ready(addr).await;
+    }
+    for _ in 0..100 {
+        let (status, problem) = put(one, &id, "after").await;
+        assert_ne!(status, 404, "{problem}");
+        if status == 204 {
+            break;
+        }
+        sleep(AGAIN_AFTER).await;
+    }
+    loop {
+        let frame = reader.next().await;
+        assert_ne!(frame["type"], "closing", "{frame}");
+        if frame["topic"] == "after" && frame["type"] == "subscribed" {
+            break;
+        }
+    }
+    deployment.stop().await;
+}
