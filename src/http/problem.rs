@@ -33,6 +33,7 @@ pub enum Code {
     UnsupportedMediaType,
     KeyReused,
     UpgradeRequired,
+    NotImplemented,
     RateLimited,
     Overloaded,
     Unavailable,
@@ -45,7 +46,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::BadRequest,
         Self::Unauthorized,
         Self::TokenExpired,
@@ -60,6 +61,7 @@ impl Code {
         Self::UnsupportedMediaType,
         Self::KeyReused,
         Self::UpgradeRequired,
+        Self::NotImplemented,
         Self::RateLimited,
         Self::Overloaded,
         Self::Unavailable,
@@ -87,6 +89,7 @@ impl Code {
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::KeyReused => "key_reused",
             Self::UpgradeRequired => "upgrade_required",
+            Self::NotImplemented => "not_implemented",
             Self::RateLimited => "rate_limited",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
@@ -112,6 +115,7 @@ impl Code {
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+            Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Overloaded | Self::Unavailable | Self::UnknownOutcome | Self::Full => {
                 StatusCode::SERVICE_UNAVAILABLE

@@ -83,7 +83,69 @@ class Rust:
         return re.search(rf'name = "{re.escape(package)}"\nversion = "(\S+)"', locked("rust/Cargo.lock"))[1]
 
 
-LANGUAGES = {"Python": Python(), "Node": Node(), "Rust": Rust()}
+class Go:
+    needs = ["go"]
+    program = os.path.join(BUILT, "go", "driver")
+
+    def prepare(self):
+        run("go", "build", "-o", self.program, ".", folder=os.path.join(HERE, "go"), GOFLAGS="-modcacherw",
+            GOPATH=os.path.join(BUILT, "go", "path"), GOCACHE=os.path.join(BUILT, "go", "cache"))
+
+    def command(self):
+        return [self.program]
+
+    def version(self, package):
+        found = re.search(rf"(?m)^\s*\S*{re.escape(package)}(?:/v\d+)? v(\S+)", locked("go/go.mod"))
+        return found[1]
+
+
+class Java:
+    needs = ["java", "javac", "mvn"]
+    folder = os.path.join(BUILT, "java")
+
+    def prepare(self):
+        source, libraries = os.path.join(HERE, "java"), os.path.join(self.folder, "libraries")
+        stamp = os.path.join(libraries, "installed")
+        if not is_newer(stamp, os.path.join(source, "pom.xml")):
+            shutil.rmtree(libraries, ignore_errors=True)
+            run("mvn", "--quiet", "--batch-mode", f"-Dmaven.repo.local={self.folder}/repository",
+                f"-DoutputDirectory={libraries}", "dependency:copy-dependencies", folder=source)
+            open(stamp, "w").close()
+        run("javac", "-nowarn", "-d", os.path.join(self.folder, "classes"), "-cp", f"{libraries}/*",
+            *[os.path.join(source, name) for name in os.listdir(source) if name.endswith(".java")])
+
+    def command(self):
+        return ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp",
+                f"{self.folder}/classes:{self.folder}/libraries/*", "Driver"]
+
+    def version(self, package):
+        pattern = rf"<artifactId>{re.escape(package)}</artifactId>\s*<version>([^<]+)"
+        return re.search(pattern, locked("java/pom.xml"))[1]
+
+
+class Installed:
+    """A language whose libraries are packages of Debian. Their versions are those of Debian 12."""
+
+    def __init__(self, program, driver, test):
+        self.needs, self.driver, self.test = [program], driver, test
+
+    def prepare(self):
+        run(self.needs[0], *self.test)
+
+    def command(self):
+        return [self.needs[0], os.path.join(HERE, self.driver)]
+
+
+LANGUAGES = {
+    "Python": Python(),
+    "Node": Node(),
+    "Rust": Rust(),
+    "Go": Go(),
+    "Java": Java(),
+    "Ruby": Installed("ruby", "ruby.rb", ["-rfaye/websocket", "-e", "1"]),
+    "Perl": Installed("perl", "perl.pl", ["-MMojolicious", "-e", "1"]),
+    "PHP": Installed("php", "php.php", ["-r", "exit(extension_loaded('curl') ? 0 : 1);"]),
+}
 
 
 def missing(language):
@@ -95,7 +157,7 @@ class Driver:
     """A process that listens with the libraries of one language."""
 
     def __init__(self, language):
-        self.language, self.jobs, self.process = language, {}, None
+        self.language, self.jobs, self.process, self.has_ended = language, {}, None, False
 
     async def start(self):
         tool = LANGUAGES[self.language]
@@ -109,15 +171,22 @@ class Driver:
         self.reading = asyncio.create_task(self.read())
 
     async def read(self):
-        while line := await self.process.stdout.readline():
-            item = json.loads(line)
-            self.jobs[item["job"]].take(item)
-        await self.process.wait()
+        try:
+            while line := await self.process.stdout.readline():
+                item = json.loads(line)
+                self.jobs[item["job"]].take(item)
+            why = "the driver ended"
+        except ValueError as problem:
+            why = f"the driver printed what is no JSON: {problem}"
+        print(f"{self.language}: {why}, see {self.log.name}", file=sys.stderr)
+        self.has_ended = True
         for job in self.jobs.values():
-            job.take({"type": "error", "text": "the driver ended"})
             job.take({"type": "end"})
 
     def send(self, taker, **job):
+        if self.has_ended:
+            taker.take({"type": "end"})
+            return
         self.jobs[taker.number] = taker
         self.process.stdin.write(json.dumps(job).encode() + b"\n")
 

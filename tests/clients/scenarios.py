@@ -15,8 +15,8 @@ RETAINED = 5
 # Longer than the default read timeout of httpx. With `--all` it is longer than that of OkHttp.
 QUIET_SECONDS = {False: 8, True: 12.5}
 # How long a client may need to come back. The proxy shortens the wait that the server asks for, so this is long
-# only for a machine with much else to do. A library that hangs, as no setting helps it, has less.
-RETURN_SECONDS = {False: 60, True: 8}
+# only for a machine with much else to do.
+RETURN_SECONDS = 60
 
 
 def token(**claims):
@@ -64,14 +64,14 @@ class Job:
         self.items.append(item)
         self.event.set()
 
-    async def until(self, is_true, seconds=None):
+    async def until(self, is_true, seconds=RETURN_SECONDS):
         """Waits until this is true, the client has ended, or the time is over. Returns if it is true."""
         async def wait():
             while not is_true() and not self.has_ended:
                 self.event.clear()
                 await self.event.wait()
         try:
-            await asyncio.wait_for(wait(), seconds or RETURN_SECONDS[self.entry.get("is_unfit", False)])
+            await asyncio.wait_for(wait(), seconds)
         except TimeoutError:
             pass
         return is_true()
@@ -167,8 +167,13 @@ class Scenes:
         def job(server):
             return Job(entry, driver, with_setting, server)
 
-        is_sse, is_best = entry["transport"] == "sse", with_setting or "setting" not in entry
-        busy = {
+        is_sse, is_best = entry["transport"] == "sse", with_setting or "setting" not in entry or "is_unfit" in entry
+        content = {"content": self.content_of(job(self.calm), is_sse)} if is_best or entry.get("limits_messages") else {}
+        if content and is_sse:
+            content["envelope"] = self.content_of(job(self.calm), False)
+        if entry.get("is_unfit"):
+            return dict(zip(content, await asyncio.gather(*content.values())))
+        busy = content | {
             "cut": self.cut(job(self.calm)),
             "restart": self.restart(job(self.restarting)),
             "gap": self.gap(job(self.small)),
@@ -176,10 +181,6 @@ class Scenes:
             "unauthorized": self.refused(job(self.closed), ""),
             "forbidden": self.refused(job(self.closed), token()),
         }
-        if is_best or entry.get("limits_messages"):
-            busy["content"] = self.content_of(job(self.calm), is_sse)
-            if is_sse:
-                busy["envelope"] = self.content_of(job(self.calm), False)
         shown = dict(zip(busy, await asyncio.gather(*busy.values())))
         await self.all_waiting.wait()
         quiet = {"idle": self.idle(job(self.lively)), "quiet": self.quiet(job(self.calm))}
@@ -271,10 +272,9 @@ class Scenes:
         if not await job.has_got(await job.publish("before")):
             job.proxy.silence()
             return "ends"
-        job.proxy.refuse()
-        job.proxy.cut()
+        job.proxy.hold()
         missed = [await job.publish(f"missed {number}") for number in range(2 * RETAINED)]
-        await job.proxy.listen()
+        job.proxy.go_on()
         has_got = await job.has_got(missed[-1])
         gaps, got = job.control("gap"), job.ids[:]
         kept = missed[-RETAINED:]

@@ -46,6 +46,9 @@ def merged(found):
 
 def row(entry, bare, best):
     """The cells of a library. `best` is what it did with its setting, or bare if it needs none."""
+    if entry.get("is_unfit"):
+        return [name_of(entry), version_of(entry), "-", f"no: {best['envelope']}", "-", "-",
+                "no", entry["setting"], "-"]
     returns = "yes" if not any(bare[name] for name in RETURNS) else "no"
     losses = [best[name] for name in LOSSES if best.get(name)]
     if entry["transport"] != "sse" and best["content"]:
@@ -79,9 +82,13 @@ def wrong(results):
     """Settings that are not needed or not enough."""
     found = []
     for name, (entry, bare, best) in by_name(results).items():
+        if entry.get("is_unfit"):
+            if not bare["envelope"]:
+                found.append(f"{name}: it is fit")
+            continue
         if "setting" in entry and not failures(entry, bare):
             found.append(f"{name}: it works without its setting")
-        if failures(entry, best) and not entry.get("is_unfit"):
+        if failures(entry, best):
             found.append(f"{name}: {'; '.join(failures(entry, best))}, even with its setting")
     return found
 

@@ -44,7 +44,8 @@ class Server:
         head = (f"POST /topics/{topic} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
                 f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n")
         async with self.publishing:
-            if self.publisher is None:
+            # The server closes a connection that has been idle for long.
+            if self.publisher is None or self.publisher[0].at_eof():
                 self.publisher = await asyncio.open_connection("127.0.0.1", self.port)
             reader, writer = self.publisher
             writer.write(head.encode() + body)
@@ -64,7 +65,8 @@ class Proxy:
     def __init__(self, server):
         self.server, self.port, self.listener = server, 0, None
         self.asked = self.connected = self.opened = 0
-        self.pairs, self.is_silent = set(), False
+        self.pairs, self.is_silent, self.flowing = set(), False, asyncio.Event()
+        self.flowing.set()
         self.changed = lambda: None
 
     async def listen(self):
@@ -88,6 +90,14 @@ class Proxy:
                 writer.close()
         self.pairs.clear()
 
+    def hold(self):
+        """Cuts every connection, and answers a new one only after `go_on`."""
+        self.flowing.clear()
+        self.cut()
+
+    def go_on(self):
+        self.flowing.set()
+
     def silence(self):
         """From here on connections are accepted, and nothing is answered: the client has nothing to do."""
         self.is_silent = True
@@ -98,13 +108,14 @@ class Proxy:
             self.pairs.add((writer,))
             return
         self.connected += 1
+        await self.flowing.wait()
         try:
             from_server, to_server = await asyncio.open_connection("127.0.0.1", self.server.port)
         except OSError:
             writer.transport.abort()
             return
-        if self.listener is None:
-            # It was accepted before the proxy began to refuse.
+        if self.listener is None or not self.flowing.is_set():
+            # It was accepted before the proxy began to refuse or to hold.
             writer.transport.abort()
             to_server.transport.abort()
             return
