@@ -157,7 +157,8 @@ class Driver:
     """A process that listens with the libraries of one language."""
 
     def __init__(self, language):
-        self.language, self.jobs, self.process, self.has_ended = language, {}, None, False
+        self.language, self.jobs, self.process = language, {}, None
+        self.has_ended = self.is_done = False
 
     async def start(self):
         tool = LANGUAGES[self.language]
@@ -178,7 +179,8 @@ class Driver:
             why = "the driver ended"
         except ValueError as problem:
             why = f"the driver printed what is no JSON: {problem}"
-        print(f"{self.language}: {why}, see {self.log.name}", file=sys.stderr)
+        if not self.is_done:
+            print(f"{self.language}: {why}, see {self.log.name}", file=sys.stderr)
         self.has_ended = True
         for job in self.jobs.values():
             job.take({"type": "end"})
@@ -191,6 +193,7 @@ class Driver:
         self.process.stdin.write(json.dumps(job).encode() + b"\n")
 
     async def kill(self):
+        self.is_done = True
         if self.process and self.process.returncode is None:
             self.process.kill()
             await self.process.wait()
