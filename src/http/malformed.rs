@@ -3,11 +3,12 @@
 use axum::extract::Request;
 use http::{HeaderMap, Version, header};
 
-use super::problem::Problem;
+use super::problem::{Code, Problem};
 
 /// # Errors
 /// `bad_request` if HTTP/1.1 has no `Host`, or any version two of them (RFC 9112 §3.2), or if there are two of
-/// `Origin` (RFC 6454 §7.3), since it is not known which of them a proxy has checked, or if the body has a transfer coding other than `chunked` (RFC 9112 §6.1): its bytes would be taken for the payload.
+/// `Origin` (RFC 6454 §7.3), since it is not known which of them a proxy has checked. `not_implemented` if the
+/// body has a transfer coding other than `chunked` (RFC 9112 §6.1): its bytes would be taken for the payload.
 pub fn check(request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
     if headers.get_all(header::ORIGIN).iter().count() > 1 {
@@ -28,9 +29,10 @@ fn check_transfer(headers: &HeaderMap) -> Result<(), Problem> {
         |value: &http::HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     match codings.all(is_chunked) {
         true => Ok(()),
-        false => {
-            Err(Problem::bad_request("Transfer-Encoding: only chunked is supported; use Content-Encoding"))
-        }
+        false => Err(Problem::new(
+            Code::NotImplemented,
+            "Transfer-Encoding: only chunked is supported; use Content-Encoding",
+        )),
     }
 }
 

@@ -34,6 +34,7 @@ pub enum Code {
     UnsupportedMediaType,
     KeyReused,
     UpgradeRequired,
+    NotImplemented,
     RateLimited,
     Overloaded,
     Unavailable,
@@ -62,6 +63,7 @@ impl Code {
         Self::UnsupportedMediaType,
         Self::KeyReused,
         Self::UpgradeRequired,
+        Self::NotImplemented,
         Self::RateLimited,
         Self::Overloaded,
         Self::Unavailable,
@@ -90,6 +92,7 @@ impl Code {
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::KeyReused => "key_reused",
             Self::UpgradeRequired => "upgrade_required",
+            Self::NotImplemented => "not_implemented",
             Self::RateLimited => "rate_limited",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
@@ -116,6 +119,7 @@ impl Code {
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+            Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Overloaded | Self::Unavailable | Self::UnknownOutcome | Self::Full => {
                 StatusCode::SERVICE_UNAVAILABLE

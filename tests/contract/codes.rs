@@ -28,7 +28,8 @@ struct Row {
     code: &'static str,
     status: Option<u16>,
     close: Option<u16>,
-    /// A request with this answer; `None` if the code can only end an open connection.
+    /// A request with this answer. `None` if the code can only end an open connection, or if no client library
+    /// sends such a request: then `http1.rs` makes it.
     made_by: Option<fn() -> BoxFuture<'static, Answer>>,
 }
 
@@ -56,6 +57,7 @@ const ROWS: &[Row] = &[
     row("unsupported_media_type", Some(415), None, Some(|| Box::pin(unsupported_media_type()))),
     row("key_reused", Some(422), None, Some(|| Box::pin(key_reused()))),
     row("upgrade_required", Some(426), None, Some(|| Box::pin(upgrade_required()))),
+    row("not_implemented", Some(501), None, None),
     row("rate_limited", Some(429), Some(4100), Some(|| Box::pin(rate_limited()))),
     row("overloaded", Some(503), Some(4100), Some(|| Box::pin(overloaded()))),
     row("unavailable", Some(503), None, Some(|| Box::pin(failed(LogError::Unavailable)))),
