@@ -29,6 +29,7 @@ mod pieces;
 mod promoted;
 mod proxy;
 mod reader;
+mod repaired;
 mod replicas;
 mod restarted;
 mod scene;

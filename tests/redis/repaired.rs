@@ -1,0 +1,164 @@
+//! The messages of a reader are read from the store once more, twice, while its client comes back.
+//!
+//! A message whose entry is missing in the feed makes a replica repair all its readers: their tails drop what
+//! they hold, and every reader asks the store. A reader gets such a message in no other way.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::task::JoinSet;
+
+use crate::{
+    across::{json, post},
+    deployment::{Deployment, play, rounds, seed},
+    holes::store_in_silence,
+    proxy::{Proxy, Stall},
+    reader::Reader,
+    support::{
+        checker::Trouble,
+        client::{Start, Transport},
+        frame::Cursor,
+        redis::Redis,
+    },
+};
+
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// How many repairs the checker goes through in a round.
+const REPAIRS: usize = 12;
+
+/// Two replicas over one Redis. The publishing connection of the first one can be held up, so that its readers
+/// wait for the store.
+struct Scene {
+    redis: Redis,
+    proxy: Proxy,
+    deployment: Deployment,
+}
+
+impl Scene {
+    async fn set() -> Option<Self> {
+        let redis = Redis::start(&[])?;
+        let proxy = Proxy::to(redis.addr(), Duration::ZERO).await;
+        let deployment = Deployment::over(&[proxy.url(), redis.url()]).await;
+        Some(Self { redis, proxy, deployment })
+    }
+
+    fn here(&self) -> SocketAddr {
+        self.deployment.addrs()[0]
+    }
+
+    fn there(&self) -> SocketAddr {
+        self.deployment.addrs()[1]
+    }
+
+    async fn publish(&self, topic: &str) -> Cursor {
+        let answer = json(post(self.there(), &format!("/topics/{topic}"), None, "x").await).await;
+        answer["id"].as_str().and_then(|id| id.parse().ok()).expect("an id")
+    }
+
+    /// Stores two messages without their entries, and one whose entry shows that they are missing.
+    async fn cause_repair(&self, topic: &str) -> Vec<Cursor> {
+        let silent = [(); 2].map(|()| store_in_silence(&self.redis, topic).to_string());
+        let mut ids: Vec<_> = silent.iter().map(|id| id.parse().expect("an id")).collect();
+        ids.push(self.publish(topic).await);
+        ids
+    }
+
+    async fn delete(&self, topic: &str) {
+        let client = crate::support::http_client().build().expect("a client");
+        let url = format!("http://{}/topics/{topic}", self.there());
+        assert_eq!(client.delete(url).send().await.expect("an answer").status(), 204);
+    }
+
+    /// Two repairs while the client comes back, and one more when it is there again. Returns the messages after
+    /// its cursor, by repair, and the reader that came back.
+    async fn repair_twice(
+        &self,
+        transport: Transport,
+        topic: &str,
+        deletes: bool,
+    ) -> ([Vec<Cursor>; 3], Reader) {
+        let first = self.publish(topic).await;
+        let mut reader = Reader::open(self.here(), transport, topic, Start::All).await;
+        reader.until(first).await;
+        assert_eq!((&*reader.given, reader.cursor), (&[first][..], first));
+        let held = self.proxy.held();
+        self.proxy.stall(Stall::Publishing);
+        let one = self.cause_repair(topic).await;
+        // The reader waits for the store now. Its client leaves, and asks again from its cursor.
+        while self.proxy.held() == held {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        drop(reader);
+        let mut back = JoinSet::new();
+        let (here, name, next) = (self.here(), topic.to_owned(), one[0]);
+        back.spawn(async move {
+            let mut reader = Reader::open_patiently(here, transport, &name, Start::After(first)).await;
+            reader.until(next).await;
+            reader
+        });
+        let two = self.cause_repair(topic).await;
+        if deletes {
+            self.delete(topic).await;
+        }
+        let three = self.cause_repair(topic).await;
+        self.proxy.stall(Stall::Nothing);
+        let mut reader = back.join_next().await.expect("a task").expect("it came back");
+        reader.until(three[2]).await;
+        ([one, two, three], reader)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_repairs_of_one_reader_while_its_client_comes_back_lose_and_double_nothing() {
+    let Some(scene) = Scene::set().await else { return };
+    for transport in Transport::ALL {
+        for round in 0..2 * rounds() {
+            let topic = format!("repaired.{transport}.{round}");
+            let (published, mut reader) = scene.repair_twice(transport, &topic, false).await;
+            let fourth = scene.cause_repair(&topic).await;
+            reader.until(fourth[2]).await;
+            assert_eq!(reader.given, [published.concat(), fourth].concat(), "{}", reader.name);
+            assert!(reader.gaps.is_empty(), "{}: {:?}", reader.name, reader.gaps);
+        }
+    }
+    scene.deployment.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loss_between_two_repairs_of_one_reader_is_told_once_and_first() {
+    let Some(scene) = Scene::set().await else { return };
+    for transport in Transport::ALL {
+        let topic = format!("deleted.{transport}");
+        let ([.., three], mut reader) = scene.repair_twice(transport, &topic, true).await;
+        let fourth = scene.cause_repair(&topic).await;
+        reader.until(fourth[2]).await;
+        assert_eq!(reader.given, [three, fourth].concat(), "{}", reader.name);
+        assert_eq!(reader.told_after, [0], "{}: {:?}", reader.name, reader.gaps);
+        assert_eq!(reader.gaps[0].reason, "deleted", "{}", reader.name);
+    }
+    scene.deployment.stop().await;
+}
+
+/// The clients of the checker are cut off all the time, and come back on any transport and at any replica.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn repairs_again_and_again_lose_nothing_of_clients_that_come_and_go() {
+    let Some(scene) = Scene::set().await else { return };
+    let seed = seed();
+    let mut silent = Vec::new();
+    play(&scene.deployment, seed, Trouble::None, async |progress| {
+        for _ in 0..REPAIRS * rounds() {
+            // Another topic: the checker knows nothing of these messages, and its readers are repaired too.
+            silent.extend(scene.cause_repair("elsewhere").await);
+            progress.by(5).await;
+            silent.extend(scene.cause_repair("elsewhere").await);
+            progress.by(20).await;
+        }
+    })
+    .await;
+    println!("{} repairs", silent.len() / 3);
+    for addr in scene.deployment.addrs() {
+        let mut reader = Reader::open(addr, Transport::Sse, "elsewhere", Start::All).await;
+        reader.until(*silent.last().expect("some")).await;
+        assert_eq!(reader.given, silent, "{}", reader.name);
+    }
+    scene.deployment.stop().await;
+}
