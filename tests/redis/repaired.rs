@@ -3,7 +3,7 @@
 //! A message whose entry is missing in the feed makes a replica repair all its readers: their tails drop what
 //! they hold, and every reader asks the store. A reader gets such a message in no other way.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use tokio::task::JoinSet;
 
@@ -55,8 +55,8 @@ impl Scene {
     }
 
     /// Stores two messages without their entries, and one whose entry shows that they are missing.
-    async fn cause_repair(&self, topic: &str) -> Vec<Cursor> {
-        let silent = [(); 2].map(|()| store_in_silence(&self.redis, topic).to_string());
+    async fn cause_repair(&self, [topic, other]: &[String; 2]) -> Vec<Cursor> {
+        let silent = [topic, other].map(|topic| store_in_silence(&self.redis, topic).to_string());
         let mut ids: Vec<_> = silent.iter().map(|id| id.parse().expect("an id")).collect();
         ids.push(self.publish(topic).await);
         ids
@@ -72,35 +72,35 @@ impl Scene {
     /// its cursor, by repair, and the reader that came back.
     async fn repair_twice(
         &self,
-        transport: Transport,
-        topic: &str,
-        filter: &str,
+        Case { transport, topics, filter }: &Case,
         deletes: bool,
     ) -> ([Vec<Cursor>; 3], Reader) {
-        let first = self.publish(topic).await;
-        let mut reader = Reader::open(self.here(), transport, filter, Start::All).await;
+        let first = self.publish(&topics[0]).await;
+        let mut reader = Reader::open(self.here(), *transport, filter, Start::All).await;
         reader.until(first).await;
         assert_eq!((&*reader.given, reader.cursor), (&[first][..], first));
         let held = self.proxy.held();
         self.proxy.stall(Stall::Publishing);
-        let one = self.cause_repair(topic).await;
+        let one = self.cause_repair(topics).await;
         // The reader waits for the store now. Its client leaves, and asks again from its cursor.
         while self.proxy.held() == held {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         drop(reader);
         let mut back = JoinSet::new();
-        let (here, filter, next) = (self.here(), filter.to_owned(), one[0]);
+        let (here, transport, filter, next) = (self.here(), *transport, filter.clone(), one[0]);
         back.spawn(async move {
             let mut reader = Reader::open_patiently(here, transport, &filter, Start::After(first)).await;
             reader.until(next).await;
             reader
         });
-        let two = self.cause_repair(topic).await;
+        let two = self.cause_repair(topics).await;
         if deletes {
-            self.delete(topic).await;
+            for topic in BTreeSet::from_iter(topics) {
+                self.delete(topic).await;
+            }
         }
-        let three = self.cause_repair(topic).await;
+        let three = self.cause_repair(topics).await;
         self.proxy.stall(Stall::Nothing);
         let mut reader = back.join_next().await.expect("a task").expect("it came back");
         reader.until(three[2]).await;
@@ -108,14 +108,20 @@ impl Scene {
     }
 }
 
-/// A topic for each transport, once read by its name and once by a pattern.
-fn readers(word: &str) -> Vec<(Transport, String, String)> {
+/// A reader, and the topics that it reads.
+struct Case {
+    transport: Transport,
+    topics: [String; 2],
+    filter: String,
+}
+
+/// For each transport a reader of one topic, and a reader of a pattern. The second topic of the pattern has no
+/// message that comes by the feed, so nothing of its own shows what is missing.
+fn cases(word: &str) -> Vec<Case> {
     let of = |transport: Transport| {
-        let topic = |way: &str| format!("{word}.{way}.{transport}.a");
-        [
-            (transport, topic("name"), topic("name")),
-            (transport, topic("pattern"), format!("{word}.pattern.{transport}.*")),
-        ]
+        let name = |rest: &str| format!("{word}.{transport}.{rest}");
+        let one = Case { transport, topics: [name("one"), name("one")], filter: name("one") };
+        [one, Case { transport, topics: [name("more.a"), name("more.b")], filter: name("more.*") }]
     };
     Transport::ALL.into_iter().flat_map(of).collect()
 }
@@ -123,9 +129,9 @@ fn readers(word: &str) -> Vec<(Transport, String, String)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_repairs_of_one_reader_while_its_client_comes_back_lose_and_double_nothing() {
     let Some(scene) = Scene::set().await else { return };
-    for (transport, topic, filter) in readers("repaired") {
-        let (published, mut reader) = scene.repair_twice(transport, &topic, &filter, false).await;
-        let fourth = scene.cause_repair(&topic).await;
+    for case in cases("repaired") {
+        let (published, mut reader) = scene.repair_twice(&case, false).await;
+        let fourth = scene.cause_repair(&case.topics).await;
         reader.until(fourth[2]).await;
         assert_eq!(reader.given, [published.concat(), fourth].concat(), "{}", reader.name);
         assert!(reader.gaps.is_empty(), "{}: {:?}", reader.name, reader.gaps);
@@ -136,13 +142,16 @@ async fn two_repairs_of_one_reader_while_its_client_comes_back_lose_and_double_n
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loss_between_two_repairs_of_one_reader_is_told_once_and_first() {
     let Some(scene) = Scene::set().await else { return };
-    for (transport, topic, filter) in readers("deleted") {
-        let ([.., three], mut reader) = scene.repair_twice(transport, &topic, &filter, true).await;
-        let fourth = scene.cause_repair(&topic).await;
+    for case in cases("deleted") {
+        let ([.., three], mut reader) = scene.repair_twice(&case, true).await;
+        let fourth = scene.cause_repair(&case.topics).await;
         reader.until(fourth[2]).await;
         assert_eq!(reader.given, [three, fourth].concat(), "{}", reader.name);
-        assert_eq!(reader.told_after, [0], "{}: {:?}", reader.name, reader.gaps);
-        assert_eq!(reader.gaps[0].reason, "deleted", "{}", reader.name);
+        let lost: BTreeSet<_> = case.topics.iter().collect();
+        let told: Vec<_> = reader.gaps.iter().map(|gap| (&gap.topic, &*gap.reason)).collect();
+        let expected: Vec<_> = lost.into_iter().map(|topic| (topic, "deleted")).collect();
+        assert_eq!(BTreeSet::from_iter(&told), BTreeSet::from_iter(&expected), "{}", reader.name);
+        assert_eq!(reader.told_after, vec![0; expected.len()], "{}: {:?}", reader.name, reader.gaps);
     }
     scene.deployment.stop().await;
 }
@@ -152,22 +161,20 @@ async fn a_loss_between_two_repairs_of_one_reader_is_told_once_and_first() {
 async fn repairs_again_and_again_lose_nothing_of_clients_that_come_and_go() {
     let Some(scene) = Scene::set().await else { return };
     let seed = seed();
-    // The checker knows nothing of this topic, but its readers are repaired too.
-    let topic = "elsewhere.a";
+    // The checker knows nothing of these topics, but its readers are repaired too.
+    let topics = ["elsewhere.a", "elsewhere.b"].map(str::to_owned);
     let mut witnesses = Vec::new();
     for addr in scene.deployment.addrs() {
         for transport in Transport::ALL {
-            for filter in [topic, "elsewhere.*"] {
-                witnesses.push(Reader::open(addr, transport, filter, Start::All).await);
-            }
+            witnesses.push(Reader::open(addr, transport, "elsewhere.*", Start::All).await);
         }
     }
     let mut stored = Vec::new();
     play(&scene.deployment, seed, Trouble::None, async |progress| {
         for _ in 0..REPAIRS * rounds() {
-            stored.extend(scene.cause_repair(topic).await);
+            stored.extend(scene.cause_repair(&topics).await);
             progress.by(5).await;
-            stored.extend(scene.cause_repair(topic).await);
+            stored.extend(scene.cause_repair(&topics).await);
             progress.by(20).await;
         }
     })
