@@ -31,7 +31,7 @@ pub fn run(
 }
 
 /// Runs the script that stores a message, without its entry in the feed.
-fn store_in_silence(redis: &Redis, topic: &str) -> Id {
+pub fn store_in_silence(redis: &Redis, topic: &str) -> Id {
     let publish = include_str!("../../src/log/redis/scripts/publish.lua");
     let silent = |prelude: &str| format!("{prelude}\ntell = function() end");
     let answer = run(redis, silent, publish, topic, &["t\0\0\0\0\0\0", "x", "0"]);

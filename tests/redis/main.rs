@@ -31,6 +31,7 @@ mod pieces;
 mod promoted;
 mod proxy;
 mod reader;
+mod repaired;
 mod replicas;
 mod restarted;
 mod retain;

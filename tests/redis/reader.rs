@@ -24,6 +24,31 @@ pub struct Reader {
 
 impl Reader {
     pub async fn open(addr: SocketAddr, transport: Transport, filter: &str, start: Start) -> Self {
+        Self::try_open(addr, transport, filter, start)
+            .await
+            .unwrap_or_else(|(name, stop)| panic!("{name}: {stop:?}"))
+    }
+
+    /// Asks again while the server refuses.
+    pub async fn open_patiently(addr: SocketAddr, transport: Transport, filter: &str, start: Start) -> Self {
+        let open = async {
+            loop {
+                match Self::try_open(addr, transport, filter, start).await {
+                    Ok(reader) => return reader,
+                    Err((_, Stop::Refused(_))) => tokio::time::sleep(AGAIN_AFTER).await,
+                    Err((name, stop)) => panic!("{name}: {stop:?}"),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, open).await.expect("it is not refused for ever")
+    }
+
+    async fn try_open(
+        addr: SocketAddr,
+        transport: Transport,
+        filter: &str,
+        start: Start,
+    ) -> Result<Self, (String, Stop)> {
         let manner = Manner {
             cursor_in_header: false,
             by_post: false,
@@ -35,9 +60,17 @@ impl Reader {
         };
         let wish = Wish { transport, filters: vec![filter.to_owned()], start, manner };
         let name = format!("{filter} from {start:?} on {transport} at {addr}");
-        let connection =
-            Connection::open(addr, &wish).await.unwrap_or_else(|stop| panic!("{name}: {stop:?}"));
-        Self { name, connection, given: Vec::new(), gaps: Vec::new(), told_after: Vec::new(), cursor: 0 }
+        match Connection::open(addr, &wish).await {
+            Ok(connection) => Ok(Self {
+                name,
+                connection,
+                given: Vec::new(),
+                gaps: Vec::new(),
+                told_after: Vec::new(),
+                cursor: 0,
+            }),
+            Err(stop) => Err((name, stop)),
+        }
     }
 
     /// Reads until this message has come.
