@@ -1,6 +1,9 @@
 // The browser client of Rejoin: topics over WebSocket, an HTTP stream or long-polling, with one cursor for all of them.
 // It has no dependency and needs no build step. The server serves this file as it is.
 
+/** A refusal, with the code of the server, and the topic if it is about one.
+ * @typedef {Error & {code: string, detail?: string, topic?: string}} RejoinError
+ */
 /**
  * A message. `data` is JSON, text, or bytes. An ephemeral message has no id.
  * @template [T=any]
@@ -65,17 +68,17 @@
  * @typedef {{[name: string]: any}} Frame
  */
 /**
- * A subscription. `at` is its own cursor, and counts beside that of the connection if it is newer. `isCaught` is set once
- * one stream can read it with the others, and `isLive` while one does.
- * @typedef {{name: string, start: {[name: string]: any}, load?: () => unknown, at?: string, from?: string,
- *   isCaught?: boolean, isLive?: boolean, isTold?: boolean, isLost?: boolean, isEnded?: boolean, isOfServer?: boolean, catching?: Promise<void>,
+ * A subscription. `at` is its own cursor, and counts beside that of the connection if it is newer. `caught` is set once
+ * one stream can read it with the others, and `live` while one does.
+ * @typedef {{name: string, start: Start, load?: () => unknown, at?: string, from?: string,
+ *   caught?: boolean, live?: boolean, told?: boolean, lost?: boolean, ended?: boolean, given?: boolean,
  *   pauses: number, held: Frame[], facade: Subscription, emit: (type: string, event?: any) => void}} Reading
  */
 /**
- * One connection, or a chain of polls. `asked` are the subscriptions whose commands have no answer yet.
- * @typedef {{kind: string, names: Set<string>, readings: Reading[], isOpen?: boolean, isEnded?: boolean, heard: number, silence?: number, timer?: any,
- *   since: number, problem?: Frame, abort: AbortController, asked: Reading[],
- *   command?: (command: object, answered?: (frame: Frame) => void) => void, frame(frame: Frame): void,
+ * One connection, or a chain of polls. `asked` are the commands that have no answer yet.
+ * @typedef {{names: Set<string>, readings: Reading[], ended?: boolean, timer?: any,
+ *   problem?: Frame, abort: AbortController, asked: {answered?: (frame: Frame) => void, reading?: Reading}[],
+ *   command?: (command: object, answered?: (frame: Frame) => void, reading?: Reading) => void, frame(frame: Frame): void,
  *   end(why?: Frame): void}} Link
  */
 
@@ -93,63 +96,54 @@ const PUBLISH_MS = 240_000
 const STABLE_MS = 10_000
 /** How many seconds a poll is held. */
 const WAIT = 25
+/** One and a half of this is 5 s more than a poll is held. */
+const POLL_MS = 20_000
 
 const JSON_TYPE = 'application/json'
 /** Events of the page that try again at once, or end the connection. */
-const WAKING = ['online', 'pageshow', 'pagehide']
+const WAKING = ['online', 'pageshow', 'pagehide', 'visibilitychange']
 /** Refusals that do not change by themselves. */
-const FINAL = /^(forbidden|bad_request|not_found|method_not|too_large|unsupported|upgrade_|disconnected|conflict|precondition|key_)/
-const OF_TOKEN = /^(unauthorized|token_expired)$/
+const FINAL = /^(forb|bad_|not_f|meth|too_l|unsu|upgr|disc|conf|prec|key_)/
+const OF_TOKEN = /^(unauth|token_)/
+/** @param {string} code */
+const isRefusal = code => FINAL.test(code) || OF_TOKEN.test(code)
 
-/** A refusal, with the code of the server, and the topic if it is about one. */
-export class RejoinError extends Error {
-  /** @param {Frame} problem */
-  constructor({ code = 'unavailable', detail = code, topic }) {
-    super(detail)
-    this.name = 'RejoinError'
-    /** @type {string} */
-    this.code = code
-    /** @type {string} */
-    this.detail = detail
-    /** @type {string | undefined} */
-    this.topic = topic
-  }
-}
+/** An error with the code of the server, and the topic if it is about one. @param {Frame} problem @returns {RejoinError} */
+const failure = problem => Object.assign(/** @type {any} */ (new Error(problem.detail ?? problem.code)), problem)
 
-/** @returns {{on: any, emit: (type: string, event?: any) => void, has: (type: string) => boolean}} */
+/** @returns {{on: any, emit: (type: string, event?: any) => void}} */
 function emitter() {
-  /** @type {Map<string, Set<(event: any) => void>>} */
-  const all = new Map()
+  /** @type {Set<{type: string, handler: (event: any) => void}>} */
+  const all = new Set()
   return {
     on(/** @type {string} */ type, /** @type {(event: any) => void} */ handler) {
-      const one = (/** @type {any} */ event) => handler(event)
-      const handlers = all.get(type) ?? new Set()
-      all.set(type, handlers.add(one))
-      return () => { handlers.delete(one) }
+      const one = { type, handler }
+      all.add(one)
+      return () => all.delete(one)
     },
     emit(type, event) {
-      for (const handler of [...all.get(type) ?? []]) {
+      for (const one of [...all]) {
         // A mistake in a handler is reported, and stops nothing else.
-        try { handler(event) } catch (error) { queueMicrotask(() => { throw error }) }
+        try { one.type === type && one.handler(event) } catch (error) { queueMicrotask(() => { throw error }) }
       }
     },
-    has: type => !!all.get(type)?.size,
   }
 }
 
 /** @param {string} pattern @param {string} topic */
 function matches(pattern, topic) {
-  if (pattern === topic) return true
-  const segments = topic.split('.'), parts = pattern.split('.')
-  if (topic[0] === '$' && pattern[0] === '*') return false
-  return parts.every((part, at) => at < segments.length && (part[0] === '*' || part === segments[at]))
-    && (pattern.endsWith('**') || parts.length === segments.length)
+  const parts = pattern.split('.'), segments = topic.split('.')
+  const isMatch = (/** @type {string} */ part, /** @type {number} */ at) =>
+    part === segments[at] || part[0] === '*' && at < segments.length && (at || topic[0] !== '$')
+  return parts.every(isMatch) && (pattern.endsWith('**') || parts.length === segments.length)
 }
 
 /** The newer of two cursors. @param {string} [a] @param {string} [b] */
-const newer = (a, b) => !a || Number(b) > Number(a) ? b : a
+const newer = (a, b) => isNewer(a, b) ? a : b
+/** False if there is none to compare. @param {string} [a] @param {string} [b] */
+const isNewer = (a, b) => Number(a) > Number(b)
 const backOff = (/** @type {number} */ tries) => Math.random() * Math.min(20_000, 500 * 2 ** tries)
-const hex = () => [...crypto.getRandomValues(new Uint8Array(16))].map(byte => byte.toString(16).padStart(2, '0')).join('')
+const pause = (/** @type {number} */ ms) => new Promise(done => { setTimeout(done, ms) })
 
 /** A binary frame: its envelope, a line feed, and the bytes. @param {ArrayBuffer} buffer @returns {Frame} */
 function binary(buffer) {
@@ -160,7 +154,7 @@ function binary(buffer) {
 /** How long a token lives, by its own claims. @param {string} token */
 function lifeOf(token) {
   try {
-    const claims = JSON.parse(atob(token.split('.')[1].replace(/-/g, '+').replace(/_/g, '/')))
+    const claims = JSON.parse(atob(token.split('.')[1].replace(/[-_]/g, it => it < '0' ? '+' : '/')))
     // The time of signing, if there is one: the clock of this machine may be wrong.
     return (claims.exp - (claims.iat ?? Date.now() / 1000)) * 1000
   } catch {
@@ -168,19 +162,12 @@ function lifeOf(token) {
   }
 }
 
-/** The gaps and messages of a page: each gap before anything newer than its `after`. @param {Frame} page */
-function* inOrder({ gaps = [], messages }) {
-  const isDue = (/** @type {Frame} */ gap, /** @type {Frame} */ { id }) =>
-    gap.reason === 'unknown_cursor' || Number(gap.after) < Number(id)
-  for (const message of messages) {
-    while (gaps.length && isDue(gaps[0], message)) yield gaps.shift()
-    yield message
-  }
-  yield* gaps
-}
+/** The gaps and messages of a page: each gap before anything newer than its `after`. @param {Frame} page @returns {Frame[]} */
+const inOrder = ({ gaps = [], messages }) => [...messages, ...gaps].sort((a, b) => placeOf(a) - placeOf(b))
+const placeOf = (/** @type {Frame} */ { id, reason, after }) => Number(id ?? (reason === 'unknown_cursor' ? 0 : after ?? 9e15))
 
-/** True if a subscription begins with the next message. @param {Reading} reading */
-const isPlain = reading => !Object.keys(reading.start).length
+/** True if a subscription begins with the next message. @param {{start: Start}} reading */
+const isPlain = ({ start: { last, after, since } }) => (last ?? after ?? since) === undefined
 
 /**
  * Connects to the Rejoin server at this address.
@@ -189,11 +176,12 @@ const isPlain = reading => !Object.keys(reading.start).length
  * @returns {Rejoin}
  */
 export function connect(url, options = {}) {
-  const base = new URL(url, globalThis.location?.href).href.replace(/^ws/, 'http').replace(/\/$/, '')
+  /** The address of the server, which is also the name under which the transport is remembered. */
+  const base = new URL(url, globalThis.location?.href).href.replace(/\/$/, '')
   const Socket = options.WebSocket ?? globalThis.WebSocket
   const kinds = (options.transports ?? ['ws', 'ndjson', 'poll']).filter(kind => kind !== 'ws' || Socket)
-  const remembered = 'rejoin ' + base
-  const { on, emit, has } = emitter()
+  const events = options.mine ? '/events?mine=' : '/events?'
+  const { on, emit } = emitter()
   /** All subscriptions by name, and the names that are patterns. @type {Map<string, Set<Reading>>} */
   const readings = new Map()
   /** @type {Set<string>} */
@@ -202,8 +190,6 @@ export function connect(url, options = {}) {
   const own = new Set()
   /** Replayed messages of a topic that the server is about to add. @type {Frame[]} */
   const strays = []
-  /** Ends the pauses of publishing. @type {Set<() => void>} */
-  const pauses = new Set()
 
   /** @type {State} */
   let state = 'connecting'
@@ -223,33 +209,28 @@ export function connect(url, options = {}) {
   let refusals = 0
   let at = 0
   let chosen = 0
-  let hasOpened = false
-  /** True if there was nothing to read, or the page is hidden for good. */
-  let isIdle = true
-  let isReplacing = false
-  let mustReplace = false
+  /** True if the page wants a connection without topics. */
+  let isWanted = options.mine
   /** @type {string | undefined} */
   let echoing
   /** @type {Promise<any>} */
   let publishing = Promise.resolve()
+  const listening = new AbortController()
   /** @type {{[name: string]: any}} */
   const timers = {}
 
-  const isOver = () => state === 'refused' || state === 'closed'
-  const all = () => [...readings.values()].flatMap(some => [...some])
-  const later = (/** @type {string} */ name, /** @type {() => void} */ run, /** @type {number} */ ms) => {
+  const hasOpened = () => cursor !== options.after
+  const isOver = () => listening.signal.aborted
+  const named = (/** @type {string} */ name) => [...readings.get(name) ?? []]
+  const all = () => [...readings.keys()].flatMap(named)
+  /** Those of the client. */
+  const known = () => all().filter(it => !it.given)
+  const later = (/** @type {string} */ name, /** @type {() => void} */ run, ms = 0) => {
     clearTimeout(timers[name])
-    timers[name] = setTimeout(run, Math.min(ms, 2 ** 31 - 1))
+    timers[name] = setTimeout(run, Math.min(ms, 2e9))
   }
-  const pause = (/** @type {number} */ ms) => new Promise((/** @type {(value?: any) => void} */ done) => {
-    const resume = () => {
-      clearTimeout(timer)
-      pauses.delete(resume)
-      done()
-    }
-    const timer = setTimeout(resume, ms)
-    pauses.add(resume)
-  })
+  const stop = () => { timers.go = clearTimeout(timers.go) }
+  const isKept = () => Date.now() - chosen < BETTER_MS
   const say = (/** @type {State} */ now) => {
     if (state !== now) emit('state', state = now)
   }
@@ -262,12 +243,12 @@ export function connect(url, options = {}) {
       try {
         const given = await options.token?.()
         if (!given) {
-          const error = new RejoinError({ code: 'unauthorized', detail: 'token() gave none' })
+          const error = failure({ code: 'unauthorized' })
           refuse(error)
           throw error
         }
-        if (given !== token) expects(lifeOf(token = given))
-        return token
+        expects(lifeOf(given))
+        return token = given
       } finally {
         asking = undefined
       }
@@ -281,174 +262,139 @@ export function connect(url, options = {}) {
   function expects(life) {
     const isKnown = life > 0
     tokenEnds = isKnown ? Date.now() + life : Infinity
-    if (isKnown) later('token', renew, Math.max(life * .8, life - 60_000))
+    if (isKnown && options.token) later('token', renew, Math.max(life * .8, life - 60_000))
   }
 
   async function renew(fails = 0) {
-    if (isOver() || !link) return
-    const old = token
+    if (!link) return
     try {
       await ask()
     } catch {
-      return later('token', () => renew(fails + 1), 100 + backOff(fails))
+      return later('token', () => renew(fails + 1), backOff(fails))
     }
-    if (isOver() || old === token) return
-    const auth = link?.command
-    if (auth) {
-      auth({ type: 'auth', token }, frame => {
+    if (link?.command) {
+      link.command({ type: 'auth', token }, frame => {
         // Another user, or fewer rights: a new connection says what is refused.
-        if (frame.type === 'error') replace(at)
+        if (frame.type === 'error') again()
         else if (frame.expires_in_ms) expects(frame.expires_in_ms)
       })
-    } else if (link?.kind === 'ndjson') replace(at)
+    } else if (link) again()
   }
 
   /**
-   * A request. A refused token is asked for once more.
-   * @param {string} path @param {RequestInit & {headers: {[name: string]: string}}} init
+   * Sends JSON. A refused token is asked for once more.
+   * @param {string} path @param {object} body @param {AbortSignal} [signal] @param {string} [type] @returns {Promise<any>}
    */
-  async function request(path, init) {
+  async function request(path, body, signal = AbortSignal.timeout(30_000), type = JSON_TYPE) {
     for (let hasAsked = false; ; hasAsked = true) {
       const bearer = await credential()
-      if (bearer) init.headers.Authorization = 'Bearer ' + bearer
-      const answer = await fetch(base + path, { method: 'POST', credentials: 'include', cache: 'no-store', ...init })
-      if (answer.ok) return answer
+      const headers = { 'Content-Type': JSON_TYPE, Accept: type, ...bearer && { Authorization: 'Bearer ' + bearer } }
+      const answer = await fetch(base + path, { method: 'POST', credentials: 'include', headers, body: JSON.stringify(body), signal })
+      if (answer.ok) return type === JSON_TYPE ? answer.json() : answer
       /** @type {Frame} */
       const problem = await answer.json().catch(() => ({}))
-      if (answer.status === 401 && bearer && !hasAsked) {
-        if (token === bearer) token = undefined
-        continue
+      if (answer.status !== 401 || !bearer || hasAsked) {
+        throw { ...problem, isAsked: true, retry_ms: 1000 }
       }
-      throw { ...problem, isAsked: true, retry_ms: Number(answer.headers.get('retry-after')) * 1000 }
+      if (token === bearer) token = undefined
     }
   }
-
-  /** Reads topics. @param {object} body @param {string} type @param {AbortSignal} signal */
-  const read = (body, type, signal) => request('/events' + (options.mine ? '?mine' : ''), {
-    headers: { 'Content-Type': 'application/json', Accept: type },
-    body: JSON.stringify(body),
-    signal,
-  })
 
   // One connection.
 
   /** The subscriptions that the next stream can read together, and the cursor from which it does. */
   function together() {
-    const known = all().filter(it => !it.isOfServer)
-    const caught = known.filter(it => it.isCaught)
-    const some = caught.length ? caught : hasOpened ? [] : known.filter(isPlain)
-    const places = caught.map(position).filter(place => place)
-    const after = places.reduce((a, b) => Number(b) < Number(a) ? b : a, places[0]) ?? (hasOpened ? cursor : undefined)
-    return { some, after }
+    const some = known().filter(it => it.caught)
+    if (!some.length) return { some: hasOpened() ? some : known().filter(isPlain), after: cursor }
+    return { some, after: some.map(position).reduce((a, b) => isNewer(a, b) ? b : a) }
   }
 
   /** Up to here a subscription has been given everything. @param {Reading} reading */
-  const position = reading => reading.isLive ? newer(reading.at, cursor) : reading.at
+  const position = reading => reading.live ? newer(reading.at, cursor) : reading.at
 
   /** Opens a connection, and resolves with its first frame. @param {string} kind @returns {Promise<void>} */
   const open = kind => new Promise((opened, failed) => {
     const { some, after } = together()
-    let hasFailed = false
+    const since = Date.now()
+    let silence = FIRST_FRAME_MS
     /** @type {Link} */
     const one = next = {
-      kind,
-      names: new Set(),
+      names: new Set(some.map(it => it.name)),
       readings: some,
-      heard: 0,
-      since: Date.now(),
       abort: new AbortController(),
       asked: [],
       frame(frame) {
-        if (one.isEnded) return
-        one.heard = Date.now()
-        if (frame.type === 'closing' || frame.type === 'error' && !one.isOpen) one.problem = frame
-        if (frame.type === 'open') {
-          one.isOpen = true
-          clearTimeout(one.timer)
-          if (frame.heartbeat_ms) watch(one, one.silence = frame.heartbeat_ms * 1.5)
+        if (one.ended) return
+        const { type } = frame
+        if (type === 'closing' || type === 'error' && link !== one) one.problem = frame
+        if (type === 'open') {
+          silence = frame.heartbeat_ms * 1.5
           adopt(one, frame)
           opened()
         }
+        listen()
         if (link === one) take(one, frame)
+        // Answers come in the order of the commands.
+        if (frame.ref) one.asked.shift()?.answered?.(frame)
       },
       end(why = {}) {
-        if (one.isEnded) return
-        one.isEnded = true
+        if (one.ended) return
+        one.ended = true
         clearTimeout(one.timer)
         one.abort.abort()
         if (next === one) next = undefined
-        if (!one.isOpen && !hasFailed) failed(why)
-        hasFailed = true
-        if (link === one) lost(why)
+        failed(why)
+        if (link !== one) return
+        if (Date.now() - since > STABLE_MS) tries = 0
+        leave()
+        judge(why)
       },
     }
-    one.timer = setTimeout(() => one.end(), FIRST_FRAME_MS)
-    const run = { ws: webSocket, ndjson: lines, poll: polls }[kind]
-    run?.(one, after).catch((/** @type {Frame} */ why) => one.end(why.isAsked ? why : {}))
+    const listen = () => {
+      clearTimeout(one.timer)
+      one.timer = setTimeout(one.end, silence)
+    }
+    listen()
+    const run = kind === 'ws' ? webSocket : kind === 'ndjson' ? lines : polls
+    run(one, after).catch((/** @type {Frame} */ why) => one.end(why.isAsked ? why : {}))
   })
-
-  /** Ends a connection that is silent. @param {Link} one @param {number} ms */
-  function watch(one, ms) {
-    const left = one.heard + ms - Date.now()
-    if (one.isEnded) return
-    if (left <= 0) one.end()
-    else one.timer = setTimeout(() => watch(one, ms), left)
-  }
 
   /** @param {Link} one @param {string} [after] */
   async function webSocket(one, after) {
     const bearer = await credential()
-    const query = new URLSearchParams()
-    if (options.mine) query.set('mine', '')
-    if (after) query.set('after', after)
-    const address = base.replace('http', 'ws') + '/events?'
-    let length = address.length + query.toString().length
-    one.readings = one.readings.filter(({ name }) => {
-      if (one.names.has(name)) return true
-      length += 7 + encodeURIComponent(name).length
-      if (length > URL_LENGTH) return false
-      one.names.add(name)
-      query.append('topic', name)
-      return true
-    })
-    if (one.isEnded) return
-    const socket = new Socket(address + query, ['rejoin.v1', ...bearer ? ['bearer.' + bearer] : []])
+    let address = base.replace('http', 'ws') + events + (after ? '&after=' + after : '')
+    for (const name of one.names) {
+      const more = '&topic=' + encodeURIComponent(name)
+      if (address.length + more.length > URL_LENGTH) one.names.delete(name)
+      else address += more
+    }
+    if (one.ended) return
+    const socket = new Socket(address, ['rejoin.v1', ...bearer ? ['bearer.' + bearer] : []])
     socket.binaryType = 'arraybuffer'
-    one.abort.signal.onabort = () => {
-      // First the handlers: a dead path brings more, and keeps the socket open for a minute.
-      socket.onmessage = socket.onclose = null
-      socket.close()
+    // A dead path keeps the socket open for a minute, and may bring more. `frame` drops that.
+    one.abort.signal.onabort = () => socket.close()
+    one.command = (command, answered, reading) => {
+      one.asked.push({ answered, reading })
+      socket.send(JSON.stringify({ ...command, ref: 1 }))
     }
-    /** @type {Map<number, ((frame: Frame) => void) | undefined>} */
-    const waiting = new Map()
-    let refs = 0
-    one.command = (command, answered) => {
-      waiting.set(++refs, answered)
-      socket.send(JSON.stringify({ ...command, ref: refs }))
-    }
+    socket.onmessage = (/** @type {MessageEvent} */ { data }) => one.frame(typeof data === 'string' ? JSON.parse(data) : binary(data))
+    // A WebSocket of Node throws an error that no handler takes.
     socket.onerror = () => {}
-    socket.onmessage = (/** @type {MessageEvent} */ { data }) => {
-      const frame = typeof data === 'string' ? JSON.parse(data) : binary(data)
-      one.frame(frame)
-      waiting.get(frame.ref)?.(frame)
-      waiting.delete(frame.ref)
-    }
     socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => {
-      const isFault = code === 1002 || code === 1003 || code === 1007 || code === 1009
-      one.end(one.problem ?? (code >= 4000 ? { code: reason }
-        : isFault ? { code: 'bad_request', detail: `the server closed the connection: ${code} ${reason}` } : {}))
+      // These four say that the client has broken the protocol or a limit.
+      one.end(one.problem ?? { code: [1002, 1003, 1007, 1009].includes(code) ? 'bad_request' : reason })
     }
   }
 
   /** @param {Link} one @param {string} [after] */
   async function lines(one, after) {
-    const topics = [...one.names = new Set(one.readings.map(it => it.name))]
-    const answer = await read({ topics, after }, 'application/x-ndjson', one.abort.signal)
-    const body = /** @type {ReadableStream<Uint8Array>} */ (answer.body).getReader(), text = new TextDecoder()
+    const topics = [...one.names]
+    const answer = await request(events, { topics, after }, one.abort.signal, 'application/x-ndjson')
+    const body = /** @type {ReadableStream} */ (answer.body).pipeThrough(new TextDecoderStream()).getReader()
     for (let rest = ''; ;) {
       const { value, done } = await body.read()
       if (done) return one.end(one.problem)
-      const parts = (rest + text.decode(value, { stream: true })).split('\n')
+      const parts = (rest + value).split('\n')
       rest = /** @type {string} */ (parts.pop())
       for (const part of parts) one.frame(JSON.parse(part))
     }
@@ -456,13 +402,11 @@ export function connect(url, options = {}) {
 
   /** @param {Link} one @param {string} [after] */
   async function polls(one, after) {
-    const topics = [...one.names = new Set(one.readings.map(it => it.name))]
+    const topics = [...one.names]
     // The first is not held, since its answer shows that polls work.
-    for (let wait = 0; !one.isEnded; wait = WAIT) {
-      if (one.isOpen) one.timer = setTimeout(() => one.end(), (wait + 5) * 1000)
-      const page = await (await read({ topics, after, wait }, JSON_TYPE, one.abort.signal)).json()
-      clearTimeout(one.timer)
-      if (!one.isOpen) one.frame({ type: 'open', cursor: after ?? page.cursor, mine: page.mine })
+    for (let wait = 0; !one.ended; wait = WAIT) {
+      const page = await request(events, { topics, after, wait }, one.abort.signal)
+      if (!wait) one.frame({ type: 'open', cursor: after ?? page.cursor, mine: page.mine, heartbeat_ms: POLL_MS })
       for (const frame of inOrder(page)) one.frame(frame)
       after = page.cursor
       one.frame({ type: 'cursor', cursor: after })
@@ -475,22 +419,20 @@ export function connect(url, options = {}) {
     link = one
     next = undefined
     cursor = frame.cursor
-    hasOpened = true
     refusals = 0
-    for (const reading of one.readings) joined(reading, frame.cursor)
+    for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
     for (const topic of frame.mine ?? []) byServer({ topic, cursor })
     if (frame.expires_in_ms) expects(frame.expires_in_ms)
     say('live')
     emit('open', frame)
-    for (const reading of all()) join(reading)
-    if (at) later('better', () => replace(0), BETTER_MS)
+    joinAll()
   }
 
   /** Leaves the connection. Each subscription keeps its place. */
   function leave() {
     for (const reading of all()) {
       reading.at = position(reading)
-      reading.isLive = false
+      reading.live = false
     }
     const one = link
     link = undefined
@@ -499,47 +441,46 @@ export function connect(url, options = {}) {
 
   /** Takes what the connection brings. @param {Link} one @param {Frame} frame */
   function take(one, frame) {
-    const { type, topic, id, replay } = frame
+    const { type, topic, id, replay } = frame, asked = one.asked[0]?.reading
     if (type === 'message' || type === 'gap') {
-      if (!replay && Number(id) <= Number(cursor)) return
+      if (!replay && id && !isNewer(id, cursor)) return
       for (const reading of readers(topic)) {
-        if (replay ? reading === one.asked[0] : reading.isLive) give(reading, frame)
+        if (replay ? reading === asked : reading.live) give(reading, frame)
       }
       // The server tells the topic that it adds only after its older messages.
-      if (replay && !one.asked.length && strays.push(frame) > MOST_HELD) strays.shift()
+      if (replay && !asked && strays.push(frame) > MOST_HELD) strays.shift()
     } else if (frame.by === 'server') byServer(frame)
-    else if (type === 'state') say(frame.state)
-    const place = type === 'message' ? id : frame.cursor
+    const place = id ?? frame.cursor
     if (place && !replay) cursor = place
   }
 
   /** The subscriptions that match this topic. @param {string} topic @returns {Reading[]} */
   const readers = topic => [topic, ...[...patterns].filter(name => name !== topic && matches(name, topic))]
-    .flatMap(name => [...readings.get(name) ?? []])
+    .flatMap(named)
 
   /** Gives a message or a gap to one subscription, unless it has had it. @param {Reading} reading @param {Frame} frame */
   function give(reading, frame) {
     const isUnknown = frame.reason === 'unknown_cursor'
-    const place = frame.type === 'gap' ? frame.next ?? frame.cursor : frame.id
-    if (Number(place) <= Number(reading.at) && !isUnknown) return
+    const place = frame.id ?? frame.next ?? frame.cursor
+    if (place && reading.at && !isNewer(place, reading.at) && !isUnknown) return
     const before = position(reading)
     // The ids of a store that does not know the cursor may be smaller.
     if (isUnknown) reading.at = frame.cursor
-    else if (!reading.isLive) reading.at = frame.id ?? reading.at
+    else if (!reading.live) reading.at = frame.id ?? reading.at
     if (!reading.pauses && !reading.held.length && frame.topic !== echoing) return tell(reading, frame)
     if (!reading.held.length) reading.from = before
     if (reading.held.push(frame) <= MOST_HELD) return
     reading.held = []
     reading.at = reading.from
-    reading.isLost = true
-    reading.isLive = reading.isCaught = false
+    reading.lost = true
+    reading.live = reading.caught = false
   }
 
   /** @param {Reading} reading @param {Frame} frame */
-  function tell(reading, { type, ...event }) {
-    if (reading.isEnded || own.has(event.id)) return
-    reading.emit(type, event)
-    if (type === 'gap') load(reading)
+  function tell(reading, frame) {
+    if (reading.ended || own.has(frame.id)) return
+    reading.emit(frame.type, frame)
+    if (frame.type === 'gap') load(reading)
   }
 
   /** Tells what was held, as far as it may be told. @param {Reading} reading */
@@ -547,8 +488,8 @@ export function connect(url, options = {}) {
     while (reading.held.length && !reading.pauses && reading.held[0].topic !== echoing) {
       tell(reading, /** @type {Frame} */ (reading.held.shift()))
     }
-    if (!reading.isLost || reading.pauses) return
-    reading.isLost = false
+    if (!reading.lost || reading.pauses) return
+    reading.lost = false
     join(reading)
   }
 
@@ -562,12 +503,12 @@ export function connect(url, options = {}) {
   async function load(reading) {
     if (!reading.load) return
     hold(reading, 1)
-    for (let fails = 0; !reading.isEnded; fails++) {
+    for (let fails = 0; !reading.ended; fails++) {
       try {
         await reading.load()
         break
       } catch {
-        await pause(200 + backOff(fails))
+        await pause(backOff(fails))
       }
     }
     hold(reading, -1)
@@ -577,11 +518,11 @@ export function connect(url, options = {}) {
 
   /** The connection reads this subscription with the others from now on. @param {Reading} reading @param {string} place */
   function joined(reading, place) {
-    if (reading.isEnded) return
+    if (reading.ended) return
     reading.at ??= place
-    reading.isLive = reading.isCaught = true
-    if (reading.isTold) return
-    reading.isTold = true
+    reading.live = reading.caught = true
+    if (reading.told) return
+    reading.told = true
     reading.emit('subscribed', { topic: reading.name, cursor: reading.at })
     load(reading)
   }
@@ -589,80 +530,73 @@ export function connect(url, options = {}) {
   /** Reads a subscription over the connection that is open. @param {Reading} reading @returns {Promise<void>} */
   async function join(reading) {
     const { name, at: place } = reading, one = link
-    if (!one || reading.isLive || reading.isLost || reading.isEnded || reading.isOfServer || one.asked.includes(reading)) return
-    const isRead = one.names.has(name)
-    if (isRead && !place && isPlain(reading)) return joined(reading, /** @type {string} */ (cursor))
-    if (isRead || !one.command) return catchUp(reading).then(() => follow(reading), () => soon(reading))
+    if (!one || reading.live || reading.lost || reading.ended || reading.given || one.asked.some(it => it.reading === reading)) return
+    if (!one.command) return again()
+    if (one.names.has(name)) {
+      const isNow = !place && isPlain(reading)
+      if (!isNow) await catchUp(reading).catch(() => later('join', joinAll, 2000))
+      if (link === one && one.names.has(name) && (isNow || reading.caught)) joined(reading, /** @type {string} */ (cursor))
+      return
+    }
     one.names.add(name)
-    one.asked.push(reading)
     one.command({ type: 'subscribe', topic: name, ...place ? { after: place } : reading.start }, frame => {
-      one.asked.shift()
       if (frame.type !== 'error') return joined(reading, frame.cursor)
       one.names.delete(name)
-      if (FINAL.test(frame.code) || frame.code === 'unauthorized') refuseTopic(name, frame)
-      else soon(reading)
-    })
+      if (isRefusal(frame.code)) refuseTopic(name, frame)
+      else later('join', joinAll, 2000)
+    }, reading)
   }
 
-  /** @param {Reading} reading @returns {Promise<void>} */
-  const soon = reading => pause(1000 + backOff(3)).then(() => join(reading))
-
-  /** A subscription has caught up by polls. The connection can read it. @param {Reading} reading */
-  function follow(reading) {
-    if (!link || !reading.isCaught || reading.isLive) return
-    if (!link.names.has(reading.name)) replace(at)
-    else joined(reading, /** @type {string} */ (reading.at))
-  }
+  const joinAll = () => all().forEach(join)
 
   /** Reads a subscription by polls of its own, up to the place of the connection. @param {Reading} reading */
-  const catchUp = reading => reading.catching ??= pages(reading).finally(() => { reading.catching = undefined })
-
-  /** @param {Reading} reading */
-  async function pages(reading) {
+  async function catchUp(reading) {
     const { name } = reading
-    const isBehind = () => !!link && Number(reading.at) < Number(cursor)
+    const isBehind = () => link && isNewer(cursor, reading.at)
     for (let isFull = true; isFull || isBehind();) {
-      const from = reading.at ? { after: reading.at } : reading.start
-      const stop = new AbortController(), late = setTimeout(() => stop.abort(), 15_000)
       let page
       try {
-        page = await (await read({ topics: [name], ...from, wait: 0, limit: 1000 }, JSON_TYPE, stop.signal)).json()
+        page = await request(events, { topics: [name], ...reading.at ? { after: reading.at } : reading.start, wait: 0, limit: 1000 })
       } catch (/** @type {any} */ why) {
         if (FINAL.test(why.code)) return refuseTopic(name, why)
         throw why
-      } finally {
-        clearTimeout(late)
       }
-      if (reading.isLive || reading.isEnded) return
-      for (const frame of inOrder(page)) if (!reading.isLost) give(reading, frame)
-      if (reading.isLost) return
-      reading.at = page.cursor
+      if (reading.live || reading.ended) return
+      for (const frame of inOrder(page)) if (!reading.lost) give(reading, frame)
+      if (reading.lost) return
+      reading.at = newer(reading.at, page.cursor)
       isFull = page.messages.length === 1000
     }
-    reading.isCaught = true
+    reading.caught = true
   }
 
   /** @param {string} topic @param {Start} [start] @returns {Subscription} */
-  function subscribe(topic, { state: load, last, after, since } = {}) {
-    const start = JSON.parse(JSON.stringify({ last, after, since }))
-    const isGiven = Object.keys(start).length
-    if (load && isGiven) throw new TypeError('state takes no other start')
-    const isFirst = !isGiven && !hasOpened && options.after
-    return begin(topic, { load, start, at: after ?? (isFirst || undefined), isCaught: !!isFirst })
+  function subscribe(topic, { state: load, ...start } = {}) {
+    const isNow = isPlain({ start }), first = isNow && !hasOpened() ? cursor : undefined
+    if (load && !isNow) throw new TypeError('state: no other start')
+    return begin(topic, { load, start, at: start.after ?? first, caught: !!first }).facade
   }
 
   /** @param {string} name @param {Partial<Reading>} given */
   function begin(name, given) {
     const { on, emit } = emitter()
-    const facade = { topic: name, on, close: () => end(reading), [Symbol.asyncIterator]: () => loop(reading, on) }
     /** @type {Reading} */
-    const reading = { name, start: {}, pauses: 0, held: [], emit, facade, isEnded: isOver(), ...given }
-    if (reading.isEnded) return facade
+    const reading = {
+      name,
+      start: {},
+      pauses: 0,
+      held: [],
+      emit,
+      ended: isOver(),
+      facade: { topic: name, on, close: () => end(reading), [Symbol.asyncIterator]: () => loop(reading, on) },
+      ...given,
+    }
+    if (reading.ended) return reading
     readings.set(name, (readings.get(name) ?? new Set()).add(reading))
     if (name.includes('*')) patterns.add(name)
     wake()
     join(reading)
-    return facade
+    return reading
   }
 
   /** The messages of a subscription. If the loop is slow, they wait on the server. @param {Reading} reading @param {any} on */
@@ -673,8 +607,7 @@ export function connect(url, options = {}) {
     /** @type {Error | undefined} */
     let error
     on('message', (/** @type {Message} */ message) => {
-      queue.push(message)
-      if (queue.length >= MOST_HELD && !isFull) {
+      if (queue.push(message) === MOST_HELD) {
         isFull = true
         hold(reading, 1)
       }
@@ -688,7 +621,7 @@ export function connect(url, options = {}) {
       for (;;) {
         while (queue.length) yield /** @type {Message} */ (queue.shift())
         if (error) throw error
-        if (reading.isEnded) return
+        if (reading.ended) return
         if (isFull) {
           isFull = false
           hold(reading, -1)
@@ -702,8 +635,8 @@ export function connect(url, options = {}) {
   /** @param {Reading} reading @param {Error} [error] */
   function end(reading, error) {
     const { name } = reading, some = readings.get(name)
-    if (reading.isEnded) return
-    reading.isEnded = true
+    if (reading.ended) return
+    reading.ended = true
     reading.held = []
     some?.delete(reading)
     reading.emit('end', error)
@@ -712,14 +645,14 @@ export function connect(url, options = {}) {
     patterns.delete(name)
     if (!link?.names.delete(name)) return
     if (link.command) link.command({ type: 'unsubscribe', topic: name })
-    else if (link.names.size) replace(at)
+    else if (link.names.size) again()
     else rest()
   }
 
   /** A topic is refused. The others go on. @param {string} name @param {Frame} problem */
   function refuseTopic(name, problem) {
-    const error = new RejoinError({ ...problem, topic: name })
-    for (const reading of readings.get(name) ?? []) {
+    const error = failure({ ...problem, topic: name })
+    for (const reading of named(name)) {
       reading.emit('refused', error)
       end(reading, error)
     }
@@ -727,14 +660,9 @@ export function connect(url, options = {}) {
 
   /** The server has added a topic, or taken it. @param {Frame} frame */
   function byServer({ type, topic, cursor: place }) {
-    const find = () => [...readings.get(topic) ?? []].find(it => it.isOfServer)
-    let reading = find()
+    let reading = named(topic).find(it => it.given)
     if (type === 'unsubscribed') return reading && end(reading)
-    if (!reading) {
-      emit('subscription', begin(topic, { isOfServer: true }))
-      reading = find()
-    }
-    if (!reading) return
+    if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
     for (const frame of strays.splice(0)) if (matches(topic, frame.topic)) give(reading, frame)
     reading.at = newer(reading.at, place)
     joined(reading, place)
@@ -750,32 +678,31 @@ export function connect(url, options = {}) {
   }
 
   /** @param {string} topic @param {unknown} data @param {PublishOptions} given */
-  async function send(topic, data, { event, ephemeral, key = hex() }) {
+  async function send(topic, data, { event, ephemeral, key = '' + Math.random() + Math.random() }) {
     const until = Date.now() + PUBLISH_MS
-    const query = new URLSearchParams({ ...event && { event }, ...ephemeral && { ephemeral: '' } })
-    const headers = { 'Content-Type': JSON_TYPE, ...!ephemeral && { 'Idempotency-Key': key } }
-    let isUnsure = false
+    const body = [{ topic, data, event, ephemeral, idempotency_key: ephemeral ? undefined : key }]
+    let code
     if (options.echo === false && !ephemeral) echoing = topic
     try {
       for (let fails = 0; ; fails++) {
-        const stop = new AbortController(), late = setTimeout(() => stop.abort(), 30_000)
         try {
-          const path = `/topics/${encodeURIComponent(topic)}?${query}`
-          const { id } = await (await request(path, { headers, body: JSON.stringify(data), signal: stop.signal })).json()
-          if (echoing && own.add(id).size > MOST_HELD) own.delete(/** @type {string} */ (own.values().next().value))
+          const [answer] = await request('/publish', body)
+          if (answer.code) throw { ...answer, isAsked: true }
+          const { id } = answer
+          if (own.size > MOST_HELD) own.clear()
+          if (echoing) own.add(id)
           return id
         } catch (/** @type {any} */ why) {
-          isUnsure ||= !why.code || why.code === 'unknown_outcome'
-          const isFinal = FINAL.test(why.code) || OF_TOKEN.test(why.code) || ephemeral || isOver()
-          if (!isFinal && Date.now() < until) await pause(backOff(fails))
-          if (isFinal || Date.now() >= until) throw isUnsure ? new RejoinError({ code: 'unknown_outcome' }) : new RejoinError(why)
-        } finally {
-          clearTimeout(late)
+          // Without a code there was no answer, and the message may be stored.
+          if (!why.isAsked) code = 'unknown_outcome'
+          const isLast = ephemeral || isOver() || Date.now() > until || isRefusal(why.code)
+          if (isLast) throw failure({ ...why, code: code ?? why.code })
+          await pause(backOff(fails % 4))
         }
       }
     } finally {
       echoing = undefined
-      for (const reading of all()) flush(reading)
+      all().forEach(flush)
     }
   }
 
@@ -784,29 +711,33 @@ export function connect(url, options = {}) {
   /** Ends the connection, until something wakes it. */
   function rest() {
     turns++
-    clearTimeout(timers.go)
-    isIdle = true
+    stop()
     next?.end()
     leave()
     if (!isOver()) say('waiting')
   }
 
-  function wake() {
-    if (!isIdle) return
-    isIdle = false
-    timers.go = setTimeout(go)
-  }
+  /** Connects, unless that is done or about to be. */
+  const wake = () => { if (!link && !next && !timers.go) again() }
+
+  /** Opens another connection, and only then closes this one. */
+  const again = () => later('go', go)
 
   /** @returns {Promise<void>} */
   async function go() {
     const turn = ++turns
-    clearTimeout(timers.go)
+    stop()
     if (isOver()) return
     next?.end()
-    if (!options.mine && !has('open') && !all().some(it => !it.isOfServer)) return rest()
-    isIdle = false
-    say('connecting')
-    for (let kind = first(); kind < kinds.length; kind++) {
+    if (!isWanted && !known().length) return rest()
+    if (!link) say('connecting')
+    try {
+      await credential()
+    } catch {
+      if (turn === turns) retry()
+      return
+    }
+    for (let kind = isKept() && kinds[at] ? at : 0; kind < kinds.length; kind++) {
       try {
         return await reach(kind, () => turn === turns)
       } catch (/** @type {any} */ why) {
@@ -817,80 +748,37 @@ export function connect(url, options = {}) {
     retry()
   }
 
-  /** Opens a connection of this kind. @param {number} kind @param {() => boolean} isWanted */
-  async function reach(kind, isWanted) {
-    await credential()
-    const isSocket = kinds[kind] === 'ws'
+  /** Opens a connection of this kind. @param {number} kind @param {() => boolean} isCurrent */
+  async function reach(kind, isCurrent) {
+    const isHttp = kinds[kind] !== 'ws', { some } = together()
     // An HTTP stream has one start for all. So other starts are read before.
-    const some = all().filter(it => !it.isOfServer), fresh = some.filter(it => !it.isCaught)
-    const isAlike = fresh.length === some.length && fresh.every(isPlain) && !hasOpened
-    if (!isSocket && !isAlike) await Promise.all(fresh.map(catchUp))
-    if (!isWanted() || !isSocket && !together().some.length) throw {}
+    if (isHttp) await Promise.all(known().filter(it => !some.includes(it)).map(catchUp))
+    if (!isCurrent() || isHttp && !together().some.length) throw {}
     await open(kinds[kind])
-    if (kind !== at || !kind) chosen = Date.now()
+    if (kind !== at || !isKept()) chosen = Date.now()
     at = kind
-    try { sessionStorage.setItem(remembered, kinds[kind] + ' ' + chosen) } catch { /* as in first() */ }
-  }
-
-  /** The transport to begin with: the best, or the one that has worked shortly before. */
-  function first() {
-    try {
-      const [kind, since] = sessionStorage.getItem(remembered)?.split(' ') ?? []
-      const found = kinds.findIndex(it => it === kind)
-      if (found > 0 && !hasOpened) [at, chosen] = [found, Number(since)]
-    } catch { /* the browser forbids storage, or has none */ }
-    return Date.now() - chosen < BETTER_MS ? at : 0
-  }
-
-  /** Opens another connection, and only then closes this one. @param {number} from */
-  async function replace(from) {
-    mustReplace = true
-    if (isReplacing) return
-    isReplacing = true
-    // Subscriptions that come together are read together.
-    await undefined
-    while (mustReplace && link) {
-      mustReplace = false
-      const old = link, last = at
-      for (let kind = from; kind <= last && link === old; kind++) {
-        try {
-          await reach(kind, () => link === old)
-        } catch (/** @type {any} */ why) {
-          if (link !== old) break
-          if (FINAL.test(why.code) || OF_TOKEN.test(why.code)) judge(why)
-          else if (kind === last) later('better', () => replace(at), 1000 + backOff(3))
-        }
-      }
-    }
-    isReplacing = false
-  }
-
-  /** The connection has ended. @param {Frame} why */
-  function lost(why) {
-    if (link && Date.now() - link.since > STABLE_MS) tries = 0
-    leave()
-    if (why.code) judge(why)
-    else retry()
+    if (kind) later('better', go, BETTER_MS)
+    try { sessionStorage[base] = [at, chosen] } catch { /* as below */ }
   }
 
   /** Does what the reason for an end asks for. @param {Frame} why @returns {void | Promise<void>} */
   function judge(why) {
     const { code, topic, detail } = why
-    if (OF_TOKEN.test(code) && options.token && !why.isAsked && !refusals++) {
+    if (!isRefusal(code)) return retry(why.retry_ms)
+    if (options.token && OF_TOKEN.test(code)) {
+      if (why.isAsked || refusals++) return refuse(failure(why))
       token = undefined
-      return hasOpened ? retry(why.retry_ms) : go()
+      return retry(why.retry_ms)
     }
-    if (!FINAL.test(code) && !OF_TOKEN.test(code)) return retry(why.retry_ms)
-    const names = [...readings.keys()]
-    const name = topic ?? names.find(it => /^(bad_r|forbidden$|unauth)/.test(code) && detail?.includes(it))
-    if (!readings.has(name) || options.token && OF_TOKEN.test(code)) return refuse(new RejoinError(why))
+    const name = topic ?? [...readings.keys()].find(it => detail?.includes(`"${it}"`))
+    if (!readings.has(name)) return refuse(failure(why))
     refuseTopic(name, why)
     go()
   }
 
   /** @param {number} [least] */
   function retry(least = 0) {
-    say('waiting')
+    if (!link) say('waiting')
     later('go', go, Math.max(least, backOff(tries++)))
   }
 
@@ -903,26 +791,23 @@ export function connect(url, options = {}) {
   /** @param {State} now @param {Error} [error] */
   function finish(now, error) {
     if (isOver()) return
+    listening.abort()
     say(now)
     rest()
-    for (const name in timers) clearTimeout(timers[name])
+    Object.values(timers).forEach(clearTimeout)
     for (const reading of all()) end(reading, error)
-    for (const type of WAKING) globalThis.removeEventListener?.(type, hurry)
-    globalThis.document?.removeEventListener('visibilitychange', hurry)
   }
 
   /** The page comes or goes, or the network is back. @param {Event} event */
   function hurry({ type }) {
     if (type === 'pagehide') return rest()
-    if (globalThis.document?.visibilityState === 'hidden') return
-    for (const resume of pauses) resume()
+    if (globalThis.document?.hidden) return
     if (type === 'online') chosen = 0
-    if (link?.silence && Date.now() - link.heard > link.silence) link.end()
-    if (!link && !next && turns) go()
-    else if (link && type === 'online') replace(0)
+    if (turns && !next && (!link || type === 'online')) go()
   }
-  for (const type of WAKING) globalThis.addEventListener?.(type, hurry)
-  globalThis.document?.addEventListener('visibilitychange', hurry)
+  for (const type of WAKING) globalThis.addEventListener?.(type, hurry, listening)
+  // The transport that has worked shortly before.
+  try { [at, chosen] = sessionStorage[base].split(',').map(Number) } catch { /* the browser forbids storage, or has none */ }
   if (options.mine) wake()
 
   return {
@@ -931,7 +816,10 @@ export function connect(url, options = {}) {
     subscribe,
     publish,
     on(type, handler) {
-      if (type === 'open') wake()
+      if (type === 'open') {
+        isWanted = true
+        wake()
+      }
       return on(type, handler)
     },
     close: () => finish('closed'),

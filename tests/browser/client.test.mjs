@@ -23,7 +23,7 @@ async function begin(flags, options) {
 function record(subscription) {
   const told = []
   for (const type of ['message', 'gap', 'subscribed', 'refused']) {
-    subscription.on(type, event => told.push({ type, ...event, code: event.code }))
+    subscription.on(type, event => told.push({ ...event, type }))
   }
   return told
 }
