@@ -32,9 +32,11 @@ export function useTopic(rejoin, topic, onMessage, { onGap, ...start } = {}) {
  * @param {Rejoin} rejoin
  * @param {import('vue').MaybeRefOrGetter<string | null | undefined>} topic
  * @param {T} initial
+ * @returns {import('vue').ShallowRef<T>}
  */
 export function useLatest(rejoin, topic, initial) {
-  const latest = shallowRef(initial)
+  /** @type {import('vue').ShallowRef<T>} */
+  const latest = shallowRef(/** @type {any} */ (initial))
   watch(() => toValue(topic), () => { latest.value = initial }, { flush: 'sync' })
   useTopic(rejoin, topic, ({ data }) => { latest.value = /** @type {T} */ (data) }, { last: 1 })
   return latest

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, describe, test } from 'node:test'
-import { connect } from 'rejoin'
+import { connect } from '../../web/rejoin.js'
 import { Proxy, SECRET, Server, mint, socketFrom, until } from './server.mjs'
 
 const TRANSPORTS = ['ws', 'ndjson', 'poll']

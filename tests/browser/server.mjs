@@ -4,7 +4,7 @@ import { createHmac } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer, connect as dial } from 'node:net'
 import { createInterface } from 'node:readline'
-import { WebSocket as Socket } from 'ws'
+import { WebSocket as Socket } from '../../web/node_modules/ws/wrapper.mjs'
 
 export const SECRET = 'a secret of the tests, of 32 bytes or more'
 
