@@ -37,3 +37,8 @@ async fn the_client_in_node_misses_nothing_on_any_transport() {
 async fn the_npm_package_is_small_and_can_be_installed() {
     in_node("package.test.mjs").await;
 }
+
+#[tokio::test]
+async fn the_hooks_for_react_and_vue_read_as_long_as_their_component_is_there() {
+    in_node("hooks.test.mjs").await;
+}
