@@ -1,7 +1,11 @@
 //! A page in a real browser, which reads from the server and publishes to it.
 
+#[path = "browser/client.rs"]
+mod client;
 #[path = "browser/login.rs"]
 mod login;
+#[path = "browser/node.rs"]
+mod node;
 #[path = "browser/page.rs"]
 mod page;
 #[path = "browser/proxy.rs"]

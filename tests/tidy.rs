@@ -77,7 +77,8 @@ fn a_server_that_is_embedded_builds_only_the_crates_that_it_names() {
 }
 
 /// The statuses of answers that are no error.
-const NO_ERRORS: [&str; 5] = ["OK", "CREATED", "ACCEPTED", "NO_CONTENT", "SWITCHING_PROTOCOLS"];
+const NO_ERRORS: [&str; 6] =
+    ["OK", "CREATED", "ACCEPTED", "NO_CONTENT", "SWITCHING_PROTOCOLS", "NOT_MODIFIED"];
 
 #[test]
 fn one_file_alone_turns_errors_into_statuses_and_close_codes() {

@@ -27,6 +27,7 @@ pub fn router(app: Arc<App>) -> Router {
     let subscribable = subscribable.route("/echo", any(websocket::echo));
     let others = Router::new()
         .route("/", get(page::show))
+        .route("/rejoin.js", get(page::client))
         .route("/topics", any(inspect::topics))
         .route("/connections", any(live::connections))
         .route("/connections/{id}", any(live::connection))

@@ -53,6 +53,17 @@ impl Session {
         self.post(&format!("{element}/click"), json!({})).await
     }
 
+    /// Takes the network from the page, or gives it back (an extension of chromedriver).
+    pub async fn offline(&self, is_offline: bool) -> Result<Value, String> {
+        let conditions = json!({"offline": is_offline, "latency": 0, "throughput": 100_000_000});
+        self.post("chromium/network_conditions", json!({"network_conditions": conditions})).await
+    }
+
+    /// A command of the Chrome DevTools protocol (an extension of chromedriver).
+    pub async fn command(&self, name: &str, parameters: Value) -> Result<Value, String> {
+        self.post("goog/cdp/execute", json!({"cmd": name, "params": parameters})).await
+    }
+
     /// The path of an element.
     async fn find(&self, selector: &str) -> Result<String, String> {
         let found = self.post("element", json!({"using": "css selector", "value": selector})).await?;

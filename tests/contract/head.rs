@@ -27,6 +27,7 @@ async fn head_has_the_status_and_headers_of_get_and_no_body() {
     publish(&server, "a", "x").await;
     for path in [
         "/",
+        "/rejoin.js",
         "/openapi.json",
         "/health/live",
         "/health/ready",

@@ -1,0 +1,292 @@
+// The browser client in Node, against a real server.
+import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, describe, test } from 'node:test'
+import { connect } from '../../web/rejoin.js'
+import { Proxy, SECRET, Server, mint, socketFrom, until } from './server.mjs'
+
+const TRANSPORTS = ['ws', 'ndjson', 'poll']
+const ends = []
+after(() => { for (const end of ends) end() })
+
+async function begin(flags, options) {
+  const server = await Server.start(flags)
+  const proxy = await Proxy.before(server.port)
+  const rejoin = connect(proxy.url, { WebSocket: socketFrom(proxy.url), ...options })
+  ends.push(() => rejoin.close(), () => proxy.close(), () => server.stop('SIGKILL'))
+  return { server, proxy, rejoin }
+}
+
+/** Records everything that a subscription tells. */
+function record(subscription) {
+  const told = []
+  for (const type of ['message', 'gap', 'subscribed', 'refused']) {
+    subscription.on(type, event => told.push({ ...event, type }))
+  }
+  return told
+}
+const data = told => told.filter(it => it.type === 'message').map(it => it.data)
+const has = (told, type) => told.some(it => it.type === type)
+const numbers = (from, to) => Array.from({ length: to - from + 1 }, (_, at) => from + at)
+
+describe('the browser client', { concurrency: 8 }, () => {
+  for (const transport of TRANSPORTS) {
+    const only = { transports: [transport] }
+
+    test(`${transport}: topics and patterns come and go, each message once`, async () => {
+      const { server, rejoin } = await begin([], only)
+      for (let n = 1; n <= 5; n++) await server.publish('old', n)
+      const all = record(rejoin.subscribe('orders.*')), one = record(rejoin.subscribe('orders.1'))
+      await until(() => has(all, 'subscribed') && has(one, 'subscribed'))
+      await server.publish('orders.1', 1)
+      await until(() => data(all).length === 1 && data(one).length === 1)
+      const old = rejoin.subscribe('old', { last: 3 }), heard = record(old)
+      await until(() => data(heard).length === 3 && has(heard, 'subscribed'))
+      const again = record(rejoin.subscribe('old', { last: 2 })), whole = record(rejoin.subscribe('old', { after: '0' }))
+      await until(() => has(again, 'subscribed') && has(whole, 'subscribed'))
+      for (let n = 6; n <= 9; n++) await server.publish('old', n)
+      await server.publish('orders.2', 2)
+      await until(() => data(all).length === 2 && data(whole).length === 9 && data(again).length === 6)
+      assert.deepEqual(data(heard), numbers(3, 9))
+      assert.deepEqual(data(again), numbers(4, 9))
+      assert.deepEqual(data(whole), numbers(1, 9))
+      old.close()
+      await server.publish('old', 10)
+      await until(() => data(whole).length === 10)
+      assert.deepEqual(data(heard), numbers(3, 9))
+      assert.deepEqual(data(one), [1])
+      assert.deepEqual(data(all), [1, 2])
+    })
+
+    test(`${transport}: a cut loses nothing and doubles nothing`, async () => {
+      const { server, proxy, rejoin } = await begin([], only)
+      const told = record(rejoin.subscribe('t'))
+      await until(() => has(told, 'subscribed'))
+      for (let n = 1; n <= 30; n++) {
+        if (n % 10 === 5) proxy.cut()
+        await server.publish('t', n)
+        if (n % 10 === 9) proxy.mend()
+        if (n % 10 === 0) await until(() => data(told).length === n)
+      }
+      assert.deepEqual(data(told), numbers(1, 30))
+      assert.ok(!has(told, 'gap'))
+    })
+  }
+
+  test('the client resumes after a restart with a state file, and is told a gap without one', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'rejoin-'))
+    const flags = ['--state', join(folder, 'state')]
+    const first = await Server.start(flags)
+    const rejoin = connect(first.url, { WebSocket: socketFrom(first.url) })
+    ends.push(() => rejoin.close(), () => rmSync(folder, { recursive: true }))
+    const told = record(rejoin.subscribe('t'))
+    await until(() => has(told, 'subscribed'))
+    await first.publish('t', 1)
+    await until(() => data(told).length === 1)
+    await first.stop()
+    const second = await Server.start(flags, first.port)
+    await second.publish('t', 2)
+    await until(() => data(told).length === 2)
+    assert.ok(!has(told, 'gap'))
+    await second.stop('SIGKILL')
+    const third = await Server.start([], first.port)
+    ends.push(() => third.stop('SIGKILL'))
+    await third.publish('t', 3)
+    await until(() => data(told).length === 3)
+    assert.deepEqual(told.slice(1).map(it => it.data ?? it.reason), [1, 2, 'restarted', 3])
+  })
+
+  test('a gap is told before the messages after it, and loads the state again', async () => {
+    const { server, proxy, rejoin } = await begin(['--retain-messages', '2'])
+    let loads = 0
+    const told = record(rejoin.subscribe('t', {
+      state: async () => {
+        if (++loads === 1) throw new Error('the backend is away')
+        await new Promise(resume => setTimeout(resume, 50))
+        told.push({ type: 'message', data: 'state' })
+      },
+    }))
+    await until(() => has(told, 'subscribed'))
+    await server.publish('t', 1)
+    await until(() => data(told).length === 2)
+    assert.deepEqual(data(told), ['state', 1])
+    proxy.cut()
+    for (let n = 2; n <= 6; n++) await server.publish('t', n)
+    proxy.mend()
+    await until(() => data(told).length === 5)
+    assert.deepEqual(told.slice(3).map(it => it.data ?? it.reason), ['retention', 'state', 5, 6])
+    assert.equal(loads, 3)
+    assert.throws(() => rejoin.subscribe('t', { state() {}, last: 1 }), TypeError)
+  })
+
+  test('messages beyond a thousand that wait for the state are read again', async () => {
+    const { server, rejoin } = await begin(['--retain-messages', '5000'])
+    let loaded
+    const told = record(rejoin.subscribe('t', { state: () => new Promise(done => { loaded = done }) }))
+    await until(() => loaded)
+    await server.publish('t', 0)
+    const lines = numbers(1, 1500).map(n => JSON.stringify({ topic: 't', data: n })).join('\n')
+    const headers = { 'Content-Type': 'application/x-ndjson' }
+    await fetch(server.url + '/publish', { method: 'POST', headers, body: lines })
+    const last = await server.publish('t', 1501)
+    await until(() => rejoin.cursor === last)
+    assert.deepEqual(data(told), [])
+    loaded()
+    await until(() => data(told).length >= 1502)
+    await server.publish('t', 1502)
+    await until(() => data(told).includes(1502))
+    assert.deepEqual(data(told), numbers(0, 1502))
+  })
+
+  for (const transport of TRANSPORTS) {
+    test(`${transport}: a token is renewed before its end, and no message is lost`, async () => {
+      // A poll has no connection that a token could keep. So its backend may also be away for a moment.
+      const isPoll = transport === 'poll'
+      const tokens = []
+      const { server, rejoin } = await begin(['--jwt-secret', SECRET], {
+        transports: [transport],
+        token: async () => {
+          tokens.push(Date.now())
+          if (isPoll && tokens.length === 2) throw new Error('the backend is away')
+          return mint('u1', isPoll ? 5 : 8)
+        },
+      })
+      server.key = mint('backend', 600)
+      const states = []
+      rejoin.on('state', state => states.push(state))
+      const told = record(rejoin.subscribe('t'))
+      await until(() => has(told, 'subscribed'))
+      let n = 0
+      while (tokens.length < (isPoll ? 3 : 2)) {
+        await server.publish('t', ++n)
+        await new Promise(resume => setTimeout(resume, 50))
+      }
+      // The first token has ended by now.
+      while (Date.now() < tokens[0] + 8500) {
+        await server.publish('t', ++n)
+        await new Promise(resume => setTimeout(resume, 50))
+      }
+      await server.publish('t', ++n)
+      await until(() => data(told).includes(n))
+      assert.deepEqual(data(told), numbers(1, n))
+      if (!isPoll) assert.deepEqual(states, ['live'], 'no connection was lost')
+    })
+
+    test(`${transport}: a topic that is refused is told, and the others go on`, async () => {
+      const { server, rejoin } = await begin(['--jwt-secret', SECRET], {
+        transports: [transport],
+        token: () => mint('u1', 60, { subscribe: ['mine', 'late'] }),
+      })
+      server.key = mint('backend', 600)
+      const mine = record(rejoin.subscribe('mine')), other = record(rejoin.subscribe('other'))
+      await until(() => has(mine, 'subscribed') && has(other, 'refused'))
+      const late = record(rejoin.subscribe('late')), later = record(rejoin.subscribe('never'))
+      await until(() => has(late, 'subscribed') && has(later, 'refused'))
+      await server.publish('mine', 1)
+      await server.publish('late', 2)
+      await until(() => data(mine).length && data(late).length)
+      assert.deepEqual(other.map(it => [it.type, it.code]), [['refused', 'forbidden']])
+      assert.equal(rejoin.state, 'live')
+    })
+
+    test(`${transport}: a token that is refused twice is final, and told once`, async () => {
+      let asked = 0
+      const { rejoin } = await begin(['--jwt-secret', SECRET], { transports: [transport], token: () => 'no.good.' + ++asked })
+      const told = []
+      rejoin.on('refused', error => told.push(error.code))
+      const loop = (async () => { for await (const _ of rejoin.subscribe('t')); })()
+      await assert.rejects(loop, { code: 'unauthorized' })
+      assert.deepEqual([told, rejoin.state], [['unauthorized'], 'refused'])
+      // An attempt that a busy machine cuts off may ask once more.
+      assert.ok(asked >= 2 && asked <= 4, `asked ${asked} times`)
+    })
+  }
+
+  test('a transport that does not work gives way to the next, and is remembered', async () => {
+    const { server, proxy, rejoin } = await begin()
+    proxy.refuses = head => head.startsWith('GET') || head.includes('x-ndjson')
+    const told = record(rejoin.subscribe('t'))
+    await until(() => has(told, 'subscribed'))
+    await server.publish('t', 1)
+    await until(() => data(told).length === 1)
+    proxy.seen.length = 0
+    proxy.cut()
+    await until(() => rejoin.state === 'waiting')
+    proxy.mend()
+    await server.publish('t', 2)
+    await until(() => data(told).length === 2)
+    assert.ok(proxy.seen.length && proxy.seen.every(head => head.startsWith('POST')), String(proxy.seen))
+  })
+
+  test('an overloaded server is asked again', async () => {
+    const { server, rejoin } = await begin(['--max-connections', '1'], { transports: ['poll'] })
+    const other = connect(server.url, { transports: ['ndjson'] })
+    ends.push(() => other.close())
+    const held = record(other.subscribe('t'))
+    await until(() => has(held, 'subscribed'))
+    const told = record(rejoin.subscribe('t')), refused = []
+    rejoin.on('refused', error => refused.push(error))
+    await until(() => rejoin.state === 'waiting')
+    other.close()
+    await until(() => has(told, 'subscribed'))
+    await server.publish('t', 1)
+    await until(() => data(told).length)
+    assert.ok(!has(told, 'refused') && !refused.length)
+  })
+
+  test('a publish is repeated with its key until it is answered, one after the other', async () => {
+    const { server, proxy, rejoin } = await begin([], { echo: false })
+    const told = record(rejoin.subscribe('t'))
+    await until(() => has(told, 'subscribed'))
+    assert.ok(await rejoin.publish('t', 1))
+    await server.publish('t', 'from another')
+    proxy.cut()
+    const all = [2, 3, 4].map(n => rejoin.publish('t', n))
+    await until(() => rejoin.state === 'waiting')
+    proxy.mend()
+    const ids = (await Promise.all(all)).map(Number)
+    assert.deepEqual(ids, [...ids].sort())
+    assert.equal(await rejoin.publish('t', 'gone', { ephemeral: true }), undefined)
+    await server.publish('t', 'last')
+    await until(() => data(told).includes('last'))
+    assert.deepEqual(data(told), ['from another', 'gone', 'last'])
+    const page = await (await fetch(server.url + '/topics/t?after=0&wait=0')).json()
+    assert.deepEqual(page.messages.map(it => it.data), [1, 'from another', 2, 3, 4, 'last'])
+    await assert.rejects(rejoin.publish('not.*.a topic', 1), { code: 'bad_request' })
+  })
+
+  test('a loop gets every message however slow it is, and closes its subscription', async () => {
+    const { server, rejoin } = await begin(['--retain-messages', '5000'])
+    const orders = rejoin.subscribe('t', { after: '0' }), got = []
+    let isDone = false
+    orders.on('subscribed', async () => {
+      const lines = numbers(1, 2500).map(n => JSON.stringify({ topic: 't', data: n })).join('\n')
+      const headers = { 'Content-Type': 'application/x-ndjson' }
+      await fetch(server.url + '/publish', { method: 'POST', headers, body: lines })
+      isDone = true
+    })
+    for await (const message of orders) {
+      if (!got.length) await until(() => isDone)
+      got.push(message.data)
+      if (got.length === 2500) break
+    }
+    assert.deepEqual(got, numbers(1, 2500))
+    const stats = await (await fetch(server.url + '/topics')).json()
+    await until(() => stats.topics.length)
+    rejoin.close()
+    assert.equal(rejoin.state, 'closed')
+  })
+
+  test('many topics are subscribed by command, not in the URL', async () => {
+    const { server, rejoin, proxy } = await begin()
+    const name = n => 'topic-with-a-long-name-to-fill-the-url.' + n
+    const told = numbers(1, 1000).map(n => record(rejoin.subscribe(name(n))))
+    await until(() => told.every(it => has(it, 'subscribed')))
+    await server.publish(name(1), 1)
+    await server.publish(name(1000), 1000)
+    await until(() => data(told[0]).length && data(told[999]).length)
+    assert.ok(proxy.seen.every(head => head.length < 8300), proxy.seen[0].slice(0, 100))
+  })
+})

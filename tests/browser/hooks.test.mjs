@@ -1,0 +1,85 @@
+// The hooks for React and Vue, in the real libraries, against a real server.
+import assert from 'node:assert/strict'
+import { createRequire } from 'node:module'
+import { after, describe, test } from 'node:test'
+import { connect } from '../../web/rejoin.js'
+import * as react from '../../web/react.js'
+import * as vue from '../../web/vue.js'
+import { Server, until } from './server.mjs'
+
+const require = createRequire(new URL('../../web/package.json', import.meta.url))
+const { createElement, StrictMode } = require('react')
+const { create } = require('react-test-renderer')
+const { effectScope, nextTick, ref } = await import(new URL('../../web/node_modules/vue/index.mjs', import.meta.url))
+globalThis.IS_REACT_ACT_ENVIRONMENT = false
+
+const ends = []
+after(() => { for (const end of ends) end() })
+
+async function begin() {
+  const server = await Server.start()
+  const rejoin = connect(server.url, { transports: ['ndjson'] })
+  ends.push(() => rejoin.close(), () => server.stop('SIGKILL'))
+  return { server, rejoin }
+}
+const subscribers = async server => {
+  const { topics } = await (await fetch(server.url + '/topics')).json()
+  return Object.fromEntries(topics.map(it => [it.topic, it.subscribers]))
+}
+async function untilRead(server, expected) {
+  for (let looks = 0; looks < 500; looks++) {
+    if (JSON.stringify(await subscribers(server)) === JSON.stringify(expected)) return
+    await new Promise(resume => setTimeout(resume, 20))
+  }
+  assert.deepEqual(await subscribers(server), expected)
+}
+
+describe('hooks', { concurrency: true }, () => {
+  test('React reads a topic while the component is there, and the newest data of another', async () => {
+    const { server, rejoin } = await begin()
+    await server.publish('a', 'old')
+    await server.publish('price', 1)
+    const got = []
+    let price
+    function Prices({ topic }) {
+      react.useTopic(rejoin, topic, ({ data }) => got.push(data))
+      price = react.useLatest(rejoin, 'price', 0)
+      return null
+    }
+    const element = topic => createElement(StrictMode, null, createElement(Prices, { topic }))
+    const root = create(element('a'))
+    await until(() => price === 1)
+    await untilRead(server, { a: 1, price: 1 })
+    await server.publish('a', 'one')
+    await server.publish('price', 2)
+    await until(() => got.length && price === 2)
+    root.update(element(null))
+    await untilRead(server, { a: 0, price: 1 })
+    root.unmount()
+    await untilRead(server, { a: 0, price: 0 })
+    assert.deepEqual(got, ['one'])
+  })
+
+  test('Vue reads the topic of a ref until its scope ends', async () => {
+    const { server, rejoin } = await begin()
+    await server.publish('a', 1)
+    await server.publish('b', 2)
+    const topic = ref('a'), scope = effectScope(), got = []
+    let latest
+    scope.run(() => {
+      vue.useTopic(rejoin, topic, ({ data }) => got.push(data))
+      latest = vue.useLatest(rejoin, topic, 0)
+    })
+    await until(() => latest.value === 1)
+    topic.value = 'b'
+    assert.equal(latest.value, 0)
+    await nextTick()
+    await until(() => latest.value === 2)
+    await untilRead(server, { a: 0, b: 1 })
+    await server.publish('b', 3)
+    await until(() => latest.value === 3 && got.length === 1)
+    scope.stop()
+    await untilRead(server, { a: 0, b: 0 })
+    assert.deepEqual(got, [3])
+  })
+})

@@ -1,0 +1,44 @@
+//! The browser client in Node, and its npm package.
+
+use std::{env, io::Write, path::Path, process::Command};
+
+/// The tests of these files run in Node, beside each other. They start the program themselves.
+async fn in_node(file: &'static str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if let Some(missing) = missing(root) {
+        assert!(env::var_os("CI").is_none(), "{missing}");
+        let _ = writeln!(std::io::stderr(), "SKIPPED {file}: {missing}");
+        return;
+    }
+    let mut node = Command::new("node");
+    node.arg("--test").arg(root.join("tests/browser").join(file));
+    node.env("REJOIN", env!("CARGO_BIN_EXE_rejoin")).env_remove("NODE_OPTIONS");
+    let run = tokio::task::spawn_blocking(move || node.output());
+    let output = run.await.expect("it ends").expect("node starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("# fail 0"), "{said}");
+}
+
+fn missing(root: &Path) -> Option<&'static str> {
+    if Command::new("node").arg("--version").output().is_err() {
+        return Some("node is not installed");
+    }
+    let has_tools = root.join("web/node_modules").exists();
+    (!has_tools).then_some("npm ci --prefix web has not run")
+}
+
+#[tokio::test]
+async fn the_client_in_node_misses_nothing_on_any_transport() {
+    in_node("client.test.mjs").await;
+}
+
+#[tokio::test]
+async fn the_npm_package_is_small_and_can_be_installed() {
+    in_node("package.test.mjs").await;
+}
+
+#[tokio::test]
+async fn the_hooks_for_react_and_vue_read_as_long_as_their_component_is_there() {
+    in_node("hooks.test.mjs").await;
+}

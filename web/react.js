@@ -1,0 +1,39 @@
+// Topics of Rejoin in React.
+import { useEffect, useRef, useState } from 'react'
+
+/** @typedef {import('./rejoin.js').Rejoin} Rejoin */
+
+/**
+ * Reads a topic or pattern while the component is there. `null` reads nothing.
+ * @template T
+ * @param {Rejoin} rejoin
+ * @param {string | null | undefined} topic
+ * @param {(message: import('./rejoin.js').Message<T>) => void} onMessage
+ * @param {import('./rejoin.js').Start & {onGap?: (gap: import('./rejoin.js').Gap) => void}} [options]
+ */
+export function useTopic(rejoin, topic, onMessage, options = {}) {
+  const newest = useRef({ onMessage, options })
+  useEffect(() => { newest.current = { onMessage, options } })
+  useEffect(() => {
+    if (topic == null) return
+    const { onGap, ...start } = newest.current.options
+    const subscription = rejoin.subscribe(topic, start)
+    subscription.on('message', message => newest.current.onMessage(message))
+    subscription.on('gap', gap => newest.current.options.onGap?.(gap))
+    return subscription.close
+  }, [rejoin, topic])
+}
+
+/**
+ * The data of the newest message of a topic, and `initial` until there is one.
+ * @template T
+ * @param {Rejoin} rejoin
+ * @param {string | null | undefined} topic
+ * @param {T} initial
+ * @returns {T}
+ */
+export function useLatest(rejoin, topic, initial) {
+  const [latest, setLatest] = useState({ topic, data: initial })
+  useTopic(rejoin, topic, ({ data }) => setLatest({ topic, data }), { last: 1 })
+  return latest.topic === topic ? latest.data : initial
+}

@@ -1,0 +1,827 @@
+// The browser client of Rejoin: topics over WebSocket, an HTTP stream or long-polling, with one cursor for all of them.
+// It has no dependency and needs no build step. The server serves this file as it is.
+
+/** A refusal, with the code of the server, and the topic if it is about one.
+ * @typedef {Error & {code: string, detail?: string, topic?: string}} RejoinError
+ */
+/**
+ * A message. `data` is JSON, text, or bytes. An ephemeral message has no id.
+ * @template [T=any]
+ * @typedef {{topic: string, id?: string, event?: string, data: T, by?: string, content_type?: string, encoding?: string,
+ *   ephemeral?: boolean}} Message
+ */
+/**
+ * The notice that messages are gone, or may be: load your state again.
+ * @typedef {{topic: string, after: string, next: string | null, cursor: string, reason: string}} Gap
+ */
+/**
+ * @typedef {'connecting' | 'live' | 'waiting' | 'refused' | 'closed'} State
+ * @typedef {'ws' | 'ndjson' | 'poll'} Transport
+ * @typedef {{connection?: string, cursor: string, mine?: string[], sub?: string, expires_in_ms?: number,
+ *   heartbeat_ms?: number}} Open
+ */
+/**
+ * - `token` gives the token of the user. It is asked again before the token ends. `null` or `''` means that there is none.
+ * - `transports` are tried in this order.
+ * - `shared` is a name for the login: all tabs with this name share one connection.
+ * - `mine` also reads the topics that the backend keeps for the subject of the token.
+ * - `after` is the cursor from which subscriptions begin that say nothing else.
+ * - `echo: false` leaves out the messages that this client has published itself.
+ * - `WebSocket` is a class for programs without one of their own.
+ * @typedef {{token?: () => string | null | undefined | Promise<string | null | undefined>, transports?: Transport[],
+ *   shared?: string | true, mine?: boolean, after?: string, echo?: boolean, WebSocket?: any}} Options
+ */
+/**
+ * Where a subscription begins. Without any of these it begins with the next message.
+ * `state` loads your own state: messages wait until it is done, and it is loaded again after a gap.
+ * @typedef {{last?: number, after?: string, since?: string, state?: () => unknown}} Start
+ */
+/**
+ * @template [T=any]
+ * @typedef {{message: Message<T>, gap: Gap, subscribed: {topic: string, cursor: string}, refused: RejoinError}}
+ *   SubscriptionEvents
+ */
+/** @typedef {{open: Open, state: State, refused: RejoinError, subscription: Subscription}} ClientEvents */
+/**
+ * A topic or pattern that is read. `on` returns a function that stops the handler. A loop over the subscription gets its
+ * messages, and closes it at its end.
+ * @template [T=any]
+ * @typedef {{topic: string, on<K extends keyof SubscriptionEvents<T>>(type: K,
+ *   handler: (event: SubscriptionEvents<T>[K]) => void): () => void, close(): void,
+ *   [Symbol.asyncIterator](): AsyncGenerator<Message<T>, void, void>}} Subscription
+ */
+/**
+ * @typedef {{event?: string, ephemeral?: boolean, key?: string}} PublishOptions
+ * @typedef {{
+ *   readonly state: State,
+ *   readonly cursor: string | undefined,
+ *   subscribe<T = any>(topic: string, start?: Start): Subscription<T>,
+ *   publish(topic: string, data: unknown, options?: PublishOptions): Promise<string | undefined>,
+ *   on<K extends keyof ClientEvents>(type: K, handler: (event: ClientEvents[K]) => void): () => void,
+ *   close(): void,
+ * }} Rejoin
+ */
+
+// The records inside of the client.
+/**
+ * A frame of the server, a problem, or the reason for which a connection has ended.
+ * @typedef {{[name: string]: any}} Frame
+ */
+/**
+ * A subscription. `at` is its own cursor, and counts beside that of the connection if it is newer. `caught` is set once
+ * one stream can read it with the others, and `live` while one does.
+ * @typedef {{name: string, start: Start, load?: () => unknown, at?: string, from?: string,
+ *   caught?: boolean, live?: boolean, told?: boolean, lost?: boolean, ended?: boolean, given?: boolean,
+ *   pauses: number, held: Frame[], facade: Subscription, emit: (type: string, event?: any) => void}} Reading
+ */
+/**
+ * One connection, or a chain of polls. `asked` are the commands that have no answer yet.
+ * @typedef {{names: Set<string>, readings: Reading[], ended?: boolean, timer?: any,
+ *   problem?: Frame, abort: AbortController, asked: {answered?: (frame: Frame) => void, reading?: Reading}[],
+ *   command?: (command: object, answered?: (frame: Frame) => void, reading?: Reading) => void, frame(frame: Frame): void,
+ *   end(why?: Frame): void}} Link
+ */
+
+/** How many messages a subscription holds for its state or its loop. More are dropped, and read again. */
+const MOST_HELD = 1000
+/** How long a transport may take to its first frame. */
+const FIRST_FRAME_MS = 4000
+/** After this time a better transport is tried again. */
+const BETTER_MS = 600_000
+/** A longer URL is refused by some proxies. The other topics are subscribed by command. */
+const URL_LENGTH = 8192
+/** How long a message is sent again. The server knows its key for 5 minutes. */
+const PUBLISH_MS = 240_000
+/** A connection that lived for this long resets the back-off. */
+const STABLE_MS = 10_000
+/** How many seconds a poll is held. */
+const WAIT = 25
+/** One and a half of this is 5 s more than a poll is held. */
+const POLL_MS = 20_000
+
+const JSON_TYPE = 'application/json'
+/** Events of the page that try again at once, or end the connection. */
+const WAKING = ['online', 'pageshow', 'pagehide', 'visibilitychange']
+/** Refusals that do not change by themselves. */
+const FINAL = /^(forb|bad_|not_f|meth|too_l|unsu|upgr|disc|conf|prec|key_)/
+const OF_TOKEN = /^(unauth|token_)/
+/** @param {string} code */
+const isRefusal = code => FINAL.test(code) || OF_TOKEN.test(code)
+
+/** An error with the code of the server, and the topic if it is about one. @param {Frame} problem @returns {RejoinError} */
+const failure = problem => Object.assign(/** @type {any} */ (new Error(problem.detail ?? problem.code)), problem)
+
+/** @returns {{on: any, emit: (type: string, event?: any) => void}} */
+function emitter() {
+  /** @type {Set<{type: string, handler: (event: any) => void}>} */
+  const all = new Set()
+  return {
+    on(/** @type {string} */ type, /** @type {(event: any) => void} */ handler) {
+      const one = { type, handler }
+      all.add(one)
+      return () => all.delete(one)
+    },
+    emit(type, event) {
+      for (const one of [...all]) {
+        // A mistake in a handler is reported, and stops nothing else.
+        try { one.type === type && one.handler(event) } catch (error) { queueMicrotask(() => { throw error }) }
+      }
+    },
+  }
+}
+
+/** @param {string} pattern @param {string} topic */
+function matches(pattern, topic) {
+  const parts = pattern.split('.'), segments = topic.split('.')
+  const isMatch = (/** @type {string} */ part, /** @type {number} */ at) =>
+    part === segments[at] || part[0] === '*' && at < segments.length && (at || topic[0] !== '$')
+  return parts.every(isMatch) && (pattern.endsWith('**') || parts.length === segments.length)
+}
+
+/** The newer of two cursors. @param {string} [a] @param {string} [b] */
+const newer = (a, b) => isNewer(a, b) ? a : b
+/** False if there is none to compare. @param {string} [a] @param {string} [b] */
+const isNewer = (a, b) => Number(a) > Number(b)
+const backOff = (/** @type {number} */ tries) => Math.random() * Math.min(20_000, 500 * 2 ** tries)
+const pause = (/** @type {number} */ ms) => new Promise(done => { setTimeout(done, ms) })
+
+/** A binary frame: its envelope, a line feed, and the bytes. @param {ArrayBuffer} buffer @returns {Frame} */
+function binary(buffer) {
+  const bytes = new Uint8Array(buffer), end = bytes.indexOf(10)
+  return { ...JSON.parse(new TextDecoder().decode(bytes.subarray(0, end))), data: bytes.subarray(end + 1) }
+}
+
+/** How long a token lives, by its own claims. @param {string} token */
+function lifeOf(token) {
+  try {
+    const claims = JSON.parse(atob(token.split('.')[1].replace(/[-_]/g, it => it < '0' ? '+' : '/')))
+    // The time of signing, if there is one: the clock of this machine may be wrong.
+    return (claims.exp - (claims.iat ?? Date.now() / 1000)) * 1000
+  } catch {
+    return NaN
+  }
+}
+
+/** The gaps and messages of a page: each gap before anything newer than its `after`. @param {Frame} page @returns {Frame[]} */
+const inOrder = ({ gaps = [], messages }) => [...messages, ...gaps].sort((a, b) => placeOf(a) - placeOf(b))
+const placeOf = (/** @type {Frame} */ { id, reason, after }) => Number(id ?? (reason === 'unknown_cursor' ? 0 : after ?? 9e15))
+
+/** True if a subscription begins with the next message. @param {{start: Start}} reading */
+const isPlain = ({ start: { last, after, since } }) => (last ?? after ?? since) === undefined
+
+/**
+ * Connects to the Rejoin server at this address.
+ * @param {string | URL} url
+ * @param {Options} [options]
+ * @returns {Rejoin}
+ */
+export function connect(url, options = {}) {
+  /** The address of the server, which is also the name under which the transport is remembered. */
+  const base = new URL(url, globalThis.location?.href).href.replace(/\/$/, '')
+  const Socket = options.WebSocket ?? globalThis.WebSocket
+  const kinds = (options.transports ?? ['ws', 'ndjson', 'poll']).filter(kind => kind !== 'ws' || Socket)
+  const events = options.mine ? '/events?mine=' : '/events?'
+  const { on, emit } = emitter()
+  /** All subscriptions by name, and the names that are patterns. @type {Map<string, Set<Reading>>} */
+  const readings = new Map()
+  /** @type {Set<string>} */
+  const patterns = new Set()
+  /** The ids of messages that this client has published. @type {Set<string>} */
+  const own = new Set()
+  /** Replayed messages of a topic that the server is about to add. @type {Frame[]} */
+  const strays = []
+
+  /** @type {State} */
+  let state = 'connecting'
+  let cursor = options.after
+  /** @type {Link | undefined} */
+  let link
+  /** The connection that is not open yet. @type {Link | undefined} */
+  let next
+  /** @type {string | undefined} */
+  let token
+  let tokenEnds = Infinity
+  /** @type {Promise<string> | undefined} */
+  let asking
+  /** Counts the attempts to connect. An older attempt ends when it sees a newer one. */
+  let turns = 0
+  let tries = 0
+  let refusals = 0
+  let at = 0
+  let chosen = 0
+  /** True if the page wants a connection without topics. */
+  let isWanted = options.mine
+  /** @type {string | undefined} */
+  let echoing
+  /** @type {Promise<any>} */
+  let publishing = Promise.resolve()
+  const listening = new AbortController()
+  /** @type {{[name: string]: any}} */
+  const timers = {}
+
+  const hasOpened = () => cursor !== options.after
+  const isOver = () => listening.signal.aborted
+  const named = (/** @type {string} */ name) => [...readings.get(name) ?? []]
+  const all = () => [...readings.keys()].flatMap(named)
+  /** Those of the client. */
+  const known = () => all().filter(it => !it.given)
+  const later = (/** @type {string} */ name, /** @type {() => void} */ run, ms = 0) => {
+    clearTimeout(timers[name])
+    timers[name] = setTimeout(run, Math.min(ms, 2e9))
+  }
+  const stop = () => { timers.go = clearTimeout(timers.go) }
+  const isKept = () => Date.now() - chosen < BETTER_MS
+  const say = (/** @type {State} */ now) => {
+    if (state !== now) emit('state', state = now)
+  }
+
+  // The token.
+
+  /** Asks for a token, once for all who wait. */
+  function ask() {
+    return asking ??= (async () => {
+      try {
+        const given = await options.token?.()
+        if (!given) {
+          const error = failure({ code: 'unauthorized' })
+          refuse(error)
+          throw error
+        }
+        expects(lifeOf(given))
+        return token = given
+      } finally {
+        asking = undefined
+      }
+    })()
+  }
+
+  /** The token, if it has not ended. */
+  const credential = async () => !options.token || token && Date.now() < tokenEnds ? token : ask()
+
+  /** The token lives for so long. @param {number} life */
+  function expects(life) {
+    const isKnown = life > 0
+    tokenEnds = isKnown ? Date.now() + life : Infinity
+    if (isKnown && options.token) later('token', renew, Math.max(life * .8, life - 60_000))
+  }
+
+  async function renew(fails = 0) {
+    if (!link) return
+    try {
+      await ask()
+    } catch {
+      return later('token', () => renew(fails + 1), backOff(fails))
+    }
+    if (link?.command) {
+      link.command({ type: 'auth', token }, frame => {
+        // Another user, or fewer rights: a new connection says what is refused.
+        if (frame.type === 'error') again()
+        else if (frame.expires_in_ms) expects(frame.expires_in_ms)
+      })
+    } else if (link) again()
+  }
+
+  /**
+   * Sends JSON. A refused token is asked for once more.
+   * @param {string} path @param {object} body @param {AbortSignal} [signal] @param {string} [type] @returns {Promise<any>}
+   */
+  async function request(path, body, signal = AbortSignal.timeout(30_000), type = JSON_TYPE) {
+    for (let hasAsked = false; ; hasAsked = true) {
+      const bearer = await credential()
+      const headers = { 'Content-Type': JSON_TYPE, Accept: type, ...bearer && { Authorization: 'Bearer ' + bearer } }
+      const answer = await fetch(base + path, { method: 'POST', credentials: 'include', headers, body: JSON.stringify(body), signal })
+      if (answer.ok) return type === JSON_TYPE ? answer.json() : answer
+      /** @type {Frame} */
+      const problem = await answer.json().catch(() => ({}))
+      if (answer.status !== 401 || !bearer || hasAsked) {
+        throw { ...problem, isAsked: true, retry_ms: 1000 }
+      }
+      if (token === bearer) token = undefined
+    }
+  }
+
+  // One connection.
+
+  /** The subscriptions that the next stream can read together, and the cursor from which it does. */
+  function together() {
+    const some = known().filter(it => it.caught)
+    if (!some.length) return { some: hasOpened() ? some : known().filter(isPlain), after: cursor }
+    return { some, after: some.map(position).reduce((a, b) => isNewer(a, b) ? b : a) }
+  }
+
+  /** Up to here a subscription has been given everything. @param {Reading} reading */
+  const position = reading => reading.live ? newer(reading.at, cursor) : reading.at
+
+  /** Opens a connection, and resolves with its first frame. @param {string} kind @returns {Promise<void>} */
+  const open = kind => new Promise((opened, failed) => {
+    const { some, after } = together()
+    const since = Date.now()
+    let silence = FIRST_FRAME_MS
+    /** @type {Link} */
+    const one = next = {
+      names: new Set(some.map(it => it.name)),
+      readings: some,
+      abort: new AbortController(),
+      asked: [],
+      frame(frame) {
+        if (one.ended) return
+        const { type } = frame
+        if (type === 'closing' || type === 'error' && link !== one) one.problem = frame
+        if (type === 'open') {
+          silence = frame.heartbeat_ms * 1.5
+          adopt(one, frame)
+          opened()
+        }
+        listen()
+        if (link === one) take(one, frame)
+        // Answers come in the order of the commands.
+        if (frame.ref) one.asked.shift()?.answered?.(frame)
+      },
+      end(why = {}) {
+        if (one.ended) return
+        one.ended = true
+        clearTimeout(one.timer)
+        one.abort.abort()
+        if (next === one) next = undefined
+        failed(why)
+        if (link !== one) return
+        if (Date.now() - since > STABLE_MS) tries = 0
+        leave()
+        judge(why)
+      },
+    }
+    const listen = () => {
+      clearTimeout(one.timer)
+      one.timer = setTimeout(one.end, silence)
+    }
+    listen()
+    const run = kind === 'ws' ? webSocket : kind === 'ndjson' ? lines : polls
+    run(one, after).catch((/** @type {Frame} */ why) => one.end(why.isAsked ? why : {}))
+  })
+
+  /** @param {Link} one @param {string} [after] */
+  async function webSocket(one, after) {
+    const bearer = await credential()
+    let address = base.replace('http', 'ws') + events + (after ? '&after=' + after : '')
+    for (const name of one.names) {
+      const more = '&topic=' + encodeURIComponent(name)
+      if (address.length + more.length > URL_LENGTH) one.names.delete(name)
+      else address += more
+    }
+    if (one.ended) return
+    const socket = new Socket(address, ['rejoin.v1', ...bearer ? ['bearer.' + bearer] : []])
+    socket.binaryType = 'arraybuffer'
+    // A dead path keeps the socket open for a minute, and may bring more. `frame` drops that.
+    one.abort.signal.onabort = () => socket.close()
+    one.command = (command, answered, reading) => {
+      one.asked.push({ answered, reading })
+      socket.send(JSON.stringify({ ...command, ref: 1 }))
+    }
+    socket.onmessage = (/** @type {MessageEvent} */ { data }) => one.frame(typeof data === 'string' ? JSON.parse(data) : binary(data))
+    // A WebSocket of Node throws an error that no handler takes.
+    socket.onerror = () => {}
+    socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => {
+      // These four say that the client has broken the protocol or a limit.
+      one.end(one.problem ?? { code: [1002, 1003, 1007, 1009].includes(code) ? 'bad_request' : reason })
+    }
+  }
+
+  /** @param {Link} one @param {string} [after] */
+  async function lines(one, after) {
+    const topics = [...one.names]
+    const answer = await request(events, { topics, after }, one.abort.signal, 'application/x-ndjson')
+    const body = /** @type {ReadableStream} */ (answer.body).pipeThrough(new TextDecoderStream()).getReader()
+    for (let rest = ''; ;) {
+      const { value, done } = await body.read()
+      if (done) return one.end(one.problem)
+      const parts = (rest + value).split('\n')
+      rest = /** @type {string} */ (parts.pop())
+      for (const part of parts) one.frame(JSON.parse(part))
+    }
+  }
+
+  /** @param {Link} one @param {string} [after] */
+  async function polls(one, after) {
+    const topics = [...one.names]
+    // The first is not held, since its answer shows that polls work.
+    for (let wait = 0; !one.ended; wait = WAIT) {
+      const page = await request(events, { topics, after, wait }, one.abort.signal)
+      if (!wait) one.frame({ type: 'open', cursor: after ?? page.cursor, mine: page.mine, heartbeat_ms: POLL_MS })
+      for (const frame of inOrder(page)) one.frame(frame)
+      after = page.cursor
+      one.frame({ type: 'cursor', cursor: after })
+    }
+  }
+
+  /** A connection is open, and takes the place of the one before. @param {Link} one @param {Frame} frame */
+  function adopt(one, frame) {
+    leave()
+    link = one
+    next = undefined
+    cursor = frame.cursor
+    refusals = 0
+    for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
+    for (const topic of frame.mine ?? []) byServer({ topic, cursor })
+    if (frame.expires_in_ms) expects(frame.expires_in_ms)
+    say('live')
+    emit('open', frame)
+    joinAll()
+  }
+
+  /** Leaves the connection. Each subscription keeps its place. */
+  function leave() {
+    for (const reading of all()) {
+      reading.at = position(reading)
+      reading.live = false
+    }
+    const one = link
+    link = undefined
+    one?.end()
+  }
+
+  /** Takes what the connection brings. @param {Link} one @param {Frame} frame */
+  function take(one, frame) {
+    const { type, topic, id, replay } = frame, asked = one.asked[0]?.reading
+    if (type === 'message' || type === 'gap') {
+      if (!replay && id && !isNewer(id, cursor)) return
+      for (const reading of readers(topic)) {
+        if (replay ? reading === asked : reading.live) give(reading, frame)
+      }
+      // The server tells the topic that it adds only after its older messages.
+      if (replay && !asked && strays.push(frame) > MOST_HELD) strays.shift()
+    } else if (frame.by === 'server') byServer(frame)
+    const place = id ?? frame.cursor
+    if (place && !replay) cursor = place
+  }
+
+  /** The subscriptions that match this topic. @param {string} topic @returns {Reading[]} */
+  const readers = topic => [topic, ...[...patterns].filter(name => name !== topic && matches(name, topic))]
+    .flatMap(named)
+
+  /** Gives a message or a gap to one subscription, unless it has had it. @param {Reading} reading @param {Frame} frame */
+  function give(reading, frame) {
+    const isUnknown = frame.reason === 'unknown_cursor'
+    const place = frame.id ?? frame.next ?? frame.cursor
+    if (place && reading.at && !isNewer(place, reading.at) && !isUnknown) return
+    const before = position(reading)
+    // The ids of a store that does not know the cursor may be smaller.
+    if (isUnknown) reading.at = frame.cursor
+    else if (!reading.live) reading.at = frame.id ?? reading.at
+    if (!reading.pauses && !reading.held.length && frame.topic !== echoing) return tell(reading, frame)
+    if (!reading.held.length) reading.from = before
+    if (reading.held.push(frame) <= MOST_HELD) return
+    reading.held = []
+    reading.at = reading.from
+    reading.lost = true
+    reading.live = reading.caught = false
+  }
+
+  /** @param {Reading} reading @param {Frame} frame */
+  function tell(reading, frame) {
+    if (reading.ended || own.has(frame.id)) return
+    reading.emit(frame.type, frame)
+    if (frame.type === 'gap') load(reading)
+  }
+
+  /** Tells what was held, as far as it may be told. @param {Reading} reading */
+  function flush(reading) {
+    while (reading.held.length && !reading.pauses && reading.held[0].topic !== echoing) {
+      tell(reading, /** @type {Frame} */ (reading.held.shift()))
+    }
+    if (!reading.lost || reading.pauses) return
+    reading.lost = false
+    join(reading)
+  }
+
+  /** @param {Reading} reading @param {1 | -1} more */
+  function hold(reading, more) {
+    reading.pauses += more
+    flush(reading)
+  }
+
+  /** Loads the state of the page. Its messages wait. @param {Reading} reading */
+  async function load(reading) {
+    if (!reading.load) return
+    hold(reading, 1)
+    for (let fails = 0; !reading.ended; fails++) {
+      try {
+        await reading.load()
+        break
+      } catch {
+        await pause(backOff(fails))
+      }
+    }
+    hold(reading, -1)
+  }
+
+  // Subscriptions.
+
+  /** The connection reads this subscription with the others from now on. @param {Reading} reading @param {string} place */
+  function joined(reading, place) {
+    if (reading.ended) return
+    reading.at ??= place
+    reading.live = reading.caught = true
+    if (reading.told) return
+    reading.told = true
+    reading.emit('subscribed', { topic: reading.name, cursor: reading.at })
+    load(reading)
+  }
+
+  /** Reads a subscription over the connection that is open. @param {Reading} reading @returns {Promise<void>} */
+  async function join(reading) {
+    const { name, at: place } = reading, one = link
+    if (!one || reading.live || reading.lost || reading.ended || reading.given || one.asked.some(it => it.reading === reading)) return
+    if (!one.command) return again()
+    if (one.names.has(name)) {
+      const isNow = !place && isPlain(reading)
+      if (!isNow) await catchUp(reading).catch(() => later('join', joinAll, 2000))
+      if (link === one && one.names.has(name) && (isNow || reading.caught)) joined(reading, /** @type {string} */ (cursor))
+      return
+    }
+    one.names.add(name)
+    one.command({ type: 'subscribe', topic: name, ...place ? { after: place } : reading.start }, frame => {
+      if (frame.type !== 'error') return joined(reading, frame.cursor)
+      one.names.delete(name)
+      if (isRefusal(frame.code)) refuseTopic(name, frame)
+      else later('join', joinAll, 2000)
+    }, reading)
+  }
+
+  const joinAll = () => all().forEach(join)
+
+  /** Reads a subscription by polls of its own, up to the place of the connection. @param {Reading} reading */
+  async function catchUp(reading) {
+    const { name } = reading
+    const isBehind = () => link && isNewer(cursor, reading.at)
+    for (let isFull = true; isFull || isBehind();) {
+      let page
+      try {
+        page = await request(events, { topics: [name], ...reading.at ? { after: reading.at } : reading.start, wait: 0, limit: 1000 })
+      } catch (/** @type {any} */ why) {
+        if (FINAL.test(why.code)) return refuseTopic(name, why)
+        throw why
+      }
+      if (reading.live || reading.ended) return
+      for (const frame of inOrder(page)) if (!reading.lost) give(reading, frame)
+      if (reading.lost) return
+      reading.at = newer(reading.at, page.cursor)
+      isFull = page.messages.length === 1000
+    }
+    reading.caught = true
+  }
+
+  /** @param {string} topic @param {Start} [start] @returns {Subscription} */
+  function subscribe(topic, { state: load, ...start } = {}) {
+    const isNow = isPlain({ start }), first = isNow && !hasOpened() ? cursor : undefined
+    if (load && !isNow) throw new TypeError('state: no other start')
+    return begin(topic, { load, start, at: start.after ?? first, caught: !!first }).facade
+  }
+
+  /** @param {string} name @param {Partial<Reading>} given */
+  function begin(name, given) {
+    const { on, emit } = emitter()
+    /** @type {Reading} */
+    const reading = {
+      name,
+      start: {},
+      pauses: 0,
+      held: [],
+      emit,
+      ended: isOver(),
+      facade: { topic: name, on, close: () => end(reading), [Symbol.asyncIterator]: () => loop(reading, on) },
+      ...given,
+    }
+    if (reading.ended) return reading
+    readings.set(name, (readings.get(name) ?? new Set()).add(reading))
+    if (name.includes('*')) patterns.add(name)
+    wake()
+    join(reading)
+    return reading
+  }
+
+  /** The messages of a subscription. If the loop is slow, they wait on the server. @param {Reading} reading @param {any} on */
+  async function* loop(reading, on) {
+    /** @type {Message[]} */
+    const queue = []
+    let isFull = false, resume = () => {}
+    /** @type {Error | undefined} */
+    let error
+    on('message', (/** @type {Message} */ message) => {
+      if (queue.push(message) === MOST_HELD) {
+        isFull = true
+        hold(reading, 1)
+      }
+      resume()
+    })
+    on('end', (/** @type {Error | undefined} */ why) => {
+      error = why
+      resume()
+    })
+    try {
+      for (;;) {
+        while (queue.length) yield /** @type {Message} */ (queue.shift())
+        if (error) throw error
+        if (reading.ended) return
+        if (isFull) {
+          isFull = false
+          hold(reading, -1)
+        } else await new Promise(done => { resume = /** @type {() => void} */ (done) })
+      }
+    } finally {
+      end(reading)
+    }
+  }
+
+  /** @param {Reading} reading @param {Error} [error] */
+  function end(reading, error) {
+    const { name } = reading, some = readings.get(name)
+    if (reading.ended) return
+    reading.ended = true
+    reading.held = []
+    some?.delete(reading)
+    reading.emit('end', error)
+    if (some?.size) return
+    readings.delete(name)
+    patterns.delete(name)
+    if (!link?.names.delete(name)) return
+    if (link.command) link.command({ type: 'unsubscribe', topic: name })
+    else if (link.names.size) again()
+    else rest()
+  }
+
+  /** A topic is refused. The others go on. @param {string} name @param {Frame} problem */
+  function refuseTopic(name, problem) {
+    const error = failure({ ...problem, topic: name })
+    for (const reading of named(name)) {
+      reading.emit('refused', error)
+      end(reading, error)
+    }
+  }
+
+  /** The server has added a topic, or taken it. @param {Frame} frame */
+  function byServer({ type, topic, cursor: place }) {
+    let reading = named(topic).find(it => it.given)
+    if (type === 'unsubscribed') return reading && end(reading)
+    if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
+    for (const frame of strays.splice(0)) if (matches(topic, frame.topic)) give(reading, frame)
+    reading.at = newer(reading.at, place)
+    joined(reading, place)
+  }
+
+  // Publishing.
+
+  /** @param {string} topic @param {unknown} data @param {PublishOptions} [given] @returns {Promise<string | undefined>} */
+  function publish(topic, data, given = {}) {
+    const sent = publishing.then(() => send(topic, data, given))
+    publishing = sent.catch(() => {})
+    return sent
+  }
+
+  /** @param {string} topic @param {unknown} data @param {PublishOptions} given */
+  async function send(topic, data, { event, ephemeral, key = '' + Math.random() + Math.random() }) {
+    const until = Date.now() + PUBLISH_MS
+    const body = [{ topic, data, event, ephemeral, idempotency_key: ephemeral ? undefined : key }]
+    let code
+    if (options.echo === false && !ephemeral) echoing = topic
+    try {
+      for (let fails = 0; ; fails++) {
+        try {
+          const [answer] = await request('/publish', body)
+          if (answer.code) throw { ...answer, isAsked: true }
+          const { id } = answer
+          if (own.size > MOST_HELD) own.clear()
+          if (echoing) own.add(id)
+          return id
+        } catch (/** @type {any} */ why) {
+          // Without a code there was no answer, and the message may be stored.
+          if (!why.isAsked) code = 'unknown_outcome'
+          const isLast = ephemeral || isOver() || Date.now() > until || isRefusal(why.code)
+          if (isLast) throw failure({ ...why, code: code ?? why.code })
+          await pause(backOff(fails % 4))
+        }
+      }
+    } finally {
+      echoing = undefined
+      all().forEach(flush)
+    }
+  }
+
+  // Coming back.
+
+  /** Ends the connection, until something wakes it. */
+  function rest() {
+    turns++
+    stop()
+    next?.end()
+    leave()
+    if (!isOver()) say('waiting')
+  }
+
+  /** Connects, unless that is done or about to be. */
+  const wake = () => { if (!link && !next && !timers.go) again() }
+
+  /** Opens another connection, and only then closes this one. */
+  const again = () => later('go', go)
+
+  /** @returns {Promise<void>} */
+  async function go() {
+    const turn = ++turns
+    stop()
+    if (isOver()) return
+    next?.end()
+    if (!isWanted && !known().length) return rest()
+    if (!link) say('connecting')
+    try {
+      await credential()
+    } catch {
+      if (turn === turns) retry()
+      return
+    }
+    for (let kind = isKept() && kinds[at] ? at : 0; kind < kinds.length; kind++) {
+      try {
+        return await reach(kind, () => turn === turns)
+      } catch (/** @type {any} */ why) {
+        if (turn !== turns) return
+        if (why.code) return judge(why)
+      }
+    }
+    retry()
+  }
+
+  /** Opens a connection of this kind. @param {number} kind @param {() => boolean} isCurrent */
+  async function reach(kind, isCurrent) {
+    const isHttp = kinds[kind] !== 'ws', { some } = together()
+    // An HTTP stream has one start for all. So other starts are read before.
+    if (isHttp) await Promise.all(known().filter(it => !some.includes(it)).map(catchUp))
+    if (!isCurrent() || isHttp && !together().some.length) throw {}
+    await open(kinds[kind])
+    if (kind !== at || !isKept()) chosen = Date.now()
+    at = kind
+    if (kind) later('better', go, BETTER_MS)
+    try { sessionStorage[base] = [at, chosen] } catch { /* as below */ }
+  }
+
+  /** Does what the reason for an end asks for. @param {Frame} why @returns {void | Promise<void>} */
+  function judge(why) {
+    const { code, topic, detail } = why
+    if (!isRefusal(code)) return retry(why.retry_ms)
+    if (options.token && OF_TOKEN.test(code)) {
+      if (why.isAsked || refusals++) return refuse(failure(why))
+      token = undefined
+      return retry(why.retry_ms)
+    }
+    const name = topic ?? [...readings.keys()].find(it => detail?.includes(`"${it}"`))
+    if (!readings.has(name)) return refuse(failure(why))
+    refuseTopic(name, why)
+    go()
+  }
+
+  /** @param {number} [least] */
+  function retry(least = 0) {
+    if (!link) say('waiting')
+    later('go', go, Math.max(least, backOff(tries++)))
+  }
+
+  /** @param {RejoinError} error */
+  function refuse(error) {
+    finish('refused', error)
+    emit('refused', error)
+  }
+
+  /** @param {State} now @param {Error} [error] */
+  function finish(now, error) {
+    if (isOver()) return
+    listening.abort()
+    say(now)
+    rest()
+    Object.values(timers).forEach(clearTimeout)
+    for (const reading of all()) end(reading, error)
+  }
+
+  /** The page comes or goes, or the network is back. @param {Event} event */
+  function hurry({ type }) {
+    if (type === 'pagehide') return rest()
+    if (globalThis.document?.hidden) return
+    if (type === 'online') chosen = 0
+    if (turns && !next && (!link || type === 'online')) go()
+  }
+  for (const type of WAKING) globalThis.addEventListener?.(type, hurry, listening)
+  // The transport that has worked shortly before.
+  try { [at, chosen] = sessionStorage[base].split(',').map(Number) } catch { /* the browser forbids storage, or has none */ }
+  if (options.mine) wake()
+
+  return {
+    get state() { return state },
+    get cursor() { return cursor },
+    subscribe,
+    publish,
+    on(type, handler) {
+      if (type === 'open') {
+        isWanted = true
+        wake()
+      }
+      return on(type, handler)
+    },
+    close: () => finish('closed'),
+  }
+}
