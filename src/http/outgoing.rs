@@ -30,7 +30,7 @@ pub struct Outgoing {
     _held: Held,
 }
 
-/// What an answer counts for, until it has left.
+/// The totals in which an answer counts until it has left.
 type Held = (Option<Arc<AnswerBytes>>, Option<Arc<Share>>);
 
 impl Outgoing {

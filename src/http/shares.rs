@@ -62,7 +62,7 @@ impl Taken {
 /// How much one client may take.
 #[derive(Clone, Copy, Debug)]
 enum Rule {
-    /// What is free, and an even share while little is left.
+    /// All that is free, and an even share while little is left.
     Even,
     /// As much as it leaves free.
     LeaveAsMuch,
@@ -98,7 +98,7 @@ impl Shares {
         }
     }
 
-    /// Nothing yet, for a client.
+    /// A share for a client, in which there is nothing yet.
     pub fn none(self: &Arc<Self>, payer: Option<Payer>) -> Share {
         Share { shares: self.clone(), payer, amount: 0 }
     }

@@ -137,6 +137,14 @@ mod tests {
     use super::*;
     use crate::log::Position;
 
+    #[test]
+    fn many_patterns_share_the_gaps_that_a_request_is_told() {
+        for patterns in 0..=100 {
+            assert!(patterns * max_gaps(patterns) <= MAX_GAPS_OF_ALL, "{patterns} patterns");
+        }
+        assert_eq!([1, 20, 100].map(max_gaps), [MAX_GAPS, MAX_GAPS, 200]);
+    }
+
     const TOPICS: [&str; 3] = ["a", "b", "c"];
 
     /// A store of a few topics, and all that was ever published to them.

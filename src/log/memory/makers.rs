@@ -15,7 +15,7 @@ pub struct Made {
 pub struct Makers(HashMap<Payer, Made>);
 
 impl Makers {
-    /// What this client has made. A backend with an API key counts as none.
+    /// The topics of this client. A backend with an API key counts for none.
     pub fn of(&self, payer: Option<Payer>) -> Made {
         payer.and_then(|payer| self.0.get(&payer)).copied().unwrap_or_default()
     }
