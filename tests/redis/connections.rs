@@ -219,7 +219,7 @@ async fn a_replica_that_drains_is_gone_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_redis_makes_no_replica_gone() {
-    // Nothing is saved, so the store begins with no replica.
+    // This Redis saves nothing, so the store begins with no replica.
     let Some(mut redis) = Redis::start(&[]) else { return };
     let deployment = Deployment::of(2, &redis).await;
     let [one, other, ..] = deployment.addrs()[..] else { unreachable!("two replicas") };

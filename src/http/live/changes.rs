@@ -1,4 +1,4 @@
-//! What commands have changed at one connection, and what its client has yet to be told.
+//! The changes that commands have made at one connection, and those that its client has yet to be told.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -21,7 +21,7 @@ pub struct Changes {
     next_number: u64,
     /// The pattern that the client has asked for, and that a command has removed before it was merged.
     overtaken: Option<Pattern>,
-    /// What the client has yet to be told, each pattern once.
+    /// The changes that the client has yet to be told, each pattern once.
     untold: VecDeque<(Pattern, Told)>,
 }
 

@@ -1,4 +1,4 @@
-//! What one connection reads: shared between its task, which reads, and the commands, which change it.
+//! The subscription of one connection: shared between its task, which reads, and the commands, which change it.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +21,7 @@ use crate::{
     message::{Id, Pattern},
 };
 
-/// What does not change while the connection lives.
+/// The properties of a connection that never change.
 pub struct About {
     pub sub: Option<Box<str>>,
     pub transport: Transport,
@@ -137,7 +137,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Stops reading `pattern`. Nothing of it that is published later is given.
+    /// Stops reading `pattern`. The client is given nothing of it that is published later.
     ///
     /// # Errors
     /// If the connection is no more, or if too much waits for its reader.
@@ -158,7 +158,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Ends the connection. Nothing more is given.
+    /// Ends the connection. Its client is given nothing more.
     pub fn end(&self, code: Code) {
         let mut state = self.lock();
         state.ended.get_or_insert(code);

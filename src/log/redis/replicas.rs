@@ -90,7 +90,7 @@ struct State {
     questions: u64,
 }
 
-/// What became of a question.
+/// The outcome of a question.
 enum Reply {
     Answer(Bytes),
     Busy,

@@ -14,10 +14,10 @@ const FORGET_AFTER_MS: u64 = 60_000;
 /// In this time after the first sign of life of all, every replica that lives has given one.
 const SETTLED_AFTER_MS: u64 = 1_500;
 
-/// What the script takes, in its order.
+/// The arguments of the script, in its order.
 pub const SPANS_MS: [u64; 4] = [GONE_AFTER_MS, PAUSE_MS, FORGET_AFTER_MS, SETTLED_AFTER_MS];
 
-/// What the store says of the replicas.
+/// The store's answer about the replicas.
 #[derive(Clone, Debug)]
 pub struct Beat {
     /// The store's time, in milliseconds.
@@ -54,7 +54,7 @@ impl FromRedisValue for Beat {
     }
 }
 
-/// Whether a replica lives.
+/// The answer to the question if a replica lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stands {
     Lives,
