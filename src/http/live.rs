@@ -4,6 +4,7 @@
 //! not asked: what a connection reads is shared between its task and the commands.
 
 mod across;
+mod changes;
 mod command;
 mod connection_id;
 mod list;

@@ -23,7 +23,7 @@ use crate::{
     message::{Id, Pattern},
 };
 
-/// What one connection reads, with the lease and the timers that decide how long it lasts.
+/// The reading of one connection, with the lease and the timers that decide how long it lasts.
 pub struct Reader {
     connection: Arc<str>,
     reading: Held,
@@ -220,7 +220,7 @@ impl Reader {
     }
 }
 
-/// What becomes of a pattern that the client asks for.
+/// The next step for a pattern that the client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     IsRead,

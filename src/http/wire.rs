@@ -58,7 +58,7 @@ pub enum Control<'a> {
     },
 }
 
-/// Who changed what a connection reads, if it was not the client.
+/// The author of a change of what a connection reads, if it was not the client.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum By {

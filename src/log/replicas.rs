@@ -19,7 +19,7 @@ pub enum Unanswered {
     /// No replica of that name lives.
     #[error("the replica is gone")]
     Gone,
-    /// Too many questions wait, here or there. Nothing was done.
+    /// Too many questions wait, here or there. The question had no effect.
     #[error("too many questions wait")]
     Busy,
     /// It was not answered in time, and may have had its effect.

@@ -1,4 +1,4 @@
-//! Who may change and see the connections of others.
+//! The rights to change and to see the connections of others.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -98,7 +98,7 @@ async fn neither_a_reload_nor_a_new_token_takes_away_what_the_backend_added() {
     app.reconfigure(&config).expect("a change that is allowed");
     publish(&server, "b.c", "x").await;
     assert_eq!(socket.next().await["topic"], "b.c");
-    // Of its own topics nothing less may be granted.
+    // A token must still grant its own topics.
     let less = socket.ask(json!({"type": "auth", "token": reads("u1", &["c"])})).await;
     assert_eq!(less["code"], "forbidden", "{less}");
     let path = format!("/connections/{id}/topics/b.**");

@@ -34,7 +34,7 @@ pub enum Command {
     List(Wanted),
 }
 
-/// Where to start reading, as it goes from one replica to another.
+/// The start of reading, as it goes from one replica to another.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Beginning {
@@ -70,7 +70,7 @@ impl From<Beginning> for Start {
     }
 }
 
-/// What was done.
+/// The result of a command.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Done {

@@ -1,7 +1,7 @@
-//! What one connection reads: shared between its task, which reads, and the commands, which change it.
+//! The subscription of one connection: shared between its task, which reads, and the commands, which change it.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::VecDeque,
     net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -9,6 +9,7 @@ use std::{
 
 use time::OffsetDateTime;
 
+use super::changes::{Changes, Told};
 use crate::{
     broker::{Delivery, Join, Subscription},
     http::{
@@ -20,7 +21,7 @@ use crate::{
     message::{Id, Pattern},
 };
 
-/// What does not change while the connection lives.
+/// The properties of a connection that never change.
 pub struct About {
     pub sub: Option<Box<str>>,
     pub transport: Transport,
@@ -55,26 +56,6 @@ struct Joining {
     subscription: Subscription,
     /// The client has asked for it, and is answered once it is merged.
     is_asked: bool,
-}
-
-/// What commands have changed.
-#[derive(Default)]
-struct Changes {
-    /// The patterns that commands have added. The grants of the client do not matter for them.
-    added: BTreeSet<Pattern>,
-    /// The commands that begin to read a pattern, by their numbers. Removing the pattern overtakes them.
-    begun: Vec<(u64, Pattern)>,
-    next_number: u64,
-    /// The pattern that the client has asked for, and that a command has removed before it was merged.
-    overtaken: Option<Pattern>,
-    /// What the client has yet to be told, each pattern once.
-    untold: VecDeque<(Pattern, Told)>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
-    Added,
-    Removed,
 }
 
 /// The next event of a connection.
@@ -126,11 +107,7 @@ impl Reading {
             return Err(Problem::new(Code::Conflict, detail).about(pattern));
         }
         state.check_room(pattern)?;
-        let changes = state.changes();
-        let number = changes.next_number;
-        changes.next_number += 1;
-        changes.begun.push((number, pattern.clone()));
-        Ok(Some(number))
+        Ok(Some(state.changes().begin(pattern.clone())))
     }
 
     /// Adds the subscription to `pattern` that was begun, unless the command was overtaken. `None` gives up the number.
@@ -144,11 +121,8 @@ impl Reading {
         subscription: Option<Subscription>,
     ) -> Result<(), Problem> {
         let mut state = self.lock();
-        let changes = state.changes();
-        let before = changes.begun.len();
-        changes.begun.retain(|(other, _)| *other != number);
-        let is_overtaken = changes.begun.len() == before;
-        let Some(mut subscription) = subscription.filter(|_| !is_overtaken) else {
+        let is_wanted = state.changes().finish(number);
+        let Some(mut subscription) = subscription.filter(|_| is_wanted) else {
             state.count_topics(0);
             return Ok(());
         };
@@ -157,13 +131,13 @@ impl Reading {
             return state.mark_added(&pattern);
         }
         subscription.take_ephemerals_from_now();
-        state.changes().added.insert(pattern.clone());
+        state.changes().add(&pattern);
         state.joining.push_back(Joining { pattern, subscription, is_asked: false });
         state.wake();
         Ok(())
     }
 
-    /// Stops reading `pattern`. Nothing of it that is published later is given.
+    /// Stops reading `pattern`. The client is given nothing of it that is published later.
     ///
     /// # Errors
     /// If the connection is no more, or if too much waits for its reader.
@@ -171,12 +145,12 @@ impl Reading {
         let mut state = self.lock();
         state.check_alive()?;
         if let Some(changes) = &mut state.changes {
-            changes.begun.retain(|(_, begun)| begun != pattern);
+            changes.overtake(pattern);
         }
         if state.reads(pattern) || state.joins(pattern) {
-            state.tell(pattern, Told::Removed)?;
+            state.changes().tell(pattern, Told::Removed)?;
             if state.joining.iter().any(|joining| joining.is_asked && joining.pattern == *pattern) {
-                state.changes().overtaken = Some(pattern.clone());
+                state.changes().refuse(pattern);
             }
             state.remove(pattern);
             state.wake();
@@ -184,7 +158,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Ends the connection. Nothing more is given.
+    /// Ends the connection. Its client is given nothing more.
     pub fn end(&self, code: Code) {
         let mut state = self.lock();
         state.ended.get_or_insert(code);
@@ -211,22 +185,10 @@ impl State {
         if !has_room {
             return Poll::Pending;
         }
-        if let Some(event) = self.next_untold() {
+        if let Some(event) = self.changes.as_mut().and_then(|changes| changes.next()) {
             return Poll::Ready(event);
         }
         self.poll_subscription(cx)
-    }
-
-    fn next_untold(&mut self) -> Option<Event> {
-        let changes = self.changes.as_mut()?;
-        if let Some(pattern) = changes.overtaken.take() {
-            return Some(Event::Overtaken(pattern));
-        }
-        let (pattern, told) = changes.untold.pop_front()?;
-        Some(match told {
-            Told::Added => Event::Added(pattern),
-            Told::Removed => Event::Removed(pattern),
-        })
     }
 
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
@@ -256,7 +218,7 @@ impl State {
         let is_added = self.is_added(&pattern);
         if is_added && is_asked {
             // The client is answered first, and then told.
-            self.changes().untold.push_front((pattern.clone(), Told::Added));
+            self.changes().tell_next(&pattern, Told::Added);
         }
         if is_added && !is_asked { Event::Added(pattern) } else { Event::Joined(pattern) }
     }
@@ -285,13 +247,13 @@ impl State {
 
     /// True if the client waits until the pattern that it asked for is merged.
     pub fn is_asked(&self) -> bool {
-        let is_overtaken = self.changes.as_ref().is_some_and(|changes| changes.overtaken.is_some());
-        is_overtaken || self.joining.iter().any(|joining| joining.is_asked)
+        let has_refused = self.changes.as_ref().is_some_and(|changes| changes.has_refused());
+        has_refused || self.joining.iter().any(|joining| joining.is_asked)
     }
 
     /// True if everything that was asked for is done and told.
     pub fn is_settled(&self) -> bool {
-        let is_told = self.changes.as_ref().is_none_or(|changes| changes.untold.is_empty());
+        let is_told = self.changes.as_ref().is_none_or(|changes| changes.is_told());
         self.joining.is_empty() && is_told && !self.subscription.is_reading()
     }
 
@@ -322,17 +284,16 @@ impl State {
 
     /// How many patterns are read, or about to be.
     pub fn width(&self) -> usize {
-        self.subscription.width() + self.joining.len() + self.begun().len()
+        self.subscription.width() + self.joining.len() + self.begun().count()
     }
 
-    fn begun(&self) -> &[(u64, Pattern)] {
-        self.changes.as_ref().map_or(&[], |changes| &changes.begun)
+    fn begun(&self) -> impl Iterator<Item = &Pattern> {
+        self.changes.iter().flat_map(|changes| changes.begun())
     }
 
     fn wildcards(&self) -> usize {
         let joining = self.joining.iter().map(|joining| &joining.pattern);
-        let begun = self.begun().iter().map(|(_, pattern)| pattern);
-        let others = joining.chain(begun).filter(|pattern| pattern.has_wildcard()).count();
+        let others = joining.chain(self.begun()).filter(|pattern| pattern.has_wildcard()).count();
         self.subscription.wildcards() + others
     }
 
@@ -369,7 +330,7 @@ impl State {
             self.subscription.read_alone();
         }
         if let Some(changes) = &mut self.changes {
-            changes.added.remove(pattern);
+            changes.forget(pattern);
         }
         self.count_topics(0);
     }
@@ -379,7 +340,7 @@ impl State {
     }
 
     fn is_added(&self, pattern: &Pattern) -> bool {
-        self.changes.as_ref().is_some_and(|changes| changes.added.contains(pattern))
+        self.changes.as_ref().is_some_and(|changes| changes.has_added(pattern))
     }
 
     /// Notes that a command has added a pattern that is read already. The first time, the client is told.
@@ -388,22 +349,10 @@ impl State {
             return Ok(());
         }
         if self.reads(pattern) {
-            self.tell(pattern, Told::Added)?;
+            self.changes().tell(pattern, Told::Added)?;
         }
-        self.changes().added.insert(pattern.clone());
+        self.changes().add(pattern);
         self.wake();
-        Ok(())
-    }
-
-    /// Queues a frame. It replaces an older one about the same pattern.
-    fn tell(&mut self, pattern: &Pattern, told: Told) -> Result<(), Problem> {
-        let untold = &mut self.changes().untold;
-        untold.retain(|(other, _)| other != pattern);
-        if untold.len() >= MAX_TOPICS {
-            let detail = "the client does not read, and too many changes of its topics wait for it already";
-            return Err(Problem::new(Code::Overloaded, detail).about(pattern));
-        }
-        untold.push_back((pattern.clone(), told));
         Ok(())
     }
 

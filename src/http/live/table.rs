@@ -41,7 +41,7 @@ impl Table {
         ended.inspect(|reading| reading.end(code)).is_some()
     }
 
-    /// The next connections after this id, in order. None if there are no more.
+    /// The next connections after this id, in order. It is empty if there are no more.
     pub fn step(&self, after: Option<ConnectionId>) -> Vec<(ConnectionId, Arc<Reading>)> {
         let after = after.map_or(Bound::Unbounded, Bound::Excluded);
         let connections = self.lock();

@@ -90,7 +90,7 @@ struct State {
     questions: u64,
 }
 
-/// What became of a question.
+/// The outcome of a question.
 enum Reply {
     Answer(Bytes),
     Busy,
@@ -245,9 +245,9 @@ impl Replicas {
         let asked_at = Instant::now();
         let script = &self.store.scripts.beat;
         let text = letter::name(name);
-        let [gone_after, pause, forget_after] =
-            [roll::GONE_AFTER_MS, roll::PAUSE_MS, roll::FORGET_AFTER_MS].map(|ms| ms.to_string());
-        let args = [&*text, does, &*place, &*gone_after, &*pause, &*forget_after];
+        let spans = roll::SPANS_MS.map(|ms| ms.to_string());
+        let [gone_after, pause, forget_after, settled_after] = spans.each_ref().map(String::as_str);
+        let args = [&*text, does, &*place, gone_after, pause, forget_after, settled_after];
         let beat: Result<Beat, _> = timeout(BEAT_TIMEOUT, self.store.aside(script, &args))
             .await
             .unwrap_or(Err(LogError::Unavailable));

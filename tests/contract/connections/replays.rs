@@ -67,7 +67,7 @@ async fn long_topic() -> Server {
 async fn a_request_waits_neither_for_a_replay_nor_for_the_reader() {
     let server = long_topic().await;
     for transport in LIVE {
-        // Nobody reads these until the end.
+        // The test does not read until the end.
         let mut reader = Reader::open(&server, transport, "").await;
         let id = id_of(&reader);
         add(&server, &id, "long", "after=0").await;

@@ -5,14 +5,19 @@ use std::collections::HashSet;
 use redis::{FromRedisValue, ParsingError, Value};
 
 /// A replica that is silent for longer than this counts as gone, in milliseconds of the store's clock.
-pub const GONE_AFTER_MS: u64 = 10_000;
+const GONE_AFTER_MS: u64 = 10_000;
 /// If no replica gave a sign of life for this long, Redis could not be reached: then no silence counts from before.
-pub const PAUSE_MS: u64 = 3_000;
+const PAUSE_MS: u64 = 3_000;
 
 /// After so much silence the store forgets a replica, and its stream.
-pub const FORGET_AFTER_MS: u64 = 60_000;
+const FORGET_AFTER_MS: u64 = 60_000;
+/// In this time after the first sign of life of all, every replica that lives has given one.
+const SETTLED_AFTER_MS: u64 = 1_500;
 
-/// What the store says of the replicas.
+/// The arguments of the script, in its order.
+pub const SPANS_MS: [u64; 4] = [GONE_AFTER_MS, PAUSE_MS, FORGET_AFTER_MS, SETTLED_AFTER_MS];
+
+/// The store's answer about the replicas.
 #[derive(Clone, Debug)]
 pub struct Beat {
     /// The store's time, in milliseconds.
@@ -23,29 +28,38 @@ pub struct Beat {
     pub is_gone: bool,
     /// The stream of the replica that asks was made.
     pub is_made: bool,
+    /// Every replica that lives is known here.
+    pub is_complete: bool,
     /// Each replica, and the time of its last sign of life.
     pub known: Vec<(u64, u64)>,
 }
 
 impl FromRedisValue for Beat {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (now, since, is_gone, is_made, fields): (u64, u64, u8, u8, Vec<String>) =
+        let (now, since, is_gone, is_made, is_complete, fields): (u64, u64, u8, u8, u8, Vec<String>) =
             FromRedisValue::from_redis_value(value)?;
         let (pairs, _) = fields.as_chunks::<2>();
         // Fields with a star say something about all replicas.
         let known = pairs
             .iter()
             .filter_map(|[name, last]| Some((u64::from_str_radix(name, 16).ok()?, last.parse().ok()?)));
-        Ok(Self { now, since, is_gone: is_gone == 1, is_made: is_made == 1, known: known.collect() })
+        Ok(Self {
+            now,
+            since,
+            is_gone: is_gone == 1,
+            is_made: is_made == 1,
+            is_complete: is_complete == 1,
+            known: known.collect(),
+        })
     }
 }
 
-/// Whether a replica lives.
+/// The answer to the question if a replica lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stands {
     Lives,
     Gone,
-    /// Redis was away, or lost its data, and the replica may yet give a sign of life.
+    /// Redis has lost its data, or is new, and the replica may yet give a sign of life.
     Unknown,
 }
 
@@ -53,15 +67,17 @@ pub enum Stands {
 #[derive(Debug, Default)]
 pub struct Roll {
     living: HashSet<u64>,
-    /// A replica that is not in `living` is gone.
+    silent: HashSet<u64>,
     is_complete: bool,
 }
 
 impl Roll {
     pub fn of(beat: &Beat) -> Self {
+        // Silence does not count from before `since`, because then Redis could not be reached.
         let is_heard = |last: u64| beat.now.saturating_sub(last.max(beat.since)) <= GONE_AFTER_MS;
-        let living = beat.known.iter().filter(|(_, last)| is_heard(*last)).map(|(name, _)| *name);
-        Self { living: living.collect(), is_complete: !is_heard(0) }
+        let (living, silent): (Vec<_>, Vec<_>) = beat.known.iter().partition(|(_, last)| is_heard(*last));
+        let names = |known: Vec<(u64, u64)>| known.into_iter().map(|(name, _)| name).collect();
+        Self { living: names(living), silent: names(silent), is_complete: beat.is_complete }
     }
 
     pub fn living(&self) -> impl Iterator<Item = u64> {
@@ -69,10 +85,12 @@ impl Roll {
     }
 
     pub fn stands(&self, name: u64) -> Stands {
-        match (self.living.contains(&name), self.is_complete) {
-            (true, _) => Stands::Lives,
-            (false, true) => Stands::Gone,
-            (false, false) => Stands::Unknown,
+        if self.living.contains(&name) {
+            Stands::Lives
+        } else if self.is_complete || self.silent.contains(&name) {
+            Stands::Gone
+        } else {
+            Stands::Unknown
         }
     }
 }
@@ -81,8 +99,8 @@ impl Roll {
 mod tests {
     use super::*;
 
-    fn roll(now: u64, since: u64, known: &[(u64, u64)]) -> Roll {
-        Roll::of(&Beat { now, since, is_gone: false, is_made: false, known: known.to_vec() })
+    fn roll(now: u64, since: u64, is_complete: bool, known: &[(u64, u64)]) -> Roll {
+        Roll::of(&Beat { now, since, is_gone: false, is_made: false, is_complete, known: known.to_vec() })
     }
 
     #[test]
@@ -90,11 +108,13 @@ mod tests {
         let (heard, silent, unknown) = (1, 2, 3);
         let known = [(heard, 100_000), (silent, 90_000)];
         let stands = |roll: &Roll| [heard, silent, unknown].map(|name| roll.stands(name));
-        let later = roll(100_001, 50_000, &known);
+        let later = roll(100_001, 50_000, true, &known);
         assert_eq!(stands(&later), [Stands::Lives, Stands::Gone, Stands::Gone]);
-        let after_outage = roll(100_001, 99_000, &known);
-        assert_eq!(stands(&after_outage), [Stands::Lives, Stands::Lives, Stands::Unknown]);
-        let clock_went_back = roll(10_000, 50_000, &known);
-        assert_eq!(stands(&clock_went_back), [Stands::Lives, Stands::Lives, Stands::Unknown]);
+        let after_outage = roll(100_001, 99_000, true, &known);
+        assert_eq!(stands(&after_outage), [Stands::Lives, Stands::Lives, Stands::Gone]);
+        let after_loss = roll(100_001, 50_000, false, &known);
+        assert_eq!(stands(&after_loss), [Stands::Lives, Stands::Gone, Stands::Unknown]);
+        let clock_went_back = roll(10_000, 50_000, true, &known);
+        assert_eq!(stands(&clock_went_back), [Stands::Lives, Stands::Lives, Stands::Gone]);
     }
 }

@@ -1,0 +1,121 @@
+//! The changes that commands have made at one connection, and those that its client has yet to be told.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::reading::Event;
+use crate::{
+    http::{
+        MAX_TOPICS,
+        problem::{Code, Problem},
+    },
+    message::Pattern,
+};
+
+/// Made by the first command about a connection.
+#[derive(Default)]
+pub struct Changes {
+    /// The patterns that commands have added. The grants of the client do not matter for them.
+    added: BTreeSet<Pattern>,
+    /// The commands that begin to read a pattern, by their numbers. Removing the pattern overtakes them.
+    begun: Vec<(u64, Pattern)>,
+    next_number: u64,
+    /// The pattern that the client has asked for, and that a command has removed before it was merged.
+    overtaken: Option<Pattern>,
+    /// The changes that the client has yet to be told, each pattern once.
+    untold: VecDeque<(Pattern, Told)>,
+}
+
+/// A change that the client is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    Added,
+    Removed,
+}
+
+impl Changes {
+    /// Notes that a command begins to read `pattern`, and returns the number of that command.
+    pub fn begin(&mut self, pattern: Pattern) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.begun.push((number, pattern));
+        number
+    }
+
+    /// Notes that the command with this number has begun. False if it was overtaken.
+    pub fn finish(&mut self, number: u64) -> bool {
+        let before = self.begun.len();
+        self.begun.retain(|(other, _)| *other != number);
+        self.begun.len() < before
+    }
+
+    /// Overtakes the commands that begin to read `pattern`.
+    pub fn overtake(&mut self, pattern: &Pattern) {
+        self.begun.retain(|(_, begun)| begun != pattern);
+    }
+
+    /// The patterns that commands begin to read.
+    pub fn begun(&self) -> impl ExactSizeIterator<Item = &Pattern> {
+        self.begun.iter().map(|(_, pattern)| pattern)
+    }
+
+    /// Notes that a command has added `pattern`.
+    pub fn add(&mut self, pattern: &Pattern) {
+        self.added.insert(pattern.clone());
+    }
+
+    /// Notes that `pattern` is read no longer.
+    pub fn forget(&mut self, pattern: &Pattern) {
+        self.added.remove(pattern);
+    }
+
+    /// True if a command has added `pattern`.
+    pub fn has_added(&self, pattern: &Pattern) -> bool {
+        self.added.contains(pattern)
+    }
+
+    /// Has the client's own command answered, whose pattern was removed before it was merged.
+    pub fn refuse(&mut self, pattern: &Pattern) {
+        self.overtaken = Some(pattern.clone());
+    }
+
+    /// True if the client waits for such an answer.
+    pub fn has_refused(&self) -> bool {
+        self.overtaken.is_some()
+    }
+
+    /// True if the client was told everything.
+    pub fn is_told(&self) -> bool {
+        self.untold.is_empty() && self.overtaken.is_none()
+    }
+
+    /// Has the client told. This replaces an older change of the same pattern.
+    ///
+    /// # Errors
+    /// If too much waits for the client already.
+    pub fn tell(&mut self, pattern: &Pattern, told: Told) -> Result<(), Problem> {
+        self.untold.retain(|(other, _)| other != pattern);
+        if self.untold.len() >= MAX_TOPICS {
+            let detail = "the client does not read, and too many changes of its topics wait for it already";
+            return Err(Problem::new(Code::Overloaded, detail).about(pattern));
+        }
+        self.untold.push_back((pattern.clone(), told));
+        Ok(())
+    }
+
+    /// Has the client told before anything else.
+    pub fn tell_next(&mut self, pattern: &Pattern, told: Told) {
+        self.untold.push_front((pattern.clone(), told));
+    }
+
+    /// The next thing that the client is told.
+    pub fn next(&mut self) -> Option<Event> {
+        if let Some(pattern) = self.overtaken.take() {
+            return Some(Event::Overtaken(pattern));
+        }
+        let (pattern, told) = self.untold.pop_front()?;
+        Some(match told {
+            Told::Added => Event::Added(pattern),
+            Told::Removed => Event::Removed(pattern),
+        })
+    }
+}
