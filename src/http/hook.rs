@@ -197,3 +197,39 @@ impl Drop for Waiting<'_> {
 pub fn refused_by_hook(code: Code, detail: Option<&str>) -> Problem {
     Problem::new(code, detail.unwrap_or("the credential is not accepted"))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::{
+        auth::HookTerms,
+        config::Config,
+        http::{connections::Connections, metrics::Metrics},
+        shutdown::Shutdown,
+    };
+
+    #[test]
+    fn so_many_requests_may_wait_and_one_more_is_turned_away() {
+        let context = Context {
+            connections: Arc::new(Connections::new(&Config::default(), Shutdown::new())),
+            metrics: Metrics::new().asks,
+            tasks: TaskTracker::new(),
+        };
+        let hook = Hook::new(Arc::new(HookSettings {
+            url: "http://localhost/".parse().expect("a URL"),
+            secret: None,
+            headers: Vec::new(),
+            cookies: Vec::new(),
+            terms: HookTerms::default(),
+        }));
+        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| hook.wait(&context)).collect();
+        assert!(waiting.iter().all(Option::is_some) && hook.wait(&context).is_none());
+        assert_eq!(context.metrics.waiting.get(), MAX_WAITING as i64);
+        waiting.pop();
+        assert!(hook.wait(&context).is_some());
+        waiting.clear();
+        assert_eq!(context.metrics.waiting.get(), 0);
+    }
+}
