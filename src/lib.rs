@@ -107,14 +107,13 @@ impl Server {
     /// Dropping this closes the listener. Open connections go on until they end by themselves, and the file of
     /// [`Config::state`] is not written: the next start takes that for a crash. Use [`Shutdown`] to end in order.
     pub async fn serve(self, listener: TcpListener) -> io::Result<Drained> {
-        let router = router(self.app.clone());
         // So that the first clients need not wait for the keys of their issuers.
         self.app.begin_fetching();
         let grace_passes = async {
             self.shutdown.draining().await;
             Instant::now() + self.config.drain_grace
         };
-        let (drained, end) = tokio::join!(http::serve(self.app, router, listener), grace_passes);
+        let (drained, end) = tokio::join!(http::serve(self.app, listener), grace_passes);
         if let Some(memory) = self.memory {
             let retained = memory.stats().await.map_or(0, |stats| stats.bytes);
             let end = end.max(Instant::now() + save_within(retained));

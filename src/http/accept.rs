@@ -1,4 +1,4 @@
-//! From the listening socket to the router, and the drain at the end.
+//! From the listening socket to the routes, and the drain at the end.
 
 use std::{
     convert::Infallible,
@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::Request, response::Response};
+use axum::{body::Body, extract::Request, response::Response};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -21,7 +21,6 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::{Instant, interval_at, sleep, timeout},
 };
-use tower::ServiceExt;
 
 use super::{
     App,
@@ -30,10 +29,10 @@ use super::{
     http2,
     idle::{HeadBegun, HeadTimer, KEPT_FOR},
     linger::{self, Linger, StillSends},
-    metrics::UnreadRequests,
     outgoing::Outgoing,
     places::{Place, Places},
     proxy_protocol::{self, BadBeginning},
+    routes,
     stall::StallGuard,
 };
 use crate::{
@@ -92,8 +91,8 @@ impl Http1 {
     }
 }
 
-/// Serves `router` until the drain is over.
-pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drained {
+/// Serves until the drain is over.
+pub async fn serve(app: Arc<App>, listener: TcpListener) -> Drained {
     let http1 = Arc::new(Http1::new());
     let places = Arc::new(Places::new(app.config.max_connections));
     let mut draining = pin!(app.shutdown.draining());
@@ -112,9 +111,8 @@ pub async fn serve(app: Arc<App>, router: Router, listener: TcpListener) -> Drai
                     // Without a place the socket is closed here.
                     let peer = Peer::new(from.ip());
                     if let Some(place) = places.take(peer.payer(&app.config)).await {
-                        let (router, unread) = (router.clone(), app.metrics.unread.clone());
-                        let endpoint = Endpoint { router, unread, place, peer };
-                        app.tasks.spawn(serve_connection(app.clone(), http1.clone(), endpoint, socket));
+                        let endpoint = Endpoint { app: app.clone(), place, peer };
+                        app.tasks.spawn(serve_connection(http1.clone(), endpoint, socket));
                     }
                 }
                 Err(error) => survive(&error, &mut has_failed).await,
@@ -164,35 +162,35 @@ fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
     Ok(())
 }
 
-/// The router, as the requests of one connection reach it.
+/// The server, as the requests of one connection reach it.
 #[derive(Clone)]
 pub struct Endpoint {
-    router: Router,
-    pub unread: UnreadRequests,
+    pub app: Arc<App>,
     pub place: Place,
     pub peer: Peer,
 }
 
 impl Endpoint {
-    pub async fn answer<B>(&self, mut request: Request<B>) -> Result<Response, Infallible>
+    pub async fn answer<B>(&self, request: Request<B>) -> Response
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,
     {
+        let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.peer);
         if self.place.is_spare() {
             request.extensions_mut().insert(self.place.clone());
         }
-        self.router.clone().oneshot(request).await
+        routes::answer(&self.app, request).await
     }
 }
 
-async fn serve_connection(app: Arc<App>, http1: Arc<Http1>, endpoint: Endpoint, socket: TcpStream) {
+async fn serve_connection(http1: Arc<Http1>, endpoint: Endpoint, socket: TcpStream) {
     match endpoint.place.end_of_spare() {
-        None => serve_placed(app, http1, endpoint, socket).await,
+        None => serve_placed(http1, endpoint, socket).await,
         Some(end) => {
             // In a box, so that other connections need no room for it.
-            let served = Box::pin(serve_placed(app, http1, endpoint, socket));
+            let served = Box::pin(serve_placed(http1, endpoint, socket));
             tokio::select! {
                 () = served => {}
                 () = end => {}
@@ -201,7 +199,8 @@ async fn serve_connection(app: Arc<App>, http1: Arc<Http1>, endpoint: Endpoint, 
     }
 }
 
-async fn serve_placed(app: Arc<App>, http1: Arc<Http1>, mut endpoint: Endpoint, mut socket: TcpStream) {
+async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, mut socket: TcpStream) {
+    let app = endpoint.app.clone();
     // A peer that is gone already shows at the first read. The options are no reason to refuse one that is there.
     if let Err(error) = prepare(&socket, &app.config) {
         tracing::debug!(%error, "cannot set the options of a connection");
@@ -295,14 +294,14 @@ async fn answer_http1(
     still_sends: StillSends,
 ) -> Result<Response<Outgoing>, Infallible> {
     let (request, rest) = linger::keep(request);
-    let mut response = endpoint.answer(request).await?;
+    let mut response = endpoint.answer(request).await;
     let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let may_still_send = match rest {
         Some(rest) if !is_upgrade => !rest.read_to_end().await,
         _ => false,
     };
     if may_still_send {
-        endpoint.unread.bodies.inc();
+        endpoint.app.metrics.unread.bodies.inc();
         still_sends.set();
     }
     if may_still_send || endpoint.place.is_spare() {

@@ -2,7 +2,7 @@
 
 use axum::{
     body::{Body, Bytes},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
@@ -16,7 +16,8 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
 
 /// An answer whose body is JSON already.
 pub fn raw_json(status: StatusCode, body: Vec<u8>) -> Response {
-    let mut response = (status, body).into_response();
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media::JSON));
     response
 }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    extract::{Request, State},
-    middleware::Next,
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, Method, header};
@@ -16,17 +15,18 @@ use super::{
     client_address::{self, ClientAddress},
     credentials,
     metrics::Transport,
+    origin,
     problem::{Code, Problem},
 };
 
 /// Takes the credential out of the request, and notes who sent it. Counts the answer until its client has taken it.
-pub async fn note(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+pub async fn answer(app: &Arc<App>, mut request: Request) -> Response {
     let shown = credentials::take(&mut request);
     request.extensions_mut().insert(shown);
     client_address::note(&app.config, &mut request);
     let record = app.access_log.record(&mut request);
     let asked = Asked::of(&request);
-    let mut response = asked.counted(&app, next.run(request).await);
+    let mut response = asked.counted(app, origin::guard(app, request).await);
     if let Some(code) = response.extensions().get::<Code>() {
         app.metrics.refused(*code);
     }

@@ -31,10 +31,10 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
 async fn answer(endpoint: Endpoint, request: Request<Incoming>) -> Result<Response<Outgoing>, Infallible> {
     if request.headers().len() > MAX_FIELDS {
-        endpoint.unread.heads.inc();
+        endpoint.app.metrics.unread.heads.inc();
         return Ok(Outgoing::of(too_many_fields()));
     }
-    Ok(Outgoing::of(endpoint.answer(request).await?))
+    Ok(Outgoing::of(endpoint.answer(request).await))
 }
 
 /// Serves one connection until it ends.

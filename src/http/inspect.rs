@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     response::{IntoResponse, Response},
 };
-use http::{Method, StatusCode, header};
+use http::{StatusCode, header};
 use serde::Serialize;
 
 use super::{
@@ -30,18 +30,18 @@ struct ServerStats {
 }
 
 /// `GET /health/live`: the process answers.
-pub async fn live() -> Response {
+pub fn live() -> Response {
     not_stored(json(StatusCode::OK, &serde_json::json!({"status": "live"})))
 }
 
 /// `GET /openapi.json`: the HTTP side, for tools.
-pub async fn openapi() -> Response {
+pub fn openapi() -> Response {
     let document = include_str!("../../docs/openapi.json");
     ([(header::CONTENT_TYPE, media::JSON), (header::CACHE_CONTROL, "no-cache")], document).into_response()
 }
 
 /// `GET /stats`.
-pub async fn stats(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+pub async fn stats(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
     Access::of(&app.rules, &request).await?.admin()?;
     let stats = ServerStats {
         log: app.broker.stats().await?,
@@ -53,10 +53,7 @@ pub async fn stats(State(app): State<Arc<App>>, request: Request) -> Result<Resp
 }
 
 /// `GET /topics`: by name, a page at a time.
-pub async fn topics(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Err(Problem::method_not_allowed("GET, HEAD"));
-    }
+pub async fn topics(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
     Access::of(&app.rules, &request).await?.admin()?;
     let query = Query::of(&request, &parameters::LIST)?;
     let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;

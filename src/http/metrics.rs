@@ -12,7 +12,7 @@ use std::{
 };
 
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, header};
@@ -327,7 +327,7 @@ impl Totals {
 }
 
 /// `GET /metrics`.
-pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+pub async fn show(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
     Access::of(&app.rules, &request).await?.metrics()?;
     let metrics = &app.metrics;
     // If the log does not answer, the other metrics are needed all the more.

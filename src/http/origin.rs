@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Request, State},
-    middleware::Next,
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -17,6 +16,7 @@ use super::{
     malformed,
     places::Place,
     problem::{Code, Problem, shorten},
+    routes,
     rules::Rules,
 };
 use tracing::field::display;
@@ -33,10 +33,10 @@ const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after, idempotency-replayed");
 
 /// Refuses forbidden requests of other pages, answers preflights, and adds the CORS headers to other answers.
-pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn guard(app: &Arc<App>, request: Request) -> Response {
     let is_preflight = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let origin = match malformed::check(&request).and_then(|()| check(&app, &request, is_preflight)) {
+    let origin = match malformed::check(&request).and_then(|()| check(app, &request, is_preflight)) {
         Ok(origin) => origin,
         Err(problem) => {
             log_refused(&request, &problem);
@@ -48,7 +48,7 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
         Ok(()) if is_preflight => preflight(),
         Ok(()) => match request.extensions().get::<Place>().and_then(|place| place.refusal(&request)) {
             Some(refusal) => refusal,
-            None => next.run(request).await,
+            None => routes::served(app, request).await.unwrap_or_else(Problem::into_response),
         },
     };
     // A shared cache must not give one origin an answer that was made for another.
@@ -88,10 +88,8 @@ fn check(app: &App, request: &Request, is_preflight: bool) -> Result<Option<Head
     };
     // Both names: a page in a browser beside a trusted proxy, on its address, can write the header of a proxy.
     let is_known = || {
-        [sent_host(request), host_text(request)].into_iter().all(|host| {
-            let host = host.and_then(|host| host.parse().ok());
-            host.is_some_and(|host| is_known_host(&rules, &host))
-        })
+        let is_known = |host: &str| host.parse().is_ok_and(|host| is_known_host(&rules, &host));
+        sent_host(request).is_some_and(is_known) && forwarded_host(request).is_none_or(is_known)
     };
     if has_rights && !is_probe && !is_known() {
         return Err(Problem::new(

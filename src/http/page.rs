@@ -14,7 +14,7 @@ const POLICY: &str = "default-src 'none'; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// `GET /`.
-pub async fn show() -> Response {
+pub fn show() -> Response {
     let mut response = Html(PAGE).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
@@ -32,7 +32,7 @@ static CLIENT_ETAG: LazyLock<HeaderValue> = LazyLock::new(|| {
 });
 
 /// `GET /rejoin.js`: the browser client, as it stands in the repository.
-pub async fn client(request: HeaderMap) -> Response {
+pub fn client(request: &HeaderMap) -> Response {
     let known = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut tags = known.flat_map(|value| value.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
     // A proxy that compresses the text weakens the tag.

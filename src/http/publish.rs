@@ -45,10 +45,10 @@ struct Receipt<'a> {
 }
 
 /// `POST /topics/{topic}`: the body is the payload.
-pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Result<Response, Problem> {
+pub async fn publish_one(app: &Arc<App>, topic: String, request: Request) -> Result<Response, Problem> {
     let access = Access::of(&app.rules, &request).await?;
     let (parts, body) = request.into_parts();
-    let topic = publishable(topic)?;
+    let topic = publishable(&topic)?;
     access.publish(&topic)?;
     let options = MessageOptions::parse(&parts)?;
     // A refusal comes before the body.
@@ -83,9 +83,9 @@ pub async fn publish_one(app: &Arc<App>, topic: &str, request: Request) -> Resul
 }
 
 /// `DELETE /topics/{topic}`.
-pub async fn delete(app: &Arc<App>, topic: &str, access: &Access) -> Result<Response, Problem> {
-    access.admin()?;
-    app.broker.delete(&publishable(topic)?).await?;
+pub async fn delete(app: &Arc<App>, topic: String, request: Request) -> Result<Response, Problem> {
+    Access::of(&app.rules, &request).await?.admin()?;
+    app.broker.delete(&publishable(&topic)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{extract::State, response::Response};
+use axum::response::Response;
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
@@ -72,7 +72,7 @@ fn prove(broker: Broker) -> Shared<BoxFuture<'static, Shown>> {
 }
 
 /// `GET /health/ready`: 200 if publishing and the live feed work, else the reason.
-pub async fn show(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+pub async fn show(app: &Arc<App>) -> Result<Response, Problem> {
     if app.shutdown.is_draining() {
         return Err(Problem::new(Code::Unavailable, "the server is draining"));
     }

@@ -1,72 +1,175 @@
-//! The routes.
+//! The routes: which resource a path names, and who answers for it.
 
-use std::sync::Arc;
-
-use axum::{
-    Router,
-    extract::{Path, Request, State, rejection::PathRejection},
-    middleware,
-    response::Response,
-    routing::{any, get},
+use std::{
+    future,
+    sync::{Arc, LazyLock},
 };
-use http::Method;
+
+use axum::{Router, body::Body, extract::Request, response::Response, routing::any};
+use futures_util::{FutureExt, future::BoxFuture};
+use http::{Method, header};
+use http_body::Body as _;
+use matchit::Params;
+use percent_encoding::percent_decode_str;
 
 use super::{
-    App,
-    access::Access,
-    arrival, inspect, live, metrics, origin, page,
+    App, arrival, inspect, live, metrics, page,
     problem::{Code, Problem},
     publish, ready, subscribe, websocket,
 };
 
-/// The whole HTTP side. It can be nested in another application.
-pub fn router(app: Arc<App>) -> Router {
-    let subscribable =
-        Router::new().route("/topics/{topic}", any(topic)).route("/events", any(subscribe::events));
+#[derive(Clone, Copy, Debug)]
+enum Resource {
+    Client,
+    Connection,
+    ConnectionTopic,
+    Connections,
     #[cfg(feature = "echo")]
-    let subscribable = subscribable.route("/echo", any(websocket::echo));
-    let others = Router::new()
-        .route("/", get(page::show))
-        .route("/rejoin.js", get(page::client))
-        .route("/topics", any(inspect::topics))
-        .route("/connections", any(live::connections))
-        .route("/connections/{id}", any(live::connection))
-        .route("/connections/{id}/topics/{topic}", any(live::topic_of))
-        .route("/publish", any(publish::publish_many))
-        .route("/openapi.json", get(inspect::openapi))
-        .route("/stats", get(inspect::stats))
-        .route("/metrics", get(metrics::show))
-        .route("/health/live", get(inspect::live))
-        .route("/health/ready", get(ready::show))
-        .method_not_allowed_fallback(async || Problem::method_not_allowed("GET, HEAD"))
-        .fallback(not_found)
-        .layer(middleware::from_fn_with_state(app.clone(), websocket::refuse_upgrade));
-    subscribable
-        .merge(others)
-        .layer(middleware::from_fn_with_state(app.clone(), origin::guard))
-        .layer(middleware::from_fn_with_state(app.clone(), arrival::note))
-        .with_state(app)
+    Echo,
+    Events,
+    Live,
+    Metrics,
+    OpenApi,
+    Page,
+    Publish,
+    Ready,
+    Stats,
+    Topic,
+    Topics,
 }
 
-async fn topic(
-    State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
-    request: Request,
-) -> Result<Response, Problem> {
-    let is_upgrade = websocket::is_upgrade(&request)?;
-    let Ok(Path(topic)) = path else {
-        let problem = Problem::bad_request("topic: not valid UTF-8");
-        return if is_upgrade { Ok(websocket::refuse(&app, request, problem)) } else { Err(problem) };
+static ROUTES: LazyLock<matchit::Router<Resource>> = LazyLock::new(|| {
+    let routes = [
+        ("/", Resource::Page),
+        ("/connections", Resource::Connections),
+        ("/connections/{id}", Resource::Connection),
+        ("/connections/{id}/topics/{topic}", Resource::ConnectionTopic),
+        ("/events", Resource::Events),
+        ("/health/live", Resource::Live),
+        ("/health/ready", Resource::Ready),
+        ("/metrics", Resource::Metrics),
+        ("/openapi.json", Resource::OpenApi),
+        ("/publish", Resource::Publish),
+        ("/rejoin.js", Resource::Client),
+        ("/stats", Resource::Stats),
+        ("/topics", Resource::Topics),
+        ("/topics/{topic}", Resource::Topic),
+        #[cfg(feature = "echo")]
+        ("/echo", Resource::Echo),
+    ];
+    let mut router = matchit::Router::new();
+    for (path, resource) in routes {
+        router.insert(path, resource).expect("the paths differ");
+    }
+    router
+});
+
+/// The whole HTTP side. It can be nested in another application.
+pub fn router(app: Arc<App>) -> Router {
+    let all = any(move |request: Request| {
+        let app = app.clone();
+        async move { answer(&app, request).await }
+    });
+    Router::new().route("/", all.clone()).route("/{*path}", all)
+}
+
+/// Answers any request.
+pub async fn answer(app: &Arc<App>, request: Request) -> Response {
+    let is_head = request.method() == Method::HEAD;
+    let response = arrival::answer(app, request).await;
+    if is_head { without_body(response) } else { response }
+}
+
+/// The answer of a resource. It is in a box, so that a request needs room only for the future of its own resource.
+type Answering<'a> = BoxFuture<'a, Result<Response, Problem>>;
+
+fn at_once<'a>(answer: Result<Response, Problem>) -> Answering<'a> {
+    future::ready(answer).boxed()
+}
+
+/// Lets the resource answer that the path names.
+pub fn served(app: &Arc<App>, request: Request) -> Answering<'_> {
+    let Ok(matched) = ROUTES.at(request.uri().path()) else {
+        let detail = "no such resource; GET /openapi.json lists all of them";
+        return without_upgrade(app, request, |_| at_once(Err(Problem::new(Code::NotFound, detail))));
     };
-    match *request.method() {
-        Method::GET | Method::HEAD => subscribe::topic(&app, &topic, request).await,
-        Method::CONNECT if is_upgrade => subscribe::topic(&app, &topic, request).await,
-        Method::POST => publish::publish_one(&app, &topic, request).await,
-        Method::DELETE => publish::delete(&app, &topic, &Access::of(&app.rules, &request).await?).await,
-        _ => Err(Problem::method_not_allowed("GET, HEAD, POST, DELETE")),
+    let [id, topic] = ["id", "topic"].map(|name| parameter(&matched.params, name));
+    match *matched.value {
+        Resource::Events => subscribe::events(app, request).boxed(),
+        Resource::Topic => of_topic(app, topic, request),
+        #[cfg(feature = "echo")]
+        Resource::Echo => at_once(Ok(websocket::echo(app, request))),
+        Resource::Connections => without_upgrade(app, request, |asked| live::connections(app, asked).boxed()),
+        Resource::Connection => {
+            without_upgrade(app, request, |asked| live::connection(app, id, asked).boxed())
+        }
+        Resource::ConnectionTopic => {
+            without_upgrade(app, request, |asked| live::topic_of(app, id, topic, asked).boxed())
+        }
+        Resource::Publish => without_upgrade(app, request, |asked| publish::publish_many(app, asked).boxed()),
+        read_only => without_upgrade(app, request, |asked| of_read_only(app, read_only, asked)),
     }
 }
 
-async fn not_found() -> Problem {
-    Problem::new(Code::NotFound, "no such resource; GET /openapi.json lists all of them")
+fn of_topic(app: &Arc<App>, topic: Option<String>, request: Request) -> Answering<'_> {
+    let is_upgrade = match websocket::is_upgrade(&request) {
+        Ok(is_upgrade) => is_upgrade,
+        Err(problem) => return at_once(Err(problem)),
+    };
+    let Some(topic) = topic else {
+        let problem = Problem::bad_request("topic: not valid UTF-8");
+        return at_once(if is_upgrade { Ok(websocket::refuse(app, request, problem)) } else { Err(problem) });
+    };
+    match *request.method() {
+        Method::GET | Method::HEAD => subscribe::topic(app, topic, request).boxed(),
+        Method::CONNECT if is_upgrade => subscribe::topic(app, topic, request).boxed(),
+        Method::POST => publish::publish_one(app, topic, request).boxed(),
+        Method::DELETE => publish::delete(app, topic, request).boxed(),
+        _ => at_once(Err(Problem::method_not_allowed("GET, HEAD, POST, DELETE"))),
+    }
+}
+
+/// Refuses a handshake for a resource that cannot be subscribed to.
+fn without_upgrade<'a>(
+    app: &Arc<App>,
+    request: Request,
+    serve: impl FnOnce(Request) -> Answering<'a>,
+) -> Answering<'a> {
+    match websocket::is_upgrade(&request) {
+        Ok(false) => serve(request),
+        Ok(true) => {
+            let detail = "no WebSocket at this path; subscribe at /topics/{topic} or /events";
+            at_once(Ok(websocket::refuse(app, request, Problem::new(Code::NotFound, detail))))
+        }
+        Err(problem) => at_once(Err(problem)),
+    }
+}
+
+fn of_read_only(app: &Arc<App>, resource: Resource, request: Request) -> Answering<'_> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return at_once(Err(Problem::method_not_allowed("GET, HEAD")));
+    }
+    match resource {
+        Resource::Client => at_once(Ok(page::client(request.headers()))),
+        Resource::Live => at_once(Ok(inspect::live())),
+        Resource::Metrics => metrics::show(app, request).boxed(),
+        Resource::OpenApi => at_once(Ok(inspect::openapi())),
+        Resource::Ready => ready::show(app).boxed(),
+        Resource::Stats => inspect::stats(app, request).boxed(),
+        Resource::Topics => inspect::topics(app, request).boxed(),
+        _ => at_once(Ok(page::show())),
+    }
+}
+
+/// A segment of the path. `None` if it is not UTF-8, or if the path has no such segment.
+fn parameter(params: &Params<'_, '_>, name: &str) -> Option<String> {
+    Some(percent_decode_str(params.get(name)?).decode_utf8().ok()?.into_owned())
+}
+
+/// The answer to a `HEAD`: the length is that of the body which a `GET` would get.
+fn without_body(mut response: Response) -> Response {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
+    }
+    response.map(|_| Body::empty())
 }

@@ -2,10 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    extract::{Request, State},
-    response::Response,
-};
+use axum::{extract::Request, response::Response};
 use http::{HeaderMap, Method, header};
 
 use super::{
@@ -44,7 +41,7 @@ enum Rendering {
 }
 
 /// `GET` and `HEAD /topics/{topic}`.
-pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Response, Problem> {
+pub async fn topic(app: &Arc<App>, pattern: String, request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::TOPIC);
     let access = Access::of(&app.rules, &request).await;
@@ -53,7 +50,7 @@ pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Re
         return turn_away(problem, options, request.headers());
     }
     let wanted = access.and_then(|access| {
-        let pattern = query::pattern("topic", pattern)?;
+        let pattern = query::pattern("topic", &pattern)?;
         let sse = if pattern.has_wildcard() { Framing::SseEnvelope } else { Framing::SseRaw };
         Wanted::parse(access, vec![pattern], options?, request.headers(), sse)
     });
@@ -65,7 +62,7 @@ pub async fn topic(app: &Arc<App>, pattern: &str, request: Request) -> Result<Re
 }
 
 /// `GET`, `HEAD` and `POST /events`.
-pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+pub async fn events(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::EVENTS);
     let options = query.and_then(|query| Asked::from_query(&query));
@@ -80,10 +77,10 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
             };
             let (parts, body) = request.into_parts();
             let mut options = options?;
-            options.merge(Asked::from_body(&app, access.payer(), &parts.headers, body).await?)?;
+            options.merge(Asked::from_body(app, access.payer(), &parts.headers, body).await?)?;
             let wanted = Wanted::of_events(access, options, &parts.headers)?;
             drop(parts);
-            return if wanted.lacks_topic() { Err(no_topic()) } else { serve(&app, wanted).await };
+            return if wanted.lacks_topic() { Err(no_topic()) } else { serve(app, wanted).await };
         }
         _ => return Err(Problem::method_not_allowed("GET, HEAD, POST")),
     }
@@ -93,10 +90,10 @@ pub async fn events(State(app): State<Arc<App>>, request: Request) -> Result<Res
     let wanted = access.and_then(|access| Wanted::of_events(access, options?, request.headers()));
     if is_upgrade {
         let wanted = wanted.and_then(Wanted::on_socket);
-        return Ok(websocket::upgrade(&app, request, wanted).await);
+        return Ok(websocket::upgrade(app, request, wanted).await);
     }
     let wanted = wanted?;
-    if wanted.lacks_topic() { Err(no_topic()) } else { answer(&app, request, wanted).await }
+    if wanted.lacks_topic() { Err(no_topic()) } else { answer(app, request, wanted).await }
 }
 
 /// Refuses a reader. If the same request may be served later, a stream is only turned away: after a `503` an

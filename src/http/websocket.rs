@@ -14,8 +14,7 @@ use std::{
 };
 
 use axum::{
-    extract::{Request, State},
-    middleware::Next,
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -129,18 +128,6 @@ pub async fn upgrade(
             accept(app, request, move |socket| Box::new(Session::new(served, socket, reader)).run())
         }
         Err(problem) => refuse(app, request, problem),
-    }
-}
-
-/// Refuses a handshake for a resource that cannot be subscribed to. Other requests pass.
-pub async fn refuse_upgrade(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match is_upgrade(&request) {
-        Ok(false) => next.run(request).await,
-        Ok(true) => {
-            let detail = "no WebSocket at this path; subscribe at /topics/{topic} or /events";
-            refuse(&app, request, Problem::new(Code::NotFound, detail))
-        }
-        Err(problem) => problem.into_response(),
     }
 }
 

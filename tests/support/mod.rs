@@ -57,7 +57,7 @@ impl Server {
         let addr = listener.local_addr().expect("a bound address");
         let shutdown = Shutdown::new();
         let app = App::new(Broker::new(log), Arc::new(config), shutdown.clone());
-        let served = rejoin::http::serve(app.clone(), rejoin::router(app.clone()), listener);
+        let served = rejoin::http::serve(app.clone(), listener);
         let task = tokio::spawn(served);
         Self { addr, app: Some(app), shutdown, task }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Path, Request, State, rejection::PathRejection},
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use http::{Method, StatusCode};
@@ -31,7 +31,7 @@ struct Page {
 }
 
 /// `GET /connections`.
-pub async fn connections(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+pub async fn connections(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Problem::method_not_allowed("GET, HEAD"));
     }
@@ -46,27 +46,22 @@ pub async fn connections(State(app): State<Arc<App>>, request: Request) -> Resul
         limit: number("limit", query.one("limit")?, 100, 1..=1000)?,
         after: after.transpose()?,
     };
-    let (listed, missing) = across::list_all(&app, &wanted).await?;
+    let (listed, missing) = across::list_all(app, &wanted).await?;
     let next = listed.connections.last().map(|last| last.connection).filter(|_| listed.is_cut);
     Ok(not_stored(json(StatusCode::OK, &Page { connections: listed.connections, next, missing })))
 }
 
 /// `GET` and `DELETE /connections/{id}`.
-pub async fn connection(
-    State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
-    request: Request,
-) -> Result<Response, Problem> {
+pub async fn connection(app: &Arc<App>, id: Option<String>, request: Request) -> Result<Response, Problem> {
     let is_end = match *request.method() {
         Method::GET | Method::HEAD => false,
         Method::DELETE => true,
         _ => return Err(Problem::method_not_allowed("GET, HEAD, DELETE")),
     };
     Access::of(&app.rules, &request).await?.admin()?;
-    let connection =
-        path.ok().map(|Path(id)| id).and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
+    let connection = id.and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
     let command = if is_end { Command::End { connection } } else { Command::Show { connection } };
-    Ok(match across::run(&app, command).await? {
+    Ok(match across::run(app, command).await? {
         Done::Shown(shown) => not_stored(json(StatusCode::OK, &shown)),
         _ => StatusCode::NO_CONTENT.into_response(),
     })
@@ -74,8 +69,9 @@ pub async fn connection(
 
 /// `PUT` and `DELETE /connections/{id}/topics/{topic}`.
 pub async fn topic_of(
-    State(app): State<Arc<App>>,
-    path: Result<Path<(String, String)>, PathRejection>,
+    app: &Arc<App>,
+    id: Option<String>,
+    topic: Option<String>,
     request: Request,
 ) -> Result<Response, Problem> {
     let is_added = match *request.method() {
@@ -84,7 +80,7 @@ pub async fn topic_of(
         _ => return Err(Problem::method_not_allowed("PUT, DELETE")),
     };
     let access = Access::of(&app.rules, &request).await?;
-    let Path((connection, topic)) = path.map_err(|_| Problem::bad_request("topic: not valid UTF-8"))?;
+    let topic = topic.ok_or_else(|| Problem::bad_request("topic: not valid UTF-8"))?;
     let topic = query::pattern("topic", &topic)?;
     access.manage(&topic)?;
     let known = if is_added { &parameters::ADDED } else { &parameters::REMOVED };
@@ -97,12 +93,12 @@ pub async fn topic_of(
         return Err(Problem::bad_request("presence: this server does not have it yet"));
     }
     // A client that may not manage the topic learns nothing of the ids, so this comes last.
-    let connection = connection.parse().map_err(|_| across::no_connection())?;
+    let connection = id.and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
     let command = match is_added {
         true => Command::Add { connection, topic, start: start.into(), sub },
         false => Command::Remove { connection, topic, sub },
     };
-    across::run(&app, command).await?;
+    across::run(app, command).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

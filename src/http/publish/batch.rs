@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     body::{Body, Bytes},
-    extract::{Request, State},
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use http::{Method, StatusCode};
@@ -41,7 +41,7 @@ const MAX_DECODED_BYTES: usize = 64 << 20;
 ///
 /// # Cancel safety
 /// Elements that arrived before this is dropped stay published.
-pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+pub async fn publish_many(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
     if *request.method() != Method::POST {
         return Err(Problem::method_not_allowed("POST"));
     }
@@ -95,7 +95,7 @@ pub async fn publish_many(State(app): State<Arc<App>>, request: Request) -> Resu
             if let Some(problem) = answers.limit() {
                 return answers.end_with(problem);
             }
-            answers.push_value(&app, &access, value).await;
+            answers.push_value(app, &access, value).await;
             if is_ordered && answers.has_failed {
                 return Ok(answers.into_response());
             }

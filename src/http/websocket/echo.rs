@@ -3,7 +3,7 @@
 use std::{sync::Arc, task::Poll};
 
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use tungstenite::Message;
@@ -15,9 +15,9 @@ use crate::http::{
     wire,
 };
 
-pub async fn echo(State(app): State<Arc<App>>, request: Request) -> Response {
+pub fn echo(app: &Arc<App>, request: Request) -> Response {
     match is_upgrade(&request) {
-        Ok(true) => accept(&app, request, serve),
+        Ok(true) => accept(app, request, serve),
         Ok(false) => Problem::new(Code::UpgradeRequired, "this is an echo").into_response(),
         Err(problem) => problem.into_response(),
     }
