@@ -247,7 +247,7 @@ mod tests {
 
     fn message(of: &Published) -> Arc<Message> {
         let topic = "a".parse().expect("a topic");
-        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let draft = Draft { topic, event: None, by: None, payload: Payload::text("x"), exclude: None };
         Message::new(draft, Id::new(of.id), Id::new(of.prev))
     }
 

@@ -156,7 +156,7 @@ mod tests {
         let now = Id::now();
         let has_expired = |topic: &str, age: Duration, rules: &Rules| {
             let topic = topic.parse().expect("a topic");
-            let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+            let draft = Draft { topic, event: None, by: None, payload: Payload::text("x"), exclude: None };
             Expiry::at(now, HOUR, rules).has_expired(&Message::new(draft, now.minus(age), Id::ZERO))
         };
         let tick = Duration::from_micros(1);

@@ -159,7 +159,7 @@ mod tests {
 
     fn publish(state: &mut State, name: &str, retention: &Retention) -> Id {
         let topic = name.parse().expect("a topic");
-        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let draft = Draft { topic, event: None, by: None, payload: Payload::text("x"), exclude: None };
         store(state, Append { draft, idempotency_key: None, if_match: None }, retention).expect("stored").id()
     }
 

@@ -258,7 +258,8 @@ mod tests {
         let make_all = |state: &mut State| {
             let make = |number: usize| {
                 let topic = format!("topic.{number:03}").parse().expect("a topic");
-                let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+                let draft =
+                    Draft { topic, event: None, by: None, payload: Payload::text("x"), exclude: None };
                 let append = Append { draft, idempotency_key: None, if_match: None };
                 let stored = state.append(append, maker, &retention, Id::now());
                 while state.fan_out_on().is_none() {}
