@@ -31,10 +31,12 @@ def locked(file):
 
 class Python:
     needs = ["python3"]
+    # The packages are for one version of Python.
+    folder = os.path.join(BUILT, f"python3.{sys.version_info.minor}")
 
     def prepare(self):
-        for lock in ["python.txt", "sseclient.txt"]:
-            folder, lock = os.path.join(BUILT, lock.removesuffix(".txt")), os.path.join(HERE, lock)
+        for name in ["python", "sseclient"]:
+            folder, lock = os.path.join(self.folder, name), os.path.join(HERE, f"{name}.txt")
             stamp = os.path.join(folder, "installed")
             if not is_newer(stamp, lock):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -46,8 +48,8 @@ class Python:
         return [sys.executable, os.path.join(HERE, "python.py")]
 
     def environment(self):
-        return {"PYTHONPATH": os.path.join(BUILT, "python"), "PYTHONDONTWRITEBYTECODE": "1",
-                "SSECLIENT": os.path.join(BUILT, "sseclient", "sseclient.py")}
+        return {"PYTHONPATH": os.path.join(self.folder, "python"), "PYTHONDONTWRITEBYTECODE": "1",
+                "SSECLIENT": os.path.join(self.folder, "sseclient", "sseclient.py")}
 
     def version(self, package):
         return re.search(rf"(?m)^{re.escape(package)}==(\S+)", locked("python.txt") + locked("sseclient.txt"))[1]
@@ -165,6 +167,7 @@ class Driver:
         # Without the proxies of this machine: everything is on loopback.
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         environment |= tool.environment() if hasattr(tool, "environment") else {}
+        os.makedirs(BUILT, exist_ok=True)
         self.log = open(os.path.join(BUILT, f"{self.language}.log"), "w")
         self.process = await asyncio.create_subprocess_exec(
             *tool.command(), env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,

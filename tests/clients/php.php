@@ -46,7 +46,8 @@ final class Job {
     // True if this listens again.
     public function ended(CurlHandle $handle): bool {
         $status = curl_getinfo($handle, CURLINFO_RESPONSE_CODE);
-        $this->say(['type' => 'error', 'text' => "$status " . curl_error($handle) . ($status === 200 ? '' : $this->pending)]);
+        $body = $status === 200 ? '' : $this->pending;
+        $this->say(['type' => 'error', 'text' => "$status " . curl_error($handle) . $body]);
         if ($this->job['set'] && !in_array($status, FINAL_STATUSES, true)) {
             $this->due = microtime(true) + PAUSE_SECONDS;
             return true;

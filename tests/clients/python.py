@@ -267,7 +267,6 @@ def run(job):
     job.say(type="end")
 
 
-websocket.setdefaulttimeout(None)
 for line in sys.stdin:
     threading.Thread(target=run, args=[Job(**json.loads(line))], daemon=True).start()
 os._exit(0)

@@ -30,7 +30,7 @@ class Driver {
     static final int PAUSE_MILLISECONDS = 100;
     static final ObjectMapper JSON = new ObjectMapper();
     /** Some libraries print. Their lines go to standard error. */
-    static final PrintStream OUTPUT = new PrintStream(new FileOutputStream(FileDescriptor.out), false, StandardCharsets.UTF_8);
+    static final OutputStream OUTPUT = new BufferedOutputStream(new FileOutputStream(FileDescriptor.out));
 
     public static void main(String[] arguments) throws Exception {
         System.setOut(System.err);

@@ -68,7 +68,7 @@ class Sockets {
     static boolean lines(Driver.Job job) throws Exception {
         var request = HttpRequest.newBuilder(URI.create(job.atCursor())).header("Accept", "application/x-ndjson");
         job.headers().forEach(request::header);
-        var answer = HttpClient.newHttpClient().send(request.build(), java.net.http.HttpResponse.BodyHandlers.ofLines());
+        var answer = HttpClient.newHttpClient().send(request.build(), HttpResponse.BodyHandlers.ofLines());
         if (answer.statusCode() != 200) {
             return job.isRefused(answer.statusCode(), answer.body().collect(Collectors.joining()));
         }

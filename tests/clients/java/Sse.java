@@ -60,7 +60,10 @@ class Sse {
                     job.sse(message.getLastEventId(), message.getEventName(), message.getData());
                 } else if (event instanceof FaultEvent fault) {
                     job.error(fault.getCause());
-                    if (fault.getCause() instanceof StreamHttpErrorException refusal && Driver.FINAL.contains(refusal.getCode())) return true;
+                    if (fault.getCause() instanceof StreamHttpErrorException refusal
+                        && Driver.FINAL.contains(refusal.getCode())) {
+                        return true;
+                    }
                 }
             }
         }
@@ -68,9 +71,9 @@ class Sse {
     }
 
     static boolean spring(Driver.Job job) throws Exception {
-        var builder = WebClient.builder();
         var type = new ParameterizedTypeReference<ServerSentEvent<String>>() {};
-        var events = builder.build().get().uri(URI.create(job.url)).accept(MediaType.TEXT_EVENT_STREAM).headers(headers -> {
+        var request = WebClient.create().get().uri(URI.create(job.url)).accept(MediaType.TEXT_EVENT_STREAM);
+        var events = request.headers(headers -> {
             job.headers().forEach(headers::set);
             if (job.hasCursor()) headers.set("Last-Event-ID", job.cursor);
         }).retrieve().bodyToFlux(type);
@@ -89,7 +92,8 @@ class Sse {
             if (job.set && job.hasCursor()) request.getHeaders().putSingle("Last-Event-ID", job.cursor);
         });
         var isRefused = new boolean[1];
-        try (var source = SseEventSource.target(client.target(job.url)).reconnectingEvery(Driver.PAUSE_MILLISECONDS, TimeUnit.MILLISECONDS).build()) {
+        var builder = SseEventSource.target(client.target(job.url));
+        try (var source = builder.reconnectingEvery(Driver.PAUSE_MILLISECONDS, TimeUnit.MILLISECONDS).build()) {
             source.register(event -> job.sse(event.getId(), event.getName(), event.readData()), problem -> {
                 job.error(problem);
                 isRefused[0] = problem instanceof jakarta.ws.rs.WebApplicationException refusal
