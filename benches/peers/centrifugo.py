@@ -18,7 +18,13 @@ class Centrifugo(Process):
         port = free_port()
         config = {
             "http_server": {"address": "127.0.0.1", "port": port},
-            "client": {"insecure": True, "allowed_origins": [origin] if origin else []},
+            "client": {
+                "insecure": True,
+                "allowed_origins": [origin] if origin else [],
+                # A crowd of readers may answer a ping late.
+                "ping_interval": "100s",
+                "pong_timeout": "60s",
+            },
             "http_api": {"insecure": True},
             "usage_stats": {"disabled": True},
             "uni_sse": {"enabled": True},

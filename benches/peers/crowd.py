@@ -39,9 +39,11 @@ class Crowd:
         # The end of what came last: a mark may be cut in two.
         self.rests = {}
         self.sockets = []
-        for _ in range(count):
+        for number in range(count):
             self.sockets.append(self.connect(server, transport, topic))
-        time.sleep(1)
+            if number % 100 == 0:
+                self.take_what_is_there(0)
+        self.take_what_is_there(1)
 
     def connect(self, server, transport, topic):
         reader = ask(server.port, transport, server.path(transport, topic))
@@ -81,14 +83,18 @@ class Crowd:
         while missing:
             if time.monotonic() > deadline:
                 raise SystemExit(f"{missing} readers lack messages")
-            for key, _ in self.selector.select(1):
-                missing -= self.take_some(key.fileobj, messages)
+            missing -= self.take_what_is_there(1, messages)
+
+    def take_what_is_there(self, patience, messages=0):
+        """Answers pings too. Returns how many readers have so many messages now, and had not before."""
+        ready = self.selector.select(patience)
+        return sum(self.take_some(key.fileobj, messages) for key, _ in ready)
 
     def take_some(self, reader, messages):
         """True if this reader has them all now, and had not before."""
         data = self.received(reader)
         for ping, pong in PINGS.items():
-            if data.endswith(ping):
+            if ping in data:
                 reader.send(pong)
         data = self.rests[reader] + data
         had = self.counts[reader]

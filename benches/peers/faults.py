@@ -12,7 +12,6 @@ from processes import Redis, folder, wait_until
 from publisher import Publisher
 
 TOPIC = "fault"
-RATE = 100
 BEFORE_S, CUT_S, AFTER_S = 2, 3, 8
 # Centrifugo looks for missed messages every 40 s.
 SETTLE_S = 75
@@ -61,10 +60,10 @@ def outcome(publisher, reader):
     return ", ".join(words)
 
 
-def cut(peer, options, rate=RATE):
-    """The link is cut for some seconds while messages come, so many a second."""
+def cut(peer, options, rate=None):
+    """The link is cut for some seconds while messages come."""
     with scene(peer, options) as (_, link, publisher, reader):
-        with publisher.steadily(rate):
+        with publisher.steadily(rate or options.rate):
             time.sleep(BEFORE_S)
             link.cut()
             time.sleep(CUT_S)
@@ -76,7 +75,7 @@ def cut(peer, options, rate=RATE):
 def emptied(peer, options):
     """Redis is killed, and starts again with nothing."""
     with scene(peer, options) as (redis, _, publisher, reader):
-        with publisher.steadily(RATE):
+        with publisher.steadily(options.rate):
             time.sleep(BEFORE_S)
             redis.kill()
             time.sleep(2)

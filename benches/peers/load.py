@@ -13,7 +13,7 @@ IDLE = 1000
 FEW, MANY = 1000, 10000
 # A large number of readers needs fewer messages for the same number of deliveries.
 DELIVERIES = 100_000
-IN_FLIGHT = 16
+AT_ONCE = 16
 
 
 def idle(peer, options):
@@ -29,37 +29,31 @@ def idle(peer, options):
     return " / ".join(cells)
 
 
-def fan_out(transport):
-    def run(peer, options):
-        few, many = (costs(peer, options, transport, count) for count in (FEW, MANY))
-        return "; ".join(f"{few[kind]:.2f} → {many[kind]:.2f}" for kind in (0, 1))
-
-    return run
+def fan_out(peer, options):
+    few, many = (costs(peer, options, count) for count in (FEW, MANY))
+    return "; ".join(f"{few[kind]:.1f} → {many[kind]:.1f}" for kind in (0, 1))
 
 
-def costs(peer, options, transport, readers):
-    """Microseconds of the server for a delivery: one message in flight, and several."""
+def costs(peer, options, readers):
+    """Microseconds of the server for a delivery: one message at a time, and several."""
     with folder() as place, peer(options, place) as server:
-        with Crowd(server, transport, readers, TOPIC) as crowd:
-            return [cost(server, crowd, readers, in_flight) for in_flight in (1, IN_FLIGHT)]
+        with Crowd(server, "WebSocket", readers, TOPIC) as crowd:
+            return [cost(server, crowd, readers, at_once) for at_once in (1, AT_ONCE)]
 
 
-def cost(server, crowd, readers, in_flight):
+def cost(server, crowd, readers, at_once):
     publisher = Publisher(server, TOPIC)
-    rounds = max(2, DELIVERIES // readers // in_flight)
+    base = crowd.counts[crowd.sockets[0]]
+    rounds = max(2, DELIVERIES // readers // at_once)
 
     def work(rounds):
         for _ in range(rounds):
-            for _ in range(in_flight):
+            for _ in range(at_once):
                 if not publisher.publish(FILL):
                     raise SystemExit(f"{server.name} refuses a message")
-            crowd.take(crowd.counts[crowd.sockets[0]] + missing(crowd, publisher))
+            crowd.take(base + len(publisher.acknowledged))
 
-    def missing(crowd, publisher):
-        return len(publisher.acknowledged) + base - crowd.counts[crowd.sockets[0]]
-
-    base = crowd.counts[crowd.sockets[0]]
     work(1)
     before = server.cpu_s()
     work(rounds)
-    return (server.cpu_s() - before) / (rounds * in_flight * readers) * 1e6
+    return (server.cpu_s() - before) / (rounds * at_once * readers) * 1e6

@@ -23,7 +23,7 @@ use crate::{
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How many repairs the checker goes through in a round.
-const REPAIRS: usize = 12;
+const REPAIRS: usize = 8;
 
 /// Two replicas over one Redis. The publishing connection of the first one can be held up, so that its readers
 /// wait for the store.
