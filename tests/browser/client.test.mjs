@@ -60,6 +60,24 @@ describe('the browser client', { concurrency: 8 }, () => {
       assert.deepEqual(data(all), [1, 2])
     })
 
+    test(`${transport}: subscriptions that come while messages do get each of them once`, async () => {
+      const { server, rejoin } = await begin([], only)
+      const told = [record(rejoin.subscribe('t'))]
+      await until(() => has(told[0], 'subscribed'))
+      const lines = from => numbers(from, from + 9).map(n => JSON.stringify({ topic: 't', data: n })).join('\n')
+      const headers = { 'Content-Type': 'application/x-ndjson' }
+      for (let n = 1; n <= 291; n += 10) {
+        // Neither the requests nor the subscriptions wait for each other, so their order differs each time.
+        const sent = fetch(server.url + '/publish', { method: 'POST', headers, body: lines(n) })
+        if (n % 50 === 1) told.push(record(rejoin.subscribe(n % 100 === 1 ? 't' : '*', { after: '0' })))
+        await sent
+      }
+      await until(() => told.every(it => data(it).length >= 300))
+      await server.publish('t', 301)
+      await until(() => told.every(it => data(it).includes(301)))
+      for (const all of told) assert.deepEqual(data(all), numbers(1, 301))
+    })
+
     test(`${transport}: a cut loses nothing and doubles nothing`, async () => {
       const { server, proxy, rejoin } = await begin([], only)
       const told = record(rejoin.subscribe('t'))
