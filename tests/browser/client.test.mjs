@@ -116,28 +116,30 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.deepEqual(told.slice(1).map(it => it.data ?? it.reason), [1, 2, 'restarted', 3])
   })
 
-  test('a gap is told before the messages after it, and loads the state again', async () => {
-    const { server, proxy, rejoin } = await begin(['--retain-messages', '2'])
-    let loads = 0
-    const told = record(rejoin.subscribe('t', {
-      state: async () => {
-        if (++loads === 1) throw new Error('the backend is away')
-        await new Promise(resume => setTimeout(resume, 50))
-        told.push({ type: 'message', data: 'state' })
-      },
-    }))
-    await until(() => has(told, 'subscribed'))
-    await server.publish('t', 1)
-    await until(() => data(told).length === 2)
-    assert.deepEqual(data(told), ['state', 1])
-    proxy.cut()
-    for (let n = 2; n <= 6; n++) await server.publish('t', n)
-    proxy.mend()
-    await until(() => data(told).length === 5)
-    assert.deepEqual(told.slice(3).map(it => it.data ?? it.reason), ['retention', 'state', 5, 6])
-    assert.equal(loads, 3)
-    assert.throws(() => rejoin.subscribe('t', { state() {}, last: 1 }), TypeError)
-  })
+  for (const transport of TRANSPORTS) {
+    test(`${transport}: a gap is told before the messages after it, and loads the state again`, async () => {
+      const { server, proxy, rejoin } = await begin(['--retain-messages', '2'], { transports: [transport] })
+      let loads = 0
+      const told = record(rejoin.subscribe('t', {
+        state: async () => {
+          if (++loads === 1) throw new Error('the backend is away')
+          await new Promise(resume => setTimeout(resume, 50))
+          told.push({ type: 'message', data: 'state' })
+        },
+      }))
+      await until(() => has(told, 'subscribed'))
+      await server.publish('t', 1)
+      await until(() => data(told).length === 2)
+      assert.deepEqual(data(told), ['state', 1])
+      proxy.cut()
+      for (let n = 2; n <= 6; n++) await server.publish('t', n)
+      proxy.mend()
+      await until(() => data(told).length === 5)
+      assert.deepEqual(told.slice(3).map(it => it.data ?? it.reason), ['retention', 'state', 5, 6])
+      assert.equal(loads, 3)
+      assert.throws(() => rejoin.subscribe('t', { state() {}, last: 1 }), TypeError)
+    })
+  }
 
   test('messages beyond a thousand that wait for the state are read again', async () => {
     const { server, rejoin } = await begin(['--retain-messages', '5000'])
