@@ -554,7 +554,7 @@ export function connect(url, options = {}) {
     for (let isFull = true; isFull || isBehind();) {
       let page
       try {
-        page = await request(events, { topics: [name], ...reading.at ? { after: reading.at } : reading.start, wait: 0, limit: 1000 })
+        page = await request(events, { topics: [name], ...reading.at ? { after: reading.at } : reading.start, wait: isFull ? 0 : 1, limit: 1000 })
       } catch (/** @type {any} */ why) {
         throw { ...why, topic: name }
       }
