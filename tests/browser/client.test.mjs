@@ -309,4 +309,58 @@ describe('the browser client', { concurrency: 8 }, () => {
     await until(() => data(told[0]).length && data(told[999]).length)
     assert.ok(proxy.seen.every(head => head.length < 8300), proxy.seen[0].slice(0, 100))
   })
+
+  test('topics that the server adds are subscriptions, with what was replayed before, and the life of a token counts', async () => {
+    const Socket = scripted({ mine: ['mine.a'], expires_in_ms: 1000, heartbeat_ms: 25_000 })
+    let asked = 0
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, mine: true, token: () => 'token ' + ++asked })
+    ends.push(() => rejoin.close())
+    const added = [], got = []
+    rejoin.on('subscription', subscription => {
+      added.push(subscription.topic)
+      subscription.on('message', ({ data }) => got.push(data))
+    })
+    await until(() => added.length === 1)
+    const [socket] = Socket.all
+    assert.equal(new URL(socket.url).searchParams.get('mine'), '')
+    socket.say({ type: 'message', topic: 'mine.a', id: '1001', data: 1 })
+    socket.say({ type: 'message', topic: 'added', id: '900', data: 2, replay: true })
+    socket.say({ type: 'subscribed', topic: 'added', cursor: '1001', by: 'server' })
+    socket.say({ type: 'message', topic: 'added', id: '1002', data: 3 })
+    socket.say({ type: 'unsubscribed', topic: 'added', cursor: '1002', by: 'server' })
+    socket.say({ type: 'message', topic: 'added', id: '1003', data: 4 })
+    assert.deepEqual([added, got, rejoin.cursor], [['mine.a', 'added'], [1, 2, 3], '1003'])
+    await until(() => socket.sent.some(it => it.type === 'auth' && it.token === 'token 2'))
+    assert.equal(Socket.all.length, 1)
+  })
+
+  test('a silence of one and a half heartbeats ends a connection, and what it still brings is dropped', async () => {
+    const Socket = scripted({ heartbeat_ms: 200 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    const told = record(rejoin.subscribe('t'))
+    await until(() => Socket.all.length === 2)
+    const [first, second] = Socket.all
+    first.say({ type: 'message', topic: 't', id: '1001', data: 'late' })
+    await until(() => rejoin.state === 'live')
+    second.say({ type: 'message', topic: 't', id: '1001', data: 'once' })
+    assert.deepEqual(data(told), ['once'])
+    assert.equal(new URL(second.url).searchParams.get('after'), '1000')
+  })
 })
+
+/** A WebSocket that a test speaks for: no server of today sends these frames. */
+function scripted(open) {
+  return class Socket {
+    static all = []
+    constructor(url) {
+      this.url = url
+      this.sent = []
+      Socket.all.push(this)
+      setTimeout(() => this.say({ type: 'open', connection: 'c', cursor: '1000', ...open }))
+    }
+    say(frame) { this.onmessage({ data: JSON.stringify(frame) }) }
+    send(text) { this.sent.push(JSON.parse(text)) }
+    close() {}
+  }
+}
