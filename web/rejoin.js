@@ -103,10 +103,8 @@ const JSON_TYPE = 'application/json'
 /** Events of the page that try again at once, or end the connection. */
 const WAKING = ['online', 'pageshow', 'pagehide', 'visibilitychange']
 /** Refusals that do not change by themselves. */
-const FINAL = /^(forb|bad_|not_f|meth|too_l|unsu|upgr|disc|conf|prec|key_)/
+const FINAL = /^(unau|forb|bad_|not_f|meth|too_l|unsu|upgr|disc|conf|prec|key_)/
 const OF_TOKEN = /^(unauth|token_)/
-/** @param {string} code */
-const isRefusal = code => FINAL.test(code) || OF_TOKEN.test(code)
 
 /** An error with the code of the server, and the topic if it is about one. @param {Frame} problem @returns {RejoinError} */
 const failure = problem => Object.assign(/** @type {any} */ (new Error(problem.detail ?? problem.code)), problem)
@@ -534,7 +532,7 @@ export function connect(url, options = {}) {
     if (!one.command) return again()
     if (one.names.has(name)) {
       const isNow = !place && isPlain(reading)
-      if (!isNow) await catchUp(reading).catch(() => later('join', joinAll, 2000))
+      if (!isNow) await catchUp(reading).catch(judge)
       if (link === one && one.names.has(name) && (isNow || reading.caught)) joined(reading, /** @type {string} */ (cursor))
       return
     }
@@ -542,7 +540,7 @@ export function connect(url, options = {}) {
     one.command({ type: 'subscribe', topic: name, ...place ? { after: place } : reading.start }, frame => {
       if (frame.type !== 'error') return joined(reading, frame.cursor)
       one.names.delete(name)
-      if (isRefusal(frame.code)) refuseTopic(name, frame)
+      if (FINAL.test(frame.code)) refuseTopic(name, frame)
       else later('join', joinAll, 2000)
     }, reading)
   }
@@ -556,10 +554,9 @@ export function connect(url, options = {}) {
     for (let isFull = true; isFull || isBehind();) {
       let page
       try {
-        page = await request(events, { topics: [name], ...reading.at ? { after: reading.at } : reading.start, wait: 0, limit: 1000 })
+        page = await request(events, { topics: [name], ...reading.at ? { after: reading.at } : reading.start, wait: isFull ? 0 : 1, limit: 1000 })
       } catch (/** @type {any} */ why) {
-        if (FINAL.test(why.code)) return refuseTopic(name, why)
-        throw why
+        throw { ...why, topic: name }
       }
       if (reading.live || reading.ended) return
       for (const frame of inOrder(page)) if (!reading.lost) give(reading, frame)
@@ -695,7 +692,7 @@ export function connect(url, options = {}) {
         } catch (/** @type {any} */ why) {
           // Without a code there was no answer, and the message may be stored.
           if (!why.isAsked) code = 'unknown_outcome'
-          const isLast = ephemeral || isOver() || Date.now() > until || isRefusal(why.code)
+          const isLast = ephemeral || isOver() || Date.now() > until || FINAL.test(why.code)
           if (isLast) throw failure({ ...why, code: code ?? why.code })
           await pause(backOff(fails % 4))
         }
@@ -764,12 +761,12 @@ export function connect(url, options = {}) {
   /** Does what the reason for an end asks for. @param {Frame} why @returns {void | Promise<void>} */
   function judge(why) {
     const { code, topic, detail } = why
-    if (!isRefusal(code)) return retry(why.retry_ms)
     if (options.token && OF_TOKEN.test(code)) {
       if (why.isAsked || refusals++) return refuse(failure(why))
       token = undefined
       return retry(why.retry_ms)
     }
+    if (!FINAL.test(code)) return retry(why.retry_ms)
     const name = topic ?? [...readings.keys()].find(it => detail?.includes(`"${it}"`))
     if (!readings.has(name)) return refuse(failure(why))
     refuseTopic(name, why)

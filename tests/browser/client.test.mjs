@@ -60,6 +60,24 @@ describe('the browser client', { concurrency: 8 }, () => {
       assert.deepEqual(data(all), [1, 2])
     })
 
+    test(`${transport}: subscriptions that come while messages do get each of them once`, async () => {
+      const { server, rejoin } = await begin([], only)
+      const told = [record(rejoin.subscribe('t'))]
+      await until(() => has(told[0], 'subscribed'))
+      const lines = from => numbers(from, from + 9).map(n => JSON.stringify({ topic: 't', data: n })).join('\n')
+      const headers = { 'Content-Type': 'application/x-ndjson' }
+      for (let n = 1; n <= 291; n += 10) {
+        // Neither the requests nor the subscriptions wait for each other, so their order differs each time.
+        const sent = fetch(server.url + '/publish', { method: 'POST', headers, body: lines(n) })
+        if (n % 50 === 1) told.push(record(rejoin.subscribe(n % 100 === 1 ? 't' : '*', { after: '0' })))
+        await sent
+      }
+      await until(() => told.every(it => data(it).length >= 300))
+      await server.publish('t', 301)
+      await until(() => told.every(it => data(it).includes(301)))
+      for (const all of told) assert.deepEqual(data(all), numbers(1, 301))
+    })
+
     test(`${transport}: a cut loses nothing and doubles nothing`, async () => {
       const { server, proxy, rejoin } = await begin([], only)
       const told = record(rejoin.subscribe('t'))
@@ -98,28 +116,30 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.deepEqual(told.slice(1).map(it => it.data ?? it.reason), [1, 2, 'restarted', 3])
   })
 
-  test('a gap is told before the messages after it, and loads the state again', async () => {
-    const { server, proxy, rejoin } = await begin(['--retain-messages', '2'])
-    let loads = 0
-    const told = record(rejoin.subscribe('t', {
-      state: async () => {
-        if (++loads === 1) throw new Error('the backend is away')
-        await new Promise(resume => setTimeout(resume, 50))
-        told.push({ type: 'message', data: 'state' })
-      },
-    }))
-    await until(() => has(told, 'subscribed'))
-    await server.publish('t', 1)
-    await until(() => data(told).length === 2)
-    assert.deepEqual(data(told), ['state', 1])
-    proxy.cut()
-    for (let n = 2; n <= 6; n++) await server.publish('t', n)
-    proxy.mend()
-    await until(() => data(told).length === 5)
-    assert.deepEqual(told.slice(3).map(it => it.data ?? it.reason), ['retention', 'state', 5, 6])
-    assert.equal(loads, 3)
-    assert.throws(() => rejoin.subscribe('t', { state() {}, last: 1 }), TypeError)
-  })
+  for (const transport of TRANSPORTS) {
+    test(`${transport}: a gap is told before the messages after it, and loads the state again`, async () => {
+      const { server, proxy, rejoin } = await begin(['--retain-messages', '2'], { transports: [transport] })
+      let loads = 0
+      const told = record(rejoin.subscribe('t', {
+        state: async () => {
+          if (++loads === 1) throw new Error('the backend is away')
+          await new Promise(resume => setTimeout(resume, 50))
+          told.push({ type: 'message', data: 'state' })
+        },
+      }))
+      await until(() => has(told, 'subscribed'))
+      await server.publish('t', 1)
+      await until(() => data(told).length === 2)
+      assert.deepEqual(data(told), ['state', 1])
+      proxy.cut()
+      for (let n = 2; n <= 6; n++) await server.publish('t', n)
+      proxy.mend()
+      await until(() => data(told).length === 5)
+      assert.deepEqual(told.slice(3).map(it => it.data ?? it.reason), ['retention', 'state', 5, 6])
+      assert.equal(loads, 3)
+      assert.throws(() => rejoin.subscribe('t', { state() {}, last: 1 }), TypeError)
+    })
+  }
 
   test('messages beyond a thousand that wait for the state are read again', async () => {
     const { server, rejoin } = await begin(['--retain-messages', '5000'])
@@ -289,4 +309,58 @@ describe('the browser client', { concurrency: 8 }, () => {
     await until(() => data(told[0]).length && data(told[999]).length)
     assert.ok(proxy.seen.every(head => head.length < 8300), proxy.seen[0].slice(0, 100))
   })
+
+  test('topics that the server adds are subscriptions, with what was replayed before, and the life of a token counts', async () => {
+    const Socket = scripted({ mine: ['mine.a'], expires_in_ms: 1000, heartbeat_ms: 25_000 })
+    let asked = 0
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, mine: true, token: () => 'token ' + ++asked })
+    ends.push(() => rejoin.close())
+    const added = [], got = []
+    rejoin.on('subscription', subscription => {
+      added.push(subscription.topic)
+      subscription.on('message', ({ data }) => got.push(data))
+    })
+    await until(() => added.length === 1)
+    const [socket] = Socket.all
+    assert.equal(new URL(socket.url).searchParams.get('mine'), '')
+    socket.say({ type: 'message', topic: 'mine.a', id: '1001', data: 1 })
+    socket.say({ type: 'message', topic: 'added', id: '900', data: 2, replay: true })
+    socket.say({ type: 'subscribed', topic: 'added', cursor: '1001', by: 'server' })
+    socket.say({ type: 'message', topic: 'added', id: '1002', data: 3 })
+    socket.say({ type: 'unsubscribed', topic: 'added', cursor: '1002', by: 'server' })
+    socket.say({ type: 'message', topic: 'added', id: '1003', data: 4 })
+    assert.deepEqual([added, got, rejoin.cursor], [['mine.a', 'added'], [1, 2, 3], '1003'])
+    await until(() => socket.sent.some(it => it.type === 'auth' && it.token === 'token 2'))
+    assert.equal(Socket.all.length, 1)
+  })
+
+  test('a silence of one and a half heartbeats ends a connection, and what it still brings is dropped', async () => {
+    const Socket = scripted({ heartbeat_ms: 200 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    const told = record(rejoin.subscribe('t'))
+    await until(() => Socket.all.length === 2)
+    const [first, second] = Socket.all
+    first.say({ type: 'message', topic: 't', id: '1001', data: 'late' })
+    await until(() => rejoin.state === 'live')
+    second.say({ type: 'message', topic: 't', id: '1001', data: 'once' })
+    assert.deepEqual(data(told), ['once'])
+    assert.equal(new URL(second.url).searchParams.get('after'), '1000')
+  })
 })
+
+/** A WebSocket that a test speaks for: no server of today sends these frames. */
+function scripted(open) {
+  return class Socket {
+    static all = []
+    constructor(url) {
+      this.url = url
+      this.sent = []
+      Socket.all.push(this)
+      setTimeout(() => this.say({ type: 'open', connection: 'c', cursor: '1000', ...open }))
+    }
+    say(frame) { this.onmessage({ data: JSON.stringify(frame) }) }
+    send(text) { this.sent.push(JSON.parse(text)) }
+    close() {}
+  }
+}
