@@ -19,6 +19,7 @@ function begin() {
       id_token_signed_response_alg: 'ES256',
     }],
     jwks: {keys: [{...key, kid: `key-${number}`, alg: 'ES256', use: 'sig'}]},
+    ttl: {ClientCredentials: 600},
     features: {
       clientCredentials: {enabled: true},
       devInteractions: {enabled: false},
