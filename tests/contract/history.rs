@@ -1,10 +1,12 @@
 //! `GET /topics/{topic}?before=`: the history of one topic, backwards.
 
+use rejoin::log::LogError;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
     ask::{Ask, delete_topic, get, number, publish, publish_all, request, text},
+    failing::FailingServer,
     reader::Reader,
     support::{
         Server,
@@ -179,4 +181,12 @@ async fn a_restart_in_order_hides_nothing_and_a_new_life_is_told() {
     let program = Program::start(&[]).await;
     let page = history(&program.server, "a", &first[1], 10).await;
     assert_eq!((ids(&page).len(), &page["gaps"][0]["reason"]), (0, &json!("restarted")), "{page}");
+}
+
+#[tokio::test]
+async fn a_history_that_cannot_be_read_is_an_error_and_not_an_empty_page() {
+    let server = FailingServer::start().await;
+    publish(&server, "a", "x").await;
+    server.fail(Some(LogError::Unavailable));
+    get(&server, "/topics/a?before=9007199254740991").answer().await.problem(503, "unavailable");
 }
