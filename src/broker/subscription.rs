@@ -106,6 +106,8 @@ pub struct Subscription {
     connection: Arc<str>,
     /// A cursor ahead of the store, until the gap about it has been given out.
     unknown_cursor: Option<Id>,
+    /// The cursor stays where it is while nothing is read.
+    keeps_cursor: bool,
 }
 
 impl Subscription {
@@ -135,6 +137,7 @@ impl Subscription {
             seen_ephemerals: None,
             connection: connection.into(),
             unknown_cursor: None,
+            keeps_cursor: false,
         };
         if !gaps.is_empty() {
             let (sent, unknown) = match start {
@@ -244,6 +247,11 @@ impl Subscription {
         self.seen_ephemerals = Some(self.log.ephemerals().count());
     }
 
+    /// Keeps the cursor while there are no patterns, until one is added.
+    pub fn keep_cursor(&mut self) {
+        self.keeps_cursor = true;
+    }
+
     /// Reads on alone, after a subscription that was to be merged into this one was dropped.
     pub fn read_alone(&mut self) {
         self.read_until(Id::MAX);
@@ -341,8 +349,7 @@ impl Subscription {
                 }
                 continue;
             }
-            // A subscription to nothing keeps its cursor until a topic is added.
-            let is_idle = self.patterns.is_empty() && self.until == Id::MAX;
+            let is_idle = self.keeps_cursor && self.patterns.is_empty() && self.until == Id::MAX;
             if is_idle || self.position.cursor >= self.until {
                 return Poll::Pending;
             }

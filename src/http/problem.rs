@@ -193,7 +193,7 @@ pub struct Problem {
     newest: Option<Id>,
     /// A header of the answer that says what would be accepted.
     #[serde(skip)]
-    accepted: Option<(HeaderName, &'static str)>,
+    accepted: Option<Box<(HeaderName, &'static str)>>,
     /// The same request may be served later, so a reader is turned away as on overload.
     #[serde(skip)]
     is_undecided: bool,
@@ -253,14 +253,14 @@ impl Problem {
     /// The resource has other methods: those in `allow`.
     pub fn method_not_allowed(allow: &'static str) -> Self {
         let detail = format!("allowed methods: {allow}");
-        Self { accepted: Some((header::ALLOW, allow)), ..Self::new(Code::MethodNotAllowed, detail) }
+        Self { accepted: Some(Box::new((header::ALLOW, allow))), ..Self::new(Code::MethodNotAllowed, detail) }
     }
 
     /// The body has a coding that the server does not decode (RFC 9110 §15.5.16).
     pub fn unsupported_coding() -> Self {
         let detail = "Content-Encoding: expected one of gzip and deflate, or none";
         Self {
-            accepted: Some((header::ACCEPT_ENCODING, "gzip, deflate")),
+            accepted: Some(Box::new((header::ACCEPT_ENCODING, "gzip, deflate"))),
             ..Self::new(Code::UnsupportedMediaType, detail)
         }
     }
@@ -348,7 +348,7 @@ impl IntoResponse for Problem {
         if matches!(self.code, Code::Unauthorized | Code::TokenExpired) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if let Some((name, accepted)) = self.accepted {
+        if let Some((name, accepted)) = self.accepted.map(|accepted| *accepted) {
             headers.insert(name, HeaderValue::from_static(accepted));
         }
         if self.code == Code::UpgradeRequired {

@@ -165,7 +165,8 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                 return Ok(stream::turn_away(framing, Code::Overloaded, cursor.or(now)));
             };
             match app.broker.subscribe(patterns, &start, &connection).await {
-                Ok(subscription) => {
+                Ok(mut subscription) => {
+                    subscription.keep_cursor();
                     let is_raw = framing == Framing::SseRaw;
                     let reading = app.hold(id, subscription, permit, &access, framing.transport(), is_raw);
                     let reader = Reader::new(app.connections.clone(), reading, access);

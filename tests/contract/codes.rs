@@ -52,6 +52,7 @@ const ROWS: &[Row] = &[
     row("not_found", Some(404), Some(4000), Some(|| Box::pin(not_found()))),
     row("method_not_allowed", Some(405), Some(4000), Some(|| Box::pin(method_not_allowed()))),
     row("timed_out", Some(408), None, Some(|| Box::pin(timed_out()))),
+    row("conflict", Some(409), None, Some(|| Box::pin(conflict()))),
     row("precondition_failed", Some(412), None, Some(|| Box::pin(precondition_failed()))),
     row("too_large", Some(413), Some(1009), Some(|| Box::pin(too_large()))),
     row("unsupported_media_type", Some(415), None, Some(|| Box::pin(unsupported_media_type()))),
@@ -171,6 +172,14 @@ async fn forbidden() -> Answer {
     assert_eq!(answer.status, 200, "the grants: {answer:?}");
 
     get(&server, "/topics/b").bearer_auth(&token).answer().await
+}
+
+async fn conflict() -> Answer {
+    let server = Server::start().await;
+    let events = Events::open(&server, "/topics/a").await;
+    let id = events.opening["connection"].as_str().expect("an id").to_owned();
+
+    request(&server, Method::PUT, &format!("/connections/{id}/topics/b")).answer().await
 }
 
 async fn forbidden_origin() -> Answer {

@@ -231,7 +231,7 @@ async fn a_preflight_lists_what_is_allowed() {
             assert_eq!(answer.header("access-control-allow-origin"), origin, "{path}");
             assert_eq!(answer.header("access-control-allow-credentials"), "true", "{path}");
             let methods = answer.header("access-control-allow-methods");
-            assert_eq!(methods, "GET, HEAD, POST, DELETE");
+            assert_eq!(methods, "GET, HEAD, POST, PUT, DELETE");
             let headers = answer.header("access-control-allow-headers").to_ascii_lowercase();
             for name in [
                 "authorization",

@@ -176,16 +176,16 @@ async fn an_invalid_topic_or_pattern_is_refused() {
 }
 
 #[tokio::test]
-async fn a_websocket_may_begin_without_a_topic_and_nothing_else_may() {
+async fn a_websocket_or_a_stream_may_begin_without_a_topic_and_a_poll_may_not() {
     let server = Server::start().await;
-    for transport in [Transport::Sse, Transport::Ndjson, Transport::Poll] {
-        refusal(&server, transport, "/events", &[]).await.problem(400, "bad_request");
+    refusal(&server, Transport::Poll, "/events", &[]).await.problem(400, "bad_request");
+    for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
+        let reader = Reader::open(&server, transport, "").await;
+        assert_eq!(reader.opening()["type"], "open", "{transport}");
     }
     for body in [json!({}), json!({"topics": []})] {
         post(&server, "/events").json(&body).answer().await.problem(400, "bad_request");
     }
-    let socket = Socket::open(&server, "/events").await;
-    assert_eq!(socket.opening["type"], "open");
 }
 
 #[tokio::test]

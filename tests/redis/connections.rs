@@ -151,7 +151,7 @@ async fn a_replica_that_hangs_does_nothing_late_and_one_that_is_silent_for_long_
     add(asker.addr, &id, "before").await;
     assert_eq!(reader.next().await["topic"], "before");
 
-    hangs.signal(Signal::STOP);
+    hangs.stop().await;
     killed.signal(Signal::KILL);
     let began = Instant::now();
     let (late, of_dead) = tokio::join!(put(asker.addr, &id, "late"), put(asker.addr, &dead, "late"));
@@ -170,7 +170,7 @@ async fn a_replica_that_hangs_does_nothing_late_and_one_that_is_silent_for_long_
     let (_, shown) = ask(asker.addr, Method::GET, &format!("/connections/{id}")).await;
     assert_eq!(shown["topics"], json!(["before", "newer"]));
 
-    hangs.signal(Signal::STOP);
+    hangs.stop().await;
     let (of_dead, of_hanging) = tokio::join!(until(asker.addr, &dead, 404), until(asker.addr, &id, 404));
     assert!(of_dead > 0 && of_hanging > 0, "both were unknown before");
     assert_eq!(list(asker.addr, "").await, json!({"connections": [], "next": null, "missing": []}));

@@ -38,6 +38,21 @@ impl Replica {
         kill_process(Pid::from_child(&self.child), signal).expect("it takes signals");
     }
 
+    /// Stops the process, and waits until none of its threads runs. The signal alone takes effect a little later.
+    pub async fn stop(&self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let is_stopped = || {
+            let mut tasks = std::fs::read_dir(&tasks).expect("it runs").flatten();
+            tasks.all(|task| {
+                std::fs::read_to_string(task.path().join("stat")).is_ok_and(|stat| stat.contains(") T "))
+            })
+        };
+        while !is_stopped() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until the process has ended, and starts it again at the same address.
     async fn start_again(&mut self) {
         while self.child.try_wait().expect("a child").is_none() {
