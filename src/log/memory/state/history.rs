@@ -55,9 +55,9 @@ mod tests {
         let mut state = State::new(Id::now());
         let first = publish(&mut state, "a");
         let topic = "a".parse().expect("a topic");
-        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None };
+        let draft = Draft { topic, event: None, by: None, payload: Payload::text("x"), exclude: None };
         let append = Append { draft, idempotency_key: None, if_match: None };
-        let second = state.append(append, &RETENTION, Id::now()).expect("stored").id();
+        let second = state.append(append, None, &RETENTION, Id::now()).expect("stored").id();
         let ids = |state: &State| history(state, "a").messages.iter().map(|it| it.id).collect::<Vec<_>>();
         assert_eq!((ids(&state), history(&state, "a").is_beginning), (vec![first], true));
         while state.fan_out_on().is_none() {}
