@@ -3,7 +3,7 @@ import {createServer} from 'node:http'
 import {mint} from './mint.mjs'
 
 const seconds = Number(process.env.TOKEN_SECONDS ?? 600)
-const files = {'/': 'page.html', '/cookie.js': 'cookie.js', '/token.js': 'token.js'}
+const files = {'/': 'page.html', '/client.js': 'client.js', '/cookie.js': 'cookie.js', '/token.js': 'token.js'}
 
 createServer((request, response) => {
   const user = 'u1' // In your backend, the session of the request says which user asks.

@@ -184,7 +184,8 @@ mod tests {
         let authority = Authority { hook: Some(Arc::new(hook)), ..Authority::default() };
         let answer = Arc::new(answer);
         let identity = authority.identify_by_hook(&answer, SystemTime::UNIX_EPOCH).expect("known");
-        assert_eq!(identity.grants.to_string(), "subscribe [users.u1] publish [] admin false metrics false");
+        let granted = "subscribe [users.u1] publish [] manage [] admin false metrics false";
+        assert_eq!(identity.grants.to_string(), granted);
         let later = SystemTime::UNIX_EPOCH + answer.lasts;
         assert!(matches!(authority.identify_by_hook(&answer, later), Err(Refused::Expired { .. })));
         assert!(matches!(Authority::default().identify_by_hook(&answer, later), Err(Refused::KeyGone)));
