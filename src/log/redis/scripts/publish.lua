@@ -77,7 +77,7 @@ end
 length, bytes, total, messages = length + 1, bytes + cost, total + cost, messages + 1
 
 -- Trimming costs more than keeping, so a few messages too many may pile up, and all are trimmed at once.
-local most, _, most_bytes = limits_of(topic)
+local most, age, most_bytes = limits_of(topic)
 local is_full = length > most + math.floor(most / SLACK) or bytes > most_bytes + most_bytes / SLACK
 local gone, old, budget = nil, {}, 100
 while is_full do
@@ -108,6 +108,7 @@ if is_first then
   redis.call('XADD', base .. 'new', entry, 'p', link .. ' ' .. cost, 'h', head, 'd', data)
   redis.call('COPY', base .. 'new', into, 'REPLACE')
   redis.call('DEL', base .. 'new')
+  if has_rules then redis.call('ZADD', due, str(id + age), topic) end
 end
 -- A store without its order begins anew at the next script.
 if not append(order, entry, 't', topic) then return redis.error_reply('ERR the order was ahead of the store') end
@@ -129,6 +130,11 @@ if is_made then count('made:', term, topic_ms, payer) end
 local victims = {}
 local room = math.max(max_total - redis.call('ZCARD', index) * TOPIC_COST, max_total / 2)
 local is_over = total > room
+if is_over and budget > 0 then
+  -- What has expired goes before what has not.
+  sweep(budget)
+  length, bytes = on_stream(topic, 'XLEN') or 1, select(2, counts(topic, redis.call('HGET', state, topic))) or cost
+end
 local share = is_over and max_total / redis.call('ZCOUNT', index, '(0', '+inf')
 while budget > 0 and total > room do
   local before, own = total, bytes > share and length > 1 and entries(topic, '-', 1)[1]
@@ -153,8 +159,5 @@ tell(entry, 'm', linked(chain) .. ' ' .. link .. ' ' .. (gone or '0')
   .. carrying(topic, is_small and head or '', is_small and data or ''))
 for victim, upto in pairs(victims) do tell(ident .. '-*', 'g', upto .. carrying(victim, '', '')) end
 -- Each sweep removes more messages than were stored since the last one, so expired messages never pile up.
-if id % 16 == 0 then
-  sweep(32)
-  if has_rules and expire(topic, 32) > 0 then redis.call('HSET', state, '*', packed()) end
-end
+if id % 16 == 0 then sweep(32) end
 return {'stored', ident, str(began)}
