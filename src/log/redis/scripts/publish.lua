@@ -5,18 +5,19 @@ local payer = ARGV[12] or ''
 local topic, newest = subject, subject_newest
 local name, digest, stretch, holder, is_room_for_key
 
--- Counts in stretches of some time: two of them count, so each use counts for one or two of these times.
-local function counted(kind, now_in, field)
+-- Counts in stretches of some time: the present one and some before it count. So with two of them each use counts for one
+-- or two of these times.
+local function counted(kind, now_in, stretches, field)
   local count = 0
-  for _, at in ipairs({now_in, now_in - 1}) do
+  for at = now_in, now_in - stretches + 1, -1 do
     count = count + (tonumber(redis.call('HGET', base .. kind .. str(at), field)) or 0)
   end
   return count
 end
-local function count(kind, now_in, time_ms, ...)
+local function count(kind, now_in, stretches, time_ms, ...)
   local used = base .. kind .. str(now_in)
   for _, field in ipairs({...}) do redis.call('HINCRBY', used, field, 1) end
-  redis.call('PEXPIRE', used, str(2 * time_ms))
+  redis.call('PEXPIRE', used, str(stretches * time_ms))
 end
 
 if key ~= '' then
@@ -31,7 +32,7 @@ if key ~= '' then
   stretch, holder = math.floor(now / (KEY_WINDOW_MS * 1000)), payer ~= '' and ',' .. payer or topic
   is_room_for_key = function()
     local most = math.min(MAX_KEYS, math.floor(max_total / KEY_COST))
-    return counted('keys:', stretch, holder) < most - counted('keys:', stretch, '*')
+    return counted('keys:', stretch, 2, holder) < most - counted('keys:', stretch, 2, '*')
   end
 end
 
@@ -44,11 +45,12 @@ if if_match ~= '' then
 end
 
 -- A client may make as many topics as it leaves free. Those that it made count for as long as the index remembers a topic.
-local topic_ms = math.max(INDEX_AGE, max_age + AFTER_EXPIRY) / 1000
-local term = math.floor(now / (topic_ms * 1000))
+-- That takes more terms while an age of retention is longer. The term itself never changes, because it names the keys.
+local term = math.floor(now / INDEX_AGE)
+local terms = math.min(math.ceil((now - all_expired + AFTER_EXPIRY) / INDEX_AGE) + 1, 64)
 local is_made = not newest and payer ~= ''
 if not newest then
-  local made = is_made and counted('made:', term, payer) or 0
+  local made = is_made and counted('made:', term, terms, payer) or 0
   if redis.call('ZCOUNT', index, '(0', '+inf') + made >= max_topics then return {'topics', '0', '0'} end
 end
 if name and not is_room_for_key() then return {'keys', '0', '0'} end
@@ -121,9 +123,9 @@ else
 end
 if name then
   redis.call('SET', name, ident .. ' ' .. digest, 'PX', KEY_WINDOW_MS)
-  count('keys:', stretch, KEY_WINDOW_MS, '*', holder)
+  count('keys:', stretch, 2, KEY_WINDOW_MS, '*', holder)
 end
-if is_made then count('made:', term, topic_ms, payer) end
+if is_made then count('made:', term, terms, INDEX_AGE / 1000, payer) end
 
 -- Topics and marks count too, but leave at least half of the bytes to messages. If this topic holds more than
 -- an even share, its own oldest message goes first, otherwise the oldest message of all.
