@@ -312,6 +312,17 @@ mod tests {
     }
 
     #[test]
+    fn ids_from_before_the_life_of_the_store_have_no_beginning() {
+        let store = Store::new();
+        for before in [0, 1, 2, 99, 100] {
+            let page = store.page(Id::new(before), 10);
+            let gap = Missing { after: Id::ZERO, next: None, reason: Reason::Restarted };
+            assert_eq!((page.is_beginning, page.gaps), (false, vec![gap]), "{before}");
+        }
+        assert!(store.page(Id::new(101), 10).is_beginning);
+    }
+
+    #[test]
     fn a_store_that_has_forgotten_its_first_boundary_never_says_that_a_topic_begins() {
         let mut store = Store::new();
         store.boundaries[0].began = Id::new(50_000);
