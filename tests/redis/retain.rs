@@ -110,6 +110,26 @@ async fn what_has_expired_goes_before_what_is_retained_for_long() {
     assert_eq!([length("long.a"), length("short.7"), length("new.0")], [":5", ":0", ":1"]);
 }
 
+/// The topics of a client were counted for two weeks, and the store remembers them for longer by a long age.
+#[tokio::test]
+async fn topics_count_for_their_client_as_long_as_the_longest_age_keeps_them() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let rules = Rules::new(vec![rule("long.*", Some(3), Some(100 * 24 * HOUR))]);
+    let broker = log_that_keeps(&redis.url(), &Retention { topics: 11, rules, ..RETENTION }).await;
+    until_retained(&broker, "long.a", 3).await;
+    let script = include_str!("../../src/log/redis/scripts/publish.lua");
+    let publish_as_client = |day: usize, number: usize| {
+        let time = format!("{{redis.call('TIME')[1] + {day} * 86400 + 1, 0}}");
+        let later = |prelude: &str| prelude.replace("redis.call('TIME')", &time);
+        let rest = ["t\0\0\0\0\0\0", "x", "0", "", "", "7"];
+        run(&redis, later, script, &format!("new.{number}"), &rest).contains("stored")
+    };
+    for day in [0, 21, 98] {
+        let made = (0..20).filter(|number| publish_as_client(day, *number)).count();
+        assert_eq!(made, 5, "half of what the store leaves free, on day {day}");
+    }
+}
+
 /// Another program changes the rules into what cannot be read.
 #[tokio::test]
 async fn rules_that_cannot_be_read_are_told_again() {
