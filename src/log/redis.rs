@@ -347,7 +347,7 @@ impl Log for RedisLog {
     }
 
     async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
-        // Nobody shares a page: a question that was sent earlier lacks what was stored or deleted since.
+        // Requests share no page: a question that was sent earlier lacks what was stored or deleted since.
         history(&self.store, topic, before, limit).await
     }
 

@@ -133,7 +133,7 @@ local victims = {}
 local room = math.max(max_total - redis.call('ZCARD', index) * TOPIC_COST, max_total / 2)
 local is_over = total > room
 if is_over and budget > 0 then
-  -- What has expired goes before what has not.
+  -- Expired messages go before others.
   sweep(budget)
   length, bytes = on_stream(topic, 'XLEN') or 1, select(2, counts(topic, redis.call('HGET', state, topic))) or cost
 end
