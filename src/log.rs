@@ -33,7 +33,7 @@ pub use self::{
     redis::{Address, Credentials, ParseAddressError, RedisLog, Replicas},
     replicas::{Answering, Unanswered},
     retention::{Limits, Retention},
-    rules::{Expiry, MAX_RULES, Rule, Rules},
+    rules::{Expiry, MAX_RULES, PRESENCE, Rule, Rules},
     tail::{Follower, Tail, Uncovered, merge},
 };
 use self::{retention::cost, tail::Ring};

@@ -6,7 +6,7 @@ use super::{
     File,
     values::{count, duration, size},
 };
-use crate::log::{MAX_RULES, Rule};
+use crate::log::{MAX_RULES, PRESENCE, Rule};
 
 /// A table, as it is written.
 #[derive(Deserialize)]
@@ -48,6 +48,9 @@ impl Written {
         let mut wrong = Vec::new();
         let topics = self.topics.parse();
         let topics = topics.map_err(|error| wrong.push(format!("topics {:?}: {error}", self.topics))).ok();
+        if let Some(of) = self.topics.strip_prefix(PRESENCE) {
+            wrong.push(format!("topics {:?}: `{PRESENCE}T` is retained as `T` is; name `{of}`", self.topics));
+        }
         let messages = limit("messages", self.messages.as_ref(), count, &mut wrong);
         let age = limit("age", self.age.as_ref(), duration, &mut wrong);
         let bytes = limit("bytes", self.bytes.as_ref(), size, &mut wrong);

@@ -29,7 +29,8 @@ pub struct History {
 pub struct Missing {
     /// The message before them; zero if nothing older is retained.
     pub after: Id,
-    /// The oldest retained message after them. Before the first page's end it is the first message of the page.
+    /// The oldest retained message after them; `None` if there is none, or if they lie at the end of a page that has no
+    /// message and is the last one.
     pub next: Option<Id>,
     pub reason: Reason,
 }
@@ -45,7 +46,8 @@ pub struct Found<'a> {
     pub entries: Vec<Entry>,
     /// True if older entries are retained.
     pub has_older: bool,
-    /// No message of the topic between this and the end of the page is retained, or is missing.
+    /// The topic has lost nothing between this and the end of the page. If no entry comes behind this, it has nothing
+    /// there.
     pub complete_after: Id,
     /// The oldest retained message after the page.
     pub next: Option<Id>,
@@ -64,6 +66,12 @@ pub struct Entry {
 impl Found<'_> {
     /// The page below `before`.
     pub fn page(mut self, before: Id) -> History {
+        // An entry that is no message is told with what is gone before it. So the next page tells it, if it can.
+        if self.has_older
+            && let Some(first) = self.entries.iter().position(|entry| entry.message.is_some())
+        {
+            self.entries.drain(..first);
+        }
         let mut page = History { before: self.before(), ..History::default() };
         let mut complete_after = Id::ZERO;
         for Entry { id, prev, message } in std::mem::take(&mut self.entries) {
@@ -106,6 +114,15 @@ impl Found<'_> {
 impl History {
     /// Adds the page below this one.
     pub fn extend(&mut self, mut older: Self) {
+        // Two gaps with no message between them are one.
+        let is_at_start = |gap: &&Missing| self.messages.first().is_none_or(|message| gap.after < message.id);
+        if let Some(next) = self.gaps.first().filter(is_at_start).map(|gap| gap.next)
+            && let end = older.messages.last().map(|message| message.id).unwrap_or_default()
+            && let Some(gap) = older.gaps.last_mut().filter(|gap| gap.after >= end)
+        {
+            gap.next = next;
+            self.gaps.remove(0);
+        }
         if older.before.is_none() && older.messages.is_empty() {
             // Its gap now ends at the first message of both.
             let next = self.messages.first().map(|message| message.id);
@@ -303,12 +320,26 @@ mod tests {
                 "seed {seed}: without cause: {gap:?} of {page:?}"
             );
         }
-        assert!(page.gaps.windows(2).all(|two| two[0].after < two[1].after), "seed {seed}: {:?}", page.gaps);
+        // A message lies between any two.
+        let is_told_once =
+            |two: &[Missing]| page.messages.iter().any(|it| two[0].after < it.id && it.id <= two[1].after);
+        assert!(page.gaps.windows(2).all(is_told_once), "seed {seed}: {page:?}");
         let is_open = page.gaps.first().is_some_and(|gap| gap.after == Id::ZERO);
         assert_ne!(is_open, page.is_beginning, "seed {seed}: {page:?}");
         if is_open {
             assert_eq!(page.gaps[0].next, page.messages.first().map(|it| it.id), "seed {seed}");
         }
+    }
+
+    #[test]
+    fn ids_from_before_the_life_of_the_store_have_no_beginning() {
+        let store = Store::new();
+        for before in [0, 1, 2, 99, 100] {
+            let page = store.page(Id::new(before), 10);
+            let gap = Missing { after: Id::ZERO, next: None, reason: Reason::Restarted };
+            assert_eq!((page.is_beginning, page.gaps), (false, vec![gap]), "{before}");
+        }
+        assert!(store.page(Id::new(101), 10).is_beginning);
     }
 
     #[test]

@@ -126,7 +126,10 @@ pub fn between(boundaries: &[Boundary], after: Id, before: Id, loss: Loss) -> Op
 /// store has forgotten that boundary, a topic's history ends before the first one that it remembers.
 pub fn before_all(boundaries: &[Boundary], before: Id, loss: Loss) -> Option<Reason> {
     let began = boundaries.first().map_or(Id::ZERO, |boundary| boundary.began);
-    let is_of_this_life = began <= loss.complete_after && began < before;
+    if before <= began {
+        return boundaries.first().map(|boundary| boundary.reason);
+    }
+    let is_of_this_life = began <= loss.complete_after;
     between(boundaries, if is_of_this_life { began } else { Id::ZERO }, before, loss)
 }
 

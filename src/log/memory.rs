@@ -317,11 +317,15 @@ impl Log for MemoryLog {
     fn retain_by(&self, rules: Rules) {
         let mut state = self.state();
         let retention = self.retention.load_full();
-        if !retention.rules.are(&rules) {
-            let retention = Retention { rules, ..(*retention).clone() };
-            state.take_rules(&retention);
-            self.retention.store(Arc::new(retention));
+        if retention.rules.are(&rules) {
+            return;
         }
+        let retention = Retention { rules, ..(*retention).clone() };
+        let former = state.take_rules(&retention);
+        self.retention.store(Arc::new(retention));
+        drop(state);
+        // It may have a time for each of a million topics, so publishers must not wait for this.
+        drop(former);
     }
 
     async fn begin(&self, patterns: &PatternSet, start: &Start) -> Result<Beginning, LogError> {

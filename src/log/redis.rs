@@ -91,7 +91,6 @@ pub struct RedisLog {
     asking: Arc<Asking>,
     replicas: Arc<Replicas>,
     pages: Shared<PageKey, Result<Page, LogError>>,
-    histories: Shared<(Topic, Id, usize), Result<History, LogError>>,
     /// The tasks end with the log.
     _tasks: JoinSet<()>,
 }
@@ -121,8 +120,8 @@ impl RedisLog {
         tasks.spawn(replicas.clone().keep_beating());
         tasks.spawn(replicas.clone().keep_reading());
         tasks.spawn(replicas.clone().keep_sending());
-        let (pages, histories) = (Shared::default(), Shared::default());
-        Arc::new(Self { store, feed, link, copies, asking, replicas, pages, histories, _tasks: tasks })
+        let pages = Shared::default();
+        Arc::new(Self { store, feed, link, copies, asking, replicas, pages, _tasks: tasks })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.
@@ -348,8 +347,8 @@ impl Log for RedisLog {
     }
 
     async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
-        let read = history(&self.store, topic, before, limit);
-        self.histories.share(&(topic.clone(), before, limit), read).await
+        // Requests share no page: a question that was sent earlier lacks what was stored or deleted since.
+        history(&self.store, topic, before, limit).await
     }
 
     fn ephemerals(&self) -> &Ephemerals {

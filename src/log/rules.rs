@@ -8,7 +8,7 @@ use crate::message::{Id, Message, Pattern, PatternMap};
 pub const MAX_RULES: usize = 100;
 
 /// The topic of the presence in a topic is retained as that topic is.
-const PRESENCE: &str = "$presence.";
+pub const PRESENCE: &str = "$presence.";
 
 /// Limits for the topics that a pattern matches. A limit that is `None` is that of all topics.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -67,6 +67,7 @@ fn a_wrong_entry_is_told_with_its_line_and_a_right_one_is_shown() {
         "[[retain]]\ntopics = \"a\"\n",
         "[[retain]]\ntopics = \"a\"\nage = 1.5\n",
         "[[retain]]\ntopic = \"a\"\n",
+        "[[retain]]\ntopics = \"$presence.chat.*\"\nmessages = 5\n",
     ));
     let run = folder.run(&["config", "--check", "r.toml"], &[]);
     assert_eq!(run.code, Some(2), "{run:?}");
@@ -77,6 +78,7 @@ fn a_wrong_entry_is_told_with_its_line_and_a_right_one_is_shown() {
         "r.toml:8: retain: give messages, age or bytes",
         "r.toml:12: retain: expected a number, or text",
         "r.toml:14: retain: unknown field `topic`",
+        "r.toml:15: retain: topics \"$presence.chat.*\": `$presence.T` is retained as `T` is; name `chat.*`",
     ] {
         assert!(run.err.contains(told), "{told}: {run:?}");
     }

@@ -1,13 +1,17 @@
 //! The history of a topic, when Redis or another program has lost a part of it.
 
+use std::time::Duration;
+
 use rejoin::{
     broker::Broker,
     log::{History, Missing, Reason, Retention},
-    message::Id,
+    message::{Id, Topic},
 };
+use tokio::time::sleep;
 
 use crate::{
     bare::{RETENTION, log, log_that_keeps, publish, until_reachable},
+    proxy::{Proxy, Stall},
     support::redis::Redis,
 };
 
@@ -101,4 +105,31 @@ async fn a_page_has_what_another_replica_has_just_stored() {
         let page = there.history(&"a".parse().expect("a topic"), Id::MAX, 1).await.expect("reachable");
         assert_eq!(ids(&page), [id]);
     }
+}
+
+/// A request never gets the answer to a question that was sent before it.
+#[tokio::test]
+async fn a_page_has_what_was_stored_while_another_request_waited_for_the_same_page() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let proxy = Proxy::to(redis.addr(), Duration::ZERO).await;
+    let (here, there) = (log(&redis.url()).await, log(&proxy.url()).await);
+    let topic: Topic = "a".parse().expect("a topic");
+    let ask = || there.history(&topic, Id::MAX, 10);
+    publish(&here, "a").await;
+    ask().await.expect("reachable");
+    proxy.stall(Stall::Answers);
+    let early = async { ask().await.expect("reachable") };
+    let late = async {
+        // The first question is in Redis by now.
+        sleep(Duration::from_millis(50)).await;
+        here.delete(&topic).await.expect("reachable");
+        let id = publish(&here, "a").await;
+        let later = async {
+            sleep(Duration::from_millis(50)).await;
+            proxy.stall(Stall::Nothing);
+        };
+        let (page, ()) = tokio::join!(ask(), later);
+        assert_eq!(ids(&page.expect("reachable")), [id]);
+    };
+    tokio::join!(early, late);
 }

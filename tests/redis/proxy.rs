@@ -35,6 +35,8 @@ pub enum Stall {
     Nothing,
     Links,
     Publishing,
+    /// Only the answers on publishing connections.
+    Answers,
     Both,
 }
 
@@ -180,7 +182,7 @@ impl Line {
             if about.kind.load(Ordering::Relaxed) == UNKNOWN {
                 self.learn(&chunk[..read], about.kind);
             }
-            self.pass(about).await;
+            self.pass(about, false).await;
             to.write_all(&chunk[..read]).await?;
         }
     }
@@ -210,7 +212,7 @@ impl Line {
         let write = async {
             while let Some((due, piece)) = pieces.recv().await {
                 sleep_until(due).await;
-                self.pass(about).await;
+                self.pass(about, true).await;
                 to.write_all(&piece).await?;
             }
             io::Result::Ok(())
@@ -233,12 +235,13 @@ impl Line {
     }
 
     /// Waits while nothing gets through.
-    async fn pass(&self, About { number, kind }: About<'_>) {
+    async fn pass(&self, About { number, kind }: About<'_>, is_answer: bool) {
         let is_held = |stall: &Stall| match (*stall, kind.load(Ordering::Relaxed)) {
             (Stall::Nothing, _) => false,
             (Stall::Both, _) => true,
             (Stall::Links, kind) => kind == LINK,
             (Stall::Publishing, kind) => kind == PUBLISHING,
+            (Stall::Answers, kind) => is_answer && kind == PUBLISHING,
         };
         let mut stall = self.stall.subscribe();
         if is_held(&stall.borrow_and_update()) {

@@ -108,15 +108,21 @@ impl Store {
     }
 }
 
-/// The text that the scripts read: a line for each rule, with its messages, its age in microseconds, its bytes, and a
-/// pattern of Lua for its topics. A limit of zero is that of all topics.
+/// The text that the scripts read: a line with the shortest and the longest age, and a line for each rule, with its
+/// messages, its age in microseconds, its bytes, and a pattern of Lua for its topics. A limit of zero is that of all
+/// topics.
 fn written(rules: &Rules) -> String {
+    if rules.is_empty() {
+        return String::new();
+    }
     let line = |rule: &Rule| {
         let age = rule.age.map_or(0, |age| age.as_micros());
         let [messages, bytes] = [rule.messages, rule.bytes].map(Option::unwrap_or_default);
         format!("{messages} {age} {bytes} {}\n", lua(&rule.topics))
     };
-    rules.iter().map(line).collect()
+    let ages = || rules.iter().filter_map(|rule| rule.age).map(|age| age.as_micros());
+    let (shortest, longest) = (ages().min().unwrap_or_default(), ages().max().unwrap_or_default());
+    std::iter::once(format!("{shortest} {longest}\n")).chain(rules.iter().map(line)).collect()
 }
 
 /// The pattern of Lua that matches the same topics.
@@ -153,9 +159,12 @@ mod tests {
             rule("*.x^%.**", None),
             rule("$s.β", None),
         ]);
-        let expected =
-            "5 0 7 ^a%-b%.[^.]+%.c$\n0 0 7 ^[^$].*$\n0 0 7 ^[^.$][^.]*%.x%^%%%..+$\n0 0 7 ^%$s%.β$\n";
+        let expected = "0 0\n\
+            5 0 7 ^a%-b%.[^.]+%.c$\n0 0 7 ^[^$].*$\n0 0 7 ^[^.$][^.]*%.x%^%%%..+$\n0 0 7 ^%$s%.β$\n";
         assert_eq!(written(&rules), expected);
+        let aged = |seconds| Rule { age: Some(Duration::from_secs(seconds)), ..rule("a", None) };
+        let rules = Rules::new(vec![rule("b", None), aged(3), aged(2)]);
+        assert_eq!(written(&rules).lines().next(), Some("2000000 3000000"));
         assert_eq!(written(&Rules::NONE), "");
     }
 }

@@ -71,10 +71,11 @@ impl State {
         known.unwrap_or_else(|| retention.limits(topic))
     }
 
-    /// Puts the rules of `retention` in force. [`expire`](Self::expire) then looks at all topics, in steps.
-    pub fn take_rules(&mut self, retention: &Retention) {
-        self.due = (!retention.rules.is_empty()).then(Due::default);
+    /// Puts the rules of `retention` in force. [`expire`](Self::expire) then looks at all topics, in steps. Returns what
+    /// the rules before had, so that the caller drops it without the lock.
+    pub fn take_rules(&mut self, retention: &Retention) -> Option<Due> {
         self.review = Some(Review::default());
+        std::mem::replace(&mut self.due, (!retention.rules.is_empty()).then(Due::default))
     }
 
     /// Continues to apply changed rules to the topics, and looks at or removes up to `limit` entries. Returns how many.
@@ -83,6 +84,12 @@ impl State {
         while budget > 0
             && let Some(Review(last)) = &self.review
         {
+            // The times of the topics take room too.
+            if self.footprint() > retention.total_bytes && self.order.len() > 1 {
+                self.evict_oldest();
+                budget -= 1;
+                continue;
+            }
             let from = last.as_ref().map_or(Unbounded, |last| Excluded(&**last));
             let Some(topic) = self.names.range::<str, _>((from, Unbounded)).next().cloned() else {
                 self.review = None;
@@ -137,7 +144,10 @@ mod tests {
     use rand::{RngExt, SeedableRng, rngs::StdRng};
 
     use super::{
-        super::tests::{RETENTION, gaps, store},
+        super::{
+            STEP,
+            tests::{RETENTION, gaps, store},
+        },
         *,
     };
     use crate::{
@@ -234,6 +244,42 @@ mod tests {
         assert_eq!(sizes, [200, 2, 200]);
         publish(&mut state, "chat.1", &retention);
         assert_eq!(state.tails["chat.1"].ring().len(), 2);
+    }
+
+    /// The first publish to a topic removed its whole surplus under the lock.
+    #[test]
+    fn a_publish_during_a_review_removes_one_step_at_most() {
+        let mut state = State::new(Id::now());
+        let mut retention = Retention { messages: 10_000, total_bytes: 1 << 24, ..RETENTION };
+        for _ in 0..STEP + 100 {
+            publish(&mut state, "chat.a", &retention);
+        }
+        let rule =
+            Rule { topics: "chat.*".parse().expect("a pattern"), messages: Some(2), age: None, bytes: None };
+        retention.rules = Rules::new(vec![rule]);
+        state.take_rules(&retention);
+        publish(&mut state, "chat.a", &retention);
+        assert_eq!(state.order.len(), 101);
+        let now = state.newest;
+        expire_all(&mut state, &retention, now);
+        assert_eq!(state.order.len(), 2);
+    }
+
+    /// The first publish after the review had to make the room, under the lock.
+    #[test]
+    fn a_review_makes_room_for_what_it_adds() {
+        let mut state = State::new(Id::now());
+        for number in 0..200 {
+            publish(&mut state, &format!("chat.{number}"), &RETENTION);
+        }
+        let retention =
+            Retention { total_bytes: state.footprint(), rules: rules(&[("chat.*", 2)]), ..RETENTION };
+        state.take_rules(&retention);
+        let now = state.newest;
+        while state.expire(&retention, now, 5) == 5 {
+            assert!(state.footprint() <= retention.total_bytes + 5 * 150);
+        }
+        assert!(state.footprint() <= retention.total_bytes && state.order.len() > 100);
     }
 
     #[test]

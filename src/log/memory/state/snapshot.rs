@@ -12,7 +12,7 @@ use super::{Known, State};
 use crate::{
     log::{
         Mark, Retention, Tail,
-        memory::{keys::Keys, losses::Losses},
+        memory::{cost, keys::Keys, losses::Losses},
     },
     message::{Draft, Id, Message, Payload, PayloadKind, Topic},
 };
@@ -158,8 +158,10 @@ impl State {
             state.keys.restore(name.into(), Id::new(id), digest, now);
         }
         state.mark_what_is_gone();
-        // Make room for the keys and the marks now. The first publish would have to do it under the lock.
-        while state.footprint() > retention.total_bytes && state.order.len() > 1 {
+        // Make room for the keys, the marks and the times of the topics now. The first publish would have to do it under
+        // the lock.
+        let due = if retention.rules.is_empty() { 0 } else { cost::DUE_BYTES };
+        while state.footprint() + state.held * due > retention.total_bytes && state.order.len() > 1 {
             state.evict_oldest();
         }
         Ok(state)
@@ -311,7 +313,7 @@ mod tests {
         super::tests::{RETENTION, gaps, store},
         *,
     };
-    use crate::log::{Append, Reason};
+    use crate::log::{Append, Reason, Rule, Rules};
 
     #[test]
     fn messages_of_versions_without_a_publisher_are_read() {
@@ -356,9 +358,14 @@ mod tests {
         let total_bytes = state.footprint() * 3 / 4;
         let mut bytes = Vec::new();
         state.close().write(&mut bytes).expect("written");
-        let retention = Retention { total_bytes, ..RETENTION };
+        let mut retention = Retention { total_bytes, ..RETENTION };
         let mut state = State::read(&mut bytes.as_slice(), 3, &retention, Id::now()).expect("a log");
         assert!(state.footprint() <= total_bytes, "{} of {total_bytes}", state.footprint());
+        let topics = "*".parse().expect("a pattern");
+        retention.rules = Rules::new(vec![Rule { topics, messages: Some(1), age: None, bytes: None }]);
+        let aged = State::read(&mut bytes.as_slice(), 3, &retention, Id::now()).expect("a log");
+        let size = aged.footprint() + aged.held * cost::DUE_BYTES;
+        assert!(size <= total_bytes, "{size} of {total_bytes} with the times of topics");
         assert!(state.order.len() > 1, "it keeps what there is room for");
         assert_eq!(gaps(&mut state, "topic.0", began), [("topic.0".to_owned(), Reason::Retention)]);
         assert_eq!(gaps(&mut state, "topic.499", began), []);

@@ -6,13 +6,13 @@ sweep(READ_SWEEP)
 local firsts = {}
 for at = TOPICS, #ARGV, 2 do
   local topic, upto = ARGV[at], ARGV[at + 1] == '+' and str(last) or ARGV[at + 1]
-  local newest, passed = redis.call('ZSCORE', index, topic), 0
+  local newest, passed, expired = redis.call('ZSCORE', index, topic), 0, expired_of(topic)
   local first
   if newest and count < 0 then
-    first = entries(topic, str(math.max(since, expired_of(topic))), 1)[1]
+    first = entries(topic, str(math.max(since, expired)), 1)[1]
   elseif newest then
     while passed < count do
-      local batch = on_stream(topic, 'XREVRANGE', upto, str(expired_of(topic)), 'COUNT', math.min(count - passed, 64)) or {}
+      local batch = on_stream(topic, 'XREVRANGE', upto, str(expired), 'COUNT', math.min(count - passed, 64)) or {}
       if not batch[1] then break end
       first, passed = batch[#batch], passed + #batch
       upto = '(' .. first[1]

@@ -24,5 +24,7 @@ while true do
   if #batch < step or looked > SCAN_BATCH then return {facts(), behind, 0, found} end
   upto = '(' .. batch[#batch][1]
   -- Fetch only as many as fit, if the next messages are as large as these, and one more.
-  step = math.max(1, math.min(room - #found, math.floor(bytes / ((PAGE_BYTES - bytes) / math.max(#found, 1) + 1))) + 1)
+  -- They may be larger, so each batch is at most twice the last one.
+  local fit = math.floor(bytes / ((PAGE_BYTES - bytes) / math.max(#found, 1) + 1))
+  step = math.max(1, math.min(room - #found + 1, fit + 1, 2 * step, 64))
 end

@@ -20,7 +20,9 @@ local MAX_BOUNDARIES = 32
 -- `order`: the ids of all messages.
 -- `state`: the facts about the store and about each topic, packed because each message reads and writes them.
 -- `feed`: the newest messages, deletions and announcements, which every replica reads.
+-- `due`: while there are rules of retention, the topics by the time at which their oldest messages may expire.
 local index, names, order, state, feed = base .. 'index', base .. 'names', base .. 'order', base .. 'store', base .. 'feed'
+local due = base .. 'due'
 -- Format 1 had its state under this key. Its present value makes a replica of that format fail before it
 -- writes anything.
 local tombstone = base .. 'state'
@@ -158,7 +160,7 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
           if newest and newest < MAX_ID then top = math.max(top, newest) end
         end
       end
-      redis.call('UNLINK', index, names, order, state)
+      redis.call('UNLINK', index, names, order, state, due)
       redis.call('SET', tombstone, 'format 2')
       total, messages, marked, forgotten, boundaries, saved[2], saved[3] = 0, 0, 0, nil, {}, nil, nil
       keep(wanted)
@@ -191,8 +193,12 @@ elseif info and not FROZEN and (server or (was_durable and not durable)) then
   if server then redis.call('HSET', state, '*process', string.match(server, 'run_id:(%w+)')) end
 end
 
--- The rules of retention, in their order: messages, age, bytes, and a pattern of Lua for the topics. A limit of 0 is that
--- of all topics.
+-- The rules of retention begin with a line that has the shortest and the longest of their ages, so that few scripts read
+-- the others. 0 means that no rule has an age.
+local shortest, longest = string.match(saved[3] or '', '^(%d+) (%d+)\n')
+local has_rules, are_rules_read = longest ~= nil, longest ~= nil or saved[3] == ''
+
+-- The rules in their order: messages, age, bytes, and a pattern of Lua for the topics. A limit of 0 is that of all topics.
 local rules
 local function known_rules()
   if rules then return rules end
@@ -202,19 +208,31 @@ local function known_rules()
   end
   return rules
 end
-local has_rules = saved[3] and saved[3] ~= ''
 
--- The limits of a topic, by the first rule that matches it: messages, age and bytes.
-local function limits_of(topic)
-  if not has_rules then return max_messages, max_age, max_bytes end
-  local name = string.match(topic, '^%$presence%.(.+)$') or topic
+-- The rule of a topic: the first one that matches it. A script asks for the same topics again and again.
+local rule_of_topic = {}
+local function rule_of(topic)
+  if rule_of_topic[topic] ~= nil then return rule_of_topic[topic] end
+  local found, name = false, string.match(topic, '^%$presence%.(.+)$') or topic
   for _, rule in ipairs(known_rules()) do
-    if string.find(name, rule[4]) then
-      local function or_all(own, all) return own > 0 and own or all end
-      return or_all(rule[1], max_messages), or_all(rule[2], max_age), or_all(rule[3], max_bytes)
+    local is_pattern, place = pcall(string.find, name, rule[4])
+    if is_pattern and place then found = rule break end
+    -- Another program has changed the rules. A replica tells them again once they are gone.
+    if not is_pattern then
+      are_rules_read = false
+      if not FROZEN then redis.call('HDEL', state, '*rules') end
     end
   end
-  return max_messages, max_age, max_bytes
+  rule_of_topic[topic] = found
+  return found
+end
+
+-- The limits of a topic: messages, age and bytes.
+local function limits_of(topic)
+  local rule = has_rules and rule_of(topic)
+  if not rule then return max_messages, max_age, max_bytes end
+  local function or_all(own, all) return own > 0 and own or all end
+  return or_all(rule[1], max_messages), or_all(rule[2], max_age), or_all(rule[3], max_bytes)
 end
 
 -- Messages of a topic with ids below this have expired.
@@ -223,10 +241,11 @@ local function expired_of(topic)
   return now - age
 end
 
--- Messages with ids below this have expired in every topic.
-local all_expired = now - max_age
+-- Messages with ids below the first have expired in every topic, and from the second on in none.
+local all_expired, any_expired = now - max_age, now - max_age
 if has_rules then
-  for _, rule in ipairs(known_rules()) do all_expired = math.min(all_expired, now - rule[2]) end
+  all_expired = math.min(all_expired, now - tonumber(longest))
+  if tonumber(shortest) > 0 then any_expired = math.max(any_expired, now - tonumber(shortest)) end
 end
 
 -- The newest id and the bytes of a topic, if the index knows it. Another program may have removed or changed them: then
@@ -244,7 +263,7 @@ local function facts()
   must_learn()
   local told = {}
   for at, boundary in ipairs(boundaries) do told[at] = {str(boundary[1]), str(boundary[2]), boundary[3]} end
-  return {str(last), str(began), str(forgotten), kept(), told, str(marked), FROZEN and 1 or 0, saved[3] and 1 or 0}
+  return {str(last), str(began), str(forgotten), kept(), told, str(marked), FROZEN and 1 or 0, are_rules_read and 1 or 0}
 end
 
 -- The beginning of every feed entry that has an id of its own: the generation, and the id before it. A
@@ -351,7 +370,35 @@ local function evict(topic, id)
   return entry ~= nil
 end
 
--- Removes a batch of the messages that have expired in every topic. True if there may be more.
+-- Removes expired messages of the topics that are due, and looks at or removes `budget` of them at most. True if there may
+-- be more.
+local function sweep_due(budget)
+  if not has_rules then return false end
+  if not redis.call('ZSCORE', due, '*') then
+    -- The rules are others, or the key was lost: every topic is due. All scores of the names are 0.
+    redis.call('COPY', names, due, 'REPLACE')
+    redis.call('ZADD', due, '+inf', '*')
+  end
+  local is_changed = false
+  while budget > 0 do
+    local topic = redis.call('ZRANGE', due, '-inf', '(' .. str(now), 'BYSCORE', 'LIMIT', 0, 1)[1]
+    if not topic then break end
+    local _, age = limits_of(topic)
+    local oldest, looked = entries(topic, '-', 1)[1], 1
+    while oldest and number_of(oldest) < now - age and budget > 0 do
+      evict(topic, oldest[1])
+      oldest, budget, looked, is_changed = entries(topic, '-', 1)[1], budget - 1, 0, true
+    end
+    budget = budget - looked
+    -- A topic that was trimmed is due later. One that has lost everything is due no more.
+    if oldest then redis.call('ZADD', due, str(number_of(oldest) + age), topic) else redis.call('ZREM', due, topic) end
+  end
+  if is_changed then redis.call('HSET', state, '*', packed()) end
+  return budget <= 0
+end
+
+-- Removes a batch of the messages that have expired: by the longest age of all, and by that of their own topics. Returns
+-- for each of both if there may be more.
 local function sweep(budget)
   local old = redis.call('XRANGE', order, '-', '(' .. str(all_expired) .. '-0', 'COUNT', FROZEN and 1 or budget)
   if FROZEN then return #old > 0 end
@@ -359,17 +406,5 @@ local function sweep(budget)
     if entry[2][1] == 't' then evict(entry[2][2], entry[1]) else redis.call('XDEL', order, entry[1]) end
   end
   if old[1] then redis.call('HSET', state, '*', packed()) end
-  return #old == budget
-end
-
--- Removes the expired messages of one topic, at most `budget`, and returns how many. The caller writes the totals.
-local function expire(topic, budget)
-  local upto, removed = '(' .. str(expired_of(topic)) .. '-0', 0
-  while removed < budget do
-    local oldest = (on_stream(topic, 'XRANGE', '-', upto, 'COUNT', 1) or {})[1]
-    if not oldest then break end
-    evict(topic, oldest[1])
-    removed = removed + 1
-  end
-  return removed
+  return #old == budget, sweep_due(budget - #old)
 end

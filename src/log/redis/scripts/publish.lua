@@ -5,18 +5,19 @@ local payer = ARGV[12] or ''
 local topic, newest = subject, subject_newest
 local name, digest, stretch, holder, is_room_for_key
 
--- Counts in stretches of some time: two of them count, so each use counts for one or two of these times.
-local function counted(kind, now_in, field)
+-- Counts in stretches of some time: the present one and some before it count. So with two of them each use counts for one
+-- or two of these times.
+local function counted(kind, now_in, stretches, field)
   local count = 0
-  for _, at in ipairs({now_in, now_in - 1}) do
+  for at = now_in, now_in - stretches + 1, -1 do
     count = count + (tonumber(redis.call('HGET', base .. kind .. str(at), field)) or 0)
   end
   return count
 end
-local function count(kind, now_in, time_ms, ...)
+local function count(kind, now_in, stretches, time_ms, ...)
   local used = base .. kind .. str(now_in)
   for _, field in ipairs({...}) do redis.call('HINCRBY', used, field, 1) end
-  redis.call('PEXPIRE', used, str(2 * time_ms))
+  redis.call('PEXPIRE', used, str(stretches * time_ms))
 end
 
 if key ~= '' then
@@ -31,7 +32,7 @@ if key ~= '' then
   stretch, holder = math.floor(now / (KEY_WINDOW_MS * 1000)), payer ~= '' and ',' .. payer or topic
   is_room_for_key = function()
     local most = math.min(MAX_KEYS, math.floor(max_total / KEY_COST))
-    return counted('keys:', stretch, holder) < most - counted('keys:', stretch, '*')
+    return counted('keys:', stretch, 2, holder) < most - counted('keys:', stretch, 2, '*')
   end
 end
 
@@ -44,11 +45,12 @@ if if_match ~= '' then
 end
 
 -- A client may make as many topics as it leaves free. Those that it made count for as long as the index remembers a topic.
-local topic_ms = math.max(INDEX_AGE, max_age + AFTER_EXPIRY) / 1000
-local term = math.floor(now / (topic_ms * 1000))
+-- That takes more terms while an age of retention is longer. The term itself never changes, because it names the keys.
+local term = math.floor(now / INDEX_AGE)
+local terms = math.min(math.ceil((now - all_expired + AFTER_EXPIRY) / INDEX_AGE) + 1, 64)
 local is_made = not newest and payer ~= ''
 if not newest then
-  local made = is_made and counted('made:', term, payer) or 0
+  local made = is_made and counted('made:', term, terms, payer) or 0
   if redis.call('ZCOUNT', index, '(0', '+inf') + made >= max_topics then return {'topics', '0', '0'} end
 end
 if name and not is_room_for_key() then return {'keys', '0', '0'} end
@@ -77,7 +79,7 @@ end
 length, bytes, total, messages = length + 1, bytes + cost, total + cost, messages + 1
 
 -- Trimming costs more than keeping, so a few messages too many may pile up, and all are trimmed at once.
-local most, _, most_bytes = limits_of(topic)
+local most, age, most_bytes = limits_of(topic)
 local is_full = length > most + math.floor(most / SLACK) or bytes > most_bytes + most_bytes / SLACK
 local gone, old, budget = nil, {}, 100
 while is_full do
@@ -108,6 +110,7 @@ if is_first then
   redis.call('XADD', base .. 'new', entry, 'p', link .. ' ' .. cost, 'h', head, 'd', data)
   redis.call('COPY', base .. 'new', into, 'REPLACE')
   redis.call('DEL', base .. 'new')
+  if has_rules then redis.call('ZADD', due, str(id + age), topic) end
 end
 -- A store without its order begins anew at the next script.
 if not append(order, entry, 't', topic) then return redis.error_reply('ERR the order was ahead of the store') end
@@ -120,15 +123,20 @@ else
 end
 if name then
   redis.call('SET', name, ident .. ' ' .. digest, 'PX', KEY_WINDOW_MS)
-  count('keys:', stretch, KEY_WINDOW_MS, '*', holder)
+  count('keys:', stretch, 2, KEY_WINDOW_MS, '*', holder)
 end
-if is_made then count('made:', term, topic_ms, payer) end
+if is_made then count('made:', term, terms, INDEX_AGE / 1000, payer) end
 
 -- Topics and marks count too, but leave at least half of the bytes to messages. If this topic holds more than
 -- an even share, its own oldest message goes first, otherwise the oldest message of all.
 local victims = {}
 local room = math.max(max_total - redis.call('ZCARD', index) * TOPIC_COST, max_total / 2)
 local is_over = total > room
+if is_over and budget > 0 then
+  -- Expired messages go before others.
+  sweep(budget)
+  length, bytes = on_stream(topic, 'XLEN') or 1, select(2, counts(topic, redis.call('HGET', state, topic))) or cost
+end
 local share = is_over and max_total / redis.call('ZCOUNT', index, '(0', '+inf')
 while budget > 0 and total > room do
   local before, own = total, bytes > share and length > 1 and entries(topic, '-', 1)[1]
@@ -153,8 +161,5 @@ tell(entry, 'm', linked(chain) .. ' ' .. link .. ' ' .. (gone or '0')
   .. carrying(topic, is_small and head or '', is_small and data or ''))
 for victim, upto in pairs(victims) do tell(ident .. '-*', 'g', upto .. carrying(victim, '', '')) end
 -- Each sweep removes more messages than were stored since the last one, so expired messages never pile up.
-if id % 16 == 0 then
-  sweep(32)
-  if has_rules and expire(topic, 32) > 0 then redis.call('HSET', state, '*', packed()) end
-end
+if id % 16 == 0 then sweep(32) end
 return {'stored', ident, str(began)}

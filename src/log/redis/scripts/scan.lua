@@ -7,7 +7,7 @@ for _, entry in ipairs(places) do
   local id, topic = number_of(entry), entry[2][2]
   local is_ours = entry[2][1] == 't' and string.find(entry[1], '-0$')
   -- A message that has expired in its own topic goes now, so that it leaves its mark.
-  if is_ours and has_rules and id < expired_of(topic) then
+  if is_ours and id < any_expired and id < expired_of(topic) then
     if FROZEN or removed == READ_SWEEP then is_unswept = true break end
     evict(topic, entry[1])
     removed = removed + 1
