@@ -348,9 +348,13 @@ impl State {
         if self.is_added(pattern) {
             return Ok(());
         }
+        // From the answer on, the client misses no ephemeral message, also while it has yet to catch up.
         if self.reads(pattern) {
             self.changes().tell(pattern, Told::Added)?;
+            self.subscription.take_ephemerals_from_now();
         }
+        let joining = self.joining.iter_mut().filter(|joining| joining.pattern == *pattern);
+        joining.for_each(|joining| joining.subscription.take_ephemerals_from_now());
         self.changes().add(pattern);
         self.wake();
         Ok(())
