@@ -13,6 +13,7 @@ use super::{
     connections::Connections,
     identify::{Begun, Identified},
     live::{Event, Held},
+    metrics::Permit,
     problem::{Code, Problem},
     pulse::{Beat, Pulse},
     topic_limit_reached,
@@ -84,9 +85,9 @@ impl Reader {
         Poll::Pending
     }
 
-    /// Ends the reading, and keeps the place until the rest of the answer has left.
-    pub fn into_reading(self) -> Held {
-        self.reading
+    /// Ends the reading of a poll, and keeps its place among the connections until the rest of the answer has left.
+    pub fn into_permit(self) -> Option<Permit> {
+        self.reading.into_permit()
     }
 
     /// The first frame of a connection.

@@ -90,6 +90,11 @@ impl Reading {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Ends the reading, and keeps only the permit.
+    pub fn into_permit(self) -> Permit {
+        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).permit
+    }
+
     /// Asks for `pattern` to be read. Returns the number with which [`finish`](Self::finish) is called once it is begun,
     /// or none if it is read already.
     ///

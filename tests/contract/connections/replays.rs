@@ -139,7 +139,7 @@ async fn no_ephemeral_message_is_missed_while_the_client_catches_up() {
     let mut socket = Socket::open(&server, "/events").await;
     socket.send(json!({"type": "subscribe", "topic": "long", "after": "0"})).await;
     assert_eq!(socket.next().await["replay"], true);
-    add_and_announce(&server, &mut Reader::WebSocket(socket)).await;
+    add_and_announce(&server, &mut Reader::WebSocket(Box::new(socket))).await;
 }
 
 async fn add_and_announce(server: &Server, reader: &mut Reader) {
