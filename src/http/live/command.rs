@@ -143,6 +143,9 @@ impl Command {
     /// # Cancel safety
     /// Dropping this leaves nothing half done.
     pub async fn run(self, app: &App, until: Instant) -> Result<Done, Problem> {
+        if Instant::now() > until {
+            return Err(too_late());
+        }
         let find = |id: ConnectionId| app.live.table.find(id).ok_or_else(no_connection);
         match self {
             Self::Add { connection, topic, start, sub } => {
@@ -223,5 +226,5 @@ fn check_sub(reading: &Reading, wanted: Option<&str>) -> Result<(), Problem> {
 }
 
 fn too_late() -> Problem {
-    Problem::new(Code::Unavailable, "the log did not answer in time, so nothing was changed; try again")
+    Problem::new(Code::Unavailable, "it could not be done in time, so nothing was changed; try again")
 }

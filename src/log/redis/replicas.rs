@@ -27,7 +27,7 @@ use tokio::{
 
 use self::{
     clock::StoreClock,
-    letter::{Letter, Outgoing},
+    letter::{Letter, Outgoing, Question},
     roll::{Beat, Roll, Stands},
 };
 use super::{
@@ -198,7 +198,7 @@ impl Replicas {
             let number = state.questions;
             state.waiting.insert(number, answered);
             let sent = clock.at_least(Instant::now());
-            let letter = Letter::Question { from: self.name(), number, sent, text: question };
+            let letter = Letter::Question(Question { from: self.name(), number, sent, text: question });
             (Waits { replicas: self, number }, Outgoing { to: name, letter, until })
         };
         let (waits, letter) = waits;
@@ -308,7 +308,7 @@ impl Replicas {
         let Ok(added) = self.store.aside_pipe::<Vec<Option<String>>>(&pipe).await else { return };
         let lost = entries.iter().zip(added).filter(|(_, added)| added.is_none());
         for outgoing in lost.flat_map(|(entry, _)| entry.iter()) {
-            if let Letter::Question { number, .. } = outgoing.letter {
+            if let Letter::Question(Question { number, .. }) = outgoing.letter {
                 self.reply(number, Reply::NotSent);
             }
         }
@@ -356,6 +356,7 @@ impl Replicas {
             read.arg("COUNT").arg(READ_ENTRIES).arg("BLOCK").arg(BLOCK.as_millis() as u64);
             read.arg("STREAMS").arg(self.stream(name)).arg(place);
             let found: Option<Entries> = read.query_async(&mut connection).await?;
+            let mut questions = Vec::new();
             for (id, fields) in found.into_iter().flatten().flat_map(|(_, entries)| entries) {
                 let mut state = self.state();
                 // If the name or the stream is new, this entry says nothing about it.
@@ -363,28 +364,31 @@ impl Replicas {
                     state.place = id;
                 }
                 drop(state);
-                Letter::all(fields).for_each(|letter| self.take(letter));
+                for letter in Letter::all(fields) {
+                    match letter {
+                        Letter::Answer { number, text } => self.reply(number, Reply::Answer(text)),
+                        Letter::Busy { number } => self.reply(number, Reply::Busy),
+                        Letter::Question(question) => questions.push(question),
+                    }
+                }
+            }
+            if !questions.is_empty() {
+                // The store is asked now. This process may have been stopped since the questions arrived, and its own
+                // clock does not count a sleep of the machine.
+                let asked_at = Instant::now();
+                let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
+                let clock = StoreClock::new(seconds * 1000 + micros / 1000, asked_at, Instant::now());
+                questions.into_iter().for_each(|question| self.meet(question, clock));
             }
         }
     }
 
-    fn take(self: &Arc<Self>, letter: Letter) {
-        match letter {
-            Letter::Answer { number, text } => self.reply(number, Reply::Answer(text)),
-            Letter::Busy { number } => self.reply(number, Reply::Busy),
-            Letter::Question { from, number, sent, text } => {
-                let now = Instant::now();
-                let clock = self.state().clock;
-                // The sender waits no longer, and a newer question may be done already.
-                let Some(left) = clock.and_then(|clock| LATE_AFTER.checked_sub(clock.since(sent, now)))
-                else {
-                    return tracing::debug!(
-                        from = letter::name(from),
-                        "dropped a question that came too late"
-                    );
-                };
-                self.answer(from, number, text, now + left);
-            }
+    fn meet(self: &Arc<Self>, question: Question, clock: StoreClock) {
+        let (Question { from, number, sent, text }, now) = (question, Instant::now());
+        match LATE_AFTER.checked_sub(clock.since(sent, now)) {
+            Some(left) => self.answer(from, number, text, now + left),
+            // The sender waits no longer, and a newer question may be done already.
+            None => tracing::debug!(from = letter::name(from), "dropped a question that came too late"),
         }
     }
 
