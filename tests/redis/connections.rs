@@ -251,3 +251,32 @@ async fn an_outage_of_redis_makes_no_replica_gone() {
     }
     deployment.stop().await;
 }
+
+/// The flag in the answer of `beat.lua` that says that every replica that lives is known.
+fn knows_all(redis: &Redis, does: &str) -> bool {
+    let script = include_str!("../../src/log/redis/scripts/beat.lua");
+    let spans = ["10000", "3000", "60000", "1500"];
+    let words = ["EVAL", script, "0", "{rejoin}:", "00000000000000ab", does, ""];
+    let answer = redis.say(&[&words[..], &spans].concat());
+    let flags: Vec<_> = answer.lines().filter(|line| line.starts_with(':')).collect();
+    flags.get(2).unwrap_or_else(|| panic!("{answer}")) == &":1"
+}
+
+/// A replica may have joined after the snapshot from which Redis has come back.
+#[test]
+fn redis_that_was_away_does_not_know_who_lives() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is later");
+    let note = |since: u64, last: u64| {
+        let ago = |ms: u64| (now().as_millis() as u64 - ms).to_string();
+        redis.say(&["HSET", "{rejoin}:replicas", "*made", &ago(60_000), "*since", &ago(since), "*last", &ago(last)]);
+    };
+    note(50_000, 1_000);
+    assert!(knows_all(&redis, "look"));
+    note(50_000, 5_000);
+    assert!(!knows_all(&redis, "look"), "nobody was heard for 5 s");
+    assert!(!knows_all(&redis, "join"), "others may yet be heard");
+    assert!(!knows_all(&redis, "look"), "others may yet be heard");
+    note(2_000, 1_000);
+    assert!(knows_all(&redis, "look"));
+}

@@ -73,7 +73,7 @@ pub struct Replicas {
     answering: OnceLock<Arc<dyn Answering>>,
     /// The questions of others that are being answered.
     running: Mutex<JoinSet<()>>,
-    /// When the store was last asked which replicas live, and whether it answered. Held across the question, so that
+    /// When a question to the store which replicas live began last, and whether it was answered. Held across the question, so that
     /// callers share it.
     last_look: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
@@ -162,15 +162,18 @@ impl Replicas {
         }
     }
 
-    /// Looks which replicas live, once for all that want to know at about the same time. False if the store cannot be
-    /// asked.
+    /// Looks which replicas live, once for all that wait for it together. False if the store cannot be asked.
+    ///
+    /// A look that began before this was called says nothing about a replica that has joined since.
     async fn look(&self) -> bool {
+        let came_at = Instant::now();
         let mut last = self.last_look.lock().await;
         match *last {
-            Some((at, is_seen)) if Instant::now() < at + AGAIN_AFTER => is_seen,
+            Some((began, is_seen)) if began >= came_at => is_seen,
             _ => {
+                let began = Instant::now();
                 let is_seen = self.beat("look").await.is_ok();
-                *last = Some((Instant::now(), is_seen));
+                *last = Some((began, is_seen));
                 is_seen
             }
         }
@@ -233,8 +236,8 @@ impl Replicas {
                 _ => "join",
             };
             if let Ok(true) = self.beat(does).await {
-                self.take_new_name();
-                let _ = self.beat("join").await;
+                // If this fails, the next sign of life says the same.
+                let _ = self.take_new_name().await;
             }
         }
     }
@@ -242,18 +245,26 @@ impl Replicas {
     /// True if this replica counts as gone.
     async fn beat(&self, does: &str) -> Result<bool, LogError> {
         let (name, place) = (self.name(), self.state().place.clone());
+        self.beat_as(name, &place, does).await
+    }
+
+    async fn beat_as(&self, name: u64, place: &str, does: &str) -> Result<bool, LogError> {
         let asked_at = Instant::now();
         let script = &self.store.scripts.beat;
         let text = letter::name(name);
         let spans = roll::SPANS_MS.map(|ms| ms.to_string());
         let [gone_after, pause, forget_after, settled_after] = spans.each_ref().map(String::as_str);
-        let args = [&*text, does, &*place, gone_after, pause, forget_after, settled_after];
+        let args = [&*text, does, place, gone_after, pause, forget_after, settled_after];
         let beat: Result<Beat, _> = timeout(BEAT_TIMEOUT, self.store.aside(script, &args))
             .await
             .unwrap_or(Err(LogError::Unavailable));
         let beat = beat?;
         let mut state = self.state();
-        state.clock = Some(StoreClock::new(beat.now, asked_at, Instant::now()));
+        // An answer that was overtaken by the next one is no news.
+        if state.clock.is_none_or(|clock| clock.asked_at() <= asked_at) {
+            state.clock = Some(StoreClock::new(beat.now, asked_at, Instant::now()));
+            state.roll = Roll::of(&beat);
+        }
         if name == self.name() {
             if beat.is_made {
                 // Redis had lost the stream. The ids of a new one may be smaller.
@@ -261,20 +272,22 @@ impl Replicas {
             }
             state.has_joined |= does == "join";
         }
-        let is_gone = beat.is_gone;
-        state.roll = Roll::of(&beat);
-        Ok(is_gone)
+        Ok(beat.is_gone)
     }
 
-    fn take_new_name(&self) {
+    /// Joins under a new name before that name is handed out, so that the others find its connections.
+    async fn take_new_name(&self) -> Result<(), LogError> {
+        let name = rand::random();
+        self.beat_as(name, "", "join").await?;
         {
             let mut state = self.state();
-            (state.has_joined, state.place) = (false, String::new());
-            self.name.store(rand::random(), Ordering::Release);
+            (state.has_joined, state.place) = (true, String::new());
+            self.name.store(name, Ordering::Release);
         }
         if let Some(answering) = self.answering.get() {
             answering.counted_gone();
         }
+        Ok(())
     }
 
     /// Sends letters, those together that wait together. Never ends.
