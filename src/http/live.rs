@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 pub use self::{
     connection_id::ConnectionId,
-    reading::{About, Event, Reading},
+    reading::{About, Event, Reading, State},
     routes::{connection, connections, topic_of},
     table::{Held, Table},
 };

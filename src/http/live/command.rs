@@ -202,15 +202,14 @@ struct Begun<'a> {
 impl Begun<'_> {
     fn finish(mut self, subscription: crate::broker::Subscription) -> Result<(), Problem> {
         let Some(number) = self.number.take() else { return Ok(()) };
-        self.reading.finish(number, self.topic.clone(), Some(subscription))
+        self.reading.finish(number, self.topic.clone(), subscription)
     }
 }
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number.take() {
-            // Giving up cannot fail.
-            let _ = self.reading.finish(number, self.topic.clone(), None);
+            self.reading.give_up(number);
         }
     }
 }

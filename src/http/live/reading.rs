@@ -95,8 +95,8 @@ impl Reading {
         self.state.into_inner().unwrap_or_else(PoisonError::into_inner).permit
     }
 
-    /// Asks for `pattern` to be read. Returns the number with which [`finish`](Self::finish) is called once it is begun,
-    /// or none if it is read already.
+    /// Asks for `pattern` to be read. Returns the number with which [`finish`](Self::finish) or
+    /// [`give_up`](Self::give_up) is called, or none if it is read already.
     ///
     /// # Errors
     /// If this connection cannot read it, or is no more.
@@ -115,7 +115,7 @@ impl Reading {
         Ok(Some(state.changes().begin(pattern.clone())))
     }
 
-    /// Adds the subscription to `pattern` that was begun, unless the command was overtaken. `None` gives up the number.
+    /// Adds the subscription to `pattern` that was begun, unless the command was overtaken.
     ///
     /// # Errors
     /// If the connection is no more.
@@ -123,16 +123,16 @@ impl Reading {
         &self,
         number: u64,
         pattern: Pattern,
-        subscription: Option<Subscription>,
+        mut subscription: Subscription,
     ) -> Result<(), Problem> {
         let mut state = self.lock();
-        let is_wanted = state.changes().finish(number);
-        let Some(mut subscription) = subscription.filter(|_| is_wanted) else {
+        if !state.changes().finish(number) {
             state.count_topics(0);
             return Ok(());
-        };
+        }
         state.check_alive()?;
         if state.reads(&pattern) || state.joins(&pattern) {
+            state.count_topics(0);
             return state.mark_added(&pattern);
         }
         subscription.take_ephemerals_from_now();
@@ -140,6 +140,13 @@ impl Reading {
         state.joining.push_back(Joining { pattern, subscription, is_asked: false });
         state.wake();
         Ok(())
+    }
+
+    /// Gives up a pattern that was not begun.
+    pub fn give_up(&self, number: u64) {
+        let mut state = self.lock();
+        state.changes().finish(number);
+        state.count_topics(0);
     }
 
     /// Stops reading `pattern`. The client is given nothing of it that is published later.
