@@ -106,7 +106,7 @@ impl Shown {
             replica: replica_name(id.replica()),
             since: about.since.format(&Rfc3339).unwrap_or_default(),
             topics: topics.iter().take(SHOWN_TOPICS).map(ToString::to_string).collect(),
-            topic_count: state.patterns().count(),
+            topic_count: state.count(),
             address: about.address.map(|address| address.to_string()),
             behind: state.behind_ms(),
         }

@@ -279,13 +279,18 @@ impl State {
         self.subscription.patterns().chain(self.joining.iter().map(|joining| &joining.pattern))
     }
 
-    /// Patterns among which are the first `count` in order. A subscription has its topics in order, and then its patterns
-    /// with wildcards.
+    /// Patterns among which are the first `count` in order of those that are read, and as many that are about to be
+    /// merged. A subscription has its topics in order, and then its patterns with wildcards.
     pub fn first_patterns(&self, count: usize) -> impl Iterator<Item = &Pattern> {
         let topics = self.subscription.width() - self.subscription.wildcards();
         let first = self.subscription.patterns().take(topics.min(count));
         let wildcards = self.subscription.patterns().skip(topics).take(count);
-        first.chain(wildcards).chain(self.joining.iter().map(|joining| &joining.pattern))
+        first.chain(wildcards).chain(self.joining.iter().take(count).map(|joining| &joining.pattern))
+    }
+
+    /// How many patterns are read, or about to be merged.
+    pub fn count(&self) -> usize {
+        self.subscription.width() + self.joining.len()
     }
 
     /// How far the items that the connection has yet to give out reach back, in milliseconds of the messages' time.
@@ -296,7 +301,7 @@ impl State {
 
     /// How many patterns are read, or about to be.
     pub fn width(&self) -> usize {
-        self.subscription.width() + self.joining.len() + self.begun().count()
+        self.count() + self.begun().count()
     }
 
     fn begun(&self) -> impl Iterator<Item = &Pattern> {

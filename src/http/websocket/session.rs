@@ -237,7 +237,9 @@ impl Session {
             self.conclude(reference, outcome);
             moved = true;
         }
-        while self.running.is_none()
+        // Only a command that waits is a reason to ask the reader, which takes a lock.
+        while !self.waiting.is_empty()
+            && self.running.is_none()
             && !self.reader.is_joining()
             && let Some(command) = self.waiting.pop_front()
         {
