@@ -138,17 +138,17 @@ impl Reader {
     ///
     /// # Errors
     /// If the client may not read it, or if it is one too many.
-    pub fn ask_for(&self, pattern: &Pattern) -> Result<Asked, Problem> {
+    pub fn ask_for(&self, pattern: &Pattern) -> Result<Step, Problem> {
         let mut state = self.reading.lock();
         if state.reads(pattern) {
-            return Ok(Asked::IsRead);
+            return Ok(Step::IsRead);
         }
         if state.joins(pattern) {
             state.ask_for(pattern);
-            return Ok(Asked::Joins);
+            return Ok(Step::Joins);
         }
         self.check_one_more(&mut state, pattern)?;
-        Ok(Asked::MayBegin)
+        Ok(Step::MayBegin)
     }
 
     /// Counts one more pattern that the client asks for, if it may read it.
@@ -168,21 +168,21 @@ impl Reader {
     /// # Errors
     /// If the client may not read the pattern, or if it is one too many: since it asked, the rules may have changed, and
     /// commands may have added others.
-    pub fn join(&mut self, pattern: Pattern, subscription: Subscription) -> Result<Asked, Problem> {
+    pub fn join(&mut self, pattern: Pattern, subscription: Subscription) -> Result<Step, Problem> {
         let mut state = self.reading.lock();
         // A command may have added it meanwhile.
         if state.reads(&pattern) {
             state.count_topics(0);
-            return Ok(Asked::IsRead);
+            return Ok(Step::IsRead);
         }
         if state.joins(&pattern) {
             state.count_topics(0);
             state.ask_for(&pattern);
-            return Ok(Asked::Joins);
+            return Ok(Step::Joins);
         }
         self.check_one_more(&mut state, &pattern)?;
         state.join(pattern, subscription);
-        Ok(Asked::Joins)
+        Ok(Step::Joins)
     }
 
     /// Counts the patterns that are read, after one could not be added.
@@ -232,7 +232,7 @@ impl Reader {
 
 /// The next step for a pattern that the client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum Step {
     IsRead,
     /// [`Event::Joined`] or [`Event::Overtaken`] follows.
     Joins,
@@ -271,7 +271,7 @@ mod tests {
         let held = app.hold(id, subscribe(&read).await, permit, &access, transport, false);
         let mut reader = Reader::new(app.connections.clone(), held, access);
         let (asked, added) = (pattern("asked.*"), pattern("added.*"));
-        assert_eq!(reader.ask_for(&asked).expect("there is room"), Asked::MayBegin);
+        assert_eq!(reader.ask_for(&asked).expect("there is room"), Step::MayBegin);
         let number = reader.reading.begin(&added).expect("there is room").expect("it is not read yet");
         let begun = subscribe(std::slice::from_ref(&added)).await;
         reader.reading.finish(number, added, begun).expect("the connection lives");

@@ -17,7 +17,7 @@ use crate::{
         problem::{Code, Problem},
     },
     log::Start,
-    message::{Id, Pattern},
+    message::Pattern,
 };
 
 /// How many topics of a connection are shown.
@@ -27,47 +27,11 @@ const SHOWN_TOPICS: usize = 20;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Command {
-    Add { connection: ConnectionId, topic: Pattern, start: Beginning, sub: Option<String> },
+    Add { connection: ConnectionId, topic: Pattern, start: Start, sub: Option<String> },
     Remove { connection: ConnectionId, topic: Pattern, sub: Option<String> },
     End { connection: ConnectionId },
     Show { connection: ConnectionId },
     List(Wanted),
-}
-
-/// The start of reading, as it goes from one replica to another.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Beginning {
-    Now,
-    Everything,
-    After(Id),
-    Last(usize),
-    Since(Id),
-}
-
-impl From<Option<Start>> for Beginning {
-    fn from(start: Option<Start>) -> Self {
-        match start {
-            Some(Start::Everything) => Self::Everything,
-            Some(Start::After(cursor)) => Self::After(cursor),
-            Some(Start::Last(count)) => Self::Last(count),
-            Some(Start::Since(id)) => Self::Since(id),
-            // A request has no start that cannot be read.
-            Some(Start::Now | Start::Unreadable(_)) | None => Self::Now,
-        }
-    }
-}
-
-impl From<Beginning> for Start {
-    fn from(beginning: Beginning) -> Self {
-        match beginning {
-            Beginning::Now => Self::Now,
-            Beginning::Everything => Self::Everything,
-            Beginning::After(cursor) => Self::After(cursor),
-            Beginning::Last(count) => Self::Last(count),
-            Beginning::Since(id) => Self::Since(id),
-        }
-    }
 }
 
 /// The result of a command.
@@ -151,7 +115,7 @@ impl Command {
             Self::Add { connection, topic, start, sub } => {
                 let reading = find(connection)?;
                 check_sub(&reading, sub.as_deref())?;
-                add(app, &reading, connection, topic, start.into(), until).await?;
+                add(app, &reading, connection, topic, start, until).await?;
             }
             Self::Remove { connection, topic, sub } => {
                 let reading = find(connection)?;
@@ -182,31 +146,31 @@ async fn add(
     until: Instant,
 ) -> Result<(), Problem> {
     let Some(number) = reading.begin(&topic)? else { return Ok(()) };
-    let begun = Begun { reading, number: Some(number), topic };
+    let adding = Adding { reading, number: Some(number), topic };
     let name = connection.to_string();
-    let subscription = app.broker.subscribe(vec![begun.topic.clone()], &start, &name);
+    let subscription = app.broker.subscribe(vec![adding.topic.clone()], &start, &name);
     let subscription = timeout_at(until, subscription).await.map_err(|_| too_late())??;
     if Instant::now() > until {
         return Err(too_late());
     }
-    begun.finish(subscription)
+    adding.finish(subscription)
 }
 
 /// A pattern that a command begins to read. Dropping this gives it up.
-struct Begun<'a> {
+struct Adding<'a> {
     reading: &'a Reading,
     number: Option<u64>,
     topic: Pattern,
 }
 
-impl Begun<'_> {
+impl Adding<'_> {
     fn finish(mut self, subscription: crate::broker::Subscription) -> Result<(), Problem> {
         let Some(number) = self.number.take() else { return Ok(()) };
         self.reading.finish(number, self.topic.clone(), subscription)
     }
 }
 
-impl Drop for Begun<'_> {
+impl Drop for Adding<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number.take() {
             self.reading.give_up(number);
