@@ -22,6 +22,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 pub use self::{
+    command::replica_name,
     connection_id::ConnectionId,
     reading::{About, Event, Reading, State},
     routes::{connection, connections, topic_of},

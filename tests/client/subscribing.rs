@@ -200,7 +200,10 @@ async fn a_topic_that_the_backend_adds_moves_no_cursor_back_and_an_end_by_the_ba
         let opened = subscription.cursor().expect("it has begun").to_owned();
         let page = direct.connections(&ConnectionFilter::default(), None).await.expect("a page");
         let [shown] = &page.connections[..] else { panic!("one connection, and not {page:?}") };
-        direct.add_topic(&shown.connection, "old", Some("0"), None).await.expect("it is added");
+        direct
+            .add_topic(&shown.connection, "old", &Start::After("0".into()), None)
+            .await
+            .expect("it is added");
         for number in ["0", "1"] {
             assert_eq!(text(&mut subscription).await, number, "{transport:?}");
             assert_eq!(subscription.cursor(), Some(&*opened), "{transport:?}");
@@ -230,7 +233,7 @@ async fn a_topic_that_the_backend_removes_ends_the_subscription_that_asked_for_i
         let page = direct.connections(&filter, None).await.expect("a page");
         let [shown] = &page.connections[..] else { panic!("one connection, and not {page:?}") };
         // The subscription has not asked for this one.
-        direct.add_topic(&shown.connection, "added", None, None).await.expect("it is added");
+        direct.add_topic(&shown.connection, "added", &Start::Now, None).await.expect("it is added");
         direct.remove_topic(&shown.connection, "added", None).await.expect("it is removed");
         publish(&direct, &own, ["read".to_owned()]).await;
         assert_eq!(text(&mut subscription).await, "read", "{transport:?}");

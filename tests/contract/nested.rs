@@ -14,7 +14,8 @@ use crate::{
 async fn a_router_that_is_nested_serves_below_its_prefix() {
     let inner = Server::start().await;
     let nested = rejoin::router(inner.app.clone().expect("in this process"));
-    let outer = Router::new().route("/topics/a", getting(async || "of the application")).nest("/push", nested);
+    let outer =
+        Router::new().route("/topics/a", getting(async || "of the application")).nest("/push", nested);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let server = Server::elsewhere(listener.local_addr().expect("a bound address"));
     tokio::spawn(async move { axum::serve(listener, outer).await });

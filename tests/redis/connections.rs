@@ -271,7 +271,16 @@ fn redis_that_was_away_does_not_know_who_lives() {
     let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is later");
     let note = |since: u64, last: u64| {
         let ago = |ms: u64| (now().as_millis() as u64 - ms).to_string();
-        redis.say(&["HSET", "{rejoin}:replicas", "*made", &ago(60_000), "*since", &ago(since), "*last", &ago(last)]);
+        redis.say(&[
+            "HSET",
+            "{rejoin}:replicas",
+            "*made",
+            &ago(60_000),
+            "*since",
+            &ago(since),
+            "*last",
+            &ago(last),
+        ]);
     };
     note(50_000, 1_000);
     assert!(knows_all(&redis, "look"));

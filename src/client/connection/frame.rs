@@ -136,9 +136,9 @@ impl Frame {
                 Self::Gap { cursor: Some(gap.cursor.clone()).filter(|_| !fields.replay), gap }
             }
             "cursor" => Self::Cursor(cursor()?),
-            "unsubscribed" => Self::Removed(
-                fields.topic.ok_or_else(|| ClientError::not_ours("a frame without its topic"))?,
-            ),
+            "unsubscribed" => {
+                Self::Removed(fields.topic.ok_or_else(|| ClientError::not_ours("a frame without its topic"))?)
+            }
             "closing" => Self::Closing {
                 error: closed(fields.code.as_deref(), fields.retry_ms),
                 cursor: fields.cursor,

@@ -259,6 +259,12 @@ impl Replicas {
             .await
             .unwrap_or(Err(LogError::Unavailable));
         let beat = beat?;
+        if does == "join" {
+            tracing::info!(
+                replica = text,
+                "this replica is known to the others; its connections have ids that begin with its name"
+            );
+        }
         let mut state = self.state();
         // An answer that was overtaken by the next one is no news.
         if state.clock.is_none_or(|clock| clock.asked_at() <= asked_at) {
