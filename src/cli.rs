@@ -25,7 +25,10 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use rejoin::{client::ClientError, config::Flags};
+use rejoin::{
+    client::{ClientError, Start},
+    config::Flags,
+};
 
 use self::{
     bench::Bench,
@@ -216,6 +219,16 @@ impl From<ClientError> for Ending {
             _ if error.is_final() => Self::Failed(error.to_string()),
             _ => Self::GaveUp(error.to_string()),
         }
+    }
+}
+
+/// The point at which reading begins, of which a command line has one at most.
+fn start(after: Option<String>, last: Option<u32>, since: Option<String>) -> Start {
+    match (after, last, since) {
+        (Some(cursor), ..) => Start::After(cursor),
+        (_, Some(count), _) => Start::Last(count),
+        (.., Some(since)) => Start::Since(since),
+        _ => Start::Now,
     }
 }
 

@@ -36,7 +36,7 @@ mod publish;
 mod retry;
 mod subscription;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use reqwest::{RequestBuilder, Response, StatusCode, Url, header, redirect};
 use tokio_stream::{Stream, StreamExt};
@@ -82,6 +82,18 @@ pub enum Start {
     Last(u32),
     /// With the messages since then: a duration such as `10m`, or an RFC 3339 time.
     Since(String),
+}
+
+impl Start {
+    /// The name and the value of its parameter.
+    fn parameter(&self) -> Option<(&'static str, Cow<'_, str>)> {
+        Some(match self {
+            Self::Now => return None,
+            Self::After(cursor) => ("after", cursor.into()),
+            Self::Last(count) => ("last", count.to_string().into()),
+            Self::Since(since) => ("since", since.into()),
+        })
+    }
 }
 
 /// A server, the credential for it, and how to read from it. It is cheap to clone, and all clones share their

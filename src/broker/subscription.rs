@@ -243,8 +243,10 @@ impl Subscription {
     }
 
     /// Takes the ephemeral messages from now on, also those that come before this is caught up for the first time.
+    /// If this takes them already, nothing changes.
     pub fn take_ephemerals_from_now(&mut self) {
-        self.seen_ephemerals = Some(self.log.ephemerals().count());
+        let log = &self.log;
+        self.seen_ephemerals.get_or_insert_with(|| log.ephemerals().count());
     }
 
     /// Keeps the cursor while there are no patterns, until one is added.

@@ -56,8 +56,16 @@ pub struct Add {
     topic: String,
 
     /// Read it after this cursor, and not from now on. 0 is everything retained.
-    #[arg(long, value_name = "CURSOR")]
+    #[arg(long, value_name = "CURSOR", group = "start")]
     after: Option<String>,
+
+    /// Read its newest N messages first; of a pattern, those of each topic.
+    #[arg(long, value_name = "N", group = "start")]
+    last: Option<u32>,
+
+    /// Read its messages since then first: a duration such as 10m, or an RFC 3339 time.
+    #[arg(long, value_name = "WHEN", group = "start")]
+    since: Option<String>,
 
     /// Do it only if the connection has this subject.
     #[arg(long)]
@@ -98,8 +106,11 @@ impl Connections {
     pub async fn run(self) -> Ending {
         let done = match self {
             Self::List(list) => return list.run().await.unwrap_or_else(|ending| ending),
-            Self::Add(Add { connection, topic, after, sub, remote }) => match remote.client() {
-                Ok(client) => client.add_topic(&connection, &topic, after.as_deref(), sub.as_deref()).await,
+            Self::Add(Add { connection, topic, after, last, since, sub, remote }) => match remote.client() {
+                Ok(client) => {
+                    let start = super::start(after, last, since);
+                    client.add_topic(&connection, &topic, &start, sub.as_deref()).await
+                }
                 Err(error) => Err(error),
             },
             Self::Remove(Remove { connection, topic, sub, remote }) => match remote.client() {

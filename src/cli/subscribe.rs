@@ -6,7 +6,7 @@ use std::{io, pin::pin, time::Duration};
 
 use clap::Args;
 use futures_util::FutureExt;
-use rejoin::client::{Event, Start, Subscription};
+use rejoin::client::{Event, Subscription};
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::StreamExt;
 
@@ -68,12 +68,7 @@ pub struct Subscribe {
 
 impl Subscribe {
     pub async fn run(self) -> Ending {
-        let start = match (self.after, self.last, self.since) {
-            (Some(cursor), ..) => Start::After(cursor),
-            (_, Some(count), _) => Start::Last(count),
-            (.., Some(since)) => Start::Since(since),
-            _ => Start::Now,
-        };
+        let start = super::start(self.after, self.last, self.since);
         let mut client = match self.remote.client() {
             Ok(client) => client.with_transport(self.transport.into()),
             Err(error) => return error.into(),

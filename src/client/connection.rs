@@ -78,12 +78,7 @@ fn url(client: &Client, topics: &[String], start: &Start) -> Url {
     for topic in topics {
         query.append_pair("topic", topic);
     }
-    match start {
-        Start::Now => &mut query,
-        Start::After(cursor) => query.append_pair("after", cursor),
-        Start::Last(count) => query.append_pair("last", &count.to_string()),
-        Start::Since(since) => query.append_pair("since", since),
-    };
+    query.extend_pairs(start.parameter());
     drop(query);
     url
 }

@@ -5,7 +5,7 @@
 use reqwest::{Method, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 
-use super::{Client, ClientError, operate::ANSWER_TIMEOUT};
+use super::{Client, ClientError, Start, operate::ANSWER_TIMEOUT};
 
 /// As many connections as the server puts into one page.
 const CONNECTIONS_OF_A_PAGE: usize = 1_000;
@@ -73,7 +73,7 @@ impl Client {
         self.read(self.http.get(url).timeout(ANSWER_TIMEOUT)).await
     }
 
-    /// Lets a live connection read a topic or pattern, from now on or after this cursor. With a subject, only if the
+    /// Lets a live connection read a topic or pattern from there on. With a subject, only if the
     /// connection is of that subject.
     ///
     /// # Errors
@@ -82,10 +82,13 @@ impl Client {
         &self,
         connection: &str,
         topic: &str,
-        after: Option<&str>,
+        start: &Start,
         sub: Option<&str>,
     ) -> Result<(), ClientError> {
-        let url = self.topic_of(connection, topic, [("after", after), ("sub", sub)]);
+        let mut url = self.topic_of(connection, topic, sub);
+        if let Some(parameter) = start.parameter() {
+            url.query_pairs_mut().extend_pairs([parameter]);
+        }
         self.change(Method::PUT, url).await
     }
 
@@ -99,7 +102,7 @@ impl Client {
         topic: &str,
         sub: Option<&str>,
     ) -> Result<(), ClientError> {
-        let url = self.topic_of(connection, topic, [("sub", sub), ("", None)]);
+        let url = self.topic_of(connection, topic, sub);
         self.change(Method::DELETE, url).await
     }
 
@@ -111,12 +114,10 @@ impl Client {
         self.change(Method::DELETE, self.below_connections(&[connection])).await
     }
 
-    fn topic_of(&self, connection: &str, topic: &str, options: [(&str, Option<&str>); 2]) -> Url {
+    fn topic_of(&self, connection: &str, topic: &str, sub: Option<&str>) -> Url {
         let mut url = self.below_connections(&[connection, "topics", topic]);
-        for (name, value) in options {
-            if let Some(value) = value {
-                url.query_pairs_mut().append_pair(name, value);
-            }
+        if let Some(sub) = sub {
+            url.query_pairs_mut().append_pair("sub", sub);
         }
         url
     }

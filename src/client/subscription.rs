@@ -33,7 +33,7 @@ pub enum Event {
 /// A stream of messages and gaps, which reconnects and resumes by itself.
 ///
 /// It connects when it is first polled, and does nothing while it is not polled. It ends only with an error: a
-/// refusal, or after [`Client::with_give_up`].
+/// refusal, also if the backend removes a topic that it reads, or after [`Client::with_give_up`].
 ///
 /// # Cancel safety
 /// Dropping the future of `next()` loses nothing. Dropping the subscription closes its connection; another one
@@ -51,7 +51,7 @@ struct Step {
 
 impl Step {
     /// The meaning of a frame, and the error with which it ends the connection.
-    fn of(frame: Frame) -> (Self, Option<ClientError>) {
+    fn of(frame: Frame, topics: &[String]) -> (Self, Option<ClientError>) {
         let (cursor, event) = match frame {
             Frame::Open { cursor, .. } => (cursor, Some(Event::Connected)),
             Frame::Message(message) => {
@@ -59,10 +59,20 @@ impl Step {
             }
             Frame::Gap { gap, cursor } => (cursor, Some(Event::Gap(gap))),
             Frame::Cursor(cursor) => (Some(cursor), None),
+            Frame::Removed(topic) => {
+                let error = topics.contains(&topic).then(|| removed(&topic));
+                return (Self { cursor: None, event: None }, error);
+            }
             Frame::Closing { error, cursor } => return (Self { cursor, event: None }, Some(error)),
         };
         (Self { cursor, event }, None)
     }
+}
+
+/// The end of a subscription to a topic that the backend has removed. To come back by itself would undo that.
+fn removed(topic: &str) -> ClientError {
+    let detail = format!("the backend has removed {topic} from the connection");
+    ClientError::Refused { code: "unsubscribed".to_owned(), detail }
 }
 
 impl Subscription {
@@ -121,7 +131,7 @@ fn steps(
                 Err(error) => error,
                 Ok(mut connection) => loop {
                     let (step, closing) = match connection.next().await {
-                        Ok(frame) => Step::of(frame),
+                        Ok(frame) => Step::of(frame, &topics),
                         Err(error) => break error,
                     };
                     match step.event {

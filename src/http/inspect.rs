@@ -13,6 +13,7 @@ use super::{
     App,
     access::Access,
     answer::{json, not_stored},
+    live::replica_name,
     media, parameters,
     problem::Problem,
     query::{Query, number},
@@ -26,6 +27,8 @@ struct ServerStats {
     /// Subscriptions and held polls of this process.
     connections: usize,
     uptime_seconds: u64,
+    /// The name with which the ids of the connections of this process begin.
+    replica: String,
     version: &'static str,
 }
 
@@ -47,6 +50,7 @@ pub async fn stats(app: &Arc<App>, request: Request) -> Result<Response, Problem
         log: app.broker.stats().await?,
         connections: app.connections.count(),
         uptime_seconds: app.began.elapsed().as_secs(),
+        replica: replica_name(app.live.name()),
         version: env!("CARGO_PKG_VERSION"),
     };
     Ok(not_stored(json(StatusCode::OK, &stats)))

@@ -22,8 +22,9 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 pub use self::{
+    command::replica_name,
     connection_id::ConnectionId,
-    reading::{About, Event, Reading},
+    reading::{About, Event, Reading, State},
     routes::{connection, connections, topic_of},
     table::{Held, Table},
 };

@@ -81,7 +81,7 @@ pub async fn respond(mut reader: Reader, mut bytes: AnswerBytes, wait: Duration,
     }
     // If nothing came in time, the answer is only the cursor.
     let cursor = reader.cursor();
-    let body = AnswerBody::new(messages, bytes, tail(&gaps, cursor), reader.into_reading());
+    let body = AnswerBody::new(messages, bytes, tail(&gaps, cursor), reader.into_permit());
     answer(Body::new(body), cursor)
 }
 
@@ -209,5 +209,35 @@ impl<P: Unpin> http_body::Body for AnswerBody<P> {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::extract::Request;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::{broker::Broker, config::Config, http::App, log::MemoryLog, shutdown::Shutdown};
+
+    #[tokio::test]
+    async fn an_answer_that_is_not_taken_keeps_its_place_and_follows_no_topic() {
+        let broker = Broker::new(MemoryLog::start(Config::default().retention()));
+        let app = App::new(broker.clone(), Arc::new(Config::default()), Shutdown::new());
+        let request = Request::get("/events?topic=a&topic=b&after=0")
+            .header(header::HOST, "localhost")
+            .body(Body::empty())
+            .expect("a request");
+        let publish = Request::post("/topics/a").header(header::HOST, "localhost").body(Body::from("x"));
+        let router = crate::http::router(app.clone());
+        let published = router.clone().oneshot(publish.expect("a request")).await.expect("an answer");
+        assert_eq!(published.status(), 201);
+        let answer = router.oneshot(request).await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        let topics = broker.topics("", 10).await.expect("the topics");
+        assert_eq!(topics.iter().map(|stats| stats.subscribers).collect::<Vec<_>>(), [0]);
+        assert_eq!(app.connections.count(), 1);
+        drop(answer);
+        assert_eq!(app.connections.count(), 0);
     }
 }

@@ -12,7 +12,8 @@ use super::{
     access::{Access, Lease},
     connections::Connections,
     identify::{Begun, Identified},
-    live::{Event, Held},
+    live::{Event, Held, State},
+    metrics::Permit,
     problem::{Code, Problem},
     pulse::{Beat, Pulse},
     topic_limit_reached,
@@ -84,9 +85,9 @@ impl Reader {
         Poll::Pending
     }
 
-    /// Ends the reading, and keeps the place until the rest of the answer has left.
-    pub fn into_reading(self) -> Held {
-        self.reading
+    /// Ends the reading of a poll, and keeps its place among the connections until the rest of the answer has left.
+    pub fn into_permit(self) -> Option<Permit> {
+        self.reading.into_permit()
     }
 
     /// The first frame of a connection.
@@ -137,42 +138,51 @@ impl Reader {
     ///
     /// # Errors
     /// If the client may not read it, or if it is one too many.
-    pub fn ask_for(&self, pattern: &Pattern) -> Result<Asked, Problem> {
+    pub fn ask_for(&self, pattern: &Pattern) -> Result<Step, Problem> {
         let mut state = self.reading.lock();
         if state.reads(pattern) {
-            return Ok(Asked::IsRead);
+            return Ok(Step::IsRead);
         }
         if state.joins(pattern) {
             state.ask_for(pattern);
-            return Ok(Asked::Joins);
+            return Ok(Step::Joins);
         }
+        self.check_one_more(&mut state, pattern)?;
+        Ok(Step::MayBegin)
+    }
+
+    /// Counts one more pattern that the client asks for, if it may read it.
+    fn check_one_more(&self, state: &mut State, pattern: &Pattern) -> Result<(), Problem> {
         if let Some(limit) = state.is_full(pattern) {
             let detail =
                 format!("topic: limit reached: a connection reads up to {limit}; unsubscribe from one first");
             return Err(Problem::bad_request(detail).about(pattern));
         }
         self.access().subscribe(std::slice::from_ref(pattern))?;
-        if state.count_topics(1) { Ok(Asked::MayBegin) } else { Err(topic_limit_reached().about(pattern)) }
+        if state.count_topics(1) { Ok(()) } else { Err(topic_limit_reached().about(pattern)) }
     }
 
     /// Adds `pattern` to this reader: it first reads `subscription` up to the reader's cursor, and then merges
     /// the two.
     ///
     /// # Errors
-    /// If the client may not read the pattern: the rules may have changed since it asked.
-    pub fn join(&mut self, pattern: Pattern, subscription: Subscription) -> Result<Asked, Problem> {
+    /// If the client may not read the pattern, or if it is one too many: since it asked, the rules may have changed, and
+    /// commands may have added others.
+    pub fn join(&mut self, pattern: Pattern, subscription: Subscription) -> Result<Step, Problem> {
         let mut state = self.reading.lock();
         // A command may have added it meanwhile.
         if state.reads(&pattern) {
-            return Ok(Asked::IsRead);
+            state.count_topics(0);
+            return Ok(Step::IsRead);
         }
         if state.joins(&pattern) {
+            state.count_topics(0);
             state.ask_for(&pattern);
-            return Ok(Asked::Joins);
+            return Ok(Step::Joins);
         }
-        self.access().subscribe(std::slice::from_ref(&pattern))?;
+        self.check_one_more(&mut state, &pattern)?;
         state.join(pattern, subscription);
-        Ok(Asked::Joins)
+        Ok(Step::Joins)
     }
 
     /// Counts the patterns that are read, after one could not be added.
@@ -222,10 +232,52 @@ impl Reader {
 
 /// The next step for a pattern that the client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum Step {
     IsRead,
     /// [`Event::Joined`] or [`Event::Overtaken`] follows.
     Joins,
     /// It is to be begun, and then [joined](Reader::join).
     MayBegin,
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, extract::Request};
+    use http::header;
+
+    use super::*;
+    use crate::{
+        broker::Broker,
+        config::Config,
+        http::{App, metrics::Transport},
+        log::{MemoryLog, Start},
+        shutdown::Shutdown,
+    };
+
+    /// What a client asks for takes a while, and a command may come meanwhile.
+    #[tokio::test]
+    async fn a_pattern_that_has_become_one_too_many_is_not_joined() {
+        let broker = Broker::new(MemoryLog::start(Config::default().retention()));
+        let app = App::new(broker.clone(), Arc::new(Config::default()), Shutdown::new());
+        let request = Request::get("/events").header(header::HOST, "localhost").body(Body::empty());
+        let access = Access::of(&app.rules, &request.expect("a request")).await.expect("it is open");
+        let pattern = |name: &str| name.parse::<Pattern>().expect("a pattern");
+        let subscribe = async |patterns: &[Pattern]| {
+            broker.subscribe(patterns.to_vec(), &Start::Now, "c").await.expect("it begins")
+        };
+        let read: Vec<_> = (0..99).map(|number| pattern(&format!("p{number}.*"))).collect();
+        let permit = app.permit(Transport::WebSocket, &access, read.len()).expect("a place");
+        let (id, transport) = (app.live.new_id(), Transport::WebSocket);
+        let held = app.hold(id, subscribe(&read).await, permit, &access, transport, false);
+        let mut reader = Reader::new(app.connections.clone(), held, access);
+        let (asked, added) = (pattern("asked.*"), pattern("added.*"));
+        assert_eq!(reader.ask_for(&asked).expect("there is room"), Step::MayBegin);
+        let number = reader.reading.begin(&added).expect("there is room").expect("it is not read yet");
+        let begun = subscribe(std::slice::from_ref(&added)).await;
+        reader.reading.finish(number, added, begun).expect("the connection lives");
+        assert_eq!(app.connections.topics_read(), 100);
+        let begun = subscribe(std::slice::from_ref(&asked)).await;
+        reader.join(asked, begun).expect_err("it is one too many");
+        assert_eq!(app.connections.topics_read(), 100);
+    }
 }

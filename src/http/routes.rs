@@ -81,14 +81,14 @@ pub async fn answer(app: &Arc<App>, request: Request) -> Response {
 }
 
 /// The answer of a resource. It is in a box, so that a request needs room only for the future of its own resource.
-type Answering<'a> = BoxFuture<'a, Result<Response, Problem>>;
+type Served<'a> = BoxFuture<'a, Result<Response, Problem>>;
 
-fn at_once<'a>(answer: Result<Response, Problem>) -> Answering<'a> {
+fn at_once<'a>(answer: Result<Response, Problem>) -> Served<'a> {
     future::ready(answer).boxed()
 }
 
 /// Lets the resource answer that the path names.
-pub fn served(app: &Arc<App>, request: Request) -> Answering<'_> {
+pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
     let Ok(matched) = ROUTES.at(request.uri().path()) else {
         let detail = "no such resource; GET /openapi.json lists all of them";
         return without_upgrade(app, request, |_| at_once(Err(Problem::new(Code::NotFound, detail))));
@@ -111,7 +111,7 @@ pub fn served(app: &Arc<App>, request: Request) -> Answering<'_> {
     }
 }
 
-fn of_topic(app: &Arc<App>, topic: Option<String>, request: Request) -> Answering<'_> {
+fn of_topic(app: &Arc<App>, topic: Option<String>, request: Request) -> Served<'_> {
     let is_upgrade = match websocket::is_upgrade(&request) {
         Ok(is_upgrade) => is_upgrade,
         Err(problem) => return at_once(Err(problem)),
@@ -133,8 +133,8 @@ fn of_topic(app: &Arc<App>, topic: Option<String>, request: Request) -> Answerin
 fn without_upgrade<'a>(
     app: &Arc<App>,
     request: Request,
-    serve: impl FnOnce(Request) -> Answering<'a>,
-) -> Answering<'a> {
+    serve: impl FnOnce(Request) -> Served<'a>,
+) -> Served<'a> {
     match websocket::is_upgrade(&request) {
         Ok(false) => serve(request),
         Ok(true) => {
@@ -145,7 +145,7 @@ fn without_upgrade<'a>(
     }
 }
 
-fn of_read_only(app: &Arc<App>, resource: Resource, request: Request) -> Answering<'_> {
+fn of_read_only(app: &Arc<App>, resource: Resource, request: Request) -> Served<'_> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return at_once(Err(Problem::method_not_allowed("GET, HEAD")));
     }

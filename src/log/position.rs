@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 use crate::message::{Id, Message, Pattern, Topic};
 
 /// How many topics `last` covers for a pattern: those with the newest messages.
@@ -10,7 +12,8 @@ pub const MAX_LAST_TOPICS: usize = 1000;
 pub const MAX_READ_TOPICS: usize = 500;
 
 /// The point from which a reader begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Start {
     /// From now on.
     Now,

@@ -204,6 +204,32 @@ async fn a_token_is_read_from_its_file_again_when_it_has_expired() {
 }
 
 #[tokio::test]
+async fn a_topic_is_added_to_a_connection_from_a_start_on() {
+    let server = Server::start().await;
+    let client = http_client().build().expect("a client");
+    for text in ["first", "second"] {
+        client.post(server.http("/topics/old")).body(text).send().await.expect("an answer");
+    }
+    for (start, count) in [(["--last", "1"], 1), (["--since", "1h"], 2), (["--after", "0"], 2)] {
+        let request = client.get(server.http("/events")).header("accept", "application/x-ndjson");
+        let mut reader = request.send().await.expect("an answer");
+        let mut chunk = async || reader.chunk().await.expect("it is not cut").expect("a line");
+        let open: Value = serde_json::from_slice(&chunk().await).expect("JSON");
+        let id = open["connection"].as_str().expect("an id");
+        let added = run(&server, &[&["connections", "add", id, "old"], &start[..]].concat()).await;
+        assert_eq!((added.code, added.stderr()), (Some(0), ""), "{added:?}");
+        let mut told = String::new();
+        while !told.contains(r#""type":"subscribed""#) {
+            told += str::from_utf8(&chunk().await).expect("text");
+        }
+        assert_eq!(told.matches(r#""replay":true"#).count(), count, "{start:?}: {told}");
+    }
+    let both = run(&server, &["connections", "add", "x", "old", "--last", "1", "--after", "0"]).await;
+    assert_eq!(both.code, Some(2), "{both:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn connections_are_listed_changed_and_ended() {
     let server = Server::start().await;
     let client = http_client().build().expect("a client");

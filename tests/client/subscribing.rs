@@ -200,7 +200,10 @@ async fn a_topic_that_the_backend_adds_moves_no_cursor_back_and_an_end_by_the_ba
         let opened = subscription.cursor().expect("it has begun").to_owned();
         let page = direct.connections(&ConnectionFilter::default(), None).await.expect("a page");
         let [shown] = &page.connections[..] else { panic!("one connection, and not {page:?}") };
-        direct.add_topic(&shown.connection, "old", Some("0"), None).await.expect("it is added");
+        direct
+            .add_topic(&shown.connection, "old", &Start::After("0".into()), None)
+            .await
+            .expect("it is added");
         for number in ["0", "1"] {
             assert_eq!(text(&mut subscription).await, number, "{transport:?}");
             assert_eq!(subscription.cursor(), Some(&*opened), "{transport:?}");
@@ -213,6 +216,30 @@ async fn a_topic_that_the_backend_adds_moves_no_cursor_back_and_an_end_by_the_ba
             }
         };
         assert!(matches!(&ended, ClientError::Refused { code, .. } if code == "disconnected"), "{ended:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_topic_that_the_backend_removes_ends_the_subscription_that_asked_for_it() {
+    let server = Server::start().await;
+    let direct = client(&server.http("/"));
+    for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
+        let own = format!("own.{transport:?}");
+        let mut subscription =
+            direct.clone().with_transport(transport).subscribe([own.as_str(), "second"], Start::Now);
+        assert!(matches!(next(&mut subscription).await, Ok(Event::Connected)), "{transport:?}");
+        let filter = ConnectionFilter { topic: Some(own.clone()), ..ConnectionFilter::default() };
+        let page = direct.connections(&filter, None).await.expect("a page");
+        let [shown] = &page.connections[..] else { panic!("one connection, and not {page:?}") };
+        // The subscription has not asked for this one.
+        direct.add_topic(&shown.connection, "added", &Start::Now, None).await.expect("it is added");
+        direct.remove_topic(&shown.connection, "added", None).await.expect("it is removed");
+        publish(&direct, &own, ["read".to_owned()]).await;
+        assert_eq!(text(&mut subscription).await, "read", "{transport:?}");
+        direct.remove_topic(&shown.connection, &own, None).await.expect("it is removed");
+        let error = next(&mut subscription).await.expect_err("it ends");
+        assert!(error.is_final() && error.to_string().contains(&own), "{error}");
     }
     server.stop().await;
 }

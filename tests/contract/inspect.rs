@@ -78,6 +78,7 @@ async fn stats_count_retained_messages_and_connections() {
     assert_eq!((&stats["messages"], &stats["connections"]), (&json!(5), &json!(1)), "{stats}");
     assert_eq!((&stats["topics"], &stats["newest"]), (&json!(2), &json!(newest)), "{stats}");
     assert!(stats["bytes"].is_u64() && stats["uptime_seconds"].is_u64(), "{stats}");
+    assert_eq!(stats["replica"].as_str().map(str::len), Some(16), "{stats}");
     assert_eq!(stats["version"], env!("CARGO_PKG_VERSION"), "{stats}");
     assert!(number(&text(&stats["began"])) < number(&newest), "{stats}");
 }

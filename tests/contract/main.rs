@@ -32,6 +32,7 @@ mod joining;
 mod logs;
 mod metrics;
 mod names;
+mod nested;
 mod objects;
 mod openapi;
 mod poll;

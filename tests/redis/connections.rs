@@ -154,16 +154,18 @@ async fn a_replica_that_hangs_does_nothing_late_and_one_that_is_silent_for_long_
     hangs.stop().await;
     killed.signal(Signal::KILL);
     let began = Instant::now();
-    let (late, of_dead) = tokio::join!(put(asker.addr, &id, "late"), put(asker.addr, &dead, "late"));
+    // All at once, so that the replica hangs for much less than the 10 s after which it would be gone.
+    let (late, of_dead, page) =
+        tokio::join!(put(asker.addr, &id, "late"), put(asker.addr, &dead, "late"), list(asker.addr, ""));
+    assert!(began.elapsed() >= Duration::from_millis(1900), "it was given up early");
+    sleep(Duration::from_millis(500)).await;
+    hangs.signal(Signal::CONT);
     for (status, problem) in [late, of_dead] {
         assert_eq!((status, &problem["code"]), (503, &json!("unknown_outcome")));
     }
-    assert!(began.elapsed() >= Duration::from_millis(1900), "it was given up early");
-    let page = list(asker.addr, "").await;
     let mut missing = [&id[..16], &dead[..16]];
     missing.sort_unstable();
     assert_eq!(page["missing"], json!(missing));
-    hangs.signal(Signal::CONT);
     // The request that waited for it is too old.
     until_done(asker.addr, &id, "newer").await;
     assert_eq!(reader.next().await["topic"], "newer");
@@ -180,15 +182,15 @@ async fn a_replica_that_hangs_does_nothing_late_and_one_that_is_silent_for_long_
     // It has joined anew, under another name.
     let mut again = Lines::open(hangs.addr, "/events").await;
     assert_ne!(again.connection[..16], id[..16]);
-    assert!(until_done(asker.addr, &again.connection, "again").await < 100);
+    add(asker.addr, &again.connection, "again").await;
     assert_eq!(again.next().await["topic"], "again");
 }
 
-/// Adds a topic, and returns how often that had to be repeated.
-async fn until_done(addr: SocketAddr, connection: &str, topic: &str) -> usize {
-    for attempt in 0..100 {
+/// Adds a topic, as soon as that can be done.
+async fn until_done(addr: SocketAddr, connection: &str, topic: &str) {
+    for _ in 0..100 {
         if put(addr, connection, topic).await.0 == 204 {
-            return attempt;
+            return;
         }
         sleep(AGAIN_AFTER).await;
     }
@@ -250,4 +252,42 @@ async fn an_outage_of_redis_makes_no_replica_gone() {
         }
     }
     deployment.stop().await;
+}
+
+/// The flag in the answer of `beat.lua` that says that every replica that lives is known.
+fn knows_all(redis: &Redis, does: &str) -> bool {
+    let script = include_str!("../../src/log/redis/scripts/beat.lua");
+    let spans = ["10000", "3000", "60000", "1500"];
+    let words = ["EVAL", script, "0", "{rejoin}:", "00000000000000ab", does, ""];
+    let answer = redis.say(&[&words[..], &spans].concat());
+    let flags: Vec<_> = answer.lines().filter(|line| line.starts_with(':')).collect();
+    flags.get(2).unwrap_or_else(|| panic!("{answer}")) == &":1"
+}
+
+/// A replica may have joined after the snapshot from which Redis has come back.
+#[test]
+fn redis_that_was_away_does_not_know_who_lives() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is later");
+    let note = |since: u64, last: u64| {
+        let ago = |ms: u64| (now().as_millis() as u64 - ms).to_string();
+        redis.say(&[
+            "HSET",
+            "{rejoin}:replicas",
+            "*made",
+            &ago(60_000),
+            "*since",
+            &ago(since),
+            "*last",
+            &ago(last),
+        ]);
+    };
+    note(50_000, 1_000);
+    assert!(knows_all(&redis, "look"));
+    note(50_000, 5_000);
+    assert!(!knows_all(&redis, "look"), "nobody was heard for 5 s");
+    assert!(!knows_all(&redis, "join"), "others may yet be heard");
+    assert!(!knows_all(&redis, "look"), "others may yet be heard");
+    note(2_000, 1_000);
+    assert!(knows_all(&redis, "look"));
 }

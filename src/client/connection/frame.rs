@@ -27,6 +27,8 @@ pub enum Frame {
         cursor: Option<String>,
     },
     Cursor(String),
+    /// The backend has removed this topic or pattern from the connection.
+    Removed(String),
     /// The server is about to end the connection.
     Closing {
         error: ClientError,
@@ -134,6 +136,9 @@ impl Frame {
                 Self::Gap { cursor: Some(gap.cursor.clone()).filter(|_| !fields.replay), gap }
             }
             "cursor" => Self::Cursor(cursor()?),
+            "unsubscribed" => {
+                Self::Removed(fields.topic.ok_or_else(|| ClientError::not_ours("a frame without its topic"))?)
+            }
             "closing" => Self::Closing {
                 error: closed(fields.code.as_deref(), fields.retry_ms),
                 cursor: fields.cursor,

@@ -63,9 +63,10 @@ impl Changes {
         self.added.insert(pattern.clone());
     }
 
-    /// Notes that `pattern` is read no longer.
+    /// Notes that `pattern` is read no longer. The client is not told any more that it was added.
     pub fn forget(&mut self, pattern: &Pattern) {
         self.added.remove(pattern);
+        self.untold.retain(|(other, told)| other != pattern || *told == Told::Removed);
     }
 
     /// True if a command has added `pattern`.
@@ -117,5 +118,31 @@ impl Changes {
             Told::Added => Event::Added(pattern),
             Told::Removed => Event::Removed(pattern),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(changes: &mut Changes) -> Vec<String> {
+        std::iter::from_fn(|| changes.next()).map(|event| format!("{event:?}")).collect()
+    }
+
+    #[test]
+    fn a_pattern_that_is_read_no_longer_is_not_told_as_added() {
+        let [a, b] = ["a", "b"].map(|name| name.parse::<Pattern>().expect("a pattern"));
+        let mut changes = Changes::default();
+        for pattern in [&a, &b] {
+            changes.tell(pattern, Told::Added).expect("there is room");
+            changes.add(pattern);
+        }
+        // The client unsubscribes before it is told.
+        changes.forget(&a);
+        assert!(!changes.has_added(&a) && changes.has_added(&b));
+        // A command removes the other.
+        changes.tell(&b, Told::Removed).expect("there is room");
+        changes.forget(&b);
+        assert_eq!(told(&mut changes), [format!("{:?}", Event::Removed(b))]);
     }
 }

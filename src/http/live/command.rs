@@ -17,7 +17,7 @@ use crate::{
         problem::{Code, Problem},
     },
     log::Start,
-    message::{Id, Pattern},
+    message::Pattern,
 };
 
 /// How many topics of a connection are shown.
@@ -27,47 +27,11 @@ const SHOWN_TOPICS: usize = 20;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Command {
-    Add { connection: ConnectionId, topic: Pattern, start: Beginning, sub: Option<String> },
+    Add { connection: ConnectionId, topic: Pattern, start: Start, sub: Option<String> },
     Remove { connection: ConnectionId, topic: Pattern, sub: Option<String> },
     End { connection: ConnectionId },
     Show { connection: ConnectionId },
     List(Wanted),
-}
-
-/// The start of reading, as it goes from one replica to another.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Beginning {
-    Now,
-    Everything,
-    After(Id),
-    Last(usize),
-    Since(Id),
-}
-
-impl From<Option<Start>> for Beginning {
-    fn from(start: Option<Start>) -> Self {
-        match start {
-            Some(Start::Everything) => Self::Everything,
-            Some(Start::After(cursor)) => Self::After(cursor),
-            Some(Start::Last(count)) => Self::Last(count),
-            Some(Start::Since(id)) => Self::Since(id),
-            // A request has no start that cannot be read.
-            Some(Start::Now | Start::Unreadable(_)) | None => Self::Now,
-        }
-    }
-}
-
-impl From<Beginning> for Start {
-    fn from(beginning: Beginning) -> Self {
-        match beginning {
-            Beginning::Now => Self::Now,
-            Beginning::Everything => Self::Everything,
-            Beginning::After(cursor) => Self::After(cursor),
-            Beginning::Last(count) => Self::Last(count),
-            Beginning::Since(id) => Self::Since(id),
-        }
-    }
 }
 
 /// The result of a command.
@@ -106,7 +70,7 @@ impl Shown {
             replica: replica_name(id.replica()),
             since: about.since.format(&Rfc3339).unwrap_or_default(),
             topics: topics.iter().take(SHOWN_TOPICS).map(ToString::to_string).collect(),
-            topic_count: state.patterns().count(),
+            topic_count: state.count(),
             address: about.address.map(|address| address.to_string()),
             behind: state.behind_ms(),
         }
@@ -143,12 +107,15 @@ impl Command {
     /// # Cancel safety
     /// Dropping this leaves nothing half done.
     pub async fn run(self, app: &App, until: Instant) -> Result<Done, Problem> {
+        if Instant::now() > until {
+            return Err(too_late());
+        }
         let find = |id: ConnectionId| app.live.table.find(id).ok_or_else(no_connection);
         match self {
             Self::Add { connection, topic, start, sub } => {
                 let reading = find(connection)?;
                 check_sub(&reading, sub.as_deref())?;
-                add(app, &reading, connection, topic, start.into(), until).await?;
+                add(app, &reading, connection, topic, start, until).await?;
             }
             Self::Remove { connection, topic, sub } => {
                 let reading = find(connection)?;
@@ -179,35 +146,34 @@ async fn add(
     until: Instant,
 ) -> Result<(), Problem> {
     let Some(number) = reading.begin(&topic)? else { return Ok(()) };
-    let begun = Begun { reading, number: Some(number), topic };
+    let adding = Adding { reading, number: Some(number), topic };
     let name = connection.to_string();
-    let subscription = app.broker.subscribe(vec![begun.topic.clone()], &start, &name);
+    let subscription = app.broker.subscribe(vec![adding.topic.clone()], &start, &name);
     let subscription = timeout_at(until, subscription).await.map_err(|_| too_late())??;
     if Instant::now() > until {
         return Err(too_late());
     }
-    begun.finish(subscription)
+    adding.finish(subscription)
 }
 
 /// A pattern that a command begins to read. Dropping this gives it up.
-struct Begun<'a> {
+struct Adding<'a> {
     reading: &'a Reading,
     number: Option<u64>,
     topic: Pattern,
 }
 
-impl Begun<'_> {
+impl Adding<'_> {
     fn finish(mut self, subscription: crate::broker::Subscription) -> Result<(), Problem> {
         let Some(number) = self.number.take() else { return Ok(()) };
-        self.reading.finish(number, self.topic.clone(), Some(subscription))
+        self.reading.finish(number, self.topic.clone(), subscription)
     }
 }
 
-impl Drop for Begun<'_> {
+impl Drop for Adding<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number.take() {
-            // Giving up cannot fail.
-            let _ = self.reading.finish(number, self.topic.clone(), None);
+            self.reading.give_up(number);
         }
     }
 }
@@ -223,5 +189,5 @@ fn check_sub(reading: &Reading, wanted: Option<&str>) -> Result<(), Problem> {
 }
 
 fn too_late() -> Problem {
-    Problem::new(Code::Unavailable, "the log did not answer in time, so nothing was changed; try again")
+    Problem::new(Code::Unavailable, "it could not be done in time, so nothing was changed; try again")
 }

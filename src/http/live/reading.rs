@@ -90,8 +90,13 @@ impl Reading {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for `pattern` to be read. Returns the number with which [`finish`](Self::finish) is called once it is begun,
-    /// or none if it is read already.
+    /// Ends the reading, and keeps only the permit.
+    pub fn into_permit(self) -> Permit {
+        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).permit
+    }
+
+    /// Asks for `pattern` to be read. Returns the number with which [`finish`](Self::finish) or
+    /// [`give_up`](Self::give_up) is called, or none if it is read already.
     ///
     /// # Errors
     /// If this connection cannot read it, or is no more.
@@ -110,7 +115,7 @@ impl Reading {
         Ok(Some(state.changes().begin(pattern.clone())))
     }
 
-    /// Adds the subscription to `pattern` that was begun, unless the command was overtaken. `None` gives up the number.
+    /// Adds the subscription to `pattern` that was begun, unless the command was overtaken.
     ///
     /// # Errors
     /// If the connection is no more.
@@ -118,16 +123,16 @@ impl Reading {
         &self,
         number: u64,
         pattern: Pattern,
-        subscription: Option<Subscription>,
+        mut subscription: Subscription,
     ) -> Result<(), Problem> {
         let mut state = self.lock();
-        let is_wanted = state.changes().finish(number);
-        let Some(mut subscription) = subscription.filter(|_| is_wanted) else {
+        if !state.changes().finish(number) {
             state.count_topics(0);
             return Ok(());
-        };
+        }
         state.check_alive()?;
         if state.reads(&pattern) || state.joins(&pattern) {
+            state.count_topics(0);
             return state.mark_added(&pattern);
         }
         subscription.take_ephemerals_from_now();
@@ -135,6 +140,13 @@ impl Reading {
         state.joining.push_back(Joining { pattern, subscription, is_asked: false });
         state.wake();
         Ok(())
+    }
+
+    /// Gives up a pattern that was not begun.
+    pub fn give_up(&self, number: u64) {
+        let mut state = self.lock();
+        state.changes().finish(number);
+        state.count_topics(0);
     }
 
     /// Stops reading `pattern`. The client is given nothing of it that is published later.
@@ -267,13 +279,18 @@ impl State {
         self.subscription.patterns().chain(self.joining.iter().map(|joining| &joining.pattern))
     }
 
-    /// Patterns among which are the first `count` in order. A subscription has its topics in order, and then its patterns
-    /// with wildcards.
+    /// Patterns among which are the first `count` in order of those that are read, and as many that are about to be
+    /// merged. A subscription has its topics in order, and then its patterns with wildcards.
     pub fn first_patterns(&self, count: usize) -> impl Iterator<Item = &Pattern> {
         let topics = self.subscription.width() - self.subscription.wildcards();
         let first = self.subscription.patterns().take(topics.min(count));
         let wildcards = self.subscription.patterns().skip(topics).take(count);
-        first.chain(wildcards).chain(self.joining.iter().map(|joining| &joining.pattern))
+        first.chain(wildcards).chain(self.joining.iter().take(count).map(|joining| &joining.pattern))
+    }
+
+    /// How many patterns are read, or about to be merged.
+    pub fn count(&self) -> usize {
+        self.subscription.width() + self.joining.len()
     }
 
     /// How far the items that the connection has yet to give out reach back, in milliseconds of the messages' time.
@@ -284,7 +301,7 @@ impl State {
 
     /// How many patterns are read, or about to be.
     pub fn width(&self) -> usize {
-        self.subscription.width() + self.joining.len() + self.begun().count()
+        self.count() + self.begun().count()
     }
 
     fn begun(&self) -> impl Iterator<Item = &Pattern> {
@@ -348,9 +365,13 @@ impl State {
         if self.is_added(pattern) {
             return Ok(());
         }
+        // From the answer on, the client misses no ephemeral message, also while it has yet to catch up.
         if self.reads(pattern) {
             self.changes().tell(pattern, Told::Added)?;
+            self.subscription.take_ephemerals_from_now();
         }
+        let joining = self.joining.iter_mut().filter(|joining| joining.pattern == *pattern);
+        joining.for_each(|joining| joining.subscription.take_ephemerals_from_now());
         self.changes().add(pattern);
         self.wake();
         Ok(())

@@ -14,13 +14,16 @@ use super::{
     command::{Command, Done, Shown},
     list::Wanted,
 };
-use crate::http::{
-    App,
-    access::Access,
-    answer::{json, not_stored},
-    parameters,
-    problem::Problem,
-    query::{self, Query, StartFields, number},
+use crate::{
+    http::{
+        App,
+        access::Access,
+        answer::{json, not_stored},
+        parameters,
+        problem::Problem,
+        query::{self, Query, StartFields, number},
+    },
+    log::Start,
 };
 
 #[derive(Serialize)]
@@ -95,7 +98,7 @@ pub async fn topic_of(
     // A client that may not manage the topic learns nothing of the ids, so this comes last.
     let connection = id.and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
     let command = match is_added {
-        true => Command::Add { connection, topic, start: start.into(), sub },
+        true => Command::Add { connection, topic, start: start.unwrap_or(Start::Now), sub },
         false => Command::Remove { connection, topic, sub },
     };
     across::run(app, command).await?;

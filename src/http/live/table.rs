@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{ConnectionId, Reading};
-use crate::http::problem::Code;
+use crate::http::{metrics::Permit, problem::Code};
 
 /// How many connections are taken out at once, so that a walk over all of them holds the lock for a short time.
 const STEP: usize = 256;
@@ -28,7 +28,7 @@ impl Table {
     pub fn hold(self: &Arc<Self>, id: ConnectionId, reading: Reading) -> Held {
         let reading = Arc::new(reading);
         self.lock().insert(id, reading.clone());
-        Held { reading, place: Some((self.clone(), id)) }
+        Held { reading, place: Some(Place { table: self.clone(), id }) }
     }
 
     pub fn find(&self, id: ConnectionId) -> Option<Arc<Reading>> {
@@ -65,13 +65,26 @@ impl Table {
 pub struct Held {
     reading: Arc<Reading>,
     /// A poll has no place in a table, because it has no id.
-    place: Option<(Arc<Table>, ConnectionId)>,
+    place: Option<Place>,
+}
+
+/// A place in a table. Dropping this clears it.
+struct Place {
+    table: Arc<Table>,
+    id: ConnectionId,
 }
 
 impl Held {
     /// A connection that no command finds.
     pub fn alone(reading: Reading) -> Self {
         Self { reading: Arc::new(reading), place: None }
+    }
+
+    /// Ends the reading, and keeps the permit of a connection that no command finds.
+    pub fn into_permit(self) -> Option<Permit> {
+        let Self { reading, place } = self;
+        drop(place);
+        Arc::into_inner(reading).map(Reading::into_permit)
     }
 }
 
@@ -83,11 +96,10 @@ impl Deref for Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Place {
     fn drop(&mut self) {
-        if let Some((table, id)) = self.place.take() {
-            table.lock().remove(&id);
-            self.reading.close();
-        }
+        let left = self.table.lock().remove(&self.id);
+        // One that was ended is no longer here.
+        left.iter().for_each(|reading| reading.close());
     }
 }

@@ -25,7 +25,7 @@ use crate::{
         problem::{Code, Problem, UNSUPPORTED_DATA},
         publish::Published,
         pulse::{overload_retry_ms, retry_ms},
-        reader::{Asked, Next, Reader},
+        reader::{Next, Reader, Step},
         shares::Share,
         wire::{self, By, Control},
     },
@@ -237,7 +237,9 @@ impl Session {
             self.conclude(reference, outcome);
             moved = true;
         }
-        while self.running.is_none()
+        // Only a command that waits is a reason to ask the reader, which takes a lock.
+        while !self.waiting.is_empty()
+            && self.running.is_none()
             && !self.reader.is_joining()
             && let Some(command) = self.waiting.pop_front()
         {
@@ -279,9 +281,9 @@ impl Session {
                 self.answer(&reference, Answer::Unsubscribed { topic: &pattern, cursor });
             }
             Action::Subscribe { pattern, start } => match self.reader.ask_for(&pattern) {
-                Ok(Asked::IsRead) => self.answer_subscribed(&reference, &pattern),
-                Ok(Asked::Joins) => self.joining = reference,
-                Ok(Asked::MayBegin) => {
+                Ok(Step::IsRead) => self.answer_subscribed(&reference, &pattern),
+                Ok(Step::Joins) => self.joining = reference,
+                Ok(Step::MayBegin) => {
                     let connection = self.reader.connection().clone();
                     self.running =
                         Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
@@ -305,7 +307,7 @@ impl Session {
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
             Ok(Outcome::Begun(pattern, subscription)) => {
                 match self.reader.join(pattern.clone(), *subscription) {
-                    Ok(Asked::IsRead) => self.answer_subscribed(&reference, &pattern),
+                    Ok(Step::IsRead) => self.answer_subscribed(&reference, &pattern),
                     Ok(_) => self.joining = reference,
                     Err(problem) => {
                         self.reader.not_added();

@@ -27,7 +27,7 @@ use tokio::{
 
 use self::{
     clock::StoreClock,
-    letter::{Letter, Outgoing},
+    letter::{Letter, Outgoing, Question},
     roll::{Beat, Roll, Stands},
 };
 use super::{
@@ -73,7 +73,7 @@ pub struct Replicas {
     answering: OnceLock<Arc<dyn Answering>>,
     /// The questions of others that are being answered.
     running: Mutex<JoinSet<()>>,
-    /// When the store was last asked which replicas live, and whether it answered. Held across the question, so that
+    /// When a question to the store which replicas live began last, and whether it was answered. Held across the question, so that
     /// callers share it.
     last_look: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
@@ -162,15 +162,18 @@ impl Replicas {
         }
     }
 
-    /// Looks which replicas live, once for all that want to know at about the same time. False if the store cannot be
-    /// asked.
+    /// Looks which replicas live, once for all that wait for it together. False if the store cannot be asked.
+    ///
+    /// A look that began before this was called says nothing about a replica that has joined since.
     async fn look(&self) -> bool {
+        let came_at = Instant::now();
         let mut last = self.last_look.lock().await;
         match *last {
-            Some((at, is_seen)) if Instant::now() < at + AGAIN_AFTER => is_seen,
+            Some((began, is_seen)) if began >= came_at => is_seen,
             _ => {
+                let began = Instant::now();
                 let is_seen = self.beat("look").await.is_ok();
-                *last = Some((Instant::now(), is_seen));
+                *last = Some((began, is_seen));
                 is_seen
             }
         }
@@ -198,7 +201,7 @@ impl Replicas {
             let number = state.questions;
             state.waiting.insert(number, answered);
             let sent = clock.at_least(Instant::now());
-            let letter = Letter::Question { from: self.name(), number, sent, text: question };
+            let letter = Letter::Question(Question { from: self.name(), number, sent, text: question });
             (Waits { replicas: self, number }, Outgoing { to: name, letter, until })
         };
         let (waits, letter) = waits;
@@ -233,8 +236,8 @@ impl Replicas {
                 _ => "join",
             };
             if let Ok(true) = self.beat(does).await {
-                self.take_new_name();
-                let _ = self.beat("join").await;
+                // If this fails, the next sign of life says the same.
+                let _ = self.take_new_name().await;
             }
         }
     }
@@ -242,18 +245,32 @@ impl Replicas {
     /// True if this replica counts as gone.
     async fn beat(&self, does: &str) -> Result<bool, LogError> {
         let (name, place) = (self.name(), self.state().place.clone());
+        self.beat_as(name, &place, does).await
+    }
+
+    async fn beat_as(&self, name: u64, place: &str, does: &str) -> Result<bool, LogError> {
         let asked_at = Instant::now();
         let script = &self.store.scripts.beat;
         let text = letter::name(name);
         let spans = roll::SPANS_MS.map(|ms| ms.to_string());
         let [gone_after, pause, forget_after, settled_after] = spans.each_ref().map(String::as_str);
-        let args = [&*text, does, &*place, gone_after, pause, forget_after, settled_after];
+        let args = [&*text, does, place, gone_after, pause, forget_after, settled_after];
         let beat: Result<Beat, _> = timeout(BEAT_TIMEOUT, self.store.aside(script, &args))
             .await
             .unwrap_or(Err(LogError::Unavailable));
         let beat = beat?;
+        if does == "join" {
+            tracing::info!(
+                replica = text,
+                "this replica is known to the others; its connections have ids that begin with its name"
+            );
+        }
         let mut state = self.state();
-        state.clock = Some(StoreClock::new(beat.now, asked_at, Instant::now()));
+        // An answer that was overtaken by the next one is no news.
+        if state.clock.is_none_or(|clock| clock.asked_at() <= asked_at) {
+            state.clock = Some(StoreClock::new(beat.now, asked_at, Instant::now()));
+            state.roll = Roll::of(&beat);
+        }
         if name == self.name() {
             if beat.is_made {
                 // Redis had lost the stream. The ids of a new one may be smaller.
@@ -261,20 +278,22 @@ impl Replicas {
             }
             state.has_joined |= does == "join";
         }
-        let is_gone = beat.is_gone;
-        state.roll = Roll::of(&beat);
-        Ok(is_gone)
+        Ok(beat.is_gone)
     }
 
-    fn take_new_name(&self) {
+    /// Joins under a new name before that name is handed out, so that the others find its connections.
+    async fn take_new_name(&self) -> Result<(), LogError> {
+        let name = rand::random();
+        self.beat_as(name, "", "join").await?;
         {
             let mut state = self.state();
-            (state.has_joined, state.place) = (false, String::new());
-            self.name.store(rand::random(), Ordering::Release);
+            (state.has_joined, state.place) = (true, String::new());
+            self.name.store(name, Ordering::Release);
         }
         if let Some(answering) = self.answering.get() {
             answering.counted_gone();
         }
+        Ok(())
     }
 
     /// Sends letters, those together that wait together. Never ends.
@@ -308,7 +327,7 @@ impl Replicas {
         let Ok(added) = self.store.aside_pipe::<Vec<Option<String>>>(&pipe).await else { return };
         let lost = entries.iter().zip(added).filter(|(_, added)| added.is_none());
         for outgoing in lost.flat_map(|(entry, _)| entry.iter()) {
-            if let Letter::Question { number, .. } = outgoing.letter {
+            if let Letter::Question(Question { number, .. }) = outgoing.letter {
                 self.reply(number, Reply::NotSent);
             }
         }
@@ -356,6 +375,7 @@ impl Replicas {
             read.arg("COUNT").arg(READ_ENTRIES).arg("BLOCK").arg(BLOCK.as_millis() as u64);
             read.arg("STREAMS").arg(self.stream(name)).arg(place);
             let found: Option<Entries> = read.query_async(&mut connection).await?;
+            let mut questions = Vec::new();
             for (id, fields) in found.into_iter().flatten().flat_map(|(_, entries)| entries) {
                 let mut state = self.state();
                 // If the name or the stream is new, this entry says nothing about it.
@@ -363,28 +383,31 @@ impl Replicas {
                     state.place = id;
                 }
                 drop(state);
-                Letter::all(fields).for_each(|letter| self.take(letter));
+                for letter in Letter::all(fields) {
+                    match letter {
+                        Letter::Answer { number, text } => self.reply(number, Reply::Answer(text)),
+                        Letter::Busy { number } => self.reply(number, Reply::Busy),
+                        Letter::Question(question) => questions.push(question),
+                    }
+                }
+            }
+            if !questions.is_empty() {
+                // The store is asked now. This process may have been stopped since the questions arrived, and its own
+                // clock does not count a sleep of the machine.
+                let asked_at = Instant::now();
+                let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
+                let clock = StoreClock::new(seconds * 1000 + micros / 1000, asked_at, Instant::now());
+                questions.into_iter().for_each(|question| self.meet(question, clock));
             }
         }
     }
 
-    fn take(self: &Arc<Self>, letter: Letter) {
-        match letter {
-            Letter::Answer { number, text } => self.reply(number, Reply::Answer(text)),
-            Letter::Busy { number } => self.reply(number, Reply::Busy),
-            Letter::Question { from, number, sent, text } => {
-                let now = Instant::now();
-                let clock = self.state().clock;
-                // The sender waits no longer, and a newer question may be done already.
-                let Some(left) = clock.and_then(|clock| LATE_AFTER.checked_sub(clock.since(sent, now)))
-                else {
-                    return tracing::debug!(
-                        from = letter::name(from),
-                        "dropped a question that came too late"
-                    );
-                };
-                self.answer(from, number, text, now + left);
-            }
+    fn meet(self: &Arc<Self>, question: Question, clock: StoreClock) {
+        let (Question { from, number, sent, text }, now) = (question, Instant::now());
+        match LATE_AFTER.checked_sub(clock.since(sent, now)) {
+            Some(left) => self.answer(from, number, text, now + left),
+            // The sender waits no longer, and a newer question may be done already.
+            None => tracing::debug!(from = letter::name(from), "dropped a question that came too late"),
         }
     }
 

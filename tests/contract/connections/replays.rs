@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{LIVE, add, id_of, remove, told};
 use crate::{
-    ask::{Ask, delete_topic, get, publish, publish_all, request, text},
+    ask::{Ask, delete_topic, get, post, publish, publish_all, request, text},
     reader::{Lines, Reader, Socket},
     support::{Server, client::Transport},
 };
@@ -126,6 +126,30 @@ async fn commands_of_the_client_do_not_delay_a_request() {
     assert_eq!(sorted.0, sorted.1);
     let error = frames.iter().find(|frame| frame["type"] == "error").expect("an error");
     assert_eq!((&error["code"], &error["topic"]), (&json!("conflict"), &json!("long")));
+}
+
+/// A topic that the client reads already, and has yet to catch up with, may be added too.
+#[tokio::test]
+async fn no_ephemeral_message_is_missed_while_the_client_catches_up() {
+    let server = long_topic().await;
+    for transport in LIVE {
+        let mut reader = Reader::open(&server, transport, "topic=long&after=0").await;
+        add_and_announce(&server, &mut reader).await;
+    }
+    let mut socket = Socket::open(&server, "/events").await;
+    socket.send(json!({"type": "subscribe", "topic": "long", "after": "0"})).await;
+    assert_eq!(socket.next().await["replay"], true);
+    add_and_announce(&server, &mut Reader::WebSocket(Box::new(socket))).await;
+}
+
+async fn add_and_announce(server: &Server, reader: &mut Reader) {
+    add(server, &id_of(reader), "long", "").await;
+    let answer = post(server, "/topics/long?ephemeral").body("e").answer().await;
+    assert_eq!(answer.status, 202);
+    let last = publish(server, "long", "last").await;
+    let frames = until(reader, |frame| frame["id"] == *last).await;
+    let count = |name: &str, value: Value| frames.iter().filter(|frame| frame[name] == value).count();
+    assert_eq!((count("ephemeral", json!(true)), count("by", json!("server"))), (1, 1));
 }
 
 #[tokio::test]

@@ -18,6 +18,11 @@ impl StoreClock {
         Self { ms, asked_at, answered_at }
     }
 
+    /// The moment of this process at which the store was asked.
+    pub fn asked_at(&self) -> Instant {
+        self.asked_at
+    }
+
     /// The store's time is no earlier than this now.
     pub fn at_least(&self, now: Instant) -> u64 {
         self.ms + now.saturating_duration_since(self.answered_at).as_millis() as u64

@@ -6,13 +6,7 @@ use tokio::time::Instant;
 /// A question, or the answer to one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Letter {
-    Question {
-        from: u64,
-        number: u64,
-        /// By the clock of the store, in milliseconds. It was not sent earlier.
-        sent: u64,
-        text: Bytes,
-    },
+    Question(Question),
     Answer {
         number: u64,
         text: Bytes,
@@ -21,6 +15,16 @@ pub enum Letter {
     Busy {
         number: u64,
     },
+}
+
+/// A question, and the replica that waits for the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    pub from: u64,
+    pub number: u64,
+    /// By the clock of the store, in milliseconds. It was not sent earlier.
+    pub sent: u64,
+    pub text: Bytes,
 }
 
 /// A letter, and the replica that it goes to. After `until` it is not sent.
@@ -39,7 +43,7 @@ impl Letter {
     /// The name of the field, and its value.
     pub fn written(&self) -> (&'static str, Vec<u8>) {
         match self {
-            Self::Question { from, number, sent, text } => {
+            Self::Question(Question { from, number, sent, text }) => {
                 ("q", [format!("{} {number} {sent} ", name(*from)).as_bytes(), text].concat())
             }
             Self::Answer { number, text } => ("a", [format!("{number} ").as_bytes(), text].concat()),
@@ -66,7 +70,7 @@ impl Letter {
             b"q" => {
                 let from = u64::from_str_radix(&word()?, 16).ok()?;
                 let (number, sent) = (word()?.parse().ok()?, word()?.parse().ok()?);
-                Some(Self::Question { from, number, sent, text: value })
+                Some(Self::Question(Question { from, number, sent, text: value }))
             }
             b"a" => Some(Self::Answer { number: word()?.parse().ok()?, text: value }),
             b"b" => Some(Self::Busy { number: word()?.parse().ok()? }),
@@ -83,7 +87,7 @@ mod tests {
     fn letters_are_read_as_they_were_written_and_others_are_passed_over() {
         let text = Bytes::from_static(b"{\"a b\": 1}");
         let letters = [
-            Letter::Question { from: 7, number: 8, sent: 9, text: text.clone() },
+            Letter::Question(Question { from: 7, number: 8, sent: 9, text: text.clone() }),
             Letter::Answer { number: 8, text },
             Letter::Answer { number: 0, text: Bytes::new() },
             Letter::Busy { number: 3 },

@@ -11,7 +11,8 @@ const PAUSE_MS: u64 = 3_000;
 
 /// After so much silence the store forgets a replica, and its stream.
 const FORGET_AFTER_MS: u64 = 60_000;
-/// In this time after the first sign of life of all, every replica that lives has given one.
+/// In this time after the first sign of life of all, and after the first one since Redis was away, every replica that
+/// lives has given one.
 const SETTLED_AFTER_MS: u64 = 1_500;
 
 /// The arguments of the script, in its order.

@@ -39,5 +39,6 @@ if does ~= 'look' then
     if string.sub(all[i], 1, 1) ~= '*' and now - math.max(at, since) > forget_after then redis.call('HDEL', roll, all[i]) end
   end
 end
-local is_complete = now - lost > gone_after and now - made > settled_after
+-- If Redis was away, it may be back from an older snapshot, without a replica that joined after that.
+local is_complete = now - lost > gone_after and now - math.max(made, since) > settled_after
 return {str(now), str(since), is_gone, is_made, is_complete and 1 or 0, all}
