@@ -149,17 +149,6 @@ function binary(buffer) {
   return { ...JSON.parse(new TextDecoder().decode(bytes.subarray(0, end))), data: bytes.subarray(end + 1) }
 }
 
-/** How long a token lives, by its own claims. @param {string} token */
-function lifeOf(token) {
-  try {
-    const claims = JSON.parse(atob(token.split('.')[1].replace(/[-_]/g, it => it < '0' ? '+' : '/')))
-    // The time of signing, if there is one: the clock of this machine may be wrong.
-    return (claims.exp - (claims.iat ?? Date.now() / 1000)) * 1000
-  } catch {
-    return NaN
-  }
-}
-
 /** The gaps and messages of a page: each gap before anything newer than its `after`. @param {Frame} page @returns {Frame[]} */
 const inOrder = ({ gaps = [], messages }) => [...messages, ...gaps].sort((a, b) => placeOf(a) - placeOf(b))
 const placeOf = (/** @type {Frame} */ { id, reason, after }) => Number(id ?? (reason === 'unknown_cursor' ? 0 : after ?? 9e15))
@@ -245,7 +234,7 @@ export function connect(url, options = {}) {
           refuse(error)
           throw error
         }
-        expects(lifeOf(given))
+        tokenEnds = Infinity
         return token = given
       } finally {
         asking = undefined
@@ -258,9 +247,8 @@ export function connect(url, options = {}) {
 
   /** The token lives for so long. @param {number} life */
   function expects(life) {
-    const isKnown = life > 0
-    tokenEnds = isKnown ? Date.now() + life : Infinity
-    if (isKnown && options.token) later('token', renew, Math.max(life * .8, life - 60_000))
+    tokenEnds = Date.now() + life
+    if (options.token) later('token', renew, Math.max(life * .8, life - 60_000))
   }
 
   async function renew(fails = 0) {
@@ -760,16 +748,15 @@ export function connect(url, options = {}) {
 
   /** Does what the reason for an end asks for. @param {Frame} why @returns {void | Promise<void>} */
   function judge(why) {
-    const { code, topic, detail } = why
+    const { code, topic } = why
     if (options.token && OF_TOKEN.test(code)) {
       if (why.isAsked || refusals++) return refuse(failure(why))
       token = undefined
       return retry(why.retry_ms)
     }
     if (!FINAL.test(code)) return retry(why.retry_ms)
-    const name = topic ?? [...readings.keys()].find(it => detail?.includes(`"${it}"`))
-    if (!readings.has(name)) return refuse(failure(why))
-    refuseTopic(name, why)
+    if (!readings.has(topic)) return refuse(failure(why))
+    refuseTopic(topic, why)
     go()
   }
 
