@@ -268,6 +268,7 @@ describe('the browser client', { concurrency: 8 }, () => {
     proxy.mend()
     const ids = (await Promise.all(all)).map(Number)
     assert.deepEqual(ids, [...ids].sort())
+    await until(() => rejoin.state === 'live')
     assert.equal(await rejoin.publish('t', 'gone', { ephemeral: true }), undefined)
     await server.publish('t', 'last')
     await until(() => data(told).includes('last'))
