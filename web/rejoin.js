@@ -175,7 +175,7 @@ export function connect(url, options = {}) {
   const patterns = new Set()
   /** The ids of messages that this client has published. @type {Set<string>} */
   const own = new Set()
-  /** Replayed messages of a topic that the server is about to add. @type {Frame[]} */
+  /** What was replayed since the last answer, perhaps of a topic that the server is about to add. @type {Frame[]} */
   const strays = []
 
   /** @type {State} */
@@ -422,6 +422,7 @@ export function connect(url, options = {}) {
     }
     const one = link
     link = undefined
+    strays.length = 0
     one?.end()
   }
 
@@ -431,11 +432,14 @@ export function connect(url, options = {}) {
     if (type === 'message' || type === 'gap') {
       if (!replay && id && !isNewer(id, cursor)) return
       for (const reading of readers(topic)) {
-        if (replay ? reading === asked : reading.live) give(reading, frame)
+        if (replay ? reading === asked && topic === reading.name : reading.live) give(reading, frame)
       }
-      // The server tells the topic that it adds only after its older messages.
-      if (replay && !asked && strays.push(frame) > MOST_HELD) strays.shift()
-    } else if (frame.by === 'server') byServer(frame)
+      // Whose these are is told only after them. One too many says that there were more.
+      if (replay && strays.length <= MOST_HELD) strays.push(frame)
+    } else {
+      if (frame.by === 'server') byServer(frame, asked)
+      if (/subscribed|error/.test(type)) strays.length = 0
+    }
     const place = id ?? frame.cursor
     if (place && !replay) cursor = place
   }
@@ -525,8 +529,10 @@ export function connect(url, options = {}) {
       return
     }
     one.names.add(name)
-    one.command({ type: 'subscribe', topic: name, ...place ? { after: place } : reading.start }, frame => {
-      if (frame.type !== 'error') return joined(reading, frame.cursor)
+    // The replay of a pattern looks like that of a topic which the server adds. So polls read it.
+    const isPattern = patterns.has(name), start = isPattern ? {} : place ? { after: place } : reading.start
+    one.command({ type: 'subscribe', topic: name, ...start }, frame => {
+      if (frame.type !== 'error') return isPattern ? join(reading) : joined(reading, frame.cursor)
       one.names.delete(name)
       if (FINAL.test(frame.code)) refuseTopic(name, frame)
       else later('join', joinAll, 2000)
@@ -643,12 +649,17 @@ export function connect(url, options = {}) {
     }
   }
 
-  /** The server has added a topic, or taken it. @param {Frame} frame */
-  function byServer({ type, topic, cursor: place }) {
+  /** The server has added a topic, or taken it. @param {Frame} frame @param {Reading} [asked] */
+  function byServer({ type, topic, cursor: place }, asked) {
+    const lose = (/** @type {Reading} */ it) =>
+      give(it, { type: 'gap', topic: it.name, after: it.at, next: null, cursor: place, reason: 'retention' })
     let reading = named(topic).find(it => it.given)
     if (type === 'unsubscribed') return reading && end(reading)
     if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
-    for (const frame of strays.splice(0)) if (matches(topic, frame.topic)) give(reading, frame)
+    for (const frame of strays.slice(0, MOST_HELD)) if (matches(topic, frame.topic)) give(reading, frame)
+    if (strays.length > MOST_HELD) lose(reading)
+    // It took these for its own, so that it may miss older ones.
+    if (asked && strays.some(frame => frame.topic === asked.name)) lose(asked)
     reading.at = newer(reading.at, place)
     joined(reading, place)
   }

@@ -335,6 +335,52 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.equal(Socket.all.length, 1)
   })
 
+  test('what is replayed for a topic that the server adds is told, or a gap is', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    const added = {}
+    rejoin.on('subscription', subscription => { added[subscription.topic] = record(subscription) })
+    rejoin.on('open', () => {})
+    await until(() => rejoin.state === 'live')
+    const [socket] = Socket.all
+    const replay = (topic, id) => socket.say({ type: 'message', topic, id: String(id), data: id, replay: true })
+    const adds = topic => socket.say({ type: 'subscribed', topic, cursor: '2000', by: 'server' })
+    const answers = topic => socket.say({ type: 'subscribed', topic, cursor: '2000', ref: 1 })
+    const ids = told => told.map(it => it.data ?? it.reason).filter(it => it)
+
+    const b = record(rejoin.subscribe('b', { last: 10 }))
+    replay('a', 900)
+    adds('a')
+    assert.deepEqual([ids(added.a), ids(b)], [[900], []], 'a command about another topic waits')
+    replay('b', 800)
+    answers('b')
+    assert.deepEqual([ids(added.a), ids(b)], [[900], [800]])
+
+    const c = record(rejoin.subscribe('c.1', { last: 10 }))
+    replay('c.1', 900)
+    adds('c.*')
+    replay('c.1', 800)
+    answers('c.1')
+    assert.deepEqual([ids(added['c.*']), ids(c)], [[900], [900, 'retention']], 'one of them was taken for its own')
+
+    const d = record(rejoin.subscribe('d.*', { last: 10 }))
+    assert.deepEqual(socket.sent.at(-1), { type: 'subscribe', topic: 'd.*', ref: 1 })
+    replay('d.1', 900)
+    adds('d.1')
+    assert.deepEqual([ids(added['d.1']), ids(d)], [[900], []], 'polls read the start of a pattern')
+    answers('d.*')
+
+    for (let id = 1; id <= 1500; id++) replay('e', id)
+    adds('e')
+    assert.deepEqual(ids(added.e), [...numbers(1, 1000), 'retention'])
+    const { after, next, cursor } = added.e.find(it => it.reason)
+    assert.deepEqual({ after, next, cursor }, { after: '1000', next: null, cursor: '2000' })
+    for (let id = 1; id <= 1000; id++) replay('f', id)
+    adds('f')
+    assert.deepEqual(ids(added.f), numbers(1, 1000))
+  })
+
   test('a silence of one and a half heartbeats ends a connection, and what it still brings is dropped', async () => {
     const Socket = scripted({ heartbeat_ms: 200 })
     const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
