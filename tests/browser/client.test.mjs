@@ -381,6 +381,58 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.deepEqual(ids(added.f), numbers(1, 1000))
   })
 
+  test('the backend takes a topic, and the page gives one back', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    const told = record(rejoin.subscribe('t')), given = []
+    rejoin.on('subscription', subscription => given.push(subscription))
+    await until(() => has(told, 'subscribed'))
+    const [socket] = Socket.all
+    const says = (type, topic) => socket.say({ type, topic, cursor: '1000', by: 'server' })
+    says('unsubscribed', 't')
+    assert.deepEqual(told.slice(1).map(it => [it.type, it.code, it.topic]), [['refused', 'conflict', 't']])
+    says('subscribed', 'a')
+    says('unsubscribed', 'a')
+    assert.deepEqual(socket.sent, [])
+    says('subscribed', 'b')
+    given[1].close()
+    assert.deepEqual(socket.sent, [{ type: 'unsubscribe', topic: 'b', ref: 1 }])
+    rejoin.subscribe('t')
+    assert.deepEqual(socket.sent[1], { type: 'subscribe', topic: 't', ref: 1 })
+  })
+
+  test('a stream without topics waits for those that the backend adds', async () => {
+    const { server, rejoin } = await begin([], { transports: ['ndjson'] })
+    const opens = [], given = []
+    rejoin.on('subscription', subscription => given.push(record(subscription)))
+    rejoin.on('open', open => opens.push(open))
+    await until(() => opens.length === 1)
+    assert.equal(rejoin.state, 'live')
+    const path = `${server.url}/connections/${opens[0].connection}/topics/added`
+    assert.equal((await fetch(path, { method: 'PUT' })).status, 204)
+    await until(() => given.length)
+    await server.publish('added', 1)
+    await until(() => data(given[0]).length)
+    const one = rejoin.subscribe('t'), told = record(one)
+    await until(() => has(told, 'subscribed') && opens.length === 2)
+    one.close()
+    await until(() => opens.length === 3)
+    assert.equal(rejoin.state, 'live')
+  })
+
+  test('a subscription to a topic that is read already is told after the page has it', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    const first = record(rejoin.subscribe('t'))
+    await until(() => has(first, 'subscribed'))
+    const second = record(rejoin.subscribe('t'))
+    await until(() => has(second, 'subscribed'))
+    Socket.all[0].say({ type: 'message', topic: 't', id: '1001', data: 1 })
+    assert.deepEqual([data(first), data(second)], [[1], [1]])
+  })
+
   test('a silence of one and a half heartbeats ends a connection, and what it still brings is dropped', async () => {
     const Socket = scripted({ heartbeat_ms: 200 })
     const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
