@@ -103,7 +103,7 @@ const JSON_TYPE = 'application/json'
 /** Events of the page that try again at once, or end the connection. */
 const WAKING = ['online', 'pageshow', 'pagehide', 'visibilitychange']
 /** Refusals that do not change by themselves. */
-const FINAL = /^(unau|forb|bad_|not_f|meth|too_l|unsu|upgr|disc|conf|prec|key_)/
+const FINAL = /^(unau|forb|bad_|not_f|meth|too_l|disc|conf|key_)/
 const OF_TOKEN = /^(unauth|token_)/
 
 /** An error with the code of the server, and the topic if it is about one. @param {Frame} problem @returns {RejoinError} */
@@ -141,23 +141,12 @@ const newer = (a, b) => isNewer(a, b) ? a : b
 /** False if there is none to compare. @param {string} [a] @param {string} [b] */
 const isNewer = (a, b) => Number(a) > Number(b)
 const backOff = (/** @type {number} */ tries) => Math.random() * Math.min(20_000, 500 * 2 ** tries)
-const pause = (/** @type {number} */ ms) => new Promise(done => { setTimeout(done, ms) })
+const pause = (/** @type {number} */ ms) => new Promise(done => setTimeout(done, ms))
 
 /** A binary frame: its envelope, a line feed, and the bytes. @param {ArrayBuffer} buffer @returns {Frame} */
 function binary(buffer) {
   const bytes = new Uint8Array(buffer), end = bytes.indexOf(10)
   return { ...JSON.parse(new TextDecoder().decode(bytes.subarray(0, end))), data: bytes.subarray(end + 1) }
-}
-
-/** How long a token lives, by its own claims. @param {string} token */
-function lifeOf(token) {
-  try {
-    const claims = JSON.parse(atob(token.split('.')[1].replace(/[-_]/g, it => it < '0' ? '+' : '/')))
-    // The time of signing, if there is one: the clock of this machine may be wrong.
-    return (claims.exp - (claims.iat ?? Date.now() / 1000)) * 1000
-  } catch {
-    return NaN
-  }
 }
 
 /** The gaps and messages of a page: each gap before anything newer than its `after`. @param {Frame} page @returns {Frame[]} */
@@ -186,7 +175,7 @@ export function connect(url, options = {}) {
   const patterns = new Set()
   /** The ids of messages that this client has published. @type {Set<string>} */
   const own = new Set()
-  /** Replayed messages of a topic that the server is about to add. @type {Frame[]} */
+  /** What was replayed since the last answer, perhaps of a topic that the server is about to add. @type {Frame[]} */
   const strays = []
 
   /** @type {State} */
@@ -238,29 +227,21 @@ export function connect(url, options = {}) {
   /** Asks for a token, once for all who wait. */
   function ask() {
     return asking ??= (async () => {
-      try {
-        const given = await options.token?.()
-        if (!given) {
-          const error = failure({ code: 'unauthorized' })
-          refuse(error)
-          throw error
-        }
-        expects(lifeOf(given))
-        return token = given
-      } finally {
-        asking = undefined
-      }
-    })()
+      const given = await options.token?.()
+      if (!given) throw refuse({ code: 'unauthorized' })
+      tokenEnds = Infinity
+      return token = given
+    })().finally(() => { asking = undefined })
   }
 
   /** The token, if it has not ended. */
   const credential = async () => !options.token || token && Date.now() < tokenEnds ? token : ask()
 
-  /** The token lives for so long. @param {number} life */
-  function expects(life) {
-    const isKnown = life > 0
-    tokenEnds = isKnown ? Date.now() + life : Infinity
-    if (isKnown && options.token) later('token', renew, Math.max(life * .8, life - 60_000))
+  /** The server has told how long the token lives. @param {Frame} frame */
+  function expects({ expires_in_ms: life }) {
+    if (!life || !options.token) return
+    tokenEnds = Date.now() + life
+    later('token', renew, Math.max(life * .8, life - 60_000))
   }
 
   async function renew(fails = 0) {
@@ -274,7 +255,7 @@ export function connect(url, options = {}) {
       link.command({ type: 'auth', token }, frame => {
         // Another user, or fewer rights: a new connection says what is refused.
         if (frame.type === 'error') again()
-        else if (frame.expires_in_ms) expects(frame.expires_in_ms)
+        else expects(frame)
       })
     } else if (link) again()
   }
@@ -291,9 +272,7 @@ export function connect(url, options = {}) {
       if (answer.ok) return type === JSON_TYPE ? answer.json() : answer
       /** @type {Frame} */
       const problem = await answer.json().catch(() => ({}))
-      if (answer.status !== 401 || !bearer || hasAsked) {
-        throw { ...problem, isAsked: true, retry_ms: 1000 }
-      }
+      if (answer.status !== 401 || !bearer || hasAsked) throw { ...problem, isAsked: true, retry_ms: 1000 }
       if (token === bearer) token = undefined
     }
   }
@@ -386,8 +365,7 @@ export function connect(url, options = {}) {
 
   /** @param {Link} one @param {string} [after] */
   async function lines(one, after) {
-    const topics = [...one.names]
-    const answer = await request(events, { topics, after }, one.abort.signal, 'application/x-ndjson')
+    const answer = await request(events, { topics: [...one.names], after }, one.abort.signal, 'application/x-ndjson')
     const body = /** @type {ReadableStream} */ (answer.body).pipeThrough(new TextDecoderStream()).getReader()
     for (let rest = ''; ;) {
       const { value, done } = await body.read()
@@ -420,7 +398,7 @@ export function connect(url, options = {}) {
     refusals = 0
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
     for (const topic of frame.mine ?? []) byServer({ topic, cursor })
-    if (frame.expires_in_ms) expects(frame.expires_in_ms)
+    expects(frame)
     say('live')
     emit('open', frame)
     joinAll()
@@ -434,6 +412,7 @@ export function connect(url, options = {}) {
     }
     const one = link
     link = undefined
+    strays.length = 0
     one?.end()
   }
 
@@ -443,13 +422,15 @@ export function connect(url, options = {}) {
     if (type === 'message' || type === 'gap') {
       if (!replay && id && !isNewer(id, cursor)) return
       for (const reading of readers(topic)) {
-        if (replay ? reading === asked : reading.live) give(reading, frame)
+        if (replay ? reading === asked && topic === reading.name : reading.live) give(reading, frame)
       }
-      // The server tells the topic that it adds only after its older messages.
-      if (replay && !asked && strays.push(frame) > MOST_HELD) strays.shift()
-    } else if (frame.by === 'server') byServer(frame)
-    const place = id ?? frame.cursor
-    if (place && !replay) cursor = place
+      // The server says only after them to which topic they belong. One too many says that there were more.
+      if (replay && !strays[MOST_HELD]) strays.push(frame)
+    } else {
+      if (frame.by === 'server') byServer(frame, asked)
+      if (topic) strays.length = 0
+    }
+    if (!replay) cursor = id ?? frame.cursor ?? cursor
   }
 
   /** The subscriptions that match this topic. @param {string} topic @returns {Reading[]} */
@@ -460,7 +441,7 @@ export function connect(url, options = {}) {
   function give(reading, frame) {
     const isUnknown = frame.reason === 'unknown_cursor'
     const place = frame.id ?? frame.next ?? frame.cursor
-    if (place && reading.at && !isNewer(place, reading.at) && !isUnknown) return
+    if (Number(place) <= Number(reading.at) && !isUnknown) return
     const before = position(reading)
     // The ids of a store that does not know the cursor may be smaller.
     if (isUnknown) reading.at = frame.cursor
@@ -532,13 +513,16 @@ export function connect(url, options = {}) {
     if (!one.command) return again()
     if (one.names.has(name)) {
       const isNow = !place && isPlain(reading)
-      if (!isNow) await catchUp(reading).catch(judge)
+      // The page has its subscription before it is told anything of it.
+      await (isNow || catchUp(reading).catch(judge))
       if (link === one && one.names.has(name) && (isNow || reading.caught)) joined(reading, /** @type {string} */ (cursor))
       return
     }
     one.names.add(name)
-    one.command({ type: 'subscribe', topic: name, ...place ? { after: place } : reading.start }, frame => {
-      if (frame.type !== 'error') return joined(reading, frame.cursor)
+    // The replay of a pattern looks like that of a topic which the server adds. So polls read it.
+    const isPattern = patterns.has(name), start = isPattern ? {} : place ? { after: place } : reading.start
+    one.command({ type: 'subscribe', topic: name, ...start }, frame => {
+      if (frame.type !== 'error') return isPattern ? join(reading) : joined(reading, frame.cursor)
       one.names.delete(name)
       if (FINAL.test(frame.code)) refuseTopic(name, frame)
       else later('join', joinAll, 2000)
@@ -552,12 +536,10 @@ export function connect(url, options = {}) {
     const { name } = reading
     const isBehind = () => link && isNewer(cursor, reading.at)
     for (let isFull = true; isFull || isBehind();) {
-      let page
-      try {
-        page = await request(events, { topics: [name], ...reading.at ? { after: reading.at } : reading.start, wait: isFull ? 0 : 1, limit: 1000 })
-      } catch (/** @type {any} */ why) {
-        throw { ...why, topic: name }
-      }
+      const start = reading.at ? { after: reading.at } : reading.start
+      /** @type {Frame} */
+      const page = await request(events, { topics: [name], ...start, wait: +!isFull, limit: 1000 })
+        .catch(why => { throw { ...why, topic: name } })
       if (reading.live || reading.ended) return
       for (const frame of inOrder(page)) if (!reading.lost) give(reading, frame)
       if (reading.lost) return
@@ -640,10 +622,9 @@ export function connect(url, options = {}) {
     if (some?.size) return
     readings.delete(name)
     patterns.delete(name)
-    if (!link?.names.delete(name)) return
-    if (link.command) link.command({ type: 'unsubscribe', topic: name })
-    else if (link.names.size) again()
-    else rest()
+    const isOwn = link?.names.delete(name)
+    if (link?.command && (isOwn || reading.given)) link.command({ type: 'unsubscribe', topic: name })
+    else if (isOwn) link?.names.size || isWanted ? again() : rest()
   }
 
   /** A topic is refused. The others go on. @param {string} name @param {Frame} problem */
@@ -655,12 +636,24 @@ export function connect(url, options = {}) {
     }
   }
 
-  /** The server has added a topic, or taken it. @param {Frame} frame */
-  function byServer({ type, topic, cursor: place }) {
+  /** The server has added a topic, or taken it. @param {Frame} frame @param {Reading} [asked] */
+  function byServer({ type, topic, cursor: place }, asked) {
+    const lose = (/** @type {Reading} */ it) =>
+      give(it, { type: 'gap', topic: it.name, after: it.at, next: null, cursor: place, reason: 'retention' })
     let reading = named(topic).find(it => it.given)
-    if (type === 'unsubscribed') return reading && end(reading)
+    if (type === 'unsubscribed') {
+      /** @type {Link} */ (link).names.delete(topic)
+      if (reading) {
+        reading.given = false
+        end(reading)
+      }
+      return refuseTopic(topic, { code: 'conflict' })
+    }
     if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
-    for (const frame of strays.splice(0)) if (matches(topic, frame.topic)) give(reading, frame)
+    for (const frame of strays.slice(0, MOST_HELD)) if (matches(topic, frame.topic)) give(reading, frame)
+    if (strays[MOST_HELD]) lose(reading)
+    // It took these for its own, so that it may miss older ones.
+    if (asked && strays.some(it => it.topic === asked.name)) lose(asked)
     reading.at = newer(reading.at, place)
     joined(reading, place)
   }
@@ -747,29 +740,29 @@ export function connect(url, options = {}) {
 
   /** Opens a connection of this kind. @param {number} kind @param {() => boolean} isCurrent */
   async function reach(kind, isCurrent) {
-    const isHttp = kinds[kind] !== 'ws', { some } = together()
+    const name = kinds[kind], isHttp = name !== 'ws', { some } = together()
     // An HTTP stream has one start for all. So other starts are read before.
     if (isHttp) await Promise.all(known().filter(it => !some.includes(it)).map(catchUp))
-    if (!isCurrent() || isHttp && !together().some.length) throw {}
-    await open(kinds[kind])
+    // A poll needs a topic. A stream may wait for those that the server adds.
+    if (!isCurrent() || isHttp && (name === 'poll' || !isWanted) && !together().some.length) throw {}
+    await open(name)
     if (kind !== at || !isKept()) chosen = Date.now()
     at = kind
     if (kind) later('better', go, BETTER_MS)
     try { sessionStorage[base] = [at, chosen] } catch { /* as below */ }
   }
 
-  /** Does what the reason for an end asks for. @param {Frame} why @returns {void | Promise<void>} */
+  /** Does what the reason for an end asks for. @param {Frame} why @returns {any} */
   function judge(why) {
-    const { code, topic, detail } = why
+    const { code, topic, retry_ms } = why
     if (options.token && OF_TOKEN.test(code)) {
-      if (why.isAsked || refusals++) return refuse(failure(why))
+      if (why.isAsked || refusals++) return refuse(why)
       token = undefined
-      return retry(why.retry_ms)
+      return retry(retry_ms)
     }
-    if (!FINAL.test(code)) return retry(why.retry_ms)
-    const name = topic ?? [...readings.keys()].find(it => detail?.includes(`"${it}"`))
-    if (!readings.has(name)) return refuse(failure(why))
-    refuseTopic(name, why)
+    if (!FINAL.test(code)) return retry(retry_ms)
+    if (!readings.has(topic)) return refuse(why)
+    refuseTopic(topic, why)
     go()
   }
 
@@ -779,10 +772,12 @@ export function connect(url, options = {}) {
     later('go', go, Math.max(least, backOff(tries++)))
   }
 
-  /** @param {RejoinError} error */
-  function refuse(error) {
+  /** @param {Frame} problem */
+  function refuse(problem) {
+    const error = failure(problem)
     finish('refused', error)
     emit('refused', error)
+    return error
   }
 
   /** @param {State} now @param {Error} [error] */

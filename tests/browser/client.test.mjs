@@ -268,6 +268,7 @@ describe('the browser client', { concurrency: 8 }, () => {
     proxy.mend()
     const ids = (await Promise.all(all)).map(Number)
     assert.deepEqual(ids, [...ids].sort())
+    await until(() => rejoin.state === 'live')
     assert.equal(await rejoin.publish('t', 'gone', { ephemeral: true }), undefined)
     await server.publish('t', 'last')
     await until(() => data(told).includes('last'))
@@ -332,6 +333,104 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.deepEqual([added, got, rejoin.cursor], [['mine.a', 'added'], [1, 2, 3], '1003'])
     await until(() => socket.sent.some(it => it.type === 'auth' && it.token === 'token 2'))
     assert.equal(Socket.all.length, 1)
+  })
+
+  test('what is replayed for a topic that the server adds is told, or a gap is', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    const added = {}
+    rejoin.on('subscription', subscription => { added[subscription.topic] = record(subscription) })
+    rejoin.on('open', () => {})
+    await until(() => rejoin.state === 'live')
+    const [socket] = Socket.all
+    const replay = (topic, id) => socket.say({ type: 'message', topic, id: String(id), data: id, replay: true })
+    const adds = topic => socket.say({ type: 'subscribed', topic, cursor: '2000', by: 'server' })
+    const answers = topic => socket.say({ type: 'subscribed', topic, cursor: '2000', ref: 1 })
+    const ids = told => told.map(it => it.data ?? it.reason).filter(it => it)
+
+    const b = record(rejoin.subscribe('b', { last: 10 }))
+    replay('a', 900)
+    adds('a')
+    assert.deepEqual([ids(added.a), ids(b)], [[900], []], 'a command about another topic waits')
+    replay('b', 800)
+    answers('b')
+    assert.deepEqual([ids(added.a), ids(b)], [[900], [800]])
+
+    const c = record(rejoin.subscribe('c.1', { last: 10 }))
+    replay('c.1', 900)
+    adds('c.*')
+    replay('c.1', 800)
+    answers('c.1')
+    assert.deepEqual([ids(added['c.*']), ids(c)], [[900], [900, 'retention']], 'one of them was taken for its own')
+
+    const d = record(rejoin.subscribe('d.*', { last: 10 }))
+    assert.deepEqual(socket.sent.at(-1), { type: 'subscribe', topic: 'd.*', ref: 1 })
+    replay('d.1', 900)
+    adds('d.1')
+    assert.deepEqual([ids(added['d.1']), ids(d)], [[900], []], 'polls read the start of a pattern')
+    answers('d.*')
+
+    for (let id = 1; id <= 1500; id++) replay('e', id)
+    adds('e')
+    assert.deepEqual(ids(added.e), [...numbers(1, 1000), 'retention'])
+    const { after, next, cursor } = added.e.find(it => it.reason)
+    assert.deepEqual({ after, next, cursor }, { after: '1000', next: null, cursor: '2000' })
+    for (let id = 1; id <= 1000; id++) replay('f', id)
+    adds('f')
+    assert.deepEqual(ids(added.f), numbers(1, 1000))
+  })
+
+  test('the backend takes a topic, and the page gives one back', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    const told = record(rejoin.subscribe('t')), given = []
+    rejoin.on('subscription', subscription => given.push(subscription))
+    await until(() => has(told, 'subscribed'))
+    const [socket] = Socket.all
+    const says = (type, topic) => socket.say({ type, topic, cursor: '1000', by: 'server' })
+    says('unsubscribed', 't')
+    assert.deepEqual(told.slice(1).map(it => [it.type, it.code, it.topic]), [['refused', 'conflict', 't']])
+    says('subscribed', 'a')
+    says('unsubscribed', 'a')
+    assert.deepEqual(socket.sent, [])
+    says('subscribed', 'b')
+    given[1].close()
+    assert.deepEqual(socket.sent, [{ type: 'unsubscribe', topic: 'b', ref: 1 }])
+    rejoin.subscribe('t')
+    assert.deepEqual(socket.sent[1], { type: 'subscribe', topic: 't', ref: 1 })
+  })
+
+  test('a stream without topics waits for those that the backend adds', async () => {
+    const { server, rejoin } = await begin([], { transports: ['ndjson'] })
+    const opens = [], given = []
+    rejoin.on('subscription', subscription => given.push(record(subscription)))
+    rejoin.on('open', open => opens.push(open))
+    await until(() => opens.length === 1)
+    assert.equal(rejoin.state, 'live')
+    const path = `${server.url}/connections/${opens[0].connection}/topics/added`
+    assert.equal((await fetch(path, { method: 'PUT' })).status, 204)
+    await until(() => given.length)
+    await server.publish('added', 1)
+    await until(() => data(given[0]).length)
+    const one = rejoin.subscribe('t'), told = record(one)
+    await until(() => has(told, 'subscribed') && opens.length === 2)
+    one.close()
+    await until(() => opens.length === 3)
+    assert.equal(rejoin.state, 'live')
+  })
+
+  test('a subscription to a topic that is read already is told after the page has it', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    const first = record(rejoin.subscribe('t'))
+    await until(() => has(first, 'subscribed'))
+    const second = record(rejoin.subscribe('t'))
+    await until(() => has(second, 'subscribed'))
+    Socket.all[0].say({ type: 'message', topic: 't', id: '1001', data: 1 })
+    assert.deepEqual([data(first), data(second)], [[1], [1]])
   })
 
   test('a silence of one and a half heartbeats ends a connection, and what it still brings is dropped', async () => {
