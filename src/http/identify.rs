@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     connections::Connections,
-    hook::{Hook, Question, Verdict, refused_by_hook},
+    hook::{Asker, Hook, Question, Verdict, refused_by_hook},
     issuers::Learned,
     metrics::AskMetrics,
     overloaded,
@@ -131,14 +131,10 @@ impl Deciding {
     }
 
     async fn wait(self, hook: Arc<Hook>, question: Arc<Question>) -> Result<Identified, Problem> {
-        let context = self.context.clone();
-        let verdict = {
-            // It counts as a connection until then.
-            let place = context.connections.admit(self.payer, 0);
-            let (_place, _waiting) =
-                place.zip(hook.wait(&context)).ok_or_else(|| overloaded().but_undecided())?;
-            hook.ask(&question, None, &context).await
-        };
+        // It counts as a connection until then.
+        let waiting = hook.wait(self.payer, &self.context);
+        let waiting = waiting.ok_or_else(|| overloaded().but_undecided())?;
+        let verdict = hook.ask(&question, Asker::Comer(waiting), &self.context).await;
         self.by(verdict, question)
     }
 
