@@ -23,8 +23,8 @@ use tokio::{
 use self::kept::Kept;
 pub use self::question::Question;
 use super::{
-    fetch::{self, Fetched, Fetcher, PATIENCE},
     connections::Costs,
+    fetch::{self, Fetched, Fetcher, PATIENCE},
     identify::Context,
     media,
     metrics::Outcome,
@@ -264,10 +264,10 @@ mod tests {
         (listener, Arc::new(Hook::new(Arc::new(settings))))
     }
 
-    fn question(number: usize) -> Arc<Question> {
+    fn question(hook: &Hook, number: usize) -> Arc<Question> {
         let mut digest = [0; 32];
         digest[..8].copy_from_slice(&number.to_le_bytes());
-        Arc::new(Question { digest, body: "{}".into() })
+        Arc::new(Question { digest, body: "{}".into(), settings: hook.settings.clone() })
     }
 
     #[tokio::test]
@@ -297,13 +297,13 @@ mod tests {
         let (context, (_backend, hook)) = (context(), hook().await);
         for number in 0..2 * MAX_AT_ONCE {
             let waiting = hook.wait(None, &context).expect("a place");
-            let left = hook.ask(&question(number), Asker::Comer(waiting), &context).now_or_never();
+            let left = hook.ask(&question(&hook, number), Asker::Comer(waiting), &context).now_or_never();
             assert!(left.is_none());
             tokio::task::yield_now().await;
         }
         assert_eq!(context.connections.count(), 2 * MAX_AT_ONCE);
         assert_eq!((hook.at_once.available_permits(), hook.waiting.taken()), (0, 2 * MAX_AT_ONCE));
-        let asked = question(usize::MAX);
+        let asked = question(&hook, usize::MAX);
         let mut renewal = hook.put(&asked, true).boxed();
         assert!(renewal.as_mut().now_or_never().is_none());
         hook.at_once.add_permits(2);
