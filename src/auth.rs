@@ -68,13 +68,25 @@ pub enum Refused {
         kid_in_words(kid.as_deref())
     )]
     Unsettled { algorithm: &'static str, kid: Option<String>, issuers: Vec<String>, sources: Sources },
+    #[error(
+        "bad signature: no key of its issuer that fits the token has signed it: alg {algorithm}, kid {}",
+        kid_in_words(kid.as_deref())
+    )]
+    NotOfIssuer { algorithm: &'static str, kid: Option<String>, sources: Sources },
     #[error("the key that signed the token is no longer configured")]
     KeyGone,
 }
 
-/// The issuers whose keys must be fetched before a token can be judged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sources(pub Vec<Arc<Source>>);
+/// The issuers that may have signed a token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The keys that are not known, and must be fetched before the token can be judged.
+    pub unknown: Vec<Arc<Source>>,
+    /// The keys that have not signed it. This counts only while they are fresh.
+    pub denied: Vec<Arc<Source>>,
+    /// The token names one of these issuers, and its `[[jwt]]` has this `iss`.
+    pub are_named: bool,
+}
 
 fn kid_in_words(kid: Option<&str>) -> String {
     kid.map_or("none".into(), |kid| format!("{kid:?}"))

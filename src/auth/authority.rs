@@ -168,10 +168,7 @@ impl Authority {
                 let terms = self.terms_of(key).ok_or(Refused::KeyGone)?;
                 self.admit(terms, key.clone(), claims.clone(), now)
             }
-            Holder::Hook { answer } => {
-                let again = self.identify_by_hook(answer, now)?;
-                if again.subject == identity.subject { Ok(again) } else { Err(Refused::KeyGone) }
-            }
+            Holder::Hook { answer } => self.identify_by_hook(answer, now),
         }
     }
 
@@ -179,14 +176,14 @@ impl Authority {
     fn identify_by_issuers(
         &self,
         token: &str,
-        mut refused: Refused,
+        refused: Refused,
         now: SystemTime,
     ) -> Result<Identity, Refused> {
         let parts = Parts::split(token).map_err(Refused::Malformed)?;
         let (algorithm, kid) = (parts.algorithm.name(), parts.kid.clone());
         // Not proven yet: it only says which issuers need not be asked.
         let named = Written::read(parts.claims).ok().and_then(|mut claims| claims.take("iss").ok().flatten());
-        let (mut issuers, mut sources) = (Vec::new(), Vec::new());
+        let (mut issuers, mut sources) = (Vec::new(), Sources::default());
         for Issuer { terms, source, keys } in &self.issuers {
             if terms.iss.is_some() && terms.iss != named {
                 continue;
@@ -197,17 +194,19 @@ impl Authority {
                     let key = SignedBy::FetchedFrom(source.clone());
                     return self.admit(terms, key, Arc::new(claims), now);
                 }
-                Known::NotSigned => refused = Refused::Signature { algorithm, kid: kid.clone() },
+                Known::NotSigned => sources.denied.push(source.clone()),
                 Known::Unknown => {
                     issuers.push(format!("[[jwt]] {:?}", terms.name));
-                    sources.push(source.clone());
+                    sources.unknown.push(source.clone());
+                    sources.are_named |= terms.iss.is_some();
                 }
             }
         }
-        if sources.is_empty() {
-            return Err(refused);
-        }
-        Err(Refused::Unsettled { algorithm, kid, issuers, sources: Sources(sources) })
+        Err(match (sources.unknown.is_empty(), sources.denied.is_empty()) {
+            (false, _) => Refused::Unsettled { algorithm, kid, issuers, sources },
+            (true, false) => Refused::NotOfIssuer { algorithm, kid, sources },
+            (true, true) => refused,
+        })
     }
 
     fn terms_of(&self, key: &SignedBy) -> Option<&Arc<Terms>> {
@@ -217,7 +216,7 @@ impl Authority {
                 known.map(|known| &known.terms)
             }
             SignedBy::FetchedFrom(source) => {
-                let known = self.issuers.iter().find(|known| known.source == *source);
+                let known = self.issuers.iter().find(|known| known.source.place == source.place);
                 known.map(|known| &known.terms)
             }
         }

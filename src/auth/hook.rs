@@ -57,7 +57,7 @@ struct Written {
     subscribe: Vec<Template>,
     #[serde(default)]
     publish: Vec<Template>,
-    /// Checked, and not used yet.
+    /// Only its form is checked.
     #[serde(default, rename = "presence")]
     _presence: Vec<Template>,
     expires_in: Option<f64>,

@@ -44,8 +44,8 @@ pub struct Access {
 }
 
 impl Access {
-    /// Identifies the client of a request. It waits only if keys must be fetched, or if the backend must be asked; it
-    /// keeps nothing of the request meanwhile.
+    /// Identifies the client of a request. It waits only if keys must be fetched, or if the backend must be asked; then
+    /// it counts as a connection. It keeps nothing of the request meanwhile, but its caller may.
     ///
     /// # Errors
     /// If the request has no credential and nothing is granted without one, if the credential is not accepted, or if
@@ -143,7 +143,7 @@ impl Access {
             return Begun::Done(Err(origin::foreign()));
         }
         let (context, client, payer) = (self.in_force.context().clone(), self.client, self.payer);
-        Deciding { context, rules, client, payer }.begin(Some(token), || Ok(None))
+        Deciding { context, rules, client, payer, has_place: true }.begin(Some(token), || Ok(None))
     }
 
     /// Continues as the holder of a new token of the same subject, which must allow reading all of `patterns`.
@@ -278,7 +278,8 @@ impl Comer {
             Err(unusable) => return Begun::Done(Err(refuse(unusable, client))),
         };
         let (context, payer) = (self.in_force.context().clone(), self.address);
-        Deciding { context, rules: rules.clone(), client, payer }.begin(credential, question)
+        Deciding { context, rules: rules.clone(), client, payer, has_place: false }
+            .begin(credential, question)
     }
 
     fn admit(self, identified: Identified) -> Result<Access, Problem> {

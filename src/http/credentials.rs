@@ -28,6 +28,8 @@ pub enum Unusable {
     /// A client that sends a credential must not be treated as anonymous.
     #[error("Authorization: unsupported scheme; use Bearer")]
     Scheme,
+    #[error("the headers and cookies of [hook] have more than 8 KiB together")]
+    TooLong,
 }
 
 impl Shown {

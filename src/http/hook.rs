@@ -5,10 +5,7 @@ mod question;
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::SystemTime,
 };
 
@@ -19,20 +16,25 @@ use futures_util::{
 use http::header;
 use serde::Deserialize;
 use tokio::{
-    sync::Semaphore,
+    sync::{self, Semaphore},
     time::{Instant, timeout},
 };
 
 use self::kept::Kept;
 pub use self::question::Question;
 use super::{
+    connections::Costs,
     fetch::{self, Fetched, Fetcher, PATIENCE},
     identify::Context,
     media,
     metrics::Outcome,
     problem::{Code, Problem},
+    shares::{Share, Shares},
 };
-use crate::auth::{HookAnswer, HookSettings};
+use crate::{
+    auth::{HookAnswer, HookSettings},
+    log::Payer,
+};
 
 /// How many questions the backend is asked at once.
 const MAX_AT_ONCE: usize = 64;
@@ -48,7 +50,9 @@ pub struct Hook {
     pub settings: Arc<HookSettings>,
     fetcher: OnceLock<Result<Fetcher, String>>,
     at_once: Semaphore,
-    waiting: AtomicUsize,
+    /// Held by the next client in the queue for `at_once`. The others wait for it, so that renewals stand behind one alone.
+    turn: sync::Mutex<()>,
+    waiting: Arc<Shares>,
     // A std mutex: no await happens while it is held.
     state: Mutex<State>,
 }
@@ -72,13 +76,26 @@ pub enum Verdict {
     Away,
 }
 
-/// One of the requests that wait.
-pub struct Waiting<'a>(&'a Hook, &'a Context);
+/// The place of a request that waits.
+pub struct Waiting {
+    /// It counts as a connection.
+    _costs: Costs,
+    _share: Share,
+    context: Arc<Context>,
+}
+
+/// Asks a question.
+pub enum Asker {
+    Comer(Waiting),
+    /// A connection, which has its place. An answer that came up to then does not count.
+    Renewal(SystemTime),
+}
 
 impl Hook {
     pub fn new(settings: Arc<HookSettings>) -> Self {
-        let (fetcher, state, waiting) = Default::default();
-        Self { settings, fetcher, at_once: Semaphore::new(MAX_AT_ONCE), waiting, state }
+        let (fetcher, turn, state) = Default::default();
+        let waiting = Shares::leaving_as_much(MAX_WAITING);
+        Self { settings, fetcher, at_once: Semaphore::new(MAX_AT_ONCE), turn, waiting, state }
     }
 
     /// The answer, if it is known.
@@ -86,16 +103,21 @@ impl Hook {
         self.state().kept.find(&question.digest, None)
     }
 
-    /// The answer. One that came up to `after` does not count.
+    /// The answer.
     ///
     /// # Cancel safety
-    /// Dropping this does not stop the question: the next client that shows the same finds its answer.
+    /// Dropping this does not stop the question: the next client that shows the same finds its answer. The question
+    /// keeps the place of the client that has begun it, so that those who leave early have no more asked than others.
     pub async fn ask(
         self: &Arc<Self>,
         question: &Arc<Question>,
-        after: Option<SystemTime>,
+        asker: Asker,
         context: &Arc<Context>,
     ) -> Verdict {
+        let (mut place, after) = match asker {
+            Asker::Comer(waiting) => (Some(waiting), None),
+            Asker::Renewal(after) => (None, Some(after)),
+        };
         let running = {
             let mut state = self.state();
             if let Some(verdict) = state.kept.find(&question.digest, after) {
@@ -103,7 +125,13 @@ impl Hook {
             }
             let begin = || {
                 let (this, asked, shared) = (self.clone(), question.clone(), context.clone());
-                let running = async move { this.run(&asked, &shared).await }.boxed().shared();
+                let place = place.take();
+                let running = async move {
+                    let verdict = this.run(&asked, after.is_some(), &shared).await;
+                    drop(place);
+                    verdict
+                };
+                let running = running.boxed().shared();
                 context.tasks.spawn(running.clone());
                 running
             };
@@ -112,21 +140,22 @@ impl Hook {
         running.await
     }
 
-    /// Counts one more request that waits, until the result is dropped. `None` if there are too many.
-    pub fn wait<'a>(&'a self, context: &'a Context) -> Option<Waiting<'a>> {
-        let is_counted = self.waiting.fetch_add(1, Ordering::Relaxed) < MAX_WAITING;
+    /// Counts one more request that waits, until the result is dropped. `None` if there are too many, or too many of this
+    /// client.
+    pub fn wait(&self, payer: Option<Payer>, context: &Arc<Context>) -> Option<Waiting> {
+        let costs = context.connections.admit(payer, 0)?;
+        let share = self.waiting.take(payer, 1)?;
         context.metrics.waiting.inc();
-        let waiting = Waiting(self, context);
-        is_counted.then_some(waiting)
+        Some(Waiting { _costs: costs, _share: share, context: context.clone() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn run(&self, question: &Question, context: &Context) -> Verdict {
+    async fn run(&self, question: &Question, is_renewal: bool, context: &Context) -> Verdict {
         let asked = tokio::select! {
-            asked = self.put(question) => asked,
+            asked = self.put(question, is_renewal) => asked,
             () = context.connections.shutdown().ended() => Err("this server ends".into()),
         };
         let (verdict, bytes) = asked.unwrap_or_else(|why| {
@@ -150,9 +179,13 @@ impl Hook {
     }
 
     /// The answer to a question, and its size.
-    async fn put(&self, question: &Question) -> Result<(Verdict, usize), String> {
+    async fn put(&self, question: &Question, is_renewal: bool) -> Result<(Verdict, usize), String> {
         let too_late = |_| format!("no answer within {PATIENCE:?}");
-        let slot = timeout(PATIENCE, self.at_once.acquire()).await;
+        let slot = async {
+            let _turn = if is_renewal { None } else { Some(self.turn.lock().await) };
+            self.at_once.acquire().await
+        };
+        let slot = timeout(PATIENCE, slot).await;
         let _slot = slot.map_err(|_| "too many questions wait")?.map_err(|error| error.to_string())?;
         let HookSettings { url, secret, .. } = &*self.settings;
         let fetcher = self.fetcher.get_or_init(|| Fetcher::new(url, None)).as_ref().map_err(Clone::clone)?;
@@ -185,11 +218,9 @@ impl Hook {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
-        let Self(hook, context) = self;
-        hook.waiting.fetch_sub(1, Ordering::Relaxed);
-        context.metrics.waiting.dec();
+        self.context.metrics.waiting.dec();
     }
 }
 
@@ -210,26 +241,74 @@ mod tests {
         shutdown::Shutdown,
     };
 
-    #[test]
-    fn so_many_requests_may_wait_and_one_more_is_turned_away() {
-        let context = Context {
-            connections: Arc::new(Connections::new(&Config::default(), Shutdown::new())),
+    fn context() -> Arc<Context> {
+        let config = Config { max_connections: 2 * MAX_WAITING, ..Config::default() };
+        Arc::new(Context {
+            connections: Arc::new(Connections::new(&config, Shutdown::new())),
             metrics: Metrics::new().asks,
             tasks: TaskTracker::new(),
-        };
-        let hook = Hook::new(Arc::new(HookSettings {
-            url: "http://localhost/".parse().expect("a URL"),
+        })
+    }
+
+    /// A hook whose backend takes connections, and answers nothing.
+    async fn hook() -> (tokio::net::TcpListener, Arc<Hook>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}/", listener.local_addr().expect("an address"));
+        let settings = HookSettings {
+            url: url.parse().expect("a URL"),
             secret: None,
             headers: Vec::new(),
             cookies: Vec::new(),
             terms: HookTerms::default(),
-        }));
-        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| hook.wait(&context)).collect();
-        assert!(waiting.iter().all(Option::is_some) && hook.wait(&context).is_none());
+        };
+        (listener, Arc::new(Hook::new(Arc::new(settings))))
+    }
+
+    fn question(hook: &Hook, number: usize) -> Arc<Question> {
+        let mut digest = [0; 32];
+        digest[..8].copy_from_slice(&number.to_le_bytes());
+        Arc::new(Question { digest, body: "{}".into(), settings: hook.settings.clone() })
+    }
+
+    #[tokio::test]
+    async fn so_many_requests_may_wait_and_one_more_is_turned_away() {
+        let (context, (_backend, hook)) = (context(), hook().await);
+        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| hook.wait(None, &context)).collect();
+        assert!(waiting.iter().all(Option::is_some) && hook.wait(None, &context).is_none());
         assert_eq!(context.metrics.waiting.get(), MAX_WAITING as i64);
         waiting.pop();
-        assert!(hook.wait(&context).is_some());
+        assert!(hook.wait(None, &context).is_some());
         waiting.clear();
-        assert_eq!(context.metrics.waiting.get(), 0);
+        assert_eq!((context.metrics.waiting.get(), context.connections.count()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_waits_often_leaves_as_many_places_to_others() {
+        let (context, (_backend, hook)) = (context(), hook().await);
+        let (greedy, other) = (Some(Payer::subject("greedy")), Some(Payer::subject("other")));
+        let all: Vec<_> = std::iter::from_fn(|| hook.wait(greedy, &context)).collect();
+        assert_eq!(all.len(), MAX_WAITING / 2);
+        assert!(hook.wait(other, &context).is_some());
+    }
+
+    /// Clients that left at once had more and more asked, and renewals stood behind all of it.
+    #[tokio::test]
+    async fn a_question_keeps_the_place_of_a_client_that_leaves_and_renewals_go_first() {
+        let (context, (_backend, hook)) = (context(), hook().await);
+        for number in 0..2 * MAX_AT_ONCE {
+            let waiting = hook.wait(None, &context).expect("a place");
+            let left = hook.ask(&question(&hook, number), Asker::Comer(waiting), &context).now_or_never();
+            assert!(left.is_none());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(context.connections.count(), 2 * MAX_AT_ONCE);
+        assert_eq!((hook.at_once.available_permits(), hook.waiting.taken()), (0, 2 * MAX_AT_ONCE));
+        let asked = question(&hook, usize::MAX);
+        let mut renewal = hook.put(&asked, true).boxed();
+        assert!(renewal.as_mut().now_or_never().is_none());
+        hook.at_once.add_permits(2);
+        drop(renewal);
+        assert_eq!(hook.at_once.available_permits(), 1, "one client went first, and then the renewal");
+        context.connections.shutdown().end();
     }
 }

@@ -6,8 +6,8 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    connections::Connections,
-    hook::{Hook, Question, Verdict, refused_by_hook},
+    connections::{Connections, Costs},
+    hook::{Asker, Hook, Question, Verdict, refused_by_hook},
     issuers::Learned,
     metrics::AskMetrics,
     overloaded,
@@ -16,7 +16,7 @@ use super::{
     rules::Rules,
 };
 use crate::{
-    auth::{Identity, Refused, Sources},
+    auth::{Identity, Refused, Source},
     log::Payer,
 };
 
@@ -48,6 +48,8 @@ pub struct Deciding {
     pub client: Option<IpAddr>,
     /// For whom a wait is counted.
     pub payer: Option<Payer>,
+    /// The client has a connection, which is counted.
+    pub has_place: bool,
 }
 
 impl Deciding {
@@ -68,28 +70,39 @@ impl Deciding {
         let known = self.rules.authority.identify(credential, SystemTime::now());
         let source = known.as_ref().ok().and_then(Identity::source);
         let fetch = source.and_then(|source| self.rules.issuers.refresh(source, &self.context));
-        match (known, fetch) {
-            (Ok(identity), None) => Begun::Done(Ok(self.identified(identity))),
+        let refused = match (known, fetch) {
+            (Ok(identity), None) => return Begun::Done(Ok(self.identified(identity))),
             (Ok(_), Some(fetch)) => {
                 let token = credential.map(Box::<str>::from);
-                Begun::Waits(
-                    async move {
-                        fetch.await;
-                        self.decide(token.as_deref())
-                    }
-                    .boxed(),
-                )
+                let wait = async move {
+                    let place = self.take_place()?;
+                    fetch.await;
+                    drop(place);
+                    self.decide(token.as_deref())
+                };
+                return Begun::Waits(wait.boxed());
             }
-            (Err(Refused::Unsettled { sources, .. }), _) => {
-                let token = credential.map(Box::<str>::from).unwrap_or_default();
-                let question = question();
-                Begun::Waits(async move { self.learn(token, sources, question?).await }.boxed())
-            }
-            (Err(refused), _) => match question() {
-                Ok(Some(question)) if self.rules.hook.is_some() => self.ask(Arc::new(question)),
-                _ => Begun::Done(Err(problem_of(refused, self.client))),
-            },
+            (Err(refused), _) => refused,
+        };
+        let doubtful = self.rules.issuers.doubtful(&refused);
+        let question = question();
+        if !doubtful.is_empty() {
+            let token = credential.map(Box::<str>::from).unwrap_or_default();
+            return Begun::Waits(async move { self.learn(token, doubtful, question?).await }.boxed());
         }
+        match question {
+            Ok(Some(question)) if self.rules.hook.is_some() => self.ask(Arc::new(question)),
+            _ => Begun::Done(Err(problem_of(refused, self.client))),
+        }
+    }
+
+    /// A client that waits counts as a connection until then.
+    fn take_place(&self) -> Result<Option<Costs>, Problem> {
+        if self.has_place {
+            return Ok(None);
+        }
+        let place = self.context.connections.admit(self.payer, 0);
+        place.map(Some).ok_or_else(|| overloaded().but_undecided())
     }
 
     /// Decides by what is known now.
@@ -104,20 +117,30 @@ impl Deciding {
     async fn learn(
         self,
         token: Box<str>,
-        sources: Sources,
+        sources: Vec<Arc<Source>>,
         question: Option<Question>,
     ) -> Result<Identified, Problem> {
-        let learned = self.rules.issuers.learn(&sources.0, &self.context).await;
-        match (self.rules.authority.identify(Some(&token), SystemTime::now()), question) {
-            (Ok(identity), _) => Ok(self.identified(identity)),
-            (Err(Refused::Unsettled { .. }), _) if learned == Learned::Undecided => {
-                Err(Problem::undecided("the keys of the token's issuer cannot be fetched now; try again"))
+        let place = self.take_place()?;
+        let learned = self.rules.issuers.learn(&sources, &self.context).await;
+        drop(place);
+        let refused = match self.rules.authority.identify(Some(&token), SystemTime::now()) {
+            Ok(identity) => return Ok(self.identified(identity)),
+            Err(refused) => refused,
+        };
+        let undecided =
+            || Problem::undecided("the keys of the token's issuer cannot be fetched now; try again");
+        let is_undecided = learned == Learned::Undecided && !self.rules.issuers.doubtful(&refused).is_empty();
+        match question {
+            // The backend may know a token that names no issuer of ours. Its refusal leaves the token undecided.
+            Some(question) if self.rules.hook.is_some() && !(is_undecided && is_named(&refused)) => {
+                let done = match self.ask(Arc::new(question)) {
+                    Begun::Done(done) => done,
+                    Begun::Waits(wait) => wait.await,
+                };
+                if is_undecided { done.map_err(|_| undecided()) } else { done }
             }
-            (Err(_), Some(question)) if self.rules.hook.is_some() => match self.ask(Arc::new(question)) {
-                Begun::Done(done) => done,
-                Begun::Waits(wait) => wait.await,
-            },
-            (Err(refused), _) => Err(problem_of(refused, self.client)),
+            _ if is_undecided => Err(undecided()),
+            _ => Err(problem_of(refused, self.client)),
         }
     }
 
@@ -131,14 +154,10 @@ impl Deciding {
     }
 
     async fn wait(self, hook: Arc<Hook>, question: Arc<Question>) -> Result<Identified, Problem> {
-        let context = self.context.clone();
-        let verdict = {
-            // It counts as a connection until then.
-            let place = context.connections.admit(self.payer, 0);
-            let (_place, _waiting) =
-                place.zip(hook.wait(&context)).ok_or_else(|| overloaded().but_undecided())?;
-            hook.ask(&question, None, &context).await
-        };
+        // It counts as a connection until then.
+        let waiting = hook.wait(self.payer, &self.context);
+        let waiting = waiting.ok_or_else(|| overloaded().but_undecided())?;
+        let verdict = hook.ask(&question, Asker::Comer(waiting), &self.context).await;
         self.by(verdict, question)
     }
 
@@ -161,5 +180,13 @@ impl Deciding {
 
     fn identified(self, identity: Identity) -> Identified {
         Identified { rules: self.rules, identity, question: None }
+    }
+}
+
+/// True if keys that are not known are those of the issuer that the token names.
+fn is_named(refused: &Refused) -> bool {
+    match refused {
+        Refused::Unsettled { sources, .. } => sources.are_named,
+        _ => true,
     }
 }

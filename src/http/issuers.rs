@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::{
     FutureExt,
-    future::{BoxFuture, Shared},
+    future::{BoxFuture, Shared, join_all},
 };
 use reqwest::Url;
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use super::{
     identify::Context,
     problem::shorten,
 };
-use crate::auth::{Authority, Issuer, KeySet, Place, Source, parse_keys, safe_url};
+use crate::auth::{Authority, Issuer, KeySet, Place, Refused, Source, parse_keys, safe_url};
 
 /// The largest set of keys, and the largest metadata.
 const MAX_BYTES: usize = 256 << 10;
@@ -67,19 +67,24 @@ struct State {
 }
 
 impl Issuers {
-    /// Fetchers for the issuers of `authority`. Those with the same source as before keep their keys.
+    /// Fetchers for the issuers of `authority`. Those with the same place as before keep their keys, and fetch them again if
+    /// something else is new about the source.
     pub fn of(authority: &mut Authority, before: &Self) -> Self {
         let fetching = authority.issuers.iter_mut().map(|Issuer { terms, source, keys }| {
-            if let Some(known) = before.0.iter().find(|known| known.source == *source) {
+            let mut state = State::default();
+            if let Some(known) = before.0.iter().find(|known| known.source.place == source.place) {
                 *keys = known.keys.clone();
-                return known.clone();
+                if known.source == *source {
+                    return known.clone();
+                }
+                state.stale_at = Some(Instant::now());
             }
             Arc::new(Fetching {
                 name: terms.name.clone(),
                 source: source.clone(),
                 keys: keys.clone(),
                 fetchers: Default::default(),
-                state: Mutex::default(),
+                state: Mutex::new(state),
             })
         });
         Self(fetching.collect())
@@ -94,32 +99,33 @@ impl Issuers {
 
     /// Waits until the keys of these sources are fetched because of an unknown one.
     pub async fn learn(&self, sources: &[Arc<Source>], context: &Arc<Context>) -> Learned {
-        let mut learned = Learned::Fetched;
-        for source in sources {
-            let Some(fetching) = self.find(source) else { continue };
-            let is_due = |state: &State| state.fetched_at.is_none_or(|at| at.elapsed() >= UNKNOWN_EVERY);
-            let one = match fetching.start(context, is_due) {
-                Some(running) => running.await,
-                None => Learned::Undecided,
-            };
-            if one == Learned::Undecided {
-                learned = one;
-            }
-        }
-        learned
+        let is_due = |state: &State| state.fetched_at.is_none_or(|at| at.elapsed() >= UNKNOWN_EVERY);
+        let found = sources.iter().filter_map(|source| self.find(source));
+        let all = found.map(|fetching| {
+            let running = fetching.start(context, is_due);
+            async { if let Some(running) = running { running.await } else { Learned::Undecided } }
+        });
+        let are_all_fetched = join_all(all).await.into_iter().all(|one| one == Learned::Fetched);
+        if are_all_fetched { Learned::Fetched } else { Learned::Undecided }
+    }
+
+    /// The sources without whose keys this refusal is not certain: keys that are not known, or that are stale.
+    pub fn doubtful(&self, refused: &Refused) -> Vec<Arc<Source>> {
+        let (Refused::Unsettled { sources, .. } | Refused::NotOfIssuer { sources, .. }) = refused else {
+            return Vec::new();
+        };
+        let is_stale = |source: &&Arc<Source>| self.find(source).is_some_and(|known| known.is_stale());
+        sources.unknown.iter().chain(sources.denied.iter().filter(is_stale)).cloned().collect()
     }
 
     /// A fetch to wait for before a token of this source counts, if its keys have been kept long enough. While the issuer
     /// is away nobody waits, and the last keys count.
     pub fn refresh(&self, source: &Arc<Source>, context: &Arc<Context>) -> Option<Running> {
         let fetching = self.find(source)?;
-        let is_away = {
-            let state = fetching.state();
-            if state.stale_at.is_none_or(|at| at > Instant::now()) {
-                return None;
-            }
-            state.failed_at.is_some()
-        };
+        if !fetching.is_stale() {
+            return None;
+        }
+        let is_away = fetching.state().failed_at.is_some();
         let running = fetching.start(context, |_| true);
         if is_away { None } else { running }
     }
@@ -132,6 +138,10 @@ impl Issuers {
 impl Fetching {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_stale(&self) -> bool {
+        self.state().stale_at.is_some_and(|at| at <= Instant::now())
     }
 
     /// The fetch that runs, or a new one. There is none if the last one has just failed, or if a new one is not due.
@@ -190,7 +200,7 @@ impl Fetching {
             Place::Jwks(url) => url.clone(),
             Place::Issuer { name, metadata } => {
                 let answer = self.get(metadata.clone(), ca.as_deref()).await?;
-                keys_of(&answer.body, name)?
+                keys_of(&answer.body, name, metadata)?
             }
         };
         let answer = self.get(url, ca.as_deref()).await?;
@@ -226,12 +236,33 @@ struct Metadata {
     jwks_uri: String,
 }
 
-/// The place of the keys in the metadata of the issuer of this name.
-fn keys_of(json: &[u8], name: &str) -> Result<Url, String> {
+/// The place of the keys in the metadata, fetched from this URL, of the issuer of this name.
+fn keys_of(json: &[u8], name: &str, metadata: &Url) -> Result<Url, String> {
     let Metadata { issuer, jwks_uri } =
         serde_json::from_slice(json).map_err(|error| format!("the metadata: {error}"))?;
     if issuer != name {
         return Err("the metadata are of another issuer than the configured one, letter by letter".into());
     }
-    safe_url(&jwks_uri).map_err(|why| format!("the metadata: jwks_uri: {why}"))
+    let url = safe_url(&jwks_uri).map_err(|why| format!("the metadata: jwks_uri: {why}"))?;
+    // Only an issuer on this machine may lead to other services of it.
+    if url.scheme() == "http" && metadata.scheme() != "http" {
+        return Err("the metadata: jwks_uri: expected a URL of https, as their own".into());
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_issuer_on_this_machine_has_its_keys_there_without_tls() {
+        let keys = |from: &str, uri: &str| {
+            let json = serde_json::json!({"issuer": "id", "jwks_uri": uri}).to_string();
+            keys_of(json.as_bytes(), "id", &from.parse().expect("a URL"))
+        };
+        let (far, near) = ("https://id.example/m", "http://127.0.0.1:1/m");
+        assert!(keys(far, "https://keys.example/").is_ok() && keys(near, "http://localhost:2/").is_ok());
+        assert!(keys(far, "http://127.0.0.1:6379/").is_err() && keys(far, "http://localhost/").is_err());
+    }
 }

@@ -46,12 +46,15 @@ fn log_refused(refused: &Refused, client: Option<IpAddr>) {
                 "refused an API key; to accept it, add its [[key]] to the file of --config"
             );
         }
-        Refused::NoKey { .. } | Refused::Unsettled { .. } => tracing::warn!(
+        Refused::NoKey { .. } => tracing::warn!(
             client,
             why,
             "refused a token; to accept it, add the key of its issuer as [[jwt]] to the file of --config"
         ),
-        Refused::Signature { .. } => tracing::warn!(
+        Refused::Unsettled { .. } => {
+            tracing::warn!(client, why, "refused a token; its issuer does not publish the key that it names");
+        }
+        Refused::Signature { .. } | Refused::NotOfIssuer { .. } => tracing::warn!(
             client,
             why,
             "refused a token; if its issuer is yours, its key is not that of the [[jwt]] or of --jwt-secret"
@@ -61,6 +64,9 @@ fn log_refused(refused: &Refused, client: Option<IpAddr>) {
         }
         Refused::Claims { .. } => {
             tracing::warn!(client, why, "refused a token; its issuer must correct the claim")
+        }
+        Refused::Claim { key, .. } if key == "[hook]" => {
+            tracing::warn!(client, why, "refused an answer of the backend of [hook]; correct its sub");
         }
         Refused::Claim { .. } => {
             tracing::warn!(client, why, "refused a token; correct its issuer, or iss and aud of the [[jwt]]");
@@ -128,9 +134,10 @@ pub fn forbidden(
             format!("{what}{grant} is not granted without a credential"),
         ));
     }
-    let place = match who.is_key() {
-        true => "in the [[key]] of this API key",
-        false => "in the token's claim rejoin, or in its [[jwt]]",
+    let place = match who.answer() {
+        _ if who.is_key() => "in the [[key]] of this API key",
+        Some(_) => "in the answer of the backend of [hook]",
+        None => "in the token's claim rejoin, or in its [[jwt]]",
     };
     log_first(who, client, grant, topic, place);
     let extent = if grant == "publish" && topic.is_none() { " for any topic" } else { "" };

@@ -12,7 +12,7 @@ use rand::RngExt;
 use tokio::time::{Sleep, sleep};
 
 use super::{
-    hook::{Question, Verdict},
+    hook::{Asker, Question, Verdict},
     rules::InForce,
 };
 use crate::auth::{HookAnswer, Identity};
@@ -73,8 +73,10 @@ impl Renewal {
     }
 
     fn ask(&self, in_force: &InForce) -> Phase {
-        let Some(hook) = in_force.load().hook.clone() else { return Phase::Over };
+        let hook = in_force.load().hook.clone();
+        // Another backend is not shown what the client meant for this one.
+        let Some(hook) = hook.filter(|hook| self.question.is_for(&hook.settings)) else { return Phase::Over };
         let (question, context, after) = (self.question.clone(), in_force.context().clone(), self.answer.at);
-        Phase::Asking(async move { hook.ask(&question, Some(after), &context).await }.boxed())
+        Phase::Asking(async move { hook.ask(&question, Asker::Renewal(after), &context).await }.boxed())
     }
 }

@@ -1,6 +1,12 @@
 //! The backend says who a client is, and is asked as seldom as it can be.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use rejoin::Config;
 use serde_json::{Value, json};
@@ -227,13 +233,26 @@ async fn random_cookies_ask_64_questions_at_once_and_count_as_connections() {
 
 #[tokio::test]
 async fn an_answer_is_renewed_before_it_expires_while_the_backend_grants_the_same() {
-    let stub = Stub::start(grant(json!(1))).await;
+    let stub = Stub::start(grant(json!(60))).await;
     let server = server_with(&with_hook(&stub)).await;
     let headers = [("cookie", "session=u9")];
     let mut lines = Lines::open_with(&server, "/topics/a", &headers).await;
-    stub.until_asked(HOOK, 3).await;
+    let fails = AtomicBool::new(true);
+    stub.answer_with(move |seen| match fails.swap(false, Ordering::Relaxed) {
+        true => Reply(500, vec![], String::new()),
+        false => grant(json!(60))(seen),
+    });
+    while stub.count(HOOK) < 3 {
+        pass(Duration::from_secs(57)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let id = publish(&server, "a", "x").await;
-    assert_eq!(lines.next().await["id"], json!(id), "it lives on");
+    // Time has passed, so that there are heartbeats too.
+    let mut line = lines.next().await;
+    while line["type"] == "cursor" {
+        line = lines.next().await;
+    }
+    assert_eq!(line["id"], json!(id), "it lives on");
     let endings: [fn() -> Reply; 4] = [
         || Reply(401, vec![], String::new()),
         || Reply(500, vec![], String::new()),
@@ -250,6 +269,18 @@ async fn an_answer_is_renewed_before_it_expires_while_the_backend_grants_the_sam
         let closing = reader.next().await;
         assert_eq!((&closing["type"], &closing["code"]), (&json!("closing"), &json!("token_expired")));
     }
+}
+
+#[tokio::test]
+async fn another_backend_is_not_shown_what_was_meant_for_the_one_before() {
+    let (stub, other) = (Stub::start(grant(json!(1))).await, Stub::start(grant(json!(60))).await);
+    let server = server_with(&with_hook(&stub)).await;
+    let headers = [("cookie", "session=u1")];
+    let mut reader = Reader::open_with(&server, Transport::Ndjson, "topic=a", &headers).await;
+    let config = Config { tables: tables(&with_hook(&other)), ..Config::default() };
+    server.app.as_ref().expect("it is served here").reconfigure(&config).expect("allowed");
+    assert_eq!(reader.next().await["code"], "token_expired");
+    assert_eq!(other.count(HOOK), 0);
 }
 
 #[tokio::test]

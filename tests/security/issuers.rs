@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     ask::{Ask, get, within},
     contract::reader::Reader,
-    people::{As, bearer, parse, server_with},
+    people::{As, BACKEND, bearer, parse, server_with, until_served},
     reader::{Events, Lines, Socket, refusal},
     signer::{Signer, seconds_from_now},
     stub::{Reply, Stub, pass},
@@ -195,6 +195,55 @@ async fn an_unknown_key_is_fetched_for_every_10_seconds_at_most() {
 }
 
 #[tokio::test]
+async fn a_set_that_is_stale_refuses_no_token_of_a_new_key() {
+    let (old, new) = (Signer::new("ES256"), Signer::new("ES256"));
+    let only = |signer: &Signer| {
+        let mut key = key(signer, "");
+        key.as_object_mut().expect("an object").remove("kid");
+        move |_: &crate::stub::Seen| set(std::slice::from_ref(&key))
+    };
+    let without_kid = |signer: &Signer| {
+        let exp = seconds_from_now(60);
+        let claims = json!({"iss": "id", "aud": "push", "exp": exp, "rejoin": {"subscribe": ["a"]}});
+        signer.sign_as(&Header::new(signer.algorithm), &claims)
+    };
+    let stub = Stub::start(only(&old)).await;
+    let server = server(&stub, "").await;
+    assert_eq!(status(&server, &without_kid(&old)).await, 200);
+    stub.answer_with(only(&new));
+    assert_eq!(status(&server, &without_kid(&new)).await, 401, "the set is fresh");
+    pass(Duration::from_secs(300)).await;
+    assert_eq!(status(&server, &without_kid(&new)).await, 200);
+    assert_eq!(status(&server, &without_kid(&old)).await, 401);
+    assert_eq!(stub.count(KEYS), 2);
+    stub.answer_with(|_| Reply(500, vec![], String::new()));
+    pass(Duration::from_secs(300)).await;
+    assert_eq!(status(&server, &without_kid(&old)).await, 503, "it may be right");
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_keys_counts_as_a_connection() {
+    let signer = Signer::new("ES256");
+    let keys = [key(&signer, "1")];
+    let stub = Stub::start(move |_| set(&keys)).await;
+    stub.hold();
+    let url = stub.url(KEYS);
+    let digest = rejoin::auth::Digest::of(BACKEND.as_bytes());
+    let tables = crate::people::tables(&format!(
+        "[[jwt]]\nname = \"id\"\njwks = \"{url}\"\niss = \"id\"\naud = \"push\"\n\
+         [[key]]\nname = \"backend\"\nsha256 = \"{digest}\"\nadmin = true\n"
+    ));
+    let server = Server::with(|config| (config.tables, config.max_connections) = (tables, 1)).await;
+    let server = Arc::new(server);
+    let (asked, mine) = (server.clone(), token(&signer, "1"));
+    let waits = tokio::spawn(async move { status(&asked, &mine).await });
+    until_served(&server, 1).await;
+    get(&server, "/topics/a?wait=0").answer_to(&token(&signer, "1")).await.problem(503, "overloaded");
+    stub.open();
+    assert_eq!(waits.await.expect("an answer"), 200);
+}
+
+#[tokio::test]
 async fn a_socket_is_renewed_by_a_token_of_a_new_key() {
     let (old, new) = (Signer::new("ES256"), Signer::new("ES256"));
     let keys = [key(&old, "old")];
@@ -320,6 +369,9 @@ async fn keys_stay_known_while_other_settings_change() {
     };
     reconfigure(&(tables.clone() + "[anonymous]\nsubscribe = [\"public\"]\n"));
     assert_eq!((status(&server, &mine).await, stub.count(KEYS)), (200, 1));
+    reconfigure(&(tables.clone() + "algorithm = \"ES256\"\n"));
+    assert_eq!((status(&server, &mine).await, stub.count(KEYS)), (200, 2), "they are fetched again");
+    assert_eq!(events.next_frame().await["type"], "cursor", "the connection lives on");
     reconfigure("[anonymous]\nsubscribe = [\"public\"]\n");
     let closing = events.next_frame().await;
     assert_eq!(closing["code"], "forbidden", "its issuer is gone: {closing}");

@@ -1,6 +1,6 @@
 //! A question to the backend: the headers and cookies of a request that say who its client is.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use axum::extract::Request;
 use bytes::Bytes;
@@ -11,6 +11,9 @@ use crate::{
     auth::{Digest, HookSettings},
     http::{client_address::ClientAddress, credentials::Unusable},
 };
+
+/// The longest values together. They are kept while the question waits.
+const MAX_SHOWN_BYTES: usize = 8 << 10;
 
 /// The headers and cookies of a request that say who its client is.
 #[derive(Serialize)]
@@ -33,6 +36,8 @@ pub struct Question {
     /// The SHA-256 of what the request shows.
     pub digest: [u8; 32],
     pub body: Bytes,
+    /// The backend that it is for.
+    pub settings: Arc<HookSettings>,
 }
 
 impl Question {
@@ -40,7 +45,7 @@ impl Question {
     ///
     /// # Errors
     /// If one of them is there twice, with different values.
-    pub fn of(settings: &HookSettings, request: &Request) -> Result<Option<Self>, Unusable> {
+    pub fn of(settings: &Arc<HookSettings>, request: &Request) -> Result<Option<Self>, Unusable> {
         let headers = request.headers();
         let mut shown = Shown { headers: BTreeMap::new(), cookies: BTreeMap::new() };
         for name in &settings.headers {
@@ -62,11 +67,22 @@ impl Question {
         if shown.headers.is_empty() && shown.cookies.is_empty() {
             return Ok(None);
         }
+        let values = shown.headers.values().chain(shown.cookies.values());
+        if values.map(String::len).sum::<usize>() > MAX_SHOWN_BYTES {
+            return Err(Unusable::TooLong);
+        }
         let digest = Digest::of(&serde_json::to_vec(&shown).expect("text serializes")).to_bytes();
         let origin = texts(headers, header::ORIGIN.as_str()).pop();
         let address = request.extensions().get::<ClientAddress>().map(|address| address.ip());
         let told = Told { shown: &shown, origin, address };
-        Ok(Some(Self { digest, body: serde_json::to_vec(&told).expect("text serializes").into() }))
+        let body = serde_json::to_vec(&told).expect("text serializes").into();
+        Ok(Some(Self { digest, body, settings: settings.clone() }))
+    }
+
+    /// True if the backend with these settings may be asked the same.
+    pub fn is_for(&self, settings: &HookSettings) -> bool {
+        let own = &*self.settings;
+        (&own.url, &own.headers, &own.cookies) == (&settings.url, &settings.headers, &settings.cookies)
     }
 }
 
@@ -105,7 +121,7 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let question = Question::of(&settings, &request.body(Body::empty()).expect("a request"))?;
+        let question = Question::of(&Arc::new(settings), &request.body(Body::empty()).expect("a request"))?;
         Ok(question.map(|it| (serde_json::from_slice(&it.body).expect("JSON"), it.digest)))
     }
 
@@ -140,6 +156,13 @@ mod tests {
         {
             assert!(ask(none).expect("no mistake").is_none(), "{none:?}");
         }
+    }
+
+    #[test]
+    fn values_that_are_too_long_are_refused() {
+        let ask = |length| ask(&[("x-app", &"x".repeat(length))]);
+        assert!(ask(MAX_SHOWN_BYTES).expect("no mistake").is_some());
+        assert!(matches!(ask(MAX_SHOWN_BYTES + 1), Err(Unusable::TooLong)));
     }
 
     #[test]
