@@ -424,7 +424,7 @@ export function connect(url, options = {}) {
       for (const reading of readers(topic)) {
         if (replay ? reading === asked && topic === reading.name : reading.live) give(reading, frame)
       }
-      // Whose these are is told only after them. One too many says that there were more.
+      // The server says only after them to which topic they belong. One too many says that there were more.
       if (replay && !strays[MOST_HELD]) strays.push(frame)
     } else {
       if (frame.by === 'server') byServer(frame, asked)
