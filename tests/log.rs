@@ -572,7 +572,7 @@ async fn the_history_of_a_topic_comes_backwards_up_to_its_beginning(new: New) {
     );
     let last = page("a", published[2]).await;
     assert_eq!((ids(&last), last.before, last.is_beginning), (published[..2].to_vec(), None, true));
-    for (name, before) in [("a", published[0]), ("never", Id::MAX), ("a", Id::ZERO), ("a", Id::new(1))] {
+    for (name, before) in [("a", published[0]), ("never", Id::MAX)] {
         let page = page(name, before).await;
         assert_eq!(
             (page.messages.len(), page.gaps.len(), page.is_beginning),
@@ -581,7 +581,7 @@ async fn the_history_of_a_topic_comes_backwards_up_to_its_beginning(new: New) {
         );
     }
     // An id from before the log began.
-    for before in [began, began.before(), Id::new(2)] {
+    for before in [began, began.before(), Id::new(2), Id::new(1), Id::ZERO] {
         let page = page("a", before).await;
         assert_eq!((page.gaps.len(), page.gaps[0].reason, page.is_beginning), (1, Reason::Restarted, false));
     }

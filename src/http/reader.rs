@@ -254,7 +254,7 @@ mod tests {
         shutdown::Shutdown,
     };
 
-    /// What a client asks for takes a while, and a command may come meanwhile.
+    /// The log takes a while to begin, and a command may come meanwhile.
     #[tokio::test]
     async fn a_pattern_that_has_become_one_too_many_is_not_joined() {
         let broker = Broker::new(MemoryLog::start(Config::default().retention()));
