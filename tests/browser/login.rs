@@ -85,7 +85,7 @@ async fn the_example_of_a_login_misses_nothing_while_its_tokens_are_renewed() {
 const IS_REFUSED: &str = "document.querySelectorAll('.lane[data-state=refused]').length === 4";
 const IS_LIVE: &str = "document.querySelectorAll('.lane[data-state=live]').length === 4";
 
-/// What the page says above its lanes, and in the first of them.
+/// The words of the page above its lanes, and in the first of them.
 async fn notes(page: &Page) -> String {
     let notes = "return [...document.querySelectorAll('#notice, .lane:first-child .note')].map(it => it.textContent).join()";
     page.run(notes).await.as_str().expect("a text").to_owned()

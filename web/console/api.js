@@ -36,8 +36,8 @@ export function takeHash() {
 /** The claims of the token, if it is one that can be read. The server alone decides what they mean. */
 export function claims() {
   try {
-    const bytes = Uint8Array.from(atob(token().split('.')[1].replace(/-/g, '+').replace(/_/g, '/')), it => it.charCodeAt(0))
-    return JSON.parse(new TextDecoder().decode(bytes))
+    const text = atob(token().split('.')[1].replace(/-/g, '+').replace(/_/g, '/'))
+    return JSON.parse(new TextDecoder().decode(Uint8Array.from(text, it => it.charCodeAt(0))))
   } catch {
     return {}
   }
@@ -46,7 +46,8 @@ export function claims() {
 /** The topics and patterns that the token says of itself that it may read. */
 export function granted() {
   const { rejoin, sub } = claims(), list = rejoin?.subscribe
-  return Array.isArray(list) ? list.map(name => String(name).replaceAll('{sub}', sub)).filter(name => !name.includes('{')) : []
+  if (!Array.isArray(list)) return []
+  return list.map(name => String(name).replaceAll('{sub}', sub)).filter(name => !name.includes('{'))
 }
 
 export const topicPath = topic => 'topics/' + encodeURIComponent(topic)

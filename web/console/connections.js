@@ -43,7 +43,7 @@ export class Connections {
       $('[name=next]', this.section).disabled = !next
       $('[name=back]', this.section).disabled = this.#pages.length < 2
       refill(this.body, connections.map(it => this.#row(it)))
-      this.#say(missing?.length ? `These replicas do not answer, so their connections are missing: ${missing.join(', ')}.`
+      this.#say(missing?.length ? `Replicas that do not answer, whose connections are missing: ${missing.join(', ')}.`
         : connections.length ? `Page ${this.#pages.length}.` : 'No connection fits.')
     } catch (problem) {
       this.body.replaceChildren()
@@ -55,20 +55,23 @@ export class Connections {
 
   #row(it) {
     const { connection, sub, transport, replica, since, topics, topic_count, address, behind } = it
-    const own = this.names(connection), more = topic_count - topics.length
+    const own = this.names(connection)
     return make('tr', { 'data-key': connection },
-      make('th', { scope: 'row' }, make('button', { class: 'link', type: 'button', click: () => this.#open(it) }, connection.slice(-8)),
+      make('th', { scope: 'row' },
+        make('button', { class: 'link', type: 'button', click: () => this.#open(it) }, connection.slice(-8)),
         ...own ? [make('span', { class: 'chip' }, own)] : []),
       make('td', {}, sub ?? '–'), make('td', {}, transport), make('td', {}, replica.slice(0, 8)),
-      make('td', { class: 'wide data' }, topics.slice(0, 3).join(' ') + (topic_count > 3 ? ` and ${topic_count - 3} more` : ''), more < 0 ? '' : ''),
+      make('td', { class: 'wide data' },
+        topics.slice(0, 3).join(' ') + (topic_count > 3 ? ` and ${topic_count - 3} more` : '')),
       make('td', { class: behind ? 'late' : undefined }, behind ? span(behind) : 'caught up'),
-      make('td', {}, `${span(Date.now() - Date.parse(since))}`), make('td', {}, address ?? '–'))
+      make('td', {}, span(Date.now() - Date.parse(since))), make('td', {}, address ?? '–'))
   }
 
   #open(it) {
     this.shown = it
     write($('h2', this.dialog), `Connection ${it.connection}`)
-    write($('.about', this.dialog), `${it.sub ?? 'No subject'}, ${it.transport}, reads ${it.topics.join(' ') || 'nothing'}`
+    const names = it.topics.join(' ') || 'nothing'
+    write($('.about', this.dialog), `${it.sub ?? 'No subject'}, ${it.transport}, reads ${names}`
       + (it.topic_count > it.topics.length ? ` and ${it.topic_count - it.topics.length} more.` : '.'))
     this.#tell('')
     this.dialog.showModal()
@@ -90,7 +93,8 @@ export class Connections {
     const path = `connections/${connection}` + (deed === 'end' ? '' : `/topics/${encodeURIComponent(topic)}`)
     try {
       await ask(path, { method: deed === 'add' ? 'PUT' : 'DELETE' })
-      this.#tell({ end: 'The connection has ended.', add: `It reads ${topic} now.`, remove: `It no longer reads ${topic}.` }[deed])
+      const done = { end: 'The connection has ended.', add: `It reads ${topic} now.`, remove: `It no longer reads ${topic}.` }
+      this.#tell(done[deed])
       this.refresh()
     } catch (problem) {
       this.#tell(problem.code === 'not_found' ? 'This connection has ended already.'

@@ -8,7 +8,7 @@ export function make(tag, attributes = {}, ...children) {
   const made = document.createElement(tag)
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === 'function') made.addEventListener(name, value)
-    else if (value !== undefined && value !== null && value !== false) made.setAttribute(name, value === true ? '' : value)
+    else if (value !== undefined && value !== false) made.setAttribute(name, value === true ? '' : value)
   }
   made.append(...children)
   return made
@@ -45,7 +45,8 @@ export function span(ms) {
 
 // An id is the microsecond in which its message was published.
 export const timeOf = id => Number(id) / 1000
-export const clock = ms => new Date(ms).toLocaleTimeString('en-GB') + '.' + String(Math.floor(ms % 1000)).padStart(3, '0')
+export const clock = ms =>
+  new Date(ms).toLocaleTimeString('en-GB') + '.' + String(Math.floor(ms % 1000)).padStart(3, '0')
 
 /** The payload of a message as one text. */
 export function payload({ data, encoding, content_type }) {

@@ -148,7 +148,7 @@ export class Lane {
     if (cuts.length > 100) cuts.shift()
     this.state = state
     this.box.dataset.state = state
-    write($('.state', this.box), { connecting: 'connecting', live: 'live', waiting: 'reconnecting', refused: 'refused', closed: 'paused' }[state])
+    write($('.state', this.box), { waiting: 'reconnecting', closed: 'paused' }[state] ?? state)
   }
 
   #message(message) {
@@ -172,7 +172,8 @@ export class Lane {
 
   #refused(problem) {
     this.#say('refused')
-    const text = problem.code === 'disconnected' ? 'The server has ended this connection on request. Press Resume to come back.'
+    const text = problem.code === 'disconnected'
+      ? 'The server has ended this connection on request. Press Resume to come back.'
       : words(problem, `read ${this.topic}`, 'subscribe for it')
     this.#note(text)
     this.#name()
@@ -211,7 +212,8 @@ export class Lane {
     if (topic !== this.topic) head.append(make('span', {}, topic))
     if (by) head.append(make('span', {}, `by ${by}`))
     if (id) head.append(make('time', { datetime: new Date(timeOf(id)).toISOString() }, clock(timeOf(id))))
-    return make('li', { class: 'message', 'data-id': id }, head, make('span', { class: 'data' }, payload(message).slice(0, 2000)))
+    const data = make('span', { class: 'data' }, payload(message).slice(0, 2000))
+    return make('li', { class: 'message', 'data-id': id }, head, data)
   }
 
   #buttons() {

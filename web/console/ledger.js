@@ -1,4 +1,4 @@
-// What the lanes have received together, so that each can be compared with the others.
+// The messages that the lanes have received together, so that each lane can be compared with the others.
 
 /** How many of the newest messages are compared. */
 const MOST_KNOWN = 5000

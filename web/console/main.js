@@ -45,7 +45,7 @@ const say = (text, isBad = false) => {
   $('#granted').replaceChildren()
 }
 
-// What is read.
+// The topic.
 
 let past
 let turn = 0

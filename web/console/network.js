@@ -32,7 +32,8 @@ export class Network {
     const network = this
     this.WebSocket = class {
       constructor(url, protocols) {
-        return new Line(network, url.replace(network.url.replace('http', 'ws') + '/', base.href.replace('http', 'ws')), protocols)
+        const [lane, server] = [network.url + '/', base.href].map(it => it.replace('http', 'ws'))
+        return new Line(network, url.replace(lane, server), protocols)
       }
     }
   }

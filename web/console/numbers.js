@@ -45,7 +45,11 @@ export class Numbers {
   async #refresh() {
     try {
       const stats = await ask('stats'), metrics = await ask('metrics', { as: 'text' })
-      const now = { at: performance.now(), published: sum(metrics, 'rejoin_publishes_total'), delivered: sum(metrics, 'rejoin_deliveries_total') }
+      const now = {
+        at: performance.now(),
+        published: sum(metrics, 'rejoin_publishes_total'),
+        delivered: sum(metrics, 'rejoin_deliveries_total'),
+      }
       const before = this.#before ?? now, seconds = (now.at - before.at) / 1000 || 1
       this.#before = now
       for (const name of ['published', 'delivered']) stats[name] = Math.max(0, now[name] - before[name]) / seconds

@@ -51,7 +51,8 @@ export class Presence {
     $('[name=back]', this.section).disabled = this.#pages.length < 2
     write($('.say', this.section), text)
     refill(this.body, members.map(({ sub, connections, since, info }) => make('tr', {},
-      make('th', { scope: 'row' }, sub), make('td', {}, short(connections)), make('td', {}, span(Date.now() - timeOf(since))),
+      make('th', { scope: 'row' }, sub), make('td', {}, short(connections)),
+      make('td', {}, span(Date.now() - timeOf(since))),
       make('td', { class: 'wide data' }, info === undefined || info === null ? '' : JSON.stringify(info)))))
   }
 }

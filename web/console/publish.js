@@ -44,7 +44,8 @@ export class Publisher {
 
   async #submit() {
     const value = name => this.fields.namedItem(name).value
-    const options = { event: value('event'), key: value('key'), isEphemeral: this.fields.namedItem('ephemeral').checked }
+    const isEphemeral = this.fields.namedItem('ephemeral').checked
+    const options = { event: value('event'), key: value('key'), isEphemeral }
     const answer = await this.#publish(value('data'), value('type') || typeOf(value('data')), options)
     if (answer) this.#tell(answer.id ? `Published as ${answer.id}` : 'Published to all who are there now')
   }

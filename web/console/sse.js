@@ -1,7 +1,7 @@
 // Server-Sent Events, which the client of this page does not speak: the stream as an `EventSource` reads it.
 //
-// An `EventSource` can send no token in a header, and no page can cut its connection. So this reads with `fetch`, and does
-// what an `EventSource` does: it comes back after `retry:` with `Last-Event-ID`. It has the face of the client.
+// An `EventSource` can send no token in a header, and no page can cut its connection. So this reads with `fetch`, and
+// does what an `EventSource` does: it comes back after `retry:` with `Last-Event-ID`. It is called as the client is.
 
 import { bearer } from './api.js'
 

@@ -8,6 +8,7 @@ const WINDOW_MS = 60_000
 const ROW = 26
 const TOP = 4
 const AXIS = 18
+const COLOURS = ['text', 'quiet', 'line', 'accent', 'wait', 'gap', 'cut']
 
 export class Timeline {
   #isStill = matchMedia('(prefers-reduced-motion: reduce)')
@@ -37,7 +38,7 @@ export class Timeline {
       canvas.height = Math.round(height * scale)
     }
     const style = getComputedStyle(canvas)
-    this.colours ??= Object.fromEntries(['text', 'quiet', 'line', 'accent', 'wait', 'gap', 'cut'].map(name => [name, style.getPropertyValue('--' + name)]))
+    this.colours ??= Object.fromEntries(COLOURS.map(name => [name, style.getPropertyValue('--' + name)]))
     const pen = canvas.getContext('2d')
     pen.setTransform(scale, 0, 0, scale, 0, 0)
     pen.clearRect(0, 0, width, height)
@@ -71,7 +72,8 @@ export class Timeline {
       pen.moveTo(px, TOP)
       pen.lineTo(px, bottom)
       pen.stroke()
-      if (px > left + 24 && px < width - 30) pen.fillText(new Date(at + this.page.skewMs).toLocaleTimeString('en-GB'), px - 24, bottom + 13)
+      if (px < left + 24 || px > width - 30) continue
+      pen.fillText(new Date(at + this.page.skewMs).toLocaleTimeString('en-GB'), px - 24, bottom + 13)
     }
     for (let row = 0; row <= this.lanes.length; row++) {
       pen.beginPath()
@@ -83,7 +85,8 @@ export class Timeline {
 
   #row(pen, lane, x, y, now) {
     const { colours } = this, middle = y + ROW / 2
-    for (const { from, to } of lane.cuts) this.#hatch(pen, x(from - this.page.skewMs), x(to ? to - this.page.skewMs : now), y)
+    const skew = this.page.skewMs
+    for (const { from, to } of lane.cuts) this.#hatch(pen, x(from - skew), x(to ? to - skew : now), y)
     for (const { after, next } of lane.account.gaps) {
       const start = x(timeOf(after)), end = Math.max(start + 3, x(timeOf(next)))
       pen.fillStyle = colours.gap

@@ -14,7 +14,8 @@ const QUIET_MS = 10_000
 /** A test of names, and the beginning that all of them have. A text without a wildcard is a beginning. */
 export function search(text) {
   if (!isPattern(text)) return { begin: text, fits: name => name.startsWith(text) }
-  const parts = text.split('.'), begin = parts.slice(0, parts.findIndex(part => part[0] === '*')).map(it => it + '.').join('')
+  const parts = text.split('.'), plain = parts.slice(0, parts.findIndex(part => part[0] === '*'))
+  const begin = plain.map(it => it + '.').join('')
   const fits = name => {
     const segments = name.split('.')
     return parts.every((part, at) => segments[at] === part || part[0] === '*' && at < segments.length)
@@ -99,7 +100,8 @@ export class Topics {
       const byTopic = Map.groupBy(messages, it => it.topic)
       for (const [topic, some] of byTopic) {
         const last = some.at(-1), ms = timeOf(last.id) - timeOf(some[0].id)
-        this.#newest.set(topic, { id: last.id, text: payload(last).slice(0, 200), rate: ms > 0 ? (some.length - 1) * 1000 / ms : 0 })
+        const rate = ms > 0 ? (some.length - 1) * 1000 / ms : 0
+        this.#newest.set(topic, { id: last.id, text: payload(last).slice(0, 200), rate })
       }
       if (this.#newest.size > 1000) this.#newest.clear()
     } catch (problem) {
@@ -114,7 +116,8 @@ export class Topics {
       const sample = this.#newest.get(topic), age = Math.max(newestMs, Date.now()) - timeOf(newest)
       const text = sample?.id === newest ? sample.text : this.#isReadable ? '' : 'not for this token'
       return make('tr', { 'data-key': topic },
-        make('th', { scope: 'row' }, make('button', { class: 'link', type: 'button', click: () => this.listen(topic) }, topic)),
+        make('th', { scope: 'row' },
+          make('button', { class: 'link', type: 'button', click: () => this.listen(topic) }, topic)),
         make('td', { class: 'wide data' }, text),
         make('td', {}, messages ? `${span(age)} ago` : 'none retained'),
         make('td', {}, sample && age < QUIET_MS ? `${rate(sample.rate)}/s` : '0/s'),
