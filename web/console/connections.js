@@ -93,7 +93,8 @@ export class Connections {
     const path = `connections/${connection}` + (deed === 'end' ? '' : `/topics/${encodeURIComponent(topic)}`)
     try {
       await ask(path, { method: deed === 'add' ? 'PUT' : 'DELETE' })
-      const done = { end: 'The connection has ended.', add: `It reads ${topic} now.`, remove: `It no longer reads ${topic}.` }
+      const [add, remove] = [`It reads ${topic} now.`, `It no longer reads ${topic}.`]
+      const done = { end: 'The connection has ended.', add, remove }
       this.#tell(done[deed])
       this.refresh()
     } catch (problem) {

@@ -28,7 +28,8 @@ export class Topics {
   /** The names after which the pages before this one began. */
   #pages = ['']
   #newest = new Map()
-  #isReadable = true
+  /** Topics that the token may not read. */
+  #closed = new Set()
 
   constructor(section, listen) {
     this.section = section
@@ -46,7 +47,7 @@ export class Topics {
   /** Another token may see other topics. */
   reset() {
     this.#newest.clear()
-    this.#isReadable = true
+    this.#closed.clear()
     this.#turn([''])
   }
 
@@ -93,8 +94,9 @@ export class Topics {
 
   /** Asks for the newest messages of those topics in the table that have new ones. */
   async #sample(found) {
-    const topics = found.filter(it => this.#newest.get(it.topic)?.id !== it.newest && it.messages).map(it => it.topic)
-    if (!topics.length || !this.#isReadable) return
+    const topics = found.filter(it => this.#newest.get(it.topic)?.id !== it.newest && it.messages)
+      .map(it => it.topic).filter(topic => !this.#closed.has(topic))
+    if (!topics.length) return
     try {
       const { messages } = await askJson('events', { topics, last: SAMPLE, wait: 0, limit: ROWS * SAMPLE })
       const byTopic = Map.groupBy(messages, it => it.topic)
@@ -105,8 +107,8 @@ export class Topics {
       }
       if (this.#newest.size > 1000) this.#newest.clear()
     } catch (problem) {
-      // One topic that is not granted refuses all of them.
-      if (problem.code === 'forbidden') this.#isReadable = false
+      // One topic that is not granted refuses all of them. The next time asks without it.
+      if (problem.topic) this.#closed.add(problem.topic)
     }
   }
 
@@ -114,7 +116,7 @@ export class Topics {
     const newestMs = Math.max(...found.map(it => timeOf(it.newest)))
     refill(this.body, found.map(({ topic, newest, messages, bytes, subscribers }) => {
       const sample = this.#newest.get(topic), age = Math.max(newestMs, Date.now()) - timeOf(newest)
-      const text = sample?.id === newest ? sample.text : this.#isReadable ? '' : 'not for this token'
+      const text = sample?.id === newest ? sample.text : this.#closed.has(topic) ? 'not for this token' : ''
       return make('tr', { 'data-key': topic },
         make('th', { scope: 'row' },
           make('button', { class: 'link', type: 'button', click: () => this.listen(topic) }, topic)),
