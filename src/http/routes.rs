@@ -24,6 +24,7 @@ enum Resource {
     Connection,
     ConnectionTopic,
     Connections,
+    Console,
     #[cfg(feature = "echo")]
     Echo,
     Events,
@@ -44,6 +45,7 @@ static ROUTES: LazyLock<matchit::Router<Resource>> = LazyLock::new(|| {
         ("/connections", Resource::Connections),
         ("/connections/{id}", Resource::Connection),
         ("/connections/{id}/topics/{topic}", Resource::ConnectionTopic),
+        ("/console/{file}", Resource::Console),
         ("/events", Resource::Events),
         ("/health/live", Resource::Live),
         ("/health/ready", Resource::Ready),
@@ -93,7 +95,7 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
         let detail = "no such resource; GET /openapi.json lists all of them";
         return without_upgrade(app, request, |_| at_once(Err(Problem::new(Code::NotFound, detail))));
     };
-    let [id, topic] = ["id", "topic"].map(|name| parameter(&matched.params, name));
+    let [id, topic, file] = ["id", "topic", "file"].map(|name| parameter(&matched.params, name));
     match *matched.value {
         Resource::Events => subscribe::events(app, request).boxed(),
         Resource::Topic => of_topic(app, topic, request),
@@ -107,7 +109,7 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
             without_upgrade(app, request, |asked| live::topic_of(app, id, topic, asked).boxed())
         }
         Resource::Publish => without_upgrade(app, request, |asked| publish::publish_many(app, asked).boxed()),
-        read_only => without_upgrade(app, request, |asked| of_read_only(app, read_only, asked)),
+        read_only => without_upgrade(app, request, |asked| of_read_only(app, read_only, file, asked)),
     }
 }
 
@@ -145,19 +147,21 @@ fn without_upgrade<'a>(
     }
 }
 
-fn of_read_only(app: &Arc<App>, resource: Resource, request: Request) -> Served<'_> {
+/// `file` is the name of a file of the console.
+fn of_read_only(app: &Arc<App>, resource: Resource, file: Option<String>, request: Request) -> Served<'_> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return at_once(Err(Problem::method_not_allowed("GET, HEAD")));
     }
     match resource {
         Resource::Client => at_once(Ok(page::client(request.headers()))),
+        Resource::Console => at_once(page::console(file.as_deref(), request.headers())),
         Resource::Live => at_once(Ok(inspect::live())),
         Resource::Metrics => metrics::show(app, request).boxed(),
         Resource::OpenApi => at_once(Ok(inspect::openapi())),
         Resource::Ready => ready::show(app).boxed(),
         Resource::Stats => inspect::stats(app, request).boxed(),
         Resource::Topics => inspect::topics(app, request).boxed(),
-        _ => at_once(Ok(page::show())),
+        _ => at_once(Ok(page::show(request.headers()))),
     }
 }
 
