@@ -14,6 +14,7 @@ mod expiry;
 mod grants;
 mod hook;
 mod issuers;
+mod lists;
 mod people;
 mod provider;
 mod refusals;
