@@ -111,6 +111,9 @@ pub enum Command {
     /// Print the live connections, add topics to one and remove them, or end one.
     #[command(subcommand)]
     Connections(Connections),
+    /// Print and change the list of topics of a subject, or end its connections.
+    #[command(subcommand)]
+    Subjects(Subjects),
     /// Measure how much load a server carries, and how fast it is, to choose the size of a machine.
     ///
     /// It publishes to its own topics, which begin with `bench`, and ends by itself. It needs much of a

@@ -139,9 +139,10 @@ impl Access {
             None if self.identity.is_known() || self.is_open() => {
                 Err(Problem::bad_request("mine: only a client with a subject has a list"))
             }
-            None => {
-                Err(Problem::new(Code::Unauthorized, "mine: only a client with a subject has a list; log in first"))
-            }
+            None => Err(Problem::new(
+                Code::Unauthorized,
+                "mine: only a client with a subject has a list; log in first",
+            )),
         }
     }
 
@@ -354,7 +355,11 @@ fn check_refusal(in_force: &InForce, identity: &Identity, client: Option<IpAddr>
     if !in_force.context().ended.refuses(identity) {
         return Ok(());
     }
-    tracing::debug!(client = client.map(display), who = identity.name(), "refused a token that the backend has ended");
+    tracing::debug!(
+        client = client.map(display),
+        who = identity.name(),
+        "refused a token that the backend has ended"
+    );
     let detail = "the backend has ended this subject; a token that is issued now is accepted";
     Err(Problem::new(Code::Forbidden, detail))
 }

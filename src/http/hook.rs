@@ -197,12 +197,7 @@ impl Hook {
         verdict
     }
 
-    async fn run_once(
-        &self,
-        question: &Question,
-        is_renewal: bool,
-        context: &Context,
-    ) -> (Verdict, usize) {
+    async fn run_once(&self, question: &Question, is_renewal: bool, context: &Context) -> (Verdict, usize) {
         let asked = tokio::select! {
             asked = self.put(question, is_renewal) => asked,
             () = context.connections.shutdown().ended() => Err("this server ends".into()),

@@ -50,7 +50,12 @@ pub struct Live {
 
 impl Live {
     pub fn new(broker: &Broker) -> Self {
-        Self { table: Arc::default(), polls: Arc::default(), replicas: broker.replicas(), name: rand::random() }
+        Self {
+            table: Arc::default(),
+            polls: Arc::default(),
+            replicas: broker.replicas(),
+            name: rand::random(),
+        }
     }
 
     /// The name of this replica. Each connection's id begins with the name of the replica that holds it.

@@ -94,7 +94,8 @@ pub async fn topic(
     let query = Query::of(&request, &parameters::SUBJECT_TOPIC)?;
     for start in ["after", "last", "since"] {
         if query.one(start)?.is_some() {
-            let detail = format!("{start}: an entry of a list has no start; it is read from when it was added");
+            let detail =
+                format!("{start}: an entry of a list has no start; it is read from when it was added");
             return Err(Problem::bad_request(detail));
         }
     }
@@ -118,7 +119,9 @@ fn refuse_for(text: &str) -> Result<Duration, Problem> {
 }
 
 fn subjects(app: &App) -> Result<Arc<dyn Subjects>, Problem> {
-    app.broker.subjects().ok_or_else(|| Problem::new(Code::Unavailable, "this log keeps no lists of subjects"))
+    app.broker
+        .subjects()
+        .ok_or_else(|| Problem::new(Code::Unavailable, "this log keeps no lists of subjects"))
 }
 
 /// The refusal of a change of a list.

@@ -123,11 +123,7 @@ fn check_offer(request: &Request) -> Result<(), Problem> {
 }
 
 /// Answers the handshake, and serves the connection in its own task.
-pub async fn upgrade(
-    app: &Arc<App>,
-    request: Request,
-    wanted: Result<Wanted, Problem>,
-) -> Response {
+pub async fn upgrade(app: &Arc<App>, request: Request, wanted: Result<Wanted, Problem>) -> Response {
     let begun = match wanted {
         Ok(wanted) => begin(app, wanted).await,
         Err(problem) => Err(problem),
@@ -155,7 +151,8 @@ pub fn refuse(app: &Arc<App>, request: Request, problem: Problem) -> Response {
 
 async fn begin(app: &Arc<App>, wanted: Wanted) -> Result<Reader, Problem> {
     let Wanted { patterns, list_owner, start, access } = wanted;
-    let mut permit = app.permit(Transport::WebSocket, &access, patterns.len()).ok_or_else(super::overloaded)?;
+    let mut permit =
+        app.permit(Transport::WebSocket, &access, patterns.len()).ok_or_else(super::overloaded)?;
     // Subscribe before the answer: so no message is missed that is published once the client knows of it.
     let id = app.live.new_id();
     let subscription =

@@ -164,7 +164,7 @@ impl List {
     }
 
     /// Takes the list as the store had it at `upto`. False if it must be read again.
-    pub fn load(&self, doubts: u64, mut entries: Entries, upto: Id) -> bool {
+    pub fn load(&self, doubts: u64, mut entries: Entries, upto: Id, generation: Generation) -> bool {
         let mut known = self.known();
         if known.doubts != doubts {
             return false;
@@ -172,7 +172,7 @@ impl List {
         known.changes.iter().filter(|change| change.id > upto).for_each(|change| apply(&mut entries, change));
         // Readers compare lists now, because they have not seen the changes before this.
         known.changes.clear();
-        (known.entries, known.upto) = (Some(Arc::new(entries)), upto);
+        (known.entries, known.upto, known.generation) = (Some(Arc::new(entries)), upto, generation);
         self.count.fetch_add(1, Ordering::AcqRel);
         drop(known);
         self.is_known.notify_waiters();
@@ -296,7 +296,12 @@ mod tests {
         list.change(change(5, "a", true));
         list.change(change(7, "b", true));
         list.change(change(8, "a", false));
-        assert!(list.load(doubts, Entries::from([("a".parse().expect("a topic"), Id::new(5))]), Id::new(5)));
+        assert!(list.load(
+            doubts,
+            Entries::from([("a".parse().expect("a topic"), Id::new(5))]),
+            Id::new(5),
+            FIRST
+        ));
         let News::Anew(entries) = list.take(&mut taken) else { panic!("it is known now") };
         assert_eq!(names(&entries), [("b", 7)]);
         // The feed may be behind the store.
@@ -312,19 +317,19 @@ mod tests {
         let list = followed.list();
         let doubts = list.doubts().expect("it is not known");
         list.doubt(FIRST);
-        assert!(!list.load(doubts, Entries::new(), Id::new(5)));
+        assert!(!list.load(doubts, Entries::new(), Id::new(5), FIRST));
         let doubts = list.doubts().expect("it is still not known");
         for id in 0..=MAX_CHANGES as u64 {
             list.change(change(6 + id, "a", true));
         }
-        assert!(!list.load(doubts, Entries::new(), Id::new(5)), "one of the changes is forgotten");
+        assert!(!list.load(doubts, Entries::new(), Id::new(5), FIRST), "one of the changes is forgotten");
     }
 
     #[test]
     fn a_reader_that_is_far_behind_gets_the_whole_list() {
         let (followed, _) = Lists::default().follow("u1", FIRST);
         let (list, mut taken) = (followed.list(), 0);
-        assert!(list.load(0, Entries::new(), Id::new(1)));
+        assert!(list.load(0, Entries::new(), Id::new(1), FIRST));
         assert!(matches!(list.take(&mut taken), News::Anew(_)));
         let mut late = taken;
         for id in 0..=MAX_CHANGES as u64 {

@@ -29,8 +29,7 @@ use self::{
 };
 use super::{
     Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Log,
-    LogError, LogStats, Page, Payer, Position, Retention, Rules, Start, Subjects, Tail, TopicStats,
-    Unfit,
+    LogError, LogStats, Page, Payer, Position, Retention, Rules, Start, Subjects, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
 

@@ -138,10 +138,16 @@ async fn a_topic_that_the_client_reads_itself_stays_when_it_leaves_the_list() {
         assert_eq!(socket.next().await["topic"], "listed");
         let refused = socket.ask(json!({"type": "subscribe", "topic": "listed"})).await;
         assert_eq!((&refused["type"], &refused["code"]), (&json!("error"), &json!("forbidden")), "{refused}");
-        assert_eq!(socket.ask(json!({"type": "unsubscribe", "topic": "listed"})).await["type"], "unsubscribed");
+        assert_eq!(
+            socket.ask(json!({"type": "unsubscribe", "topic": "listed"})).await["type"],
+            "unsubscribed"
+        );
         add(&server, "u1", "own.a").await;
         assert_eq!(socket.next().await["type"], "subscribed");
-        assert_eq!(socket.ask(json!({"type": "unsubscribe", "topic": "own.a"})).await["type"], "unsubscribed");
+        assert_eq!(
+            socket.ask(json!({"type": "unsubscribe", "topic": "own.a"})).await["type"],
+            "unsubscribed"
+        );
         // Neither does the backend take it from the connection.
         let path = format!("/connections/{}/topics/listed", text(&socket.opening["connection"]));
         assert_eq!(request(&server, Method::DELETE, &path).answer_to(BACKEND).await.status, 204);
@@ -206,7 +212,8 @@ async fn a_held_poll_answers_at_once_with_the_new_list() {
         assert_eq!(next["mine"], json!(["a"]));
         // From the older cursor too, and the flag may stand in the body.
         let body = json!({"mine": true, "after": cursor});
-        let again = post(&server, "/events").json(&body).header("authorization", &header).answer().await.json();
+        let again =
+            post(&server, "/events").json(&body).header("authorization", &header).answer().await.json();
         assert_eq!(again["messages"][0]["id"], id, "{again}");
     }
 }
@@ -343,7 +350,11 @@ async fn a_reader_from_before_the_store_began_is_told_one_gap_about_its_list() {
         for transport in ALL {
             let mut reader = open(&server, transport, "nobody", &format!("mine&after={early}")).await;
             let gap = reader.gap().await;
-            assert_eq!((&gap["topic"], &gap["after"]), (&json!("$mine"), &json!(early)), "{transport}: {gap}");
+            assert_eq!(
+                (&gap["topic"], &gap["after"]),
+                (&json!("$mine"), &json!(early)),
+                "{transport}: {gap}"
+            );
             assert!(gap["next"].is_null() && gap["reason"] == "restarted", "{gap}");
             // Its cursor has moved on: it gets no gap again.
             let cursor = text(&gap["cursor"]);
@@ -358,7 +369,8 @@ async fn a_reader_from_before_the_store_began_is_told_one_gap_about_its_list() {
         }
         add(&server, "u1", "listed").await;
         let id = publish(&server, "listed", "x").await;
-        let mut reader = open(&server, Transport::Sse, "u1", &format!("mine&topic=own.a&after={early}")).await;
+        let mut reader =
+            open(&server, Transport::Sse, "u1", &format!("mine&topic=own.a&after={early}")).await;
         let gaps = [reader.gap().await, reader.gap().await];
         let mut topics = gaps.each_ref().map(|gap| text(&gap["topic"]));
         topics.sort();
@@ -378,7 +390,8 @@ async fn a_subject_that_is_ended_loses_its_connections_and_polls_and_keeps_its_l
         let mut other = open(&server, Transport::Sse, "u2", "topic=own.a").await;
         let cursor = text(&ended[0].opening()["cursor"]);
         let header = headers("u1", &["own.**"]);
-        let poll = get(&server, &format!("/events?mine&after={cursor}&wait=60")).header("authorization", &header);
+        let poll =
+            get(&server, &format!("/events?mine&after={cursor}&wait=60")).header("authorization", &header);
         let end = async {
             crate::people::until_served(&server, 5).await;
             let done = request(&server, Method::DELETE, "/subjects/u1").answer_to(BACKEND).await;
@@ -416,9 +429,12 @@ fn issued(sub: &str, seconds: Option<i64>) -> String {
 async fn refused_tokens_are_forbidden_until_a_newer_one_comes() {
     for (_redis, server) in servers(&usual()).await {
         let before = bearer(&issued("u1", Some(-5)));
-        let mut socket =
-            Socket::open_with(&server, "/events?topic=own.a", &[("authorization", &bearer(&issued("u2", Some(-5))))])
-                .await;
+        let mut socket = Socket::open_with(
+            &server,
+            "/events?topic=own.a",
+            &[("authorization", &bearer(&issued("u2", Some(-5))))],
+        )
+        .await;
         let done = request(&server, Method::DELETE, "/subjects/u1?refuse=10m").answer_to(BACKEND).await;
         assert_eq!(done.status, 204, "{done:?}");
         // A shorter one does not shorten it.
@@ -449,7 +465,9 @@ async fn refused_tokens_are_forbidden_until_a_newer_one_comes() {
         assert_eq!(ended.status, 204);
         let old = bearer(&issued("u2", Some(-5)));
         within("the end of a refusal", async {
-            while get(&server, "/events?topic=own.a").header("authorization", &old).answer().await.status == 403 {}
+            while get(&server, "/events?topic=own.a").header("authorization", &old).answer().await.status
+                == 403
+            {}
         })
         .await;
     }

@@ -14,6 +14,7 @@ mod expiry;
 mod grants;
 mod hook;
 mod issuers;
+mod listed;
 mod lists;
 mod people;
 mod provider;

@@ -99,11 +99,12 @@ impl Mine {
             return;
         }
         let is_of_loss = |gap: &Gap| matches!(gap.reason, Reason::Restarted | Reason::Failover);
+        let reason = gaps.iter().find(|gap| is_of_loss(gap)).map_or(generation.reason, |gap| gap.reason);
         gaps.retain(|gap| !(is_of_loss(gap) && self.is_only_listed(&gap.topic)));
         if self.told < generation.began {
             self.told = generation.began;
             let topic = GAP_TOPIC.parse().expect("it is a topic");
-            gaps.push(Gap { topic, next: None, reason: generation.reason, floor: Id::ZERO });
+            gaps.push(Gap { topic, next: None, reason, floor: Id::ZERO });
         }
     }
 
@@ -155,10 +156,9 @@ impl Subscription {
             self.raise_floors(&young);
         } else {
             young.keys().for_each(|topic| _ = self.remove(topic));
-            let due = young.into_iter().map(|(topic, id)| Due {
-                change: Change { id, topic, is_added: true },
-                is_known: true,
-            });
+            let due = young
+                .into_iter()
+                .map(|(topic, id)| Due { change: Change { id, topic, is_added: true }, is_known: true });
             mine.queue = due.collect();
             mine.queue.make_contiguous().sort_by_key(|due| due.change.id);
         }

@@ -62,7 +62,8 @@ impl Kept {
     pub fn forget(&mut self, subject: &str) {
         let Part { entries, bytes } = &mut self.granted;
         entries.retain(|_, entry| {
-            let is_meant = matches!(&entry.verdict, Verdict::Granted(answer) if answer.subject() == Some(subject));
+            let is_meant =
+                matches!(&entry.verdict, Verdict::Granted(answer) if answer.subject() == Some(subject));
             *bytes -= if is_meant { entry.bytes } else { 0 };
             !is_meant
         });

@@ -331,9 +331,8 @@ impl State {
 
     /// The patterns that the client's own grants must cover.
     pub fn own_patterns(&self) -> impl Iterator<Item = &Pattern> {
-        let is_own = |pattern: &&Pattern| {
-            !self.is_added(pattern) && !self.subscription.is_only_listed(pattern)
-        };
+        let is_own =
+            |pattern: &&Pattern| !self.is_added(pattern) && !self.subscription.is_only_listed(pattern);
         self.patterns().filter(is_own)
     }
 

@@ -56,7 +56,8 @@ impl Table {
             let step = self.step(after);
             let Some((last, _)) = step.last() else { return ended };
             after = Some(*last);
-            ended += step.iter().filter(|(id, reading)| is_meant(*id, reading) && self.end(*id, code)).count();
+            ended +=
+                step.iter().filter(|(id, reading)| is_meant(*id, reading) && self.end(*id, code)).count();
         }
     }
 }

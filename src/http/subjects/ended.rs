@@ -91,9 +91,8 @@ impl Ended {
             return false;
         }
         let refusal = self.state().refusals.get(subject).copied();
-        refusal.is_some_and(|refusal| {
-            !refusal.is_over() && issued.is_none_or(|issued| issued <= refusal.second)
-        })
+        refusal
+            .is_some_and(|refusal| !refusal.is_over() && issued.is_none_or(|issued| issued <= refusal.second))
     }
 
     /// Why a connection must end that was being opened since there were `count` ends.

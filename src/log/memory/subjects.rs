@@ -9,9 +9,7 @@ use async_trait::async_trait;
 
 use super::{MemoryLog, state::State};
 use crate::{
-    log::{
-        AddError, End, Entries, FollowedList, List, Log, LogError, Subjects, Told,
-    },
+    log::{AddError, End, Entries, FollowedList, List, Log, LogError, Subjects, Told},
     message::{Id, Pattern},
 };
 
@@ -41,7 +39,6 @@ impl MemoryLog {
             self.fanned_out().await;
         }
     }
-
 }
 
 #[async_trait]

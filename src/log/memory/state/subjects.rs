@@ -122,7 +122,7 @@ impl State {
         let generation = Generation { began: self.began, reason: Reason::Restarted };
         let (followed, is_new) = self.subjects.followed.follow(subject, generation);
         if is_new && let Some(doubts) = followed.list().doubts() {
-            followed.list().load(doubts, self.list(subject), self.newest);
+            followed.list().load(doubts, self.list(subject), self.newest, generation);
         }
         followed
     }
@@ -186,9 +186,8 @@ mod tests {
         for number in 0..20 {
             publish(&mut state, &format!("t{number}"));
         }
-        let added = (0..MAX_ENTRIES).map(|number| {
-            state.list_add(&format!("u{}", number % 3), &topic(number), &retention, Id::now())
-        });
+        let added = (0..MAX_ENTRIES)
+            .map(|number| state.list_add(&format!("u{}", number % 3), &topic(number), &retention, Id::now()));
         let added: Vec<_> = added.collect();
         let taken = added.iter().take_while(|added| added.is_ok()).count();
         assert!((80..100).contains(&taken), "{taken} entries in 20 000 bytes");
