@@ -15,6 +15,7 @@ mod notes;
 mod operate;
 mod publish;
 mod remote;
+mod subjects;
 mod subscribe;
 mod token;
 
@@ -40,6 +41,7 @@ use self::{
     manual::Manual,
     operate::{Delete, Health, Stats, Topics},
     publish::Publish,
+    subjects::Subjects,
     subscribe::Subscribe,
     token::Token,
 };

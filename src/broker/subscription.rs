@@ -464,11 +464,15 @@ impl Subscription {
     }
 
     fn take_page(&mut self, page: Page) {
-        let Page { mut gaps, told, checked, messages, past, end } = page;
+        let Page { mut gaps, told, checked, messages, mut past, mut end } = page;
         // A list may change between what this process has read and what the store had.
         let until = if self.mine.is_some() { self.limit(self.log.watermark()) } else { self.until };
         if let Some(mine) = &mut self.mine {
             mine.merge_gaps(&mut gaps, self.cursor);
+            if self.patterns.is_empty() {
+                // There is nothing to read, so everything was given.
+                (past, end) = (until, until);
+            }
         }
         for gap in &gaps {
             if let Some(topic) = gap.topic.topic() {

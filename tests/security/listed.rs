@@ -86,7 +86,8 @@ async fn a_list_counts_at_every_replica() {
 #[tokio::test]
 async fn every_message_after_the_204_of_a_list_is_given_while_redis_is_killed() {
     let Some(mut redis) = Redis::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
-    let seed = std::env::var("REDIS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    let seed =
+        std::env::var("REDIS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     println!("REDIS_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let servers = replicas(&redis, 2).await;
