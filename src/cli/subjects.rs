@@ -88,5 +88,5 @@ impl Subjects {
 async fn list(subject: &str, remote: Remote) -> Result<Ending, Ending> {
     let entries = remote.client()?.list_of(subject).await.map_err(refused)?;
     let lines = entries.iter().map(|entry| format!("{} {}\n", entry.id, entry.topic));
-    Ok(print(lines.collect()))
+    Ok(print(lines.collect::<String>()))
 }
