@@ -7,11 +7,12 @@ mod subscription;
 
 use std::sync::Arc;
 
-pub use self::subscription::{Delivery, GapNotice, Join, Subscription};
+use self::subscription::Mine;
+pub use self::subscription::{Delivery, GapNotice, Join, ListChange, Subscription};
 use crate::{
     log::{
         Append, AppendError, Appended, Beginning, Follower, History, Log, LogError, LogStats, Payer,
-        Replicas, Rules, Start, TopicStats, Unfit,
+        Replicas, Rules, Start, Subjects, TopicStats, Unfit,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
@@ -86,6 +87,32 @@ impl Broker {
         let beginning: Beginning = self.log.begin(&patterns, start).await?;
         let patterns = Arc::new(patterns);
         Ok(Subscription::new(self.log.clone(), patterns, followed, follower, start, beginning, connection))
+    }
+
+    /// The same with the list of a subject: every topic on it is read too, from the id at which it was added, if that is
+    /// not before the start.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves leaves nothing behind.
+    pub async fn subscribe_with_list(
+        &self,
+        own: Vec<Pattern>,
+        start: &Start,
+        connection: &str,
+        subject: &str,
+    ) -> Result<Subscription, LogError> {
+        let subjects = self.subjects().ok_or(LogError::Unavailable)?;
+        // Listen first, then look back: no change falls between.
+        let mine = Mine::new(subjects.follow(subject).await?);
+        let all = own.iter().chain(mine.entries().keys()).cloned().collect();
+        let mut subscription = self.subscribe(all, start, connection).await?;
+        subscription.read_mine(mine, &own, start);
+        Ok(subscription)
+    }
+
+    /// The lists of subjects, and the refusals of their tokens.
+    pub fn subjects(&self) -> Option<Arc<dyn Subjects>> {
+        self.log.subjects()
     }
 
     /// The newest messages of `topic` below `before`, up to `limit` and as many as fit in one step of the store.

@@ -15,6 +15,7 @@ mod notes;
 mod operate;
 mod publish;
 mod remote;
+mod subjects;
 mod subscribe;
 mod token;
 
@@ -40,6 +41,7 @@ use self::{
     manual::Manual,
     operate::{Delete, Health, Stats, Topics},
     publish::Publish,
+    subjects::Subjects,
     subscribe::Subscribe,
     token::Token,
 };
@@ -111,6 +113,9 @@ pub enum Command {
     /// Print the live connections, add topics to one and remove them, or end one.
     #[command(subcommand)]
     Connections(Connections),
+    /// Print and change the list of topics of a subject, or end its connections.
+    #[command(subcommand)]
+    Subjects(Subjects),
     /// Measure how much load a server carries, and how fast it is, to choose the size of a machine.
     ///
     /// It publishes to its own topics, which begin with `bench`, and ends by itself. It needs much of a

@@ -34,6 +34,7 @@ mod error;
 mod operate;
 mod publish;
 mod retry;
+mod subjects;
 mod subscription;
 
 use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
@@ -48,6 +49,7 @@ pub use self::{
     error::ClientError,
     operate::{Ready, TopicState, Topics},
     publish::{Draft, Progress, Publishing},
+    subjects::ListEntry,
     subscription::{Event, Subscription},
 };
 

@@ -52,6 +52,7 @@ mod rules;
 mod shares;
 mod stall;
 mod stream;
+mod subjects;
 mod subscribe;
 mod websocket;
 mod wire;

@@ -6,6 +6,7 @@ mod clock;
 mod ephemeral;
 mod history;
 mod hot;
+mod list;
 mod loss;
 mod memory;
 mod patterns;
@@ -15,6 +16,7 @@ mod redis;
 mod replicas;
 mod retention;
 mod rules;
+mod subjects;
 mod tail;
 
 use std::sync::Arc;
@@ -27,6 +29,7 @@ pub use self::{
     clock::Clock,
     ephemeral::Ephemerals,
     history::{History, Missing},
+    list::{Change, Entries, FollowedList, Generation, List, News},
     memory::MemoryLog,
     payer::Payer,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
@@ -34,6 +37,7 @@ pub use self::{
     replicas::{Answering, Unanswered},
     retention::{Limits, Retention},
     rules::{Expiry, MAX_RULES, PRESENCE, Rule, Rules},
+    subjects::{AddError, End, Refusal, Subjects, Told},
     tail::{Follower, Tail, Uncovered, merge},
 };
 use self::{retention::cost, tail::Ring};
@@ -129,6 +133,11 @@ pub trait Log: Send + Sync + 'static {
 
     /// The replicas that share this log, if others may.
     fn replicas(&self) -> Option<Arc<Replicas>> {
+        None
+    }
+
+    /// The lists of subjects, and the refusals of their tokens, if this log keeps them.
+    fn subjects(&self) -> Option<Arc<dyn Subjects>> {
         None
     }
 

@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         cli::Command::Health(health) => cli::run(health.run()),
         cli::Command::Delete(delete) => cli::run(delete.run()),
         cli::Command::Connections(connections) => cli::run(connections.run()),
+        cli::Command::Subjects(subjects) => cli::run(subjects.run()),
         cli::Command::Key(key) => key.run().report(),
         cli::Command::Token(token) => {
             let read = Settings::read_in_part(&token.flags(), variable, |path| fs::read_to_string(path));

@@ -384,6 +384,15 @@ impl Identity {
         self.grants.is_open() || (self.is_key() && self.grants.is_admin())
     }
 
+    /// When the token of this client was issued, in seconds since the Unix epoch. The outer option is none for other
+    /// credentials.
+    pub fn issued(&self) -> Option<Option<u64>> {
+        match &self.holder {
+            Holder::Token { claims, .. } => Some(claims.iat),
+            _ => None,
+        }
+    }
+
     /// True for an API key.
     pub fn is_key(&self) -> bool {
         matches!(self.holder, Holder::Key { .. })

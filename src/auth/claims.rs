@@ -28,6 +28,9 @@ pub struct Claims {
     pub exp: NumericDate,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nbf: Option<NumericDate>,
+    /// When the token was issued, in whole seconds since the Unix epoch, if it says so in a number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iat: Option<u64>,
     /// The grants.
     pub rejoin: GrantList,
     /// The other claims that are strings, for grants that name them.
@@ -90,6 +93,13 @@ impl Written {
         object.map(|object: BTreeMap<String, IgnoredAny>| object.into_keys().collect()).unwrap_or_default()
     }
 
+    /// Takes out the second in which the token was issued. A mistake in it counts as none, as if it were missing: it
+    /// matters only while tokens of the subject are refused.
+    fn take_iat(&mut self) -> Option<u64> {
+        let seconds = self.take::<Option<f64>>("iat").ok().flatten().flatten()?;
+        (0.0..=LATEST_SECONDS).contains(&seconds).then_some(seconds as u64)
+    }
+
     /// Takes out the grants of the token.
     ///
     /// # Errors
@@ -122,6 +132,7 @@ impl TryFrom<Written> for Claims {
             aud: claims.take("aud")?.flatten().unwrap_or_default(),
             exp: claims.take("exp")?.ok_or("exp is missing")?,
             nbf: claims.take("nbf")?.flatten(),
+            iat: claims.take_iat(),
             rejoin: claims.take_grants()?,
             others: claims.texts(),
         })

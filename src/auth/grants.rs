@@ -47,6 +47,11 @@ impl Grants {
         self.everything || self.admin || covers(&self.manage, pattern)
     }
 
+    /// True if there is a topic that this client may add to the connections and lists of others.
+    pub fn may_manage_something(&self) -> bool {
+        self.everything || self.admin || !self.manage.is_empty()
+    }
+
     /// These grants and `others` together.
     pub fn and(self, others: Self) -> Self {
         let together = |ours: Box<[Pattern]>, others: Box<[Pattern]>| {

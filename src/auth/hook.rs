@@ -86,6 +86,11 @@ impl HookAnswer {
         Ok(Self { sub, grants, at, lasts: Duration::from_secs_f64(seconds) })
     }
 
+    /// The user, if the answer names one.
+    pub fn subject(&self) -> Option<&str> {
+        self.sub.as_deref()
+    }
+
     fn ends_at(&self) -> SystemTime {
         self.at + self.lasts
     }

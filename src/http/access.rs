@@ -19,7 +19,7 @@ use super::{
     rules::{InForce, Rules},
 };
 use crate::{
-    auth::Identity,
+    auth::{Grants, Identity},
     config::Origin,
     log::Payer,
     message::{Pattern, Topic},
@@ -41,6 +41,8 @@ pub struct Access {
     record: Option<Arc<Record>>,
     /// The question that the backend is asked again before its answer expires.
     question: Option<Arc<Question>>,
+    /// How many subjects had been ended when the request came.
+    begun: u64,
 }
 
 impl Access {
@@ -117,6 +119,43 @@ impl Access {
         if now.grants.is_admin() { Ok(()) } else { Err(forbidden(&now, self.client, "admin", None)) }
     }
 
+    /// The right to see the topics on the lists of others: those that it covers.
+    pub fn manage_something(&self) -> Result<Arc<Grants>, Problem> {
+        let now = self.now()?;
+        if now.grants.may_manage_something() {
+            Ok(now.grants.clone())
+        } else {
+            Err(forbidden(&now, self.client, "manage", None))
+        }
+    }
+
+    /// The subject whose list the client asks to read.
+    ///
+    /// # Errors
+    /// If the client has none.
+    pub fn list_owner(&self) -> Result<Arc<str>, Problem> {
+        match self.subject() {
+            Some(subject) => Ok(subject.clone()),
+            None if self.identity.is_known() || self.is_open() => {
+                Err(Problem::bad_request("mine: only a client with a subject has a list"))
+            }
+            None => Err(Problem::new(
+                Code::Unauthorized,
+                "mine: only a client with a subject has a list; log in first",
+            )),
+        }
+    }
+
+    /// Why a connection of this client must end, if its subject was ended since the request came.
+    pub fn ended(&self) -> Option<Code> {
+        self.in_force.context().ended.verdict(self.begun, &self.identity)
+    }
+
+    /// When the client's token was issued. The outer option is none for other credentials.
+    pub fn issued(&self) -> Option<Option<u64>> {
+        self.identity.issued()
+    }
+
     /// The right to add `pattern` to the connections of other clients, and to remove it.
     pub fn manage(&self, pattern: &Pattern) -> Result<(), Problem> {
         let now = self.now()?;
@@ -159,6 +198,7 @@ impl Access {
         if !self.is_page_listed(&rules) {
             return Err(origin::foreign());
         }
+        check_refusal(&self.in_force, &identity, self.client)?;
         log_unfilled(&identity);
         if !identity.is_same_subject(&self.identity) {
             tracing::debug!(
@@ -230,8 +270,11 @@ impl Access {
                 return Err(origin::foreign());
             }
             let again = rules.authority.again(&self.identity, time);
-            return again.map_err(|refused| problem_of(refused, self.client));
+            let again = again.map_err(|refused| problem_of(refused, self.client))?;
+            check_refusal(&self.in_force, &again, self.client)?;
+            return Ok(again);
         }
+        check_refusal(&self.in_force, &self.identity, self.client)?;
         match self.identity.is_expired(time) {
             true => Err(expired()),
             false => Ok(self.identity.clone()),
@@ -247,6 +290,7 @@ struct Comer {
     client: Option<IpAddr>,
     address: Option<Payer>,
     record: Option<Arc<Record>>,
+    begun: u64,
 }
 
 impl Comer {
@@ -259,6 +303,7 @@ impl Comer {
             client: address.map(|address| address.ip()),
             address: address.and_then(|address| address.payer()),
             record: request.extensions().get().cloned(),
+            begun: in_force.context().ended.count(),
         }
     }
 
@@ -284,7 +329,8 @@ impl Comer {
 
     fn admit(self, identified: Identified) -> Result<Access, Problem> {
         let Identified { rules, identity, question } = identified;
-        let Self { in_force, page, client, address, record, .. } = self;
+        let Self { in_force, page, client, address, record, begun, .. } = self;
+        check_refusal(&in_force, &identity, client)?;
         log_unfilled(&identity);
         if let Some(record) = &record
             && identity.is_known()
@@ -297,10 +343,25 @@ impl Comer {
             None if identity.is_key() => None,
             None => address,
         };
-        let access = Access { in_force, rules, identity, page, client, payer, record, question };
+        let access = Access { in_force, rules, identity, page, client, payer, record, question, begun };
         // The rules may have changed since the page was let in.
         if access.is_page_listed(&access.rules) { Ok(access) } else { Err(origin::foreign()) }
     }
+}
+
+/// # Errors
+/// If the backend has refused the tokens of this subject that are as old as this one.
+fn check_refusal(in_force: &InForce, identity: &Identity, client: Option<IpAddr>) -> Result<(), Problem> {
+    if !in_force.context().ended.refuses(identity) {
+        return Ok(());
+    }
+    tracing::debug!(
+        client = client.map(display),
+        who = identity.name(),
+        "refused a token that the backend has ended"
+    );
+    let detail = "the backend has ended this subject; a token that is issued now is accepted";
+    Err(Problem::new(Code::Forbidden, detail))
 }
 
 fn refuse(unusable: Unusable, client: Option<IpAddr>) -> Problem {

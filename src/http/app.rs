@@ -17,6 +17,7 @@ use super::{
     ready,
     rules::InForce,
     shares::Rate,
+    subjects::Ended,
 };
 use crate::{
     broker::{Broker, Subscription},
@@ -42,6 +43,8 @@ pub struct App {
     pub(super) live: Live,
     pub(super) publish_rate: Option<Rate>,
     pub(super) metrics: Metrics,
+    /// The subjects that the backend has ended.
+    pub(super) ended: Arc<Ended>,
     pub(super) access_log: AccessLog,
     pub(super) proof: ready::Proof,
     pub(super) began: Instant,
@@ -52,14 +55,20 @@ impl App {
     pub fn new(broker: Broker, config: Arc<Config>, shutdown: Shutdown) -> Arc<Self> {
         let connections = Arc::new(Connections::new(&config, shutdown.clone()));
         let (metrics, tasks) = (Metrics::new(), TaskTracker::new());
-        let context =
-            Context { connections: connections.clone(), metrics: metrics.asks.clone(), tasks: tasks.clone() };
+        let ended = Arc::<Ended>::default();
+        let context = Context {
+            connections: connections.clone(),
+            metrics: metrics.asks.clone(),
+            tasks: tasks.clone(),
+            ended: ended.clone(),
+        };
         let app = Arc::new(Self {
             live: Live::new(&broker),
             broker,
             connections,
             publish_rate: (config.publish_rate > 0).then(|| Rate::per_second(config.publish_rate)),
             metrics,
+            ended,
             access_log: AccessLog::default(),
             rules: Arc::new(InForce::new(&config, context)),
             proof: ready::Proof::default(),
@@ -69,6 +78,7 @@ impl App {
             began: Instant::now(),
         });
         app.answer_replicas();
+        app.hear_ends();
         app
     }
 
@@ -100,12 +110,23 @@ impl App {
         is_raw: bool,
     ) -> Held {
         let about = about(access, transport, is_raw);
-        self.live.hold(id, Reading::new(about, subscription, permit))
+        let held = self.live.hold(id, Reading::new(about, subscription, permit, access.issued()));
+        end_if_due(&held, access);
+        held
     }
 
-    /// A poll, which has no id, so that no request finds it.
-    pub(super) fn hold_poll(&self, subscription: Subscription, permit: Permit, access: &Access) -> Held {
-        Held::alone(Reading::new(about(access, Transport::Poll, false), subscription, permit))
+    /// Keeps a poll among those that the end of their subject finds, until the result is dropped.
+    pub(super) fn hold_poll(
+        &self,
+        id: ConnectionId,
+        subscription: Subscription,
+        permit: Permit,
+        access: &Access,
+    ) -> Held {
+        let about = about(access, Transport::Poll, false);
+        let held = self.live.hold_poll(id, Reading::new(about, subscription, permit, access.issued()));
+        end_if_due(&held, access);
+        held
     }
 
     /// Publishes, if the publish rate allows it. An ephemeral message has no outcome.
@@ -134,6 +155,13 @@ impl App {
         };
         self.metrics.published(published.as_ref().map_err(|problem| problem.code).copied());
         published
+    }
+}
+
+/// Ends a connection whose subject was ended while it was being opened.
+fn end_if_due(held: &Held, access: &Access) {
+    if let Some(code) = access.ended() {
+        held.end(code);
     }
 }
 

@@ -39,9 +39,19 @@ pub struct Asked {
     pub format: Option<String>,
     wait: Option<Scalar>,
     limit: Option<Scalar>,
+    mine: Option<Flag>,
     /// Only the query of one topic has it.
     #[serde(skip)]
     before: Option<String>,
+}
+
+/// A flag: true or false, or the same as in a query.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Flag {
+    Plain(bool),
+    Number(u8),
+    Text(String),
 }
 
 /// A number, or the same as text.
@@ -77,6 +87,7 @@ impl Asked {
             format: text("format")?,
             wait: scalar("wait")?,
             limit: scalar("limit")?,
+            mine: text("mine")?.map(Flag::Text),
             before: text("before")?,
         })
     }
@@ -122,7 +133,8 @@ impl Asked {
         once("transport", &mut self.transport, body.transport)?;
         once("format", &mut self.format, body.format)?;
         once("wait", &mut self.wait, body.wait)?;
-        once("limit", &mut self.limit, body.limit)
+        once("limit", &mut self.limit, body.limit)?;
+        once("mine", &mut self.mine, body.mine)
     }
 
     /// The start: the cursor of the header, that of a client library, and then the others by rank.
@@ -162,6 +174,17 @@ impl Asked {
             )));
         }
         before.parse().map(Some).map_err(|_| Problem::bad_request("before: not an id"))
+    }
+
+    /// True if the list of the subject is read too.
+    pub fn mine(&self) -> Result<bool, Problem> {
+        match &self.mine {
+            None => Ok(false),
+            Some(Flag::Plain(is_on)) => Ok(*is_on),
+            Some(Flag::Number(number @ 0..=1)) => Ok(*number == 1),
+            Some(Flag::Text(text)) => query::flag("mine", text),
+            Some(Flag::Number(_)) => query::flag("mine", "other"),
+        }
     }
 
     /// How long a poll may be held.

@@ -14,6 +14,7 @@ use super::{
     problem::Problem,
     refusal::problem_of,
     rules::Rules,
+    subjects::Ended,
 };
 use crate::{
     auth::{Identity, Refused, Source},
@@ -25,6 +26,7 @@ pub struct Context {
     pub connections: Arc<Connections>,
     pub metrics: AskMetrics,
     pub tasks: TaskTracker,
+    pub ended: Arc<Ended>,
 }
 
 /// A client that was let in, and the rules that did it.

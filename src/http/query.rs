@@ -55,11 +55,16 @@ impl<'a> Query<'a> {
 
     /// On when empty, `1` or `true`; off when `0`, `false` or not given.
     pub fn flag(&self, name: &str) -> Result<bool, Problem> {
-        match self.one(name)? {
-            Some("" | "1" | "true") => Ok(true),
-            None | Some("0" | "false") => Ok(false),
-            Some(_) => Err(Problem::bad_request(format!("{name}: expected 1 or true, or 0 or false"))),
-        }
+        self.one(name)?.map_or(Ok(false), |value| flag(name, value))
+    }
+}
+
+/// On when empty, `1` or `true`; off when `0` or `false`.
+pub fn flag(name: &str, value: &str) -> Result<bool, Problem> {
+    match value {
+        "" | "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err(Problem::bad_request(format!("{name}: expected 1 or true, or 0 or false"))),
     }
 }
 

@@ -98,7 +98,14 @@ impl Reader {
             heartbeat_ms: self.pulse.heartbeat().as_millis() as u64,
             sub: self.access().subject().map(|subject| &**subject),
             expires_in_ms: self.access().expires_in_ms(),
+            mine: self.mine(),
         }
+    }
+
+    /// The list of the subject, if the client reads it.
+    pub fn mine(&self) -> Option<Vec<Pattern>> {
+        let state = self.reading.lock();
+        state.subscription().mine().map(|entries| entries.keys().cloned().collect())
     }
 
     pub fn cursor(&self) -> Id {
@@ -140,7 +147,11 @@ impl Reader {
     /// If the client may not read it, or if it is one too many.
     pub fn ask_for(&self, pattern: &Pattern) -> Result<Step, Problem> {
         let mut state = self.reading.lock();
+        if state.is_only_listed(pattern) {
+            self.access().subscribe(std::slice::from_ref(pattern))?;
+        }
         if state.reads(pattern) {
+            state.read_also(pattern);
             return Ok(Step::IsRead);
         }
         if state.joins(pattern) {
@@ -172,6 +183,10 @@ impl Reader {
         let mut state = self.reading.lock();
         // A command may have added it meanwhile.
         if state.reads(&pattern) {
+            if state.is_only_listed(&pattern) {
+                self.access().subscribe(std::slice::from_ref(&pattern))?;
+            }
+            state.read_also(&pattern);
             state.count_topics(0);
             return Ok(Step::IsRead);
         }
@@ -206,7 +221,9 @@ impl Reader {
     /// Continues with a new token; see [`Access::renew`].
     pub fn renew(&mut self, identified: Identified) -> Result<(), Problem> {
         let Self { lease, reading, .. } = self;
-        lease.renew(identified, reading.lock().own_patterns())
+        lease.renew(identified, reading.lock().own_patterns())?;
+        reading.renewed(lease.access().issued());
+        Ok(())
     }
 
     /// Call this when the transport has sent a frame of its own.

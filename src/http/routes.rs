@@ -15,7 +15,7 @@ use percent_encoding::percent_decode_str;
 use super::{
     App, arrival, inspect, live, metrics, page,
     problem::{Code, Problem},
-    publish, ready, subscribe, websocket,
+    publish, ready, subjects, subscribe, websocket,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,9 @@ enum Resource {
     Publish,
     Ready,
     Stats,
+    Subject,
+    SubjectTopic,
+    SubjectTopics,
     Topic,
     Topics,
 }
@@ -54,6 +57,9 @@ static ROUTES: LazyLock<matchit::Router<Resource>> = LazyLock::new(|| {
         ("/publish", Resource::Publish),
         ("/rejoin.js", Resource::Client),
         ("/stats", Resource::Stats),
+        ("/subjects/{sub}", Resource::Subject),
+        ("/subjects/{sub}/topics", Resource::SubjectTopics),
+        ("/subjects/{sub}/topics/{topic}", Resource::SubjectTopic),
         ("/topics", Resource::Topics),
         ("/topics/{topic}", Resource::Topic),
         #[cfg(feature = "echo")]
@@ -95,7 +101,8 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
         let detail = "no such resource; GET /openapi.json lists all of them";
         return without_upgrade(app, request, |_| at_once(Err(Problem::new(Code::NotFound, detail))));
     };
-    let [id, topic, file] = ["id", "topic", "file"].map(|name| parameter(&matched.params, name));
+    let [id, sub, topic, file] =
+        ["id", "sub", "topic", "file"].map(|name| parameter(&matched.params, name));
     match *matched.value {
         Resource::Events => subscribe::events(app, request).boxed(),
         Resource::Topic => of_topic(app, topic, request),
@@ -107,6 +114,15 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
         }
         Resource::ConnectionTopic => {
             without_upgrade(app, request, |asked| live::topic_of(app, id, topic, asked).boxed())
+        }
+        Resource::Subject => {
+            without_upgrade(app, request, |asked| subjects::subject(app, sub, asked).boxed())
+        }
+        Resource::SubjectTopics => {
+            without_upgrade(app, request, |asked| subjects::topics(app, sub, asked).boxed())
+        }
+        Resource::SubjectTopic => {
+            without_upgrade(app, request, |asked| subjects::topic(app, sub, topic, asked).boxed())
         }
         Resource::Publish => without_upgrade(app, request, |asked| publish::publish_many(app, asked).boxed()),
         read_only => without_upgrade(app, request, |asked| of_read_only(app, read_only, file, asked)),

@@ -17,6 +17,7 @@ use super::{
     wire::Framing,
 };
 use crate::{
+    broker::Subscription,
     log::Start,
     message::{Id, Pattern},
 };
@@ -26,6 +27,8 @@ struct Wanted {
     /// All of them are granted.
     patterns: Vec<Pattern>,
     access: Access,
+    /// The subject whose list is read too.
+    list_owner: Option<Arc<str>>,
     start: Option<Start>,
     /// A page of the history is asked for, below this id: of one topic, as a poll, and without a start.
     before: Option<Id>,
@@ -135,7 +138,7 @@ async fn answer(app: &Arc<App>, request: Request, wanted: Wanted) -> Result<Resp
 }
 
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
-    let Wanted { patterns, access, start, before, rendering, wait, limit } = wanted;
+    let Wanted { patterns, access, list_owner, start, before, rendering, wait, limit } = wanted;
     if let Some(before) = before
         && let Some(topic) = patterns.first().and_then(Pattern::topic)
     {
@@ -145,13 +148,17 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
     let connection = id.to_string();
     match rendering {
         Rendering::Poll => {
-            let permit = app
+            let mut permit = app
                 .permit(metrics::Transport::Poll, &access, patterns.len())
                 .ok_or_else(super::overloaded)?;
-            let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
-            let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
+            let wait = if start.is_none() { Duration::ZERO } else { wait };
+            let start = match start {
+                None if list_owner.is_none() => return Ok(poll::respond_now(app.broker.newest().await?)),
+                start => start.unwrap_or(Start::Now),
+            };
+            let subscription = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
             let bytes = app.connections.answer_bytes();
-            let reading = app.hold_poll(subscription, permit, &access);
+            let reading = app.hold_poll(id, subscription, permit, &access);
             let reader = Reader::new(app.connections.clone(), reading, access);
             Ok(poll::respond(reader, bytes, wait, limit).await)
         }
@@ -160,11 +167,11 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             // A client without a cursor must repeat its request unchanged. A cursor of ours would skip what it asked
             // for, unless it asked for what comes from now on.
             let cursor = if let Start::After(cursor) = start { Some(cursor) } else { None };
-            let Some(permit) = app.permit(framing.transport(), &access, patterns.len()) else {
+            let Some(mut permit) = app.permit(framing.transport(), &access, patterns.len()) else {
                 let now = if let Start::Now = start { app.broker.newest().await.ok() } else { None };
                 return Ok(stream::turn_away(framing, Code::Overloaded, cursor.or(now)));
             };
-            match app.broker.subscribe(patterns, &start, &connection).await {
+            match begin(app, patterns, &start, &connection, list_owner, &mut permit).await {
                 Ok(mut subscription) => {
                     subscription.keep_cursor();
                     let is_raw = framing == Framing::SseRaw;
@@ -172,16 +179,41 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                     let reader = Reader::new(app.connections.clone(), reading, access);
                     Ok(stream::respond(framing, reader))
                 }
-                Err(error) => Ok(stream::turn_away(framing, Problem::from(error).code, cursor)),
+                Err(problem) => Ok(stream::turn_away(framing, problem.code, cursor)),
             }
         }
+    }
+}
+
+/// Begins to read these topics, and the list of this subject.
+///
+/// # Errors
+/// If the log cannot be read, or if all connections read as many topics as they may.
+pub async fn begin(
+    app: &App,
+    patterns: Vec<Pattern>,
+    start: &Start,
+    connection: &str,
+    list_owner: Option<Arc<str>>,
+    permit: &mut metrics::Permit,
+) -> Result<Subscription, Problem> {
+    let Some(owner) = list_owner else {
+        return Ok(app.broker.subscribe(patterns, start, connection).await?);
+    };
+    let own = patterns.len();
+    let subscription = app.broker.subscribe_with_list(patterns, start, connection, &owner).await?;
+    let listed = subscription.mine().map_or(0, |entries| entries.len());
+    if permit.set_topics(own.max(listed).max(subscription.width())) {
+        Ok(subscription)
+    } else {
+        Err(super::overloaded())
     }
 }
 
 impl Wanted {
     /// True for a poll of nothing. Topics can be added to a stream.
     fn lacks_topic(&self) -> bool {
-        self.patterns.is_empty() && self.rendering == Rendering::Poll
+        self.patterns.is_empty() && self.list_owner.is_none() && self.rendering == Rendering::Poll
     }
 
     fn of_events(access: Access, options: Asked, headers: &HeaderMap) -> Result<Self, Problem> {
@@ -210,6 +242,12 @@ impl Wanted {
         access.subscribe(&patterns)?;
         let rendering = Rendering::of(&options, headers, sse)?;
         let before = options.before(headers)?;
+        let is_mine = options.mine()?;
+        if is_mine && options.format.as_deref() == Some("raw") {
+            let detail = "mine: not with format=raw, in which no event names its topic";
+            return Err(Problem::bad_request(detail));
+        }
+        let list_owner = if is_mine { Some(access.list_owner()?) } else { None };
         if before.is_some() && patterns.iter().any(Pattern::has_wildcard) {
             return Err(Problem::bad_request("before: it reads one topic, and not a pattern"));
         }
@@ -219,6 +257,7 @@ impl Wanted {
         Ok(Self {
             patterns,
             access,
+            list_owner,
             start: options.start(headers)?,
             before,
             rendering,
@@ -229,10 +268,13 @@ impl Wanted {
 }
 
 impl Wanted {
-    /// The topics, the start and the rights for a WebSocket.
-    fn on_socket(self) -> Result<(Vec<Pattern>, Option<Start>, Access), Problem> {
+    /// The topics, the list, the start and the rights for a WebSocket.
+    fn on_socket(self) -> Result<websocket::Wanted, Problem> {
+        let Self { patterns, access, list_owner, start, .. } = self;
         match self.before {
-            None => Ok((self.patterns, self.start, self.access)),
+            None => {
+                Ok(websocket::Wanted { patterns, list_owner, start: start.unwrap_or(Start::Now), access })
+            }
             Some(_) => Err(Problem::bad_request("before: it has one JSON answer, and no WebSocket")),
         }
     }

@@ -37,8 +37,18 @@ use super::{
     metrics::Transport,
     problem::{Code, Problem, shorten},
     reader::Reader,
+    subscribe,
 };
 use crate::{log::Start, message::Pattern};
+
+/// What a client asks to read.
+pub struct Wanted {
+    pub patterns: Vec<Pattern>,
+    /// The subject whose list is read too.
+    pub list_owner: Option<Arc<str>>,
+    pub start: Start,
+    pub access: Access,
+}
 
 /// The subprotocol that the server speaks, offered or not.
 const SUBPROTOCOL: &str = "rejoin.v1";
@@ -113,13 +123,9 @@ fn check_offer(request: &Request) -> Result<(), Problem> {
 }
 
 /// Answers the handshake, and serves the connection in its own task.
-pub async fn upgrade(
-    app: &Arc<App>,
-    request: Request,
-    wanted: Result<(Vec<Pattern>, Option<Start>, Access), Problem>,
-) -> Response {
+pub async fn upgrade(app: &Arc<App>, request: Request, wanted: Result<Wanted, Problem>) -> Response {
     let begun = match wanted {
-        Ok((patterns, start, access)) => begin(app, patterns, start.unwrap_or(Start::Now), access).await,
+        Ok(wanted) => begin(app, wanted).await,
         Err(problem) => Err(problem),
     };
     match begun {
@@ -143,16 +149,14 @@ pub fn refuse(app: &Arc<App>, request: Request, problem: Problem) -> Response {
     response
 }
 
-async fn begin(
-    app: &Arc<App>,
-    patterns: Vec<Pattern>,
-    start: Start,
-    access: Access,
-) -> Result<Reader, Problem> {
-    let permit = app.permit(Transport::WebSocket, &access, patterns.len()).ok_or_else(super::overloaded)?;
+async fn begin(app: &Arc<App>, wanted: Wanted) -> Result<Reader, Problem> {
+    let Wanted { patterns, list_owner, start, access } = wanted;
+    let mut permit =
+        app.permit(Transport::WebSocket, &access, patterns.len()).ok_or_else(super::overloaded)?;
     // Subscribe before the answer: so no message is missed that is published once the client knows of it.
     let id = app.live.new_id();
-    let subscription = app.broker.subscribe(patterns, &start, &id.to_string()).await?;
+    let subscription =
+        subscribe::begin(app, patterns, &start, &id.to_string(), list_owner, &mut permit).await?;
     let reading = app.hold(id, subscription, permit, &access, Transport::WebSocket, false);
     Ok(Reader::new(app.connections.clone(), reading, access))
 }

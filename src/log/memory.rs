@@ -6,6 +6,7 @@ mod losses;
 mod makers;
 mod saved;
 mod state;
+mod subjects;
 
 use std::{
     io,
@@ -28,7 +29,7 @@ use self::{
 };
 use super::{
     Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Log,
-    LogError, LogStats, Page, Payer, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
+    LogError, LogStats, Page, Payer, Position, Retention, Rules, Start, Subjects, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
 
@@ -365,6 +366,10 @@ impl Log for MemoryLog {
     async fn stats(&self) -> Result<LogStats, LogError> {
         let state_failed = self.saved.as_ref().map(|saved| saved.is_failing());
         Ok(LogStats { state_failed, ..self.state().stats() })
+    }
+
+    fn subjects(&self) -> Option<Arc<dyn Subjects>> {
+        self.this.upgrade().map(|log| log as Arc<dyn Subjects>)
     }
 
     async fn check(&self) -> Result<(), Unfit> {

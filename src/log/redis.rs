@@ -22,6 +22,7 @@ mod retaining;
 mod scripts;
 mod shared;
 mod store;
+mod subjects;
 
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
@@ -47,10 +48,12 @@ use self::{
     reading::{Reading, history},
     shared::Shared,
     store::Store,
+    subjects::RedisSubjects,
 };
 use super::{
     Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Log,
-    LogError, LogStats, Mark, Page, Payer, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
+    LogError, LogStats, Mark, Page, Payer, Position, Retention, Rules, Start, Subjects, Tail, TopicStats,
+    Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -90,6 +93,7 @@ pub struct RedisLog {
     copies: Arc<Copies>,
     asking: Arc<Asking>,
     replicas: Arc<Replicas>,
+    subjects: Arc<RedisSubjects>,
     pages: Shared<PageKey, Result<Page, LogError>>,
     /// The tasks end with the log.
     _tasks: JoinSet<()>,
@@ -120,8 +124,10 @@ impl RedisLog {
         tasks.spawn(replicas.clone().keep_beating());
         tasks.spawn(replicas.clone().keep_reading());
         tasks.spawn(replicas.clone().keep_sending());
+        let subjects = Arc::new(RedisSubjects::new(store.clone(), feed.clone(), copies.clone()));
+        tasks.spawn(subjects.clone().keep_reading());
         let pages = Shared::default();
-        Arc::new(Self { store, feed, link, copies, asking, replicas, pages, _tasks: tasks })
+        Arc::new(Self { store, feed, link, copies, asking, replicas, subjects, pages, _tasks: tasks })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.
@@ -361,6 +367,10 @@ impl Log for RedisLog {
 
     fn replicas(&self) -> Option<Arc<Replicas>> {
         Some(self.replicas.clone())
+    }
+
+    fn subjects(&self) -> Option<Arc<dyn Subjects>> {
+        Some(self.subjects.clone())
     }
 
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {

@@ -14,6 +14,8 @@ mod expiry;
 mod grants;
 mod hook;
 mod issuers;
+mod listed;
+mod lists;
 mod people;
 mod provider;
 mod refusals;

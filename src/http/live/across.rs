@@ -75,6 +75,14 @@ pub async fn list_all(app: &App, wanted: &Wanted) -> Result<(Listed, Vec<String>
     Ok((list::merge(pages, wanted.limit), missing))
 }
 
+/// True if a replica has done this, or is gone.
+pub async fn is_done(replicas: &Replicas, name: u64, command: &Command, until: Instant) -> bool {
+    match ask(replicas, name, command, until).await {
+        Ok(done) => done.is_ok(),
+        Err(unanswered) => unanswered == Unanswered::Gone,
+    }
+}
+
 async fn ask(
     replicas: &Replicas,
     name: u64,

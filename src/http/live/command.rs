@@ -16,7 +16,7 @@ use crate::{
         App,
         problem::{Code, Problem},
     },
-    log::Start,
+    log::{End, Start},
     message::Pattern,
 };
 
@@ -32,6 +32,7 @@ pub enum Command {
     End { connection: ConnectionId },
     Show { connection: ConnectionId },
     List(Wanted),
+    EndSubject(End),
 }
 
 /// The result of a command.
@@ -98,7 +99,7 @@ impl Command {
             | Self::Remove { connection, .. }
             | Self::End { connection }
             | Self::Show { connection } => Some(*connection),
-            Self::List(_) => None,
+            Self::List(_) | Self::EndSubject(_) => None,
         }
     }
 
@@ -130,6 +131,7 @@ impl Command {
             Self::Show { connection } => {
                 return Ok(Done::Shown(Box::new(Shown::of(connection, &*find(connection)?))));
             }
+            Self::EndSubject(end) => app.end_subject(end).await,
             Self::List(wanted) => return Ok(Done::Listed(list::list(&app.live.table, &wanted).await)),
         }
         Ok(Done::Nothing)

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::changes::{Changes, Told};
 use crate::{
-    broker::{Delivery, Join, Subscription},
+    broker::{Delivery, Join, ListChange, Subscription},
     http::{
         MAX_TOPICS, MAX_WILDCARDS,
         metrics::{Permit, Transport},
@@ -48,6 +48,8 @@ pub struct State {
     /// The task that reads. Only a command wakes it.
     task: Option<Waker>,
     ended: Option<Code>,
+    /// When the client's token was issued. The outer option is none for other credentials.
+    issued: Option<Option<u64>>,
 }
 
 /// A pattern that was added, and that is not merged yet.
@@ -77,9 +79,15 @@ pub enum Event {
 }
 
 impl Reading {
-    pub fn new(about: About, subscription: Subscription, permit: Permit) -> Self {
+    pub fn new(
+        about: About,
+        subscription: Subscription,
+        permit: Permit,
+        issued: Option<Option<u64>>,
+    ) -> Self {
         let (joining, changes, task, ended) = Default::default();
-        Self { about, state: Mutex::new(State { subscription, permit, joining, changes, task, ended }) }
+        let state = State { subscription, permit, joining, changes, task, ended, issued };
+        Self { about, state: Mutex::new(state) }
     }
 
     pub fn about(&self) -> &About {
@@ -88,6 +96,16 @@ impl Reading {
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes when the client's new token was issued.
+    pub fn renewed(&self, issued: Option<Option<u64>>) {
+        self.lock().issued = issued;
+    }
+
+    /// When the client's token was issued, if it has one.
+    pub fn issued(&self) -> Option<Option<u64>> {
+        self.lock().issued
     }
 
     /// Ends the reading, and keeps only the permit.
@@ -160,7 +178,10 @@ impl Reading {
             changes.overtake(pattern);
         }
         if state.reads(pattern) || state.joins(pattern) {
-            state.changes().tell(pattern, Told::Removed)?;
+            // Its messages keep coming, because the subject's list has it.
+            if !state.subscription.is_listed(pattern) {
+                state.changes().tell(pattern, Told::Removed)?;
+            }
             if state.joining.iter().any(|joining| joining.is_asked && joining.pattern == *pattern) {
                 state.changes().refuse(pattern);
             }
@@ -200,7 +221,35 @@ impl State {
         if let Some(event) = self.changes.as_mut().and_then(|changes| changes.next()) {
             return Poll::Ready(event);
         }
-        self.poll_subscription(cx)
+        loop {
+            let was_due = self.subscription.is_at_list_change();
+            match self.subscription.poll_mine(cx) {
+                Poll::Ready(Some(change)) => return Poll::Ready(self.list_changed(change)),
+                Poll::Ready(None) => return self.poll_subscription(cx),
+                // Read up to the change first.
+                Poll::Pending => {}
+            }
+            if let Poll::Ready(delivery) = self.subscription.poll_delivery(cx) {
+                self.permit.note(&delivery, false);
+                return Poll::Ready(Event::Delivery(delivery));
+            }
+            if was_due || !self.subscription.is_at_list_change() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Notes a change of the list of the subject.
+    fn list_changed(&mut self, change: ListChange) -> Event {
+        if !self.count_topics(0) {
+            // The client comes again with its cursor, once there is room.
+            self.ended = Some(Code::Overloaded);
+            return Event::Ended(Code::Overloaded);
+        }
+        match change {
+            ListChange::Added(topic) => Event::Added(topic),
+            ListChange::Removed(topic) => Event::Removed(topic),
+        }
     }
 
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
@@ -227,6 +276,7 @@ impl State {
 
     fn merge(&mut self, Joining { pattern, subscription, is_asked }: Joining) -> Event {
         self.subscription.absorb(subscription);
+        self.subscription.read_also(&pattern, true);
         let is_added = self.is_added(&pattern);
         if is_added && is_asked {
             // The client is answered first, and then told.
@@ -252,6 +302,16 @@ impl State {
         self.subscription.reads(pattern)
     }
 
+    /// True if `pattern` is read because of the list of the subject alone.
+    pub fn is_only_listed(&self, pattern: &Pattern) -> bool {
+        self.subscription.is_only_listed(pattern)
+    }
+
+    /// Notes that the client asks for a pattern that the list has too.
+    pub fn read_also(&mut self, pattern: &Pattern) {
+        self.subscription.read_also(pattern, true);
+    }
+
     /// True if `pattern` was added, and is not merged yet.
     pub fn joins(&self, pattern: &Pattern) -> bool {
         self.joining.iter().any(|joining| joining.pattern == *pattern)
@@ -271,7 +331,9 @@ impl State {
 
     /// The patterns that the client's own grants must cover.
     pub fn own_patterns(&self) -> impl Iterator<Item = &Pattern> {
-        self.patterns().filter(|pattern| !self.is_added(pattern))
+        let is_own =
+            |pattern: &&Pattern| !self.is_added(pattern) && !self.subscription.is_only_listed(pattern);
+        self.patterns().filter(is_own)
     }
 
     /// Every pattern that is read, or about to be merged.
@@ -339,9 +401,12 @@ impl State {
         joining.for_each(|joining| joining.is_asked = true);
     }
 
-    /// Stops reading `pattern`.
+    /// Stops reading `pattern`, unless the list of the subject has it.
     pub fn remove(&mut self, pattern: &Pattern) {
-        self.subscription.remove(pattern);
+        match self.subscription.is_listed(pattern) {
+            true => self.subscription.read_also(pattern, false),
+            false => _ = self.subscription.remove(pattern),
+        }
         self.joining.retain(|joining| joining.pattern != *pattern);
         if self.joining.is_empty() {
             self.subscription.read_alone();
@@ -369,6 +434,7 @@ impl State {
         if self.reads(pattern) {
             self.changes().tell(pattern, Told::Added)?;
             self.subscription.take_ephemerals_from_now();
+            self.subscription.read_also(pattern, true);
         }
         let joining = self.joining.iter_mut().filter(|joining| joining.pattern == *pattern);
         joining.for_each(|joining| joining.subscription.take_ephemerals_from_now());

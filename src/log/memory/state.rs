@@ -9,6 +9,7 @@ mod narrow;
 mod reading;
 mod seeking;
 mod snapshot;
+mod subjects;
 mod trimming;
 
 use std::{
@@ -22,12 +23,13 @@ use hashlink::LinkedHashMap;
 use self::{
     due::{Due, Review},
     fan_out::FanOut,
+    subjects::Kept,
 };
 pub use self::{reading::Reading, seeking::Seeking, snapshot::Snapshot};
 use super::{cost, keys::Keys, losses::Losses, makers::Makers};
 use crate::{
     log::{
-        Append, AppendError, Appended, LogError, LogStats, Mark, Payer, Retention, Tail, TopicStats,
+        Append, AppendError, Appended, LogError, LogStats, Mark, Payer, Refusal, Retention, Tail, TopicStats,
         hot::Hot, patterns::PatternTails,
     },
     message::{Id, Message, Topic, Walk},
@@ -67,6 +69,8 @@ pub struct State {
     fan_out: Option<FanOut>,
     /// When topics expire, if there are rules for some of them.
     due: Option<Due>,
+    /// The lists of subjects, and the refusals of their tokens.
+    subjects: Kept,
     /// How far changed rules were applied.
     review: Option<Review>,
     /// True once the messages were handed to the next process: the log takes nothing more.
@@ -105,6 +109,7 @@ impl State {
             losses: Losses::new(began),
             fan_out: None,
             due: None,
+            subjects: Kept::default(),
             review: None,
             closed: false,
         }
@@ -183,6 +188,11 @@ impl State {
             began: self.began,
             state_failed: None,
         }
+    }
+
+    /// The refusals of tokens.
+    pub fn refusals(&self) -> impl Iterator<Item = (&Arc<str>, &Refusal)> {
+        self.subjects.refusals.iter()
     }
 
     fn check_open(&self) -> Result<(), LogError> {

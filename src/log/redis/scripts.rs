@@ -6,6 +6,7 @@ use crate::log::{
     IDEMPOTENCY_WINDOW, MAX_KEYS,
     redis::held::FILL_BYTES,
     retention::{AFTER_EXPIRY, INDEX_AGE, MESSAGE_OVERHEAD_BYTES},
+    subjects::{ENTRY_BYTES, MAX_ENTRIES, MAX_WILD_ENTRIES},
 };
 
 /// How many bytes of payload one page may have. The message that exceeds this is still given, however large
@@ -36,6 +37,9 @@ pub struct Scripts {
     pub publish: Script,
     pub announce: Script,
     pub delete: Script,
+    pub list_add: Script,
+    pub list_remove: Script,
+    pub end: Script,
     pub keep: Script,
     pub confirm: Script,
     pub check: Script,
@@ -52,6 +56,8 @@ pub struct Scripts {
     pub topics: ReadScript,
     pub stats: ReadScript,
     pub history: ReadScript,
+    pub lists: ReadScript,
+    pub refusals: ReadScript,
 }
 
 /// A script that only reads, in two forms.
@@ -81,6 +87,9 @@ impl Default for Scripts {
             // An announcement is not stored, and the feed has a bound.
             announce: script(READS, include_str!("scripts/announce.lua")),
             delete: script(READS, include_str!("scripts/delete.lua")),
+            list_add: script(STORES, include_str!("scripts/list.lua")),
+            list_remove: script(READS, include_str!("scripts/list.lua")),
+            end: script(READS, include_str!("scripts/end.lua")),
             keep: script(READS, include_str!("scripts/keep.lua")),
             confirm: script(READS, include_str!("scripts/confirm.lua")),
             check: Script::new(&format!("{READS}\n{}\n{check}\n{prelude}\nreturn facts()", constants())),
@@ -98,6 +107,8 @@ impl Default for Scripts {
             topics: reader(include_str!("scripts/topics.lua")),
             stats: reader(include_str!("scripts/stats.lua")),
             history: reader(include_str!("scripts/history.lua")),
+            lists: reader(include_str!("scripts/lists.lua")),
+            refusals: reader(include_str!("scripts/refusals.lua")),
         }
     }
 }
@@ -126,6 +137,9 @@ fn written(is_frozen: bool) -> String {
         ("SCAN_BATCH", SCAN_BATCH as u128),
         ("PAGE_BYTES", PAGE_BYTES as u128),
         ("FILL_BYTES", FILL_BYTES as u128),
+        ("MAX_ENTRIES", MAX_ENTRIES as u128),
+        ("MAX_WILD_ENTRIES", MAX_WILD_ENTRIES as u128),
+        ("ENTRY_BYTES", ENTRY_BYTES as u128),
     ]
     .map(|(name, value)| (name, value.to_string()))
     .into_iter()
@@ -138,7 +152,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     const CHECK: &str = include_str!("scripts/check.lua");
-    const ALL: [&str; 19] = [
+    const ALL: [&str; 23] = [
         include_str!("scripts/prelude.lua"),
         include_str!("scripts/publish.lua"),
         include_str!("scripts/announce.lua"),
@@ -158,6 +172,10 @@ mod tests {
         include_str!("scripts/stats.lua"),
         include_str!("scripts/history.lua"),
         include_str!("scripts/beat.lua"),
+        include_str!("scripts/list.lua"),
+        include_str!("scripts/lists.lua"),
+        include_str!("scripts/end.lua"),
+        include_str!("scripts/refusals.lua"),
     ];
 
     /// The words in capitals behind a quotation mark: the commands, and some words of their arguments.

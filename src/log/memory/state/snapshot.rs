@@ -8,10 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Known, State};
+use super::{Known, State, subjects::Kept};
 use crate::{
     log::{
-        Mark, Retention, Tail,
+        Mark, Refusal, Retention, Tail,
         memory::{cost, keys::Keys, losses::Losses},
     },
     message::{Draft, Id, Message, Payload, PayloadKind, Topic},
@@ -29,6 +29,7 @@ pub struct Snapshot {
     /// The retained messages, in the order of their ids.
     messages: Vec<Arc<Message>>,
     keys: Keys,
+    subjects: Kept,
 }
 
 /// How many bytes an entry may have without its payload. The names in it have at most a few hundred each.
@@ -101,6 +102,27 @@ struct KeyEntry {
     digest: u64,
 }
 
+/// How many entries of lists and refusals follow the keys. Versions 1 to 3 have none.
+#[derive(Serialize, Deserialize)]
+struct SubjectCounts {
+    entries: u64,
+    refusals: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ListEntry {
+    subject: String,
+    topic: String,
+    id: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RefusalEntry {
+    subject: String,
+    second: u64,
+    until_ms: u64,
+}
+
 impl State {
     /// Closes the log: it takes nothing more. Returns its state.
     pub fn close(&mut self) -> Snapshot {
@@ -118,6 +140,7 @@ impl State {
             messages: self.order.iter().filter_map(find).collect(),
             // A closed log asks for no key.
             keys: std::mem::take(&mut self.keys),
+            subjects: std::mem::take(&mut self.subjects),
         }
     }
 
@@ -157,6 +180,9 @@ impl State {
             let KeyEntry { name, id, digest } = from.take()?;
             state.keys.restore(name.into(), Id::new(id), digest, now);
         }
+        if version >= 4 {
+            state.restore_subjects(from)?;
+        }
         state.mark_what_is_gone();
         // Make room for the keys, the marks and the times of the topics now. The first publish would have to do it under
         // the lock.
@@ -172,6 +198,19 @@ impl State {
             return Err(Unreadable);
         }
         self.know(topic, known);
+        Ok(())
+    }
+
+    fn restore_subjects(&mut self, from: &mut Entries<'_, impl Read>) -> Result<(), Unreadable> {
+        let counts: SubjectCounts = from.take()?;
+        for _ in 0..counts.entries {
+            let ListEntry { subject, topic, id } = from.take()?;
+            self.subjects.restore(subject.into(), topic.parse().map_err(|_| Unreadable)?, Id::new(id));
+        }
+        for _ in 0..counts.refusals {
+            let RefusalEntry { subject, second, until_ms } = from.take()?;
+            self.subjects.restore_refusal(subject.into(), Refusal { second, until_ms });
+        }
         Ok(())
     }
 
@@ -244,6 +283,23 @@ impl Snapshot {
         }
         for (name, id, digest) in self.keys.remembered() {
             put(to, &KeyEntry { name: name.to_owned(), id: id.get(), digest })?;
+        }
+        self.write_subjects(to)
+    }
+
+    fn write_subjects(&self, to: &mut impl Write) -> io::Result<()> {
+        let Kept { lists, refusals, .. } = &self.subjects;
+        let entries = lists.values().map(|entries| entries.len() as u64).sum();
+        put(to, &SubjectCounts { entries, refusals: refusals.len() as u64 })?;
+        for (subject, entries) in lists {
+            for (topic, id) in entries {
+                let (subject, topic) = (subject.to_string(), topic.to_string());
+                put(to, &ListEntry { subject, topic, id: id.get() })?;
+            }
+        }
+        for (subject, Refusal { second, until_ms }) in refusals {
+            let (second, until_ms) = (*second, *until_ms);
+            put(to, &RefusalEntry { subject: subject.to_string(), second, until_ms })?;
         }
         Ok(())
     }
@@ -344,6 +400,24 @@ mod tests {
         assert!(State::read(&mut bytes.as_slice(), 3, &RETENTION, Id::new(8)).is_err(), "it ends too early");
     }
 
+    #[test]
+    fn lists_and_refusals_are_read_as_they_were_and_older_versions_have_none() {
+        let mut state = State::new(Id::now());
+        let topic = "a.*".parse().expect("a pattern");
+        let (id, _) = state.list_add("u1", &topic, &RETENTION, Id::now()).expect("there is room");
+        let lasts = std::time::Duration::from_secs(60);
+        let refusal = state.refuse("u2", lasts, &RETENTION).expect("there is room");
+        let mut bytes = Vec::new();
+        let footprint = state.footprint();
+        state.close().write(&mut bytes).expect("written");
+        let state = State::read(&mut bytes.as_slice(), 4, &RETENTION, Id::now()).expect("a log");
+        assert_eq!(state.list("u1").into_iter().collect::<Vec<_>>(), [(topic, id)]);
+        assert_eq!(state.refusals().collect::<Vec<_>>(), [(&"u2".into(), &refusal)]);
+        assert_eq!(state.footprint(), footprint);
+        let older = State::read(&mut bytes.as_slice(), 3, &RETENTION, Id::now()).expect("a log");
+        assert!(older.list("u1").is_empty() && older.refusals().next().is_none());
+    }
+
     /// The log began above its limit, and the first publish removed the surplus under the lock.
     #[test]
     fn a_log_that_is_read_is_within_the_limits_of_today_with_its_keys() {
@@ -359,11 +433,11 @@ mod tests {
         let mut bytes = Vec::new();
         state.close().write(&mut bytes).expect("written");
         let mut retention = Retention { total_bytes, ..RETENTION };
-        let mut state = State::read(&mut bytes.as_slice(), 3, &retention, Id::now()).expect("a log");
+        let mut state = State::read(&mut bytes.as_slice(), 4, &retention, Id::now()).expect("a log");
         assert!(state.footprint() <= total_bytes, "{} of {total_bytes}", state.footprint());
         let topics = "*".parse().expect("a pattern");
         retention.rules = Rules::new(vec![Rule { topics, messages: Some(1), age: None, bytes: None }]);
-        let aged = State::read(&mut bytes.as_slice(), 3, &retention, Id::now()).expect("a log");
+        let aged = State::read(&mut bytes.as_slice(), 4, &retention, Id::now()).expect("a log");
         let size = aged.footprint() + aged.held * cost::DUE_BYTES;
         assert!(size <= total_bytes, "{size} of {total_bytes} with the times of topics");
         assert!(state.order.len() > 1, "it keeps what there is room for");

@@ -23,6 +23,8 @@ local MAX_BOUNDARIES = 32
 -- `due`: while there are rules of retention, the topics by the time at which their oldest messages may expire.
 local index, names, order, state, feed = base .. 'index', base .. 'names', base .. 'order', base .. 'store', base .. 'feed'
 local due = base .. 'due'
+-- `lists`: the lists of all subjects. `refused`: the subjects with tokens that are refused, by the end of that.
+local lists, refused = base .. 'lists', base .. 'refused'
 -- Format 1 had its state under this key. Its present value makes a replica of that format fail before it
 -- writes anything.
 local tombstone = base .. 'state'
@@ -68,10 +70,10 @@ local function take_over()
 end
 
 -- Read the state of the store, of the script's topic, if there is one, and the rules of retention, in one command.
-local saved = redis.call('HMGET', state, '*', subject, '*rules')
+local saved = redis.call('HMGET', state, '*', subject, '*rules', '*lists')
 if not saved[1] then
   take_over()
-  if last then saved = redis.call('HMGET', state, '*', subject, '*rules') end
+  if last then saved = redis.call('HMGET', state, '*', subject, '*rules', '*lists') end
 end
 if saved[1] then
   local is_packed
@@ -79,6 +81,8 @@ if saved[1] then
   if not is_packed then return redis.error_reply('FORMAT the field * of ' .. state .. ' cannot be read') end
   if format ~= FORMAT then return redis.error_reply('FORMAT the store has format ' .. tostring(format) .. ', and this version knows format ' .. FORMAT) end
 end
+-- How many bytes the lists of subjects take.
+local listed = tonumber(saved[4] or '') or 0
 local life, process, was_durable, boundaries, forgotten
 
 local function is_id(number) return type(number) == 'number' and number >= 0 and number <= MAX_ID end
@@ -119,7 +123,9 @@ local function kept() return string.format('%d %d %d %d %d', max_messages, max_a
 -- Each of these keys may be deleted or evicted alone, and is useless without the others.
 local is_whole = last and redis.call('EXISTS', index, names, order) == 3
 if is_whole and (looks or known > last) then is_whole = learn() end
-local is_sound = is_whole and known <= last
+-- If the lists are gone, readers must hear of it, as of lost messages.
+local has_lists = listed == 0 or redis.call('EXISTS', lists) == 1
+local is_sound = is_whole and known <= last and has_lists
 -- Asking which primary this is takes too long for every script, so replicas ask for it about once a second.
 local info = (looks or not is_sound) and redis.call('INFO', 'replication')
 if info then
@@ -160,11 +166,12 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
           if newest and newest < MAX_ID then top = math.max(top, newest) end
         end
       end
-      redis.call('UNLINK', index, names, order, state, due)
+      redis.call('UNLINK', index, names, order, state, due, lists)
       redis.call('SET', tombstone, 'format 2')
       total, messages, marked, forgotten, boundaries, saved[2], saved[3] = 0, 0, 0, nil, {}, nil, nil
       keep(wanted)
     end
+    if not (is_whole and has_lists) then listed = 0 end
     last = top + SKEW
     began, forgotten = last, forgotten or last
     if not is_whole then
@@ -179,7 +186,7 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
       -- The store does not know any more which messages came before this generation.
       boundaries[1][2] = 0
     end
-    redis.call('HSET', state, '*', packed(), '*boundaries', cmsgpack.pack(boundaries), '*forgotten', str(forgotten))
+    redis.call('HSET', state, '*', packed(), '*boundaries', cmsgpack.pack(boundaries), '*forgotten', str(forgotten), '*lists', str(listed))
     -- The feed may hold ids that are lost, and ids newer than the next ones.
     redis.call('UNLINK', feed)
     redis.call('XADD', feed, str(began) .. '-0', 'b', str(began) .. ' ' .. str(chain) .. ' 0 0\n')
