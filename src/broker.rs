@@ -3,11 +3,15 @@
 //! This room knows neither transports nor how the log stores messages.
 
 mod driven;
+mod presence;
 mod subscription;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-pub use self::subscription::{Delivery, GapNotice, Join, Subscription};
+pub use self::{
+    presence::{EnterError, Present, Presences},
+    subscription::{Delivery, GapNotice, Join, Subscription},
+};
 use crate::{
     log::{
         Append, AppendError, Appended, Beginning, Follower, History, Log, LogError, LogStats, Payer,
@@ -86,6 +90,14 @@ impl Broker {
         let beginning: Beginning = self.log.begin(&patterns, start).await?;
         let patterns = Arc::new(patterns);
         Ok(Subscription::new(self.log.clone(), patterns, followed, follower, start, beginning, connection))
+    }
+
+    /// Begins to tell the log who is present. Members without a connection stay for `grace`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_presence(&self, grace: Duration) -> Arc<Presences> {
+        Presences::start(self.log.clone(), grace)
     }
 
     /// The newest messages of `topic` below `before`, up to `limit` and as many as fit in one step of the store.

@@ -119,6 +119,7 @@ pub fn mint(
         exp: NumericDate(now + wish.ttl),
         nbf: None,
         rejoin: wish.rejoin.clone(),
+        info: None,
         others: BTreeMap::new(),
     };
     let Some(key) = key else {

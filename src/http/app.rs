@@ -19,7 +19,7 @@ use super::{
     shares::Rate,
 };
 use crate::{
-    broker::{Broker, Subscription},
+    broker::{Broker, Present, Presences, Subscription},
     config::Config,
     log::{Append, Appended},
     shutdown::Shutdown,
@@ -40,6 +40,7 @@ pub struct App {
     pub(super) tasks: TaskTracker,
     pub(super) connections: Arc<Connections>,
     pub(super) live: Live,
+    pub(super) presences: Arc<Presences>,
     pub(super) publish_rate: Option<Rate>,
     pub(super) metrics: Metrics,
     pub(super) access_log: AccessLog,
@@ -56,6 +57,7 @@ impl App {
             Context { connections: connections.clone(), metrics: metrics.asks.clone(), tasks: tasks.clone() };
         let app = Arc::new(Self {
             live: Live::new(&broker),
+            presences: broker.start_presence(config.presence_grace),
             broker,
             connections,
             publish_rate: (config.publish_rate > 0).then(|| Rate::per_second(config.publish_rate)),
@@ -96,16 +98,22 @@ impl App {
         subscription: Subscription,
         permit: Permit,
         access: &Access,
-        transport: Transport,
-        is_raw: bool,
+        (transport, is_raw): (Transport, bool),
+        present: Option<Present>,
     ) -> Held {
         let about = about(access, transport, is_raw);
-        self.live.hold(id, Reading::new(about, subscription, permit))
+        self.live.hold(id, Reading::new(about, subscription, permit, present))
     }
 
     /// A poll, which has no id, so that no request finds it.
-    pub(super) fn hold_poll(&self, subscription: Subscription, permit: Permit, access: &Access) -> Held {
-        Held::alone(Reading::new(about(access, Transport::Poll, false), subscription, permit))
+    pub(super) fn hold_poll(
+        &self,
+        subscription: Subscription,
+        permit: Permit,
+        access: &Access,
+        present: Option<Present>,
+    ) -> Held {
+        Held::alone(Reading::new(about(access, Transport::Poll, false), subscription, permit, present))
     }
 
     /// Publishes, if the publish rate allows it. An ephemeral message has no outcome.
@@ -140,6 +148,7 @@ impl App {
 fn about(access: &Access, transport: Transport, is_raw: bool) -> About {
     About {
         sub: access.subject().map(|subject| (&**subject).into()),
+        info: access.info().cloned(),
         transport,
         address: access.client(),
         since: OffsetDateTime::now_utc(),

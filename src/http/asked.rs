@@ -39,6 +39,7 @@ pub struct Asked {
     pub format: Option<String>,
     wait: Option<Scalar>,
     limit: Option<Scalar>,
+    presence: Option<bool>,
     /// Only the query of one topic has it.
     #[serde(skip)]
     before: Option<String>,
@@ -77,6 +78,7 @@ impl Asked {
             format: text("format")?,
             wait: scalar("wait")?,
             limit: scalar("limit")?,
+            presence: query.one("presence")?.map(|_| query.flag("presence")).transpose()?,
             before: text("before")?,
         })
     }
@@ -122,7 +124,8 @@ impl Asked {
         once("transport", &mut self.transport, body.transport)?;
         once("format", &mut self.format, body.format)?;
         once("wait", &mut self.wait, body.wait)?;
-        once("limit", &mut self.limit, body.limit)
+        once("limit", &mut self.limit, body.limit)?;
+        once("presence", &mut self.presence, body.presence)
     }
 
     /// The start: the cursor of the header, that of a client library, and then the others by rank.
@@ -162,6 +165,23 @@ impl Asked {
             )));
         }
         before.parse().map(Some).map_err(|_| Problem::bad_request("before: not an id"))
+    }
+
+    /// True if the subject of the client is to be present in the topics.
+    ///
+    /// # Errors
+    /// If the client does not stay for it.
+    pub fn presence(&self) -> Result<bool, Problem> {
+        let is_asked = self.presence == Some(true);
+        match self.wait.as_ref().map(Scalar::to_text).as_deref() {
+            Some("0") if is_asked => {
+                Err(Problem::bad_request("presence: with wait=0 the client would not stay"))
+            }
+            _ if is_asked && self.before.is_some() => {
+                Err(Problem::bad_request("presence: a page of the history has no reader who stays"))
+            }
+            _ => Ok(is_asked),
+        }
     }
 
     /// How long a poll may be held.

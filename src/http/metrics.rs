@@ -84,6 +84,8 @@ pub struct Metrics {
     untaken_answers: IntGauge,
     unparsed_bytes: IntGauge,
     pub unread: UnreadRequests,
+    members: IntGauge,
+    changes: IntCounterVec,
     /// The totals at the end of the last minute.
     logged: Mutex<Totals>,
 }
@@ -218,6 +220,17 @@ impl Metrics {
                 "Bytes of bodies and commands that have been read in part, or are not done.",
             ),
             unread: UnreadRequests::new(&registry),
+            members: gauge(
+                &registry,
+                "rejoin_members",
+                "Subjects in topics that connections of this server hold present.",
+            ),
+            changes: counters(
+                &registry,
+                "rejoin_presence_changes_total",
+                "Joins and leaves that this server has told.",
+                "change",
+            ),
             retained_bytes: gauge(
                 &registry,
                 "rejoin_retained_bytes",
@@ -338,6 +351,12 @@ pub async fn show(app: &Arc<App>, request: Request) -> Result<Response, Problem>
         metrics.topics.set(stats.topics as i64);
         metrics.retained_messages.set(stats.messages as i64);
         metrics.retained_bytes.set(stats.bytes as i64);
+    }
+    metrics.members.set(app.presences.count() as i64);
+    let (joined, left) = app.presences.told();
+    for (change, told) in [("join", joined), ("leave", left)] {
+        let counter = metrics.changes.with_label_values(&[change]);
+        counter.inc_by(told.saturating_sub(counter.get()));
     }
     metrics.topics_read.set(app.connections.topics_read() as i64);
     metrics.answer_bytes.set(app.connections.untaken_bytes() as i64);

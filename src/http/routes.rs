@@ -13,7 +13,7 @@ use matchit::Params;
 use percent_encoding::percent_decode_str;
 
 use super::{
-    App, arrival, inspect, live, metrics, page,
+    App, arrival, inspect, live, metrics, page, presence,
     problem::{Code, Problem},
     publish, ready, subscribe, websocket,
 };
@@ -28,6 +28,7 @@ enum Resource {
     Echo,
     Events,
     Live,
+    Members,
     Metrics,
     OpenApi,
     Page,
@@ -54,6 +55,7 @@ static ROUTES: LazyLock<matchit::Router<Resource>> = LazyLock::new(|| {
         ("/stats", Resource::Stats),
         ("/topics", Resource::Topics),
         ("/topics/{topic}", Resource::Topic),
+        ("/topics/{topic}/presence", Resource::Members),
         #[cfg(feature = "echo")]
         ("/echo", Resource::Echo),
     ];
@@ -105,6 +107,9 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
         }
         Resource::ConnectionTopic => {
             without_upgrade(app, request, |asked| live::topic_of(app, id, topic, asked).boxed())
+        }
+        Resource::Members => {
+            without_upgrade(app, request, |asked| presence::members(app, topic, asked).boxed())
         }
         Resource::Publish => without_upgrade(app, request, |asked| publish::publish_many(app, asked).boxed()),
         read_only => without_upgrade(app, request, |asked| of_read_only(app, read_only, asked)),

@@ -9,7 +9,7 @@ use super::{
     App, MAX_TOPICS, MAX_WILDCARDS,
     access::Access,
     asked::Asked,
-    history, media, metrics, parameters, poll,
+    history, media, metrics, parameters, poll, presence,
     problem::{Code, Problem},
     query::{self, Query},
     reader::Reader,
@@ -32,6 +32,7 @@ struct Wanted {
     rendering: Rendering,
     wait: Duration,
     limit: usize,
+    presence: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,12 +136,13 @@ async fn answer(app: &Arc<App>, request: Request, wanted: Wanted) -> Result<Resp
 }
 
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
-    let Wanted { patterns, access, start, before, rendering, wait, limit } = wanted;
+    let Wanted { patterns, access, start, before, rendering, wait, limit, presence } = wanted;
     if let Some(before) = before
         && let Some(topic) = patterns.first().and_then(Pattern::topic)
     {
         return history::respond(app, &access, &topic, before, limit).await;
     }
+    let (mut present, topics) = presence::wanted(app, &access, &patterns, presence)?;
     let id = app.live.new_id();
     let connection = id.to_string();
     match rendering {
@@ -150,8 +152,9 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                 .ok_or_else(super::overloaded)?;
             let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
             let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
+            presence::enter(&mut present, topics).await?;
             let bytes = app.connections.answer_bytes();
-            let reading = app.hold_poll(subscription, permit, &access);
+            let reading = app.hold_poll(subscription, permit, &access, present);
             let reader = Reader::new(app.connections.clone(), reading, access);
             Ok(poll::respond(reader, bytes, wait, limit).await)
         }
@@ -164,15 +167,20 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                 let now = if let Start::Now = start { app.broker.newest().await.ok() } else { None };
                 return Ok(stream::turn_away(framing, Code::Overloaded, cursor.or(now)));
             };
-            match app.broker.subscribe(patterns, &start, &connection).await {
+            let begun = async {
+                let begun = app.broker.subscribe(patterns, &start, &connection).await?;
+                presence::enter(&mut present, topics).await?;
+                Ok::<_, Problem>(begun)
+            };
+            match begun.await {
                 Ok(mut subscription) => {
                     subscription.keep_cursor();
                     let is_raw = framing == Framing::SseRaw;
-                    let reading = app.hold(id, subscription, permit, &access, framing.transport(), is_raw);
+                    let reading = app.hold(id, subscription, permit, &access, (framing.transport(), is_raw), present);
                     let reader = Reader::new(app.connections.clone(), reading, access);
                     Ok(stream::respond(framing, reader))
                 }
-                Err(error) => Ok(stream::turn_away(framing, Problem::from(error).code, cursor)),
+                Err(problem) => Ok(stream::turn_away(framing, problem.code, cursor)),
             }
         }
     }
@@ -224,15 +232,21 @@ impl Wanted {
             rendering,
             wait: options.wait()?,
             limit: options.limit()?,
+            presence: options.presence()?,
         })
     }
 }
 
 impl Wanted {
     /// The topics, the start and the rights for a WebSocket.
-    fn on_socket(self) -> Result<(Vec<Pattern>, Option<Start>, Access), Problem> {
+    fn on_socket(self) -> Result<websocket::Wanted, Problem> {
         match self.before {
-            None => Ok((self.patterns, self.start, self.access)),
+            None => Ok(websocket::Wanted {
+                patterns: self.patterns,
+                start: self.start,
+                access: self.access,
+                presence: self.presence,
+            }),
             Some(_) => Err(Problem::bad_request("before: it has one JSON answer, and no WebSocket")),
         }
     }

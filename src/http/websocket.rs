@@ -35,6 +35,7 @@ use super::{
     client_address::ClientAddress,
     credentials,
     metrics::Transport,
+    presence,
     problem::{Code, Problem, shorten},
     reader::Reader,
 };
@@ -112,14 +113,22 @@ fn check_offer(request: &Request) -> Result<(), Problem> {
     Err(Problem::new(Code::BadRequest, detail))
 }
 
+/// The topics, the start and the rights that a handshake asks for.
+pub struct Wanted {
+    pub patterns: Vec<Pattern>,
+    pub start: Option<Start>,
+    pub access: Access,
+    pub presence: bool,
+}
+
 /// Answers the handshake, and serves the connection in its own task.
 pub async fn upgrade(
     app: &Arc<App>,
     request: Request,
-    wanted: Result<(Vec<Pattern>, Option<Start>, Access), Problem>,
+    wanted: Result<Wanted, Problem>,
 ) -> Response {
     let begun = match wanted {
-        Ok((patterns, start, access)) => begin(app, patterns, start.unwrap_or(Start::Now), access).await,
+        Ok(wanted) => begin(app, wanted).await,
         Err(problem) => Err(problem),
     };
     match begun {
@@ -143,17 +152,16 @@ pub fn refuse(app: &Arc<App>, request: Request, problem: Problem) -> Response {
     response
 }
 
-async fn begin(
-    app: &Arc<App>,
-    patterns: Vec<Pattern>,
-    start: Start,
-    access: Access,
-) -> Result<Reader, Problem> {
+async fn begin(app: &Arc<App>, wanted: Wanted) -> Result<Reader, Problem> {
+    let Wanted { patterns, start, access, presence } = wanted;
+    let start = start.unwrap_or(Start::Now);
+    let (mut present, topics) = presence::wanted(app, &access, &patterns, presence)?;
     let permit = app.permit(Transport::WebSocket, &access, patterns.len()).ok_or_else(super::overloaded)?;
     // Subscribe before the answer: so no message is missed that is published once the client knows of it.
     let id = app.live.new_id();
     let subscription = app.broker.subscribe(patterns, &start, &id.to_string()).await?;
-    let reading = app.hold(id, subscription, permit, &access, Transport::WebSocket, false);
+    presence::enter(&mut present, topics).await?;
+    let reading = app.hold(id, subscription, permit, &access, (Transport::WebSocket, false), present);
     Ok(Reader::new(app.connections.clone(), reading, access))
 }
 

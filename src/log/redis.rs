@@ -14,6 +14,7 @@ mod facts;
 mod feed;
 mod held;
 mod link;
+mod presence;
 mod primary;
 mod reading;
 mod refusals;
@@ -49,8 +50,8 @@ use self::{
     store::Store,
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Log,
-    LogError, LogStats, Mark, Page, Payer, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
+    Append, AppendError, Appended, Beginning, Claimed, Claims, Clock, Ephemerals, Expiry, Followed, Follower,
+    History, Log, LogError, LogStats, Mark, Members, Page, Payer, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -349,6 +350,18 @@ impl Log for RedisLog {
     async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
         // Requests share no page: a question that was sent earlier lacks what was stored or deleted since.
         history(&self.store, topic, before, limit).await
+    }
+
+    async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError> {
+        self.note_claims(claims).await
+    }
+
+    async fn claims_due(&self) {
+        self.replicas.keeps().await;
+    }
+
+    async fn members(&self, topic: &Topic, after: &str, limit: usize) -> Result<Members, LogError> {
+        self.list_members(topic, after, limit).await
     }
 
     fn ephemerals(&self) -> &Ephemerals {

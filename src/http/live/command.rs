@@ -12,12 +12,14 @@ use super::{
     list::{self, Listed, Wanted},
 };
 use crate::{
+    broker::Present,
     http::{
         App,
+        presence,
         problem::{Code, Problem},
     },
     log::Start,
-    message::Pattern,
+    message::{Pattern, Topic},
 };
 
 /// How many topics of a connection are shown.
@@ -27,7 +29,7 @@ const SHOWN_TOPICS: usize = 20;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Command {
-    Add { connection: ConnectionId, topic: Pattern, start: Start, sub: Option<String> },
+    Add { connection: ConnectionId, topic: Pattern, start: Start, sub: Option<String>, #[serde(default)] presence: bool },
     Remove { connection: ConnectionId, topic: Pattern, sub: Option<String> },
     End { connection: ConnectionId },
     Show { connection: ConnectionId },
@@ -112,10 +114,19 @@ impl Command {
         }
         let find = |id: ConnectionId| app.live.table.find(id).ok_or_else(no_connection);
         match self {
-            Self::Add { connection, topic, start, sub } => {
+            Self::Add { connection, topic, start, sub, presence } => {
                 let reading = find(connection)?;
                 check_sub(&reading, sub.as_deref())?;
-                add(app, &reading, connection, topic, start, until).await?;
+                let topics = if presence { presence::topics([&topic])? } else { Vec::new() };
+                let about = reading.about();
+                let present = match presence {
+                    true => Some(app.present(about.sub.as_deref(), about.info.as_ref())?),
+                    false => None,
+                };
+                add(app, &reading, connection, topic.clone(), start, until).await?;
+                if let Some(present) = present.filter(|_| !topics.is_empty()) {
+                    be_present(&reading, &topic, present, topics).await?;
+                }
             }
             Self::Remove { connection, topic, sub } => {
                 let reading = find(connection)?;
@@ -154,6 +165,27 @@ async fn add(
         return Err(too_late());
     }
     adding.finish(subscription)
+}
+
+/// Makes the subject of the connection present in a topic that it reads.
+async fn be_present(
+    reading: &Reading,
+    pattern: &Pattern,
+    mut present: Present,
+    topics: Vec<Topic>,
+) -> Result<(), Problem> {
+    if reading.lock().is_present(pattern) {
+        return Ok(());
+    }
+    present.enter(topics).await.map_err(|error| match Problem::from(error) {
+        problem if problem.code == Code::Overloaded => problem.about(pattern),
+        _ => Problem::new(
+            Code::UnknownOutcome,
+            "the connection reads the topic, and its subject may not be present there; send the request again",
+        ),
+    })?;
+    reading.lock().be_present(pattern, present);
+    Ok(())
 }
 
 /// A pattern that a command begins to read. Dropping this gives it up.

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::changes::{Changes, Told};
 use crate::{
-    broker::{Delivery, Join, Subscription},
+    broker::{Delivery, Join, Present, Subscription},
     http::{
         MAX_TOPICS, MAX_WILDCARDS,
         metrics::{Permit, Transport},
@@ -24,6 +24,8 @@ use crate::{
 /// The properties of a connection that never change.
 pub struct About {
     pub sub: Option<Box<str>>,
+    /// JSON that is told with the subject where it is present.
+    pub info: Option<Arc<str>>,
     pub transport: Transport,
     pub address: Option<IpAddr>,
     pub since: OffsetDateTime,
@@ -45,6 +47,8 @@ pub struct State {
     joining: VecDeque<Joining>,
     /// Made by the first command about this connection.
     changes: Option<Box<Changes>>,
+    /// Where the subject is present by this connection.
+    present: Option<Box<Present>>,
     /// The task that reads. Only a command wakes it.
     task: Option<Waker>,
     ended: Option<Code>,
@@ -77,9 +81,11 @@ pub enum Event {
 }
 
 impl Reading {
-    pub fn new(about: About, subscription: Subscription, permit: Permit) -> Self {
+    pub fn new(about: About, subscription: Subscription, permit: Permit, present: Option<Present>) -> Self {
         let (joining, changes, task, ended) = Default::default();
-        Self { about, state: Mutex::new(State { subscription, permit, joining, changes, task, ended }) }
+        let present = present.map(Box::new);
+        let state = State { subscription, permit, joining, changes, present, task, ended };
+        Self { about, state: Mutex::new(state) }
     }
 
     pub fn about(&self) -> &About {
@@ -181,7 +187,7 @@ impl Reading {
     pub fn close(&self) {
         let mut state = self.lock();
         state.ended.get_or_insert(Code::Disconnected);
-        state.task = None;
+        (state.task, state.present) = (None, None);
     }
 }
 
@@ -274,6 +280,22 @@ impl State {
         self.patterns().filter(|pattern| !self.is_added(pattern))
     }
 
+    /// Makes the subject present in one topic more, if it is still read.
+    pub fn be_present(&mut self, topic: &Pattern, present: Present) {
+        if self.ended.is_some() || !(self.reads(topic) || self.joins(topic)) {
+            return;
+        }
+        match &mut self.present {
+            Some(known) => known.absorb(present),
+            none => *none = Some(Box::new(present)),
+        }
+    }
+
+    /// True if the subject is present in this topic by this connection.
+    pub fn is_present(&self, topic: &Pattern) -> bool {
+        self.present.as_ref().is_some_and(|present| present.is_in(topic.as_str()))
+    }
+
     /// Every pattern that is read, or about to be merged.
     pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
         self.subscription.patterns().chain(self.joining.iter().map(|joining| &joining.pattern))
@@ -348,6 +370,9 @@ impl State {
         }
         if let Some(changes) = &mut self.changes {
             changes.forget(pattern);
+        }
+        if let Some(present) = &mut self.present {
+            present.leave(pattern.as_str());
         }
         self.count_topics(0);
     }

@@ -5,6 +5,7 @@ mod due;
 mod fan_out;
 mod firsts;
 mod history;
+mod members;
 mod narrow;
 mod reading;
 mod seeking;
@@ -22,8 +23,9 @@ use hashlink::LinkedHashMap;
 use self::{
     due::{Due, Review},
     fan_out::FanOut,
+    members::Present,
 };
-pub use self::{reading::Reading, seeking::Seeking, snapshot::Snapshot};
+pub use self::{members::Step as MemberStep, reading::Reading, seeking::Seeking, snapshot::Snapshot};
 use super::{cost, keys::Keys, losses::Losses, makers::Makers};
 use crate::{
     log::{
@@ -69,6 +71,7 @@ pub struct State {
     due: Option<Due>,
     /// How far changed rules were applied.
     review: Option<Review>,
+    pub present: Present,
     /// True once the messages were handed to the next process: the log takes nothing more.
     closed: bool,
 }
@@ -106,6 +109,7 @@ impl State {
             fan_out: None,
             due: None,
             review: None,
+            present: Present::default(),
             closed: false,
         }
     }

@@ -40,6 +40,7 @@ pub struct Scripts {
     pub confirm: Script,
     pub check: Script,
     pub beat: Script,
+    pub presence: Script,
     pub probe: ReadScript,
     pub changed: ReadScript,
     pub read: ReadScript,
@@ -52,6 +53,7 @@ pub struct Scripts {
     pub topics: ReadScript,
     pub stats: ReadScript,
     pub history: ReadScript,
+    pub members: ReadScript,
 }
 
 /// A script that only reads, in two forms.
@@ -77,7 +79,8 @@ impl Default for Scripts {
         let reader = |own| ReadScript { whole: script(READS, own), frozen: Script::new(&frozen(own)) };
         let check = include_str!("scripts/check.lua");
         Self {
-            publish: script(STORES, include_str!("scripts/publish.lua")),
+            publish: script(STORES, concat!(include_str!("scripts/store.lua"), include_str!("scripts/publish.lua"))),
+            presence: script(STORES, concat!(include_str!("scripts/store.lua"), include_str!("scripts/presence.lua"))),
             // An announcement is not stored, and the feed has a bound.
             announce: script(READS, include_str!("scripts/announce.lua")),
             delete: script(READS, include_str!("scripts/delete.lua")),
@@ -98,6 +101,7 @@ impl Default for Scripts {
             topics: reader(include_str!("scripts/topics.lua")),
             stats: reader(include_str!("scripts/stats.lua")),
             history: reader(include_str!("scripts/history.lua")),
+            members: reader(include_str!("scripts/members.lua")),
         }
     }
 }
@@ -138,7 +142,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     const CHECK: &str = include_str!("scripts/check.lua");
-    const ALL: [&str; 19] = [
+    const ALL: [&str; 22] = [
         include_str!("scripts/prelude.lua"),
         include_str!("scripts/publish.lua"),
         include_str!("scripts/announce.lua"),
@@ -158,6 +162,9 @@ mod tests {
         include_str!("scripts/stats.lua"),
         include_str!("scripts/history.lua"),
         include_str!("scripts/beat.lua"),
+        include_str!("scripts/store.lua"),
+        include_str!("scripts/presence.lua"),
+        include_str!("scripts/members.lua"),
     ];
 
     /// The words in capitals behind a quotation mark: the commands, and some words of their arguments.

@@ -29,6 +29,7 @@ pub struct Snapshot {
     /// The retained messages, in the order of their ids.
     messages: Vec<Arc<Message>>,
     keys: Keys,
+    members: Vec<(Topic, Arc<str>, Id, Option<Arc<str>>)>,
 }
 
 /// How many bytes an entry may have without its payload. The names in it have at most a few hundred each.
@@ -101,6 +102,20 @@ struct KeyEntry {
     digest: u64,
 }
 
+/// How many members follow. Versions 1 to 3 have none.
+#[derive(Serialize, Deserialize)]
+struct MemberCount {
+    members: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MemberEntry {
+    topic: String,
+    sub: Box<str>,
+    since: u64,
+    info: Option<Box<str>>,
+}
+
 impl State {
     /// Closes the log: it takes nothing more. Returns its state.
     pub fn close(&mut self) -> Snapshot {
@@ -118,6 +133,7 @@ impl State {
             messages: self.order.iter().filter_map(find).collect(),
             // A closed log asks for no key.
             keys: std::mem::take(&mut self.keys),
+            members: self.present.all(),
         }
     }
 
@@ -156,6 +172,13 @@ impl State {
         for _ in 0..counts.keys {
             let KeyEntry { name, id, digest } = from.take()?;
             state.keys.restore(name.into(), Id::new(id), digest, now);
+        }
+        if version >= 4 {
+            let MemberCount { members } = from.take()?;
+            for _ in 0..members {
+                let MemberEntry { topic, sub, since, info } = from.take()?;
+                state.present.restore(name(&topic)?, sub.into(), Id::new(since), info.map(Into::into));
+            }
         }
         state.mark_what_is_gone();
         // Make room for the keys, the marks and the times of the topics now. The first publish would have to do it under
@@ -244,6 +267,11 @@ impl Snapshot {
         }
         for (name, id, digest) in self.keys.remembered() {
             put(to, &KeyEntry { name: name.to_owned(), id: id.get(), digest })?;
+        }
+        put(to, &MemberCount { members: self.members.len() as u64 })?;
+        for (topic, sub, since, info) in &self.members {
+            let (topic, sub, since) = (topic.to_string(), (&**sub).into(), since.get());
+            put(to, &MemberEntry { topic, sub, since, info: info.as_deref().map(Into::into) })?;
         }
         Ok(())
     }
@@ -359,11 +387,11 @@ mod tests {
         let mut bytes = Vec::new();
         state.close().write(&mut bytes).expect("written");
         let mut retention = Retention { total_bytes, ..RETENTION };
-        let mut state = State::read(&mut bytes.as_slice(), 3, &retention, Id::now()).expect("a log");
+        let mut state = State::read(&mut bytes.as_slice(), 4, &retention, Id::now()).expect("a log");
         assert!(state.footprint() <= total_bytes, "{} of {total_bytes}", state.footprint());
         let topics = "*".parse().expect("a pattern");
         retention.rules = Rules::new(vec![Rule { topics, messages: Some(1), age: None, bytes: None }]);
-        let aged = State::read(&mut bytes.as_slice(), 3, &retention, Id::now()).expect("a log");
+        let aged = State::read(&mut bytes.as_slice(), 4, &retention, Id::now()).expect("a log");
         let size = aged.footprint() + aged.held * cost::DUE_BYTES;
         assert!(size <= total_bytes, "{size} of {total_bytes} with the times of topics");
         assert!(state.order.len() > 1, "it keeps what there is room for");
