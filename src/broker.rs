@@ -9,7 +9,7 @@ mod subscription;
 use std::{sync::Arc, time::Duration};
 
 pub use self::{
-    presence::{EnterError, Present, Presences},
+    presence::{EnterError, Presences, Present},
     subscription::{Delivery, GapNotice, Join, Subscription},
 };
 use crate::{
@@ -138,6 +138,11 @@ impl Broker {
     /// Up to `limit` topics by name, those after `after`.
     pub async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
         self.log.topics(after, limit).await
+    }
+
+    /// How many subscriptions to exactly this topic this process has.
+    pub fn subscribers(&self, topic: &Topic) -> usize {
+        self.log.followers(topic)
     }
 
     /// How much the log holds.

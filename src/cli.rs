@@ -38,7 +38,7 @@ use self::{
     init::Init,
     key::Key,
     manual::Manual,
-    operate::{Delete, Health, Stats, Topics},
+    operate::{Delete, Health, Presence, Stats, Topics},
     publish::Publish,
     subscribe::Subscribe,
     token::Token,
@@ -111,6 +111,10 @@ pub enum Command {
     /// Print the live connections, add topics to one and remove them, or end one.
     #[command(subcommand)]
     Connections(Connections),
+    /// Print who is present in a topic, in the order of the subjects.
+    ///
+    /// A token needs `presence` for the topic.
+    Presence(Presence),
     /// Measure how much load a server carries, and how fast it is, to choose the size of a machine.
     ///
     /// It publishes to its own topics, which begin with `bench`, and ends by itself. It needs much of a

@@ -46,7 +46,7 @@ pub use self::{
     connection::{Gap, Message},
     connections::{ConnectionFilter, ConnectionState, Connections},
     error::ClientError,
-    operate::{Ready, TopicState, Topics},
+    operate::{Member, Members, Ready, TopicState, Topics},
     publish::{Draft, Progress, Publishing},
     subscription::{Event, Subscription},
 };

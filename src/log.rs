@@ -140,6 +140,9 @@ pub trait Log: Send + Sync + 'static {
     /// Up to `limit` topics, sorted by name, from the first one after `after`.
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError>;
 
+    /// How many followers this process has for exactly this topic.
+    fn followers(&self, topic: &Topic) -> usize;
+
     /// Counts of the whole log.
     ///
     /// # Errors

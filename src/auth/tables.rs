@@ -268,15 +268,24 @@ impl Authority {
 
 impl JwtTable {
     fn terms(self) -> Terms {
-        let Self { name, iss, aud, prefix, by, limit, subscribe, publish, manage, presence, admin, metrics, .. } = self;
-        let grants = GrantList { subscribe, publish, manage, presence, admin, metrics };
-        let limit = limit.map(|LimitTable { subscribe, publish, manage, presence, admin, metrics }| GrantList {
+        let Self {
+            name,
+            iss,
+            aud,
+            prefix,
+            by,
+            limit,
             subscribe,
             publish,
             manage,
             presence,
             admin,
             metrics,
+            ..
+        } = self;
+        let grants = GrantList { subscribe, publish, manage, presence, admin, metrics };
+        let limit = limit.map(|LimitTable { subscribe, publish, manage, presence, admin, metrics }| {
+            GrantList { subscribe, publish, manage, presence, admin, metrics }
         });
         Terms { name, iss, aud, prefix, by, grants, limit }
     }

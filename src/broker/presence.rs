@@ -484,7 +484,8 @@ impl Present {
     /// Takes over what another one of the same connection holds.
     pub fn absorb(&mut self, mut other: Self) {
         let topics = std::mem::take(&mut other.topics);
-        let (twice, new): (Vec<_>, Vec<_>) = topics.into_iter().partition(|topic| self.topics.contains(topic));
+        let (twice, new): (Vec<_>, Vec<_>) =
+            topics.into_iter().partition(|topic| self.topics.contains(topic));
         self.topics.extend(new);
         self.presences.leave(&self.sub, twice.iter());
     }

@@ -19,7 +19,7 @@ use super::{
     shares::Rate,
 };
 use crate::{
-    broker::{Broker, Present, Presences, Subscription},
+    broker::{Broker, Presences, Present, Subscription},
     config::Config,
     log::{Append, Appended},
     shutdown::Shutdown,

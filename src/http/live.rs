@@ -22,6 +22,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 pub use self::{
+    across::count_all,
     command::replica_name,
     connection_id::ConnectionId,
     reading::{About, Event, Reading, State},

@@ -42,7 +42,8 @@ pub async fn members(app: &Arc<App>, topic: Option<String>, request: Request) ->
     access.see_presence(&pattern)?;
     let topic = pattern.topic().filter(|topic| changes_of(topic).is_some());
     let topic = topic.ok_or_else(|| {
-        let detail = "topic: expected a topic of up to 245 bytes, which is no pattern and does not begin with $";
+        let detail =
+            "topic: expected a topic of up to 245 bytes, which is no pattern and does not begin with $";
         Problem::bad_request(detail).about(&pattern)
     })?;
     let query = Query::of(&request, &parameters::MEMBERS)?;
@@ -104,10 +105,14 @@ impl App {
     /// If it has no subject, or too much info.
     pub(super) fn present(&self, sub: Option<&str>, info: Option<&Arc<str>>) -> Result<Present, Problem> {
         let sub = sub.ok_or_else(|| {
-            Problem::bad_request("presence: only a client with a subject can be present, by a token or by [hook]")
+            Problem::bad_request(
+                "presence: only a client with a subject can be present, by a token or by [hook]",
+            )
         })?;
         if info.is_some_and(|info| info.len() > MAX_INFO_BYTES) {
-            let detail = format!("presence: the claim rejoin_info, or info of [hook], has more than {MAX_INFO_BYTES} bytes");
+            let detail = format!(
+                "presence: the claim rejoin_info, or info of [hook], has more than {MAX_INFO_BYTES} bytes"
+            );
             return Err(Problem::bad_request(detail));
         }
         Ok(self.presences.connection(sub.into(), info.cloned()))
@@ -125,9 +130,15 @@ impl App {
 impl From<EnterError> for Problem {
     fn from(error: EnterError) -> Self {
         let detail = match error {
-            EnterError::TooMany(_) => "presence limit reached: too many topics for you, or too many members at this server",
-            EnterError::Claim(ClaimError::TooManyMembers) => "presence limit reached: the topic has 100000 members",
-            EnterError::Claim(ClaimError::TooManyTopics) => "topic limit reached (--max-topics, or half of --retain-total)",
+            EnterError::TooMany(_) => {
+                "presence limit reached: too many topics for you, or too many members at this server"
+            }
+            EnterError::Claim(ClaimError::TooManyMembers) => {
+                "presence limit reached: the topic has 100000 members"
+            }
+            EnterError::Claim(ClaimError::TooManyTopics) => {
+                "topic limit reached (--max-topics, or half of --retain-total)"
+            }
             EnterError::Claim(ClaimError::Log(error)) => return error.into(),
         };
         Self::new(Code::Overloaded, detail)

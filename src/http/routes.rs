@@ -156,7 +156,7 @@ fn of_read_only(app: &Arc<App>, resource: Resource, request: Request) -> Served<
     }
     match resource {
         Resource::Client => at_once(Ok(page::client(request.headers()))),
-        Resource::Live => at_once(Ok(inspect::live())),
+        Resource::Live => at_once(Ok(inspect::alive())),
         Resource::Metrics => metrics::show(app, request).boxed(),
         Resource::OpenApi => at_once(Ok(inspect::openapi())),
         Resource::Ready => ready::show(app).boxed(),

@@ -176,7 +176,8 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                 Ok(mut subscription) => {
                     subscription.keep_cursor();
                     let is_raw = framing == Framing::SseRaw;
-                    let reading = app.hold(id, subscription, permit, &access, (framing.transport(), is_raw), present);
+                    let reading =
+                        app.hold(id, subscription, permit, &access, (framing.transport(), is_raw), present);
                     let reader = Reader::new(app.connections.clone(), reading, access);
                     Ok(stream::respond(framing, reader))
                 }

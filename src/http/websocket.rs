@@ -122,11 +122,7 @@ pub struct Wanted {
 }
 
 /// Answers the handshake, and serves the connection in its own task.
-pub async fn upgrade(
-    app: &Arc<App>,
-    request: Request,
-    wanted: Result<Wanted, Problem>,
-) -> Response {
+pub async fn upgrade(app: &Arc<App>, request: Request, wanted: Result<Wanted, Problem>) -> Response {
     let begun = match wanted {
         Ok(wanted) => begin(app, wanted).await,
         Err(problem) => Err(problem),

@@ -29,7 +29,8 @@ use self::{
 };
 use super::{
     Append, AppendError, Appended, Beginning, Claimed, Claims, Clock, Ephemerals, Expiry, Followed, Follower,
-    History, Log, LogError, LogStats, Members, Page, Payer, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
+    History, Log, LogError, LogStats, Members, Page, Payer, Position, Retention, Rules, Start, Tail,
+    TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
 
@@ -122,7 +123,17 @@ impl MemoryLog {
         let (state, retention) = (Mutex::new(state), ArcSwap::from_pointee(retention));
         let log = Arc::new_cyclic(|this| {
             let this = this.clone();
-            Self { clock, retention, state, watermark, ephemerals, saved, has_fanned_out, members_changed, this }
+            Self {
+                clock,
+                retention,
+                state,
+                watermark,
+                ephemerals,
+                saved,
+                has_fanned_out,
+                members_changed,
+                this,
+            }
         });
         // The task ends with the log, because it has only a weak reference while it waits.
         let weak = Arc::downgrade(&log);
@@ -379,6 +390,10 @@ impl Log for MemoryLog {
 
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
         Ok(self.state().topics(after, limit))
+    }
+
+    fn followers(&self, topic: &Topic) -> usize {
+        self.state().followers(topic)
     }
 
     async fn stats(&self) -> Result<LogStats, LogError> {

@@ -114,7 +114,8 @@ impl Change {
 
     /// The message that tells this change.
     pub fn draft(self, topic: Topic, data: String) -> Draft {
-        let payload = Payload { kind: PayloadKind::Json, content_type: None, bytes: data.into_bytes().into() };
+        let payload =
+            Payload { kind: PayloadKind::Json, content_type: None, bytes: data.into_bytes().into() };
         Draft { topic, event: Some(self.event().into()), payload, exclude: None, by: None }
     }
 }

@@ -51,7 +51,8 @@ use self::{
 };
 use super::{
     Append, AppendError, Appended, Beginning, Claimed, Claims, Clock, Ephemerals, Expiry, Followed, Follower,
-    History, Log, LogError, LogStats, Mark, Members, Page, Payer, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
+    History, Log, LogError, LogStats, Mark, Members, Page, Payer, Position, Retention, Rules, Start, Tail,
+    TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -400,6 +401,10 @@ impl Log for RedisLog {
             Some(TopicStats { topic, newest, messages, bytes, subscribers })
         };
         Ok(names.iter().zip(known).filter_map(stats).collect())
+    }
+
+    fn followers(&self, topic: &Topic) -> usize {
+        self.feed.followers(topic)
     }
 
     async fn check(&self) -> Result<(), Unfit> {

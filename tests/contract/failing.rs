@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use rejoin::{
     Config,
     log::{
-        Append, AppendError, Appended, Beginning, Claimed, Claims, Ephemerals, Expiry, Followed, Follower, History, Log,
-        LogError, LogStats, Members, MemoryLog, Page, Position, Rules, Start, Tail, TopicStats,
+        Append, AppendError, Appended, Beginning, Claimed, Claims, Ephemerals, Expiry, Followed, Follower,
+        History, Log, LogError, LogStats, Members, MemoryLog, Page, Position, Rules, Start, Tail, TopicStats,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
@@ -137,6 +137,10 @@ impl Log for FailingLog {
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
         self.check()?;
         self.log.topics(after, limit).await
+    }
+
+    fn followers(&self, topic: &Topic) -> usize {
+        self.log.followers(topic)
     }
 
     async fn stats(&self) -> Result<LogStats, LogError> {

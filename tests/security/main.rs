@@ -15,6 +15,7 @@ mod grants;
 mod hook;
 mod issuers;
 mod people;
+mod presence;
 mod provider;
 mod refusals;
 mod reload;

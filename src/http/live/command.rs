@@ -14,8 +14,7 @@ use super::{
 use crate::{
     broker::Present,
     http::{
-        App,
-        presence,
+        App, presence,
         problem::{Code, Problem},
     },
     log::Start,
@@ -29,11 +28,30 @@ const SHOWN_TOPICS: usize = 20;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Command {
-    Add { connection: ConnectionId, topic: Pattern, start: Start, sub: Option<String>, #[serde(default)] presence: bool },
-    Remove { connection: ConnectionId, topic: Pattern, sub: Option<String> },
-    End { connection: ConnectionId },
-    Show { connection: ConnectionId },
+    Add {
+        connection: ConnectionId,
+        topic: Pattern,
+        start: Start,
+        sub: Option<String>,
+        #[serde(default)]
+        presence: bool,
+    },
+    Remove {
+        connection: ConnectionId,
+        topic: Pattern,
+        sub: Option<String>,
+    },
+    End {
+        connection: ConnectionId,
+    },
+    Show {
+        connection: ConnectionId,
+    },
     List(Wanted),
+    /// How many subscriptions there are to exactly each of these topics.
+    Count {
+        topics: Vec<Pattern>,
+    },
 }
 
 /// The result of a command.
@@ -43,6 +61,7 @@ pub enum Done {
     Nothing,
     Shown(Box<Shown>),
     Listed(Listed),
+    Counted(Vec<usize>),
 }
 
 /// A connection, as a request shows it.
@@ -100,7 +119,7 @@ impl Command {
             | Self::Remove { connection, .. }
             | Self::End { connection }
             | Self::Show { connection } => Some(*connection),
-            Self::List(_) => None,
+            Self::List(_) | Self::Count { .. } => None,
         }
     }
 
@@ -140,6 +159,10 @@ impl Command {
             }
             Self::Show { connection } => {
                 return Ok(Done::Shown(Box::new(Shown::of(connection, &*find(connection)?))));
+            }
+            Self::Count { topics } => {
+                let topics = topics.iter().filter_map(Pattern::topic);
+                return Ok(Done::Counted(topics.map(|topic| app.broker.subscribers(&topic)).collect()));
             }
             Self::List(wanted) => return Ok(Done::Listed(list::list(&app.live.table, &wanted).await)),
         }

@@ -282,12 +282,10 @@ impl Session {
                 let cursor = self.reader.cursor();
                 self.answer(&reference, Answer::Unsubscribed { topic: &pattern, cursor });
             }
-            Action::Subscribe { pattern, start, presence } => {
-                match self.present_in(&pattern, presence) {
-                    Ok(present) => self.subscribe(reference, pattern, start, present),
-                    Err(problem) => self.answer(&reference, Answer::Error(&problem)),
-                }
-            }
+            Action::Subscribe { pattern, start, presence } => match self.present_in(&pattern, presence) {
+                Ok(present) => self.subscribe(reference, pattern, start, present),
+                Err(problem) => self.answer(&reference, Answer::Error(&problem)),
+            },
             Action::Publish(text) => {
                 self.running_bytes = text.len();
                 self.running =
@@ -303,13 +301,7 @@ impl Session {
         Ok(present.filter(|_| counts && !self.reader.is_present(pattern)))
     }
 
-    fn subscribe(
-        &mut self,
-        reference: Reference,
-        pattern: Pattern,
-        start: Start,
-        present: Option<Present>,
-    ) {
+    fn subscribe(&mut self, reference: Reference, pattern: Pattern, start: Start, present: Option<Present>) {
         match (self.reader.ask_for(&pattern), present) {
             (Ok(Step::MayBegin), present) => {
                 let connection = self.reader.connection().clone();

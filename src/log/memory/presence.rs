@@ -17,9 +17,8 @@ impl MemoryLog {
     pub(super) async fn note_claims(&self, claims: &Claims) -> Claimed {
         let mut claimed = Claimed::default();
         for claim in &claims.claims {
-            let noted = self.change(|state, retention, now| {
-                Some(state.claim(claim, claims.grace, retention, now))
-            });
+            let noted =
+                self.change(|state, retention, now| Some(state.claim(claim, claims.grace, retention, now)));
             let outcome = noted.await.unwrap_or(Ok(MemberStep::Quiet));
             claimed.joined += u64::from(outcome == Ok(MemberStep::Told));
             claimed.outcomes.push(outcome.map(drop));

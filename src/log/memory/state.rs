@@ -178,6 +178,10 @@ impl State {
         names.take(limit).filter_map(stats).collect()
     }
 
+    pub fn followers(&self, topic: &Topic) -> usize {
+        self.tails.get(topic).map_or(0, |tail| tail.follower_count())
+    }
+
     pub fn stats(&self) -> LogStats {
         LogStats {
             topics: self.index.len(),

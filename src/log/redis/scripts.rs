@@ -79,8 +79,14 @@ impl Default for Scripts {
         let reader = |own| ReadScript { whole: script(READS, own), frozen: Script::new(&frozen(own)) };
         let check = include_str!("scripts/check.lua");
         Self {
-            publish: script(STORES, concat!(include_str!("scripts/store.lua"), include_str!("scripts/publish.lua"))),
-            presence: script(STORES, concat!(include_str!("scripts/store.lua"), include_str!("scripts/presence.lua"))),
+            publish: script(
+                STORES,
+                concat!(include_str!("scripts/store.lua"), include_str!("scripts/publish.lua")),
+            ),
+            presence: script(
+                STORES,
+                concat!(include_str!("scripts/store.lua"), include_str!("scripts/presence.lua")),
+            ),
             // An announcement is not stored, and the feed has a bound.
             announce: script(READS, include_str!("scripts/announce.lua")),
             delete: script(READS, include_str!("scripts/delete.lua")),

@@ -55,9 +55,8 @@ impl Present {
     /// Every member: its topic, its subject, the id of its join, and its info.
     pub fn all(&self) -> Vec<(Topic, Arc<str>, Id, Option<Arc<str>>)> {
         let of = |(topic, members): (&Topic, &BTreeMap<Arc<str>, Held>)| {
-            let member = |(sub, held): (&Arc<str>, &Held)| {
-                (topic.clone(), sub.clone(), held.since, held.info.clone())
-            };
+            let member =
+                |(sub, held): (&Arc<str>, &Held)| (topic.clone(), sub.clone(), held.since, held.info.clone());
             members.iter().map(member).collect::<Vec<_>>()
         };
         self.topics.iter().flat_map(of).collect()

@@ -47,8 +47,7 @@ impl FromRedisValue for Beat {
             u8,
             u8,
             Vec<String>,
-        ) =
-            FromRedisValue::from_redis_value(value)?;
+        ) = FromRedisValue::from_redis_value(value)?;
         let (pairs, _) = fields.as_chunks::<2>();
         // Fields with a star say something about all replicas.
         let known = pairs
@@ -112,7 +111,15 @@ mod tests {
     use super::*;
 
     fn roll(now: u64, since: u64, is_complete: bool, known: &[(u64, u64)]) -> Roll {
-        Roll::of(&Beat { now, since, is_gone: false, is_made: false, is_complete, is_keeper: false, known: known.to_vec() })
+        Roll::of(&Beat {
+            now,
+            since,
+            is_gone: false,
+            is_made: false,
+            is_complete,
+            is_keeper: false,
+            known: known.to_vec(),
+        })
     }
 
     #[test]
