@@ -413,6 +413,44 @@ mod tests {
     }
 
     #[test]
+    fn presence_is_granted_by_nothing_else() {
+        let all = || vec!["**".parse().expect("a pattern"), "$presence.**".parse().expect("a pattern")];
+        let everything_else = GrantList {
+            subscribe: all(),
+            publish: all(),
+            manage: all(),
+            presence: Vec::new(),
+            admin: true,
+            metrics: true,
+        };
+        let pattern = |text: &str| text.parse::<Pattern>().expect("a pattern");
+        let grants = granted(&[&everything_else]);
+        for topic in ["$presence", "$presence.a", "$presence.*", "$presence.**", "$presence.a.**"] {
+            let topic = pattern(topic);
+            assert!(!grants.may_subscribe(&topic) && !grants.may_manage(&topic), "{topic}");
+        }
+        assert!(!grants.may_see_presence(&pattern("a")));
+        let seen = vec!["rooms.*".parse().expect("a pattern")];
+        let grants = granted(&[&GrantList { presence: seen, ..GrantList::default() }, &everything_else]);
+        for (topic, is_granted) in [
+            ("rooms.1", true),
+            ("rooms.*", true),
+            ("rooms.**", false),
+            ("rooms", false),
+            ("*.1", false),
+            ("other", false),
+        ] {
+            let changes = pattern(&format!("$presence.{topic}"));
+            assert_eq!(grants.may_subscribe(&changes), is_granted, "{topic}");
+            assert_eq!(grants.may_manage(&changes), is_granted, "{topic}");
+            assert_eq!(grants.may_see_presence(&pattern(topic)), is_granted, "{topic}");
+        }
+        let limited = grants.within(&granted(&[&everything_else]), &mut |_| {});
+        assert!(!limited.may_see_presence(&pattern("rooms.1")), "a limit without it leaves it out");
+        assert!(Grants::everything().may_subscribe(&pattern("$presence.**")));
+    }
+
+    #[test]
     fn sub_stands_for_the_subject() {
         let grants = subscribing(&["users.{sub}.**", "inbox-{sub}"], Some("u1"));
         assert!(may(&grants, "users.u1.a") && may(&grants, "users.u1.**") && may(&grants, "inbox-u1"));

@@ -266,6 +266,16 @@ impl Metrics {
         self.commands.with_label_values(&[refused.map_or("done", Code::as_str)]).inc();
     }
 
+    /// Sets the counts of joins and leaves. They are counted elsewhere, and never fall.
+    fn count_changes(&self, (joined, left): (u64, u64)) {
+        // One at a time, so that no change is counted twice.
+        let _one = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        for (change, told) in [("join", joined), ("leave", left)] {
+            let counter = self.changes.with_label_values(&[change]);
+            counter.inc_by(told.saturating_sub(counter.get()));
+        }
+    }
+
     pub fn refused(&self, code: Code) {
         self.refusals.with_label_values(&[code.as_str()]).inc();
     }
@@ -353,11 +363,7 @@ pub async fn show(app: &Arc<App>, request: Request) -> Result<Response, Problem>
         metrics.retained_bytes.set(stats.bytes as i64);
     }
     metrics.members.set(app.presences.count() as i64);
-    let (joined, left) = app.presences.told();
-    for (change, told) in [("join", joined), ("leave", left)] {
-        let counter = metrics.changes.with_label_values(&[change]);
-        counter.inc_by(told.saturating_sub(counter.get()));
-    }
+    metrics.count_changes(app.presences.told());
     metrics.topics_read.set(app.connections.topics_read() as i64);
     metrics.answer_bytes.set(app.connections.untaken_bytes() as i64);
     metrics.untaken_answers.set(app.connections.untaken_answers() as i64);
