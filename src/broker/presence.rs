@@ -3,12 +3,14 @@
 //! Connections only change counts here. The task tells the log what has changed, many claims in one step. A log that
 //! may forget is told everything again, part by part.
 
+mod held;
+mod present;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    ops::Bound::{Excluded, Unbounded},
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -18,28 +20,17 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
+use self::held::{AGAIN_AFTER, Place, State, Wait, Waiting};
+pub use self::present::{EnterError, Present};
 use crate::{
-    log::{CLAIMS_STEP, Claim, ClaimError, Claimed, Claims, Log, LogError, Members, Part},
+    log::{CLAIMS_STEP, Claim, Claims, Log, LogError, Members},
     message::Topic,
 };
 
-/// In how many topics one subject may be present at one process, those counted that it has just left.
-pub const MAX_OF_SUBJECT: usize = 10_000;
-/// How many subjects in topics one process holds, those counted that have just left.
-pub const MAX_HELD: usize = 1_000_000;
-/// How long a connection waits until it is told that its subject is present.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How soon claims are made again that the log did not note.
-const AGAIN_AFTER: Duration = Duration::from_millis(200);
-/// How often a log that may forget is told one more part.
-const REPEAT_EVERY: Duration = Duration::from_secs(1);
 /// How much later than the log this process forgets a member that has left. So the log is asked once the grace is over.
 const MARGIN: Duration = Duration::from_millis(50);
 /// How long the end of this process waits until the last claims are noted.
 const LAST_WITHIN: Duration = Duration::from_millis(500);
-
-type Place = (Topic, Arc<str>);
-type Waiting = Vec<Arc<Wait>>;
 
 /// What the connections of this process hold.
 pub struct Presences {
@@ -52,50 +43,6 @@ pub struct Presences {
     is_told: Notify,
     joined: AtomicU64,
     left: AtomicU64,
-}
-
-#[derive(Default)]
-struct State {
-    held: BTreeMap<Place, Held>,
-    /// The places that the log is to be told, each once.
-    changed: VecDeque<Place>,
-    /// The places without a connection, by the end of their grace. The log lets their members leave then.
-    idle: BTreeSet<(Instant, Place)>,
-    /// How many places each subject has.
-    of_subject: HashMap<Arc<str>, usize>,
-    /// The end of the last part that was told again.
-    repeated: Option<Place>,
-    repeat_at: Option<Instant>,
-    /// All parts are told again without a pause, because the log may have forgotten.
-    hurries: bool,
-    life: Option<u64>,
-}
-
-struct Held {
-    connections: u32,
-    info: Option<Arc<str>>,
-    is_changed: bool,
-    idle_until: Option<Instant>,
-    waiting: Waiting,
-}
-
-/// A connection that waits until the log has noted its claims.
-#[derive(Default)]
-struct Wait {
-    left: AtomicUsize,
-    refused: Mutex<Option<ClaimError>>,
-    done: Notify,
-}
-
-impl Wait {
-    fn note(&self, outcome: Result<(), ClaimError>) {
-        if let Err(error) = outcome {
-            self.refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        }
-        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.done.notify_one();
-        }
-    }
 }
 
 /// Too many are present for this subject, or for this process.
@@ -306,216 +253,55 @@ impl Drop for Presences {
     }
 }
 
-impl State {
-    /// Has the log told of this place.
-    fn mark(&mut self, place: &Place) {
-        match self.held.get_mut(place) {
-            Some(held) if held.is_changed => {}
-            Some(held) => {
-                held.is_changed = true;
-                self.changed.push_back(place.clone());
-            }
-            None => self.changed.push_back(place.clone()),
-        }
+#[cfg(test)]
+mod tests {
+    use super::{held::MAX_OF_SUBJECT, *};
+    use crate::{config::Config, log::MemoryLog};
+
+    fn topics(numbers: std::ops::Range<usize>) -> Vec<Topic> {
+        numbers.map(|number| format!("t{number}").parse().expect("a topic")).collect()
     }
 
-    /// False if there is no room.
-    fn enter(
-        &mut self,
-        place: Place,
-        info: Option<&Arc<str>>,
-        wait: &Arc<Wait>,
-        idle_until: Instant,
-    ) -> bool {
-        if !self.held.contains_key(&place) {
-            let count = self.of_subject.get(&place.1).copied().unwrap_or_default();
-            if count >= MAX_OF_SUBJECT || self.held.len() >= MAX_HELD {
-                return false;
-            }
-            self.hold(place.clone(), info, idle_until);
-        }
-        if let Some(held) = self.held.get_mut(&place) {
-            if let Some(until) = held.idle_until.take() {
-                self.idle.remove(&(until, place.clone()));
-            }
-            if held.connections == 0 {
-                held.info = info.cloned();
-            }
-            held.connections += 1;
-            held.waiting.push(wait.clone());
-        }
-        self.mark(&place);
-        true
+    fn start(grace: Duration) -> Arc<Presences> {
+        Presences::start(MemoryLog::start(Config::default().retention()), grace)
     }
 
-    /// Begins to know a place, without a connection.
-    fn hold(&mut self, place: Place, info: Option<&Arc<str>>, idle_until: Instant) {
-        *self.of_subject.entry(place.1.clone()).or_default() += 1;
-        self.idle.insert((idle_until, place.clone()));
-        let held = Held {
-            connections: 0,
-            info: info.cloned(),
-            is_changed: false,
-            idle_until: Some(idle_until),
-            waiting: Vec::new(),
-        };
-        self.held.insert(place, held);
+    async fn count(presences: &Presences, topic: &str) -> usize {
+        let topic = topic.parse().expect("a topic");
+        presences.members(&topic, "", 1).await.expect("the log answers").count
     }
 
-    fn leave(&mut self, place: &Place, until: Instant) {
-        let Some(held) = self.held.get_mut(place) else { return };
-        held.connections = held.connections.saturating_sub(1);
-        if held.connections == 0 && held.idle_until.is_none() {
-            held.idle_until = Some(until);
-            self.idle.insert((until, place.clone()));
-        }
-        self.mark(place);
+    #[tokio::test]
+    async fn a_subject_is_present_in_so_many_topics_and_one_more_is_refused_as_a_whole() {
+        let presences = start(Duration::from_secs(3600));
+        let mut present = presences.connection("u1".into(), None);
+        present.enter(topics(0..MAX_OF_SUBJECT - 1)).await.expect("there is room");
+        let mut other = presences.connection("u1".into(), None);
+        other.enter(topics(MAX_OF_SUBJECT..MAX_OF_SUBJECT + 2)).await.expect_err("there is room for one");
+        assert!(!other.is_in(&format!("t{MAX_OF_SUBJECT}")));
+        presences.connection("u2".into(), None).enter(topics(0..1)).await.expect("another subject");
+        // Those that were just left count until their grace is over.
+        drop(present);
+        other.enter(topics(MAX_OF_SUBJECT..MAX_OF_SUBJECT + 2)).await.expect_err("it was just there");
+        assert_eq!(presences.count(), 0);
     }
 
-    /// Forgets places whose grace is over, and that the log was told of.
-    fn forget_idle(&mut self, now: Instant) {
-        for _ in 0..CLAIMS_STEP {
-            let Some((until, place)) = self.idle.first().filter(|(until, _)| *until <= now).cloned() else {
-                return;
-            };
-            self.idle.remove(&(until, place.clone()));
-            let Some(held) = self.held.get_mut(&place) else { continue };
-            if held.is_changed {
-                let again = now + AGAIN_AFTER;
-                held.idle_until = Some(again);
-                self.idle.insert((again, place));
-                continue;
-            }
-            self.held.remove(&place);
-            let count = self.of_subject.get_mut(&place.1);
-            if let Some(count) = count {
-                *count -= 1;
-                if *count == 0 {
-                    self.of_subject.remove(&place.1);
-                }
-            }
-        }
-    }
-
-    /// True if it is time to tell one more part again.
-    fn must_repeat(&self) -> bool {
-        let is_due = self.repeat_at.is_some_and(|at| at <= Instant::now());
-        self.life.is_some() && (self.hurries || is_due)
-    }
-
-    fn next_part(&mut self) -> (Vec<Place>, Part) {
-        let after = self.repeated.take();
-        let from = after.as_ref().map_or(Unbounded, Excluded);
-        let places: Vec<Place> = self
-            .held
-            .range::<Place, _>((from, Unbounded))
-            .take(CLAIMS_STEP)
-            .map(|(place, _)| place.clone())
-            .collect();
-        let to = if places.len() == CLAIMS_STEP { places.last().cloned() } else { None };
-        (places, Part { after, to })
-    }
-
-    /// Notes the outcome of a step. True if another step should follow at once.
-    fn conclude(&mut self, claims: &Claims, claimed: Claimed) -> bool {
-        let now = Instant::now();
-        if claimed.life != self.life {
-            // The log has noted these claims, and may have forgotten all others.
-            self.hurries = self.life.is_some();
-            (self.life, self.repeated) = (claimed.life, None);
-        } else if let Some(part) = &claims.part {
-            if claimed.unnamed.is_empty() {
-                self.repeated = part.to.clone();
-                self.hurries &= part.to.is_some();
-            } else {
-                // The log holds what this process does not. It is told so, and then this part once more.
-                self.repeated = part.after.clone();
-            }
-        }
-        for place in claimed.unnamed {
-            if !self.held.contains_key(&place) {
-                self.mark(&place);
-            }
-        }
-        if self.life.is_some() && (claims.part.is_some() || self.repeat_at.is_none()) {
-            self.repeat_at = Some(now + REPEAT_EVERY);
-        }
-        !self.changed.is_empty() || self.hurries
-    }
-}
-
-/// A connection whose subject is present in some topics. Dropping this ends that.
-pub struct Present {
-    presences: Arc<Presences>,
-    sub: Arc<str>,
-    info: Option<Arc<str>>,
-    topics: BTreeSet<Topic>,
-}
-
-impl Present {
-    /// Becomes present in these topics, and waits until the log has noted it.
-    ///
-    /// # Errors
-    /// If that is not possible. Then the subject may be present until this is dropped.
-    ///
-    /// # Cancel safety
-    /// Dropping this before it resolves has the same effect as an error.
-    pub async fn enter(&mut self, topics: Vec<Topic>) -> Result<(), EnterError> {
-        let topics: BTreeSet<Topic> =
-            topics.into_iter().filter(|topic| !self.topics.contains(topic)).collect();
-        let topics: Vec<Topic> = topics.into_iter().collect();
-        if topics.is_empty() {
-            return Ok(());
-        }
-        let wait = Arc::new(Wait { left: AtomicUsize::new(topics.len()), ..Wait::default() });
-        for step in topics.chunks(CLAIMS_STEP) {
-            self.presences.enter(&self.sub, self.info.as_ref(), step, &wait)?;
-            self.topics.extend(step.iter().cloned());
-        }
-        let done = timeout(PATIENCE, wait.done.notified()).await;
-        let refused = *wait.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        match (done, refused) {
-            (Ok(()), None) => Ok(()),
-            (Err(_), None) => Err(ClaimError::Log(LogError::Unavailable).into()),
-            (_, Some(error)) => Err(error.into()),
-        }
-    }
-
-    /// Takes over what another one of the same connection holds.
-    pub fn absorb(&mut self, mut other: Self) {
-        let topics = std::mem::take(&mut other.topics);
-        let (twice, new): (Vec<_>, Vec<_>) =
-            topics.into_iter().partition(|topic| self.topics.contains(topic));
-        self.topics.extend(new);
-        self.presences.leave(&self.sub, twice.iter());
-    }
-
-    /// True if this connection makes its subject present in the topic.
-    pub fn is_in(&self, topic: &str) -> bool {
-        self.topics.contains(topic)
-    }
-
-    /// Ends being present in one topic.
-    pub fn leave(&mut self, topic: &str) {
-        if let Some(topic) = self.topics.take(topic) {
-            self.presences.leave(&self.sub, std::iter::once(&topic));
-        }
-    }
-}
-
-/// Why a connection cannot be present.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EnterError {
-    #[error(transparent)]
-    TooMany(#[from] TooMany),
-    #[error(transparent)]
-    Claim(#[from] ClaimError),
-}
-
-impl Drop for Present {
-    fn drop(&mut self) {
-        if !self.topics.is_empty() {
-            self.presences.leave(&self.sub, self.topics.iter());
-        }
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_left_of_those_who_have_left() {
+        let presences = start(Duration::from_secs(5));
+        let (mut one, mut other) =
+            (presences.connection("u1".into(), None), presences.connection("u1".into(), None));
+        one.enter(topics(0..300)).await.expect("there is room");
+        other.enter(topics(200..300)).await.expect("there is room");
+        one.absorb(other);
+        assert_eq!((presences.count(), count(&presences, "t250").await), (300, 1));
+        one.leave("t0");
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert_eq!((presences.count(), count(&presences, "t0").await), (299, 0));
+        drop(one);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!((presences.count(), count(&presences, "t250").await), (0, 0));
+        assert!(presences.state().held.is_empty() && presences.state().of_subject.is_empty());
+        assert_eq!(presences.told(), (300, 300));
     }
 }

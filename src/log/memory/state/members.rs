@@ -33,6 +33,15 @@ pub struct Present {
     pub is_kept: bool,
 }
 
+/// A member, as one process leaves it to the next.
+#[derive(Debug)]
+pub struct KeptMember {
+    pub topic: Topic,
+    pub sub: Arc<str>,
+    pub since: Id,
+    pub info: Option<Arc<str>>,
+}
+
 struct Held {
     since: Id,
     connections: u32,
@@ -52,18 +61,22 @@ impl Present {
         }
     }
 
-    /// Every member: its topic, its subject, the id of its join, and its info.
-    pub fn all(&self) -> Vec<(Topic, Arc<str>, Id, Option<Arc<str>>)> {
+    /// Every member, for the next process.
+    pub fn all(&self) -> Vec<KeptMember> {
         let of = |(topic, members): (&Topic, &BTreeMap<Arc<str>, Held>)| {
-            let member =
-                |(sub, held): (&Arc<str>, &Held)| (topic.clone(), sub.clone(), held.since, held.info.clone());
+            let member = |(sub, held): (&Arc<str>, &Held)| KeptMember {
+                topic: topic.clone(),
+                sub: sub.clone(),
+                since: held.since,
+                info: held.info.clone(),
+            };
             members.iter().map(member).collect::<Vec<_>>()
         };
         self.topics.iter().flat_map(of).collect()
     }
 
     /// Takes a member of the last process. It has no connection yet.
-    pub fn restore(&mut self, topic: Topic, sub: Arc<str>, since: Id, info: Option<Arc<str>>) {
+    pub fn restore(&mut self, KeptMember { topic, sub, since, info }: KeptMember) {
         self.restored.push((topic.clone(), sub.clone()));
         let held = Held { since, connections: 0, info, leaves_at: None };
         self.topics.entry(topic).or_default().insert(sub, held);
@@ -268,9 +281,7 @@ mod tests {
             scene.claim(sub, 1, None);
         }
         let mut next = Scene::new();
-        for (topic, sub, since, info) in scene.0.present.all() {
-            next.0.present.restore(topic, sub, since, info);
-        }
+        scene.0.present.all().into_iter().for_each(|member| next.0.present.restore(member));
         assert!(next.0.present.due_at().is_some_and(|at| at <= Instant::now()), "the grace is to begin");
         assert_eq!(next.claim("u2", 1, None), Step::Quiet);
         assert!(next.0.present.begin_grace(GRACE, 2));

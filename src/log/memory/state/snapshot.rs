@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Known, State};
+use super::{Known, State, members::KeptMember};
 use crate::{
     log::{
         Mark, Retention, Tail,
@@ -29,7 +29,7 @@ pub struct Snapshot {
     /// The retained messages, in the order of their ids.
     messages: Vec<Arc<Message>>,
     keys: Keys,
-    members: Vec<(Topic, Arc<str>, Id, Option<Arc<str>>)>,
+    members: Vec<KeptMember>,
 }
 
 /// How many bytes an entry may have without its payload. The names in it have at most a few hundred each.
@@ -177,7 +177,9 @@ impl State {
             let MemberCount { members } = from.take()?;
             for _ in 0..members {
                 let MemberEntry { topic, sub, since, info } = from.take()?;
-                state.present.restore(name(&topic)?, sub.into(), Id::new(since), info.map(Into::into));
+                let (topic, since) = (name(&topic)?, Id::new(since));
+                let info = info.map(Into::into);
+                state.present.restore(KeptMember { topic, sub: sub.into(), since, info });
             }
         }
         state.mark_what_is_gone();
@@ -269,7 +271,7 @@ impl Snapshot {
             put(to, &KeyEntry { name: name.to_owned(), id: id.get(), digest })?;
         }
         put(to, &MemberCount { members: self.members.len() as u64 })?;
-        for (topic, sub, since, info) in &self.members {
+        for KeptMember { topic, sub, since, info } in &self.members {
             let (topic, sub, since) = (topic.to_string(), (&**sub).into(), since.get());
             put(to, &MemberEntry { topic, sub, since, info: info.as_deref().map(Into::into) })?;
         }
