@@ -32,7 +32,7 @@ const MARGIN: Duration = Duration::from_millis(50);
 /// How long the end of this process waits until the last claims are noted.
 const LAST_WITHIN: Duration = Duration::from_millis(500);
 
-/// What the connections of this process hold.
+/// The subjects that the connections of this process hold, and the log that is told.
 pub struct Presences {
     log: Arc<dyn Log>,
     grace: Duration,

@@ -70,7 +70,7 @@ pub struct Member {
     pub connections: u64,
     /// The id of the message that told the join.
     pub since: String,
-    /// What the token, or the backend, tells of it.
+    /// The JSON that the token, or the backend, tells of it.
     pub info: Value,
 }
 

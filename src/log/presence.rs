@@ -1,4 +1,4 @@
-//! Who is present: the subjects that connections hold in topics, and the messages that tell their changes.
+//! Presence: the subjects that connections hold in topics, and the messages that tell their changes.
 //!
 //! The log holds the truth. Each process tells it what its own connections hold.
 
@@ -48,7 +48,7 @@ pub struct Part {
 pub struct Claimed {
     /// One for each claim.
     pub outcomes: Vec<Result<(), ClaimError>>,
-    /// What the log takes for claims of this process in the part, and what the process has not named.
+    /// The claims of this process in the part that the log knows, and that the process has not named.
     pub unnamed: Vec<(Topic, Arc<str>)>,
     /// A log that may forget claims has a number here, which changes when it may have done so.
     pub life: Option<u64>,

@@ -47,7 +47,7 @@ pub struct State {
     joining: VecDeque<Joining>,
     /// Made by the first command about this connection.
     changes: Option<Box<Changes>>,
-    /// Where the subject is present by this connection.
+    /// The topics in which the subject is present by this connection.
     present: Option<Box<Present>>,
     /// The task that reads. Only a command wakes it.
     task: Option<Waker>,

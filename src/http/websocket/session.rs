@@ -294,7 +294,7 @@ impl Session {
         }
     }
 
-    /// What makes the subject present in this topic. `None` if it is not asked for, or is there already.
+    /// A connection that can make the subject present in this topic, unless it is not asked for, or is there already.
     fn present_in(&self, pattern: &Pattern, is_asked: bool) -> Result<Option<Present>, Problem> {
         let present = self.app.present_as(self.reader.access(), is_asked)?;
         let counts = present.is_some() && !presence::topics([pattern])?.is_empty();

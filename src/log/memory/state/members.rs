@@ -125,7 +125,7 @@ impl Present {
 /// The outcome of one claim, or of one leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing to tell.
+    /// There is no change to tell.
     Quiet,
     /// The change was appended, and is to be brought to the tails.
     Told,

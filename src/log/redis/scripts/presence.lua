@@ -2,7 +2,7 @@
 -- over. All of it may be repeated.
 local name, grace, most, is_keeper = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1'
 local heads = {join = ARGV[11], leave = ARGV[12]}
--- What follows is all that this replica holds behind the first of these places, and up to the second.
+-- The rest is all that this replica holds behind the first of these places, and up to the second.
 local is_part, after, upto = ARGV[13] == '1', ARGV[14], ARGV[15]
 local gone_after, pause, settled_after = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
 local FIRST, BUDGET = 19, 64
