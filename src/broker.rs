@@ -3,12 +3,16 @@
 //! This room knows neither transports nor how the log stores messages.
 
 mod driven;
+mod presence;
 mod subscription;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use self::subscription::Mine;
-pub use self::subscription::{Delivery, GapNotice, Join, ListChange, Subscription};
+pub use self::{
+    presence::{EnterError, Presences, Present},
+    subscription::{Delivery, GapNotice, Join, ListChange, Subscription},
+};
 use crate::{
     log::{
         Append, AppendError, Appended, Beginning, Follower, History, Log, LogError, LogStats, Payer,
@@ -115,6 +119,14 @@ impl Broker {
         self.log.subjects()
     }
 
+    /// Begins to tell the log who is present. Members without a connection stay for `grace`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_presence(&self, grace: Duration) -> Arc<Presences> {
+        Presences::start(self.log.clone(), grace)
+    }
+
     /// The newest messages of `topic` below `before`, up to `limit` and as many as fit in one step of the store.
     pub async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
         self.log.history(topic, before, limit).await
@@ -153,6 +165,11 @@ impl Broker {
     /// Up to `limit` topics by name, those after `after`.
     pub async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
         self.log.topics(after, limit).await
+    }
+
+    /// How many subscriptions to exactly this topic this process has.
+    pub fn subscribers(&self, topic: &Topic) -> usize {
+        self.log.followers(topic)
     }
 
     /// How much the log holds.

@@ -39,7 +39,7 @@ use self::{
     init::Init,
     key::Key,
     manual::Manual,
-    operate::{Delete, Health, Stats, Topics},
+    operate::{Delete, Health, Presence, Stats, Topics},
     publish::Publish,
     subjects::Subjects,
     subscribe::Subscribe,
@@ -116,6 +116,10 @@ pub enum Command {
     /// Print and change the list of topics of a subject, or end its connections.
     #[command(subcommand)]
     Subjects(Subjects),
+    /// Print who is present in a topic, in the order of the subjects.
+    ///
+    /// A token needs `presence` for the topic.
+    Presence(Presence),
     /// Measure how much load a server carries, and how fast it is, to choose the size of a machine.
     ///
     /// It publishes to its own topics, which begin with `bench`, and ends by itself. It needs much of a

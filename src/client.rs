@@ -47,7 +47,7 @@ pub use self::{
     connection::{Gap, Message},
     connections::{ConnectionFilter, ConnectionState, Connections},
     error::ClientError,
-    operate::{Ready, TopicState, Topics},
+    operate::{Member, Members, Ready, TopicState, Topics},
     publish::{Draft, Progress, Publishing},
     subjects::ListEntry,
     subscription::{Event, Subscription},

@@ -38,6 +38,7 @@ mod parameters;
 mod patient;
 mod places;
 mod poll;
+mod presence;
 mod problem;
 mod proxy_protocol;
 mod publish;

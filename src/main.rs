@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         cli::Command::Init(init) => init.run().report(),
         cli::Command::Pub(publish) => cli::run(publish.run()),
         cli::Command::Sub(subscribe) => cli::run(subscribe.run()),
+        cli::Command::Presence(presence) => cli::run(presence.run()),
         cli::Command::Topics(topics) => cli::run(topics.run()),
         cli::Command::Stats(stats) => cli::run(stats.run()),
         cli::Command::Health(health) => cli::run(health.run()),

@@ -86,6 +86,7 @@ pub struct Identity {
     pub(super) subject: Option<Arc<str>>,
     /// Messages name the subject.
     pub(super) is_named: bool,
+    pub(super) info: Option<Arc<str>>,
     pub(super) holder: Holder,
 }
 
@@ -260,6 +261,7 @@ impl Authority {
             expires_at: Some(claims.exp.0),
             subject,
             is_named: terms.by,
+            info: claims.info.clone(),
             holder: Holder::Token { key, claims },
         })
     }
@@ -328,7 +330,7 @@ impl Terms {
 impl Identity {
     /// The identity of a client whose rights do not expire, and who has no subject.
     fn lasting(grants: Arc<Grants>, holder: Holder) -> Self {
-        Self { grants, unfilled: None, expires_at: None, subject: None, is_named: false, holder }
+        Self { grants, unfilled: None, expires_at: None, subject: None, is_named: false, info: None, holder }
     }
 
     /// True if the identity's token has ended by `now`. A key never ends.
@@ -359,6 +361,11 @@ impl Identity {
     /// The subject of a token. Other credentials have none, nor has a token whose `sub` cannot name a user.
     pub fn subject(&self) -> Option<&Arc<str>> {
         self.subject.as_ref()
+    }
+
+    /// JSON that is told with the subject where it is present.
+    pub fn info(&self) -> Option<&Arc<str>> {
+        self.info.as_ref()
     }
 
     /// True if an answer of the backend may replace another one: it is for the same subject, or neither has one.

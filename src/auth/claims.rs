@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -33,6 +34,9 @@ pub struct Claims {
     pub iat: Option<u64>,
     /// The grants.
     pub rejoin: GrantList,
+    /// JSON that is told with the subject where it is present.
+    #[serde(skip)]
+    pub info: Option<Arc<str>>,
     /// The other claims that are strings, for grants that name them.
     #[serde(flatten)]
     pub others: BTreeMap<String, String>,
@@ -115,6 +119,11 @@ impl Written {
     }
 }
 
+/// JSON that is told with a subject. `null` is none.
+pub fn info(raw: &RawValue) -> Option<Arc<str>> {
+    Some(raw.get()).filter(|json| *json != "null").map(Into::into)
+}
+
 /// The mistake without its line and column, since nobody has the claims before them.
 fn without_place(error: &serde_json::Error) -> String {
     let error = error.to_string();
@@ -134,6 +143,7 @@ impl TryFrom<Written> for Claims {
             nbf: claims.take("nbf")?.flatten(),
             iat: claims.take_iat(),
             rejoin: claims.take_grants()?,
+            info: claims.take::<Box<RawValue>>("rejoin_info")?.as_deref().and_then(info),
             others: claims.texts(),
         })
     }

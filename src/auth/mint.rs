@@ -120,6 +120,7 @@ pub fn mint(
         nbf: None,
         iat: now.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()),
         rejoin: wish.rejoin.clone(),
+        info: None,
         others: BTreeMap::new(),
     };
     let Some(key) = key else {

@@ -166,6 +166,16 @@ impl Access {
         }
     }
 
+    /// The right to see who is present in every topic that `pattern` matches.
+    pub fn see_presence(&self, pattern: &Pattern) -> Result<(), Problem> {
+        let now = self.now()?;
+        if now.grants.may_see_presence(pattern) {
+            Ok(())
+        } else {
+            Err(forbidden(&now, self.client, "presence", Some(pattern)))
+        }
+    }
+
     pub fn metrics(&self) -> Result<(), Problem> {
         let now = self.now()?;
         if now.grants.may_read_metrics() {
@@ -227,6 +237,11 @@ impl Access {
     /// The user in whose name this client speaks.
     pub fn subject(&self) -> Option<&Arc<str>> {
         self.identity.subject()
+    }
+
+    /// JSON that is told with the subject where it is present.
+    pub fn info(&self) -> Option<&Arc<str>> {
+        self.identity.info()
     }
 
     /// How long this access lasts, in milliseconds.

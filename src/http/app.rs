@@ -20,7 +20,7 @@ use super::{
     subjects::Ended,
 };
 use crate::{
-    broker::{Broker, Subscription},
+    broker::{Broker, Presences, Present, Subscription},
     config::Config,
     log::{Append, Appended},
     shutdown::Shutdown,
@@ -41,6 +41,7 @@ pub struct App {
     pub(super) tasks: TaskTracker,
     pub(super) connections: Arc<Connections>,
     pub(super) live: Live,
+    pub(super) presences: Arc<Presences>,
     pub(super) publish_rate: Option<Rate>,
     pub(super) metrics: Metrics,
     /// The subjects that the backend has ended.
@@ -64,6 +65,7 @@ impl App {
         };
         let app = Arc::new(Self {
             live: Live::new(&broker),
+            presences: broker.start_presence(config.presence_grace),
             broker,
             connections,
             publish_rate: (config.publish_rate > 0).then(|| Rate::per_second(config.publish_rate)),
@@ -106,11 +108,12 @@ impl App {
         subscription: Subscription,
         permit: Permit,
         access: &Access,
-        transport: Transport,
-        is_raw: bool,
+        (transport, is_raw): (Transport, bool),
+        present: Option<Present>,
     ) -> Held {
         let about = about(access, transport, is_raw);
-        let held = self.live.hold(id, Reading::new(about, subscription, permit, access.issued()));
+        let reading = Reading::new(about, subscription, permit, access.issued(), present);
+        let held = self.live.hold(id, reading);
         end_if_due(&held, access);
         held
     }
@@ -122,9 +125,11 @@ impl App {
         subscription: Subscription,
         permit: Permit,
         access: &Access,
+        present: Option<Present>,
     ) -> Held {
         let about = about(access, Transport::Poll, false);
-        let held = self.live.hold_poll(id, Reading::new(about, subscription, permit, access.issued()));
+        let reading = Reading::new(about, subscription, permit, access.issued(), present);
+        let held = self.live.hold_poll(id, reading);
         end_if_due(&held, access);
         held
     }
@@ -168,6 +173,7 @@ fn end_if_due(held: &Held, access: &Access) {
 fn about(access: &Access, transport: Transport, is_raw: bool) -> About {
     About {
         sub: access.subject().map(|subject| (&**subject).into()),
+        info: access.info().cloned(),
         transport,
         address: access.client(),
         since: OffsetDateTime::now_utc(),

@@ -40,6 +40,7 @@ pub struct Asked {
     wait: Option<Scalar>,
     limit: Option<Scalar>,
     mine: Option<Flag>,
+    presence: Option<bool>,
     /// Only the query of one topic has it.
     #[serde(skip)]
     before: Option<String>,
@@ -88,6 +89,7 @@ impl Asked {
             wait: scalar("wait")?,
             limit: scalar("limit")?,
             mine: text("mine")?.map(Flag::Text),
+            presence: query.one("presence")?.map(|_| query.flag("presence")).transpose()?,
             before: text("before")?,
         })
     }
@@ -134,7 +136,8 @@ impl Asked {
         once("format", &mut self.format, body.format)?;
         once("wait", &mut self.wait, body.wait)?;
         once("limit", &mut self.limit, body.limit)?;
-        once("mine", &mut self.mine, body.mine)
+        once("mine", &mut self.mine, body.mine)?;
+        once("presence", &mut self.presence, body.presence)
     }
 
     /// The start: the cursor of the header, that of a client library, and then the others by rank.
@@ -184,6 +187,23 @@ impl Asked {
             Some(Flag::Number(number @ 0..=1)) => Ok(*number == 1),
             Some(Flag::Text(text)) => query::flag("mine", text),
             Some(Flag::Number(_)) => query::flag("mine", "other"),
+        }
+    }
+
+    /// True if the subject of the client is to be present in the topics.
+    ///
+    /// # Errors
+    /// If the client does not stay for it.
+    pub fn presence(&self) -> Result<bool, Problem> {
+        let is_asked = self.presence == Some(true);
+        match self.wait.as_ref().map(Scalar::to_text).as_deref() {
+            Some("0") if is_asked => {
+                Err(Problem::bad_request("presence: with wait=0 the client would not stay"))
+            }
+            _ if is_asked && self.before.is_some() => {
+                Err(Problem::bad_request("presence: a page of the history has no reader who stays"))
+            }
+            _ => Ok(is_asked),
         }
     }
 

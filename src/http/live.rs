@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 pub use self::{
-    across::is_done,
+    across::{count_all, is_done},
     command::{Command, replica_name},
     connection_id::ConnectionId,
     reading::{About, Event, Reading, State},

@@ -14,7 +14,7 @@ pub struct Parameters {
 
 /// The parameter that any resource may have. It is removed before the query is read.
 const CREDENTIAL: &[&str] = &["token"];
-const READING: &[&str] = &["after", "last", "since", "transport", "format", "wait", "limit"];
+const READING: &[&str] = &["after", "last", "since", "transport", "format", "wait", "limit", "presence"];
 const TOPICS: &str = "topic, which may be repeated";
 
 /// `GET /topics/{topic}`.
@@ -64,6 +64,10 @@ const ELEMENT: &str = "an element of the body";
 
 /// `GET /topics`.
 pub const LIST: Parameters = Parameters { known: &[CREDENTIAL, &["after", "limit"]], misplaced: &[] };
+
+/// `GET /topics/{topic}/presence`.
+pub const MEMBERS: Parameters =
+    Parameters { known: &[CREDENTIAL, &["after", "limit"]], misplaced: &[("topic", "the path")] };
 
 /// `GET /connections`.
 pub const CONNECTIONS: Parameters = Parameters {

@@ -20,7 +20,7 @@ use super::{
     wire::Control,
 };
 use crate::{
-    broker::Subscription,
+    broker::{Present, Subscription},
     message::{Id, Pattern},
 };
 
@@ -200,6 +200,16 @@ impl Reader {
         Ok(Step::Joins)
     }
 
+    /// Makes the subject present in one topic more, if it is still read.
+    pub fn be_present(&mut self, topic: &Pattern, present: Present) {
+        self.reading.lock().be_present(topic, present);
+    }
+
+    /// True if the subject is present in this topic by this connection.
+    pub fn is_present(&self, topic: &Pattern) -> bool {
+        self.reading.lock().is_present(topic)
+    }
+
     /// Counts the patterns that are read, after one could not be added.
     pub fn not_added(&mut self) {
         self.reading.lock().count_topics(0);
@@ -285,7 +295,7 @@ mod tests {
         let read: Vec<_> = (0..99).map(|number| pattern(&format!("p{number}.*"))).collect();
         let permit = app.permit(Transport::WebSocket, &access, read.len()).expect("a place");
         let (id, transport) = (app.live.new_id(), Transport::WebSocket);
-        let held = app.hold(id, subscribe(&read).await, permit, &access, transport, false);
+        let held = app.hold(id, subscribe(&read).await, permit, &access, (transport, false), None);
         let mut reader = Reader::new(app.connections.clone(), held, access);
         let (asked, added) = (pattern("asked.*"), pattern("added.*"));
         assert_eq!(reader.ask_for(&asked).expect("there is room"), Step::MayBegin);

@@ -13,7 +13,7 @@ use matchit::Params;
 use percent_encoding::percent_decode_str;
 
 use super::{
-    App, arrival, inspect, live, metrics, page,
+    App, arrival, inspect, live, metrics, page, presence,
     problem::{Code, Problem},
     publish, ready, subjects, subscribe, websocket,
 };
@@ -29,6 +29,7 @@ enum Resource {
     Echo,
     Events,
     Live,
+    Members,
     Metrics,
     OpenApi,
     Page,
@@ -62,6 +63,7 @@ static ROUTES: LazyLock<matchit::Router<Resource>> = LazyLock::new(|| {
         ("/subjects/{sub}/topics/{topic}", Resource::SubjectTopic),
         ("/topics", Resource::Topics),
         ("/topics/{topic}", Resource::Topic),
+        ("/topics/{topic}/presence", Resource::Members),
         #[cfg(feature = "echo")]
         ("/echo", Resource::Echo),
     ];
@@ -101,8 +103,7 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
         let detail = "no such resource; GET /openapi.json lists all of them";
         return without_upgrade(app, request, |_| at_once(Err(Problem::new(Code::NotFound, detail))));
     };
-    let [id, sub, topic, file] =
-        ["id", "sub", "topic", "file"].map(|name| parameter(&matched.params, name));
+    let [id, sub, topic, file] = ["id", "sub", "topic", "file"].map(|name| parameter(&matched.params, name));
     match *matched.value {
         Resource::Events => subscribe::events(app, request).boxed(),
         Resource::Topic => of_topic(app, topic, request),
@@ -123,6 +124,9 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
         }
         Resource::SubjectTopic => {
             without_upgrade(app, request, |asked| subjects::topic(app, sub, topic, asked).boxed())
+        }
+        Resource::Members => {
+            without_upgrade(app, request, |asked| presence::members(app, topic, asked).boxed())
         }
         Resource::Publish => without_upgrade(app, request, |asked| publish::publish_many(app, asked).boxed()),
         read_only => without_upgrade(app, request, |asked| of_read_only(app, read_only, file, asked)),
@@ -171,7 +175,7 @@ fn of_read_only(app: &Arc<App>, resource: Resource, file: Option<String>, reques
     match resource {
         Resource::Client => at_once(Ok(page::client(request.headers()))),
         Resource::Console => at_once(page::console(file.as_deref(), request.headers())),
-        Resource::Live => at_once(Ok(inspect::live())),
+        Resource::Live => at_once(Ok(inspect::alive())),
         Resource::Metrics => metrics::show(app, request).boxed(),
         Resource::OpenApi => at_once(Ok(inspect::openapi())),
         Resource::Ready => ready::show(app).boxed(),

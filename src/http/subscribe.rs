@@ -9,7 +9,7 @@ use super::{
     App, MAX_TOPICS, MAX_WILDCARDS,
     access::Access,
     asked::Asked,
-    history, media, metrics, parameters, poll,
+    history, media, metrics, parameters, poll, presence,
     problem::{Code, Problem},
     query::{self, Query},
     reader::Reader,
@@ -35,6 +35,7 @@ struct Wanted {
     rendering: Rendering,
     wait: Duration,
     limit: usize,
+    presence: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,12 +139,13 @@ async fn answer(app: &Arc<App>, request: Request, wanted: Wanted) -> Result<Resp
 }
 
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
-    let Wanted { patterns, access, list_owner, start, before, rendering, wait, limit } = wanted;
+    let Wanted { patterns, access, list_owner, start, before, rendering, wait, limit, presence } = wanted;
     if let Some(before) = before
         && let Some(topic) = patterns.first().and_then(Pattern::topic)
     {
         return history::respond(app, &access, &topic, before, limit).await;
     }
+    let (mut present, topics) = presence::wanted(app, &access, &patterns, presence)?;
     let id = app.live.new_id();
     let connection = id.to_string();
     match rendering {
@@ -157,8 +159,9 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                 start => start.unwrap_or(Start::Now),
             };
             let subscription = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
+            presence::enter(&mut present, topics).await?;
             let bytes = app.connections.answer_bytes();
-            let reading = app.hold_poll(id, subscription, permit, &access);
+            let reading = app.hold_poll(id, subscription, permit, &access, present);
             let reader = Reader::new(app.connections.clone(), reading, access);
             Ok(poll::respond(reader, bytes, wait, limit).await)
         }
@@ -171,11 +174,17 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                 let now = if let Start::Now = start { app.broker.newest().await.ok() } else { None };
                 return Ok(stream::turn_away(framing, Code::Overloaded, cursor.or(now)));
             };
-            match begin(app, patterns, &start, &connection, list_owner, &mut permit).await {
+            let begun = async {
+                let begun = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
+                presence::enter(&mut present, topics).await?;
+                Ok::<_, Problem>(begun)
+            };
+            match begun.await {
                 Ok(mut subscription) => {
                     subscription.keep_cursor();
                     let is_raw = framing == Framing::SseRaw;
-                    let reading = app.hold(id, subscription, permit, &access, framing.transport(), is_raw);
+                    let reading =
+                        app.hold(id, subscription, permit, &access, (framing.transport(), is_raw), present);
                     let reader = Reader::new(app.connections.clone(), reading, access);
                     Ok(stream::respond(framing, reader))
                 }
@@ -263,6 +272,7 @@ impl Wanted {
             rendering,
             wait: options.wait()?,
             limit: options.limit()?,
+            presence: options.presence()?,
         })
     }
 }
@@ -270,10 +280,11 @@ impl Wanted {
 impl Wanted {
     /// The topics, the list, the start and the rights for a WebSocket.
     fn on_socket(self) -> Result<websocket::Wanted, Problem> {
-        let Self { patterns, access, list_owner, start, .. } = self;
+        let Self { patterns, access, list_owner, start, presence, .. } = self;
         match self.before {
             None => {
-                Ok(websocket::Wanted { patterns, list_owner, start: start.unwrap_or(Start::Now), access })
+                let start = start.unwrap_or(Start::Now);
+                Ok(websocket::Wanted { patterns, list_owner, start, access, presence })
             }
             Some(_) => Err(Problem::bad_request("before: it has one JSON answer, and no WebSocket")),
         }

@@ -35,6 +35,7 @@ use super::{
     client_address::ClientAddress,
     credentials,
     metrics::Transport,
+    presence,
     problem::{Code, Problem, shorten},
     reader::Reader,
     subscribe,
@@ -48,6 +49,8 @@ pub struct Wanted {
     pub list_owner: Option<Arc<str>>,
     pub start: Start,
     pub access: Access,
+    /// The subject is to be present in the topics.
+    pub presence: bool,
 }
 
 /// The subprotocol that the server speaks, offered or not.
@@ -150,14 +153,16 @@ pub fn refuse(app: &Arc<App>, request: Request, problem: Problem) -> Response {
 }
 
 async fn begin(app: &Arc<App>, wanted: Wanted) -> Result<Reader, Problem> {
-    let Wanted { patterns, list_owner, start, access } = wanted;
+    let Wanted { patterns, list_owner, start, access, presence } = wanted;
+    let (mut present, topics) = presence::wanted(app, &access, &patterns, presence)?;
     let mut permit =
         app.permit(Transport::WebSocket, &access, patterns.len()).ok_or_else(super::overloaded)?;
     // Subscribe before the answer: so no message is missed that is published once the client knows of it.
     let id = app.live.new_id();
     let subscription =
         subscribe::begin(app, patterns, &start, &id.to_string(), list_owner, &mut permit).await?;
-    let reading = app.hold(id, subscription, permit, &access, Transport::WebSocket, false);
+    presence::enter(&mut present, topics).await?;
+    let reading = app.hold(id, subscription, permit, &access, (Transport::WebSocket, false), present);
     Ok(Reader::new(app.connections.clone(), reading, access))
 }
 

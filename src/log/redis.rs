@@ -14,6 +14,7 @@ mod facts;
 mod feed;
 mod held;
 mod link;
+mod presence;
 mod primary;
 mod reading;
 mod refusals;
@@ -51,9 +52,9 @@ use self::{
     subjects::RedisSubjects,
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Log,
-    LogError, LogStats, Mark, Page, Payer, Position, Retention, Rules, Start, Subjects, Tail, TopicStats,
-    Unfit,
+    Append, AppendError, Appended, Beginning, Claimed, Claims, Clock, Ephemerals, Expiry, Followed, Follower,
+    History, Log, LogError, LogStats, Mark, Members, Page, Payer, Position, Retention, Rules, Start,
+    Subjects, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -357,6 +358,18 @@ impl Log for RedisLog {
         history(&self.store, topic, before, limit).await
     }
 
+    async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError> {
+        self.note_claims(claims).await
+    }
+
+    async fn claims_due(&self) {
+        self.replicas.keeps().await;
+    }
+
+    async fn members(&self, topic: &Topic, after: &str, limit: usize) -> Result<Members, LogError> {
+        self.list_members(topic, after, limit).await
+    }
+
     fn ephemerals(&self) -> &Ephemerals {
         &self.feed.ephemerals
     }
@@ -397,6 +410,10 @@ impl Log for RedisLog {
             Some(TopicStats { topic, newest, messages, bytes, subscribers })
         };
         Ok(names.iter().zip(known).filter_map(stats).collect())
+    }
+
+    fn followers(&self, topic: &Topic) -> usize {
+        self.feed.followers(topic)
     }
 
     async fn check(&self) -> Result<(), Unfit> {

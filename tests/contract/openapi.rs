@@ -137,6 +137,8 @@ async fn answers_match_the_document() {
             ),
         ),
         ("/publish", "post", 415, post(&server, "/publish").body("x")),
+        ("/topics/{topic}/presence", "get", 200, get(&server, "/topics/a/presence")),
+        ("/topics/{topic}/presence", "get", 400, get(&server, "/topics/a.*/presence")),
         ("/topics", "get", 200, get(&server, "/topics?limit=1")),
         ("/topics", "get", 400, get(&server, "/topics?limit=0")),
         ("/stats", "get", 200, get(&server, "/stats")),

@@ -17,6 +17,7 @@ mod issuers;
 mod listed;
 mod lists;
 mod people;
+mod presence;
 mod provider;
 mod refusals;
 mod reload;

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::changes::{Changes, Told};
 use crate::{
-    broker::{Delivery, Join, ListChange, Subscription},
+    broker::{Delivery, Join, ListChange, Present, Subscription},
     http::{
         MAX_TOPICS, MAX_WILDCARDS,
         metrics::{Permit, Transport},
@@ -24,6 +24,8 @@ use crate::{
 /// The properties of a connection that never change.
 pub struct About {
     pub sub: Option<Box<str>>,
+    /// JSON that is told with the subject where it is present.
+    pub info: Option<Arc<str>>,
     pub transport: Transport,
     pub address: Option<IpAddr>,
     pub since: OffsetDateTime,
@@ -45,6 +47,8 @@ pub struct State {
     joining: VecDeque<Joining>,
     /// Made by the first command about this connection.
     changes: Option<Box<Changes>>,
+    /// The topics in which the subject is present by this connection.
+    present: Option<Box<Present>>,
     /// The task that reads. Only a command wakes it.
     task: Option<Waker>,
     ended: Option<Code>,
@@ -84,9 +88,11 @@ impl Reading {
         subscription: Subscription,
         permit: Permit,
         issued: Option<Option<u64>>,
+        present: Option<Present>,
     ) -> Self {
         let (joining, changes, task, ended) = Default::default();
-        let state = State { subscription, permit, joining, changes, task, ended, issued };
+        let present = present.map(Box::new);
+        let state = State { subscription, permit, joining, changes, present, task, ended, issued };
         Self { about, state: Mutex::new(state) }
     }
 
@@ -202,7 +208,7 @@ impl Reading {
     pub fn close(&self) {
         let mut state = self.lock();
         state.ended.get_or_insert(Code::Disconnected);
-        state.task = None;
+        (state.task, state.present) = (None, None);
     }
 }
 
@@ -336,6 +342,22 @@ impl State {
         self.patterns().filter(is_own)
     }
 
+    /// Makes the subject present in one topic more, if it is still read.
+    pub fn be_present(&mut self, topic: &Pattern, present: Present) {
+        if self.ended.is_some() || !(self.reads(topic) || self.joins(topic)) {
+            return;
+        }
+        match &mut self.present {
+            Some(known) => known.absorb(present),
+            none => *none = Some(Box::new(present)),
+        }
+    }
+
+    /// True if the subject is present in this topic by this connection.
+    pub fn is_present(&self, topic: &Pattern) -> bool {
+        self.present.as_ref().is_some_and(|present| present.is_in(topic.as_str()))
+    }
+
     /// Every pattern that is read, or about to be merged.
     pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
         self.subscription.patterns().chain(self.joining.iter().map(|joining| &joining.pattern))
@@ -413,6 +435,9 @@ impl State {
         }
         if let Some(changes) = &mut self.changes {
             changes.forget(pattern);
+        }
+        if let Some(present) = &mut self.present {
+            present.leave(pattern.as_str());
         }
         self.count_topics(0);
     }

@@ -19,7 +19,7 @@ use crate::{
         App,
         access::Access,
         answer::{json, not_stored},
-        parameters,
+        parameters, presence,
         problem::Problem,
         query::{self, Query, StartFields, number},
     },
@@ -92,13 +92,14 @@ pub async fn topic_of(
     let start =
         StartFields { after: query.one("after")?, last: query.one("last")?, since: query.one("since")? };
     let start = if is_added { start.parse()? } else { None };
-    if is_added && query.flag("presence")? {
-        return Err(Problem::bad_request("presence: this server does not have it yet"));
+    let presence = is_added && query.flag("presence")?;
+    if presence {
+        presence::topics([&topic])?;
     }
     // A client that may not manage the topic learns nothing of the ids, so this comes last.
     let connection = id.and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
     let command = match is_added {
-        true => Command::Add { connection, topic, start: start.unwrap_or(Start::Now), sub },
+        true => Command::Add { connection, topic, start: start.unwrap_or(Start::Now), sub, presence },
         false => Command::Remove { connection, topic, sub },
     };
     across::run(app, command).await?;

@@ -16,12 +16,13 @@ use super::{
     socket::{Lost, Socket},
 };
 use crate::{
-    broker::Delivery,
+    broker::{Delivery, Present},
     http::{
         App,
         batch::{Batch, Form},
         identify::{Begun, Identified},
         live::Event,
+        presence,
         problem::{Code, Problem, UNSUPPORTED_DATA},
         publish::Published,
         pulse::{overload_retry_ms, retry_ms},
@@ -29,6 +30,7 @@ use crate::{
         shares::Share,
         wire::{self, By, Control},
     },
+    log::Start,
     message::Pattern,
 };
 
@@ -280,14 +282,8 @@ impl Session {
                 let cursor = self.reader.cursor();
                 self.answer(&reference, Answer::Unsubscribed { topic: &pattern, cursor });
             }
-            Action::Subscribe { pattern, start } => match self.reader.ask_for(&pattern) {
-                Ok(Step::IsRead) => self.answer_subscribed(&reference, &pattern),
-                Ok(Step::Joins) => self.joining = reference,
-                Ok(Step::MayBegin) => {
-                    let connection = self.reader.connection().clone();
-                    self.running =
-                        Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
-                }
+            Action::Subscribe { pattern, start, presence } => match self.present_in(&pattern, presence) {
+                Ok(present) => self.subscribe(reference, pattern, start, present),
                 Err(problem) => self.answer(&reference, Answer::Error(&problem)),
             },
             Action::Publish(text) => {
@@ -298,6 +294,29 @@ impl Session {
         }
     }
 
+    /// A connection that can make the subject present in this topic, unless it is not asked for, or is there already.
+    fn present_in(&self, pattern: &Pattern, is_asked: bool) -> Result<Option<Present>, Problem> {
+        let present = self.app.present_as(self.reader.access(), is_asked)?;
+        let counts = present.is_some() && !presence::topics([pattern])?.is_empty();
+        Ok(present.filter(|_| counts && !self.reader.is_present(pattern)))
+    }
+
+    fn subscribe(&mut self, reference: Reference, pattern: Pattern, start: Start, present: Option<Present>) {
+        match (self.reader.ask_for(&pattern), present) {
+            (Ok(Step::MayBegin), present) => {
+                let connection = self.reader.connection().clone();
+                let begun = command::begin(self.app.clone(), pattern, start, connection, present);
+                self.running = Some((reference, begun));
+            }
+            (Ok(_), Some(present)) => {
+                self.running = Some((reference, command::enter(pattern, start, present)));
+            }
+            (Ok(Step::IsRead), None) => self.answer_subscribed(&reference, &pattern),
+            (Ok(Step::Joins), None) => self.joining = reference,
+            (Err(problem), _) => self.answer(&reference, Answer::Error(&problem)),
+        }
+    }
+
     fn conclude(&mut self, reference: Reference, outcome: Result<Outcome, Problem>) {
         match outcome {
             Ok(Outcome::Published(published @ Published::Partly { .. })) => {
@@ -305,8 +324,16 @@ impl Session {
             }
             Ok(Outcome::Identified(identified)) => self.renew(&reference, Ok(*identified)),
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
-            Ok(Outcome::Begun(pattern, subscription)) => {
-                match self.reader.join(pattern.clone(), *subscription) {
+            Ok(Outcome::Entered(pattern, start, present)) => {
+                self.reader.be_present(&pattern, *present);
+                self.subscribe(reference, pattern, start, None);
+            }
+            Ok(Outcome::Begun(pattern, subscription, present)) => {
+                let joined = self.reader.join(pattern.clone(), *subscription);
+                if let Some(present) = present {
+                    self.reader.be_present(&pattern, *present);
+                }
+                match joined {
                     Ok(Step::IsRead) => self.answer_subscribed(&reference, &pattern),
                     Ok(_) => self.joining = reference,
                     Err(problem) => {

@@ -5,6 +5,7 @@ mod due;
 mod fan_out;
 mod firsts;
 mod history;
+mod members;
 mod narrow;
 mod reading;
 mod seeking;
@@ -23,9 +24,10 @@ use hashlink::LinkedHashMap;
 use self::{
     due::{Due, Review},
     fan_out::FanOut,
+    members::Present,
     subjects::Kept,
 };
-pub use self::{reading::Reading, seeking::Seeking, snapshot::Snapshot};
+pub use self::{members::Step as MemberStep, reading::Reading, seeking::Seeking, snapshot::Snapshot};
 use super::{cost, keys::Keys, losses::Losses, makers::Makers};
 use crate::{
     log::{
@@ -73,6 +75,7 @@ pub struct State {
     subjects: Kept,
     /// How far changed rules were applied.
     review: Option<Review>,
+    pub present: Present,
     /// True once the messages were handed to the next process: the log takes nothing more.
     closed: bool,
 }
@@ -111,6 +114,7 @@ impl State {
             due: None,
             subjects: Kept::default(),
             review: None,
+            present: Present::default(),
             closed: false,
         }
     }
@@ -177,6 +181,10 @@ impl State {
         };
         let names = self.names.range::<str, _>((Excluded(after), Unbounded));
         names.take(limit).filter_map(stats).collect()
+    }
+
+    pub fn followers(&self, topic: &Topic) -> usize {
+        self.tails.get(topic).map_or(0, |tail| tail.follower_count())
     }
 
     pub fn stats(&self) -> LogStats {

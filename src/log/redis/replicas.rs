@@ -12,7 +12,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,7 +20,7 @@ use std::{
 use bytes::Bytes;
 use redis::{AsyncConnectionConfig, aio::MultiplexedConnection};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at},
 };
@@ -35,6 +35,8 @@ use super::{
     store::{RETRY_AFTER, Store},
 };
 use crate::log::{Answering, LogError, Unanswered};
+
+pub use self::{letter::name as replica_name, roll::SPANS_MS};
 
 /// How often a replica gives a sign of life.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -76,6 +78,10 @@ pub struct Replicas {
     /// When a question to the store which replicas live began last, and whether it was answered. Held across the question, so that
     /// callers share it.
     last_look: tokio::sync::Mutex<Option<(Instant, bool)>>,
+    /// This replica looks after the members of topics.
+    is_keeper: AtomicBool,
+    /// Notifies with each sign of life that says so.
+    keeps: Notify,
 }
 
 #[derive(Default)]
@@ -110,6 +116,8 @@ impl Replicas {
             answering: OnceLock::new(),
             running: Mutex::default(),
             last_look: tokio::sync::Mutex::default(),
+            is_keeper: AtomicBool::new(false),
+            keeps: Notify::new(),
         }
     }
 
@@ -120,6 +128,16 @@ impl Replicas {
     /// The name of this replica. It takes a new one if it was counted gone.
     pub fn name(&self) -> u64 {
         self.name.load(Ordering::Acquire)
+    }
+
+    /// True if this replica looks after the members of topics.
+    pub fn is_keeper(&self) -> bool {
+        self.is_keeper.load(Ordering::Acquire)
+    }
+
+    /// Resolves with the next sign of life that makes this replica look after the members of topics.
+    pub async fn keeps(&self) {
+        self.keeps.notified().await;
     }
 
     /// Sets who answers the questions of others. The first call counts.
@@ -270,6 +288,12 @@ impl Replicas {
         if state.clock.is_none_or(|clock| clock.asked_at() <= asked_at) {
             state.clock = Some(StoreClock::new(beat.now, asked_at, Instant::now()));
             state.roll = Roll::of(&beat);
+        }
+        if matches!(does, "beat" | "join") {
+            self.is_keeper.store(beat.is_keeper, Ordering::Release);
+            if beat.is_keeper {
+                self.keeps.notify_one();
+            }
         }
         if name == self.name() {
             if beat.is_made {

@@ -44,6 +44,7 @@ pub struct Scripts {
     pub confirm: Script,
     pub check: Script,
     pub beat: Script,
+    pub presence: Script,
     pub probe: ReadScript,
     pub changed: ReadScript,
     pub read: ReadScript,
@@ -58,6 +59,7 @@ pub struct Scripts {
     pub history: ReadScript,
     pub lists: ReadScript,
     pub refusals: ReadScript,
+    pub members: ReadScript,
 }
 
 /// A script that only reads, in two forms.
@@ -83,7 +85,14 @@ impl Default for Scripts {
         let reader = |own| ReadScript { whole: script(READS, own), frozen: Script::new(&frozen(own)) };
         let check = include_str!("scripts/check.lua");
         Self {
-            publish: script(STORES, include_str!("scripts/publish.lua")),
+            publish: script(
+                STORES,
+                concat!(include_str!("scripts/store.lua"), include_str!("scripts/publish.lua")),
+            ),
+            presence: script(
+                STORES,
+                concat!(include_str!("scripts/store.lua"), include_str!("scripts/presence.lua")),
+            ),
             // An announcement is not stored, and the feed has a bound.
             announce: script(READS, include_str!("scripts/announce.lua")),
             delete: script(READS, include_str!("scripts/delete.lua")),
@@ -109,6 +118,7 @@ impl Default for Scripts {
             history: reader(include_str!("scripts/history.lua")),
             lists: reader(include_str!("scripts/lists.lua")),
             refusals: reader(include_str!("scripts/refusals.lua")),
+            members: reader(include_str!("scripts/members.lua")),
         }
     }
 }
@@ -152,7 +162,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     const CHECK: &str = include_str!("scripts/check.lua");
-    const ALL: [&str; 23] = [
+    const ALL: [&str; 26] = [
         include_str!("scripts/prelude.lua"),
         include_str!("scripts/publish.lua"),
         include_str!("scripts/announce.lua"),
@@ -176,6 +186,9 @@ mod tests {
         include_str!("scripts/lists.lua"),
         include_str!("scripts/end.lua"),
         include_str!("scripts/refusals.lua"),
+        include_str!("scripts/store.lua"),
+        include_str!("scripts/presence.lua"),
+        include_str!("scripts/members.lua"),
     ];
 
     /// The words in capitals behind a quotation mark: the commands, and some words of their arguments.

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Known, State, subjects::Kept};
+use super::{Known, State, members::KeptMember, subjects::Kept};
 use crate::{
     log::{
         Mark, Refusal, Retention, Tail,
@@ -30,6 +30,7 @@ pub struct Snapshot {
     messages: Vec<Arc<Message>>,
     keys: Keys,
     subjects: Kept,
+    members: Vec<KeptMember>,
 }
 
 /// How many bytes an entry may have without its payload. The names in it have at most a few hundred each.
@@ -123,6 +124,20 @@ struct RefusalEntry {
     until_ms: u64,
 }
 
+/// How many members follow. Versions 1 to 3 have none.
+#[derive(Serialize, Deserialize)]
+struct MemberCount {
+    members: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MemberEntry {
+    topic: String,
+    sub: Box<str>,
+    since: u64,
+    info: Option<Box<str>>,
+}
+
 impl State {
     /// Closes the log: it takes nothing more. Returns its state.
     pub fn close(&mut self) -> Snapshot {
@@ -141,6 +156,7 @@ impl State {
             // A closed log asks for no key.
             keys: std::mem::take(&mut self.keys),
             subjects: std::mem::take(&mut self.subjects),
+            members: self.present.all(),
         }
     }
 
@@ -182,6 +198,13 @@ impl State {
         }
         if version >= 4 {
             state.restore_subjects(from)?;
+            let MemberCount { members } = from.take()?;
+            for _ in 0..members {
+                let MemberEntry { topic, sub, since, info } = from.take()?;
+                let (topic, since) = (name(&topic)?, Id::new(since));
+                let info = info.map(Into::into);
+                state.present.restore(KeptMember { topic, sub: sub.into(), since, info });
+            }
         }
         state.mark_what_is_gone();
         // Make room for the keys, the marks and the times of the topics now. The first publish would have to do it under
@@ -284,7 +307,8 @@ impl Snapshot {
         for (name, id, digest) in self.keys.remembered() {
             put(to, &KeyEntry { name: name.to_owned(), id: id.get(), digest })?;
         }
-        self.write_subjects(to)
+        self.write_subjects(to)?;
+        self.write_members(to)
     }
 
     fn write_subjects(&self, to: &mut impl Write) -> io::Result<()> {
@@ -300,6 +324,15 @@ impl Snapshot {
         for (subject, Refusal { second, until_ms }) in refusals {
             let (second, until_ms) = (*second, *until_ms);
             put(to, &RefusalEntry { subject: subject.to_string(), second, until_ms })?;
+        }
+        Ok(())
+    }
+
+    fn write_members(&self, to: &mut impl Write) -> io::Result<()> {
+        put(to, &MemberCount { members: self.members.len() as u64 })?;
+        for KeptMember { topic, sub, since, info } in &self.members {
+            let (topic, sub, since) = (topic.to_string(), (&**sub).into(), since.get());
+            put(to, &MemberEntry { topic, sub, since, info: info.as_deref().map(Into::into) })?;
         }
         Ok(())
     }
