@@ -7,7 +7,7 @@ use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use http_body::Body as _;
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     credentials,
     metrics::Transport,
     origin,
-    problem::{Code, Problem},
+    problem::{Code, Problem, Words},
 };
 
 /// Takes the credential out of the request, and notes who sent it. Counts the answer until its client has taken it.
@@ -27,8 +27,10 @@ pub async fn answer(app: &Arc<App>, mut request: Request) -> Response {
     let record = app.access_log.record(&mut request);
     let asked = Asked::of(&request);
     let mut response = asked.counted(app, origin::guard(app, request).await);
-    if let Some(code) = response.extensions().get::<Code>() {
-        app.metrics.refused(*code);
+    if let Some(code) = response.extensions().get::<Code>().copied() {
+        let words = response.extensions_mut().remove::<Words>();
+        let client = asked.client.map(|address| address.ip());
+        app.refused(code, words.as_ref().map_or("", |Words(words)| words), client, asked.uri.path());
     }
     // A browser must not guess that a payload is a page or a script.
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -41,6 +43,7 @@ pub async fn answer(app: &Arc<App>, mut request: Request) -> Response {
 /// The parts of a request that decide if its answer is counted.
 struct Asked {
     client: Option<ClientAddress>,
+    uri: Uri,
     is_read: bool,
     is_probe: bool,
     is_scrape: bool,
@@ -51,6 +54,7 @@ impl Asked {
         let path = request.uri().path();
         Self {
             client: request.extensions().get().copied(),
+            uri: request.uri().clone(),
             is_read: matches!(*request.method(), Method::GET | Method::HEAD),
             is_probe: path.starts_with("/health/"),
             is_scrape: path == "/metrics",
@@ -76,7 +80,9 @@ impl Asked {
             response.extensions_mut().insert(Arc::new(place));
             return response;
         }
-        let mut bare = Problem::new(Code::Overloaded, "").into_response();
+        let detail =
+            "too many answers were not taken by their clients, or by you; read each answer to its end";
+        let mut bare = Problem::new(Code::Overloaded, detail).into_response();
         *bare.body_mut() = Body::empty();
         bare.headers_mut().remove(header::CONTENT_TYPE);
         keep_cors(response.headers(), bare.headers_mut());

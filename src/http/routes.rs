@@ -117,7 +117,7 @@ fn of_topic(app: &Arc<App>, topic: Option<String>, request: Request) -> Served<'
         Err(problem) => return at_once(Err(problem)),
     };
     let Some(topic) = topic else {
-        let problem = Problem::bad_request("topic: not valid UTF-8");
+        let problem = Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8");
         return at_once(if is_upgrade { Ok(websocket::refuse(app, request, problem)) } else { Err(problem) });
     };
     match *request.method() {

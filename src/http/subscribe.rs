@@ -10,7 +10,7 @@ use super::{
     access::Access,
     asked::Asked,
     history, media, metrics, parameters, poll,
-    problem::{Code, Problem},
+    problem::Problem,
     query::{self, Query},
     reader::Reader,
     stream, websocket,
@@ -114,7 +114,7 @@ fn turn_away(
                 Some(Start::After(cursor)) => Some(cursor),
                 _ => None,
             };
-            Ok(stream::turn_away(framing, Code::Overloaded, cursor))
+            Ok(stream::turn_away(framing, problem.of_handshake(), cursor))
         }
     }
 }
@@ -162,7 +162,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             let cursor = if let Start::After(cursor) = start { Some(cursor) } else { None };
             let Some(permit) = app.permit(framing.transport(), &access, patterns.len()) else {
                 let now = if let Start::Now = start { app.broker.newest().await.ok() } else { None };
-                return Ok(stream::turn_away(framing, Code::Overloaded, cursor.or(now)));
+                return Ok(stream::turn_away(framing, super::overloaded(), cursor.or(now)));
             };
             match app.broker.subscribe(patterns, &start, &connection).await {
                 Ok(mut subscription) => {
@@ -172,7 +172,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                     let reader = Reader::new(app.connections.clone(), reading, access);
                     Ok(stream::respond(framing, reader))
                 }
-                Err(error) => Ok(stream::turn_away(framing, Problem::from(error).code, cursor)),
+                Err(error) => Ok(stream::turn_away(framing, error.into(), cursor)),
             }
         }
     }
@@ -191,10 +191,14 @@ impl Wanted {
         patterns.sort_unstable();
         patterns.dedup();
         if patterns.len() > MAX_TOPICS {
-            return Err(Problem::bad_request(format!("topic: name up to {MAX_TOPICS}")));
+            return Err(Problem::bad_request(format!(
+                "topic: name up to {MAX_TOPICS} topics and patterns; open a second subscription for more"
+            )));
         }
         if patterns.iter().filter(|pattern| pattern.has_wildcard()).count() > MAX_WILDCARDS {
-            let detail = format!("topic: name up to {MAX_WILDCARDS} patterns with a wildcard");
+            let detail = format!(
+                "topic: name up to {MAX_WILDCARDS} patterns with a wildcard; name topics, or wider patterns"
+            );
             return Err(Problem::bad_request(detail));
         }
         Self::parse(access, patterns, options, headers, Framing::SseEnvelope)
@@ -211,10 +215,14 @@ impl Wanted {
         let rendering = Rendering::of(&options, headers, sse)?;
         let before = options.before(headers)?;
         if before.is_some() && patterns.iter().any(Pattern::has_wildcard) {
-            return Err(Problem::bad_request("before: it reads one topic, and not a pattern"));
+            return Err(Problem::bad_request(
+                "before: it reads one topic, and not a pattern; ask for each topic alone",
+            ));
         }
         if before.is_some() && rendering != Rendering::Poll {
-            return Err(Problem::bad_request("before: it has one JSON answer, and no stream"));
+            return Err(Problem::bad_request(
+                "before: it has one JSON answer, and no stream; leave transport out, and send Accept: application/json",
+            ));
         }
         Ok(Self {
             patterns,
@@ -233,7 +241,9 @@ impl Wanted {
     fn on_socket(self) -> Result<(Vec<Pattern>, Option<Start>, Access), Problem> {
         match self.before {
             None => Ok((self.patterns, self.start, self.access)),
-            Some(_) => Err(Problem::bad_request("before: it has one JSON answer, and no WebSocket")),
+            Some(_) => Err(Problem::bad_request(
+                "before: it has one JSON answer, and no WebSocket; ask by a plain GET",
+            )),
         }
     }
 }
