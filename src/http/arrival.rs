@@ -7,7 +7,7 @@ use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderValue, Method, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use http_body::Body as _;
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     credentials,
     metrics::Transport,
     origin,
-    problem::{Code, Problem, Words},
+    problem::{Code, Problem, Words, shorten},
 };
 
 /// Takes the credential out of the request, and notes who sent it. Counts the answer until its client has taken it.
@@ -25,12 +25,12 @@ pub async fn answer(app: &Arc<App>, mut request: Request) -> Response {
     request.extensions_mut().insert(shown);
     client_address::note(&app.config, &mut request);
     let record = app.access_log.record(&mut request);
-    let asked = Asked::of(&request);
-    let mut response = asked.counted(app, origin::guard(app, request).await);
+    let arrived = Arrived::of(&request);
+    let mut response = arrived.counted(app, origin::guard(app, request).await);
     if let Some(code) = response.extensions().get::<Code>().copied() {
         let words = response.extensions_mut().remove::<Words>();
-        let client = asked.client.map(|address| address.ip());
-        app.refused(code, words.as_ref().map_or("", |Words(words)| words), client, asked.uri.path());
+        let client = arrived.client.map(|address| address.ip());
+        app.refused(code, words.as_ref().map_or("", |Words(words)| words), client, &arrived.path);
     }
     // A browser must not guess that a payload is a page or a script.
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -41,20 +41,21 @@ pub async fn answer(app: &Arc<App>, mut request: Request) -> Response {
 }
 
 /// The parts of a request that decide if its answer is counted.
-struct Asked {
+struct Arrived {
     client: Option<ClientAddress>,
-    uri: Uri,
+    /// A copy: the path of the request would hold its whole head in memory, for as long as a poll is held.
+    path: Box<str>,
     is_read: bool,
     is_probe: bool,
     is_scrape: bool,
 }
 
-impl Asked {
+impl Arrived {
     fn of(request: &Request) -> Self {
         let path = request.uri().path();
         Self {
             client: request.extensions().get().copied(),
-            uri: request.uri().clone(),
+            path: shorten(path.to_owned()).into(),
             is_read: matches!(*request.method(), Method::GET | Method::HEAD),
             is_probe: path.starts_with("/health/"),
             is_scrape: path == "/metrics",

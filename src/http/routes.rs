@@ -90,7 +90,10 @@ fn at_once<'a>(answer: Result<Response, Problem>) -> Served<'a> {
 /// Lets the resource answer that the path names.
 pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
     let Ok(matched) = ROUTES.at(request.uri().path()) else {
-        let detail = "no such resource; GET /openapi.json lists all of them";
+        let detail = match request.uri().path().ends_with('/') {
+            true => "no such resource; remove the / at the end of the path",
+            false => "no such resource; GET /openapi.json lists all of them",
+        };
         return without_upgrade(app, request, |_| at_once(Err(Problem::new(Code::NotFound, detail))));
     };
     let [id, topic] = ["id", "topic"].map(|name| parameter(&matched.params, name));

@@ -1,9 +1,10 @@
 //! The topics that a request asks for, the start, and the transport.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{extract::Request, response::Response};
-use http::{HeaderMap, Method, header};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
 use super::{
     App, MAX_TOPICS, MAX_WILDCARDS,
@@ -41,11 +42,11 @@ enum Rendering {
 }
 
 /// `GET` and `HEAD /topics/{topic}`.
-pub async fn topic(app: &Arc<App>, pattern: String, request: Request) -> Result<Response, Problem> {
+pub async fn topic(app: &Arc<App>, pattern: String, mut request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::TOPIC);
-    let access = Access::of(&app.rules, &request).await;
     let options = query.and_then(|query| Asked::from_query(&query));
+    let access = access_of(app, &mut request).await;
     if !is_upgrade && let Err(problem) = access {
         return turn_away(problem, options, request.headers());
     }
@@ -62,11 +63,11 @@ pub async fn topic(app: &Arc<App>, pattern: String, request: Request) -> Result<
 }
 
 /// `GET`, `HEAD` and `POST /events`.
-pub async fn events(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
+pub async fn events(app: &Arc<App>, mut request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::EVENTS);
     let options = query.and_then(|query| Asked::from_query(&query));
-    let access = Access::of(&app.rules, &request).await;
+    let access = access_of(app, &mut request).await;
     match *request.method() {
         Method::GET | Method::HEAD => {}
         Method::CONNECT if is_upgrade => {}
@@ -94,6 +95,43 @@ pub async fn events(app: &Arc<App>, request: Request) -> Result<Response, Proble
     }
     let wanted = wanted?;
     if wanted.lacks_topic() { Err(no_topic()) } else { answer(app, request, wanted).await }
+}
+
+/// The rights of the client. While it waits for others, its request keeps little of its head: very many may wait.
+async fn access_of(app: &App, request: &mut Request) -> Result<Access, Problem> {
+    let mut access = pin!(Access::of(&app.rules, request));
+    if let Some(access) = access.as_mut().now_or_never() {
+        return access;
+    }
+    lighten(request);
+    access.await
+}
+
+/// The headers that are read after the client is known.
+const READ_LATER: [HeaderName; 11] = [
+    header::ACCEPT,
+    HeaderName::from_static("last-event-id"),
+    header::ORIGIN,
+    header::UPGRADE,
+    header::CONNECTION,
+    header::SEC_WEBSOCKET_KEY,
+    header::SEC_WEBSOCKET_VERSION,
+    header::SEC_WEBSOCKET_PROTOCOL,
+    header::CONTENT_TYPE,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+];
+
+/// Drops the rest of the head. Its parts share one piece of memory, so the others are copied.
+fn lighten(request: &mut Request) {
+    let mut kept = HeaderMap::new();
+    for name in READ_LATER {
+        for value in request.headers().get_all(&name) {
+            kept.append(&name, HeaderValue::from_bytes(value.as_bytes()).expect("it was one before"));
+        }
+    }
+    *request.headers_mut() = kept;
+    *request.uri_mut() = Uri::default();
 }
 
 /// Refuses a reader. If the same request may be served later, a stream is only turned away: after a `503` an
@@ -287,4 +325,27 @@ pub fn accepted(headers: &HeaderMap, sse: Framing) -> Option<Framing> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    /// Ten thousand clients may wait for the backend, and each held its head of up to 64 KiB meanwhile.
+    #[test]
+    fn a_request_that_waits_keeps_only_the_headers_that_are_read_later() {
+        let request = Request::get("/topics/a?after=0&a_long_query").header("accept", "text/event-stream");
+        let request = request.header("last-event-id", "7").header("cookie", "x".repeat(60 << 10));
+        let mut request = request.header("accept", "*/*").body(Body::empty()).expect("a request");
+        lighten(&mut request);
+        let left: Vec<_> =
+            request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(
+            left,
+            [("accept", &b"text/event-stream"[..]), ("accept", b"*/*"), ("last-event-id", b"7")]
+        );
+        assert_eq!(request.uri(), "/");
+    }
 }

@@ -1,12 +1,12 @@
 //! The tables that configure keys and tokens.
 
+use std::time::SystemTime;
+
 use base64::{Engine, engine::general_purpose};
 use rejoin::{
     auth::{Identity, Why},
     config::{Flags, Settings},
 };
-use std::time::SystemTime;
-
 use serde_json::{Value, json};
 
 use crate::{
@@ -162,15 +162,15 @@ fn a_token_grants_itself_no_more_than_the_limit_of_its_issuer() {
     assert!(mistakes(&(signer.table("k") + "[jwt.limit]\nsubcribe = []\n"))[0].contains("subcribe"));
 }
 
-fn fetched(name: &str, more: &str) -> String {
+fn fetched(name: &str) -> String {
     let place = format!("jwks = \"https://{name}.example/keys\"\niss = {name:?}\naud = \"app\"");
-    format!("[[jwt]]\nname = {name:?}\n{place}\nsub-prefix = \"{name}-\"\n{more}")
+    format!("[[jwt]]\nname = {name:?}\n{place}\nsub-prefix = \"{name}-\"\n")
 }
 
 /// `rejoin token check` held the `iss` of the first issuer against the tokens of all others.
 #[test]
 fn a_check_explains_a_token_by_the_issuer_that_it_names() {
-    let authority = authority(&(fetched("one", "") + &fetched("two", "")));
+    let authority = authority(&(fetched("one") + &fetched("two")));
     let mistakes = |iss: &str| -> Vec<String> {
         let claims = json!({"sub": "u1", "iss": iss, "aud": "app", "exp": seconds_from_now(60)});
         let check = authority.check(&Signer::new("RS256").sign(&claims), SystemTime::now());
@@ -183,20 +183,6 @@ fn a_check_explains_a_token_by_the_issuer_that_it_names() {
         "{of_two:?}"
     );
     assert_eq!(mistakes("three"), ["signature: no [[jwt]] with jwks or issuer has the iss \"three\""]);
-}
-
-/// The text spoke of a secret that is a PEM key, and there was none.
-#[test]
-fn a_secret_algorithm_beside_fetched_keys_is_a_mistake_that_says_what_to_write() {
-    let told = mistakes(&fetched("one", "algorithm = \"HS256\"\n")).join("\n");
-    assert!(
-        told.contains("algorithm HS256 signs by a secret, and jwks and issuer have public keys"),
-        "{told}"
-    );
-    assert!(
-        !told.contains("PEM")
-            && mistakes(&fetched("one", "algorithm = \"x\"\n"))[0].contains("is not one of")
-    );
 }
 
 /// If a public key were accepted as a secret, everyone who has it could sign.
