@@ -232,12 +232,29 @@ impl From<ClientError> for Ending {
 }
 
 /// The point at which reading begins, of which a command line has one at most.
-fn start(after: Option<String>, last: Option<u32>, since: Option<String>) -> Start {
-    match (after, last, since) {
-        (Some(cursor), ..) => Start::After(cursor),
-        (_, Some(count), _) => Start::Last(count),
-        (.., Some(since)) => Start::Since(since),
-        _ => Start::Now,
+#[derive(Debug, clap::Args)]
+struct StartFlags {
+    /// Begin after this cursor, the id of a message; 0 begins with the oldest retained message.
+    #[arg(long, value_name = "CURSOR", group = "start")]
+    after: Option<String>,
+
+    /// Begin with the newest N messages of each topic.
+    #[arg(long, value_name = "N", group = "start")]
+    last: Option<u32>,
+
+    /// Begin with the messages since then: a duration such as 10m, or an RFC 3339 time.
+    #[arg(long, value_name = "WHEN", group = "start")]
+    since: Option<String>,
+}
+
+impl StartFlags {
+    fn start(self) -> Start {
+        match self {
+            Self { after: Some(cursor), .. } => Start::After(cursor),
+            Self { last: Some(count), .. } => Start::Last(count),
+            Self { since: Some(since), .. } => Start::Since(since),
+            _ => Start::Now,
+        }
     }
 }
 

@@ -182,13 +182,11 @@ impl Authority {
     ) -> Result<Identity, Refused> {
         let parts = Parts::split(token).map_err(Refused::Malformed)?;
         let (algorithm, kid) = (parts.algorithm.name(), parts.kid.clone());
-        // Not proven yet: it only says which issuers need not be asked.
-        let named = Written::read(parts.claims).ok().and_then(|mut claims| claims.take("iss").ok().flatten());
+        let named = named_iss(&parts);
         let (mut issuers, mut sources) = (Vec::new(), Sources::default());
-        for Issuer { terms, source, keys } in &self.issuers {
-            if terms.iss.is_some() && terms.iss != named {
-                continue;
-            }
+        for Issuer { terms, source, keys } in
+            self.issuers.iter().filter(|issuer| issuer.may_be(named.as_deref()))
+        {
             match keys.verify(&parts).map_err(Refused::Malformed)? {
                 Known::Signed => {
                     let claims = Claims::read(parts.claims).map_err(|why| Refused::Claims { kid, why })?;
@@ -265,6 +263,11 @@ impl Authority {
             holder: Holder::Token { key, claims },
         })
     }
+}
+
+/// The issuer that a token names. It is not proven: it only says which issuers need not be asked.
+pub fn named_iss(parts: &Parts<'_>) -> Option<String> {
+    Written::read(parts.claims).ok()?.take("iss").ok()?
 }
 
 impl fmt::Debug for Authority {
@@ -366,11 +369,6 @@ impl Identity {
     /// JSON that is told with the subject where it is present.
     pub fn info(&self) -> Option<&Arc<str>> {
         self.info.as_ref()
-    }
-
-    /// True if an answer of the backend may replace another one: it is for the same subject, or neither has one.
-    pub fn is_same_subject_or_none(&self, others: &Self) -> bool {
-        self.subject == others.subject
     }
 
     /// The place from which the key of this client's token was fetched.

@@ -96,9 +96,10 @@ impl Access {
         let now = self.now()?;
         match now.may_publish_for_others() {
             true => Ok(by),
-            false => {
-                Err(Problem::new(Code::Forbidden, "by: only an API key with admin may publish for a user"))
-            }
+            false => Err(Problem::new(
+                Code::Forbidden,
+                "by: only an API key with admin may publish for a user; leave it out, or use such a key",
+            )),
         }
     }
 
@@ -219,7 +220,7 @@ impl Access {
             );
             return Err(Problem::new(
                 Code::Forbidden,
-                "token: its sub and iss must be those of this connection",
+                "token: its sub and iss must be those of this connection; connect again for another user",
             ));
         }
         if let Some(pattern) = patterns.into_iter().find(|pattern| !identity.grants.may_subscribe(pattern)) {
@@ -329,17 +330,18 @@ impl Comer {
             Some(hook) => Question::of(&hook.settings, request).map_err(|unusable| refuse(unusable, client)),
             None => Ok(None),
         };
-        let credential = match shown {
-            Ok(credential) => credential,
-            // An open server ignores credentials.
-            Err(_) if rules.authority.is_open() => None,
-            // The backend may know it.
-            Err(Unusable::Scheme) if matches!(question(), Ok(Some(_))) => None,
-            Err(unusable) => return Begun::Done(Err(refuse(unusable, client))),
-        };
         let (context, payer) = (self.in_force.context().clone(), self.address);
-        Deciding { context, rules: rules.clone(), client, payer, has_place: false }
-            .begin(credential, question)
+        let deciding = Deciding { context, rules: rules.clone(), client, payer, has_place: false };
+        match shown {
+            Ok(credential) => deciding.begin(credential, question),
+            // An open server ignores credentials.
+            Err(_) if rules.authority.is_open() => deciding.begin(None, question),
+            Err(unusable) => match (unusable, question()) {
+                // The backend may know it.
+                (Unusable::Scheme, Ok(Some(question))) => deciding.begin(None, || Ok(Some(question))),
+                _ => Begun::Done(Err(refuse(unusable, client))),
+            },
+        }
     }
 
     fn admit(self, identified: Identified) -> Result<Access, Problem> {

@@ -1,6 +1,6 @@
 //! The state that the handlers share.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -15,6 +15,7 @@ use super::{
     metrics::{Metrics, Permit, Transport},
     problem::{Code, Problem},
     ready,
+    refusal::Told,
     rules::InForce,
     shares::Rate,
     subjects::Ended,
@@ -47,6 +48,7 @@ pub struct App {
     /// The subjects that the backend has ended.
     pub(super) ended: Arc<Ended>,
     pub(super) access_log: AccessLog,
+    told: Told,
     pub(super) proof: ready::Proof,
     pub(super) began: Instant,
 }
@@ -72,6 +74,7 @@ impl App {
             metrics,
             ended,
             access_log: AccessLog::default(),
+            told: Told::default(),
             rules: Arc::new(InForce::new(&config, context)),
             proof: ready::Proof::default(),
             config,
@@ -134,6 +137,12 @@ impl App {
         held
     }
 
+    /// Counts a refusal, and tells the operator one of each code a minute.
+    pub(super) fn refused(&self, code: Code, words: &str, client: Option<IpAddr>, request: &str) {
+        self.metrics.refused(code);
+        self.told.tell(code, words, client, request);
+    }
+
     /// Publishes, if the publish rate allows it. An ephemeral message has no outcome.
     ///
     /// # Cancel safety
@@ -146,8 +155,7 @@ impl App {
     ) -> Result<Option<Appended>, Problem> {
         let published = match &self.publish_rate {
             Some(rate) if !rate.take_one(access.payer()) => {
-                let detail =
-                    "publish rate limit reached, or your share of it while little is left (--publish-rate)";
+                let detail = "publish rate limit reached, or your share of it while little is left (--publish-rate); wait as Retry-After says";
                 Err(Problem::new(Code::RateLimited, detail))
             }
             _ if ephemeral => self.broker.announce(append.draft).await.map(|()| None).map_err(Problem::from),
@@ -189,6 +197,6 @@ pub fn topic_limit_reached() -> Problem {
 }
 
 pub fn overloaded() -> Problem {
-    let detail = "connection limit reached, or your share of it while little is left (--max-connections)";
+    let detail = "connection limit reached, or your share of it while little is left (--max-connections); try again later";
     Problem::new(Code::Overloaded, detail)
 }

@@ -101,7 +101,10 @@ impl Asked {
         body: Body,
     ) -> Result<Self, Problem> {
         if !media::is_json(headers) {
-            return Err(Problem::new(Code::UnsupportedMediaType, "Content-Type: expected application/json"));
+            return Err(Problem::new(
+                Code::UnsupportedMediaType,
+                "Content-Type: expected application/json, for {\"topics\":[…]}",
+            ));
         }
         let (limit, time) = (MAX_EVENTS_BODY_BYTES, app.config.read_timeout);
         let mut unparsed = app.connections.unparsed(payer);
@@ -119,7 +122,9 @@ impl Asked {
     pub fn merge(&mut self, body: Self) -> Result<(), Problem> {
         fn once<T>(name: &str, known: &mut Option<T>, given: Option<T>) -> Result<(), Problem> {
             match (&known, &given) {
-                (Some(_), Some(_)) => Err(Problem::bad_request(format!("{name} is given twice"))),
+                (Some(_), Some(_)) => {
+                    Err(Problem::bad_request(format!("{name} is given twice; give it once")))
+                }
                 (None, _) => {
                     *known = given;
                     Ok(())
@@ -176,7 +181,9 @@ impl Asked {
                 "before: it reads backwards, so {name} means nothing; leave one of them out"
             )));
         }
-        before.parse().map(Some).map_err(|_| Problem::bad_request("before: not an id"))
+        before.parse().map(Some).map_err(|_| {
+            Problem::bad_request("before: expected an id, or 9007199254740991 for the newest messages")
+        })
     }
 
     /// True if the list of the subject is read too.

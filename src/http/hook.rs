@@ -267,7 +267,10 @@ impl Drop for Waiting {
 
 /// The answer to a client that the backend refuses.
 pub fn refused_by_hook(code: Code, detail: Option<&str>) -> Problem {
-    Problem::new(code, detail.unwrap_or("the credential is not accepted"))
+    Problem::new(
+        code,
+        detail.unwrap_or("the credential is not accepted: the backend that was asked refuses it"),
+    )
 }
 
 #[cfg(test)]

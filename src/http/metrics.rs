@@ -155,7 +155,12 @@ impl Metrics {
         );
         // Each series exists from the beginning, so that its first event already raises a rate.
         TROUBLES.iter().for_each(|code| drop(publishes.with_label_values(&[code.as_str()])));
-        let refusals = counters(&registry, "rejoin_refusals_total", "Requests and commands refused.", "code");
+        let refusals = counters(
+            &registry,
+            "rejoin_refusals_total",
+            "Requests, commands and elements of POST /publish refused.",
+            "code",
+        );
         Code::ALL.iter().for_each(|code| drop(refusals.with_label_values(&[code.as_str()])));
         let commands = counters(
             &registry,

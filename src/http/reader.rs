@@ -223,7 +223,9 @@ impl Reader {
     /// Begins to continue with a new token.
     pub fn begin_renewal(&self, token: &str) -> Begun {
         match self.access().is_open() {
-            true => Begun::Done(Err(Problem::bad_request("auth: this server requires no credentials"))),
+            true => Begun::Done(Err(Problem::bad_request(
+                "auth: this server requires no credentials; leave it out",
+            ))),
             false => self.access().begin_renewal(token),
         }
     }

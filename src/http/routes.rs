@@ -100,7 +100,10 @@ fn at_once<'a>(answer: Result<Response, Problem>) -> Served<'a> {
 /// Lets the resource answer that the path names.
 pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
     let Ok(matched) = ROUTES.at(request.uri().path()) else {
-        let detail = "no such resource; GET /openapi.json lists all of them";
+        let detail = match request.uri().path().ends_with('/') {
+            true => "no such resource; remove the / at the end of the path",
+            false => "no such resource; GET /openapi.json lists all of them",
+        };
         return without_upgrade(app, request, |_| at_once(Err(Problem::new(Code::NotFound, detail))));
     };
     let [id, sub, topic, file] = ["id", "sub", "topic", "file"].map(|name| parameter(&matched.params, name));
@@ -139,7 +142,7 @@ fn of_topic(app: &Arc<App>, topic: Option<String>, request: Request) -> Served<'
         Err(problem) => return at_once(Err(problem)),
     };
     let Some(topic) = topic else {
-        let problem = Problem::bad_request("topic: not valid UTF-8");
+        let problem = Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8");
         return at_once(if is_upgrade { Ok(websocket::refuse(app, request, problem)) } else { Err(problem) });
     };
     match *request.method() {

@@ -1,16 +1,17 @@
 //! The topics that a request asks for, the start, and the transport.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{extract::Request, response::Response};
-use http::{HeaderMap, Method, header};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
 use super::{
     App, MAX_TOPICS, MAX_WILDCARDS,
     access::Access,
     asked::Asked,
     history, media, metrics, parameters, poll, presence,
-    problem::{Code, Problem},
+    problem::Problem,
     query::{self, Query},
     reader::Reader,
     stream, websocket,
@@ -45,11 +46,11 @@ enum Rendering {
 }
 
 /// `GET` and `HEAD /topics/{topic}`.
-pub async fn topic(app: &Arc<App>, pattern: String, request: Request) -> Result<Response, Problem> {
+pub async fn topic(app: &Arc<App>, pattern: String, mut request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::TOPIC);
-    let access = Access::of(&app.rules, &request).await;
     let options = query.and_then(|query| Asked::from_query(&query));
+    let access = access_of(app, &mut request).await;
     if !is_upgrade && let Err(problem) = access {
         return turn_away(problem, options, request.headers());
     }
@@ -66,11 +67,11 @@ pub async fn topic(app: &Arc<App>, pattern: String, request: Request) -> Result<
 }
 
 /// `GET`, `HEAD` and `POST /events`.
-pub async fn events(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
+pub async fn events(app: &Arc<App>, mut request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::EVENTS);
     let options = query.and_then(|query| Asked::from_query(&query));
-    let access = Access::of(&app.rules, &request).await;
+    let access = access_of(app, &mut request).await;
     match *request.method() {
         Method::GET | Method::HEAD => {}
         Method::CONNECT if is_upgrade => {}
@@ -100,6 +101,43 @@ pub async fn events(app: &Arc<App>, request: Request) -> Result<Response, Proble
     if wanted.lacks_topic() { Err(no_topic()) } else { answer(app, request, wanted).await }
 }
 
+/// The rights of the client. While it waits for others, its request keeps little of its head: very many may wait.
+async fn access_of(app: &App, request: &mut Request) -> Result<Access, Problem> {
+    let mut access = pin!(Access::of(&app.rules, request));
+    if let Some(access) = access.as_mut().now_or_never() {
+        return access;
+    }
+    lighten(request);
+    access.await
+}
+
+/// The headers that are read after the client is known.
+const READ_LATER: [HeaderName; 11] = [
+    header::ACCEPT,
+    HeaderName::from_static("last-event-id"),
+    header::ORIGIN,
+    header::UPGRADE,
+    header::CONNECTION,
+    header::SEC_WEBSOCKET_KEY,
+    header::SEC_WEBSOCKET_VERSION,
+    header::SEC_WEBSOCKET_PROTOCOL,
+    header::CONTENT_TYPE,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+];
+
+/// Drops the rest of the head. Its parts share one piece of memory, so the others are copied.
+fn lighten(request: &mut Request) {
+    let mut kept = HeaderMap::new();
+    for name in READ_LATER {
+        for value in request.headers().get_all(&name) {
+            kept.append(&name, HeaderValue::from_bytes(value.as_bytes()).expect("it was one before"));
+        }
+    }
+    *request.headers_mut() = kept;
+    *request.uri_mut() = Uri::default();
+}
+
 /// Refuses a reader. If the same request may be served later, a stream is only turned away: after a `503` an
 /// `EventSource` would never come again.
 fn turn_away(
@@ -118,7 +156,7 @@ fn turn_away(
                 Some(Start::After(cursor)) => Some(cursor),
                 _ => None,
             };
-            Ok(stream::turn_away(framing, Code::Overloaded, cursor))
+            Ok(stream::turn_away(framing, problem.of_handshake(), cursor))
         }
     }
 }
@@ -172,7 +210,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             let cursor = if let Start::After(cursor) = start { Some(cursor) } else { None };
             let Some(mut permit) = app.permit(framing.transport(), &access, patterns.len()) else {
                 let now = if let Start::Now = start { app.broker.newest().await.ok() } else { None };
-                return Ok(stream::turn_away(framing, Code::Overloaded, cursor.or(now)));
+                return Ok(stream::turn_away(framing, super::overloaded(), cursor.or(now)));
             };
             let begun = async {
                 let begun = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
@@ -188,7 +226,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                     let reader = Reader::new(app.connections.clone(), reading, access);
                     Ok(stream::respond(framing, reader))
                 }
-                Err(problem) => Ok(stream::turn_away(framing, problem.code, cursor)),
+                Err(problem) => Ok(stream::turn_away(framing, problem, cursor)),
             }
         }
     }
@@ -232,10 +270,14 @@ impl Wanted {
         patterns.sort_unstable();
         patterns.dedup();
         if patterns.len() > MAX_TOPICS {
-            return Err(Problem::bad_request(format!("topic: name up to {MAX_TOPICS}")));
+            return Err(Problem::bad_request(format!(
+                "topic: name up to {MAX_TOPICS} topics and patterns; open a second subscription for more"
+            )));
         }
         if patterns.iter().filter(|pattern| pattern.has_wildcard()).count() > MAX_WILDCARDS {
-            let detail = format!("topic: name up to {MAX_WILDCARDS} patterns with a wildcard");
+            let detail = format!(
+                "topic: name up to {MAX_WILDCARDS} patterns with a wildcard; name topics, or wider patterns"
+            );
             return Err(Problem::bad_request(detail));
         }
         Self::parse(access, patterns, options, headers, Framing::SseEnvelope)
@@ -258,10 +300,14 @@ impl Wanted {
         }
         let list_owner = if is_mine { Some(access.list_owner()?) } else { None };
         if before.is_some() && patterns.iter().any(Pattern::has_wildcard) {
-            return Err(Problem::bad_request("before: it reads one topic, and not a pattern"));
+            return Err(Problem::bad_request(
+                "before: it reads one topic, and not a pattern; ask for each topic alone",
+            ));
         }
         if before.is_some() && rendering != Rendering::Poll {
-            return Err(Problem::bad_request("before: it has one JSON answer, and no stream"));
+            return Err(Problem::bad_request(
+                "before: it has one JSON answer, and no stream; leave transport out, and send Accept: application/json",
+            ));
         }
         Ok(Self {
             patterns,
@@ -286,7 +332,9 @@ impl Wanted {
                 let start = start.unwrap_or(Start::Now);
                 Ok(websocket::Wanted { patterns, list_owner, start, access, presence })
             }
-            Some(_) => Err(Problem::bad_request("before: it has one JSON answer, and no WebSocket")),
+            Some(_) => Err(Problem::bad_request(
+                "before: it has one JSON answer, and no WebSocket; ask by a plain GET",
+            )),
         }
     }
 }
@@ -330,4 +378,27 @@ pub fn accepted(headers: &HeaderMap, sse: Framing) -> Option<Framing> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    /// Ten thousand clients may wait for the backend, and each held its head of up to 64 KiB meanwhile.
+    #[test]
+    fn a_request_that_waits_keeps_only_the_headers_that_are_read_later() {
+        let request = Request::get("/topics/a?after=0&a_long_query").header("accept", "text/event-stream");
+        let request = request.header("last-event-id", "7").header("cookie", "x".repeat(60 << 10));
+        let mut request = request.header("accept", "*/*").body(Body::empty()).expect("a request");
+        lighten(&mut request);
+        let left: Vec<_> =
+            request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(
+            left,
+            [("accept", &b"text/event-stream"[..]), ("accept", b"*/*"), ("last-event-id", b"7")]
+        );
+        assert_eq!(request.uri(), "/");
+    }
 }

@@ -87,7 +87,10 @@ pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
         _ => false,
     };
     if !is_version_13 || !is_handshake {
-        return Err(Problem::new(Code::UpgradeRequired, "only WebSocket version 13 (RFC 6455) is supported"));
+        return Err(Problem::new(
+            Code::UpgradeRequired,
+            "only WebSocket version 13 (RFC 6455) is supported: send Sec-WebSocket-Version: 13, and a Sec-WebSocket-Key",
+        ));
     }
     check_offer(request)?;
     Ok(true)
@@ -146,9 +149,9 @@ pub fn refuse(app: &Arc<App>, request: Request, problem: Problem) -> Response {
     if !request.headers().contains_key(header::ORIGIN) || problem.code.close().is_none() {
         return problem.into_response();
     }
-    let code = problem.code;
-    let mut response = accept(app, request, move |socket| session::turn_away(socket, problem));
-    response.extensions_mut().insert(code);
+    let told = problem.clone();
+    let mut response = accept(app, request, move |socket| session::turn_away(socket, told));
+    problem.note_in(&mut response);
     response
 }
 

@@ -239,7 +239,7 @@ fn check_sub(reading: &Reading, wanted: Option<&str>) -> Result<(), Problem> {
     match wanted {
         Some(sub) if reading.about().sub.as_deref() != Some(sub) => Err(Problem::new(
             Code::PreconditionFailed,
-            "sub: the connection belongs to another subject, or to none",
+            "sub: the connection belongs to another subject, or to none; ask the page for its newest one",
         )),
         _ => Ok(()),
     }

@@ -132,7 +132,7 @@ impl Reading {
             return Ok(None);
         }
         if self.about.is_raw {
-            let detail = "this event stream has format=raw, in which no event names its topic; open it with format=envelope";
+            let detail = "this event stream has format=raw, in which no event names its topic; open it with format=envelope, or at /events";
             return Err(Problem::new(Code::Conflict, detail).about(pattern));
         }
         state.check_room(pattern)?;

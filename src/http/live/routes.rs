@@ -41,8 +41,11 @@ pub async fn connections(app: &Arc<App>, request: Request) -> Result<Response, P
     Access::of(&app.rules, &request).await?.admin()?;
     let query = Query::of(&request, &parameters::CONNECTIONS)?;
     let after = query.one("after")?.filter(|after| !after.is_empty());
-    let after =
-        after.map(|after| after.parse().map_err(|error| Problem::bad_request(format!("after: {error}"))));
+    let after = after.map(|after| {
+        after
+            .parse()
+            .map_err(|error| Problem::bad_request(format!("after: {error}; send the next of the last page")))
+    });
     let wanted = Wanted {
         sub: sub(&query)?,
         topic: query.one("topic")?.map(|topic| query::pattern("topic", topic)).transpose()?,
@@ -83,7 +86,8 @@ pub async fn topic_of(
         _ => return Err(Problem::method_not_allowed("PUT, DELETE")),
     };
     let access = Access::of(&app.rules, &request).await?;
-    let topic = topic.ok_or_else(|| Problem::bad_request("topic: not valid UTF-8"))?;
+    let topic = topic
+        .ok_or_else(|| Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8"))?;
     let topic = query::pattern("topic", &topic)?;
     access.manage(&topic)?;
     let known = if is_added { &parameters::ADDED } else { &parameters::REMOVED };
@@ -109,7 +113,9 @@ pub async fn topic_of(
 /// The subject that the connection must have.
 fn sub(query: &Query<'_>) -> Result<Option<String>, Problem> {
     match query.one("sub")? {
-        Some("") => Err(Problem::bad_request("sub: expected a subject, and found nothing")),
+        Some("") => {
+            Err(Problem::bad_request("sub: expected a subject, and found nothing; name one, or leave it out"))
+        }
         sub => Ok(sub.map(str::to_owned)),
     }
 }

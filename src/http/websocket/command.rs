@@ -179,12 +179,15 @@ impl Action {
                 let Object(Token { token }) = serde_json::from_str(text).map_err(|error| wrong(&error))?;
                 match token.len() {
                     ..=MAX_TOKEN_BYTES => Ok(Self::Auth(token)),
-                    _ => Err(Problem::new(Code::Unauthorized, "the credential is too long")),
+                    _ => Err(Problem::new(
+                        Code::Unauthorized,
+                        "token: the credential is too long; let its issuer leave claims out",
+                    )),
                 }
             }
             Some("ping") => Ok(Self::Ping),
-            Some(other) => Err(Problem::bad_request(format!("type {other:?}: {KINDS}"))),
-            None => Err(Problem::bad_request(format!("type: {KINDS}"))),
+            Some(other) => Err(Problem::bad_request(format!("type {other:?}: expected {KINDS}"))),
+            None => Err(Problem::bad_request(format!("type: expected {KINDS}"))),
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     http::{
         App,
         batch::{Batch, Form},
+        body,
         identify::{Begun, Identified},
         live::Event,
         presence,
@@ -112,7 +113,7 @@ impl Session {
     }
 
     async fn finish(self: Box<Self>, end: End) {
-        let cursor = self.reader.cursor();
+        let (cursor, client) = (self.reader.cursor(), self.reader.access().client());
         let closing =
             |code, cursor, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
         let Self { mut socket, app, .. } = *self;
@@ -136,7 +137,8 @@ impl Session {
                 socket.close(code.close_code(), code.as_str()).await;
             }
             End::Overloaded => {
-                app.metrics.refused(Code::Overloaded);
+                let words = body::too_many_bytes().detail;
+                app.refused(Code::Overloaded, &words, client, "WebSocket command");
                 socket.push(closing(Code::Overloaded, Some(cursor), overload_retry_ms()));
                 socket.close(Code::Overloaded.close_code(), Code::Overloaded.as_str()).await;
             }
@@ -369,10 +371,14 @@ impl Session {
 
     fn answer(&mut self, reference: &Reference, answer: Answer<'_>) {
         if let Answer::Error(problem) = &answer {
-            self.app.metrics.refused(problem.code);
+            self.refused(problem);
         }
         self.reader.sent();
         self.push(wire::control_frame(&Reply { answer, reference }));
+    }
+
+    fn refused(&self, problem: &Problem) {
+        self.app.refused(problem.code, &problem.detail, self.reader.access().client(), "WebSocket command");
     }
 
     /// Queues a frame that is no part of the subscription.
@@ -439,9 +445,9 @@ impl Session {
                 wire::control_frame(&Reply { answer, reference: &self.joining.take() })
             }
             Event::Overtaken(pattern) => {
-                let detail = "the backend has removed this topic before it was added";
+                let detail = "the backend has removed this topic before it was added; ask the backend if you may read it";
                 let problem = Problem::new(Code::Conflict, detail).about(&pattern);
-                self.app.metrics.refused(problem.code);
+                self.refused(&problem);
                 let answer = Answer::Error(&problem);
                 wire::control_frame(&Reply { answer, reference: &self.joining.take() })
             }

@@ -152,7 +152,7 @@ impl Socket {
 
     /// Closes a peer that broke the protocol. The rest that it sends cannot be understood.
     pub async fn fail(mut self, code: u16) {
-        self.send_close(code, "");
+        self.send_close(code, reason_of(code));
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.end()).await;
     }
 
@@ -227,6 +227,15 @@ fn lost(error: &Error) -> Lost {
         // The system has given up on a peer that acknowledged nothing.
         Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => Lost::TooSlow,
         _ => Lost::Gone,
+    }
+}
+
+/// The mistake of a peer that broke the protocol, for its developer.
+fn reason_of(code: u16) -> &'static str {
+    match code {
+        1007 => "a text frame is not UTF-8",
+        1009 => "the command is too long",
+        _ => "the frames are not those of RFC 6455",
     }
 }
 

@@ -78,7 +78,7 @@ struct MessageEntry {
 /// A message as versions 1 and 2 wrote it.
 #[cfg_attr(test, derive(Serialize))]
 #[derive(Deserialize)]
-struct MessageEntry2 {
+struct OldMessageEntry {
     topic: String,
     id: u64,
     prev: u64,
@@ -352,7 +352,7 @@ impl<R: Read> Entries<'_, R> {
 
     fn take_message(&mut self, version: u32) -> Result<Arc<Message>, Unreadable> {
         let entry: MessageEntry = match version {
-            1 | 2 => self.take::<MessageEntry2>()?.into(),
+            1 | 2 => self.take::<OldMessageEntry>()?.into(),
             _ => self.take()?,
         };
         // A damaged length must not take memory before its bytes are there.
@@ -380,9 +380,9 @@ impl MessageEntry {
     }
 }
 
-impl From<MessageEntry2> for MessageEntry {
-    fn from(entry: MessageEntry2) -> Self {
-        let MessageEntry2 { topic, id, prev, event, exclude, kind, content_type, payload_bytes } = entry;
+impl From<OldMessageEntry> for MessageEntry {
+    fn from(entry: OldMessageEntry) -> Self {
+        let OldMessageEntry { topic, id, prev, event, exclude, kind, content_type, payload_bytes } = entry;
         Self { topic, id, prev, event, exclude, kind, content_type, payload_bytes, by: None }
     }
 }
@@ -411,7 +411,7 @@ mod tests {
         put(&mut bytes, &Counts { newest, began, forgotten, seed, topics: 1, messages: 1, keys: 0 })
             .expect("written");
         put(&mut bytes, &TopicEntry { topic: "a".into(), newest, deleted: 0 }).expect("written");
-        let entry = MessageEntry2 {
+        let entry = OldMessageEntry {
             topic: "a".into(),
             id: newest,
             prev: 1,
