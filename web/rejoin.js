@@ -34,7 +34,8 @@
 /**
  * Where a subscription begins. Without any of these it begins with the next message.
  * `state` loads your own state: messages wait until it is done, and it is loaded again after a gap.
- * @typedef {{last?: number, after?: string, since?: string, state?: () => unknown}} Start
+ * `presence` shows others that the subject of the token is there.
+ * @typedef {{last?: number, after?: string, since?: string, state?: () => unknown, presence?: boolean}} Start
  */
 /**
  * @template [T=any]
@@ -57,6 +58,7 @@
  *   readonly cursor: string | undefined,
  *   subscribe<T = any>(topic: string, start?: Start): Subscription<T>,
  *   publish(topic: string, data: unknown, options?: PublishOptions): Promise<string | undefined>,
+ *   presence(topic: string): Promise<import('./rejoin-presence.js').Presence>,
  *   on<K extends keyof ClientEvents>(type: K, handler: (event: ClientEvents[K]) => void): () => void,
  *   close(): void,
  * }} Rejoin
@@ -70,14 +72,14 @@
 /**
  * A subscription. `at` is its own cursor, and counts beside that of the connection if it is newer. `caught` is set once
  * one stream can read it with the others, and `live` while one does.
- * @typedef {{name: string, start: Start, load?: () => unknown, at?: string, from?: string,
+ * @typedef {{name: string, start: Start, presence?: boolean, load?: () => unknown, at?: string, from?: string,
  *   caught?: boolean, live?: boolean, told?: boolean, lost?: boolean, ended?: boolean, given?: boolean,
  *   pauses: number, held: Frame[], facade: Subscription, emit: (type: string, event?: any) => void}} Reading
  */
 /**
  * One connection, or a chain of polls. `asked` are the commands that have no answer yet.
  * @typedef {{names: Set<string>, readings: Reading[], ended?: boolean, timer?: any,
- *   problem?: Frame, abort: AbortController, asked: {answered?: (frame: Frame) => void, reading?: Reading}[],
+ *   problem?: Frame, abort: AbortController, asked: {answered?: (frame: Frame) => void, reading?: Reading, topic?: string}[],
  *   command?: (command: object, answered?: (frame: Frame) => void, reading?: Reading) => void, frame(frame: Frame): void,
  *   end(why?: Frame): void}} Link
  */
@@ -198,6 +200,8 @@ export function connect(url, options = {}) {
   let chosen = 0
   /** True if the page wants a connection without topics. */
   let isWanted = options.mine
+  /** The other tabs, if they share this connection. @type {ReturnType<typeof import('./rejoin-shared.js').share> | undefined} */
+  let tabs
   /** @type {string | undefined} */
   let echoing
   /** @type {Promise<any>} */
@@ -206,6 +210,7 @@ export function connect(url, options = {}) {
   /** @type {{[name: string]: any}} */
   const timers = {}
 
+  const given = () => all().filter(it => it.given).map(it => it.name)
   const hasOpened = () => cursor !== options.after
   const isOver = () => listening.signal.aborted
   const named = (/** @type {string} */ name) => [...readings.get(name) ?? []]
@@ -261,14 +266,14 @@ export function connect(url, options = {}) {
   }
 
   /**
-   * Sends JSON. A refused token is asked for once more.
-   * @param {string} path @param {object} body @param {AbortSignal} [signal] @param {string} [type] @returns {Promise<any>}
+   * Sends JSON, or asks for it. A refused token is asked for once more.
+   * @param {string} path @param {object} [body] @param {AbortSignal} [signal] @param {string} [type] @returns {Promise<any>}
    */
   async function request(path, body, signal = AbortSignal.timeout(30_000), type = JSON_TYPE) {
     for (let hasAsked = false; ; hasAsked = true) {
       const bearer = await credential()
       const headers = { 'Content-Type': JSON_TYPE, Accept: type, ...bearer && { Authorization: 'Bearer ' + bearer } }
-      const answer = await fetch(base + path, { method: 'POST', credentials: 'include', headers, body: JSON.stringify(body), signal })
+      const answer = await fetch(base + path, { method: body ? 'POST' : 'GET', credentials: 'include', headers, body: JSON.stringify(body), signal })
       if (answer.ok) return type === JSON_TYPE ? answer.json() : answer
       /** @type {Frame} */
       const problem = await answer.json().catch(() => ({}))
@@ -289,8 +294,11 @@ export function connect(url, options = {}) {
   /** Up to here a subscription has been given everything. @param {Reading} reading */
   const position = reading => reading.live ? newer(reading.at, cursor) : reading.at
 
-  /** Opens a connection, and resolves with its first frame. @param {string} kind @returns {Promise<void>} */
-  const open = kind => new Promise((opened, failed) => {
+  /**
+   * Opens a connection, and resolves with its first frame.
+   * @param {(one: Link, after?: string) => Promise<void>} run @returns {Promise<void>}
+   */
+  const open = run => new Promise((opened, failed) => {
     const { some, after } = together()
     const since = Date.now()
     let silence = FIRST_FRAME_MS
@@ -332,7 +340,6 @@ export function connect(url, options = {}) {
       one.timer = setTimeout(one.end, silence)
     }
     listen()
-    const run = kind === 'ws' ? webSocket : kind === 'ndjson' ? lines : polls
     run(one, after).catch((/** @type {Frame} */ why) => one.end(why.isAsked ? why : {}))
   })
 
@@ -363,9 +370,12 @@ export function connect(url, options = {}) {
     }
   }
 
+  /** The topics of a request. Its flag `presence` is for all of them. @param {Link} one @param {number} [wait] */
+  const of = (one, wait = 1) => ({ topics: [...one.names], presence: wait && one.readings.some(it => it.presence) || undefined })
+
   /** @param {Link} one @param {string} [after] */
   async function lines(one, after) {
-    const answer = await request(events, { topics: [...one.names], after }, one.abort.signal, 'application/x-ndjson')
+    const answer = await request(events, { ...of(one), after }, one.abort.signal, 'application/x-ndjson')
     const body = /** @type {ReadableStream} */ (answer.body).pipeThrough(new TextDecoderStream()).getReader()
     for (let rest = ''; ;) {
       const { value, done } = await body.read()
@@ -378,10 +388,9 @@ export function connect(url, options = {}) {
 
   /** @param {Link} one @param {string} [after] */
   async function polls(one, after) {
-    const topics = [...one.names]
-    // The first is not held, since its answer shows that polls work.
+    // The first is not held, since its answer shows that polls work. So it makes nobody present.
     for (let wait = 0; !one.ended; wait = WAIT) {
-      const page = await request(events, { topics, after, wait }, one.abort.signal)
+      const page = await request(events, { ...of(one, wait), after, wait }, one.abort.signal)
       if (!wait) one.frame({ type: 'open', cursor: after ?? page.cursor, mine: page.mine, heartbeat_ms: POLL_MS })
       for (const frame of inOrder(page)) one.frame(frame)
       after = page.cursor
@@ -396,8 +405,9 @@ export function connect(url, options = {}) {
     next = undefined
     cursor = frame.cursor
     refusals = 0
+    tabs?.opens(frame)
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
-    for (const topic of frame.mine ?? []) byServer({ topic, cursor })
+    for (const topic of frame.mine ?? []) byServer({ topic, cursor, isLost: frame.isLost })
     expects(frame)
     say('live')
     emit('open', frame)
@@ -431,6 +441,7 @@ export function connect(url, options = {}) {
       if (topic) strays.length = 0
     }
     if (!replay) cursor = id ?? frame.cursor ?? cursor
+    tabs?.tell(frame)
   }
 
   /** The subscriptions that match this topic. @param {string} topic @returns {Reading[]} */
@@ -500,6 +511,8 @@ export function connect(url, options = {}) {
     if (reading.ended) return
     reading.at ??= place
     reading.live = reading.caught = true
+    // The address of a WebSocket cannot say it for one topic.
+    if (reading.presence) link?.command?.({ type: 'subscribe', topic: reading.name, presence: true })
     if (reading.told) return
     reading.told = true
     reading.emit('subscribed', { topic: reading.name, cursor: reading.at })
@@ -509,7 +522,7 @@ export function connect(url, options = {}) {
   /** Reads a subscription over the connection that is open. @param {Reading} reading @returns {Promise<void>} */
   async function join(reading) {
     const { name, at: place } = reading, one = link
-    if (!one || reading.live || reading.lost || reading.ended || reading.given || one.asked.some(it => it.reading === reading)) return
+    if (!one || reading.live || reading.lost || reading.ended || reading.given || one.asked.some(it => it.reading?.name === name)) return
     if (!one.command) return again()
     if (one.names.has(name)) {
       const isNow = !place && isPlain(reading)
@@ -519,10 +532,15 @@ export function connect(url, options = {}) {
       return
     }
     one.names.add(name)
-    // The replay of a pattern looks like that of a topic which the server adds. So polls read it.
-    const isPattern = patterns.has(name), start = isPattern ? {} : place ? { after: place } : reading.start
-    one.command({ type: 'subscribe', topic: name, ...start }, frame => {
-      if (frame.type !== 'error') return isPattern ? join(reading) : joined(reading, frame.cursor)
+    // The replay of a pattern looks like that of a topic which the server adds. So polls read it. They also read a
+    // topic that the server has added, because it replays nothing of what it reads already.
+    const isApart = () => tabs || patterns.has(name) || named(name).some(it => it.given)
+    const start = isApart() ? {} : place ? { after: place } : reading.start
+    one.command({ type: 'subscribe', topic: name, presence: reading.presence, ...start }, frame => {
+      if (frame.type !== 'error') {
+        if (!isApart()) joined(reading, frame.cursor)
+        return named(name).forEach(join)
+      }
       one.names.delete(name)
       if (FINAL.test(frame.code)) refuseTopic(name, frame)
       else later('join', joinAll, 2000)
@@ -550,10 +568,10 @@ export function connect(url, options = {}) {
   }
 
   /** @param {string} topic @param {Start} [start] @returns {Subscription} */
-  function subscribe(topic, { state: load, ...start } = {}) {
+  function subscribe(topic, { state: load, presence, ...start } = {}) {
     const isNow = isPlain({ start }), first = isNow && !hasOpened() ? cursor : undefined
     if (load && !isNow) throw new TypeError('state: no other start')
-    return begin(topic, { load, start, at: start.after ?? first, caught: !!first }).facade
+    return begin(topic, { load, start, presence, at: start.after ?? first, caught: !!first }).facade
   }
 
   /** @param {string} name @param {Partial<Reading>} given */
@@ -637,9 +655,9 @@ export function connect(url, options = {}) {
   }
 
   /** The server has added a topic, or taken it. @param {Frame} frame @param {Reading} [asked] */
-  function byServer({ type, topic, cursor: place }, asked) {
-    const lose = (/** @type {Reading} */ it) =>
-      give(it, { type: 'gap', topic: it.name, after: it.at, next: null, cursor: place, reason: 'retention' })
+  function byServer({ type, topic, cursor: place, isLost }, asked) {
+    const lose = (/** @type {Reading} */ it, reason = 'retention') =>
+      give(it, { type: 'gap', topic: it.name, after: it.at, next: null, cursor: place, reason })
     let reading = named(topic).find(it => it.given)
     if (type === 'unsubscribed') {
       /** @type {Link} */ (link).names.delete(topic)
@@ -650,6 +668,7 @@ export function connect(url, options = {}) {
       return refuseTopic(topic, { code: 'conflict' })
     }
     if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
+    else if (isLost) lose(reading, 'unknown_cursor')
     for (const frame of strays.slice(0, MOST_HELD)) if (matches(topic, frame.topic)) give(reading, frame)
     if (strays[MOST_HELD]) lose(reading)
     // It took these for its own, so that it may miss older ones.
@@ -704,6 +723,7 @@ export function connect(url, options = {}) {
     stop()
     next?.end()
     leave()
+    tabs?.rest()
     if (!isOver()) say('waiting')
   }
 
@@ -722,6 +742,11 @@ export function connect(url, options = {}) {
     if (!isWanted && !known().length) return rest()
     if (!link) say('connecting')
     try {
+      const module = await sharing
+      if (turn !== turns) return
+      tabs ??= module?.share(JSON.stringify([base, options.shared, !!options.mine]), { subscribe, again, link: () => link, cursor: () => cursor, given })
+      tabs?.rise()
+      if (tabs?.follows()) return await open(tabs.follow)
       await credential()
     } catch {
       if (turn === turns) retry()
@@ -745,7 +770,7 @@ export function connect(url, options = {}) {
     if (isHttp) await Promise.all(known().filter(it => !some.includes(it)).map(catchUp))
     // A poll needs a topic. A stream may wait for those that the server adds.
     if (!isCurrent() || isHttp && (name === 'poll' || !isWanted) && !together().some.length) throw {}
-    await open(name)
+    await open(name === 'ws' ? webSocket : name === 'ndjson' ? lines : polls)
     if (kind !== at || !isKept()) chosen = Date.now()
     at = kind
     if (kind) later('better', go, BETTER_MS)
@@ -793,10 +818,13 @@ export function connect(url, options = {}) {
   /** The page comes or goes, or the network is back. @param {Event} event */
   function hurry({ type }) {
     if (type === 'pagehide') return rest()
-    if (globalThis.document?.hidden) return
+    if (type === 'visibilitychange' && document.hidden) return
     if (type === 'online') chosen = 0
     if (turns && !next && (!link || type === 'online')) go()
   }
+  if (options.shared === true && options.token) throw new TypeError('shared: name the login')
+  // Only a page with https has locks. Without them each tab connects by itself.
+  const sharing = options.shared && globalThis.navigator?.locks && import('./rejoin-shared.js').catch(() => {})
   for (const type of WAKING) globalThis.addEventListener?.(type, hurry, listening)
   // The transport that has worked shortly before.
   try { [at, chosen] = sessionStorage[base].split(',').map(Number) } catch { /* the browser forbids storage, or has none */ }
@@ -807,6 +835,7 @@ export function connect(url, options = {}) {
     get cursor() { return cursor },
     subscribe,
     publish,
+    presence: async topic => (await import('./rejoin-presence.js')).presence(topic, subscribe, request),
     on(type, handler) {
       if (type === 'open') {
         isWanted = true

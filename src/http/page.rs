@@ -23,30 +23,49 @@ pub fn show() -> Response {
     response
 }
 
-const CLIENT: &str = include_str!("../../web/rejoin.js");
-/// Changes with the text, so that a browser asks for the client again only to hear that it has the newest.
-static CLIENT_ETAG: LazyLock<HeaderValue> = LazyLock::new(|| {
-    let hash = digest::digest(&digest::SHA256, CLIENT.as_bytes());
+/// A module of the browser client.
+struct Module {
+    text: &'static str,
+    /// Changes with the text, so that a browser asks for the module again only to hear that it has the newest.
+    etag: LazyLock<HeaderValue>,
+}
+
+static CLIENT: Module =
+    Module { text: include_str!("../../web/rejoin.js"), etag: LazyLock::new(|| etag_of(CLIENT.text)) };
+static PRESENCE: Module = Module {
+    text: include_str!("../../web/rejoin-presence.js"),
+    etag: LazyLock::new(|| etag_of(PRESENCE.text)),
+};
+static SHARED: Module =
+    Module { text: include_str!("../../web/rejoin-shared.js"), etag: LazyLock::new(|| etag_of(SHARED.text)) };
+
+fn etag_of(text: &str) -> HeaderValue {
+    let hash = digest::digest(&digest::SHA256, text.as_bytes());
     let hash: String = hash.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     HeaderValue::try_from(format!("\"{hash}\"")).expect("quoted hexadecimal digits")
-});
+}
 
-/// `GET /rejoin.js`: the browser client, as it stands in the repository.
-pub fn client(request: &HeaderMap) -> Response {
+/// `GET /rejoin.js` and the modules that it loads, as they stand in the repository.
+pub fn client(path: &str, request: &HeaderMap) -> Response {
+    let module = match path {
+        "/rejoin-presence.js" => &PRESENCE,
+        "/rejoin-shared.js" => &SHARED,
+        _ => &CLIENT,
+    };
     let known = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut tags = known.flat_map(|value| value.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
     // A proxy that compresses the text weakens the tag.
-    let is_known = tags.any(|tag| tag == "*" || tag.as_bytes() == CLIENT_ETAG.as_bytes());
+    let is_known = tags.any(|tag| tag == "*" || tag.as_bytes() == module.etag.as_bytes());
     let mut response = match is_known {
         true => StatusCode::NOT_MODIFIED.into_response(),
-        false => CLIENT.into_response(),
+        false => module.text.into_response(),
     };
     let headers = response.headers_mut();
     if !is_known {
         let script = HeaderValue::from_static("text/javascript; charset=utf-8");
         headers.insert(header::CONTENT_TYPE, script);
     }
-    headers.insert(header::ETAG, CLIENT_ETAG.clone());
+    headers.insert(header::ETAG, module.etag.clone());
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }

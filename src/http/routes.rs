@@ -51,6 +51,8 @@ static ROUTES: LazyLock<matchit::Router<Resource>> = LazyLock::new(|| {
         ("/openapi.json", Resource::OpenApi),
         ("/publish", Resource::Publish),
         ("/rejoin.js", Resource::Client),
+        ("/rejoin-presence.js", Resource::Client),
+        ("/rejoin-shared.js", Resource::Client),
         ("/stats", Resource::Stats),
         ("/topics", Resource::Topics),
         ("/topics/{topic}", Resource::Topic),
@@ -150,7 +152,7 @@ fn of_read_only(app: &Arc<App>, resource: Resource, request: Request) -> Served<
         return at_once(Err(Problem::method_not_allowed("GET, HEAD")));
     }
     match resource {
-        Resource::Client => at_once(Ok(page::client(request.headers()))),
+        Resource::Client => at_once(Ok(page::client(request.uri().path(), request.headers()))),
         Resource::Live => at_once(Ok(inspect::live())),
         Resource::Metrics => metrics::show(app, request).boxed(),
         Resource::OpenApi => at_once(Ok(inspect::openapi())),

@@ -1,0 +1,255 @@
+// One connection for all tabs of an origin. `rejoin.js` loads this module for a client with `shared`.
+//
+// Each tab has a client of its own, with its own subscriptions and cursors. One tab leads: it has the connection, and
+// sends the frames of it to the others, in order. The others follow. The leader is the tab that holds a Web Lock.
+//
+// The invariant: a follower takes the frames of one connection of one leader, from a place that it knows. After that
+// place the leader sends every message of every topic in `names`. A follower that has read less reads the rest by
+// polls of its own, and only then joins. For topics that only the server adds there is no such poll, so it tells a gap.
+// A new leader thus connects from its own cursor, and no tab loses a message, whichever tab leads.
+
+/** @typedef {import('./rejoin.js').Link} Link */
+/** @typedef {import('./rejoin.js').Frame} Frame */
+/** @typedef {import('./rejoin.js').Subscription} Subscription */
+/**
+ * What a client gives to this module.
+ * @typedef {{subscribe: any, again: () => void, link: () => Link | undefined, cursor: () => string | undefined,
+ *   given: () => string[]}} Client
+ */
+
+/** Tabs with another version of this module have a connection of their own. */
+const VERSION = 1
+/** How many messages the leader keeps for tabs that come back. */
+const KEPT = 1000
+/** A leader that is silent for so long loses its lock. A hidden tab leaves the first try to one that is shown. */
+const SHOWN_MS = 2000, HIDDEN_MS = 3000
+/** The followers take these. The others are for the leader alone. */
+const FOR_ALL = /^(message|gap|cursor|(un)?subscribed)$/
+
+/** False if there is none to compare. @param {string} [a] @param {string} [b] */
+const isNewer = (a, b) => Number(a) > Number(b)
+const newer = (/** @type {string | undefined} */ a, /** @type {string | undefined} */ b) => isNewer(a, b) ? a : b
+/** A message without an id has no place. @param {Frame} frame */
+const placeOf = ({ id, next, cursor }) => id ?? next ?? cursor
+
+/**
+ * Waits for a lock, and holds it until the returned function is called or another tab steals it.
+ * @param {string} name @param {() => void} taken @param {() => void} [lost] @param {boolean} [steal]
+ */
+function hold(name, taken, lost, steal) {
+  const stop = new AbortController(), { signal } = stop
+  let isHeld = false
+  const held = () => new Promise(release => {
+    signal.onabort = release
+    if (signal.aborted) return release(0)
+    isHeld = true
+    taken()
+  })
+  navigator.locks.request(name, steal ? { steal } : { signal }, held).catch(() => isHeld && !signal.aborted && lost?.())
+  return () => stop.abort()
+}
+
+/** Shares the connection of a client with other tabs. @param {string} key @param {Client} client */
+export function share(key, client) {
+  const name = `rejoin ${VERSION} ${key}`, id = name + Math.random()
+  /** @type {BroadcastChannel | undefined} */
+  let channel
+  /** The locks: of the leader, and the one that tells the leader that this tab is there. */
+  let yieldLead = () => {}, leave = () => {}
+  /** @type {Promise<void>} */
+  let here
+  let leads = false
+
+  const post = (/** @type {object} */ message) => channel?.postMessage(message)
+
+  function rise() {
+    if (channel) return
+    channel = new BroadcastChannel(name)
+    channel.onmessage = hear
+    here = new Promise(taken => { leave = hold(id, taken) })
+    ask()
+  }
+
+  /** Leaves the other tabs, until `rise`. A page with a lock cannot go into the back/forward cache. */
+  function rest() {
+    if (!channel) return
+    stepDown()
+    yieldLead()
+    leave()
+    channel.close()
+    channel = undefined
+  }
+
+  /** Asks to lead. @param {boolean} [steal] */
+  function ask(steal) {
+    yieldLead()
+    yieldLead = hold(name, () => {
+      clearTimeout(patience)
+      leads = true
+      client.again()
+    }, () => {
+      // This tab was frozen, or too busy to answer.
+      stepDown()
+      ask()
+      client.again()
+    }, steal)
+  }
+
+  function stepDown() {
+    leads = false
+    term = undefined
+    followers.forEach(forget)
+    followers.clear()
+  }
+
+  /** @param {MessageEvent} event */
+  function hear({ data: { from, to, ...it } }) {
+    if (!leads) follows(to, it)
+    else if (it.topic) command(from, it)
+    else if (from) greet(from, it.after)
+  }
+
+  // The leader.
+
+  /** The subscriptions of each follower. @type {Map<string, Map<string, Subscription>>} */
+  const followers = new Map()
+  /** The connection, by a name that no other has. @type {string | undefined} */
+  let term
+  /** @type {Frame} */
+  let opened
+  /** Until then the connection brings something. */
+  let due = 0
+  /** The messages after `start`. @type {Frame[]} */
+  let kept = []
+  /** @type {string | undefined} */
+  let start
+  /** What is replayed for a topic that the server may be about to add. @type {Frame[]} */
+  let strays = []
+
+  /** The connection is open. Followers ask from where they can go on. @param {Frame} frame */
+  function opens(frame) {
+    if (!leads) return
+    term = id + Math.random()
+    opened = { ...frame, expires_in_ms: 0 }
+    start = frame.cursor
+    kept = []
+    due = Date.now() + frame.heartbeat_ms * 1.5
+    post({ isNew: true })
+  }
+
+  /** Sends what the connection has brought. @param {Frame} frame */
+  function tell({ ref, ...frame }) {
+    due = Date.now() + opened?.heartbeat_ms * 1.5
+    if (!term || !FOR_ALL.test(frame.type)) return
+    // The answer to a command has no replay for the others. One too many says that there were more.
+    if (frame.replay) return void (strays.length > KEPT || strays.push(frame))
+    if (/scribed/.test(frame.type)) {
+      // The messages before this do not have all of the topic.
+      kept = []
+      start = client.cursor()
+      if (frame.by) for (const stray of strays) post({ term, frame: stray })
+      strays = []
+    } else if (frame.reason === 'unknown_cursor') start = 'Infinity'
+    else if (placeOf(frame) && frame.topic && kept.push(frame) > KEPT) {
+      start = newer(start, placeOf(/** @type {Frame} */ (kept.shift())))
+    }
+    post({ term, frame })
+  }
+
+  /** @param {string} to @param {string} [after] */
+  function greet(to, after) {
+    const link = client.link(), cursor = client.cursor()
+    if (!followers.has(to)) {
+      followers.set(to, new Map())
+      // The lock is free when the tab has gone.
+      navigator.locks.request(to, () => {
+        forget(followers.get(to))
+        followers.delete(to)
+      })
+    }
+    if (!link || !term) return post({ to })
+    // A browser may stop the connection of a page that still answers.
+    if (Date.now() > due) return
+    const knows = after && !isNewer(start, after) && !isNewer(after, cursor)
+    const open = { ...opened, cursor: knows ? after : cursor, mine: client.given(), isLost: !knows }
+    const frames = kept.filter(frame => knows && isNewer(placeOf(frame), after))
+    post({ to, term, open, frames, names: [...link.names].filter(isRead) })
+  }
+
+  /** @param {string} topic */
+  const isRead = topic => {
+    const link = client.link()
+    return link?.names.has(topic) && !link.asked.some(it => it.reading?.name === topic)
+  }
+
+  /** @param {string} to @param {Frame} command */
+  function command(to, { topic, presence, isDone }) {
+    const all = followers.get(to), name = topic + (presence ? ' ' : ''), before = all?.get(name)
+    const answer = (/** @type {object} */ frame) => post({ to, term, answer: { topic, ...frame } })
+    const done = () => answer({ type: 'subscribed', cursor: client.cursor() })
+    if (isDone) {
+      before?.close()
+      all?.delete(name)
+    } else if (before && isRead(topic)) done()
+    else if (all) {
+      const subscription = client.subscribe(topic, { presence })
+      all.set(name, subscription)
+      subscription.on('subscribed', done)
+      subscription.on('refused', (/** @type {Frame} */ { code, detail }) => answer({ type: 'error', code, detail }))
+      before?.close()
+    }
+  }
+
+  const forget = (/** @type {Map<string, Subscription> | undefined} */ all) => all?.forEach(it => it.close())
+
+  // A follower.
+
+  /** @type {any} */
+  let patience
+  /** The connection as this tab sees it, and its name once it is open. @type {Link | undefined} */
+  let link
+  /** @type {string | undefined} */
+  let following
+
+  /** Opens the connection of the leader. @param {Link} one @param {string} [after] */
+  async function follow(one, after) {
+    await here
+    if (one.ended) return
+    link = one
+    following = undefined
+    // The first place is that of the command whose answer is due. The answers of the leader have no order.
+    one.asked = [{}]
+    one.command = (/** @type {Frame} */ { type, topic, presence }, answered, reading) => {
+      if (!topic) return
+      if (answered) one.asked.push({ topic, answered, reading })
+      post({ from: id, topic, presence, isDone: type === 'unsubscribe' })
+    }
+    clearTimeout(patience)
+    patience = setTimeout(() => one.ended || ask(true), globalThis.document?.hidden ? HIDDEN_MS : SHOWN_MS)
+    post({ from: id, after })
+  }
+
+  /** @param {string | undefined} to @param {Frame} message */
+  function follows(to, { isNew, term, frame, open, frames, names, answer }) {
+    if (isNew) return client.again()
+    if (to === id) clearTimeout(patience)
+    else if (to) return
+    if (!link || link.ended) return
+    if (open && !following) {
+      following = term
+      link.names = new Set(names)
+      if (open.isLost) link.readings = []
+      link.frame(open)
+      frames.forEach(link.frame)
+    }
+    if (term !== following) return
+    if (frame) link.frame(frame)
+    if (answer) {
+      link.frame(answer)
+      const at = link.asked.findIndex(it => it.topic === answer.topic)
+      if (at > 0) link.asked.splice(at, 1)[0].answered?.(answer)
+    }
+  }
+
+  return { rise, rest, opens, tell, follow, follows: () => !leads }
+}
