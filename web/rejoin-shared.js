@@ -3,34 +3,27 @@
 // Each tab has a client of its own, with its own subscriptions and cursors. One tab leads: it has the connection, and
 // sends the frames of it to the others, in order. The others follow. The leader is the tab that holds a Web Lock.
 //
-// The invariant: a follower takes the frames of one connection of one leader, from a place that it knows. After that
-// place the leader sends every message of every topic in `names`. A follower that has read less reads the rest by
-// polls of its own, and only then joins. For topics that only the server adds there is no such poll, so it tells a gap.
-// A new leader thus connects from its own cursor, and no tab loses a message, whichever tab leads.
+// The invariant: a follower takes the frames of one connection of one leader, from the cursor in `open` on. After that
+// cursor the leader sends every message of every topic in `names`. A follower whose own cursor is another one reads the
+// rest by polls of its own, and only then joins. For a topic that only the server has added there is no such poll, so
+// the follower tells a gap. A new leader thus connects from its own cursor, and no tab loses a message, whichever leads.
 
 /** @typedef {import('./rejoin.js').Link} Link */
 /** @typedef {import('./rejoin.js').Frame} Frame */
 /** @typedef {import('./rejoin.js').Subscription} Subscription */
 /**
- * What a client gives to this module.
- * @typedef {{subscribe: any, again: () => void, link: () => Link | undefined, cursor: () => string | undefined,
- *   given: () => string[]}} Client
+ * The client now: its connection, its cursor, and its subscriptions.
+ * @typedef {{link: Link | undefined, cursor: string | undefined, all: import('./rejoin.js').Reading[]}} Now
  */
 
 /** Tabs with another version of this module have a connection of their own. */
 const VERSION = 1
-/** How many messages the leader keeps for tabs that come back. */
-const KEPT = 1000
+/** How many messages of a replay the leader passes on. */
+const MOST_REPLAYED = 1000
 /** A leader that is silent for so long loses its lock. A hidden tab leaves the first try to one that is shown. */
 const SHOWN_MS = 2000, HIDDEN_MS = 3000
-/** The followers take these. The others are for the leader alone. */
-const FOR_ALL = /^(message|gap|cursor|(un)?subscribed)$/
-
-/** False if there is none to compare. @param {string} [a] @param {string} [b] */
-const isNewer = (a, b) => Number(a) > Number(b)
-const newer = (/** @type {string | undefined} */ a, /** @type {string | undefined} */ b) => isNewer(a, b) ? a : b
-/** A message without an id has no place. @param {Frame} frame */
-const placeOf = ({ id, next, cursor }) => id ?? next ?? cursor
+/** Followers take messages, gaps, cursors, and news of topics. Other frames are for the leader alone. */
+const FOR_ALL = /^([gsu]|me|cu)/
 
 /**
  * Waits for a lock, and holds it until the returned function is called or another tab steals it.
@@ -49,9 +42,15 @@ function hold(name, taken, lost, steal) {
   return () => stop.abort()
 }
 
-/** Shares the connection of a client with other tabs. @param {string} key @param {Client} client */
-export function share(key, client) {
-  const name = `rejoin ${VERSION} ${key}`, id = name + Math.random()
+/**
+ * Shares the connection of a client with other tabs. `again` lets the client connect anew.
+ * Only a page with https has locks. Without them each tab connects by itself, as without a name for the login.
+ * @param {string} base @param {import('./rejoin.js').Options} options @param {() => void} again @param {any} subscribe
+ * @param {() => Now} now
+ */
+export function share(base, { shared, mine, token }, again, subscribe, now) {
+  if (!globalThis.navigator?.locks || shared === true && token) return
+  const name = 'rejoin ' + [VERSION, base, !!mine, shared], id = name + Math.random()
   /** @type {BroadcastChannel | undefined} */
   let channel
   /** The locks: of the leader, and the one that tells the leader that this tab is there. */
@@ -62,12 +61,15 @@ export function share(key, client) {
 
   const post = (/** @type {object} */ message) => channel?.postMessage(message)
 
+  /** Joins the other tabs. A tab that does not lead gets a function, which opens the connection of the leader. */
   function rise() {
-    if (channel) return
-    channel = new BroadcastChannel(name)
-    channel.onmessage = hear
-    here = new Promise(taken => { leave = hold(id, taken) })
-    ask()
+    if (!channel) {
+      channel = new BroadcastChannel(name)
+      channel.onmessage = hear
+      here = new Promise(taken => { leave = hold(id, taken) })
+      ask()
+    }
+    return leads ? undefined : follow
   }
 
   /** Leaves the other tabs, until `rise`. A page with a lock cannot go into the back/forward cache. */
@@ -86,12 +88,12 @@ export function share(key, client) {
     yieldLead = hold(name, () => {
       clearTimeout(patience)
       leads = true
-      client.again()
+      again()
     }, () => {
       // This tab was frozen, or too busy to answer.
       stepDown()
       ask()
-      client.again()
+      again()
     }, steal)
   }
 
@@ -119,46 +121,34 @@ export function share(key, client) {
   let opened
   /** Until then the connection brings something. */
   let due = 0
-  /** The messages after `start`. @type {Frame[]} */
-  let kept = []
-  /** @type {string | undefined} */
-  let start
   /** What is replayed for a topic that the server may be about to add. @type {Frame[]} */
   let strays = []
 
   /** The connection is open. Followers ask from where they can go on. @param {Frame} frame */
   function opens(frame) {
-    if (!leads) return
     term = id + Math.random()
     opened = { ...frame, expires_in_ms: 0 }
-    start = frame.cursor
-    kept = []
-    due = Date.now() + frame.heartbeat_ms * 1.5
     post({ isNew: true })
   }
 
   /** Sends what the connection has brought. @param {Frame} frame */
   function tell({ ref, ...frame }) {
+    if (!leads) return
+    if (frame.type === 'open') opens(frame)
     due = Date.now() + opened?.heartbeat_ms * 1.5
     if (!term || !FOR_ALL.test(frame.type)) return
     // The answer to a command has no replay for the others. One too many says that there were more.
-    if (frame.replay) return void (strays.length > KEPT || strays.push(frame))
+    if (frame.replay) return void (strays.length > MOST_REPLAYED || strays.push(frame))
     if (/scribed/.test(frame.type)) {
-      // The messages before this do not have all of the topic.
-      kept = []
-      start = client.cursor()
       if (frame.by) for (const stray of strays) post({ term, frame: stray })
       strays = []
-    } else if (frame.reason === 'unknown_cursor') start = 'Infinity'
-    else if (placeOf(frame) && frame.topic && kept.push(frame) > KEPT) {
-      start = newer(start, placeOf(/** @type {Frame} */ (kept.shift())))
     }
     post({ term, frame })
   }
 
   /** @param {string} to @param {string} [after] */
   function greet(to, after) {
-    const link = client.link(), cursor = client.cursor()
+    const { link, cursor, all } = now(), mine = all.filter(it => it.given).map(it => it.name)
     if (!followers.has(to)) {
       followers.set(to, new Map())
       // The lock is free when the tab has gone.
@@ -170,34 +160,29 @@ export function share(key, client) {
     if (!link || !term) return post({ to })
     // A browser may stop the connection of a page that still answers.
     if (Date.now() > due) return
-    const knows = after && !isNewer(start, after) && !isNewer(after, cursor)
-    const open = { ...opened, cursor: knows ? after : cursor, mine: client.given(), isLost: !knows }
-    const frames = kept.filter(frame => knows && isNewer(placeOf(frame), after))
-    post({ to, term, open, frames, names: [...link.names].filter(isRead) })
+    post({ to, term, open: { ...opened, cursor, mine, isLost: after !== cursor }, names: [...link.names].filter(isRead) })
   }
 
   /** @param {string} topic */
   const isRead = topic => {
-    const link = client.link()
+    const { link } = now()
     return link?.names.has(topic) && !link.asked.some(it => it.reading?.name === topic)
   }
 
   /** @param {string} to @param {Frame} command */
   function command(to, { topic, presence, isDone }) {
-    const all = followers.get(to), name = topic + (presence ? ' ' : ''), before = all?.get(name)
+    const all = followers.get(to), before = all?.get(topic)
     const answer = (/** @type {object} */ frame) => post({ to, term, answer: { topic, ...frame } })
-    const done = () => answer({ type: 'subscribed', cursor: client.cursor() })
-    if (isDone) {
-      before?.close()
-      all?.delete(name)
-    } else if (before && isRead(topic)) done()
+    const done = () => answer({ type: 'subscribed', cursor: now().cursor })
+    if (isDone) all?.delete(topic)
+    else if (before && !presence && isRead(topic)) return done()
     else if (all) {
-      const subscription = client.subscribe(topic, { presence })
-      all.set(name, subscription)
+      const subscription = subscribe(topic, { presence })
+      all.set(topic, subscription)
       subscription.on('subscribed', done)
       subscription.on('refused', (/** @type {Frame} */ { code, detail }) => answer({ type: 'error', code, detail }))
-      before?.close()
     }
+    before?.close()
   }
 
   const forget = (/** @type {Map<string, Subscription> | undefined} */ all) => all?.forEach(it => it.close())
@@ -217,8 +202,6 @@ export function share(key, client) {
     if (one.ended) return
     link = one
     following = undefined
-    // The first place is that of the command whose answer is due. The answers of the leader have no order.
-    one.asked = [{}]
     one.command = (/** @type {Frame} */ { type, topic, presence }, answered, reading) => {
       if (!topic) return
       if (answered) one.asked.push({ topic, answered, reading })
@@ -230,8 +213,8 @@ export function share(key, client) {
   }
 
   /** @param {string | undefined} to @param {Frame} message */
-  function follows(to, { isNew, term, frame, open, frames, names, answer }) {
-    if (isNew) return client.again()
+  function follows(to, { isNew, term, frame, open, names, answer }) {
+    if (isNew) return again()
     if (to === id) clearTimeout(patience)
     else if (to) return
     if (!link || link.ended) return
@@ -240,16 +223,15 @@ export function share(key, client) {
       link.names = new Set(names)
       if (open.isLost) link.readings = []
       link.frame(open)
-      frames.forEach(link.frame)
     }
     if (term !== following) return
     if (frame) link.frame(frame)
     if (answer) {
       link.frame(answer)
       const at = link.asked.findIndex(it => it.topic === answer.topic)
-      if (at > 0) link.asked.splice(at, 1)[0].answered?.(answer)
+      if (at >= 0) link.asked.splice(at, 1)[0].answered?.(answer)
     }
   }
 
-  return { rise, rest, opens, tell, follow, follows: () => !leads }
+  return { rise, rest, tell }
 }

@@ -34,7 +34,8 @@ async function begin(flags = []) {
   return { server, proxy, tab }
 }
 const connections = async server =>
-  (await (await fetch(server.url + '/connections')).json()).connections.map(it => it.connection)
+  (await (await fetch(server.url + '/connections', { headers: server.key && { Authorization: 'Bearer ' + server.key } })).json())
+    .connections.map(it => it.connection)
 const opens = page => page.run("told.filter(it => it.type === 'open').map(it => it.connection)")
 async function hasAll(page, topic, last) {
   await page.until(`data('${topic}').includes(${last})`)
@@ -162,6 +163,10 @@ describe('tabs', { concurrency: 4 }, () => {
     await server.publish('a', 1)
     for (const page of tabs) await hasAll(page, 'a', 1)
     assert.equal(await tabs[0].run("has('refused')"), false)
-    await assert.rejects(tabs[0].run(`begin('/', { shared: true, token: () => 'a' }, [])`), /TypeError/)
+    // A token says nothing of who shares it.
+    await tab(`{ shared: true, token: () => '${token}' }`, ['a'])
+    await tab(`{ shared: true, token: () => '${token}' }`, ['a'])
+    server.key = mint('backend', 600, { admin: true })
+    assert.equal((await connections(server)).length, 3)
   })
 })
