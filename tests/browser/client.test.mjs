@@ -425,6 +425,36 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.equal(rejoin.state, 'live')
   })
 
+  test('a topic that the server has added is read from the start that the page asks for', async () => {
+    const { server, rejoin } = await begin([], { transports: ['ws'] })
+    const opens = [], given = []
+    rejoin.on('subscription', subscription => given.push(record(subscription)))
+    rejoin.on('open', open => opens.push(open))
+    await until(() => opens.length)
+    for (let n = 1; n <= 5; n++) await server.publish('added', n)
+    await fetch(`${server.url}/connections/${opens[0].connection}/topics/added`, { method: 'PUT' })
+    await until(() => given.length)
+    const told = record(rejoin.subscribe('added', { last: 3 }))
+    await until(() => has(told, 'subscribed'))
+    await server.publish('added', 6)
+    await until(() => data(told).includes(6))
+    assert.deepEqual([data(told), data(given[0])], [numbers(3, 6), [6]])
+  })
+
+  test('a second subscription is told only when its topic is read', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    rejoin.on('open', () => {})
+    await until(() => rejoin.state === 'live')
+    const both = [record(rejoin.subscribe('t')), record(rejoin.subscribe('t'))]
+    await new Promise(resume => setTimeout(resume, 50))
+    assert.deepEqual(both, [[], []], 'the answer has not come')
+    Socket.all[0].say({ type: 'subscribed', topic: 't', cursor: '1000', ref: 1 })
+    await until(() => both.every(told => has(told, 'subscribed')))
+    assert.equal(Socket.all[0].sent.length, 1)
+  })
+
   test('a subscription to a topic that is read already is told after the page has it', async () => {
     const Socket = scripted({ heartbeat_ms: 25_000 })
     const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })

@@ -43,7 +43,7 @@ async function hasAll(page, topic, last) {
   assert.equal(await page.run("has('gap')"), false)
 }
 
-describe('tabs', { concurrency: 4 }, () => {
+describe('tabs', { concurrency: 12 }, () => {
   test('three tabs share one connection, and go on when the leader is closed', async () => {
     const { server, tab } = await begin()
     const shared = "{ shared: 'u1' }"
@@ -94,8 +94,8 @@ describe('tabs', { concurrency: 4 }, () => {
     assert.equal((await connections(server)).length, 2)
   })
 
-  test('cuts of the connection lose nothing in any tab, on each transport', async () => {
-    for (const transport of ['ws', 'ndjson', 'poll']) {
+  for (const transport of ['ws', 'ndjson', 'poll']) {
+    test(`${transport}: cuts of the connection lose nothing in any tab`, async () => {
       const { server, proxy, tab } = await begin()
       const options = `{ shared: '${transport}', transports: ['${transport}'] }`
       const tabs = [await tab(options, ['a']), await tab(options, ['a', 'b']), await tab(options, ['*'])]
@@ -111,12 +111,11 @@ describe('tabs', { concurrency: 4 }, () => {
       await hasAll(tabs[1], 'late', 1)
       await tabs[2].until("data('*').length >= 31")
       assert.deepEqual(await tabs[2].run("data('*')"), [...numbers(1, 30), 1])
-      for (const page of tabs) await page.close()
-    }
-  })
+    })
+  }
 
-  test('a page that is left closes its connection, and comes back from its cursor', async () => {
-    for (const options of ['{}', "{ shared: 'kept' }"]) {
+  for (const options of ['{}', "{ shared: 'kept' }"]) {
+    test(`${options}: a page that is left closes its connection, and comes back from its cursor`, async () => {
       const { server, tab } = await begin()
       const page = await tab(options, ['a'])
       await server.publish('a', 1)
@@ -132,8 +131,8 @@ describe('tabs', { concurrency: 4 }, () => {
       await page.until('window.ready')
       await hasAll(page, 'a', 2)
       assert.deepEqual(await page.run('shown.at(-1)'), true, 'the browser has kept the page')
-    }
-  })
+    })
+  }
 
   test('a topic that the server adds is read in every tab', async () => {
     const { server, tab } = await begin()
