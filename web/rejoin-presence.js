@@ -20,9 +20,13 @@
  * @returns {Presence}
  */
 export function presence(topic, subscribe, request) {
-  const members = new Map(), heard = new EventTarget()
+  const members = new Map()
+  /** @type {Set<{type: string, handler: (event: any) => void}>} */
+  const handlers = new Set()
   let cursor = '0'
-  const tell = (/** @type {string} */ type, /** @type {any} */ detail) => heard.dispatchEvent(new CustomEvent(type, { detail }))
+  const tell = (/** @type {string | undefined} */ type, /** @type {any} */ event) => {
+    for (const one of [...handlers]) if (one.type === type) one.handler(event)
+  }
   const all = () => tell('members', [...members.values()])
 
   /** All pages. The cursor of the first one counts. */
@@ -49,17 +53,17 @@ export function presence(topic, subscribe, request) {
     if (Number(id) <= Number(cursor)) return
     if (event === 'leave') members.delete(data.sub)
     else members.set(data.sub, data)
-    tell(/** @type {string} */ (event), data)
+    tell(event, data)
     all()
   })
+  changes.on('refused', error => tell('refused', error))
   return {
     topic,
     members,
     on(type, handler) {
-      if (type === 'refused') return changes.on('refused', /** @type {any} */ (handler))
-      const listen = (/** @type {any} */ { detail }) => handler(detail)
-      heard.addEventListener(type, listen)
-      return () => heard.removeEventListener(type, listen)
+      const one = { type, handler }
+      handlers.add(one)
+      return () => handlers.delete(one)
     },
     close: changes.close,
   }

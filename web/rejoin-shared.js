@@ -22,8 +22,6 @@ const VERSION = 1
 const MOST_REPLAYED = 1000
 /** A leader that is silent for so long loses its lock. A hidden tab leaves the first try to one that is shown. */
 const SHOWN_MS = 2000, HIDDEN_MS = 3000
-/** Followers take messages, gaps, cursors, and news of topics. Other frames are for the leader alone. */
-const FOR_ALL = /^([gsu]|me|cu)/
 
 /**
  * Waits for a lock, and holds it until the returned function is called or another tab steals it.
@@ -108,25 +106,25 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
   function hear({ data: { from, to, ...it } }) {
     if (!leads) follows(to, it)
     else if (it.topic) command(from, it)
-    else if (from) greet(from, it.after)
+    else if (from) greet(from)
   }
 
   // The leader.
 
   /** The subscriptions of each follower. @type {Map<string, Map<string, Subscription>>} */
   const followers = new Map()
-  /** The connection, by a name that no other has. @type {string | undefined} */
+  /** The connection, by a number that no other has. @type {number | undefined} */
   let term
   /** @type {Frame} */
   let opened
-  /** Until then the connection brings something. */
-  let due = 0
+  /** The time at which the connection has last brought something. */
+  let heard = 0
   /** What is replayed for a topic that the server may be about to add. @type {Frame[]} */
   let strays = []
 
   /** The connection is open. Followers ask from where they can go on. @param {Frame} frame */
   function opens(frame) {
-    term = id + Math.random()
+    term = Math.random()
     opened = { ...frame, expires_in_ms: 0 }
     post({ isNew: true })
   }
@@ -135,19 +133,20 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
   function tell({ ref, ...frame }) {
     if (!leads) return
     if (frame.type === 'open') opens(frame)
-    due = Date.now() + opened?.heartbeat_ms * 1.5
-    if (!term || !FOR_ALL.test(frame.type)) return
+    heard = Date.now()
+    // Messages, gaps, cursors, and news of topics. Other frames are for the leader alone.
+    if (!/^([gsu]|me|cu)/.test(frame.type)) return
     // The answer to a command has no replay for the others. One too many says that there were more.
     if (frame.replay) return void (strays.length > MOST_REPLAYED || strays.push(frame))
-    if (/scribed/.test(frame.type)) {
+    if (/ibed/.test(frame.type)) {
       if (frame.by) for (const stray of strays) post({ term, frame: stray })
       strays = []
     }
     post({ term, frame })
   }
 
-  /** @param {string} to @param {string} [after] */
-  function greet(to, after) {
+  /** @param {string} to */
+  function greet(to) {
     const { link, cursor, all } = now(), mine = all.filter(it => it.given).map(it => it.name)
     if (!followers.has(to)) {
       followers.set(to, new Map())
@@ -159,8 +158,8 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     }
     if (!link || !term) return post({ to })
     // A browser may stop the connection of a page that still answers.
-    if (Date.now() > due) return
-    post({ to, term, open: { ...opened, cursor, mine, isLost: after !== cursor }, names: [...link.names].filter(isRead) })
+    if (Date.now() - heard > opened.heartbeat_ms * 1.5) return
+    post({ to, term, open: { ...opened, cursor, mine }, names: [...link.names].filter(isRead) })
   }
 
   /** @param {string} topic */
@@ -173,14 +172,15 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
   function command(to, { topic, presence, isDone }) {
     const all = followers.get(to), before = all?.get(topic)
     const answer = (/** @type {object} */ frame) => post({ to, term, answer: { topic, ...frame } })
-    const done = () => answer({ type: 'subscribed', cursor: now().cursor })
+    // A connection that opens tells its subscriptions before it has its number.
+    const done = async () => answer({ type: 'subscribed', cursor: (await now()).cursor })
     if (isDone) all?.delete(topic)
     else if (before && !presence && isRead(topic)) return done()
     else if (all) {
       const subscription = subscribe(topic, { presence })
       all.set(topic, subscription)
       subscription.on('subscribed', done)
-      subscription.on('refused', (/** @type {Frame} */ { code, detail }) => answer({ type: 'error', code, detail }))
+      subscription.on('refused', (/** @type {Frame} */ error) => answer({ ...error, type: 'error' }))
     }
     before?.close()
   }
@@ -191,16 +191,19 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
 
   /** @type {any} */
   let patience
-  /** The connection as this tab sees it, and its name once it is open. @type {Link | undefined} */
+  /** The connection as this tab sees it, and its number once it is open. @type {Link | undefined} */
   let link
-  /** @type {string | undefined} */
+  /** @type {number | undefined} */
   let following
+  /** The cursor of this tab, before that. @type {string | undefined} */
+  let place
 
   /** Opens the connection of the leader. @param {Link} one @param {string} [after] */
   async function follow(one, after) {
     await here
     if (one.ended) return
     link = one
+    place = after
     following = undefined
     one.command = (/** @type {Frame} */ { type, topic, presence }, answered, reading) => {
       if (!topic) return
@@ -209,7 +212,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     }
     clearTimeout(patience)
     patience = setTimeout(() => one.ended || ask(true), globalThis.document?.hidden ? HIDDEN_MS : SHOWN_MS)
-    post({ from: id, after })
+    post({ from: id })
   }
 
   /** @param {string | undefined} to @param {Frame} message */
@@ -221,8 +224,12 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     if (open && !following) {
       following = term
       link.names = new Set(names)
-      if (open.isLost) link.readings = []
+      const isLost = open.cursor !== place, given = now().all.filter(it => it.given && isLost)
+      if (isLost) link.readings = []
       link.frame(open)
+      for (const { name: topic, at } of given) {
+        link.frame({ type: 'gap', topic, after: at, next: null, cursor: open.cursor, reason: 'unknown_cursor' })
+      }
     }
     if (term !== following) return
     if (frame) link.frame(frame)

@@ -106,7 +106,7 @@ const JSON_TYPE = 'application/json'
 const FINAL = /^(unau|forb|bad_|not_f|meth|too_l|disc|conf|key_)/
 
 /** An error with the code of the server, and the topic if it is about one. @param {Frame} problem @returns {RejoinError} */
-const failure = problem => Object.assign(/** @type {any} */ (new Error(problem.detail ?? problem.code)), problem)
+const failure = problem => Object.assign(/** @type {any} */ (Error(problem.detail ?? problem.code)), problem)
 
 /** @returns {{on: any, emit: (type: string, event?: any) => void}} */
 function emitter() {
@@ -383,8 +383,11 @@ export function connect(url, options = {}) {
   /** @param {Link} one @param {string} [after] */
   async function polls(one, after) {
     // The first is not held, since its answer shows that polls work. So it makes nobody present.
-    for (let wait = 0; !one.ended; wait = WAIT) {
+    for (let wait = 0, mine; !one.ended; wait = WAIT) {
       const page = await request(events, { ...of(one, wait), after, wait }, one.abort.signal)
+      // The list of the subject has changed. The next `open` says how.
+      if (wait && mine !== '' + page.mine) return again()
+      mine = '' + page.mine
       if (!wait) one.frame({ type: 'open', cursor: after ?? page.cursor, mine: page.mine, heartbeat_ms: POLL_MS })
       for (const frame of inOrder(page)) one.frame(frame)
       after = page.cursor
@@ -400,7 +403,7 @@ export function connect(url, options = {}) {
     cursor = frame.cursor
     refusals = 0
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
-    for (const topic of frame.mine ?? []) byServer({ topic, cursor, isLost: frame.isLost })
+    for (const topic of frame.mine ?? []) byServer({ topic, cursor })
     expects(frame)
     say('live')
     emit('open', frame)
@@ -547,6 +550,8 @@ export function connect(url, options = {}) {
   async function catchUp(reading) {
     const { name } = reading
     const isBehind = () => link && isNewer(cursor, reading.at)
+    // Until this is done: if it fails, the reading is behind.
+    reading.caught = false
     for (let isFull = true; isFull || isBehind();) {
       const start = reading.at ? { after: reading.at } : reading.start
       /** @type {Frame} */
@@ -563,7 +568,7 @@ export function connect(url, options = {}) {
   /** @param {string} topic @param {Start} [start] @returns {Subscription} */
   function subscribe(topic, { state: load, presence, ...start } = {}) {
     const isNow = isPlain({ start }), first = isNow && !hasOpened() ? cursor : undefined
-    if (load && !isNow) throw new TypeError('state')
+    if (load && !isNow) throw TypeError('state')
     return begin(topic, { load, start, presence, at: start.after ?? first, caught: !!first }).facade
   }
 
@@ -643,7 +648,7 @@ export function connect(url, options = {}) {
   }
 
   /** The server has added a topic, or taken it. @param {Frame} frame */
-  function byServer({ type, topic, cursor: place, isLost }) {
+  function byServer({ type, topic, cursor: place }) {
     let reading = named(topic).find(it => it.given)
     if (type === 'unsubscribed') {
       link?.names.delete(topic)
@@ -654,9 +659,8 @@ export function connect(url, options = {}) {
       }
       return refuseTopic(topic, { code: 'conflict' })
     }
-    isLost &&= reading
     if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
-    if (!hasReplay(reading) || isLost) {
+    if (!hasReplay(reading)) {
       give(reading, { type: 'gap', topic, after: reading.at, next: null, cursor: place, reason: 'unknown_cursor' })
     }
     reading.at = newer(reading.at, place)
@@ -752,8 +756,8 @@ export function connect(url, options = {}) {
     const name = kinds[kind], isHttp = name !== 'ws', { some } = together()
     // An HTTP stream has one start for all. So other starts are read before.
     if (isHttp) await Promise.all(known().filter(it => !some.includes(it)).map(catchUp))
-    // A poll needs a topic. A stream may wait for those that the server adds.
-    if (turn !== turns || isHttp && (name === 'poll' || !isWanted) && !together().some.length) throw {}
+    // A poll needs a topic, or a list of the subject. A stream may wait for those that the server adds.
+    if (turn !== turns || isHttp && !(name === 'poll' ? options.mine : isWanted) && !together().some.length) throw {}
     await open(name === 'ws' ? webSocket : name === 'ndjson' ? lines : polls)
     if (kind !== at || !isKept()) chosen = Date.now()
     at = kind

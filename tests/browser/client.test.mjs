@@ -385,6 +385,25 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.deepEqual(ids(added.f), numbers(1, 1000))
   })
 
+  test('polls read the list of the subject without a topic of the page, and follow its changes', async () => {
+    const page = (cursor, mine, ...messages) => ({ cursor, mine, messages })
+    const message = (topic, id) => ({ type: 'message', topic, id, data: Number(id) })
+    const changed = page('1003', ['a', 'b'], message('a', '1002'), message('b', '1003'))
+    const pages = [page('1000', ['a']), page('1001', ['a'], message('a', '1001')), changed, changed]
+    const stub = createServer((request, answer) => {
+      const next = pages.shift()
+      if (next) answer.end(JSON.stringify(next))
+    })
+    stub.listen(0, '127.0.0.1')
+    await once(stub, 'listening')
+    const rejoin = connect(`http://127.0.0.1:${stub.address().port}/`, { transports: ['poll'], mine: true })
+    ends.push(() => rejoin.close(), () => stub.close(), () => stub.closeAllConnections())
+    const given = {}
+    rejoin.on('subscription', subscription => { given[subscription.topic] = record(subscription) })
+    await until(() => given.b && data(given.b).length)
+    assert.deepEqual([data(given.a), data(given.b)], [[1001, 1002], [1003]])
+  })
+
   test('the backend takes a topic, and the page gives one back', async () => {
     const Socket = scripted({ heartbeat_ms: 25_000 })
     const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
