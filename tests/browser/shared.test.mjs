@@ -134,6 +134,22 @@ describe('tabs', { concurrency: 12 }, () => {
     })
   }
 
+  test('a tab that cannot read what it has missed tries again', async () => {
+    const { server, proxy, tab } = await begin()
+    const options = "{ shared: 'u1', transports: ['ndjson'] }"
+    const tabs = [await tab(options, ['a']), await tab(options, ['a'])]
+    await server.publish('a', 1)
+    for (const page of tabs) await hasAll(page, 'a', 1)
+    await tabs[1].run("{ const real = fetch; window.polls = 0; window.fetch = (...all) => polls++ ? real(...all) : Promise.reject(new TypeError('away')) }")
+    proxy.cut()
+    for (let n = 2; n <= 5; n++) await server.publish('a', n)
+    proxy.mend()
+    await tabs[0].until("data('a').includes(5)")
+    await tabs[1].until("polls > 0 && rejoin.state === 'live'")
+    await server.publish('a', 6)
+    for (const page of tabs) await hasAll(page, 'a', 6)
+  })
+
   test('a topic that the server adds is read in every tab', async () => {
     const { server, tab } = await begin()
     const tabs = [await tab("{ shared: 'u1' }", ['a']), await tab("{ shared: 'u1' }", ['a'])]
