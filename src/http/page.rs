@@ -98,8 +98,14 @@ fn zip(text: &[u8]) -> Vec<u8> {
 
 static PAGE: LazyLock<File> =
     LazyLock::new(|| File::new("index.html", HTML, include_str!("../../web/index.html")));
-static CLIENT: LazyLock<File> =
-    LazyLock::new(|| File::new("rejoin.js", SCRIPT, include_str!("../../web/rejoin.js")));
+/// The browser client, and the modules that it loads.
+static CLIENT: LazyLock<[File; 3]> = LazyLock::new(|| {
+    [
+        File::new("rejoin.js", SCRIPT, include_str!("../../web/rejoin.js")),
+        File::new("rejoin-presence.js", SCRIPT, include_str!("../../web/rejoin-presence.js")),
+        File::new("rejoin-shared.js", SCRIPT, include_str!("../../web/rejoin-shared.js")),
+    ]
+});
 
 macro_rules! console {
     ($($name:literal $kind:ident),* $(,)?) => {
@@ -133,9 +139,10 @@ pub fn show(request: &HeaderMap) -> Response {
     PAGE.answer(request)
 }
 
-/// `GET /rejoin.js`: the browser client.
-pub fn client(request: &HeaderMap) -> Response {
-    CLIENT.answer(request)
+/// `GET /rejoin.js` and the modules that it loads, as they stand in the repository.
+pub fn client(path: &str, request: &HeaderMap) -> Response {
+    let name = path.trim_start_matches('/');
+    CLIENT.iter().find(|file| file.name == name).unwrap_or(&CLIENT[0]).answer(request)
 }
 
 /// `GET /console/{file}`.

@@ -57,6 +57,8 @@ static ROUTES: LazyLock<matchit::Router<Resource>> = LazyLock::new(|| {
         ("/openapi.json", Resource::OpenApi),
         ("/publish", Resource::Publish),
         ("/rejoin.js", Resource::Client),
+        ("/rejoin-presence.js", Resource::Client),
+        ("/rejoin-shared.js", Resource::Client),
         ("/stats", Resource::Stats),
         ("/subjects/{sub}", Resource::Subject),
         ("/subjects/{sub}/topics", Resource::SubjectTopics),
@@ -176,7 +178,7 @@ fn of_read_only(app: &Arc<App>, resource: Resource, file: Option<String>, reques
         return at_once(Err(Problem::method_not_allowed("GET, HEAD")));
     }
     match resource {
-        Resource::Client => at_once(Ok(page::client(request.headers()))),
+        Resource::Client => at_once(Ok(page::client(request.uri().path(), request.headers()))),
         Resource::Console => at_once(page::console(file.as_deref(), request.headers())),
         Resource::Live => at_once(Ok(inspect::alive())),
         Resource::Metrics => metrics::show(app, request).boxed(),

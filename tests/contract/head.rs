@@ -29,6 +29,8 @@ async fn head_has_the_status_and_headers_of_get_and_no_body() {
         "/",
         "/rejoin.js",
         "/console/main.js",
+        "/rejoin-presence.js",
+        "/rejoin-shared.js",
         "/openapi.json",
         "/health/live",
         "/health/ready",
