@@ -16,7 +16,7 @@ pub struct Framing {
     head_bytes: u8,
     /// The first byte of the current frame: its kind, and whether it is the last of its message.
     first: u8,
-    /// Where the length in the current head ends, and the whole head. Its second byte tells both.
+    /// The ends of the length in the current head, and of the head. Its second byte tells both.
     length_end: u8,
     head_end: u8,
     /// How many bytes of the current payload have not arrived.
