@@ -106,7 +106,7 @@ pub struct Config {
     pub publish_rate: u32,
 
     /// Refuse a request if its head, its body, or one message of a POST /publish takes longer than this to
-    /// arrive.
+    /// arrive, and close a WebSocket if a command does.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub read_timeout: Duration,
 

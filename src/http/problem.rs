@@ -140,7 +140,7 @@ impl Code {
             Self::Unauthorized => 4001,
             Self::Forbidden => 4003,
             Self::Disconnected => 4010,
-            Self::RateLimited | Self::Overloaded => 4100,
+            Self::TimedOut | Self::RateLimited | Self::Overloaded => 4100,
             Self::TooSlow => 4101,
             Self::Draining => 4200,
             Self::TokenExpired => 4201,

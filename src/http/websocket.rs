@@ -4,6 +4,7 @@ mod command;
 #[cfg(feature = "echo")]
 mod echo;
 mod end;
+mod framing;
 mod outbox;
 mod session;
 mod socket;

@@ -29,6 +29,7 @@ use crate::{
         pulse::{overload_retry_ms, retry_ms},
         reader::{Next, Reader, Step},
         shares::Share,
+        stall::StallTimer,
         wire::{self, By, Control},
     },
     log::Start,
@@ -65,6 +66,8 @@ pub struct Session {
     running_bytes: usize,
     /// The bytes of all commands that are not done, beyond those that the connection may hold of its own.
     unparsed: Share,
+    /// Runs while a command has begun to arrive and is not whole, and the socket is read.
+    arriving: StallTimer,
     /// True if the client might publish when the size of its commands was last set.
     might_publish: bool,
     running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
@@ -82,6 +85,7 @@ impl Session {
         let might_publish = reader.access().might_publish();
         socket.limit(max_command_bytes(&app, might_publish));
         let unparsed = app.connections.unparsed(reader.access().payer());
+        let arriving = StallTimer::new(app.config.read_timeout);
         Self {
             app,
             socket,
@@ -91,6 +95,7 @@ impl Session {
             waiting_bytes: 0,
             running_bytes: 0,
             unparsed,
+            arriving,
             might_publish,
             running: None,
             silent_beats: 0,
@@ -136,11 +141,16 @@ impl Session {
                 socket.push(closing(code, Some(cursor), retry_ms()));
                 socket.close(code.close_code(), code.as_str()).await;
             }
-            End::Overloaded => {
-                let words = body::too_many_bytes().detail;
-                app.refused(Code::Overloaded, &words, client, "WebSocket command");
-                socket.push(closing(Code::Overloaded, Some(cursor), overload_retry_ms()));
-                socket.close(Code::Overloaded.close_code(), Code::Overloaded.as_str()).await;
+            End::Refused(code) => {
+                let words = match code {
+                    Code::TimedOut => {
+                        "the command did not arrive whole within the read timeout; send it again".into()
+                    }
+                    _ => body::too_many_bytes().detail,
+                };
+                app.refused(code, &words, client, "WebSocket command");
+                socket.push(closing(code, Some(cursor), overload_retry_ms()));
+                socket.close(code.close_code(), code.as_str()).await;
             }
             End::Draining => {
                 socket.push(closing(Code::Draining, Some(cursor), retry_ms()));
@@ -217,22 +227,9 @@ impl Session {
         self.waiting.push_back(command);
     }
 
-    /// Reads commands from the socket and runs them, one after the other. True if one made progress.
+    /// Reads commands and runs them, one after the other. True if one made progress.
     fn poll_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let mut moved = false;
-        self.set_limit();
-        let max_queued = MAX_QUEUED_BYTES + self.gathered_bytes;
-        while self.may_wait() && self.socket.queued_bytes() < max_queued {
-            let Poll::Ready(message) = self.socket.poll_message(cx) else { break };
-            let message = message.map_err(End::Lost)?;
-            moved = true;
-            self.silent_beats = 0;
-            match message {
-                Incoming::Text(text) => self.keep(text.as_str()),
-                Incoming::Binary(_) => return Err(End::Unsupported),
-                Incoming::Ping(_) | Incoming::Pong(_) | Incoming::Close(_) | Incoming::Frame(_) => {}
-            }
-        }
+        let mut moved = self.read_commands(cx)?;
         if let Some((reference, running)) = &mut self.running
             && let Poll::Ready(outcome) = running.poll_unpin(cx)
         {
@@ -251,12 +248,48 @@ impl Session {
             self.start(command);
             moved = true;
         }
-        let held = self.socket.unparsed_bytes() + self.waiting_bytes + self.running_bytes;
+        let held = self.socket.framing().command_bytes() + self.waiting_bytes + self.running_bytes;
         if self.unparsed.set(held.saturating_sub(OWN_COMMAND_BYTES)) {
             Ok(moved)
         } else {
-            Err(End::Overloaded)
+            Err(End::Refused(Code::Overloaded))
         }
+    }
+
+    /// Reads commands from the socket while they may wait. True if a frame came.
+    fn read_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = false;
+        self.set_limit();
+        let max_queued = MAX_QUEUED_BYTES + self.gathered_bytes;
+        while self.may_wait() && self.socket.queued_bytes() < max_queued {
+            let Poll::Ready(message) = self.socket.poll_message(cx) else {
+                return self.poll_arriving(cx).map(|()| moved);
+            };
+            let message = message.map_err(End::Lost)?;
+            moved = true;
+            self.silent_beats = 0;
+            match message {
+                Incoming::Text(text) => {
+                    self.arriving.reset();
+                    self.keep(text.as_str());
+                }
+                Incoming::Binary(_) => return Err(End::Unsupported),
+                Incoming::Ping(_) | Incoming::Pong(_) | Incoming::Close(_) | Incoming::Frame(_) => {}
+            }
+        }
+        // Not read now, so its timer is not asked: this time is not the client's.
+        Ok(moved)
+    }
+
+    /// Ends the connection if a command has begun to arrive and was not whole in time. Everything that has arrived was
+    /// read before.
+    fn poll_arriving(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        if self.socket.framing().is_whole() {
+            self.arriving.reset();
+        } else if self.arriving.poll(cx).is_ready() {
+            return Err(End::Refused(Code::TimedOut));
+        }
+        Ok(())
     }
 
     /// Sets the size of the commands that the client may send, if its grants have changed.
