@@ -134,7 +134,7 @@ local room = math.max(max_total - redis.call('ZCARD', index) * TOPIC_COST, max_t
 local is_over = total > room
 if is_over and budget > 0 then
   -- Expired messages go before others.
-  sweep(budget)
+  sweep(budget, 20)
   length, bytes = on_stream(topic, 'XLEN') or 1, select(2, counts(topic, redis.call('HGET', state, topic))) or cost
 end
 local share = is_over and max_total / redis.call('ZCOUNT', index, '(0', '+inf')
@@ -161,5 +161,5 @@ tell(entry, 'm', linked(chain) .. ' ' .. link .. ' ' .. (gone or '0')
   .. carrying(topic, is_small and head or '', is_small and data or ''))
 for victim, upto in pairs(victims) do tell(ident .. '-*', 'g', upto .. carrying(victim, '', '')) end
 -- Each sweep removes more messages than were stored since the last one, so expired messages never pile up.
-if id % 16 == 0 then sweep(32) end
+if id % 16 == 0 then sweep(32, 32) end
 return {'stored', ident, str(began)}
