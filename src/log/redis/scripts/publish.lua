@@ -130,7 +130,8 @@ if is_made then count('made:', term, terms, INDEX_AGE / 1000, payer) end
 -- Topics and marks count too, but leave at least half of the bytes to messages. If this topic holds more than
 -- an even share, its own oldest message goes first, otherwise the oldest message of all.
 local victims = {}
-local room = math.max(max_total - redis.call('ZCARD', index) * TOPIC_COST, max_total / 2)
+local keys_cost = redis.call('ZCARD', index) * TOPIC_COST + (has_rules and redis.call('ZCARD', due) * DUE_COST or 0)
+local room = math.max(max_total - keys_cost, max_total / 2)
 local is_over = total > room
 if is_over and budget > 0 then
   -- Expired messages go before others.
