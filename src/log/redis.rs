@@ -91,6 +91,8 @@ pub struct RedisLog {
     asking: Arc<Asking>,
     replicas: Arc<Replicas>,
     pages: Shared<PageKey, Result<Page, LogError>>,
+    /// By topic, id and limit.
+    histories: Shared<(Topic, Id, usize), Result<History, LogError>>,
     /// The tasks end with the log.
     _tasks: JoinSet<()>,
 }
@@ -120,8 +122,8 @@ impl RedisLog {
         tasks.spawn(replicas.clone().keep_beating());
         tasks.spawn(replicas.clone().keep_reading());
         tasks.spawn(replicas.clone().keep_sending());
-        let pages = Shared::default();
-        Arc::new(Self { store, feed, link, copies, asking, replicas, pages, _tasks: tasks })
+        let (pages, histories) = Default::default();
+        Arc::new(Self { store, feed, link, copies, asking, replicas, pages, histories, _tasks: tasks })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.
@@ -347,8 +349,9 @@ impl Log for RedisLog {
     }
 
     async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
-        // Requests share no page: a question that was sent earlier lacks what was stored or deleted since.
-        history(&self.store, topic, before, limit).await
+        // A question that was sent earlier lacks what was stored or deleted since.
+        let key = (topic.clone(), before, limit);
+        self.histories.share_unsent(&key, history(&self.store, topic, before, limit)).await
     }
 
     fn ephemerals(&self) -> &Ephemerals {

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use rejoin::{
     broker::Broker,
-    log::{History, Missing, Reason, Retention},
-    message::{Id, Topic},
+    log::{Append, History, Missing, Reason, Retention},
+    message::{Draft, Id, Payload, Topic},
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::{
-    bare::{RETENTION, log, log_that_keeps, publish, until_reachable},
+    bare::{PATIENCE, RETENTION, draft, log, log_that_keeps, publish, until_reachable},
+    holes::run,
     proxy::{Proxy, Stall},
     support::redis::Redis,
 };
@@ -115,21 +116,26 @@ async fn a_page_has_what_was_stored_while_another_request_waited_for_the_same_pa
     let (here, there) = (log(&redis.url()).await, log(&proxy.url()).await);
     let topic: Topic = "a".parse().expect("a topic");
     let ask = || there.history(&topic, Id::MAX, 10);
-    publish(&here, "a").await;
     ask().await.expect("reachable");
     proxy.stall(Stall::Answers);
     let early = async { ask().await.expect("reachable") };
     let late = async {
-        // The first question is in Redis by now.
-        sleep(Duration::from_millis(50)).await;
+        let has_answered = async {
+            while proxy.counted() == 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, has_answered).await.expect("Redis answers the first question");
         here.delete(&topic).await.expect("reachable");
         let id = publish(&here, "a").await;
-        let later = async {
-            sleep(Duration::from_millis(50)).await;
-            proxy.stall(Stall::Nothing);
-        };
-        let (page, ()) = tokio::join!(ask(), later);
+        // It waits by the time that the first answer comes.
+        let goes_on = async { proxy.stall(Stall::Nothing) };
+        let (page, ()) = tokio::join!(ask(), goes_on);
         assert_eq!(ids(&page.expect("reachable")), [id]);
     };
     tokio::join!(early, late);
 }
+    let draft = Draft { payload: Payload::text("the early answer"), ..draft("a") };
+    let append = Append { draft, idempotency_key: None, if_match: None };
+    here.publish(append).await.expect("stored");
+    proxy.count_answers("the early answer");
