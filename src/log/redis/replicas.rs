@@ -73,17 +73,16 @@ pub struct Replicas {
     answering: OnceLock<Arc<dyn Answering>>,
     /// The questions of others that are being answered.
     running: Mutex<JoinSet<()>>,
-    /// When a question to the store which replicas live began last, and whether it was answered. Held across the question, so that
-    /// callers share it.
+    /// When the last look began, and whether it was answered. Held across the question, so that callers share it.
     last_look: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
 #[derive(Default)]
 struct State {
     has_joined: bool,
+    is_leaving: bool,
     /// The name that this replica is taking, because it counts as gone. It stays the same until that has succeeded.
     next_name: Option<u64>,
-    is_leaving: bool,
     /// The last entry of this replica's stream that was read.
     place: String,
     clock: Option<StoreClock>,
@@ -307,10 +306,10 @@ impl Replicas {
         self.end_connections_of(before);
         Ok(())
     }
+
     fn end_connections_of(&self, name: u64) -> usize {
         self.answering.get().map_or(0, |answering| answering.counted_gone(name))
     }
-
 
     /// Sends letters, those together that wait together. Never ends.
     pub async fn keep_sending(self: Arc<Self>) {

@@ -242,8 +242,10 @@ local function expired_of(topic)
   return now - age
 end
 
--- Messages with ids below the first have expired in every topic, and from the second on in none.
-local all_expired, any_expired = now - max_age, now - max_age
+-- Messages with ids below this have expired in every topic.
+local all_expired = now - max_age
+-- Messages with ids from this on have expired in no topic.
+local any_expired = now - max_age
 if has_rules then
   all_expired = math.min(all_expired, now - tonumber(longest))
   if tonumber(shortest) > 0 then any_expired = math.max(any_expired, now - tonumber(shortest)) end
