@@ -1,13 +1,13 @@
 -- Returns the facts of the store and the end of the feed, so that a replica can tell whether it has read
 -- everything. Now and then it also sweeps, one batch at a time.
 local is_sweep = ARGV[7] == '1'
-local BATCH, WALKS = 200, 500
+local BATCH = 200
 local is_more = false
 must_learn()
 
 if is_sweep and not FROZEN then
   local is_due
-  is_more, is_due = sweep(BATCH, WALKS)
+  is_more, is_due = sweep(BATCH, BATCH)
   local unknown = math.min(all_expired - AFTER_EXPIRY, now - INDEX_AGE)
   -- Expired messages are still counted in the state of their topics, so forget topics only after the sweep. The marks of
   -- a topic go with it.
