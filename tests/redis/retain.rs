@@ -118,7 +118,7 @@ async fn what_has_expired_goes_before_what_is_retained_for_long() {
     until_rules(&redis, |rules| rules != told).await;
     let length = |topic: &str| redis.say(&["XLEN", &format!("{{rejoin}}:topic:{topic}")]).trim().to_owned();
     let script = include_str!("../../src/log/redis/scripts/publish.lua");
-    // One publish in 16 sweeps, by the number of its id. None of these does.
+    // One publish in 16 sweeps, by the number of its id. These have other numbers.
     let hours_later = format!("{} + 2 * 3600", redis.say(&["TIME"]).lines().nth(2).expect("the seconds"));
     let data = "x".repeat(400);
     for number in 0..60 {
