@@ -124,7 +124,7 @@ mod tests {
         };
         let mut first = Box::pin(ask());
         assert!(futures_util::poll!(&mut first).is_pending());
-        assert_eq!(join!(first, ask(), ask(), ask()), (1, 2, 2, 2));
+        assert_eq!(join!(ask(), ask(), ask(), first), (2, 2, 2, 1));
         assert!(shared.asked().is_empty());
     }
 
