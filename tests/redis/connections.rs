@@ -179,9 +179,17 @@ async fn a_replica_that_hangs_does_nothing_late_and_one_that_is_silent_for_long_
     hangs.signal(Signal::CONT);
     let closing = reader.next().await;
     assert_eq!((&closing["type"], &closing["code"]), (&json!("closing"), &json!("draining")), "{closing}");
-    // It has joined anew, under another name.
-    let mut again = Lines::open(hangs.addr, "/events").await;
-    assert_ne!(again.connection[..16], id[..16]);
+    // It joins anew, under another name.
+    let renamed = async {
+        loop {
+            let again = Lines::open(hangs.addr, "/events").await;
+            if again.connection[..16] != id[..16] {
+                return again;
+            }
+            sleep(AGAIN_AFTER).await;
+        }
+    };
+    let mut again = timeout(PATIENCE, renamed).await.expect("it takes another name");
     add(asker.addr, &again.connection, "again").await;
     assert_eq!(again.next().await["topic"], "again");
 }
