@@ -160,6 +160,10 @@ impl PrintingReader {
                 self.told_of_gap = true;
                 (self.quiet, self.quiet_since) = (Duration::ZERO, Some(Instant::now()));
             }
+            Event::Removed(topic) => {
+                self.printer.flush()?;
+                super::tell(format_args!("removed: the backend has removed {topic} from the connection"));
+            }
             Event::Disconnected(error) => {
                 self.quiet += self.quiet_since.take().map_or(Duration::ZERO, |since| since.elapsed());
                 self.printer.flush()?;

@@ -96,6 +96,8 @@ pub struct RedisLog {
     replicas: Arc<Replicas>,
     subjects: Arc<RedisSubjects>,
     pages: Shared<PageKey, Result<Page, LogError>>,
+    /// By topic, id and limit.
+    histories: Shared<(Topic, Id, usize), Result<History, LogError>>,
     /// The tasks end with the log.
     _tasks: JoinSet<()>,
 }
@@ -127,8 +129,19 @@ impl RedisLog {
         tasks.spawn(replicas.clone().keep_sending());
         let subjects = Arc::new(RedisSubjects::new(store.clone(), feed.clone(), copies.clone()));
         tasks.spawn(subjects.clone().keep_reading());
-        let pages = Shared::default();
-        Arc::new(Self { store, feed, link, copies, asking, replicas, subjects, pages, _tasks: tasks })
+        let (pages, histories) = Default::default();
+        Arc::new(Self {
+            store,
+            feed,
+            link,
+            copies,
+            asking,
+            replicas,
+            subjects,
+            pages,
+            histories,
+            _tasks: tasks,
+        })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.
@@ -354,8 +367,9 @@ impl Log for RedisLog {
     }
 
     async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
-        // Requests share no page: a question that was sent earlier lacks what was stored or deleted since.
-        history(&self.store, topic, before, limit).await
+        // A question that was sent earlier lacks what was stored or deleted since.
+        let key = (topic.clone(), before, limit);
+        self.histories.share_unsent(&key, history(&self.store, topic, before, limit)).await
     }
 
     async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError> {

@@ -75,8 +75,7 @@ pub struct Replicas {
     answering: OnceLock<Arc<dyn Answering>>,
     /// The questions of others that are being answered.
     running: Mutex<JoinSet<()>>,
-    /// When a question to the store which replicas live began last, and whether it was answered. Held across the question, so that
-    /// callers share it.
+    /// When the last look began, and whether it was answered. Held across the question, so that callers share it.
     last_look: tokio::sync::Mutex<Option<(Instant, bool)>>,
     /// This replica looks after the members of topics.
     is_keeper: AtomicBool,
@@ -88,6 +87,8 @@ pub struct Replicas {
 struct State {
     has_joined: bool,
     is_leaving: bool,
+    /// The name that this replica is taking, because it counts as gone. It stays the same until that has succeeded.
+    next_name: Option<u64>,
     /// The last entry of this replica's stream that was read.
     place: String,
     clock: Option<StoreClock>,
@@ -305,19 +306,33 @@ impl Replicas {
         Ok(beat.is_gone)
     }
 
-    /// Joins under a new name before that name is handed out, so that the others find its connections.
+    /// Ends the connections, and joins under a new name before that name is handed out, so that the others find those that
+    /// begin then.
     async fn take_new_name(&self) -> Result<(), LogError> {
-        let name = rand::random();
+        let before = self.name();
+        let ended = self.end_connections_of(before);
+        let known = self.state().next_name;
+        let name = known.unwrap_or_else(rand::random);
+        if known.is_none() {
+            self.state().next_name = Some(name);
+            tracing::warn!(
+                connections = ended,
+                "this replica was silent for so long that the others counted it as gone; its connections were ended, so that they reconnect"
+            );
+        }
         self.beat_as(name, "", "join").await?;
         {
             let mut state = self.state();
-            (state.has_joined, state.place) = (true, String::new());
+            (state.has_joined, state.place, state.next_name) = (true, String::new(), None);
             self.name.store(name, Ordering::Release);
         }
-        if let Some(answering) = self.answering.get() {
-            answering.counted_gone();
-        }
+        // Others have begun under that name meanwhile.
+        self.end_connections_of(before);
         Ok(())
+    }
+
+    fn end_connections_of(&self, name: u64) -> usize {
+        self.answering.get().map_or(0, |answering| answering.counted_gone(name))
     }
 
     /// Sends letters, those together that wait together. Never ends.

@@ -19,6 +19,8 @@ const READ_SWEEP: usize = 1000;
 /// The cost of a topic or a mark in the index, the names and the state, in bytes. It counts towards the limit on all
 /// retained bytes.
 const TOPIC_COST: usize = 350;
+/// The cost of a topic in `due`, in bytes. It counts too.
+const DUE_COST: usize = 110;
 /// The cost of an idempotency key, in bytes.
 const KEY_COST: usize = 250;
 /// A topic may exceed its limits by one part in this many, until the surplus is removed at once.
@@ -133,6 +135,7 @@ fn written(is_frozen: bool) -> String {
     let (names, values): (Vec<_>, Vec<_>) = [
         ("MESSAGE_OVERHEAD", MESSAGE_OVERHEAD_BYTES as u128),
         ("TOPIC_COST", TOPIC_COST as u128),
+        ("DUE_COST", DUE_COST as u128),
         ("SLACK", SLACK as u128),
         ("MAX_KEYS", MAX_KEYS as u128),
         ("KEY_COST", KEY_COST as u128),

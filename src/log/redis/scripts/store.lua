@@ -73,11 +73,12 @@ local function store(topic, newest, known_bytes, head, data, event_bytes, noted)
   -- an even share, its own oldest message goes first, otherwise the oldest message of all.
   local victims = {}
   -- The lists of subjects may take all of it.
-  local room = math.max(math.max(max_total - redis.call('ZCARD', index) * TOPIC_COST, max_total / 2) - listed, 0)
+  local keys_cost = redis.call('ZCARD', index) * TOPIC_COST + (has_rules and redis.call('ZCARD', due) * DUE_COST or 0)
+  local room = math.max(math.max(max_total - keys_cost, max_total / 2) - listed, 0)
   local is_over = total > room
   if is_over and budget > 0 then
     -- Expired messages go before others.
-    sweep(budget)
+    sweep(budget, 20)
     length, bytes = on_stream(topic, 'XLEN') or 1, select(2, counts(topic, redis.call('HGET', state, topic))) or cost
   end
   local share = is_over and max_total / redis.call('ZCOUNT', index, '(0', '+inf')
@@ -104,6 +105,6 @@ local function store(topic, newest, known_bytes, head, data, event_bytes, noted)
     .. carrying(topic, is_small and head or '', is_small and data or ''))
   for victim, upto in pairs(victims) do tell(ident .. '-*', 'g', upto .. carrying(victim, '', '')) end
   -- Each sweep removes more messages than were stored since the last one, so expired messages never pile up.
-  if id % 16 == 0 then sweep(32) end
+  if id % 16 == 0 then sweep(32, 32) end
   return ident
 end
