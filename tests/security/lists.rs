@@ -365,7 +365,7 @@ async fn a_reader_from_before_the_store_began_is_told_one_gap_about_its_list() {
             let id = publish(&server, "t", "x").await;
             assert_eq!(reader.ids(1).await, [&*id], "{transport}");
             remove(&server, "nobody", "t").await;
-            assert!(cursor > early, "{transport}: {gap}");
+            assert!(*cursor > *early, "{transport}: {gap}");
         }
         add(&server, "u1", "listed").await;
         let id = publish(&server, "listed", "x").await;
