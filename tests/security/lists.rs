@@ -155,7 +155,7 @@ async fn a_topic_that_the_client_reads_itself_stays_when_it_leaves_the_list() {
             let id = publish(&server, topic, "x").await;
             assert_eq!(socket.next().await["id"], id, "{topic}");
         }
-        // What a token grants does not matter for the list, also after a new one.
+        // The grants of a token do not matter for the list, also after a new one.
         let newer = token("u1", json!({"subscribe": ["own.b"]}));
         let renewed = socket.ask(json!({"type": "auth", "token": newer})).await;
         assert_eq!(renewed["type"], "authenticated", "{renewed}");
