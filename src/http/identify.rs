@@ -189,10 +189,10 @@ impl Deciding {
     }
 }
 
-/// True if keys that are not known are those of the issuer that the token names.
+/// True if keys that are not known, or not fresh, are those of the issuer that the token names.
 fn is_named(refused: &Refused) -> bool {
     match refused {
-        Refused::Unsettled { sources, .. } => sources.are_named,
+        Refused::Unsettled { sources, .. } | Refused::NotOfIssuer { sources, .. } => sources.are_named,
         _ => true,
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     issuers::is_told_to_come_again,
     people::{As, BACKEND, bearer, parse, publish, server_with, tables, token, until_served, usual},
     reader::{Events, Lines, Reader, Socket, refusal},
+    signer::{Signer, seconds_from_now},
     stub::{Reply, Seen, Stub, pass},
     support::{Server, client::Transport},
 };
@@ -109,6 +110,42 @@ async fn a_request_without_the_cookie_or_with_a_key_of_ours_is_never_asked_for()
     let twice = poll(&server, "session=u1; session=planted").await;
     twice.problem(401, "unauthorized");
     assert_eq!(stub.count(HOOK), 1);
+}
+
+/// A server of an issuer and a backend, with these settings.
+async fn with_issuer(issuer: &Stub, terms: &str, backend: &Stub, shown: &str) -> Arc<Server> {
+    let (keys, url) = (issuer.url("/keys"), backend.url(HOOK));
+    let tables = format!(
+        "[[jwt]]\nname = \"id\"\njwks = \"{keys}\"\naud = \"push\"\n{terms}\n\
+         [hook]\nurl = \"{url}\"\n{shown}\nsub-prefix = \"h-\"\n"
+    );
+    Arc::new(server_with(&tables).await)
+}
+
+/// An issuer with the key of this signer, and the backend.
+async fn issuer_and_backend(signer: &Signer) -> (Stub, Stub) {
+    let key: Value = serde_json::from_str(&signer.jwk()).expect("JSON");
+    let issuer = Stub::start(move |_| Reply::json(&json!({"keys": [key]}))).await;
+    (issuer, Stub::start(grant(json!(600))).await)
+}
+
+/// A token without a `kid`.
+fn token_of(signer: &Signer) -> String {
+    signer.sign(&json!({"sub": "u1", "iss": "id", "aud": "push", "exp": seconds_from_now(60)}))
+}
+
+#[tokio::test]
+async fn a_session_is_asked_for_while_an_issuer_that_it_does_not_name_is_away() {
+    for (iss, expected) in [("", 200), ("iss = \"id\"", 503)] {
+        let (issuer, backend) = issuer_and_backend(&Signer::new("ES256")).await;
+        let server = with_issuer(&issuer, iss, &backend, "headers = [\"authorization\"]").await;
+        let session = token_of(&Signer::new("ES256"));
+        let ask = async || get(&server, "/topics/a?wait=0").answer_to(&session).await.status;
+        assert_eq!(ask().await, 200, "{iss}: fresh keys say that it is not of this issuer");
+        issuer.answer_with(|_| Reply(500, vec![], String::new()));
+        pass(Duration::from_secs(300)).await;
+        assert_eq!(ask().await, expected, "{iss}");
+    }
 }
 
 #[tokio::test]
