@@ -11,7 +11,10 @@ use tokio::time::Instant;
 
 use tracing::field::display;
 
-use super::problem::{Code, Problem, shorten};
+use super::{
+    credentials::Unusable,
+    problem::{Code, Problem, shorten},
+};
 use crate::auth::{Identity, Refused, Why};
 
 /// The answer for a credential that is not accepted. The log says more.
@@ -30,6 +33,12 @@ pub fn problem_of(refused: Refused, client: Option<IpAddr>) -> Problem {
         },
     };
     Problem::new(Code::Unauthorized, detail)
+}
+
+/// The answer for credentials of which none can be used.
+pub fn refuse(unusable: Unusable, client: Option<IpAddr>) -> Problem {
+    tracing::warn!(client = client.map(display), why = %unusable, "refused a credential; correct the client, or the proxy before this server");
+    Problem::new(Code::Unauthorized, unusable.to_string())
 }
 
 /// Tells the operator why a credential was refused, and what would change that. Each kind is a place of its own in

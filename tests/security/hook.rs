@@ -149,6 +149,31 @@ async fn a_session_is_asked_for_while_an_issuer_that_it_does_not_name_is_away() 
 }
 
 #[tokio::test]
+async fn a_mistake_in_the_cookies_refuses_no_token_before_the_keys_of_its_issuer_are_there() {
+    let signer = Signer::new("ES256");
+    let (issuer, backend) = issuer_and_backend(&signer).await;
+    issuer.hold();
+    let server = with_issuer(&issuer, "subscribe = [\"a\"]", &backend, "cookies = [\"session\"]").await;
+    let asking: Vec<_> = [signer, Signer::new("ES256")]
+        .map(|signer| {
+            let (mine, server) = (token_of(&signer), server.clone());
+            tokio::spawn(async move {
+                let twice = get(&server, "/topics/a?wait=0").header("cookie", "session=u1; session=planted");
+                twice.answer_to(&mine).await.status
+            })
+        })
+        .into();
+    issuer.until_asked("/keys", 1).await;
+    issuer.open();
+    let mut told = Vec::new();
+    for one in asking {
+        told.push(one.await.expect("an answer"));
+    }
+    assert_eq!(told, [200, 401]);
+    assert_eq!(backend.count(HOOK), 0);
+}
+
+#[tokio::test]
 async fn origin_and_host_are_checked_before_the_backend_is_asked() {
     let (stub, server) = started().await;
     let cookie = ("cookie", "session=u1");
