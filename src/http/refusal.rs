@@ -63,9 +63,15 @@ fn log_refused(refused: &Refused, client: Option<IpAddr>) {
             why,
             "refused a token; to accept it, add the key of its issuer as [[jwt]] to the file of --config"
         ),
-        Refused::Unsettled { .. } => {
+        Refused::Unsettled { sources, .. } if sources.are_named => {
             tracing::warn!(client, why, "refused a token; its issuer does not publish the key that it names");
         }
+        Refused::Unsettled { .. } => tracing::warn!(
+            client,
+            why,
+            "refused a token; if its issuer is one of these, it does not publish the key that it names; to accept \
+             another, add its issuer as [[jwt]] to the file of --config"
+        ),
         Refused::Signature { .. } | Refused::NotOfIssuer { .. } => tracing::warn!(
             client,
             why,
