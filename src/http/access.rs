@@ -47,7 +47,7 @@ pub struct Access {
 
 impl Access {
     /// Identifies the client of a request. It waits only if keys must be fetched, or if the backend must be asked; then
-    /// it counts as a connection. It keeps nothing of the request meanwhile, but its caller may.
+    /// it counts as a connection. It then keeps the credential and the question, and not the head of the request.
     ///
     /// # Errors
     /// If the request has no credential and nothing is granted without one, if the credential is not accepted, or if
