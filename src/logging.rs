@@ -38,7 +38,7 @@ static LINES: OnceLock<&Lines> = OnceLock::new();
 /// The lines of the access log.
 static ACCESS_LINES: OnceLock<&Lines> = OnceLock::new();
 
-/// Begins to log lines at `level` or above. From other crates it logs only warnings and errors.
+/// Begins to log lines at `level` or above; see [`wanted`].
 ///
 /// # Errors
 /// If the system has no thread or no descriptor for it.
@@ -49,7 +49,7 @@ pub fn start(level: LevelFilter, format: LogFormat) -> io::Result<()> {
         tracing::warn!(lines, "log lines dropped: standard error took none for a while");
     })?;
     let lines = *LINES.get_or_init(|| lines);
-    let wanted = Targets::new().with_target("rejoin", level).with_default(level.min(LevelFilter::WARN));
+    let wanted = wanted(level);
     let layer = tracing_subscriber::fmt::layer().with_writer(move || lines);
     let log = tracing_subscriber::registry();
     let is_text = match format {
@@ -69,6 +69,15 @@ pub fn start(level: LevelFilter, format: LogFormat) -> io::Result<()> {
         |panic| tracing::error!(%panic, "a task has panicked: a fault of the server"),
     ));
     Ok(())
+}
+
+/// The lines to log at this level: from other crates only warnings and errors, and from `h2` only errors, because
+/// clients can cause its warnings, which name no address.
+fn wanted(level: LevelFilter) -> Targets {
+    Targets::new()
+        .with_target("rejoin", level)
+        .with_target("h2", level.min(LevelFilter::ERROR))
+        .with_default(level.min(LevelFilter::WARN))
 }
 
 /// Begins the access log on standard output, and returns the way to write a line to it. That never waits.
@@ -137,7 +146,7 @@ impl<S> Filter<S> for Sparse {
 
 #[cfg(test)]
 mod tests {
-    use tracing::{Callsite, metadata::Kind};
+    use tracing::{Callsite, Level, metadata::Kind};
 
     use super::*;
 
@@ -150,6 +159,16 @@ mod tests {
         assert_eq!(told, MAX_LINES as usize);
         assert!(sparse.is_due(seldom, now), "another place is not held back by it");
         assert!(sparse.is_due(often, now + WINDOW));
+    }
+
+    #[test]
+    fn warnings_that_clients_cause_in_another_crate_are_left_out() {
+        let (all, none) = (wanted(LevelFilter::DEBUG), wanted(LevelFilter::OFF));
+        let recv = "h2::proto::streams::recv";
+        assert!(all.would_enable("rejoin::http", &Level::DEBUG));
+        assert!(all.would_enable("hyper", &Level::WARN) && !all.would_enable("hyper", &Level::INFO));
+        assert!(all.would_enable(recv, &Level::ERROR) && !all.would_enable(recv, &Level::WARN));
+        assert!(!none.would_enable(recv, &Level::ERROR));
     }
 
     fn identifier() -> Identifier {

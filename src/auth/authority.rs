@@ -197,9 +197,9 @@ impl Authority {
                 Known::Unknown => {
                     issuers.push(format!("[[jwt]] {:?}", terms.name));
                     sources.unknown.push(source.clone());
-                    sources.are_named |= terms.iss.is_some();
                 }
             }
+            sources.are_named |= terms.iss.is_some();
         }
         Err(match (sources.unknown.is_empty(), sources.denied.is_empty()) {
             (false, _) => Refused::Unsettled { algorithm, kid, issuers, sources },

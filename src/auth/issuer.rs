@@ -113,6 +113,11 @@ impl KeySet {
         before.is_none_or(|before| names(&before) != now)
     }
 
+    /// A set that begins with the same keys.
+    pub fn copy(&self) -> Self {
+        Self(ArcSwapOption::new(self.0.load_full()))
+    }
+
     pub fn is_fetched(&self) -> bool {
         self.0.load().is_some()
     }

@@ -73,7 +73,7 @@ impl Client {
         self.read(self.http.get(url).timeout(ANSWER_TIMEOUT)).await
     }
 
-    /// Lets a live connection read a topic or pattern from there on. With a subject, only if the
+    /// Lets a live connection read a topic or pattern from `start` on. With a subject, only if the
     /// connection is of that subject.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use super::{
     identify::{Begun, Deciding, Identified},
     origin,
     problem::{Code, Problem},
-    refusal::{expired, forbidden, log_unfilled, problem_of},
+    refusal::{expired, forbidden, log_unfilled, problem_of, refuse},
     rules::{InForce, Rules},
 };
 use crate::{
@@ -47,7 +47,7 @@ pub struct Access {
 
 impl Access {
     /// Identifies the client of a request. It waits only if keys must be fetched, or if the backend must be asked; then
-    /// it counts as a connection. It keeps nothing of the request meanwhile, but its caller may.
+    /// it counts as a connection. It then keeps the credential and the question, and not the head of the request.
     ///
     /// # Errors
     /// If the request has no credential and nothing is granted without one, if the credential is not accepted, or if
@@ -327,7 +327,7 @@ impl Comer {
         let (rules, client) = (&self.rules, self.client);
         let shown = request.extensions().get::<Shown>().map_or(Ok(None), Shown::credential);
         let question = || match &rules.hook {
-            Some(hook) => Question::of(&hook.settings, request).map_err(|unusable| refuse(unusable, client)),
+            Some(hook) => Question::of(&hook.settings, request),
             None => Ok(None),
         };
         let (context, payer) = (self.in_force.context().clone(), self.address);
@@ -379,11 +379,6 @@ fn check_refusal(in_force: &InForce, identity: &Identity, client: Option<IpAddr>
     );
     let detail = "the backend has ended this subject; a token that is issued now is accepted";
     Err(Problem::new(Code::Forbidden, detail))
-}
-
-fn refuse(unusable: Unusable, client: Option<IpAddr>) -> Problem {
-    tracing::warn!(client = client.map(display), why = %unusable, "refused a credential; correct the client, or the proxy before this server");
-    Problem::new(Code::Unauthorized, unusable.to_string())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod kept;
 mod question;
+mod turns;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,12 +17,13 @@ use futures_util::{
 use http::header;
 use serde::Deserialize;
 use tokio::{
-    sync::{self, Semaphore},
+    sync::Semaphore,
     time::{Instant, timeout},
 };
 
 use self::kept::Kept;
 pub use self::question::Question;
+use self::turns::Turns;
 use super::{
     connections::Costs,
     fetch::{self, Fetched, Fetcher, PATIENCE},
@@ -55,8 +57,9 @@ pub struct Hook {
     pub settings: Arc<HookSettings>,
     fetcher: OnceLock<Result<Fetcher, String>>,
     at_once: Semaphore,
-    /// Held by the next client in the queue for `at_once`. The others wait for it, so that renewals stand behind one alone.
-    turn: sync::Mutex<()>,
+    /// New clients queue for their turn, and only the one whose turn it is queues for `at_once`. So at most one of them is
+    /// ahead of a renewal.
+    turns: Turns,
     waiting: Arc<Shares>,
     // A std mutex: no await happens while it is held.
     state: Mutex<State>,
@@ -88,7 +91,16 @@ pub struct Waiting {
     /// It counts as a connection.
     _costs: Costs,
     _share: Share,
+    payer: Option<Payer>,
     context: Arc<Context>,
+}
+
+/// The place of a question in the queue.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Behind one question of each other payer that has some.
+    Comer(Option<Payer>),
+    First,
 }
 
 /// Asks a question.
@@ -100,9 +112,9 @@ pub enum Asker {
 
 impl Hook {
     pub fn new(settings: Arc<HookSettings>) -> Self {
-        let (fetcher, turn, state) = Default::default();
+        let (fetcher, turns, state) = Default::default();
         let waiting = Shares::leaving_as_much(MAX_WAITING);
-        Self { settings, fetcher, at_once: Semaphore::new(MAX_AT_ONCE), turn, waiting, state }
+        Self { settings, fetcher, at_once: Semaphore::new(MAX_AT_ONCE), turns, waiting, state }
     }
 
     /// The answer, if it is known.
@@ -121,9 +133,12 @@ impl Hook {
         asker: Asker,
         context: &Arc<Context>,
     ) -> Verdict {
-        let (mut place, after) = match asker {
-            Asker::Comer(waiting) => (Some(waiting), None),
-            Asker::Renewal(after) => (None, Some(after)),
+        let (mut waiting, after, place) = match asker {
+            Asker::Comer(waiting) => {
+                let place = Place::Comer(waiting.payer);
+                (Some(waiting), None, place)
+            }
+            Asker::Renewal(after) => (None, Some(after), Place::First),
         };
         let running = {
             let mut state = self.state();
@@ -132,10 +147,10 @@ impl Hook {
             }
             let begin = || {
                 let (this, asked, shared) = (self.clone(), question.clone(), context.clone());
-                let place = place.take();
+                let waiting = waiting.take();
                 let running = async move {
-                    let verdict = this.run(&asked, after.is_some(), &shared).await;
-                    drop(place);
+                    let verdict = this.run(&asked, place, &shared).await;
+                    drop(waiting);
                     verdict
                 };
                 let running = running.boxed().shared();
@@ -153,7 +168,7 @@ impl Hook {
         let costs = context.connections.admit(payer, 0)?;
         let share = self.waiting.take(payer, 1)?;
         context.metrics.waiting.inc();
-        Some(Waiting { _costs: costs, _share: share, context: context.clone() })
+        Some(Waiting { _costs: costs, _share: share, payer, context: context.clone() })
     }
 
     /// Forgets the answers about a subject, also those that are on their way: the backend is asked again.
@@ -179,10 +194,10 @@ impl Hook {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn run(&self, question: &Question, is_renewal: bool, context: &Context) -> Verdict {
+    async fn run(&self, question: &Question, place: Place, context: &Context) -> Verdict {
         for _ in 0..MAX_TRIES {
             let asked_at = Instant::now();
-            let (verdict, bytes) = self.run_once(question, is_renewal, context).await;
+            let (verdict, bytes) = self.run_once(question, place, context).await;
             if !self.is_forgotten(&verdict, asked_at) {
                 return self.keep(question, verdict, bytes);
             }
@@ -197,9 +212,9 @@ impl Hook {
         verdict
     }
 
-    async fn run_once(&self, question: &Question, is_renewal: bool, context: &Context) -> (Verdict, usize) {
+    async fn run_once(&self, question: &Question, place: Place, context: &Context) -> (Verdict, usize) {
         let asked = tokio::select! {
-            asked = self.put(question, is_renewal) => asked,
+            asked = self.put(question, place) => asked,
             () = context.connections.shutdown().ended() => Err("this server ends".into()),
         };
         let (verdict, bytes) = asked.unwrap_or_else(|why| {
@@ -220,11 +235,13 @@ impl Hook {
     }
 
     /// The answer to a question, and its size.
-    async fn put(&self, question: &Question, is_renewal: bool) -> Result<(Verdict, usize), String> {
+    async fn put(&self, question: &Question, place: Place) -> Result<(Verdict, usize), String> {
         let too_late = |_| format!("no answer within {PATIENCE:?}");
         let slot = async {
-            let _turn = if is_renewal { None } else { Some(self.turn.lock().await) };
-            self.at_once.acquire().await
+            match place {
+                Place::Comer(payer) => self.turns.wait(payer, self.at_once.acquire()).await,
+                Place::First => self.at_once.acquire().await,
+            }
         };
         let slot = timeout(PATIENCE, slot).await;
         let _slot = slot.map_err(|_| "too many questions wait")?.map_err(|error| error.to_string())?;
@@ -349,11 +366,36 @@ mod tests {
         assert_eq!(context.connections.count(), 2 * MAX_AT_ONCE);
         assert_eq!((hook.at_once.available_permits(), hook.waiting.taken()), (0, 2 * MAX_AT_ONCE));
         let asked = question(&hook, usize::MAX);
-        let mut renewal = hook.put(&asked, true).boxed();
+        let mut renewal = hook.put(&asked, Place::First).boxed();
         assert!(renewal.as_mut().now_or_never().is_none());
         hook.at_once.add_permits(2);
         drop(renewal);
         assert_eq!(hook.at_once.available_permits(), 1, "one client went first, and then the renewal");
+        context.connections.shutdown().end();
+    }
+
+    /// Its questions were asked before those of all others.
+    #[tokio::test]
+    async fn a_client_with_many_questions_has_one_asked_before_that_of_another() {
+        let (context, (_backend, hook)) = (context(), hook().await);
+        let (greedy, other) = (Some(Payer::subject("greedy")), Some(Payer::subject("other")));
+        for number in 0..3 * MAX_AT_ONCE {
+            let waiting = hook.wait(greedy, &context).expect("a place");
+            let left = hook.ask(&question(&hook, number), Asker::Comer(waiting), &context).now_or_never();
+            assert!(left.is_none());
+            tokio::task::yield_now().await;
+        }
+        let asked = question(&hook, usize::MAX);
+        let mut behind = hook.put(&asked, Place::Comer(other)).boxed();
+        assert!(behind.as_mut().now_or_never().is_none());
+        hook.at_once.add_permits(1);
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        hook.at_once.add_permits(1);
+        assert!(behind.as_mut().now_or_never().is_none());
+        drop(behind);
+        assert_eq!(hook.at_once.available_permits(), 1, "one went first, and then the other client");
         context.connections.shutdown().end();
     }
 }

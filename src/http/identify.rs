@@ -7,12 +7,13 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     connections::{Connections, Costs},
+    credentials::Unusable,
     hook::{Asker, Hook, Question, Verdict, refused_by_hook},
     issuers::Learned,
     metrics::AskMetrics,
     overloaded,
     problem::Problem,
-    refusal::problem_of,
+    refusal::{problem_of, refuse},
     rules::Rules,
     subjects::Ended,
 };
@@ -59,7 +60,7 @@ impl Deciding {
     pub fn begin(
         self,
         credential: Option<&str>,
-        question: impl FnOnce() -> Result<Option<Question>, Problem>,
+        question: impl FnOnce() -> Result<Option<Question>, Unusable>,
     ) -> Begun {
         // A client that shows something to the backend is not anonymous.
         if credential.is_none()
@@ -68,7 +69,7 @@ impl Deciding {
             return match question() {
                 Ok(Some(question)) => self.ask(hook, Arc::new(question)),
                 Ok(None) => Begun::Done(self.decide(None)),
-                Err(problem) => Begun::Done(Err(problem)),
+                Err(unusable) => Begun::Done(Err(refuse(unusable, self.client))),
             };
         }
         let known = self.rules.authority.identify(credential, SystemTime::now());
@@ -76,10 +77,11 @@ impl Deciding {
         let fetch = source.and_then(|source| self.rules.issuers.refresh(source, &self.context));
         let refused = match (known, fetch) {
             (Ok(identity), None) => return Begun::Done(Ok(self.identified(identity))),
-            (Ok(_), Some(fetch)) => {
+            (Ok(identity), Some(fetch)) => {
+                // A full server decides by the last keys.
+                let Ok(place) = self.take_place() else { return Begun::Done(Ok(self.identified(identity))) };
                 let token = credential.map(Box::<str>::from);
                 let wait = async move {
-                    let place = self.take_place()?;
                     fetch.await;
                     drop(place);
                     self.decide(token.as_deref())
@@ -89,13 +91,14 @@ impl Deciding {
             (Err(refused), _) => refused,
         };
         let doubtful = self.rules.issuers.doubtful(&refused);
-        let question = question();
+        // A mistake in it does not refuse a token that the keys may accept.
+        let question = question().ok().flatten();
         if !doubtful.is_empty() {
             let token = credential.map(Box::<str>::from).unwrap_or_default();
-            return Begun::Waits(async move { self.learn(token, doubtful, question?).await }.boxed());
+            return Begun::Waits(async move { self.learn(token, doubtful, question).await }.boxed());
         }
         match (question, self.rules.hook.clone()) {
-            (Ok(Some(question)), Some(hook)) => self.ask(hook, Arc::new(question)),
+            (Some(question), Some(hook)) => self.ask(hook, Arc::new(question)),
             _ => Begun::Done(Err(problem_of(refused, self.client))),
         }
     }
@@ -188,10 +191,10 @@ impl Deciding {
     }
 }
 
-/// True if keys that are not known are those of the issuer that the token names.
+/// True if keys that are not known, or not fresh, are those of the issuer that the token names.
 fn is_named(refused: &Refused) -> bool {
     match refused {
-        Refused::Unsettled { sources, .. } => sources.are_named,
+        Refused::Unsettled { sources, .. } | Refused::NotOfIssuer { sources, .. } => sources.are_named,
         _ => true,
     }
 }

@@ -73,10 +73,12 @@ impl Issuers {
         let fetching = authority.issuers.iter_mut().map(|Issuer { terms, source, keys }| {
             let mut state = State::default();
             if let Some(known) = before.0.iter().find(|known| known.source.place == source.place) {
-                *keys = known.keys.clone();
                 if known.source == *source {
+                    *keys = known.keys.clone();
                     return known.clone();
                 }
+                // A set of its own: a fetch by what was configured before may still run.
+                *keys = Arc::new(known.keys.copy());
                 state.stale_at = Some(Instant::now());
             }
             Arc::new(Fetching {
@@ -254,6 +256,25 @@ fn keys_of(json: &[u8], name: &str, metadata: &Url) -> Result<Url, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A fetch by the configuration before replaced the keys of the one in force.
+    #[test]
+    fn keys_that_are_fetched_by_an_old_certificate_come_too_late_for_a_new_one() {
+        let authority = |ca: &str| {
+            let place = Place::jwks("https://id.example/").expect("a URL");
+            let source = Arc::new(Source { place, ca: Some(ca.into()), algorithm: None });
+            let issuer = Issuer { terms: Arc::default(), source, keys: Arc::default() };
+            Authority { issuers: vec![issuer], ..Authority::closed() }
+        };
+        let (mut old, mut new, mut newest) = (authority("old"), authority("new"), authority("newest"));
+        let before = Issuers::of(&mut old, &Issuers::default());
+        let after = Issuers::of(&mut new, &before);
+        old.issuers[0].keys.put(Vec::new());
+        assert!(!new.issuers[0].keys.is_fetched());
+        new.issuers[0].keys.put(Vec::new());
+        Issuers::of(&mut newest, &after);
+        assert!(newest.issuers[0].keys.is_fetched(), "the last keys count until others are there");
+    }
 
     #[test]
     fn only_an_issuer_on_this_machine_has_its_keys_there_without_tls() {

@@ -11,7 +11,10 @@ use tokio::time::Instant;
 
 use tracing::field::display;
 
-use super::problem::{Code, Problem, shorten};
+use super::{
+    credentials::Unusable,
+    problem::{Code, Problem, shorten},
+};
 use crate::auth::{Identity, Refused, Why};
 
 /// The answer for a credential that is not accepted. The log says more.
@@ -30,6 +33,12 @@ pub fn problem_of(refused: Refused, client: Option<IpAddr>) -> Problem {
         },
     };
     Problem::new(Code::Unauthorized, detail)
+}
+
+/// The answer for credentials of which none can be used.
+pub fn refuse(unusable: Unusable, client: Option<IpAddr>) -> Problem {
+    tracing::warn!(client = client.map(display), why = %unusable, "refused a credential; correct the client, or the proxy before this server");
+    Problem::new(Code::Unauthorized, unusable.to_string())
 }
 
 /// Tells the operator why a credential was refused, and what would change that. Each kind is a place of its own in
@@ -54,9 +63,15 @@ fn log_refused(refused: &Refused, client: Option<IpAddr>) {
             why,
             "refused a token; to accept it, add the key of its issuer as [[jwt]] to the file of --config"
         ),
-        Refused::Unsettled { .. } => {
+        Refused::Unsettled { sources, .. } if sources.are_named => {
             tracing::warn!(client, why, "refused a token; its issuer does not publish the key that it names");
         }
+        Refused::Unsettled { .. } => tracing::warn!(
+            client,
+            why,
+            "refused a token; if its issuer is one of these, it does not publish the key that it names; to accept \
+             another, add its issuer as [[jwt]] to the file of --config"
+        ),
         Refused::Signature { .. } | Refused::NotOfIssuer { .. } => tracing::warn!(
             client,
             why,

@@ -6,7 +6,7 @@ use jsonwebtoken::Header;
 use serde_json::{Value, json};
 
 use crate::{
-    ask::{Ask, get, within},
+    ask::{Ask, get, post, within},
     contract::reader::Reader,
     people::{As, BACKEND, bearer, parse, server_with, until_served},
     reader::{Events, Lines, Socket, refusal},
@@ -241,6 +241,26 @@ async fn a_request_that_waits_for_keys_counts_as_a_connection() {
     get(&server, "/topics/a?wait=0").answer_to(&token(&signer, "1")).await.problem(503, "overloaded");
     stub.open();
     assert_eq!(waits.await.expect("an answer"), 200);
+}
+
+#[tokio::test]
+async fn a_full_server_waits_for_no_keys_if_the_last_ones_accept_the_token() {
+    let signer = Signer::new("ES256");
+    let keys = [key(&signer, "1")];
+    let stub = Stub::start(move |_| set(&keys)).await;
+    let url = stub.url(KEYS);
+    let tables = crate::people::tables(&format!(
+        "[[jwt]]\nname = \"id\"\njwks = \"{url}\"\niss = \"id\"\naud = \"push\"\npublish = [\"a\"]\n"
+    ));
+    let server = Server::with(|config| (config.tables, config.max_connections) = (tables, 1)).await;
+    let mine = token(&signer, "1");
+    let header = bearer(&mine);
+    let _place = Lines::open_with(&server, "/topics/a", &[("authorization", &header)]).await;
+    stub.hold();
+    pass(Duration::from_secs(300)).await;
+    let published = within("an answer", post(&server, "/topics/a").body("x").answer_to(&mine)).await;
+    assert_eq!(published.status, 201, "{published:?}");
+    stub.until_asked(KEYS, 2).await;
 }
 
 #[tokio::test]

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use crate::{
     ask::{Ask, get, post, text},
-    people::{As, server, tables},
+    people::{As, server, tables, until_served, usual},
     reader::refusal,
     signer::{SECRET, Signer, seconds_from_now},
+    stub::{Reply, Stub},
     support::{
         Server,
         client::Transport,
@@ -83,6 +84,35 @@ async fn each_kind_of_refusal_is_in_the_log_with_its_cause_and_the_setting_for_i
     }
     for credential in &shown {
         assert!(credential.split('.').filter(|part| part.len() > 5).all(|part| !log.contains(part)), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_with_an_unknown_key_may_be_of_an_issuer_that_is_not_configured() {
+    let (folder, stub) = (Folder::new(), Stub::start(|_| Reply::json(&json!({"keys": []}))).await);
+    stub.hold();
+    let keys = stub.url("/keys");
+    for (name, iss, hint) in [
+        ("named", "iss = \"id\"", "its issuer does not publish the key"),
+        ("any", "", "add its issuer as [[jwt]]"),
+    ] {
+        let table = format!("[[jwt]]\nname = \"id\"\njwks = \"{keys}\"\naud = \"push\"\n{iss}\n{}", usual());
+        std::fs::write(folder.path(name), table.replace(&Signer::new("HS256").table("k"), ""))
+            .expect("a file");
+        let program = Program::start(&["--config", &folder.path(name)]).await;
+        let signer = Signer::new("ES256");
+        let header =
+            jsonwebtoken::Header { kid: Some("2025".into()), ..jsonwebtoken::Header::new(signer.algorithm) };
+        let mine = signer.sign_as(&header, &json!({"exp": seconds_from_now(60), "iss": "id", "aud": "push"}));
+        let answer = async { get(&program.server, "/topics/a?wait=0").answer_to(&mine).await };
+        let opened = async {
+            until_served(&program.server, 1).await;
+            stub.open();
+        };
+        tokio::join!(answer, opened).0.problem(401, "unauthorized");
+        stub.hold();
+        let log = program.terminate().await.log;
+        assert!(warnings(&log).iter().any(|line| text(&line["message"]).contains(hint)), "{name}: {log}");
     }
 }
 

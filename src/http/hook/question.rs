@@ -44,7 +44,7 @@ impl Question {
     /// The question for this request, if it has any of the headers and cookies.
     ///
     /// # Errors
-    /// If one of them is there twice, with different values.
+    /// If one of them is there twice, with different values, or if the values have more than 8 KiB together.
     pub fn of(settings: &Arc<HookSettings>, request: &Request) -> Result<Option<Self>, Unusable> {
         let headers = request.headers();
         let mut shown = Shown { headers: BTreeMap::new(), cookies: BTreeMap::new() };
