@@ -4,7 +4,6 @@ mod command;
 #[cfg(feature = "echo")]
 mod echo;
 mod end;
-mod outbox;
 mod session;
 mod socket;
 

@@ -16,8 +16,7 @@ use tungstenite::{
     protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext, frame::coding::CloseCode},
 };
 
-use super::outbox::Outbox;
-use crate::http::{gate::Gate, stall::StallTimer};
+use crate::http::{gate::Gate, outbox::Outbox, stall::StallTimer};
 
 /// Commands are small and few. A larger one gets its own buffer while it is read.
 const READ_BUFFER_BYTES: usize = 512;
