@@ -7,7 +7,7 @@ mod subscription;
 
 use std::sync::Arc;
 
-pub use self::subscription::{Delivery, GapNotice, Join, Subscription};
+pub use self::subscription::{Delivery, GapNotice, Join, Meeting, Place, Subscription};
 use crate::{
     log::{
         Append, AppendError, Appended, Beginning, Follower, History, Log, LogError, LogStats, Payer,

@@ -20,6 +20,7 @@ mod feed;
 mod fetch;
 mod forwarded;
 mod gate;
+mod group;
 mod history;
 mod hook;
 mod http2;

@@ -1,5 +1,7 @@
 //! A cursor moving over the log.
 
+mod level;
+
 use std::{
     collections::VecDeque,
     pin::Pin,
@@ -10,6 +12,7 @@ use std::{
 
 use futures_util::{FutureExt, Stream, future::BoxFuture};
 
+pub use self::level::{Meeting, Place};
 use super::driven::Driven;
 use crate::{
     log::{

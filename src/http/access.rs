@@ -189,6 +189,16 @@ impl Access {
         self.identity.subject()
     }
 
+    /// The rules by which the rights were last checked.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    /// The time at which this access ends.
+    pub fn ends_at(&self) -> Option<SystemTime> {
+        self.identity.expires_at
+    }
+
     /// How long this access lasts, in milliseconds.
     pub fn expires_in_ms(&self) -> Option<u64> {
         let left = self.identity.expires_at?.duration_since(SystemTime::now()).unwrap_or_default();

@@ -10,6 +10,7 @@ use super::{
     access::Access,
     access_log::AccessLog,
     connections::Connections,
+    group::Groups,
     identify::Context,
     live::{About, ConnectionId, Held, Live, Reading},
     metrics::{Metrics, Permit, Transport},
@@ -40,6 +41,7 @@ pub struct App {
     pub(super) tasks: TaskTracker,
     pub(super) connections: Arc<Connections>,
     pub(super) live: Live,
+    pub(super) groups: Arc<Groups>,
     pub(super) publish_rate: Option<Rate>,
     pub(super) metrics: Metrics,
     pub(super) access_log: AccessLog,
@@ -54,14 +56,16 @@ impl App {
         let (metrics, tasks) = (Metrics::new(), TaskTracker::new());
         let context =
             Context { connections: connections.clone(), metrics: metrics.asks.clone(), tasks: tasks.clone() };
+        let rules = Arc::new(InForce::new(&config, context));
         let app = Arc::new(Self {
             live: Live::new(&broker),
+            groups: Groups::new(rules.clone()),
             broker,
             connections,
             publish_rate: (config.publish_rate > 0).then(|| Rate::per_second(config.publish_rate)),
             metrics,
             access_log: AccessLog::default(),
-            rules: Arc::new(InForce::new(&config, context)),
+            rules,
             proof: ready::Proof::default(),
             config,
             shutdown,

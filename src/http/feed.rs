@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{
     App,
     gate::Gate,
+    group::Groups,
     outbox::Outbox,
     shared_socket::SharedSocket,
     stall::StallGuard,
@@ -54,7 +55,9 @@ impl Feed {
         let Self { head, stream } = self;
         let mut outbox = Outbox::default();
         outbox.push(head.into());
-        let mut writing = Box::new(Writing { io, incoming: Gate::new(), outbox, stream, is_done: false });
+        let groups = app.groups.clone();
+        let mut writing =
+            Box::new(Writing { groups, io, incoming: Gate::new(), outbox, stream, is_done: false });
         let written = std::future::poll_fn(|cx| writing.poll(cx)).await;
         if let Err(error) = &written {
             if error.kind() == io::ErrorKind::TimedOut {
@@ -86,7 +89,7 @@ fn head(headers: &HeaderMap) -> Vec<u8> {
 }
 
 /// One chunk with these bytes.
-fn chunk(bytes: &[u8]) -> Bytes {
+pub fn chunk(bytes: &[u8]) -> Bytes {
     let mut chunk = Vec::with_capacity(bytes.len() + 12);
     write!(chunk, "{:x}\r\n", bytes.len()).expect("writing to memory cannot fail");
     chunk.extend_from_slice(bytes);
@@ -96,6 +99,7 @@ fn chunk(bytes: &[u8]) -> Bytes {
 
 /// One stream that is being written.
 struct Writing {
+    groups: Arc<Groups>,
     io: StallGuard<SharedSocket>,
     /// Opens when the client has sent something, or has left.
     incoming: Gate,
@@ -108,6 +112,9 @@ struct Writing {
 impl Writing {
     /// Ready once everything is written, or the client is gone.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(rest) = self.stream.take_over() {
+            self.outbox.push_begun(rest);
+        }
         loop {
             while !self.outbox.is_empty() {
                 ready!(self.outbox.poll_write(&mut self.io, cx))?;
@@ -121,7 +128,11 @@ impl Writing {
                     self.outbox.push(Bytes::from_static(LAST_CHUNK));
                     self.is_done = true;
                 }
-                Poll::Pending => return self.poll_gone(cx),
+                Poll::Pending => {
+                    ready!(self.poll_gone(cx))?;
+                    self.stream.park(cx, &self.groups, self.io.socket());
+                    return Poll::Pending;
+                }
             }
         }
     }

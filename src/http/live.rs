@@ -24,7 +24,7 @@ use tokio::time::Instant;
 pub use self::{
     command::replica_name,
     connection_id::ConnectionId,
-    reading::{About, Event, Reading, State},
+    reading::{About, Event, Reading, State, TakenOver},
     routes::{connection, connections, topic_of},
     table::{Held, Table},
 };

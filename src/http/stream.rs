@@ -17,11 +17,13 @@ use http_body::Frame;
 use super::{
     answer::unread,
     batch::{Batch, Form},
+    group::Groups,
     live::Event,
     media,
     problem::Code,
     pulse::{overload_retry_ms, retry_ms},
     reader::{Next, Reader},
+    shared_socket::SharedSocket,
     wire::{self, By, Control, Framing},
 };
 use crate::{broker::Delivery, message::Id};
@@ -102,6 +104,16 @@ impl Streaming {
 
     pub fn reader(&self) -> &Reader {
         &self.reader
+    }
+
+    /// See [`Reader::park`].
+    pub fn park(&mut self, cx: &Context<'_>, groups: &Arc<Groups>, socket: &SharedSocket) {
+        self.reader.park(cx, groups, Form::Body(self.framing), socket);
+    }
+
+    /// See [`Reader::take_over`].
+    pub fn take_over(&mut self) -> Option<Bytes> {
+        self.reader.take_over()
     }
 
     /// The bytes that are ready, in one piece.

@@ -142,7 +142,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
         return history::respond(app, &access, &topic, before, limit).await;
     }
     let id = app.live.new_id();
-    let connection = id.to_string();
+    let connection: Arc<str> = id.to_string().into();
     match rendering {
         Rendering::Poll => {
             let permit = app
@@ -152,7 +152,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
             let bytes = app.connections.answer_bytes();
             let reading = app.hold_poll(subscription, permit, &access);
-            let reader = Reader::new(app.connections.clone(), reading, access);
+            let reader = Reader::new(app.connections.clone(), connection, reading, access);
             Ok(poll::respond(reader, bytes, wait, limit).await)
         }
         Rendering::Stream(framing) => {
@@ -169,7 +169,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                     subscription.keep_cursor();
                     let is_raw = framing == Framing::SseRaw;
                     let reading = app.hold(id, subscription, permit, &access, framing.transport(), is_raw);
-                    let reader = Reader::new(app.connections.clone(), reading, access);
+                    let reader = Reader::new(app.connections.clone(), connection, reading, access);
                     Ok(stream::respond(framing, reader))
                 }
                 Err(error) => Ok(stream::turn_away(framing, Problem::from(error).code, cursor)),

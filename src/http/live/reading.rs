@@ -3,10 +3,11 @@
 use std::{
     collections::VecDeque,
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
+use bytes::Bytes;
 use time::OffsetDateTime;
 
 use super::changes::{Changes, Told};
@@ -14,11 +15,12 @@ use crate::{
     broker::{Delivery, Join, Subscription},
     http::{
         MAX_TOPICS, MAX_WILDCARDS,
+        group::{Comer, Given, Groups, Left, Parked},
         metrics::{Permit, Transport},
         problem::{Code, Problem},
         topic_limit_reached,
     },
-    message::{Id, Pattern},
+    message::{Id, Pattern, PatternSet},
 };
 
 /// The properties of a connection that never change.
@@ -39,7 +41,11 @@ pub struct Reading {
 }
 
 pub struct State {
-    subscription: Subscription,
+    /// `None` while a group reads for this connection.
+    subscription: Option<Box<Subscription>>,
+    parked: Option<Parked>,
+    /// What the group has done for this connection, and its task has yet to hear.
+    taken_over: Option<TakenOver>,
     permit: Permit,
     /// Patterns that were added and are not merged yet. The first of them is being merged.
     joining: VecDeque<Joining>,
@@ -48,6 +54,13 @@ pub struct State {
     /// The task that reads. Only a command wakes it.
     task: Option<Waker>,
     ended: Option<Code>,
+}
+
+/// What a group has written to a connection that it no longer reads for.
+pub struct TakenOver {
+    /// The rest of a batch that the socket has begun to take. It must be written before anything else.
+    pub rest: Bytes,
+    pub given: Given,
 }
 
 /// A pattern that was added, and that is not merged yet.
@@ -78,8 +91,10 @@ pub enum Event {
 
 impl Reading {
     pub fn new(about: About, subscription: Subscription, permit: Permit) -> Self {
-        let (joining, changes, task, ended) = Default::default();
-        Self { about, state: Mutex::new(State { subscription, permit, joining, changes, task, ended }) }
+        let (parked, taken_over, joining, changes, task, ended) = Default::default();
+        let subscription = Some(Box::new(subscription));
+        let state = State { subscription, parked, taken_over, permit, joining, changes, task, ended };
+        Self { about, state: Mutex::new(state) }
     }
 
     pub fn about(&self) -> &About {
@@ -185,8 +200,14 @@ impl Reading {
     }
 }
 
+const ALONE: &str = "a connection reads by itself unless a group does";
+
+fn alone(subscription: &mut Option<Box<Subscription>>) -> &mut Subscription {
+    subscription.as_mut().expect(ALONE)
+}
+
 impl State {
-    /// The next event. Messages and gaps come only while the transport `has_room`.
+    /// The next event of a connection that reads by itself. Messages and gaps come only while the transport `has_room`.
     pub fn poll(&mut self, cx: &mut Context<'_>, has_room: bool) -> Poll<Event> {
         if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
             self.task = Some(cx.waker().clone());
@@ -204,12 +225,13 @@ impl State {
     }
 
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let subscription = alone(&mut self.subscription);
         let Some(joining) = self.joining.front_mut() else {
-            let delivery = std::task::ready!(self.subscription.poll_delivery(cx));
+            let delivery = std::task::ready!(subscription.poll_delivery(cx));
             self.permit.note(&delivery, false);
             return Poll::Ready(Event::Delivery(delivery));
         };
-        match std::task::ready!(self.subscription.poll_join(&mut joining.subscription, cx)) {
+        match std::task::ready!(subscription.poll_join(&mut joining.subscription, cx)) {
             Join::Live(delivery) => {
                 self.permit.note(&delivery, false);
                 Poll::Ready(Event::Delivery(delivery))
@@ -226,7 +248,7 @@ impl State {
     }
 
     fn merge(&mut self, Joining { pattern, subscription, is_asked }: Joining) -> Event {
-        self.subscription.absorb(subscription);
+        self.subscription().absorb(subscription);
         let is_added = self.is_added(&pattern);
         if is_added && is_asked {
             // The client is answered first, and then told.
@@ -235,8 +257,44 @@ impl State {
         if is_added && !is_asked { Event::Added(pattern) } else { Event::Joined(pattern) }
     }
 
-    pub fn subscription(&self) -> &Subscription {
-        &self.subscription
+    /// Lets a group read for this connection, if it only follows and others stand where it stands.
+    pub fn park(&mut self, groups: &Arc<Groups>, comer: &Comer<'_>, waker: &Waker) -> bool {
+        let is_changing = self.changes.as_ref().is_some_and(|changes| !changes.is_quiet());
+        if self.ended.is_some() || is_changing || !self.joining.is_empty() {
+            return false;
+        }
+        let Some(subscription) = &mut self.subscription else { return true };
+        self.parked = groups.park(subscription, comer, waker);
+        if self.parked.is_some() {
+            self.subscription = None;
+        }
+        self.parked.is_some()
+    }
+
+    /// Takes over from the group that reads for this connection, if one does. From then on it writes nothing here.
+    /// Returns what it has written since this was last called.
+    pub fn take_over(&mut self) -> Option<TakenOver> {
+        self.subscription();
+        self.taken_over.take()
+    }
+
+    /// The subscription. If a group reads for this connection, it reads by itself from now on.
+    fn subscription(&mut self) -> &mut Subscription {
+        if let Some(left) = self.parked.take().and_then(|parked| parked.leave()) {
+            let Left { subscription, rest, given } = left;
+            self.permit.was_given(given.messages);
+            self.subscription = Some(Box::new(subscription));
+            self.taken_over = Some(TakenOver { rest, given });
+            self.wake();
+        }
+        alone(&mut self.subscription)
+    }
+
+    fn pattern_set(&self) -> &PatternSet {
+        match &self.parked {
+            Some(parked) => parked.patterns(),
+            None => self.subscription.as_ref().expect(ALONE).pattern_set(),
+        }
     }
 
     pub fn permit(&mut self) -> &mut Permit {
@@ -244,12 +302,25 @@ impl State {
     }
 
     pub fn cursor(&self) -> Id {
-        self.subscription.cursor()
+        match &self.parked {
+            Some(parked) => parked.cursor(),
+            None => self.subscription.as_ref().expect(ALONE).cursor(),
+        }
+    }
+
+    /// True while the log is being read, so that more items may follow soon.
+    pub fn is_reading(&self) -> bool {
+        self.subscription.as_ref().is_some_and(|subscription| subscription.is_reading())
+    }
+
+    /// True if the last read of the log failed.
+    pub fn has_failed(&self) -> bool {
+        self.subscription.as_ref().is_some_and(|subscription| subscription.has_failed())
     }
 
     /// True if `pattern` is read.
     pub fn reads(&self, pattern: &Pattern) -> bool {
-        self.subscription.reads(pattern)
+        self.pattern_set().contains(pattern)
     }
 
     /// True if `pattern` was added, and is not merged yet.
@@ -266,7 +337,7 @@ impl State {
     /// True if everything that was asked for is done and told.
     pub fn is_settled(&self) -> bool {
         let is_told = self.changes.as_ref().is_none_or(|changes| changes.is_told());
-        self.joining.is_empty() && is_told && !self.subscription.is_reading()
+        self.joining.is_empty() && is_told && !self.is_reading()
     }
 
     /// The patterns that the client's own grants must cover.
@@ -276,27 +347,31 @@ impl State {
 
     /// Every pattern that is read, or about to be merged.
     pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
-        self.subscription.patterns().chain(self.joining.iter().map(|joining| &joining.pattern))
+        self.pattern_set().iter().chain(self.joining.iter().map(|joining| &joining.pattern))
     }
 
     /// Patterns among which are the first `count` in order of those that are read, and as many that are about to be
     /// merged. A subscription has its topics in order, and then its patterns with wildcards.
     pub fn first_patterns(&self, count: usize) -> impl Iterator<Item = &Pattern> {
-        let topics = self.subscription.width() - self.subscription.wildcards();
-        let first = self.subscription.patterns().take(topics.min(count));
-        let wildcards = self.subscription.patterns().skip(topics).take(count);
+        let set = self.pattern_set();
+        let first = set.topics().iter().take(count);
+        let wildcards = set.wildcards().iter().take(count);
         first.chain(wildcards).chain(self.joining.iter().take(count).map(|joining| &joining.pattern))
     }
 
     /// How many patterns are read, or about to be merged.
     pub fn count(&self) -> usize {
-        self.subscription.width() + self.joining.len()
+        self.pattern_set().len() + self.joining.len()
     }
 
     /// How far the items that the connection has yet to give out reach back, in milliseconds of the messages' time.
     pub fn behind_ms(&self) -> u64 {
         let joining = self.joining.iter().map(|joining| joining.subscription.behind_ms()).max();
-        self.subscription.behind_ms().max(joining.unwrap_or_default())
+        let own = match &self.parked {
+            Some(parked) => parked.behind_ms(),
+            None => self.subscription.as_ref().expect(ALONE).behind_ms(),
+        };
+        own.max(joining.unwrap_or_default())
     }
 
     /// How many patterns are read, or about to be.
@@ -311,7 +386,7 @@ impl State {
     fn wildcards(&self) -> usize {
         let joining = self.joining.iter().map(|joining| &joining.pattern);
         let others = joining.chain(self.begun()).filter(|pattern| pattern.has_wildcard()).count();
-        self.subscription.wildcards() + others
+        self.pattern_set().wildcards().len() + others
     }
 
     /// True if one more pattern would be over a limit of a connection.
@@ -341,10 +416,10 @@ impl State {
 
     /// Stops reading `pattern`.
     pub fn remove(&mut self, pattern: &Pattern) {
-        self.subscription.remove(pattern);
+        self.subscription().remove(pattern);
         self.joining.retain(|joining| joining.pattern != *pattern);
         if self.joining.is_empty() {
-            self.subscription.read_alone();
+            self.subscription().read_alone();
         }
         if let Some(changes) = &mut self.changes {
             changes.forget(pattern);
@@ -368,7 +443,7 @@ impl State {
         // From the answer on, the client misses no ephemeral message, also while it has yet to catch up.
         if self.reads(pattern) {
             self.changes().tell(pattern, Told::Added)?;
-            self.subscription.take_ephemerals_from_now();
+            self.subscription().take_ephemerals_from_now();
         }
         let joining = self.joining.iter_mut().filter(|joining| joining.pattern == *pattern);
         joining.for_each(|joining| joining.subscription.take_ephemerals_from_now());
