@@ -129,9 +129,11 @@ impl Writing {
                     self.is_done = true;
                 }
                 Poll::Pending => {
-                    ready!(self.poll_gone(cx))?;
-                    self.stream.park(cx, &self.groups, self.io.socket());
-                    return Poll::Pending;
+                    let gone = self.poll_gone(cx);
+                    if gone.is_pending() {
+                        self.stream.park(cx, &self.groups, self.io.socket());
+                    }
+                    return gone;
                 }
             }
         }

@@ -10,6 +10,8 @@
 mod batch;
 mod groups;
 mod member;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},

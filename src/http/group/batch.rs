@@ -26,6 +26,8 @@ const MAX_BYTES: usize = 256 << 10;
 pub struct Batch {
     /// Empty if each member is to go on by itself.
     bytes: Bytes,
+    /// How many of them are messages, without the frame of a chunk.
+    content: usize,
     messages: usize,
     /// The oldest message that has an id. It has waited longest.
     oldest: Option<Id>,
@@ -62,6 +64,7 @@ impl Batch {
         let (mut bytes, mut single) = (BytesMut::new(), None);
         let mut batch = Self {
             bytes: Bytes::new(),
+            content: 0,
             messages: 0,
             oldest: None,
             excluding: Vec::new(),
@@ -99,6 +102,7 @@ impl Batch {
             return None;
         }
         let bytes = single.unwrap_or_else(|| bytes.freeze());
+        batch.content = bytes.len();
         batch.bytes = match form {
             Form::Frames => bytes,
             Form::Body(_) => feed::chunk(&bytes),
@@ -119,7 +123,7 @@ impl Batch {
     /// All that a member was given once it has this too.
     pub fn given_after(&self) -> Given {
         let Given { messages, bytes, .. } = self.given_before;
-        Given { messages: messages + self.messages, bytes: bytes + self.bytes.len(), at: Instant::now() }
+        Given { messages: messages + self.messages, bytes: bytes + self.content, at: Instant::now() }
     }
 
     /// Writes this to one member, as far as its socket takes it now.
@@ -147,7 +151,7 @@ impl Batch {
             return;
         }
         metrics.deliveries.inc_by((self.messages * written) as u64);
-        metrics.delivered_bytes.inc_by((self.bytes.len() * written) as u64);
+        metrics.delivered_bytes.inc_by((self.content * written) as u64);
         if let Some(oldest) = self.oldest {
             // An id is the time of publishing in microseconds.
             let seconds = Id::now().get().saturating_sub(oldest.get()) as f64 / 1e6;

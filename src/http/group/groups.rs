@@ -73,6 +73,16 @@ impl Groups {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.groups().is_empty()
+    }
+
+    #[cfg(test)]
+    pub fn any(&self) -> Option<Arc<Group>> {
+        self.groups().values().flatten().next().cloned()
+    }
+
     /// Lets a reader join a group of those that stand where it stands, if it has company. If not, nothing changes but
     /// that `reader` has looked at what has arrived.
     ///
