@@ -3,15 +3,20 @@
 //! This room knows neither transports nor how the log stores messages.
 
 mod driven;
+mod presence;
 mod subscription;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-pub use self::subscription::{Delivery, GapNotice, Join, Meeting, Place, Subscription};
+use self::subscription::Mine;
+pub use self::{
+    presence::{EnterError, Presences, Present},
+    subscription::{Delivery, GapNotice, Join, ListChange, Meeting, Place, Subscription},
+};
 use crate::{
     log::{
         Append, AppendError, Appended, Beginning, Follower, History, Log, LogError, LogStats, Payer,
-        Replicas, Rules, Start, TopicStats, Unfit,
+        Replicas, Rules, Start, Subjects, TopicStats, Unfit,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
@@ -88,6 +93,40 @@ impl Broker {
         Ok(Subscription::new(self.log.clone(), patterns, followed, follower, start, beginning, connection))
     }
 
+    /// The same with the list of a subject: every topic on it is read too, from the id at which it was added, if that is
+    /// not before the start.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves leaves nothing behind.
+    pub async fn subscribe_with_list(
+        &self,
+        own: Vec<Pattern>,
+        start: &Start,
+        connection: &str,
+        subject: &str,
+    ) -> Result<Subscription, LogError> {
+        let subjects = self.subjects().ok_or(LogError::Unavailable)?;
+        // Listen first, then look back: no change falls between.
+        let mine = Mine::new(subjects.follow(subject).await?);
+        let all = own.iter().chain(mine.entries().keys()).cloned().collect();
+        let mut subscription = self.subscribe(all, start, connection).await?;
+        subscription.read_mine(mine, &own, start);
+        Ok(subscription)
+    }
+
+    /// The lists of subjects, and the refusals of their tokens.
+    pub fn subjects(&self) -> Option<Arc<dyn Subjects>> {
+        self.log.subjects()
+    }
+
+    /// Begins to tell the log who is present. Members without a connection stay for `grace`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_presence(&self, grace: Duration) -> Arc<Presences> {
+        Presences::start(self.log.clone(), grace)
+    }
+
     /// The newest messages of `topic` below `before`, up to `limit` and as many as fit in one step of the store.
     pub async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
         self.log.history(topic, before, limit).await
@@ -126,6 +165,11 @@ impl Broker {
     /// Up to `limit` topics by name, those after `after`.
     pub async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
         self.log.topics(after, limit).await
+    }
+
+    /// How many subscriptions to exactly this topic this process has.
+    pub fn subscribers(&self, topic: &Topic) -> usize {
+        self.log.followers(topic)
     }
 
     /// How much the log holds.

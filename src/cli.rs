@@ -15,6 +15,7 @@ mod notes;
 mod operate;
 mod publish;
 mod remote;
+mod subjects;
 mod subscribe;
 mod token;
 
@@ -38,8 +39,9 @@ use self::{
     init::Init,
     key::Key,
     manual::Manual,
-    operate::{Delete, Health, Stats, Topics},
+    operate::{Delete, Health, Presence, Stats, Topics},
     publish::Publish,
+    subjects::Subjects,
     subscribe::Subscribe,
     token::Token,
 };
@@ -111,6 +113,13 @@ pub enum Command {
     /// Print the live connections, add topics to one and remove them, or end one.
     #[command(subcommand)]
     Connections(Connections),
+    /// Print and change the list of topics of a subject, or end its connections.
+    #[command(subcommand)]
+    Subjects(Subjects),
+    /// Print who is present in a topic, in the order of the subjects.
+    ///
+    /// A token needs `presence` for the topic.
+    Presence(Presence),
     /// Measure how much load a server carries, and how fast it is, to choose the size of a machine.
     ///
     /// It publishes to its own topics, which begin with `bench`, and ends by itself. It needs much of a
@@ -223,12 +232,29 @@ impl From<ClientError> for Ending {
 }
 
 /// The point at which reading begins, of which a command line has one at most.
-fn start(after: Option<String>, last: Option<u32>, since: Option<String>) -> Start {
-    match (after, last, since) {
-        (Some(cursor), ..) => Start::After(cursor),
-        (_, Some(count), _) => Start::Last(count),
-        (.., Some(since)) => Start::Since(since),
-        _ => Start::Now,
+#[derive(Debug, clap::Args)]
+struct StartFlags {
+    /// Begin after this cursor, the id of a message; 0 begins with the oldest retained message.
+    #[arg(long, value_name = "CURSOR", group = "start")]
+    after: Option<String>,
+
+    /// Begin with the newest N messages of each topic.
+    #[arg(long, value_name = "N", group = "start")]
+    last: Option<u32>,
+
+    /// Begin with the messages since then: a duration such as 10m, or an RFC 3339 time.
+    #[arg(long, value_name = "WHEN", group = "start")]
+    since: Option<String>,
+}
+
+impl StartFlags {
+    fn start(self) -> Start {
+        match self {
+            Self { after: Some(cursor), .. } => Start::After(cursor),
+            Self { last: Some(count), .. } => Start::Last(count),
+            Self { since: Some(since), .. } => Start::Since(since),
+            _ => Start::Now,
+        }
     }
 }
 

@@ -34,6 +34,7 @@ mod error;
 mod operate;
 mod publish;
 mod retry;
+mod subjects;
 mod subscription;
 
 use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
@@ -46,8 +47,9 @@ pub use self::{
     connection::{Gap, Message},
     connections::{ConnectionFilter, ConnectionState, Connections},
     error::ClientError,
-    operate::{Ready, TopicState, Topics},
+    operate::{Member, Members, Ready, TopicState, Topics},
     publish::{Draft, Progress, Publishing},
+    subjects::ListEntry,
     subscription::{Event, Subscription},
 };
 

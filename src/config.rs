@@ -106,7 +106,7 @@ pub struct Config {
     pub publish_rate: u32,
 
     /// Refuse a request if its head, its body, or one message of a POST /publish takes longer than this to
-    /// arrive.
+    /// arrive, and close a WebSocket if a command does.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub read_timeout: Duration,
 
@@ -141,6 +141,10 @@ pub struct Config {
     /// Allow unauthenticated access on non-loopback addresses.
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_parser = yes_or_no)]
     pub insecure_open: bool,
+
+    /// Count a subject as present for this long after its last connection has ended.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub presence_grace: Duration,
 
     /// When the server ends, give connections this long to leave. The state file has at least 10 s.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]

@@ -6,15 +6,18 @@ mod clock;
 mod ephemeral;
 mod history;
 mod hot;
+mod list;
 mod loss;
 mod memory;
 mod patterns;
 mod payer;
 mod position;
+mod presence;
 mod redis;
 mod replicas;
 mod retention;
 mod rules;
+mod subjects;
 mod tail;
 
 use std::sync::Arc;
@@ -27,13 +30,19 @@ pub use self::{
     clock::Clock,
     ephemeral::Ephemerals,
     history::{History, Missing},
+    list::{Change, Entries, FollowedList, Generation, List, News},
     memory::MemoryLog,
     payer::Payer,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
+    presence::{
+        Claim, ClaimError, Claimed, Claims, MAX_MEMBERS, Member, MemberEvent, Members, Part,
+        STEP as CLAIMS_STEP, changes_of, data as change_data,
+    },
     redis::{Address, Credentials, ParseAddressError, RedisLog, Replicas},
     replicas::{Answering, Unanswered},
     retention::{Limits, Retention},
     rules::{Expiry, MAX_RULES, PRESENCE, Rule, Rules},
+    subjects::{AddError, End, Refusal, Subjects, Told},
     tail::{Follower, Tail, Uncovered, merge},
 };
 use self::{retention::cost, tail::Ring};
@@ -110,11 +119,33 @@ pub trait Log: Send + Sync + 'static {
     /// the store, and not the tails of this process.
     async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError>;
 
+    /// Notes which subjects the connections of this process hold present, tells the joins, and tells the leaves of
+    /// members whose grace is over. One call at a time.
+    ///
+    /// # Errors
+    /// If the log may not have noted it. The same claims may be made again.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves may still have its effect.
+    async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError>;
+
+    /// Resolves when [`claim`](Self::claim) should be called, though this process has nothing new to claim.
+    async fn claims_due(&self);
+
+    /// No member leaves from now on, because this process ends and the next one has its members.
+    fn keep_members(&self) {}
+
+    /// Up to `limit` members of `topic`, in the order of their subjects, from the first one after `after`.
+    async fn members(&self, topic: &Topic, after: &str, limit: usize) -> Result<Members, LogError>;
+
     /// The newest ephemeral messages.
     fn ephemerals(&self) -> &Ephemerals;
 
     /// Up to `limit` topics, sorted by name, from the first one after `after`.
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError>;
+
+    /// How many followers this process has for exactly this topic.
+    fn followers(&self, topic: &Topic) -> usize;
 
     /// Counts of the whole log.
     ///
@@ -129,6 +160,11 @@ pub trait Log: Send + Sync + 'static {
 
     /// The replicas that share this log, if others may.
     fn replicas(&self) -> Option<Arc<Replicas>> {
+        None
+    }
+
+    /// The lists of subjects, and the refusals of their tokens, if this log keeps them.
+    fn subjects(&self) -> Option<Arc<dyn Subjects>> {
         None
     }
 

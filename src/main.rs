@@ -45,11 +45,13 @@ fn main() -> ExitCode {
         cli::Command::Init(init) => init.run().report(),
         cli::Command::Pub(publish) => cli::run(publish.run()),
         cli::Command::Sub(subscribe) => cli::run(subscribe.run()),
+        cli::Command::Presence(presence) => cli::run(presence.run()),
         cli::Command::Topics(topics) => cli::run(topics.run()),
         cli::Command::Stats(stats) => cli::run(stats.run()),
         cli::Command::Health(health) => cli::run(health.run()),
         cli::Command::Delete(delete) => cli::run(delete.run()),
         cli::Command::Connections(connections) => cli::run(connections.run()),
+        cli::Command::Subjects(subjects) => cli::run(subjects.run()),
         cli::Command::Key(key) => key.run().report(),
         cli::Command::Token(token) => {
             let read = Settings::read_in_part(&token.flags(), variable, |path| fs::read_to_string(path));

@@ -2,6 +2,8 @@
 
 #[path = "browser/client.rs"]
 mod client;
+#[path = "browser/console.rs"]
+mod console;
 #[path = "browser/login.rs"]
 mod login;
 #[path = "browser/node.rs"]
@@ -10,6 +12,8 @@ mod node;
 mod page;
 #[path = "browser/proxy.rs"]
 mod proxy;
+#[path = "support/signer.rs"]
+mod signer;
 mod support;
 
 use std::{net::SocketAddr, slice};
@@ -218,21 +222,21 @@ async fn a_page_gets_a_gap_before_the_messages_after_it() {
 }
 
 #[tokio::test]
-async fn the_servers_page_shows_published_text_on_both_sides() {
+async fn the_servers_page_shows_published_text_as_text_on_all_lanes() {
     in_browser(async |page| {
         let server = Server::start().await;
         page.open(&server.http("/")).await;
-        page.until("document.querySelectorAll('[data-state=live]').length === 2").await;
+        page.until("document.querySelectorAll('.lane[data-state=live]').length === 4").await;
 
         let markup = "<img src=x onerror='document.title = \"run\"'>";
-        page.session.fill("#publish-data", markup).await.unwrap();
+        page.session.fill("#publish [name=data]", markup).await.unwrap();
         page.session.click("#publish button").await.unwrap();
-        page.until("document.querySelectorAll('.message').length === 2").await;
+        page.until("document.querySelectorAll('.message').length === 4").await;
 
         let shown = page
             .run("return [...document.querySelectorAll('.message .data')].map(it => it.textContent)")
             .await;
-        assert_eq!(shown, json!([markup, markup]));
+        assert_eq!(shown, json!([markup, markup, markup, markup]));
         assert_eq!(retained(server.addr, "demo").await[0].1, markup);
         let images = page.run("return document.querySelectorAll('.message img').length").await;
         assert_eq!(images, 0);

@@ -34,3 +34,19 @@ fn skipped(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{why}");
     let _ = writeln!(std::io::stderr(), "SKIPPED {}: {why}", module_path!());
 }
+
+#[test]
+fn programs_that_set_no_content_type_publish_the_message_that_was_meant() {
+    let script = Command::new("python3")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/publish.py"))
+        .env("REJOIN", env!("CARGO_BIN_EXE_rejoin"))
+        .stdin(Stdio::null())
+        .output();
+    let script = match script {
+        Ok(script) => script,
+        Err(error) => return skipped(&format!("python3 does not start: {error}")),
+    };
+    let complained = String::from_utf8_lossy(&script.stderr);
+    assert!(script.status.success(), "{complained}");
+    complained.lines().filter_map(|line| line.strip_prefix("SKIPPED ")).for_each(skipped);
+}

@@ -1,5 +1,8 @@
 //! Checks that the compiler does not make: which room knows which, and that the documents match the code.
 
+#[path = "tidy/refusals.rs"]
+mod refusals;
+
 use std::{
     collections::BTreeSet,
     fs,

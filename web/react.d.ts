@@ -20,3 +20,10 @@ export declare function useTopic<T>(rejoin: Rejoin, topic: string | null | undef
  * @returns {T}
  */
 export declare function useLatest<T>(rejoin: Rejoin, topic: string | null | undefined, initial: T): T;
+/**
+ * The members of a topic while the component is there: the subjects that are present.
+ * @param {Rejoin} rejoin
+ * @param {string | null | undefined} topic
+ * @returns {import('./rejoin-presence.js').Member[]}
+ */
+export declare function usePresence(rejoin: Rejoin, topic: string | null | undefined): import('./rejoin-presence.js').Member[];

@@ -37,3 +37,21 @@ export function useLatest(rejoin, topic, initial) {
   useTopic(rejoin, topic, ({ data }) => setLatest({ topic, data }), { last: 1 })
   return latest.topic === topic ? latest.data : initial
 }
+
+/**
+ * The members of a topic while the component is there: the subjects that are present.
+ * @param {Rejoin} rejoin
+ * @param {string | null | undefined} topic
+ * @returns {import('./rejoin-presence.js').Member[]}
+ */
+export function usePresence(rejoin, topic) {
+  const [members, setMembers] = useState(/** @type {import('./rejoin-presence.js').Member[]} */ ([]))
+  useEffect(() => {
+    setMembers([])
+    if (topic == null) return
+    const opening = rejoin.presence(topic)
+    opening.then(room => room.on('members', setMembers))
+    return () => { opening.then(room => { room.close() }) }
+  }, [rejoin, topic])
+  return members
+}

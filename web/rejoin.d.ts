@@ -44,6 +44,7 @@ export type Start = {
     after?: string;
     since?: string;
     state?: () => unknown;
+    presence?: boolean;
 };
 export type SubscriptionEvents<T = any> = {
     message: Message<T>;
@@ -76,6 +77,7 @@ export type Rejoin = {
     readonly cursor: string | undefined;
     subscribe<T = any>(topic: string, start?: Start): Subscription<T>;
     publish(topic: string, data: unknown, options?: PublishOptions): Promise<string | undefined>;
+    presence(topic: string): Promise<import('./rejoin-presence.js').Presence>;
     on<K extends keyof ClientEvents>(type: K, handler: (event: ClientEvents[K]) => void): () => void;
     close(): void;
 };
@@ -85,6 +87,7 @@ export type Frame = {
 export type Reading = {
     name: string;
     start: Start;
+    presence?: boolean;
     load?: () => unknown;
     at?: string;
     from?: string;
@@ -109,6 +112,7 @@ export type Link = {
     asked: {
         answered?: (frame: Frame) => void;
         reading?: Reading;
+        topic?: string;
     }[];
     command?: (command: object, answered?: (frame: Frame) => void, reading?: Reading) => void;
     frame(frame: Frame): void;

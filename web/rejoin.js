@@ -34,7 +34,8 @@
 /**
  * Where a subscription begins. Without any of these it begins with the next message.
  * `state` loads your own state: messages wait until it is done, and it is loaded again after a gap.
- * @typedef {{last?: number, after?: string, since?: string, state?: () => unknown}} Start
+ * `presence` shows others that the subject of the token is there.
+ * @typedef {{last?: number, after?: string, since?: string, state?: () => unknown, presence?: boolean}} Start
  */
 /**
  * @template [T=any]
@@ -57,6 +58,7 @@
  *   readonly cursor: string | undefined,
  *   subscribe<T = any>(topic: string, start?: Start): Subscription<T>,
  *   publish(topic: string, data: unknown, options?: PublishOptions): Promise<string | undefined>,
+ *   presence(topic: string): Promise<import('./rejoin-presence.js').Presence>,
  *   on<K extends keyof ClientEvents>(type: K, handler: (event: ClientEvents[K]) => void): () => void,
  *   close(): void,
  * }} Rejoin
@@ -70,14 +72,14 @@
 /**
  * A subscription. `at` is its own cursor, and counts beside that of the connection if it is newer. `caught` is set once
  * one stream can read it with the others, and `live` while one does.
- * @typedef {{name: string, start: Start, load?: () => unknown, at?: string, from?: string,
+ * @typedef {{name: string, start: Start, presence?: boolean, load?: () => unknown, at?: string, from?: string,
  *   caught?: boolean, live?: boolean, told?: boolean, lost?: boolean, ended?: boolean, given?: boolean,
  *   pauses: number, held: Frame[], facade: Subscription, emit: (type: string, event?: any) => void}} Reading
  */
 /**
  * One connection, or a chain of polls. `asked` are the commands that have no answer yet.
  * @typedef {{names: Set<string>, readings: Reading[], ended?: boolean, timer?: any,
- *   problem?: Frame, abort: AbortController, asked: {answered?: (frame: Frame) => void, reading?: Reading}[],
+ *   problem?: Frame, abort: AbortController, asked: {answered?: (frame: Frame) => void, reading?: Reading, topic?: string}[],
  *   command?: (command: object, answered?: (frame: Frame) => void, reading?: Reading) => void, frame(frame: Frame): void,
  *   end(why?: Frame): void}} Link
  */
@@ -100,14 +102,11 @@ const WAIT = 25
 const POLL_MS = 20_000
 
 const JSON_TYPE = 'application/json'
-/** Events of the page that try again at once, or end the connection. */
-const WAKING = ['online', 'pageshow', 'pagehide', 'visibilitychange']
 /** Refusals that do not change by themselves. */
 const FINAL = /^(unau|forb|bad_|not_f|meth|too_l|disc|conf|key_)/
-const OF_TOKEN = /^(unauth|token_)/
 
 /** An error with the code of the server, and the topic if it is about one. @param {Frame} problem @returns {RejoinError} */
-const failure = problem => Object.assign(/** @type {any} */ (new Error(problem.detail ?? problem.code)), problem)
+const failure = problem => Object.assign(/** @type {any} */ (Error(problem.detail ?? problem.code)), problem)
 
 /** @returns {{on: any, emit: (type: string, event?: any) => void}} */
 function emitter() {
@@ -122,18 +121,17 @@ function emitter() {
     emit(type, event) {
       for (const one of [...all]) {
         // A mistake in a handler is reported, and stops nothing else.
-        try { one.type === type && one.handler(event) } catch (error) { queueMicrotask(() => { throw error }) }
+        try { one.type === type && one.handler(event) } catch (error) { Promise.reject(error) }
       }
     },
   }
 }
 
-/** @param {string} pattern @param {string} topic */
-function matches(pattern, topic) {
-  const parts = pattern.split('.'), segments = topic.split('.')
-  const isMatch = (/** @type {string} */ part, /** @type {number} */ at) =>
-    part === segments[at] || part[0] === '*' && at < segments.length && (at || topic[0] !== '$')
-  return parts.every(isMatch) && (pattern.endsWith('**') || parts.length === segments.length)
+/** @param {string} name A topic or pattern. @param {string} topic */
+function matches(name, topic) {
+  const parts = name.split('.'), segments = topic.split('.')
+  return name === topic || name.includes('*') && (parts.length === segments.length || name.endsWith('**')) && parts.every(
+    (part, at) => part === segments[at] || part[0] === '*' && segments[at] && (at || topic[0] !== '$'))
 }
 
 /** The newer of two cursors. @param {string} [a] @param {string} [b] */
@@ -154,7 +152,7 @@ const inOrder = ({ gaps = [], messages }) => [...messages, ...gaps].sort((a, b) 
 const placeOf = (/** @type {Frame} */ { id, reason, after }) => Number(id ?? (reason === 'unknown_cursor' ? 0 : after ?? 9e15))
 
 /** True if a subscription begins with the next message. @param {{start: Start}} reading */
-const isPlain = ({ start: { last, after, since } }) => (last ?? after ?? since) === undefined
+const isPlain = ({ start }) => JSON.stringify(start) === '{}'
 
 /**
  * Connects to the Rejoin server at this address.
@@ -169,10 +167,8 @@ export function connect(url, options = {}) {
   const kinds = (options.transports ?? ['ws', 'ndjson', 'poll']).filter(kind => kind !== 'ws' || Socket)
   const events = options.mine ? '/events?mine=' : '/events?'
   const { on, emit } = emitter()
-  /** All subscriptions by name, and the names that are patterns. @type {Map<string, Set<Reading>>} */
-  const readings = new Map()
-  /** @type {Set<string>} */
-  const patterns = new Set()
+  /** All subscriptions. @type {Set<Reading>} */
+  const readings = new Set()
   /** The ids of messages that this client has published. @type {Set<string>} */
   const own = new Set()
   /** What was replayed since the last answer, perhaps of a topic that the server is about to add. @type {Frame[]} */
@@ -198,6 +194,8 @@ export function connect(url, options = {}) {
   let chosen = 0
   /** True if the page wants a connection without topics. */
   let isWanted = options.mine
+  /** The other tabs, if they share this connection. @type {ReturnType<typeof import('./rejoin-shared.js').share> | undefined} */
+  let tabs
   /** @type {string | undefined} */
   let echoing
   /** @type {Promise<any>} */
@@ -208,8 +206,8 @@ export function connect(url, options = {}) {
 
   const hasOpened = () => cursor !== options.after
   const isOver = () => listening.signal.aborted
-  const named = (/** @type {string} */ name) => [...readings.get(name) ?? []]
-  const all = () => [...readings.keys()].flatMap(named)
+  const all = () => [...readings]
+  const named = (/** @type {string} */ name) => all().filter(it => it.name === name)
   /** Those of the client. */
   const known = () => all().filter(it => !it.given)
   const later = (/** @type {string} */ name, /** @type {() => void} */ run, ms = 0) => {
@@ -261,14 +259,14 @@ export function connect(url, options = {}) {
   }
 
   /**
-   * Sends JSON. A refused token is asked for once more.
-   * @param {string} path @param {object} body @param {AbortSignal} [signal] @param {string} [type] @returns {Promise<any>}
+   * Sends JSON, or asks for it. A refused token is asked for once more.
+   * @param {string} path @param {object} [body] @param {AbortSignal} [signal] @param {string} [type] @returns {Promise<any>}
    */
   async function request(path, body, signal = AbortSignal.timeout(30_000), type = JSON_TYPE) {
     for (let hasAsked = false; ; hasAsked = true) {
       const bearer = await credential()
       const headers = { 'Content-Type': JSON_TYPE, Accept: type, ...bearer && { Authorization: 'Bearer ' + bearer } }
-      const answer = await fetch(base + path, { method: 'POST', credentials: 'include', headers, body: JSON.stringify(body), signal })
+      const answer = await fetch(base + path, { method: body ? 'POST' : 'GET', credentials: 'include', headers, body: JSON.stringify(body), signal })
       if (answer.ok) return type === JSON_TYPE ? answer.json() : answer
       /** @type {Frame} */
       const problem = await answer.json().catch(() => ({}))
@@ -289,8 +287,11 @@ export function connect(url, options = {}) {
   /** Up to here a subscription has been given everything. @param {Reading} reading */
   const position = reading => reading.live ? newer(reading.at, cursor) : reading.at
 
-  /** Opens a connection, and resolves with its first frame. @param {string} kind @returns {Promise<void>} */
-  const open = kind => new Promise((opened, failed) => {
+  /**
+   * Opens a connection, and resolves with its first frame.
+   * @param {(one: Link, after?: string) => Promise<void>} run @returns {Promise<void>}
+   */
+  const open = run => new Promise((opened, failed) => {
     const { some, after } = together()
     const since = Date.now()
     let silence = FIRST_FRAME_MS
@@ -310,7 +311,7 @@ export function connect(url, options = {}) {
           opened()
         }
         listen()
-        if (link === one) take(one, frame)
+        if (link === one) take(frame)
         // Answers come in the order of the commands.
         if (frame.ref) one.asked.shift()?.answered?.(frame)
       },
@@ -332,7 +333,6 @@ export function connect(url, options = {}) {
       one.timer = setTimeout(one.end, silence)
     }
     listen()
-    const run = kind === 'ws' ? webSocket : kind === 'ndjson' ? lines : polls
     run(one, after).catch((/** @type {Frame} */ why) => one.end(why.isAsked ? why : {}))
   })
 
@@ -346,7 +346,7 @@ export function connect(url, options = {}) {
       else address += more
     }
     if (one.ended) return
-    const socket = new Socket(address, ['rejoin.v1', ...bearer ? ['bearer.' + bearer] : []])
+    const socket = new Socket(address, bearer ? ['rejoin.v1', 'bearer.' + bearer] : 'rejoin.v1')
     socket.binaryType = 'arraybuffer'
     // A dead path keeps the socket open for a minute, and may bring more. `frame` drops that.
     one.abort.signal.onabort = () => socket.close()
@@ -354,18 +354,22 @@ export function connect(url, options = {}) {
       one.asked.push({ answered, reading })
       socket.send(JSON.stringify({ ...command, ref: 1 }))
     }
-    socket.onmessage = (/** @type {MessageEvent} */ { data }) => one.frame(typeof data === 'string' ? JSON.parse(data) : binary(data))
+    // Only a text has the method `at`.
+    socket.onmessage = (/** @type {MessageEvent} */ { data }) => one.frame(data.at ? JSON.parse(data) : binary(data))
     // A WebSocket of Node throws an error that no handler takes.
     socket.onerror = () => {}
     socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => {
       // These four say that the client has broken the protocol or a limit.
-      one.end(one.problem ?? { code: [1002, 1003, 1007, 1009].includes(code) ? 'bad_request' : reason })
+      one.end(one.problem ?? { code: /^100[2379]/.test(/** @type {any} */ (code)) ? 'bad_request' : reason })
     }
   }
 
+  /** The topics of a request. Its flag `presence` is for all of them. @param {Link} one @param {number} [wait] */
+  const of = (one, wait = 1) => ({ topics: [...one.names], presence: wait && one.readings.some(it => it.presence) || undefined })
+
   /** @param {Link} one @param {string} [after] */
   async function lines(one, after) {
-    const answer = await request(events, { topics: [...one.names], after }, one.abort.signal, 'application/x-ndjson')
+    const answer = await request(events, { ...of(one), after }, one.abort.signal, 'application/x-ndjson')
     const body = /** @type {ReadableStream} */ (answer.body).pipeThrough(new TextDecoderStream()).getReader()
     for (let rest = ''; ;) {
       const { value, done } = await body.read()
@@ -378,10 +382,12 @@ export function connect(url, options = {}) {
 
   /** @param {Link} one @param {string} [after] */
   async function polls(one, after) {
-    const topics = [...one.names]
-    // The first is not held, since its answer shows that polls work.
-    for (let wait = 0; !one.ended; wait = WAIT) {
-      const page = await request(events, { topics, after, wait }, one.abort.signal)
+    // The first is not held, since its answer shows that polls work. So it makes nobody present.
+    for (let wait = 0, mine; !one.ended; wait = WAIT) {
+      const page = await request(events, { ...of(one, wait), after, wait }, one.abort.signal)
+      // The list of the subject has changed. The next `open` says how.
+      if (wait && mine !== '' + page.mine) return again()
+      mine = '' + page.mine
       if (!wait) one.frame({ type: 'open', cursor: after ?? page.cursor, mine: page.mine, heartbeat_ms: POLL_MS })
       for (const frame of inOrder(page)) one.frame(frame)
       after = page.cursor
@@ -416,26 +422,28 @@ export function connect(url, options = {}) {
     one?.end()
   }
 
-  /** Takes what the connection brings. @param {Link} one @param {Frame} frame */
-  function take(one, frame) {
-    const { type, topic, id, replay } = frame, asked = one.asked[0]?.reading
-    if (type === 'message' || type === 'gap') {
-      if (!replay && id && !isNewer(id, cursor)) return
-      for (const reading of readers(topic)) {
-        if (replay ? reading === asked && topic === reading.name : reading.live) give(reading, frame)
-      }
+  /** Takes what the connection brings. @param {Frame} frame */
+  function take(frame) {
+    const { type, topic, id } = frame
+    if (frame.replay) {
       // The server says only after them to which topic they belong. One too many says that there were more.
-      if (replay && !strays[MOST_HELD]) strays.push(frame)
+      if (!strays[MOST_HELD]) strays.push(frame)
     } else {
-      if (frame.by === 'server') byServer(frame, asked)
-      if (topic) strays.length = 0
+      if (type === 'message' || type === 'gap') {
+        if (id && !isNewer(id, cursor)) return
+        for (const reading of all()) if (reading.live && matches(reading.name, topic)) give(reading, frame)
+      } else if (frame.by === 'server') byServer(frame)
+      cursor = id ?? frame.cursor ?? cursor
     }
-    if (!replay) cursor = id ?? frame.cursor ?? cursor
+    tabs?.tell(frame)
   }
 
-  /** The subscriptions that match this topic. @param {string} topic @returns {Reading[]} */
-  const readers = topic => [topic, ...[...patterns].filter(name => name !== topic && matches(name, topic))]
-    .flatMap(named)
+  /** Gives it what was replayed. False if there was more. @param {Reading} reading */
+  function hasReplay(reading) {
+    const all = strays.splice(0)
+    for (const frame of all.slice(0, MOST_HELD)) give(reading, frame)
+    return all.length <= MOST_HELD
+  }
 
   /** Gives a message or a gap to one subscription, unless it has had it. @param {Reading} reading @param {Frame} frame */
   function give(reading, frame) {
@@ -500,6 +508,8 @@ export function connect(url, options = {}) {
     if (reading.ended) return
     reading.at ??= place
     reading.live = reading.caught = true
+    // The address of a WebSocket cannot say it for one topic.
+    if (reading.presence) link?.command?.({ type: 'subscribe', topic: reading.name, presence: true })
     if (reading.told) return
     reading.told = true
     reading.emit('subscribed', { topic: reading.name, cursor: reading.at })
@@ -509,7 +519,7 @@ export function connect(url, options = {}) {
   /** Reads a subscription over the connection that is open. @param {Reading} reading @returns {Promise<void>} */
   async function join(reading) {
     const { name, at: place } = reading, one = link
-    if (!one || reading.live || reading.lost || reading.ended || reading.given || one.asked.some(it => it.reading === reading)) return
+    if (!one || reading.live || reading.lost || reading.ended || reading.given || one.asked.some(it => it.reading?.name === name)) return
     if (!one.command) return again()
     if (one.names.has(name)) {
       const isNow = !place && isPlain(reading)
@@ -519,10 +529,15 @@ export function connect(url, options = {}) {
       return
     }
     one.names.add(name)
-    // The replay of a pattern looks like that of a topic which the server adds. So polls read it.
-    const isPattern = patterns.has(name), start = isPattern ? {} : place ? { after: place } : reading.start
+    // The leader of the tabs replays nothing for a follower.
+    const start = tabs ? {} : place ? { after: place } : reading.start
     one.command({ type: 'subscribe', topic: name, ...start }, frame => {
-      if (frame.type !== 'error') return isPattern ? join(reading) : joined(reading, frame.cursor)
+      const isWhole = hasReplay(reading)
+      if (frame.type !== 'error') {
+        // The server replays nothing of a topic that it has added before.
+        if (isWhole && !tabs && !named(name).some(it => it.given)) joined(reading, frame.cursor)
+        return named(name).forEach(join)
+      }
       one.names.delete(name)
       if (FINAL.test(frame.code)) refuseTopic(name, frame)
       else later('join', joinAll, 2000)
@@ -535,11 +550,12 @@ export function connect(url, options = {}) {
   async function catchUp(reading) {
     const { name } = reading
     const isBehind = () => link && isNewer(cursor, reading.at)
+    // Until this is done: if it fails, the reading is behind.
+    reading.caught = false
     for (let isFull = true; isFull || isBehind();) {
       const start = reading.at ? { after: reading.at } : reading.start
       /** @type {Frame} */
       const page = await request(events, { topics: [name], ...start, wait: +!isFull, limit: 1000 })
-        .catch(why => { throw { ...why, topic: name } })
       if (reading.live || reading.ended) return
       for (const frame of inOrder(page)) if (!reading.lost) give(reading, frame)
       if (reading.lost) return
@@ -550,10 +566,10 @@ export function connect(url, options = {}) {
   }
 
   /** @param {string} topic @param {Start} [start] @returns {Subscription} */
-  function subscribe(topic, { state: load, ...start } = {}) {
+  function subscribe(topic, { state: load, presence, ...start } = {}) {
     const isNow = isPlain({ start }), first = isNow && !hasOpened() ? cursor : undefined
-    if (load && !isNow) throw new TypeError('state: no other start')
-    return begin(topic, { load, start, at: start.after ?? first, caught: !!first }).facade
+    if (load && !isNow) throw TypeError('state')
+    return begin(topic, { load, start, presence, at: start.after ?? first, caught: !!first }).facade
   }
 
   /** @param {string} name @param {Partial<Reading>} given */
@@ -571,25 +587,22 @@ export function connect(url, options = {}) {
       ...given,
     }
     if (reading.ended) return reading
-    readings.set(name, (readings.get(name) ?? new Set()).add(reading))
-    if (name.includes('*')) patterns.add(name)
+    readings.add(reading)
     wake()
     join(reading)
     return reading
   }
 
-  /** The messages of a subscription. If the loop is slow, they wait on the server. @param {Reading} reading @param {any} on */
+  /** The messages of a subscription. The next one waits until the loop takes it. @param {Reading} reading @param {any} on */
   async function* loop(reading, on) {
-    /** @type {Message[]} */
-    const queue = []
-    let isFull = false, resume = () => {}
+    /** @type {Message | undefined} */
+    let message
     /** @type {Error | undefined} */
     let error
-    on('message', (/** @type {Message} */ message) => {
-      if (queue.push(message) === MOST_HELD) {
-        isFull = true
-        hold(reading, 1)
-      }
+    let resume = () => {}
+    on('message', (/** @type {Message} */ it) => {
+      message = it
+      hold(reading, 1)
       resume()
     })
     on('end', (/** @type {Error | undefined} */ why) => {
@@ -598,13 +611,13 @@ export function connect(url, options = {}) {
     })
     try {
       for (;;) {
-        while (queue.length) yield /** @type {Message} */ (queue.shift())
-        if (error) throw error
-        if (reading.ended) return
-        if (isFull) {
-          isFull = false
+        if (message) {
+          yield message
+          message = undefined
           hold(reading, -1)
-        } else await new Promise(done => { resume = /** @type {() => void} */ (done) })
+        } else if (error) throw error
+        else if (reading.ended) return
+        else await new Promise(done => { resume = /** @type {() => void} */ (done) })
       }
     } finally {
       end(reading)
@@ -613,18 +626,16 @@ export function connect(url, options = {}) {
 
   /** @param {Reading} reading @param {Error} [error] */
   function end(reading, error) {
-    const { name } = reading, some = readings.get(name)
+    const { name } = reading
     if (reading.ended) return
     reading.ended = true
     reading.held = []
-    some?.delete(reading)
+    readings.delete(reading)
     reading.emit('end', error)
-    if (some?.size) return
-    readings.delete(name)
-    patterns.delete(name)
+    if (named(name).length) return
     const isOwn = link?.names.delete(name)
     if (link?.command && (isOwn || reading.given)) link.command({ type: 'unsubscribe', topic: name })
-    else if (isOwn) link?.names.size || isWanted ? again() : rest()
+    else if (isOwn) again()
   }
 
   /** A topic is refused. The others go on. @param {string} name @param {Frame} problem */
@@ -636,13 +647,12 @@ export function connect(url, options = {}) {
     }
   }
 
-  /** The server has added a topic, or taken it. @param {Frame} frame @param {Reading} [asked] */
-  function byServer({ type, topic, cursor: place }, asked) {
-    const lose = (/** @type {Reading} */ it) =>
-      give(it, { type: 'gap', topic: it.name, after: it.at, next: null, cursor: place, reason: 'retention' })
+  /** The server has added a topic, or taken it. @param {Frame} frame */
+  function byServer({ type, topic, cursor: place }) {
     let reading = named(topic).find(it => it.given)
     if (type === 'unsubscribed') {
-      /** @type {Link} */ (link).names.delete(topic)
+      link?.names.delete(topic)
+      strays.length = 0
       if (reading) {
         reading.given = false
         end(reading)
@@ -650,10 +660,9 @@ export function connect(url, options = {}) {
       return refuseTopic(topic, { code: 'conflict' })
     }
     if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
-    for (const frame of strays.slice(0, MOST_HELD)) if (matches(topic, frame.topic)) give(reading, frame)
-    if (strays[MOST_HELD]) lose(reading)
-    // It took these for its own, so that it may miss older ones.
-    if (asked && strays.some(it => it.topic === asked.name)) lose(asked)
+    if (!hasReplay(reading)) {
+      give(reading, { type: 'gap', topic, after: reading.at, next: null, cursor: place, reason: 'unknown_cursor' })
+    }
     reading.at = newer(reading.at, place)
     joined(reading, place)
   }
@@ -678,10 +687,9 @@ export function connect(url, options = {}) {
         try {
           const [answer] = await request('/publish', body)
           if (answer.code) throw { ...answer, isAsked: true }
-          const { id } = answer
           if (own.size > MOST_HELD) own.clear()
-          if (echoing) own.add(id)
-          return id
+          if (echoing) own.add(answer.id)
+          return answer.id
         } catch (/** @type {any} */ why) {
           // Without a code there was no answer, and the message may be stored.
           if (!why.isAsked) code = 'unknown_outcome'
@@ -704,6 +712,7 @@ export function connect(url, options = {}) {
     stop()
     next?.end()
     leave()
+    tabs?.rest()
     if (!isOver()) say('waiting')
   }
 
@@ -722,6 +731,10 @@ export function connect(url, options = {}) {
     if (!isWanted && !known().length) return rest()
     if (!link) say('connecting')
     try {
+      await sharing
+      if (turn !== turns) return
+      const follow = tabs?.rise()
+      if (follow) return await open(follow)
       await credential()
     } catch {
       if (turn === turns) retry()
@@ -729,7 +742,7 @@ export function connect(url, options = {}) {
     }
     for (let kind = isKept() && kinds[at] ? at : 0; kind < kinds.length; kind++) {
       try {
-        return await reach(kind, () => turn === turns)
+        return await reach(kind, turn)
       } catch (/** @type {any} */ why) {
         if (turn !== turns) return
         if (why.code) return judge(why)
@@ -738,14 +751,14 @@ export function connect(url, options = {}) {
     retry()
   }
 
-  /** Opens a connection of this kind. @param {number} kind @param {() => boolean} isCurrent */
-  async function reach(kind, isCurrent) {
+  /** Opens a connection of this kind. @param {number} kind @param {number} turn */
+  async function reach(kind, turn) {
     const name = kinds[kind], isHttp = name !== 'ws', { some } = together()
     // An HTTP stream has one start for all. So other starts are read before.
     if (isHttp) await Promise.all(known().filter(it => !some.includes(it)).map(catchUp))
-    // A poll needs a topic. A stream may wait for those that the server adds.
-    if (!isCurrent() || isHttp && (name === 'poll' || !isWanted) && !together().some.length) throw {}
-    await open(name)
+    // A poll needs a topic, or a list of the subject. A stream may wait for those that the server adds.
+    if (turn !== turns || isHttp && !(name === 'poll' ? options.mine : isWanted) && !together().some.length) throw {}
+    await open(name === 'ws' ? webSocket : name === 'ndjson' ? lines : polls)
     if (kind !== at || !isKept()) chosen = Date.now()
     at = kind
     if (kind) later('better', go, BETTER_MS)
@@ -755,13 +768,13 @@ export function connect(url, options = {}) {
   /** Does what the reason for an end asks for. @param {Frame} why @returns {any} */
   function judge(why) {
     const { code, topic, retry_ms } = why
-    if (options.token && OF_TOKEN.test(code)) {
+    if (options.token && /^(unauth|token_)/.test(code)) {
       if (why.isAsked || refusals++) return refuse(why)
       token = undefined
       return retry(retry_ms)
     }
     if (!FINAL.test(code)) return retry(retry_ms)
-    if (!readings.has(topic)) return refuse(why)
+    if (!named(topic).length) return refuse(why)
     refuseTopic(topic, why)
     go()
   }
@@ -793,11 +806,16 @@ export function connect(url, options = {}) {
   /** The page comes or goes, or the network is back. @param {Event} event */
   function hurry({ type }) {
     if (type === 'pagehide') return rest()
-    if (globalThis.document?.hidden) return
+    // A page that is left is hidden only after its end.
+    if (type === 'visibilitychange' && document.hidden) return
     if (type === 'online') chosen = 0
     if (turns && !next && (!link || type === 'online')) go()
   }
-  for (const type of WAKING) globalThis.addEventListener?.(type, hurry, listening)
+  // Without the module each tab connects by itself.
+  const sharing = options.shared && import('./rejoin-shared.js').then(it => {
+    tabs = it.share(base, options, again, subscribe, () => ({ link, cursor, all: all() }))
+  }).catch(() => {})
+  for (const type of ['online', 'pageshow', 'pagehide', 'visibilitychange']) globalThis.addEventListener?.(type, hurry, listening)
   // The transport that has worked shortly before.
   try { [at, chosen] = sessionStorage[base].split(',').map(Number) } catch { /* the browser forbids storage, or has none */ }
   if (options.mine) wake()
@@ -807,6 +825,7 @@ export function connect(url, options = {}) {
     get cursor() { return cursor },
     subscribe,
     publish,
+    presence: topic => import('./rejoin-presence.js').then(it => it.presence(topic, subscribe, request)),
     on(type, handler) {
       if (type === 'open') {
         isWanted = true

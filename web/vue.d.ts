@@ -20,3 +20,10 @@ export declare function useTopic<T>(rejoin: Rejoin, topic: import('vue').MaybeRe
  * @returns {import('vue').ShallowRef<T>}
  */
 export declare function useLatest<T>(rejoin: Rejoin, topic: import('vue').MaybeRefOrGetter<string | null | undefined>, initial: T): import('vue').ShallowRef<T>;
+/**
+ * The members of a topic while the component is there: the subjects that are present.
+ * @param {Rejoin} rejoin
+ * @param {import('vue').MaybeRefOrGetter<string | null | undefined>} topic
+ * @returns {import('vue').ShallowRef<import('./rejoin-presence.js').Member[]>}
+ */
+export declare function usePresence(rejoin: Rejoin, topic: import('vue').MaybeRefOrGetter<string | null | undefined>): import('vue').ShallowRef<import('./rejoin-presence.js').Member[]>;

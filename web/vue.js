@@ -41,3 +41,27 @@ export function useLatest(rejoin, topic, initial) {
   useTopic(rejoin, topic, ({ data }) => { latest.value = /** @type {T} */ (data) }, { last: 1 })
   return latest
 }
+
+/**
+ * The members of a topic while the component is there: the subjects that are present.
+ * @param {Rejoin} rejoin
+ * @param {import('vue').MaybeRefOrGetter<string | null | undefined>} topic
+ * @returns {import('vue').ShallowRef<import('./rejoin-presence.js').Member[]>}
+ */
+export function usePresence(rejoin, topic) {
+  /** @type {import('vue').ShallowRef<import('./rejoin-presence.js').Member[]>} */
+  const members = shallowRef([])
+  /** @type {(() => void) | undefined} */
+  let close
+  watch(() => toValue(topic), name => {
+    close?.()
+    close = undefined
+    members.value = []
+    if (name == null) return
+    const opening = rejoin.presence(name)
+    opening.then(room => room.on('members', all => { members.value = all }))
+    close = () => { opening.then(room => { room.close() }) }
+  }, { immediate: true })
+  onScopeDispose(() => close?.())
+  return members
+}

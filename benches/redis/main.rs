@@ -4,8 +4,9 @@
 //! `redis-benchmark` running the same script and pipelining; a delivery on another replica, compared with a
 //! bare `PUBLISH` and `SUBSCRIBE`; how long it takes until messages come again after the connections to Redis
 //! have died; and the work and the memory of Redis. Linux only. With the argument `publish`, `latency`,
-//! `found-again`, `memory` or `resume` it measures only that.
+//! `found-again`, `memory`, `presence` or `resume` it measures only that.
 
+mod presence;
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../../tests/redis/proxy.rs"]
 mod proxy;
@@ -65,6 +66,9 @@ fn main() -> Outcome<()> {
         }
         if is_wanted("memory") {
             store::memory().await?;
+        }
+        if is_wanted("presence") {
+            presence::presence().await?;
         }
         if is_wanted("resume") {
             store::resume().await?;

@@ -86,6 +86,7 @@ pub struct Identity {
     pub(super) subject: Option<Arc<str>>,
     /// Messages name the subject.
     pub(super) is_named: bool,
+    pub(super) info: Option<Arc<str>>,
     pub(super) holder: Holder,
 }
 
@@ -181,13 +182,11 @@ impl Authority {
     ) -> Result<Identity, Refused> {
         let parts = Parts::split(token).map_err(Refused::Malformed)?;
         let (algorithm, kid) = (parts.algorithm.name(), parts.kid.clone());
-        // Not proven yet: it only says which issuers need not be asked.
-        let named = Written::read(parts.claims).ok().and_then(|mut claims| claims.take("iss").ok().flatten());
+        let named = named_iss(&parts);
         let (mut issuers, mut sources) = (Vec::new(), Sources::default());
-        for Issuer { terms, source, keys } in &self.issuers {
-            if terms.iss.is_some() && terms.iss != named {
-                continue;
-            }
+        for Issuer { terms, source, keys } in
+            self.issuers.iter().filter(|issuer| issuer.may_be(named.as_deref()))
+        {
             match keys.verify(&parts).map_err(Refused::Malformed)? {
                 Known::Signed => {
                     let claims = Claims::read(parts.claims).map_err(|why| Refused::Claims { kid, why })?;
@@ -260,9 +259,15 @@ impl Authority {
             expires_at: Some(claims.exp.0),
             subject,
             is_named: terms.by,
+            info: claims.info.clone(),
             holder: Holder::Token { key, claims },
         })
     }
+}
+
+/// The issuer that a token names. It is not proven: it only says which issuers need not be asked.
+pub fn named_iss(parts: &Parts<'_>) -> Option<String> {
+    Written::read(parts.claims).ok()?.take("iss").ok()?
 }
 
 impl fmt::Debug for Authority {
@@ -328,7 +333,7 @@ impl Terms {
 impl Identity {
     /// The identity of a client whose rights do not expire, and who has no subject.
     fn lasting(grants: Arc<Grants>, holder: Holder) -> Self {
-        Self { grants, unfilled: None, expires_at: None, subject: None, is_named: false, holder }
+        Self { grants, unfilled: None, expires_at: None, subject: None, is_named: false, info: None, holder }
     }
 
     /// True if the identity's token has ended by `now`. A key never ends.
@@ -361,9 +366,9 @@ impl Identity {
         self.subject.as_ref()
     }
 
-    /// True if an answer of the backend may replace another one: it is for the same subject, or neither has one.
-    pub fn is_same_subject_or_none(&self, others: &Self) -> bool {
-        self.subject == others.subject
+    /// JSON that is told with the subject where it is present.
+    pub fn info(&self) -> Option<&Arc<str>> {
+        self.info.as_ref()
     }
 
     /// The place from which the key of this client's token was fetched.
@@ -382,6 +387,15 @@ impl Identity {
     /// True if messages of this client may name any subject: for a backend with `admin`, and on an open server.
     pub fn may_publish_for_others(&self) -> bool {
         self.grants.is_open() || (self.is_key() && self.grants.is_admin())
+    }
+
+    /// When the token of this client was issued, in seconds since the Unix epoch. The outer option is none for other
+    /// credentials.
+    pub fn issued(&self) -> Option<Option<u64>> {
+        match &self.holder {
+            Holder::Token { claims, .. } => Some(claims.iat),
+            _ => None,
+        }
     }
 
     /// True for an API key.

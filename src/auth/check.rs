@@ -7,7 +7,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use super::{
     Refused,
-    authority::{Authority, Identity, LEEWAY, Terms, TokenKey},
+    authority::{Authority, Identity, LEEWAY, Terms, TokenKey, named_iss},
     claims::{Audience, NumericDate, Written},
     grants::{GrantList, Values},
     issuer::Issuer,
@@ -92,27 +92,46 @@ impl Findings {
         let mut terms = signer.map(|key| &*key.terms);
         match signer {
             Some(key) => self.right("signature", format!("made by the key of {}", name_of(key))),
-            None if !authority.issuers.is_empty() => {
-                for Issuer { terms: others, source, .. } in &authority.issuers {
-                    terms = terms.or(Some(others));
-                    self.wrong(
-                        "signature",
-                        format!(
-                            "not checked: the keys of [[jwt]] {:?} are at {}, and this command asks no server",
-                            others.name, source.place
-                        ),
-                    );
-                }
-            }
-            None if keys.is_empty() => {
-                self.wrong("signature", "no [[jwt]] and no --jwt-secret is configured")
-            }
-            None => keys.iter().for_each(|key| self.wrong("signature", not_signed(key, &parts))),
+            None => terms = self.issuers(authority, &parts),
         }
         match Written::read(parts.claims) {
             Ok(claims) => self.claims(claims, terms, &authority.prefixes, now),
             Err(why) => self.wrong("claims", why),
         }
+    }
+
+    /// Explains why no configured key has made the signature. The result are the terms of the issuer that the token
+    /// names.
+    fn issuers<'a>(&mut self, authority: &'a Authority, parts: &Parts<'_>) -> Option<&'a Terms> {
+        let (keys, named) = (&authority.token_keys, named_iss(parts));
+        let mut issuers =
+            authority.issuers.iter().filter(|issuer| issuer.may_be(named.as_deref())).peekable();
+        if issuers.peek().is_none() {
+            keys.iter().for_each(|key| self.wrong("signature", not_signed(key, parts)));
+            match &named {
+                _ if authority.issuers.is_empty() && keys.is_empty() => {
+                    self.wrong("signature", "no [[jwt]] and no --jwt-secret is configured");
+                }
+                _ if authority.issuers.is_empty() => {}
+                Some(named) => {
+                    self.wrong("signature", format!("no [[jwt]] with jwks or issuer has the iss {named:?}"))
+                }
+                None => self.wrong(
+                    "signature",
+                    "each [[jwt]] with jwks or issuer has an iss, and the token has none",
+                ),
+            }
+        }
+        let mut terms = None;
+        for Issuer { terms: others, source, .. } in issuers {
+            terms = terms.or(Some(&**others));
+            let (name, place) = (&others.name, &source.place);
+            self.wrong(
+                "signature",
+                format!("not checked: the keys of [[jwt]] {name:?} are at {place}, and this command asks no server"),
+            );
+        }
+        terms
     }
 
     /// Each claim alone, so that all mistakes are found at once.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -28,8 +29,14 @@ pub struct Claims {
     pub exp: NumericDate,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nbf: Option<NumericDate>,
+    /// When the token was issued, in whole seconds since the Unix epoch, if it says so in a number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iat: Option<u64>,
     /// The grants.
     pub rejoin: GrantList,
+    /// JSON that is told with the subject where it is present.
+    #[serde(skip)]
+    pub info: Option<Arc<str>>,
     /// The other claims that are strings, for grants that name them.
     #[serde(flatten)]
     pub others: BTreeMap<String, String>,
@@ -90,6 +97,13 @@ impl Written {
         object.map(|object: BTreeMap<String, IgnoredAny>| object.into_keys().collect()).unwrap_or_default()
     }
 
+    /// Takes out the second in which the token was issued. A mistake in it counts as none, as if it were missing: it
+    /// matters only while tokens of the subject are refused.
+    fn take_iat(&mut self) -> Option<u64> {
+        let seconds = self.take::<Option<f64>>("iat").ok().flatten().flatten()?;
+        (0.0..=LATEST_SECONDS).contains(&seconds).then_some(seconds as u64)
+    }
+
     /// Takes out the grants of the token.
     ///
     /// # Errors
@@ -103,6 +117,11 @@ impl Written {
         let text = |raw: &RawValue| serde_json::from_str(raw.get()).ok();
         self.0.into_iter().filter_map(|(name, raw)| Some((name, text(&raw)?))).collect()
     }
+}
+
+/// JSON that is told with a subject. `null` is none.
+pub fn info(raw: &RawValue) -> Option<Arc<str>> {
+    Some(raw.get()).filter(|json| *json != "null").map(Into::into)
 }
 
 /// The mistake without its line and column, since nobody has the claims before them.
@@ -122,7 +141,9 @@ impl TryFrom<Written> for Claims {
             aud: claims.take("aud")?.flatten().unwrap_or_default(),
             exp: claims.take("exp")?.ok_or("exp is missing")?,
             nbf: claims.take("nbf")?.flatten(),
+            iat: claims.take_iat(),
             rejoin: claims.take_grants()?,
+            info: claims.take::<Box<RawValue>>("rejoin_info")?.as_deref().and_then(info),
             others: claims.texts(),
         })
     }

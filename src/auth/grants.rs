@@ -7,6 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use super::containment::covers;
 use crate::message::{ParsePatternError, Pattern, Topic};
 
+/// The changes of the members of a topic have this before its name.
+const PRESENCE: &str = "$presence.";
 /// How many patterns of each kind one log line lists.
 const MAX_LISTED: usize = 20;
 
@@ -17,6 +19,8 @@ pub struct Grants {
     subscribe: Box<[Pattern]>,
     publish: Box<[Pattern]>,
     manage: Box<[Pattern]>,
+    /// The topics of which the members may be seen.
+    presence: Box<[Pattern]>,
     admin: bool,
     metrics: bool,
 }
@@ -27,8 +31,12 @@ impl Grants {
         Self { everything: true, admin: true, ..Self::default() }
     }
 
-    /// True if every topic that `pattern` matches may be read. A pattern wider than the grants is refused.
+    /// True if every topic that `pattern` matches may be read. A pattern wider than the grants is refused. Topics of
+    /// presence are granted by `presence`, and by nothing else.
     pub fn may_subscribe(&self, pattern: &Pattern) -> bool {
+        if names_presence(pattern) {
+            return self.may_read_changes(pattern);
+        }
         self.everything || self.subscribe.binary_search(pattern).is_ok() || covers(&self.subscribe, pattern)
     }
 
@@ -43,8 +51,26 @@ impl Grants {
     }
 
     /// True if connections of other clients may be given every topic that `pattern` matches: by `manage`, or by `admin`.
+    /// For topics of presence `presence` is needed too.
     pub fn may_manage(&self, pattern: &Pattern) -> bool {
-        self.everything || self.admin || covers(&self.manage, pattern)
+        let is_managed = self.everything || self.admin || covers(&self.manage, pattern);
+        is_managed && (!names_presence(pattern) || self.may_read_changes(pattern))
+    }
+
+    /// True if the members of every topic that `pattern` matches may be seen.
+    pub fn may_see_presence(&self, pattern: &Pattern) -> bool {
+        self.everything || covers(&self.presence, pattern)
+    }
+
+    /// The same for a topic or pattern of changes.
+    fn may_read_changes(&self, changes: &Pattern) -> bool {
+        let of = changes.as_str().strip_prefix(PRESENCE).and_then(|of| of.parse().ok());
+        self.everything || of.is_some_and(|of| covers(&self.presence, &of))
+    }
+
+    /// True if there is a topic that this client may add to the connections and lists of others.
+    pub fn may_manage_something(&self) -> bool {
+        self.everything || self.admin || !self.manage.is_empty()
     }
 
     /// These grants and `others` together.
@@ -60,6 +86,7 @@ impl Grants {
             subscribe: together(self.subscribe, others.subscribe),
             publish: together(self.publish, others.publish),
             manage: together(self.manage, others.manage),
+            presence: together(self.presence, others.presence),
             admin: self.admin || others.admin,
             metrics: self.metrics || others.metrics,
         }
@@ -78,6 +105,7 @@ impl Grants {
         let metrics = self.may_read_metrics() && limit.may_read_metrics();
         let (subscribe, publish) =
             (keep(self.subscribe, &limit.subscribe), keep(self.publish, &limit.publish));
+        let presence = keep(self.presence, &limit.presence);
         let manage = if limit.admin { self.manage } else { keep(self.manage, &limit.manage) };
         if self.admin && !admin {
             leave_out("admin");
@@ -85,7 +113,7 @@ impl Grants {
         if self.metrics && !metrics {
             leave_out("metrics");
         }
-        Self { everything: false, subscribe, publish, manage, admin, metrics }
+        Self { everything: false, subscribe, publish, manage, presence, admin, metrics }
     }
 
     /// True for the grants of an open server.
@@ -104,10 +132,15 @@ impl Grants {
     }
 }
 
+/// True for the topics and patterns whose first segment is that of presence.
+fn names_presence(pattern: &Pattern) -> bool {
+    pattern.segments().next() == PRESENCE.strip_suffix('.')
+}
+
 /// For the operator's log: in the form of the configuration, with the placeholders filled in.
 impl fmt::Display for Grants {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { everything, subscribe, publish, manage, admin, metrics } = self;
+        let Self { everything, subscribe, publish, manage, presence, admin, metrics } = self;
         let patterns = |patterns: &[Pattern]| {
             let listed = patterns.iter().take(MAX_LISTED).map(Pattern::as_str).collect::<Vec<_>>().join(", ");
             if patterns.len() > MAX_LISTED { format!("[{listed}, …]") } else { format!("[{listed}]") }
@@ -116,10 +149,11 @@ impl fmt::Display for Grants {
             true => f.write_str("everything"),
             false => write!(
                 f,
-                "subscribe {} publish {} manage {} admin {admin} metrics {metrics}",
+                "subscribe {} publish {} manage {} presence {} admin {admin} metrics {metrics}",
                 patterns(subscribe),
                 patterns(publish),
-                patterns(manage)
+                patterns(manage),
+                patterns(presence)
             ),
         }
     }
@@ -135,6 +169,8 @@ pub struct GrantList {
     pub publish: Vec<Template>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub manage: Vec<Template>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub presence: Vec<Template>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub admin: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -143,7 +179,7 @@ pub struct GrantList {
 
 impl GrantList {
     /// The names of all grants.
-    pub const NAMES: [&str; 5] = ["subscribe", "publish", "manage", "admin", "metrics"];
+    pub const NAMES: [&str; 6] = ["subscribe", "publish", "manage", "presence", "admin", "metrics"];
 
     /// The grants of these lists together, for a token with these values. `unfilled` is told each pattern that
     /// grants nothing.
@@ -165,6 +201,7 @@ impl GrantList {
             subscribe: fill(|list| &list.subscribe),
             publish: fill(|list| &list.publish),
             manage: fill(|list| &list.manage),
+            presence: fill(|list| &list.presence),
             admin: lists.clone().into_iter().any(|list| list.admin),
             metrics: lists.clone().into_iter().any(|list| list.metrics),
         }
@@ -176,7 +213,7 @@ impl GrantList {
     }
 
     fn templates(&self) -> impl Iterator<Item = &Template> {
-        self.subscribe.iter().chain(&self.publish).chain(&self.manage)
+        self.subscribe.iter().chain(&self.publish).chain(&self.manage).chain(&self.presence)
     }
 }
 
@@ -378,6 +415,44 @@ mod tests {
 
     fn may(grants: &Grants, pattern: &str) -> bool {
         grants.may_subscribe(&pattern.parse().expect(pattern))
+    }
+
+    #[test]
+    fn presence_is_granted_by_nothing_else() {
+        let all = || vec!["**".parse().expect("a pattern"), "$presence.**".parse().expect("a pattern")];
+        let everything_else = GrantList {
+            subscribe: all(),
+            publish: all(),
+            manage: all(),
+            presence: Vec::new(),
+            admin: true,
+            metrics: true,
+        };
+        let pattern = |text: &str| text.parse::<Pattern>().expect("a pattern");
+        let grants = granted(&[&everything_else]);
+        for topic in ["$presence", "$presence.a", "$presence.*", "$presence.**", "$presence.a.**"] {
+            let topic = pattern(topic);
+            assert!(!grants.may_subscribe(&topic) && !grants.may_manage(&topic), "{topic}");
+        }
+        assert!(!grants.may_see_presence(&pattern("a")));
+        let seen = vec!["rooms.*".parse().expect("a pattern")];
+        let grants = granted(&[&GrantList { presence: seen, ..GrantList::default() }, &everything_else]);
+        for (topic, is_granted) in [
+            ("rooms.1", true),
+            ("rooms.*", true),
+            ("rooms.**", false),
+            ("rooms", false),
+            ("*.1", false),
+            ("other", false),
+        ] {
+            let changes = pattern(&format!("$presence.{topic}"));
+            assert_eq!(grants.may_subscribe(&changes), is_granted, "{topic}");
+            assert_eq!(grants.may_manage(&changes), is_granted, "{topic}");
+            assert_eq!(grants.may_see_presence(&pattern(topic)), is_granted, "{topic}");
+        }
+        let limited = grants.within(&granted(&[&everything_else]), &mut |_| {});
+        assert!(!limited.may_see_presence(&pattern("rooms.1")), "a limit without it leaves it out");
+        assert!(Grants::everything().may_subscribe(&pattern("$presence.**")));
     }
 
     #[test]

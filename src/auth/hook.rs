@@ -6,11 +6,13 @@ use std::{
 };
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use url::Url;
 
 use super::{
     Refused,
     authority::{Authority, Holder, Identity},
+    claims::info,
     grants::{GrantList, Template, Values},
     subject::subject,
 };
@@ -45,6 +47,7 @@ pub struct HookTerms {
 pub struct HookAnswer {
     sub: Option<Arc<str>>,
     grants: GrantList,
+    info: Option<Arc<str>>,
     /// When it came, and how long it lasts from then on.
     pub at: SystemTime,
     pub lasts: Duration,
@@ -57,9 +60,9 @@ struct Written {
     subscribe: Vec<Template>,
     #[serde(default)]
     publish: Vec<Template>,
-    /// Only its form is checked.
-    #[serde(default, rename = "presence")]
-    _presence: Vec<Template>,
+    #[serde(default)]
+    presence: Vec<Template>,
+    info: Option<Box<RawValue>>,
     expires_in: Option<f64>,
 }
 
@@ -69,7 +72,7 @@ impl HookAnswer {
     /// # Errors
     /// The mistake in it, without its text.
     pub fn read(json: &[u8], terms: &HookTerms, at: SystemTime) -> Result<Self, String> {
-        let crate::message::Object(Written { sub, subscribe, publish, expires_in, .. }) =
+        let crate::message::Object(Written { sub, subscribe, publish, presence, info: told, expires_in }) =
             serde_json::from_slice(json).map_err(|error| error.to_string())?;
         let sub = match sub {
             None => None,
@@ -82,8 +85,14 @@ impl HookAnswer {
         if !SECONDS.contains(&seconds) {
             return Err("expires_in: expected a number of seconds from 1 to 86400".into());
         }
-        let grants = GrantList { subscribe, publish, ..GrantList::default() };
-        Ok(Self { sub, grants, at, lasts: Duration::from_secs_f64(seconds) })
+        let grants = GrantList { subscribe, publish, presence, ..GrantList::default() };
+        let info = told.as_deref().and_then(info);
+        Ok(Self { sub, grants, info, at, lasts: Duration::from_secs_f64(seconds) })
+    }
+
+    /// The user, if the answer names one.
+    pub fn subject(&self) -> Option<&str> {
+        self.sub.as_deref()
     }
 
     fn ends_at(&self) -> SystemTime {
@@ -118,6 +127,7 @@ impl Authority {
             expires_at: Some(answer.ends_at()),
             subject: answer.sub.clone(),
             is_named: terms.by,
+            info: answer.info.clone(),
             holder: Holder::Hook { answer: answer.clone() },
         })
     }
@@ -184,7 +194,7 @@ mod tests {
         let authority = Authority { hook: Some(Arc::new(hook)), ..Authority::default() };
         let answer = Arc::new(answer);
         let identity = authority.identify_by_hook(&answer, SystemTime::UNIX_EPOCH).expect("known");
-        let granted = "subscribe [users.u1] publish [] manage [] admin false metrics false";
+        let granted = "subscribe [users.u1] publish [] manage [] presence [] admin false metrics false";
         assert_eq!(identity.grants.to_string(), granted);
         let later = SystemTime::UNIX_EPOCH + answer.lasts;
         assert!(matches!(authority.identify_by_hook(&answer, later), Err(Refused::Expired { .. })));

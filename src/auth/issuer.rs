@@ -19,6 +19,13 @@ pub struct Issuer {
     pub keys: Arc<KeySet>,
 }
 
+impl Issuer {
+    /// True if a token that names `iss` may be of this issuer.
+    pub fn may_be(&self, iss: Option<&str>) -> bool {
+        self.terms.iss.is_none() || self.terms.iss.as_deref() == iss
+    }
+}
+
 /// The place of the keys. Keys from an equal source stay known while the configuration changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {

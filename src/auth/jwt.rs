@@ -79,6 +79,11 @@ pub enum KeyError {
          put it into pem, jwk or file, and set the algorithm of the key"
     )]
     KeyAsSecret,
+    #[error(
+        "algorithm {0} signs by a secret, and jwks and issuer have public keys: leave algorithm out, or name one such \
+         as RS256"
+    )]
+    Shared(String),
     #[error("*** is not a key: `rejoin config` prints it in place of a secret; put the secret here")]
     Blanked,
     #[error("this is a private key; give the public one, which is enough to verify")]
@@ -119,7 +124,7 @@ impl Verifier {
     pub fn public_algorithm(name: &str) -> Result<Algorithm, KeyError> {
         let algorithm: Algorithm = name.parse().map_err(|_| KeyError::Algorithm(name.to_owned()))?;
         match algorithm.family() {
-            AlgorithmFamily::Hmac => Err(KeyError::KeyAsSecret),
+            AlgorithmFamily::Hmac => Err(KeyError::Shared(name.to_owned())),
             _ => Ok(algorithm),
         }
     }

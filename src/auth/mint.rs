@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use jsonwebtoken::{EncodingKey, Header, encode};
@@ -118,7 +118,9 @@ pub fn mint(
         aud: Audience(of.and_then(|key| key.terms.aud.clone()).into_iter().collect()),
         exp: NumericDate(now + wish.ttl),
         nbf: None,
+        iat: now.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()),
         rejoin: wish.rejoin.clone(),
+        info: None,
         others: BTreeMap::new(),
     };
     let Some(key) = key else {

@@ -12,7 +12,8 @@ pub fn is_subject(text: &str) -> bool {
 
 /// The subject that this prefix and the text of an issuer make. If the text cannot name a user, there is none.
 pub fn subject(prefix: Option<&str>, text: &str) -> Option<Arc<str>> {
-    let whole = [prefix.unwrap_or_default(), text].concat();
+    let Some(prefix) = prefix else { return is_subject(text).then(|| text.into()) };
+    let whole = [prefix, text].concat();
     (!text.is_empty() && is_subject(&whole)).then(|| whole.into())
 }
 

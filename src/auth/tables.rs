@@ -43,6 +43,8 @@ pub struct KeyTable {
     #[serde(default)]
     manage: Vec<Template>,
     #[serde(default)]
+    presence: Vec<Template>,
+    #[serde(default)]
     admin: bool,
     #[serde(default)]
     metrics: bool,
@@ -76,6 +78,8 @@ pub struct JwtTable {
     #[serde(default)]
     manage: Vec<Template>,
     #[serde(default)]
+    presence: Vec<Template>,
+    #[serde(default)]
     admin: bool,
     #[serde(default)]
     metrics: bool,
@@ -91,6 +95,8 @@ struct LimitTable {
     publish: Vec<Template>,
     #[serde(default)]
     manage: Vec<Template>,
+    #[serde(default)]
+    presence: Vec<Template>,
     #[serde(default)]
     admin: bool,
     #[serde(default)]
@@ -170,7 +176,7 @@ impl Authority {
     }
 
     fn add_key(&mut self, table: KeyTable) -> Result<(), String> {
-        let KeyTable { name, sha256, key, subscribe, publish, manage, admin, metrics } = table;
+        let KeyTable { name, sha256, key, subscribe, publish, manage, presence, admin, metrics } = table;
         if key.is_some() {
             return Err(format!(
                 "key {name:?}: the file holds no key, only its hash: replace `key` by `sha256`, with the hash that \
@@ -187,7 +193,7 @@ impl Authority {
         if let Some(known) = self.keys.iter().find(|known| known.digest.is(&digest)) {
             return Err(format!("key {name:?} is the same key as {:?}", known.name));
         }
-        let list = GrantList { subscribe, publish, manage, admin, metrics };
+        let list = GrantList { subscribe, publish, manage, presence, admin, metrics };
         without_subject(&list, "an API key").map_err(|text| format!("key {name:?}: {text}"))?;
         self.keys.push(ApiKey {
             name: name.into(),
@@ -262,14 +268,24 @@ impl Authority {
 
 impl JwtTable {
     fn terms(self) -> Terms {
-        let Self { name, iss, aud, prefix, by, limit, subscribe, publish, manage, admin, metrics, .. } = self;
-        let grants = GrantList { subscribe, publish, manage, admin, metrics };
-        let limit = limit.map(|LimitTable { subscribe, publish, manage, admin, metrics }| GrantList {
+        let Self {
+            name,
+            iss,
+            aud,
+            prefix,
+            by,
+            limit,
             subscribe,
             publish,
             manage,
+            presence,
             admin,
             metrics,
+            ..
+        } = self;
+        let grants = GrantList { subscribe, publish, manage, presence, admin, metrics };
+        let limit = limit.map(|LimitTable { subscribe, publish, manage, presence, admin, metrics }| {
+            GrantList { subscribe, publish, manage, presence, admin, metrics }
         });
         Terms { name, iss, aud, prefix, by, grants, limit }
     }

@@ -1,6 +1,7 @@
 //! A cursor moving over the log.
 
 mod level;
+mod mine;
 
 use std::{
     collections::VecDeque,
@@ -12,7 +13,10 @@ use std::{
 
 use futures_util::{FutureExt, Stream, future::BoxFuture};
 
-pub use self::level::{Meeting, Place};
+pub use self::{
+    level::{Meeting, Place},
+    mine::{ListChange, Mine},
+};
 use super::driven::Driven;
 use crate::{
     log::{
@@ -111,6 +115,8 @@ pub struct Subscription {
     unknown_cursor: Option<Id>,
     /// The cursor stays where it is while nothing is read.
     keeps_cursor: bool,
+    /// The list of the client's subject.
+    mine: Option<Box<Mine>>,
 }
 
 impl Subscription {
@@ -141,6 +147,7 @@ impl Subscription {
             connection: connection.into(),
             unknown_cursor: None,
             keeps_cursor: false,
+            mine: None,
         };
         if !gaps.is_empty() {
             let (sent, unknown) = match start {
@@ -252,9 +259,10 @@ impl Subscription {
         self.seen_ephemerals.get_or_insert_with(|| log.ephemerals().count());
     }
 
-    /// Keeps the cursor while there are no patterns, until one is added.
+    /// Keeps the cursor while there are no patterns, until one is added. If a list is read too, the cursor moves on: each
+    /// entry of the list is read from where it was added.
     pub fn keep_cursor(&mut self) {
-        self.keeps_cursor = true;
+        self.keeps_cursor = self.mine.is_none();
     }
 
     /// Reads on alone, after a subscription that was to be merged into this one was dropped.
@@ -370,6 +378,11 @@ impl Subscription {
             }
             // Listen first, then look.
             let was_woken = self.follower.take_wakeup(cx);
+            let (read_upto, watermark) = (self.position.cursor, self.log.watermark());
+            if self.mine.as_mut().is_some_and(|mine| mine.holds(read_upto, watermark)) {
+                self.looked_upto = None;
+                return Poll::Pending;
+            }
             if !was_woken && self.looked_upto == Some(self.log.watermark()) {
                 if self.ready.capacity() > KEPT_CAPACITY {
                     self.ready = VecDeque::new();
@@ -399,7 +412,12 @@ impl Subscription {
         // before one of them.
         let ephemerals = self.log.ephemerals().count();
         let watermark = self.log.watermark();
-        let upto = watermark.min(self.until);
+        let upto = self.limit(watermark);
+        if self.mine.as_ref().is_some_and(|mine| mine.owes_gap(self.cursor)) {
+            self.looked_upto = None;
+            self.begin_page(Duration::ZERO);
+            return;
+        }
         let Self { followed, position, ready, connection, log, .. } = self;
         let tails = followed.iter().map(Followed::tail);
         let merged = merge(tails, position, upto, &log.expiry(), TAIL_LIMIT, |message| {
@@ -428,6 +446,12 @@ impl Subscription {
         }
     }
 
+    /// How far this may read, if everything has arrived up to this watermark.
+    fn limit(&mut self, watermark: Id) -> Id {
+        let until = watermark.min(self.until);
+        self.mine.as_mut().map_or(until, |mine| mine.limit(watermark).min(until))
+    }
+
     fn await_arrival(&mut self) {
         let (log, until) = (self.log.clone(), self.until);
         self.arrival.get_or_insert_with(|| Box::pin(async move { log.arrived(until).await }));
@@ -444,7 +468,16 @@ impl Subscription {
     }
 
     fn take_page(&mut self, page: Page) {
-        let Page { gaps, told, checked, messages, past, end } = page;
+        let Page { mut gaps, told, checked, messages, mut past, mut end } = page;
+        // A list may change between what this process has read and what the store had.
+        let until = if self.mine.is_some() { self.limit(self.log.watermark()) } else { self.until };
+        if let Some(mine) = &mut self.mine {
+            mine.merge_gaps(&mut gaps, self.cursor);
+            if self.patterns.is_empty() {
+                // There is nothing to read, so everything was given.
+                (past, end) = (until, until);
+            }
+        }
         for gap in &gaps {
             if let Some(topic) = gap.topic.topic() {
                 self.position.raise_floor(topic, gap.floor);
@@ -452,14 +485,14 @@ impl Subscription {
         }
         self.position.told = self.position.told.max(told);
         self.position.checked = checked;
-        let (cursor, past) = (self.cursor, past.min(self.until).max(self.cursor));
+        let (cursor, past) = (self.cursor, past.min(until).max(self.cursor));
         self.tell(gaps, &cursor.to_string(), cursor, past);
-        for message in messages.into_iter().filter(|message| message.id <= self.until) {
+        for message in messages.into_iter().filter(|message| message.id <= until) {
             if message.exclude.as_deref() != Some(&*self.connection) {
                 self.ready.push_back(Delivery::Message(message));
             }
         }
-        self.position.advance(end.min(self.until).max(past));
+        self.position.advance(end.min(until).max(past));
     }
 
     /// Queues the gaps, first those with a retained message after them. Only the last gap may move the

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use rejoin::client::{Client, ConnectionFilter, ConnectionState};
 
-use super::{Ending, operate::refused, print, remote::Remote, tell};
+use super::{Ending, StartFlags, operate::refused, print, remote::Remote, tell};
 
 /// The commands about live connections.
 #[derive(Debug, Subcommand)]
@@ -55,17 +55,8 @@ pub struct Add {
     /// Topic or pattern.
     topic: String,
 
-    /// Read it after this cursor, and not from now on. 0 is everything retained.
-    #[arg(long, value_name = "CURSOR", group = "start")]
-    after: Option<String>,
-
-    /// Read its newest N messages first; of a pattern, those of each topic.
-    #[arg(long, value_name = "N", group = "start")]
-    last: Option<u32>,
-
-    /// Read its messages since then first: a duration such as 10m, or an RFC 3339 time.
-    #[arg(long, value_name = "WHEN", group = "start")]
-    since: Option<String>,
+    #[command(flatten)]
+    start: StartFlags,
 
     /// Do it only if the connection has this subject.
     #[arg(long)]
@@ -106,9 +97,9 @@ impl Connections {
     pub async fn run(self) -> Ending {
         let done = match self {
             Self::List(list) => return list.run().await.unwrap_or_else(|ending| ending),
-            Self::Add(Add { connection, topic, after, last, since, sub, remote }) => match remote.client() {
+            Self::Add(Add { connection, topic, start, sub, remote }) => match remote.client() {
                 Ok(client) => {
-                    let start = super::start(after, last, since);
+                    let start = start.start();
                     client.add_topic(&connection, &topic, &start, sub.as_deref()).await
                 }
                 Err(error) => Err(error),

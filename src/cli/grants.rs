@@ -17,6 +17,10 @@ pub struct Granted {
     #[arg(long, value_name = "PATTERN")]
     manage: Vec<Template>,
 
+    /// Allow seeing who is present in this topic or pattern. Repeatable.
+    #[arg(long, value_name = "PATTERN")]
+    presence: Vec<Template>,
+
     /// Allow listing all topics and statistics, and deleting topics.
     #[arg(long)]
     admin: bool,
@@ -28,7 +32,7 @@ pub struct Granted {
 
 impl From<Granted> for GrantList {
     fn from(granted: Granted) -> Self {
-        let Granted { subscribe, publish, manage, admin, metrics } = granted;
-        Self { subscribe, publish, manage, admin, metrics }
+        let Granted { subscribe, publish, manage, presence, admin, metrics } = granted;
+        Self { subscribe, publish, manage, presence, admin, metrics }
     }
 }

@@ -46,12 +46,13 @@ fn table(name: &str, key: &str, list: &GrantList) -> String {
         if patterns.is_empty() { String::new() } else { format!("{name} = {}\n", quoted(patterns)) }
     };
     format!(
-        "[[key]]\nname = {}\nsha256 = \"{}\"\n{}{}{}{}{}",
+        "[[key]]\nname = {}\nsha256 = \"{}\"\n{}{}{}{}{}{}",
         quoted(&name),
         Digest::of(key.as_bytes()),
         patterns("subscribe", &list.subscribe),
         patterns("publish", &list.publish),
         patterns("manage", &list.manage),
+        patterns("presence", &list.presence),
         if list.admin { "admin = true\n" } else { "" },
         if list.metrics { "metrics = true\n" } else { "" },
     )

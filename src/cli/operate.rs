@@ -1,7 +1,7 @@
 //! The commands of an operator: `rejoin topics`, `stats`, `health` and `delete`. Each asks the server once.
 
 use clap::Args;
-use rejoin::client::{Client, ClientError, TopicState};
+use rejoin::client::{Client, ClientError, Member, TopicState};
 use serde_json::Value;
 
 use super::{
@@ -13,6 +13,20 @@ use super::{
 #[command(after_help = super::examples(&["rejoin topics", "rejoin topics --json > topics.ndjson"]))]
 pub struct Topics {
     /// Print each topic as one line of JSON.
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = super::examples(&["rejoin presence rooms.1", "rejoin presence rooms.1 --json"]))]
+pub struct Presence {
+    /// Topic of which the members are printed.
+    topic: String,
+
+    /// Print each member as one line of JSON.
     #[arg(long)]
     json: bool,
 
@@ -84,6 +98,45 @@ fn line(state: &TopicState, is_json: bool) -> String {
     }
     let TopicState { topic, newest, messages, bytes, subscribers, .. } = state;
     format!("{newest:<16} {messages:>10} {bytes:>12} {subscribers:>11}  {topic}\n")
+}
+
+impl Presence {
+    pub async fn run(self) -> Ending {
+        match self.remote.client() {
+            Ok(client) => list_members(&client, &self.topic, self.json).await.unwrap_or_else(|ending| ending),
+            Err(error) => error.into(),
+        }
+    }
+}
+
+/// Prints the members page by page, so their number does not matter.
+async fn list_members(client: &Client, topic: &str, is_json: bool) -> Result<Ending, Ending> {
+    let mut head =
+        (!is_json).then(|| format!("{:<16} {:>11}  {:<20} INFO\n", "SINCE", "CONNECTIONS", "SUBJECT"));
+    let mut after = None;
+    loop {
+        let page = client.members(topic, after.as_deref()).await.map_err(refused)?;
+        let mut text = head.take().unwrap_or_default();
+        page.members.iter().for_each(|member| text += &member_line(member, is_json));
+        match print(text) {
+            Ending::Done => {}
+            unprinted => return Err(unprinted),
+        }
+        if page.next.is_none() {
+            return Ok(Ending::Done);
+        }
+        after = page.next;
+    }
+}
+
+fn member_line(member: &Member, is_json: bool) -> String {
+    if is_json {
+        return serde_json::to_string(member).expect("text and numbers serialize") + "\n";
+    }
+    let Member { sub, connections, since, info, .. } = member;
+    // A subject may have any character, so it is quoted.
+    let sub = format!("{sub:?}");
+    format!("{since:<16} {connections:>11}  {sub:<20} {info}\n")
 }
 
 impl Stats {

@@ -12,7 +12,7 @@ use tokio_stream::StreamExt;
 
 use self::print::Printer;
 use super::{
-    Ending,
+    Ending, StartFlags,
     notes::Notes,
     remote::{Remote, Transport},
 };
@@ -33,17 +33,8 @@ pub struct Subscribe {
     #[arg(value_name = "TOPIC", required = true)]
     topics: Vec<String>,
 
-    /// Begin after this cursor, the id of a message; 0 begins with the oldest retained message.
-    #[arg(long, value_name = "CURSOR", group = "start")]
-    after: Option<String>,
-
-    /// Begin with the newest N messages of each topic.
-    #[arg(long, value_name = "N", group = "start")]
-    last: Option<u32>,
-
-    /// Begin with the messages since then: a duration such as 10m, or an RFC 3339 time.
-    #[arg(long, value_name = "WHEN", group = "start")]
-    since: Option<String>,
+    #[command(flatten)]
+    start: StartFlags,
 
     /// Transport to read by.
     #[arg(long, value_enum, default_value = "ws")]
@@ -68,7 +59,7 @@ pub struct Subscribe {
 
 impl Subscribe {
     pub async fn run(self) -> Ending {
-        let start = super::start(self.after, self.last, self.since);
+        let start = self.start.start();
         let mut client = match self.remote.client() {
             Ok(client) => client.with_transport(self.transport.into()),
             Err(error) => return error.into(),
@@ -168,6 +159,10 @@ impl PrintingReader {
                 super::tell(format_args!("gap: {gap}"));
                 self.told_of_gap = true;
                 (self.quiet, self.quiet_since) = (Duration::ZERO, Some(Instant::now()));
+            }
+            Event::Removed(topic) => {
+                self.printer.flush()?;
+                super::tell(format_args!("removed: the backend has removed {topic} from the connection"));
             }
             Event::Disconnected(error) => {
                 self.quiet += self.quiet_since.take().map_or(Duration::ZERO, |since| since.elapsed());

@@ -128,7 +128,7 @@ impl Client {
         url
     }
 
-    async fn change(&self, method: Method, url: Url) -> Result<(), ClientError> {
+    pub(super) async fn change(&self, method: Method, url: Url) -> Result<(), ClientError> {
         let request = self.http.request(method, url).timeout(ANSWER_TIMEOUT);
         self.ask(request, StatusCode::NO_CONTENT).await.map(drop)
     }

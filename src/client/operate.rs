@@ -42,8 +42,36 @@ pub struct TopicState {
     pub messages: u64,
     /// The bytes of these, as retention counts them.
     pub bytes: u64,
-    /// How many subscriptions to exactly this topic the asked process has.
+    /// How many subscriptions to exactly this topic all replicas have.
     pub subscribers: u64,
+}
+
+/// Some of the members of a topic, in the order of their subjects.
+#[derive(Clone, Debug, Deserialize)]
+#[non_exhaustive]
+pub struct Members {
+    /// The changes after this id are not in the page.
+    pub cursor: String,
+    /// How many members the topic has in all.
+    pub count: u64,
+    /// The members of this page.
+    pub members: Vec<Member>,
+    /// The subject after which the next page begins; `None` if this is the last one.
+    pub next: Option<String>,
+}
+
+/// A subject that is present in a topic.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[non_exhaustive]
+pub struct Member {
+    /// The subject.
+    pub sub: String,
+    /// How many connections hold it present; 0 while its grace lasts.
+    pub connections: u64,
+    /// The id of the message that told the join.
+    pub since: String,
+    /// The JSON that the token, or the backend, tells of it.
+    pub info: Value,
 }
 
 /// A server that is ready.
@@ -62,6 +90,20 @@ impl Client {
     /// If the server refuses the request, or does not answer.
     pub async fn topics(&self, after: Option<&str>) -> Result<Topics, ClientError> {
         let mut url = self.at("/topics");
+        url.query_pairs_mut().append_pair("limit", &TOPICS_OF_A_PAGE.to_string());
+        if let Some(after) = after {
+            url.query_pairs_mut().append_pair("after", after);
+        }
+        self.read(self.http.get(url).timeout(ANSWER_TIMEOUT)).await
+    }
+
+    /// A page of the members of a topic, after the subject of that name.
+    ///
+    /// # Errors
+    /// If the server refuses the request, or does not answer.
+    pub async fn members(&self, topic: &str, after: Option<&str>) -> Result<Members, ClientError> {
+        let mut url = self.at("/topics");
+        url.path_segments_mut().expect("an http URL has a path").extend([topic, "presence"]);
         url.query_pairs_mut().append_pair("limit", &TOPICS_OF_A_PAGE.to_string());
         if let Some(after) = after {
             url.query_pairs_mut().append_pair("after", after);

@@ -26,6 +26,8 @@ pub enum Event {
     Message(Message),
     /// Messages are gone: load the state again from its source, and read on.
     Gap(Gap),
+    /// The backend has removed this topic or pattern from the connection. It is not read any more, and the others are.
+    Removed(String),
     /// The connection is over, or it could not be made. The subscription tries again by itself, after a pause.
     Disconnected(ClientError),
 }
@@ -33,7 +35,7 @@ pub enum Event {
 /// A stream of messages and gaps, which reconnects and resumes by itself.
 ///
 /// It connects when it is first polled, and does nothing while it is not polled. It ends only with an error: a
-/// refusal, also if the backend removes a topic that it reads, or after [`Client::with_give_up`].
+/// refusal, also if the backend removes the last topic that it reads, or after [`Client::with_give_up`].
 ///
 /// # Cancel safety
 /// Dropping the future of `next()` loses nothing. Dropping the subscription closes its connection; another one
@@ -50,8 +52,9 @@ struct Step {
 }
 
 impl Step {
-    /// The meaning of a frame, and the error with which it ends the connection.
-    fn of(frame: Frame, topics: &[String]) -> (Self, Option<ClientError>) {
+    /// The meaning of a frame, and the error with which it ends the connection. A topic that the backend has removed leaves
+    /// `topics`: to come back by itself would undo that.
+    fn of(frame: Frame, topics: &mut Vec<String>) -> (Self, Option<ClientError>) {
         let (cursor, event) = match frame {
             Frame::Open { cursor, .. } => (cursor, Some(Event::Connected)),
             Frame::Message(message) => {
@@ -60,8 +63,14 @@ impl Step {
             Frame::Gap { gap, cursor } => (cursor, Some(Event::Gap(gap))),
             Frame::Cursor(cursor) => (Some(cursor), None),
             Frame::Removed(topic) => {
-                let error = topics.contains(&topic).then(|| removed(&topic));
-                return (Self { cursor: None, event: None }, error);
+                if !topics.contains(&topic) {
+                    return (Self { cursor: None, event: None }, None);
+                }
+                topics.retain(|other| *other != topic);
+                if topics.is_empty() {
+                    return (Self { cursor: None, event: None }, Some(removed(&topic)));
+                }
+                (None, Some(Event::Removed(topic)))
             }
             Frame::Closing { error, cursor } => return (Self { cursor, event: None }, Some(error)),
         };
@@ -69,10 +78,10 @@ impl Step {
     }
 }
 
-/// The end of a subscription to a topic that the backend has removed. To come back by itself would undo that.
+/// The end of a subscription whose last topic the backend has removed.
 fn removed(topic: &str) -> ClientError {
     let detail = format!("the backend has removed {topic} from the connection");
-    ClientError::Refused { code: "unsubscribed".to_owned(), detail }
+    ClientError::Refused { code: "conflict".to_owned(), detail }
 }
 
 impl Subscription {
@@ -120,7 +129,7 @@ impl fmt::Debug for Subscription {
 /// The loop: connect at the cursor, read, and again.
 fn steps(
     client: Client,
-    topics: Vec<String>,
+    mut topics: Vec<String>,
     mut start: Start,
 ) -> impl Stream<Item = Result<Step, ClientError>> + Send {
     try_stream! {
@@ -131,7 +140,7 @@ fn steps(
                 Err(error) => error,
                 Ok(mut connection) => loop {
                     let (step, closing) = match connection.next().await {
-                        Ok(frame) => Step::of(frame, &topics),
+                        Ok(frame) => Step::of(frame, &mut topics),
                         Err(error) => break error,
                     };
                     match step.event {

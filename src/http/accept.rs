@@ -122,7 +122,9 @@ pub async fn serve(app: Arc<App>, listener: TcpListener) -> Drained {
         }
     }
     drop(listener);
+    app.presences.keep_members();
     let drained = drain(&app).await;
+    app.presences.settle().await;
     app.leave_replicas().await;
     drained
 }

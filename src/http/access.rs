@@ -19,7 +19,7 @@ use super::{
     rules::{InForce, Rules},
 };
 use crate::{
-    auth::Identity,
+    auth::{Grants, Identity},
     config::Origin,
     log::Payer,
     message::{Pattern, Topic},
@@ -41,6 +41,8 @@ pub struct Access {
     record: Option<Arc<Record>>,
     /// The question that the backend is asked again before its answer expires.
     question: Option<Arc<Question>>,
+    /// How many subjects had been ended when the request came.
+    begun: u64,
 }
 
 impl Access {
@@ -94,9 +96,10 @@ impl Access {
         let now = self.now()?;
         match now.may_publish_for_others() {
             true => Ok(by),
-            false => {
-                Err(Problem::new(Code::Forbidden, "by: only an API key with admin may publish for a user"))
-            }
+            false => Err(Problem::new(
+                Code::Forbidden,
+                "by: only an API key with admin may publish for a user; leave it out, or use such a key",
+            )),
         }
     }
 
@@ -117,6 +120,43 @@ impl Access {
         if now.grants.is_admin() { Ok(()) } else { Err(forbidden(&now, self.client, "admin", None)) }
     }
 
+    /// The right to see the topics on the lists of others: those that it covers.
+    pub fn manage_something(&self) -> Result<Arc<Grants>, Problem> {
+        let now = self.now()?;
+        if now.grants.may_manage_something() {
+            Ok(now.grants.clone())
+        } else {
+            Err(forbidden(&now, self.client, "manage", None))
+        }
+    }
+
+    /// The subject whose list the client asks to read.
+    ///
+    /// # Errors
+    /// If the client has none.
+    pub fn list_owner(&self) -> Result<Arc<str>, Problem> {
+        match self.subject() {
+            Some(subject) => Ok(subject.clone()),
+            None if self.identity.is_known() || self.is_open() => {
+                Err(Problem::bad_request("mine: only a client with a subject has a list"))
+            }
+            None => Err(Problem::new(
+                Code::Unauthorized,
+                "mine: only a client with a subject has a list; log in first",
+            )),
+        }
+    }
+
+    /// Why a connection of this client must end, if its subject was ended since the request came.
+    pub fn ended(&self) -> Option<Code> {
+        self.in_force.context().ended.verdict(self.begun, &self.identity)
+    }
+
+    /// When the client's token was issued. The outer option is none for other credentials.
+    pub fn issued(&self) -> Option<Option<u64>> {
+        self.identity.issued()
+    }
+
     /// The right to add `pattern` to the connections of other clients, and to remove it.
     pub fn manage(&self, pattern: &Pattern) -> Result<(), Problem> {
         let now = self.now()?;
@@ -124,6 +164,16 @@ impl Access {
             Ok(())
         } else {
             Err(forbidden(&now, self.client, "manage", Some(pattern)))
+        }
+    }
+
+    /// The right to see who is present in every topic that `pattern` matches.
+    pub fn see_presence(&self, pattern: &Pattern) -> Result<(), Problem> {
+        let now = self.now()?;
+        if now.grants.may_see_presence(pattern) {
+            Ok(())
+        } else {
+            Err(forbidden(&now, self.client, "presence", Some(pattern)))
         }
     }
 
@@ -159,6 +209,7 @@ impl Access {
         if !self.is_page_listed(&rules) {
             return Err(origin::foreign());
         }
+        check_refusal(&self.in_force, &identity, self.client)?;
         log_unfilled(&identity);
         if !identity.is_same_subject(&self.identity) {
             tracing::debug!(
@@ -169,7 +220,7 @@ impl Access {
             );
             return Err(Problem::new(
                 Code::Forbidden,
-                "token: its sub and iss must be those of this connection",
+                "token: its sub and iss must be those of this connection; connect again for another user",
             ));
         }
         if let Some(pattern) = patterns.into_iter().find(|pattern| !identity.grants.may_subscribe(pattern)) {
@@ -197,6 +248,11 @@ impl Access {
     /// The time at which this access ends.
     pub fn ends_at(&self) -> Option<SystemTime> {
         self.identity.expires_at
+    }
+
+    /// JSON that is told with the subject where it is present.
+    pub fn info(&self) -> Option<&Arc<str>> {
+        self.identity.info()
     }
 
     /// How long this access lasts, in milliseconds.
@@ -240,8 +296,11 @@ impl Access {
                 return Err(origin::foreign());
             }
             let again = rules.authority.again(&self.identity, time);
-            return again.map_err(|refused| problem_of(refused, self.client));
+            let again = again.map_err(|refused| problem_of(refused, self.client))?;
+            check_refusal(&self.in_force, &again, self.client)?;
+            return Ok(again);
         }
+        check_refusal(&self.in_force, &self.identity, self.client)?;
         match self.identity.is_expired(time) {
             true => Err(expired()),
             false => Ok(self.identity.clone()),
@@ -257,6 +316,7 @@ struct Comer {
     client: Option<IpAddr>,
     address: Option<Payer>,
     record: Option<Arc<Record>>,
+    begun: u64,
 }
 
 impl Comer {
@@ -269,6 +329,7 @@ impl Comer {
             client: address.map(|address| address.ip()),
             address: address.and_then(|address| address.payer()),
             record: request.extensions().get().cloned(),
+            begun: in_force.context().ended.count(),
         }
     }
 
@@ -279,22 +340,24 @@ impl Comer {
             Some(hook) => Question::of(&hook.settings, request).map_err(|unusable| refuse(unusable, client)),
             None => Ok(None),
         };
-        let credential = match shown {
-            Ok(credential) => credential,
-            // An open server ignores credentials.
-            Err(_) if rules.authority.is_open() => None,
-            // The backend may know it.
-            Err(Unusable::Scheme) if matches!(question(), Ok(Some(_))) => None,
-            Err(unusable) => return Begun::Done(Err(refuse(unusable, client))),
-        };
         let (context, payer) = (self.in_force.context().clone(), self.address);
-        Deciding { context, rules: rules.clone(), client, payer, has_place: false }
-            .begin(credential, question)
+        let deciding = Deciding { context, rules: rules.clone(), client, payer, has_place: false };
+        match shown {
+            Ok(credential) => deciding.begin(credential, question),
+            // An open server ignores credentials.
+            Err(_) if rules.authority.is_open() => deciding.begin(None, question),
+            Err(unusable) => match (unusable, question()) {
+                // The backend may know it.
+                (Unusable::Scheme, Ok(Some(question))) => deciding.begin(None, || Ok(Some(question))),
+                _ => Begun::Done(Err(refuse(unusable, client))),
+            },
+        }
     }
 
     fn admit(self, identified: Identified) -> Result<Access, Problem> {
         let Identified { rules, identity, question } = identified;
-        let Self { in_force, page, client, address, record, .. } = self;
+        let Self { in_force, page, client, address, record, begun, .. } = self;
+        check_refusal(&in_force, &identity, client)?;
         log_unfilled(&identity);
         if let Some(record) = &record
             && identity.is_known()
@@ -307,10 +370,25 @@ impl Comer {
             None if identity.is_key() => None,
             None => address,
         };
-        let access = Access { in_force, rules, identity, page, client, payer, record, question };
+        let access = Access { in_force, rules, identity, page, client, payer, record, question, begun };
         // The rules may have changed since the page was let in.
         if access.is_page_listed(&access.rules) { Ok(access) } else { Err(origin::foreign()) }
     }
+}
+
+/// # Errors
+/// If the backend has refused the tokens of this subject that are as old as this one.
+fn check_refusal(in_force: &InForce, identity: &Identity, client: Option<IpAddr>) -> Result<(), Problem> {
+    if !in_force.context().ended.refuses(identity) {
+        return Ok(());
+    }
+    tracing::debug!(
+        client = client.map(display),
+        who = identity.name(),
+        "refused a token that the backend has ended"
+    );
+    let detail = "the backend has ended this subject; a token that is issued now is accepted";
+    Err(Problem::new(Code::Forbidden, detail))
 }
 
 fn refuse(unusable: Unusable, client: Option<IpAddr>) -> Problem {

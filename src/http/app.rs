@@ -1,6 +1,6 @@
 //! The state that the handlers share.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -16,11 +16,13 @@ use super::{
     metrics::{Metrics, Permit, Transport},
     problem::{Code, Problem},
     ready,
+    refusal::Told,
     rules::InForce,
     shares::Rate,
+    subjects::Ended,
 };
 use crate::{
-    broker::{Broker, Subscription},
+    broker::{Broker, Presences, Present, Subscription},
     config::Config,
     log::{Append, Appended},
     shutdown::Shutdown,
@@ -42,9 +44,13 @@ pub struct App {
     pub(super) connections: Arc<Connections>,
     pub(super) live: Live,
     pub(super) groups: Arc<Groups>,
+    pub(super) presences: Arc<Presences>,
     pub(super) publish_rate: Option<Rate>,
     pub(super) metrics: Metrics,
+    /// The subjects that the backend has ended.
+    pub(super) ended: Arc<Ended>,
     pub(super) access_log: AccessLog,
+    told: Told,
     pub(super) proof: ready::Proof,
     pub(super) began: Instant,
 }
@@ -54,17 +60,25 @@ impl App {
     pub fn new(broker: Broker, config: Arc<Config>, shutdown: Shutdown) -> Arc<Self> {
         let connections = Arc::new(Connections::new(&config, shutdown.clone()));
         let (metrics, tasks) = (Metrics::new(), TaskTracker::new());
-        let context =
-            Context { connections: connections.clone(), metrics: metrics.asks.clone(), tasks: tasks.clone() };
+        let ended = Arc::<Ended>::default();
+        let context = Context {
+            connections: connections.clone(),
+            metrics: metrics.asks.clone(),
+            tasks: tasks.clone(),
+            ended: ended.clone(),
+        };
         let rules = Arc::new(InForce::new(&config, context));
         let app = Arc::new(Self {
             live: Live::new(&broker),
             groups: Groups::new(rules.clone()),
+            presences: broker.start_presence(config.presence_grace),
             broker,
             connections,
             publish_rate: (config.publish_rate > 0).then(|| Rate::per_second(config.publish_rate)),
             metrics,
+            ended,
             access_log: AccessLog::default(),
+            told: Told::default(),
             rules,
             proof: ready::Proof::default(),
             config,
@@ -73,6 +87,7 @@ impl App {
             began: Instant::now(),
         });
         app.answer_replicas();
+        app.hear_ends();
         app
     }
 
@@ -100,16 +115,36 @@ impl App {
         subscription: Subscription,
         permit: Permit,
         access: &Access,
-        transport: Transport,
-        is_raw: bool,
+        (transport, is_raw): (Transport, bool),
+        present: Option<Present>,
     ) -> Held {
         let about = about(access, transport, is_raw);
-        self.live.hold(id, Reading::new(about, subscription, permit))
+        let reading = Reading::new(about, subscription, permit, access.issued(), present);
+        let held = self.live.hold(id, reading);
+        end_if_due(&held, access);
+        held
     }
 
-    /// A poll, which has no id, so that no request finds it.
-    pub(super) fn hold_poll(&self, subscription: Subscription, permit: Permit, access: &Access) -> Held {
-        Held::alone(Reading::new(about(access, Transport::Poll, false), subscription, permit))
+    /// Keeps a poll among those that the end of their subject finds, until the result is dropped.
+    pub(super) fn hold_poll(
+        &self,
+        id: ConnectionId,
+        subscription: Subscription,
+        permit: Permit,
+        access: &Access,
+        present: Option<Present>,
+    ) -> Held {
+        let about = about(access, Transport::Poll, false);
+        let reading = Reading::new(about, subscription, permit, access.issued(), present);
+        let held = self.live.hold_poll(id, reading);
+        end_if_due(&held, access);
+        held
+    }
+
+    /// Counts a refusal, and tells the operator one of each code a minute.
+    pub(super) fn refused(&self, code: Code, words: &str, client: Option<IpAddr>, request: &str) {
+        self.metrics.refused(code);
+        self.told.tell(code, words, client, request);
     }
 
     /// Publishes, if the publish rate allows it. An ephemeral message has no outcome.
@@ -124,8 +159,7 @@ impl App {
     ) -> Result<Option<Appended>, Problem> {
         let published = match &self.publish_rate {
             Some(rate) if !rate.take_one(access.payer()) => {
-                let detail =
-                    "publish rate limit reached, or your share of it while little is left (--publish-rate)";
+                let detail = "publish rate limit reached, or your share of it while little is left (--publish-rate); wait as Retry-After says";
                 Err(Problem::new(Code::RateLimited, detail))
             }
             _ if ephemeral => self.broker.announce(append.draft).await.map(|()| None).map_err(Problem::from),
@@ -141,9 +175,17 @@ impl App {
     }
 }
 
+/// Ends a connection whose subject was ended while it was being opened.
+fn end_if_due(held: &Held, access: &Access) {
+    if let Some(code) = access.ended() {
+        held.end(code);
+    }
+}
+
 fn about(access: &Access, transport: Transport, is_raw: bool) -> About {
     About {
         sub: access.subject().map(|subject| (&**subject).into()),
+        info: access.info().cloned(),
         transport,
         address: access.client(),
         since: OffsetDateTime::now_utc(),
@@ -159,6 +201,6 @@ pub fn topic_limit_reached() -> Problem {
 }
 
 pub fn overloaded() -> Problem {
-    let detail = "connection limit reached, or your share of it while little is left (--max-connections)";
+    let detail = "connection limit reached, or your share of it while little is left (--max-connections); try again later";
     Problem::new(Code::Overloaded, detail)
 }

@@ -16,7 +16,7 @@ use super::{
     credentials,
     metrics::Transport,
     origin,
-    problem::{Code, Problem},
+    problem::{Code, Problem, Words, shorten},
 };
 
 /// Takes the credential out of the request, and notes who sent it. Counts the answer until its client has taken it.
@@ -25,10 +25,12 @@ pub async fn answer(app: &Arc<App>, mut request: Request) -> Response {
     request.extensions_mut().insert(shown);
     client_address::note(&app.config, &mut request);
     let record = app.access_log.record(&mut request);
-    let asked = Asked::of(&request);
-    let mut response = asked.counted(app, origin::guard(app, request).await);
-    if let Some(code) = response.extensions().get::<Code>() {
-        app.metrics.refused(*code);
+    let arrived = Arrived::of(&request);
+    let mut response = arrived.counted(app, origin::guard(app, request).await);
+    if let Some(code) = response.extensions().get::<Code>().copied() {
+        let words = response.extensions_mut().remove::<Words>();
+        let client = arrived.client.map(|address| address.ip());
+        app.refused(code, words.as_ref().map_or("", |Words(words)| words), client, &arrived.path);
     }
     // A browser must not guess that a payload is a page or a script.
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -39,18 +41,21 @@ pub async fn answer(app: &Arc<App>, mut request: Request) -> Response {
 }
 
 /// The parts of a request that decide if its answer is counted.
-struct Asked {
+struct Arrived {
     client: Option<ClientAddress>,
+    /// A copy: the path of the request would hold its whole head in memory, for as long as a poll is held.
+    path: Box<str>,
     is_read: bool,
     is_probe: bool,
     is_scrape: bool,
 }
 
-impl Asked {
+impl Arrived {
     fn of(request: &Request) -> Self {
         let path = request.uri().path();
         Self {
             client: request.extensions().get().copied(),
+            path: shorten(path.to_owned()).into(),
             is_read: matches!(*request.method(), Method::GET | Method::HEAD),
             is_probe: path.starts_with("/health/"),
             is_scrape: path == "/metrics",
@@ -76,7 +81,9 @@ impl Asked {
             response.extensions_mut().insert(Arc::new(place));
             return response;
         }
-        let mut bare = Problem::new(Code::Overloaded, "").into_response();
+        let detail =
+            "too many answers were not taken by their clients, or by you; read each answer to its end";
+        let mut bare = Problem::new(Code::Overloaded, detail).into_response();
         *bare.body_mut() = Body::empty();
         bare.headers_mut().remove(header::CONTENT_TYPE);
         keep_cors(response.headers(), bare.headers_mut());

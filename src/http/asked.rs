@@ -39,9 +39,20 @@ pub struct Asked {
     pub format: Option<String>,
     wait: Option<Scalar>,
     limit: Option<Scalar>,
+    mine: Option<Flag>,
+    presence: Option<bool>,
     /// Only the query of one topic has it.
     #[serde(skip)]
     before: Option<String>,
+}
+
+/// A flag: true or false, or the same as in a query.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Flag {
+    Plain(bool),
+    Number(u8),
+    Text(String),
 }
 
 /// A number, or the same as text.
@@ -77,6 +88,8 @@ impl Asked {
             format: text("format")?,
             wait: scalar("wait")?,
             limit: scalar("limit")?,
+            mine: text("mine")?.map(Flag::Text),
+            presence: query.one("presence")?.map(|_| query.flag("presence")).transpose()?,
             before: text("before")?,
         })
     }
@@ -88,7 +101,10 @@ impl Asked {
         body: Body,
     ) -> Result<Self, Problem> {
         if !media::is_json(headers) {
-            return Err(Problem::new(Code::UnsupportedMediaType, "Content-Type: expected application/json"));
+            return Err(Problem::new(
+                Code::UnsupportedMediaType,
+                "Content-Type: expected application/json, for {\"topics\":[…]}",
+            ));
         }
         let (limit, time) = (MAX_EVENTS_BODY_BYTES, app.config.read_timeout);
         let mut unparsed = app.connections.unparsed(payer);
@@ -106,7 +122,9 @@ impl Asked {
     pub fn merge(&mut self, body: Self) -> Result<(), Problem> {
         fn once<T>(name: &str, known: &mut Option<T>, given: Option<T>) -> Result<(), Problem> {
             match (&known, &given) {
-                (Some(_), Some(_)) => Err(Problem::bad_request(format!("{name} is given twice"))),
+                (Some(_), Some(_)) => {
+                    Err(Problem::bad_request(format!("{name} is given twice; give it once")))
+                }
                 (None, _) => {
                     *known = given;
                     Ok(())
@@ -122,7 +140,9 @@ impl Asked {
         once("transport", &mut self.transport, body.transport)?;
         once("format", &mut self.format, body.format)?;
         once("wait", &mut self.wait, body.wait)?;
-        once("limit", &mut self.limit, body.limit)
+        once("limit", &mut self.limit, body.limit)?;
+        once("mine", &mut self.mine, body.mine)?;
+        once("presence", &mut self.presence, body.presence)
     }
 
     /// The start: the cursor of the header, that of a client library, and then the others by rank.
@@ -161,7 +181,37 @@ impl Asked {
                 "before: it reads backwards, so {name} means nothing; leave one of them out"
             )));
         }
-        before.parse().map(Some).map_err(|_| Problem::bad_request("before: not an id"))
+        before.parse().map(Some).map_err(|_| {
+            Problem::bad_request("before: expected an id, or 9007199254740991 for the newest messages")
+        })
+    }
+
+    /// True if the list of the subject is read too.
+    pub fn mine(&self) -> Result<bool, Problem> {
+        match &self.mine {
+            None => Ok(false),
+            Some(Flag::Plain(is_on)) => Ok(*is_on),
+            Some(Flag::Number(number @ 0..=1)) => Ok(*number == 1),
+            Some(Flag::Text(text)) => query::flag("mine", text),
+            Some(Flag::Number(_)) => query::flag("mine", "other"),
+        }
+    }
+
+    /// True if the subject of the client is to be present in the topics.
+    ///
+    /// # Errors
+    /// If the client does not stay for it.
+    pub fn presence(&self) -> Result<bool, Problem> {
+        let is_asked = self.presence == Some(true);
+        match self.wait.as_ref().map(Scalar::to_text).as_deref() {
+            Some("0") if is_asked => {
+                Err(Problem::bad_request("presence: with wait=0 the client would not stay"))
+            }
+            _ if is_asked && self.before.is_some() => {
+                Err(Problem::bad_request("presence: a page of the history has no reader who stays"))
+            }
+            _ => Ok(is_asked),
+        }
     }
 
     /// How long a poll may be held.

@@ -28,7 +28,12 @@ pub async fn read(
     time: Duration,
     unparsed: &mut Share,
 ) -> Result<Bytes, Problem> {
-    let too_large = || Problem::new(Code::TooLarge, format!("the body has more than {limit} bytes"));
+    let too_large = || {
+        Problem::new(
+            Code::TooLarge,
+            format!("the body has more than {limit} bytes; name fewer topics, or patterns"),
+        )
+    };
     let declared =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let body = match coding::of(headers)? {

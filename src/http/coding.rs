@@ -27,7 +27,9 @@ pub enum Coding {
 
 /// The body is not in the coding that it declares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the body is cut off, or is not in its Content-Encoding")]
+#[error(
+    "the body is cut off, or is not in its Content-Encoding; send it whole, in the coding that this header names"
+)]
 pub struct Undecodable;
 
 /// The coding of a body, if it has one.

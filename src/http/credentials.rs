@@ -28,7 +28,7 @@ pub enum Unusable {
     /// A client that sends a credential must not be treated as anonymous.
     #[error("Authorization: unsupported scheme; use Bearer")]
     Scheme,
-    #[error("the headers and cookies of [hook] have more than 8 KiB together")]
+    #[error("the headers and cookies of [hook] have more than 8 KiB together; send less in them")]
     TooLong,
 }
 

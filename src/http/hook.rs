@@ -4,7 +4,7 @@ mod kept;
 mod question;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::SystemTime,
 };
@@ -45,6 +45,11 @@ const MAX_BYTES: usize = 64 << 10;
 /// The longest `detail` of a refusal that a client is told.
 const MAX_DETAIL_CHARS: usize = 200;
 
+/// How many subjects are remembered whose answers were forgotten, for questions that were on their way.
+const MAX_FORGOTTEN: usize = 1024;
+/// How often a question is asked whose answer is forgotten before it comes.
+const MAX_TRIES: usize = 3;
+
 /// The backend that is asked, and its answers.
 pub struct Hook {
     pub settings: Arc<HookSettings>,
@@ -61,6 +66,8 @@ pub struct Hook {
 struct State {
     kept: Kept,
     running: HashMap<[u8; 32], Running>,
+    /// The subjects whose answers were forgotten last. An answer to a question that was asked before that does not count.
+    forgotten: VecDeque<(Box<str>, Instant)>,
 }
 
 /// A question that is being asked.
@@ -149,11 +156,48 @@ impl Hook {
         Some(Waiting { _costs: costs, _share: share, context: context.clone() })
     }
 
+    /// Forgets the answers about a subject, also those that are on their way: the backend is asked again.
+    pub fn forget(&self, subject: &str) {
+        let mut state = self.state();
+        state.kept.forget(subject);
+        if state.forgotten.len() == MAX_FORGOTTEN {
+            state.forgotten.pop_front();
+        }
+        state.forgotten.push_back((subject.into(), Instant::now()));
+    }
+
+    /// True if an answer to a question that was asked then does not count.
+    fn is_forgotten(&self, verdict: &Verdict, asked_at: Instant) -> bool {
+        let Verdict::Granted(answer) = verdict else { return false };
+        let Some(subject) = answer.subject() else { return false };
+        let state = self.state();
+        let is_of_this = |(forgotten, at): &(Box<str>, Instant)| **forgotten == *subject && *at >= asked_at;
+        state.forgotten.iter().any(is_of_this)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn run(&self, question: &Question, is_renewal: bool, context: &Context) -> Verdict {
+        for _ in 0..MAX_TRIES {
+            let asked_at = Instant::now();
+            let (verdict, bytes) = self.run_once(question, is_renewal, context).await;
+            if !self.is_forgotten(&verdict, asked_at) {
+                return self.keep(question, verdict, bytes);
+            }
+        }
+        self.keep(question, Verdict::Away, 0)
+    }
+
+    fn keep(&self, question: &Question, verdict: Verdict, bytes: usize) -> Verdict {
+        let mut state = self.state();
+        state.running.remove(&question.digest);
+        state.kept.put(question.digest, &verdict, bytes, Instant::now());
+        verdict
+    }
+
+    async fn run_once(&self, question: &Question, is_renewal: bool, context: &Context) -> (Verdict, usize) {
         let asked = tokio::select! {
             asked = self.put(question, is_renewal) => asked,
             () = context.connections.shutdown().ended() => Err("this server ends".into()),
@@ -172,10 +216,7 @@ impl Hook {
             Verdict::Refused(..) => Outcome::Refused,
             Verdict::Away => Outcome::Away,
         });
-        let mut state = self.state();
-        state.running.remove(&question.digest);
-        state.kept.put(question.digest, &verdict, bytes, Instant::now());
-        verdict
+        (verdict, bytes)
     }
 
     /// The answer to a question, and its size.
@@ -226,7 +267,10 @@ impl Drop for Waiting {
 
 /// The answer to a client that the backend refuses.
 pub fn refused_by_hook(code: Code, detail: Option<&str>) -> Problem {
-    Problem::new(code, detail.unwrap_or("the credential is not accepted"))
+    Problem::new(
+        code,
+        detail.unwrap_or("the credential is not accepted: the backend that was asked refuses it"),
+    )
 }
 
 #[cfg(test)]
@@ -247,6 +291,7 @@ mod tests {
             connections: Arc::new(Connections::new(&config, Shutdown::new())),
             metrics: Metrics::new().asks,
             tasks: TaskTracker::new(),
+            ended: Arc::default(),
         })
     }
 

@@ -14,6 +14,7 @@ use super::{
     problem::Problem,
     refusal::problem_of,
     rules::Rules,
+    subjects::Ended,
 };
 use crate::{
     auth::{Identity, Refused, Source},
@@ -25,6 +26,7 @@ pub struct Context {
     pub connections: Arc<Connections>,
     pub metrics: AskMetrics,
     pub tasks: TaskTracker,
+    pub ended: Arc<Ended>,
 }
 
 /// A client that was let in, and the rules that did it.
@@ -60,9 +62,11 @@ impl Deciding {
         question: impl FnOnce() -> Result<Option<Question>, Problem>,
     ) -> Begun {
         // A client that shows something to the backend is not anonymous.
-        if credential.is_none() && self.rules.hook.is_some() {
+        if credential.is_none()
+            && let Some(hook) = self.rules.hook.clone()
+        {
             return match question() {
-                Ok(Some(question)) => self.ask(Arc::new(question)),
+                Ok(Some(question)) => self.ask(hook, Arc::new(question)),
                 Ok(None) => Begun::Done(self.decide(None)),
                 Err(problem) => Begun::Done(Err(problem)),
             };
@@ -90,8 +94,8 @@ impl Deciding {
             let token = credential.map(Box::<str>::from).unwrap_or_default();
             return Begun::Waits(async move { self.learn(token, doubtful, question?).await }.boxed());
         }
-        match question {
-            Ok(Some(question)) if self.rules.hook.is_some() => self.ask(Arc::new(question)),
+        match (question, self.rules.hook.clone()) {
+            (Ok(Some(question)), Some(hook)) => self.ask(hook, Arc::new(question)),
             _ => Begun::Done(Err(problem_of(refused, self.client))),
         }
     }
@@ -130,10 +134,10 @@ impl Deciding {
         let undecided =
             || Problem::undecided("the keys of the token's issuer cannot be fetched now; try again");
         let is_undecided = learned == Learned::Undecided && !self.rules.issuers.doubtful(&refused).is_empty();
-        match question {
+        match (question, self.rules.hook.clone()) {
             // The backend may know a token that names no issuer of ours. Its refusal leaves the token undecided.
-            Some(question) if self.rules.hook.is_some() && !(is_undecided && is_named(&refused)) => {
-                let done = match self.ask(Arc::new(question)) {
+            (Some(question), Some(hook)) if !(is_undecided && is_named(&refused)) => {
+                let done = match self.ask(hook, Arc::new(question)) {
                     Begun::Done(done) => done,
                     Begun::Waits(wait) => wait.await,
                 };
@@ -145,8 +149,7 @@ impl Deciding {
     }
 
     /// Asks the backend, unless its answer is known.
-    fn ask(self, question: Arc<Question>) -> Begun {
-        let Some(hook) = self.rules.hook.clone() else { return Begun::Done(self.decide(None)) };
+    fn ask(self, hook: Arc<Hook>, question: Arc<Question>) -> Begun {
         match hook.known(&question) {
             Some(verdict) => Begun::Done(self.by(verdict, question)),
             None => Begun::Waits(self.wait(hook, question).boxed()),
@@ -174,7 +177,9 @@ impl Deciding {
                 tracing::debug!(client, %code, detail = detail.as_deref(), "the backend of [hook] refused a client");
                 Err(refused_by_hook(code, detail.as_deref()))
             }
-            Verdict::Away => Err(Problem::undecided("it cannot be decided now who you are; try again")),
+            Verdict::Away => {
+                Err(Problem::undecided("the backend that says who you are gives no answer now; try again"))
+            }
         }
     }
 

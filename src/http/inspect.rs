@@ -13,7 +13,7 @@ use super::{
     App,
     access::Access,
     answer::{json, not_stored},
-    live::replica_name,
+    live::{self, replica_name},
     media, parameters,
     problem::Problem,
     query::{Query, number},
@@ -33,7 +33,7 @@ struct ServerStats {
 }
 
 /// `GET /health/live`: the process answers.
-pub fn live() -> Response {
+pub fn alive() -> Response {
     not_stored(json(StatusCode::OK, &serde_json::json!({"status": "live"})))
 }
 
@@ -61,8 +61,9 @@ pub async fn topics(app: &Arc<App>, request: Request) -> Result<Response, Proble
     Access::of(&app.rules, &request).await?.admin()?;
     let query = Query::of(&request, &parameters::LIST)?;
     let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
-    let topics = app.broker.topics(query.one("after")?.unwrap_or_default(), limit).await?;
+    let mut topics = app.broker.topics(query.one("after")?.unwrap_or_default(), limit).await?;
     let next = if topics.len() == limit { topics.last().map(|last| last.topic.clone()) } else { None };
-    let listed = serde_json::json!({"topics": topics, "next": next});
+    let missing = live::count_all(app, &mut topics).await;
+    let listed = serde_json::json!({"topics": topics, "next": next, "missing": missing});
     Ok(not_stored(json(StatusCode::OK, &listed)))
 }

@@ -142,11 +142,11 @@ impl StillSends {
 #[derive(Debug, Default)]
 pub struct Linger {
     still_sends: StillSends,
-    begun: Option<Box<Begun>>,
+    begun: Option<Box<Lingering>>,
 }
 
 #[derive(Debug)]
-struct Begun {
+struct Lingering {
     dropped: usize,
     quiet: Pin<Box<Sleep>>,
     until: Instant,
@@ -168,7 +168,11 @@ impl Linger {
             ready!(Pin::new(&mut socket).poll_shutdown(cx))?;
         }
         let begun = self.begun.get_or_insert_with(|| {
-            Box::new(Begun { dropped: 0, quiet: Box::pin(sleep(QUIET)), until: Instant::now() + MAX_TIME })
+            Box::new(Lingering {
+                dropped: 0,
+                quiet: Box::pin(sleep(QUIET)),
+                until: Instant::now() + MAX_TIME,
+            })
         });
         let mut bytes = [0; PIECE_BYTES];
         loop {

@@ -22,7 +22,8 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 pub use self::{
-    command::replica_name,
+    across::{count_all, is_done},
+    command::{Command, replica_name},
     connection_id::ConnectionId,
     reading::{About, Event, Reading, State, TakenOver},
     routes::{connection, connections, topic_of},
@@ -35,11 +36,13 @@ use crate::{
 };
 
 /// How long a command may take. One that is met later is dropped, so that it undoes no newer one.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The live connections of this replica, and the way to those of the others.
 pub struct Live {
     table: Arc<Table>,
+    /// Held polls, which only the end of their subject finds.
+    polls: Arc<Table>,
     replicas: Option<Arc<Replicas>>,
     /// The name of the only replica. Replicas over one store have their names from there.
     name: u64,
@@ -47,7 +50,12 @@ pub struct Live {
 
 impl Live {
     pub fn new(broker: &Broker) -> Self {
-        Self { table: Arc::default(), replicas: broker.replicas(), name: rand::random() }
+        Self {
+            table: Arc::default(),
+            polls: Arc::default(),
+            replicas: broker.replicas(),
+            name: rand::random(),
+        }
     }
 
     /// The name of this replica. Each connection's id begins with the name of the replica that holds it.
@@ -68,6 +76,27 @@ impl Live {
             self.table.end(id, Code::Draining);
         }
         held
+    }
+
+    /// Keeps a poll until the result is dropped.
+    pub fn hold_poll(&self, id: ConnectionId, reading: Reading) -> Held {
+        self.polls.hold(id, reading)
+    }
+
+    /// Ends the connections of a subject, and returns how many these were. Its polls are answered.
+    pub fn end_subject(&self, subject: &str) -> usize {
+        let is_meant = |_, reading: &Reading| reading.about().sub.as_deref() == Some(subject);
+        self.polls.end_all(is_meant, Code::Disconnected);
+        self.table.end_all(is_meant, Code::Disconnected)
+    }
+
+    /// Ends the connections of a subject whose tokens are refused.
+    pub fn end_refused(&self, subject: &str, is_refused: impl Fn(Option<u64>) -> bool) {
+        let is_meant = |_, reading: &Reading| {
+            reading.about().sub.as_deref() == Some(subject) && reading.issued().is_some_and(&is_refused)
+        };
+        self.polls.end_all(is_meant, Code::Forbidden);
+        self.table.end_all(is_meant, Code::Forbidden);
     }
 }
 
@@ -96,13 +125,8 @@ impl Answering for Answers {
         Box::pin(async move { across::answer(&*app?, &question, until).await })
     }
 
-    fn counted_gone(&self) {
-        let Some(app) = self.0.upgrade() else { return };
-        let name = app.live.name();
-        let ended = app.live.table.end_all(|id| id.replica() != name, Code::Draining);
-        tracing::warn!(
-            connections = ended,
-            "this replica was silent for so long that the others counted it as gone; its connections were ended, so that they reconnect"
-        );
+    fn counted_gone(&self, name: u64) -> usize {
+        let Some(app) = self.0.upgrade() else { return 0 };
+        app.live.table.end_all(|id, _| id.replica() == name, Code::Draining)
     }
 }

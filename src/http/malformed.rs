@@ -12,14 +12,14 @@ use super::problem::{Code, Problem};
 pub fn check(request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
     if headers.get_all(header::ORIGIN).iter().count() > 1 {
-        return Err(Problem::bad_request("Origin is given twice (RFC 6454 §7.3)"));
+        return Err(Problem::bad_request("Origin is given twice (RFC 6454 §7.3); send it once"));
     }
     match headers.get_all(header::HOST).iter().count() {
         0 if request.version() == Version::HTTP_11 => {
-            Err(Problem::bad_request("Host: missing (RFC 9112 §3.2)"))
+            Err(Problem::bad_request("Host: missing (RFC 9112 §3.2); send the name of the server in it"))
         }
         0 | 1 => check_transfer(headers),
-        _ => Err(Problem::bad_request("Host is given twice (RFC 9112 §3.2)")),
+        _ => Err(Problem::bad_request("Host is given twice (RFC 9112 §3.2); send it once")),
     }
 }
 

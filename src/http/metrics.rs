@@ -84,6 +84,8 @@ pub struct Metrics {
     untaken_answers: IntGauge,
     unparsed_bytes: IntGauge,
     pub unread: UnreadRequests,
+    members: IntGauge,
+    changes: IntCounterVec,
     /// The totals at the end of the last minute.
     logged: Mutex<Totals>,
 }
@@ -153,7 +155,12 @@ impl Metrics {
         );
         // Each series exists from the beginning, so that its first event already raises a rate.
         TROUBLES.iter().for_each(|code| drop(publishes.with_label_values(&[code.as_str()])));
-        let refusals = counters(&registry, "rejoin_refusals_total", "Requests and commands refused.", "code");
+        let refusals = counters(
+            &registry,
+            "rejoin_refusals_total",
+            "Requests, commands and elements of POST /publish refused.",
+            "code",
+        );
         Code::ALL.iter().for_each(|code| drop(refusals.with_label_values(&[code.as_str()])));
         let commands = counters(
             &registry,
@@ -218,6 +225,17 @@ impl Metrics {
                 "Bytes of bodies and commands that have been read in part, or are not done.",
             ),
             unread: UnreadRequests::new(&registry),
+            members: gauge(
+                &registry,
+                "rejoin_members",
+                "Subjects in topics that connections of this server hold present.",
+            ),
+            changes: counters(
+                &registry,
+                "rejoin_presence_changes_total",
+                "Joins and leaves that this server has told.",
+                "change",
+            ),
             retained_bytes: gauge(
                 &registry,
                 "rejoin_retained_bytes",
@@ -251,6 +269,16 @@ impl Metrics {
     /// Counts the outcome of a command about a connection.
     pub fn commanded(&self, refused: Option<Code>) {
         self.commands.with_label_values(&[refused.map_or("done", Code::as_str)]).inc();
+    }
+
+    /// Sets the counts of joins and leaves. They are counted elsewhere, and never fall.
+    fn count_changes(&self, (joined, left): (u64, u64)) {
+        // One at a time, so that no change is counted twice.
+        let _one = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        for (change, told) in [("join", joined), ("leave", left)] {
+            let counter = self.changes.with_label_values(&[change]);
+            counter.inc_by(told.saturating_sub(counter.get()));
+        }
     }
 
     pub fn refused(&self, code: Code) {
@@ -339,6 +367,8 @@ pub async fn show(app: &Arc<App>, request: Request) -> Result<Response, Problem>
         metrics.retained_messages.set(stats.messages as i64);
         metrics.retained_bytes.set(stats.bytes as i64);
     }
+    metrics.members.set(app.presences.count() as i64);
+    metrics.count_changes(app.presences.told());
     metrics.topics_read.set(app.connections.topics_read() as i64);
     metrics.answer_bytes.set(app.connections.untaken_bytes() as i64);
     metrics.untaken_answers.set(app.connections.untaken_answers() as i64);

@@ -110,10 +110,17 @@ fn check(app: &App, request: &Request, is_preflight: bool) -> Result<Option<Head
     // A browser sends the cookie with the requests of any page. Only an origin says which page asks.
     let is_upgrade = headers.contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
     let acts_by_cookie = (is_upgrade || !is_read) && headers.contains_key(header::COOKIE);
-    if (is_from_elsewhere && !is_navigation) || acts_by_cookie {
+    if is_from_elsewhere && !is_navigation {
         return Err(foreign());
     }
-    Ok(None)
+    match acts_by_cookie {
+        true => Err(Problem::new(
+            Code::ForbiddenOrigin,
+            "a request with a cookie needs an Origin that is allowed: send the credential as Authorization: Bearer, \
+             without the cookie",
+        )),
+        false => Ok(None),
+    }
 }
 
 /// The origin of the client's page, unless it is the server's own. Such a page is served as long as its
@@ -136,7 +143,8 @@ fn page_of(request: &Request) -> Option<Origin> {
 pub fn foreign() -> Problem {
     Problem::new(
         Code::ForbiddenOrigin,
-        "this Origin is not allowed: list it with --allowed-origin, or send none if the client is no page",
+        "pages of this origin are not allowed: the operator lists it with --allowed-origin; a client that is no page sends \
+         no Origin",
     )
 }
 

@@ -1,72 +1,154 @@
-//! The page at `/`, which publishes and subscribes, its Content-Security-Policy, and the browser client.
+//! The console at `/` with its files, its Content-Security-Policy, and the browser client.
 
 use std::sync::LazyLock;
 
+use async_compression::{Level, tokio::write::GzipEncoder};
 use aws_lc_rs::digest;
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use tokio::io::AsyncWriteExt;
 
-const PAGE: &str = include_str!("../../web/index.html");
-/// Allows only the page's own script and style, by their hashes, and only connections to this server.
-const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-N8WzHEupR2Ay1oQwwr2RGtOdFoLgXPd3vs97G51kH7w='; \
-    style-src 'sha256-8WX2HovwR9S9R3XsEVeq2bDu/6FVg+N8sTy2m5oAYPU='; \
-    connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+use super::problem::{Code, Problem};
 
-/// `GET /`.
-pub fn show() -> Response {
-    let mut response = Html(PAGE).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
+/// Allows the scripts and the style of this server alone, only connections to it, and no text that becomes markup.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
+
+/// A file of `web/`, as it stands in the repository. Only the version of the server is put into the page.
+struct File {
+    name: &'static str,
+    kind: &'static str,
+    text: String,
+    zipped: Vec<u8>,
+    /// Changes with the text, so that a browser asks for the file again only to hear that it has the newest.
+    tag: HeaderValue,
 }
 
-const CLIENT: &str = include_str!("../../web/rejoin.js");
-/// Changes with the text, so that a browser asks for the client again only to hear that it has the newest.
-static CLIENT_ETAG: LazyLock<HeaderValue> = LazyLock::new(|| {
-    let hash = digest::digest(&digest::SHA256, CLIENT.as_bytes());
-    let hash: String = hash.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    HeaderValue::try_from(format!("\"{hash}\"")).expect("quoted hexadecimal digits")
+impl File {
+    fn new(name: &'static str, kind: &'static str, text: &str) -> Self {
+        let text = text.replace("{version}", env!("CARGO_PKG_VERSION"));
+        let hash = digest::digest(&digest::SHA256, text.as_bytes());
+        let hash: String = hash.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let tag = HeaderValue::try_from(format!("\"{hash}\"")).expect("quoted hexadecimal digits");
+        let zipped = zip(text.as_bytes());
+        Self { name, kind, text, zipped, tag }
+    }
+
+    /// The tag of the compressed text: equal in meaning, and not byte for byte (RFC 9110 §8.8.1).
+    fn weak_tag(&self) -> HeaderValue {
+        let tag = self.tag.to_str().expect("quoted hexadecimal digits");
+        HeaderValue::try_from(format!("W/{tag}")).expect("quoted hexadecimal digits")
+    }
+
+    fn answer(&'static self, request: &HeaderMap) -> Response {
+        let known = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+        let mut tags =
+            known.flat_map(|value| value.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
+        // A proxy that compresses the text weakens the tag.
+        let is_known = tags.any(|tag| tag == "*" || tag.as_bytes() == self.tag.as_bytes());
+        let is_zipped = takes_gzip(request);
+        let mut response = match is_known {
+            true => StatusCode::NOT_MODIFIED.into_response(),
+            false if is_zipped => self.zipped.as_slice().into_response(),
+            false => self.text.as_str().into_response(),
+        };
+        let headers = response.headers_mut();
+        if !is_known {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.kind));
+        }
+        if is_zipped && !is_known {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+        headers.insert(header::ETAG, if is_zipped { self.weak_tag() } else { self.tag.clone() });
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        if self.kind == HTML {
+            headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+            headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        }
+        response
+    }
+}
+
+/// True if the client takes gzip. `gzip;q=0` says that it does not.
+fn takes_gzip(request: &HeaderMap) -> bool {
+    let asked = request.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let mut codings =
+        asked.flat_map(|value| value.split(',')).map(|coding| coding.split_once(';').unwrap_or((coding, "")));
+    codings.any(|(name, weight)| {
+        let weight: f32 =
+            weight.trim().strip_prefix("q=").and_then(|weight| weight.parse().ok()).unwrap_or(1.0);
+        name.trim().eq_ignore_ascii_case("gzip") && weight > 0.0
+    })
+}
+
+fn zip(text: &[u8]) -> Vec<u8> {
+    let mut encoder = GzipEncoder::with_quality(Vec::new(), Level::Best);
+    let done = async {
+        encoder.write_all(text).await?;
+        encoder.shutdown().await
+    };
+    done.now_or_never().and_then(Result::ok).expect("a vector takes everything at once");
+    encoder.into_inner()
+}
+
+static PAGE: LazyLock<File> =
+    LazyLock::new(|| File::new("index.html", HTML, include_str!("../../web/index.html")));
+/// The browser client, and the modules that it loads.
+static CLIENT: LazyLock<[File; 3]> = LazyLock::new(|| {
+    [
+        File::new("rejoin.js", SCRIPT, include_str!("../../web/rejoin.js")),
+        File::new("rejoin-presence.js", SCRIPT, include_str!("../../web/rejoin-presence.js")),
+        File::new("rejoin-shared.js", SCRIPT, include_str!("../../web/rejoin-shared.js")),
+    ]
 });
 
-/// `GET /rejoin.js`: the browser client, as it stands in the repository.
-pub fn client(request: &HeaderMap) -> Response {
-    let known = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    let mut tags = known.flat_map(|value| value.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
-    // A proxy that compresses the text weakens the tag.
-    let is_known = tags.any(|tag| tag == "*" || tag.as_bytes() == CLIENT_ETAG.as_bytes());
-    let mut response = match is_known {
-        true => StatusCode::NOT_MODIFIED.into_response(),
-        false => CLIENT.into_response(),
+macro_rules! console {
+    ($($name:literal $kind:ident),* $(,)?) => {
+        [$(File::new($name, $kind, include_str!(concat!("../../web/console/", $name)))),*]
     };
-    let headers = response.headers_mut();
-    if !is_known {
-        let script = HeaderValue::from_static("text/javascript; charset=utf-8");
-        headers.insert(header::CONTENT_TYPE, script);
-    }
-    headers.insert(header::ETAG, CLIENT_ETAG.clone());
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
 }
 
-#[cfg(test)]
-mod tests {
-    use base64::{Engine, prelude::BASE64_STANDARD};
-    use sha2::{Digest, Sha256};
+/// The files that the page loads.
+static CONSOLE: LazyLock<[File; 15]> = LazyLock::new(|| {
+    console![
+        "api.js" SCRIPT,
+        "connections.js" SCRIPT,
+        "console.css" STYLE,
+        "dom.js" SCRIPT,
+        "history.js" SCRIPT,
+        "lane.js" SCRIPT,
+        "ledger.js" SCRIPT,
+        "main.js" SCRIPT,
+        "network.js" SCRIPT,
+        "numbers.js" SCRIPT,
+        "presence.js" SCRIPT,
+        "publish.js" SCRIPT,
+        "sse.js" SCRIPT,
+        "timeline.js" SCRIPT,
+        "topics.js" SCRIPT,
+    ]
+});
 
-    use super::*;
+/// `GET /`.
+pub fn show(request: &HeaderMap) -> Response {
+    PAGE.answer(request)
+}
 
-    #[test]
-    fn the_policy_allows_the_script_and_the_style_of_the_page() {
-        for tag in ["script", "style"] {
-            let (_, rest) = PAGE.split_once(&format!("<{tag}>")).expect("it has one");
-            let (text, rest) = rest.split_once(&format!("</{tag}>")).expect("it ends");
-            assert!(!rest.contains(&format!("<{tag}")), "a second {tag} is not allowed for");
-            let hash = BASE64_STANDARD.encode(Sha256::digest(text));
-            assert!(POLICY.contains(&format!("{tag}-src 'sha256-{hash}'")), "the {tag} is sha256-{hash}");
-        }
-        assert!(!PAGE.contains(" style="), "a style in an attribute is not allowed for");
-    }
+/// `GET /rejoin.js` and the modules that it loads, as they stand in the repository.
+pub fn client(path: &str, request: &HeaderMap) -> Response {
+    let name = path.trim_start_matches('/');
+    CLIENT.iter().find(|file| file.name == name).unwrap_or(&CLIENT[0]).answer(request)
+}
+
+/// `GET /console/{file}`.
+pub fn console(name: Option<&str>, request: &HeaderMap) -> Result<Response, Problem> {
+    let found = CONSOLE.iter().find(|file| Some(file.name) == name);
+    found
+        .map(|file| file.answer(request))
+        .ok_or_else(|| Problem::new(Code::NotFound, "the console has no such file"))
 }

@@ -14,18 +14,18 @@ pub struct Parameters {
 
 /// The parameter that any resource may have. It is removed before the query is read.
 const CREDENTIAL: &[&str] = &["token"];
-const READING: &[&str] = &["after", "last", "since", "transport", "format", "wait", "limit"];
+const READING: &[&str] = &["after", "last", "since", "transport", "format", "wait", "limit", "presence"];
 const TOPICS: &str = "topic, which may be repeated";
 
 /// `GET /topics/{topic}`.
 pub const TOPIC: Parameters = Parameters {
     known: &[CREDENTIAL, READING, &ADDED_CURSORS, &["before"]],
-    misplaced: &[("topics", "the path")],
+    misplaced: &[("topics", "the path"), ("mine", "GET /events?mine")],
 };
 
 /// `GET /events` and `POST /events`.
 pub const EVENTS: Parameters = Parameters {
-    known: &[CREDENTIAL, READING, &ADDED_CURSORS, &["topic"]],
+    known: &[CREDENTIAL, READING, &ADDED_CURSORS, &["topic", "mine"]],
     misplaced: &[("topics", TOPICS), ("before", "GET /topics/{topic}?before=, for one topic")],
 };
 
@@ -65,6 +65,10 @@ const ELEMENT: &str = "an element of the body";
 /// `GET /topics`.
 pub const LIST: Parameters = Parameters { known: &[CREDENTIAL, &["after", "limit"]], misplaced: &[] };
 
+/// `GET /topics/{topic}/presence`.
+pub const MEMBERS: Parameters =
+    Parameters { known: &[CREDENTIAL, &["after", "limit"]], misplaced: &[("topic", "the path")] };
+
 /// `GET /connections`.
 pub const CONNECTIONS: Parameters = Parameters {
     known: &[CREDENTIAL, &["sub", "topic", "after", "limit"]],
@@ -81,6 +85,19 @@ pub const ADDED: Parameters = Parameters {
 pub const REMOVED: Parameters = Parameters {
     known: &[CREDENTIAL, &["sub"]],
     misplaced: &[("topic", "the path"), ("topics", "the path")],
+};
+
+/// `DELETE /subjects/{sub}`.
+pub const END_SUBJECT: Parameters =
+    Parameters { known: &[CREDENTIAL, &["refuse"]], misplaced: &[("sub", "the path")] };
+
+/// `GET /subjects/{sub}/topics`.
+pub const SUBJECT_TOPICS: Parameters = Parameters { known: &[CREDENTIAL], misplaced: &[("sub", "the path")] };
+
+/// `PUT` and `DELETE /subjects/{sub}/topics/{topic}`. A start has another refusal.
+pub const SUBJECT_TOPIC: Parameters = Parameters {
+    known: &[CREDENTIAL, &["after", "last", "since"]],
+    misplaced: &[("topic", "the path"), ("topics", "the path"), ("sub", "the path")],
 };
 
 /// True for a parameter that may be written in a log: one that some resource knows, and no credential.

@@ -168,9 +168,10 @@ impl Place {
         if !self.is_spare() || request.uri().path().starts_with("/health/") {
             return None;
         }
+        let problem = Problem::new(Code::Overloaded, "the server has too many connections; try again later");
         Some(match subscribe::accepted(request.headers(), Framing::SseEnvelope) {
-            Some(framing) => stream::turn_away(framing, Code::Overloaded, None),
-            None => Problem::new(Code::Overloaded, "too many connections; try again later").into_response(),
+            Some(framing) => stream::turn_away(framing, problem, None),
+            None => problem.into_response(),
         })
     }
 }

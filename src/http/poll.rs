@@ -33,7 +33,7 @@ use super::{
 use crate::{
     broker::{Delivery, GapNotice},
     log::LogError,
-    message::{Id, Message},
+    message::{Id, Message, Pattern},
 };
 
 /// Answers with the messages and gaps after the start, and waits up to `wait` for the first. It waits longer
@@ -45,6 +45,7 @@ pub async fn respond(mut reader: Reader, mut bytes: AnswerBytes, wait: Duration,
     let mut messages: Vec<Arc<Message>> = Vec::new();
     let mut gaps: Vec<GapNotice> = Vec::new();
     let mut waited = pin!(tokio::time::sleep(wait));
+    let mut has_changed = false;
     // A timer takes at least a millisecond, even for a duration of zero.
     let mut is_over = wait.is_zero();
     poll_fn(|cx| {
@@ -63,11 +64,12 @@ pub async fn respond(mut reader: Reader, mut bytes: AnswerBytes, wait: Duration,
                     gaps.push(*gap);
                 }
                 Next::Ended(_) | Next::GraceOver => return Poll::Ready(()),
-                // No command finds a poll.
+                Next::Event(Event::Added(_) | Event::Removed(_)) => has_changed = true,
+                // No other command finds a poll.
                 Next::Quiet | Next::Heartbeat | Next::Event(_) => {}
             }
         }
-        if !messages.is_empty() || !gaps.is_empty() {
+        if has_changed || !messages.is_empty() || !gaps.is_empty() {
             return Poll::Ready(());
         }
         is_over = is_over || waited.as_mut().poll(cx).is_ready();
@@ -81,7 +83,8 @@ pub async fn respond(mut reader: Reader, mut bytes: AnswerBytes, wait: Duration,
     }
     // If nothing came in time, the answer is only the cursor.
     let cursor = reader.cursor();
-    let body = AnswerBody::new(messages, bytes, tail(&gaps, cursor), reader.into_permit());
+    let tail = tail(&gaps, cursor, reader.mine().as_deref());
+    let body = AnswerBody::new(messages, bytes, tail, reader.into_permit());
     answer(Body::new(body), cursor)
 }
 
@@ -104,7 +107,7 @@ pub fn head() -> Response {
 
 /// The answer to a poll without a start: the current cursor.
 pub fn respond_now(cursor: Id) -> Response {
-    answer(Body::from([HEAD, &tail(&[], cursor)].concat()), cursor)
+    answer(Body::from([HEAD, &tail(&[], cursor, None)].concat()), cursor)
 }
 
 fn answer(body: Body, cursor: Id) -> Response {
@@ -125,14 +128,19 @@ fn uncached(body: Body) -> Response {
 const HEAD: &[u8] = b"{\"messages\":[";
 
 /// The text after the messages.
-fn tail(gaps: &[GapNotice], cursor: Id) -> Vec<u8> {
+fn tail(gaps: &[GapNotice], cursor: Id, mine: Option<&[Pattern]>) -> Vec<u8> {
     let mut tail = b"]".to_vec();
     for (index, gap) in gaps.iter().enumerate() {
         tail.extend_from_slice(if index == 0 { b",\"gaps\":[" } else { b"," });
         serde_json::to_writer(&mut tail, &Control::Gap(gap)).expect("a gap serializes");
     }
     let end = if gaps.is_empty() { "" } else { "]" };
-    tail.extend_from_slice(format!("{end},\"cursor\":\"{cursor}\"}}").as_bytes());
+    tail.extend_from_slice(format!("{end},\"cursor\":\"{cursor}\"").as_bytes());
+    if let Some(mine) = mine {
+        tail.extend_from_slice(b",\"mine\":");
+        serde_json::to_writer(&mut tail, mine).expect("names serialize");
+    }
+    tail.push(b'}');
     tail
 }
 

@@ -140,7 +140,7 @@ impl Code {
             Self::Unauthorized => 4001,
             Self::Forbidden => 4003,
             Self::Disconnected => 4010,
-            Self::RateLimited | Self::Overloaded => 4100,
+            Self::TimedOut | Self::RateLimited | Self::Overloaded => 4100,
             Self::TooSlow => 4101,
             Self::Draining => 4200,
             Self::TokenExpired => 4201,
@@ -176,6 +176,10 @@ pub fn shorten(mut text: String) -> String {
     }
     text
 }
+
+/// The words of a refusal beside its answer, for the log. They leave the answer before it is sent.
+#[derive(Clone)]
+pub struct Words(pub String);
 
 /// A refusal, as `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, Serialize)]
@@ -245,6 +249,12 @@ impl Problem {
         Self { topic: Some(shorten(topic.to_string())), ..self }
     }
 
+    /// Notes in an answer that it is this refusal, for the metrics and the logs.
+    pub fn note_in(self, response: &mut Response) {
+        response.extensions_mut().insert(self.code);
+        response.extensions_mut().insert(Words(self.detail));
+    }
+
     /// The topic or pattern that the refusal is about.
     pub fn topic(&self) -> Option<&str> {
         self.topic.as_deref()
@@ -252,7 +262,7 @@ impl Problem {
 
     /// The resource has other methods: those in `allow`.
     pub fn method_not_allowed(allow: &'static str) -> Self {
-        let detail = format!("allowed methods: {allow}");
+        let detail = format!("this method is not allowed here; use one of {allow}");
         Self { accepted: Some(Box::new((header::ALLOW, allow))), ..Self::new(Code::MethodNotAllowed, detail) }
     }
 
@@ -267,7 +277,12 @@ impl Problem {
 
     /// A payload that has more than `limit` bytes.
     pub fn too_large(limit: usize) -> Self {
-        Self::new(Code::TooLarge, format!("the payload has more than {limit} bytes (--max-payload)"))
+        Self::new(
+            Code::TooLarge,
+            format!(
+                "the payload has more than {limit} bytes; send less, or let the operator raise --max-payload"
+            ),
+        )
     }
 }
 
@@ -310,12 +325,14 @@ impl From<AppendError> for Problem {
                 newest: Some(newest),
                 ..Self::new(
                     Code::PreconditionFailed,
-                    "If-Match does not hold: the topic has a newer message, or the id is ahead of the log",
+                    "If-Match does not hold: the topic has a newer message, or the id is ahead of the log; \
+                     read the topic, and send its newest id",
                 )
             },
-            AppendError::KeyReused => {
-                Self::new(Code::KeyReused, "this Idempotency-Key was used before with another payload")
-            }
+            AppendError::KeyReused => Self::new(
+                Code::KeyReused,
+                "this Idempotency-Key was used before with another payload; use a new one for a new message",
+            ),
             AppendError::TooManyKeys => Self::new(
                 Code::Overloaded,
                 "idempotency key limit reached, for you, for this topic or in total; try again later",
@@ -348,7 +365,7 @@ impl IntoResponse for Problem {
         if matches!(self.code, Code::Unauthorized | Code::TokenExpired) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if let Some((name, accepted)) = self.accepted.map(|accepted| *accepted) {
+        if let Some((name, accepted)) = self.accepted.as_deref() {
             headers.insert(name, HeaderValue::from_static(accepted));
         }
         if self.code == Code::UpgradeRequired {
@@ -356,7 +373,7 @@ impl IntoResponse for Problem {
             headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response.extensions_mut().insert(self.code);
+        self.note_in(&mut response);
         response
     }
 }

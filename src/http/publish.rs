@@ -120,8 +120,12 @@ impl MessageOptions {
 
 fn check_ephemeral(ephemeral: bool, has_key: bool, has_condition: bool) -> Result<(), Problem> {
     match (ephemeral, has_key, has_condition) {
-        (true, true, _) => Err(Problem::bad_request("Idempotency-Key: an ephemeral message is not stored")),
-        (true, _, true) => Err(Problem::bad_request("If-Match: an ephemeral message is not stored")),
+        (true, true, _) => Err(Problem::bad_request(
+            "Idempotency-Key: an ephemeral message is not stored; leave one of them out",
+        )),
+        (true, _, true) => {
+            Err(Problem::bad_request("If-Match: an ephemeral message is not stored; leave one of them out"))
+        }
         _ => Ok(()),
     }
 }
@@ -131,7 +135,9 @@ fn publishable(text: &str) -> Result<Topic, Problem> {
     let topic: Topic =
         text.parse().map_err(|error| Problem::bad_request(format!("topic {text:?}: {error}")))?;
     if topic.is_reserved() {
-        return Err(Problem::bad_request(format!("topic {text:?}: names that begin with $ are reserved")));
+        return Err(Problem::bad_request(format!(
+            "topic {text:?}: names that begin with $ are reserved; choose another"
+        )));
     }
     Ok(topic)
 }
@@ -180,9 +186,12 @@ fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(Problem::bad_request(format!("{name} is given twice")));
+        return Err(Problem::bad_request(format!("{name} is given twice; give it once")));
     }
-    value.to_str().map(Some).map_err(|_| Problem::bad_request(format!("{name} is not ASCII")))
+    value
+        .to_str()
+        .map(Some)
+        .map_err(|_| Problem::bad_request(format!("{name}: expected ASCII characters only")))
 }
 
 fn content_type(headers: &HeaderMap) -> Result<Option<&str>, Problem> {

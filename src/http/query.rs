@@ -31,7 +31,7 @@ impl<'a> Query<'a> {
     pub fn parse(query: Option<&'a str>, parameters: &Parameters) -> Result<Self, Problem> {
         let query = query.unwrap_or_default();
         if query.contains('%') && percent_decode_str(query).decode_utf8().is_err() {
-            return Err(Problem::bad_request("the query is not UTF-8"));
+            return Err(Problem::bad_request("the query is not UTF-8; percent-encode its bytes in UTF-8"));
         }
         let query = Self(form_urlencoded::parse(query.as_bytes()).collect());
         parameters.check(query.0.iter().map(|(name, _)| &**name))?;
@@ -48,18 +48,23 @@ impl<'a> Query<'a> {
         let mut values = self.all(name);
         let value = values.next();
         match values.next() {
-            Some(_) => Err(Problem::bad_request(format!("{name} is given twice"))),
+            Some(_) => Err(Problem::bad_request(format!("{name} is given twice; give it once"))),
             None => Ok(value),
         }
     }
 
     /// On when empty, `1` or `true`; off when `0`, `false` or not given.
     pub fn flag(&self, name: &str) -> Result<bool, Problem> {
-        match self.one(name)? {
-            Some("" | "1" | "true") => Ok(true),
-            None | Some("0" | "false") => Ok(false),
-            Some(_) => Err(Problem::bad_request(format!("{name}: expected 1 or true, or 0 or false"))),
-        }
+        self.one(name)?.map_or(Ok(false), |value| flag(name, value))
+    }
+}
+
+/// On when empty, `1` or `true`; off when `0` or `false`.
+pub fn flag(name: &str, value: &str) -> Result<bool, Problem> {
+    match value {
+        "" | "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err(Problem::bad_request(format!("{name}: expected 1 or true, or 0 or false"))),
     }
 }
 
@@ -111,7 +116,9 @@ fn after(text: &str) -> Result<Start, Problem> {
     match text.parse() {
         Ok(Id::ZERO) => Ok(Start::Everything),
         Ok(cursor) => Ok(Start::After(cursor)),
-        Err(_) => Err(Problem::bad_request("after: not a cursor")),
+        Err(_) => Err(Problem::bad_request(
+            "after: not a cursor; send one that the server has given, or 0 for everything",
+        )),
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
     wire::Control,
 };
 use crate::{
-    broker::Subscription,
+    broker::{Present, Subscription},
     message::{Id, Pattern},
 };
 
@@ -133,7 +133,13 @@ impl Reader {
             heartbeat_ms: self.pulse.heartbeat().as_millis() as u64,
             sub: self.access().subject().map(|subject| &**subject),
             expires_in_ms: self.access().expires_in_ms(),
+            mine: self.mine(),
         }
+    }
+
+    /// The list of the subject, if the client reads it.
+    pub fn mine(&self) -> Option<Vec<Pattern>> {
+        self.reading.lock().mine()
     }
 
     pub fn cursor(&self) -> Id {
@@ -175,7 +181,11 @@ impl Reader {
     /// If the client may not read it, or if it is one too many.
     pub fn ask_for(&self, pattern: &Pattern) -> Result<Step, Problem> {
         let mut state = self.reading.lock();
+        if state.is_only_listed(pattern) {
+            self.access().subscribe(std::slice::from_ref(pattern))?;
+        }
         if state.reads(pattern) {
+            state.read_also(pattern);
             return Ok(Step::IsRead);
         }
         if state.joins(pattern) {
@@ -207,6 +217,10 @@ impl Reader {
         let mut state = self.reading.lock();
         // A command may have added it meanwhile.
         if state.reads(&pattern) {
+            if state.is_only_listed(&pattern) {
+                self.access().subscribe(std::slice::from_ref(&pattern))?;
+            }
+            state.read_also(&pattern);
             state.count_topics(0);
             return Ok(Step::IsRead);
         }
@@ -218,6 +232,16 @@ impl Reader {
         self.check_one_more(&mut state, &pattern)?;
         state.join(pattern, subscription);
         Ok(Step::Joins)
+    }
+
+    /// Makes the subject present in one topic more, if it is still read.
+    pub fn be_present(&mut self, topic: &Pattern, present: Present) {
+        self.reading.lock().be_present(topic, present);
+    }
+
+    /// True if the subject is present in this topic by this connection.
+    pub fn is_present(&self, topic: &Pattern) -> bool {
+        self.reading.lock().is_present(topic)
     }
 
     /// Counts the patterns that are read, after one could not be added.
@@ -233,7 +257,9 @@ impl Reader {
     /// Begins to continue with a new token.
     pub fn begin_renewal(&self, token: &str) -> Begun {
         match self.access().is_open() {
-            true => Begun::Done(Err(Problem::bad_request("auth: this server requires no credentials"))),
+            true => Begun::Done(Err(Problem::bad_request(
+                "auth: this server requires no credentials; leave it out",
+            ))),
             false => self.access().begin_renewal(token),
         }
     }
@@ -241,7 +267,9 @@ impl Reader {
     /// Continues with a new token; see [`Access::renew`].
     pub fn renew(&mut self, identified: Identified) -> Result<(), Problem> {
         let Self { lease, reading, .. } = self;
-        lease.renew(identified, reading.lock().own_patterns())
+        lease.renew(identified, reading.lock().own_patterns())?;
+        reading.renewed(lease.access().issued());
+        Ok(())
     }
 
     /// Call this when the transport has sent a frame of its own.
@@ -303,7 +331,7 @@ mod tests {
         let read: Vec<_> = (0..99).map(|number| pattern(&format!("p{number}.*"))).collect();
         let permit = app.permit(Transport::WebSocket, &access, read.len()).expect("a place");
         let (id, transport) = (app.live.new_id(), Transport::WebSocket);
-        let held = app.hold(id, subscribe(&read).await, permit, &access, transport, false);
+        let held = app.hold(id, subscribe(&read).await, permit, &access, (transport, false), None);
         let mut reader = Reader::new(app.connections.clone(), "c".into(), held, access);
         let (asked, added) = (pattern("asked.*"), pattern("added.*"));
         assert_eq!(reader.ask_for(&asked).expect("there is room"), Step::MayBegin);

@@ -64,17 +64,33 @@ impl Proof {
 fn prove(broker: Broker) -> Shared<BoxFuture<'static, Shown>> {
     let task = tokio::spawn(async move {
         let shown = timeout(TIMEOUT, round_trip(&broker)).await;
-        let late = |_| Err(Problem::new(Code::Unavailable, "readiness probe timed out"));
+        let late = |_| {
+            Err(Problem::new(
+                Code::Unavailable,
+                "publishing and reading did not work within 1 s; the log of the server says more",
+            ))
+        };
         (Instant::now(), shown.unwrap_or_else(late))
     });
-    let failed = |_| (Instant::now(), Err(Problem::new(Code::Unavailable, "readiness probe failed")));
+    let failed = |_| {
+        (
+            Instant::now(),
+            Err(Problem::new(
+                Code::Unavailable,
+                "the proof of readiness failed; the log of the server says more",
+            )),
+        )
+    };
     task.map(move |shown| shown.unwrap_or_else(failed)).boxed().shared()
 }
 
 /// `GET /health/ready`: 200 if publishing and the live feed work, else the reason.
 pub async fn show(app: &Arc<App>) -> Result<Response, Problem> {
     if app.shutdown.is_draining() {
-        return Err(Problem::new(Code::Unavailable, "the server is draining"));
+        return Err(Problem::new(
+            Code::Unavailable,
+            "the server is draining: it ends soon, so send no more clients to it",
+        ));
     }
     app.proof.of(&app.broker).await?;
     let mut shown = serde_json::json!({"status": "ready"});

@@ -4,7 +4,10 @@ use std::{
     fmt::Display,
     net::IpAddr,
     sync::{Mutex, Once, PoisonError},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use tracing::field::display;
 
@@ -23,7 +26,7 @@ pub fn problem_of(refused: Refused, client: Option<IpAddr>) -> Problem {
         }
         _ => match refused.harmless() {
             Some(why) => format!("the token is not accepted: {why}"),
-            None => "the credential is not accepted".to_owned(),
+            None => "the credential is not accepted: the log of the server says why, and so does rejoin token check".to_owned(),
         },
     };
     Problem::new(Code::Unauthorized, detail)
@@ -74,6 +77,42 @@ fn log_refused(refused: &Refused, client: Option<IpAddr>) {
     }
 }
 
+/// When a refusal of each code was last told to the operator.
+#[derive(Default)]
+pub struct Told(Mutex<Vec<(Code, Instant)>>);
+
+/// How long the refusals of a code are only counted after one was told.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+
+impl Told {
+    /// Tells the operator of a refusal, unless another one with this code was told in the last minute. Clients may
+    /// cause any number of them.
+    pub fn tell(&self, code: Code, detail: &str, client: Option<IpAddr>, request: &str) {
+        // These have lines of their own, each with the setting that would allow it.
+        if matches!(code, Code::ForbiddenHost | Code::ForbiddenOrigin) || !self.is_due(code) {
+            return;
+        }
+        let (client, request) = (client.map(display), shorten(request.to_owned()));
+        tracing::info!(
+            client,
+            request,
+            %code,
+            detail,
+            "refused; the log has one refusal of each code a minute, and rejoin_refusals_total counts all"
+        );
+    }
+
+    fn is_due(&self, code: Code) -> bool {
+        let (mut told, now) = (self.0.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        match told.iter_mut().find(|(known, _)| *known == code) {
+            Some((_, at)) if now.duration_since(*at) < TELL_AGAIN => return false,
+            Some((_, at)) => *at = now,
+            None => told.push((code, now)),
+        }
+        true
+    }
+}
+
 /// Tells the operator, once for each kind, that a pattern grants nothing to a token.
 pub fn log_unfilled(identity: &Identity) {
     static MISSING: Once = Once::new();
@@ -112,7 +151,7 @@ pub fn log_unfilled(identity: &Identity) {
 }
 
 pub fn expired() -> Problem {
-    Problem::new(Code::TokenExpired, "the token has expired")
+    Problem::new(Code::TokenExpired, "the token has expired; get a new one, and connect again with it")
 }
 
 pub fn forbidden(
@@ -131,7 +170,9 @@ pub fn forbidden(
     if !who.is_known() {
         return about(Problem::new(
             Code::Unauthorized,
-            format!("{what}{grant} is not granted without a credential"),
+            format!(
+                "{what}{grant} is not granted without a credential: send an API key or a token that has this grant"
+            ),
         ));
     }
     let place = match who.answer() {

@@ -13,9 +13,9 @@ use matchit::Params;
 use percent_encoding::percent_decode_str;
 
 use super::{
-    App, arrival, inspect, live, metrics, page,
+    App, arrival, inspect, live, metrics, page, presence,
     problem::{Code, Problem},
-    publish, ready, subscribe, websocket,
+    publish, ready, subjects, subscribe, websocket,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -24,16 +24,21 @@ enum Resource {
     Connection,
     ConnectionTopic,
     Connections,
+    Console,
     #[cfg(feature = "echo")]
     Echo,
     Events,
     Live,
+    Members,
     Metrics,
     OpenApi,
     Page,
     Publish,
     Ready,
     Stats,
+    Subject,
+    SubjectTopic,
+    SubjectTopics,
     Topic,
     Topics,
 }
@@ -44,6 +49,7 @@ static ROUTES: LazyLock<matchit::Router<Resource>> = LazyLock::new(|| {
         ("/connections", Resource::Connections),
         ("/connections/{id}", Resource::Connection),
         ("/connections/{id}/topics/{topic}", Resource::ConnectionTopic),
+        ("/console/{file}", Resource::Console),
         ("/events", Resource::Events),
         ("/health/live", Resource::Live),
         ("/health/ready", Resource::Ready),
@@ -51,9 +57,15 @@ static ROUTES: LazyLock<matchit::Router<Resource>> = LazyLock::new(|| {
         ("/openapi.json", Resource::OpenApi),
         ("/publish", Resource::Publish),
         ("/rejoin.js", Resource::Client),
+        ("/rejoin-presence.js", Resource::Client),
+        ("/rejoin-shared.js", Resource::Client),
         ("/stats", Resource::Stats),
+        ("/subjects/{sub}", Resource::Subject),
+        ("/subjects/{sub}/topics", Resource::SubjectTopics),
+        ("/subjects/{sub}/topics/{topic}", Resource::SubjectTopic),
         ("/topics", Resource::Topics),
         ("/topics/{topic}", Resource::Topic),
+        ("/topics/{topic}/presence", Resource::Members),
         #[cfg(feature = "echo")]
         ("/echo", Resource::Echo),
     ];
@@ -90,10 +102,13 @@ fn at_once<'a>(answer: Result<Response, Problem>) -> Served<'a> {
 /// Lets the resource answer that the path names.
 pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
     let Ok(matched) = ROUTES.at(request.uri().path()) else {
-        let detail = "no such resource; GET /openapi.json lists all of them";
+        let detail = match request.uri().path().ends_with('/') {
+            true => "no such resource; remove the / at the end of the path",
+            false => "no such resource; GET /openapi.json lists all of them",
+        };
         return without_upgrade(app, request, |_| at_once(Err(Problem::new(Code::NotFound, detail))));
     };
-    let [id, topic] = ["id", "topic"].map(|name| parameter(&matched.params, name));
+    let [id, sub, topic, file] = ["id", "sub", "topic", "file"].map(|name| parameter(&matched.params, name));
     match *matched.value {
         Resource::Events => subscribe::events(app, request).boxed(),
         Resource::Topic => of_topic(app, topic, request),
@@ -106,8 +121,20 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
         Resource::ConnectionTopic => {
             without_upgrade(app, request, |asked| live::topic_of(app, id, topic, asked).boxed())
         }
+        Resource::Subject => {
+            without_upgrade(app, request, |asked| subjects::subject(app, sub, asked).boxed())
+        }
+        Resource::SubjectTopics => {
+            without_upgrade(app, request, |asked| subjects::topics(app, sub, asked).boxed())
+        }
+        Resource::SubjectTopic => {
+            without_upgrade(app, request, |asked| subjects::topic(app, sub, topic, asked).boxed())
+        }
+        Resource::Members => {
+            without_upgrade(app, request, |asked| presence::members(app, topic, asked).boxed())
+        }
         Resource::Publish => without_upgrade(app, request, |asked| publish::publish_many(app, asked).boxed()),
-        read_only => without_upgrade(app, request, |asked| of_read_only(app, read_only, asked)),
+        read_only => without_upgrade(app, request, |asked| of_read_only(app, read_only, file, asked)),
     }
 }
 
@@ -117,7 +144,7 @@ fn of_topic(app: &Arc<App>, topic: Option<String>, request: Request) -> Served<'
         Err(problem) => return at_once(Err(problem)),
     };
     let Some(topic) = topic else {
-        let problem = Problem::bad_request("topic: not valid UTF-8");
+        let problem = Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8");
         return at_once(if is_upgrade { Ok(websocket::refuse(app, request, problem)) } else { Err(problem) });
     };
     match *request.method() {
@@ -145,19 +172,21 @@ fn without_upgrade<'a>(
     }
 }
 
-fn of_read_only(app: &Arc<App>, resource: Resource, request: Request) -> Served<'_> {
+/// `file` is the name of a file of the console.
+fn of_read_only(app: &Arc<App>, resource: Resource, file: Option<String>, request: Request) -> Served<'_> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return at_once(Err(Problem::method_not_allowed("GET, HEAD")));
     }
     match resource {
-        Resource::Client => at_once(Ok(page::client(request.headers()))),
-        Resource::Live => at_once(Ok(inspect::live())),
+        Resource::Client => at_once(Ok(page::client(request.uri().path(), request.headers()))),
+        Resource::Console => at_once(page::console(file.as_deref(), request.headers())),
+        Resource::Live => at_once(Ok(inspect::alive())),
         Resource::Metrics => metrics::show(app, request).boxed(),
         Resource::OpenApi => at_once(Ok(inspect::openapi())),
         Resource::Ready => ready::show(app).boxed(),
         Resource::Stats => inspect::stats(app, request).boxed(),
         Resource::Topics => inspect::topics(app, request).boxed(),
-        _ => at_once(Ok(page::show())),
+        _ => at_once(Ok(page::show(request.headers()))),
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     group::Groups,
     live::Event,
     media,
-    problem::Code,
+    problem::{Code, Problem},
     pulse::{overload_retry_ms, retry_ms},
     reader::{Next, Reader},
     shared_socket::SharedSocket,
@@ -53,15 +53,15 @@ pub fn head(framing: Framing) -> Response {
 
 /// Turns a reader away with a status of 200. An `EventSource` reconnects after that, and would not after an
 /// error status.
-pub fn turn_away(framing: Framing, code: Code, cursor: Option<Id>) -> Response {
+pub fn turn_away(framing: Framing, problem: Problem, cursor: Option<Id>) -> Response {
     let retry_ms = overload_retry_ms();
-    let closing = Control::Closing { code, cursor, retry_ms };
+    let closing = Control::Closing { code: problem.code, cursor, retry_ms };
     let body = match framing {
         Framing::Ndjson => framing.control(&closing),
         Framing::SseRaw | Framing::SseEnvelope => wire::sse_retry(retry_ms, &closing),
     };
     let mut response = with_headers(framing, Body::from(body));
-    response.extensions_mut().insert(code);
+    problem.note_in(&mut response);
     response
 }
 

@@ -1,22 +1,24 @@
 //! The topics that a request asks for, the start, and the transport.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{extract::Request, response::Response};
-use http::{HeaderMap, Method, header};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
 use super::{
     App, MAX_TOPICS, MAX_WILDCARDS,
     access::Access,
     asked::Asked,
-    history, media, metrics, parameters, poll,
-    problem::{Code, Problem},
+    history, media, metrics, parameters, poll, presence,
+    problem::Problem,
     query::{self, Query},
     reader::Reader,
     stream, websocket,
     wire::Framing,
 };
 use crate::{
+    broker::Subscription,
     log::Start,
     message::{Id, Pattern},
 };
@@ -26,12 +28,15 @@ struct Wanted {
     /// All of them are granted.
     patterns: Vec<Pattern>,
     access: Access,
+    /// The subject whose list is read too.
+    list_owner: Option<Arc<str>>,
     start: Option<Start>,
     /// A page of the history is asked for, below this id: of one topic, as a poll, and without a start.
     before: Option<Id>,
     rendering: Rendering,
     wait: Duration,
     limit: usize,
+    presence: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +46,11 @@ enum Rendering {
 }
 
 /// `GET` and `HEAD /topics/{topic}`.
-pub async fn topic(app: &Arc<App>, pattern: String, request: Request) -> Result<Response, Problem> {
+pub async fn topic(app: &Arc<App>, pattern: String, mut request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::TOPIC);
-    let access = Access::of(&app.rules, &request).await;
     let options = query.and_then(|query| Asked::from_query(&query));
+    let access = access_of(app, &mut request).await;
     if !is_upgrade && let Err(problem) = access {
         return turn_away(problem, options, request.headers());
     }
@@ -62,11 +67,11 @@ pub async fn topic(app: &Arc<App>, pattern: String, request: Request) -> Result<
 }
 
 /// `GET`, `HEAD` and `POST /events`.
-pub async fn events(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
+pub async fn events(app: &Arc<App>, mut request: Request) -> Result<Response, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::EVENTS);
     let options = query.and_then(|query| Asked::from_query(&query));
-    let access = Access::of(&app.rules, &request).await;
+    let access = access_of(app, &mut request).await;
     match *request.method() {
         Method::GET | Method::HEAD => {}
         Method::CONNECT if is_upgrade => {}
@@ -96,6 +101,43 @@ pub async fn events(app: &Arc<App>, request: Request) -> Result<Response, Proble
     if wanted.lacks_topic() { Err(no_topic()) } else { answer(app, request, wanted).await }
 }
 
+/// The rights of the client. While it waits for others, its request keeps little of its head: very many may wait.
+async fn access_of(app: &App, request: &mut Request) -> Result<Access, Problem> {
+    let mut access = pin!(Access::of(&app.rules, request));
+    if let Some(access) = access.as_mut().now_or_never() {
+        return access;
+    }
+    lighten(request);
+    access.await
+}
+
+/// The headers that are read after the client is known.
+const READ_LATER: [HeaderName; 11] = [
+    header::ACCEPT,
+    HeaderName::from_static("last-event-id"),
+    header::ORIGIN,
+    header::UPGRADE,
+    header::CONNECTION,
+    header::SEC_WEBSOCKET_KEY,
+    header::SEC_WEBSOCKET_VERSION,
+    header::SEC_WEBSOCKET_PROTOCOL,
+    header::CONTENT_TYPE,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+];
+
+/// Drops the rest of the head. Its parts share one piece of memory, so the others are copied.
+fn lighten(request: &mut Request) {
+    let mut kept = HeaderMap::new();
+    for name in READ_LATER {
+        for value in request.headers().get_all(&name) {
+            kept.append(&name, HeaderValue::from_bytes(value.as_bytes()).expect("it was one before"));
+        }
+    }
+    *request.headers_mut() = kept;
+    *request.uri_mut() = Uri::default();
+}
+
 /// Refuses a reader. If the same request may be served later, a stream is only turned away: after a `503` an
 /// `EventSource` would never come again.
 fn turn_away(
@@ -114,7 +156,7 @@ fn turn_away(
                 Some(Start::After(cursor)) => Some(cursor),
                 _ => None,
             };
-            Ok(stream::turn_away(framing, Code::Overloaded, cursor))
+            Ok(stream::turn_away(framing, problem.of_handshake(), cursor))
         }
     }
 }
@@ -135,23 +177,29 @@ async fn answer(app: &Arc<App>, request: Request, wanted: Wanted) -> Result<Resp
 }
 
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
-    let Wanted { patterns, access, start, before, rendering, wait, limit } = wanted;
+    let Wanted { patterns, access, list_owner, start, before, rendering, wait, limit, presence } = wanted;
     if let Some(before) = before
         && let Some(topic) = patterns.first().and_then(Pattern::topic)
     {
         return history::respond(app, &access, &topic, before, limit).await;
     }
+    let (mut present, topics) = presence::wanted(app, &access, &patterns, presence)?;
     let id = app.live.new_id();
     let connection: Arc<str> = id.to_string().into();
     match rendering {
         Rendering::Poll => {
-            let permit = app
+            let mut permit = app
                 .permit(metrics::Transport::Poll, &access, patterns.len())
                 .ok_or_else(super::overloaded)?;
-            let Some(start) = start else { return Ok(poll::respond_now(app.broker.newest().await?)) };
-            let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
+            let wait = if start.is_none() { Duration::ZERO } else { wait };
+            let start = match start {
+                None if list_owner.is_none() => return Ok(poll::respond_now(app.broker.newest().await?)),
+                start => start.unwrap_or(Start::Now),
+            };
+            let subscription = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
+            presence::enter(&mut present, topics).await?;
             let bytes = app.connections.answer_bytes();
-            let reading = app.hold_poll(subscription, permit, &access);
+            let reading = app.hold_poll(id, subscription, permit, &access, present);
             let reader = Reader::new(app.connections.clone(), connection, reading, access);
             Ok(poll::respond(reader, bytes, wait, limit).await)
         }
@@ -160,28 +208,59 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             // A client without a cursor must repeat its request unchanged. A cursor of ours would skip what it asked
             // for, unless it asked for what comes from now on.
             let cursor = if let Start::After(cursor) = start { Some(cursor) } else { None };
-            let Some(permit) = app.permit(framing.transport(), &access, patterns.len()) else {
+            let Some(mut permit) = app.permit(framing.transport(), &access, patterns.len()) else {
                 let now = if let Start::Now = start { app.broker.newest().await.ok() } else { None };
-                return Ok(stream::turn_away(framing, Code::Overloaded, cursor.or(now)));
+                return Ok(stream::turn_away(framing, super::overloaded(), cursor.or(now)));
             };
-            match app.broker.subscribe(patterns, &start, &connection).await {
+            let begun = async {
+                let begun = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
+                presence::enter(&mut present, topics).await?;
+                Ok::<_, Problem>(begun)
+            };
+            match begun.await {
                 Ok(mut subscription) => {
                     subscription.keep_cursor();
                     let is_raw = framing == Framing::SseRaw;
-                    let reading = app.hold(id, subscription, permit, &access, framing.transport(), is_raw);
+                    let reading =
+                        app.hold(id, subscription, permit, &access, (framing.transport(), is_raw), present);
                     let reader = Reader::new(app.connections.clone(), connection, reading, access);
                     Ok(stream::respond(framing, reader))
                 }
-                Err(error) => Ok(stream::turn_away(framing, Problem::from(error).code, cursor)),
+                Err(problem) => Ok(stream::turn_away(framing, problem, cursor)),
             }
         }
+    }
+}
+
+/// Begins to read these topics, and the list of this subject.
+///
+/// # Errors
+/// If the log cannot be read, or if all connections read as many topics as they may.
+pub async fn begin(
+    app: &App,
+    patterns: Vec<Pattern>,
+    start: &Start,
+    connection: &str,
+    list_owner: Option<Arc<str>>,
+    permit: &mut metrics::Permit,
+) -> Result<Subscription, Problem> {
+    let Some(owner) = list_owner else {
+        return Ok(app.broker.subscribe(patterns, start, connection).await?);
+    };
+    let own = patterns.len();
+    let subscription = app.broker.subscribe_with_list(patterns, start, connection, &owner).await?;
+    let listed = subscription.mine().map_or(0, |entries| entries.len());
+    if permit.set_topics(own.max(listed).max(subscription.width())) {
+        Ok(subscription)
+    } else {
+        Err(super::overloaded())
     }
 }
 
 impl Wanted {
     /// True for a poll of nothing. Topics can be added to a stream.
     fn lacks_topic(&self) -> bool {
-        self.patterns.is_empty() && self.rendering == Rendering::Poll
+        self.patterns.is_empty() && self.list_owner.is_none() && self.rendering == Rendering::Poll
     }
 
     fn of_events(access: Access, options: Asked, headers: &HeaderMap) -> Result<Self, Problem> {
@@ -191,10 +270,14 @@ impl Wanted {
         patterns.sort_unstable();
         patterns.dedup();
         if patterns.len() > MAX_TOPICS {
-            return Err(Problem::bad_request(format!("topic: name up to {MAX_TOPICS}")));
+            return Err(Problem::bad_request(format!(
+                "topic: name up to {MAX_TOPICS} topics and patterns; open a second subscription for more"
+            )));
         }
         if patterns.iter().filter(|pattern| pattern.has_wildcard()).count() > MAX_WILDCARDS {
-            let detail = format!("topic: name up to {MAX_WILDCARDS} patterns with a wildcard");
+            let detail = format!(
+                "topic: name up to {MAX_WILDCARDS} patterns with a wildcard; name topics, or wider patterns"
+            );
             return Err(Problem::bad_request(detail));
         }
         Self::parse(access, patterns, options, headers, Framing::SseEnvelope)
@@ -210,30 +293,48 @@ impl Wanted {
         access.subscribe(&patterns)?;
         let rendering = Rendering::of(&options, headers, sse)?;
         let before = options.before(headers)?;
+        let is_mine = options.mine()?;
+        if is_mine && options.format.as_deref() == Some("raw") {
+            let detail = "mine: not with format=raw, in which no event names its topic";
+            return Err(Problem::bad_request(detail));
+        }
+        let list_owner = if is_mine { Some(access.list_owner()?) } else { None };
         if before.is_some() && patterns.iter().any(Pattern::has_wildcard) {
-            return Err(Problem::bad_request("before: it reads one topic, and not a pattern"));
+            return Err(Problem::bad_request(
+                "before: it reads one topic, and not a pattern; ask for each topic alone",
+            ));
         }
         if before.is_some() && rendering != Rendering::Poll {
-            return Err(Problem::bad_request("before: it has one JSON answer, and no stream"));
+            return Err(Problem::bad_request(
+                "before: it has one JSON answer, and no stream; leave transport out, and send Accept: application/json",
+            ));
         }
         Ok(Self {
             patterns,
             access,
+            list_owner,
             start: options.start(headers)?,
             before,
             rendering,
             wait: options.wait()?,
             limit: options.limit()?,
+            presence: options.presence()?,
         })
     }
 }
 
 impl Wanted {
-    /// The topics, the start and the rights for a WebSocket.
-    fn on_socket(self) -> Result<(Vec<Pattern>, Option<Start>, Access), Problem> {
+    /// The topics, the list, the start and the rights for a WebSocket.
+    fn on_socket(self) -> Result<websocket::Wanted, Problem> {
+        let Self { patterns, access, list_owner, start, presence, .. } = self;
         match self.before {
-            None => Ok((self.patterns, self.start, self.access)),
-            Some(_) => Err(Problem::bad_request("before: it has one JSON answer, and no WebSocket")),
+            None => {
+                let start = start.unwrap_or(Start::Now);
+                Ok(websocket::Wanted { patterns, list_owner, start, access, presence })
+            }
+            Some(_) => Err(Problem::bad_request(
+                "before: it has one JSON answer, and no WebSocket; ask by a plain GET",
+            )),
         }
     }
 }
@@ -277,4 +378,27 @@ pub fn accepted(headers: &HeaderMap, sse: Framing) -> Option<Framing> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    /// Ten thousand clients may wait for the backend, and each held its head of up to 64 KiB meanwhile.
+    #[test]
+    fn a_request_that_waits_keeps_only_the_headers_that_are_read_later() {
+        let request = Request::get("/topics/a?after=0&a_long_query").header("accept", "text/event-stream");
+        let request = request.header("last-event-id", "7").header("cookie", "x".repeat(60 << 10));
+        let mut request = request.header("accept", "*/*").body(Body::empty()).expect("a request");
+        lighten(&mut request);
+        let left: Vec<_> =
+            request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(
+            left,
+            [("accept", &b"text/event-stream"[..]), ("accept", b"*/*"), ("last-event-id", b"7")]
+        );
+        assert_eq!(request.uri(), "/");
+    }
 }

@@ -4,6 +4,7 @@ mod command;
 #[cfg(feature = "echo")]
 mod echo;
 mod end;
+mod framing;
 mod session;
 mod socket;
 
@@ -33,10 +34,23 @@ use super::{
     client_address::ClientAddress,
     credentials,
     metrics::Transport,
+    presence,
     problem::{Code, Problem, shorten},
     reader::Reader,
+    subscribe,
 };
 use crate::{log::Start, message::Pattern};
+
+/// What a client asks to read.
+pub struct Wanted {
+    pub patterns: Vec<Pattern>,
+    /// The subject whose list is read too.
+    pub list_owner: Option<Arc<str>>,
+    pub start: Start,
+    pub access: Access,
+    /// The subject is to be present in the topics.
+    pub presence: bool,
+}
 
 /// The subprotocol that the server speaks, offered or not.
 const SUBPROTOCOL: &str = "rejoin.v1";
@@ -72,7 +86,10 @@ pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
         _ => false,
     };
     if !is_version_13 || !is_handshake {
-        return Err(Problem::new(Code::UpgradeRequired, "only WebSocket version 13 (RFC 6455) is supported"));
+        return Err(Problem::new(
+            Code::UpgradeRequired,
+            "only WebSocket version 13 (RFC 6455) is supported: send Sec-WebSocket-Version: 13, and a Sec-WebSocket-Key",
+        ));
     }
     check_offer(request)?;
     Ok(true)
@@ -111,13 +128,9 @@ fn check_offer(request: &Request) -> Result<(), Problem> {
 }
 
 /// Answers the handshake, and serves the connection in its own task.
-pub async fn upgrade(
-    app: &Arc<App>,
-    request: Request,
-    wanted: Result<(Vec<Pattern>, Option<Start>, Access), Problem>,
-) -> Response {
+pub async fn upgrade(app: &Arc<App>, request: Request, wanted: Result<Wanted, Problem>) -> Response {
     let begun = match wanted {
-        Ok((patterns, start, access)) => begin(app, patterns, start.unwrap_or(Start::Now), access).await,
+        Ok(wanted) => begin(app, wanted).await,
         Err(problem) => Err(problem),
     };
     match begun {
@@ -135,24 +148,23 @@ pub fn refuse(app: &Arc<App>, request: Request, problem: Problem) -> Response {
     if !request.headers().contains_key(header::ORIGIN) || problem.code.close().is_none() {
         return problem.into_response();
     }
-    let code = problem.code;
-    let mut response = accept(app, request, move |socket| session::turn_away(socket, problem));
-    response.extensions_mut().insert(code);
+    let told = problem.clone();
+    let mut response = accept(app, request, move |socket| session::turn_away(socket, told));
+    problem.note_in(&mut response);
     response
 }
 
-async fn begin(
-    app: &Arc<App>,
-    patterns: Vec<Pattern>,
-    start: Start,
-    access: Access,
-) -> Result<Reader, Problem> {
-    let permit = app.permit(Transport::WebSocket, &access, patterns.len()).ok_or_else(super::overloaded)?;
+async fn begin(app: &Arc<App>, wanted: Wanted) -> Result<Reader, Problem> {
+    let Wanted { patterns, list_owner, start, access, presence } = wanted;
+    let (mut present, topics) = presence::wanted(app, &access, &patterns, presence)?;
+    let mut permit =
+        app.permit(Transport::WebSocket, &access, patterns.len()).ok_or_else(super::overloaded)?;
     // Subscribe before the answer: so no message is missed that is published once the client knows of it.
     let id = app.live.new_id();
     let connection: Arc<str> = id.to_string().into();
-    let subscription = app.broker.subscribe(patterns, &start, &connection).await?;
-    let reading = app.hold(id, subscription, permit, &access, Transport::WebSocket, false);
+    let subscription = subscribe::begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
+    presence::enter(&mut present, topics).await?;
+    let reading = app.hold(id, subscription, permit, &access, (Transport::WebSocket, false), present);
     Ok(Reader::new(app.connections.clone(), connection, reading, access))
 }
 

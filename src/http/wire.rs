@@ -32,6 +32,8 @@ pub enum Control<'a> {
         sub: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         expires_in_ms: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mine: Option<Vec<Pattern>>,
     },
     Gap(&'a GapNotice),
     Cursor {

@@ -29,8 +29,7 @@ pub struct History {
 pub struct Missing {
     /// The message before them; zero if nothing older is retained.
     pub after: Id,
-    /// The oldest retained message after them; `None` if there is none, or if they lie at the end of a page that has no
-    /// message and is the last one.
+    /// The oldest retained message after them; `None` if there is none. `None` too on a last page without messages.
     pub next: Option<Id>,
     pub reason: Reason,
 }

@@ -127,7 +127,7 @@ pub fn between(boundaries: &[Boundary], after: Id, before: Id, loss: Loss) -> Op
 pub fn before_all(boundaries: &[Boundary], before: Id, loss: Loss) -> Option<Reason> {
     let began = boundaries.first().map_or(Id::ZERO, |boundary| boundary.began);
     if before <= began {
-        return boundaries.first().map(|boundary| boundary.reason);
+        return boundaries.first().map(|_| Reason::Restarted);
     }
     let is_of_this_life = began <= loss.complete_after;
     between(boundaries, if is_of_this_life { began } else { Id::ZERO }, before, loss)
@@ -146,6 +146,14 @@ mod tests {
             assert!(patterns * max_gaps(patterns) <= MAX_GAPS_OF_ALL, "{patterns} patterns");
         }
         assert_eq!([1, 20, 100].map(max_gaps), [MAX_GAPS, MAX_GAPS, 200]);
+    }
+
+    #[test]
+    fn an_id_of_an_earlier_life_is_lost_by_a_restart() {
+        let boundary = Boundary { began: Id::new(100), inherited: Id::ZERO, reason: Reason::Failover };
+        let loss = Loss { complete_after: Id::new(100), next: None, deleted: Id::ZERO };
+        let of = |before| before_all(&[boundary], Id::new(before), loss);
+        assert_eq!([of(99), of(100), of(101)], [Some(Reason::Restarted), Some(Reason::Restarted), None]);
     }
 
     const TOPICS: [&str; 3] = ["a", "b", "c"];

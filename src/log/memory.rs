@@ -4,8 +4,10 @@ mod cost;
 mod keys;
 mod losses;
 mod makers;
+mod presence;
 mod saved;
 mod state;
+mod subjects;
 
 use std::{
     io,
@@ -27,8 +29,9 @@ use self::{
     state::{NODES, Reading, STEP, Seeking, State},
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Log,
-    LogError, LogStats, Page, Payer, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
+    Append, AppendError, Appended, Beginning, Claimed, Claims, Clock, Ephemerals, Expiry, Followed, Follower,
+    History, Log, LogError, LogStats, Members, Page, Payer, Position, Retention, Rules, Start, Subjects,
+    Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
 
@@ -50,6 +53,8 @@ pub struct MemoryLog {
     saved: Option<Arc<Saved>>,
     /// Notifies when a message that was brought to many tails in steps is in all of them.
     has_fanned_out: Notify,
+    /// Notifies when the time may have changed at which the next member leaves.
+    members_changed: Notify,
     this: Weak<Self>,
 }
 
@@ -112,14 +117,24 @@ impl MemoryLog {
     fn run(mut state: State, clock: Clock, retention: Retention, saved: Option<Arc<Saved>>) -> Arc<Self> {
         let watermark = AtomicU64::new(state.newest().get());
         let ephemerals = Ephemerals::default();
-        let has_fanned_out = Notify::new();
+        let [has_fanned_out, members_changed] = [(); 2].map(|()| Notify::new());
         if !retention.rules.is_empty() {
             state.take_rules(&retention);
         }
         let (state, retention) = (Mutex::new(state), ArcSwap::from_pointee(retention));
         let log = Arc::new_cyclic(|this| {
             let this = this.clone();
-            Self { clock, retention, state, watermark, ephemerals, saved, has_fanned_out, this }
+            Self {
+                clock,
+                retention,
+                state,
+                watermark,
+                ephemerals,
+                saved,
+                has_fanned_out,
+                members_changed,
+                this,
+            }
         });
         // The task ends with the log, because it has only a weak reference while it waits.
         let weak = Arc::downgrade(&log);
@@ -354,6 +369,22 @@ impl Log for MemoryLog {
         Ok(self.state().history(topic, before, limit))
     }
 
+    async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError> {
+        Ok(self.note_claims(claims).await)
+    }
+
+    async fn claims_due(&self) {
+        self.next_leave().await;
+    }
+
+    fn keep_members(&self) {
+        self.keep_all_members();
+    }
+
+    async fn members(&self, topic: &Topic, after: &str, limit: usize) -> Result<Members, LogError> {
+        Ok(self.state().members(topic, after, limit))
+    }
+
     fn ephemerals(&self) -> &Ephemerals {
         &self.ephemerals
     }
@@ -362,9 +393,17 @@ impl Log for MemoryLog {
         Ok(self.state().topics(after, limit))
     }
 
+    fn followers(&self, topic: &Topic) -> usize {
+        self.state().followers(topic)
+    }
+
     async fn stats(&self) -> Result<LogStats, LogError> {
         let state_failed = self.saved.as_ref().map(|saved| saved.is_failing());
         Ok(LogStats { state_failed, ..self.state().stats() })
+    }
+
+    fn subjects(&self) -> Option<Arc<dyn Subjects>> {
+        self.this.upgrade().map(|log| log as Arc<dyn Subjects>)
     }
 
     async fn check(&self) -> Result<(), Unfit> {

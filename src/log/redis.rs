@@ -14,6 +14,7 @@ mod facts;
 mod feed;
 mod held;
 mod link;
+mod presence;
 mod primary;
 mod reading;
 mod refusals;
@@ -22,6 +23,7 @@ mod retaining;
 mod scripts;
 mod shared;
 mod store;
+mod subjects;
 
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
@@ -47,10 +49,12 @@ use self::{
     reading::{Reading, history},
     shared::Shared,
     store::Store,
+    subjects::RedisSubjects,
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Log,
-    LogError, LogStats, Mark, Page, Payer, Position, Retention, Rules, Start, Tail, TopicStats, Unfit,
+    Append, AppendError, Appended, Beginning, Claimed, Claims, Clock, Ephemerals, Expiry, Followed, Follower,
+    History, Log, LogError, LogStats, Mark, Members, Page, Payer, Position, Retention, Rules, Start,
+    Subjects, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
 
@@ -90,7 +94,10 @@ pub struct RedisLog {
     copies: Arc<Copies>,
     asking: Arc<Asking>,
     replicas: Arc<Replicas>,
+    subjects: Arc<RedisSubjects>,
     pages: Shared<PageKey, Result<Page, LogError>>,
+    /// By topic, id and limit.
+    histories: Shared<(Topic, Id, usize), Result<History, LogError>>,
     /// The tasks end with the log.
     _tasks: JoinSet<()>,
 }
@@ -120,8 +127,21 @@ impl RedisLog {
         tasks.spawn(replicas.clone().keep_beating());
         tasks.spawn(replicas.clone().keep_reading());
         tasks.spawn(replicas.clone().keep_sending());
-        let pages = Shared::default();
-        Arc::new(Self { store, feed, link, copies, asking, replicas, pages, _tasks: tasks })
+        let subjects = Arc::new(RedisSubjects::new(store.clone(), feed.clone(), copies.clone()));
+        tasks.spawn(subjects.clone().keep_reading());
+        let (pages, histories) = Default::default();
+        Arc::new(Self {
+            store,
+            feed,
+            link,
+            copies,
+            asking,
+            replicas,
+            subjects,
+            pages,
+            histories,
+            _tasks: tasks,
+        })
     }
 
     /// Asks the store for its format, and waits for the answer for at most two seconds.
@@ -347,8 +367,21 @@ impl Log for RedisLog {
     }
 
     async fn history(&self, topic: &Topic, before: Id, limit: usize) -> Result<History, LogError> {
-        // Requests share no page: a question that was sent earlier lacks what was stored or deleted since.
-        history(&self.store, topic, before, limit).await
+        // A question that was sent earlier lacks what was stored or deleted since.
+        let key = (topic.clone(), before, limit);
+        self.histories.share_unsent(&key, history(&self.store, topic, before, limit)).await
+    }
+
+    async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError> {
+        self.note_claims(claims).await
+    }
+
+    async fn claims_due(&self) {
+        self.replicas.keeps().await;
+    }
+
+    async fn members(&self, topic: &Topic, after: &str, limit: usize) -> Result<Members, LogError> {
+        self.list_members(topic, after, limit).await
     }
 
     fn ephemerals(&self) -> &Ephemerals {
@@ -361,6 +394,10 @@ impl Log for RedisLog {
 
     fn replicas(&self) -> Option<Arc<Replicas>> {
         Some(self.replicas.clone())
+    }
+
+    fn subjects(&self) -> Option<Arc<dyn Subjects>> {
+        Some(self.subjects.clone())
     }
 
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
@@ -387,6 +424,10 @@ impl Log for RedisLog {
             Some(TopicStats { topic, newest, messages, bytes, subscribers })
         };
         Ok(names.iter().zip(known).filter_map(stats).collect())
+    }
+
+    fn followers(&self, topic: &Topic) -> usize {
+        self.feed.followers(topic)
     }
 
     async fn check(&self) -> Result<(), Unfit> {

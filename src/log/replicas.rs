@@ -9,8 +9,9 @@ pub trait Answering: Send + Sync + 'static {
     /// The answer to a question, or none. After `until` it must not have an effect any more.
     fn answer(&self, question: Bytes, until: Instant) -> BoxFuture<'static, Option<Vec<u8>>>;
 
-    /// This replica was silent for so long that the others count it as gone. It has another name now.
-    fn counted_gone(&self);
+    /// This replica was silent for so long that the others count it as gone under this name. Ends its connections, and
+    /// returns how many these were.
+    fn counted_gone(&self, name: u64) -> usize;
 }
 
 /// Why a question has no answer.

@@ -28,7 +28,7 @@ pub enum PayloadError {
     /// Some readers would ignore it and others refuse it (RFC 8259 §8.1), and the server changes no payload.
     #[error("the body begins with a byte order mark (U+FEFF): remove it, JSON begins without one")]
     Mark,
-    #[error("Content-Type is not a media type")]
+    #[error("Content-Type is not a media type; expected one such as application/json")]
     ContentType,
 }
 

@@ -14,7 +14,11 @@ use crate::{
     support::{Server, login},
 };
 
-const CLIENT: &str = include_str!("../../web/rejoin.js");
+const MODULES: [(&str, &str); 3] = [
+    ("/rejoin.js", include_str!("../../web/rejoin.js")),
+    ("/rejoin-shared.js", include_str!("../../web/rejoin-shared.js")),
+    ("/rejoin-presence.js", include_str!("../../web/rejoin-presence.js")),
+];
 
 #[tokio::test]
 async fn the_server_serves_its_client_and_says_when_it_is_unchanged() {
@@ -23,8 +27,15 @@ async fn the_server_serves_its_client_and_says_when_it_is_unchanged() {
         config.allowed_origins = vec!["https://app.example".parse().expect("an origin")];
     })
     .await;
+    for (path, text) in MODULES {
+        is_served(&server, path, text).await;
+    }
+    server.stop().await;
+}
+
+async fn is_served(server: &Server, path: &str, text: &str) {
     let ask = |headers: &[(&'static str, &str)]| {
-        let request = client().get(server.http("/rejoin.js"));
+        let request = client().get(server.http(path));
         headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).send()
     };
     let answer = ask(&[("origin", "https://app.example")]).await.expect("an answer");
@@ -32,7 +43,7 @@ async fn the_server_serves_its_client_and_says_when_it_is_unchanged() {
     assert_eq!(answer.headers()[header::CONTENT_TYPE], "text/javascript; charset=utf-8");
     assert_eq!(answer.headers()[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://app.example");
     let tag = answer.headers()[header::ETAG].to_str().expect("text").to_owned();
-    assert_eq!(answer.text().await.expect("text"), CLIENT);
+    assert_eq!(answer.text().await.expect("text"), text);
 
     for known in [tag.clone(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {
         let answer = ask(&[("if-none-match", &known)]).await.expect("an answer");
@@ -42,7 +53,6 @@ async fn the_server_serves_its_client_and_says_when_it_is_unchanged() {
     }
     assert_eq!(ask(&[("if-none-match", "\"other\"")]).await.expect("an answer").status(), 200);
     assert_eq!(ask(&[("origin", "https://evil.example")]).await.expect("an answer").status(), 403);
-    server.stop().await;
 }
 
 /// Opens a page of another origin, which imports the client from the server. `told` has everything that the client and

@@ -1,6 +1,8 @@
 // The browser client in Node, against a real server.
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
+import { createServer } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, describe, test } from 'node:test'
@@ -362,23 +364,44 @@ describe('the browser client', { concurrency: 8 }, () => {
     adds('c.*')
     replay('c.1', 800)
     answers('c.1')
-    assert.deepEqual([ids(added['c.*']), ids(c)], [[900], [900, 'retention']], 'one of them was taken for its own')
+    assert.deepEqual([ids(added['c.*']), ids(c)], [[900], [800]])
 
     const d = record(rejoin.subscribe('d.*', { last: 10 }))
-    assert.deepEqual(socket.sent.at(-1), { type: 'subscribe', topic: 'd.*', ref: 1 })
+    assert.deepEqual(socket.sent.at(-1), { type: 'subscribe', topic: 'd.*', last: 10, ref: 1 })
     replay('d.1', 900)
     adds('d.1')
-    assert.deepEqual([ids(added['d.1']), ids(d)], [[900], []], 'polls read the start of a pattern')
+    replay('d.2', 800)
+    assert.deepEqual([ids(added['d.1']), ids(d)], [[900], []])
     answers('d.*')
+    assert.deepEqual(ids(d), [800])
 
     for (let id = 1; id <= 1500; id++) replay('e', id)
     adds('e')
-    assert.deepEqual(ids(added.e), [...numbers(1, 1000), 'retention'])
+    assert.deepEqual(ids(added.e), [...numbers(1, 1000), 'unknown_cursor'])
     const { after, next, cursor } = added.e.find(it => it.reason)
     assert.deepEqual({ after, next, cursor }, { after: '1000', next: null, cursor: '2000' })
     for (let id = 1; id <= 1000; id++) replay('f', id)
     adds('f')
     assert.deepEqual(ids(added.f), numbers(1, 1000))
+  })
+
+  test('polls read the list of the subject without a topic of the page, and follow its changes', async () => {
+    const page = (cursor, mine, ...messages) => ({ cursor, mine, messages })
+    const message = (topic, id) => ({ type: 'message', topic, id, data: Number(id) })
+    const changed = page('1003', ['a', 'b'], message('a', '1002'), message('b', '1003'))
+    const pages = [page('1000', ['a']), page('1001', ['a'], message('a', '1001')), changed, changed]
+    const stub = createServer((request, answer) => {
+      const next = pages.shift()
+      if (next) answer.end(JSON.stringify(next))
+    })
+    stub.listen(0, '127.0.0.1')
+    await once(stub, 'listening')
+    const rejoin = connect(`http://127.0.0.1:${stub.address().port}/`, { transports: ['poll'], mine: true })
+    ends.push(() => rejoin.close(), () => stub.close(), () => stub.closeAllConnections())
+    const given = {}
+    rejoin.on('subscription', subscription => { given[subscription.topic] = record(subscription) })
+    await until(() => given.b && data(given.b).length)
+    assert.deepEqual([data(given.a), data(given.b)], [[1001, 1002], [1003]])
   })
 
   test('the backend takes a topic, and the page gives one back', async () => {
@@ -421,6 +444,36 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.equal(rejoin.state, 'live')
   })
 
+  test('a topic that the server has added is read from the start that the page asks for', async () => {
+    const { server, rejoin } = await begin([], { transports: ['ws'] })
+    const opens = [], given = []
+    rejoin.on('subscription', subscription => given.push(record(subscription)))
+    rejoin.on('open', open => opens.push(open))
+    await until(() => opens.length)
+    for (let n = 1; n <= 5; n++) await server.publish('added', n)
+    await fetch(`${server.url}/connections/${opens[0].connection}/topics/added`, { method: 'PUT' })
+    await until(() => given.length)
+    const told = record(rejoin.subscribe('added', { last: 3 }))
+    await until(() => has(told, 'subscribed'))
+    await server.publish('added', 6)
+    await until(() => data(told).includes(6))
+    assert.deepEqual([data(told), data(given[0])], [numbers(3, 6), [6]])
+  })
+
+  test('a second subscription is told only when its topic is read', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    rejoin.on('open', () => {})
+    await until(() => rejoin.state === 'live')
+    const both = [record(rejoin.subscribe('t')), record(rejoin.subscribe('t'))]
+    await new Promise(resume => setTimeout(resume, 50))
+    assert.deepEqual(both, [[], []], 'the answer has not come')
+    Socket.all[0].say({ type: 'subscribed', topic: 't', cursor: '1000', ref: 1 })
+    await until(() => both.every(told => has(told, 'subscribed')))
+    assert.equal(Socket.all[0].sent.length, 1)
+  })
+
   test('a subscription to a topic that is read already is told after the page has it', async () => {
     const Socket = scripted({ heartbeat_ms: 25_000 })
     const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
@@ -445,6 +498,93 @@ describe('the browser client', { concurrency: 8 }, () => {
     second.say({ type: 'message', topic: 't', id: '1001', data: 'once' })
     assert.deepEqual(data(told), ['once'])
     assert.equal(new URL(second.url).searchParams.get('after'), '1000')
+  })
+})
+
+describe('presence', { concurrency: true }, () => {
+  /** A server with these pages of members, and a socket that the test speaks for. */
+  async function room(pages) {
+    const asked = []
+    const stub = createServer((request, answer) => {
+      asked.push([request.method, request.url, request.headers.authorization])
+      answer.setHeader('Content-Type', 'application/json')
+      answer.end(JSON.stringify(pages.shift()))
+    })
+    stub.listen(0, '127.0.0.1')
+    await once(stub, 'listening')
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const url = `http://127.0.0.1:${stub.address().port}/`
+    const rejoin = connect(url, { WebSocket: Socket, transports: ['ws'], token: () => 'token' })
+    ends.push(() => rejoin.close(), () => stub.close(), () => stub.closeAllConnections())
+    const presence = await rejoin.presence('room.1'), told = []
+    for (const type of ['members', 'join', 'leave']) presence.on(type, event => told.push([type, event.sub ?? event.map(it => it.sub)]))
+    return { presence, told, asked, Socket, url, rejoin }
+  }
+  const changes = (socket, id, event, sub) =>
+    socket.say({ type: 'message', topic: '$presence.room.1', id, event, data: { sub, info: null } })
+
+  test('members come from all pages, then the changes after the cursor of the first', async () => {
+    const { presence, told, asked, Socket } = await room([
+      { cursor: '1005', count: 2, members: [{ sub: 'u1' }], next: 'u1' },
+      { cursor: '1009', count: 2, members: [{ sub: 'u2' }] },
+    ])
+    await until(() => told.length === 1)
+    assert.deepEqual(asked, [
+      ['GET', '/topics/room.1/presence?limit=1000', 'Bearer token'],
+      ['GET', '/topics/room.1/presence?limit=1000&after=u1', 'Bearer token'],
+    ])
+    const [socket] = Socket.all
+    assert.deepEqual(new URL(socket.url).searchParams.getAll('topic'), ['$presence.room.1'])
+    changes(socket, '1004', 'leave', 'u1')
+    changes(socket, '1006', 'join', 'u3')
+    changes(socket, '1007', 'leave', 'u2')
+    assert.deepEqual(told, [
+      ['members', ['u1', 'u2']], ['join', 'u3'], ['members', ['u1', 'u2', 'u3']], ['leave', 'u2'], ['members', ['u1', 'u3']],
+    ])
+    presence.close()
+    assert.deepEqual(socket.sent, [{ type: 'unsubscribe', topic: '$presence.room.1', ref: 1 }])
+  })
+
+  test('a gap loads the members again', async () => {
+    const { told, Socket } = await room([
+      { cursor: '1005', count: 1, members: [{ sub: 'u1' }] },
+      { cursor: '1020', count: 1, members: [{ sub: 'u9' }] },
+    ])
+    await until(() => told.length === 1)
+    Socket.all[0].say({ type: 'gap', topic: '$presence.room.1', after: '1005', next: null, cursor: '1015', reason: 'retention' })
+    await until(() => told.length === 2)
+    assert.deepEqual(told, [['members', ['u1']], ['members', ['u9']]])
+  })
+
+  test('a subscription with presence says so on each connection', async () => {
+    const Socket = scripted({ heartbeat_ms: 200 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    rejoin.subscribe('room.1', { presence: true })
+    rejoin.subscribe('other')
+    await until(() => Socket.all.length === 2)
+    await until(() => Socket.all[1].sent.length)
+    for (const { sent } of Socket.all) assert.deepEqual(sent, [{ type: 'subscribe', topic: 'room.1', presence: true, ref: 1 }])
+  })
+
+  test('the flag is on a stream and on held polls, since a poll that is not held makes nobody present', async () => {
+    for (const transport of ['ndjson', 'poll']) {
+      const bodies = []
+      const stub = createServer(async (request, answer) => {
+        let text = ''
+        for await (const part of request) text += part
+        bodies.push(JSON.parse(text))
+        if (transport === 'ndjson') return answer.write('{"type":"open","connection":"c","cursor":"1000","heartbeat_ms":25000}\n')
+        if (bodies.length === 1) answer.end('{"cursor":"1000","messages":[]}')
+      })
+      stub.listen(0, '127.0.0.1')
+      await once(stub, 'listening')
+      const rejoin = connect(`http://127.0.0.1:${stub.address().port}/`, { transports: [transport] })
+      ends.push(() => rejoin.close(), () => stub.close(), () => stub.closeAllConnections())
+      rejoin.subscribe('room.1', { presence: true })
+      await until(() => bodies.length === (transport === 'poll' ? 2 : 1))
+      assert.deepEqual(bodies.map(it => [it.wait, it.presence]), transport === 'poll' ? [[0, undefined], [25, true]] : [[undefined, true]])
+    }
   })
 })
 

@@ -60,6 +60,41 @@ describe('hooks', { concurrency: true }, () => {
     assert.deepEqual(got, ['one'])
   })
 
+  test('the members of a topic are there as long as the component is', async () => {
+    for (const library of ['react', 'vue']) {
+      let handler, closed = 0
+      const asked = []
+      const rejoin = {
+        presence: async topic => {
+          asked.push(topic)
+          return { on(type, given) { handler = given }, close() { closed++ } }
+        },
+      }
+      let members, leave
+      if (library === 'react') {
+        const Room = () => {
+          members = react.usePresence(rejoin, 'room.1')
+          return null
+        }
+        const root = create(createElement(Room))
+        leave = () => root.unmount()
+      } else {
+        const scope = effectScope()
+        let all
+        scope.run(() => { all = vue.usePresence(rejoin, 'room.1') })
+        Object.defineProperty(rejoin, 'seen', { get: () => all.value })
+        leave = () => scope.stop()
+      }
+      const seen = () => library === 'react' ? members : rejoin.seen
+      await until(() => handler)
+      handler([{ sub: 'u1' }])
+      await until(() => seen().length === 1)
+      leave()
+      await until(() => closed === 1)
+      assert.deepEqual([asked, seen()], [['room.1'], [{ sub: 'u1' }]])
+    }
+  })
+
   test('Vue reads the topic of a ref until its scope ends', async () => {
     const { server, rejoin } = await begin()
     await server.publish('a', 1)

@@ -82,11 +82,12 @@ async fn the_example_of_a_login_misses_nothing_while_its_tokens_are_renewed() {
     .await;
 }
 
-const IS_REFUSED: &str = "document.querySelector('#websocket .state').dataset.state === 'refused'";
+const IS_REFUSED: &str = "document.querySelectorAll('.lane[data-state=refused]').length === 4";
+const IS_LIVE: &str = "document.querySelectorAll('.lane[data-state=live]').length === 4";
 
-/// The notes beside the messages of the WebSocket.
+/// The words of the page above its lanes, and in the first of them.
 async fn notes(page: &Page) -> String {
-    let notes = "return [...document.querySelectorAll('#websocket .note')].map(it => it.textContent).join()";
+    let notes = "return [...document.querySelectorAll('#notice, .lane:first-child .note')].map(it => it.textContent).join()";
     page.run(notes).await.as_str().expect("a text").to_owned()
 }
 
@@ -115,11 +116,10 @@ async fn another_address_in_the_same_tab_gives_the_page_another_token() {
             let made = std::process::Command::new(env!("CARGO_BIN_EXE_rejoin")).args(arguments).output();
             String::from_utf8(made.expect("it runs").stdout).expect("UTF-8").trim().to_owned()
         };
-        let is_live = "document.querySelectorAll('[data-state=live]').length === 2";
         page.open(&serving.server.http("/#topic=users.u1.news&token=a.b.c")).await;
         page.until(IS_REFUSED).await;
         go(page, &format!("topic=users.u1.news&token= {} ", token(&["--sub", "u1"]))).await;
-        page.until(is_live).await;
+        page.until(IS_LIVE).await;
         assert_eq!(page.run("return location.href").await, serving.server.http("/"));
         let kept = page.run("return JSON.stringify(sessionStorage)").await;
         assert!(!kept.to_string().contains("a.b.c"), "{kept}");
@@ -127,6 +127,7 @@ async fn another_address_in_the_same_tab_gives_the_page_another_token() {
         // A WebSocket cannot send this. It stopped the whole page.
         go(page, "topic=users.u1.news&token=a token").await;
         page.until(IS_REFUSED).await;
+        page.until("document.querySelector('#notice').textContent.includes('no token has')").await;
         let told = notes(page).await;
         assert!(told.contains("has a character that no token has"), "{told}");
 
@@ -134,13 +135,12 @@ async fn another_address_in_the_same_tab_gives_the_page_another_token() {
         go(page, "topic=users.u1.news&token=a.b.c").await;
         go(page, "topic=users.u1.news").await;
         page.until(IS_REFUSED).await;
-        assert!(notes(page).await.contains("no credential"));
+        assert!(notes(page).await.contains("This server wants a token"));
 
         // The page cannot renew a token. It asked again for ever, and its notes hid the messages.
         go(page, &format!("topic=users.u1.news&token={}", token(&["--sub", "u1", "--ttl", "2s"]))).await;
         page.until(IS_REFUSED).await;
-        let state = page.run("return document.querySelector('#websocket .state').textContent").await;
-        assert!(state.to_string().contains("4201"), "{state}");
+        page.until("document.body.textContent.includes('The token has ended')").await;
         serving.terminate().await;
     })
     .await;
@@ -158,8 +158,7 @@ async fn the_page_of_init_shows_what_the_backend_publishes() {
             .expect("it runs");
         let token = String::from_utf8(minted.stdout).expect("UTF-8");
         page.open(&serving.server.http(&format!("/#topic=users.u1.news&token={}", token.trim()))).await;
-        let is_live = "document.querySelectorAll('[data-state=live]').length === 2";
-        page.until(is_live).await;
+        page.until(IS_LIVE).await;
         assert_eq!(
             page.run("return location.href").await,
             serving.server.http("/"),
@@ -173,24 +172,24 @@ async fn the_page_of_init_shows_what_the_backend_publishes() {
             assert_eq!(request.send().await.expect("an answer").status(), 201);
         };
         publish("hello").await;
-        page.until("document.querySelectorAll('.message').length === 2").await;
+        page.until("document.querySelectorAll('.message').length === 4").await;
         let shown = page
             .run("return [...document.querySelectorAll('.message .data')].map(it => it.textContent)")
             .await;
-        assert_eq!(shown, json!(["hello", "hello"]));
+        assert_eq!(shown, json!(["hello", "hello", "hello", "hello"]));
 
         // The user may not publish, and reads why.
         page.run("document.querySelector('#publish button').click()").await;
-        page.until("document.querySelector('#outcome').textContent.includes('publish is not granted')").await;
+        page.until("document.querySelector('#publish output').textContent.includes('may not publish to users.u1.news')").await;
 
         // The tab keeps the token over a reload, and another tab has none.
         page.open(&serving.server.http("/")).await;
-        page.until(is_live).await;
+        page.until(IS_LIVE).await;
         page.run("sessionStorage.clear()").await;
         page.open(&serving.server.http("/")).await;
         page.until(IS_REFUSED).await;
         let told = notes(page).await;
-        assert!(told.contains("no credential") && told.contains("add #topic=TOPIC&token=TOKEN"), "{told}");
+        assert!(told.contains("This server wants a token"), "{told}");
         serving.terminate().await;
     })
     .await;

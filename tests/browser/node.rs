@@ -3,9 +3,11 @@
 use std::{env, io::Write, path::Path, process::Command};
 
 /// The tests of these files run in Node, beside each other. They start the program themselves.
-async fn in_node(file: &'static str) {
+async fn in_node(file: &'static str, needs_browser: bool) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    if let Some(missing) = missing(root) {
+    let missing =
+        missing(root).or_else(|| (needs_browser && !has_browser()).then_some("chromium is not installed"));
+    if let Some(missing) = missing {
         assert!(env::var_os("CI").is_none(), "{missing}");
         let _ = writeln!(std::io::stderr(), "SKIPPED {file}: {missing}");
         return;
@@ -20,6 +22,13 @@ async fn in_node(file: &'static str) {
     assert!(said.contains("# fail 0"), "{said}");
 }
 
+fn has_browser() -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| {
+        ["chromium", "chromium-browser", "google-chrome"].iter().any(|it| folder.join(it).is_file())
+    })
+}
+
 fn missing(root: &Path) -> Option<&'static str> {
     if Command::new("node").arg("--version").output().is_err() {
         return Some("node is not installed");
@@ -30,15 +39,20 @@ fn missing(root: &Path) -> Option<&'static str> {
 
 #[tokio::test]
 async fn the_client_in_node_misses_nothing_on_any_transport() {
-    in_node("client.test.mjs").await;
+    in_node("client.test.mjs", false).await;
 }
 
 #[tokio::test]
 async fn the_npm_package_is_small_and_can_be_installed() {
-    in_node("package.test.mjs").await;
+    in_node("package.test.mjs", false).await;
 }
 
 #[tokio::test]
 async fn the_hooks_for_react_and_vue_read_as_long_as_their_component_is_there() {
-    in_node("hooks.test.mjs").await;
+    in_node("hooks.test.mjs", false).await;
+}
+
+#[tokio::test]
+async fn tabs_of_one_login_share_a_connection_and_lose_nothing() {
+    in_node("shared.test.mjs", true).await;
 }

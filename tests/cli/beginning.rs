@@ -149,7 +149,7 @@ async fn token_check_explains_each_part_of_a_credential() {
         "iss        \"id\"",
         "aud        [\"push\"]",
         "sub        \"u1\"",
-        "grants     subscribe [users.u1] publish [] manage [] admin false metrics false",
+        "grants     subscribe [users.u1] publish [] manage [] presence [] admin false metrics false",
         "grants     warning: t.{claim.tenant} grants nothing: the token does not have this claim as a string",
         "accepted",
     ] {

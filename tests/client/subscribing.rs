@@ -221,7 +221,7 @@ async fn a_topic_that_the_backend_adds_moves_no_cursor_back_and_an_end_by_the_ba
 }
 
 #[tokio::test]
-async fn a_topic_that_the_backend_removes_ends_the_subscription_that_asked_for_it() {
+async fn a_subscription_ends_once_the_backend_has_removed_the_last_topic_that_it_asked_for() {
     let server = Server::start().await;
     let direct = client(&server.http("/"));
     for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
@@ -237,9 +237,15 @@ async fn a_topic_that_the_backend_removes_ends_the_subscription_that_asked_for_i
         direct.remove_topic(&shown.connection, "added", None).await.expect("it is removed");
         publish(&direct, &own, ["read".to_owned()]).await;
         assert_eq!(text(&mut subscription).await, "read", "{transport:?}");
+        direct.remove_topic(&shown.connection, "second", None).await.expect("it is removed");
+        let told = next(&mut subscription).await.expect("the other one is read on");
+        assert!(matches!(&told, Event::Removed(topic) if topic == "second"), "{transport:?}: {told:?}");
+        publish(&direct, &own, ["read on".to_owned()]).await;
+        assert_eq!(text(&mut subscription).await, "read on", "{transport:?}");
         direct.remove_topic(&shown.connection, &own, None).await.expect("it is removed");
         let error = next(&mut subscription).await.expect_err("it ends");
         assert!(error.is_final() && error.to_string().contains(&own), "{error}");
+        assert!(matches!(&error, ClientError::Refused { code, .. } if code == "conflict"), "{error:?}");
     }
     server.stop().await;
 }

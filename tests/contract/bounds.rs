@@ -4,6 +4,7 @@ use std::{pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use axum::{body::Body, extract::Request};
 use http::{Method, StatusCode};
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -12,8 +13,10 @@ use tower::ServiceExt;
 
 use crate::{
     ask::{Ask, get, post, publish, text, until_served, within},
+    failing::FailingServer,
     http2::Connection,
     metrics::scrape,
+    reader::{Lines, Socket},
     support::{Server, program::Program},
 };
 
@@ -161,6 +164,71 @@ async fn an_http2_connection_that_asks_nothing_is_told_to_leave_and_ends_in_any_
     assert!(frames.windows(5).any(|five| five == [8, 7, 0, 0, 0]), "{frames:?}");
 }
 
+/// A client that answered pings could hold part of the shared bytes for as long as it liked.
+#[tokio::test]
+async fn a_command_that_does_not_arrive_whole_in_time_ends_its_websocket() {
+    let server = Server::with(|config| config.read_timeout = Duration::from_millis(400)).await;
+    let mut honest = Socket::open(&server, "/topics/a").await;
+    assert_eq!(honest.ask(json!({"type": "ping"})).await["type"], "pong");
+    // The payloads are masked with 0. A ping has its answer, and so shows that the bytes before it have arrived.
+    for (what, bytes) in [
+        ("one byte", &b"\x81"[..]),
+        ("half a frame", b"\x81\x89\0\0\0\0{\"type"),
+        ("half a ping", b"\x89\x85\0\0\0\0x"),
+        ("a first fragment, and a ping behind it", b"\x01\x82\0\0\0\0{}\x89\x80\0\0\0\0"),
+        ("a whole command, and one byte of the next", b"\x81\x8f\0\0\0\0{\"type\":\"ping\"}\x01"),
+    ] {
+        let mut socket = Socket::open(&server, "/topics/a").await;
+        socket.wire().write_all(bytes).await.expect("an open connection");
+        let closing = loop {
+            let frame = socket.next().await;
+            if frame["type"] != "pong" {
+                break frame;
+            }
+        };
+        assert_eq!(
+            (&closing["type"], &closing["code"]),
+            (&json!("closing"), &json!("timed_out")),
+            "{what}: {closing}"
+        );
+        assert_eq!(socket.closed().await, (4100, "timed_out".to_owned()), "{what}");
+    }
+    let id = publish(&server, "a", "x").await;
+    assert_eq!(honest.next().await["id"], id, "one that has sent whole commands stays");
+}
+
+/// While the log is slow, the server does not read the socket, and the rest of a command waits in the system.
+#[tokio::test]
+async fn time_in_which_the_server_does_not_read_is_not_the_clients() {
+    let server = FailingServer::with(|config| {
+        config.read_timeout = Duration::from_millis(200);
+        config.heartbeat = Duration::from_millis(100);
+    })
+    .await;
+    publish(&server, "a", "x").await;
+    server.hold_reads(true);
+    let mut socket = Socket::open(&server, "/events").await;
+    let mut lines = Lines::open(&server, "/topics/b").await;
+    let ping = b"\x81\x8f\0\0\0\0{\"type\":\"ping\"}";
+    let subscribe = r#"{"type":"subscribe","topic":"**","after":"0"}"#;
+    let head = [0x81, 0x80 | u8::try_from(subscribe.len()).expect("a short one"), 0, 0, 0, 0];
+    // With the sixteenth ping the server stops reading. The last one comes in two parts.
+    let bytes = [&head[..], subscribe.as_bytes(), &ping.repeat(17)].concat();
+    socket.wire().write_all(&bytes[..bytes.len() - 1]).await.expect("an open connection");
+    server.until_read(1).await;
+    for _ in 0..6 {
+        assert_eq!(lines.next().await["type"], "cursor");
+    }
+    socket.wire().write_all(&bytes[bytes.len() - 1..]).await.expect("an open connection");
+    server.hold_reads(false);
+    let mut pongs = 0;
+    while pongs < 17 {
+        let frame = socket.next().await;
+        assert_ne!(frame["type"], "closing", "{frame}");
+        pongs += u32::from(frame["type"] == "pong");
+    }
+}
+
 async fn idle_connection(server: &Server) -> TcpStream {
     let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
     wire.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("it is taken");
@@ -208,6 +276,6 @@ async fn probes_are_answered_while_connections_fill_the_descriptors() {
     })
     .await;
     let ended = program.terminate().await;
-    assert_eq!(ended.log.matches("too many connections").count(), 1, "{ended:?}");
+    assert_eq!(ended.log.matches("too many connections, in all").count(), 1, "{ended:?}");
     assert!(!ended.log.contains("ERROR"), "{ended:?}");
 }

@@ -51,7 +51,7 @@ const ROWS: &[Row] = &[
     row("forbidden_host", Some(403), None, Some(|| Box::pin(forbidden_host()))),
     row("not_found", Some(404), Some(4000), Some(|| Box::pin(not_found()))),
     row("method_not_allowed", Some(405), Some(4000), Some(|| Box::pin(method_not_allowed()))),
-    row("timed_out", Some(408), None, Some(|| Box::pin(timed_out()))),
+    row("timed_out", Some(408), Some(4100), Some(|| Box::pin(timed_out()))),
     row("conflict", Some(409), None, Some(|| Box::pin(conflict()))),
     row("precondition_failed", Some(412), None, Some(|| Box::pin(precondition_failed()))),
     row("too_large", Some(413), Some(1009), Some(|| Box::pin(too_large()))),

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use rejoin::{
     Config,
     log::{
-        Append, AppendError, Appended, Beginning, Ephemerals, Expiry, Followed, Follower, History, Log,
-        LogError, LogStats, MemoryLog, Page, Position, Rules, Start, Tail, TopicStats,
+        Append, AppendError, Appended, Beginning, Claimed, Claims, Ephemerals, Expiry, Followed, Follower,
+        History, Log, LogError, LogStats, Members, MemoryLog, Page, Position, Rules, Start, Tail, TopicStats,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
@@ -116,6 +116,20 @@ impl Log for FailingLog {
         self.log.history(topic, before, limit).await
     }
 
+    async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError> {
+        self.check()?;
+        self.log.claim(claims).await
+    }
+
+    async fn claims_due(&self) {
+        self.log.claims_due().await;
+    }
+
+    async fn members(&self, topic: &Topic, after: &str, limit: usize) -> Result<Members, LogError> {
+        self.check()?;
+        self.log.members(topic, after, limit).await
+    }
+
     fn ephemerals(&self) -> &Ephemerals {
         self.log.ephemerals()
     }
@@ -123,6 +137,10 @@ impl Log for FailingLog {
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicStats>, LogError> {
         self.check()?;
         self.log.topics(after, limit).await
+    }
+
+    fn followers(&self, topic: &Topic) -> usize {
+        self.log.followers(topic)
     }
 
     async fn stats(&self) -> Result<LogStats, LogError> {

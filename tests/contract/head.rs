@@ -28,6 +28,9 @@ async fn head_has_the_status_and_headers_of_get_and_no_body() {
     for path in [
         "/",
         "/rejoin.js",
+        "/console/main.js",
+        "/rejoin-presence.js",
+        "/rejoin-shared.js",
         "/openapi.json",
         "/health/live",
         "/health/ready",

@@ -66,6 +66,56 @@ async fn there_is_a_page_that_publishes_and_listens() {
     assert!(answer.header("content-type").starts_with("text/html"), "{:?}", answer.headers);
     let policy = answer.header("content-security-policy");
     assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"), "{policy}");
+    assert!(policy.contains("script-src 'self'; style-src 'self'; connect-src 'self';"), "{policy}");
+    assert!(answer.text().contains(env!("CARGO_PKG_VERSION")), "it says the version");
+    for forbidden in [" style=", " onclick=", "<style", "<script>"] {
+        assert!(!answer.text().contains(forbidden), "the policy forbids {forbidden}");
+    }
+}
+
+/// The paths that a file of the console names, in the page or as modules.
+fn named(text: &str) -> Vec<String> {
+    let paths = text.split(['"', '\'']).filter(|part| part.starts_with("console/") || part.ends_with(".js"));
+    paths.map(|part| part.trim_start_matches("./").to_owned()).collect()
+}
+
+/// All files that a browser loads for the page.
+const FILES_AT_MOST: usize = 60_000;
+
+#[tokio::test]
+async fn the_files_of_the_page_are_small_and_tell_when_they_are_unchanged() {
+    let server = Server::start().await;
+    let (mut waiting, mut loaded, mut bytes) = (vec!["/".to_owned()], Vec::new(), 0);
+    while let Some(path) = waiting.pop() {
+        let answer = get(&server, &path).answer().await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert_eq!(answer.header("content-encoding"), "", "{path}");
+        for name in named(answer.text()) {
+            let folder = if path == "/" || name == "../rejoin.js" { "/" } else { "/console/" };
+            let named = format!("{folder}{}", name.trim_start_matches("../"));
+            if !loaded.contains(&named) && !waiting.contains(&named) {
+                waiting.push(named);
+            }
+        }
+        let zipped = get(&server, &path).header("accept-encoding", "br, gzip").answer().await;
+        assert_eq!(zipped.header("content-encoding"), "gzip", "{path}");
+        assert!(zipped.headers.get_all("vary").iter().any(|value| value == "accept-encoding"), "{path}");
+        bytes += zipped.body.len();
+        for (answer, more) in [(&answer, "identity"), (&zipped, "gzip")] {
+            let known = get(&server, &path).header("accept-encoding", more);
+            let known = known.header("if-none-match", answer.header("etag")).answer().await;
+            assert_eq!((known.status, known.body.len()), (304, 0), "{path}");
+            assert_eq!(known.header("etag"), answer.header("etag"), "{path}");
+            assert_eq!(known.header("content-encoding"), "", "{path}");
+        }
+        let refused = get(&server, &path).header("accept-encoding", "gzip;q=0, identity").answer().await;
+        assert_eq!(refused.header("content-encoding"), "", "{path}");
+        loaded.push(path);
+    }
+    let files = std::fs::read_dir("web/console").expect("the console").count();
+    assert_eq!(loaded.len(), files + 2, "the page, the client, and the console: {loaded:?}");
+    assert!(bytes < FILES_AT_MOST, "{bytes} bytes");
+    get(&server, "/console/index.html").answer().await.problem(404, "not_found");
 }
 
 #[tokio::test]

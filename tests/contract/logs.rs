@@ -7,8 +7,8 @@ use tokio::{
 };
 
 use crate::{
-    ask::{Ask, get, publish, publish_all},
-    reader::Reader,
+    ask::{Ask, get, post, publish, publish_all},
+    reader::{Reader, Socket},
     support::{client::Transport, program::Program},
 };
 
@@ -55,6 +55,38 @@ async fn a_client_that_speaks_tls_is_warned_of() {
         .filter(|line| line["level"] == "WARN" && line["target"] != "rejoin::limits")
         .count();
     assert_eq!(told, 1, "{log}");
+}
+
+/// A mistake of a client stood in the log at `debug` only, and many of them would fill it.
+#[tokio::test]
+async fn the_log_has_one_refusal_of_each_code_with_the_words_that_the_client_got() {
+    let program = Program::start(&[]).await;
+    for path in ["/topics/a?lsat=5", "/topics/a?last=x", "/nowhere", "/nowhere"] {
+        get(&program.server, path).answer().await;
+    }
+    let elements = r#"[{"topic":"a","data":1},{"topic":"a","if_match":"1","data":1}]"#;
+    let json = ("content-type", "application/json");
+    post(&program.server, "/publish").header(json.0, json.1).body(elements).answer().await;
+    let mut socket = Socket::open(&program.server, "/events").await;
+    socket.send(serde_json::json!({"type": "subscribe", "topic": "a..b"})).await;
+    assert_eq!(socket.next().await["type"], "error");
+    let log = lines(&program.terminate().await.log);
+    let refused: Vec<_> =
+        log.iter().filter(|line| line["message"].as_str().is_some_and(is_refusal)).collect();
+    let told: Vec<_> =
+        refused.iter().map(|line| ["code", "request"].map(|name| line[name].as_str())).collect();
+    assert_eq!(
+        told,
+        [["bad_request", "/topics/a"], ["not_found", "/nowhere"], ["precondition_failed", "/publish"]]
+            .map(|expected| expected.map(Some)),
+        "{refused:?}"
+    );
+    assert_eq!(refused[0]["detail"], "unknown parameter lsat; did you mean last?");
+    assert_eq!((&refused[0]["client"], &refused[0]["level"]), (&"127.0.0.1".into(), &"INFO".into()));
+}
+
+fn is_refusal(message: &str) -> bool {
+    message.starts_with("refused; ")
 }
 
 #[tokio::test]

@@ -184,7 +184,9 @@ async fn a_client_that_breaks_the_protocol_or_a_limit_closes_only_itself() {
             Wrong::Sends(message) => _ = futures_util::SinkExt::send(&mut socket.stream, message).await,
             Wrong::Writes(bytes) => socket.wire().write_all(&bytes).await.expect("an open connection"),
         }
-        assert_eq!(socket.closed().await.0, expected, "{what}");
+        let (code, reason) = socket.closed().await;
+        assert_eq!(code, expected, "{what}");
+        assert!(reason.contains(' '), "{what}: a developer reads no reason in {reason:?}");
         let id = publish(&server, "a", what).await;
         assert_eq!(bystander.next().await["id"], id, "{what}");
     }

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use rejoin::{
     broker::Broker,
-    log::{History, Missing, Reason, Retention},
-    message::{Id, Topic},
+    log::{Append, History, Missing, Reason, Retention},
+    message::{Draft, Id, Payload, Topic},
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::{
-    bare::{RETENTION, log, log_that_keeps, publish, until_reachable},
+    bare::{PATIENCE, RETENTION, draft, log, log_that_keeps, publish, until_reachable},
+    holes::run,
     proxy::{Proxy, Stall},
     support::redis::Redis,
 };
@@ -95,6 +96,28 @@ async fn a_hole_in_a_stream_is_a_gap_at_its_place_in_the_history() {
     assert_eq!((history.gaps.as_slice(), history.is_beginning), (&[gap][..], false));
 }
 
+/// A batch of 16 large messages was many times more than a page.
+#[tokio::test]
+async fn a_page_reads_few_messages_that_do_not_fit() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    for _ in 0..20 {
+        let draft = Draft { payload: Payload::text("x".repeat(64 << 10)), ..draft("a") };
+        let append = Append { draft, idempotency_key: None, if_match: None };
+        broker.publish(append).await.expect("stored");
+    }
+    let counting = |prelude: &str| {
+        let count = "if command == 'XREVRANGE' then redis.call('INCRBY', 'read', #found) end";
+        let body = format!("local found = read(topic, command, ...) {count} return found");
+        format!("{prelude}\nlocal read = on_stream\non_stream = function(topic, command, ...) {body} end")
+    };
+    let script = include_str!("../../src/log/redis/scripts/history.lua");
+    run(&redis, counting, script, "a", &["9007199254740991", "1000"]);
+    let read: usize =
+        redis.say(&["GET", "read"]).lines().nth(1).and_then(|read| read.parse().ok()).expect("a number");
+    assert!((4..=8).contains(&read), "{read} of 20 for a page that has 4 of them");
+}
+
 /// The history is read from the store, so it does not wait for the live feed of a replica.
 #[tokio::test]
 async fn a_page_has_what_another_replica_has_just_stored() {
@@ -115,20 +138,25 @@ async fn a_page_has_what_was_stored_while_another_request_waited_for_the_same_pa
     let (here, there) = (log(&redis.url()).await, log(&proxy.url()).await);
     let topic: Topic = "a".parse().expect("a topic");
     let ask = || there.history(&topic, Id::MAX, 10);
-    publish(&here, "a").await;
     ask().await.expect("reachable");
+    let draft = Draft { payload: Payload::text("the early answer"), ..draft("a") };
+    let append = Append { draft, idempotency_key: None, if_match: None };
+    here.publish(append).await.expect("stored");
+    proxy.count_answers("the early answer");
     proxy.stall(Stall::Answers);
     let early = async { ask().await.expect("reachable") };
     let late = async {
-        // The first question is in Redis by now.
-        sleep(Duration::from_millis(50)).await;
+        let has_answered = async {
+            while proxy.counted() == 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, has_answered).await.expect("Redis answers the first question");
         here.delete(&topic).await.expect("reachable");
         let id = publish(&here, "a").await;
-        let later = async {
-            sleep(Duration::from_millis(50)).await;
-            proxy.stall(Stall::Nothing);
-        };
-        let (page, ()) = tokio::join!(ask(), later);
+        // It waits by the time that the first answer comes.
+        let goes_on = async { proxy.stall(Stall::Nothing) };
+        let (page, ()) = tokio::join!(ask(), goes_on);
         assert_eq!(ids(&page.expect("reachable")), [id]);
     };
     tokio::join!(early, late);

@@ -28,6 +28,7 @@ mod narrow;
 mod options;
 mod outage;
 mod pieces;
+mod presence;
 mod promoted;
 mod proxy;
 mod reader;

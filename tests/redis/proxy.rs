@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU8, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -53,6 +53,8 @@ struct Line {
     /// How many connections there were. They are numbered.
     connections: AtomicUsize,
     forgotten: watch::Sender<usize>,
+    /// A word, and how many answers on publishing connections had it.
+    counted: Mutex<(String, usize)>,
 }
 
 /// One connection.
@@ -82,6 +84,7 @@ impl Proxy {
             links: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             forgotten: watch::Sender::new(0),
+            counted: Mutex::default(),
         });
         let mut carrier = JoinSet::new();
         carrier.spawn(line.clone().carry_all(listener));
@@ -112,6 +115,16 @@ impl Proxy {
             *leads_to = target;
             false
         });
+    }
+
+    /// Counts the answers on publishing connections that have this word, before a stall holds them.
+    pub fn count_answers(&self, word: &str) {
+        *self.line.counted.lock().unwrap_or_else(PoisonError::into_inner) = (word.to_owned(), 0);
+    }
+
+    /// How many such answers there were.
+    pub fn counted(&self) -> usize {
+        self.line.counted.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 
     /// How many pieces a stall has delayed.
@@ -200,6 +213,11 @@ impl Line {
                 let read = from.read(&mut chunk).await?;
                 if read == 0 {
                     return io::Result::Ok(());
+                }
+                if about.kind.load(Ordering::Relaxed) == PUBLISHING {
+                    let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+                    let has_it = memchr::memmem::find(&chunk[..read], counted.0.as_bytes()).is_some();
+                    counted.1 += usize::from(has_it);
                 }
                 let is_late = about.kind.load(Ordering::Relaxed) == LINK && !self.lag.is_zero();
                 self.late.fetch_add(is_late.into(), Ordering::Relaxed);

@@ -29,6 +29,15 @@ fn rules_of(redis: &Redis) -> String {
     redis.say(&["HGET", "{rejoin}:store", "*rules"])
 }
 
+async fn until_rules(redis: &Redis, are_told: impl Fn(&str) -> bool) {
+    let told = async {
+        while !are_told(&rules_of(redis)) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, told).await.expect("the store is told");
+}
+
 async fn until_retained(broker: &Broker, topic: &str, count: usize) {
     let name = topic.parse().expect("a topic");
     let retained = async {
@@ -88,26 +97,116 @@ async fn the_sweep_finds_what_has_expired_in_every_topic() {
     assert_eq!(redis.say(&["XLEN", "{rejoin}:topic:short.7"]).trim(), ":0");
 }
 
-/// A sweep by the longest age alone left the short-lived messages where they were, so the long-lived ones were evicted.
+/// A sweep by the longest age alone left the short-lived messages where they were, so the long-lived ones were evicted. A
+/// change of an age made all topics due at once, so a publish looked at topics in which nothing had expired.
 #[tokio::test]
 async fn what_has_expired_goes_before_what_is_retained_for_long() {
     let Some(redis) = Redis::start(&[]) else { return };
-    let rules = Rules::new(vec![rule("long.*", Some(5), Some(100 * HOUR))]);
-    let retention = Retention { age: HOUR, bytes: 64 << 10, total_bytes: 64 << 10, rules, ..RETENTION };
+    let rules = |hours| Rules::new(vec![rule("long.*", Some(5), Some(hours * HOUR))]);
+    let total_bytes = 128 << 10;
+    let retention = Retention { age: HOUR, bytes: 64 << 10, total_bytes, rules: rules(100), ..RETENTION };
     let broker = log_that_keeps(&redis.url(), &retention).await;
     until_retained(&broker, "long.a", 5).await;
+    for number in 0..130 {
+        publish(&broker, &format!("long.{number}")).await;
+    }
     for number in 0..60 {
         publish(&broker, &format!("short.{number}")).await;
     }
+    let told = rules_of(&redis);
+    broker.retain_by(rules(101));
+    until_rules(&redis, |rules| rules != told).await;
+    let length = |topic: &str| redis.say(&["XLEN", &format!("{{rejoin}}:topic:{topic}")]).trim().to_owned();
     let script = include_str!("../../src/log/redis/scripts/publish.lua");
-    let later =
-        |prelude: &str| prelude.replace("redis.call('TIME')", "{redis.call('TIME')[1] + 2 * 3600, 0}");
+    // One publish in 16 sweeps, by the number of its id. These have other numbers.
+    let hours_later = format!("{} + 2 * 3600", redis.say(&["TIME"]).lines().nth(2).expect("the seconds"));
     let data = "x".repeat(400);
-    for number in 0..45 {
+    for number in 0..60 {
+        let time = format!("{{{hours_later} + {number}, 1}}");
+        let later = |prelude: &str| prelude.replace("redis.call('TIME')", &time);
         run(&redis, later, script, &format!("new.{number}"), &["t\0\0\0\0\0\0", &data, "0"]);
     }
-    let length = |topic: &str| redis.say(&["XLEN", &format!("{{rejoin}}:topic:{topic}")]).trim().to_owned();
-    assert_eq!([length("long.a"), length("short.7"), length("new.0")], [":5", ":0", ":1"]);
+    let long = (0..130).filter(|number| length(&format!("long.{number}")) == ":1").count();
+    let short = (0..60).filter(|number| length(&format!("short.{number}")) == ":1").count();
+    assert_eq!([long, short], [130, 0], "the last ones had no room without those that have expired");
+    assert_eq!([length("long.a"), length("new.0")], [":5", ":1"]);
+}
+
+/// The end of `due`, which says which topics are there.
+fn place_in_due(redis: &Redis) -> String {
+    redis
+        .say(&["ZRANGE", "{rejoin}:due", "+inf", "+inf", "BYSCORE"])
+        .lines()
+        .last()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// One step took all topics, which stopped Redis for a second.
+#[tokio::test]
+async fn other_ages_are_applied_to_all_topics_in_steps() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let rules = |messages, hours| Rules::new(vec![rule("short.*", Some(messages), Some(hours * HOUR))]);
+    let broker = log_that_keeps(&redis.url(), &RETENTION).await;
+    for first in (0..700).step_by(100) {
+        let names: Vec<_> = (first..first + 100).map(|number| format!("short.{number}")).collect();
+        futures_util::future::join_all(names.iter().map(|name| publish(&broker, name))).await;
+    }
+    let probe = include_str!("../../src/log/redis/scripts/probe.lua");
+    let sweep = || run(&redis, |prelude| format!("{prelude}\n"), probe, "", &["1"]);
+    let until_all_are_there = async || {
+        let swept = async {
+            while place_in_due(&redis) != "*" {
+                sweep();
+            }
+        };
+        timeout(PATIENCE, swept).await.expect("it comes to the end");
+    };
+    broker.retain_by(rules(5, 3));
+    until_rules(&redis, |rules| rules.contains("5 10800000000 0 ")).await;
+    let step = "redis.call('DEL', due) sweep_due(0, 500) return redis.call('ZCARD', due)";
+    assert_eq!(run(&redis, |prelude| format!("{prelude}\n"), step, "", &[]).trim(), ":500");
+    until_all_are_there().await;
+    assert_eq!(redis.say(&["ZCARD", "{rejoin}:due"]).trim(), ":701");
+    // The number of messages does not change when they expire, and the age does.
+    broker.retain_by(rules(6, 3));
+    until_rules(&redis, |rules| rules.contains("6 10800000000 0 ")).await;
+    assert_eq!(place_in_due(&redis), "*");
+    let due_of = || redis.say(&["ZSCORE", "{rejoin}:due", "short.7"]);
+    let before = due_of();
+    broker.retain_by(rules(6, 4));
+    until_rules(&redis, |rules| rules.contains("6 14400000000 0 ")).await;
+    until_all_are_there().await;
+    assert_ne!(due_of(), before);
+    broker.retain_by(Rules::NONE);
+    until_rules(&redis, |rules| !rules.contains("short")).await;
+    assert_eq!(redis.say(&["EXISTS", "{rejoin}:due"]).trim(), ":0");
+}
+
+/// After a change of an age each read looked at a thousand topics.
+#[tokio::test]
+async fn a_script_that_reads_does_not_look_for_topics_that_are_due() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let rules = Rules::new(vec![rule("a", None, Some(HOUR))]);
+    let broker = log_that_keeps(&redis.url(), &Retention { rules, ..RETENTION }).await;
+    publish(&broker, "a").await;
+    until_rules(&redis, |rules| rules.contains("^a$")).await;
+    let telling =
+        |prelude: &str| format!("{prelude}\nsweep_due = function() redis.call('SET', 'it looks', '1') end");
+    let looks = || redis.say(&["EXISTS", "it looks"]).trim() == ":1";
+    let upto = "9007199254740991";
+    for (script, rest) in [
+        (include_str!("../../src/log/redis/scripts/history.lua"), &[upto, "10"][..]),
+        (include_str!("../../src/log/redis/scripts/begin.lua"), &["0", "1", "a", "+"]),
+        (include_str!("../../src/log/redis/scripts/read.lua"), &["10", "a", "0"]),
+        (include_str!("../../src/log/redis/scripts/newest.lua"), &[upto, "10", "0"]),
+        (include_str!("../../src/log/redis/scripts/scan.lua"), &["0"]),
+    ] {
+        run(&redis, telling, script, "a", rest);
+        assert!(!looks(), "{script}");
+    }
+    run(&redis, telling, include_str!("../../src/log/redis/scripts/probe.lua"), "", &["1"]);
+    assert!(looks());
 }
 
 /// The topics of a client were counted for two weeks, and the store remembers them for longer by a long age.

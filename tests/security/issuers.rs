@@ -394,7 +394,7 @@ fn an_issuer_needs_an_audience_and_a_safe_address() {
         ("jwks = \"https://id.example/k\"\nkid = \"1\"\naud = \"push\"", "kid: leave it out"),
         (
             "jwks = \"https://id.example/k\"\nalgorithm = \"HS256\"\naud = \"push\"",
-            "every owner of the public key",
+            "algorithm HS256 signs by a secret, and jwks and issuer have public keys",
         ),
         ("jwks = \"https://id.example/k\"\nca = \"/nowhere.pem\"\naud = \"push\"", "ca /nowhere.pem"),
         ("issuer = \"https://id.example\"\niss = \"other\"\naud = \"push\"", "iss: leave it out"),

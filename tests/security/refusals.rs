@@ -122,7 +122,10 @@ async fn the_holder_of_a_signed_token_learns_which_claim_is_wrong() {
             assert!(text(&problem["detail"]).contains(mistake), "{transport}: {problem}");
             let forged = format!("/topics/public.a?token={token}AAAA");
             let problem = refusal(&server, transport, &forged, &[]).await.problem(401, "unauthorized");
-            assert_eq!(problem["detail"], "the credential is not accepted", "{transport}");
+            assert!(
+                text(&problem["detail"]).starts_with("the credential is not accepted: "),
+                "{transport}: {problem}"
+            );
         }
     }
 }

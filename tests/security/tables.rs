@@ -1,5 +1,7 @@
 //! The tables that configure keys and tokens.
 
+use std::time::SystemTime;
+
 use base64::{Engine, engine::general_purpose};
 use rejoin::{
     auth::{Identity, Why},
@@ -158,6 +160,29 @@ fn a_token_grants_itself_no_more_than_the_limit_of_its_issuer() {
     assert!(!admin.grants.is_admin() && may(&admin, "shop.a"), "the rest counts");
     assert_eq!(admin.unfilled.map(|told| told.pattern.to_string()).as_deref(), Some("admin"));
     assert!(mistakes(&(signer.table("k") + "[jwt.limit]\nsubcribe = []\n"))[0].contains("subcribe"));
+}
+
+fn fetched(name: &str) -> String {
+    let place = format!("jwks = \"https://{name}.example/keys\"\niss = {name:?}\naud = \"app\"");
+    format!("[[jwt]]\nname = {name:?}\n{place}\nsub-prefix = \"{name}-\"\n")
+}
+
+/// `rejoin token check` held the `iss` of the first issuer against the tokens of all others.
+#[test]
+fn a_check_explains_a_token_by_the_issuer_that_it_names() {
+    let authority = authority(&(fetched("one") + &fetched("two")));
+    let mistakes = |iss: &str| -> Vec<String> {
+        let claims = json!({"sub": "u1", "iss": iss, "aud": "app", "exp": seconds_from_now(60)});
+        let check = authority.check(&Signer::new("RS256").sign(&claims), SystemTime::now());
+        let wrong = check.findings.into_iter().filter(|found| found.is_mistake);
+        wrong.map(|found| format!("{}: {}", found.part, found.text)).collect()
+    };
+    let of_two = mistakes("two");
+    assert!(
+        of_two.len() == 1 && of_two[0].starts_with("signature: not checked: the keys of [[jwt]] \"two\""),
+        "{of_two:?}"
+    );
+    assert_eq!(mistakes("three"), ["signature: no [[jwt]] with jwks or issuer has the iss \"three\""]);
 }
 
 /// If a public key were accepted as a secret, everyone who has it could sign.

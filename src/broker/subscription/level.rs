@@ -45,12 +45,13 @@ impl Subscription {
     }
 
     /// The place where this stands. `None` if it is more than a place: if something waits to be given out, is being
-    /// read, or was given ahead of the cursor.
+    /// read, or was given ahead of the cursor, or if the list of a subject is read too.
     pub fn place(&self) -> Option<Place> {
         let is_plain = self.ready.is_empty()
             && self.page.is_none()
             && self.arrival.is_none()
             && self.unknown_cursor.is_none()
+            && self.mine.is_none()
             && self.until == Id::MAX
             && self.cursor <= self.position.cursor
             && !self.position.has_floors()
@@ -80,6 +81,7 @@ impl Subscription {
             connection,
             unknown_cursor: None,
             keeps_cursor: false,
+            mine: None,
         }
     }
 

@@ -91,7 +91,8 @@ impl Lease {
                 let may_read = patterns().all(|pattern| identity.grants.may_subscribe(pattern));
                 // A user who is another one now, or may read less, is told to come again when the answer expires.
                 *renewal = None;
-                if may_read && identity.is_same_subject_or_none(&access.identity) {
+                // The same subject, or none before and after.
+                if may_read && identity.subject() == access.identity.subject() {
                     access.identity = identity;
                     *renewal = Renewal::of(&access.identity, access.question.as_ref());
                     *end = access.identity.expires_at.map(|end| Box::pin(sleep_until(instant(end))));

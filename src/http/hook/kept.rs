@@ -58,6 +58,17 @@ impl Kept {
         counts.then(|| entry.verdict.clone())
     }
 
+    /// Forgets the answers for this subject.
+    pub fn forget(&mut self, subject: &str) {
+        let Part { entries, bytes } = &mut self.granted;
+        entries.retain(|_, entry| {
+            let is_meant =
+                matches!(&entry.verdict, Verdict::Granted(answer) if answer.subject() == Some(subject));
+            *bytes -= if is_meant { entry.bytes } else { 0 };
+            !is_meant
+        });
+    }
+
     /// Keeps an answer that had so many bytes. A missing answer is not kept.
     pub fn put(&mut self, digest: [u8; 32], verdict: &Verdict, bytes: usize, now: Instant) {
         let entry = Entry { verdict: verdict.clone(), until: now + REFUSED_FOR, bytes };

@@ -14,7 +14,8 @@ use crate::{
         App,
         problem::{Code, Problem},
     },
-    log::{Replicas, Unanswered},
+    log::{Replicas, TopicStats, Unanswered},
+    message::Pattern,
 };
 
 /// The answer of a replica.
@@ -73,6 +74,39 @@ pub async fn list_all(app: &App, wanted: &Wanted) -> Result<(Listed, Vec<String>
     }
     missing.sort_unstable();
     Ok((list::merge(pages, wanted.limit), missing))
+}
+
+/// True if a replica has done this, or is gone.
+pub async fn is_done(replicas: &Replicas, name: u64, command: &Command, until: Instant) -> bool {
+    match ask(replicas, name, command, until).await {
+        Ok(done) => done.is_ok(),
+        Err(unanswered) => unanswered == Unanswered::Gone,
+    }
+}
+
+/// Adds the subscribers at the other replicas, and returns the replicas that did not answer.
+pub async fn count_all(app: &App, topics: &mut [TopicStats]) -> Vec<String> {
+    let until = Instant::now() + PATIENCE;
+    let Some(replicas) = &app.live.replicas else { return Vec::new() };
+    let Ok(Ok(living)) = timeout_at(until, replicas.living()).await else {
+        return vec!["unknown".to_owned()];
+    };
+    let names = topics.iter().map(|stats| Pattern::from(&stats.topic)).collect();
+    let command = Command::Count { topics: names };
+    let others = living.into_iter().filter(|name| *name != replicas.name());
+    let asked = others.map(async |name| (name, ask(replicas, name, &command, until).await));
+    let mut missing = Vec::new();
+    for (name, answer) in join_all(asked).await {
+        match answer {
+            Ok(Ok(Done::Counted(counts))) if counts.len() == topics.len() => {
+                topics.iter_mut().zip(counts).for_each(|(stats, count)| stats.subscribers += count);
+            }
+            Err(Unanswered::Gone) => {}
+            Ok(_) | Err(Unanswered::Busy | Unanswered::Unknown) => missing.push(replica_name(name)),
+        }
+    }
+    missing.sort_unstable();
+    missing
 }
 
 async fn ask(

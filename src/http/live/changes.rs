@@ -101,7 +101,7 @@ impl Changes {
     pub fn tell(&mut self, pattern: &Pattern, told: Told) -> Result<(), Problem> {
         self.untold.retain(|(other, _)| other != pattern);
         if self.untold.len() >= MAX_TOPICS {
-            let detail = "the client does not read, and too many changes of its topics wait for it already";
+            let detail = "the client does not read, and too many changes of its topics wait for it already; try again later";
             return Err(Problem::new(Code::Overloaded, detail).about(pattern));
         }
         self.untold.push_back((pattern.clone(), told));

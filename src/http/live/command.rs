@@ -12,12 +12,13 @@ use super::{
     list::{self, Listed, Wanted},
 };
 use crate::{
+    broker::Present,
     http::{
-        App,
+        App, presence,
         problem::{Code, Problem},
     },
-    log::Start,
-    message::Pattern,
+    log::{End, Start},
+    message::{Pattern, Topic},
 };
 
 /// How many topics of a connection are shown.
@@ -27,11 +28,31 @@ const SHOWN_TOPICS: usize = 20;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Command {
-    Add { connection: ConnectionId, topic: Pattern, start: Start, sub: Option<String> },
-    Remove { connection: ConnectionId, topic: Pattern, sub: Option<String> },
-    End { connection: ConnectionId },
-    Show { connection: ConnectionId },
+    Add {
+        connection: ConnectionId,
+        topic: Pattern,
+        start: Start,
+        sub: Option<String>,
+        #[serde(default)]
+        presence: bool,
+    },
+    Remove {
+        connection: ConnectionId,
+        topic: Pattern,
+        sub: Option<String>,
+    },
+    End {
+        connection: ConnectionId,
+    },
+    Show {
+        connection: ConnectionId,
+    },
     List(Wanted),
+    EndSubject(End),
+    /// How many subscriptions there are to exactly each of these topics.
+    Count {
+        topics: Vec<Pattern>,
+    },
 }
 
 /// The result of a command.
@@ -41,6 +62,7 @@ pub enum Done {
     Nothing,
     Shown(Box<Shown>),
     Listed(Listed),
+    Counted(Vec<usize>),
 }
 
 /// A connection, as a request shows it.
@@ -98,7 +120,7 @@ impl Command {
             | Self::Remove { connection, .. }
             | Self::End { connection }
             | Self::Show { connection } => Some(*connection),
-            Self::List(_) => None,
+            Self::List(_) | Self::Count { .. } | Self::EndSubject(_) => None,
         }
     }
 
@@ -112,10 +134,19 @@ impl Command {
         }
         let find = |id: ConnectionId| app.live.table.find(id).ok_or_else(no_connection);
         match self {
-            Self::Add { connection, topic, start, sub } => {
+            Self::Add { connection, topic, start, sub, presence } => {
                 let reading = find(connection)?;
                 check_sub(&reading, sub.as_deref())?;
-                add(app, &reading, connection, topic, start, until).await?;
+                let topics = if presence { presence::topics([&topic])? } else { Vec::new() };
+                let about = reading.about();
+                let present = match presence {
+                    true => Some(app.present(about.sub.as_deref(), about.info.as_ref())?),
+                    false => None,
+                };
+                add(app, &reading, connection, topic.clone(), start, until).await?;
+                if let Some(present) = present.filter(|_| !topics.is_empty()) {
+                    be_present(&reading, &topic, present, topics).await?;
+                }
             }
             Self::Remove { connection, topic, sub } => {
                 let reading = find(connection)?;
@@ -129,6 +160,11 @@ impl Command {
             }
             Self::Show { connection } => {
                 return Ok(Done::Shown(Box::new(Shown::of(connection, &*find(connection)?))));
+            }
+            Self::EndSubject(end) => app.end_subject(end).await,
+            Self::Count { topics } => {
+                let topics = topics.iter().filter_map(Pattern::topic);
+                return Ok(Done::Counted(topics.map(|topic| app.broker.subscribers(&topic)).collect()));
             }
             Self::List(wanted) => return Ok(Done::Listed(list::list(&app.live.table, &wanted).await)),
         }
@@ -154,6 +190,27 @@ async fn add(
         return Err(too_late());
     }
     adding.finish(subscription)
+}
+
+/// Makes the subject of the connection present in a topic that it reads.
+async fn be_present(
+    reading: &Reading,
+    pattern: &Pattern,
+    mut present: Present,
+    topics: Vec<Topic>,
+) -> Result<(), Problem> {
+    if reading.lock().is_present(pattern) {
+        return Ok(());
+    }
+    present.enter(topics).await.map_err(|error| match Problem::from(error) {
+        problem if problem.code == Code::Overloaded => problem.about(pattern),
+        _ => Problem::new(
+            Code::UnknownOutcome,
+            "the connection reads the topic, and its subject may not be present there; send the request again",
+        ),
+    })?;
+    reading.lock().be_present(pattern, present);
+    Ok(())
 }
 
 /// A pattern that a command begins to read. Dropping this gives it up.
@@ -182,7 +239,7 @@ fn check_sub(reading: &Reading, wanted: Option<&str>) -> Result<(), Problem> {
     match wanted {
         Some(sub) if reading.about().sub.as_deref() != Some(sub) => Err(Problem::new(
             Code::PreconditionFailed,
-            "sub: the connection belongs to another subject, or to none",
+            "sub: the connection belongs to another subject, or to none; ask the page for its newest one",
         )),
         _ => Ok(()),
     }

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 use super::changes::{Changes, Told};
 use crate::{
-    broker::{Delivery, Join, Subscription},
+    broker::{Delivery, Join, ListChange, Present, Subscription},
     http::{
         MAX_TOPICS, MAX_WILDCARDS,
         group::{Comer, Given, Groups, Left, Parked},
@@ -26,6 +26,8 @@ use crate::{
 /// The properties of a connection that never change.
 pub struct About {
     pub sub: Option<Box<str>>,
+    /// JSON that is told with the subject where it is present.
+    pub info: Option<Arc<str>>,
     pub transport: Transport,
     pub address: Option<IpAddr>,
     pub since: OffsetDateTime,
@@ -51,9 +53,13 @@ pub struct State {
     joining: VecDeque<Joining>,
     /// Made by the first command about this connection.
     changes: Option<Box<Changes>>,
+    /// The topics in which the subject is present by this connection.
+    present: Option<Box<Present>>,
     /// The task that reads. Only a command wakes it.
     task: Option<Waker>,
     ended: Option<Code>,
+    /// When the client's token was issued. The outer option is none for other credentials.
+    issued: Option<Option<u64>>,
 }
 
 /// What a group has written to a connection that it no longer reads for.
@@ -90,10 +96,27 @@ pub enum Event {
 }
 
 impl Reading {
-    pub fn new(about: About, subscription: Subscription, permit: Permit) -> Self {
+    pub fn new(
+        about: About,
+        subscription: Subscription,
+        permit: Permit,
+        issued: Option<Option<u64>>,
+        present: Option<Present>,
+    ) -> Self {
         let (parked, taken_over, joining, changes, task, ended) = Default::default();
-        let subscription = Some(Box::new(subscription));
-        let state = State { subscription, parked, taken_over, permit, joining, changes, task, ended };
+        let (subscription, present) = (Some(Box::new(subscription)), present.map(Box::new));
+        let state = State {
+            subscription,
+            parked,
+            taken_over,
+            permit,
+            joining,
+            changes,
+            present,
+            task,
+            ended,
+            issued,
+        };
         Self { about, state: Mutex::new(state) }
     }
 
@@ -103,6 +126,16 @@ impl Reading {
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes when the client's new token was issued.
+    pub fn renewed(&self, issued: Option<Option<u64>>) {
+        self.lock().issued = issued;
+    }
+
+    /// When the client's token was issued, if it has one.
+    pub fn issued(&self) -> Option<Option<u64>> {
+        self.lock().issued
     }
 
     /// Ends the reading, and keeps only the permit.
@@ -123,7 +156,7 @@ impl Reading {
             return Ok(None);
         }
         if self.about.is_raw {
-            let detail = "this event stream has format=raw, in which no event names its topic; open it with format=envelope";
+            let detail = "this event stream has format=raw, in which no event names its topic; open it with format=envelope, or at /events";
             return Err(Problem::new(Code::Conflict, detail).about(pattern));
         }
         state.check_room(pattern)?;
@@ -175,7 +208,10 @@ impl Reading {
             changes.overtake(pattern);
         }
         if state.reads(pattern) || state.joins(pattern) {
-            state.changes().tell(pattern, Told::Removed)?;
+            // Its messages keep coming, because the subject's list has it.
+            if !state.subscription().is_listed(pattern) {
+                state.changes().tell(pattern, Told::Removed)?;
+            }
             if state.joining.iter().any(|joining| joining.is_asked && joining.pattern == *pattern) {
                 state.changes().refuse(pattern);
             }
@@ -196,7 +232,7 @@ impl Reading {
     pub fn close(&self) {
         let mut state = self.lock();
         state.ended.get_or_insert(Code::Disconnected);
-        state.task = None;
+        (state.task, state.present) = (None, None);
     }
 }
 
@@ -221,7 +257,36 @@ impl State {
         if let Some(event) = self.changes.as_mut().and_then(|changes| changes.next()) {
             return Poll::Ready(event);
         }
-        self.poll_subscription(cx)
+        loop {
+            let subscription = alone(&mut self.subscription);
+            let was_due = subscription.is_at_list_change();
+            match subscription.poll_mine(cx) {
+                Poll::Ready(Some(change)) => return Poll::Ready(self.list_changed(change)),
+                Poll::Ready(None) => return self.poll_subscription(cx),
+                // Read up to the change first.
+                Poll::Pending => {}
+            }
+            if let Poll::Ready(delivery) = subscription.poll_delivery(cx) {
+                self.permit.note(&delivery, false);
+                return Poll::Ready(Event::Delivery(delivery));
+            }
+            if was_due || !subscription.is_at_list_change() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Notes a change of the list of the subject.
+    fn list_changed(&mut self, change: ListChange) -> Event {
+        if !self.count_topics(0) {
+            // The client comes again with its cursor, once there is room.
+            self.ended = Some(Code::Overloaded);
+            return Event::Ended(Code::Overloaded);
+        }
+        match change {
+            ListChange::Added(topic) => Event::Added(topic),
+            ListChange::Removed(topic) => Event::Removed(topic),
+        }
     }
 
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
@@ -249,6 +314,7 @@ impl State {
 
     fn merge(&mut self, Joining { pattern, subscription, is_asked }: Joining) -> Event {
         self.subscription().absorb(subscription);
+        self.subscription().read_also(&pattern, true);
         let is_added = self.is_added(&pattern);
         if is_added && is_asked {
             // The client is answered first, and then told.
@@ -308,6 +374,12 @@ impl State {
         }
     }
 
+    /// The list of the subject, if it is read too.
+    pub fn mine(&self) -> Option<Vec<Pattern>> {
+        let entries = self.subscription.as_ref()?.mine()?;
+        Some(entries.keys().cloned().collect())
+    }
+
     /// True while the log is being read, so that more items may follow soon.
     pub fn is_reading(&self) -> bool {
         self.subscription.as_ref().is_some_and(|subscription| subscription.is_reading())
@@ -321,6 +393,16 @@ impl State {
     /// True if `pattern` is read.
     pub fn reads(&self, pattern: &Pattern) -> bool {
         self.pattern_set().contains(pattern)
+    }
+
+    /// True if `pattern` is read because of the list of the subject alone.
+    pub fn is_only_listed(&self, pattern: &Pattern) -> bool {
+        self.subscription.as_ref().is_some_and(|subscription| subscription.is_only_listed(pattern))
+    }
+
+    /// Notes that the client asks for a pattern that the list has too.
+    pub fn read_also(&mut self, pattern: &Pattern) {
+        self.subscription().read_also(pattern, true);
     }
 
     /// True if `pattern` was added, and is not merged yet.
@@ -342,7 +424,24 @@ impl State {
 
     /// The patterns that the client's own grants must cover.
     pub fn own_patterns(&self) -> impl Iterator<Item = &Pattern> {
-        self.patterns().filter(|pattern| !self.is_added(pattern))
+        let is_own = |pattern: &&Pattern| !self.is_added(pattern) && !self.is_only_listed(pattern);
+        self.patterns().filter(is_own)
+    }
+
+    /// Makes the subject present in one topic more, if it is still read.
+    pub fn be_present(&mut self, topic: &Pattern, present: Present) {
+        if self.ended.is_some() || !(self.reads(topic) || self.joins(topic)) {
+            return;
+        }
+        match &mut self.present {
+            Some(known) => known.absorb(present),
+            none => *none = Some(Box::new(present)),
+        }
+    }
+
+    /// True if the subject is present in this topic by this connection.
+    pub fn is_present(&self, topic: &Pattern) -> bool {
+        self.present.as_ref().is_some_and(|present| present.is_in(topic.as_str()))
     }
 
     /// Every pattern that is read, or about to be merged.
@@ -414,15 +513,22 @@ impl State {
         joining.for_each(|joining| joining.is_asked = true);
     }
 
-    /// Stops reading `pattern`.
+    /// Stops reading `pattern`, unless the list of the subject has it.
     pub fn remove(&mut self, pattern: &Pattern) {
-        self.subscription().remove(pattern);
+        let subscription = self.subscription();
+        match subscription.is_listed(pattern) {
+            true => subscription.read_also(pattern, false),
+            false => _ = subscription.remove(pattern),
+        }
         self.joining.retain(|joining| joining.pattern != *pattern);
         if self.joining.is_empty() {
             self.subscription().read_alone();
         }
         if let Some(changes) = &mut self.changes {
             changes.forget(pattern);
+        }
+        if let Some(present) = &mut self.present {
+            present.leave(pattern.as_str());
         }
         self.count_topics(0);
     }
@@ -443,7 +549,9 @@ impl State {
         // From the answer on, the client misses no ephemeral message, also while it has yet to catch up.
         if self.reads(pattern) {
             self.changes().tell(pattern, Told::Added)?;
-            self.subscription().take_ephemerals_from_now();
+            let subscription = self.subscription();
+            subscription.take_ephemerals_from_now();
+            subscription.read_also(pattern, true);
         }
         let joining = self.joining.iter_mut().filter(|joining| joining.pattern == *pattern);
         joining.for_each(|joining| joining.subscription.take_ephemerals_from_now());

@@ -19,7 +19,7 @@ use crate::{
         App,
         access::Access,
         answer::{json, not_stored},
-        parameters,
+        parameters, presence,
         problem::Problem,
         query::{self, Query, StartFields, number},
     },
@@ -41,8 +41,11 @@ pub async fn connections(app: &Arc<App>, request: Request) -> Result<Response, P
     Access::of(&app.rules, &request).await?.admin()?;
     let query = Query::of(&request, &parameters::CONNECTIONS)?;
     let after = query.one("after")?.filter(|after| !after.is_empty());
-    let after =
-        after.map(|after| after.parse().map_err(|error| Problem::bad_request(format!("after: {error}"))));
+    let after = after.map(|after| {
+        after
+            .parse()
+            .map_err(|error| Problem::bad_request(format!("after: {error}; send the next of the last page")))
+    });
     let wanted = Wanted {
         sub: sub(&query)?,
         topic: query.one("topic")?.map(|topic| query::pattern("topic", topic)).transpose()?,
@@ -83,7 +86,8 @@ pub async fn topic_of(
         _ => return Err(Problem::method_not_allowed("PUT, DELETE")),
     };
     let access = Access::of(&app.rules, &request).await?;
-    let topic = topic.ok_or_else(|| Problem::bad_request("topic: not valid UTF-8"))?;
+    let topic = topic
+        .ok_or_else(|| Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8"))?;
     let topic = query::pattern("topic", &topic)?;
     access.manage(&topic)?;
     let known = if is_added { &parameters::ADDED } else { &parameters::REMOVED };
@@ -92,13 +96,14 @@ pub async fn topic_of(
     let start =
         StartFields { after: query.one("after")?, last: query.one("last")?, since: query.one("since")? };
     let start = if is_added { start.parse()? } else { None };
-    if is_added && query.flag("presence")? {
-        return Err(Problem::bad_request("presence: this server does not have it yet"));
+    let presence = is_added && query.flag("presence")?;
+    if presence {
+        presence::topics([&topic])?;
     }
     // A client that may not manage the topic learns nothing of the ids, so this comes last.
     let connection = id.and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
     let command = match is_added {
-        true => Command::Add { connection, topic, start: start.unwrap_or(Start::Now), sub },
+        true => Command::Add { connection, topic, start: start.unwrap_or(Start::Now), sub, presence },
         false => Command::Remove { connection, topic, sub },
     };
     across::run(app, command).await?;
@@ -108,7 +113,9 @@ pub async fn topic_of(
 /// The subject that the connection must have.
 fn sub(query: &Query<'_>) -> Result<Option<String>, Problem> {
     match query.one("sub")? {
-        Some("") => Err(Problem::bad_request("sub: expected a subject, and found nothing")),
+        Some("") => {
+            Err(Problem::bad_request("sub: expected a subject, and found nothing; name one, or leave it out"))
+        }
         sub => Ok(sub.map(str::to_owned)),
     }
 }

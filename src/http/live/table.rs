@@ -28,7 +28,7 @@ impl Table {
     pub fn hold(self: &Arc<Self>, id: ConnectionId, reading: Reading) -> Held {
         let reading = Arc::new(reading);
         self.lock().insert(id, reading.clone());
-        Held { reading, place: Some(Place { table: self.clone(), id }) }
+        Held { reading, place: Place { table: self.clone(), id } }
     }
 
     pub fn find(&self, id: ConnectionId) -> Option<Arc<Reading>> {
@@ -49,14 +49,15 @@ impl Table {
         step.map(|(id, reading)| (*id, reading.clone())).collect()
     }
 
-    /// Ends every connection with such an id, and returns how many these were.
-    pub fn end_all(&self, is_meant: impl Fn(ConnectionId) -> bool, code: Code) -> usize {
+    /// Ends every such connection, and returns how many these were.
+    pub fn end_all(&self, is_meant: impl Fn(ConnectionId, &Reading) -> bool, code: Code) -> usize {
         let (mut ended, mut after) = (0, None);
         loop {
             let step = self.step(after);
             let Some((last, _)) = step.last() else { return ended };
             after = Some(*last);
-            ended += step.iter().filter(|(id, _)| is_meant(*id) && self.end(*id, code)).count();
+            ended +=
+                step.iter().filter(|(id, reading)| is_meant(*id, reading) && self.end(*id, code)).count();
         }
     }
 }
@@ -64,8 +65,7 @@ impl Table {
 /// A connection that its task reads. Dropping this removes it from the table.
 pub struct Held {
     reading: Arc<Reading>,
-    /// A poll has no place in a table, because it has no id.
-    place: Option<Place>,
+    place: Place,
 }
 
 /// A place in a table. Dropping this clears it.
@@ -75,12 +75,7 @@ struct Place {
 }
 
 impl Held {
-    /// A connection that no command finds.
-    pub fn alone(reading: Reading) -> Self {
-        Self { reading: Arc::new(reading), place: None }
-    }
-
-    /// Ends the reading, and keeps the permit of a connection that no command finds.
+    /// Ends the reading of a poll, and keeps its permit. There is none while a request looks at the poll.
     pub fn into_permit(self) -> Option<Permit> {
         let Self { reading, place } = self;
         drop(place);

@@ -51,7 +51,7 @@ pub async fn publish_many(app: &Arc<App>, request: Request) -> Result<Response, 
         Some(essence) if media::is_ndjson(essence) => List::Ndjson,
         Some(media::JSON) => List::Array,
         _ => {
-            let detail = "Content-Type: expected application/json (an array) or application/x-ndjson";
+            let detail = "Content-Type: expected application/json (an array) or application/x-ndjson (an object on each line)";
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
@@ -75,8 +75,9 @@ pub async fn publish_many(app: &Arc<App>, request: Request) -> Result<Response, 
         if coding.is_some() {
             decoded += bytes.as_ref().map_or(0, |bytes| bytes.as_ref().map_or(0, Bytes::len));
             if decoded > max_decoded {
-                let detail =
-                    format!("the decoded body has more than {max_decoded} bytes; the rest was not published");
+                let detail = format!(
+                    "the decoded body has more than {max_decoded} bytes; the rest was not published, so send it in another request"
+                );
                 return answers.end_with(Problem::new(Code::TooLarge, detail));
             }
             // Decoding waits for nothing while it has input.
@@ -159,6 +160,7 @@ impl Answers {
                     Code::BadRequest | Code::TooLarge | Code::Forbidden | Code::Unauthorized
                 );
                 self.mistakes += usize::from(is_mistake);
+                app.refused(problem.code, &problem.detail, access.client(), "/publish");
                 self.push(&problem);
             }
         }
@@ -189,7 +191,10 @@ impl Answers {
             }
             _ => None,
         };
-        let detail = format!("a request may contain up to {}; the rest was not published", limit?);
+        let detail = format!(
+            "a request may contain up to {}; the rest was not published, so send it in another request",
+            limit?
+        );
         Some(Problem::new(Code::TooLarge, detail))
     }
 

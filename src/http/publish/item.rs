@@ -73,7 +73,9 @@ impl Item<'_> {
         let (topics, is_one) = match (&self.topic, &self.topics) {
             (Some(topic), None) => (vec![publishable(topic)?], true),
             (None, Some(topics)) if topics.len() > MAX_TOPICS => {
-                return Err(Problem::bad_request(format!("topics: name up to {MAX_TOPICS}")));
+                return Err(Problem::bad_request(format!(
+                    "topics: name up to {MAX_TOPICS}, and send the others in the next element"
+                )));
             }
             (None, Some(topics)) if !topics.is_empty() => {
                 let topics: Result<Vec<_>, _> = topics.iter().map(|topic| publishable(topic)).collect();
@@ -121,16 +123,24 @@ impl Item<'_> {
             essence.eq_ignore_ascii_case(media::JSON) || essence.to_ascii_lowercase().ends_with("+json")
         });
         let string = || {
-            serde_json::from_str::<String>(data)
-                .map_err(|_| Problem::bad_request("data: expected a JSON string for this content type"))
+            serde_json::from_str::<String>(data).map_err(|_| {
+                Problem::bad_request(
+                    "data: expected a JSON string for this content type; for JSON leave content_type out",
+                )
+            })
         };
         let payload = match self.encoding.as_deref() {
             Some("base64") => {
-                let bytes =
-                    BASE64.decode(string()?).map_err(|_| Problem::bad_request("data: not valid base64"))?;
+                let bytes = BASE64.decode(string()?).map_err(|_| {
+                    Problem::bad_request("data: not valid base64 (with + and /, and = at its end)")
+                })?;
                 Payload::declared(&bytes, Some(content_type.unwrap_or("application/octet-stream")))
             }
-            Some(_) => return Err(Problem::bad_request("encoding: expected base64")),
+            Some(_) => {
+                return Err(Problem::bad_request(
+                    "encoding: expected base64; for text and JSON leave it out",
+                ));
+            }
             None if is_json => Payload::declared(data.as_bytes(), content_type.or(Some(media::JSON))),
             None => Payload::declared(string()?.as_bytes(), content_type),
         };
@@ -145,5 +155,5 @@ fn if_match(text: &str) -> Result<Id, Problem> {
         .unwrap_or(text)
         .trim_matches('"')
         .parse()
-        .map_err(|_| Problem::bad_request("if_match: expected an id"))
+        .map_err(|_| Problem::bad_request("if_match: expected an id, for example \"1763640000123456\""))
 }

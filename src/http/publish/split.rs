@@ -22,7 +22,7 @@ pub enum Value {
 
 /// The list itself is broken, so the values after this cannot be separated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the body is not a JSON array")]
+#[error("the body is not a JSON array; send [ and ] around the messages, or application/x-ndjson")]
 pub struct NotAnArray;
 
 /// Splits one body. It holds no more than one value.

@@ -8,11 +8,12 @@ use serde_json::Value;
 
 use crate::{
     auth::MAX_TOKEN_BYTES,
-    broker::Subscription,
+    broker::{Present, Subscription},
     http::{
         App,
         access::Access,
         identify::Identified,
+        presence,
         problem::{Code, Problem},
         publish::{Item, Published},
         query::{self, StartFields},
@@ -36,6 +37,7 @@ pub enum Action {
     Subscribe {
         pattern: Pattern,
         start: Start,
+        presence: bool,
     },
     Unsubscribe {
         pattern: Pattern,
@@ -52,7 +54,9 @@ pub enum Action {
 /// The outcome of a command that took some time.
 pub enum Outcome {
     /// The new subscription. It is read from now on, or first up to the connection's cursor.
-    Begun(Pattern, Box<Subscription>),
+    Begun(Pattern, Box<Subscription>, Option<Box<Present>>),
+    /// The subject is present in a topic that was read already.
+    Entered(Pattern, Start, Box<Present>),
     Published(Published),
     /// The holder of a new token.
     Identified(Box<Identified>),
@@ -118,6 +122,8 @@ struct Fields {
     after: Option<String>,
     last: Option<Value>,
     since: Option<String>,
+    #[serde(default)]
+    presence: bool,
 }
 
 impl Command {
@@ -173,12 +179,15 @@ impl Action {
                 let Object(Token { token }) = serde_json::from_str(text).map_err(|error| wrong(&error))?;
                 match token.len() {
                     ..=MAX_TOKEN_BYTES => Ok(Self::Auth(token)),
-                    _ => Err(Problem::new(Code::Unauthorized, "the credential is too long")),
+                    _ => Err(Problem::new(
+                        Code::Unauthorized,
+                        "token: the credential is too long; let its issuer leave claims out",
+                    )),
                 }
             }
             Some("ping") => Ok(Self::Ping),
-            Some(other) => Err(Problem::bad_request(format!("type {other:?}: {KINDS}"))),
-            None => Err(Problem::bad_request(format!("type: {KINDS}"))),
+            Some(other) => Err(Problem::bad_request(format!("type {other:?}: expected {KINDS}"))),
+            None => Err(Problem::bad_request(format!("type: expected {KINDS}"))),
         }
     }
 }
@@ -198,7 +207,7 @@ impl Fields {
         };
         let (after, since) = (self.after.as_deref(), self.since.as_deref());
         let start = StartFields { after, last: last.as_deref(), since }.parse()?;
-        Ok(Action::Subscribe { pattern, start: start.unwrap_or(Start::Now) })
+        Ok(Action::Subscribe { pattern, start: start.unwrap_or(Start::Now), presence: self.presence })
     }
 }
 
@@ -208,10 +217,25 @@ pub fn begin(
     pattern: Pattern,
     start: Start,
     connection: Arc<str>,
+    mut present: Option<Present>,
 ) -> BoxFuture<'static, Result<Outcome, Problem>> {
     Box::pin(async move {
         let subscription = app.broker.subscribe(vec![pattern.clone()], &start, &connection).await?;
-        Ok(Outcome::Begun(pattern, Box::new(subscription)))
+        let topics = presence::topics([&pattern]).unwrap_or_default();
+        presence::enter(&mut present, topics).await?;
+        Ok(Outcome::Begun(pattern, Box::new(subscription), present.map(Box::new)))
+    })
+}
+
+/// Becomes present in a topic that is read already.
+pub fn enter(
+    pattern: Pattern,
+    start: Start,
+    mut present: Present,
+) -> BoxFuture<'static, Result<Outcome, Problem>> {
+    Box::pin(async move {
+        present.enter(presence::topics([&pattern])?).await?;
+        Ok(Outcome::Entered(pattern, start, Box::new(present)))
     })
 }
 

@@ -18,8 +18,8 @@ pub enum End {
     GraceOver,
     /// The client's grants or its token have ended, or a command has ended the connection.
     Ended(Code),
-    /// There is no room for more bytes of commands.
-    Overloaded,
+    /// There is no room for more bytes of commands, or a command did not arrive whole in time.
+    Refused(Code),
 }
 
 impl fmt::Display for End {
@@ -35,8 +35,7 @@ impl fmt::Display for End {
             Self::Silent => "the client was silent for two heartbeats",
             Self::Draining => Code::Draining.as_str(),
             Self::GraceOver => "the grace of the drain is over",
-            Self::Ended(code) => code.as_str(),
-            Self::Overloaded => Code::Overloaded.as_str(),
+            Self::Ended(code) | Self::Refused(code) => code.as_str(),
         })
     }
 }
@@ -50,8 +49,7 @@ impl End {
             Self::Lost(Lost::TooSlow) => Some(Code::TooSlow.close_code()),
             Self::Unsupported => Some(UNSUPPORTED_DATA),
             Self::Draining => Some(Code::Draining.close_code()),
-            Self::Ended(code) => Some(code.close_code()),
-            Self::Overloaded => Some(Code::Overloaded.close_code()),
+            Self::Ended(code) | Self::Refused(code) => Some(code.close_code()),
         }
     }
 }

@@ -16,19 +16,23 @@ use super::{
     socket::{Lost, Socket},
 };
 use crate::{
-    broker::Delivery,
+    broker::{Delivery, Present},
     http::{
         App,
         batch::{Batch, Form},
+        body,
         identify::{Begun, Identified},
         live::Event,
+        presence,
         problem::{Code, Problem, UNSUPPORTED_DATA},
         publish::Published,
         pulse::{overload_retry_ms, retry_ms},
         reader::{Next, Reader, Step},
         shares::Share,
+        stall::StallTimer,
         wire::{self, By, Control},
     },
+    log::Start,
     message::Pattern,
 };
 
@@ -62,6 +66,8 @@ pub struct Session {
     running_bytes: usize,
     /// The bytes of all commands that are not done, beyond those that the connection may hold of its own.
     unparsed: Share,
+    /// Runs while a command has begun to arrive and is not whole, and the socket is read.
+    arriving: StallTimer,
     /// True if the client might publish when the size of its commands was last set.
     might_publish: bool,
     running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
@@ -79,6 +85,7 @@ impl Session {
         let might_publish = reader.access().might_publish();
         socket.limit(max_command_bytes(&app, might_publish));
         let unparsed = app.connections.unparsed(reader.access().payer());
+        let arriving = StallTimer::new(app.config.read_timeout);
         Self {
             app,
             socket,
@@ -88,6 +95,7 @@ impl Session {
             waiting_bytes: 0,
             running_bytes: 0,
             unparsed,
+            arriving,
             might_publish,
             running: None,
             silent_beats: 0,
@@ -110,7 +118,7 @@ impl Session {
     }
 
     async fn finish(self: Box<Self>, end: End) {
-        let cursor = self.reader.cursor();
+        let (cursor, client) = (self.reader.cursor(), self.reader.access().client());
         let closing =
             |code, cursor, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
         let Self { mut socket, app, .. } = *self;
@@ -133,10 +141,16 @@ impl Session {
                 socket.push(closing(code, Some(cursor), retry_ms()));
                 socket.close(code.close_code(), code.as_str()).await;
             }
-            End::Overloaded => {
-                app.metrics.refused(Code::Overloaded);
-                socket.push(closing(Code::Overloaded, Some(cursor), overload_retry_ms()));
-                socket.close(Code::Overloaded.close_code(), Code::Overloaded.as_str()).await;
+            End::Refused(code) => {
+                let words = match code {
+                    Code::TimedOut => {
+                        "the command did not arrive whole within the read timeout; send it again".into()
+                    }
+                    _ => body::too_many_bytes().detail,
+                };
+                app.refused(code, &words, client, "WebSocket command");
+                socket.push(closing(code, Some(cursor), overload_retry_ms()));
+                socket.close(code.close_code(), code.as_str()).await;
             }
             End::Draining => {
                 socket.push(closing(Code::Draining, Some(cursor), retry_ms()));
@@ -225,22 +239,9 @@ impl Session {
         self.waiting.push_back(command);
     }
 
-    /// Reads commands from the socket and runs them, one after the other. True if one made progress.
+    /// Reads commands and runs them, one after the other. True if one made progress.
     fn poll_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let mut moved = false;
-        self.set_limit();
-        let max_queued = MAX_QUEUED_BYTES + self.gathered_bytes;
-        while self.may_wait() && self.socket.queued_bytes() < max_queued {
-            let Poll::Ready(message) = self.socket.poll_message(cx) else { break };
-            let message = message.map_err(End::Lost)?;
-            moved = true;
-            self.silent_beats = 0;
-            match message {
-                Incoming::Text(text) => self.keep(text.as_str()),
-                Incoming::Binary(_) => return Err(End::Unsupported),
-                Incoming::Ping(_) | Incoming::Pong(_) | Incoming::Close(_) | Incoming::Frame(_) => {}
-            }
-        }
+        let mut moved = self.read_commands(cx)?;
         if let Some((reference, running)) = &mut self.running
             && let Poll::Ready(outcome) = running.poll_unpin(cx)
         {
@@ -259,12 +260,48 @@ impl Session {
             self.start(command);
             moved = true;
         }
-        let held = self.socket.unparsed_bytes() + self.waiting_bytes + self.running_bytes;
+        let held = self.socket.framing().command_bytes() + self.waiting_bytes + self.running_bytes;
         if self.unparsed.set(held.saturating_sub(OWN_COMMAND_BYTES)) {
             Ok(moved)
         } else {
-            Err(End::Overloaded)
+            Err(End::Refused(Code::Overloaded))
         }
+    }
+
+    /// Reads commands from the socket while they may wait. True if a frame came.
+    fn read_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = false;
+        self.set_limit();
+        let max_queued = MAX_QUEUED_BYTES + self.gathered_bytes;
+        while self.may_wait() && self.socket.queued_bytes() < max_queued {
+            let Poll::Ready(message) = self.socket.poll_message(cx) else {
+                return self.poll_arriving(cx).map(|()| moved);
+            };
+            let message = message.map_err(End::Lost)?;
+            moved = true;
+            self.silent_beats = 0;
+            match message {
+                Incoming::Text(text) => {
+                    self.arriving.reset();
+                    self.keep(text.as_str());
+                }
+                Incoming::Binary(_) => return Err(End::Unsupported),
+                Incoming::Ping(_) | Incoming::Pong(_) | Incoming::Close(_) | Incoming::Frame(_) => {}
+            }
+        }
+        // Not read now, so its timer is not asked: this time is not the client's.
+        Ok(moved)
+    }
+
+    /// Ends the connection if a command has begun to arrive and was not whole in time. Everything that has arrived was
+    /// read before.
+    fn poll_arriving(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        if self.socket.framing().is_whole() {
+            self.arriving.reset();
+        } else if self.arriving.poll(cx).is_ready() {
+            return Err(End::Refused(Code::TimedOut));
+        }
+        Ok(())
     }
 
     /// Sets the size of the commands that the client may send, if its grants have changed.
@@ -292,14 +329,8 @@ impl Session {
                 let cursor = self.reader.cursor();
                 self.answer(&reference, Answer::Unsubscribed { topic: &pattern, cursor });
             }
-            Action::Subscribe { pattern, start } => match self.reader.ask_for(&pattern) {
-                Ok(Step::IsRead) => self.answer_subscribed(&reference, &pattern),
-                Ok(Step::Joins) => self.joining = reference,
-                Ok(Step::MayBegin) => {
-                    let connection = self.reader.connection().clone();
-                    self.running =
-                        Some((reference, command::begin(self.app.clone(), pattern, start, connection)));
-                }
+            Action::Subscribe { pattern, start, presence } => match self.present_in(&pattern, presence) {
+                Ok(present) => self.subscribe(reference, pattern, start, present),
                 Err(problem) => self.answer(&reference, Answer::Error(&problem)),
             },
             Action::Publish(text) => {
@@ -310,6 +341,29 @@ impl Session {
         }
     }
 
+    /// A connection that can make the subject present in this topic, unless it is not asked for, or is there already.
+    fn present_in(&self, pattern: &Pattern, is_asked: bool) -> Result<Option<Present>, Problem> {
+        let present = self.app.present_as(self.reader.access(), is_asked)?;
+        let counts = present.is_some() && !presence::topics([pattern])?.is_empty();
+        Ok(present.filter(|_| counts && !self.reader.is_present(pattern)))
+    }
+
+    fn subscribe(&mut self, reference: Reference, pattern: Pattern, start: Start, present: Option<Present>) {
+        match (self.reader.ask_for(&pattern), present) {
+            (Ok(Step::MayBegin), present) => {
+                let connection = self.reader.connection().clone();
+                let begun = command::begin(self.app.clone(), pattern, start, connection, present);
+                self.running = Some((reference, begun));
+            }
+            (Ok(_), Some(present)) => {
+                self.running = Some((reference, command::enter(pattern, start, present)));
+            }
+            (Ok(Step::IsRead), None) => self.answer_subscribed(&reference, &pattern),
+            (Ok(Step::Joins), None) => self.joining = reference,
+            (Err(problem), _) => self.answer(&reference, Answer::Error(&problem)),
+        }
+    }
+
     fn conclude(&mut self, reference: Reference, outcome: Result<Outcome, Problem>) {
         match outcome {
             Ok(Outcome::Published(published @ Published::Partly { .. })) => {
@@ -317,8 +371,16 @@ impl Session {
             }
             Ok(Outcome::Identified(identified)) => self.renew(&reference, Ok(*identified)),
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
-            Ok(Outcome::Begun(pattern, subscription)) => {
-                match self.reader.join(pattern.clone(), *subscription) {
+            Ok(Outcome::Entered(pattern, start, present)) => {
+                self.reader.be_present(&pattern, *present);
+                self.subscribe(reference, pattern, start, None);
+            }
+            Ok(Outcome::Begun(pattern, subscription, present)) => {
+                let joined = self.reader.join(pattern.clone(), *subscription);
+                if let Some(present) = present {
+                    self.reader.be_present(&pattern, *present);
+                }
+                match joined {
                     Ok(Step::IsRead) => self.answer_subscribed(&reference, &pattern),
                     Ok(_) => self.joining = reference,
                     Err(problem) => {
@@ -354,10 +416,14 @@ impl Session {
 
     fn answer(&mut self, reference: &Reference, answer: Answer<'_>) {
         if let Answer::Error(problem) = &answer {
-            self.app.metrics.refused(problem.code);
+            self.refused(problem);
         }
         self.reader.sent();
         self.push(wire::control_frame(&Reply { answer, reference }));
+    }
+
+    fn refused(&self, problem: &Problem) {
+        self.app.refused(problem.code, &problem.detail, self.reader.access().client(), "WebSocket command");
     }
 
     /// Queues a frame that is no part of the subscription.
@@ -424,9 +490,9 @@ impl Session {
                 wire::control_frame(&Reply { answer, reference: &self.joining.take() })
             }
             Event::Overtaken(pattern) => {
-                let detail = "the backend has removed this topic before it was added";
+                let detail = "the backend has removed this topic before it was added; ask the backend if you may read it";
                 let problem = Problem::new(Code::Conflict, detail).about(&pattern);
-                self.app.metrics.refused(problem.code);
+                self.refused(&problem);
                 let answer = Answer::Error(&problem);
                 wire::control_frame(&Reply { answer, reference: &self.joining.take() })
             }

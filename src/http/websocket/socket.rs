@@ -16,6 +16,7 @@ use tungstenite::{
     protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext, frame::coding::CloseCode},
 };
 
+use super::framing::Framing;
 use crate::http::{
     gate::Gate,
     outbox::Outbox,
@@ -25,8 +26,6 @@ use crate::http::{
 
 /// Commands are small and few. A larger one gets its own buffer while it is read.
 const READ_BUFFER_BYTES: usize = 512;
-/// The head of a ping or a pong of a client, which is masked (RFC 6455 §5.2).
-const CONTROL_HEAD_BYTES: usize = 6;
 /// How long a peer may take to answer a close, and to read what was written before it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same for a peer that has stopped reading.
@@ -38,8 +37,7 @@ pub struct Socket {
     /// Opens when there is something to read.
     incoming: Gate,
     protocol: WebSocketContext,
-    /// How many bytes were read since the last command ended.
-    unparsed: usize,
+    framing: Framing,
     outbox: Outbox,
     stalled: StallTimer,
 }
@@ -134,7 +132,7 @@ impl Socket {
             io,
             incoming: Gate::new(),
             protocol,
-            unparsed: 0,
+            framing: Framing::default(),
             outbox: Outbox::default(),
             stalled: StallTimer::new(write_timeout),
         }
@@ -150,26 +148,17 @@ impl Socket {
 
     /// The next message of the peer. Pings are answered, and a close too.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Lost>> {
-        let Self { io, incoming, protocol, unparsed, outbox, .. } = self;
-        incoming.poll(cx, |cx| match protocol.read(&mut Wire { io, unparsed, outbox, cx }) {
-            Ok(message) => {
-                *unparsed = match &message {
-                    // These may come between the frames of a command.
-                    Message::Ping(sent) | Message::Pong(sent) => {
-                        unparsed.saturating_sub(CONTROL_HEAD_BYTES + sent.len())
-                    }
-                    _ => 0,
-                };
-                Poll::Ready(Ok(message))
-            }
+        let Self { io, incoming, protocol, framing, outbox, .. } = self;
+        incoming.poll(cx, |cx| match protocol.read(&mut Wire { io, framing, outbox, cx }) {
+            Ok(message) => Poll::Ready(Ok(message)),
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
             Err(error) => Poll::Ready(Err(lost(&error))),
         })
     }
 
-    /// About how many bytes of a command were read that is not whole yet.
-    pub fn unparsed_bytes(&self) -> usize {
-        self.unparsed
+    /// The commands and frames of the peer, as far as they were read.
+    pub fn framing(&self) -> &Framing {
+        &self.framing
     }
 
     /// Queues a ready frame.
@@ -234,7 +223,7 @@ impl Socket {
 
     /// Closes a peer that broke the protocol. The rest that it sends cannot be understood.
     pub async fn fail(mut self, code: u16) {
-        self.send_close(code, "");
+        self.send_close(code, reason_of(code));
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.end()).await;
     }
 
@@ -256,10 +245,10 @@ impl Socket {
 
     fn send_close(&mut self, code: u16, reason: &'static str) {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-        let Self { io, protocol, unparsed, outbox, .. } = self;
+        let Self { io, protocol, framing, outbox, .. } = self;
         let mut context = Context::from_waker(std::task::Waker::noop());
         // Writing only fills the outbox, so it cannot fail.
-        let _ = protocol.close(&mut Wire { io, unparsed, outbox, cx: &mut context }, Some(frame));
+        let _ = protocol.close(&mut Wire { io, framing, outbox, cx: &mut context }, Some(frame));
     }
 
     /// Resolves when the peer has answered our close, or is gone.
@@ -312,11 +301,20 @@ fn lost(error: &Error) -> Lost {
     }
 }
 
+/// The mistake of a peer that broke the protocol, for its developer.
+fn reason_of(code: u16) -> &'static str {
+    match code {
+        1007 => "a text frame is not UTF-8",
+        1009 => "the command is too long",
+        _ => "the frames are not those of RFC 6455",
+    }
+}
+
 /// The socket as tungstenite sees it. Reads take the bytes that are there. Writes join the outbox, so that
 /// tungstenite's answers and our frames never mix.
 struct Wire<'a, 'b> {
     io: &'a mut Io,
-    unparsed: &'a mut usize,
+    framing: &'a mut Framing,
     outbox: &'a mut Outbox,
     cx: &'a mut Context<'b>,
 }
@@ -326,9 +324,8 @@ impl Read for Wire<'_, '_> {
         let mut buffer = ReadBuf::new(bytes);
         match Pin::new(&mut *self.io).poll_read(self.cx, &mut buffer) {
             Poll::Ready(result) => {
-                let length = buffer.filled().len();
-                *self.unparsed += length;
-                result.map(|()| length)
+                self.framing.read(buffer.filled());
+                result.map(|()| buffer.filled().len())
             }
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }

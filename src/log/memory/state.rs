@@ -5,10 +5,12 @@ mod due;
 mod fan_out;
 mod firsts;
 mod history;
+mod members;
 mod narrow;
 mod reading;
 mod seeking;
 mod snapshot;
+mod subjects;
 mod trimming;
 
 use std::{
@@ -22,12 +24,14 @@ use hashlink::LinkedHashMap;
 use self::{
     due::{Due, Review},
     fan_out::FanOut,
+    members::Present,
+    subjects::Kept,
 };
-pub use self::{reading::Reading, seeking::Seeking, snapshot::Snapshot};
+pub use self::{members::Step as MemberStep, reading::Reading, seeking::Seeking, snapshot::Snapshot};
 use super::{cost, keys::Keys, losses::Losses, makers::Makers};
 use crate::{
     log::{
-        Append, AppendError, Appended, LogError, LogStats, Mark, Payer, Retention, Tail, TopicStats,
+        Append, AppendError, Appended, LogError, LogStats, Mark, Payer, Refusal, Retention, Tail, TopicStats,
         hot::Hot, patterns::PatternTails,
     },
     message::{Id, Message, Topic, Walk},
@@ -67,8 +71,11 @@ pub struct State {
     fan_out: Option<FanOut>,
     /// When topics expire, if there are rules for some of them.
     due: Option<Due>,
+    /// The lists of subjects, and the refusals of their tokens.
+    subjects: Kept,
     /// How far changed rules were applied.
     review: Option<Review>,
+    pub present: Present,
     /// True once the messages were handed to the next process: the log takes nothing more.
     closed: bool,
 }
@@ -105,7 +112,9 @@ impl State {
             losses: Losses::new(began),
             fan_out: None,
             due: None,
+            subjects: Kept::default(),
             review: None,
+            present: Present::default(),
             closed: false,
         }
     }
@@ -174,6 +183,10 @@ impl State {
         names.take(limit).filter_map(stats).collect()
     }
 
+    pub fn followers(&self, topic: &Topic) -> usize {
+        self.tails.get(topic).map_or(0, |tail| tail.follower_count())
+    }
+
     pub fn stats(&self) -> LogStats {
         LogStats {
             topics: self.index.len(),
@@ -183,6 +196,11 @@ impl State {
             began: self.began,
             state_failed: None,
         }
+    }
+
+    /// The refusals of tokens.
+    pub fn refusals(&self) -> impl Iterator<Item = (&Arc<str>, &Refusal)> {
+        self.subjects.refusals.iter()
     }
 
     fn check_open(&self) -> Result<(), LogError> {

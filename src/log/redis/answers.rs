@@ -35,6 +35,49 @@ answers! {
         began: Id,
     }
 
+    /// The outcome of a change of a list, and the id of the entry.
+    struct Listed {
+        outcome: String,
+        id: Id,
+        began: Id,
+    }
+
+    /// The list of a subject: the members of the sorted set.
+    struct Lists {
+        facts: Facts,
+        members: Vec<Vec<u8>>,
+    }
+
+    /// The outcome of the end of a subject.
+    struct Ends {
+        outcome: String,
+        id: Id,
+        began: Id,
+        /// These are zero if no tokens are refused.
+        second: u64,
+        until_ms: u64,
+    }
+
+    /// The outcome of claims of presence.
+    struct Noted {
+        /// `gone` if the replica must take a new name first.
+        standing: String,
+        began: Id,
+        outcomes: Vec<String>,
+        unnamed: Vec<String>,
+        joined: u64,
+        left: u64,
+        is_more: u8,
+    }
+
+    /// A page of the members of a topic.
+    struct MembersPage {
+        facts: Facts,
+        count: usize,
+        /// Subject, id of the join, connections, and the payload that told it.
+        members: Vec<(String, Id, u64, String)>,
+    }
+
     struct Deleted {
         facts: Facts,
         /// The messages of the topic up to this id are gone; zero if the index did not know the topic.

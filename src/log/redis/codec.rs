@@ -4,7 +4,10 @@ use std::str::FromStr;
 
 use redis::{FromRedisValue, ParsingError, Value};
 
-use crate::message::{Draft, Id, Payload, PayloadKind, Topic};
+use crate::{
+    log::Refusal,
+    message::{Draft, Id, Pattern, Payload, PayloadKind, Topic},
+};
 
 /// An entry of the feed: one event in the store, in the order of events.
 #[derive(Debug)]
@@ -32,6 +35,10 @@ pub enum Event {
     Deleted { before: Before, gone: Id, topic: Topic },
     /// The messages of a topic up to `gone` were evicted to make room for others.
     Evicted { gone: Id, topic: Topic },
+    /// The list of a subject was changed.
+    Listed { before: Before, subject: Box<str>, topic: Pattern, is_added: bool },
+    /// A subject was ended. The refusal is absent if no tokens are refused.
+    Ended { before: Before, subject: Box<str>, refusal: Option<Refusal> },
     /// An id was taken, but readers are given nothing for it.
     Step { before: Before },
 }
@@ -157,6 +164,19 @@ impl Event {
                 let (before, gone) = (Before::read(&mut id)?, id()?);
                 Self::Deleted { before, gone, topic: carried()?.0 }
             }
+            b"l" => {
+                let (before, flag) = (Before::read(&mut id)?, id()?);
+                let (topic, subject, _) = parts(rest, *lengths)?;
+                let topic = std::str::from_utf8(topic).ok()?.parse().ok()?;
+                let subject = std::str::from_utf8(subject).ok()?.into();
+                Self::Listed { before, subject, topic, is_added: flag > Id::ZERO }
+            }
+            b"u" => {
+                let (before, second, until_ms) = (Before::read(&mut id)?, id()?.get(), id()?.get());
+                let subject = std::str::from_utf8(parts(rest, *lengths)?.1).ok()?.into();
+                let refusal = (until_ms > 0).then_some(Refusal { second, until_ms });
+                Self::Ended { before, subject, refusal }
+            }
             b"g" => Self::Evicted { gone: id()?, topic: carried()?.0 },
             b"b" => Self::Step { before: Before::read(&mut id)? },
             _ => return None,
@@ -166,9 +186,11 @@ impl Event {
     /// The entry before this one, if this one has an id of its own.
     pub fn before(&self) -> Option<Before> {
         match self {
-            Self::Message { before, .. } | Self::Deleted { before, .. } | Self::Step { before } => {
-                Some(*before)
-            }
+            Self::Message { before, .. }
+            | Self::Deleted { before, .. }
+            | Self::Listed { before, .. }
+            | Self::Ended { before, .. }
+            | Self::Step { before } => Some(*before),
             Self::Ephemeral { .. } | Self::Evicted { .. } => None,
         }
     }
@@ -181,10 +203,16 @@ impl Before {
 }
 
 /// The topic, the head and the payload of an entry.
-fn carried(rest: &[u8], [topic_len, head_len]: [u64; 2]) -> Option<(Topic, &[u8], &[u8])> {
-    let (topic, rest) = rest.split_at_checked(usize::try_from(topic_len).ok()?)?;
-    let (head, payload) = rest.split_at_checked(usize::try_from(head_len).ok()?)?;
+fn carried(rest: &[u8], lengths: [u64; 2]) -> Option<(Topic, &[u8], &[u8])> {
+    let (topic, head, payload) = parts(rest, lengths)?;
     Some((std::str::from_utf8(topic).ok()?.parse().ok()?, head, payload))
+}
+
+/// The three parts behind the numbers of an entry, of which the first two have these lengths.
+fn parts(rest: &[u8], [first_len, second_len]: [u64; 2]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (first, rest) = rest.split_at_checked(usize::try_from(first_len).ok()?)?;
+    let (second, rest) = rest.split_at_checked(usize::try_from(second_len).ok()?)?;
+    Some((first, second, rest))
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ mod tests;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -30,7 +30,9 @@ use super::{
 };
 use crate::{
     log::{
-        Clock, Ephemerals, Expiry, Follower, Page, Rules, Tail,
+        Change, Clock, End, Ephemerals, Expiry, FollowedList, Follower, Generation, List, Page, Reason,
+        Rules, Tail, Told,
+        list::Lists,
         patterns::{self, PatternTails},
     },
     message::{Draft, Id, Message, Pattern, Topic},
@@ -53,6 +55,11 @@ pub struct Feed {
     age: AtomicU64,
     rules: ArcSwap<Rules>,
     pub ephemerals: Ephemerals,
+    /// Is told the ends of subjects.
+    pub told: OnceLock<Arc<dyn Told>>,
+    /// Notifies when lists or refusals must be read from the store.
+    pub doubted: Notify,
+    are_refusals_due: AtomicBool,
 }
 
 #[derive(Default)]
@@ -69,6 +76,10 @@ struct State {
     trie: PatternTails,
     held: Held,
     deletions: Deletions,
+    lists: Lists,
+    /// The lists to wake, and the ends to tell, once the lock is released.
+    changed: Vec<Arc<List>>,
+    ends: Vec<End>,
 }
 
 /// A tail that is kept for its readers.
@@ -106,6 +117,9 @@ impl Feed {
             age: AtomicU64::new(age.as_micros() as u64),
             rules: ArcSwap::from_pointee(rules),
             ephemerals: Ephemerals::default(),
+            told: OnceLock::new(),
+            doubted: Notify::new(),
+            are_refusals_due: AtomicBool::new(true),
         }
     }
 
@@ -145,9 +159,14 @@ impl Feed {
         let upto = facts.newest.max(state.newest);
         (state.generation, state.newest, state.place) = (facts.began, facts.newest, end);
         let woken = state.drop_upto(upto);
+        state.doubt_lists();
         self.arrivals.set(facts.newest);
+        let changed = std::mem::take(&mut state.changed);
         drop(state);
         self.wake(&woken);
+        self.wake_lists(&changed);
+        self.refusals_are_due();
+        self.doubted.notify_waiters();
     }
 
     /// The last entry that was read, once the feed has begun.
@@ -175,14 +194,54 @@ impl Feed {
 
     /// Takes the next entry of the feed.
     pub fn arrive(&self, entry: Entry) {
-        let woken = {
+        let (woken, changed, ends) = {
             let mut state = self.state();
             let woken = state.take(entry, &self.ephemerals);
             // Only now: the tails hold the message, and nothing else can arrive before the watermark moves.
             self.arrivals.set(state.newest);
-            woken
+            (woken, std::mem::take(&mut state.changed), std::mem::take(&mut state.ends))
         };
         self.wake(&woken);
+        self.wake_lists(&changed);
+        if let Some(told) = self.told.get() {
+            ends.into_iter().for_each(|end| told.ended(end));
+        }
+    }
+
+    /// Wakes the readers of lists. Those that must be read from the store are read.
+    fn wake_lists(&self, changed: &[Arc<List>]) {
+        changed.iter().for_each(|list| list.wake());
+        if changed.iter().any(|list| list.doubts().is_some()) {
+            self.refusals_are_due();
+            self.doubted.notify_waiters();
+        }
+    }
+
+    /// Follows the list of a subject, which is not known yet if no other reader follows it.
+    pub fn follow_list(&self, subject: &str) -> FollowedList {
+        let mut state = self.state();
+        let generation = Generation { began: state.generation, reason: Reason::Restarted };
+        let (followed, is_new) = state.lists.follow(subject, generation);
+        drop(state);
+        if is_new {
+            self.doubted.notify_waiters();
+        }
+        followed
+    }
+
+    /// The lists that are followed and not known.
+    pub fn doubted_lists(&self) -> Vec<Arc<List>> {
+        self.state().lists.all().filter(|list| list.doubts().is_some()).collect()
+    }
+
+    /// Notes that refusals may have been missed.
+    pub fn refusals_are_due(&self) {
+        self.are_refusals_due.store(true, Ordering::Release);
+    }
+
+    /// True if refusals may have been missed since this was last called.
+    pub fn take_refusals_due(&self) -> bool {
+        self.are_refusals_due.swap(false, Ordering::AcqRel)
     }
 
     fn wake(&self, tails: &[Arc<Tail>]) {
@@ -322,6 +381,15 @@ impl State {
                 self.remove(&topic, gone);
             }
             Event::Evicted { gone, topic } => self.remove(&topic, gone),
+            Event::Listed { subject, topic, is_added, .. } => {
+                if let Some(list) = self.lists.find(&subject) {
+                    list.change(Change { id: place.id, topic, is_added });
+                    self.changed.push(list);
+                }
+            }
+            Event::Ended { subject, refusal, .. } => {
+                self.ends.push(End { subject, refusal, id: place.id });
+            }
             Event::Step { .. } => {}
         }
         if before.is_some() {
@@ -346,7 +414,17 @@ impl State {
             tracing::warn!(from = %self.newest, to = %before, "messages were missed in the feed; resyncing");
         }
         (self.generation, self.newest) = (generation, before.max(generation).max(id.before()));
+        self.doubt_lists();
         woken
+    }
+
+    /// Changes of lists may have been missed.
+    fn doubt_lists(&mut self) {
+        let generation = Generation { began: self.generation, reason: Reason::Restarted };
+        for list in self.lists.all() {
+            list.doubt(generation);
+            self.changed.push(list);
+        }
     }
 
     /// Drops everything up to `upto` from memory, so that readers ask the store for it. Returns the tails to wake.

@@ -12,7 +12,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,7 +20,7 @@ use std::{
 use bytes::Bytes;
 use redis::{AsyncConnectionConfig, aio::MultiplexedConnection};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at},
 };
@@ -35,6 +35,8 @@ use super::{
     store::{RETRY_AFTER, Store},
 };
 use crate::log::{Answering, LogError, Unanswered};
+
+pub use self::{letter::name as replica_name, roll::SPANS_MS};
 
 /// How often a replica gives a sign of life.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -73,15 +75,20 @@ pub struct Replicas {
     answering: OnceLock<Arc<dyn Answering>>,
     /// The questions of others that are being answered.
     running: Mutex<JoinSet<()>>,
-    /// When a question to the store which replicas live began last, and whether it was answered. Held across the question, so that
-    /// callers share it.
+    /// When the last look began, and whether it was answered. Held across the question, so that callers share it.
     last_look: tokio::sync::Mutex<Option<(Instant, bool)>>,
+    /// This replica looks after the members of topics.
+    is_keeper: AtomicBool,
+    /// Notifies with each sign of life that says so.
+    keeps: Notify,
 }
 
 #[derive(Default)]
 struct State {
     has_joined: bool,
     is_leaving: bool,
+    /// The name that this replica is taking, because it counts as gone. It stays the same until that has succeeded.
+    next_name: Option<u64>,
     /// The last entry of this replica's stream that was read.
     place: String,
     clock: Option<StoreClock>,
@@ -110,6 +117,8 @@ impl Replicas {
             answering: OnceLock::new(),
             running: Mutex::default(),
             last_look: tokio::sync::Mutex::default(),
+            is_keeper: AtomicBool::new(false),
+            keeps: Notify::new(),
         }
     }
 
@@ -120,6 +129,16 @@ impl Replicas {
     /// The name of this replica. It takes a new one if it was counted gone.
     pub fn name(&self) -> u64 {
         self.name.load(Ordering::Acquire)
+    }
+
+    /// True if this replica looks after the members of topics.
+    pub fn is_keeper(&self) -> bool {
+        self.is_keeper.load(Ordering::Acquire)
+    }
+
+    /// Resolves with the next sign of life that makes this replica look after the members of topics.
+    pub async fn keeps(&self) {
+        self.keeps.notified().await;
     }
 
     /// Sets who answers the questions of others. The first call counts.
@@ -271,6 +290,12 @@ impl Replicas {
             state.clock = Some(StoreClock::new(beat.now, asked_at, Instant::now()));
             state.roll = Roll::of(&beat);
         }
+        if matches!(does, "beat" | "join") {
+            self.is_keeper.store(beat.is_keeper, Ordering::Release);
+            if beat.is_keeper {
+                self.keeps.notify_one();
+            }
+        }
         if name == self.name() {
             if beat.is_made {
                 // Redis had lost the stream. The ids of a new one may be smaller.
@@ -281,19 +306,33 @@ impl Replicas {
         Ok(beat.is_gone)
     }
 
-    /// Joins under a new name before that name is handed out, so that the others find its connections.
+    /// Ends the connections, and joins under a new name before that name is handed out, so that the others find those that
+    /// begin then.
     async fn take_new_name(&self) -> Result<(), LogError> {
-        let name = rand::random();
+        let before = self.name();
+        let ended = self.end_connections_of(before);
+        let known = self.state().next_name;
+        let name = known.unwrap_or_else(rand::random);
+        if known.is_none() {
+            self.state().next_name = Some(name);
+            tracing::warn!(
+                connections = ended,
+                "this replica was silent for so long that the others counted it as gone; its connections were ended, so that they reconnect"
+            );
+        }
         self.beat_as(name, "", "join").await?;
         {
             let mut state = self.state();
-            (state.has_joined, state.place) = (true, String::new());
+            (state.has_joined, state.place, state.next_name) = (true, String::new(), None);
             self.name.store(name, Ordering::Release);
         }
-        if let Some(answering) = self.answering.get() {
-            answering.counted_gone();
-        }
+        // Others have begun under that name meanwhile.
+        self.end_connections_of(before);
         Ok(())
+    }
+
+    fn end_connections_of(&self, name: u64) -> usize {
+        self.answering.get().map_or(0, |answering| answering.counted_gone(name))
     }
 
     /// Sends letters, those together that wait together. Never ends.

@@ -6,6 +6,7 @@ use crate::log::{
     IDEMPOTENCY_WINDOW, MAX_KEYS,
     redis::held::FILL_BYTES,
     retention::{AFTER_EXPIRY, INDEX_AGE, MESSAGE_OVERHEAD_BYTES},
+    subjects::{ENTRY_BYTES, MAX_ENTRIES, MAX_WILD_ENTRIES},
 };
 
 /// How many bytes of payload one page may have. The message that exceeds this is still given, however large
@@ -18,6 +19,8 @@ const READ_SWEEP: usize = 1000;
 /// The cost of a topic or a mark in the index, the names and the state, in bytes. It counts towards the limit on all
 /// retained bytes.
 const TOPIC_COST: usize = 350;
+/// The cost of a topic in `due`, in bytes. It counts too.
+const DUE_COST: usize = 110;
 /// The cost of an idempotency key, in bytes.
 const KEY_COST: usize = 250;
 /// A topic may exceed its limits by one part in this many, until the surplus is removed at once.
@@ -36,10 +39,14 @@ pub struct Scripts {
     pub publish: Script,
     pub announce: Script,
     pub delete: Script,
+    pub list_add: Script,
+    pub list_remove: Script,
+    pub end: Script,
     pub keep: Script,
     pub confirm: Script,
     pub check: Script,
     pub beat: Script,
+    pub presence: Script,
     pub probe: ReadScript,
     pub changed: ReadScript,
     pub read: ReadScript,
@@ -52,6 +59,9 @@ pub struct Scripts {
     pub topics: ReadScript,
     pub stats: ReadScript,
     pub history: ReadScript,
+    pub lists: ReadScript,
+    pub refusals: ReadScript,
+    pub members: ReadScript,
 }
 
 /// A script that only reads, in two forms.
@@ -77,10 +87,20 @@ impl Default for Scripts {
         let reader = |own| ReadScript { whole: script(READS, own), frozen: Script::new(&frozen(own)) };
         let check = include_str!("scripts/check.lua");
         Self {
-            publish: script(STORES, include_str!("scripts/publish.lua")),
+            publish: script(
+                STORES,
+                concat!(include_str!("scripts/store.lua"), include_str!("scripts/publish.lua")),
+            ),
+            presence: script(
+                STORES,
+                concat!(include_str!("scripts/store.lua"), include_str!("scripts/presence.lua")),
+            ),
             // An announcement is not stored, and the feed has a bound.
             announce: script(READS, include_str!("scripts/announce.lua")),
             delete: script(READS, include_str!("scripts/delete.lua")),
+            list_add: script(STORES, include_str!("scripts/list.lua")),
+            list_remove: script(READS, include_str!("scripts/list.lua")),
+            end: script(READS, include_str!("scripts/end.lua")),
             keep: script(READS, include_str!("scripts/keep.lua")),
             confirm: script(READS, include_str!("scripts/confirm.lua")),
             check: Script::new(&format!("{READS}\n{}\n{check}\n{prelude}\nreturn facts()", constants())),
@@ -98,6 +118,9 @@ impl Default for Scripts {
             topics: reader(include_str!("scripts/topics.lua")),
             stats: reader(include_str!("scripts/stats.lua")),
             history: reader(include_str!("scripts/history.lua")),
+            lists: reader(include_str!("scripts/lists.lua")),
+            refusals: reader(include_str!("scripts/refusals.lua")),
+            members: reader(include_str!("scripts/members.lua")),
         }
     }
 }
@@ -112,6 +135,7 @@ fn written(is_frozen: bool) -> String {
     let (names, values): (Vec<_>, Vec<_>) = [
         ("MESSAGE_OVERHEAD", MESSAGE_OVERHEAD_BYTES as u128),
         ("TOPIC_COST", TOPIC_COST as u128),
+        ("DUE_COST", DUE_COST as u128),
         ("SLACK", SLACK as u128),
         ("MAX_KEYS", MAX_KEYS as u128),
         ("KEY_COST", KEY_COST as u128),
@@ -126,6 +150,9 @@ fn written(is_frozen: bool) -> String {
         ("SCAN_BATCH", SCAN_BATCH as u128),
         ("PAGE_BYTES", PAGE_BYTES as u128),
         ("FILL_BYTES", FILL_BYTES as u128),
+        ("MAX_ENTRIES", MAX_ENTRIES as u128),
+        ("MAX_WILD_ENTRIES", MAX_WILD_ENTRIES as u128),
+        ("ENTRY_BYTES", ENTRY_BYTES as u128),
     ]
     .map(|(name, value)| (name, value.to_string()))
     .into_iter()
@@ -138,7 +165,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     const CHECK: &str = include_str!("scripts/check.lua");
-    const ALL: [&str; 19] = [
+    const ALL: [&str; 26] = [
         include_str!("scripts/prelude.lua"),
         include_str!("scripts/publish.lua"),
         include_str!("scripts/announce.lua"),
@@ -158,6 +185,13 @@ mod tests {
         include_str!("scripts/stats.lua"),
         include_str!("scripts/history.lua"),
         include_str!("scripts/beat.lua"),
+        include_str!("scripts/list.lua"),
+        include_str!("scripts/lists.lua"),
+        include_str!("scripts/end.lua"),
+        include_str!("scripts/refusals.lua"),
+        include_str!("scripts/store.lua"),
+        include_str!("scripts/presence.lua"),
+        include_str!("scripts/members.lua"),
     ];
 
     /// The words in capitals behind a quotation mark: the commands, and some words of their arguments.

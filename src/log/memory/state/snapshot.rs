@@ -8,10 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Known, State};
+use super::{Known, State, members::KeptMember, subjects::Kept};
 use crate::{
     log::{
-        Mark, Retention, Tail,
+        Mark, Refusal, Retention, Tail,
         memory::{cost, keys::Keys, losses::Losses},
     },
     message::{Draft, Id, Message, Payload, PayloadKind, Topic},
@@ -29,6 +29,8 @@ pub struct Snapshot {
     /// The retained messages, in the order of their ids.
     messages: Vec<Arc<Message>>,
     keys: Keys,
+    subjects: Kept,
+    members: Vec<KeptMember>,
 }
 
 /// How many bytes an entry may have without its payload. The names in it have at most a few hundred each.
@@ -76,7 +78,7 @@ struct MessageEntry {
 /// A message as versions 1 and 2 wrote it.
 #[cfg_attr(test, derive(Serialize))]
 #[derive(Deserialize)]
-struct MessageEntry2 {
+struct OldMessageEntry {
     topic: String,
     id: u64,
     prev: u64,
@@ -101,6 +103,41 @@ struct KeyEntry {
     digest: u64,
 }
 
+/// How many entries of lists and refusals follow the keys. Versions 1 to 3 have none.
+#[derive(Serialize, Deserialize)]
+struct SubjectCounts {
+    entries: u64,
+    refusals: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ListEntry {
+    subject: String,
+    topic: String,
+    id: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RefusalEntry {
+    subject: String,
+    second: u64,
+    until_ms: u64,
+}
+
+/// How many members follow. Versions 1 to 3 have none.
+#[derive(Serialize, Deserialize)]
+struct MemberCount {
+    members: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MemberEntry {
+    topic: String,
+    sub: Box<str>,
+    since: u64,
+    info: Option<Box<str>>,
+}
+
 impl State {
     /// Closes the log: it takes nothing more. Returns its state.
     pub fn close(&mut self) -> Snapshot {
@@ -118,6 +155,8 @@ impl State {
             messages: self.order.iter().filter_map(find).collect(),
             // A closed log asks for no key.
             keys: std::mem::take(&mut self.keys),
+            subjects: std::mem::take(&mut self.subjects),
+            members: self.present.all(),
         }
     }
 
@@ -157,6 +196,16 @@ impl State {
             let KeyEntry { name, id, digest } = from.take()?;
             state.keys.restore(name.into(), Id::new(id), digest, now);
         }
+        if version >= 4 {
+            state.restore_subjects(from)?;
+            let MemberCount { members } = from.take()?;
+            for _ in 0..members {
+                let MemberEntry { topic, sub, since, info } = from.take()?;
+                let (topic, since) = (name(&topic)?, Id::new(since));
+                let info = info.map(Into::into);
+                state.present.restore(KeptMember { topic, sub: sub.into(), since, info });
+            }
+        }
         state.mark_what_is_gone();
         // Make room for the keys, the marks and the times of the topics now. The first publish would have to do it under
         // the lock.
@@ -172,6 +221,19 @@ impl State {
             return Err(Unreadable);
         }
         self.know(topic, known);
+        Ok(())
+    }
+
+    fn restore_subjects(&mut self, from: &mut Entries<'_, impl Read>) -> Result<(), Unreadable> {
+        let counts: SubjectCounts = from.take()?;
+        for _ in 0..counts.entries {
+            let ListEntry { subject, topic, id } = from.take()?;
+            self.subjects.restore(subject.into(), topic.parse().map_err(|_| Unreadable)?, Id::new(id));
+        }
+        for _ in 0..counts.refusals {
+            let RefusalEntry { subject, second, until_ms } = from.take()?;
+            self.subjects.restore_refusal(subject.into(), Refusal { second, until_ms });
+        }
         Ok(())
     }
 
@@ -245,6 +307,33 @@ impl Snapshot {
         for (name, id, digest) in self.keys.remembered() {
             put(to, &KeyEntry { name: name.to_owned(), id: id.get(), digest })?;
         }
+        self.write_subjects(to)?;
+        self.write_members(to)
+    }
+
+    fn write_subjects(&self, to: &mut impl Write) -> io::Result<()> {
+        let Kept { lists, refusals, .. } = &self.subjects;
+        let entries = lists.values().map(|entries| entries.len() as u64).sum();
+        put(to, &SubjectCounts { entries, refusals: refusals.len() as u64 })?;
+        for (subject, entries) in lists {
+            for (topic, id) in entries {
+                let (subject, topic) = (subject.to_string(), topic.to_string());
+                put(to, &ListEntry { subject, topic, id: id.get() })?;
+            }
+        }
+        for (subject, Refusal { second, until_ms }) in refusals {
+            let (second, until_ms) = (*second, *until_ms);
+            put(to, &RefusalEntry { subject: subject.to_string(), second, until_ms })?;
+        }
+        Ok(())
+    }
+
+    fn write_members(&self, to: &mut impl Write) -> io::Result<()> {
+        put(to, &MemberCount { members: self.members.len() as u64 })?;
+        for KeptMember { topic, sub, since, info } in &self.members {
+            let (topic, sub, since) = (topic.to_string(), (&**sub).into(), since.get());
+            put(to, &MemberEntry { topic, sub, since, info: info.as_deref().map(Into::into) })?;
+        }
         Ok(())
     }
 }
@@ -263,7 +352,7 @@ impl<R: Read> Entries<'_, R> {
 
     fn take_message(&mut self, version: u32) -> Result<Arc<Message>, Unreadable> {
         let entry: MessageEntry = match version {
-            1 | 2 => self.take::<MessageEntry2>()?.into(),
+            1 | 2 => self.take::<OldMessageEntry>()?.into(),
             _ => self.take()?,
         };
         // A damaged length must not take memory before its bytes are there.
@@ -291,9 +380,9 @@ impl MessageEntry {
     }
 }
 
-impl From<MessageEntry2> for MessageEntry {
-    fn from(entry: MessageEntry2) -> Self {
-        let MessageEntry2 { topic, id, prev, event, exclude, kind, content_type, payload_bytes } = entry;
+impl From<OldMessageEntry> for MessageEntry {
+    fn from(entry: OldMessageEntry) -> Self {
+        let OldMessageEntry { topic, id, prev, event, exclude, kind, content_type, payload_bytes } = entry;
         Self { topic, id, prev, event, exclude, kind, content_type, payload_bytes, by: None }
     }
 }
@@ -322,7 +411,7 @@ mod tests {
         put(&mut bytes, &Counts { newest, began, forgotten, seed, topics: 1, messages: 1, keys: 0 })
             .expect("written");
         put(&mut bytes, &TopicEntry { topic: "a".into(), newest, deleted: 0 }).expect("written");
-        let entry = MessageEntry2 {
+        let entry = OldMessageEntry {
             topic: "a".into(),
             id: newest,
             prev: 1,
@@ -344,6 +433,24 @@ mod tests {
         assert!(State::read(&mut bytes.as_slice(), 3, &RETENTION, Id::new(8)).is_err(), "it ends too early");
     }
 
+    #[test]
+    fn lists_and_refusals_are_read_as_they_were_and_older_versions_have_none() {
+        let mut state = State::new(Id::now());
+        let topic = "a.*".parse().expect("a pattern");
+        let (id, _) = state.list_add("u1", &topic, &RETENTION, Id::now()).expect("there is room");
+        let lasts = std::time::Duration::from_secs(60);
+        let refusal = state.refuse("u2", lasts, &RETENTION).expect("there is room");
+        let mut bytes = Vec::new();
+        let footprint = state.footprint();
+        state.close().write(&mut bytes).expect("written");
+        let state = State::read(&mut bytes.as_slice(), 4, &RETENTION, Id::now()).expect("a log");
+        assert_eq!(state.list("u1").into_iter().collect::<Vec<_>>(), [(topic, id)]);
+        assert_eq!(state.refusals().collect::<Vec<_>>(), [(&"u2".into(), &refusal)]);
+        assert_eq!(state.footprint(), footprint);
+        let older = State::read(&mut bytes.as_slice(), 3, &RETENTION, Id::now()).expect("a log");
+        assert!(older.list("u1").is_empty() && older.refusals().next().is_none());
+    }
+
     /// The log began above its limit, and the first publish removed the surplus under the lock.
     #[test]
     fn a_log_that_is_read_is_within_the_limits_of_today_with_its_keys() {
@@ -359,11 +466,11 @@ mod tests {
         let mut bytes = Vec::new();
         state.close().write(&mut bytes).expect("written");
         let mut retention = Retention { total_bytes, ..RETENTION };
-        let mut state = State::read(&mut bytes.as_slice(), 3, &retention, Id::now()).expect("a log");
+        let mut state = State::read(&mut bytes.as_slice(), 4, &retention, Id::now()).expect("a log");
         assert!(state.footprint() <= total_bytes, "{} of {total_bytes}", state.footprint());
         let topics = "*".parse().expect("a pattern");
         retention.rules = Rules::new(vec![Rule { topics, messages: Some(1), age: None, bytes: None }]);
-        let aged = State::read(&mut bytes.as_slice(), 3, &retention, Id::now()).expect("a log");
+        let aged = State::read(&mut bytes.as_slice(), 4, &retention, Id::now()).expect("a log");
         let size = aged.footprint() + aged.held * cost::DUE_BYTES;
         assert!(size <= total_bytes, "{size} of {total_bytes} with the times of topics");
         assert!(state.order.len() > 1, "it keeps what there is room for");

@@ -71,6 +71,7 @@ impl State {
             + self.losses.len() * cost::MARK_BYTES
             + self.due.as_ref().map_or(0, Due::len) * cost::DUE_BYTES
             + self.keys.footprint()
+            + self.subjects.bytes()
     }
 
     /// True if a topic holds more than an even share, and can remove an older message to make room for its

@@ -31,14 +31,23 @@ pub struct Beat {
     pub is_made: bool,
     /// Every replica that lives is known here.
     pub is_complete: bool,
+    /// The replica that asks looks after the members of topics.
+    pub is_keeper: bool,
     /// Each replica, and the time of its last sign of life.
     pub known: Vec<(u64, u64)>,
 }
 
 impl FromRedisValue for Beat {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (now, since, is_gone, is_made, is_complete, fields): (u64, u64, u8, u8, u8, Vec<String>) =
-            FromRedisValue::from_redis_value(value)?;
+        let (now, since, is_gone, is_made, is_complete, is_keeper, fields): (
+            u64,
+            u64,
+            u8,
+            u8,
+            u8,
+            u8,
+            Vec<String>,
+        ) = FromRedisValue::from_redis_value(value)?;
         let (pairs, _) = fields.as_chunks::<2>();
         // Fields with a star say something about all replicas.
         let known = pairs
@@ -50,6 +59,7 @@ impl FromRedisValue for Beat {
             is_gone: is_gone == 1,
             is_made: is_made == 1,
             is_complete: is_complete == 1,
+            is_keeper: is_keeper == 1,
             known: known.collect(),
         })
     }
@@ -101,7 +111,15 @@ mod tests {
     use super::*;
 
     fn roll(now: u64, since: u64, is_complete: bool, known: &[(u64, u64)]) -> Roll {
-        Roll::of(&Beat { now, since, is_gone: false, is_made: false, is_complete, known: known.to_vec() })
+        Roll::of(&Beat {
+            now,
+            since,
+            is_gone: false,
+            is_made: false,
+            is_complete,
+            is_keeper: false,
+            known: known.to_vec(),
+        })
     }
 
     #[test]

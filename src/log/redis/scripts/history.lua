@@ -8,7 +8,7 @@ local scores = redis.call('ZMSCORE', index, subject, ' ' .. subject)
 if not scores[1] then return {facts(), retained(scores), 0, {}} end
 local behind = retained(scores, entries(subject, str(before), 1)[1])
 local expired, looked = expired_of(subject), 0
-local found, bytes, upto, step = {}, PAGE_BYTES, str(math.min(math.max(before - 1, 0), last)), math.min(room + 1, 16)
+local found, bytes, upto, step = {}, PAGE_BYTES, str(math.min(math.max(before - 1, 0), last)), math.min(room + 1, 2)
 while true do
   local batch = on_stream(subject, 'XREVRANGE', upto, str(expired), 'COUNT', step) or {}
   for _, entry in ipairs(batch) do
@@ -26,5 +26,5 @@ while true do
   -- Fetch only as many as fit, if the next messages are as large as these, and one more.
   -- They may be larger, so each batch is at most twice the last one.
   local fit = math.floor(bytes / ((PAGE_BYTES - bytes) / math.max(#found, 1) + 1))
-  step = math.max(1, math.min(room - #found + 1, fit + 1, 2 * step, 64))
+  step = math.max(1, math.min(room - #found + 1, fit + 1, 2 * step, 16))
 end

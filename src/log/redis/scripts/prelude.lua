@@ -20,9 +20,12 @@ local MAX_BOUNDARIES = 32
 -- `order`: the ids of all messages.
 -- `state`: the facts about the store and about each topic, packed because each message reads and writes them.
 -- `feed`: the newest messages, deletions and announcements, which every replica reads.
--- `due`: while there are rules of retention, the topics by the time at which their oldest messages may expire.
+-- `due`: while there are rules of retention, the topics by the time at which their oldest messages may expire. The member
+-- behind them says which topics are there.
 local index, names, order, state, feed = base .. 'index', base .. 'names', base .. 'order', base .. 'store', base .. 'feed'
 local due = base .. 'due'
+-- `lists`: the lists of all subjects. `refused`: the subjects with tokens that are refused, by the end of that.
+local lists, refused = base .. 'lists', base .. 'refused'
 -- Format 1 had its state under this key. Its present value makes a replica of that format fail before it
 -- writes anything.
 local tombstone = base .. 'state'
@@ -68,10 +71,10 @@ local function take_over()
 end
 
 -- Read the state of the store, of the script's topic, if there is one, and the rules of retention, in one command.
-local saved = redis.call('HMGET', state, '*', subject, '*rules')
+local saved = redis.call('HMGET', state, '*', subject, '*rules', '*lists')
 if not saved[1] then
   take_over()
-  if last then saved = redis.call('HMGET', state, '*', subject, '*rules') end
+  if last then saved = redis.call('HMGET', state, '*', subject, '*rules', '*lists') end
 end
 if saved[1] then
   local is_packed
@@ -79,6 +82,8 @@ if saved[1] then
   if not is_packed then return redis.error_reply('FORMAT the field * of ' .. state .. ' cannot be read') end
   if format ~= FORMAT then return redis.error_reply('FORMAT the store has format ' .. tostring(format) .. ', and this version knows format ' .. FORMAT) end
 end
+-- How many bytes the lists of subjects take.
+local listed = tonumber(saved[4] or '') or 0
 local life, process, was_durable, boundaries, forgotten
 
 local function is_id(number) return type(number) == 'number' and number >= 0 and number <= MAX_ID end
@@ -119,7 +124,9 @@ local function kept() return string.format('%d %d %d %d %d', max_messages, max_a
 -- Each of these keys may be deleted or evicted alone, and is useless without the others.
 local is_whole = last and redis.call('EXISTS', index, names, order) == 3
 if is_whole and (looks or known > last) then is_whole = learn() end
-local is_sound = is_whole and known <= last
+-- If the lists are gone, readers must hear of it, as of lost messages.
+local has_lists = listed == 0 or redis.call('EXISTS', lists) == 1
+local is_sound = is_whole and known <= last and has_lists
 -- Asking which primary this is takes too long for every script, so replicas ask for it about once a second.
 local info = (looks or not is_sound) and redis.call('INFO', 'replication')
 if info then
@@ -160,11 +167,12 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
           if newest and newest < MAX_ID then top = math.max(top, newest) end
         end
       end
-      redis.call('UNLINK', index, names, order, state, due)
+      redis.call('UNLINK', index, names, order, state, due, lists)
       redis.call('SET', tombstone, 'format 2')
       total, messages, marked, forgotten, boundaries, saved[2], saved[3] = 0, 0, 0, nil, {}, nil, nil
       keep(wanted)
     end
+    if not (is_whole and has_lists) then listed = 0 end
     last = top + SKEW
     began, forgotten = last, forgotten or last
     if not is_whole then
@@ -179,7 +187,7 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
       -- The store does not know any more which messages came before this generation.
       boundaries[1][2] = 0
     end
-    redis.call('HSET', state, '*', packed(), '*boundaries', cmsgpack.pack(boundaries), '*forgotten', str(forgotten))
+    redis.call('HSET', state, '*', packed(), '*boundaries', cmsgpack.pack(boundaries), '*forgotten', str(forgotten), '*lists', str(listed))
     -- The feed may hold ids that are lost, and ids newer than the next ones.
     redis.call('UNLINK', feed)
     redis.call('XADD', feed, str(began) .. '-0', 'b', str(began) .. ' ' .. str(chain) .. ' 0 0\n')
@@ -241,8 +249,10 @@ local function expired_of(topic)
   return now - age
 end
 
--- Messages with ids below the first have expired in every topic, and from the second on in none.
-local all_expired, any_expired = now - max_age, now - max_age
+-- Messages with ids below this have expired in every topic.
+local all_expired = now - max_age
+-- Messages with ids from this on have expired in no topic.
+local any_expired = now - max_age
 if has_rules then
   all_expired = math.min(all_expired, now - tonumber(longest))
   if tonumber(shortest) > 0 then any_expired = math.max(any_expired, now - tonumber(shortest)) end
@@ -370,16 +380,35 @@ local function evict(topic, id)
   return entry ~= nil
 end
 
--- Removes expired messages of the topics that are due, and looks at or removes `budget` of them at most. True if there may
--- be more.
-local function sweep_due(budget)
-  if not has_rules then return false end
-  if not redis.call('ZSCORE', due, '*') then
-    -- The rules are others, or the key was lost: every topic is due. All scores of the names are 0.
-    redis.call('COPY', names, due, 'REPLACE')
-    redis.call('ZADD', due, '+inf', '*')
+-- Notes when a topic is due again, or that it has nothing which may expire.
+local function note_due(topic, oldest, age)
+  if oldest then redis.call('ZADD', due, str(number_of(oldest) + age), topic) else redis.call('ZREM', due, topic) end
+end
+
+-- Looks when the next `count` topics are due, in the order of their names. The member behind all others says how far it has
+-- come: `*` and a name, or `*` alone at the end. Without that member it begins anew. True if there may be more.
+local function walk(count)
+  local place = redis.call('ZRANGE', due, '+inf', '+inf', 'BYSCORE', 'LIMIT', 0, 1)[1]
+  if place == '*' then return false end
+  local from = place and '(' .. string.sub(place, 2) or '-'
+  local found = redis.call('ZRANGE', names, from, '+', 'BYLEX', 'LIMIT', 0, count)
+  for _, topic in ipairs(found) do
+    local _, age = limits_of(topic)
+    note_due(topic, entries(topic, '-', 1)[1], age)
   end
-  local is_changed = false
+  -- Without the right scores of all names Redis may find the same ones again.
+  local reached = '*' .. (found[count] or '')
+  if reached == place then reached = '*' end
+  if place then redis.call('ZREM', due, place) end
+  redis.call('ZADD', due, '+inf', reached)
+  return reached ~= '*'
+end
+
+-- Removes expired messages of the topics that are due, and looks at or removes `budget` of them at most. Before that it
+-- looks when `walks` other topics are due. True if there may be more.
+local function sweep_due(budget, walks)
+  if not has_rules then return false end
+  local is_walking, is_changed = walk(walks), false
   while budget > 0 do
     local topic = redis.call('ZRANGE', due, '-inf', '(' .. str(now), 'BYSCORE', 'LIMIT', 0, 1)[1]
     if not topic then break end
@@ -391,20 +420,21 @@ local function sweep_due(budget)
     end
     budget = budget - looked
     -- A topic that was trimmed is due later. One that has lost everything is due no more.
-    if oldest then redis.call('ZADD', due, str(number_of(oldest) + age), topic) else redis.call('ZREM', due, topic) end
+    note_due(topic, oldest, age)
   end
   if is_changed then redis.call('HSET', state, '*', packed()) end
-  return budget <= 0
+  return is_walking or budget <= 0
 end
 
--- Removes a batch of the messages that have expired: by the longest age of all, and by that of their own topics. Returns
--- for each of both if there may be more.
-local function sweep(budget)
+-- Removes a batch of the messages that have expired: by the longest age of all, and by that of their own topics, after it
+-- has looked when `walks` topics are due. Returns for each of both if there may be more. Scripts that read give no `walks`:
+-- they pass over what has expired in its own topic.
+local function sweep(budget, walks)
   local old = redis.call('XRANGE', order, '-', '(' .. str(all_expired) .. '-0', 'COUNT', FROZEN and 1 or budget)
   if FROZEN then return #old > 0 end
   for _, entry in ipairs(old) do
     if entry[2][1] == 't' then evict(entry[2][2], entry[1]) else redis.call('XDEL', order, entry[1]) end
   end
   if old[1] then redis.call('HSET', state, '*', packed()) end
-  return #old == budget, sweep_due(budget - #old)
+  return #old == budget, walks and sweep_due(budget - #old, walks)
 end

@@ -7,7 +7,7 @@ must_learn()
 
 if is_sweep and not FROZEN then
   local is_due
-  is_more, is_due = sweep(BATCH)
+  is_more, is_due = sweep(BATCH, BATCH)
   local unknown = math.min(all_expired - AFTER_EXPIRY, now - INDEX_AGE)
   -- Expired messages are still counted in the state of their topics, so forget topics only after the sweep. The marks of
   -- a topic go with it.

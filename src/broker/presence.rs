@@ -1,0 +1,307 @@
+//! The subjects that connections of this process hold present, and the task that tells the log.
+//!
+//! Connections only change counts here. The task tells the log what has changed, many claims in one step. A log that
+//! may forget is told everything again, part by part.
+
+mod held;
+mod present;
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until, timeout},
+};
+
+use self::held::{AGAIN_AFTER, Place, State, Wait, Waiting};
+pub use self::present::{EnterError, Present};
+use crate::{
+    log::{CLAIMS_STEP, Claim, Claims, Log, LogError, Members},
+    message::Topic,
+};
+
+/// How much later than the log this process forgets a member that has left. So the log is asked once the grace is over.
+const MARGIN: Duration = Duration::from_millis(50);
+/// How long the end of this process waits until the last claims are noted.
+const LAST_WITHIN: Duration = Duration::from_millis(500);
+
+/// The subjects that the connections of this process hold, and the log that is told.
+pub struct Presences {
+    log: Arc<dyn Log>,
+    grace: Duration,
+    // A std mutex: no await happens while it is held, and each holder does a bounded step.
+    state: Mutex<State>,
+    changed: Arc<Notify>,
+    /// Notifies when there is nothing to tell the log.
+    is_told: Notify,
+    joined: AtomicU64,
+    left: AtomicU64,
+}
+
+/// Too many are present for this subject, or for this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many are present")]
+pub struct TooMany;
+
+impl Presences {
+    /// Begins a task that tells the log, until the result is dropped.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(log: Arc<dyn Log>, grace: Duration) -> Arc<Self> {
+        let this = Arc::new(Self {
+            log: log.clone(),
+            grace,
+            state: Mutex::default(),
+            changed: Arc::default(),
+            is_told: Notify::new(),
+            joined: AtomicU64::new(0),
+            left: AtomicU64::new(0),
+        });
+        let weak = Arc::downgrade(&this);
+        let changed = this.changed.clone();
+        tokio::spawn(async move {
+            let mut due_at = None;
+            loop {
+                // The task holds only what it waits for, so that it ends with the rest.
+                let due = async {
+                    match due_at {
+                        Some(at) => sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = changed.notified() => {}
+                    () = due => {}
+                    () = log.claims_due() => {}
+                }
+                let Some(this) = weak.upgrade() else { return };
+                let again_at = this.tell().await;
+                due_at = this.due_at(again_at);
+            }
+        });
+        this
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection of this subject, which is present nowhere yet.
+    pub fn connection(self: &Arc<Self>, sub: Arc<str>, info: Option<Arc<str>>) -> Present {
+        Present { presences: self.clone(), sub, info, topics: BTreeSet::new() }
+    }
+
+    /// Some members of a topic.
+    ///
+    /// # Errors
+    /// If the log cannot be asked.
+    pub async fn members(&self, topic: &Topic, after: &str, limit: usize) -> Result<Members, LogError> {
+        self.log.members(topic, after, limit).await
+    }
+
+    /// How many subjects in topics the connections of this process hold now.
+    pub fn count(&self) -> usize {
+        let state = self.state();
+        state.held.len() - state.idle.len()
+    }
+
+    /// How many joins and leaves this process has told.
+    pub fn told(&self) -> (u64, u64) {
+        (self.joined.load(Ordering::Relaxed), self.left.load(Ordering::Relaxed))
+    }
+
+    /// No member leaves from now on, if the next process takes them over.
+    pub fn keep_members(&self) {
+        self.log.keep_members();
+    }
+
+    /// Waits until the log was told everything, for as long as that may take.
+    pub async fn settle(&self) {
+        let told = async {
+            loop {
+                let is_told = self.is_told.notified();
+                if self.state().changed.is_empty() {
+                    return;
+                }
+                is_told.await;
+            }
+        };
+        let _ = timeout(LAST_WITHIN, told).await;
+    }
+
+    /// Tells the log everything that has changed. Returns when to try again if that failed.
+    async fn tell(&self) -> Option<Instant> {
+        loop {
+            let (claims, places, waiting) = self.next_claims();
+            match self.log.claim(&claims).await {
+                Ok(claimed) => {
+                    self.joined.fetch_add(claimed.joined, Ordering::Relaxed);
+                    self.left.fetch_add(claimed.left, Ordering::Relaxed);
+                    for (waiting, outcome) in waiting.into_iter().zip(&claimed.outcomes) {
+                        waiting.iter().for_each(|wait| wait.note(*outcome));
+                    }
+                    let is_more = claimed.is_more;
+                    if !self.state().conclude(&claims, claimed) && !is_more {
+                        self.is_told.notify_waiters();
+                        return None;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the log did not note who is present");
+                    self.give_back(places, waiting);
+                    return Some(Instant::now() + AGAIN_AFTER);
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The claims of the next step, their places, and those who wait for each.
+    fn next_claims(&self) -> (Claims, Vec<Place>, Vec<Waiting>) {
+        let mut state = self.state();
+        state.forget_idle(Instant::now());
+        let (places, part) = if state.changed.is_empty() && state.must_repeat() {
+            let (places, part) = state.next_part();
+            (places, Some(part))
+        } else {
+            let count = state.changed.len().min(CLAIMS_STEP);
+            (state.changed.drain(..count).collect(), None)
+        };
+        let (mut claims, mut waiting) = (Vec::with_capacity(places.len()), Vec::with_capacity(places.len()));
+        for place in &places {
+            let held = state.held.get_mut(place);
+            let (connections, info, waits) = held.map_or((0, None, Vec::new()), |held| {
+                held.is_changed = false;
+                (held.connections, held.info.clone(), std::mem::take(&mut held.waiting))
+            });
+            waiting.push(waits);
+            claims.push(Claim { topic: place.0.clone(), sub: place.1.clone(), connections, info });
+        }
+        (Claims { claims, part, grace: self.grace }, places, waiting)
+    }
+
+    /// Has claims made again that the log may not have noted.
+    fn give_back(&self, places: Vec<Place>, waiting: Vec<Waiting>) {
+        let mut state = self.state();
+        for (place, waiting) in places.into_iter().zip(waiting) {
+            if let Some(held) = state.held.get_mut(&place) {
+                held.waiting.extend(waiting);
+            }
+            state.mark(&place);
+        }
+    }
+
+    /// When the log is to be told something though nothing has changed.
+    fn due_at(&self, again_at: Option<Instant>) -> Option<Instant> {
+        let state = self.state();
+        let idle = state.idle.first().map(|(at, _)| *at);
+        let repeat = state.repeat_at;
+        [again_at, again_at.map_or(idle, |_| None), again_at.map_or(repeat, |_| None)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// One connection of `sub` more in these topics.
+    fn enter(
+        &self,
+        sub: &Arc<str>,
+        info: Option<&Arc<str>>,
+        topics: &[Topic],
+        wait: &Arc<Wait>,
+    ) -> Result<(), TooMany> {
+        let mut state = self.state();
+        for (at, topic) in topics.iter().enumerate() {
+            let place = (topic.clone(), sub.clone());
+            if !state.enter(place, info, wait, Instant::now() + self.grace + MARGIN) {
+                drop(state);
+                self.leave(sub, topics[..at].iter());
+                return Err(TooMany);
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// One connection of `sub` less in these topics.
+    fn leave<'a>(&self, sub: &Arc<str>, topics: impl Iterator<Item = &'a Topic>) {
+        let mut topics = topics.peekable();
+        while topics.peek().is_some() {
+            let mut state = self.state();
+            let until = Instant::now() + self.grace + MARGIN;
+            for topic in topics.by_ref().take(CLAIMS_STEP) {
+                state.leave(&(topic.clone(), sub.clone()), until);
+            }
+        }
+        self.changed.notify_one();
+    }
+}
+
+impl Drop for Presences {
+    fn drop(&mut self) {
+        // The task then finds that it is over.
+        self.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{held::MAX_OF_SUBJECT, *};
+    use crate::{config::Config, log::MemoryLog};
+
+    fn topics(numbers: std::ops::Range<usize>) -> Vec<Topic> {
+        numbers.map(|number| format!("t{number}").parse().expect("a topic")).collect()
+    }
+
+    fn start(grace: Duration) -> Arc<Presences> {
+        Presences::start(MemoryLog::start(Config::default().retention()), grace)
+    }
+
+    async fn count(presences: &Presences, topic: &str) -> usize {
+        let topic = topic.parse().expect("a topic");
+        presences.members(&topic, "", 1).await.expect("the log answers").count
+    }
+
+    #[tokio::test]
+    async fn a_subject_is_present_in_so_many_topics_and_one_more_is_refused_as_a_whole() {
+        let presences = start(Duration::from_secs(3600));
+        let mut present = presences.connection("u1".into(), None);
+        present.enter(topics(0..MAX_OF_SUBJECT - 1)).await.expect("there is room");
+        let mut other = presences.connection("u1".into(), None);
+        other.enter(topics(MAX_OF_SUBJECT..MAX_OF_SUBJECT + 2)).await.expect_err("there is room for one");
+        assert!(!other.is_in(&format!("t{MAX_OF_SUBJECT}")));
+        presences.connection("u2".into(), None).enter(topics(0..1)).await.expect("another subject");
+        // Those that were just left count until their grace is over.
+        drop(present);
+        other.enter(topics(MAX_OF_SUBJECT..MAX_OF_SUBJECT + 2)).await.expect_err("it was just there");
+        assert_eq!(presences.count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_left_of_those_who_have_left() {
+        let presences = start(Duration::from_secs(5));
+        let (mut one, mut other) =
+            (presences.connection("u1".into(), None), presences.connection("u1".into(), None));
+        one.enter(topics(0..300)).await.expect("there is room");
+        other.enter(topics(200..300)).await.expect("there is room");
+        one.absorb(other);
+        assert_eq!((presences.count(), count(&presences, "t250").await), (300, 1));
+        one.leave("t0");
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert_eq!((presences.count(), count(&presences, "t0").await), (299, 0));
+        drop(one);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!((presences.count(), count(&presences, "t250").await), (0, 0));
+        assert!(presences.state().held.is_empty() && presences.state().of_subject.is_empty());
+        assert_eq!(presences.told(), (300, 300));
+    }
+}

@@ -1,0 +1,212 @@
+//! The counts of the connections that hold subjects in topics, and what the log is yet to be told of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    ops::Bound::{Excluded, Unbounded},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    log::{CLAIMS_STEP, ClaimError, Claimed, Claims, Part},
+    message::Topic,
+};
+
+/// In how many topics one subject may be present at one process, those counted that it has just left.
+pub const MAX_OF_SUBJECT: usize = 10_000;
+/// How many subjects in topics one process holds, those counted that have just left.
+pub const MAX_HELD: usize = 1_000_000;
+/// How soon claims are made again that the log did not note.
+pub const AGAIN_AFTER: Duration = Duration::from_millis(200);
+/// How often a log that may forget is told one more part.
+const REPEAT_EVERY: Duration = Duration::from_secs(1);
+
+pub type Place = (Topic, Arc<str>);
+pub type Waiting = Vec<Arc<Wait>>;
+
+#[derive(Default)]
+pub struct State {
+    pub held: BTreeMap<Place, Held>,
+    /// The places that the log is to be told, each once.
+    pub changed: VecDeque<Place>,
+    /// The places without a connection, by the end of their grace. The log lets their members leave then.
+    pub idle: BTreeSet<(Instant, Place)>,
+    /// How many places each subject has.
+    pub of_subject: HashMap<Arc<str>, usize>,
+    /// The end of the last part that was told again.
+    pub repeated: Option<Place>,
+    pub repeat_at: Option<Instant>,
+    /// All parts are told again without a pause, because the log may have forgotten.
+    pub hurries: bool,
+    pub life: Option<u64>,
+}
+
+pub struct Held {
+    pub connections: u32,
+    pub info: Option<Arc<str>>,
+    pub is_changed: bool,
+    pub idle_until: Option<Instant>,
+    pub waiting: Waiting,
+}
+
+/// A connection that waits until the log has noted its claims.
+#[derive(Default)]
+pub struct Wait {
+    pub left: AtomicUsize,
+    pub refused: Mutex<Option<ClaimError>>,
+    pub done: Notify,
+}
+
+impl Wait {
+    pub fn note(&self, outcome: Result<(), ClaimError>) {
+        if let Err(error) = outcome {
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.done.notify_one();
+        }
+    }
+}
+
+impl State {
+    /// Has the log told of this place.
+    pub fn mark(&mut self, place: &Place) {
+        match self.held.get_mut(place) {
+            Some(held) if held.is_changed => {}
+            Some(held) => {
+                held.is_changed = true;
+                self.changed.push_back(place.clone());
+            }
+            None => self.changed.push_back(place.clone()),
+        }
+    }
+
+    /// False if there is no room.
+    pub fn enter(
+        &mut self,
+        place: Place,
+        info: Option<&Arc<str>>,
+        wait: &Arc<Wait>,
+        idle_until: Instant,
+    ) -> bool {
+        if !self.held.contains_key(&place) {
+            let count = self.of_subject.get(&place.1).copied().unwrap_or_default();
+            if count >= MAX_OF_SUBJECT || self.held.len() >= MAX_HELD {
+                return false;
+            }
+            self.hold(place.clone(), info, idle_until);
+        }
+        if let Some(held) = self.held.get_mut(&place) {
+            if let Some(until) = held.idle_until.take() {
+                self.idle.remove(&(until, place.clone()));
+            }
+            if held.connections == 0 {
+                held.info = info.cloned();
+            }
+            held.connections += 1;
+            held.waiting.push(wait.clone());
+        }
+        self.mark(&place);
+        true
+    }
+
+    /// Begins to know a place, without a connection.
+    pub fn hold(&mut self, place: Place, info: Option<&Arc<str>>, idle_until: Instant) {
+        *self.of_subject.entry(place.1.clone()).or_default() += 1;
+        self.idle.insert((idle_until, place.clone()));
+        let held = Held {
+            connections: 0,
+            info: info.cloned(),
+            is_changed: false,
+            idle_until: Some(idle_until),
+            waiting: Vec::new(),
+        };
+        self.held.insert(place, held);
+    }
+
+    pub fn leave(&mut self, place: &Place, until: Instant) {
+        let Some(held) = self.held.get_mut(place) else { return };
+        held.connections = held.connections.saturating_sub(1);
+        if held.connections == 0 && held.idle_until.is_none() {
+            held.idle_until = Some(until);
+            self.idle.insert((until, place.clone()));
+        }
+        self.mark(place);
+    }
+
+    /// Forgets places whose grace is over, and that the log was told of.
+    pub fn forget_idle(&mut self, now: Instant) {
+        for _ in 0..CLAIMS_STEP {
+            let Some((until, place)) = self.idle.first().filter(|(until, _)| *until <= now).cloned() else {
+                return;
+            };
+            self.idle.remove(&(until, place.clone()));
+            let Some(held) = self.held.get_mut(&place) else { continue };
+            if held.is_changed {
+                let again = now + AGAIN_AFTER;
+                held.idle_until = Some(again);
+                self.idle.insert((again, place));
+                continue;
+            }
+            self.held.remove(&place);
+            let count = self.of_subject.get_mut(&place.1);
+            if let Some(count) = count {
+                *count -= 1;
+                if *count == 0 {
+                    self.of_subject.remove(&place.1);
+                }
+            }
+        }
+    }
+
+    /// True if it is time to tell one more part again.
+    pub fn must_repeat(&self) -> bool {
+        let is_due = self.repeat_at.is_some_and(|at| at <= Instant::now());
+        self.life.is_some() && (self.hurries || is_due)
+    }
+
+    pub fn next_part(&mut self) -> (Vec<Place>, Part) {
+        let after = self.repeated.take();
+        let from = after.as_ref().map_or(Unbounded, Excluded);
+        let places: Vec<Place> = self
+            .held
+            .range::<Place, _>((from, Unbounded))
+            .take(CLAIMS_STEP)
+            .map(|(place, _)| place.clone())
+            .collect();
+        let to = if places.len() == CLAIMS_STEP { places.last().cloned() } else { None };
+        (places, Part { after, to })
+    }
+
+    /// Notes the outcome of a step. True if another step should follow at once.
+    pub fn conclude(&mut self, claims: &Claims, claimed: Claimed) -> bool {
+        let now = Instant::now();
+        if claimed.life != self.life {
+            // The log has noted these claims, and may have forgotten all others.
+            self.hurries = self.life.is_some();
+            (self.life, self.repeated) = (claimed.life, None);
+        } else if let Some(part) = &claims.part {
+            if claimed.unnamed.is_empty() {
+                self.repeated = part.to.clone();
+                self.hurries &= part.to.is_some();
+            } else {
+                // The log holds what this process does not. It is told so, and then this part once more.
+                self.repeated = part.after.clone();
+            }
+        }
+        for place in claimed.unnamed {
+            if !self.held.contains_key(&place) {
+                self.mark(&place);
+            }
+        }
+        if self.life.is_some() && (claims.part.is_some() || self.repeat_at.is_none()) {
+            self.repeat_at = Some(now + REPEAT_EVERY);
+        }
+        !self.changed.is_empty() || self.hurries
+    }
+}

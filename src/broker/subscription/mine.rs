@@ -1,0 +1,311 @@
+//! The list of a subject's topics, as one subscription reads it.
+//!
+//! A change of the list has its place among the messages, and the subscription never reads past a change that it has
+//! not made. So a cursor that it has given out is right for every topic that was on the list then.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures_util::{FutureExt, future::BoxFuture};
+
+use super::{RETRY_AFTER, Subscription};
+use crate::{
+    log::{Change, Entries, Followed, FollowedList, Gap, News, Position, Reason, Start},
+    message::{Id, Pattern, PatternSet},
+};
+
+/// The topic of the gap that stands for those of all entries.
+pub const GAP_TOPIC: &str = "$mine";
+
+/// A list that a subscription follows.
+pub struct Mine {
+    followed: FollowedList,
+    /// How many changes were taken.
+    taken: u64,
+    /// Every change up to here was taken.
+    known_upto: Id,
+    /// The entries, as the reader knows them.
+    entries: Entries,
+    /// The entries that the subscription would read without the list too.
+    also: BTreeSet<Pattern>,
+    /// The changes that are not made yet, in the order of their ids.
+    queue: VecDeque<Due>,
+    /// The follower of the next topic to add.
+    following: Option<(Pattern, BoxFuture<'static, Followed>)>,
+    /// The gap about the list was told for the generation that began here.
+    told: Id,
+}
+
+/// A change that is to be made once the subscription has read up to it.
+#[derive(Debug)]
+struct Due {
+    change: Change,
+    /// The entry was there when the subscription began.
+    is_known: bool,
+}
+
+/// A change of what is read because of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListChange {
+    Added(Pattern),
+    Removed(Pattern),
+}
+
+impl Mine {
+    pub fn new(followed: FollowedList) -> Self {
+        let (mut taken, mut entries) = (0, Entries::new());
+        if let News::Anew(known) = followed.list().take(&mut taken) {
+            entries = (*known).clone();
+        }
+        let (known_upto, also, queue, following, told) = Default::default();
+        Self { followed, taken, known_upto, entries, also, queue, following, told }
+    }
+
+    pub fn entries(&self) -> &Entries {
+        &self.entries
+    }
+
+    /// True if a topic is read because of the list alone.
+    fn is_only_listed(&self, topic: &Pattern) -> bool {
+        self.entries.contains_key(topic) && !self.also.contains(topic)
+    }
+
+    /// How far the subscription may read, if everything has arrived up to this watermark. The watermark is read first.
+    pub fn limit(&mut self, watermark: Id) -> Id {
+        if !self.followed.list().has_news(self.taken) {
+            self.known_upto = self.known_upto.max(watermark);
+        }
+        self.queue.front().map_or(self.known_upto, |due| self.known_upto.min(due.change.id))
+    }
+
+    /// True if the subscription, which has read up to this id, cannot read on before it has taken the changes.
+    pub fn holds(&mut self, read_upto: Id, watermark: Id) -> bool {
+        self.limit(watermark) <= read_upto && self.followed.list().has_news(self.taken)
+    }
+
+    /// True if the gap about the list is to be told to a reader at this cursor.
+    pub fn owes_gap(&self, cursor: Id) -> bool {
+        let began = self.followed.list().generation().began;
+        self.told < began && cursor < began
+    }
+
+    /// Puts one gap in place of those of the entries: after a loss, it is not known which entries there were.
+    pub fn merge_gaps(&mut self, gaps: &mut Vec<Gap>, cursor: Id) {
+        let generation = self.followed.list().generation();
+        if cursor >= generation.began {
+            return;
+        }
+        let is_of_loss = |gap: &Gap| matches!(gap.reason, Reason::Restarted | Reason::Failover);
+        let reason = gaps.iter().find(|gap| is_of_loss(gap)).map_or(generation.reason, |gap| gap.reason);
+        gaps.retain(|gap| !(is_of_loss(gap) && self.is_only_listed(&gap.topic)));
+        if self.told < generation.began {
+            self.told = generation.began;
+            let topic = GAP_TOPIC.parse().expect("it is a topic");
+            gaps.push(Gap { topic, next: None, reason, floor: Id::ZERO });
+        }
+    }
+
+    /// Takes the changes of the list.
+    fn take(&mut self) {
+        match self.followed.list().take(&mut self.taken) {
+            News::None | News::Unknown => {}
+            News::Changes(changes) => {
+                self.queue.extend(changes.into_iter().map(|change| Due { change, is_known: false }));
+            }
+            News::Anew(entries) => self.compare(&entries),
+        }
+    }
+
+    /// Queues the differences to the list as it is now.
+    fn compare(&mut self, now: &Entries) {
+        // Entries that were there at the beginning, and that are not read yet.
+        self.queue.retain(|due| due.is_known && now.get(&due.change.topic) == Some(&due.change.id));
+        let due = |topic: &Pattern, id, is_added| Due {
+            change: Change { id, topic: topic.clone(), is_added },
+            is_known: false,
+        };
+        let lacks = |of: &Entries, topic: &Pattern, id: &Id| of.get(topic) != Some(id);
+        let gone = self.entries.iter().filter(|(topic, id)| lacks(now, topic, id));
+        let new = now.iter().filter(|(topic, id)| lacks(&self.entries, topic, id));
+        let gone = gone.map(|(topic, _)| due(topic, Id::ZERO, false));
+        let changes: Vec<_> = gone.chain(new.map(|(topic, id)| due(topic, *id, true))).collect();
+        self.queue.extend(changes);
+        self.queue.make_contiguous().sort_by_key(|due| due.change.id);
+    }
+}
+
+impl Subscription {
+    /// Reads the list too. The subscription reads everything on it already, as if it had been there from the start on.
+    pub fn read_mine(&mut self, mut mine: Mine, own: &[Pattern], start: &Start) {
+        // Only a cursor can have a gap.
+        if !matches!(start, Start::After(_)) || self.unknown_cursor.is_some() {
+            mine.told = mine.followed.list().generation().began;
+        }
+        mine.also = own.iter().filter(|topic| mine.entries.contains_key(*topic)).cloned().collect();
+        mine.known_upto = self.position.cursor;
+        let young = |(topic, id): (&Pattern, &Id)| {
+            let is_young = *id > self.position.cursor && mine.is_only_listed(topic);
+            is_young.then(|| (topic.clone(), *id))
+        };
+        let young: BTreeMap<Pattern, Id> = mine.entries.iter().filter_map(young).collect();
+        if self.position.settled() > self.position.cursor {
+            // The newest messages of many topics are given first: those that are older than their entry are not.
+            self.raise_floors(&young);
+        } else {
+            young.keys().for_each(|topic| _ = self.remove(topic));
+            let due = young
+                .into_iter()
+                .map(|(topic, id)| Due { change: Change { id, topic, is_added: true }, is_known: true });
+            mine.queue = due.collect();
+            mine.queue.make_contiguous().sort_by_key(|due| due.change.id);
+        }
+        self.mine = Some(Box::new(mine));
+    }
+
+    /// Counts topics as given up to the ids of their entries, unless another pattern reads them from the start on.
+    fn raise_floors(&mut self, young: &BTreeMap<Pattern, Id>) {
+        let named = young.keys().filter_map(Pattern::topic);
+        let topics: BTreeSet<_> = named.chain(self.position.floored().cloned()).collect();
+        for topic in topics {
+            let mut floor = Id::MAX;
+            let mut note = |pattern: &Pattern| {
+                floor = floor.min(young.get(pattern).copied().unwrap_or_default());
+            };
+            if self.patterns.names(&topic) {
+                note(&Pattern::from(&topic));
+            }
+            self.patterns.for_each_wildcard(&topic, note);
+            if floor < Id::MAX {
+                self.position.raise_floor(topic, floor);
+            }
+        }
+    }
+
+    /// The next change of the list, once everything before it was given out. `None` if there is none. While this is
+    /// pending, [read on](Self::poll_delivery).
+    pub fn poll_mine(&mut self, cx: &mut Context<'_>) -> Poll<Option<ListChange>> {
+        let Some(mine) = &mut self.mine else { return Poll::Ready(None) };
+        // Listen first, then look.
+        mine.followed.follower().take_wakeup(cx);
+        mine.take();
+        loop {
+            let Some(mine) = &mut self.mine else { return Poll::Ready(None) };
+            let Some(Due { change, is_known }) = mine.queue.front() else { return Poll::Ready(None) };
+            let (change, is_known) = (change.clone(), *is_known);
+            if !self.has_read_upto(change.id) {
+                self.read_until(change.id.max(self.position.cursor));
+                return Poll::Pending;
+            }
+            let is_read = self.patterns.contains(&change.topic);
+            if change.is_added && !is_read {
+                let followed = ready!(self.poll_follow(&change.topic, cx));
+                self.insert(change.topic.clone(), followed);
+            }
+            let done = self.make(change, is_read);
+            let is_last = self.mine.as_ref().is_none_or(|mine| mine.queue.is_empty());
+            if is_last {
+                self.read_until(Id::MAX);
+            }
+            if !is_known {
+                return Poll::Ready(Some(done));
+            }
+        }
+    }
+
+    /// True if everything up to this id was given out, and nothing else is on its way.
+    fn has_read_upto(&self, id: Id) -> bool {
+        let is_idle = self.ready.is_empty() && self.page.is_none();
+        is_idle && self.cursor >= id && self.cursor >= self.position.cursor
+    }
+
+    /// Makes the change that is due, for a topic that is followed if it is to be added.
+    fn make(&mut self, change: Change, is_read: bool) -> ListChange {
+        let Change { id, topic, is_added } = change;
+        let Some(mine) = &mut self.mine else { return ListChange::Removed(topic) };
+        mine.queue.pop_front();
+        if is_added {
+            if is_read {
+                mine.also.insert(topic.clone());
+            }
+            mine.entries.insert(topic.clone(), id);
+            return ListChange::Added(topic);
+        }
+        mine.entries.remove(&topic);
+        if !mine.also.remove(&topic) {
+            self.remove(&topic);
+        }
+        ListChange::Removed(topic)
+    }
+
+    /// Follows a topic, and tries again until the log can be reached.
+    fn poll_follow(&mut self, topic: &Pattern, cx: &mut Context<'_>) -> Poll<Followed> {
+        let Some(mine) = &mut self.mine else { return Poll::Pending };
+        if mine.following.as_ref().is_some_and(|(pattern, _)| pattern != topic) {
+            mine.following = None;
+        }
+        let (log, follower) = (&self.log, &self.follower);
+        let (_, following) = mine.following.get_or_insert_with(|| {
+            let (log, follower, pattern) = (log.clone(), follower.clone(), topic.clone());
+            let follow = async move {
+                loop {
+                    match log.clone().follow(&pattern, &follower).await {
+                        Ok(followed) => return followed,
+                        Err(_) => tokio::time::sleep(RETRY_AFTER).await,
+                    }
+                }
+            };
+            (topic.clone(), follow.boxed())
+        });
+        let followed = ready!(following.poll_unpin(cx));
+        mine.following = None;
+        Poll::Ready(followed)
+    }
+
+    /// Reads one more pattern, after the cursor.
+    fn insert(&mut self, pattern: Pattern, followed: Followed) {
+        let others = self.patterns.clone();
+        let cursor = self.position.cursor;
+        let single = [pattern.clone()].into_iter().collect::<PatternSet>();
+        let (is_ours, is_new) = (|topic: &str| others.matches(topic), |topic: &str| single.matches(topic));
+        self.position.join(&Position::at(cursor), is_ours, is_new);
+        let patterns = Arc::make_mut(&mut self.patterns);
+        if let Some(index) = patterns.insert(pattern) {
+            self.followed.insert(index, followed);
+        }
+        self.looked_upto = None;
+        self.follower.wake();
+    }
+
+    /// The entries of the list, if it is read.
+    pub fn mine(&self) -> Option<&Entries> {
+        self.mine.as_ref().map(|mine| mine.entries())
+    }
+
+    /// True if the next change of the list can be made now.
+    pub fn is_at_list_change(&self) -> bool {
+        let due = self.mine.as_ref().and_then(|mine| mine.queue.front());
+        due.is_some_and(|due| self.has_read_upto(due.change.id))
+    }
+
+    /// True if a topic is on the list.
+    pub fn is_listed(&self, topic: &Pattern) -> bool {
+        self.mine.as_ref().is_some_and(|mine| mine.entries.contains_key(topic))
+    }
+
+    /// True if a topic is read because of the list alone.
+    pub fn is_only_listed(&self, topic: &Pattern) -> bool {
+        self.mine.as_ref().is_some_and(|mine| mine.is_only_listed(topic))
+    }
+
+    /// Notes if a topic on the list would be read without the list too.
+    pub fn read_also(&mut self, topic: &Pattern, is_so: bool) {
+        let Some(mine) = &mut self.mine else { return };
+        match is_so && mine.entries.contains_key(topic) {
+            true => _ = mine.also.insert(topic.clone()),
+            false => _ = mine.also.remove(topic),
+        }
+    }
+}

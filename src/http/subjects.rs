@@ -1,0 +1,215 @@
+//! The requests about subjects: the list of each one's topics, and its end.
+
+mod ended;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    extract::Request,
+    response::{IntoResponse, Response},
+};
+use futures_util::future::join_all;
+use http::{Method, StatusCode};
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+
+pub use self::ended::Ended;
+use super::{
+    App,
+    access::Access,
+    answer::{json, not_stored},
+    live::{self, Command},
+    parameters,
+    problem::{Code, Problem},
+    query::{self, Query},
+};
+use crate::{
+    auth::is_subject,
+    log::{AddError, End, Subjects, Told},
+    message::{Id, Pattern},
+};
+
+/// How long older tokens may be refused.
+const REFUSED_FOR: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
+
+/// The list of a subject, as a request shows it.
+#[derive(Serialize)]
+struct Shown<'a> {
+    topics: Vec<Entry<'a>>,
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    topic: &'a Pattern,
+    id: Id,
+}
+
+/// `DELETE /subjects/{sub}`.
+pub async fn subject(app: &Arc<App>, sub: Option<String>, request: Request) -> Result<Response, Problem> {
+    if *request.method() != Method::DELETE {
+        return Err(Problem::method_not_allowed("DELETE"));
+    }
+    Access::of(&app.rules, &request).await?.admin()?;
+    let sub = parsed(sub)?;
+    let query = Query::of(&request, &parameters::END_SUBJECT)?;
+    let refuse = query.one("refuse")?.map(refuse_for).transpose()?;
+    let end = subjects(app)?.end(&sub, refuse).await?;
+    end_everywhere(app, end).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `GET /subjects/{sub}/topics`.
+pub async fn topics(app: &Arc<App>, sub: Option<String>, request: Request) -> Result<Response, Problem> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Err(Problem::method_not_allowed("GET, HEAD"));
+    }
+    let access = Access::of(&app.rules, &request).await?;
+    let may_see = access.manage_something()?;
+    let sub = parsed(sub)?;
+    Query::of(&request, &parameters::SUBJECT_TOPICS)?;
+    let entries = subjects(app)?.list(&sub).await?;
+    let seen = entries.iter().filter(|(topic, _)| may_see.may_manage(topic));
+    let topics = seen.map(|(topic, id)| Entry { topic, id: *id }).collect();
+    Ok(not_stored(json(StatusCode::OK, &Shown { topics })))
+}
+
+/// `PUT` and `DELETE /subjects/{sub}/topics/{topic}`.
+pub async fn topic(
+    app: &Arc<App>,
+    sub: Option<String>,
+    topic: Option<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let is_added = match *request.method() {
+        Method::PUT => true,
+        Method::DELETE => false,
+        _ => return Err(Problem::method_not_allowed("PUT, DELETE")),
+    };
+    let access = Access::of(&app.rules, &request).await?;
+    let topic = topic.ok_or_else(|| Problem::bad_request("topic: not valid UTF-8"))?;
+    let topic = query::pattern("topic", &topic)?;
+    access.manage(&topic)?;
+    let sub = parsed(sub)?;
+    let query = Query::of(&request, &parameters::SUBJECT_TOPIC)?;
+    for start in ["after", "last", "since"] {
+        if query.one(start)?.is_some() {
+            let detail =
+                format!("{start}: an entry of a list has no start; it is read from when it was added");
+            return Err(Problem::bad_request(detail));
+        }
+    }
+    let subjects = subjects(app)?;
+    match is_added {
+        true => _ = subjects.add(&sub, &topic).await.map_err(|error| Problem::from(error).about(&topic))?,
+        false => subjects.remove(&sub, &topic).await.map_err(changed)?,
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn parsed(sub: Option<String>) -> Result<String, Problem> {
+    sub.filter(|sub| is_subject(sub)).ok_or_else(|| {
+        Problem::bad_request("the subject in the path: expected 1 to 255 bytes without control characters")
+    })
+}
+
+fn refuse_for(text: &str) -> Result<Duration, Problem> {
+    let parsed = humantime::parse_duration(text).ok().filter(|duration| REFUSED_FOR.contains(duration));
+    parsed.ok_or_else(|| Problem::bad_request("refuse: expected a duration from 1s to 7d, such as 10m"))
+}
+
+fn subjects(app: &App) -> Result<Arc<dyn Subjects>, Problem> {
+    app.broker
+        .subjects()
+        .ok_or_else(|| Problem::new(Code::Unavailable, "this log keeps no lists of subjects"))
+}
+
+/// The refusal of a change of a list.
+fn changed(error: crate::log::LogError) -> Problem {
+    AddError::Log(error).into()
+}
+
+impl From<AddError> for Problem {
+    fn from(error: AddError) -> Self {
+        match error {
+            AddError::TooMany => {
+                Self::new(Code::Conflict, "the list of a subject has up to 1000 entries; remove one first")
+            }
+            AddError::TooManyWild => Self::new(
+                Code::Conflict,
+                "the list of a subject has up to 100 patterns with a wildcard; remove one first",
+            ),
+            AddError::NoRoom => Self::new(
+                Code::Overloaded,
+                "the lists of subjects take all the room (--retain-total); remove entries first",
+            ),
+            AddError::Log(crate::log::LogError::UnknownOutcome) => Self::new(
+                Code::UnknownOutcome,
+                "the log did not confirm in time; send the request again, which changes nothing if it was done",
+            ),
+            AddError::Log(error) => error.into(),
+        }
+    }
+}
+
+/// Ends a subject at every replica.
+async fn end_everywhere(app: &Arc<App>, end: End) -> Result<(), Problem> {
+    let until = Instant::now() + live::PATIENCE;
+    app.end_subject(end.clone()).await;
+    let Some(replicas) = app.broker.replicas() else { return Ok(()) };
+    let unknown = || {
+        let detail = "a replica did not answer in time; it may do it later, so send the request again";
+        Problem::new(Code::UnknownOutcome, detail)
+    };
+    let living = timeout_at(until, replicas.living()).await.ok().and_then(Result::ok).ok_or_else(unknown)?;
+    let command = Command::EndSubject(end);
+    let others = living.into_iter().filter(|name| *name != replicas.name());
+    let asked = others.map(|name| live::is_done(&replicas, name, &command, until));
+    let are_done = join_all(asked).await.into_iter().all(|is_done| is_done);
+    if are_done { Ok(()) } else { Err(unknown()) }
+}
+
+impl App {
+    /// Ends the connections of a subject in this process, and answers its polls.
+    pub(super) async fn end_subject(&self, end: End) {
+        let (done, is_mine) = self.ended.note(&end);
+        if !is_mine {
+            return done.cancelled().await;
+        }
+        let _done = done.drop_guard();
+        if let Some(hook) = &self.rules.load().hook {
+            hook.forget(&end.subject);
+        }
+        let count = self.live.end_subject(&end.subject);
+        tracing::debug!(sub = &*end.subject, connections = count, "the backend ended a subject");
+    }
+
+    /// Refuses older tokens of a subject because of a request that was made earlier.
+    fn refuse_tokens(&self, end: &End) {
+        let Some(refusal) = end.refusal else { return };
+        self.ended.note_refusal(&end.subject, refusal);
+        let is_refused = |issued| self.ended.refuses_token(&end.subject, issued);
+        self.live.end_refused(&end.subject, is_refused);
+    }
+
+    /// Listens for ends in the log.
+    pub(super) fn hear_ends(self: &Arc<Self>) {
+        if let Some(subjects) = self.broker.subjects() {
+            subjects.tell(Arc::new(Hears(Arc::downgrade(self))));
+        }
+    }
+}
+
+struct Hears(std::sync::Weak<App>);
+
+impl Told for Hears {
+    fn ended(&self, end: End) {
+        let Some(app) = self.0.upgrade() else { return };
+        app.tasks.clone().spawn(async move { app.end_subject(end).await });
+    }
+
+    fn refused(&self, end: End) {
+        let Some(app) = self.0.upgrade() else { return };
+        app.refuse_tokens(&end);
+    }
+}

@@ -1,0 +1,304 @@
+//! The members of topics: who is present, and when those without a connection leave.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound::{Excluded, Unbounded},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::State;
+use crate::{
+    log::{
+        Append, AppendError, Claim, ClaimError, LogError, MAX_MEMBERS, Member, MemberEvent, Members,
+        Retention, change_data, changes_of,
+    },
+    message::{Id, Topic},
+};
+
+/// How soon a leave is tried again that could not be told.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// All members of all topics.
+#[derive(Default)]
+pub struct Present {
+    topics: HashMap<Topic, BTreeMap<Arc<str>, Held>>,
+    /// The members without a connection, by the time at which they leave.
+    leaving: BTreeSet<(Instant, Topic, Arc<str>)>,
+    /// The members that the last process has left, until their grace is known.
+    restored: Vec<(Topic, Arc<str>)>,
+    /// No member leaves any more.
+    pub is_kept: bool,
+}
+
+/// A member, as one process leaves it to the next.
+#[derive(Debug)]
+pub struct KeptMember {
+    pub topic: Topic,
+    pub sub: Arc<str>,
+    pub since: Id,
+    pub info: Option<Arc<str>>,
+}
+
+struct Held {
+    since: Id,
+    connections: u32,
+    info: Option<Arc<str>>,
+    leaves_at: Option<Instant>,
+}
+
+impl Present {
+    /// When the next member leaves. A time that has passed if members were restored.
+    pub fn due_at(&self) -> Option<Instant> {
+        if self.is_kept {
+            return None;
+        }
+        match self.leaving.first() {
+            _ if !self.restored.is_empty() => Some(Instant::now()),
+            first => first.map(|(at, ..)| *at),
+        }
+    }
+
+    /// Every member, for the next process.
+    pub fn all(&self) -> Vec<KeptMember> {
+        let of = |(topic, members): (&Topic, &BTreeMap<Arc<str>, Held>)| {
+            let member = |(sub, held): (&Arc<str>, &Held)| KeptMember {
+                topic: topic.clone(),
+                sub: sub.clone(),
+                since: held.since,
+                info: held.info.clone(),
+            };
+            members.iter().map(member).collect::<Vec<_>>()
+        };
+        self.topics.iter().flat_map(of).collect()
+    }
+
+    /// Takes a member of the last process. It has no connection yet.
+    pub fn restore(&mut self, KeptMember { topic, sub, since, info }: KeptMember) {
+        self.restored.push((topic.clone(), sub.clone()));
+        let held = Held { since, connections: 0, info, leaves_at: None };
+        self.topics.entry(topic).or_default().insert(sub, held);
+    }
+
+    /// Begins the grace of members that the last process has left, up to so many. True if there are more.
+    pub fn begin_grace(&mut self, grace: Duration, limit: usize) -> bool {
+        let at = Instant::now() + grace;
+        for (topic, sub) in self.restored.split_off(self.restored.len().saturating_sub(limit)) {
+            let held = self.topics.get_mut(&topic).and_then(|members| members.get_mut(&sub));
+            // A client may have come back before this.
+            if let Some(held) = held.filter(|held| held.connections == 0 && held.leaves_at.is_none()) {
+                held.leaves_at = Some(at);
+                self.leaving.insert((at, topic, sub));
+            }
+        }
+        !self.restored.is_empty()
+    }
+
+    /// Sets how many connections a member has. False if there is no such member.
+    fn set(&mut self, claim: &Claim, grace: Duration) -> bool {
+        let Claim { topic, sub, connections, .. } = claim;
+        let Some(held) = self.topics.get_mut(topic).and_then(|members| members.get_mut(sub)) else {
+            return false;
+        };
+        held.connections = *connections;
+        if *connections > 0 {
+            if let Some(at) = held.leaves_at.take() {
+                self.leaving.remove(&(at, topic.clone(), sub.clone()));
+            }
+        } else if held.leaves_at.is_none() {
+            let at = Instant::now() + grace;
+            held.leaves_at = Some(at);
+            self.leaving.insert((at, topic.clone(), sub.clone()));
+        }
+        true
+    }
+
+    /// The member that leaves next, if its grace is over.
+    fn next_due(&self) -> Option<(Instant, Topic, Arc<str>)> {
+        let first = self.leaving.first().filter(|_| !self.is_kept)?;
+        (first.0 <= Instant::now()).then(|| first.clone())
+    }
+}
+
+/// The outcome of one claim, or of one leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There is no change to tell.
+    Quiet,
+    /// The change was appended, and is to be brought to the tails.
+    Told,
+}
+
+impl State {
+    /// Notes a claim. A new member is told.
+    pub fn claim(
+        &mut self,
+        claim: &Claim,
+        grace: Duration,
+        retention: &Retention,
+        now: Id,
+    ) -> Result<Step, ClaimError> {
+        self.check_open()?;
+        if self.present.set(claim, grace) || claim.connections == 0 {
+            return Ok(Step::Quiet);
+        }
+        let Claim { topic, sub, connections, info } = claim;
+        if self.present.topics.get(topic).is_some_and(|members| members.len() >= MAX_MEMBERS) {
+            return Err(ClaimError::TooManyMembers);
+        }
+        let data = change_data(sub, info.as_deref());
+        let since = self.tell(MemberEvent::Join, topic, data, retention, now)?;
+        let held = Held { since, connections: *connections, info: info.clone(), leaves_at: None };
+        self.present.topics.entry(topic.clone()).or_default().insert(sub.clone(), held);
+        Ok(Step::Told)
+    }
+
+    /// Lets the next member leave whose grace is over, and tells it. `None` if there is none.
+    pub fn leave_next(&mut self, retention: &Retention, now: Id) -> Option<Result<Step, ClaimError>> {
+        if let Err(error) = self.check_open() {
+            return self.present.next_due().map(|_| Err(error.into()));
+        }
+        let due = self.present.next_due()?;
+        let (_, topic, sub) = &due;
+        let info = self.present.topics.get(topic)?.get(sub)?.info.clone();
+        let data = change_data(sub, info.as_deref());
+        if let Err(error) = self.tell(MemberEvent::Leave, topic, data, retention, now) {
+            // It stays a member until its leave can be told.
+            let (_, topic, sub) = due.clone();
+            let at = Instant::now() + AGAIN_AFTER;
+            self.present.leaving.remove(&due);
+            let held = self.present.topics.get_mut(&topic).and_then(|members| members.get_mut(&sub));
+            held.into_iter().for_each(|held| held.leaves_at = Some(at));
+            self.present.leaving.insert((at, topic, sub));
+            return Some(Err(error));
+        }
+        let members = self.present.topics.get_mut(topic)?;
+        members.remove(sub);
+        if members.is_empty() {
+            self.present.topics.remove(topic);
+        }
+        self.present.leaving.remove(&due);
+        Some(Ok(Step::Told))
+    }
+
+    fn tell(
+        &mut self,
+        change: MemberEvent,
+        topic: &Topic,
+        data: String,
+        retention: &Retention,
+        now: Id,
+    ) -> Result<Id, ClaimError> {
+        let topic = changes_of(topic).ok_or(LogError::Unavailable)?;
+        let draft = change.draft(topic, data);
+        match self.append(Append { draft, idempotency_key: None, if_match: None }, None, retention, now) {
+            Ok(appended) => Ok(appended.id()),
+            Err(AppendError::Log(error)) => Err(error.into()),
+            Err(_) => Err(ClaimError::TooManyTopics),
+        }
+    }
+
+    /// Up to `limit` members of a topic, in the order of their subjects, from the first one after `after`.
+    pub fn members(&self, topic: &Topic, after: &str, limit: usize) -> Members {
+        let cursor = self.newest();
+        let Some(members) = self.present.topics.get(topic) else {
+            return Members { cursor, count: 0, members: Vec::new() };
+        };
+        let page = members.range::<str, _>((Excluded(after), Unbounded)).take(limit);
+        let member = |(sub, held): (&Arc<str>, &Held)| Member {
+            sub: (&**sub).into(),
+            connections: held.connections.into(),
+            since: held.since,
+            info: held.info.clone(),
+        };
+        Members { cursor, count: members.len(), members: page.map(member).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::RETENTION, *};
+
+    const GRACE: Duration = Duration::from_secs(5);
+
+    struct Scene(State);
+
+    impl Scene {
+        fn new() -> Self {
+            Self(State::new(Id::now()))
+        }
+
+        fn claim(&mut self, sub: &str, connections: u32, info: Option<&str>) -> Step {
+            let topic = "a".parse().expect("a topic");
+            let claim = Claim { topic, sub: sub.into(), connections, info: info.map(Into::into) };
+            let step = self.0.claim(&claim, GRACE, &RETENTION, Id::now()).expect("it is open");
+            while self.0.fan_out_on().is_none() && step == Step::Told {}
+            step
+        }
+
+        fn leaves(&mut self) -> usize {
+            let mut leaves = 0;
+            while let Some(step) = self.0.leave_next(&RETENTION, Id::now()) {
+                step.expect("it is open");
+                while self.0.fan_out_on().is_none() {}
+                leaves += 1;
+            }
+            leaves
+        }
+
+        fn members(&self) -> Vec<(String, u64, Option<Arc<str>>)> {
+            let members = self.0.members(&"a".parse().expect("a topic"), "", 10).members;
+            members.into_iter().map(|one| (one.sub.to_string(), one.connections, one.info)).collect()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_without_a_connection_leaves_after_the_grace_and_not_before() {
+        let mut scene = Scene::new();
+        assert_eq!(scene.claim("u1", 2, Some("1")), Step::Told);
+        assert_eq!(scene.claim("u1", 1, Some("2")), Step::Quiet);
+        assert_eq!(scene.claim("u1", 0, None), Step::Quiet);
+        assert_eq!(scene.members(), [("u1".to_owned(), 0, Some("1".into()))]);
+        tokio::time::advance(GRACE - Duration::from_millis(1)).await;
+        assert_eq!(scene.leaves(), 0);
+        assert_eq!(scene.claim("u1", 1, None), Step::Quiet, "it comes back");
+        tokio::time::advance(GRACE).await;
+        assert_eq!((scene.leaves(), scene.0.present.due_at()), (0, None));
+        scene.claim("u1", 0, None);
+        tokio::time::advance(GRACE).await;
+        assert_eq!((scene.leaves(), scene.members()), (1, Vec::new()));
+        assert!(scene.0.present.topics.is_empty() && scene.0.present.leaving.is_empty());
+        assert_eq!(scene.claim("u1", 0, None), Step::Quiet, "no member, no leave");
+        assert_eq!(scene.leaves(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn members_that_were_restored_have_their_grace_from_then_on() {
+        let mut scene = Scene::new();
+        for sub in ["u1", "u2", "u3"] {
+            scene.claim(sub, 1, None);
+        }
+        let mut next = Scene::new();
+        scene.0.present.all().into_iter().for_each(|member| next.0.present.restore(member));
+        assert!(next.0.present.due_at().is_some_and(|at| at <= Instant::now()), "the grace is to begin");
+        assert_eq!(next.claim("u2", 1, None), Step::Quiet);
+        assert!(next.0.present.begin_grace(GRACE, 2));
+        assert!(!next.0.present.begin_grace(GRACE, 2));
+        assert_eq!(next.leaves(), 0);
+        tokio::time::advance(GRACE).await;
+        assert_eq!(next.leaves(), 2);
+        assert_eq!(next.members(), [("u2".to_owned(), 1, None)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_member_leaves_a_process_that_ends() {
+        let mut scene = Scene::new();
+        scene.claim("u1", 1, None);
+        scene.claim("u1", 0, None);
+        scene.0.present.is_kept = true;
+        tokio::time::advance(2 * GRACE).await;
+        assert_eq!((scene.leaves(), scene.0.present.due_at()), (0, None));
+    }
+}

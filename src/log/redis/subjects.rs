@@ -1,0 +1,181 @@
+//! The lists of subjects, and the refusals of their tokens, in Redis. The feed brings each change to every replica, in its
+//! order among the messages.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    DEADLINE, PATIENCE,
+    answers::{Ends, Listed, Lists},
+    copies::Copies,
+    feed::Feed,
+    store::{RETRY_AFTER, Store},
+};
+use crate::{
+    log::{
+        AddError, End, Entries, FollowedList, Generation, List, LogError, Reason, Refusal, Subjects, Told,
+    },
+    message::{Id, Pattern},
+};
+
+/// How many lists are read at once.
+const MAX_AT_ONCE: usize = 32;
+
+/// The subjects in the store.
+pub struct RedisSubjects {
+    store: Arc<Store>,
+    feed: Arc<Feed>,
+    copies: Arc<Copies>,
+}
+
+impl RedisSubjects {
+    pub fn new(store: Arc<Store>, feed: Arc<Feed>, copies: Arc<Copies>) -> Self {
+        Self { store, feed, copies }
+    }
+
+    /// Reads the lists that are followed and not known, and the refusals, whenever changes may have been missed. Never
+    /// ends.
+    pub async fn keep_reading(self: Arc<Self>) {
+        loop {
+            let doubted = self.feed.doubted.notified();
+            tokio::pin!(doubted);
+            // Listen first, then look.
+            doubted.as_mut().enable();
+            let is_known = self.read_refusals().await;
+            let this = &*self;
+            let lists = stream::iter(this.feed.doubted_lists());
+            let read = lists.map(|list| async move { this.load(&list).await });
+            let read: Vec<_> = read.buffer_unordered(MAX_AT_ONCE).collect().await;
+            if is_known && read.into_iter().all(|is_read| is_read) {
+                doubted.await;
+            } else {
+                sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+
+    /// Reads a list. False if it must be read again.
+    async fn load(&self, list: &List) -> bool {
+        let Some(doubts) = list.doubts() else { return true };
+        let Ok((entries, upto, generation)) = self.read(list.subject()).await else { return false };
+        // The list must belong to the generation of the tails.
+        self.feed.generation() == Some(generation.began) && list.load(doubts, entries, upto, generation)
+    }
+
+    async fn read(&self, subject: &str) -> Result<(Entries, Id, Generation), LogError> {
+        let answer = self.store.read(&self.store.scripts.lists, "", &[subject.as_bytes()]).await;
+        let Lists { facts, members } = answer?;
+        self.store.has_seen(facts.newest);
+        let entries = members.iter().filter_map(|member| entry(subject, member)).collect();
+        let reason = facts.boundaries.last().map_or(Reason::Restarted, |boundary| boundary.reason);
+        Ok((entries, facts.newest, Generation { began: facts.began, reason }))
+    }
+
+    /// Reads the refusals, if that is due. False if it must be done again.
+    async fn read_refusals(&self) -> bool {
+        let Some(told) = self.feed.told.get() else { return true };
+        if !self.feed.take_refusals_due() {
+            return true;
+        }
+        // Each subject, and two numbers as text.
+        let found: Result<Vec<(String, String)>, _> =
+            self.store.read(&self.store.scripts.refusals, "", &[]).await;
+        let Ok(found) = found else {
+            self.feed.refusals_are_due();
+            return false;
+        };
+        for (subject, text) in found {
+            let numbers = text.split_once(' ').and_then(|(second, until_ms)| {
+                Some(Refusal { second: second.parse().ok()?, until_ms: until_ms.parse().ok()? })
+            });
+            if let Some(refusal) = numbers {
+                told.refused(End { subject: subject.into(), refusal: Some(refusal), id: Id::ZERO });
+            }
+        }
+        true
+    }
+
+    async fn change(&self, does: &str, subject: &str, topic: &Pattern) -> Result<Id, AddError> {
+        let is_wild = if topic.has_wildcard() { "1" } else { "0" };
+        let args = [does, subject, topic.as_str(), is_wild].map(str::as_bytes);
+        let scripts = &self.store.scripts;
+        let script = if does == "add" { &scripts.list_add } else { &scripts.list_remove };
+        let Listed { outcome, id, began } = self.store.run(script, "", &args).await?;
+        match outcome.as_str() {
+            "done" | "known" => {}
+            "many" => return Err(AddError::TooMany),
+            "wild" => return Err(AddError::TooManyWild),
+            "room" => return Err(AddError::NoRoom),
+            _ => return Err(LogError::UnknownOutcome.into()),
+        }
+        self.store.has_seen(id);
+        self.copies.confirm(began).await?;
+        Ok(id)
+    }
+
+    async fn end_now(&self, subject: &str, refuse: Option<Duration>) -> Result<End, AddError> {
+        let lasts = refuse.map_or(0, |lasts| lasts.as_millis()).to_string();
+        let args = [subject.as_bytes(), lasts.as_bytes()];
+        let Ends { outcome, id, began, second, until_ms } =
+            self.store.run(&self.store.scripts.end, "", &args).await?;
+        match outcome.as_str() {
+            "done" => {}
+            "room" => return Err(AddError::NoRoom),
+            _ => return Err(LogError::UnknownOutcome.into()),
+        }
+        self.store.has_seen(id);
+        self.copies.confirm(began).await?;
+        let refusal = refuse.map(|_| Refusal { second, until_ms });
+        Ok(End { subject: subject.into(), refusal, id })
+    }
+}
+
+/// The topic and the id of an entry of the sorted set.
+fn entry(subject: &str, member: &[u8]) -> Option<(Pattern, Id)> {
+    let rest = std::str::from_utf8(member).ok()?.strip_prefix(subject)?.strip_prefix('\0')?;
+    let (topic, id) = rest.split_once('\0')?;
+    Some((topic.parse().ok()?, id.parse().ok()?))
+}
+
+#[async_trait]
+impl Subjects for RedisSubjects {
+    async fn add(&self, subject: &str, topic: &Pattern) -> Result<Id, AddError> {
+        let added = timeout(DEADLINE, self.change("add", subject, topic)).await;
+        added.unwrap_or(Err(LogError::UnknownOutcome.into()))
+    }
+
+    async fn remove(&self, subject: &str, topic: &Pattern) -> Result<(), LogError> {
+        match timeout(DEADLINE, self.change("remove", subject, topic)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(AddError::Log(error))) => Err(error),
+            // A removal needs no room.
+            Ok(Err(_)) | Err(_) => Err(LogError::UnknownOutcome),
+        }
+    }
+
+    async fn list(&self, subject: &str) -> Result<Entries, LogError> {
+        Ok(self.read(subject).await?.0)
+    }
+
+    async fn follow(&self, subject: &str) -> Result<FollowedList, LogError> {
+        if !self.feed.wait(PATIENCE, |feed| feed.place().is_some()).await {
+            return Err(LogError::Unavailable);
+        }
+        let followed = self.feed.follow_list(subject);
+        if followed.list().settled(PATIENCE).await { Ok(followed) } else { Err(LogError::Unavailable) }
+    }
+
+    async fn end(&self, subject: &str, refuse: Option<Duration>) -> Result<End, AddError> {
+        let ended = timeout(DEADLINE, self.end_now(subject, refuse)).await;
+        ended.unwrap_or(Err(LogError::UnknownOutcome.into()))
+    }
+
+    fn tell(&self, told: Arc<dyn Told>) {
+        let _ = self.feed.told.set(told);
+        self.feed.refusals_are_due();
+        self.feed.doubted.notify_waiters();
+    }
+}

@@ -1,0 +1,139 @@
+// Chromium, driven by the DevTools protocol, with pages that share an origin.
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { createServer } from 'node:http'
+import { tmpdir } from 'node:os'
+import { delimiter, join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { WebSocket } from '../../web/node_modules/ws/wrapper.mjs'
+
+const web = new URL('../../web/', import.meta.url)
+const names = ['chromium', 'chromium-browser', 'google-chrome']
+const program = process.env.PATH.split(delimiter).flatMap(folder => names.map(name => join(folder, name))).find(existsSync)
+const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking',
+  '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--remote-debugging-port=0']
+
+/** A browser with a profile of its own. */
+export class Browser {
+  static async start() {
+    const browser = new Browser()
+    browser.folder = mkdtempSync(join(tmpdir(), 'rejoin-'))
+    const flags = [...FLAGS, '--user-data-dir=' + browser.folder, 'about:blank']
+    browser.process = spawn(program, flags, { stdio: ['ignore', 'ignore', 'pipe'] })
+    for await (const line of createInterface(browser.process.stderr)) {
+      const address = /listening on (ws:\S+)/.exec(line)
+      if (address) {
+        browser.socket = new WebSocket(address[1])
+        break
+      }
+    }
+    browser.process.stderr.resume()
+    browser.waiting = new Map()
+    browser.socket.on('message', text => {
+      const { id, result, error } = JSON.parse(text)
+      browser.waiting.get(id)?.(result, error)
+    })
+    await once(browser.socket, 'open')
+    return browser
+  }
+
+  /** Sends a command, and resolves with its result. */
+  command(method, params = {}, sessionId) {
+    const id = this.waiting.size + 1
+    this.socket.send(JSON.stringify({ id, method, params, sessionId }))
+    return new Promise((resolve, reject) => {
+      this.waiting.set(id, (result, error) => error ? reject(new Error(method + ': ' + error.message)) : resolve(result))
+    })
+  }
+
+  async open(url) {
+    const page = new Page()
+    page.browser = this
+    page.target = (await this.command('Target.createTarget', { url })).targetId
+    const attached = await this.command('Target.attachToTarget', { targetId: page.target, flatten: true })
+    page.session = attached.sessionId
+    await page.command('Page.enable')
+    await page.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+    return page
+  }
+
+  async stop() {
+    const ended = once(this.process, 'exit')
+    this.command('Browser.close').catch(() => {})
+    await ended
+    this.socket.terminate()
+    rmSync(this.folder, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 })
+  }
+}
+
+export class Page {
+  command(method, params) { return this.browser.command(method, params, this.session) }
+
+  /** Runs an expression, and awaits its promise. */
+  async run(expression) {
+    const { result, exceptionDetails: error } = await this.command('Runtime.evaluate', {
+      expression, awaitPromise: true, returnByValue: true,
+    })
+    if (error) throw new Error(expression + ': ' + (error.exception?.description ?? error.text))
+    return result.value
+  }
+
+  async until(condition, ms = 20_000) {
+    for (let waited = 0; waited < ms; waited += 50) {
+      if (await this.run(condition).catch(() => false)) return
+      await new Promise(resume => setTimeout(resume, 50))
+    }
+    throw new Error(`never: ${condition}; ${await this.run('JSON.stringify([window.told, window.rejoin?.state])').catch(String)}`)
+  }
+
+  freeze(isFrozen) { return this.command('Page.setWebLifecycleState', { state: isFrozen ? 'frozen' : 'active' }) }
+  go(url) { return this.command('Page.navigate', { url }) }
+  async back() {
+    const { currentIndex, entries } = await this.command('Page.getNavigationHistory')
+    await this.command('Page.navigateToHistoryEntry', { entryId: entries[currentIndex - 1].id })
+  }
+  close() { return this.browser.command('Target.closeTarget', { targetId: this.target }) }
+}
+
+/** Serves the client and a page that imports it. The origin is a safe one, since it is on this machine. */
+export async function serveClient() {
+  const page = `<!doctype html><title>page</title><link rel="icon" href="data:,"><script type="module">
+    import { connect } from '/rejoin.js'
+    window.told = []
+    window.shown = []
+    addEventListener('pageshow', event => shown.push(event.persisted))
+    window.begin = (url, options, topics) => {
+      window.rejoin = connect(url, options)
+      rejoin.on('open', open => told.push({ type: 'open', connection: open.connection }))
+      rejoin.on('refused', error => told.push({ type: 'client refused', code: error.code }))
+      rejoin.on('subscription', subscription => listen(subscription))
+      topics.forEach(topic => read(topic))
+    }
+    window.listen = subscription => {
+      for (const type of ['message', 'gap', 'subscribed', 'refused']) {
+        subscription.on(type, event => told.push({ ...event, code: event.code, type, of: subscription.topic }))
+      }
+      return subscription
+    }
+    window.read = (topic, start) => listen(rejoin.subscribe(topic, start))
+    window.data = of => told.filter(it => it.type === 'message' && it.of === of).map(it => it.data)
+    window.has = (type, of) => told.some(it => it.type === type && (!of || it.of === of))
+    window.ready = true
+  </script>`
+  const server = createServer((request, answer) => {
+    const { pathname } = new URL(request.url, 'http://page')
+    const isModule = /^\/[a-z-]+\.js$/.test(pathname)
+    answer.setHeader('Content-Type', isModule ? 'text/javascript' : 'text/html')
+    answer.end(isModule ? readFileSync(new URL('.' + pathname, web)) : pathname === '/other' ? '<title>other</title>' : page)
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  return {
+    url: `http://127.0.0.1:${server.address().port}/`,
+    close() {
+      server.close()
+      server.closeAllConnections()
+    },
+  }
+}

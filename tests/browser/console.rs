@@ -1,0 +1,301 @@
+//! The console: four lanes that lose nothing, whatever one presses, and a page that says what its token may not see.
+
+use std::{env, io::Write, path::Path};
+
+use rejoin::{Config, config::Secret};
+use serde_json::{Value, json};
+
+use crate::{
+    page::{Page, in_browser},
+    publish,
+    signer::{SECRET, Signer, seconds_from_now},
+    support::Server,
+};
+
+/// True once all lanes are connected.
+const IS_LIVE: &str = "document.querySelectorAll('.lane[data-state=live]').length === 4";
+
+async fn text_of(page: &Page, selector: &str) -> String {
+    let text = format!("return document.querySelector({}).textContent", json!(selector));
+    page.run(&text).await.as_str().expect("a text").to_owned()
+}
+
+/// Waits until each lane shows this many messages.
+async fn until_shown(page: &Page, count: usize) {
+    let all = "[...document.querySelectorAll('.lane')]";
+    page.until(&format!("{all}.every(it => it.querySelectorAll('.message').length === {count})")).await;
+}
+
+/// The ids that each lane shows, newest first.
+async fn shown(page: &Page) -> Vec<Vec<String>> {
+    let ids = "return [...document.querySelectorAll('.lane')].map(lane =>
+        [...lane.querySelectorAll('.message')].map(it => it.dataset.id))";
+    serde_json::from_value(page.run(ids).await).expect("lists of ids")
+}
+
+/// Publishes this many messages.
+async fn publish_some(server: &Server, count: usize) -> Vec<String> {
+    let mut ids = Vec::new();
+    for n in 0..count {
+        ids.push(publish(server.addr, "demo", &n.to_string()).await);
+    }
+    ids
+}
+
+async fn press(page: &Page, selector: &str) {
+    page.session.click(selector).await.unwrap_or_else(|error| panic!("{selector}: {error}"));
+}
+
+fn with_tokens(config: &mut Config) {
+    config.jwt_secret = Some(Secret(SECRET.into()));
+}
+
+fn token(grants: &Value) -> String {
+    Signer::new("HS256").sign(&json!({"sub": "u1", "exp": seconds_from_now(600), "rejoin": grants}))
+}
+
+async fn enter(page: &Page, token: &str) {
+    page.session.fill("#token", token).await.expect("a field for the token");
+    press(page, "#credential button").await;
+}
+
+/// Opens the console of a new server, and returns the ids of five messages that were there before.
+async fn open(page: &Page) -> (Server, Vec<String>) {
+    let server = Server::start().await;
+    let ids = publish_some(&server, 5).await;
+    page.open(&server.http("/")).await;
+    page.until(IS_LIVE).await;
+    (server, ids)
+}
+
+/// Every lane shows exactly these, newest first, and the page says so.
+async fn assert_whole(page: &Page, ids: &[String]) {
+    until_shown(page, ids.len()).await;
+    let newest_first: Vec<_> = ids.iter().rev().cloned().collect();
+    assert_eq!(shown(page).await, vec![newest_first; 4]);
+    page.until(
+        "document.querySelector('#verdict').textContent === 'All lanes are caught up, nothing is missing'",
+    )
+    .await;
+}
+
+/// Each fault alone on each lane, and then all lanes together, with messages before, during and after it.
+#[tokio::test]
+async fn each_fault_brings_every_lane_back_with_nothing_missing() {
+    in_browser(async |page| {
+        let (server, mut ids) = open(page).await;
+        assert_whole(page, &ids).await;
+
+        for lanes in [".lane", "#faults"] {
+            let buttons = |name: &str| {
+                format!("document.querySelectorAll('{lanes} [name={name}]').forEach(it => it.click())")
+            };
+            page.run(&buttons("cut")).await;
+            ids.extend(publish_some(&server, 3).await);
+            assert_whole(page, &ids).await;
+
+            page.run(&buttons("offline")).await;
+            page.until("!document.querySelector('.lane[data-state=live]')").await;
+            ids.extend(publish_some(&server, 3).await);
+            page.run(&buttons("offline")).await;
+            assert_whole(page, &ids).await;
+
+            page.run(&buttons("slow")).await;
+            ids.extend(publish_some(&server, 5).await);
+            // Such a reader takes two messages a second, so all lanes are behind now.
+            page.until("[...document.querySelectorAll('.lane .message')].length < 4 * COUNT".replace("COUNT", &ids.len().to_string()).as_str()).await;
+            page.run(&buttons("slow")).await;
+            assert_whole(page, &ids).await;
+        }
+
+        for _ in 0..4 {
+            press(page, "#faults [name=turn]").await;
+            ids.extend(publish_some(&server, 2).await);
+            assert_whole(page, &ids).await;
+        }
+        page.run("const choice = document.querySelector('.lane select'); choice.value = 'poll'; choice.dispatchEvent(new Event('change'))").await;
+        ids.extend(publish_some(&server, 2).await);
+        assert_whole(page, &ids).await;
+        assert_eq!(text_of(page, ".lane h3").await, "Long-polling");
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lane_that_comes_back_too_late_shows_the_gap_that_the_server_tells() {
+    in_browser(async |page| {
+        let server = Server::with(|config| config.retain_messages = 2).await;
+        publish_some(&server, 2).await;
+        page.open(&server.http("/")).await;
+        page.until(IS_LIVE).await;
+        press(page, "#faults [name=offline]").await;
+        page.until("!document.querySelector('.lane[data-state=live]')").await;
+        publish_some(&server, 6).await;
+        press(page, "#faults [name=offline]").await;
+        page.until("document.querySelectorAll('.lane .gap').length === 4").await;
+        until_shown(page, 4).await;
+        page.until("document.querySelector('#verdict').textContent === 'All lanes are caught up, and every gap was told'").await;
+        server.stop().await;
+    })
+    .await;
+}
+
+/// The page was dead as soon as credentials were configured.
+#[tokio::test]
+async fn a_token_for_one_topic_reads_it_and_the_page_says_what_it_may_not_see() {
+    in_browser(async |page| {
+        let server = Server::with(with_tokens).await;
+        page.open(&server.http("/")).await;
+        page.until("document.querySelector('#notice').textContent.includes('This server wants a token')").await;
+
+        let token = token(&json!({"subscribe": ["news.{sub}"]}));
+        enter(page, &token).await;
+        page.until(IS_LIVE).await;
+        assert_eq!(page.run("return document.querySelector('#topic').value").await, "news.u1");
+        page.until("document.querySelector('#who').textContent.startsWith('u1 until ')").await;
+        for (section, said) in [
+            ("topics", "This token may not list topics. It needs the grant admin."),
+            ("connections", "This token may not see connections. It needs the grant admin."),
+            ("numbers", "This token may not see the numbers of the server. It needs the grant admin."),
+        ] {
+            page.run(&format!("document.querySelector('#{section}').scrollIntoView()")).await;
+            page.until(&format!("document.querySelector('#{section} .say').textContent === {}", json!(said))).await;
+        }
+        press(page, "#publish button").await;
+        page.until("document.querySelector('#publish output').textContent === 'This token may not publish to news.u1. It needs the grant publish for it.'").await;
+
+        // Another topic is refused, and the page offers the one that is granted.
+        page.open(&server.http("/?topic=other")).await;
+        page.until("document.querySelector('#notice').textContent.includes('may not read other')").await;
+        press(page, "#granted button").await;
+        page.until(IS_LIVE).await;
+        assert_eq!(page.run("return location.search").await, "?topic=news.u1");
+
+        // The token is in this tab alone.
+        let places = page.run("return [JSON.stringify(localStorage), document.cookie, location.href, document.title].join()").await;
+        assert!(!places.to_string().contains(&token), "{places}");
+        assert_eq!(page.run("return JSON.parse(sessionStorage.rejoin).token").await, token);
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_admin_finds_topics_and_changes_and_ends_a_connection() {
+    in_browser(async |page| {
+        let server = Server::with(with_tokens).await;
+        let token = token(&json!({"subscribe": ["**"], "publish": ["**"], "admin": true}));
+        page.open(&server.http(&format!("/#topic=demo&token={token}"))).await;
+        page.until(IS_LIVE).await;
+        for topic in ["orders.1", "orders.2", "orders.2.paid", "users.1"] {
+            let post = "return fetch('/topics/TOPIC', {method: 'POST', body: 'news of TOPIC', headers: {Authorization: 'Bearer TOKEN'}})
+                .then(answer => answer.status)";
+            let status = page.run(&post.replace("TOPIC", topic).replace("TOKEN", &token)).await;
+            assert_eq!(status, 201);
+        }
+        page.run("document.querySelector('#topics').scrollIntoView()").await;
+        page.session.fill("#topics input", "orders.*").await.expect("a field for the pattern");
+        page.until("[...document.querySelectorAll('#topics tbody button')].map(it => it.textContent).join() === 'orders.1,orders.2'").await;
+        page.until("document.querySelector('#topics tbody').textContent.includes('news of orders.2')").await;
+
+        page.run("document.querySelector('#connections').scrollIntoView()").await;
+        page.until("document.querySelectorAll('#connections tbody tr').length === 3").await;
+        page.run("[...document.querySelectorAll('#connections tbody tr')].find(it => it.textContent.includes('WebSocket')).querySelector('button').click()").await;
+        page.session.fill("#connection input", "orders.**").await.expect("a field for the topic");
+        press(page, "#connection [value=add]").await;
+        page.until("document.querySelector('#connection output').textContent === 'It reads orders.** now.'").await;
+        press(page, "#connection [value=end]").await;
+        page.until("document.querySelector('.lane[data-state=refused]')?.textContent.includes('ended this connection')").await;
+        press(page, "#connection [value=close]").await;
+        // The lane comes back when one presses for it.
+        press(page, ".lane[data-state=refused] [name=cut]").await;
+        page.until(IS_LIVE).await;
+
+        page.run("document.querySelector('#numbers').scrollIntoView()").await;
+        page.until("/^Replica /.test(document.querySelector('#numbers .say').textContent)").await;
+        assert_eq!(page.run("return document.querySelectorAll('#numbers path').length").await, 6);
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deep_link_shows_the_history_of_its_topic() {
+    in_browser(async |page| {
+        let server = Server::start().await;
+        let mut ids = Vec::new();
+        for n in 0..130 {
+            ids.push(publish(server.addr, "a.b", &n.to_string()).await);
+        }
+        page.open(&server.http("/?topic=a.b")).await;
+        until_shown(page, 20).await;
+        page.until(IS_LIVE).await;
+        press(page, "#older").await;
+        until_shown(page, 120).await;
+        press(page, "#older").await;
+        until_shown(page, 130).await;
+        ids.reverse();
+        assert_eq!(shown(page).await[0], ids);
+        assert!(text_of(page, ".lane ol").await.ends_with("This is the first message of the topic."));
+        assert_eq!(page.run("return document.querySelector('#older').hidden").await, true);
+        server.stop().await;
+    })
+    .await;
+}
+
+/// A person without a mouse reaches everything that can be pressed.
+#[tokio::test]
+async fn the_keyboard_reaches_every_control_and_a_phone_scrolls_in_one_direction() {
+    in_browser(async |page| {
+        let (server, _ids) = open(page).await;
+        let controls = "[...document.querySelectorAll('a, button, input, textarea, select, ol, .table')]
+            .filter(it => it.checkVisibility() && !it.disabled && !it.closest('tbody'))";
+        page.run(&format!("window.reached = new Set(); window.controls = () => {controls};
+            addEventListener('focusin', ({{target}}) => reached.add(target)); document.activeElement.blur()")).await;
+        let count = page.run("return controls().length").await.as_u64().expect("a number");
+        assert!(count > 40, "{count}");
+        for _ in 0..count + 10 {
+            let key = json!({"type": "keyDown", "key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9});
+            page.session.command("Input.dispatchKeyEvent", key).await.expect("a key");
+        }
+        let missed = page.run("return controls().filter(it => !reached.has(it)).map(it => it.outerHTML.slice(0, 200))").await;
+        assert_eq!(missed, json!([]));
+
+        for (width, height) in [(390, 844), (1280, 800)] {
+            let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+            page.session.command("Emulation.setDeviceMetricsOverride", size).await.expect("a size");
+            let wide = page.run("return document.documentElement.scrollWidth").await;
+            assert!(wide.as_i64() <= Some(width), "{wide} of {width}");
+        }
+        // All lanes with messages are to be seen at 1280 x 800 without scrolling.
+        let bottom = page.run("return Math.max(...[...document.querySelectorAll('.lane')].map(it => it.getBoundingClientRect().bottom))").await;
+        assert!(bottom.as_f64() <= Some(800.0), "{bottom}");
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn axe_finds_nothing_in_light_and_dark() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("web/node_modules/axe-core/axe.min.js");
+    let Ok(axe) = std::fs::read_to_string(file) else {
+        assert!(env::var_os("CI").is_none(), "npm ci --prefix web has not run");
+        let _ = writeln!(std::io::stderr(), "SKIPPED axe: npm ci --prefix web has not run");
+        return;
+    };
+    in_browser(async |page| {
+        let (server, _ids) = open(page).await;
+        page.run("document.querySelector('#connections').scrollIntoView()").await;
+        page.until("document.querySelector('#connections tbody tr')").await;
+        page.run(&axe).await;
+        for scheme in ["light", "dark"] {
+            let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+            page.session.command("Emulation.setEmulatedMedia", media).await.expect("a scheme");
+            let found = page.run("return axe.run().then(({violations}) => violations.map(it => [it.id, it.nodes.map(node => node.html)]))").await;
+            assert_eq!(found, json!([]), "{scheme}");
+        }
+        server.stop().await;
+    })
+    .await;
+}

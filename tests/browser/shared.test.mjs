@@ -1,0 +1,187 @@
+// Tabs that share one connection, and pages that the browser keeps, in Chromium.
+import assert from 'node:assert/strict'
+import { after, before, describe, test } from 'node:test'
+import { Browser, serveClient } from './chromium.mjs'
+import { Proxy, SECRET, Server, mint } from './server.mjs'
+
+const ends = []
+let browser, origin
+before(async () => {
+  origin = await serveClient()
+  browser = await Browser.start()
+})
+after(async () => {
+  for (const end of ends) await end()
+  await browser.stop()
+  origin.close()
+})
+
+const numbers = (from, to) => Array.from({ length: to - from + 1 }, (_, at) => from + at)
+
+/** A server, and a function that opens tabs which read from it. */
+async function begin(flags = []) {
+  const server = await Server.start(['--allowed-origin', origin.url.slice(0, -1), ...flags])
+  ends.push(() => server.stop('SIGKILL'))
+  const proxy = await Proxy.before(server.port)
+  ends.push(() => proxy.close())
+  const tab = async (options, topics, path = '') => {
+    const page = await browser.open(origin.url + path)
+    await page.until('window.ready')
+    await page.run(`begin(${JSON.stringify(proxy.url)}, ${options}, ${JSON.stringify(topics)})`)
+    for (const topic of topics) await page.until(`has('subscribed', '${topic}')`)
+    return page
+  }
+  return { server, proxy, tab }
+}
+const connections = async server =>
+  (await (await fetch(server.url + '/connections', { headers: server.key && { Authorization: 'Bearer ' + server.key } })).json())
+    .connections.map(it => it.connection)
+const opens = page => page.run("told.filter(it => it.type === 'open').map(it => it.connection)")
+async function hasAll(page, topic, last) {
+  await page.until(`data('${topic}').includes(${last})`)
+  assert.deepEqual(await page.run(`data('${topic}')`), numbers(1, last))
+  assert.equal(await page.run("has('gap')"), false)
+}
+
+describe('tabs', { concurrency: 12 }, () => {
+  test('three tabs share one connection, and go on when the leader is closed', async () => {
+    const { server, tab } = await begin()
+    const shared = "{ shared: 'u1' }"
+    const tabs = [await tab(shared, ['a', 'x.*']), await tab(shared, ['a']), await tab(shared, ['a', 'b'])]
+    assert.equal((await connections(server)).length, 1)
+    let n = 0
+    for (; n < 5;) await server.publish('a', ++n)
+    await server.publish('b', 1)
+    for (const page of tabs) await hasAll(page, 'a', n)
+    await hasAll(tabs[2], 'b', 1)
+    while (tabs.length > 1) {
+      const [leader] = await connections(server)
+      await tabs.shift().close()
+      // These come while nobody leads, or while the next leader connects.
+      for (let more = 0; more < 10; more++) await server.publish('a', ++n)
+      for (const page of tabs) await hasAll(page, 'a', n)
+      await tabs[0].until(`told.some(it => it.type === 'open' && it.connection !== '${leader}')`)
+      assert.equal((await connections(server)).length, 1)
+    }
+    await server.publish('b', 2)
+    await hasAll(tabs[0], 'b', 2)
+  })
+
+  test('a frozen leader loses its place, and steps down when it wakes', async () => {
+    const { server, tab } = await begin(['--heartbeat', '2s'])
+    const leader = await tab("{ shared: 'u1' }", ['a'])
+    const follower = await tab("{ shared: 'u1' }", ['a'])
+    const [first] = await connections(server)
+    await leader.freeze(true)
+    for (let n = 1; n <= 5; n++) await server.publish('a', n)
+    await hasAll(follower, 'a', 5)
+    assert.notEqual((await opens(follower)).at(-1), first, 'the follower leads')
+    await leader.freeze(false)
+    await hasAll(leader, 'a', 5)
+    await leader.until(`told.filter(it => it.type === 'open').length > 1`)
+    await server.publish('a', 6)
+    await hasAll(leader, 'a', 6)
+    await hasAll(follower, 'a', 6)
+    assert.equal((await connections(server)).length, 1)
+    assert.deepEqual((await opens(leader)).at(-1), (await opens(follower)).at(-1))
+  })
+
+  test('two logins in one browser have a connection each', async () => {
+    const { server, tab } = await begin()
+    await tab("{ shared: 'u1' }", ['a'])
+    await tab("{ shared: 'u2' }", ['a'])
+    await tab("{ shared: 'u2', mine: false }", ['a'])
+    assert.equal((await connections(server)).length, 2)
+  })
+
+  for (const transport of ['ws', 'ndjson', 'poll']) {
+    test(`${transport}: cuts of the connection lose nothing in any tab`, async () => {
+      const { server, proxy, tab } = await begin()
+      const options = `{ shared: '${transport}', transports: ['${transport}'] }`
+      const tabs = [await tab(options, ['a']), await tab(options, ['a', 'b']), await tab(options, ['*'])]
+      for (let n = 1; n <= 30; n++) {
+        if (n % 10 === 5) proxy.cut()
+        await server.publish('a', n)
+        if (n % 10 === 9) proxy.mend()
+        if (n === 15) await tabs[1].run("void read('late', { after: '0' })")
+      }
+      await server.publish('late', 1)
+      await hasAll(tabs[0], 'a', 30)
+      await hasAll(tabs[1], 'a', 30)
+      await hasAll(tabs[1], 'late', 1)
+      await tabs[2].until("data('*').length >= 31")
+      assert.deepEqual(await tabs[2].run("data('*')"), [...numbers(1, 30), 1])
+    })
+  }
+
+  for (const options of ['{}', "{ shared: 'kept' }"]) {
+    test(`${options}: a page that is left closes its connection, and comes back from its cursor`, async () => {
+      const { server, tab } = await begin()
+      const page = await tab(options, ['a'])
+      await server.publish('a', 1)
+      await hasAll(page, 'a', 1)
+      await page.go(origin.url + 'other')
+      await page.until("document.title === 'other'")
+      for (let looks = 0; looks < 100 && (await connections(server)).length; looks++) {
+        await new Promise(resume => setTimeout(resume, 50))
+      }
+      assert.deepEqual(await connections(server), [])
+      await server.publish('a', 2)
+      await page.back()
+      await page.until('window.ready')
+      await hasAll(page, 'a', 2)
+      assert.deepEqual(await page.run('shown.at(-1)'), true, 'the browser has kept the page')
+    })
+  }
+
+  test('a tab that cannot read what it has missed tries again', async () => {
+    const { server, proxy, tab } = await begin()
+    const options = "{ shared: 'u1', transports: ['ndjson'] }"
+    const tabs = [await tab(options, ['a']), await tab(options, ['a'])]
+    await server.publish('a', 1)
+    for (const page of tabs) await hasAll(page, 'a', 1)
+    await tabs[1].run("{ const real = fetch; window.polls = 0; window.fetch = (...all) => polls++ ? real(...all) : Promise.reject(new TypeError('away')) }")
+    proxy.cut()
+    for (let n = 2; n <= 5; n++) await server.publish('a', n)
+    proxy.mend()
+    await tabs[0].until("data('a').includes(5)")
+    await tabs[1].until("polls > 0 && rejoin.state === 'live'")
+    await server.publish('a', 6)
+    for (const page of tabs) await hasAll(page, 'a', 6)
+  })
+
+  test('a topic that the server adds is read in every tab', async () => {
+    const { server, tab } = await begin()
+    const tabs = [await tab("{ shared: 'u1' }", ['a']), await tab("{ shared: 'u1' }", ['a'])]
+    await server.publish('given', 1)
+    const [connection] = await connections(server)
+    const answer = await fetch(`${server.url}/connections/${connection}/topics/given?after=0`, { method: 'PUT' })
+    assert.equal(answer.status, 204)
+    await server.publish('given', 2)
+    for (const page of tabs) await hasAll(page, 'given', 2)
+    // A tab that comes later reads it too.
+    const late = await tab("{ shared: 'u1' }", ['a'])
+    await late.until("has('subscribed', 'given')")
+    await server.publish('given', 3)
+    for (const page of tabs) await hasAll(page, 'given', 3)
+    assert.deepEqual(await late.run("data('given')"), [3])
+  })
+
+  test('a topic that one tab may not read is told there, and each tab has its token', async () => {
+    const { server, tab } = await begin(['--jwt-secret', SECRET])
+    server.key = mint('backend', 600)
+    const token = mint('u1', 600, { subscribe: ['a'] })
+    const options = `{ shared: 'u1', token: () => '${token}' }`
+    const tabs = [await tab(options, ['a']), await tab(options, ['a'])]
+    await tabs[1].run("void read('forbidden')")
+    await tabs[1].until("has('refused', 'forbidden')")
+    await server.publish('a', 1)
+    for (const page of tabs) await hasAll(page, 'a', 1)
+    assert.equal(await tabs[0].run("has('refused')"), false)
+    // A token says nothing of who shares it.
+    await tab(`{ shared: true, token: () => '${token}' }`, ['a'])
+    await tab(`{ shared: true, token: () => '${token}' }`, ['a'])
+    server.key = mint('backend', 600, { admin: true })
+    assert.equal((await connections(server)).length, 3)
+  })
+})
