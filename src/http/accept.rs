@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    future::poll_fn,
+    future::{pending, poll_fn},
     io, mem,
     pin::{Pin, pin},
     sync::Arc,
@@ -350,7 +350,8 @@ async fn answer_http1(
         && written.is_flushed()
         && let Some(feed) = Feed::of(&mut response)
     {
-        match exit.leave(feed).await {}
+        exit.leave_with(feed);
+        return pending().await;
     }
     if may_still_send || endpoint.place.is_spare() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

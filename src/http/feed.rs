@@ -4,7 +4,6 @@
 //! buffers, and a message costs it one write.
 
 use std::{
-    future::pending,
     io::{self, Write},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -31,6 +30,8 @@ use super::{
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// How many bytes are read at once from a client that sends something on a stream. They are dropped.
 const DROPPED_BYTES: usize = 512;
+/// A client that sends more than this on a stream is no reader: its connection ends.
+const MAX_DROPPED_BYTES: usize = 64 << 10;
 
 /// A stream, and the head of its answer.
 pub struct Feed {
@@ -56,9 +57,20 @@ impl Feed {
         let mut outbox = Outbox::default();
         outbox.push(head.into());
         let groups = app.groups.clone();
-        let mut writing =
-            Box::new(Writing { groups, io, incoming: Gate::new(), outbox, stream, is_done: false });
-        let written = std::future::poll_fn(|cx| writing.poll(cx)).await;
+        let mut writing = Box::new(Writing {
+            groups,
+            io,
+            incoming: Gate::new(),
+            dropped: 0,
+            outbox,
+            stream,
+            is_done: false,
+        });
+        let written = tokio::select! {
+            biased;
+            written = std::future::poll_fn(|cx| writing.poll(cx)) => written,
+            () = app.shutdown.ended() => return,
+        };
         if let Err(error) = &written {
             if error.kind() == io::ErrorKind::TimedOut {
                 app.metrics.slow_closes.inc();
@@ -103,6 +115,8 @@ struct Writing {
     io: StallGuard<SharedSocket>,
     /// Opens when the client has sent something, or has left.
     incoming: Gate,
+    /// How many bytes the client has sent.
+    dropped: usize,
     outbox: Outbox,
     stream: Streaming,
     /// The last chunk is in the outbox.
@@ -146,15 +160,16 @@ impl Writing {
         self.outbox.push(chunk(bytes));
     }
 
-    /// Ready once the client has closed its side. What it sends is dropped.
+    /// Ready once the client has closed its side. Bytes that it sends are dropped, and end the connection if they are many.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { io, incoming, .. } = self;
+        let Self { io, incoming, dropped, .. } = self;
         incoming.poll(cx, |cx| {
             let mut bytes = [0; DROPPED_BYTES];
             loop {
                 let mut buffer = ReadBuf::new(&mut bytes);
                 ready!(Pin::new(&mut *io).poll_read(cx, &mut buffer))?;
-                if buffer.filled().is_empty() {
+                *dropped += buffer.filled().len();
+                if buffer.filled().is_empty() || *dropped > MAX_DROPPED_BYTES {
                     return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
                 }
             }
@@ -167,10 +182,9 @@ impl Writing {
 pub struct Exit(Arc<Mutex<Option<Feed>>>);
 
 impl Exit {
-    /// Leaves the library with this stream. The library waits for an answer until its connection is taken apart.
-    pub async fn leave(&self, feed: Feed) -> std::convert::Infallible {
+    /// Leaves the library with this stream. The library must wait for an answer until its connection is taken apart.
+    pub fn leave_with(&self, feed: Feed) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(feed);
-        pending().await
     }
 
     /// The stream that waits to leave.

@@ -14,7 +14,10 @@ mod member;
 mod tests;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::SystemTime,
 };
@@ -57,6 +60,8 @@ pub struct Group {
     /// The rules by which the rights of all members were checked.
     rules: Arc<Rules>,
     task: AtomicWaker,
+    /// It takes no more members now.
+    is_full: AtomicBool,
     // A std mutex: no await happens while it is held, and each holder does a bounded step.
     state: Mutex<State>,
 }
@@ -110,6 +115,7 @@ impl Group {
             in_force: groups.in_force.clone(),
             rules: comer.rules.clone(),
             task: AtomicWaker::new(),
+            is_full: AtomicBool::new(false),
             state: Mutex::new(state),
         }
     }
@@ -125,6 +131,8 @@ impl Group {
             while self.write_some() {
                 tokio::task::yield_now().await;
             }
+            // A group whose messages never stop must not keep a thread for itself.
+            tokio::task::yield_now().await;
         }
         std::mem::forget(rescue);
     }
@@ -163,30 +171,50 @@ impl Group {
     /// Writes the batch to some members. True if others have yet to be given it.
     fn write_some(&self) -> bool {
         let mut guard = self.state();
-        let state = &mut *guard;
-        let Some(mut batch) = state.batch.take() else { return false };
-        let (end, mut written) = (state.members.capacity().min(batch.next + WRITES_AT_ONCE), 0);
+        let State {
+            reading: Some(reading),
+            batch: Some(batch),
+            members,
+            place,
+            given,
+            batches,
+            soonest_end,
+            ..
+        } = &mut *guard
+        else {
+            return false;
+        };
+        let (end, mut written) = (members.capacity().min(batch.next + WRITES_AT_ONCE), 0);
         for key in batch.next..end {
             // Those that joined while the batch was under way stand behind it already.
-            let Some(member) = state.members.get(key).filter(|member| member.since != state.batches) else {
-                continue;
-            };
-            match batch.write_to(member) {
-                Written::Completely => written += 1,
-                Written::Partly(rest) => {
-                    written += 1;
-                    state.let_go(key, state.place.clone(), state.given, rest);
+            if let Some(member) = members.get(key).filter(|member| member.since != *batches) {
+                let left = match batch.write_to(member) {
+                    Written::Completely => {
+                        written += 1;
+                        None
+                    }
+                    Written::Partly(rest) => {
+                        written += 1;
+                        Some((place.clone(), *given, rest))
+                    }
+                    Written::Not => Some((batch.before.clone(), batch.given_before, Bytes::new())),
+                };
+                if let Some((place, given, rest)) = left {
+                    let member = members.remove(key);
+                    reading.count_as(members.len());
+                    member.seat.put(Left::of(reading, place, given, rest, &member));
                 }
-                Written::Not => state.let_go(key, batch.before.clone(), batch.given_before, Bytes::new()),
             }
+            // Noted after each write, so that every member stands at the right place if this panics.
+            batch.next = key + 1;
         }
-        batch.next = end;
         batch.observe(&self.metrics, written);
-        let has_more = end < state.members.capacity();
-        if has_more {
-            state.batch = Some(batch);
-        } else if batch.now.is_some() {
-            state.soonest_end = state.members.iter().filter_map(|(_, member)| member.ends_at).min();
+        let has_more = end < members.capacity();
+        if !has_more {
+            if batch.now.is_some() {
+                *soonest_end = members.iter().filter_map(|(_, member)| member.ends_at).min();
+            }
+            guard.batch = None;
         }
         !self.end_if_empty(guard) && has_more
     }
@@ -206,7 +234,7 @@ impl Group {
             Meeting::Level => reading.place(),
             Meeting::SecondHasMore => return Joined::HasMore,
             Meeting::FirstHasMore => {
-                state.door.push(seat.task.clone());
+                state.wait_at_door(&seat.task);
                 return Joined::NotNow;
             }
         };
@@ -222,19 +250,22 @@ impl Group {
             given: state.given,
         });
         reading.count_as(state.members.len());
+        self.is_full.store(state.members.len() >= MAX_MEMBERS, Ordering::Relaxed);
         Joined::Member(key)
     }
 
-    /// Lets a member go on by itself, if the group has not done so already. `None` if it has gone on before.
+    /// Takes a member out that goes on by itself. `None` if it has gone on before. It wakes nobody.
     fn leave(&self, key: usize, seat: &Seat) -> Option<Left> {
-        let mut guard = self.state();
-        let mut left = seat.take();
-        if left.is_err() {
-            guard.let_go_by_itself(key);
-            left = seat.take();
-            self.end_if_empty(guard);
-        }
-        let mut left = left.ok().flatten()?;
+        let mut state = self.state();
+        let left = match seat.leave() {
+            Some(left) => left,
+            None => {
+                let left = state.take_out(key);
+                self.end_if_empty(state);
+                left
+            }
+        };
+        let mut left = left?;
         if let Form::Body(_) = self.key.form {
             left.subscription.keep_cursor();
         }
@@ -243,6 +274,7 @@ impl Group {
 
     /// Ends the group if no member is left. True if it has ended.
     fn end_if_empty(&self, mut state: MutexGuard<'_, State>) -> bool {
+        self.is_full.store(state.members.len() >= MAX_MEMBERS, Ordering::Relaxed);
         if !state.members.is_empty() {
             return state.reading.is_none();
         }
@@ -270,6 +302,13 @@ impl Group {
 }
 
 impl State {
+    /// Has a reader woken after the next batch.
+    fn wait_at_door(&mut self, task: &Waker) {
+        if self.door.len() < MAX_MEMBERS && !self.door.iter().any(|other| other.will_wake(task)) {
+            self.door.push(task.clone());
+        }
+    }
+
     /// True if the member was given the batch under way, or if there is none.
     fn is_level(&self, key: usize) -> bool {
         let Some(batch) = &self.batch else { return true };
@@ -284,21 +323,13 @@ impl State {
         }
     }
 
-    /// Lets a member go between two writes.
-    fn let_go_by_itself(&mut self, key: usize) {
+    /// Takes a member out between two writes.
+    fn take_out(&mut self, key: usize) -> Option<Left> {
         let (place, given) = self.stand_of(key);
-        self.let_go(key, place, given, Bytes::new());
-    }
-
-    /// Lets a member read on by itself from `place`. `rest` is what it has yet to write of a batch that it was given.
-    ///
-    /// It follows before it leaves, so its tails never lose their last follower.
-    fn let_go(&mut self, key: usize, place: Place, given: Given, rest: Bytes) {
-        let Some(reading) = &self.reading else { return };
-        let Some(member) = self.members.try_remove(key) else { return };
+        let reading = self.reading.as_ref()?;
+        let member = self.members.try_remove(key)?;
         reading.count_as(self.members.len());
-        let subscription = reading.fork(place, member.connection);
-        member.seat.put(Left { subscription, rest, given: given.since(member.given) });
+        Some(Left::of(reading, place, given, Bytes::new(), &member))
     }
 }
 
@@ -308,8 +339,10 @@ struct Rescue<'a>(&'a Group);
 impl Drop for Rescue<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        let keys: Vec<_> = state.members.iter().map(|(key, _)| key).collect();
-        keys.into_iter().for_each(|key| state.let_go_by_itself(key));
+        let seats: Vec<_> = state.members.iter().map(|(key, member)| (key, member.seat.clone())).collect();
+        for (key, seat) in seats {
+            state.take_out(key).into_iter().for_each(|left| seat.put(left));
+        }
         self.0.end_if_empty(state);
     }
 }

@@ -113,7 +113,9 @@ impl Reader {
             return None;
         }
         let TakenOver { rest, given } = self.reading.lock().take_over()?;
-        self.pulse.was_sent(given.at);
+        if given.messages > 0 {
+            self.pulse.was_sent(given.at);
+        }
         if let Some(record) = self.access().record() {
             record.count(given.bytes);
         }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     hash::{Hash, Hasher},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     task::Waker,
     time::SystemTime,
 };
@@ -25,6 +25,8 @@ use crate::{
 
 /// Readers of more topics and patterns stay alone. To find their group would cost more than it saves.
 const MAX_PATTERNS: usize = 16;
+/// How many groups a reader asks before it makes a new one.
+const MOST_TRIED: usize = 2;
 
 /// The topics that the members of a group read, and the form in which they are given.
 #[derive(Clone)]
@@ -101,8 +103,7 @@ impl Groups {
         }
         let key = Key { form: comer.form, patterns: reader.pattern_set().clone() };
         let seat = Arc::new(Seat::new(waker.clone()));
-        let known = self.groups().get(&key).cloned().unwrap_or_default();
-        for group in known {
+        for group in self.with_room(&key) {
             match group.join(reader, comer, &seat) {
                 Joined::Member(member) => return Some(Parked::new(group, member, seat)),
                 Joined::HasMore => {
@@ -120,6 +121,13 @@ impl Groups {
         self.groups().entry(key).or_default().push(group.clone());
         tokio::spawn(group.clone().run());
         Some(Parked::new(group, member, seat))
+    }
+
+    /// The newest groups with room for one more.
+    fn with_room(&self, key: &Key) -> Vec<Arc<Group>> {
+        let groups = self.groups();
+        let same = groups.get(key).map_or(&[][..], Vec::as_slice).iter().rev();
+        same.filter(|group| !group.is_full.load(Ordering::Relaxed)).take(MOST_TRIED).cloned().collect()
     }
 
     /// Forgets a group that has ended.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Group;
 use crate::{
-    broker::Subscription,
+    broker::{Place, Subscription},
     http::shared_socket::SharedSocket,
     message::{Id, PatternSet},
 };
@@ -74,6 +74,14 @@ pub struct Left {
     pub given: Given,
 }
 
+impl Left {
+    /// The member follows before it leaves, so its tails never lose their last follower.
+    pub fn of(reading: &Subscription, place: Place, given: Given, rest: Bytes, member: &Member) -> Self {
+        let subscription = reading.fork(place, member.connection.clone());
+        Self { subscription, rest, given: given.since(member.given) }
+    }
+}
+
 impl Seat {
     pub fn new(task: Waker) -> Self {
         Self { task, state: Mutex::new(Sitting::Sits) }
@@ -83,21 +91,19 @@ impl Seat {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the reader go on by itself.
+    /// Lets the reader go on by itself, and wakes it.
     pub fn put(&self, left: Left) {
         *self.state() = Sitting::Left(Box::new(left));
         self.task.wake_by_ref();
     }
 
-    /// Goes on, if the group has let the reader go. `None` if it has gone on before.
-    pub fn take(&self) -> Result<Option<Left>, StillMember> {
-        let mut state = self.state();
-        match &*state {
-            Sitting::Sits => Err(StillMember),
-            Sitting::Left(_) | Sitting::Gone => match std::mem::replace(&mut *state, Sitting::Gone) {
-                Sitting::Left(left) => Ok(Some(*left)),
-                _ => Ok(None),
-            },
+    /// Notes that the reader goes on. Returns what it takes along if the group has let it go, and nothing more if it has
+    /// gone on before. `None` if it is a member still: then the group must take it out.
+    pub fn leave(&self) -> Option<Option<Left>> {
+        match std::mem::replace(&mut *self.state(), Sitting::Gone) {
+            Sitting::Sits => None,
+            Sitting::Left(left) => Some(Some(*left)),
+            Sitting::Gone => Some(None),
         }
     }
 
@@ -109,9 +115,6 @@ impl Seat {
         }
     }
 }
-
-/// The reader is a member of the group.
-pub struct StillMember;
 
 /// A place in a group. Dropping it leaves.
 pub struct Parked {

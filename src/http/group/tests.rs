@@ -3,13 +3,18 @@
 use std::{
     io::Read,
     net::{TcpListener, TcpStream},
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{Arc, atomic::AtomicUsize},
+    task::Wake,
+    time::SystemTime,
 };
 
 use futures_util::{FutureExt, StreamExt};
+use socket2::SockRef;
 
-use super::{super::shared_socket::SharedSocket, *};
+use super::{
+    super::{outbox::Outbox, shared_socket::SharedSocket},
+    *,
+};
 use crate::{
     broker::{Broker, Delivery},
     config::Config,
@@ -65,6 +70,10 @@ impl Readers {
 
     /// Tries to park. True if the reader is a member now.
     fn park(&self, reader: &mut Reader) -> bool {
+        self.park_by(reader, Waker::noop())
+    }
+
+    fn park_by(&self, reader: &mut Reader, waker: &Waker) -> bool {
         let rules = self.app.rules.load_full();
         let comer = Comer {
             form: Form::Body(Framing::Ndjson),
@@ -74,7 +83,7 @@ impl Readers {
             ends_at: reader.ends_at,
         };
         let subscription = reader.subscription.as_mut().expect("it reads by itself");
-        reader.parked = self.app.groups.park(subscription, &comer, Waker::noop());
+        reader.parked = self.app.groups.park(subscription, &comer, waker);
         if reader.parked.is_some() {
             reader.subscription = None;
         }
@@ -221,41 +230,65 @@ async fn only_the_excluded_reader_leaves() {
     );
 }
 
+/// A task that wakes itself when it leaves would leave and park for ever.
+#[tokio::test]
+async fn only_the_group_wakes_a_reader() {
+    let readers = Readers::new();
+    let mut parked = readers.readers(1).await;
+    let mut reader = readers.reader("woken").await;
+    assert!(readers.park(&mut parked[0]));
+    let wakes = Arc::new(Wakes::default());
+    let waker = wakes.clone().into();
+    for _ in 0..3 {
+        assert!(readers.park_by(&mut reader, &waker));
+        reader.leave();
+        assert!(reader.own().is_empty());
+    }
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+    assert!(readers.park_by(&mut reader, &waker));
+    readers.publish("one", Some("woken")).await;
+    settle().await;
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "it goes on by itself");
+    assert_eq!(parked[0].received(), ["one"]);
+}
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 #[tokio::test]
 async fn a_socket_that_takes_a_part_gets_the_rest_from_its_reader() {
     let readers = Readers::new();
-    let mut parked = readers.parked(2).await;
-    // Nobody reads, so the sockets fill up.
-    let text = "x".repeat(100_000);
-    let mut published = 0;
-    while parked[0].socket.0.try_write(b"").is_ok() && published < 200 {
-        readers.publish(&text, None).await;
-        published += 1;
-        settle().await;
-        let has_left = readers.app.groups.is_empty();
-        if has_left {
-            break;
-        }
+    let mut waiting = readers.readers(2).await;
+    for reader in &mut waiting {
+        SockRef::from(&*reader.socket.0).set_send_buffer_size(4096).expect("it can");
+        assert!(readers.park(reader));
     }
-    assert!(readers.app.groups.is_empty(), "{published} messages fill a socket");
-    for reader in &mut parked {
+    let text = "x".repeat(200_000);
+    readers.publish(&text, None).await;
+    settle().await;
+    assert!(readers.app.groups.is_empty(), "both have left");
+    for reader in &mut waiting {
         let rest = reader.leave();
-        let own = reader.own().len();
+        assert!(!rest.is_empty() && reader.own().is_empty(), "the socket has taken a part");
+        let mut outbox = Outbox::default();
+        outbox.push_begun(rest);
+        assert!(!outbox.drop_unbegun(), "it is begun");
         let mut far = reader.far.try_clone().expect("a second handle");
         let reading = std::thread::spawn(move || {
-            far.set_read_timeout(Some(Duration::from_secs(1))).expect("it can");
-            let (mut bytes, mut piece) = (Vec::new(), vec![0; 1 << 16]);
-            while let Ok(1..) = far.read(&mut piece).inspect(|length| bytes.extend(&piece[..*length])) {}
-            bytes
+            let mut text = String::new();
+            far.read_to_string(&mut text).map(|_| text).expect("text")
         });
-        let mut rest = &rest[..];
-        while !rest.is_empty() {
-            reader.socket.0.writable().await.expect("it is open");
-            rest = &rest[reader.socket.try_write(rest).unwrap_or_default()..];
+        while !outbox.is_empty() {
+            std::future::poll_fn(|cx| outbox.poll_write(&mut reader.socket, cx)).await.expect("written");
         }
-        let bytes = reading.join().expect("it reads");
-        let came = String::from_utf8(bytes).expect("text").matches(&text).count();
-        assert_eq!(came + own, published, "each message came once");
+        SockRef::from(&*reader.socket.0).shutdown(std::net::Shutdown::Write).expect("it can");
+        assert_eq!(reading.join().expect("it reads").matches(&text).count(), 1, "the message came once");
     }
 }
 
@@ -303,19 +336,29 @@ async fn a_gap_lets_each_reader_go_on_by_itself() {
 }
 
 #[tokio::test]
-async fn readers_of_a_group_that_panics_go_on_by_themselves() {
+async fn readers_of_a_group_that_panics_in_a_batch_go_on_by_themselves() {
     let readers = Readers::new();
-    let mut parked = readers.parked(2).await;
+    let mut parked = readers.parked(3).await;
     let group = readers.app.groups.any().expect("a group");
+    readers.publish("one", None).await;
+    let has_batch = futures_util::poll!(std::future::poll_fn(|cx| group.poll_batch(cx)));
+    assert_eq!(has_batch, Poll::Ready(true));
+    {
+        let mut state = group.state();
+        let State { batch: Some(batch), members, .. } = &mut *state else { panic!("a batch") };
+        assert!(matches!(batch.write_to(&members[0]), Written::Completely));
+        batch.next = 1;
+    }
     let panicking = tokio::spawn(async move {
         let _rescue = Rescue(&group);
         panic!("as a mistake in a group would");
     });
     assert!(panicking.await.is_err());
-    readers.publish("one", None).await;
-    for reader in &mut parked {
+    for (index, reader) in parked.iter_mut().enumerate() {
         reader.leave();
-        assert_eq!((reader.own(), reader.received()), (vec!["one".into()], vec![]));
+        let came = (reader.received(), reader.own());
+        let one = vec!["one".to_owned()];
+        assert_eq!(came, if index == 0 { (one, vec![]) } else { (vec![], one) });
     }
     assert!(readers.app.groups.is_empty());
 }

@@ -209,7 +209,7 @@ impl Reading {
         }
         if state.reads(pattern) || state.joins(pattern) {
             // Its messages keep coming, because the subject's list has it.
-            if !state.subscription().is_listed(pattern) {
+            if !state.is_listed(pattern) {
                 state.changes().tell(pattern, Told::Removed)?;
             }
             if state.joining.iter().any(|joining| joining.is_asked && joining.pattern == *pattern) {
@@ -224,6 +224,8 @@ impl Reading {
     /// Ends the connection. Its client is given nothing more.
     pub fn end(&self, code: Code) {
         let mut state = self.lock();
+        // Otherwise the group would still give messages.
+        state.leave_group();
         state.ended.get_or_insert(code);
         state.wake();
     }
@@ -340,17 +342,24 @@ impl State {
     /// Takes over from the group that reads for this connection, if one does. From then on it writes nothing here.
     /// Returns what it has written since this was last called.
     pub fn take_over(&mut self) -> Option<TakenOver> {
-        self.subscription();
+        self.leave_group();
         self.taken_over.take()
     }
 
-    /// The subscription. If a group reads for this connection, it reads by itself from now on.
-    fn subscription(&mut self) -> &mut Subscription {
-        if let Some(left) = self.parked.take().and_then(|parked| parked.leave()) {
-            let Left { subscription, rest, given } = left;
+    /// Reads by itself from now on. True if a group has read for this connection.
+    fn leave_group(&mut self) -> bool {
+        let left = self.parked.take().and_then(|parked| parked.leave());
+        left.is_some_and(|Left { subscription, rest, given }| {
             self.permit.was_given(given.messages);
             self.subscription = Some(Box::new(subscription));
             self.taken_over = Some(TakenOver { rest, given });
+            true
+        })
+    }
+
+    /// The subscription. If a group reads for this connection, it reads by itself from now on, and its task goes on.
+    fn subscription(&mut self) -> &mut Subscription {
+        if self.leave_group() {
             self.wake();
         }
         alone(&mut self.subscription)
@@ -398,6 +407,10 @@ impl State {
     /// True if `pattern` is read because of the list of the subject alone.
     pub fn is_only_listed(&self, pattern: &Pattern) -> bool {
         self.subscription.as_ref().is_some_and(|subscription| subscription.is_only_listed(pattern))
+    }
+
+    fn is_listed(&self, pattern: &Pattern) -> bool {
+        self.subscription.as_ref().is_some_and(|subscription| subscription.is_listed(pattern))
     }
 
     /// Notes that the client asks for a pattern that the list has too.
