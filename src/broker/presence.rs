@@ -256,14 +256,17 @@ impl Drop for Presences {
 #[cfg(test)]
 mod tests {
     use super::{held::MAX_OF_SUBJECT, *};
-    use crate::{config::Config, log::MemoryLog};
+    use crate::log::{MemoryLog, Retention, Rules};
 
     fn topics(numbers: std::ops::Range<usize>) -> Vec<Topic> {
         numbers.map(|number| format!("t{number}").parse().expect("a topic")).collect()
     }
 
     fn start(grace: Duration) -> Arc<Presences> {
-        Presences::start(MemoryLog::start(Config::default().retention()), grace)
+        let (age, rules) = (Duration::from_secs(3600), Rules::NONE);
+        let (bytes, total_bytes) = (16 << 20, 256 << 20);
+        let retention = Retention { messages: 1000, age, bytes, total_bytes, topics: 100_000, rules };
+        Presences::start(MemoryLog::start(retention), grace)
     }
 
     async fn count(presences: &Presences, topic: &str) -> usize {

@@ -145,9 +145,8 @@ mod tests {
         for (method, path) in [(Method::GET, "/nowhere"), (Method::GET, "/"), (Method::PUT, "/topics/a")] {
             let bare = ask(&app, method, path).await;
             assert_eq!(bare.status().as_u16(), 503, "{path}");
-            assert!(
-                bare.headers().contains_key(header::RETRY_AFTER) && bare.headers()[header::VARY] == "origin"
-            );
+            let varies = bare.headers().get_all(header::VARY).iter().any(|name| name == "origin");
+            assert!(bare.headers().contains_key(header::RETRY_AFTER) && varies);
             assert_eq!(length(bare).await, 0, "{path}");
         }
         for (method, path, status) in [

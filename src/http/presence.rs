@@ -37,7 +37,8 @@ pub async fn members(app: &Arc<App>, topic: Option<String>, request: Request) ->
         return Err(Problem::method_not_allowed("GET, HEAD"));
     }
     let access = Access::of(&app.rules, &request).await?;
-    let topic = topic.ok_or_else(|| Problem::bad_request("topic: not valid UTF-8"))?;
+    let topic = topic
+        .ok_or_else(|| Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8"))?;
     let pattern = query::pattern("topic", &topic)?;
     access.see_presence(&pattern)?;
     let topic = pattern.topic().filter(|topic| changes_of(topic).is_some());

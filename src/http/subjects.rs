@@ -87,7 +87,8 @@ pub async fn topic(
         _ => return Err(Problem::method_not_allowed("PUT, DELETE")),
     };
     let access = Access::of(&app.rules, &request).await?;
-    let topic = topic.ok_or_else(|| Problem::bad_request("topic: not valid UTF-8"))?;
+    let topic = topic
+        .ok_or_else(|| Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8"))?;
     let topic = query::pattern("topic", &topic)?;
     access.manage(&topic)?;
     let sub = parsed(sub)?;

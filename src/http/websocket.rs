@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{log::Start, message::Pattern};
 
-/// What a client asks to read.
+/// The topics, the start and the rights that a handshake asks for.
 pub struct Wanted {
     pub patterns: Vec<Pattern>,
     /// The subject whose list is read too.

@@ -64,7 +64,7 @@ pub struct Generation {
     pub reason: Reason,
 }
 
-/// What a reader has not taken of a list.
+/// The part of a list that a reader has not taken.
 #[derive(Debug, PartialEq, Eq)]
 pub enum News {
     None,
@@ -137,7 +137,7 @@ impl List {
         if known.changes.len() == MAX_CHANGES {
             known.changes.pop_front();
             if known.entries.is_none() {
-                // What is read from the store now may be older than a change that is forgotten here.
+                // An answer of the store may be older than a change that is forgotten here.
                 known.doubts += 1;
             }
         }

@@ -1,4 +1,4 @@
-//! What a log keeps of subjects beside the messages: their lists of topics, and the refusals of their tokens.
+//! A log keeps this of subjects beside the messages: their lists of topics, and the refusals of their tokens.
 
 use std::{
     sync::Arc,

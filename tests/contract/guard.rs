@@ -135,11 +135,9 @@ async fn every_answer_varies_by_origin() {
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }
-            assert_eq!(
-                request.answer().await.header("vary").to_ascii_lowercase(),
-                "origin",
-                "{path} {headers:?}"
-            );
+            let answer = request.answer().await;
+            let varies = answer.headers.get_all("vary").iter().any(|name| name == "origin");
+            assert!(varies, "{path} {headers:?}");
         }
     }
 }

@@ -91,7 +91,8 @@ async fn the_files_of_the_page_are_small_and_tell_when_they_are_unchanged() {
         assert_eq!(answer.status, 200, "{path}");
         assert_eq!(answer.header("content-encoding"), "", "{path}");
         for name in named(answer.text()) {
-            let folder = if path == "/" || name == "../rejoin.js" { "/" } else { "/console/" };
+            let is_above = path == "/" || path.starts_with("/rejoin") || name == "../rejoin.js";
+            let folder = if is_above { "/" } else { "/console/" };
             let named = format!("{folder}{}", name.trim_start_matches("../"));
             if !loaded.contains(&named) && !waiting.contains(&named) {
                 waiting.push(named);
@@ -113,7 +114,7 @@ async fn the_files_of_the_page_are_small_and_tell_when_they_are_unchanged() {
         loaded.push(path);
     }
     let files = std::fs::read_dir("web/console").expect("the console").count();
-    assert_eq!(loaded.len(), files + 2, "the page, the client, and the console: {loaded:?}");
+    assert_eq!(loaded.len(), files + 4, "the page, the client's modules, and the console: {loaded:?}");
     assert!(bytes < FILES_AT_MOST, "{bytes} bytes");
     get(&server, "/console/index.html").answer().await.problem(404, "not_found");
 }

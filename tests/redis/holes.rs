@@ -32,7 +32,10 @@ pub fn run(
 
 /// Runs the script that stores a message, without its entry in the feed.
 pub fn store_in_silence(redis: &Redis, topic: &str) -> Id {
-    let publish = include_str!("../../src/log/redis/scripts/publish.lua");
+    let publish = concat!(
+        include_str!("../../src/log/redis/scripts/store.lua"),
+        include_str!("../../src/log/redis/scripts/publish.lua")
+    );
     let silent = |prelude: &str| format!("{prelude}\ntell = function() end");
     let answer = run(redis, silent, publish, topic, &["t\0\0\0\0\0\0", "x", "0"]);
     // The answer has the outcome, the id and the generation, each behind its length.

@@ -15,7 +15,10 @@ use crate::{
     support::redis::Redis,
 };
 
-const PUBLISH: &str = include_str!("../../src/log/redis/scripts/publish.lua");
+const PUBLISH: &str = concat!(
+    include_str!("../../src/log/redis/scripts/store.lua"),
+    include_str!("../../src/log/redis/scripts/publish.lua")
+);
 
 /// Runs the script that stores a message as a later build may: with further fields and numbers, and with entries of a kind
 /// of its own in the feed.

@@ -117,7 +117,10 @@ async fn what_has_expired_goes_before_what_is_retained_for_long() {
     broker.retain_by(rules(101));
     until_rules(&redis, |rules| rules != told).await;
     let length = |topic: &str| redis.say(&["XLEN", &format!("{{rejoin}}:topic:{topic}")]).trim().to_owned();
-    let script = include_str!("../../src/log/redis/scripts/publish.lua");
+    let script = concat!(
+        include_str!("../../src/log/redis/scripts/store.lua"),
+        include_str!("../../src/log/redis/scripts/publish.lua")
+    );
     // One publish in 16 sweeps, by the number of its id. These have other numbers.
     let hours_later = format!("{} + 2 * 3600", redis.say(&["TIME"]).lines().nth(2).expect("the seconds"));
     let data = "x".repeat(400);
@@ -216,7 +219,10 @@ async fn topics_count_for_their_client_as_long_as_the_longest_age_keeps_them() {
     let rules = Rules::new(vec![rule("long.*", Some(3), Some(100 * 24 * HOUR))]);
     let broker = log_that_keeps(&redis.url(), &Retention { topics: 11, rules, ..RETENTION }).await;
     until_retained(&broker, "long.a", 3).await;
-    let script = include_str!("../../src/log/redis/scripts/publish.lua");
+    let script = concat!(
+        include_str!("../../src/log/redis/scripts/store.lua"),
+        include_str!("../../src/log/redis/scripts/publish.lua")
+    );
     let publish_as_client = |day: usize, number: usize| {
         let time = format!("{{redis.call('TIME')[1] + {day} * 86400 + 1, 0}}");
         let later = |prelude: &str| prelude.replace("redis.call('TIME')", &time);

@@ -155,7 +155,7 @@ async fn a_topic_that_the_client_reads_itself_stays_when_it_leaves_the_list() {
             let id = publish(&server, topic, "x").await;
             assert_eq!(socket.next().await["id"], id, "{topic}");
         }
-        // What a token grants does not matter for the list, also after a new one.
+        // The grants of a token do not matter for the list, also after a new one.
         let newer = token("u1", json!({"subscribe": ["own.b"]}));
         let renewed = socket.ask(json!({"type": "auth", "token": newer})).await;
         assert_eq!(renewed["type"], "authenticated", "{renewed}");
@@ -365,7 +365,7 @@ async fn a_reader_from_before_the_store_began_is_told_one_gap_about_its_list() {
             let id = publish(&server, "t", "x").await;
             assert_eq!(reader.ids(1).await, [&*id], "{transport}");
             remove(&server, "nobody", "t").await;
-            assert!(cursor > early.to_owned(), "{transport}: {gap}");
+            assert!(*cursor > *early, "{transport}: {gap}");
         }
         add(&server, "u1", "listed").await;
         let id = publish(&server, "listed", "x").await;

@@ -12,7 +12,7 @@ use crate::{
     message::{Id, Pattern},
 };
 
-/// What is kept of subjects.
+/// The lists and the refusals of subjects.
 #[derive(Debug, Default)]
 pub struct Kept {
     pub lists: HashMap<Arc<str>, Entries>,
