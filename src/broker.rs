@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use self::subscription::Mine;
 pub use self::{
     presence::{EnterError, Presences, Present},
-    subscription::{Delivery, GapNotice, Join, ListChange, Subscription},
+    subscription::{Delivery, GapNotice, Join, ListChange, Meeting, Place, Subscription},
 };
 use crate::{
     log::{

@@ -1,5 +1,6 @@
 //! A cursor moving over the log.
 
+mod level;
 mod mine;
 
 use std::{
@@ -12,7 +13,10 @@ use std::{
 
 use futures_util::{FutureExt, Stream, future::BoxFuture};
 
-pub use self::mine::{ListChange, Mine};
+pub use self::{
+    level::{Meeting, Place},
+    mine::{ListChange, Mine},
+};
 use super::driven::Driven;
 use crate::{
     log::{

@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    future::poll_fn,
+    future::{pending, poll_fn},
     io, mem,
     pin::{Pin, pin},
     sync::Arc,
@@ -12,7 +12,7 @@ use std::{
 
 use axum::{body::Body, extract::Request, response::Response};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, Version, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
@@ -25,6 +25,7 @@ use tokio::{
 use super::{
     App,
     client_address::Peer,
+    feed::{Exit, Feed},
     gate::Gate,
     http2,
     idle::{HeadBegun, HeadTimer, KEPT_FOR},
@@ -33,7 +34,7 @@ use super::{
     places::{Place, Places},
     proxy_protocol::{self, BadBeginning},
     routes,
-    stall::StallGuard,
+    stall::{StallGuard, Written},
 };
 use crate::{
     config::Config,
@@ -228,11 +229,13 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, mut socket: Tcp
     let begun = HeadBegun::default();
     let still_sends = StillSends::default();
     let linger = Linger::new(still_sends.clone());
+    let written = Written::default();
     let io = TokioIo::new(StallGuard::new(
         head,
         socket,
         app.config.write_timeout,
         begun.clone(),
+        written.clone(),
         linger,
         endpoint.place.clone(),
     ));
@@ -240,12 +243,28 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, mut socket: Tcp
         false => {
             let timer =
                 HeadTimer { begun, read_timeout: app.config.read_timeout, place: endpoint.place.clone() };
+            let exit = Exit::default();
+            let ends = Ends { still_sends, written, exit: exit.clone() };
             // In a box, because the connection drops it once there is a response.
-            let service = service_fn(move |request| {
-                Box::pin(answer_http1(endpoint.clone(), request, still_sends.clone()))
-            });
-            let connection = pin!(http1.with(timer).serve_connection(io, service).with_upgrades());
-            drive(app.shutdown.clone(), connection, http1::UpgradeableConnection::graceful_shutdown).await
+            let service =
+                service_fn(move |request| Box::pin(answer_http1(endpoint.clone(), request, ends.clone())));
+            let mut connection = Box::pin(http1.with(timer).serve_connection(io, service).with_upgrades());
+            let driven = drive(
+                app.shutdown.clone(),
+                connection.as_mut(),
+                http1::UpgradeableConnection::graceful_shutdown,
+            );
+            match until_leaving(driven, &exit).await {
+                Ok(result) => result,
+                Err(feed) => {
+                    if let Some(parts) = Pin::into_inner(connection).into_parts() {
+                        let io = parts.io.into_inner().share(Bytes::new());
+                        // In a task of its own, which has room for a stream and for nothing else.
+                        app.tasks.spawn(feed.run(app.clone(), io));
+                    }
+                    return;
+                }
+            }
         }
         // In a box of its own, because the connection's task has the size of its largest branch.
         true => Box::pin(http2::serve(&app, endpoint, io)).await,
@@ -289,12 +308,31 @@ async fn begin(config: &Config, socket: &mut TcpStream, peer: Peer) -> Option<(P
     Some((client, head.freeze()))
 }
 
+/// How a connection of HTTP/1.1 may end.
+#[derive(Clone)]
+struct Ends {
+    still_sends: StillSends,
+    written: Written,
+    exit: Exit,
+}
+
+/// Runs a connection until it ends, or until a stream leaves the library.
+async fn until_leaving<T>(driven: impl Future<Output = T>, exit: &Exit) -> Result<T, Feed> {
+    let mut driven = pin!(driven);
+    poll_fn(|cx| match driven.as_mut().poll(cx) {
+        Poll::Ready(result) => Poll::Ready(Ok(result)),
+        Poll::Pending => exit.waiting().map_or(Poll::Pending, |feed| Poll::Ready(Err(feed))),
+    })
+    .await
+}
+
 /// Answers a request. If it is answered before all of it was read, the connection lives on only if the rest is small.
 async fn answer_http1(
     endpoint: Endpoint,
     request: Request<Incoming>,
-    still_sends: StillSends,
+    Ends { still_sends, written, exit }: Ends,
 ) -> Result<Response<Outgoing>, Infallible> {
+    let may_leave = request.version() == Version::HTTP_11 && !endpoint.place.is_spare();
     let (request, rest) = linger::keep(request);
     let mut response = endpoint.answer(request).await;
     let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -305,6 +343,15 @@ async fn answer_http1(
     if may_still_send {
         endpoint.app.metrics.unread.bodies.inc();
         still_sends.set();
+    }
+    // An earlier answer that has not been written is in the library, and would be lost.
+    if may_leave
+        && !may_still_send
+        && written.is_flushed()
+        && let Some(feed) = Feed::of(&mut response)
+    {
+        exit.leave_with(feed);
+        return pending().await;
     }
     if may_still_send || endpoint.place.is_spare() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -240,6 +240,16 @@ impl Access {
         self.identity.subject()
     }
 
+    /// The rules by which the rights were last checked.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    /// The time at which this access ends.
+    pub fn ends_at(&self) -> Option<SystemTime> {
+        self.identity.expires_at
+    }
+
     /// JSON that is told with the subject where it is present.
     pub fn info(&self) -> Option<&Arc<str>> {
         self.identity.info()

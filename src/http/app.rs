@@ -10,6 +10,7 @@ use super::{
     access::Access,
     access_log::AccessLog,
     connections::Connections,
+    group::Groups,
     identify::Context,
     live::{About, ConnectionId, Held, Live, Reading},
     metrics::{Metrics, Permit, Transport},
@@ -42,6 +43,7 @@ pub struct App {
     pub(super) tasks: TaskTracker,
     pub(super) connections: Arc<Connections>,
     pub(super) live: Live,
+    pub(super) groups: Arc<Groups>,
     pub(super) presences: Arc<Presences>,
     pub(super) publish_rate: Option<Rate>,
     pub(super) metrics: Metrics,
@@ -65,8 +67,10 @@ impl App {
             tasks: tasks.clone(),
             ended: ended.clone(),
         };
+        let rules = Arc::new(InForce::new(&config, context));
         let app = Arc::new(Self {
             live: Live::new(&broker),
+            groups: Groups::new(rules.clone()),
             presences: broker.start_presence(config.presence_grace),
             broker,
             connections,
@@ -75,7 +79,7 @@ impl App {
             ended,
             access_log: AccessLog::default(),
             told: Told::default(),
-            rules: Arc::new(InForce::new(&config, context)),
+            rules,
             proof: ready::Proof::default(),
             config,
             shutdown,

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::wire::{self, Framing};
-use crate::message::Message;
+use crate::message::{Id, Message};
 
 /// The size of an envelope without its payload, roughly: it serves only for a bound.
 const OVERHEAD_BYTES: usize = 160;
@@ -19,7 +19,7 @@ const MAX_REMEMBERED_BYTES: usize = 128 << 10;
 type Messages = SmallVec<[Arc<Message>; 4]>;
 
 /// The form in which messages that leave together are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// WebSocket frames.
     Frames,
@@ -66,7 +66,7 @@ impl Batch {
     pub fn take(&mut self) -> Option<Bytes> {
         let bytes = match &*self.messages {
             [] => return None,
-            [message] => self.form.encode(message),
+            [message] => self.form.encode(message, message.id),
             _ => {
                 let size = self.size();
                 let messages = std::mem::take(&mut self.messages);
@@ -81,10 +81,11 @@ impl Batch {
 }
 
 impl Form {
-    fn encode(self, message: &Message) -> Bytes {
+    /// The bytes of one message. `cursor` is that of the reader; only an ephemeral message shows it.
+    pub fn encode(self, message: &Message, cursor: Id) -> Bytes {
         match self {
             Self::Frames => wire::message_frame(message),
-            Self::Body(framing) => framing.message(message, message.id),
+            Self::Body(framing) => framing.message(message, cursor),
         }
     }
 }
@@ -100,7 +101,7 @@ fn together(form: Form, messages: Messages, size: usize) -> Bytes {
             return same.bytes.clone();
         }
         let mut bytes = BytesMut::with_capacity(size);
-        messages.iter().for_each(|message| bytes.extend_from_slice(&form.encode(message)));
+        messages.iter().for_each(|message| bytes.extend_from_slice(&form.encode(message, message.id)));
         let bytes = bytes.freeze();
         if bytes.len() <= MAX_REMEMBERED_BYTES {
             *last = Some(Remembered { form, messages, bytes: bytes.clone() });
@@ -112,7 +113,7 @@ fn together(form: Form, messages: Messages, size: usize) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Draft, Id, Payload};
+    use crate::message::{Draft, Payload};
 
     fn message(id: u64) -> Arc<Message> {
         let topic = "a".parse().expect("a topic");

@@ -25,7 +25,7 @@ pub use self::{
     across::{count_all, is_done},
     command::{Command, replica_name},
     connection_id::ConnectionId,
-    reading::{About, Event, Reading, State},
+    reading::{About, Event, Reading, State, TakenOver},
     routes::{connection, connections, topic_of},
     table::{Held, Table},
 };

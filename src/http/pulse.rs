@@ -69,6 +69,16 @@ impl Pulse {
         self.times.sent_at = Instant::now();
     }
 
+    /// Notes that something was sent at this time, by somebody else.
+    pub fn was_sent(&mut self, at: Instant) {
+        self.times.sent_at = self.times.sent_at.max(at);
+    }
+
+    /// True once the server drains.
+    pub fn is_draining(&self) -> bool {
+        self.times.connections.shutdown().is_draining()
+    }
+
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
         let Self { gate, times } = self;
         gate.poll(cx, |cx| times.poll(cx))

@@ -8,14 +8,19 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
+
 use super::{
     access::{Access, Lease},
+    batch::Form,
     connections::Connections,
+    group::{Comer, Groups},
     identify::{Begun, Identified},
-    live::{Event, Held, State},
+    live::{Event, Held, State, TakenOver},
     metrics::Permit,
     problem::{Code, Problem},
     pulse::{Beat, Pulse},
+    shared_socket::SharedSocket,
     topic_limit_reached,
     wire::Control,
 };
@@ -30,6 +35,8 @@ pub struct Reader {
     reading: Held,
     lease: Lease,
     pulse: Pulse,
+    /// A group may read for this connection.
+    is_parked: bool,
     /// Something was sent since the timers were last told.
     has_sent: bool,
     is_leaving: bool,
@@ -50,11 +57,10 @@ pub enum Next {
 }
 
 impl Reader {
-    pub fn new(connections: Arc<Connections>, reading: Held, access: Access) -> Self {
+    pub fn new(connections: Arc<Connections>, connection: Arc<str>, reading: Held, access: Access) -> Self {
         let (pulse, lease) = (Pulse::new(connections), access.lease());
-        let connection = reading.lock().subscription().connection().clone();
-        let (has_sent, is_leaving) = Default::default();
-        Self { connection, reading, lease, pulse, has_sent, is_leaving }
+        let (is_parked, has_sent, is_leaving) = Default::default();
+        Self { connection, reading, lease, pulse, is_parked, has_sent, is_leaving }
     }
 
     /// The next event, now or once there is one. Messages and gaps come only while the transport `has_room`.
@@ -85,6 +91,37 @@ impl Reader {
         Poll::Pending
     }
 
+    /// Lets a group read for this connection and write to its socket, if there is nothing to do but to follow. Call it
+    /// when this was polled, gave nothing, and everything is written. The task is woken when it is its turn again: then
+    /// call [`take_over`](Self::take_over) first.
+    pub fn park(&mut self, cx: &Context<'_>, groups: &Arc<Groups>, form: Form, socket: &SharedSocket) {
+        if self.is_leaving || self.has_sent || self.pulse.is_draining() {
+            return;
+        }
+        let access = self.lease.access();
+        let mut state = self.reading.lock();
+        let metrics = state.permit().metrics().clone();
+        let comer =
+            Comer { form, socket, metrics: &metrics, rules: access.rules(), ends_at: access.ends_at() };
+        self.is_parked = state.park(groups, &comer, cx.waker());
+    }
+
+    /// Reads by itself again, if a group reads for this connection. Returns the rest of what the group has begun to
+    /// write: it must be written before anything else.
+    pub fn take_over(&mut self) -> Option<Bytes> {
+        if !std::mem::take(&mut self.is_parked) {
+            return None;
+        }
+        let TakenOver { rest, given } = self.reading.lock().take_over()?;
+        if given.messages > 0 {
+            self.pulse.was_sent(given.at);
+        }
+        if let Some(record) = self.access().record() {
+            record.count(given.bytes);
+        }
+        (!rest.is_empty()).then_some(rest)
+    }
+
     /// Ends the reading of a poll, and keeps its place among the connections until the rest of the answer has left.
     pub fn into_permit(self) -> Option<Permit> {
         self.reading.into_permit()
@@ -104,8 +141,7 @@ impl Reader {
 
     /// The list of the subject, if the client reads it.
     pub fn mine(&self) -> Option<Vec<Pattern>> {
-        let state = self.reading.lock();
-        state.subscription().mine().map(|entries| entries.keys().cloned().collect())
+        self.reading.lock().mine()
     }
 
     pub fn cursor(&self) -> Id {
@@ -119,12 +155,12 @@ impl Reader {
 
     /// True while the log is being read, so that more items may follow soon.
     pub fn is_reading(&self) -> bool {
-        self.reading.lock().subscription().is_reading()
+        self.reading.lock().is_reading()
     }
 
     /// True if the last read of the log failed.
     pub fn has_failed(&self) -> bool {
-        self.reading.lock().subscription().has_failed()
+        self.reading.lock().has_failed()
     }
 
     pub fn access(&self) -> &Access {
@@ -254,8 +290,8 @@ impl Reader {
             record.note_end(why.to_string(), close);
         }
         let mut state = self.reading.lock();
-        let (cursor, newest) = (state.cursor(), state.subscription().watermark());
-        state.permit().log_end(why, self.access().client(), &self.connection, cursor, newest);
+        let (cursor, behind_ms) = (state.cursor(), state.behind_ms());
+        state.permit().log_end(why, self.access().client(), &self.connection, cursor, behind_ms);
     }
 }
 
@@ -298,7 +334,7 @@ mod tests {
         let permit = app.permit(Transport::WebSocket, &access, read.len()).expect("a place");
         let (id, transport) = (app.live.new_id(), Transport::WebSocket);
         let held = app.hold(id, subscribe(&read).await, permit, &access, (transport, false), None);
-        let mut reader = Reader::new(app.connections.clone(), held, access);
+        let mut reader = Reader::new(app.connections.clone(), "c".into(), held, access);
         let (asked, added) = (pattern("asked.*"), pattern("added.*"));
         assert_eq!(reader.ask_for(&asked).expect("there is room"), Step::MayBegin);
         let number = reader.reading.begin(&added).expect("there is room").expect("it is not read yet");

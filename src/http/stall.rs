@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::{idle::HeadBegun, linger::Linger, places::Place};
+use super::{idle::HeadBegun, linger::Linger, places::Place, shared_socket::SharedSocket};
 
 /// How many looks at a connection fit into the timeout: a stall ends at most a quarter of it late.
 const LOOKS: u32 = 4;
@@ -76,29 +76,85 @@ impl StallTimer {
 ///
 /// If it is dropped during a stall, it discards the bytes that the client has not read. The system would keep
 /// them for minutes.
-pub struct StallGuard {
+pub struct StallGuard<S: Discard = TcpStream> {
     /// Bytes that were read already, to be read again.
     head: Bytes,
-    socket: TcpStream,
+    /// `None` once it was taken out.
+    socket: Option<S>,
     stalled: StallTimer,
     begun: HeadBegun,
+    written: Written,
     linger: Linger,
-    _place: Place,
+    place: Place,
+}
+
+/// A socket that can drop what the client has not read.
+pub trait Discard: AsyncRead + AsyncWrite + Unpin {
+    /// # Errors
+    /// If the system does not know the socket any more.
+    fn discard(&self) -> io::Result<()>;
+}
+
+impl Discard for TcpStream {
+    fn discard(&self) -> io::Result<()> {
+        self.set_zero_linger()
+    }
+}
+
+impl Discard for SharedSocket {
+    fn discard(&self) -> io::Result<()> {
+        self.0.set_zero_linger()
+    }
+}
+
+/// True while bytes may have been given to a socket and not been flushed.
+#[derive(Clone, Debug, Default)]
+pub struct Written(Arc<AtomicBool>);
+
+impl Written {
+    /// True if everything that was written has left.
+    pub fn is_flushed(&self) -> bool {
+        !self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl StallGuard {
-    /// A socket from which `head` was read already. Each read is noted in `begun`.
+    /// A socket from which `head` was read already. Each read is noted in `begun`, and each write in `written`.
     pub fn new(
         head: Bytes,
         socket: TcpStream,
         timeout: Duration,
         begun: HeadBegun,
+        written: Written,
         linger: Linger,
         place: Place,
     ) -> Self {
-        Self { head, socket, stalled: StallTimer::new(timeout), begun, linger, _place: place }
+        let stalled = StallTimer::new(timeout);
+        Self { head, socket: Some(socket), stalled, begun, written, linger, place }
     }
 
+    /// The same connection with a socket that can be shared. `head` is read first.
+    pub fn share(mut self, head: Bytes) -> StallGuard<SharedSocket> {
+        StallGuard {
+            head,
+            socket: self.socket.take().map(|socket| SharedSocket(Arc::new(socket))),
+            stalled: StallTimer::new(self.stalled.timeout),
+            begun: self.begun.clone(),
+            written: self.written.clone(),
+            linger: std::mem::take(&mut self.linger),
+            place: self.place.clone(),
+        }
+    }
+}
+
+impl StallGuard<SharedSocket> {
+    /// The socket, for somebody else who writes to it.
+    pub fn socket(&self) -> &SharedSocket {
+        self.socket.as_ref().expect("a shared socket stays")
+    }
+}
+
+impl<S: Discard> StallGuard<S> {
     fn watch<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
             self.stalled.reset();
@@ -107,26 +163,31 @@ impl StallGuard {
         ready!(self.stalled.poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client has stopped reading")))
     }
+
+    fn wire(&mut self) -> Pin<&mut S> {
+        Pin::new(self.socket.as_mut().expect("nobody uses a guard whose socket was taken out"))
+    }
 }
 
-impl Drop for StallGuard {
+impl<S: Discard> Drop for StallGuard<S> {
     fn drop(&mut self) {
         if self.stalled.is_running()
-            && let Err(error) = self.socket.set_zero_linger()
+            && let Some(socket) = &self.socket
+            && let Err(error) = socket.discard()
         {
             tracing::debug!(%error, "cannot reset a connection");
         }
     }
 }
 
-impl AsyncRead for StallGuard {
+impl<S: Discard> AsyncRead for StallGuard<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.head.is_empty() {
-            let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
+            let read = self.wire().poll_read(cx, buffer);
             if read.is_ready() {
                 self.begun.set();
             }
@@ -137,7 +198,7 @@ impl AsyncRead for StallGuard {
         buffer.put_slice(&self.head.split_to(length));
         // The bytes after it join the same read, so that the reader need not grow its buffer for them.
         if buffer.remaining() > 0
-            && let Poll::Ready(Err(error)) = Pin::new(&mut self.socket).poll_read(cx, buffer)
+            && let Poll::Ready(Err(error)) = self.wire().poll_read(cx, buffer)
         {
             return Poll::Ready(Err(error));
         }
@@ -145,9 +206,10 @@ impl AsyncRead for StallGuard {
     }
 }
 
-impl AsyncWrite for StallGuard {
+impl<S: Discard> AsyncWrite for StallGuard<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        self.written.0.store(true, Ordering::Relaxed);
+        let result = self.wire().poll_write(cx, bytes);
         self.watch(cx, result)
     }
 
@@ -156,21 +218,29 @@ impl AsyncWrite for StallGuard {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
+        self.written.0.store(true, Ordering::Relaxed);
+        let result = self.wire().poll_write_vectored(cx, slices);
         self.watch(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
+        self.socket.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        let flushed = self.wire().poll_flush(cx);
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            self.written.0.store(false, Ordering::Relaxed);
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { socket, linger, .. } = &mut *self;
-        linger.poll_shutdown(cx, socket)
+        match socket {
+            Some(socket) => linger.poll_shutdown(cx, socket),
+            None => Poll::Ready(Ok(())),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -16,11 +17,13 @@ use http_body::Frame;
 use super::{
     answer::unread,
     batch::{Batch, Form},
+    group::Groups,
     live::Event,
     media,
     problem::{Code, Problem},
     pulse::{overload_retry_ms, retry_ms},
     reader::{Next, Reader},
+    shared_socket::SharedSocket,
     wire::{self, By, Control, Framing},
 };
 use crate::{broker::Delivery, message::Id};
@@ -36,8 +39,11 @@ pub fn respond(framing: Framing, reader: Reader) -> Response {
         Framing::Ndjson => framing.control(&open),
         Framing::SseRaw | Framing::SseEnvelope => wire::sse_retry(retry_ms(), &open),
     };
-    let body = StreamBody { framing, reader, next: Some(opening.into()), ended: None };
-    with_headers(framing, Body::new(body))
+    let stream = Streaming { framing, reader, next: Some(opening.into()), ended: None };
+    let offered = Offered(Arc::new(Mutex::new(Some(stream))));
+    let mut response = with_headers(framing, Body::new(offered.clone()));
+    response.extensions_mut().insert(offered);
+    response
 }
 
 /// The headers of a stream that is not opened.
@@ -73,7 +79,8 @@ fn with_headers(framing: Framing, body: Body) -> Response {
     response
 }
 
-struct StreamBody {
+/// What a stream sends, whoever writes it.
+pub struct Streaming {
     framing: Framing,
     reader: Reader,
     /// The frame that leaves before anything else.
@@ -81,7 +88,34 @@ struct StreamBody {
     ended: Option<Code>,
 }
 
-impl StreamBody {
+impl Streaming {
+    /// The next bytes, now or once there are some. `None` after the last frame.
+    pub fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        // A frame that was taken before the end leaves before it, because the cursor is already past it.
+        let bytes = match self.next.take() {
+            Some(next) => Some(next),
+            None if self.ended.is_some() => return Poll::Ready(None),
+            None => self.gather(cx),
+        };
+        // Everything that had arrived was gathered.
+        let bytes = bytes.or_else(|| self.reader.may_leave().then(|| self.end(Code::Draining)));
+        bytes.map_or(Poll::Pending, |bytes| Poll::Ready(Some(bytes)))
+    }
+
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// See [`Reader::park`].
+    pub fn park(&mut self, cx: &Context<'_>, groups: &Arc<Groups>, socket: &SharedSocket) {
+        self.reader.park(cx, groups, Form::Body(self.framing), socket);
+    }
+
+    /// See [`Reader::take_over`].
+    pub fn take_over(&mut self) -> Option<Bytes> {
+        self.reader.take_over()
+    }
+
     /// The bytes that are ready, in one piece.
     fn gather(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
         let mut batch = Batch::new(Form::Body(self.framing));
@@ -139,30 +173,35 @@ impl StreamBody {
     }
 }
 
-impl Drop for StreamBody {
+impl Drop for Streaming {
     fn drop(&mut self) {
         let why = self.ended.map_or("the client left, or stopped reading", Code::as_str);
         self.reader.log_end(format_args!("{why}"), None);
     }
 }
 
-impl http_body::Body for StreamBody {
+/// The body of an answer that is a stream. Whoever writes to the socket without the HTTP library takes the stream out.
+#[derive(Clone)]
+pub struct Offered(Arc<Mutex<Option<Streaming>>>);
+
+impl Offered {
+    /// Takes the stream out, unless it was taken before.
+    pub fn take(&self) -> Option<Streaming> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl http_body::Body for Offered {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        // A frame that was taken before the end leaves before it, because the cursor is already past it.
-        let bytes = match self.next.take() {
-            Some(next) => Some(next),
-            None if self.ended.is_some() => return Poll::Ready(None),
-            None => self.gather(cx),
-        };
-        // Everything that had arrived was gathered.
-        let bytes = bytes.or_else(|| self.reader.may_leave().then(|| self.end(Code::Draining)));
-        bytes.map_or(Poll::Pending, |bytes| Poll::Ready(Some(Ok(Frame::data(bytes)))))
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(stream) = &mut *stream else { return Poll::Ready(None) };
+        stream.poll_bytes(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 

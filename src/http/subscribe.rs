@@ -185,7 +185,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
     }
     let (mut present, topics) = presence::wanted(app, &access, &patterns, presence)?;
     let id = app.live.new_id();
-    let connection = id.to_string();
+    let connection: Arc<str> = id.to_string().into();
     match rendering {
         Rendering::Poll => {
             let mut permit = app
@@ -200,7 +200,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             presence::enter(&mut present, topics).await?;
             let bytes = app.connections.answer_bytes();
             let reading = app.hold_poll(id, subscription, permit, &access, present);
-            let reader = Reader::new(app.connections.clone(), reading, access);
+            let reader = Reader::new(app.connections.clone(), connection, reading, access);
             Ok(poll::respond(reader, bytes, wait, limit).await)
         }
         Rendering::Stream(framing) => {
@@ -223,7 +223,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                     let is_raw = framing == Framing::SseRaw;
                     let reading =
                         app.hold(id, subscription, permit, &access, (framing.transport(), is_raw), present);
-                    let reader = Reader::new(app.connections.clone(), reading, access);
+                    let reader = Reader::new(app.connections.clone(), connection, reading, access);
                     Ok(stream::respond(framing, reader))
                 }
                 Err(problem) => Ok(stream::turn_away(framing, problem, cursor)),

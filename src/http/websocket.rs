@@ -5,7 +5,6 @@ mod command;
 mod echo;
 mod end;
 mod framing;
-mod outbox;
 mod session;
 mod socket;
 
@@ -21,7 +20,6 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use hyper::{ext::Protocol, upgrade::OnUpgrade};
-use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 use tracing::field::display;
 use tungstenite::handshake::derive_accept_key;
@@ -29,7 +27,7 @@ use tungstenite::handshake::derive_accept_key;
 #[cfg(feature = "echo")]
 pub use self::echo::echo;
 use self::session::Session;
-pub use self::socket::Socket;
+pub use self::socket::{Io, Socket};
 use super::{
     App,
     access::Access,
@@ -163,11 +161,11 @@ async fn begin(app: &Arc<App>, wanted: Wanted) -> Result<Reader, Problem> {
         app.permit(Transport::WebSocket, &access, patterns.len()).ok_or_else(super::overloaded)?;
     // Subscribe before the answer: so no message is missed that is published once the client knows of it.
     let id = app.live.new_id();
-    let subscription =
-        subscribe::begin(app, patterns, &start, &id.to_string(), list_owner, &mut permit).await?;
+    let connection: Arc<str> = id.to_string().into();
+    let subscription = subscribe::begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
     presence::enter(&mut present, topics).await?;
     let reading = app.hold(id, subscription, permit, &access, (Transport::WebSocket, false), present);
-    Ok(Reader::new(app.connections.clone(), reading, access))
+    Ok(Reader::new(app.connections.clone(), connection, reading, access))
 }
 
 /// Sends the answer, and gives the socket to `serve` once the connection has become a WebSocket.
@@ -185,7 +183,7 @@ where
     let serve = Box::new(serve);
     app.tasks.spawn(async move {
         match on_upgrade.await {
-            Ok(upgraded) => serve(Socket::new(TokioIo::new(upgraded), max_message, write_timeout)).await,
+            Ok(upgraded) => serve(Socket::new(Io::of(upgraded), max_message, write_timeout)).await,
             Err(error) => tracing::debug!(%error, "handshake failed"),
         }
     });

@@ -92,7 +92,7 @@ impl Control<'_> {
 }
 
 /// A way to write messages and control frames into a response body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Framing {
     /// Server-Sent Events whose data is the payload.
     SseRaw,

@@ -5,7 +5,7 @@ use std::{
     collections::{BinaryHeap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Context,
 };
@@ -22,12 +22,14 @@ pub struct Follower {
     /// True if a message has come since the task last looked.
     is_woken: AtomicBool,
     task: AtomicWaker,
+    /// For how many readers it follows.
+    readers: AtomicUsize,
 }
 
 impl Default for Follower {
     /// A follower that has not looked yet.
     fn default() -> Self {
-        Self { is_woken: AtomicBool::new(true), task: AtomicWaker::new() }
+        Self { is_woken: AtomicBool::new(true), task: AtomicWaker::new(), readers: AtomicUsize::new(1) }
     }
 }
 
@@ -37,6 +39,11 @@ impl Follower {
     pub fn take_wakeup(&self, cx: &Context<'_>) -> bool {
         self.task.register(cx.waker());
         self.is_woken.swap(false, Ordering::AcqRel)
+    }
+
+    /// Follows for so many readers from now on. At first it follows for one.
+    pub fn count_as(&self, readers: usize) {
+        self.readers.store(readers, Ordering::Relaxed);
     }
 
     /// True if a message has come since the task last looked.
@@ -179,6 +186,11 @@ impl Tail {
     /// How many followers there are.
     pub fn follower_count(&self) -> usize {
         self.followers().len()
+    }
+
+    /// For how many readers they follow.
+    pub fn reader_count(&self) -> usize {
+        self.followers().iter().map(|(_, follower)| follower.readers.load(Ordering::Relaxed)).sum()
     }
 
     /// True if the tail has no reader and no messages.

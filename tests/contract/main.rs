@@ -21,6 +21,7 @@ mod failing;
 mod faults;
 mod frames;
 mod gaps;
+mod groups;
 mod guard;
 mod head;
 mod heard;

@@ -89,6 +89,11 @@ impl Changes {
         self.untold.is_empty() && self.overtaken.is_none()
     }
 
+    /// True if the client was told everything, and nothing is being added.
+    pub fn is_quiet(&self) -> bool {
+        self.is_told() && self.begun.is_empty()
+    }
+
     /// Has the client told. This replaces an older change of the same pattern.
     ///
     /// # Errors

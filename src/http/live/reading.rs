@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use bytes::Bytes;
 use time::OffsetDateTime;
 
 use super::changes::{Changes, Told};
@@ -14,11 +15,12 @@ use crate::{
     broker::{Delivery, Join, ListChange, Present, Subscription},
     http::{
         MAX_TOPICS, MAX_WILDCARDS,
+        group::{Comer, Given, Groups, Left, Parked},
         metrics::{Permit, Transport},
         problem::{Code, Problem},
         topic_limit_reached,
     },
-    message::{Id, Pattern},
+    message::{Id, Pattern, PatternSet},
 };
 
 /// The properties of a connection that never change.
@@ -41,7 +43,11 @@ pub struct Reading {
 }
 
 pub struct State {
-    subscription: Subscription,
+    /// `None` while a group reads for this connection.
+    subscription: Option<Box<Subscription>>,
+    parked: Option<Parked>,
+    /// What the group has done for this connection, and its task has yet to hear.
+    taken_over: Option<TakenOver>,
     permit: Permit,
     /// Patterns that were added and are not merged yet. The first of them is being merged.
     joining: VecDeque<Joining>,
@@ -54,6 +60,13 @@ pub struct State {
     ended: Option<Code>,
     /// When the client's token was issued. The outer option is none for other credentials.
     issued: Option<Option<u64>>,
+}
+
+/// What a group has written to a connection that it no longer reads for.
+pub struct TakenOver {
+    /// The rest of a batch that the socket has begun to take. It must be written before anything else.
+    pub rest: Bytes,
+    pub given: Given,
 }
 
 /// A pattern that was added, and that is not merged yet.
@@ -90,9 +103,20 @@ impl Reading {
         issued: Option<Option<u64>>,
         present: Option<Present>,
     ) -> Self {
-        let (joining, changes, task, ended) = Default::default();
-        let present = present.map(Box::new);
-        let state = State { subscription, permit, joining, changes, present, task, ended, issued };
+        let (parked, taken_over, joining, changes, task, ended) = Default::default();
+        let (subscription, present) = (Some(Box::new(subscription)), present.map(Box::new));
+        let state = State {
+            subscription,
+            parked,
+            taken_over,
+            permit,
+            joining,
+            changes,
+            present,
+            task,
+            ended,
+            issued,
+        };
         Self { about, state: Mutex::new(state) }
     }
 
@@ -185,7 +209,7 @@ impl Reading {
         }
         if state.reads(pattern) || state.joins(pattern) {
             // Its messages keep coming, because the subject's list has it.
-            if !state.subscription.is_listed(pattern) {
+            if !state.is_listed(pattern) {
                 state.changes().tell(pattern, Told::Removed)?;
             }
             if state.joining.iter().any(|joining| joining.is_asked && joining.pattern == *pattern) {
@@ -200,6 +224,8 @@ impl Reading {
     /// Ends the connection. Its client is given nothing more.
     pub fn end(&self, code: Code) {
         let mut state = self.lock();
+        // Otherwise the group would still give messages.
+        state.leave_group();
         state.ended.get_or_insert(code);
         state.wake();
     }
@@ -212,8 +238,14 @@ impl Reading {
     }
 }
 
+const ALONE: &str = "a connection reads by itself unless a group does";
+
+fn alone(subscription: &mut Option<Box<Subscription>>) -> &mut Subscription {
+    subscription.as_mut().expect(ALONE)
+}
+
 impl State {
-    /// The next event. Messages and gaps come only while the transport `has_room`.
+    /// The next event of a connection that reads by itself. Messages and gaps come only while the transport `has_room`.
     pub fn poll(&mut self, cx: &mut Context<'_>, has_room: bool) -> Poll<Event> {
         if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
             self.task = Some(cx.waker().clone());
@@ -228,18 +260,19 @@ impl State {
             return Poll::Ready(event);
         }
         loop {
-            let was_due = self.subscription.is_at_list_change();
-            match self.subscription.poll_mine(cx) {
+            let subscription = alone(&mut self.subscription);
+            let was_due = subscription.is_at_list_change();
+            match subscription.poll_mine(cx) {
                 Poll::Ready(Some(change)) => return Poll::Ready(self.list_changed(change)),
                 Poll::Ready(None) => return self.poll_subscription(cx),
                 // Read up to the change first.
                 Poll::Pending => {}
             }
-            if let Poll::Ready(delivery) = self.subscription.poll_delivery(cx) {
+            if let Poll::Ready(delivery) = subscription.poll_delivery(cx) {
                 self.permit.note(&delivery, false);
                 return Poll::Ready(Event::Delivery(delivery));
             }
-            if was_due || !self.subscription.is_at_list_change() {
+            if was_due || !subscription.is_at_list_change() {
                 return Poll::Pending;
             }
         }
@@ -259,12 +292,13 @@ impl State {
     }
 
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let subscription = alone(&mut self.subscription);
         let Some(joining) = self.joining.front_mut() else {
-            let delivery = std::task::ready!(self.subscription.poll_delivery(cx));
+            let delivery = std::task::ready!(subscription.poll_delivery(cx));
             self.permit.note(&delivery, false);
             return Poll::Ready(Event::Delivery(delivery));
         };
-        match std::task::ready!(self.subscription.poll_join(&mut joining.subscription, cx)) {
+        match std::task::ready!(subscription.poll_join(&mut joining.subscription, cx)) {
             Join::Live(delivery) => {
                 self.permit.note(&delivery, false);
                 Poll::Ready(Event::Delivery(delivery))
@@ -281,8 +315,8 @@ impl State {
     }
 
     fn merge(&mut self, Joining { pattern, subscription, is_asked }: Joining) -> Event {
-        self.subscription.absorb(subscription);
-        self.subscription.read_also(&pattern, true);
+        self.subscription().absorb(subscription);
+        self.subscription().read_also(&pattern, true);
         let is_added = self.is_added(&pattern);
         if is_added && is_asked {
             // The client is answered first, and then told.
@@ -291,8 +325,51 @@ impl State {
         if is_added && !is_asked { Event::Added(pattern) } else { Event::Joined(pattern) }
     }
 
-    pub fn subscription(&self) -> &Subscription {
-        &self.subscription
+    /// Lets a group read for this connection, if it only follows and others stand where it stands.
+    pub fn park(&mut self, groups: &Arc<Groups>, comer: &Comer<'_>, waker: &Waker) -> bool {
+        let is_changing = self.changes.as_ref().is_some_and(|changes| !changes.is_quiet());
+        if self.ended.is_some() || is_changing || !self.joining.is_empty() {
+            return false;
+        }
+        let Some(subscription) = &mut self.subscription else { return true };
+        self.parked = groups.park(subscription, comer, waker);
+        if self.parked.is_some() {
+            self.subscription = None;
+        }
+        self.parked.is_some()
+    }
+
+    /// Takes over from the group that reads for this connection, if one does. From then on it writes nothing here.
+    /// Returns what it has written since this was last called.
+    pub fn take_over(&mut self) -> Option<TakenOver> {
+        self.leave_group();
+        self.taken_over.take()
+    }
+
+    /// Reads by itself from now on. True if a group has read for this connection.
+    fn leave_group(&mut self) -> bool {
+        let left = self.parked.take().and_then(|parked| parked.leave());
+        left.is_some_and(|Left { subscription, rest, given }| {
+            self.permit.was_given(given.messages);
+            self.subscription = Some(Box::new(subscription));
+            self.taken_over = Some(TakenOver { rest, given });
+            true
+        })
+    }
+
+    /// The subscription. If a group reads for this connection, it reads by itself from now on, and its task goes on.
+    fn subscription(&mut self) -> &mut Subscription {
+        if self.leave_group() {
+            self.wake();
+        }
+        alone(&mut self.subscription)
+    }
+
+    fn pattern_set(&self) -> &PatternSet {
+        match &self.parked {
+            Some(parked) => parked.patterns(),
+            None => self.subscription.as_ref().expect(ALONE).pattern_set(),
+        }
     }
 
     pub fn permit(&mut self) -> &mut Permit {
@@ -300,22 +377,45 @@ impl State {
     }
 
     pub fn cursor(&self) -> Id {
-        self.subscription.cursor()
+        match &self.parked {
+            Some(parked) => parked.cursor(),
+            None => self.subscription.as_ref().expect(ALONE).cursor(),
+        }
+    }
+
+    /// The list of the subject, if it is read too.
+    pub fn mine(&self) -> Option<Vec<Pattern>> {
+        let entries = self.subscription.as_ref()?.mine()?;
+        Some(entries.keys().cloned().collect())
+    }
+
+    /// True while the log is being read, so that more items may follow soon.
+    pub fn is_reading(&self) -> bool {
+        self.subscription.as_ref().is_some_and(|subscription| subscription.is_reading())
+    }
+
+    /// True if the last read of the log failed.
+    pub fn has_failed(&self) -> bool {
+        self.subscription.as_ref().is_some_and(|subscription| subscription.has_failed())
     }
 
     /// True if `pattern` is read.
     pub fn reads(&self, pattern: &Pattern) -> bool {
-        self.subscription.reads(pattern)
+        self.pattern_set().contains(pattern)
     }
 
     /// True if `pattern` is read because of the list of the subject alone.
     pub fn is_only_listed(&self, pattern: &Pattern) -> bool {
-        self.subscription.is_only_listed(pattern)
+        self.subscription.as_ref().is_some_and(|subscription| subscription.is_only_listed(pattern))
+    }
+
+    fn is_listed(&self, pattern: &Pattern) -> bool {
+        self.subscription.as_ref().is_some_and(|subscription| subscription.is_listed(pattern))
     }
 
     /// Notes that the client asks for a pattern that the list has too.
     pub fn read_also(&mut self, pattern: &Pattern) {
-        self.subscription.read_also(pattern, true);
+        self.subscription().read_also(pattern, true);
     }
 
     /// True if `pattern` was added, and is not merged yet.
@@ -332,13 +432,12 @@ impl State {
     /// True if everything that was asked for is done and told.
     pub fn is_settled(&self) -> bool {
         let is_told = self.changes.as_ref().is_none_or(|changes| changes.is_told());
-        self.joining.is_empty() && is_told && !self.subscription.is_reading()
+        self.joining.is_empty() && is_told && !self.is_reading()
     }
 
     /// The patterns that the client's own grants must cover.
     pub fn own_patterns(&self) -> impl Iterator<Item = &Pattern> {
-        let is_own =
-            |pattern: &&Pattern| !self.is_added(pattern) && !self.subscription.is_only_listed(pattern);
+        let is_own = |pattern: &&Pattern| !self.is_added(pattern) && !self.is_only_listed(pattern);
         self.patterns().filter(is_own)
     }
 
@@ -360,27 +459,31 @@ impl State {
 
     /// Every pattern that is read, or about to be merged.
     pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
-        self.subscription.patterns().chain(self.joining.iter().map(|joining| &joining.pattern))
+        self.pattern_set().iter().chain(self.joining.iter().map(|joining| &joining.pattern))
     }
 
     /// Patterns among which are the first `count` in order of those that are read, and as many that are about to be
     /// merged. A subscription has its topics in order, and then its patterns with wildcards.
     pub fn first_patterns(&self, count: usize) -> impl Iterator<Item = &Pattern> {
-        let topics = self.subscription.width() - self.subscription.wildcards();
-        let first = self.subscription.patterns().take(topics.min(count));
-        let wildcards = self.subscription.patterns().skip(topics).take(count);
+        let set = self.pattern_set();
+        let first = set.topics().iter().take(count);
+        let wildcards = set.wildcards().iter().take(count);
         first.chain(wildcards).chain(self.joining.iter().take(count).map(|joining| &joining.pattern))
     }
 
     /// How many patterns are read, or about to be merged.
     pub fn count(&self) -> usize {
-        self.subscription.width() + self.joining.len()
+        self.pattern_set().len() + self.joining.len()
     }
 
     /// How far the items that the connection has yet to give out reach back, in milliseconds of the messages' time.
     pub fn behind_ms(&self) -> u64 {
         let joining = self.joining.iter().map(|joining| joining.subscription.behind_ms()).max();
-        self.subscription.behind_ms().max(joining.unwrap_or_default())
+        let own = match &self.parked {
+            Some(parked) => parked.behind_ms(),
+            None => self.subscription.as_ref().expect(ALONE).behind_ms(),
+        };
+        own.max(joining.unwrap_or_default())
     }
 
     /// How many patterns are read, or about to be.
@@ -395,7 +498,7 @@ impl State {
     fn wildcards(&self) -> usize {
         let joining = self.joining.iter().map(|joining| &joining.pattern);
         let others = joining.chain(self.begun()).filter(|pattern| pattern.has_wildcard()).count();
-        self.subscription.wildcards() + others
+        self.pattern_set().wildcards().len() + others
     }
 
     /// True if one more pattern would be over a limit of a connection.
@@ -425,13 +528,14 @@ impl State {
 
     /// Stops reading `pattern`, unless the list of the subject has it.
     pub fn remove(&mut self, pattern: &Pattern) {
-        match self.subscription.is_listed(pattern) {
-            true => self.subscription.read_also(pattern, false),
-            false => _ = self.subscription.remove(pattern),
+        let subscription = self.subscription();
+        match subscription.is_listed(pattern) {
+            true => subscription.read_also(pattern, false),
+            false => _ = subscription.remove(pattern),
         }
         self.joining.retain(|joining| joining.pattern != *pattern);
         if self.joining.is_empty() {
-            self.subscription.read_alone();
+            self.subscription().read_alone();
         }
         if let Some(changes) = &mut self.changes {
             changes.forget(pattern);
@@ -458,8 +562,9 @@ impl State {
         // From the answer on, the client misses no ephemeral message, also while it has yet to catch up.
         if self.reads(pattern) {
             self.changes().tell(pattern, Told::Added)?;
-            self.subscription.take_ephemerals_from_now();
-            self.subscription.read_also(pattern, true);
+            let subscription = self.subscription();
+            subscription.take_ephemerals_from_now();
+            subscription.read_also(pattern, true);
         }
         let joining = self.joining.iter_mut().filter(|joining| joining.pattern == *pattern);
         joining.for_each(|joining| joining.subscription.take_ephemerals_from_now());

@@ -80,6 +80,15 @@ impl Permit {
         }
     }
 
+    pub fn metrics(&self) -> &Arc<TransportMetrics> {
+        &self.metrics
+    }
+
+    /// Notes messages that a group has written, and counted in the metrics.
+    pub fn was_given(&mut self, messages: usize) {
+        self.given += messages;
+    }
+
     /// Adds the counts to the metrics, because the bytes are written now.
     pub fn add_up(&mut self, bytes: usize) {
         let Counts { messages, replayed, oldest } = std::mem::take(&mut self.counts);
@@ -106,7 +115,7 @@ impl Permit {
         client: Option<IpAddr>,
         connection: &str,
         cursor: Id,
-        newest: Id,
+        behind_ms: u64,
     ) {
         tracing::debug!(
             client = client.map(tracing::field::display),
@@ -116,7 +125,7 @@ impl Permit {
             seconds = self.began.elapsed().as_secs(),
             messages = self.given,
             %cursor,
-            behind_ms = newest.get().saturating_sub(cursor.get()) / 1000,
+            behind_ms,
             "connection ended"
         );
     }

@@ -160,6 +160,9 @@ impl Session {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if let Some(rest) = self.reader.take_over() {
+            self.socket.push_begun(rest);
+        }
         for _ in 0..BUDGET {
             let has_more = match self.gather(cx) {
                 Ok(has_more) => has_more,
@@ -188,11 +191,20 @@ impl Session {
                 Poll::Pending => {}
             }
             if !again {
+                self.park(cx);
                 return Poll::Pending;
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Lets a group read for this connection, if it has nothing else to do.
+    fn park(&mut self, cx: &Context<'_>) {
+        let is_idle = self.socket.queued_bytes() == 0 && self.running.is_none() && self.waiting.is_empty();
+        if is_idle && let Some(socket) = self.socket.shared() {
+            self.reader.park(cx, &self.app.groups, Form::Frames, socket);
+        }
     }
 
     /// True if the server drains, it is this connection's turn, and everything that the client asked for is done.

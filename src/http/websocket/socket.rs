@@ -16,8 +16,13 @@ use tungstenite::{
     protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext, frame::coding::CloseCode},
 };
 
-use super::{framing::Framing, outbox::Outbox};
-use crate::http::{gate::Gate, stall::StallTimer};
+use super::framing::Framing;
+use crate::http::{
+    gate::Gate,
+    outbox::Outbox,
+    shared_socket::SharedSocket,
+    stall::{StallGuard, StallTimer},
+};
 
 /// Commands are small and few. A larger one gets its own buffer while it is read.
 const READ_BUFFER_BYTES: usize = 512;
@@ -28,13 +33,78 @@ const SLOW_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A WebSocket on the server's side.
 pub struct Socket {
-    io: TokioIo<Upgraded>,
+    io: Io,
     /// Opens when there is something to read.
     incoming: Gate,
     protocol: WebSocketContext,
     framing: Framing,
     outbox: Outbox,
     stalled: StallTimer,
+}
+
+/// The connection below a WebSocket.
+pub enum Io {
+    /// A socket that has left the HTTP library.
+    Socket(StallGuard<SharedSocket>),
+    /// A stream of HTTP/2, or whatever an application has below the router.
+    Other(TokioIo<Upgraded>),
+}
+
+impl Io {
+    /// Takes the socket out of the HTTP library, if the connection is nothing else.
+    pub fn of(upgraded: Upgraded) -> Self {
+        match upgraded.downcast::<TokioIo<StallGuard>>() {
+            Ok(parts) => Self::Socket(parts.io.into_inner().share(parts.read_buf)),
+            Err(upgraded) => Self::Other(TokioIo::new(upgraded)),
+        }
+    }
+}
+
+macro_rules! each {
+    ($io:expr, $inner:ident => $then:expr) => {
+        match $io.get_mut() {
+            Io::Socket(inner) => {
+                let $inner = Pin::new(inner);
+                $then
+            }
+            Io::Other(inner) => {
+                let $inner = Pin::new(inner);
+                $then
+            }
+        }
+    };
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each!(self, io => io.poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, io => io.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, io => io.poll_write_vectored(cx, slices))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, io => io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, io => io.poll_shutdown(cx))
+    }
 }
 
 /// Why a socket can no longer be read or written.
@@ -51,7 +121,7 @@ pub enum Lost {
 }
 
 impl Socket {
-    pub fn new(io: TokioIo<Upgraded>, max_message_bytes: usize, write_timeout: Duration) -> Self {
+    pub fn new(io: Io, max_message_bytes: usize, write_timeout: Duration) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
@@ -94,6 +164,19 @@ impl Socket {
     /// Queues a ready frame.
     pub fn push(&mut self, frame: Bytes) {
         self.outbox.push(frame);
+    }
+
+    /// Queues the rest of frames that a group has begun to write. Nothing else may be queued.
+    pub fn push_begun(&mut self, rest: Bytes) {
+        self.outbox.push_begun(rest);
+    }
+
+    /// The socket, if a group may write to it.
+    pub fn shared(&self) -> Option<&SharedSocket> {
+        match &self.io {
+            Io::Socket(io) => Some(io.socket()),
+            Io::Other(_) => None,
+        }
     }
 
     /// Queues a ping.
@@ -230,7 +313,7 @@ fn reason_of(code: u16) -> &'static str {
 /// The socket as tungstenite sees it. Reads take the bytes that are there. Writes join the outbox, so that
 /// tungstenite's answers and our frames never mix.
 struct Wire<'a, 'b> {
-    io: &'a mut TokioIo<Upgraded>,
+    io: &'a mut Io,
     framing: &'a mut Framing,
     outbox: &'a mut Outbox,
     cx: &'a mut Context<'b>,

@@ -176,7 +176,7 @@ impl State {
         let stats = |topic: &Topic| {
             let (known, tail) = (self.index.get(topic)?, self.tails.get(topic));
             let (messages, bytes) = tail.map_or((0, 0), |tail| tail.ring().size());
-            let subscribers = tail.map_or(0, |tail| tail.follower_count());
+            let subscribers = tail.map_or(0, |tail| tail.reader_count());
             Some(TopicStats { topic: topic.clone(), newest: known.newest, messages, bytes, subscribers })
         };
         let names = self.names.range::<str, _>((Excluded(after), Unbounded));

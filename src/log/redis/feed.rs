@@ -269,7 +269,7 @@ impl Feed {
 
     /// How many followers this process has for exactly this topic.
     pub fn followers(&self, topic: &Topic) -> usize {
-        self.state().topics.get(topic).map_or(0, |followed| followed.tail.follower_count())
+        self.state().topics.get(topic).map_or(0, |followed| followed.tail.reader_count())
     }
 
     /// Drops idle tails again and again, also while the store cannot be reached: clients try to subscribe all the same.

@@ -39,6 +39,13 @@ impl Outbox {
         }
     }
 
+    /// Queues the rest of a piece that somebody else has begun to write. Nothing else may be queued.
+    pub fn push_begun(&mut self, rest: Bytes) {
+        debug_assert!(self.is_empty(), "the rest comes first");
+        self.written = 1;
+        self.push(rest);
+    }
+
     fn close_gathered(&mut self) {
         if !self.gathered.is_empty() {
             self.pieces.push_back(std::mem::take(&mut self.gathered).freeze());

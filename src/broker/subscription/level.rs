@@ -1,0 +1,154 @@
+//! Subscriptions that stand at the same place: one of them can read for the others.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::Subscription;
+use crate::{
+    log::{Follower, Position},
+    message::{Id, PatternSet},
+};
+
+/// The place of a subscription that has given out everything: the same place in the log, and among the ephemeral
+/// messages.
+#[derive(Clone, Debug)]
+pub struct Place {
+    position: Position,
+    seen_ephemerals: u64,
+}
+
+impl Place {
+    pub fn cursor(&self) -> Id {
+        self.position.cursor
+    }
+}
+
+/// How two subscriptions to the same patterns stand to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meeting {
+    /// At the same place: what one of them gives out next, the other would give out too.
+    Level,
+    /// The first one has something to give out before they can be level.
+    FirstHasMore,
+    /// The second one has.
+    SecondHasMore,
+}
+
+impl Subscription {
+    /// True if others read the same topics here, so that it is worth to stand level with them.
+    pub fn has_company(&self) -> bool {
+        !self.followed.is_empty() && self.followed.iter().all(|followed| followed.tail().follower_count() > 1)
+    }
+
+    /// The topics and patterns that are read, to be shared.
+    pub fn pattern_set(&self) -> &Arc<PatternSet> {
+        &self.patterns
+    }
+
+    /// The place where this stands. `None` if it is more than a place: if something waits to be given out, is being
+    /// read, or was given ahead of the cursor, or if the list of a subject is read too.
+    pub fn place(&self) -> Option<Place> {
+        let is_plain = self.ready.is_empty()
+            && self.page.is_none()
+            && self.arrival.is_none()
+            && self.unknown_cursor.is_none()
+            && self.mine.is_none()
+            && self.until == Id::MAX
+            && self.cursor <= self.position.cursor
+            && !self.position.has_floors()
+            && !self.patterns.is_empty();
+        let seen_ephemerals = self.seen_ephemerals.filter(|_| is_plain)?;
+        Some(Place { position: self.position.clone(), seen_ephemerals })
+    }
+
+    /// Another subscription to the same patterns, at `place`, for the connection of that name. It follows the same
+    /// tails, and has yet to look at them.
+    pub fn fork(&self, place: Place, connection: Arc<str>) -> Self {
+        let follower = Arc::new(Follower::default());
+        Self {
+            log: self.log.clone(),
+            patterns: self.patterns.clone(),
+            followed: self.followed.iter().map(|followed| followed.share(&follower)).collect(),
+            follower,
+            cursor: place.position.cursor,
+            position: place.position,
+            until: Id::MAX,
+            looked_upto: None,
+            ready: VecDeque::new(),
+            page: None,
+            arrival: None,
+            has_failed: false,
+            seen_ephemerals: Some(place.seen_ephemerals),
+            connection,
+            unknown_cursor: None,
+            keeps_cursor: false,
+            mine: None,
+        }
+    }
+
+    /// A subscription at the same place that gives out every message, also those that exclude this one's connection.
+    /// `None` if this stands at no place, or ahead of the messages that have arrived in this process.
+    pub fn fork_for_all(&self) -> Option<Self> {
+        let place = self.place().filter(|place| place.cursor() <= self.log.watermark())?;
+        Some(self.fork(place, "".into()))
+    }
+
+    /// Counts as so many readers of its topics.
+    pub fn count_as(&self, readers: usize) {
+        self.follower.count_as(readers);
+    }
+
+    /// Looks at what has arrived, until both stand at the same place or one of them has something to give out.
+    ///
+    /// Both read the same patterns. Each looks up to where the other has looked: so they are level if nothing for them
+    /// came in between.
+    pub fn meet(&mut self, other: &mut Self) -> Meeting {
+        debug_assert_eq!(self.patterns[..], other.patterns[..]);
+        if self.place().is_none() {
+            return Meeting::FirstHasMore;
+        }
+        if other.place().is_none() {
+            return Meeting::SecondHasMore;
+        }
+        if self.position.cursor < other.position.cursor {
+            self.look(Id::MAX);
+        }
+        if other.position.cursor < self.position.cursor {
+            other.look(self.position.cursor);
+        }
+        let (Some(here), Some(there)) = (self.place(), other.place()) else {
+            return if self.ready.is_empty() { Meeting::SecondHasMore } else { Meeting::FirstHasMore };
+        };
+        // A gap must not be left out for either.
+        let is_same_place = here.position.cursor == there.position.cursor
+            && here.position.told.max(here.cursor()) == there.position.told.max(there.cursor());
+        if !is_same_place {
+            return Meeting::FirstHasMore;
+        }
+        match here.seen_ephemerals.cmp(&there.seen_ephemerals) {
+            std::cmp::Ordering::Less => self.take_ephemerals(there.seen_ephemerals),
+            std::cmp::Ordering::Equal => {}
+            std::cmp::Ordering::Greater => other.take_ephemerals(here.seen_ephemerals),
+        }
+        if !self.ready.is_empty() {
+            return Meeting::FirstHasMore;
+        }
+        if !other.ready.is_empty() {
+            return Meeting::SecondHasMore;
+        }
+        self.position.checked = here.position.checked.min(there.position.checked);
+        Meeting::Level
+    }
+
+    /// Reads the tails up to `until`, without waiting for more.
+    fn look(&mut self, until: Id) {
+        self.until = until;
+        self.take_tails();
+        self.until = Id::MAX;
+        if until < Id::MAX {
+            self.looked_upto = None;
+        }
+        if self.ready.is_empty() {
+            self.cursor = self.cursor.max(self.position.cursor);
+        }
+    }
+}

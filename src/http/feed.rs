@@ -1,0 +1,194 @@
+//! A stream on HTTP/1.1 that has left the HTTP library: its head and its chunks (RFC 9112 §7.1) are written here.
+//!
+//! An answer leaves the library before its head is written. So a connection that only streams holds no parser and no
+//! buffers, and a message costs it one write.
+
+use std::{
+    io::{self, Write},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::SystemTime,
+};
+
+use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{
+    App,
+    gate::Gate,
+    group::Groups,
+    outbox::Outbox,
+    shared_socket::SharedSocket,
+    stall::StallGuard,
+    stream::{Offered, Streaming},
+};
+
+/// The chunk that ends a body.
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+/// How many bytes are read at once from a client that sends something on a stream. They are dropped.
+const DROPPED_BYTES: usize = 512;
+/// A client that sends more than this on a stream is no reader: its connection ends.
+const MAX_DROPPED_BYTES: usize = 64 << 10;
+
+/// A stream, and the head of its answer.
+pub struct Feed {
+    head: Vec<u8>,
+    stream: Streaming,
+}
+
+impl Feed {
+    /// Takes the stream out of an answer, if it has one.
+    pub fn of(response: &mut Response) -> Option<Self> {
+        let stream = response.extensions_mut().remove::<Offered>()?.take()?;
+        // The client may have sent more requests already. They are not answered.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        Some(Self { head: head(response.headers()), stream })
+    }
+
+    /// Writes the answer until it ends, or the client leaves.
+    ///
+    /// # Cancel safety
+    /// Dropping this ends the connection, and a client that reads on misses the last chunk.
+    pub async fn run(self, app: Arc<App>, io: StallGuard<SharedSocket>) {
+        let Self { head, stream } = self;
+        let mut outbox = Outbox::default();
+        outbox.push(head.into());
+        let groups = app.groups.clone();
+        let mut writing = Box::new(Writing {
+            groups,
+            io,
+            incoming: Gate::new(),
+            dropped: 0,
+            outbox,
+            stream,
+            is_done: false,
+        });
+        let written = tokio::select! {
+            biased;
+            written = std::future::poll_fn(|cx| writing.poll(cx)) => written,
+            () = app.shutdown.ended() => return,
+        };
+        if let Err(error) = &written {
+            if error.kind() == io::ErrorKind::TimedOut {
+                app.metrics.slow_closes.inc();
+            }
+            tracing::debug!(%error, "connection failed");
+            return;
+        }
+        let Writing { mut io, stream, .. } = *writing;
+        drop(stream);
+        let _ = std::future::poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await;
+    }
+}
+
+/// The status and the fields of an answer whose body comes in chunks.
+fn head(headers: &HeaderMap) -> Vec<u8> {
+    let mut head = Vec::with_capacity(512);
+    head.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+    let mut field = |name: &str, value: &[u8]| {
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            head.extend_from_slice(part);
+        }
+    };
+    headers.iter().for_each(|(name, value)| field(name.as_str(), value.as_bytes()));
+    field("transfer-encoding", b"chunked");
+    field("date", httpdate::fmt_http_date(SystemTime::now()).as_bytes());
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+/// One chunk with these bytes.
+pub fn chunk(bytes: &[u8]) -> Bytes {
+    let mut chunk = Vec::with_capacity(bytes.len() + 12);
+    write!(chunk, "{:x}\r\n", bytes.len()).expect("writing to memory cannot fail");
+    chunk.extend_from_slice(bytes);
+    chunk.extend_from_slice(b"\r\n");
+    chunk.into()
+}
+
+/// One stream that is being written.
+struct Writing {
+    groups: Arc<Groups>,
+    io: StallGuard<SharedSocket>,
+    /// Opens when the client has sent something, or has left.
+    incoming: Gate,
+    /// How many bytes the client has sent.
+    dropped: usize,
+    outbox: Outbox,
+    stream: Streaming,
+    /// The last chunk is in the outbox.
+    is_done: bool,
+}
+
+impl Writing {
+    /// Ready once everything is written, or the client is gone.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(rest) = self.stream.take_over() {
+            self.outbox.push_begun(rest);
+        }
+        loop {
+            while !self.outbox.is_empty() {
+                ready!(self.outbox.poll_write(&mut self.io, cx))?;
+            }
+            if self.is_done {
+                return Poll::Ready(Ok(()));
+            }
+            match self.stream.poll_bytes(cx) {
+                Poll::Ready(Some(bytes)) => self.push(&bytes),
+                Poll::Ready(None) => {
+                    self.outbox.push(Bytes::from_static(LAST_CHUNK));
+                    self.is_done = true;
+                }
+                Poll::Pending => {
+                    let gone = self.poll_gone(cx);
+                    if gone.is_pending() {
+                        self.stream.park(cx, &self.groups, self.io.socket());
+                    }
+                    return gone;
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        if let Some(record) = self.stream.reader().access().record() {
+            record.count(bytes.len());
+        }
+        self.outbox.push(chunk(bytes));
+    }
+
+    /// Ready once the client has closed its side. Bytes that it sends are dropped, and end the connection if they are many.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { io, incoming, dropped, .. } = self;
+        incoming.poll(cx, |cx| {
+            let mut bytes = [0; DROPPED_BYTES];
+            loop {
+                let mut buffer = ReadBuf::new(&mut bytes);
+                ready!(Pin::new(&mut *io).poll_read(cx, &mut buffer))?;
+                *dropped += buffer.filled().len();
+                if buffer.filled().is_empty() || *dropped > MAX_DROPPED_BYTES {
+                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                }
+            }
+        })
+    }
+}
+
+/// The way out of the HTTP library for the stream of one connection.
+#[derive(Clone, Default)]
+pub struct Exit(Arc<Mutex<Option<Feed>>>);
+
+impl Exit {
+    /// Leaves the library with this stream. The library must wait for an answer until its connection is taken apart.
+    pub fn leave_with(&self, feed: Feed) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(feed);
+    }
+
+    /// The stream that waits to leave.
+    pub fn waiting(&self) -> Option<Feed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

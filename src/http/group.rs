@@ -1,0 +1,348 @@
+//! Readers that stand at the same place move as one: a group reads for them, and writes the same bytes to each.
+//!
+//! A reader that has nothing to do but follow *parks*: it gives up its subscription and joins a group of readers of the
+//! same topics in the same form. The group encodes a batch once and tries to write it to each member. A member *leaves*
+//! with its place when anything concerns it alone: if its socket does not take all bytes, if a message excludes it, if
+//! its rights may have ended, or if its own task wakes. Then it reads on by itself from there.
+//!
+//! At any moment either the group or the member's task may write to a socket. The task leaves before it writes.
+
+mod batch;
+mod groups;
+mod member;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use slab::Slab;
+
+use self::{
+    batch::{Batch, Written},
+    groups::Key,
+    member::{Member, Seat},
+};
+pub use self::{
+    groups::{Comer, Groups},
+    member::{Given, Left, Parked},
+};
+use super::{
+    batch::Form,
+    metrics::TransportMetrics,
+    rules::{InForce, Rules},
+};
+use crate::{
+    broker::{Meeting, Place, Subscription},
+    message::Id,
+};
+
+/// How many members are written to before other tasks may run. Without the pause, everybody else would wait for as long
+/// as a large group takes.
+const WRITES_AT_ONCE: usize = 64;
+/// How many members a group may have. More readers have more groups, which several workers write to at once.
+const MAX_MEMBERS: usize = 512;
+
+/// Readers of the same topics, in the same form, at the same place.
+pub struct Group {
+    key: Key,
+    groups: Weak<Groups>,
+    metrics: Arc<TransportMetrics>,
+    in_force: Arc<InForce>,
+    /// The rules by which the rights of all members were checked.
+    rules: Arc<Rules>,
+    task: AtomicWaker,
+    /// It takes no more members now.
+    is_full: AtomicBool,
+    // A std mutex: no await happens while it is held, and each holder does a bounded step.
+    state: Mutex<State>,
+}
+
+struct State {
+    /// It reads for all members. `None` once the last one has left.
+    reading: Option<Subscription>,
+    /// The place where all members stand who were given the batch under way, if there is one.
+    place: Place,
+    members: Slab<Member>,
+    /// The batch that some members have been given and others not yet.
+    batch: Option<Batch>,
+    /// How many batches there have been.
+    batches: u64,
+    /// All that a member from the beginning has been given, with the batch under way.
+    given: Given,
+    /// At the earliest, the rights of a member end then.
+    soonest_end: Option<SystemTime>,
+    /// Readers that stand further than the group, and want to join once it has caught up.
+    door: Vec<Waker>,
+}
+
+/// The answer to a reader that wants to join.
+enum Joined {
+    /// It is a member now, under this key.
+    Member(usize),
+    /// It has something to give out first.
+    HasMore,
+    /// The group cannot take it now.
+    NotNow,
+    /// The group has ended, or takes no more.
+    Closed,
+}
+
+impl Group {
+    fn new(key: Key, groups: &Arc<Groups>, comer: &Comer<'_>, reading: Subscription, place: Place) -> Self {
+        let state = State {
+            reading: Some(reading),
+            place,
+            members: Slab::new(),
+            batch: None,
+            batches: 0,
+            given: Given::nothing(),
+            soonest_end: None,
+            door: Vec::new(),
+        };
+        Self {
+            key,
+            groups: Arc::downgrade(groups),
+            metrics: comer.metrics.clone(),
+            in_force: groups.in_force.clone(),
+            rules: comer.rules.clone(),
+            task: AtomicWaker::new(),
+            is_full: AtomicBool::new(false),
+            state: Mutex::new(state),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves the members until the last one has left.
+    async fn run(self: Arc<Self>) {
+        let rescue = Rescue(&self);
+        while std::future::poll_fn(|cx| self.poll_batch(cx)).await {
+            while self.write_some() {
+                tokio::task::yield_now().await;
+            }
+            // A group whose messages never stop must not keep a thread for itself.
+            tokio::task::yield_now().await;
+        }
+        std::mem::forget(rescue);
+    }
+
+    /// Ready once there is something to write. False if the group has ended.
+    fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.task.register(cx.waker());
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(reading) = &mut state.reading else { return Poll::Ready(false) };
+        let batch = Batch::gather(reading, self.key.form, &state.place, state.given, cx);
+        let place = reading.place();
+        let Some(mut batch) = batch else {
+            state.place = place.unwrap_or_else(|| state.place.clone());
+            return Poll::Pending;
+        };
+        if !Arc::ptr_eq(&self.in_force.load(), &self.rules) {
+            batch.let_all_go();
+        }
+        if let Some(place) = place
+            && batch.is_for_members()
+        {
+            state.given = batch.given_after();
+            state.place = place;
+        }
+        batch.now = state.soonest_end.map(|_| SystemTime::now());
+        state.batches += 1;
+        state.batch = Some(batch);
+        // Those that had been given this batch already stand where the group stands now.
+        let door = std::mem::take(&mut state.door);
+        drop(guard);
+        door.into_iter().for_each(Waker::wake);
+        Poll::Ready(true)
+    }
+
+    /// Writes the batch to some members. True if others have yet to be given it.
+    fn write_some(&self) -> bool {
+        let mut guard = self.state();
+        let State {
+            reading: Some(reading),
+            batch: Some(batch),
+            members,
+            place,
+            given,
+            batches,
+            soonest_end,
+            ..
+        } = &mut *guard
+        else {
+            return false;
+        };
+        let (end, mut written) = (members.capacity().min(batch.next + WRITES_AT_ONCE), 0);
+        for key in batch.next..end {
+            // Those that joined while the batch was under way stand behind it already.
+            if let Some(member) = members.get(key).filter(|member| member.since != *batches) {
+                let left = match batch.write_to(member) {
+                    Written::Completely => {
+                        written += 1;
+                        None
+                    }
+                    Written::Partly(rest) => {
+                        written += 1;
+                        Some((place.clone(), *given, rest))
+                    }
+                    Written::Not => Some((batch.before.clone(), batch.given_before, Bytes::new())),
+                };
+                if let Some((place, given, rest)) = left {
+                    let member = members.remove(key);
+                    reading.count_as(members.len());
+                    member.seat.put(Left::of(reading, place, given, rest, &member));
+                }
+            }
+            // Noted after each write, so that every member stands at the right place if this panics.
+            batch.next = key + 1;
+        }
+        batch.observe(&self.metrics, written);
+        let has_more = end < members.capacity();
+        if !has_more {
+            if batch.now.is_some() {
+                *soonest_end = members.iter().filter_map(|(_, member)| member.ends_at).min();
+            }
+            guard.batch = None;
+        }
+        !self.end_if_empty(guard) && has_more
+    }
+
+    /// Takes in a reader that stands where the group stands.
+    fn join(&self, reader: &mut Subscription, comer: &Comer<'_>, seat: &Arc<Seat>) -> Joined {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(reading) = &mut state.reading else { return Joined::Closed };
+        if state.members.len() >= MAX_MEMBERS || !Arc::ptr_eq(&self.rules, comer.rules) {
+            return Joined::Closed;
+        }
+        if state.batch.as_ref().is_some_and(|batch| !batch.is_for_members()) {
+            return Joined::NotNow;
+        }
+        let place = match reading.meet(reader) {
+            Meeting::Level => reading.place(),
+            Meeting::SecondHasMore => return Joined::HasMore,
+            Meeting::FirstHasMore => {
+                state.wait_at_door(&seat.task);
+                return Joined::NotNow;
+            }
+        };
+        let Some(place) = place else { return Joined::NotNow };
+        state.place = place;
+        state.soonest_end = [state.soonest_end, comer.ends_at].into_iter().flatten().min();
+        let key = state.members.insert(Member {
+            socket: comer.socket.clone(),
+            connection: reader.connection().clone(),
+            ends_at: comer.ends_at,
+            seat: seat.clone(),
+            since: state.batches,
+            given: state.given,
+        });
+        reading.count_as(state.members.len());
+        self.is_full.store(state.members.len() >= MAX_MEMBERS, Ordering::Relaxed);
+        Joined::Member(key)
+    }
+
+    /// Takes a member out that goes on by itself. `None` if it has gone on before. It wakes nobody.
+    fn leave(&self, key: usize, seat: &Seat) -> Option<Left> {
+        let mut state = self.state();
+        let left = match seat.leave() {
+            Some(left) => left,
+            None => {
+                let left = state.take_out(key);
+                self.end_if_empty(state);
+                left
+            }
+        };
+        let mut left = left?;
+        if let Form::Body(_) = self.key.form {
+            left.subscription.keep_cursor();
+        }
+        Some(left)
+    }
+
+    /// Ends the group if no member is left. True if it has ended.
+    fn end_if_empty(&self, mut state: MutexGuard<'_, State>) -> bool {
+        self.is_full.store(state.members.len() >= MAX_MEMBERS, Ordering::Relaxed);
+        if !state.members.is_empty() {
+            return state.reading.is_none();
+        }
+        let (reading, door) = (state.reading.take(), std::mem::take(&mut state.door));
+        state.batch = None;
+        drop(state);
+        if reading.is_some() {
+            if let Some(groups) = self.groups.upgrade() {
+                groups.forget(self);
+            }
+            self.task.wake();
+        }
+        door.into_iter().for_each(Waker::wake);
+        true
+    }
+
+    fn cursor_of(&self, key: usize, seat: &Seat) -> Id {
+        let state = self.state();
+        seat.cursor().unwrap_or_else(|| state.stand_of(key).0.cursor())
+    }
+
+    fn behind_ms(&self) -> u64 {
+        self.state().reading.as_ref().map_or(0, Subscription::behind_ms)
+    }
+}
+
+impl State {
+    /// Has a reader woken after the next batch.
+    fn wait_at_door(&mut self, task: &Waker) {
+        if self.door.len() < MAX_MEMBERS && !self.door.iter().any(|other| other.will_wake(task)) {
+            self.door.push(task.clone());
+        }
+    }
+
+    /// True if the member was given the batch under way, or if there is none.
+    fn is_level(&self, key: usize) -> bool {
+        let Some(batch) = &self.batch else { return true };
+        key < batch.next || self.members.get(key).is_some_and(|member| member.since == self.batches)
+    }
+
+    /// The place up to which the member was given everything, and how much that was since the group began.
+    fn stand_of(&self, key: usize) -> (Place, Given) {
+        match &self.batch {
+            Some(batch) if !self.is_level(key) => (batch.before.clone(), batch.given_before),
+            _ => (self.place.clone(), self.given),
+        }
+    }
+
+    /// Takes a member out between two writes.
+    fn take_out(&mut self, key: usize) -> Option<Left> {
+        let (place, given) = self.stand_of(key);
+        let reading = self.reading.as_ref()?;
+        let member = self.members.try_remove(key)?;
+        reading.count_as(self.members.len());
+        Some(Left::of(reading, place, given, Bytes::new(), &member))
+    }
+}
+
+/// Lets all members go on by themselves if the group's task panics.
+struct Rescue<'a>(&'a Group);
+
+impl Drop for Rescue<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        let seats: Vec<_> = state.members.iter().map(|(key, member)| (key, member.seat.clone())).collect();
+        for (key, seat) in seats {
+            state.take_out(key).into_iter().for_each(|left| seat.put(left));
+        }
+        self.0.end_if_empty(state);
+    }
+}

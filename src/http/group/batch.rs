@@ -1,0 +1,161 @@
+//! The bytes that a group writes to each of its members.
+
+use std::{
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+    time::SystemTime,
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+
+use super::member::{Given, Member};
+use crate::{
+    broker::{Delivery, Place, Subscription},
+    http::{batch::Form, feed, metrics::TransportMetrics},
+    message::{Id, Message},
+};
+
+/// A batch ends after so many bytes, if everything that was looked at is in it.
+const GATHERED_BYTES: usize = 32 << 10;
+/// The most bytes that a batch has. For more, each member reads by itself, at its own pace.
+const MAX_BYTES: usize = 256 << 10;
+
+/// Messages that leave together, for all members.
+pub struct Batch {
+    /// Empty if each member is to go on by itself.
+    bytes: Bytes,
+    /// How many of them are messages, without the frame of a chunk.
+    content: usize,
+    messages: usize,
+    /// The oldest message that has an id. It has waited longest.
+    oldest: Option<Id>,
+    /// Those of the messages that exclude a connection.
+    excluding: Vec<Arc<Message>>,
+    /// The place of the members that have yet to be given this, and what they were given.
+    pub before: Place,
+    pub given_before: Given,
+    /// The time, if the rights of a member may have ended by now.
+    pub now: Option<SystemTime>,
+    /// The first member that was not looked at.
+    pub next: usize,
+}
+
+/// The outcome of a write to one member.
+pub enum Written {
+    Completely,
+    /// The socket has taken the beginning. This is the rest.
+    Partly(Bytes),
+    /// Nothing has left.
+    Not,
+}
+
+impl Batch {
+    /// Takes what `reading` gives out now. `None` if that is nothing. If it is more than messages, or too much, the
+    /// batch has no bytes, and the members go on by themselves from `before`.
+    pub fn gather(
+        reading: &mut Subscription,
+        form: Form,
+        before: &Place,
+        given_before: Given,
+        cx: &mut Context<'_>,
+    ) -> Option<Self> {
+        let (mut bytes, mut single) = (BytesMut::new(), None);
+        let mut batch = Self {
+            bytes: Bytes::new(),
+            content: 0,
+            messages: 0,
+            oldest: None,
+            excluding: Vec::new(),
+            before: before.clone(),
+            given_before,
+            now: None,
+            next: 0,
+        };
+        while bytes.len() <= GATHERED_BYTES || reading.place().is_none() {
+            let Poll::Ready(delivery) = reading.poll_delivery(cx) else { break };
+            let Delivery::Message(message) = delivery else { return Some(batch) };
+            let encoded = form.encode(&message, reading.cursor());
+            if bytes.len() + encoded.len() > MAX_BYTES {
+                return Some(batch);
+            }
+            // One message alone has its bytes already.
+            match (batch.messages, single.take()) {
+                (0, _) => single = Some(encoded),
+                (_, first) => {
+                    first.into_iter().for_each(|first: Bytes| bytes.extend_from_slice(&first));
+                    bytes.extend_from_slice(&encoded);
+                }
+            }
+            batch.messages += 1;
+            batch.oldest = batch.oldest.or((!message.is_ephemeral()).then_some(message.id));
+            if message.exclude.is_some() {
+                batch.excluding.push(message);
+            }
+        }
+        if reading.place().is_none() {
+            // It has to read the log, or stands where no member can follow.
+            return Some(batch);
+        }
+        if batch.messages == 0 {
+            return None;
+        }
+        let bytes = single.unwrap_or_else(|| bytes.freeze());
+        batch.content = bytes.len();
+        batch.bytes = match form {
+            Form::Frames => bytes,
+            Form::Body(_) => feed::chunk(&bytes),
+        };
+        Some(batch)
+    }
+
+    /// True if the members are given this. If not, they go on by themselves.
+    pub fn is_for_members(&self) -> bool {
+        !self.bytes.is_empty()
+    }
+
+    /// Lets each member go on by itself.
+    pub fn let_all_go(&mut self) {
+        self.bytes = Bytes::new();
+    }
+
+    /// All that a member was given once it has this too.
+    pub fn given_after(&self) -> Given {
+        let Given { messages, bytes, .. } = self.given_before;
+        Given { messages: messages + self.messages, bytes: bytes + self.content, at: Instant::now() }
+    }
+
+    /// Writes this to one member, as far as its socket takes it now.
+    pub fn write_to(&self, member: &Member) -> Written {
+        let excludes = |message: &Arc<Message>| message.exclude.as_deref() == Some(&*member.connection);
+        let has_ended = self.now.zip(member.ends_at).is_some_and(|(now, end)| end <= now);
+        if !self.is_for_members() || has_ended || self.excluding.iter().any(excludes) {
+            return Written::Not;
+        }
+        match member.socket.try_write(&self.bytes) {
+            Ok(written) if written == self.bytes.len() => Written::Completely,
+            Ok(0) => Written::Not,
+            Ok(written) => Written::Partly(self.bytes.slice(written..)),
+            // A full socket may take more later, and a broken one ends its task.
+            Err(error) => {
+                debug_assert_ne!(error.kind(), io::ErrorKind::InvalidInput);
+                Written::Not
+            }
+        }
+    }
+
+    /// Counts the writes to so many members.
+    pub fn observe(&self, metrics: &TransportMetrics, written: usize) {
+        if written == 0 {
+            return;
+        }
+        metrics.deliveries.inc_by((self.messages * written) as u64);
+        metrics.delivered_bytes.inc_by((self.content * written) as u64);
+        if let Some(oldest) = self.oldest {
+            // An id is the time of publishing in microseconds.
+            let seconds = Id::now().get().saturating_sub(oldest.get()) as f64 / 1e6;
+            (0..written).for_each(|_| metrics.latency.observe(seconds));
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! All groups of one server, by what their members read.
+
+use std::{
+    collections::HashMap,
+    hash::{Hash, Hasher},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    task::Waker,
+    time::SystemTime,
+};
+
+use super::{
+    Group, Joined,
+    member::{Parked, Seat},
+};
+use crate::{
+    broker::Subscription,
+    http::{
+        batch::Form,
+        metrics::TransportMetrics,
+        rules::{InForce, Rules},
+        shared_socket::SharedSocket,
+    },
+    message::PatternSet,
+};
+
+/// Readers of more topics and patterns stay alone. To find their group would cost more than it saves.
+const MAX_PATTERNS: usize = 16;
+/// How many groups a reader asks before it makes a new one.
+const MOST_TRIED: usize = 2;
+
+/// The topics that the members of a group read, and the form in which they are given.
+#[derive(Clone)]
+pub struct Key {
+    pub form: Form,
+    pub patterns: Arc<PatternSet>,
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.form == other.form && self.patterns[..] == other.patterns[..]
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        (self.form, &self.patterns[..]).hash(hasher);
+    }
+}
+
+/// A reader that wants to park.
+pub struct Comer<'a> {
+    pub form: Form,
+    pub socket: &'a SharedSocket,
+    pub metrics: &'a Arc<TransportMetrics>,
+    /// The rules by which its rights were checked, and their end.
+    pub rules: &'a Arc<Rules>,
+    pub ends_at: Option<SystemTime>,
+}
+
+/// The groups of one server.
+pub struct Groups {
+    pub(super) in_force: Arc<InForce>,
+    // A std mutex: no await happens while it is held.
+    groups: Mutex<HashMap<Key, Vec<Arc<Group>>>>,
+}
+
+impl Groups {
+    pub fn new(in_force: Arc<InForce>) -> Arc<Self> {
+        Arc::new(Self { in_force, groups: Mutex::default() })
+    }
+
+    fn groups(&self) -> MutexGuard<'_, HashMap<Key, Vec<Arc<Group>>>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.groups().is_empty()
+    }
+
+    #[cfg(test)]
+    pub fn any(&self) -> Option<Arc<Group>> {
+        self.groups().values().flatten().next().cloned()
+    }
+
+    /// Lets a reader join a group of those that stand where it stands, if it has company. If not, nothing changes but
+    /// that `reader` has looked at what has arrived.
+    ///
+    /// The task with this waker is woken if the group lets the reader go, or if it is worth to try again.
+    pub fn park(
+        self: &Arc<Self>,
+        reader: &mut Subscription,
+        comer: &Comer<'_>,
+        waker: &Waker,
+    ) -> Option<Parked> {
+        if reader.width() > MAX_PATTERNS || !reader.has_company() || reader.place().is_none() {
+            return None;
+        }
+        if !Arc::ptr_eq(&self.in_force.load(), comer.rules) {
+            return None;
+        }
+        let key = Key { form: comer.form, patterns: reader.pattern_set().clone() };
+        let seat = Arc::new(Seat::new(waker.clone()));
+        for group in self.with_room(&key) {
+            match group.join(reader, comer, &seat) {
+                Joined::Member(member) => return Some(Parked::new(group, member, seat)),
+                Joined::HasMore => {
+                    waker.wake_by_ref();
+                    return None;
+                }
+                Joined::NotNow => return None,
+                Joined::Closed => {}
+            }
+        }
+        let reading = reader.fork_for_all()?;
+        let place = reading.place()?;
+        let group = Arc::new(Group::new(key.clone(), self, comer, reading, place));
+        let Joined::Member(member) = group.join(reader, comer, &seat) else { return None };
+        self.groups().entry(key).or_default().push(group.clone());
+        tokio::spawn(group.clone().run());
+        Some(Parked::new(group, member, seat))
+    }
+
+    /// The newest groups with room for one more.
+    fn with_room(&self, key: &Key) -> Vec<Arc<Group>> {
+        let groups = self.groups();
+        let same = groups.get(key).map_or(&[][..], Vec::as_slice).iter().rev();
+        same.filter(|group| !group.is_full.load(Ordering::Relaxed)).take(MOST_TRIED).cloned().collect()
+    }
+
+    /// Forgets a group that has ended.
+    pub fn forget(&self, group: &Group) {
+        let mut groups = self.groups();
+        let Some(same) = groups.get_mut(&group.key) else { return };
+        same.retain(|other| !std::ptr::eq(&**other, group));
+        if same.is_empty() {
+            groups.remove(&group.key);
+        }
+    }
+}
