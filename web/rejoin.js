@@ -345,7 +345,7 @@ export function connect(url, options = {}) {
     let address = base.replace('http', 'ws') + events + (after ? '&after=' + after : '')
     for (const name of one.names) {
       const more = '&topic=' + encodeURIComponent(name)
-      if (address.length + more.length > URL_LENGTH) one.names.delete(name)
+      if ((address + more)[URL_LENGTH]) one.names.delete(name)
       else address += more
     }
     if (one.ended) return
@@ -438,7 +438,7 @@ export function connect(url, options = {}) {
       if (/^[gm]/.test(type)) {
         if (id && !isNewer(id, cursor)) return
         for (const reading of all()) if (reading.live && (matches(reading.name, topic) || reading.given && topic === '$mine')) give(reading, frame)
-      } else if (frame.by === 'server') byServer(frame)
+      } else if (frame.by) byServer(frame)
       cursor = id ?? frame.cursor ?? cursor
     }
     tabs?.tell(frame)
@@ -481,9 +481,10 @@ export function connect(url, options = {}) {
     while (reading.held.length && !reading.pauses && reading.held[0].topic !== echoing) {
       tell(reading, /** @type {Frame} */ (reading.held.shift()))
     }
-    if (!reading.lost || reading.pauses) return
-    reading.lost = false
-    join(reading)
+    if (reading.lost && !reading.pauses) {
+      reading.lost = false
+      join(reading)
+    }
   }
 
   /** @param {Reading} reading @param {1 | -1} more */
@@ -641,7 +642,7 @@ export function connect(url, options = {}) {
     if (named(name).length) return
     const isOwn = link?.names.delete(name)
     if (link?.command && (isOwn || reading.given)) link.command({ type: 'unsubscribe', topic: name })
-    else if (isOwn) again()
+    else if (isOwn || next?.names.has(name)) again()
   }
 
   /**
@@ -660,13 +661,13 @@ export function connect(url, options = {}) {
   /** The server has added a topic, or taken it. @param {Frame} frame */
   function byServer({ type, topic, cursor: place }) {
     let reading = gift(topic)
-    const { names } = /** @type {Link} */ (link), isRead = names.has(topic) && !isAsked(topic) || reading?.live
+    const isRead = link?.names.has(topic) && !isAsked(topic) || reading?.live
     if (type === 'unsubscribed') {
       if (!isRead) strays = strays.filter(it => !matches(topic, it.topic))
       // The client may still read for itself what is gone from the list. A new connection says so.
-      if (options.mine && reading && names.has(topic)) return again()
+      if (options.mine && reading && link?.names.has(topic)) return again()
       if (reading) reading.given = false
-      names.delete(topic)
+      link?.names.delete(topic)
       return refuseTopic(topic, { code: 'conflict' })
     }
     if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)

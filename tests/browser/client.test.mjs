@@ -537,6 +537,21 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.deepEqual([data(first), data(second)], [[1], [1]])
   })
 
+  test('a subscription that is closed while its connection opens is not read', async () => {
+    const { server, rejoin, proxy } = await begin([], { transports: ['ndjson'] })
+    rejoin.on('open', () => {})
+    const other = record(rejoin.subscribe('other')), one = rejoin.subscribe('t')
+    await until(() => proxy.seen.length)
+    one.close()
+    await until(() => has(other, 'subscribed'))
+    for (let looks = 0; ; looks++) {
+      const { connections } = await (await fetch(server.url + '/connections')).json()
+      if (connections.length === 1 && '' + connections[0].topics === 'other') break
+      assert.ok(looks < 300, JSON.stringify(connections))
+      await new Promise(resume => setTimeout(resume, 20))
+    }
+  })
+
   test('a silence of one and a half heartbeats ends a connection, and what it still brings is dropped', async () => {
     const Socket = scripted({ heartbeat_ms: 200 })
     const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
