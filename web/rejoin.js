@@ -189,7 +189,8 @@ export function connect(url, options = {}) {
   /** Counts the attempts to connect. An older attempt ends when it sees a newer one. */
   let turns = 0
   let tries = 0
-  let refusals = 0
+  /** How often a refused token is asked for again. The end of a token on a connection counts too. */
+  let chances = 1
   let at = 0
   let chosen = 0
   /** True if the page wants a connection without topics. */
@@ -404,7 +405,7 @@ export function connect(url, options = {}) {
     link = one
     next = undefined
     cursor = frame.cursor
-    refusals = 0
+    chances = 2
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
     const { mine = [] } = frame
     // What the list has lost meanwhile.
@@ -779,7 +780,7 @@ export function connect(url, options = {}) {
   function judge(why, isOpen) {
     const { code, topic, retry_ms } = why
     if (options.token && /^(unau|tok)/.test(code)) {
-      if (why.isAsked || refusals++) return refuse(why)
+      if (why.isAsked || !chances--) return refuse(why)
       token = undefined
       return retry(retry_ms)
     }

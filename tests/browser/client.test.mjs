@@ -226,6 +226,22 @@ describe('the browser client', { concurrency: 8 }, () => {
     })
   }
 
+  test('a token that ended while the server was away is asked for again', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    let asked = 0
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'], token: () => 'token' + ++asked })
+    ends.push(() => rejoin.close())
+    const told = record(rejoin.subscribe('t'))
+    await until(() => has(told, 'subscribed'))
+    Socket.isAway = true
+    Socket.all[0].onclose({ code: 4201, reason: 'token_expired' })
+    await until(() => Socket.all.length === 2)
+    Socket.isAway = false
+    Socket.all[1].onclose({ code: 4201, reason: 'token_expired' })
+    await until(() => rejoin.state === 'live')
+    assert.deepEqual([asked, has(told, 'refused')], [3, false])
+  })
+
   test('a transport that does not work gives way to the next, and is remembered', async () => {
     const { server, proxy, rejoin } = await begin()
     proxy.refuses = head => head.startsWith('GET') || head.includes('x-ndjson')
@@ -772,7 +788,7 @@ function scripted(open) {
       this.url = url
       this.sent = []
       Socket.all.push(this)
-      setTimeout(() => this.say({ type: 'open', connection: 'c', cursor: '1000', ...open }))
+      if (!Socket.isAway) setTimeout(() => this.say({ type: 'open', connection: 'c', cursor: '1000', ...open }))
     }
     say(frame) { this.onmessage({ data: JSON.stringify(frame) }) }
     send(text) { this.sent.push(JSON.parse(text)) }
