@@ -408,7 +408,7 @@ export function connect(url, options = {}) {
     chances = 2
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
     const { mine = [] } = frame
-    // What the list has lost meanwhile.
+    // These topics have left the list meanwhile.
     for (const { name } of all()) if (options.mine && !mine.includes(name)) refuseTopic(name, { code: 'conflict' }, true)
     for (const topic of mine) byServer({ topic, cursor })
     expects(frame)
@@ -672,7 +672,7 @@ export function connect(url, options = {}) {
       return refuseTopic(topic, { code: 'conflict' })
     }
     if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
-    // Nothing is replayed of a topic that is read already.
+    // The server replays nothing of a topic that it reads already.
     if (!isRead) giveReplay(reading)
     reading.at = newer(reading.at, place)
     joined(reading, place)
