@@ -15,5 +15,5 @@ export type Now = {
 export declare function share(base: string, { shared, mine, token }: import('./rejoin.js').Options, again: () => void, subscribe: any, now: () => Now): {
     rise: () => ((one: Link, after?: string) => Promise<void>) | undefined;
     rest: () => void;
-    tell: ({ ref, ...frame }: Frame) => undefined;
+    tell: ({ ref, ...frame }: Frame) => void;
 } | undefined;

@@ -18,8 +18,6 @@
 
 /** Tabs with another version of this module have a connection of their own. */
 const VERSION = 1
-/** How many messages of a replay the leader passes on. */
-const MOST_REPLAYED = 1000
 /** A leader that is silent for so long loses its lock. A hidden tab leaves the first try to one that is shown. */
 const SHOWN_MS = 2000, HIDDEN_MS = 3000
 
@@ -119,8 +117,6 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
   let opened
   /** The time at which the connection has last brought something. */
   let heard = 0
-  /** What is replayed for a topic that the server may be about to add. @type {Frame[]} */
-  let strays = []
 
   /** The connection is open. Followers ask from where they can go on. @param {Frame} frame */
   function opens(frame) {
@@ -136,12 +132,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     heard = Date.now()
     // Messages, gaps, cursors, and news of topics. Other frames are for the leader alone.
     if (!/^([gsu]|me|cu)/.test(frame.type)) return
-    // The answer to a command has no replay for the others. One too many says that there were more.
-    if (frame.replay) return void (strays.length > MOST_REPLAYED || strays.push(frame))
-    if (/ibed/.test(frame.type)) {
-      if (frame.by) for (const stray of strays) post({ term, frame: stray })
-      strays = []
-    }
+    // A leader asks for no replay, so each is of a topic that the server adds.
     post({ term, frame })
   }
 

@@ -103,7 +103,7 @@ const POLL_MS = 20_000
 
 const JSON_TYPE = 'application/json'
 /** Refusals that do not change by themselves. */
-const FINAL = /^(unau|forb|bad_|not_f|meth|too_l|disc|conf|key_)/
+const FINAL = /^(unau|[bckm]|di|fo|not|too_l)/
 
 /** An error with the code of the server, and the topic if it is about one. @param {Frame} problem @returns {RejoinError} */
 const failure = problem => Object.assign(/** @type {any} */ (Error(problem.detail ?? problem.code)), problem)
@@ -130,7 +130,7 @@ function emitter() {
 /** @param {string} name A topic or pattern. @param {string} topic */
 function matches(name, topic) {
   const parts = name.split('.'), segments = topic.split('.')
-  return name === topic || name.includes('*') && (parts.length === segments.length || name.endsWith('**')) && parts.every(
+  return (parts.length === segments.length || name.endsWith('**')) && parts.every(
     (part, at) => part === segments[at] || part[0] === '*' && segments[at] && (at || topic[0] !== '$'))
 }
 
@@ -171,8 +171,8 @@ export function connect(url, options = {}) {
   const readings = new Set()
   /** The ids of messages that this client has published. @type {Set<string>} */
   const own = new Set()
-  /** What was replayed since the last answer, perhaps of a topic that the server is about to add. @type {Frame[]} */
-  const strays = []
+  /** What was replayed of the topic that the server adds now, for itself or for a command. @type {Frame[]} */
+  let strays = []
 
   /** @type {State} */
   let state = 'connecting'
@@ -189,7 +189,8 @@ export function connect(url, options = {}) {
   /** Counts the attempts to connect. An older attempt ends when it sees a newer one. */
   let turns = 0
   let tries = 0
-  let refusals = 0
+  /** How often a refused token is asked for again. The end of a token on a connection counts too. */
+  let chances = 1
   let at = 0
   let chosen = 0
   /** True if the page wants a connection without topics. */
@@ -210,11 +211,13 @@ export function connect(url, options = {}) {
   const named = (/** @type {string} */ name) => all().filter(it => it.name === name)
   /** Those of the client. */
   const known = () => all().filter(it => !it.given)
+  const isAsked = (/** @type {string} */ name) => link?.asked.some(it => it.reading?.name === name)
+  /** The subscription of a topic that the server has added. @param {string} name */
+  const gift = name => named(name).find(it => it.given)
   const later = (/** @type {string} */ name, /** @type {() => void} */ run, ms = 0) => {
     clearTimeout(timers[name])
     timers[name] = setTimeout(run, Math.min(ms, 2e9))
   }
-  const stop = () => { timers.go = clearTimeout(timers.go) }
   const isKept = () => Date.now() - chosen < BETTER_MS
   const say = (/** @type {State} */ now) => {
     if (state !== now) emit('state', state = now)
@@ -252,7 +255,7 @@ export function connect(url, options = {}) {
     if (link?.command) {
       link.command({ type: 'auth', token }, frame => {
         // Another user, or fewer rights: a new connection says what is refused.
-        if (frame.type === 'error') again()
+        if (frame.code) again()
         else expects(frame)
       })
     } else if (link) again()
@@ -279,9 +282,10 @@ export function connect(url, options = {}) {
 
   /** The subscriptions that the next stream can read together, and the cursor from which it does. */
   function together() {
-    const some = known().filter(it => it.caught)
-    if (!some.length) return { some: hasOpened() ? some : known().filter(isPlain), after: cursor }
-    return { some, after: some.map(position).reduce((a, b) => isNewer(a, b) ? b : a) }
+    // A topic of the list of the subject is read from the same cursor.
+    const some = (options.mine ? all() : known()).filter(it => it.caught || !hasOpened() && isPlain(it))
+    const places = /** @type {any[]} */ (some.map(position))
+    return { some, after: places.sort((a, b) => a - b)[0] ?? cursor }
   }
 
   /** Up to here a subscription has been given everything. @param {Reading} reading */
@@ -297,15 +301,15 @@ export function connect(url, options = {}) {
     let silence = FIRST_FRAME_MS
     /** @type {Link} */
     const one = next = {
-      names: new Set(some.map(it => it.name)),
+      names: new Set(some.filter(it => !it.given).map(it => it.name)),
       readings: some,
       abort: new AbortController(),
       asked: [],
       frame(frame) {
         if (one.ended) return
-        const { type } = frame
-        if (type === 'closing' || type === 'error' && link !== one) one.problem = frame
-        if (type === 'open') {
+        // The error of a command carries its `ref`.
+        if (frame.code && !frame.ref) one.problem = frame
+        if (frame.type === 'open') {
           silence = frame.heartbeat_ms * 1.5
           adopt(one, frame)
           opened()
@@ -342,7 +346,7 @@ export function connect(url, options = {}) {
     let address = base.replace('http', 'ws') + events + (after ? '&after=' + after : '')
     for (const name of one.names) {
       const more = '&topic=' + encodeURIComponent(name)
-      if (address.length + more.length > URL_LENGTH) one.names.delete(name)
+      if ((address + more)[URL_LENGTH]) one.names.delete(name)
       else address += more
     }
     if (one.ended) return
@@ -401,9 +405,12 @@ export function connect(url, options = {}) {
     link = one
     next = undefined
     cursor = frame.cursor
-    refusals = 0
+    chances = 2
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
-    for (const topic of frame.mine ?? []) byServer({ topic, cursor })
+    const { mine = [] } = frame
+    // These topics have left the list meanwhile.
+    for (const { name } of all()) if (options.mine && !mine.includes(name)) refuseTopic(name, { code: 'conflict' }, true)
+    for (const topic of mine) byServer({ topic, cursor })
     expects(frame)
     say('live')
     emit('open', frame)
@@ -418,7 +425,7 @@ export function connect(url, options = {}) {
     }
     const one = link
     link = undefined
-    strays.length = 0
+    strays = []
     one?.end()
   }
 
@@ -426,37 +433,37 @@ export function connect(url, options = {}) {
   function take(frame) {
     const { type, topic, id } = frame
     if (frame.replay) {
-      // The server says only after them to which topic they belong. One too many says that there were more.
-      if (!strays[MOST_HELD]) strays.push(frame)
+      // The server says only after them to which topic they belong.
+      strays.push(frame)
     } else {
-      if (type === 'message' || type === 'gap') {
+      if (/^[gm]/.test(type)) {
         if (id && !isNewer(id, cursor)) return
-        for (const reading of all()) if (reading.live && matches(reading.name, topic)) give(reading, frame)
-      } else if (frame.by === 'server') byServer(frame)
+        for (const reading of all()) if (reading.live && (matches(reading.name, topic) || reading.given && topic === '$mine')) give(reading, frame)
+      } else if (frame.by) byServer(frame)
       cursor = id ?? frame.cursor ?? cursor
     }
     tabs?.tell(frame)
   }
 
-  /** Gives it what was replayed. False if there was more. @param {Reading} reading */
-  function hasReplay(reading) {
-    const all = strays.splice(0)
-    for (const frame of all.slice(0, MOST_HELD)) give(reading, frame)
-    return all.length <= MOST_HELD
+  /** Gives it what was replayed of it. Other frames about topics come in the middle of a replay. @param {Reading} reading */
+  function giveReplay(reading) {
+    strays = strays.filter(it => !matches(reading.name, it.topic) || give(reading, it))
   }
 
   /** Gives a message or a gap to one subscription, unless it has had it. @param {Reading} reading @param {Frame} frame */
   function give(reading, frame) {
     const isUnknown = frame.reason === 'unknown_cursor'
-    const place = frame.id ?? frame.next ?? frame.cursor
-    if (Number(place) <= Number(reading.at) && !isUnknown) return
+    if (reading.lost || Number(frame.id ?? frame.next ?? frame.cursor) <= Number(reading.at) && !isUnknown) return
     const before = position(reading)
     // The ids of a store that does not know the cursor may be smaller.
     if (isUnknown) reading.at = frame.cursor
     else if (!reading.live) reading.at = frame.id ?? reading.at
-    if (!reading.pauses && !reading.held.length && frame.topic !== echoing) return tell(reading, frame)
-    if (!reading.held.length) reading.from = before
-    if (reading.held.push(frame) <= MOST_HELD) return
+    if (!reading.held.length) {
+      if (!reading.pauses && frame.topic !== echoing) return tell(reading, frame)
+      reading.from = before
+    }
+    // A page cannot read again what only the server has added.
+    if (reading.held.push(frame) <= MOST_HELD || reading.given) return
     reading.held = []
     reading.at = reading.from
     reading.lost = true
@@ -475,9 +482,10 @@ export function connect(url, options = {}) {
     while (reading.held.length && !reading.pauses && reading.held[0].topic !== echoing) {
       tell(reading, /** @type {Frame} */ (reading.held.shift()))
     }
-    if (!reading.lost || reading.pauses) return
-    reading.lost = false
-    join(reading)
+    if (reading.lost && !reading.pauses) {
+      reading.lost = false
+      join(reading)
+    }
   }
 
   /** @param {Reading} reading @param {1 | -1} more */
@@ -505,7 +513,7 @@ export function connect(url, options = {}) {
 
   /** The connection reads this subscription with the others from now on. @param {Reading} reading @param {string} place */
   function joined(reading, place) {
-    if (reading.ended) return
+    if (reading.ended || reading.lost) return
     reading.at ??= place
     reading.live = reading.caught = true
     // The address of a WebSocket cannot say it for one topic.
@@ -519,12 +527,12 @@ export function connect(url, options = {}) {
   /** Reads a subscription over the connection that is open. @param {Reading} reading @returns {Promise<void>} */
   async function join(reading) {
     const { name, at: place } = reading, one = link
-    if (!one || reading.live || reading.lost || reading.ended || reading.given || one.asked.some(it => it.reading?.name === name)) return
+    if (!one || reading.live || reading.lost || reading.ended || reading.given || isAsked(name)) return
     if (!one.command) return again()
     if (one.names.has(name)) {
       const isNow = !place && isPlain(reading)
       // The page has its subscription before it is told anything of it.
-      await (isNow || catchUp(reading).catch(judge))
+      await (isNow || catchUp(reading).catch(why => judge(why, true)))
       if (link === one && one.names.has(name) && (isNow || reading.caught)) joined(reading, /** @type {string} */ (cursor))
       return
     }
@@ -532,10 +540,12 @@ export function connect(url, options = {}) {
     // The leader of the tabs replays nothing for a follower.
     const start = tabs ? {} : place ? { after: place } : reading.start
     one.command({ type: 'subscribe', topic: name, ...start }, frame => {
-      const isWhole = hasReplay(reading)
-      if (frame.type !== 'error') {
+      if (!frame.code) {
         // The server replays nothing of a topic that it has added before.
-        if (isWhole && !tabs && !named(name).some(it => it.given)) joined(reading, frame.cursor)
+        if (!tabs && !gift(name)?.live) {
+          giveReplay(reading)
+          joined(reading, frame.cursor)
+        }
         return named(name).forEach(join)
       }
       one.names.delete(name)
@@ -549,15 +559,14 @@ export function connect(url, options = {}) {
   /** Reads a subscription by polls of its own, up to the place of the connection. @param {Reading} reading */
   async function catchUp(reading) {
     const { name } = reading
-    const isBehind = () => link && isNewer(cursor, reading.at)
     // Until this is done: if it fails, the reading is behind.
     reading.caught = false
-    for (let isFull = true; isFull || isBehind();) {
+    for (let isFull = true; isFull || link && isNewer(cursor, reading.at);) {
       const start = reading.at ? { after: reading.at } : reading.start
       /** @type {Frame} */
-      const page = await request(events, { topics: [name], ...start, wait: +!isFull, limit: 1000 })
+      const page = await request('/events', { topics: [name], ...start, wait: +!isFull, limit: 1000 })
       if (reading.live || reading.ended) return
-      for (const frame of inOrder(page)) if (!reading.lost) give(reading, frame)
+      for (const frame of inOrder(page)) give(reading, frame)
       if (reading.lost) return
       reading.at = newer(reading.at, page.cursor)
       isFull = page.messages.length === 1000
@@ -610,15 +619,14 @@ export function connect(url, options = {}) {
       resume()
     })
     try {
-      for (;;) {
+      while (message || !reading.ended) {
         if (message) {
           yield message
           message = undefined
           hold(reading, -1)
-        } else if (error) throw error
-        else if (reading.ended) return
-        else await new Promise(done => { resume = /** @type {() => void} */ (done) })
+        } else await new Promise(done => { resume = /** @type {() => void} */ (done) })
       }
+      if (error) throw error
     } finally {
       end(reading)
     }
@@ -635,13 +643,17 @@ export function connect(url, options = {}) {
     if (named(name).length) return
     const isOwn = link?.names.delete(name)
     if (link?.command && (isOwn || reading.given)) link.command({ type: 'unsubscribe', topic: name })
-    else if (isOwn) again()
+    else if (isOwn || next?.names.has(name)) again()
   }
 
-  /** A topic is refused. The others go on. @param {string} name @param {Frame} problem */
-  function refuseTopic(name, problem) {
+  /**
+   * A topic is refused, to the client itself or as one that the server has added. The others go on.
+   * @param {string} name @param {Frame} problem @param {boolean} [given]
+   */
+  function refuseTopic(name, problem, given = false) {
     const error = failure({ ...problem, topic: name })
     for (const reading of named(name)) {
+      if (!reading.given === given) continue
       reading.emit('refused', error)
       end(reading, error)
     }
@@ -649,20 +661,19 @@ export function connect(url, options = {}) {
 
   /** The server has added a topic, or taken it. @param {Frame} frame */
   function byServer({ type, topic, cursor: place }) {
-    let reading = named(topic).find(it => it.given)
+    let reading = gift(topic)
+    const isRead = link?.names.has(topic) && !isAsked(topic) || reading?.live
     if (type === 'unsubscribed') {
+      if (!isRead) strays = strays.filter(it => !matches(topic, it.topic))
+      // The client may still read for itself what is gone from the list. A new connection says so.
+      if (options.mine && reading && link?.names.has(topic)) return again()
+      if (reading) reading.given = false
       link?.names.delete(topic)
-      strays.length = 0
-      if (reading) {
-        reading.given = false
-        end(reading)
-      }
       return refuseTopic(topic, { code: 'conflict' })
     }
     if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
-    if (!hasReplay(reading)) {
-      give(reading, { type: 'gap', topic, after: reading.at, next: null, cursor: place, reason: 'unknown_cursor' })
-    }
+    // The server replays nothing of a topic that it reads already.
+    if (!isRead) giveReplay(reading)
     reading.at = newer(reading.at, place)
     joined(reading, place)
   }
@@ -709,7 +720,7 @@ export function connect(url, options = {}) {
   /** Ends the connection, until something wakes it. */
   function rest() {
     turns++
-    stop()
+    timers.go = clearTimeout(timers.go)
     next?.end()
     leave()
     tabs?.rest()
@@ -725,7 +736,7 @@ export function connect(url, options = {}) {
   /** @returns {Promise<void>} */
   async function go() {
     const turn = ++turns
-    stop()
+    timers.go = clearTimeout(timers.go)
     if (isOver()) return
     next?.end()
     if (!isWanted && !known().length) return rest()
@@ -765,18 +776,18 @@ export function connect(url, options = {}) {
     try { sessionStorage[base] = [at, chosen] } catch { /* as below */ }
   }
 
-  /** Does what the reason for an end asks for. @param {Frame} why @returns {any} */
-  function judge(why) {
+  /** Does what the reason for an end asks for. @param {Frame} why @param {boolean} [isOpen] @returns {any} */
+  function judge(why, isOpen) {
     const { code, topic, retry_ms } = why
-    if (options.token && /^(unauth|token_)/.test(code)) {
-      if (why.isAsked || refusals++) return refuse(why)
+    if (options.token && /^(unau|tok)/.test(code)) {
+      if (why.isAsked || !chances--) return refuse(why)
       token = undefined
       return retry(retry_ms)
     }
     if (!FINAL.test(code)) return retry(retry_ms)
     if (!named(topic).length) return refuse(why)
     refuseTopic(topic, why)
-    go()
+    isOpen || go()
   }
 
   /** @param {number} [least] */

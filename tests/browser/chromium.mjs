@@ -12,7 +12,7 @@ const web = new URL('../../web/', import.meta.url)
 const names = ['chromium', 'chromium-browser', 'google-chrome']
 const program = process.env.PATH.split(delimiter).flatMap(folder => names.map(name => join(folder, name))).find(existsSync)
 const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking',
-  '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--remote-debugging-port=0']
+  '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--process-per-site', '--remote-debugging-port=0']
 
 /** A browser with a profile of its own. */
 export class Browser {

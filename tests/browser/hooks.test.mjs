@@ -5,7 +5,7 @@ import { after, describe, test } from 'node:test'
 import { connect } from '../../web/rejoin.js'
 import * as react from '../../web/react.js'
 import * as vue from '../../web/vue.js'
-import { Server, until } from './server.mjs'
+import { SECRET, Server, mint, until } from './server.mjs'
 
 const require = createRequire(new URL('../../web/package.json', import.meta.url))
 const { createElement, StrictMode } = require('react')
@@ -16,9 +16,9 @@ globalThis.IS_REACT_ACT_ENVIRONMENT = false
 const ends = []
 after(() => { for (const end of ends) end() })
 
-async function begin() {
-  const server = await Server.start()
-  const rejoin = connect(server.url, { transports: ['ndjson'] })
+async function begin(flags, options) {
+  const server = await Server.start(flags)
+  const rejoin = connect(server.url, { transports: ['ndjson'], ...options })
   ends.push(() => rejoin.close(), () => server.stop('SIGKILL'))
   return { server, rejoin }
 }
@@ -93,6 +93,28 @@ describe('hooks', { concurrency: true }, () => {
       await until(() => closed === 1)
       assert.deepEqual([asked, seen()], [['room.1'], [{ sub: 'u1' }]])
     }
+  })
+
+  test('a component hears who comes and goes', async () => {
+    const token = () => mint('u1', 60, { subscribe: ['**'], presence: ['**'] })
+    const { server, rejoin } = await begin(['--jwt-secret', SECRET, '--presence-grace', '1s'], { token })
+    const other = connect(server.url, { transports: ['ndjson'], token: () => mint('u2', 60) })
+    ends.push(() => other.close())
+    const rendered = []
+    const Room = () => {
+      rendered.push('' + react.usePresence(rejoin, 'room.1').map(it => it.sub))
+      return null
+    }
+    const root = create(createElement(Room))
+    const scope = effectScope()
+    let all
+    scope.run(() => { all = vue.usePresence(rejoin, 'room.1') })
+    const present = other.subscribe('room.1', { presence: true })
+    await until(() => rendered.at(-1) === 'u2' && all.value.length === 1)
+    present.close()
+    await until(() => rendered.at(-1) === '' && !all.value.length)
+    root.unmount()
+    scope.stop()
   })
 
   test('Vue reads the topic of a ref until its scope ends', async () => {

@@ -33,6 +33,12 @@ export class Server {
     await once(this.process, 'exit')
   }
 
+  /** Sends a request of the backend. */
+  async ask(method, path) {
+    const answer = await fetch(this.url + path, { method, headers: { Authorization: 'Bearer ' + this.key } })
+    if (!answer.ok) throw new Error(await answer.text())
+  }
+
   /** Publishes as a backend does, and returns the id. */
   async publish(topic, data, query = '') {
     const headers = { 'Content-Type': 'application/json' }

@@ -68,7 +68,7 @@ describe('tabs', { concurrency: 12 }, () => {
   })
 
   test('a frozen leader loses its place, and steps down when it wakes', async () => {
-    const { server, tab } = await begin(['--heartbeat', '2s'])
+    const { server, tab } = await begin(['--heartbeat', '1s'])
     const leader = await tab("{ shared: 'u1' }", ['a'])
     const follower = await tab("{ shared: 'u1' }", ['a'])
     const [first] = await connections(server)
@@ -165,6 +165,25 @@ describe('tabs', { concurrency: 12 }, () => {
     await server.publish('given', 3)
     for (const page of tabs) await hasAll(page, 'given', 3)
     assert.deepEqual(await late.run("data('given')"), [3])
+  })
+
+  test('the list of the subject is read in every tab, and so are its changes', async () => {
+    const { server, tab } = await begin(['--jwt-secret', SECRET])
+    server.key = mint('backend', 600, { admin: true, publish: ['**'] })
+    await server.ask('PUT', '/subjects/u1/topics/a')
+    const options = `{ shared: 'u1', mine: true, token: () => '${mint('u1', 600)}' }`
+    const tabs = [await tab(options, []), await tab(options, [])]
+    for (const page of tabs) await page.until("has('subscribed', 'a')")
+    assert.equal((await connections(server)).length, 1)
+    await server.publish('a', 1)
+    await server.ask('PUT', '/subjects/u1/topics/b')
+    await server.publish('b', 1)
+    for (const page of tabs) await hasAll(page, 'b', 1)
+    await server.ask('DELETE', '/subjects/u1/topics/b')
+    for (const page of tabs) await page.until("has('refused', 'b')")
+    await tabs.shift().close()
+    await server.publish('a', 2)
+    await hasAll(tabs[0], 'a', 2)
   })
 
   test('a topic that one tab may not read is told there, and each tab has its token', async () => {
