@@ -13,7 +13,7 @@ use std::{
 
 use axum::response::Response;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header};
+use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
@@ -21,6 +21,7 @@ use super::{
     gate::Gate,
     group::Groups,
     outbox::Outbox,
+    outgoing::PIECE_BYTES,
     shared_socket::SharedSocket,
     stall::StallGuard,
     stream::{Offered, Streaming},
@@ -43,8 +44,8 @@ impl Feed {
     /// Takes the stream out of an answer, if it has one.
     pub fn of(response: &mut Response) -> Option<Self> {
         let stream = response.extensions_mut().remove::<Offered>()?.take()?;
-        // The client may have sent more requests already. They are not answered.
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        // Without `Connection: close`, though the connection ends with the stream: with it, a client such as undici takes
+        // a connection that breaks for a stream that has ended, and then asks no more.
         Some(Self { head: head(response.headers()), stream })
     }
 
@@ -100,13 +101,15 @@ fn head(headers: &HeaderMap) -> Vec<u8> {
     head
 }
 
-/// One chunk with these bytes.
+/// Chunks with these bytes, of the same size as the pieces in which other answers leave.
 pub fn chunk(bytes: &[u8]) -> Bytes {
-    let mut chunk = Vec::with_capacity(bytes.len() + 12);
-    write!(chunk, "{:x}\r\n", bytes.len()).expect("writing to memory cannot fail");
-    chunk.extend_from_slice(bytes);
-    chunk.extend_from_slice(b"\r\n");
-    chunk.into()
+    let mut chunks = Vec::with_capacity(bytes.len() + 16);
+    for piece in bytes.chunks(PIECE_BYTES) {
+        write!(chunks, "{:x}\r\n", piece.len()).expect("writing to memory cannot fail");
+        chunks.extend_from_slice(piece);
+        chunks.extend_from_slice(b"\r\n");
+    }
+    chunks.into()
 }
 
 /// One stream that is being written.
