@@ -96,7 +96,7 @@ impl Presences {
 
     /// A connection of this subject, which is present nowhere yet.
     pub fn connection(self: &Arc<Self>, sub: Arc<str>, info: Option<Arc<str>>) -> Present {
-        Present { presences: self.clone(), sub, info, topics: BTreeSet::new() }
+        Present { presences: self.clone(), sub, info, named: BTreeSet::new(), listed: None }
     }
 
     /// Some members of a topic.

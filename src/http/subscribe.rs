@@ -197,7 +197,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                 start => start.unwrap_or(Start::Now),
             };
             let subscription = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
-            presence::enter(&mut present, topics).await?;
+            presence::enter(&mut present, topics, subscription.mine()).await?;
             let bytes = app.connections.answer_bytes();
             let reading = app.hold_poll(id, subscription, permit, &access, present);
             let reader = Reader::new(app.connections.clone(), reading, access);
@@ -214,7 +214,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             };
             let begun = async {
                 let begun = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
-                presence::enter(&mut present, topics).await?;
+                presence::enter(&mut present, topics, begun.mine()).await?;
                 Ok::<_, Problem>(begun)
             };
             match begun.await {

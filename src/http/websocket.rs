@@ -165,7 +165,7 @@ async fn begin(app: &Arc<App>, wanted: Wanted) -> Result<Reader, Problem> {
     let id = app.live.new_id();
     let subscription =
         subscribe::begin(app, patterns, &start, &id.to_string(), list_owner, &mut permit).await?;
-    presence::enter(&mut present, topics).await?;
+    presence::enter(&mut present, topics, subscription.mine()).await?;
     let reading = app.hold(id, subscription, permit, &access, (Transport::WebSocket, false), present);
     Ok(Reader::new(app.connections.clone(), reading, access))
 }

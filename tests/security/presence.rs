@@ -45,7 +45,7 @@ async fn servers(grace: Duration) -> Vec<(Option<Redis>, Server)> {
 fn token(sub: Option<&str>, seen: &[&str], info: Value) -> String {
     let mut claims = json!({
         "exp": seconds_from_now(60),
-        "rejoin": {"subscribe": ["**", "$presence.**"], "manage": ["**"], "admin": true, "presence": seen},
+        "rejoin": {"subscribe": ["**", "$sys.x", "$presence.**"], "manage": ["**"], "admin": true, "presence": seen},
     });
     if let Some(sub) = sub {
         claims["sub"] = json!(sub);
@@ -207,6 +207,56 @@ async fn commands_and_the_backend_make_a_subject_present_until_the_topic_is_remo
         request(&server, Method::PUT, &path).answer_to(BACKEND).await.problem(400, "bad_request");
         assert_eq!(request(&server, Method::DELETE, &at("room")).answer_to(BACKEND).await.status, 204);
         assert_eq!(change(&mut watcher).await, told("leave", "u2"));
+    }
+}
+
+#[tokio::test]
+async fn a_subject_is_present_in_the_topics_of_its_list_as_the_list_changes() {
+    for (_redis, server) in servers(Duration::from_millis(1)).await {
+        let mut watcher = watch(&server, "topic=$presence.room").await;
+        let change_list = async |method: Method, topic: &str| {
+            let path = format!("/subjects/u1/topics/{topic}");
+            assert_eq!(request(&server, method, &path).answer_to(BACKEND).await.status, 204, "{topic}");
+        };
+        let u1 = |count| [("u1".to_owned(), count)];
+        for topic in ["room.*", &"x".repeat(246)] {
+            change_list(Method::PUT, topic).await;
+        }
+        for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
+            change_list(Method::PUT, "room").await;
+            let _unseen = open(&server, transport, "mine", &user("u1")).await;
+            let reader = open(&server, transport, "mine&presence", &user("u1")).await;
+            assert_eq!(change(&mut watcher).await, told("join", "u1"));
+            assert_eq!(members(&server).await, u1(1), "{transport}");
+            change_list(Method::DELETE, "room").await;
+            assert_eq!(change(&mut watcher).await, told("leave", "u1"));
+            change_list(Method::PUT, "room").await;
+            assert_eq!(change(&mut watcher).await, told("join", "u1"));
+            drop(reader);
+            assert_eq!(change(&mut watcher).await, told("leave", "u1"));
+
+            // Named too, it counts once, and it stays as long as one of both does.
+            let mut reader = open(&server, transport, "topic=room&mine&presence", &user("u1")).await;
+            assert_eq!(change(&mut watcher).await, told("join", "u1"));
+            let id = text(&reader.opening()["connection"]);
+            let named = format!("/connections/{id}/topics/room");
+            assert_eq!(request(&server, Method::DELETE, &named).answer_to(BACKEND).await.status, 204);
+            assert_eq!(members(&server).await, u1(1), "{transport}");
+            let named = named + "?presence";
+            assert_eq!(request(&server, Method::PUT, &named).answer_to(BACKEND).await.status, 204);
+            until_members(&server, &[("u1", 1)]).await;
+            change_list(Method::DELETE, "room").await;
+            while reader.next().await["type"] != "unsubscribed" {}
+            assert_eq!(members(&server).await, u1(1), "{transport}");
+            drop(reader);
+            assert_eq!(change(&mut watcher).await, told("leave", "u1"), "nothing in between");
+        }
+        change_list(Method::PUT, "room").await;
+        let cursor = text(&page(&server, "").await["cursor"]);
+        let held = get(&server, &format!("/events?mine&presence&after={cursor}&wait=60"));
+        let held = tokio::spawn(held.header("authorization", bearer(&user("u1"))).send());
+        until_members(&server, &[("u1", 1)]).await;
+        held.abort();
     }
 }
 

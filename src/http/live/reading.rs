@@ -247,6 +247,9 @@ impl State {
 
     /// Notes a change of the list of the subject.
     fn list_changed(&mut self, change: ListChange) -> Event {
+        if let Some(present) = &mut self.present {
+            present.note(&change);
+        }
         if !self.count_topics(0) {
             // The client comes again with its cursor, once there is room.
             self.ended = Some(Code::Overloaded);
