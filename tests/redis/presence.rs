@@ -34,13 +34,13 @@ struct Replica {
 
 impl Replica {
     async fn start(redis: &Redis) -> Self {
-        Self::start_at(&redis.url()).await
+        Self::start_at(&redis.url(), GRACE).await
     }
 
-    async fn start_at(url: &str) -> Self {
+    async fn start_at(url: &str, grace: Duration) -> Self {
         let log = RedisLog::start(url.parse().expect("an address"), &RETENTION, 0);
         log.check_format().await.expect("the store is ours");
-        let presences = Broker::new(log.clone()).start_presence(GRACE);
+        let presences = Broker::new(log.clone()).start_presence(grace);
         Self { log, presences }
     }
 
@@ -154,7 +154,7 @@ async fn a_replica_that_is_killed_loses_its_members_and_a_client_that_moved_stay
     let process = Runtime::new().expect("a runtime");
     let url = redis.url().to_owned();
     let held = process.spawn(async move {
-        let killed = Replica::start_at(&url).await;
+        let killed = Replica::start_at(&url, GRACE).await;
         let held = [killed.enter("lost").await, killed.enter("moved").await];
         (killed, held)
     });
@@ -167,6 +167,21 @@ async fn a_replica_that_is_killed_loses_its_members_and_a_client_that_moved_stay
     assert!(began.elapsed() < PATIENCE);
     check(&other.changes().await, &["moved"]);
     drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_ends_hands_its_members_over_without_a_leave() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let hour = Duration::from_secs(3600);
+    let [ending, other] =
+        [Replica::start_at(&redis.url(), hour).await, Replica::start_at(&redis.url(), hour).await];
+    drop(ending.enter("moved").await);
+    ending.presences.settle().await;
+    assert_eq!(other.members().await, Some(vec![("moved".to_owned(), 0)]), "it was told before the end");
+    drop(ending);
+    let _moved_to = other.enter("moved").await;
+    other.until(&[("moved", 1)]).await;
+    assert_eq!(other.changes().await, [("join".to_owned(), "moved".to_owned())]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
