@@ -9,7 +9,7 @@ mod present;
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -68,7 +68,7 @@ impl Presences {
         let weak = Arc::downgrade(&this);
         let changed = this.changed.clone();
         tokio::spawn(async move {
-            let mut due_at = None;
+            let (mut due_at, mut has_failed) = (None, false);
             loop {
                 // The task holds only what it waits for, so that it ends with the rest.
                 let due = async {
@@ -80,11 +80,12 @@ impl Presences {
                 tokio::select! {
                     () = changed.notified() => {}
                     () = due => {}
-                    () = log.claims_due() => {}
+                    // A log that has failed is asked again at its time, and not at once.
+                    () = log.claims_due(), if !has_failed => {}
                 }
                 let Some(this) = weak.upgrade() else { return };
                 let again_at = this.tell().await;
-                due_at = this.due_at(again_at);
+                (due_at, has_failed) = (this.due_at(again_at), again_at.is_some());
             }
         });
         this
@@ -96,7 +97,7 @@ impl Presences {
 
     /// A connection of this subject, which is present nowhere yet.
     pub fn connection(self: &Arc<Self>, sub: Arc<str>, info: Option<Arc<str>>) -> Present {
-        Present { presences: self.clone(), sub, info, topics: BTreeSet::new() }
+        Present { presences: self.clone(), sub, info, named: BTreeSet::new(), listed: None }
     }
 
     /// Some members of a topic.
@@ -128,7 +129,7 @@ impl Presences {
         let told = async {
             loop {
                 let is_told = self.is_told.notified();
-                if self.state().changed.is_empty() {
+                if self.state().is_settled() {
                     return;
                 }
                 is_told.await;
@@ -146,7 +147,7 @@ impl Presences {
                     self.joined.fetch_add(claimed.joined, Ordering::Relaxed);
                     self.left.fetch_add(claimed.left, Ordering::Relaxed);
                     for (waiting, outcome) in waiting.into_iter().zip(&claimed.outcomes) {
-                        waiting.iter().for_each(|wait| wait.note(*outcome));
+                        waiting.iter().filter_map(Weak::upgrade).for_each(|wait| wait.note(*outcome));
                     }
                     let is_more = claimed.is_more;
                     if !self.state().conclude(&claims, claimed) && !is_more {
@@ -156,7 +157,7 @@ impl Presences {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the log did not note who is present");
-                    self.give_back(places, waiting);
+                    self.give_back(places, waiting, error);
                     return Some(Instant::now() + AGAIN_AFTER);
                 }
             }
@@ -168,7 +169,10 @@ impl Presences {
     fn next_claims(&self) -> (Claims, Vec<Place>, Vec<Waiting>) {
         let mut state = self.state();
         state.forget_idle(Instant::now());
-        let (places, part) = if state.changed.is_empty() && state.must_repeat() {
+        state.is_telling = true;
+        // With changes all the time, they and the parts take turns.
+        state.is_part = state.must_repeat() && (state.changed.is_empty() || !state.is_part);
+        let (places, part) = if state.is_part {
             let (places, part) = state.next_part();
             (places, Some(part))
         } else {
@@ -189,8 +193,13 @@ impl Presences {
     }
 
     /// Has claims made again that the log may not have noted.
-    fn give_back(&self, places: Vec<Place>, waiting: Vec<Waiting>) {
+    fn give_back(&self, places: Vec<Place>, waiting: Vec<Waiting>, error: LogError) {
         let mut state = self.state();
+        state.is_telling = false;
+        if error == LogError::UnknownOutcome {
+            // The log may note these claims after newer ones.
+            (state.repeated, state.hurries) = (None, true);
+        }
         for (place, waiting) in places.into_iter().zip(waiting) {
             if let Some(held) = state.held.get_mut(&place) {
                 held.waiting.extend(waiting);
@@ -287,6 +296,35 @@ mod tests {
         drop(present);
         other.enter(topics(MAX_OF_SUBJECT..MAX_OF_SUBJECT + 2)).await.expect_err("it was just there");
         assert_eq!(presences.count(), 0);
+    }
+
+    /// The log may have forgotten a place that the next changes do not name.
+    #[tokio::test]
+    async fn parts_are_told_again_while_changes_come_all_the_time() {
+        let presences = start(Duration::from_secs(3600));
+        presences.connection("u1".into(), None).enter(topics(0..3)).await.expect("there is room");
+        presences.settle().await;
+        let part_of = || {
+            presences.state().mark(&("t0".parse().expect("a topic"), "u1".into()));
+            presences.next_claims().0.part.is_some()
+        };
+        {
+            let mut state = presences.state();
+            (state.life, state.hurries) = (Some(1), true);
+        }
+        assert_eq!([part_of(), part_of(), part_of()], [true, false, true]);
+    }
+
+    /// A log that refuses for long is asked by many connections, one after the other.
+    #[tokio::test(start_paused = true)]
+    async fn those_who_have_given_up_are_not_kept() {
+        let presences = start(Duration::from_secs(3600));
+        let mut state = presences.state();
+        let place = ("t0".parse().expect("a topic"), Arc::<str>::from("u1"));
+        for _ in 0..100 {
+            assert!(state.enter(place.clone(), None, &Arc::default(), Instant::now()));
+        }
+        assert_eq!(state.held[&place].waiting.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

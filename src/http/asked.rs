@@ -203,15 +203,13 @@ impl Asked {
     /// If the client does not stay for it.
     pub fn presence(&self) -> Result<bool, Problem> {
         let is_asked = self.presence == Some(true);
-        match self.wait.as_ref().map(Scalar::to_text).as_deref() {
-            Some("0") if is_asked => {
-                Err(Problem::bad_request("presence: with wait=0 the client would not stay"))
-            }
-            _ if is_asked && self.before.is_some() => {
-                Err(Problem::bad_request("presence: a page of the history has no reader who stays"))
-            }
-            _ => Ok(is_asked),
+        if is_asked && self.wait.is_some() && self.wait()?.is_zero() {
+            return Err(Problem::bad_request("presence: with wait=0 the client would not stay"));
         }
+        if is_asked && self.before.is_some() {
+            return Err(Problem::bad_request("presence: a page of the history has no reader who stays"));
+        }
+        Ok(is_asked)
     }
 
     /// How long a poll may be held.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     broker::{EnterError, Present},
-    log::{ClaimError, Member, changes_of},
+    log::{ClaimError, Entries, Member, changes_of},
     message::{Id, Pattern, Topic},
 };
 
@@ -88,15 +88,21 @@ pub fn wanted(
     Ok((Some(present), topics(patterns)?))
 }
 
-/// Has the client become present, if it has asked for it.
+/// Has the client become present, if it has asked for it: in these topics, and in those of its list.
 ///
 /// # Errors
 /// If the log did not note it.
-pub async fn enter(present: &mut Option<Present>, topics: Vec<Topic>) -> Result<(), Problem> {
-    match present {
-        Some(present) => Ok(present.enter(topics).await?),
-        None => Ok(()),
+pub async fn enter(
+    present: &mut Option<Present>,
+    topics: Vec<Topic>,
+    list: Option<&Entries>,
+) -> Result<(), Problem> {
+    let Some(present) = present else { return Ok(()) };
+    present.enter(topics).await?;
+    if let Some(list) = list {
+        present.enter_list(list.keys()).await?;
     }
+    Ok(())
 }
 
 impl App {

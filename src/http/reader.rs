@@ -236,9 +236,9 @@ impl Reader {
         Ok(Step::Joins)
     }
 
-    /// Makes the subject present in one topic more, if it is still read.
-    pub fn be_present(&mut self, topic: &Pattern, present: Present) {
-        self.reading.lock().be_present(topic, present);
+    /// Makes the subject present in one topic more. Gives it back if the topic is read no longer.
+    pub fn be_present(&mut self, topic: &Pattern, present: Present) -> Option<Present> {
+        self.reading.lock().be_present(topic, present)
     }
 
     /// True if the subject is present in this topic by this connection.

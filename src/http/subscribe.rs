@@ -193,11 +193,15 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                 .ok_or_else(super::overloaded)?;
             let wait = if start.is_none() { Duration::ZERO } else { wait };
             let start = match start {
-                None if list_owner.is_none() => return Ok(poll::respond_now(app.broker.newest().await?)),
+                None if list_owner.is_none() => {
+                    let cursor = app.broker.newest().await?;
+                    presence::enter(&mut present, topics, None).await?;
+                    return Ok(poll::respond_now(cursor));
+                }
                 start => start.unwrap_or(Start::Now),
             };
             let subscription = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
-            presence::enter(&mut present, topics).await?;
+            presence::enter(&mut present, topics, subscription.mine()).await?;
             let bytes = app.connections.answer_bytes();
             let reading = app.hold_poll(id, subscription, permit, &access, present);
             let reader = Reader::new(app.connections.clone(), connection, reading, access);
@@ -214,7 +218,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
             };
             let begun = async {
                 let begun = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
-                presence::enter(&mut present, topics).await?;
+                presence::enter(&mut present, topics, begun.mine()).await?;
                 Ok::<_, Problem>(begun)
             };
             match begun.await {

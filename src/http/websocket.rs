@@ -163,7 +163,7 @@ async fn begin(app: &Arc<App>, wanted: Wanted) -> Result<Reader, Problem> {
     let id = app.live.new_id();
     let connection: Arc<str> = id.to_string().into();
     let subscription = subscribe::begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
-    presence::enter(&mut present, topics).await?;
+    presence::enter(&mut present, topics, subscription.mine()).await?;
     let reading = app.hold(id, subscription, permit, &access, (Transport::WebSocket, false), present);
     Ok(Reader::new(app.connections.clone(), connection, reading, access))
 }

@@ -370,7 +370,7 @@ impl Log for MemoryLog {
     }
 
     async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError> {
-        Ok(self.note_claims(claims).await)
+        self.note_claims(claims).await
     }
 
     async fn claims_due(&self) {

@@ -8,7 +8,10 @@ use rejoin::{
     log::{Log, Member, Position, RedisLog, Retention, Rules},
     message::{Id, PatternSet, Topic},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    runtime::Runtime,
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{deployment::seed, support::redis::Redis};
 
@@ -31,9 +34,13 @@ struct Replica {
 
 impl Replica {
     async fn start(redis: &Redis) -> Self {
-        let log = RedisLog::start(redis.url().parse().expect("an address"), &RETENTION, 0);
+        Self::start_at(&redis.url(), GRACE).await
+    }
+
+    async fn start_at(url: &str, grace: Duration) -> Self {
+        let log = RedisLog::start(url.parse().expect("an address"), &RETENTION, 0);
         log.check_format().await.expect("the store is ours");
-        let presences = Broker::new(log.clone()).start_presence(GRACE);
+        let presences = Broker::new(log.clone()).start_presence(grace);
         Self { log, presences }
     }
 
@@ -50,19 +57,20 @@ impl Replica {
         present
     }
 
-    async fn members(&self) -> Vec<(String, u64)> {
-        let page = self.presences.members(&room(), "", 1000).await;
+    /// None while Redis is away.
+    async fn members(&self) -> Option<Vec<(String, u64)>> {
+        let page = self.presences.members(&room(), "", 1000).await.ok()?;
         let shown = |one: Member| (one.sub.to_string(), one.connections);
-        page.map(|page| page.members.into_iter().map(shown).collect()).unwrap_or_default()
+        Some(page.members.into_iter().map(shown).collect())
     }
 
     async fn until(&self, wanted: &[(&str, u64)]) {
         let wanted: Vec<_> = wanted.iter().map(|(sub, count)| ((*sub).to_owned(), *count)).collect();
-        let mut seen = Vec::new();
+        let mut seen = None;
         let come = async {
-            while seen != wanted {
-                seen = self.members().await;
+            while seen.as_ref() != Some(&wanted) {
                 sleep(Duration::from_millis(20)).await;
+                seen = self.members().await;
             }
         };
         if timeout(PATIENCE, come).await.is_err() {
@@ -141,17 +149,39 @@ async fn the_changes_that_are_told_are_those_that_happened_on_all_replicas() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_is_killed_loses_its_members_and_a_client_that_moved_stays() {
     let Some(redis) = Redis::start(&[]) else { return };
-    let (killed, other) = (Replica::start(&redis).await, Replica::start(&redis).await);
-    let (lost, moved) = (killed.enter("lost").await, killed.enter("moved").await);
+    let other = Replica::start(&redis).await;
+    // Its tasks end with their runtime, without a word, and with them its signs of life.
+    let process = Runtime::new().expect("a runtime");
+    let url = redis.url().to_owned();
+    let held = process.spawn(async move {
+        let killed = Replica::start_at(&url, GRACE).await;
+        let held = [killed.enter("lost").await, killed.enter("moved").await];
+        (killed, held)
+    });
+    let held = held.await.expect("they are present");
     let _moved_to = other.enter("moved").await;
     other.until(&[("lost", 1), ("moved", 2)]).await;
     let began = Instant::now();
-    // The log ends without a word, and with it the signs of life.
-    std::mem::forget((lost, moved));
-    drop(killed);
+    process.shutdown_background();
     other.until(&[("moved", 1)]).await;
     assert!(began.elapsed() < PATIENCE);
     check(&other.changes().await, &["moved"]);
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_ends_hands_its_members_over_without_a_leave() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let hour = Duration::from_secs(3600);
+    let [ending, other] =
+        [Replica::start_at(&redis.url(), hour).await, Replica::start_at(&redis.url(), hour).await];
+    drop(ending.enter("moved").await);
+    ending.presences.settle().await;
+    assert_eq!(other.members().await, Some(vec![("moved".to_owned(), 0)]), "it was told before the end");
+    drop(ending);
+    let _moved_to = other.enter("moved").await;
+    other.until(&[("moved", 1)]).await;
+    assert_eq!(other.changes().await, [("join".to_owned(), "moved".to_owned())]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -166,7 +196,7 @@ async fn members_come_again_after_redis_has_lost_everything() {
     held.truncate(100);
     redis.start_again();
     let come = async {
-        while replicas[0].members().await.len() != 100 {
+        while replicas[0].members().await.is_none_or(|members| members.len() != 100) {
             sleep(Duration::from_millis(50)).await;
         }
     };

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Bound::{Excluded, Unbounded},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -27,7 +27,8 @@ pub const AGAIN_AFTER: Duration = Duration::from_millis(200);
 const REPEAT_EVERY: Duration = Duration::from_secs(1);
 
 pub type Place = (Topic, Arc<str>);
-pub type Waiting = Vec<Arc<Wait>>;
+/// Those who have given up are in it until the place is entered again.
+pub type Waiting = Vec<Weak<Wait>>;
 
 #[derive(Default)]
 pub struct State {
@@ -43,6 +44,10 @@ pub struct State {
     pub repeat_at: Option<Instant>,
     /// All parts are told again without a pause, because the log may have forgotten.
     pub hurries: bool,
+    /// The newest step told a part again.
+    pub is_part: bool,
+    /// A step is on its way to the log.
+    pub is_telling: bool,
     pub life: Option<u64>,
 }
 
@@ -109,7 +114,8 @@ impl State {
                 held.info = info.cloned();
             }
             held.connections += 1;
-            held.waiting.push(wait.clone());
+            held.waiting.retain(|wait| wait.strong_count() > 0);
+            held.waiting.push(Arc::downgrade(wait));
         }
         self.mark(&place);
         true
@@ -164,6 +170,11 @@ impl State {
         }
     }
 
+    /// True if the log was told everything.
+    pub fn is_settled(&self) -> bool {
+        self.changed.is_empty() && !self.is_telling
+    }
+
     /// True if it is time to tell one more part again.
     pub fn must_repeat(&self) -> bool {
         let is_due = self.repeat_at.is_some_and(|at| at <= Instant::now());
@@ -186,6 +197,7 @@ impl State {
     /// Notes the outcome of a step. True if another step should follow at once.
     pub fn conclude(&mut self, claims: &Claims, claimed: Claimed) -> bool {
         let now = Instant::now();
+        self.is_telling = false;
         if claimed.life != self.life {
             // The log has noted these claims, and may have forgotten all others.
             self.hurries = self.life.is_some();

@@ -209,7 +209,7 @@ async fn be_present(
             "the connection reads the topic, and its subject may not be present there; send the request again",
         ),
     })?;
-    reading.lock().be_present(pattern, present);
+    drop(reading.lock().be_present(pattern, present));
     Ok(())
 }
 

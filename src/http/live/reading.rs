@@ -280,6 +280,9 @@ impl State {
 
     /// Notes a change of the list of the subject.
     fn list_changed(&mut self, change: ListChange) -> Event {
+        if let Some(present) = &mut self.present {
+            present.note(&change);
+        }
         if !self.count_topics(0) {
             // The client comes again with its cursor, once there is room.
             self.ended = Some(Code::Overloaded);
@@ -441,15 +444,16 @@ impl State {
         self.patterns().filter(is_own)
     }
 
-    /// Makes the subject present in one topic more, if it is still read.
-    pub fn be_present(&mut self, topic: &Pattern, present: Present) {
+    /// Makes the subject present in one topic more. Gives it back if the topic is read no longer.
+    pub fn be_present(&mut self, topic: &Pattern, present: Present) -> Option<Present> {
         if self.ended.is_some() || !(self.reads(topic) || self.joins(topic)) {
-            return;
+            return Some(present);
         }
         match &mut self.present {
             Some(known) => known.absorb(present),
             none => *none = Some(Box::new(present)),
         }
+        None
     }
 
     /// True if the subject is present in this topic by this connection.

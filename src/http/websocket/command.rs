@@ -222,7 +222,7 @@ pub fn begin(
     Box::pin(async move {
         let subscription = app.broker.subscribe(vec![pattern.clone()], &start, &connection).await?;
         let topics = presence::topics([&pattern]).unwrap_or_default();
-        presence::enter(&mut present, topics).await?;
+        presence::enter(&mut present, topics, None).await?;
         Ok(Outcome::Begun(pattern, Box::new(subscription), present.map(Box::new)))
     })
 }

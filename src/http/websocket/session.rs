@@ -372,14 +372,13 @@ impl Session {
             Ok(Outcome::Identified(identified)) => self.renew(&reference, Ok(*identified)),
             Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
             Ok(Outcome::Entered(pattern, start, present)) => {
-                self.reader.be_present(&pattern, *present);
-                self.subscribe(reference, pattern, start, None);
+                // A command may have removed the topic meanwhile. Then it is read anew.
+                let present = self.reader.be_present(&pattern, *present);
+                self.subscribe(reference, pattern, start, present);
             }
             Ok(Outcome::Begun(pattern, subscription, present)) => {
                 let joined = self.reader.join(pattern.clone(), *subscription);
-                if let Some(present) = present {
-                    self.reader.be_present(&pattern, *present);
-                }
+                drop(present.and_then(|present| self.reader.be_present(&pattern, *present)));
                 match joined {
                     Ok(Step::IsRead) => self.answer_subscribed(&reference, &pattern),
                     Ok(_) => self.joining = reference,

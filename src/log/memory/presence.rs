@@ -9,49 +9,52 @@ use super::{
     state::{MemberStep, State},
 };
 use crate::{
-    log::{CLAIMS_STEP, ClaimError, Claimed, Claims, Log, Retention, Tail},
+    log::{CLAIMS_STEP, ClaimError, Claimed, Claims, Log, LogError, Retention, Tail},
     message::Id,
 };
 
 impl MemoryLog {
-    pub(super) async fn note_claims(&self, claims: &Claims) -> Claimed {
+    /// Notes claims, and lets members leave whose grace is over. All of it may be repeated.
+    pub(super) async fn note_claims(&self, claims: &Claims) -> Result<Claimed, LogError> {
         let mut claimed = Claimed::default();
         for claim in &claims.claims {
-            let noted =
-                self.change(|state, retention, now| Some(state.claim(claim, claims.grace, retention, now)));
-            let outcome = noted.await.unwrap_or(Ok(MemberStep::Quiet));
+            let noted = self.change(|state, retention, now| state.claim(claim, claims.grace, retention, now));
+            let outcome = match noted.await {
+                // The others may be noted already, and are told again with this one.
+                Err(ClaimError::Log(error)) => return Err(error),
+                outcome => outcome,
+            };
             claimed.joined += u64::from(outcome == Ok(MemberStep::Told));
             claimed.outcomes.push(outcome.map(drop));
         }
         claimed.is_more = self.state().present.begin_grace(claims.grace, CLAIMS_STEP);
         for _ in 0..CLAIMS_STEP {
+            if !self.state().present.has_due() {
+                self.members_changed.notify_one();
+                return Ok(claimed);
+            }
             match self.change(State::leave_next).await {
-                Some(Ok(_)) => claimed.left += 1,
-                Some(Err(_)) => {}
-                None => {
-                    self.members_changed.notify_one();
-                    return claimed;
-                }
+                Ok(step) => claimed.left += u64::from(step == MemberStep::Told),
+                Err(ClaimError::Log(error)) => return Err(error),
+                Err(_) => {}
             }
         }
         claimed.is_more = true;
-        claimed
+        Ok(claimed)
     }
 
     /// Makes one change, and brings its message to the tails.
     async fn change(
         &self,
-        change: impl Fn(&mut State, &Retention, Id) -> Option<Result<MemberStep, ClaimError>>,
-    ) -> Option<Result<MemberStep, ClaimError>> {
-        if let Some(saved) = &self.saved
-            && let Err(error) = saved.reserve(self.watermark().next(self.clock.now())).await
-        {
-            return Some(Err(error.into()));
+        change: impl Fn(&mut State, &Retention, Id) -> Result<MemberStep, ClaimError>,
+    ) -> Result<MemberStep, ClaimError> {
+        if let Some(saved) = &self.saved {
+            saved.reserve(self.watermark().next(self.clock.now())).await?;
         }
         let (changed, tails): (_, Option<Vec<Arc<Tail>>>) = loop {
             if let Some(mut state) = self.state_to_append() {
                 let changed = change(&mut state, &self.retention.load(), self.clock.now());
-                if changed != Some(Ok(MemberStep::Told)) {
+                if changed != Ok(MemberStep::Told) {
                     return changed;
                 }
                 break (changed, self.fan_out_on(&mut state));
@@ -83,5 +86,41 @@ impl MemoryLog {
     pub(super) fn keep_all_members(&self) {
         self.state().present.is_kept = true;
         self.members_changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::log::{Claim, memory::state::tests::RETENTION};
+
+    /// The caller tells it again, so that no member stays without a connection.
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_notes_no_claims_says_so() {
+        let log = MemoryLog::start(RETENTION);
+        let of = |sub: &str, connections| Claims {
+            claims: vec![Claim {
+                topic: "a".parse().expect("a topic"),
+                sub: sub.into(),
+                connections,
+                info: None,
+            }],
+            part: None,
+            grace: Duration::from_secs(5),
+        };
+        log.note_claims(&of("u1", 1)).await.expect("it is open");
+        log.note_claims(&of("u2", 1)).await.expect("it is open");
+        log.note_claims(&of("u2", 0)).await.expect("it is open");
+        log.state().closed = true;
+        log.note_claims(&of("u1", 0)).await.expect_err("it is closed");
+        tokio::time::advance(Duration::from_secs(6)).await;
+        log.note_claims(&Claims::default()).await.expect_err("nobody can leave");
+        log.state().closed = false;
+        assert_eq!(log.note_claims(&of("u1", 0)).await.expect("it is open").left, 1);
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert_eq!(log.note_claims(&Claims::default()).await.expect("it is open").left, 1);
+        log.note_claims(&Claims::default()).await.expect("nothing is left to do");
     }
 }

@@ -34,7 +34,7 @@ use crate::{
         Append, AppendError, Appended, LogError, LogStats, Mark, Payer, Refusal, Retention, Tail, TopicStats,
         hot::Hot, patterns::PatternTails,
     },
-    message::{Id, Message, Topic, Walk},
+    message::{Draft, Id, Message, Topic, Walk},
 };
 
 /// How many entries one step removes before it releases the lock.
@@ -77,7 +77,7 @@ pub struct State {
     review: Option<Review>,
     pub present: Present,
     /// True once the messages were handed to the next process: the log takes nothing more.
-    closed: bool,
+    pub(super) closed: bool,
 }
 
 /// The entry of a topic in the index.
@@ -128,7 +128,7 @@ impl State {
         now: Id,
     ) -> Result<Appended, AppendError> {
         self.check_open()?;
-        let Append { mut draft, idempotency_key, if_match } = append;
+        let Append { draft, idempotency_key, if_match } = append;
         if let Some(key) = &idempotency_key
             && let Some(id) =
                 self.keys.find(&draft.topic, payer, key, &draft.payload, retention.key_bytes())?
@@ -144,7 +144,12 @@ impl State {
             let digest = self.keys.digest(&draft.payload);
             self.keys.remember(&draft.topic, payer, key, digest, id);
         }
+        self.store(draft, payer, id, retention);
+        Ok(Appended::Stored(id))
+    }
 
+    /// Stores a message under a new id, and begins to bring it to the tails.
+    fn store(&mut self, mut draft: Draft, payer: Option<Payer>, id: Id, retention: &Retention) {
         let tail = self.tail_of(&draft.topic);
         if let Some(topic) = tail.name().topic() {
             // The name is kept once, however many messages carry it.
@@ -156,7 +161,6 @@ impl State {
         self.hot.push(message.clone());
         self.retain(&tail, message.clone(), retention);
         self.fan_out = Some(FanOut { message, before, walk: Walk::default(), tails: vec![tail] });
-        Ok(Appended::Stored(id))
     }
 
     pub fn delete(&mut self, topic: &Topic) -> Result<(), LogError> {

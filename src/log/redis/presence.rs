@@ -14,7 +14,7 @@ use super::{
 use crate::{
     log::{
         CLAIMS_STEP, Claim, ClaimError, Claimed, Claims, LogError, MAX_MEMBERS, Member, MemberEvent, Members,
-        change_data,
+        Payer, change_data,
     },
     message::Topic,
 };
@@ -43,6 +43,8 @@ impl RedisLog {
             args.push(connections.to_string().into());
             // A member that leaves has its payload there.
             args.push(if *connections > 0 { change_data(sub, info.as_deref()).into() } else { Vec::new() });
+            // A new topic counts for the subject, as one that it publishes to.
+            args.push(Payer::subject(sub).number().to_string().into());
         }
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         let noted: Noted = self.store.run(&self.store.scripts.presence, "", &args).await?;

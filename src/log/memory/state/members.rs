@@ -12,14 +12,11 @@ use tokio::time::Instant;
 use super::State;
 use crate::{
     log::{
-        Append, AppendError, Claim, ClaimError, LogError, MAX_MEMBERS, Member, MemberEvent, Members,
+        Append, AppendError, Claim, ClaimError, LogError, MAX_MEMBERS, Member, MemberEvent, Members, Payer,
         Retention, change_data, changes_of,
     },
     message::{Id, Topic},
 };
-
-/// How soon a leave is tried again that could not be told.
-const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// All members of all topics.
 #[derive(Default)]
@@ -115,6 +112,11 @@ impl Present {
         true
     }
 
+    /// True if a member is to leave now.
+    pub fn has_due(&self) -> bool {
+        self.next_due().is_some()
+    }
+
     /// The member that leaves next, if its grace is over.
     fn next_due(&self) -> Option<(Instant, Topic, Arc<str>)> {
         let first = self.leaving.first().filter(|_| !self.is_kept)?;
@@ -149,55 +151,36 @@ impl State {
             return Err(ClaimError::TooManyMembers);
         }
         let data = change_data(sub, info.as_deref());
-        let since = self.tell(MemberEvent::Join, topic, data, retention, now)?;
+        let changes = changes_of(topic).ok_or(LogError::Unavailable)?;
+        let draft = MemberEvent::Join.draft(changes, data);
+        let append = Append { draft, idempotency_key: None, if_match: None };
+        // A new topic counts for the subject, as one that it publishes to.
+        let since = match self.append(append, Some(Payer::subject(sub)), retention, now) {
+            Ok(appended) => appended.id(),
+            Err(AppendError::Log(error)) => return Err(error.into()),
+            Err(_) => return Err(ClaimError::TooManyTopics),
+        };
         let held = Held { since, connections: *connections, info: info.clone(), leaves_at: None };
         self.present.topics.entry(topic.clone()).or_default().insert(sub.clone(), held);
         Ok(Step::Told)
     }
 
-    /// Lets the next member leave whose grace is over, and tells it. `None` if there is none.
-    pub fn leave_next(&mut self, retention: &Retention, now: Id) -> Option<Result<Step, ClaimError>> {
-        if let Err(error) = self.check_open() {
-            return self.present.next_due().map(|_| Err(error.into()));
-        }
-        let due = self.present.next_due()?;
-        let (_, topic, sub) = &due;
-        let info = self.present.topics.get(topic)?.get(sub)?.info.clone();
-        let data = change_data(sub, info.as_deref());
-        if let Err(error) = self.tell(MemberEvent::Leave, topic, data, retention, now) {
-            // It stays a member until its leave can be told.
-            let (_, topic, sub) = due.clone();
-            let at = Instant::now() + AGAIN_AFTER;
-            self.present.leaving.remove(&due);
-            let held = self.present.topics.get_mut(&topic).and_then(|members| members.get_mut(&sub));
-            held.into_iter().for_each(|held| held.leaves_at = Some(at));
-            self.present.leaving.insert((at, topic, sub));
-            return Some(Err(error));
-        }
-        let members = self.present.topics.get_mut(topic)?;
-        members.remove(sub);
-        if members.is_empty() {
-            self.present.topics.remove(topic);
-        }
+    /// Lets the next member leave whose grace is over, and tells it, however many topics are remembered.
+    pub fn leave_next(&mut self, retention: &Retention, now: Id) -> Result<Step, ClaimError> {
+        let Some(due) = self.present.next_due() else { return Ok(Step::Quiet) };
+        self.check_open()?;
         self.present.leaving.remove(&due);
-        Some(Ok(Step::Told))
-    }
-
-    fn tell(
-        &mut self,
-        change: MemberEvent,
-        topic: &Topic,
-        data: String,
-        retention: &Retention,
-        now: Id,
-    ) -> Result<Id, ClaimError> {
-        let topic = changes_of(topic).ok_or(LogError::Unavailable)?;
-        let draft = change.draft(topic, data);
-        match self.append(Append { draft, idempotency_key: None, if_match: None }, None, retention, now) {
-            Ok(appended) => Ok(appended.id()),
-            Err(AppendError::Log(error)) => Err(error.into()),
-            Err(_) => Err(ClaimError::TooManyTopics),
+        let (_, topic, sub) = due;
+        let Some(members) = self.present.topics.get_mut(&topic) else { return Ok(Step::Quiet) };
+        let left = members.remove(&sub);
+        if members.is_empty() {
+            self.present.topics.remove(&topic);
         }
+        let (Some(left), Some(changes)) = (left, changes_of(&topic)) else { return Ok(Step::Quiet) };
+        let draft = MemberEvent::Leave.draft(changes, change_data(&sub, left.info.as_deref()));
+        let id = self.newest.next(now);
+        self.store(draft, None, id, retention);
+        Ok(Step::Told)
     }
 
     /// Up to `limit` members of a topic, in the order of their subjects, from the first one after `after`.
@@ -240,8 +223,7 @@ mod tests {
 
         fn leaves(&mut self) -> usize {
             let mut leaves = 0;
-            while let Some(step) = self.0.leave_next(&RETENTION, Id::now()) {
-                step.expect("it is open");
+            while self.0.leave_next(&RETENTION, Id::now()).expect("it is open") == Step::Told {
                 while self.0.fan_out_on().is_none() {}
                 leaves += 1;
             }

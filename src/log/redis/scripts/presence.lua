@@ -37,12 +37,13 @@ end
 local function parts(place) return string.match(place, '^(%Z+)%z(.*)$') end
 
 local changes = {join = 0, leave = 0}
-local function change(topic, event, data)
+local function change(topic, event, data, payer)
   local into = '$presence.' .. topic
   local newest, bytes = counts(into, redis.call('HGET', state, into))
-  if event == 'join' and not newest and redis.call('ZCOUNT', index, '(0', '+inf') >= max_topics then return end
+  -- A leave is told however many topics there are.
+  if event == 'join' and not newest and not is_room_for_topic(payer) then return end
   changes[event] = changes[event] + 1
-  return tonumber(store(into, newest, bytes, heads[event], data, #event))
+  return tonumber(store(into, newest, bytes, heads[event], data, #event, not newest and payer and function() note_made(payer) end))
 end
 
 -- Takes a member from a replica. If none holds it then, it leaves at this time.
@@ -57,7 +58,7 @@ local function release(replica, topic, sub, at)
 end
 
 -- Notes how many connections of this replica hold a member.
-local function claim(topic, sub, connections, data)
+local function claim(topic, sub, connections, data, payer)
   if connections == 0 then
     release(name, topic, sub, ms + grace)
     return 'done'
@@ -65,7 +66,7 @@ local function claim(topic, sub, connections, data)
   local one, place = member(topic, sub), topic .. '\0' .. sub
   if not one then
     if redis.call('ZCARD', subjects_of(topic)) >= most then return 'members' end
-    local id = change(topic, 'join', data)
+    local id = change(topic, 'join', data, payer)
     if not id then return 'topics' end
     one = {id, data, {}}
     redis.call('ZADD', subjects_of(topic), 0, sub)
@@ -83,10 +84,10 @@ local function claim(topic, sub, connections, data)
 end
 
 local outcomes, given = {}, {}
-for at = FIRST, #ARGV, 4 do
+for at = FIRST, #ARGV, 5 do
   local topic, sub = ARGV[at], ARGV[at + 1]
   given[topic .. '\0' .. sub] = true
-  outcomes[#outcomes + 1] = claim(topic, sub, tonumber(ARGV[at + 2]), ARGV[at + 3])
+  outcomes[#outcomes + 1] = claim(topic, sub, tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4])
 end
 
 local unnamed = {}
@@ -102,7 +103,7 @@ local is_more = 0
 if is_keeper then
   local is_complete = ms - lost > gone_after and ms - math.max(made, since) > settled_after
   local budget = BUDGET
-  for _, holder in ipairs(redis.call('ZRANGE', holders, 0, BUDGET)) do
+  for _, holder in ipairs(redis.call('ZRANGE', holders, 0, -1)) do
     local sign = redis.call('HGET', roll, holder)
     local is_gone = (sign and ms - heard_at(sign) > gone_after) or (not sign and is_complete)
     if is_gone and budget > 0 then

@@ -5,21 +5,6 @@ local payer = ARGV[12] or ''
 local topic, newest = subject, subject_newest
 local name, digest, stretch, holder, is_room_for_key
 
--- Counts in stretches of some time: the present one and some before it count. So with two of them each use counts for one
--- or two of these times.
-local function counted(kind, now_in, stretches, field)
-  local count = 0
-  for at = now_in, now_in - stretches + 1, -1 do
-    count = count + (tonumber(redis.call('HGET', base .. kind .. str(at), field)) or 0)
-  end
-  return count
-end
-local function count(kind, now_in, stretches, time_ms, ...)
-  local used = base .. kind .. str(now_in)
-  for _, field in ipairs({...}) do redis.call('HINCRBY', used, field, 1) end
-  redis.call('PEXPIRE', used, str(stretches * time_ms))
-end
-
 if key ~= '' then
   name, digest = base .. 'key:' .. topic .. '\0' .. key, redis.sha1hex(data)
   local used = redis.call('GET', name)
@@ -44,15 +29,8 @@ if if_match ~= '' then
   if upto > expected or expected > last then return {'newest', str(newest or 0), '0'} end
 end
 
--- A client may make as many topics as it leaves free. Those that it made count for as long as the index remembers a topic.
--- That takes more terms while an age of retention is longer. The term itself never changes, because it names the keys.
-local term = math.floor(now / INDEX_AGE)
-local terms = math.min(math.ceil((now - all_expired + AFTER_EXPIRY) / INDEX_AGE) + 1, 64)
 local is_made = not newest and payer ~= ''
-if not newest then
-  local made = is_made and counted('made:', term, terms, payer) or 0
-  if redis.call('ZCOUNT', index, '(0', '+inf') + made >= max_topics then return {'topics', '0', '0'} end
-end
+if not newest and not is_room_for_topic(payer) then return {'topics', '0', '0'} end
 if name and not is_room_for_key() then return {'keys', '0', '0'} end
 
 local ident = store(topic, newest, subject_bytes, head, data, event_bytes, (name or is_made) and function(ident)
@@ -60,6 +38,6 @@ local ident = store(topic, newest, subject_bytes, head, data, event_bytes, (name
     redis.call('SET', name, ident .. ' ' .. digest, 'PX', KEY_WINDOW_MS)
     count('keys:', stretch, 2, KEY_WINDOW_MS, '*', holder)
   end
-  if is_made then count('made:', term, terms, INDEX_AGE / 1000, payer) end
+  if is_made then note_made(payer) end
 end)
 return {'stored', ident, str(began)}

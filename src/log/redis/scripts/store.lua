@@ -1,3 +1,28 @@
+-- Counts in stretches of some time: the present one and some before it count. So with two of them each use counts for one
+-- or two of these times.
+local function counted(kind, now_in, stretches, field)
+  local count = 0
+  for at = now_in, now_in - stretches + 1, -1 do
+    count = count + (tonumber(redis.call('HGET', base .. kind .. str(at), field)) or 0)
+  end
+  return count
+end
+local function count(kind, now_in, stretches, time_ms, ...)
+  local used = base .. kind .. str(now_in)
+  for _, field in ipairs({...}) do redis.call('HINCRBY', used, field, 1) end
+  redis.call('PEXPIRE', used, str(stretches * time_ms))
+end
+
+-- A client may make as many topics as it leaves free. Those that it made count for as long as the index remembers a topic.
+-- That takes more terms while an age of retention is longer. The term itself never changes, because it names the keys.
+local term = math.floor(now / INDEX_AGE)
+local terms = math.min(math.ceil((now - all_expired + AFTER_EXPIRY) / INDEX_AGE) + 1, 64)
+local function is_room_for_topic(payer)
+  local made = payer ~= '' and counted('made:', term, terms, payer) or 0
+  return redis.call('ZCOUNT', index, '(0', '+inf') + made < max_topics
+end
+local function note_made(payer) count('made:', term, terms, INDEX_AGE / 1000, payer) end
+
 -- Stores a message in a topic and adds it to the feed: of the topic the newest id and the bytes are given, if the index
 -- knows it. `noted` is called once the message is in the order. Returns the id.
 local function store(topic, newest, known_bytes, head, data, event_bytes, noted)
