@@ -209,6 +209,13 @@ impl Told for Hears {
         app.tasks.clone().spawn(async move { app.end_subject(end).await });
     }
 
+    fn missed(&self) {
+        let Some(app) = self.0.upgrade() else { return };
+        if let Some(hook) = &app.rules.load().hook {
+            hook.forget_all();
+        }
+    }
+
     fn refused(&self, end: End) {
         let Some(app) = self.0.upgrade() else { return };
         app.refuse_tokens(&end);

@@ -54,6 +54,9 @@ pub trait Told: Send + Sync + 'static {
     /// A subject was ended.
     fn ended(&self, end: End);
 
+    /// Ends may have been missed. The refusals among them are told before this.
+    fn missed(&self);
+
     /// Older tokens of a subject are refused, by a request that was made earlier.
     fn refused(&self, end: End);
 }

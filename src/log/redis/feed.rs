@@ -220,8 +220,8 @@ impl Feed {
         self.doubted.notify_waiters();
     }
 
-    /// Follows the list of a subject, which is not known yet if no other reader follows it.
-    pub fn follow_list(&self, subject: &str) -> FollowedList {
+    /// Follows the list of a subject, which is not known yet if no other reader follows it. Then it is new, as the flag says.
+    pub fn follow_list(&self, subject: &str) -> (FollowedList, bool) {
         let mut state = self.state();
         let generation = Generation { began: state.generation, reason: Reason::Restarted };
         let (followed, is_new) = state.lists.follow(subject, generation);
@@ -229,7 +229,7 @@ impl Feed {
         if is_new {
             self.doubted.notify_waiters();
         }
-        followed
+        (followed, is_new)
     }
 
     /// The lists that are followed and not known.

@@ -95,6 +95,7 @@ impl RedisSubjects {
                 told.refused(End { subject: subject.into(), refusal: Some(refusal), id: Id::ZERO });
             }
         }
+        told.missed();
         true
     }
 
@@ -164,7 +165,11 @@ impl Subjects for RedisSubjects {
         if !self.feed.wait(PATIENCE, |feed| feed.place().is_some()).await {
             return Err(LogError::Unavailable);
         }
-        let followed = self.feed.follow_list(subject);
+        let (followed, is_new) = self.feed.follow_list(subject);
+        if is_new {
+            // If this fails, the list is read again with the others.
+            let _ = timeout(PATIENCE, self.load(followed.list())).await;
+        }
         if followed.list().settled(PATIENCE).await { Ok(followed) } else { Err(LogError::Unavailable) }
     }
 
