@@ -313,7 +313,7 @@ impl Subscription {
             Delivery::Message(message) => patterns.matches(&message.topic),
             // The gap of a topic may concern another pattern too.
             Delivery::Gap(gap) => match gap.topic.topic() {
-                Some(topic) => patterns.matches(&topic),
+                Some(topic) => patterns.matches(&topic) || &*topic == mine::GAP_TOPIC,
                 None => patterns.contains(&gap.topic),
             },
         });
