@@ -62,6 +62,8 @@ struct Joining {
     subscription: Subscription,
     /// The client has asked for it, and is answered once it is merged.
     is_asked: bool,
+    /// The list of the subject has added it meanwhile, so the other subscription reads it after this.
+    upto: Option<Id>,
 }
 
 /// The next event of a connection.
@@ -161,7 +163,7 @@ impl Reading {
         }
         subscription.take_ephemerals_from_now();
         state.changes().add(&pattern);
-        state.joining.push_back(Joining { pattern, subscription, is_asked: false });
+        state.joining.push_back(Joining { pattern, subscription, is_asked: false, upto: None });
         state.wake();
         Ok(())
     }
@@ -229,7 +231,9 @@ impl State {
         }
         loop {
             let was_due = self.subscription.is_at_list_change();
-            match self.subscription.poll_mine(cx) {
+            let list_change = self.subscription.poll_mine(cx);
+            self.bound_joining();
+            match list_change {
                 Poll::Ready(Some(change)) => return Poll::Ready(self.list_changed(change)),
                 Poll::Ready(None) => return self.poll_subscription(cx),
                 // Read up to the change first.
@@ -258,13 +262,28 @@ impl State {
         }
     }
 
+    /// What joins is read up to the place where the list of the subject has added it.
+    fn bound_joining(&mut self) {
+        let subscription = &mut self.subscription;
+        for joining in self.joining.iter_mut().filter(|joining| joining.upto.is_none()) {
+            if subscription.reads(&joining.pattern) {
+                joining.upto = Some(subscription.cursor());
+                subscription.read_also(&joining.pattern, true);
+            }
+        }
+    }
+
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let Some(joining) = self.joining.front_mut() else {
             let delivery = std::task::ready!(self.subscription.poll_delivery(cx));
             self.permit.note(&delivery, false);
             return Poll::Ready(Event::Delivery(delivery));
         };
-        match std::task::ready!(self.subscription.poll_join(&mut joining.subscription, cx)) {
+        let joined = match joining.upto {
+            Some(upto) => self.subscription.poll_beside(&mut joining.subscription, upto, cx),
+            None => self.subscription.poll_join(&mut joining.subscription, cx),
+        };
+        match std::task::ready!(joined) {
             Join::Live(delivery) => {
                 self.permit.note(&delivery, false);
                 Poll::Ready(Event::Delivery(delivery))
@@ -280,9 +299,12 @@ impl State {
         }
     }
 
-    fn merge(&mut self, Joining { pattern, subscription, is_asked }: Joining) -> Event {
-        self.subscription.absorb(subscription);
-        self.subscription.read_also(&pattern, true);
+    fn merge(&mut self, Joining { pattern, subscription, is_asked, upto }: Joining) -> Event {
+        if upto.is_none() {
+            self.subscription.absorb(subscription);
+            self.subscription.read_also(&pattern, true);
+        }
+        self.count_topics(0);
         let is_added = self.is_added(&pattern);
         if is_added && is_asked {
             // The client is answered first, and then told.
@@ -414,7 +436,7 @@ impl State {
 
     /// Reads what the client asked for, once both subscriptions are at the same cursor.
     pub fn join(&mut self, pattern: Pattern, subscription: Subscription) {
-        self.joining.push_back(Joining { pattern, subscription, is_asked: true });
+        self.joining.push_back(Joining { pattern, subscription, is_asked: true, upto: None });
     }
 
     /// Notes that the client asks for a pattern that a command has added, and that is not merged yet.
