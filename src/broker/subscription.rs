@@ -209,6 +209,21 @@ impl Subscription {
         }
     }
 
+    /// Reads this subscription, and `other` up to an id, after which this one reads the same. It gives out the items of
+    /// both, and [`Join::SameCursor`] once `other` is there.
+    pub fn poll_beside(&mut self, other: &mut Self, upto: Id, cx: &mut Context<'_>) -> Poll<Join> {
+        self.read_until(Id::MAX);
+        if let Poll::Ready(delivery) = self.poll_delivery(cx) {
+            return Poll::Ready(Join::Live(delivery));
+        }
+        other.read_until(upto);
+        match other.poll_delivery(cx) {
+            Poll::Ready(delivery) => Poll::Ready(Join::Replay(delivery)),
+            Poll::Pending if other.cursor < other.until => Poll::Pending,
+            Poll::Pending => Poll::Ready(Join::SameCursor),
+        }
+    }
+
     /// Merges `other` into this subscription. Both must be at the same cursor, as [`Join::SameCursor`] says.
     pub fn absorb(&mut self, other: Self) {
         self.read_until(Id::MAX);
@@ -317,7 +332,7 @@ impl Subscription {
             Delivery::Message(message) => patterns.matches(&message.topic),
             // The gap of a topic may concern another pattern too.
             Delivery::Gap(gap) => match gap.topic.topic() {
-                Some(topic) => patterns.matches(&topic),
+                Some(topic) => patterns.matches(&topic) || &*topic == mine::GAP_TOPIC,
                 None => patterns.contains(&gap.topic),
             },
         });

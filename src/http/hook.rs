@@ -71,6 +71,8 @@ struct State {
     running: HashMap<[u8; 32], Running>,
     /// The subjects whose answers were forgotten last. An answer to a question that was asked before that does not count.
     forgotten: VecDeque<(Box<str>, Instant)>,
+    /// When those about all subjects were.
+    forgotten_all: Option<Instant>,
 }
 
 /// A question that is being asked.
@@ -181,13 +183,11 @@ impl Hook {
         state.forgotten.push_back((subject.into(), Instant::now()));
     }
 
-    /// True if an answer to a question that was asked then does not count.
-    fn is_forgotten(&self, verdict: &Verdict, asked_at: Instant) -> bool {
-        let Verdict::Granted(answer) = verdict else { return false };
-        let Some(subject) = answer.subject() else { return false };
-        let state = self.state();
-        let is_of_this = |(forgotten, at): &(Box<str>, Instant)| **forgotten == *subject && *at >= asked_at;
-        state.forgotten.iter().any(is_of_this)
+    /// Forgets the answers about all subjects, because some that were to be forgotten may not be known.
+    pub fn forget_all(&self) {
+        let mut state = self.state();
+        state.kept.forget_granted();
+        state.forgotten_all = Some(Instant::now());
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -198,18 +198,14 @@ impl Hook {
         for _ in 0..MAX_TRIES {
             let asked_at = Instant::now();
             let (verdict, bytes) = self.run_once(question, place, context).await;
-            if !self.is_forgotten(&verdict, asked_at) {
-                return self.keep(question, verdict, bytes);
+            let mut state = self.state();
+            if !state.is_forgotten(&verdict, asked_at) {
+                state.keep(question, &verdict, bytes);
+                return verdict;
             }
         }
-        self.keep(question, Verdict::Away, 0)
-    }
-
-    fn keep(&self, question: &Question, verdict: Verdict, bytes: usize) -> Verdict {
-        let mut state = self.state();
-        state.running.remove(&question.digest);
-        state.kept.put(question.digest, &verdict, bytes, Instant::now());
-        verdict
+        self.state().keep(question, &Verdict::Away, 0);
+        Verdict::Away
     }
 
     async fn run_once(&self, question: &Question, place: Place, context: &Context) -> (Verdict, usize) {
@@ -273,6 +269,26 @@ impl Hook {
         let told = serde_json::from_slice::<Refusal>(&answer.body).ok();
         let detail = told.map(|told| told.detail.chars().take(MAX_DETAIL_CHARS).collect::<String>().into());
         Ok(Verdict::Refused(code, detail))
+    }
+}
+
+impl State {
+    /// True if an answer to a question that was asked then does not count.
+    fn is_forgotten(&self, verdict: &Verdict, asked_at: Instant) -> bool {
+        let Verdict::Granted(answer) = verdict else { return false };
+        let Some(subject) = answer.subject() else { return false };
+        // Some that were forgotten since then are not remembered any more.
+        let has_lost = self.forgotten.len() == MAX_FORGOTTEN
+            && self.forgotten.front().is_some_and(|(_, at)| *at >= asked_at);
+        let is_of_this = |(forgotten, at): &(Box<str>, Instant)| **forgotten == *subject && *at >= asked_at;
+        has_lost
+            || self.forgotten_all.is_some_and(|at| at >= asked_at)
+            || self.forgotten.iter().any(is_of_this)
+    }
+
+    fn keep(&mut self, question: &Question, verdict: &Verdict, bytes: usize) {
+        self.running.remove(&question.digest);
+        self.kept.put(question.digest, verdict, bytes, Instant::now());
     }
 }
 

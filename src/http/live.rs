@@ -90,10 +90,11 @@ impl Live {
         self.table.end_all(is_meant, Code::Disconnected)
     }
 
-    /// Ends the connections of a subject whose tokens are refused.
-    pub fn end_refused(&self, subject: &str, is_refused: impl Fn(Option<u64>) -> bool) {
+    /// Ends the connections whose tokens are refused, which their subject and the time of their issue say.
+    pub fn end_refused(&self, is_refused: impl Fn(&str, Option<u64>) -> bool) {
         let is_meant = |_, reading: &Reading| {
-            reading.about().sub.as_deref() == Some(subject) && reading.issued().is_some_and(&is_refused)
+            let Some(subject) = &reading.about().sub else { return false };
+            reading.issued().is_some_and(|issued| is_refused(subject, issued))
         };
         self.polls.end_all(is_meant, Code::Forbidden);
         self.table.end_all(is_meant, Code::Forbidden);

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     auth::is_subject,
-    log::{AddError, End, Subjects, Told},
+    log::{AddError, End, Refusal, Subjects, Told},
     message::{Id, Pattern},
 };
 
@@ -185,12 +185,13 @@ impl App {
         tracing::debug!(sub = &*end.subject, connections = count, "the backend ended a subject");
     }
 
-    /// Refuses older tokens of a subject because of a request that was made earlier.
-    fn refuse_tokens(&self, end: &End) {
-        let Some(refusal) = end.refusal else { return };
-        self.ended.note_refusal(&end.subject, refusal);
-        let is_refused = |issued| self.ended.refuses_token(&end.subject, issued);
-        self.live.end_refused(&end.subject, is_refused);
+    /// Refuses older tokens of subjects because of requests that were made earlier.
+    fn refuse_tokens(&self, refusals: &[(Box<str>, Refusal)]) {
+        if refusals.is_empty() {
+            return;
+        }
+        refusals.iter().for_each(|(subject, refusal)| self.ended.note_refusal(subject, *refusal));
+        self.live.end_refused(|subject, issued| self.ended.refuses_token(subject, issued));
     }
 
     /// Listens for ends in the log.
@@ -209,8 +210,15 @@ impl Told for Hears {
         app.tasks.clone().spawn(async move { app.end_subject(end).await });
     }
 
-    fn refused(&self, end: End) {
+    fn missed(&self) {
         let Some(app) = self.0.upgrade() else { return };
-        app.refuse_tokens(&end);
+        if let Some(hook) = &app.rules.load().hook {
+            hook.forget_all();
+        }
+    }
+
+    fn refused(&self, refusals: Vec<(Box<str>, Refusal)>) {
+        let Some(app) = self.0.upgrade() else { return };
+        app.refuse_tokens(&refusals);
     }
 }

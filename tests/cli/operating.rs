@@ -270,3 +270,37 @@ async fn connections_are_listed_changed_and_ended() {
     assert!(gone.code == Some(1) && gone.stderr().contains("not_found"), "{gone:?}");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn the_list_of_a_subject_is_shown_changed_and_its_connections_end() {
+    let server = Server::start().await;
+    // The subject goes into the path whole.
+    let subject = "team/7 ü?";
+    let list = async || {
+        let listed = run(&server, &["subjects", "list", subject]).await;
+        assert_eq!((listed.code, listed.stderr()), (Some(0), ""), "{listed:?}");
+        listed.lines().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(list().await.is_empty());
+    for topic in ["rooms/7", "a.*"] {
+        let added = run(&server, &["subjects", "add", subject, topic]).await;
+        assert_eq!((added.code, added.stderr(), added.lines().len()), (Some(0), "", 0), "{added:?}");
+    }
+    let lines = list().await;
+    let entries: Vec<_> = lines.iter().filter_map(|line| line.split_once(' ')).collect();
+    assert_eq!(entries.iter().map(|(_, topic)| *topic).collect::<Vec<_>>(), ["a.*", "rooms/7"]);
+    assert!(entries[1].0 < entries[0].0, "by topic, and each with its id: {lines:?}");
+    let removed = run(&server, &["subjects", "remove", subject, "a.*"]).await;
+    assert_eq!((removed.code, removed.stderr()), (Some(0), ""), "{removed:?}");
+    assert_eq!(list().await, lines[1..]);
+    for refuse in [&[][..], &["--refuse", "10m"]] {
+        let ended = run(&server, &[&["subjects", "end", subject], refuse].concat()).await;
+        assert_eq!((ended.code, ended.stderr()), (Some(0), ""), "{ended:?}");
+    }
+    assert_eq!(list().await, lines[1..], "the list stays");
+    for wrong in [&["add", subject, "a..b"][..], &["end", subject, "--refuse", "8d"], &["list", ""]] {
+        let refused = run(&server, &[&["subjects"], wrong].concat()).await;
+        assert!(refused.code == Some(1) && !refused.stderr().is_empty(), "{wrong:?}: {refused:?}");
+    }
+    server.stop().await;
+}

@@ -9,11 +9,12 @@ use std::{
 };
 
 use rejoin::Config;
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::{
-    ask::{Answer, Ask, get, post, text, within},
+    ask::{Answer, Ask, get, post, request, text, within},
     issuers::is_told_to_come_again,
     people::{As, BACKEND, bearer, parse, publish, server_with, tables, token, until_served, usual},
     reader::{Events, Lines, Reader, Socket, refusal},
@@ -421,5 +422,51 @@ fn a_hook_without_a_header_or_a_cookie_is_refused() {
     for url in ["ftp://localhost/", "localhost", "http://u:p@localhost/"] {
         let mistakes = parse(&format!("[hook]\nurl = \"{url}\"\ncookies = [\"s\"]\n")).expect_err(url);
         assert!(mistakes[0].contains("url: "), "{mistakes:?}");
+    }
+}
+
+/// The end of a subject, by the backend.
+async fn end(server: &Server, sub: &str) {
+    let answer = request(server, Method::DELETE, &format!("/subjects/{sub}")).answer_to(BACKEND).await;
+    assert_eq!((answer.status, answer.text()), (204, ""));
+}
+
+#[tokio::test]
+async fn the_end_of_a_subject_forgets_what_the_backend_has_said_about_it() {
+    let (stub, server) = started().await;
+    for cookie in ["session=u1", "session=u2", "session=u1"] {
+        assert_eq!(poll(&server, cookie).await.status, 200);
+    }
+    assert_eq!(stub.seen().len(), 2);
+    end(&server, "h-u1").await;
+    stub.answer_with(|_| Reply(403, Vec::new(), String::new()));
+    poll(&server, "session=u1").await.problem(403, "forbidden");
+    assert_eq!(poll(&server, "session=u2").await.status, 200, "it is still known");
+    assert_eq!(stub.count(HOOK), 1);
+}
+
+/// The backend has answered by what it knew before, so it is asked again. The connection ends in any case.
+#[tokio::test]
+async fn a_connection_that_waits_for_the_backend_while_its_subject_is_ended_ends_too() {
+    for transport in [Transport::WebSocket, Transport::Sse, Transport::Ndjson] {
+        let (stub, server) = started().await;
+        stub.hold();
+        let origin = server.http("");
+        let headers = [("cookie", "session=u1"), ("origin", &*origin)];
+        let opened = Reader::open_with(&server, transport, "topic=a", &headers);
+        let ended = async {
+            stub.until_asked(HOOK, 1).await;
+            end(&server, "h-u1").await;
+            stub.open();
+        };
+        let (mut reader, ()) = tokio::join!(opened, ended);
+        let closing = reader.next().await;
+        assert_eq!((&closing["type"], &closing["code"]), (&json!("closing"), &json!("disconnected")));
+        assert_eq!(stub.count(HOOK), 2, "{transport}");
+        // A connection that begins now is not meant.
+        let mut reader = Reader::open_with(&server, transport, "topic=a", &headers).await;
+        let id = publish(&server, "a", "x").await;
+        assert_eq!(reader.ids(1).await, [id]);
+        assert_eq!(stub.count(HOOK), 2, "{transport}");
     }
 }

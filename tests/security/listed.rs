@@ -10,7 +10,12 @@ use crate::{
     ask::{Ask, get, post, request, text, topic_path, within},
     people::{As, BACKEND, bearer, tables, token, usual},
     reader::Reader,
-    support::{Server, client::Transport, redis::Redis},
+    support::{
+        Server,
+        client::Transport,
+        program::{Folder, Program},
+        redis::Redis,
+    },
 };
 
 const LIVE: [Transport; 3] = [Transport::WebSocket, Transport::Sse, Transport::Ndjson];
@@ -69,17 +74,17 @@ async fn a_list_counts_at_every_replica() {
         assert_eq!(reader.ids(1).await, [text(&published["id"])]);
         until_done(&servers[0], Method::DELETE, &path, None).await;
         assert_eq!(reader.next().await["type"], "unsubscribed");
-        until_done(&servers[0], Method::DELETE, "/subjects/u1?refuse=1s", None).await;
+        until_done(&servers[0], Method::DELETE, "/subjects/u1", None).await;
         assert_eq!(reader.next().await["code"], "disconnected");
-        let refused = bearer(&token("u1", json!({"subscribe": ["a"]})));
-        let answer = get(&servers[1], "/topics/a").header("authorization", &refused).answer().await;
-        answer.problem(403, "forbidden");
-        within("the end of the refusal", async {
-            let asked = || get(&servers[1], "/topics/a").header("authorization", &refused);
-            while asked().answer().await.status == 403 {}
-        })
-        .await;
     }
+    let asked = async |sub: &str| {
+        let refused = bearer(&token(sub, json!({"subscribe": ["a"]})));
+        get(&servers[1], "/topics/a").header("authorization", &refused).answer().await
+    };
+    until_done(&servers[0], Method::DELETE, "/subjects/u2?refuse=10m", None).await;
+    asked("u2").await.problem(403, "forbidden");
+    until_done(&servers[0], Method::DELETE, "/subjects/u3?refuse=1s", None).await;
+    within("the end of the refusal", async { while asked("u3").await.status == 403 {} }).await;
 }
 
 /// Redis keeps what it has acknowledged. Messages of a topic count from the `204` of its `PUT` on.
@@ -168,4 +173,89 @@ async fn a_redis_that_comes_back_empty_is_one_gap_about_the_list() {
     assert_eq!(told, ["gap $mine", "subscribed b", "unsubscribed a"]);
     let answer = post(&servers[0], "/topics/a").body("x").answer_to(BACKEND).await;
     assert_eq!(answer.status, 201);
+}
+
+/// A replica in a process of its own.
+async fn program(folder: &Folder, redis: &Redis) -> Program {
+    let file = folder.path("rejoin.toml");
+    std::fs::write(&file, usual()).expect("a file");
+    Program::start(&["--config", &file, "--log", &redis.url()]).await
+}
+
+/// The holder of a connection dies in the middle. A client that comes again at another replica, with its cursor, misses
+/// no change and no message.
+#[tokio::test]
+async fn changes_and_messages_around_the_end_of_a_killed_replica_are_given_by_another_one() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let folder = Folder::new();
+    let other = program(&folder, &redis).await;
+    for transport in LIVE {
+        let holder = program(&folder, &redis).await;
+        let (mut expected, mut given, mut gaps) = (BTreeSet::new(), Vec::new(), BTreeSet::new());
+        let mut reader = open(&holder.server, transport, "mine").await;
+        let mut holder = Some(holder);
+        for round in 0..6 {
+            let topic = format!("{transport}.{round}");
+            let path = format!("/subjects/u1{}", topic_path(&topic));
+            until_done(&other.server, Method::PUT, &path, None).await;
+            let key = format!("{topic}.listed");
+            let published = until_done(&other.server, Method::POST, &topic_path(&topic), Some(&key)).await;
+            expected.insert(text(&published["id"]));
+            if round == 2
+                && let Some(holder) = holder.take()
+            {
+                // Some of it may be on its way.
+                take(&mut reader, &mut given, &mut gaps, expected.len()).await;
+                let cursor = reader.cursor().to_owned();
+                holder.kill().await;
+                until_done(&other.server, Method::DELETE, &path, None).await;
+                let key = format!("{topic}.removed");
+                until_done(&other.server, Method::POST, &topic_path(&topic), Some(&key)).await;
+                let last = expected.pop_last().expect("the one of this round");
+                given.iter().for_each(|id| assert_ne!(*id, last, "it was removed before it was read"));
+                reader = open(&other.server, transport, &format!("mine&after={cursor}")).await;
+            }
+        }
+        while given.len() < expected.len() {
+            take(&mut reader, &mut given, &mut gaps, expected.len()).await;
+        }
+        assert!(gaps.is_empty(), "{transport}: {gaps:?}");
+        assert_eq!(given, expected.into_iter().collect::<Vec<_>>(), "{transport}");
+    }
+}
+
+/// A replica that hangs does it once it runs again.
+#[tokio::test]
+async fn the_end_of_a_subject_is_unknown_while_a_replica_hangs_and_is_done_afterwards() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let folder = Folder::new();
+    let (hangs, other) = (program(&folder, &redis).await, program(&folder, &redis).await);
+    let mut readers = Vec::new();
+    for transport in LIVE {
+        readers.push(open(&hangs.server, transport, "mine").await);
+    }
+    within("replicas that know each other", async {
+        loop {
+            let page = get(&other.server, "/connections?sub=u1").answer_to(BACKEND).await.json();
+            if page["connections"].as_array().is_some_and(|shown| shown.len() == readers.len()) {
+                break;
+            }
+        }
+    })
+    .await;
+    let end = || request(&other.server, Method::DELETE, "/subjects/u1?refuse=10m").answer_to(BACKEND);
+    rustix::process::kill_process(hangs.pid(), rustix::process::Signal::STOP).expect("it runs");
+    let unknown = end().await;
+    rustix::process::kill_process(hangs.pid(), rustix::process::Signal::CONT).expect("it runs");
+    unknown.problem(503, "unknown_outcome");
+    for reader in &mut readers {
+        let closing = reader.next().await;
+        assert_eq!((&closing["type"], &closing["code"]), (&json!("closing"), &json!("disconnected")));
+    }
+    until_done(&other.server, Method::DELETE, "/subjects/u1?refuse=1s", None).await;
+    let refused = bearer(&token("u1", json!({"subscribe": ["a"]})));
+    for server in [&hangs.server, &other.server] {
+        let answer = get(server, "/topics/a").header("authorization", &refused).answer().await;
+        answer.problem(403, "forbidden");
+    }
 }

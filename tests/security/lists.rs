@@ -186,6 +186,47 @@ async fn a_topic_that_the_backend_added_to_the_connection_stays_too() {
     }
 }
 
+/// The client reads nothing for so long that the replay is in the middle when the list changes.
+#[tokio::test]
+async fn a_topic_that_is_still_replayed_when_the_list_adds_it_is_given_once() {
+    for (_redis, server) in servers(&usual()).await {
+        let mut before = Vec::new();
+        for number in 0..200 {
+            before.push(publish(&server, &format!("j.{number}"), &"x".repeat(60_000)).await);
+        }
+        for transport in LIVE {
+            let sub = format!("u-{transport}");
+            let mut reader = open(&server, transport, &sub, "mine").await;
+            let path = format!("/connections/{}/topics/j.*", text(&reader.opening()["connection"]));
+            let put = request(&server, Method::PUT, &format!("{path}?after=0")).answer_to(BACKEND).await;
+            assert_eq!(put.status, 204, "{put:?}");
+            add(&server, &sub, "j.*").await;
+            let after = [publish(&server, "j.1", "y").await, publish(&server, "j.2", "y").await];
+            let mut given = Vec::new();
+            let mut added = 0;
+            while added < 2 || !after.iter().all(|id| given.contains(id)) {
+                let frame = reader.next().await;
+                match frame["type"].as_str() {
+                    Some("message") => given.push(text(&frame["id"])),
+                    Some("subscribed") => added += 1,
+                    _ => panic!("{frame}"),
+                }
+            }
+            given.sort();
+            before.extend(after);
+            assert_eq!(given, before, "{transport}");
+            // It was added in both ways, so it stays until it is removed in both.
+            remove(&server, &sub, "j.*").await;
+            told(&mut reader, "unsubscribed", "j.*").await;
+            let id = publish(&server, "j.3", "y").await;
+            assert_eq!(reader.ids(1).await, [&*id]);
+            before.push(id);
+            assert_eq!(request(&server, Method::DELETE, &path).answer_to(BACKEND).await.status, 204);
+            told(&mut reader, "unsubscribed", "j.*").await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_held_poll_answers_at_once_with_the_new_list() {
     for (_redis, server) in servers(&usual()).await {

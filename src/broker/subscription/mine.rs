@@ -3,6 +3,9 @@
 //! A change of the list has its place among the messages, and the subscription never reads past a change that it has
 //! not made. So a cursor that it has given out is right for every topic that was on the list then.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -11,7 +14,7 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 
-use super::{RETRY_AFTER, Subscription};
+use super::{Delivery, GapNotice, RETRY_AFTER, Subscription};
 use crate::{
     log::{Change, Entries, Followed, FollowedList, Gap, News, Position, Reason, Start},
     message::{Id, Pattern, PatternSet},
@@ -140,11 +143,19 @@ impl Mine {
 impl Subscription {
     /// Reads the list too. The subscription reads everything on it already, as if it had been there from the start on.
     pub fn read_mine(&mut self, mut mine: Mine, own: &[Pattern], start: &Start) {
+        mine.also = own.iter().filter(|topic| mine.entries.contains_key(*topic)).cloned().collect();
+        let unknown = match start {
+            Start::Unreadable(sent) => Some((sent.clone(), Id::MAX)),
+            Start::After(sent) if *sent > self.position.cursor => Some((sent.to_string(), *sent)),
+            _ => None,
+        };
         // Only a cursor can have a gap.
-        if !matches!(start, Start::After(_)) || self.unknown_cursor.is_some() {
+        if unknown.is_some() || !matches!(start, Start::After(_)) {
             mine.told = mine.followed.list().generation().began;
         }
-        mine.also = own.iter().filter(|topic| mine.entries.contains_key(*topic)).cloned().collect();
+        if let Some((sent, unknown)) = unknown {
+            self.tell_unknown(&mine, sent, unknown);
+        }
         mine.known_upto = self.position.cursor;
         let young = |(topic, id): (&Pattern, &Id)| {
             let is_young = *id > self.position.cursor && mine.is_only_listed(topic);
@@ -163,6 +174,20 @@ impl Subscription {
             mine.queue.make_contiguous().sort_by_key(|due| due.change.id);
         }
         self.mine = Some(Box::new(mine));
+    }
+
+    /// Tells one gap about the list in place of those of its entries, because the client's cursor is unknown. It is the
+    /// last one, and moves the cursor.
+    fn tell_unknown(&mut self, mine: &Mine, after: String, unknown: Id) {
+        self.ready.retain_mut(|delivery| {
+            let Delivery::Gap(gap) = delivery else { return true };
+            gap.cursor = unknown;
+            !mine.is_only_listed(&gap.topic)
+        });
+        let (topic, cursor) = (GAP_TOPIC.parse().expect("it is a topic"), self.cursor);
+        let gap = GapNotice { topic, after, next: None, cursor, reason: Reason::UnknownCursor };
+        self.ready.push_back(Delivery::Gap(Box::new(gap)));
+        self.unknown_cursor = Some(unknown);
     }
 
     /// Counts topics as given up to the ids of their entries, unless another pattern reads them from the start on.
@@ -190,7 +215,12 @@ impl Subscription {
         let Some(mine) = &mut self.mine else { return Poll::Ready(None) };
         // Listen first, then look.
         mine.followed.follower().take_wakeup(cx);
+        let was_due = !mine.queue.is_empty();
         mine.take();
+        if was_due && mine.queue.is_empty() {
+            // Later changes have undone those that this subscription was to stop at.
+            self.read_until(Id::MAX);
+        }
         loop {
             let Some(mine) = &mut self.mine else { return Poll::Ready(None) };
             let Some(Due { change, is_known }) = mine.queue.front() else { return Poll::Ready(None) };
@@ -202,7 +232,7 @@ impl Subscription {
             let is_read = self.patterns.contains(&change.topic);
             if change.is_added && !is_read {
                 let followed = ready!(self.poll_follow(&change.topic, cx));
-                self.insert(change.topic.clone(), followed);
+                self.insert(change.topic.clone(), change.id, followed);
             }
             let done = self.make(change, is_read);
             let is_last = self.mine.as_ref().is_none_or(|mine| mine.queue.is_empty());
@@ -264,8 +294,13 @@ impl Subscription {
         Poll::Ready(followed)
     }
 
-    /// Reads one more pattern, after the cursor.
-    fn insert(&mut self, pattern: Pattern, followed: Followed) {
+    /// Reads one more pattern, after the cursor. It was added at this id.
+    fn insert(&mut self, pattern: Pattern, added_at: Id, followed: Followed) {
+        if let Some(seen) = self.seen_ephemerals {
+            // Those from before the change were not for this pattern.
+            let upto = self.log.ephemerals().count_at(added_at.before()).max(seen);
+            self.take_ephemerals(upto);
+        }
         let others = self.patterns.clone();
         let cursor = self.position.cursor;
         let single = [pattern.clone()].into_iter().collect::<PatternSet>();

@@ -69,6 +69,11 @@ impl Kept {
         });
     }
 
+    /// Forgets what was granted to anybody.
+    pub fn forget_granted(&mut self) {
+        self.granted = Part::default();
+    }
+
     /// Keeps an answer that had so many bytes. A missing answer is not kept.
     pub fn put(&mut self, digest: [u8; 32], verdict: &Verdict, bytes: usize, now: Instant) {
         let entry = Entry { verdict: verdict.clone(), until: now + REFUSED_FOR, bytes };

@@ -75,6 +75,8 @@ struct Joining {
     subscription: Subscription,
     /// The client has asked for it, and is answered once it is merged.
     is_asked: bool,
+    /// The list of the subject has added it meanwhile, so the other subscription reads it after this.
+    upto: Option<Id>,
 }
 
 /// The next event of a connection.
@@ -185,7 +187,7 @@ impl Reading {
         }
         subscription.take_ephemerals_from_now();
         state.changes().add(&pattern);
-        state.joining.push_back(Joining { pattern, subscription, is_asked: false });
+        state.joining.push_back(Joining { pattern, subscription, is_asked: false, upto: None });
         state.wake();
         Ok(())
     }
@@ -262,7 +264,10 @@ impl State {
         loop {
             let subscription = alone(&mut self.subscription);
             let was_due = subscription.is_at_list_change();
-            match subscription.poll_mine(cx) {
+            let list_change = subscription.poll_mine(cx);
+            self.bound_joining();
+            let subscription = alone(&mut self.subscription);
+            match list_change {
                 Poll::Ready(Some(change)) => return Poll::Ready(self.list_changed(change)),
                 Poll::Ready(None) => return self.poll_subscription(cx),
                 // Read up to the change first.
@@ -294,6 +299,17 @@ impl State {
         }
     }
 
+    /// What joins is read up to the place where the list of the subject has added it.
+    fn bound_joining(&mut self) {
+        let subscription = alone(&mut self.subscription);
+        for joining in self.joining.iter_mut().filter(|joining| joining.upto.is_none()) {
+            if subscription.reads(&joining.pattern) {
+                joining.upto = Some(subscription.cursor());
+                subscription.read_also(&joining.pattern, true);
+            }
+        }
+    }
+
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let subscription = alone(&mut self.subscription);
         let Some(joining) = self.joining.front_mut() else {
@@ -301,7 +317,11 @@ impl State {
             self.permit.note(&delivery, false);
             return Poll::Ready(Event::Delivery(delivery));
         };
-        match std::task::ready!(subscription.poll_join(&mut joining.subscription, cx)) {
+        let joined = match joining.upto {
+            Some(upto) => subscription.poll_beside(&mut joining.subscription, upto, cx),
+            None => subscription.poll_join(&mut joining.subscription, cx),
+        };
+        match std::task::ready!(joined) {
             Join::Live(delivery) => {
                 self.permit.note(&delivery, false);
                 Poll::Ready(Event::Delivery(delivery))
@@ -317,9 +337,13 @@ impl State {
         }
     }
 
-    fn merge(&mut self, Joining { pattern, subscription, is_asked }: Joining) -> Event {
-        self.subscription().absorb(subscription);
-        self.subscription().read_also(&pattern, true);
+    fn merge(&mut self, Joining { pattern, subscription, is_asked, upto }: Joining) -> Event {
+        if upto.is_none() {
+            let own = alone(&mut self.subscription);
+            own.absorb(subscription);
+            own.read_also(&pattern, true);
+        }
+        self.count_topics(0);
         let is_added = self.is_added(&pattern);
         if is_added && is_asked {
             // The client is answered first, and then told.
@@ -521,7 +545,7 @@ impl State {
 
     /// Reads what the client asked for, once both subscriptions are at the same cursor.
     pub fn join(&mut self, pattern: Pattern, subscription: Subscription) {
-        self.joining.push_back(Joining { pattern, subscription, is_asked: true });
+        self.joining.push_back(Joining { pattern, subscription, is_asked: true, upto: None });
     }
 
     /// Notes that the client asks for a pattern that a command has added, and that is not merged yet.

@@ -101,11 +101,12 @@ impl Ended {
         if self.refuses(identity) {
             return Some(Code::Forbidden);
         }
-        let new = usize::try_from(self.count() - count).unwrap_or(usize::MAX);
-        if new == 0 {
+        if self.count() == count {
             return None;
         }
+        // Count while no end can come: an end between the count and the look would hide an earlier one.
         let state = self.state();
+        let new = usize::try_from(self.count() - count).unwrap_or(usize::MAX);
         // Some that came meanwhile are forgotten: the client comes again, and is judged then.
         let Some(from) = state.recent.len().checked_sub(new) else { return Some(Code::Draining) };
         state.recent.range(from..).any(|ended| **ended == **subject).then_some(Code::Disconnected)

@@ -78,8 +78,6 @@ impl Subjects for MemoryLog {
             let state = self.state();
             state.refusals().map(|(subject, refusal)| ((&**subject).into(), *refusal)).collect()
         };
-        for (subject, refusal) in known {
-            told.refused(End { subject, refusal: Some(refusal), id: Id::ZERO });
-        }
+        told.refused(known);
     }
 }

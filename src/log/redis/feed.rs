@@ -80,6 +80,8 @@ struct State {
     /// The lists to wake, and the ends to tell, once the lock is released.
     changed: Vec<Arc<List>>,
     ends: Vec<End>,
+    /// Changes of lists, and refusals, may have been missed since the lock was last released.
+    has_missed: bool,
 }
 
 /// A tail that is kept for its readers.
@@ -162,11 +164,11 @@ impl Feed {
         state.doubt_lists();
         self.arrivals.set(facts.newest);
         let changed = std::mem::take(&mut state.changed);
+        state.has_missed = false;
         drop(state);
         self.wake(&woken);
-        self.wake_lists(&changed);
-        self.refusals_are_due();
-        self.doubted.notify_waiters();
+        changed.iter().for_each(|list| list.wake());
+        self.doubt();
     }
 
     /// The last entry that was read, once the feed has begun.
@@ -194,31 +196,32 @@ impl Feed {
 
     /// Takes the next entry of the feed.
     pub fn arrive(&self, entry: Entry) {
-        let (woken, changed, ends) = {
+        let (woken, changed, ends, has_missed) = {
             let mut state = self.state();
             let woken = state.take(entry, &self.ephemerals);
             // Only now: the tails hold the message, and nothing else can arrive before the watermark moves.
             self.arrivals.set(state.newest);
-            (woken, std::mem::take(&mut state.changed), std::mem::take(&mut state.ends))
+            let has_missed = std::mem::take(&mut state.has_missed);
+            (woken, std::mem::take(&mut state.changed), std::mem::take(&mut state.ends), has_missed)
         };
         self.wake(&woken);
-        self.wake_lists(&changed);
+        changed.iter().for_each(|list| list.wake());
+        if has_missed {
+            self.doubt();
+        }
         if let Some(told) = self.told.get() {
             ends.into_iter().for_each(|end| told.ended(end));
         }
     }
 
-    /// Wakes the readers of lists. Those that must be read from the store are read.
-    fn wake_lists(&self, changed: &[Arc<List>]) {
-        changed.iter().for_each(|list| list.wake());
-        if changed.iter().any(|list| list.doubts().is_some()) {
-            self.refusals_are_due();
-            self.doubted.notify_waiters();
-        }
+    /// Has the lists and the refusals read from the store.
+    fn doubt(&self) {
+        self.refusals_are_due();
+        self.doubted.notify_waiters();
     }
 
-    /// Follows the list of a subject, which is not known yet if no other reader follows it.
-    pub fn follow_list(&self, subject: &str) -> FollowedList {
+    /// Follows the list of a subject, which is not known yet if no other reader follows it. Then it is new, as the flag says.
+    pub fn follow_list(&self, subject: &str) -> (FollowedList, bool) {
         let mut state = self.state();
         let generation = Generation { began: state.generation, reason: Reason::Restarted };
         let (followed, is_new) = state.lists.follow(subject, generation);
@@ -226,7 +229,7 @@ impl Feed {
         if is_new {
             self.doubted.notify_waiters();
         }
-        followed
+        (followed, is_new)
     }
 
     /// The lists that are followed and not known.
@@ -421,6 +424,7 @@ impl State {
     /// Changes of lists may have been missed.
     fn doubt_lists(&mut self) {
         let generation = Generation { began: self.generation, reason: Reason::Restarted };
+        self.has_missed = true;
         for list in self.lists.all() {
             list.doubt(generation);
             self.changed.push(list);

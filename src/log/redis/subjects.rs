@@ -87,14 +87,13 @@ impl RedisSubjects {
             self.feed.refusals_are_due();
             return false;
         };
-        for (subject, text) in found {
-            let numbers = text.split_once(' ').and_then(|(second, until_ms)| {
-                Some(Refusal { second: second.parse().ok()?, until_ms: until_ms.parse().ok()? })
-            });
-            if let Some(refusal) = numbers {
-                told.refused(End { subject: subject.into(), refusal: Some(refusal), id: Id::ZERO });
-            }
-        }
+        let known = found.into_iter().filter_map(|(subject, text)| {
+            let (second, until_ms) = text.split_once(' ')?;
+            let refusal = Refusal { second: second.parse().ok()?, until_ms: until_ms.parse().ok()? };
+            Some((subject.into(), refusal))
+        });
+        told.refused(known.collect());
+        told.missed();
         true
     }
 
@@ -164,7 +163,11 @@ impl Subjects for RedisSubjects {
         if !self.feed.wait(PATIENCE, |feed| feed.place().is_some()).await {
             return Err(LogError::Unavailable);
         }
-        let followed = self.feed.follow_list(subject);
+        let (followed, is_new) = self.feed.follow_list(subject);
+        if is_new {
+            // If this fails, the list is read again with the others.
+            let _ = timeout(PATIENCE, self.load(followed.list())).await;
+        }
         if followed.list().settled(PATIENCE).await { Ok(followed) } else { Err(LogError::Unavailable) }
     }
 

@@ -62,6 +62,19 @@ fn a_broken_chain_leaves_everything_before_it_to_the_store() {
     assert_eq!(feed.watermark(), Id::new(13));
 }
 
+/// It was so only while a client read a list.
+#[test]
+fn refusals_are_read_again_once_a_part_of_the_feed_was_missed() {
+    let feed = begun();
+    assert!(feed.take_refusals_due() && !feed.take_refusals_due());
+    feed.arrive(message(10, 10, 11, "a"));
+    assert!(!feed.take_refusals_due());
+    for missed in [message(10, 12, 13, "a"), message(20, 13, 21, "a")] {
+        feed.arrive(missed);
+        assert!(feed.take_refusals_due() && !feed.take_refusals_due());
+    }
+}
+
 #[test]
 fn a_new_generation_leaves_everything_before_it_to_the_store() {
     let feed = begun();

@@ -1,0 +1,149 @@
+//! A reader that is behind, or that reads gaps, while the list of its subject changes.
+
+use std::future::poll_fn;
+
+use super::*;
+use crate::{
+    broker::Broker,
+    config::Config,
+    log::{Append, MemoryLog},
+    message::{Draft, Payload, Topic},
+};
+
+fn broker() -> Broker {
+    Broker::new(MemoryLog::start(Config::default().retention()))
+}
+
+fn pattern(text: &str) -> Pattern {
+    text.parse().expect("a pattern")
+}
+
+fn draft(topic: &str, text: &str) -> Draft {
+    let topic: Topic = topic.parse().expect("a topic");
+    Draft { topic, event: None, payload: Payload::text(text), exclude: None, by: None }
+}
+
+async fn publish(broker: &Broker, topic: &str) {
+    let append = Append { draft: draft(topic, "stored"), idempotency_key: None, if_match: None };
+    broker.publish(append).await.expect("it is stored");
+}
+
+async fn add(broker: &Broker, topic: &str) {
+    broker.subjects().expect("lists").add("u1", &pattern(topic)).await.expect("there is room");
+}
+
+async fn remove(broker: &Broker, topic: &str) {
+    broker.subjects().expect("lists").remove("u1", &pattern(topic)).await.expect("open");
+}
+
+async fn read(broker: &Broker, own: &[&str], start: &Start) -> Subscription {
+    let own = own.iter().map(|topic| pattern(topic)).collect();
+    broker.subscribe_with_list(own, start, "c", "u1").await.expect("it reads")
+}
+
+/// The next thing that a connection would be given.
+fn poll(subscription: &mut Subscription, cx: &mut Context<'_>) -> Poll<String> {
+    loop {
+        let was_due = subscription.is_at_list_change();
+        match subscription.poll_mine(cx) {
+            Poll::Ready(Some(ListChange::Added(topic))) => return Poll::Ready(format!("+{topic}")),
+            Poll::Ready(Some(ListChange::Removed(topic))) => return Poll::Ready(format!("-{topic}")),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        match subscription.poll_delivery(cx) {
+            Poll::Ready(Delivery::Message(message)) => {
+                let text = String::from_utf8_lossy(&message.payload.bytes);
+                return Poll::Ready(format!("{} {text}", message.topic));
+            }
+            Poll::Ready(Delivery::Gap(gap)) => return Poll::Ready(format!("gap {}", gap.topic)),
+            Poll::Pending if was_due || !subscription.is_at_list_change() => return Poll::Pending,
+            Poll::Pending => {}
+        }
+    }
+}
+
+async fn next(subscription: &mut Subscription) -> String {
+    let next = poll_fn(|cx| poll(subscription, cx));
+    tokio::time::timeout(std::time::Duration::from_secs(5), next).await.expect("something comes")
+}
+
+async fn next_few(subscription: &mut Subscription, count: usize) -> Vec<String> {
+    let mut told = Vec::new();
+    while told.len() < count {
+        told.push(next(subscription).await);
+    }
+    told
+}
+
+/// It stood for ever at the change that it was to stop at.
+#[tokio::test]
+async fn a_reader_reads_on_if_the_change_that_is_due_is_undone_by_very_many_others() {
+    let broker = broker();
+    let mut reader = read(&broker, &["own.*"], &Start::Now).await;
+    publish(&broker, "own.1").await;
+    publish(&broker, "own.2").await;
+    add(&broker, "x").await;
+    assert_eq!(next(&mut reader).await, "own.1 stored");
+    for _ in 0..200 {
+        add(&broker, "y").await;
+        remove(&broker, "y").await;
+    }
+    remove(&broker, "x").await;
+    publish(&broker, "own.3").await;
+    assert_eq!(next_few(&mut reader, 2).await, ["own.2 stored", "own.3 stored"]);
+}
+
+#[tokio::test]
+async fn the_gap_about_the_list_is_told_though_another_topic_is_removed_meanwhile() {
+    let broker = broker();
+    let mut reader = read(&broker, &["a", "b"], &Start::After(Id::new(1))).await;
+    let first = next(&mut reader).await;
+    let (told, left) = if first == "gap a" { ("a", "b") } else { ("b", "a") };
+    assert_eq!(first, format!("gap {told}"));
+    assert!(reader.remove(&pattern(left)));
+    assert_eq!(next(&mut reader).await, "gap $mine");
+    publish(&broker, told).await;
+    assert_eq!(next(&mut reader).await, format!("{told} stored"));
+}
+
+#[tokio::test]
+async fn an_ephemeral_message_from_before_the_entry_is_not_given() {
+    let broker = broker();
+    let _other = broker.subscribe(vec![pattern("x")], &Start::Now, "o").await.expect("it reads");
+    let mut reader = read(&broker, &["own.*"], &Start::Now).await;
+    publish(&broker, "own.1").await;
+    // Now it is caught up, and takes ephemeral messages.
+    assert_eq!(next(&mut reader).await, "own.1 stored");
+    assert!(futures_util::poll!(std::pin::pin!(poll_fn(|cx| poll(&mut reader, cx)))).is_pending());
+    publish(&broker, "own.2").await;
+    broker.announce(draft("x", "too early")).await.expect("it is sent");
+    broker.announce(draft("own.2", "in time")).await.expect("it is sent");
+    add(&broker, "x").await;
+    broker.announce(draft("x", "in time")).await.expect("it is sent");
+    let told = next_few(&mut reader, 4).await;
+    assert_eq!(told, ["own.2 stored", "+x", "own.2 in time", "x in time"]);
+}
+
+/// The list may have been another one where the cursor comes from.
+#[tokio::test]
+async fn a_cursor_from_elsewhere_is_one_gap_about_the_list() {
+    for entries in [&[][..], &["x", "y.*"]] {
+        let broker = broker();
+        for entry in entries {
+            add(&broker, entry).await;
+        }
+        let ahead = Id::new(9_000_000_000_000_000);
+        for start in [Start::After(ahead), Start::Unreadable("elsewhere".into())] {
+            let mut reader = read(&broker, &[], &start).await;
+            assert!(reader.cursor() >= ahead);
+            assert_eq!(next(&mut reader).await, "gap $mine", "{start:?} {entries:?}");
+            assert!(reader.cursor() < ahead);
+            let mut reader = read(&broker, &["own"], &start).await;
+            assert_eq!(next_few(&mut reader, 2).await, ["gap own", "gap $mine"], "{start:?} {entries:?}");
+            assert!(reader.cursor() < ahead);
+            publish(&broker, "own").await;
+            assert_eq!(next(&mut reader).await, "own stored");
+            broker.delete(&"own".parse().expect("a topic")).await.expect("it is deleted");
+        }
+    }
+}
