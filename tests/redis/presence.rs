@@ -57,7 +57,7 @@ impl Replica {
         present
     }
 
-    /// None while Redis is away.
+    /// There is no answer while Redis is away.
     async fn members(&self) -> Option<Vec<(String, u64)>> {
         let page = self.presences.members(&room(), "", 1000).await.ok()?;
         let shown = |one: Member| (one.sub.to_string(), one.connections);

@@ -91,7 +91,7 @@ impl Present {
             }
             return;
         }
-        // Nobody waits for this.
+        // The log is told later, without a wait.
         let wait = Arc::new(Wait { left: AtomicUsize::new(1), ..Wait::default() });
         let (is_held, one) = (self.holds(&topic), std::slice::from_ref(&topic));
         if is_held || self.presences.enter(&self.sub, self.info.as_ref(), one, &wait).is_ok() {
