@@ -39,7 +39,7 @@ impl Outbox {
         }
     }
 
-    /// Queues the rest of a piece that somebody else has begun to write. Nothing else may be queued.
+    /// Queues the rest of a piece that somebody else has begun to write. The outbox must be empty.
     pub fn push_begun(&mut self, rest: Bytes) {
         debug_assert!(self.is_empty(), "the rest comes first");
         self.written = 1;

@@ -79,7 +79,7 @@ fn with_headers(framing: Framing, body: Body) -> Response {
     response
 }
 
-/// What a stream sends, whoever writes it.
+/// The frames of a stream, without the one who writes them.
 pub struct Streaming {
     framing: Framing,
     reader: Reader,
@@ -180,7 +180,7 @@ impl Drop for Streaming {
     }
 }
 
-/// The body of an answer that is a stream. Whoever writes to the socket without the HTTP library takes the stream out.
+/// The body of an answer that is a stream. A feed, which writes to the socket without the HTTP library, takes the stream out.
 #[derive(Clone)]
 pub struct Offered(Arc<Mutex<Option<Streaming>>>);
 

@@ -38,7 +38,7 @@ async fn many_readers_of_one_topic_get_every_message_once_also_around_their_hear
     assert!(all.iter().all(|ids| *ids == all[0]), "{all:?}");
 }
 
-/// What is written to others is no sign of life for the reader that a message excludes.
+/// A write to others is no sign of life for the reader that a message excludes.
 #[tokio::test]
 async fn a_reader_that_every_message_excludes_gets_its_heartbeats() {
     let server = Server::with(|config| config.heartbeat = Duration::from_millis(500)).await;

@@ -47,7 +47,7 @@ pub enum Written {
     Completely,
     /// The socket has taken the beginning. This is the rest.
     Partly(Bytes),
-    /// Nothing has left.
+    /// The socket has taken nothing.
     Not,
 }
 

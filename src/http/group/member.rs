@@ -43,13 +43,13 @@ impl Given {
         Self { messages: 0, bytes: 0, at: Instant::now() }
     }
 
-    /// What was given after `earlier`.
+    /// The part that was given after `earlier`.
     pub fn since(self, earlier: Self) -> Self {
         Self { messages: self.messages - earlier.messages, bytes: self.bytes - earlier.bytes, at: self.at }
     }
 }
 
-/// Where a group puts what a member needs to go on by itself.
+/// The seat of a member: the group puts here what the member needs to go on by itself.
 pub struct Seat {
     pub task: Waker,
     // A std mutex: no await happens while it is held.
@@ -65,12 +65,12 @@ enum Sitting {
     Gone,
 }
 
-/// What a reader takes along when it leaves.
+/// A reader takes this along when it leaves.
 pub struct Left {
     pub subscription: Subscription,
     /// The rest of a batch of which the socket has taken the beginning. It must be written before anything else.
     pub rest: Bytes,
-    /// What the group has written to the reader, the rest included.
+    /// So much has the group written to the reader, the rest included.
     pub given: Given,
 }
 

@@ -46,7 +46,7 @@ pub struct State {
     /// `None` while a group reads for this connection.
     subscription: Option<Box<Subscription>>,
     parked: Option<Parked>,
-    /// What the group has done for this connection, and its task has yet to hear.
+    /// The work of the group for this connection, of which its task has yet to hear.
     taken_over: Option<TakenOver>,
     permit: Permit,
     /// Patterns that were added and are not merged yet. The first of them is being merged.
@@ -62,7 +62,7 @@ pub struct State {
     issued: Option<Option<u64>>,
 }
 
-/// What a group has written to a connection that it no longer reads for.
+/// The work of a group for a connection that it no longer reads for.
 pub struct TakenOver {
     /// The rest of a batch that the socket has begun to take. It must be written before anything else.
     pub rest: Bytes,
@@ -299,7 +299,7 @@ impl State {
         }
     }
 
-    /// What joins is read up to the place where the list of the subject has added it.
+    /// A topic that joins is read up to the place where the list of the subject has added it.
     fn bound_joining(&mut self) {
         let subscription = alone(&mut self.subscription);
         for joining in self.joining.iter_mut().filter(|joining| joining.upto.is_none()) {

@@ -166,7 +166,7 @@ impl Socket {
         self.outbox.push(frame);
     }
 
-    /// Queues the rest of frames that a group has begun to write. Nothing else may be queued.
+    /// Queues the rest of frames that a group has begun to write. The outbox must be empty.
     pub fn push_begun(&mut self, rest: Bytes) {
         self.outbox.push_begun(rest);
     }
