@@ -1,17 +1,25 @@
 //! A reader that is behind, or that reads gaps, while the list of its subject changes.
 
-use std::future::poll_fn;
+use std::{future::poll_fn, time::Duration};
 
 use super::*;
 use crate::{
     broker::Broker,
-    config::Config,
-    log::{Append, MemoryLog},
+    log::{Append, MemoryLog, Retention, Rules},
     message::{Draft, Payload, Topic},
 };
 
 fn broker() -> Broker {
-    Broker::new(MemoryLog::start(Config::default().retention()))
+    let (age, rules) = (Duration::from_secs(3600), Rules::NONE);
+    let (bytes, total_bytes) = (16 << 20, 256 << 20);
+    Broker::new(MemoryLog::start(Retention {
+        messages: 1000,
+        age,
+        bytes,
+        total_bytes,
+        topics: 10_000,
+        rules,
+    }))
 }
 
 fn pattern(text: &str) -> Pattern {
