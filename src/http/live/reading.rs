@@ -262,7 +262,7 @@ impl State {
         }
     }
 
-    /// What joins is read up to the place where the list of the subject has added it.
+    /// Bounds each pattern that joins by the place where the list of the subject has added it.
     fn bound_joining(&mut self) {
         let subscription = &mut self.subscription;
         for joining in self.joining.iter_mut().filter(|joining| joining.upto.is_none()) {

@@ -1,17 +1,25 @@
 //! A reader that is behind, or that reads gaps, while the list of its subject changes.
 
-use std::future::poll_fn;
+use std::{future::poll_fn, time::Duration};
 
 use super::*;
 use crate::{
     broker::Broker,
-    config::Config,
-    log::{Append, MemoryLog},
+    log::{Append, MemoryLog, Retention, Rules},
     message::{Draft, Payload, Topic},
 };
 
+const RETENTION: Retention = Retention {
+    messages: 1_000,
+    age: Duration::from_secs(3600),
+    bytes: 1 << 20,
+    total_bytes: 64 << 20,
+    topics: 1_000,
+    rules: Rules::NONE,
+};
+
 fn broker() -> Broker {
-    Broker::new(MemoryLog::start(Config::default().retention()))
+    Broker::new(MemoryLog::start(RETENTION))
 }
 
 fn pattern(text: &str) -> Pattern {
@@ -64,7 +72,7 @@ fn poll(subscription: &mut Subscription, cx: &mut Context<'_>) -> Poll<String> {
 
 async fn next(subscription: &mut Subscription) -> String {
     let next = poll_fn(|cx| poll(subscription, cx));
-    tokio::time::timeout(std::time::Duration::from_secs(5), next).await.expect("something comes")
+    tokio::time::timeout(Duration::from_secs(5), next).await.expect("something comes")
 }
 
 async fn next_few(subscription: &mut Subscription, count: usize) -> Vec<String> {
