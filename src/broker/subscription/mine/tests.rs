@@ -72,7 +72,7 @@ fn poll(subscription: &mut Subscription, cx: &mut Context<'_>) -> Poll<String> {
 
 async fn next(subscription: &mut Subscription) -> String {
     let next = poll_fn(|cx| poll(subscription, cx));
-    tokio::time::timeout(std::time::Duration::from_secs(5), next).await.expect("something comes")
+    tokio::time::timeout(Duration::from_secs(5), next).await.expect("something comes")
 }
 
 async fn next_few(subscription: &mut Subscription, count: usize) -> Vec<String> {
