@@ -11,8 +11,17 @@ use std::{
 
 #[test]
 fn each_client_library_does_what_the_table_says() {
+    run("run");
+}
+
+#[test]
+fn programs_that_set_no_content_type_publish_the_message_that_was_meant() {
+    run("publish.py");
+}
+
+fn run(script: &str) {
     let script = Command::new("python3")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/run"))
+        .arg(format!("{}/tests/clients/{script}", env!("CARGO_MANIFEST_DIR")))
         .env("REJOIN", env!("CARGO_BIN_EXE_rejoin"))
         .stdin(Stdio::null())
         .output();
@@ -23,9 +32,7 @@ fn each_client_library_does_what_the_table_says() {
     let said = String::from_utf8_lossy(&script.stdout);
     let complained = String::from_utf8_lossy(&script.stderr);
     assert!(script.status.success(), "{said}\n{complained}");
-    for line in complained.lines().filter_map(|line| line.strip_prefix("SKIPPED ")) {
-        skipped(line);
-    }
+    complained.lines().filter_map(|line| line.strip_prefix("SKIPPED ")).for_each(skipped);
 }
 
 /// Fails in CI, where every test must run. Elsewhere it prints that the test was skipped, directly to
@@ -33,20 +40,4 @@ fn each_client_library_does_what_the_table_says() {
 fn skipped(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{why}");
     let _ = writeln!(std::io::stderr(), "SKIPPED {}: {why}", module_path!());
-}
-
-#[test]
-fn programs_that_set_no_content_type_publish_the_message_that_was_meant() {
-    let script = Command::new("python3")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/publish.py"))
-        .env("REJOIN", env!("CARGO_BIN_EXE_rejoin"))
-        .stdin(Stdio::null())
-        .output();
-    let script = match script {
-        Ok(script) => script,
-        Err(error) => return skipped(&format!("python3 does not start: {error}")),
-    };
-    let complained = String::from_utf8_lossy(&script.stderr);
-    assert!(script.status.success(), "{complained}");
-    complained.lines().filter_map(|line| line.strip_prefix("SKIPPED ")).for_each(skipped);
 }

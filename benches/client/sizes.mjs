@@ -1,8 +1,8 @@
 // The bytes of the browser client beside those of other libraries, each bundled alone, minified and compressed.
 //
 //     npm ci --prefix web --ignore-scripts
-//     npm install --prefix /tmp/sizes --ignore-scripts centrifuge@5.8.0 ably@2.28.0 pusher-js@8.6.0 socket.io-client@4.8.4 partysocket@1.3.0
-//     node benches/client/sizes.mjs /tmp/sizes
+//     npm install --prefix target/sizes --ignore-scripts centrifuge@5.8.0 ably@2.28.0 pusher-js@8.6.0 socket.io-client@4.8.4 partysocket@1.3.0
+//     node benches/client/sizes.mjs target/sizes
 import { fileURLToPath } from 'node:url'
 import { gzipSync } from 'node:zlib'
 import { build } from '../../web/node_modules/esbuild/lib/main.js'

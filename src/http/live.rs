@@ -26,7 +26,7 @@ pub use self::{
     command::{Command, replica_name},
     connection_id::ConnectionId,
     reading::{About, Event, Reading, State, TakenOver},
-    routes::{connection, connections, topic_of},
+    routes::{connection, connections, managed, topic_of},
     table::{Held, Table},
 };
 use super::{App, problem::Code};

@@ -21,7 +21,7 @@ use super::{
     live::{self, Command},
     parameters,
     problem::{Code, Problem},
-    query::{self, Query},
+    query::Query,
 };
 use crate::{
     auth::is_subject,
@@ -81,16 +81,7 @@ pub async fn topic(
     topic: Option<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let is_added = match *request.method() {
-        Method::PUT => true,
-        Method::DELETE => false,
-        _ => return Err(Problem::method_not_allowed("PUT, DELETE")),
-    };
-    let access = Access::of(&app.rules, &request).await?;
-    let topic = topic
-        .ok_or_else(|| Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8"))?;
-    let topic = query::pattern("topic", &topic)?;
-    access.manage(&topic)?;
+    let (is_added, topic) = live::managed(app, topic, &request).await?;
     let sub = parsed(sub)?;
     let query = Query::of(&request, &parameters::SUBJECT_TOPIC)?;
     for start in ["after", "last", "since"] {

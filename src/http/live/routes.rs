@@ -24,6 +24,7 @@ use crate::{
         query::{self, Query, StartFields, number},
     },
     log::Start,
+    message::Pattern,
 };
 
 #[derive(Serialize)]
@@ -80,16 +81,7 @@ pub async fn topic_of(
     topic: Option<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let is_added = match *request.method() {
-        Method::PUT => true,
-        Method::DELETE => false,
-        _ => return Err(Problem::method_not_allowed("PUT, DELETE")),
-    };
-    let access = Access::of(&app.rules, &request).await?;
-    let topic = topic
-        .ok_or_else(|| Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8"))?;
-    let topic = query::pattern("topic", &topic)?;
-    access.manage(&topic)?;
+    let (is_added, topic) = managed(app, topic, &request).await?;
     let known = if is_added { &parameters::ADDED } else { &parameters::REMOVED };
     let query = Query::of(&request, known)?;
     let sub = sub(&query)?;
@@ -108,6 +100,33 @@ pub async fn topic_of(
     };
     across::run(app, command).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// The topic in the path of a `PUT` or a `DELETE`, which the client may manage. True if it is to be added.
+///
+/// # Errors
+/// If the method is another one, or if the client may not manage the topic.
+pub fn managed(
+    app: &Arc<App>,
+    topic: Option<String>,
+    request: &Request,
+) -> impl Future<Output = Result<(bool, Pattern), Problem>> + Send + use<> {
+    let is_added = match *request.method() {
+        Method::PUT => Ok(true),
+        Method::DELETE => Ok(false),
+        _ => Err(Problem::method_not_allowed("PUT, DELETE")),
+    };
+    let access = Access::of(&app.rules, request);
+    async move {
+        let is_added = is_added?;
+        let access = access.await?;
+        let topic = topic.ok_or_else(|| {
+            Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8")
+        })?;
+        let topic = query::pattern("topic", &topic)?;
+        access.manage(&topic)?;
+        Ok((is_added, topic))
+    }
 }
 
 /// The subject that the connection must have.
