@@ -22,13 +22,14 @@ mod key;
 mod mint;
 mod subject;
 mod tables;
+mod template;
 
 pub use self::{
     authority::{Authority, Identity},
     check::{Check, Finding},
     claims::Claims,
     containment::covers,
-    grants::{GrantList, Grants, ParseTemplateError, Template, Unfilled, Values, Why},
+    grants::{GrantList, Grants},
     hook::{HookAnswer, HookSettings, HookTerms},
     issuer::{Issuer, KeySet, Place, Source, safe_url},
     jwks::parse as parse_keys,
@@ -37,6 +38,7 @@ pub use self::{
     mint::{MintError, Minted, SigningKey, Wish, mint},
     subject::{MAX_SUBJECT_BYTES, is_subject},
     tables::{AnonymousTable, HookTable, InLine, JwtTable, KeyTable, Read},
+    template::{ParseTemplateError, Template, Unfilled, Values, Why},
 };
 
 /// Why a credential is refused, for the operator's log. The client learns less: see

@@ -9,12 +9,13 @@ use std::{
 use super::{
     Refused, Sources,
     claims::{Claims, Written},
-    grants::{GrantList, Grants, Unfilled, Values},
+    grants::{GrantList, Grants},
     hook::{HookAnswer, HookSettings},
     issuer::{Issuer, Known, Source},
     jwt::{self, Parts, Verifier},
     key::Digest,
     subject::{Prefixes, subject},
+    template::{Unfilled, Values},
 };
 
 /// How far the clock of an issuer may be ahead of ours, for `nbf`.

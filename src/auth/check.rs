@@ -9,12 +9,13 @@ use super::{
     Refused,
     authority::{Authority, Identity, LEEWAY, Terms, TokenKey, named_iss},
     claims::{Audience, NumericDate, Written},
-    grants::{GrantList, Values},
+    grants::GrantList,
     issuer::Issuer,
     jwt::{Parts, Verifier},
     key::Digest,
     kid_in_words,
     subject::{Prefixes, subject},
+    template::Values,
 };
 
 /// A part of a credential, and the mistake in it, if there is one.

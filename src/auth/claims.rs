@@ -14,7 +14,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::grants::{GrantList, Values};
+use super::{grants::GrantList, template::Values};
 use crate::message::Object;
 
 /// The claims that the server reads.

@@ -13,8 +13,9 @@ use super::{
     Refused,
     authority::{Authority, Holder, Identity},
     claims::info,
-    grants::{GrantList, Template, Values},
+    grants::GrantList,
     subject::subject,
+    template::{Template, Values},
 };
 
 /// How long an answer lasts that does not say so, and how long one may last.

@@ -12,8 +12,9 @@ use super::{
     authority::{Authority, Terms, TokenKey},
     claims::{Audience, Claims, NumericDate},
     es512,
-    grants::{GrantList, Unfilled},
+    grants::GrantList,
     jwt::Material,
+    template::Unfilled,
 };
 
 /// Why a token cannot be made.

@@ -12,12 +12,13 @@ use url::Url;
 
 use super::{
     authority::{ApiKey, Authority, Terms, TokenKey},
-    grants::{GrantList, Template, Values},
+    grants::GrantList,
     hook::{HookSettings, HookTerms},
     issuer::{Issuer, Place, Source},
     jwt::{KeyError, Material, Verifier, is_blanked},
     key::{Digest, ParseDigestError},
     subject::Owner,
+    template::{Template, Values},
 };
 
 const ONE_KEY: &str = "give exactly one of secret, pem, jwk, file, jwks and issuer";
