@@ -2,6 +2,8 @@
 
 #[path = "browser/backend.rs"]
 mod backend;
+#[path = "browser/chat.rs"]
+mod chat;
 #[path = "browser/client.rs"]
 mod client;
 #[path = "browser/console.rs"]
