@@ -201,7 +201,8 @@ async fn subscribe(page: &Page, button: &str, topic: &str) {
 /// Publishes as the page does.
 async fn publish(page: &Page, topic: &str, text: &str) {
     let body = json!(text);
-    let script = format!("return fetch('/ws/{topic}', {{method: 'POST', body: {body}}}).then(it => it.status)");
+    let script =
+        format!("return fetch('/ws/{topic}', {{method: 'POST', body: {body}}}).then(it => it.status)");
     assert_eq!(page.run(&script).await, 201, "{text}");
 }
 
