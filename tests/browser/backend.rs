@@ -34,12 +34,19 @@ struct Example {
 /// A command that runs until this is dropped, with everything that it has started.
 struct Terminal(Child);
 
-impl Drop for Terminal {
-    fn drop(&mut self) {
+impl Terminal {
+    /// Kills the shell and its program.
+    fn kill(&self) {
         let id = self.0.id().and_then(|id| rustix::process::Pid::from_raw(id as i32));
         if let Some(group) = id {
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -162,9 +169,11 @@ impl Example {
         let port = REPLICAS[if is_first { 0 } else { 1 }];
         assert_eq!(self.ask(port, "/stats").await["replica"], holder);
         let number = commands()[1].iter().position(|line| line.contains(port)).expect("its command");
-        let killed = &mut self.terminals[number];
-        killed.0.start_kill().expect("it runs");
-        killed.0.wait().await.expect("it ends");
+        self.terminals[number].kill();
+        self.terminals[number].0.wait().await.expect("it ends");
+        while tokio::net::TcpStream::connect(("127.0.0.1", self.port(port))).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         number
     }
 
