@@ -1,5 +1,9 @@
 //! A page in a real browser, which reads from the server and publishes to it.
 
+#[path = "browser/backend.rs"]
+mod backend;
+#[path = "browser/chat.rs"]
+mod chat;
 #[path = "browser/client.rs"]
 mod client;
 #[path = "browser/console.rs"]

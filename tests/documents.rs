@@ -36,6 +36,21 @@ async fn every_block_for_clients_runs_as_written() {
     run("docs/clients.md", 0).await;
 }
 
+/// `tests/browser.rs` runs the example, by the commands of the document.
+#[test]
+fn the_document_of_the_backend_shows_the_files_of_its_example() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/backend");
+    let files = fs::read_dir(folder).expect("the example").map(|entry| entry.expect("an entry").path());
+    let files = files.filter(|path| path.is_file()).map(|path| fs::read_to_string(path).expect("a text"));
+    let files: Vec<_> = files.collect();
+    let blocks = Block::all_of("docs/backend.md", include_str!("../docs/backend.md"));
+    let shown: Vec<_> = blocks.iter().filter(|block| block.promise() != Promise::Commands).collect();
+    for block in &shown {
+        assert!(files.iter().any(|text| text.trim_end() == block.text), "{block} is no file of the example");
+    }
+    assert_eq!(shown.len(), 6);
+}
+
 /// Runs the blocks of a document. `marked` of them are marked `no_run`.
 async fn run(name: &'static str, marked: usize) {
     for program in ["curl", "python3", "node"] {

@@ -27,7 +27,7 @@ pub enum Promise {
     Reconnects,
     /// It publishes one message, also if the first answer is lost, and prints the id.
     Publishes,
-    /// It is a file of the example of a login, which other tests run.
+    /// It is a file of an example, which other tests run.
     IsFile,
 }
 
@@ -55,7 +55,7 @@ impl Block {
         let reconnects = ["while", "onclose", "EventSource", "sse-connect"];
         match &*self.language {
             _ if self.is_marked => Promise::Nothing,
-            _ if self.is_of_login() => Promise::IsFile,
+            _ if self.is_of_an_example() => Promise::IsFile,
             "mjs" => Promise::Publishes,
             _ if reconnects.iter().any(|word| self.text.contains(word)) => Promise::Reconnects,
             "sh" => Promise::Commands,
@@ -77,12 +77,13 @@ impl Block {
         self.language == "sh"
     }
 
-    fn is_of_login(&self) -> bool {
-        let files =
-            fs::read_dir(login::example()).expect("the example").map(|entry| entry.expect("an entry").path());
-        let is_shown =
-            |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.trim_end() == self.text);
-        files.filter(|path| path.is_file()).any(|path| is_shown(&path))
+    fn is_of_an_example(&self) -> bool {
+        let chat = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/chat");
+        let files = [login::example(), &chat].map(|folder| fs::read_dir(folder).expect("the example"));
+        let mut files = files.into_iter().flatten().map(|entry| entry.expect("an entry").path());
+        files.any(|path| {
+            path.is_file() && fs::read_to_string(&path).is_ok_and(|text| text.trim_end() == self.text)
+        })
     }
 
     /// The program that a block of Rust shows: one of the examples, which `cargo test` compiles.

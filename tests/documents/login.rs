@@ -84,7 +84,7 @@ async fn the_commands_for_two_terminals_lead_to_a_token() {
     let words = ["rejoin ", "TOKEN_SECRET="];
     let is_command = |line: &&str| words.iter().any(|word| line.starts_with(word));
     let commands: Vec<_> = document.filter_map(|line| line.strip_prefix("    ")).filter(is_command).collect();
-    let [init, start, backend] = commands[..] else { panic!("{commands:?}") };
+    let [init, start, backend, ..] = commands[..] else { panic!("{commands:?}") };
     assert_eq!(init, "rejoin init");
     let begun = login::init();
     let start = start.replace("rejoin.toml", &begun.file);

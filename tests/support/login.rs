@@ -32,6 +32,17 @@ pub fn has(programs: &[&str], needs_packages: bool) -> bool {
     false
 }
 
+/// True if these servers are there, as [`has`] says it.
+pub fn has_servers(programs: &[&str]) -> bool {
+    // Debian has nginx in a folder that is not in the path of every user.
+    let path = env::var("PATH").unwrap_or_default() + ":/usr/sbin";
+    let is_there = |program: &&&str| env::split_paths(&path).any(|folder| folder.join(program).is_file());
+    let Some(missing) = programs.iter().find(|program| !is_there(program)) else { return true };
+    assert!(env::var_os("CI").is_none(), "{missing} is not installed");
+    let _ = writeln!(std::io::stderr(), "SKIPPED a test of an example: {missing} is not installed");
+    false
+}
+
 /// How this Node is too old for the libraries of the example, if it is.
 fn lacks_node() -> Option<String> {
     let script = include_str!("../run");

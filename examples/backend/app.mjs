@@ -1,0 +1,77 @@
+// An application with sessions of its own. Its pages listen to Rejoin; the application says which topics they read.
+import {randomUUID} from 'node:crypto'
+import {readFileSync} from 'node:fs'
+import {createServer} from 'node:http'
+import {json, text} from 'node:stream/consumers'
+
+const files = {'/': 'login.html', '/websocket': 'websocket.html', '/eventsource': 'eventsource.html',
+  '/page.js': 'page.js', '/websocket.js': 'websocket.js', '/eventsource.js': 'eventsource.js'}
+const sessions = new Map() // the user of each session
+
+// The rule of your application: who may read and write which topic.
+const mayUse = (user, topic) => topic === 'mytopic' || topic === 'users.' + user
+
+// Sends a request to Rejoin. A replica that ends can leave it without an answer: then the status is 503.
+async function rejoin(method, path, body, headers) {
+  const request = {method, body, headers: {Authorization: 'Bearer ' + process.env.REJOIN_KEY, ...headers}}
+  const signal = AbortSignal.timeout(5000)
+  const answer = await fetch('http://127.0.0.1:7070' + path, {...request, signal}).catch(() => ({status: 503}))
+  if (answer.status >= 400) console.log(method, path, answer.status, await answer.text?.())
+  return answer.status
+}
+
+// The page says on which connection it listens, and after an interruption also from where.
+async function subscription(method, user, topic, {connection, after}) {
+  // With `sub`, a user who sends the connection of another one gets 412.
+  const query = new URLSearchParams({sub: user, ...after && {after}})
+  return rejoin(method, `/connections/${encodeURIComponent(connection)}/topics/${topic}?${query}`)
+}
+
+// A repeat with the same key is not stored twice.
+async function publish(topic, message) {
+  const headers = {'Content-Type': 'application/json', 'Idempotency-Key': randomUUID()}
+  for (let tries = 1; ; tries++) {
+    const status = await rejoin('POST', '/topics/' + topic, JSON.stringify(message), headers)
+    if (status < 500 && status !== 429 || tries === 5) return status
+    await new Promise(resume => setTimeout(resume, 500 + 500 * Math.random()))
+  }
+}
+
+async function answer(request, response) {
+  const {method, url} = request
+  const user = sessions.get(/(?:^|; )session=([^;]*)/.exec(request.headers.cookie)?.[1])
+  const [, topic, isSubscription] = /^\/ws\/([\w.-]+)(\/subscription)?$/.exec(url) ?? []
+
+  if (method === 'POST' && url === '/login') {
+    // Your application checks the password here.
+    const session = randomUUID()
+    sessions.set(session, new URLSearchParams(await text(request)).get('name'))
+    // Over HTTPS add Secure.
+    response.setHeader('Set-Cookie', `session=${session}; Path=/; HttpOnly; SameSite=Lax`)
+    return response.writeHead(303, {Location: '/'}).end()
+  }
+  if (method === 'POST' && url === '/rejoin/who') {
+    // The question of [hook]: whose cookie is this? The answer grants no topic, since the application adds them.
+    const sub = sessions.get((await json(request)).cookies.session)
+    return sub ? response.end(JSON.stringify({sub})) : response.writeHead(401).end()
+  }
+  if (method === 'GET' && files[url]) {
+    response.setHeader('Content-Type', url.endsWith('.js') ? 'text/javascript' : 'text/html')
+    return response.end(readFileSync(new URL(files[url], import.meta.url)))
+  }
+  if (!topic) return response.writeHead(404).end()
+  if (!user) return response.writeHead(401).end()
+  if (!mayUse(user, topic)) return response.writeHead(403).end()
+  if (isSubscription && (method === 'POST' || method === 'DELETE')) {
+    const change = {POST: 'PUT', DELETE: 'DELETE'}[method]
+    return response.writeHead(await subscription(change, user, topic, await json(request))).end()
+  }
+  if (method === 'POST') {
+    return response.writeHead(await publish(topic, {from: user, text: await text(request)})).end()
+  }
+  response.writeHead(405).end()
+}
+
+createServer((request, response) => {
+  answer(request, response).catch(error => response.writeHead(error instanceof SyntaxError ? 400 : 500).end())
+}).listen(3000, '127.0.0.1', () => console.log('the application listens on port 3000'))
