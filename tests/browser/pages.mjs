@@ -42,9 +42,11 @@ async function until(condition, what, ms = 30_000) {
 
 const folder = mkdtempSync(join(tmpdir(), 'rejoin-'))
 const asked = {}
+/** How long the tokens live that pages get now. */
+let life = 5
 const origin = await serveClient(name => {
   asked[name] = (asked[name] ?? 0) + 1
-  return mint(name.split('.')[0], 5, { subscribe: ['a', 'b.*', 'user.{sub}'] })
+  return mint(name.split('.')[0], life, { subscribe: ['a', 'b.*', 'user.{sub}'] })
 })
 const flags = ['--jwt-secret', SECRET, '--heartbeat', '1s', '--retain-messages', '100000', '--retain-bytes', '64MiB', '--allowed-origin', origin.url.slice(0, -1)]
 let redis
@@ -75,7 +77,7 @@ async function publish() {
     await fetch(`${server.url}/topics/${topic}`, { method: 'POST', signal: AbortSignal.timeout(3000),
       headers: { 'Content-Type': 'application/json', Authorization: 'Bearer ' + key }, body: JSON.stringify(data) })
       .then(async answer => answer.ok && published.push({ topic, data, id: Number((await answer.json()).id) }), () => {})
-    await pause(random(40))
+    await pause(random(given.short ? 150 : 40))
   }
 }
 
@@ -227,10 +229,10 @@ async function around(mode) {
   return `harmed ${harmed}, passed ${JSON.stringify(passed)}`
 }
 
-async function frozen(some, ms) {
+async function frozen(some, ms, meanwhile) {
   const before = await Promise.all(some.map(it => it.run('ticks')))
   await Promise.all(some.map(it => it.freeze(true)))
-  await pause(ms)
+  await Promise.all([pause(ms), meanwhile?.()])
   const now = await Promise.all(some.map(it => it.run('ticks')))
   await Promise.all(some.map(it => it.freeze(false)))
   const most = Math.max(...now.map((it, at) => it - before[at]))
@@ -242,21 +244,26 @@ async function frozen(some, ms) {
 async function shared() {
   const tabs = pages.filter(it => it.options.shared === 'u1')
   const locks = await tabs[0].run("navigator.locks.query().then(({ held }) => held.map(it => [it.name, it.clientId]))")
-  const ids = await Promise.all(tabs.map(it => it.run("navigator.locks.query().then(async ({ held }) => { const name = 'mark' + Math.random(); let free; await new Promise(done => navigator.locks.request(name, () => { done(); return new Promise(done => { free = done }) })); const all = (await navigator.locks.query()).held; free(); return all.find(it => it.name === name).clientId })")))
+  // A page does not know its own id. Its locks have it.
+  const ids = await Promise.all(tabs.map(it => it.run(`navigator.locks.request('mark', () => navigator.locks.query())
+    .then(({ held }) => held.find(it => it.name === 'mark').clientId)`)))
   const [, leader] = locks.find(([name]) => name.endsWith(',u1'))
-  return tabs.sort((a, b) => (ids[tabs.indexOf(b)] === leader) - (ids[tabs.indexOf(a)] === leader)).map(it => it)
+  const at = ids.indexOf(leader)
+  assert.ok(at >= 0, 'a tab leads')
+  return [tabs[at], tabs[1 - at]]
 }
 
 const opens = page => count(page, 'open')
 
+/** Waits until the pages have renewed their tokens so often. A tab that follows another one needs none of its own. */
+async function renewals(most, before = { ...asked }) {
+  const renewed = page => group(page).reduce((sum, { label }) => sum + (asked[label] ?? 0) - (before[label] ?? 0), 0)
+  await until(() => pages.every(it => renewed(it) >= most), 'renewals', 120_000)
+  return 'renewed ' + pages.map(renewed)
+}
+
 const FAULTS = {
-  // A tab that follows another one needs none of its own.
-  tokens: async () => {
-    const before = { ...asked }, most = given.short ? 2 : 10
-    const renewed = page => group(page).reduce((sum, { label }) => sum + asked[label] - (before[label] ?? 0) || sum, 0)
-    await until(() => pages.every(it => renewed(it) >= most), 'renewals', 120_000)
-    return 'renewed ' + pages.map(renewed)
-  },
+  tokens: () => renewals(given.short ? 2 : 10),
   offline: () => lost(async () => {
     await each(page => page.offline(true))
     assert.ok((await each(page => page.run('navigator.onLine'))).every(it => !it), 'offline')
@@ -278,7 +285,7 @@ const FAULTS = {
   resets: () => lost(async () => {
     const all = Object.values(proxies)
     for (const proxy of all) proxy.harmed = 0
-    for (let n = 0; n < (given.short ? 3 : 12); n++) {
+    for (let n = 0; n < (given.short ? 3 : 12) || n < 50 && !all.every(it => it.harmed); n++) {
       for (const proxy of all) proxy.cut('resetAndDestroy')
       await pause(random(1500))
     }
@@ -289,7 +296,14 @@ const FAULTS = {
   cuts: () => lost(() => harm('cuts', given.short ? 3000 : 15_000, () => Object.values(proxies).forEach(it => it.cut())), it => it.name !== 'poll'),
   strips: () => around('strips'),
   posts: () => around('posts'),
-  buffers: () => around('buffers'),
+  // The end of a token ends a stream too, and then such a proxy hands on all of it. So tokens live for longer here.
+  buffers: async () => {
+    life = 600
+    await pause(6000)
+    const proof = await around('buffers')
+    life = 5
+    return proof
+  },
   hidden: async () => {
     const other = await browser.open(origin.url + 'other')
     await other.show()
@@ -316,9 +330,7 @@ const FAULTS = {
   'leader frozen': async () => {
     const [leader, follower] = await shared()
     const before = await opens(follower)
-    const proof = await frozen([leader], given.short ? 6000 : 15_000)
-    assert.ok(await opens(follower) > before, 'another tab leads')
-    return proof
+    return frozen([leader], given.short ? 2000 : 15_000, () => until(async () => await opens(follower) > before, 'another tab leads'))
   },
   'leader closed': async () => {
     const [leader, follower] = await shared()
@@ -336,6 +348,8 @@ if (given.firefox) {
   delete FAULTS.frozen
   delete FAULTS['leader frozen']
 }
+/** Those of the short run. */
+const SHORT = ['offline', 'resets', 'strips', 'kept', 'leader frozen', 'leader closed', 'restarted with state', 'restarted without state']
 /** Faults of the server alone. Only the last two may lose something. */
 const LOSING = ['killed', 'restarted without state']
 if (redis) Object.assign(FAULTS, {
@@ -348,7 +362,7 @@ if (redis) Object.assign(FAULTS, {
       proxy.cut()
     }
     return `from ${1 - current} to ${current}`
-  }),
+  }, it => it.name !== 'poll'),
 })
 else Object.assign(FAULTS, {
   'restarted with state': () => lost(() => restart()),
@@ -361,7 +375,7 @@ try {
   for (const [at, [name, sub, options]] of KINDS.entries()) await open(name, sub, options, `${sub}.${name}.${at}`)
   const publishing = publish()
   let gapsBefore = 0
-  for (const name of wished.length ? wished : Object.keys(FAULTS)) {
+  for (const name of wished.length ? wished : Object.keys(FAULTS).filter(it => !given.short || SHORT.includes(it))) {
     const began = Date.now()
     const proof = await FAULTS[name]()
     since = published.at(-1).id
@@ -372,6 +386,7 @@ try {
     console.log(`${name}: ${((Date.now() - began) / 1000).toFixed(1)} s, ${proof}; ${checked.reduce((sum, it) => sum + it.messages, 0)} messages so far, ${gaps} gaps`)
     gapsBefore = gaps
   }
+  console.log(await renewals(3, {}))
   isOver = true
   await publishing
 } catch (error) {
