@@ -1,5 +1,4 @@
 export type Rejoin = import('./rejoin.js').Rejoin;
-/** @typedef {import('./rejoin.js').Rejoin} Rejoin */
 /**
  * Reads a topic or pattern while the component is there. `null` reads nothing.
  * @template T

@@ -1,7 +1,10 @@
 // Topics of Rejoin in Vue.
-import { onScopeDispose, shallowRef, toValue, watch } from 'vue'
+import { getCurrentInstance, onMounted, onScopeDispose, shallowRef, toValue, watch } from 'vue'
 
 /** @typedef {import('./rejoin.js').Rejoin} Rejoin */
+
+/** Begins once the component is mounted. A server that renders it mounts nothing. @param {() => void} begin */
+const whenMounted = begin => { getCurrentInstance() ? onMounted(begin) : begin() }
 
 /**
  * Reads a topic or pattern while the component is there. `null` reads nothing.
@@ -14,7 +17,7 @@ import { onScopeDispose, shallowRef, toValue, watch } from 'vue'
 export function useTopic(rejoin, topic, onMessage, { onGap, ...start } = {}) {
   /** @type {(() => void) | undefined} */
   let close
-  watch(() => toValue(topic), name => {
+  whenMounted(() => watch(() => toValue(topic), name => {
     close?.()
     close = undefined
     if (name == null) return
@@ -22,7 +25,7 @@ export function useTopic(rejoin, topic, onMessage, { onGap, ...start } = {}) {
     subscription.on('message', onMessage)
     if (onGap) subscription.on('gap', onGap)
     close = subscription.close
-  }, { immediate: true })
+  }, { immediate: true }))
   onScopeDispose(() => close?.())
 }
 
@@ -53,7 +56,7 @@ export function usePresence(rejoin, topic) {
   const members = shallowRef([])
   /** @type {(() => void) | undefined} */
   let close
-  watch(() => toValue(topic), name => {
+  whenMounted(() => watch(() => toValue(topic), name => {
     close?.()
     close = undefined
     members.value = []
@@ -61,7 +64,7 @@ export function usePresence(rejoin, topic) {
     const opening = rejoin.presence(name)
     opening.then(room => room.on('members', all => { members.value = all }))
     close = () => { opening.then(room => { room.close() }) }
-  }, { immediate: true })
+  }, { immediate: true }))
   onScopeDispose(() => close?.())
   return members
 }

@@ -87,6 +87,11 @@ export class Page {
     throw new Error(`never: ${condition}; ${await this.run('JSON.stringify([window.told, window.rejoin?.state])').catch(String)}`)
   }
 
+  async offline(isOffline) {
+    await this.command('Network.enable')
+    return this.command('Network.emulateNetworkConditions', { offline: isOffline, latency: 0, downloadThroughput: -1, uploadThroughput: -1 })
+  }
+  show() { return this.command('Page.bringToFront') }
   freeze(isFrozen) { return this.command('Page.setWebLifecycleState', { state: isFrozen ? 'frozen' : 'active' }) }
   go(url) { return this.command('Page.navigate', { url }) }
   async back() {
@@ -96,8 +101,9 @@ export class Page {
   close() { return this.browser.command('Target.closeTarget', { targetId: this.target }) }
 }
 
-/** Serves the client and a page that imports it. The origin is a safe one, since it is on this machine. */
-export async function serveClient() {
+/** Serves the client and a page that imports it. The origin is a safe one, since it is on this machine.
+ * `/token?NAME` gives what `token` returns for this name. */
+export async function serveClient(token = () => '') {
   const page = `<!doctype html><title>page</title><link rel="icon" href="data:,"><script type="module">
     import { connect } from '/rejoin.js'
     window.told = []
@@ -122,7 +128,8 @@ export async function serveClient() {
     window.ready = true
   </script>`
   const server = createServer((request, answer) => {
-    const { pathname } = new URL(request.url, 'http://page')
+    const { pathname, search } = new URL(request.url, 'http://page')
+    if (pathname === '/token') return answer.end(token(search.slice(1)))
     const isModule = /^\/[a-z-]+\.js$/.test(pathname)
     answer.setHeader('Content-Type', isModule ? 'text/javascript' : 'text/html')
     answer.end(isModule ? readFileSync(new URL('.' + pathname, web)) : pathname === '/other' ? '<title>other</title>' : page)

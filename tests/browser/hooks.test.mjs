@@ -117,6 +117,28 @@ describe('hooks', { concurrency: true }, () => {
     scope.stop()
   })
 
+  test('a server that renders a Vue component opens no connection', async () => {
+    const asked = []
+    const rejoin = {
+      subscribe(topic) {
+        asked.push(topic)
+        return { on() {}, close() {} }
+      },
+      async presence(topic) { return this.subscribe(topic) },
+    }
+    const { createSSRApp, h } = require('vue'), { renderToString } = require('vue/server-renderer')
+    const component = {
+      setup() {
+        vue.useTopic(rejoin, 'a', () => {})
+        vue.usePresence(rejoin, 'room')
+        const price = vue.useLatest(rejoin, 'price', 7)
+        return () => h('p', price.value)
+      },
+    }
+    assert.equal(await renderToString(createSSRApp(component)), '<p>7</p>')
+    assert.deepEqual(asked, [])
+  })
+
   test('Vue reads the topic of a ref until its scope ends', async () => {
     const { server, rejoin } = await begin()
     await server.publish('a', 1)

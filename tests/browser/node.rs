@@ -4,6 +4,11 @@ use std::{env, io::Write, path::Path, process::Command};
 
 /// The tests of these files run in Node, beside each other. They start the program themselves.
 async fn in_node(file: &'static str, needs_browser: bool) {
+    run_node(&["--test"], file, &[], needs_browser, "# fail 0").await;
+}
+
+/// Runs a file in Node, which says at its end that all is well.
+async fn run_node(before: &[&str], file: &'static str, after: &[&str], needs_browser: bool, end: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let missing =
         missing(root).or_else(|| (needs_browser && !has_browser()).then_some("chromium is not installed"));
@@ -13,13 +18,13 @@ async fn in_node(file: &'static str, needs_browser: bool) {
         return;
     }
     let mut node = Command::new("node");
-    node.arg("--test").arg(root.join("tests/browser").join(file));
+    node.args(before).arg(root.join("tests/browser").join(file)).args(after);
     node.env("REJOIN", env!("CARGO_BIN_EXE_rejoin")).env_remove("NODE_OPTIONS");
     let run = tokio::task::spawn_blocking(move || node.output());
     let output = run.await.expect("it ends").expect("node starts");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("# fail 0"), "{said}");
+    assert!(said.contains(end), "{said}");
 }
 
 fn has_browser() -> bool {
@@ -55,4 +60,11 @@ async fn the_hooks_for_react_and_vue_read_as_long_as_their_component_is_there() 
 #[tokio::test]
 async fn tabs_of_one_login_share_a_connection_and_lose_nothing() {
     in_node("shared.test.mjs", true).await;
+}
+
+/// Eight faults, each proven to have happened, with the token renewed all the while.
+#[tokio::test]
+async fn pages_in_a_browser_lose_nothing_whatever_happens_to_their_connections() {
+    let flags = ["--short", "--seed", "7"];
+    run_node(&[], "pages.mjs", &flags, true, "nothing lost and nothing twice").await;
 }
