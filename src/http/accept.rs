@@ -396,9 +396,13 @@ async fn drain(app: &App) -> Drained {
     let count = app.tasks.len();
     let grace = app.config.drain_grace;
     tracing::info!(connections = count, ?grace, "draining");
+    let all_left = async || {
+        app.tasks.wait().await;
+        app.groups.ended().await;
+    };
     let waited = tokio::select! {
-        waited = timeout(grace, app.tasks.wait()) => waited,
-        () = app.shutdown.ended() => timeout(Duration::ZERO, app.tasks.wait()).await,
+        waited = timeout(grace, all_left()) => waited,
+        () = app.shutdown.ended() => timeout(Duration::ZERO, all_left()).await,
     };
     let left = app.tasks.len();
     app.shutdown.end();

@@ -8,13 +8,16 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use axum::response::Response;
 use bytes::Bytes;
 use http::HeaderMap;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::timeout,
+};
 
 use super::{
     App,
@@ -33,6 +36,8 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 const DROPPED_BYTES: usize = 512;
 /// A client that sends more than this on a stream is no reader: its connection ends.
 const MAX_DROPPED_BYTES: usize = 64 << 10;
+/// How long a client may take to read the last frame once the server does not wait any longer.
+const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A stream, and the head of its answer.
 pub struct Feed {
@@ -70,7 +75,13 @@ impl Feed {
         let written = tokio::select! {
             biased;
             written = std::future::poll_fn(|cx| writing.poll(cx)) => written,
-            () = app.shutdown.ended() => return,
+            // The stream ends by itself, but perhaps it has yet to hear of this. In a box, so that open streams need no
+            // memory for it.
+            () = app.shutdown.ended() => {
+                let writing = std::future::poll_fn(|cx| writing.poll(cx));
+                let Ok(written) = Box::pin(timeout(LAST_WRITE_TIMEOUT, writing)).await else { return };
+                written
+            }
         };
         if let Err(error) = &written {
             if error.kind() == io::ErrorKind::TimedOut {
@@ -172,8 +183,13 @@ impl Writing {
                 let mut buffer = ReadBuf::new(&mut bytes);
                 ready!(Pin::new(&mut *io).poll_read(cx, &mut buffer))?;
                 *dropped += buffer.filled().len();
-                if buffer.filled().is_empty() || *dropped > MAX_DROPPED_BYTES {
+                if buffer.filled().is_empty() {
                     return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                }
+                if *dropped > MAX_DROPPED_BYTES {
+                    return Poll::Ready(Err(io::Error::other(
+                        "the client sent more than 64 KiB on a stream",
+                    )));
                 }
             }
         })

@@ -200,9 +200,10 @@ impl Group {
                     Written::Not => Some((batch.before.clone(), batch.given_before, Bytes::new())),
                 };
                 if let Some((place, given, rest)) = left {
-                    let member = members.remove(key);
+                    // Made first: if this panics, the member is still here, and the group's end lets it go.
+                    let left = Left::of(reading, place, given, rest, member);
+                    members.remove(key).seat.put(left);
                     reading.count_as(members.len());
-                    member.seat.put(Left::of(reading, place, given, rest, &member));
                 }
             }
             // Noted after each write, so that every member stands at the right place if this panics.
@@ -235,6 +236,8 @@ impl Group {
             Meeting::SecondHasMore => return Joined::HasMore,
             Meeting::FirstHasMore => {
                 state.wait_at_door(&seat.task);
+                // It may have to read the log now, and only its own task does that.
+                self.task.wake();
                 return Joined::NotNow;
             }
         };
@@ -327,9 +330,10 @@ impl State {
     fn take_out(&mut self, key: usize) -> Option<Left> {
         let (place, given) = self.stand_of(key);
         let reading = self.reading.as_ref()?;
-        let member = self.members.try_remove(key)?;
+        let left = Left::of(reading, place, given, Bytes::new(), self.members.get(key)?);
+        self.members.remove(key);
         reading.count_as(self.members.len());
-        Some(Left::of(reading, place, given, Bytes::new(), &member))
+        Some(left)
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Outbox {
     pieces: VecDeque<Bytes>,
     /// Small pieces that came after these, joined.
     gathered: BytesMut,
-    /// How many bytes of the first piece are written.
+    /// How many bytes of the first piece are written, or at least 1 if a group has begun it.
     written: usize,
     bytes: usize,
 }

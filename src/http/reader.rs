@@ -122,6 +122,11 @@ impl Reader {
         (!rest.is_empty()).then_some(rest)
     }
 
+    /// Lets commands find no connection here any more. Call it before the last frame leaves.
+    pub fn leave(&self) {
+        self.reading.leave();
+    }
+
     /// Ends the reading of a poll, and keeps its place among the connections until the rest of the answer has left.
     pub fn into_permit(self) -> Option<Permit> {
         self.reading.into_permit()

@@ -168,6 +168,8 @@ impl Streaming {
     /// The last frame.
     fn end(&mut self, code: Code) -> Bytes {
         self.ended = Some(code);
+        // The client may take long to read the last frame.
+        self.reader.leave();
         let closing = Control::Closing { code, cursor: Some(self.reader.cursor()), retry_ms: retry_ms() };
         self.framing.control(&closing).into()
     }
@@ -228,13 +230,17 @@ mod tests {
         broker.publish(Append { draft, idempotency_key: None, if_match: None }).await.expect("stored");
     }
 
-    /// The types of the frames that leave next.
-    async fn types(body: &mut Body) -> Vec<String> {
+    /// The frames that leave next.
+    async fn frames(body: &mut Body) -> Vec<serde_json::Value> {
         let bytes =
             body.frame().await.expect("a frame").expect("it does not fail").into_data().expect("data");
-        let value = |line: &[u8]| serde_json::from_slice::<serde_json::Value>(line).expect("JSON");
         let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines.map(|line| value(line)["type"].as_str().expect("a type").to_owned()).collect()
+        lines.map(|line| serde_json::from_slice(line).expect("JSON")).collect()
+    }
+
+    async fn types(body: &mut Body) -> Vec<String> {
+        let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+        frames(body).await.iter().map(|frame| text(&frame["type"])).collect()
     }
 
     #[tokio::test]
@@ -255,13 +261,20 @@ mod tests {
             .expect("a request");
         let response = super::super::router(app.clone()).oneshot(request).await.expect("an answer");
         let mut body = response.into_body();
-        assert_eq!(types(&mut body).await, ["open"]);
+        let open = frames(&mut body).await.remove(0);
+        assert_eq!(open["type"], "open");
         let first = types(&mut body).await.len();
         broker.delete(&"gone".parse().expect("a topic")).await.expect("deleted");
         assert_eq!(first + types(&mut body).await.len(), 256);
         app.reconfigure(&Config::default()).expect("it was open before");
         assert_eq!(types(&mut body).await, ["gap"]);
         assert_eq!(types(&mut body).await, ["closing"]);
+        // The client may yet have to read the last frame.
+        let id = open["connection"].as_str().expect("a name");
+        let request = Request::put(format!("/connections/{id}/topics/b")).header(header::HOST, "localhost");
+        let request = request.body(Body::empty()).expect("a request");
+        let answer = super::super::router(app.clone()).oneshot(request).await.expect("an answer");
+        assert_eq!(answer.status(), http::StatusCode::NOT_FOUND);
         assert!(body.frame().await.is_none());
     }
 }

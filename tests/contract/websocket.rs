@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::{
@@ -14,8 +15,8 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::{
     ask::{
-        Ask, delete_topic, get, now, post, publish, publish_as, retained, text, topic_path, until_served,
-        within,
+        Ask, delete_topic, get, now, post, publish, publish_as, request, retained, text, topic_path,
+        until_served, within,
     },
     failing::FailingServer,
     reader::{Lines, Socket, refusal, transport_headers},
@@ -137,6 +138,22 @@ async fn a_ping_is_answered_with_its_payload() {
     for payload in [&b""[..], b"x", &[7; 125]] {
         socket.send_message(Message::Ping(payload.into())).await;
         assert_eq!(socket.next_message().await, Message::Pong(payload.into()));
+    }
+}
+
+/// The client may take long to end the TCP connection.
+#[tokio::test]
+async fn a_websocket_that_is_closed_is_no_connection_any_more() {
+    let server = Server::start().await;
+    for last in [Message::Close(None), Message::binary("x")] {
+        let mut socket = Socket::open(&server, "/topics/a").await;
+        let path = format!("/connections/{}", text(&socket.opening["connection"]));
+        assert_eq!(request(&server, Method::GET, &path).answer().await.status, 200);
+        socket.send_message(last).await;
+        assert!(matches!(socket.next_message().await, Message::Close(_)));
+        request(&server, Method::PUT, &format!("{path}/topics/b")).answer().await.problem(404, "not_found");
+        request(&server, Method::GET, &path).answer().await.problem(404, "not_found");
+        drop(socket);
     }
 }
 

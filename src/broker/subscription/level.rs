@@ -34,7 +34,8 @@ pub enum Meeting {
 }
 
 impl Subscription {
-    /// True if others read the same topics here, so that it is worth to stand level with them.
+    /// True if each topic has another follower here, so that it may be worth to stand level. They need not read the
+    /// same set of topics: to know that would cost a table of all readers.
     pub fn has_company(&self) -> bool {
         !self.followed.is_empty() && self.followed.iter().all(|followed| followed.tail().follower_count() > 1)
     }
@@ -116,7 +117,7 @@ impl Subscription {
             other.look(self.position.cursor);
         }
         let (Some(here), Some(there)) = (self.place(), other.place()) else {
-            return if self.ready.is_empty() { Meeting::SecondHasMore } else { Meeting::FirstHasMore };
+            return if self.place().is_none() { Meeting::FirstHasMore } else { Meeting::SecondHasMore };
         };
         // A gap must not be left out for either.
         let is_same_place = here.position.cursor == there.position.cursor
@@ -150,5 +151,42 @@ impl Subscription {
         if self.ready.is_empty() {
             self.cursor = self.cursor.max(self.position.cursor);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::{FutureExt, StreamExt};
+
+    use super::*;
+    use crate::{
+        broker::Broker,
+        log::{Append, MemoryLog, Retention, Rules, Start},
+        message::{Draft, Payload},
+    };
+
+    /// Otherwise the second one would be asked to go on, which has nothing to give out.
+    #[tokio::test]
+    async fn one_that_has_to_read_the_log_has_more() {
+        let (age, rules) = (Duration::from_secs(3600), Rules::NONE);
+        let (messages, bytes, total_bytes, topics) = (1000, 16 << 20, 256 << 20, 10_000);
+        let log = MemoryLog::start(Retention { messages, age, bytes, total_bytes, topics, rules });
+        let broker = Broker::new(log);
+        let caught_up = async || {
+            let patterns = vec!["a".parse().expect("a pattern")];
+            let mut subscription = broker.subscribe(patterns, &Start::Now, "c").await.expect("it begins");
+            assert!(subscription.next().now_or_never().is_none(), "it is caught up");
+            subscription
+        };
+        let mut first = caught_up().await;
+        let topic = "a".parse().expect("a topic");
+        let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
+        broker.publish(Append { draft, idempotency_key: None, if_match: None }).await.expect("stored");
+        broker.delete(&"a".parse().expect("a topic")).await.expect("deleted");
+        let mut second = caught_up().await;
+        assert_eq!(first.meet(&mut second), Meeting::FirstHasMore);
+        assert!(first.place().is_none() && second.place().is_some());
     }
 }

@@ -73,11 +73,12 @@ impl Batch {
             now: None,
             next: 0,
         };
-        while bytes.len() <= GATHERED_BYTES || reading.place().is_none() {
+        while batch.content <= GATHERED_BYTES || reading.place().is_none() {
             let Poll::Ready(delivery) = reading.poll_delivery(cx) else { break };
             let Delivery::Message(message) = delivery else { return Some(batch) };
             let encoded = form.encode(&message, reading.cursor());
-            if bytes.len() + encoded.len() > MAX_BYTES {
+            batch.content += encoded.len();
+            if batch.content > MAX_BYTES {
                 return Some(batch);
             }
             // One message alone has its bytes already.
@@ -102,7 +103,6 @@ impl Batch {
             return None;
         }
         let bytes = single.unwrap_or_else(|| bytes.freeze());
-        batch.content = bytes.len();
         batch.bytes = match form {
             Form::Frames => bytes,
             Form::Body(_) => feed::chunk(&bytes),
@@ -157,5 +157,44 @@ impl Batch {
             let seconds = Id::now().get().saturating_sub(oldest.get()) as f64 / 1e6;
             (0..written).for_each(|_| metrics.latency.observe(seconds));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, StreamExt};
+
+    use super::*;
+    use crate::{
+        broker::Broker,
+        config::Config,
+        log::{Append, MemoryLog, Start},
+        message::{Draft, Payload},
+    };
+
+    /// What a group gathers at once of messages of these sizes.
+    async fn gathered(sizes: &[usize]) -> Batch {
+        let broker = Broker::new(MemoryLog::start(Config::default().retention()));
+        let patterns = vec!["a".parse().expect("a pattern")];
+        let mut reading = broker.subscribe(patterns, &Start::Now, "c").await.expect("it begins");
+        assert!(reading.next().now_or_never().is_none(), "it is caught up");
+        let before = reading.place().expect("it stands at a place");
+        for size in sizes {
+            let (topic, payload) = ("a".parse().expect("a topic"), Payload::text(&"x".repeat(*size)));
+            let draft = Draft { topic, event: None, payload, exclude: None, by: None };
+            let append = Append { draft, idempotency_key: None, if_match: None };
+            broker.publish(append).await.expect("stored");
+        }
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        Batch::gather(&mut reading, Form::Frames, &before, Given::nothing(), &mut context).expect("messages")
+    }
+
+    #[tokio::test]
+    async fn the_first_message_counts_towards_the_bounds_of_a_batch() {
+        assert_eq!(gathered(&[1 << 10, 1 << 10]).await.messages, 2);
+        let long = gathered(&[GATHERED_BYTES, GATHERED_BYTES]).await;
+        assert!(long.is_for_members() && long.content == long.bytes.len());
+        let too_long = gathered(&[GATHERED_BYTES / 2, MAX_BYTES - GATHERED_BYTES / 2]).await;
+        assert!(!too_long.is_for_members(), "{}", too_long.bytes.len());
     }
 }

@@ -8,6 +8,8 @@ use std::{
     time::SystemTime,
 };
 
+use tokio_util::task::TaskTracker;
+
 use super::{
     Group, Joined,
     member::{Parked, Seat},
@@ -64,15 +66,26 @@ pub struct Groups {
     pub(super) in_force: Arc<InForce>,
     // A std mutex: no await happens while it is held.
     groups: Mutex<HashMap<Key, Vec<Arc<Group>>>>,
+    /// One for each group. It ends soon after its last member has left.
+    tasks: TaskTracker,
 }
 
 impl Groups {
     pub fn new(in_force: Arc<InForce>) -> Arc<Self> {
-        Arc::new(Self { in_force, groups: Mutex::default() })
+        Arc::new(Self { in_force, groups: Mutex::default(), tasks: TaskTracker::new() })
     }
 
     fn groups(&self) -> MutexGuard<'_, HashMap<Key, Vec<Arc<Group>>>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves when all groups have ended. Call it when no reader comes any more.
+    ///
+    /// # Cancel safety
+    /// Safe to drop and to call again.
+    pub async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     #[cfg(test)]
@@ -85,7 +98,8 @@ impl Groups {
         self.groups().values().flatten().next().cloned()
     }
 
-    /// Lets a reader join a group of those that stand where it stands, if it has company. If not, nothing changes but
+    /// Lets a reader join a group of those that stand where it stands, if others follow its topics. The first of them
+    /// founds the group, and may stay its only member if the others read in another form or other topics too. If not, nothing changes but
     /// that `reader` has looked at what has arrived.
     ///
     /// The task with this waker is woken if the group lets the reader go, or if it is worth to try again.
@@ -119,7 +133,7 @@ impl Groups {
         let group = Arc::new(Group::new(key.clone(), self, comer, reading, place));
         let Joined::Member(member) = group.join(reader, comer, &seat) else { return None };
         self.groups().entry(key).or_default().push(group.clone());
-        tokio::spawn(group.clone().run());
+        self.tasks.spawn(group.clone().run());
         Some(Parked::new(group, member, seat))
     }
 

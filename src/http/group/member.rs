@@ -116,7 +116,7 @@ impl Seat {
     }
 }
 
-/// A place in a group. Dropping it leaves.
+/// A place in a group. Dropping it leaves, which costs a subscription that is dropped at once.
 pub struct Parked {
     group: Arc<Group>,
     key: usize,

@@ -252,6 +252,35 @@ async fn only_the_group_wakes_a_reader() {
     assert_eq!(parked[0].received(), ["one"]);
 }
 
+/// A reader that waits for nothing would stay alone for ever, or until its next heartbeat.
+#[tokio::test]
+async fn a_reader_that_cannot_join_yet_is_woken_to_try_again() {
+    let readers = Readers::new();
+    let mut parked = readers.parked(2).await;
+    let (mut behind, mut further) = (readers.reader("behind").await, readers.reader("further").await);
+    let count = |wakes: &Arc<Wakes>| wakes.0.load(Ordering::Relaxed);
+    let (woken_behind, woken_further) = (Arc::new(Wakes::default()), Arc::new(Wakes::default()));
+    readers.publish("one", None).await;
+    assert_eq!(further.own(), ["one"]);
+    assert!(!readers.park_by(&mut further, &woken_further.clone().into()), "the group has yet to write it");
+    assert_eq!(count(&woken_further), 0);
+    settle().await;
+    assert_eq!(count(&woken_further), 1, "the group has written it");
+    assert!(!readers.park_by(&mut behind, &woken_behind.clone().into()), "the group has written it already");
+    assert_eq!(count(&woken_behind), 1, "it has something to give out");
+    // The group ends while a reader waits at its door.
+    readers.publish("two", None).await;
+    assert_eq!(further.own(), ["two"]);
+    assert!(!readers.park_by(&mut further, &woken_further.clone().into()), "the group has yet to write it");
+    assert_eq!(count(&woken_further), 1);
+    parked.iter_mut().for_each(|reader| assert!(reader.leave().is_empty()));
+    assert_eq!(count(&woken_further), 2, "it may found a group");
+    assert!(readers.app.groups.is_empty());
+    assert!(readers.app.groups.ended().now_or_never().is_none(), "its task has yet to end");
+    settle().await;
+    assert!(readers.app.groups.ended().now_or_never().is_some());
+}
+
 #[derive(Default)]
 struct Wakes(AtomicUsize);
 

@@ -83,6 +83,21 @@ impl Held {
     }
 }
 
+impl Held {
+    /// Leaves the table before this is dropped: commands find no connection any more.
+    pub fn leave(&self) {
+        self.place.clear();
+    }
+}
+
+impl Place {
+    fn clear(&self) {
+        let left = self.table.lock().remove(&self.id);
+        // One that was ended is no longer here.
+        left.iter().for_each(|reading| reading.close());
+    }
+}
+
 impl Deref for Held {
     type Target = Reading;
 
@@ -93,8 +108,6 @@ impl Deref for Held {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let left = self.table.lock().remove(&self.id);
-        // One that was ended is no longer here.
-        left.iter().for_each(|reading| reading.close());
+        self.clear();
     }
 }

@@ -121,7 +121,9 @@ impl Session {
         let (cursor, client) = (self.reader.cursor(), self.reader.access().client());
         let closing =
             |code, cursor, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
-        let Self { mut socket, app, .. } = *self;
+        let Self { mut socket, app, reader, running, .. } = *self;
+        // From now on commands find no connection, however long the client takes to leave.
+        drop((reader, running));
         match end {
             End::Lost(Lost::Gone) | End::GraceOver => {}
             End::Silent => app.metrics.slow_closes.inc(),
