@@ -268,9 +268,10 @@ impl Reader {
 
     /// Continues with a new token; see [`Access::renew`].
     pub fn renew(&mut self, identified: Identified) -> Result<(), Problem> {
-        let Self { lease, reading, .. } = self;
-        lease.renew(identified, reading.lock().own_patterns())?;
-        reading.renewed(lease.access().issued());
+        // One lock for both: if the token is refused later, the connection is found by it.
+        let mut state = self.reading.lock();
+        self.lease.renew(identified, state.own_patterns())?;
+        state.renewed(self.lease.access().issued());
         Ok(())
     }
 

@@ -130,11 +130,6 @@ impl Reading {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes when the client's new token was issued.
-    pub fn renewed(&self, issued: Option<Option<u64>>) {
-        self.lock().issued = issued;
-    }
-
     /// When the client's token was issued, if it has one.
     pub fn issued(&self) -> Option<Option<u64>> {
         self.lock().issued
@@ -466,6 +461,11 @@ impl State {
     pub fn own_patterns(&self) -> impl Iterator<Item = &Pattern> {
         let is_own = |pattern: &&Pattern| !self.is_added(pattern) && !self.is_only_listed(pattern);
         self.patterns().filter(is_own)
+    }
+
+    /// Notes when the client's new token was issued.
+    pub fn renewed(&mut self, issued: Option<Option<u64>>) {
+        self.issued = issued;
     }
 
     /// Makes the subject present in one topic more. Gives it back if the topic is read no longer.
