@@ -323,6 +323,22 @@ impl Subscription {
         self.follower.wake();
     }
 
+    /// Goes on beside `other`, whose pattern the list has just added. Returns up to which count the ephemeral messages of
+    /// the pattern are left to `other`; this takes the later ones.
+    pub fn read_beside(&mut self, other: &Self) -> u64 {
+        self.seen_ephemerals = self.seen_ephemerals.or(other.seen_ephemerals);
+        self.seen_ephemerals.unwrap_or_default()
+    }
+
+    /// Takes the ephemeral messages that were [left](Self::read_beside) to `other`, except those that this has had by other
+    /// patterns.
+    pub fn take_ephemerals_of(&mut self, other: &Self, pattern: &Pattern, upto: u64) {
+        let Some(seen) = other.seen_ephemerals else { return };
+        let mut others = PatternSet::clone(&self.patterns);
+        others.remove(pattern);
+        self.queue_ephemerals(seen, upto, |topic| pattern.matches(topic) && !others.matches(topic));
+    }
+
     /// The entries of the list, if it is read.
     pub fn mine(&self) -> Option<&Entries> {
         self.mine.as_ref().map(|mine| mine.entries())
