@@ -107,7 +107,9 @@ impl Broker {
     ) -> Result<Subscription, LogError> {
         let subjects = self.subjects().ok_or(LogError::Unavailable)?;
         // Listen first, then look back: no change falls between.
-        let mine = Mine::new(subjects.follow(subject).await?);
+        let followed = subjects.follow(subject).await?;
+        // The log may have missed changes since.
+        let mine = Mine::new(followed).ok_or(LogError::Unavailable)?;
         let all = own.iter().chain(mine.entries().keys()).cloned().collect();
         let mut subscription = self.subscribe(all, start, connection).await?;
         subscription.read_mine(mine, &own, start);

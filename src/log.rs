@@ -42,7 +42,7 @@ pub use self::{
     replicas::{Answering, Unanswered},
     retention::{Limits, Retention},
     rules::{Expiry, MAX_RULES, PRESENCE, Rule, Rules},
-    subjects::{AddError, End, Refusal, Subjects, Told},
+    subjects::{AddError, End, MAX_ENTRIES, Refusal, Subjects, Told},
     tail::{Follower, Tail, Uncovered, merge},
 };
 use self::{retention::cost, tail::Ring};

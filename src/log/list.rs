@@ -113,8 +113,8 @@ impl List {
         self.count.load(Ordering::Acquire) != taken
     }
 
-    /// Everything after the changes that were taken.
-    pub fn take(&self, taken: &mut u64) -> News {
+    /// Everything after the changes that were taken, as changes if these are at most so many.
+    pub fn take(&self, taken: &mut u64, most: usize) -> News {
         if !self.has_news(*taken) {
             return News::None;
         }
@@ -123,8 +123,8 @@ impl List {
         let count = self.count.load(Ordering::Acquire);
         let missing = (count - std::mem::replace(taken, count)) as usize;
         match known.changes.len().checked_sub(missing) {
-            Some(from) => News::Changes(known.changes.range(from..).cloned().collect()),
-            None => News::Anew(entries.clone()),
+            Some(from) if missing <= most => News::Changes(known.changes.range(from..).cloned().collect()),
+            _ => News::Anew(entries.clone()),
         }
     }
 
@@ -290,7 +290,7 @@ mod tests {
     fn a_change_that_comes_while_the_list_is_read_is_not_lost() {
         let (followed, is_new) = Lists::default().follow("u1", FIRST);
         let (list, mut taken) = (followed.list(), 0);
-        assert!(is_new && list.take(&mut taken) == News::Unknown);
+        assert!(is_new && list.take(&mut taken, MAX_CHANGES) == News::Unknown);
         let doubts = list.doubts().expect("it is not known");
         // The store had the first change already.
         list.change(change(5, "a", true));
@@ -302,13 +302,13 @@ mod tests {
             Id::new(5),
             FIRST
         ));
-        let News::Anew(entries) = list.take(&mut taken) else { panic!("it is known now") };
+        let News::Anew(entries) = list.take(&mut taken, MAX_CHANGES) else { panic!("it is known now") };
         assert_eq!(names(&entries), [("b", 7)]);
         // The feed may be behind the store.
         list.change(change(4, "late", true));
-        assert_eq!(list.take(&mut taken), News::None);
+        assert_eq!(list.take(&mut taken, MAX_CHANGES), News::None);
         list.change(change(9, "c", true));
-        assert_eq!(list.take(&mut taken), News::Changes(vec![change(9, "c", true)]));
+        assert_eq!(list.take(&mut taken, MAX_CHANGES), News::Changes(vec![change(9, "c", true)]));
     }
 
     #[test]
@@ -330,13 +330,15 @@ mod tests {
         let (followed, _) = Lists::default().follow("u1", FIRST);
         let (list, mut taken) = (followed.list(), 0);
         assert!(list.load(0, Entries::new(), Id::new(1), FIRST));
-        assert!(matches!(list.take(&mut taken), News::Anew(_)));
+        assert!(matches!(list.take(&mut taken, MAX_CHANGES), News::Anew(_)));
         let mut late = taken;
         for id in 0..=MAX_CHANGES as u64 {
             list.change(change(2 + id, "a", id % 2 == 0));
-            assert!(matches!(list.take(&mut taken), News::Changes(changes) if changes.len() == 1));
+            assert!(
+                matches!(list.take(&mut taken, MAX_CHANGES), News::Changes(changes) if changes.len() == 1)
+            );
         }
-        let News::Anew(entries) = list.take(&mut late) else { panic!("it lacks too many") };
+        let News::Anew(entries) = list.take(&mut late, MAX_CHANGES) else { panic!("it lacks too many") };
         assert_eq!(names(&entries), [("a", 2 + MAX_CHANGES as u64)]);
     }
 

@@ -53,19 +53,49 @@ async fn resume_on(pattern: &'static str, max_reads: usize) {
         let given = given.expect("no panic");
         assert!(given.len() == MESSAGES && given.iter().all(Option::is_some), "{given:?}");
     }
-    let stats = redis.say(&["INFO", "commandstats"]);
-    let calls = |name: &str| {
-        let of = stats.split_once(&format!("cmdstat_{name}:calls="));
-        of.map_or(0, |(_, rest)| {
-            rest.split(',').next().and_then(|calls| calls.parse::<usize>().ok()).expect("a number")
-        })
-    };
-    let (reads, questions) = (calls("xrange"), calls("xrevrange"));
+    let (reads, questions) = (calls(&redis, "xrange"), calls(&redis, "xrevrange"));
     println!("{reads} reads and {questions} questions for {CLIENTS} clients of {pattern}");
-    assert!(0 < reads && reads < max_reads, "{stats}");
-    assert!(0 < questions && questions < MAX_QUESTIONS, "{stats}");
+    assert!(0 < reads && reads < max_reads);
+    assert!(0 < questions && questions < MAX_QUESTIONS);
 }
 
+/// How often Redis has run a command since its statistics were reset.
+fn calls(redis: &Redis, name: &str) -> usize {
+    let stats = redis.say(&["INFO", "commandstats"]);
+    let of = stats.split_once(&format!("cmdstat_{name}:calls="));
+    of.map_or(0, |(_, rest)| rest.split(',').next().and_then(|calls| calls.parse().ok()).expect("a number"))
+}
+
+/// Every list that came was read twice, and each had all lists looked at.
+#[tokio::test]
+async fn a_list_is_read_once_for_its_first_reader() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let subjects = broker.subjects().expect("lists");
+    // The lists of all are read when the log begins, and then no more.
+    drop(subjects.follow("first").await.expect("reachable"));
+    redis.say(&["CONFIG", "RESETSTAT"]);
+    let mut followed = Vec::new();
+    for number in 0..LISTS {
+        followed.push(subjects.follow(&format!("u{number}")).await.expect("reachable"));
+    }
+    let reads = calls(&redis, "zrange");
+    assert!((LISTS..LISTS + LISTS / 2).contains(&reads), "{reads}");
+}
+
+#[tokio::test]
+async fn a_list_whose_first_reader_gives_up_is_read_for_the_next() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let subjects = broker.subjects().expect("lists");
+    drop(subjects.follow("settled").await.expect("reachable"));
+    let (mut first, mut second) = (subjects.follow("u1"), subjects.follow("u1"));
+    assert!(futures_util::poll!(&mut first).is_pending() && futures_util::poll!(&mut second).is_pending());
+    drop(first);
+    timeout(PATIENCE, second).await.expect("in time").expect("it is known");
+}
+
+const LISTS: usize = 100;
 const PUBLISHES: usize = 2000;
 
 #[tokio::test]

@@ -16,9 +16,13 @@ use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{Delivery, GapNotice, RETRY_AFTER, Subscription};
 use crate::{
-    log::{Change, Entries, Followed, FollowedList, Gap, News, Position, Reason, Start},
+    log::{Change, Entries, Followed, FollowedList, Gap, MAX_ENTRIES, News, Position, Reason, Start},
     message::{Id, Pattern, PatternSet},
 };
+
+/// How many changes may wait to be made. If more come, the reader compares lists, which leaves at most half as many. So it
+/// does that only once in very many changes.
+const MAX_DUE: usize = 4 * MAX_ENTRIES;
 
 /// The topic of the gap that stands for those of all entries.
 pub const GAP_TOPIC: &str = "$mine";
@@ -58,13 +62,13 @@ pub enum ListChange {
 }
 
 impl Mine {
-    pub fn new(followed: FollowedList) -> Self {
-        let (mut taken, mut entries) = (0, Entries::new());
-        if let News::Anew(known) = followed.list().take(&mut taken) {
-            entries = (*known).clone();
-        }
+    /// `None` if the list is not known.
+    pub fn new(followed: FollowedList) -> Option<Self> {
+        let mut taken = 0;
+        let News::Anew(known) = followed.list().take(&mut taken, 0) else { return None };
+        let entries = (*known).clone();
         let (known_upto, also, queue, following, told) = Default::default();
-        Self { followed, taken, known_upto, entries, also, queue, following, told }
+        Some(Self { followed, taken, known_upto, entries, also, queue, following, told })
     }
 
     pub fn entries(&self) -> &Entries {
@@ -111,15 +115,17 @@ impl Mine {
         }
     }
 
-    /// Takes the changes of the list.
-    fn take(&mut self) {
-        match self.followed.list().take(&mut self.taken) {
-            News::None | News::Unknown => {}
+    /// Takes the changes of the list. True if there were some.
+    fn take(&mut self) -> bool {
+        let room = MAX_DUE.saturating_sub(self.queue.len());
+        match self.followed.list().take(&mut self.taken, room) {
+            News::None | News::Unknown => return false,
             News::Changes(changes) => {
                 self.queue.extend(changes.into_iter().map(|change| Due { change, is_known: false }));
             }
             News::Anew(entries) => self.compare(&entries),
         }
+        true
     }
 
     /// Queues the differences to the list as it is now.
@@ -216,7 +222,10 @@ impl Subscription {
         // Listen first, then look.
         mine.followed.follower().take_wakeup(cx);
         let was_due = !mine.queue.is_empty();
-        mine.take();
+        if mine.take() {
+            // The changes may have stopped this below the watermark, and may be undone already.
+            self.looked_upto = None;
+        }
         if was_due && mine.queue.is_empty() {
             // Later changes have undone those that this subscription was to stop at.
             self.read_until(Id::MAX);
@@ -312,6 +321,22 @@ impl Subscription {
         }
         self.looked_upto = None;
         self.follower.wake();
+    }
+
+    /// Goes on beside `other`, whose pattern the list has just added. Returns up to which count the ephemeral messages of
+    /// the pattern are left to `other`; this takes the later ones.
+    pub fn read_beside(&mut self, other: &Self) -> u64 {
+        self.seen_ephemerals = self.seen_ephemerals.or(other.seen_ephemerals);
+        self.seen_ephemerals.unwrap_or_default()
+    }
+
+    /// Takes the ephemeral messages that were [left](Self::read_beside) to `other`, except those that this has had by other
+    /// patterns.
+    pub fn take_ephemerals_of(&mut self, other: &Self, pattern: &Pattern, upto: u64) {
+        let Some(seen) = other.seen_ephemerals else { return };
+        let mut others = PatternSet::clone(&self.patterns);
+        others.remove(pattern);
+        self.queue_ephemerals(seen, upto, |topic| pattern.matches(topic) && !others.matches(topic));
     }
 
     /// The entries of the list, if it is read.

@@ -202,8 +202,12 @@ async fn be_present(
     if reading.lock().is_present(pattern) {
         return Ok(());
     }
-    present.enter(topics).await.map_err(|error| match Problem::from(error) {
-        problem if problem.code == Code::Overloaded => problem.about(pattern),
+    present.enter(topics).await.map_err(|error| match Problem::from(error).code {
+        Code::Overloaded => Problem::new(
+            Code::Overloaded,
+            "the connection reads the topic, and a limit of presence keeps its subject from being present there",
+        )
+        .about(pattern),
         _ => Problem::new(
             Code::UnknownOutcome,
             "the connection reads the topic, and its subject may not be present there; send the request again",

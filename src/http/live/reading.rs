@@ -75,8 +75,9 @@ struct Joining {
     subscription: Subscription,
     /// The client has asked for it, and is answered once it is merged.
     is_asked: bool,
-    /// The list of the subject has added it meanwhile, so the other subscription reads it after this.
-    upto: Option<Id>,
+    /// The list of the subject has added it meanwhile, so the other subscription reads it after this id, and takes the
+    /// ephemeral messages after this count.
+    upto: Option<(Id, u64)>,
 }
 
 /// The next event of a connection.
@@ -128,11 +129,6 @@ impl Reading {
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes when the client's new token was issued.
-    pub fn renewed(&self, issued: Option<Option<u64>>) {
-        self.lock().issued = issued;
     }
 
     /// When the client's token was issued, if it has one.
@@ -304,7 +300,7 @@ impl State {
         let subscription = alone(&mut self.subscription);
         for joining in self.joining.iter_mut().filter(|joining| joining.upto.is_none()) {
             if subscription.reads(&joining.pattern) {
-                joining.upto = Some(subscription.cursor());
+                joining.upto = Some((subscription.cursor(), subscription.read_beside(&joining.subscription)));
                 subscription.read_also(&joining.pattern, true);
             }
         }
@@ -318,7 +314,7 @@ impl State {
             return Poll::Ready(Event::Delivery(delivery));
         };
         let joined = match joining.upto {
-            Some(upto) => subscription.poll_beside(&mut joining.subscription, upto, cx),
+            Some((upto, _)) => subscription.poll_beside(&mut joining.subscription, upto, cx),
             None => subscription.poll_join(&mut joining.subscription, cx),
         };
         match std::task::ready!(joined) {
@@ -338,8 +334,10 @@ impl State {
     }
 
     fn merge(&mut self, Joining { pattern, subscription, is_asked, upto }: Joining) -> Event {
-        if upto.is_none() {
-            let own = alone(&mut self.subscription);
+        let own = alone(&mut self.subscription);
+        if let Some((_, ephemerals)) = upto {
+            own.take_ephemerals_of(&subscription, &pattern, ephemerals);
+        } else {
             own.absorb(subscription);
             own.read_also(&pattern, true);
         }
@@ -466,6 +464,11 @@ impl State {
     pub fn own_patterns(&self) -> impl Iterator<Item = &Pattern> {
         let is_own = |pattern: &&Pattern| !self.is_added(pattern) && !self.is_only_listed(pattern);
         self.patterns().filter(is_own)
+    }
+
+    /// Notes when the client's new token was issued.
+    pub fn renewed(&mut self, issued: Option<Option<u64>>) {
+        self.issued = issued;
     }
 
     /// Makes the subject present in one topic more. Gives it back if the topic is read no longer.

@@ -380,7 +380,10 @@ impl Session {
             }
             Ok(Outcome::Begun(pattern, subscription, present)) => {
                 let joined = self.reader.join(pattern.clone(), *subscription);
-                drop(present.and_then(|present| self.reader.be_present(&pattern, *present)));
+                // The topic may be read because of the list alone.
+                if joined.is_ok() {
+                    drop(present.and_then(|present| self.reader.be_present(&pattern, *present)));
+                }
                 match joined {
                     Ok(Step::IsRead) => self.answer_subscribed(&reference, &pattern),
                     Ok(_) => self.joining = reference,

@@ -224,12 +224,7 @@ impl Feed {
     pub fn follow_list(&self, subject: &str) -> (FollowedList, bool) {
         let mut state = self.state();
         let generation = Generation { began: state.generation, reason: Reason::Restarted };
-        let (followed, is_new) = state.lists.follow(subject, generation);
-        drop(state);
-        if is_new {
-            self.doubted.notify_waiters();
-        }
-        (followed, is_new)
+        state.lists.follow(subject, generation)
     }
 
     /// The lists that are followed and not known.

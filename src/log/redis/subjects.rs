@@ -132,6 +132,20 @@ impl RedisSubjects {
     }
 }
 
+/// A list that one task loads. If it is not known when this is dropped, it is read with the others.
+struct Loading<'a> {
+    list: &'a List,
+    feed: &'a Feed,
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        if self.list.doubts().is_some() {
+            self.feed.doubted.notify_waiters();
+        }
+    }
+}
+
 /// The topic and the id of an entry of the sorted set.
 fn entry(subject: &str, member: &[u8]) -> Option<(Pattern, Id)> {
     let rest = std::str::from_utf8(member).ok()?.strip_prefix(subject)?.strip_prefix('\0')?;
@@ -165,7 +179,7 @@ impl Subjects for RedisSubjects {
         }
         let (followed, is_new) = self.feed.follow_list(subject);
         if is_new {
-            // If this fails, the list is read again with the others.
+            let _loading = Loading { list: followed.list(), feed: &self.feed };
             let _ = timeout(PATIENCE, self.load(followed.list())).await;
         }
         if followed.list().settled(PATIENCE).await { Ok(followed) } else { Err(LogError::Unavailable) }

@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, time::Duration};
 
-use super::*;
+use super::{super::TAIL_LIMIT, *};
 use crate::{
     broker::Broker,
     log::{Append, MemoryLog, Retention, Rules},
@@ -99,6 +99,63 @@ async fn a_reader_reads_on_if_the_change_that_is_due_is_undone_by_very_many_othe
     remove(&broker, "x").await;
     publish(&broker, "own.3").await;
     assert_eq!(next_few(&mut reader, 2).await, ["own.2 stored", "own.3 stored"]);
+}
+
+/// It stood below the watermark until something else came.
+#[tokio::test]
+async fn a_reader_reads_on_though_changes_that_undo_each_other_come_while_it_reads() {
+    let broker = broker();
+    let mut reader = read(&broker, &["own.*"], &Start::Now).await;
+    for _ in 0..=TAIL_LIMIT {
+        publish(&broker, "own.1").await;
+    }
+    next_few(&mut reader, TAIL_LIMIT).await;
+    for _ in 0..200 {
+        add(&broker, "y").await;
+        remove(&broker, "y").await;
+    }
+    publish(&broker, "own.2").await;
+    // The changes came after the reader had looked for some.
+    let delivery = poll_fn(|cx| reader.poll_delivery(cx)).await;
+    assert!(matches!(delivery, Delivery::Message(message) if &*message.topic == "own.1"));
+    assert_eq!(next(&mut reader).await, "own.2 stored");
+}
+
+/// Each change waited, as long as the reader had not read up to it.
+#[tokio::test]
+async fn a_reader_that_is_behind_remembers_only_so_many_changes() {
+    let broker = broker();
+    let mut reader = read(&broker, &["own.*"], &Start::Now).await;
+    publish(&broker, "own.1").await;
+    publish(&broker, "own.2").await;
+    assert_eq!(next(&mut reader).await, "own.1 stored");
+    let mut most = 0;
+    for _ in 0..MAX_DUE {
+        add(&broker, "y").await;
+        remove(&broker, "y").await;
+        let polled = futures_util::poll!(poll_fn(|cx| reader.poll_mine(cx)));
+        assert!(!matches!(polled, Poll::Ready(Some(_))), "{polled:?}");
+        most = most.max(reader.mine.as_ref().expect("a list").queue.len());
+    }
+    assert!((MAX_DUE / 2..=MAX_DUE).contains(&most), "{most}");
+    add(&broker, "x").await;
+    publish(&broker, "x").await;
+    assert_eq!(next(&mut reader).await, "own.2 stored");
+    let mut told = next(&mut reader).await;
+    while told.ends_with('y') {
+        told = next(&mut reader).await;
+    }
+    assert_eq!((told.as_str(), next(&mut reader).await.as_str()), ("+x", "x stored"));
+}
+
+/// It counted as empty, and what was on it came as if it were new.
+#[tokio::test]
+async fn a_list_that_is_not_known_is_not_taken_for_an_empty_one() {
+    let broker = broker();
+    add(&broker, "x").await;
+    let followed = broker.subjects().expect("lists").follow("u1").await.expect("open");
+    followed.list().doubt(followed.list().generation());
+    assert!(Mine::new(followed).is_none());
 }
 
 #[tokio::test]

@@ -55,6 +55,7 @@ local function release(replica, topic, sub, at)
     write(topic, sub, one)
   end
   redis.call('ZREM', holds_of(replica), place)
+  if redis.call('EXISTS', holds_of(replica)) == 0 then redis.call('ZREM', holders, replica) end
 end
 
 -- Notes how many connections of this replica hold a member.
