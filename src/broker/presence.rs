@@ -283,7 +283,8 @@ mod tests {
         presences.members(&topic, "", 1).await.expect("the log answers").count
     }
 
-    #[tokio::test]
+    // The log takes long for so many topics, and the time limit is not what is tested.
+    #[tokio::test(start_paused = true)]
     async fn a_subject_is_present_in_so_many_topics_and_one_more_is_refused_as_a_whole() {
         let presences = start(Duration::from_secs(3600));
         let mut present = presences.connection("u1".into(), None);
