@@ -64,7 +64,7 @@ struct Rare {
 }
 
 /// A longer payload has an allocation of its own. A message is made while the log is locked, and copies no more than this.
-const SHORT_BYTES: usize = 1024;
+const SHORT_BYTES: usize = 512;
 
 /// A message that has no id yet.
 #[derive(Clone, Debug)]

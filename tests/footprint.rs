@@ -28,12 +28,12 @@ struct Case {
 }
 
 const CASES: [Case; 6] = [
-    Case { name: "tiny_messages", count: 400_000, topics: 100, payload: 10, has_key: false },
+    Case { name: "tiny_messages", count: 500_000, topics: 100, payload: 10, has_key: false },
     Case { name: "messages_of_300_bytes", count: 200_000, topics: 1_000, payload: 300, has_key: false },
     Case { name: "messages_of_10_kib", count: 12_000, topics: 100, payload: 10 << 10, has_key: false },
     Case { name: "topics_with_one_message", count: 100_000, topics: 100_000, payload: 200, has_key: false },
     Case { name: "topics_without_messages", count: 200_000, topics: 100_000, payload: 1_000, has_key: false },
-    Case { name: "keys", count: 300_000, topics: 20, payload: 10, has_key: true },
+    Case { name: "keys", count: 400_000, topics: 20, payload: 10, has_key: true },
 ];
 
 /// So few messages that none of them has to leave.
