@@ -28,29 +28,24 @@ struct Case {
 }
 
 const CASES: [Case; 6] = [
-    Case { name: "tiny_messages", count: 400_000, topics: 100, payload: 10, has_key: false },
+    Case { name: "tiny_messages", count: 500_000, topics: 100, payload: 10, has_key: false },
     Case { name: "messages_of_300_bytes", count: 200_000, topics: 1_000, payload: 300, has_key: false },
     Case { name: "messages_of_10_kib", count: 12_000, topics: 100, payload: 10 << 10, has_key: false },
     Case { name: "topics_with_one_message", count: 100_000, topics: 100_000, payload: 200, has_key: false },
     Case { name: "topics_without_messages", count: 200_000, topics: 100_000, payload: 1_000, has_key: false },
-    Case { name: "keys", count: 300_000, topics: 20, payload: 10, has_key: true },
+    Case { name: "keys", count: 400_000, topics: 20, payload: 10, has_key: true },
 ];
+
+/// So few messages that none of them has to leave.
+const FEW: Case =
+    Case { name: "messages_of_100_bytes", count: 200_000, topics: 1_000, payload: 100, has_key: false };
 
 /// Each case runs in a process of its own, because freed memory of one case would change the next.
 #[test]
 fn retain_total_counts_the_memory_of_the_process_within_a_quarter() {
     let mut wrong = Vec::new();
     for Case { name, .. } in CASES {
-        let this = std::env::current_exe().expect("a program");
-        let measured = Command::new(this)
-            .args(["measure", "--ignored", "--nocapture"])
-            .envs([(CASE, name), AT_ONCE])
-            .output();
-        let output = measured.expect("it runs");
-        let text = String::from_utf8_lossy(&output.stdout);
-        let taken = text.lines().find_map(|line| line.strip_prefix("taken ")?.parse::<usize>().ok());
-        let taken = taken.unwrap_or_else(|| panic!("{name}: {text} {output:?}"));
-        let percent = taken * 100 / TOTAL;
+        let percent = taken(name) * 100 / TOTAL;
         println!("{name}: {percent} % of --retain-total");
         if !(75..=125).contains(&percent) {
             wrong.push(name);
@@ -59,11 +54,31 @@ fn retain_total_counts_the_memory_of_the_process_within_a_quarter() {
     assert!(wrong.is_empty(), "{wrong:?} take another share of --retain-total");
 }
 
+#[test]
+fn a_retained_message_takes_at_most_130_bytes_beside_its_payload() {
+    let Case { name, count, payload, .. } = FEW;
+    let beside = taken(name) / count - payload;
+    assert!(beside <= 130, "{beside} bytes beside a payload of {payload}");
+}
+
+/// How many bytes the process of a case took for it.
+fn taken(name: &str) -> usize {
+    let this = std::env::current_exe().expect("a program");
+    let measured = Command::new(this)
+        .args(["measure", "--ignored", "--nocapture"])
+        .envs([(CASE, name), AT_ONCE])
+        .output();
+    let output = measured.expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let taken = text.lines().find_map(|line| line.strip_prefix("taken ")?.parse::<usize>().ok());
+    taken.unwrap_or_else(|| panic!("{name}: {text} {output:?}"))
+}
+
 #[tokio::test]
-#[ignore = "a part of the test above"]
+#[ignore = "a part of the tests above"]
 async fn measure() {
     let Ok(name) = std::env::var(CASE) else { return };
-    let case = CASES.iter().find(|case| case.name == name).expect("a case");
+    let case = CASES.iter().chain([&FEW]).find(|case| case.name == name).expect("a case");
     let age = Duration::from_secs(3600);
     let retention = Retention {
         messages: 100_000,

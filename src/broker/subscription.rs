@@ -37,7 +37,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// An item of a subscription.
 #[derive(Clone, Debug)]
 pub enum Delivery {
-    Message(Arc<Message>),
+    Message(Message),
     Gap(Box<GapNotice>),
 }
 
@@ -436,7 +436,7 @@ impl Subscription {
         let Self { followed, position, ready, connection, log, .. } = self;
         let tails = followed.iter().map(Followed::tail);
         let merged = merge(tails, position, upto, &log.expiry(), TAIL_LIMIT, |message| {
-            if message.exclude.as_deref() != Some(&**connection) {
+            if message.exclude() != Some(&**connection) {
                 ready.push_back(Delivery::Message(message));
             }
         });
@@ -503,7 +503,7 @@ impl Subscription {
         let (cursor, past) = (self.cursor, past.min(until).max(self.cursor));
         self.tell(gaps, &cursor.to_string(), cursor, past);
         for message in messages.into_iter().filter(|message| message.id <= until) {
-            if message.exclude.as_deref() != Some(&*self.connection) {
+            if message.exclude() != Some(&*self.connection) {
                 self.ready.push_back(Delivery::Message(message));
             }
         }
@@ -540,7 +540,7 @@ impl Subscription {
         let Self { ready, connection, .. } = self;
         let mut index = 0;
         self.log.ephemerals().between(seen, upto, |newest, message| {
-            let is_wanted = is_read(&message.topic) && message.exclude.as_deref() != Some(&**connection);
+            let is_wanted = is_read(&message.topic) && message.exclude() != Some(&**connection);
             if is_wanted {
                 let is_before = |delivery: &Delivery| match delivery {
                     Delivery::Message(before) => before.id <= newest,

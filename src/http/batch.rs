@@ -3,7 +3,7 @@
 //! The readers of a topic wake one after the other and need the same bytes. So each thread remembers the last
 //! bytes that it joined, and the next reader takes them.
 
-use std::{cell::RefCell, sync::Arc};
+use std::cell::RefCell;
 
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -16,7 +16,7 @@ const OVERHEAD_BYTES: usize = 160;
 /// The largest joined bytes that are remembered.
 const MAX_REMEMBERED_BYTES: usize = 128 << 10;
 
-type Messages = SmallVec<[Arc<Message>; 4]>;
+type Messages = SmallVec<[Message; 4]>;
 
 /// The form in which messages that leave together are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,9 +51,9 @@ impl Batch {
     }
 
     /// Adds a message that has an id.
-    pub fn push(&mut self, message: Arc<Message>) {
+    pub fn push(&mut self, message: Message) {
         debug_assert!(!message.is_ephemeral(), "its bytes may be another reader's");
-        self.payload_bytes += message.payload.bytes.len();
+        self.payload_bytes += message.bytes().len();
         self.messages.push(message);
     }
 
@@ -95,7 +95,7 @@ fn together(form: Form, messages: Messages, size: usize) -> Bytes {
         let is_same = |last: &&Remembered| {
             last.form == form
                 && last.messages.len() == messages.len()
-                && last.messages.iter().zip(&messages).all(|(a, b)| Arc::ptr_eq(a, b))
+                && last.messages.iter().zip(&messages).all(|(a, b)| a.is(b))
         };
         if let Some(same) = last.as_ref().filter(is_same) {
             return same.bytes.clone();
@@ -115,13 +115,13 @@ mod tests {
     use super::*;
     use crate::message::{Draft, Payload};
 
-    fn message(id: u64) -> Arc<Message> {
+    fn message(id: u64) -> Message {
         let topic = "a".parse().expect("a topic");
         let draft = Draft { topic, event: None, payload: Payload::text("x"), exclude: None, by: None };
         Message::new(draft, Id::new(id), Id::ZERO)
     }
 
-    fn take(form: Form, messages: &[Arc<Message>]) -> Bytes {
+    fn take(form: Form, messages: &[Message]) -> Bytes {
         let mut batch = Batch::new(form);
         messages.iter().for_each(|message| batch.push(message.clone()));
         batch.take().expect("bytes")

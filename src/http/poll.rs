@@ -5,7 +5,6 @@ use std::{
     future::poll_fn,
     mem,
     pin::{Pin, pin},
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
     vec,
@@ -42,7 +41,7 @@ use crate::{
 /// # Cancel safety
 /// Dropping this loses nothing: the client still has its cursor.
 pub async fn respond(mut reader: Reader, mut bytes: AnswerBytes, wait: Duration, limit: usize) -> Response {
-    let mut messages: Vec<Arc<Message>> = Vec::new();
+    let mut messages: Vec<Message> = Vec::new();
     let mut gaps: Vec<GapNotice> = Vec::new();
     let mut waited = pin!(tokio::time::sleep(wait));
     let mut has_changed = false;
@@ -90,7 +89,7 @@ pub async fn respond(mut reader: Reader, mut bytes: AnswerBytes, wait: Duration,
 
 /// The answer to another kind of poll, which has these messages and ends in this text. It has no cursor.
 pub fn answer_without_cursor(
-    messages: Vec<Arc<Message>>,
+    messages: Vec<Message>,
     bytes: AnswerBytes,
     tail: Vec<u8>,
     permit: Permit,
@@ -149,7 +148,7 @@ fn tail(gaps: &[GapNotice], cursor: Id, mine: Option<&[Pattern]>) -> Vec<u8> {
 struct AnswerBody<P> {
     /// Parts that leave before the next message, the first of them last.
     begun: Vec<Bytes>,
-    messages: vec::IntoIter<Arc<Message>>,
+    messages: vec::IntoIter<Message>,
     tail: Bytes,
     left: usize,
     _bytes: AnswerBytes,
@@ -158,7 +157,7 @@ struct AnswerBody<P> {
 }
 
 impl<P> AnswerBody<P> {
-    fn new(messages: Vec<Arc<Message>>, mut bytes: AnswerBytes, tail: Vec<u8>, place: P) -> Self {
+    fn new(messages: Vec<Message>, mut bytes: AnswerBytes, tail: Vec<u8>, place: P) -> Self {
         let tail = Bytes::from(tail);
         let commas = messages.len().saturating_sub(1);
         let left = HEAD.len() + bytes.count() + commas + tail.len();
@@ -222,6 +221,8 @@ impl<P: Unpin> http_body::Body for AnswerBody<P> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use axum::extract::Request;
     use tower::ServiceExt;
 

@@ -129,7 +129,7 @@ impl Framing {
 
     /// A message that is replayed for a topic that was added. It does not move the cursor.
     pub fn replay(self, message: &Message, cursor: Id) -> Bytes {
-        let mut out = Vec::with_capacity(message.payload.bytes.len() + 192);
+        let mut out = Vec::with_capacity(message.bytes().len() + 192);
         if self != Self::Ndjson {
             write(&mut out, format_args!("id: {cursor}\ndata: "));
         }
@@ -164,11 +164,11 @@ impl Framing {
     }
 
     fn event(self, message: &Message, cursor: Id) -> Vec<u8> {
-        let mut event = Vec::with_capacity(message.payload.bytes.len() + 192);
-        let raw = std::str::from_utf8(&message.payload.bytes).ok().filter(|text| !text.contains('\0'));
+        let mut event = Vec::with_capacity(message.bytes().len() + 192);
+        let raw = std::str::from_utf8(message.bytes()).ok().filter(|text| !text.contains('\0'));
         match (self, raw) {
             (Self::SseRaw, Some(text)) => {
-                if let Some(name) = &message.event {
+                if let Some(name) = message.event() {
                     write(&mut event, format_args!("event: {name}\n"));
                 }
                 write(&mut event, format_args!("id: {cursor}\n"));
@@ -255,7 +255,7 @@ pub fn control_frame(control: &impl Serialize) -> Bytes {
 
 /// The WebSocket frame of a message, shared by all its readers.
 pub fn message_frame(message: &Message) -> Bytes {
-    if message.payload.kind == PayloadKind::Binary {
+    if message.kind == PayloadKind::Binary {
         return message.rendered(slot::BINARY, |message| binary_frame(message, false));
     }
     let line = framed_envelope(message);
@@ -264,7 +264,7 @@ pub fn message_frame(message: &Message) -> Bytes {
 
 /// The WebSocket frame of a message that is replayed before `subscribed`.
 pub fn replay_frame(message: &Message) -> Bytes {
-    if message.payload.kind == PayloadKind::Binary {
+    if message.kind == PayloadKind::Binary {
         return binary_frame(message, true);
     }
     let mut envelope = Vec::new();
@@ -306,7 +306,7 @@ pub fn envelope(message: &Message) -> Bytes {
 /// omits the header.
 fn framed_envelope(message: &Message) -> Bytes {
     message.rendered(slot::ENVELOPE, |message| {
-        let mut envelope = Vec::with_capacity(message.payload.bytes.len() + 160);
+        let mut envelope = Vec::with_capacity(message.bytes().len() + 160);
         write_envelope(&mut envelope, message, Style::default());
         let mut framed = Vec::with_capacity(envelope.len() + 11);
         write_frame_header(&mut framed, TEXT, envelope.len());
@@ -325,10 +325,10 @@ fn frame_header_len(frame: &[u8]) -> usize {
 }
 
 fn binary_frame(message: &Message, replay: bool) -> Bytes {
-    let mut body = Vec::with_capacity(message.payload.bytes.len() + 160);
+    let mut body = Vec::with_capacity(message.bytes().len() + 160);
     write_envelope(&mut body, message, Style { replay, bytes_follow: true });
     body.push(b'\n');
-    body.extend_from_slice(&message.payload.bytes);
+    body.extend_from_slice(message.bytes());
     frame(BINARY, &body)
 }
 
@@ -353,15 +353,15 @@ fn write_envelope(out: &mut Vec<u8>, message: &Message, style: Style) {
     if !message.is_ephemeral() {
         write(out, format_args!(",\"id\":\"{}\"", message.id));
     }
-    if let Some(event) = &message.event {
+    if let Some(event) = message.event() {
         out.extend_from_slice(b",\"event\":");
         write_string(out, event);
     }
-    if let Some(by) = &message.by {
+    if let Some(by) = message.by() {
         out.extend_from_slice(b",\"by\":");
         write_string(out, by);
     }
-    if let Some(content_type) = &message.payload.content_type {
+    if let Some(content_type) = message.content_type() {
         out.extend_from_slice(b",\"content_type\":");
         write_string(out, content_type);
     }
@@ -371,12 +371,11 @@ fn write_envelope(out: &mut Vec<u8>, message: &Message, style: Style) {
 }
 
 fn write_data(out: &mut Vec<u8>, message: &Message, style: Style) {
-    let payload = &message.payload;
     if style.bytes_follow {
         out.extend_from_slice(b",\"encoding\":\"binary\"");
         return;
     }
-    match (payload.kind, payload.as_str()) {
+    match (message.kind, message.as_str()) {
         (PayloadKind::Json, Some(json)) => {
             out.extend_from_slice(b",\"data\":");
             let begin = out.len();
@@ -393,7 +392,7 @@ fn write_data(out: &mut Vec<u8>, message: &Message, style: Style) {
         }
         _ => {
             out.extend_from_slice(b",\"encoding\":\"base64\",\"data\":\"");
-            out.extend_from_slice(BASE64.encode(&payload.bytes).as_bytes());
+            out.extend_from_slice(BASE64.encode(message.bytes()).as_bytes());
             out.push(b'"');
         }
     }
@@ -418,7 +417,7 @@ mod tests {
     use super::*;
     use crate::message::{Draft, Payload};
 
-    fn message(payload: Payload, event: Option<&str>) -> std::sync::Arc<Message> {
+    fn message(payload: Payload, event: Option<&str>) -> Message {
         let topic = "orders.42".parse().expect("a topic");
         let event = event.map(Into::into);
         Message::new(Draft { topic, event, payload, exclude: None, by: None }, Id::new(7), Id::ZERO)

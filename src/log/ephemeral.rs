@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -27,7 +27,7 @@ pub struct Ephemerals {
 
 #[derive(Debug, Default)]
 struct Newest {
-    messages: VecDeque<(Id, Arc<Message>)>,
+    messages: VecDeque<(Id, Message)>,
     bytes: usize,
 }
 
@@ -38,7 +38,7 @@ impl Ephemerals {
     }
 
     /// Announces `message`. `newest` is the newest id at this time.
-    pub fn push(&self, newest: Id, message: Arc<Message>) {
+    pub fn push(&self, newest: Id, message: Message) {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         ring.bytes += cost(&message);
         ring.messages.push_back((newest, message));
@@ -58,7 +58,7 @@ impl Ephemerals {
 
     /// Gives `take` those after the count `seen` and up to the count `upto`, each with the newest id of its
     /// time.
-    pub fn between(&self, seen: u64, upto: u64, mut take: impl FnMut(Id, &Arc<Message>)) {
+    pub fn between(&self, seen: u64, upto: u64, mut take: impl FnMut(Id, &Message)) {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let length = ring.messages.len();
         let index = |count: u64| {

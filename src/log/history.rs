@@ -2,8 +2,6 @@
 //!
 //! Everything here is a value. This module does not know where messages are stored.
 
-use std::sync::Arc;
-
 use super::{
     Reason,
     loss::{self, Boundary, Loss},
@@ -14,7 +12,7 @@ use crate::message::{Id, Message};
 #[derive(Clone, Debug, Default)]
 pub struct History {
     /// The messages, in the order of their ids.
-    pub messages: Vec<Arc<Message>>,
+    pub messages: Vec<Message>,
     /// The messages that are gone, in the order of ids.
     pub gaps: Vec<Missing>,
     /// The page covers everything from here on; `None` if nothing older is retained.
@@ -59,7 +57,7 @@ pub struct Entry {
     /// The newest id that the topic had before.
     pub prev: Id,
     /// `None` if the message cannot be read.
-    pub message: Option<Arc<Message>>,
+    pub message: Option<Message>,
 }
 
 impl Found<'_> {
@@ -261,7 +259,7 @@ mod tests {
         }
     }
 
-    fn message(of: &Published) -> Arc<Message> {
+    fn message(of: &Published) -> Message {
         let topic = "a".parse().expect("a topic");
         let draft = Draft { topic, event: None, by: None, payload: Payload::text("x"), exclude: None };
         Message::new(draft, Id::new(of.id), Id::new(of.prev))

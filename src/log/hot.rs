@@ -1,6 +1,6 @@
 //! The newest messages, which remember the bytes of their renderings.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use crate::message::{Id, Message};
 
@@ -14,13 +14,13 @@ const AGE: Duration = Duration::from_secs(10);
 /// Makes all but the newest messages drop their renderings.
 #[derive(Default)]
 pub struct Hot {
-    messages: VecDeque<Arc<Message>>,
+    messages: VecDeque<Message>,
     bytes: usize,
 }
 
 impl Hot {
-    pub fn push(&mut self, message: Arc<Message>) {
-        self.bytes += message.payload.bytes.len();
+    pub fn push(&mut self, message: Message) {
+        self.bytes += message.bytes().len();
         self.messages.push_back(message);
         self.cool(MAX_MESSAGES, MAX_BYTES);
     }
@@ -35,7 +35,7 @@ impl Hot {
     fn cool(&mut self, max_messages: usize, max_bytes: usize) {
         while self.messages.len() > max_messages || (self.bytes > max_bytes && self.messages.len() > 1) {
             let Some(message) = self.messages.pop_front() else { return };
-            self.bytes -= message.payload.bytes.len();
+            self.bytes -= message.bytes().len();
             message.cool();
         }
     }
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
     use crate::message::{Draft, Payload};
 
-    fn message(id: u64, bytes: usize) -> Arc<Message> {
+    fn message(id: u64, bytes: usize) -> Message {
         let topic = "a".parse().expect("a topic");
         let draft =
             Draft { topic, event: None, payload: Payload::text("x".repeat(bytes)), exclude: None, by: None };

@@ -4,6 +4,7 @@ mod cost;
 mod keys;
 mod losses;
 mod makers;
+mod order;
 mod presence;
 mod saved;
 mod state;

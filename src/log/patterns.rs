@@ -45,7 +45,7 @@ impl PatternTails {
 }
 
 /// Appends to the tail of a pattern, which holds only the newest messages.
-pub fn push(tail: &Tail, message: Arc<Message>) {
+pub fn push(tail: &Tail, message: Message) {
     tail.push(message);
     let mut ring = tail.ring();
     while ring.len() > MAX_MESSAGES || (ring.bytes() > MAX_BYTES && ring.len() > 1) {

@@ -186,7 +186,7 @@ pub struct Page {
     /// See [`Position::checked`].
     pub checked: Mark,
     /// The messages, in the order of their ids.
-    pub messages: Vec<Arc<Message>>,
+    pub messages: Vec<Message>,
     /// A point past the gaps. Every retained message that the reader has not been given comes after it.
     pub past: Id,
     /// The page is complete up to here.

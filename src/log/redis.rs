@@ -220,7 +220,7 @@ impl RedisLog {
         let Older { facts, newest, found } =
             self.store.read(&self.store.scripts.newest, pattern.as_str(), &args).await?;
         let Some(topic) = pattern.topic() else { return Ok(false) };
-        let (mut older, mut complete_after): (Vec<Arc<Message>>, Id) = (Vec::new(), newest);
+        let (mut older, mut complete_after): (Vec<Message>, Id) = (Vec::new(), newest);
         for stored in found.into_iter().filter(|stored| !stored.is_foreign) {
             // Each message names the one before it. The tail is complete only up to a break in this chain.
             if stored.id != complete_after {

@@ -79,7 +79,7 @@ impl Retention {
 /// How many bytes `message` counts in retention.
 pub fn cost(message: &Message) -> usize {
     MESSAGE_OVERHEAD_BYTES
-        + message.payload.bytes.len()
-        + message.event.as_ref().map_or(0, |event| event.len())
-        + message.by.as_ref().map_or(0, |by| by.len())
+        + message.bytes().len()
+        + message.event().map_or(0, |event| event.len())
+        + message.by().map_or(0, |by| by.len())
 }

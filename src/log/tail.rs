@@ -74,7 +74,7 @@ pub struct Tail {
 /// The messages of a [`Tail`].
 #[derive(Debug)]
 pub struct Ring {
-    messages: VecDeque<Arc<Message>>,
+    messages: VecDeque<Message>,
     bytes: usize,
     /// The ring holds every message after this id.
     complete_after: Id,
@@ -122,14 +122,14 @@ impl Tail {
     }
 
     /// Appends the newest message. The watermark may move only after this.
-    pub fn push(&self, message: Arc<Message>) {
+    pub fn push(&self, message: Message) {
         let id = message.id;
         self.ring().push(message);
         self.newest.store(id.get(), Ordering::Release);
     }
 
     /// Drops the messages up to `upto` from memory. The log may still retain them.
-    pub fn drop_upto(&self, upto: Id, mut dropped: impl FnMut(Arc<Message>)) {
+    pub fn drop_upto(&self, upto: Id, mut dropped: impl FnMut(Message)) {
         let mut ring = self.ring();
         while ring.oldest().is_some_and(|oldest| oldest.id <= upto) {
             ring.pop().into_iter().for_each(&mut dropped);
@@ -140,7 +140,7 @@ impl Tail {
     }
 
     /// Drops the messages up to `upto`, because the log has removed them. The tail does not take them back.
-    pub fn remove_upto(&self, upto: Id, dropped: impl FnMut(Arc<Message>)) {
+    pub fn remove_upto(&self, upto: Id, dropped: impl FnMut(Message)) {
         self.drop_upto(upto, dropped);
         let mut ring = self.ring();
         ring.removed_upto = ring.removed_upto.max(upto);
@@ -151,7 +151,7 @@ impl Tail {
     ///
     /// Does nothing and returns false if the tail no longer begins after `expected`, or if some of these
     /// messages were removed from the log since they were read.
-    pub fn prepend(&self, older: &[Arc<Message>], after: Id, expected: Id) -> bool {
+    pub fn prepend(&self, older: &[Message], after: Id, expected: Id) -> bool {
         let mut ring = self.ring();
         if ring.complete_after != expected || ring.removed_upto > after {
             return false;
@@ -212,7 +212,7 @@ impl Tail {
         upto: Id,
         expiry: &Expiry,
         limit: usize,
-        mut take: impl FnMut(Arc<Message>),
+        mut take: impl FnMut(Message),
     ) -> Result<Id, Uncovered> {
         let ring = self.ring();
         let begin = ring.covered_from(position, &self.name, expiry)?;
@@ -236,13 +236,13 @@ impl Tail {
 }
 
 impl Ring {
-    fn push(&mut self, message: Arc<Message>) {
+    fn push(&mut self, message: Message) {
         self.bytes += cost(&message);
         self.messages.push_back(message);
     }
 
     /// Removes the oldest message.
-    pub fn pop(&mut self) -> Option<Arc<Message>> {
+    pub fn pop(&mut self) -> Option<Message> {
         let message = self.messages.pop_front()?;
         self.bytes -= cost(&message);
         self.complete_after = self.complete_after.max(message.id);
@@ -270,29 +270,29 @@ impl Ring {
         self.complete_after
     }
 
-    pub fn oldest(&self) -> Option<&Arc<Message>> {
+    pub fn oldest(&self) -> Option<&Message> {
         self.messages.front()
     }
 
     /// The oldest message after `id`.
-    pub fn after(&self, id: Id) -> Option<&Arc<Message>> {
+    pub fn after(&self, id: Id) -> Option<&Message> {
         self.messages.get(self.index_after(id))
     }
 
     /// The newest messages up to `id`, at most `limit` of them, in the order of ids. Also true if older ones are here.
-    pub fn upto(&self, id: Id, limit: usize) -> (impl Iterator<Item = &Arc<Message>>, bool) {
+    pub fn upto(&self, id: Id, limit: usize) -> (impl Iterator<Item = &Message>, bool) {
         let end = self.index_after(id);
         let begin = end.saturating_sub(limit);
         (self.messages.range(begin..end), begin > 0)
     }
 
     /// The message with this id.
-    pub fn find(&self, id: Id) -> Option<&Arc<Message>> {
+    pub fn find(&self, id: Id) -> Option<&Message> {
         self.after(id.before()).filter(|message| message.id == id)
     }
 
     /// The oldest of the newest `count` messages.
-    pub fn nth_newest(&self, count: usize) -> Option<&Arc<Message>> {
+    pub fn nth_newest(&self, count: usize) -> Option<&Message> {
         if count == 0 { None } else { self.messages.get(self.messages.len().saturating_sub(count)) }
     }
 
@@ -327,7 +327,7 @@ pub fn merge<'a>(
     upto: Id,
     expiry: &Expiry,
     limit: usize,
-    mut take: impl FnMut(Arc<Message>),
+    mut take: impl FnMut(Message),
 ) -> Result<Id, Uncovered> {
     let mut active = tails.filter(|tail| tail.newest() > position.given(tail.name.as_str()));
     let Some(first) = active.next() else { return Ok(upto) };

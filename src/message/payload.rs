@@ -78,14 +78,6 @@ impl Payload {
         };
         Ok(Self { kind, content_type, bytes: bytes.into() })
     }
-
-    /// The payload as text, unless it is binary.
-    pub fn as_str(&self) -> Option<&str> {
-        match self.kind {
-            PayloadKind::Binary => None,
-            PayloadKind::Json | PayloadKind::Text => std::str::from_utf8(&self.bytes).ok(),
-        }
-    }
 }
 
 /// The media type without its parameters, in lower case (RFC 9110 §8.3.1).

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    sync::Arc,
     task::{Context, Poll},
     time::SystemTime,
 };
@@ -32,7 +31,7 @@ pub struct Batch {
     /// The oldest message that has an id. It has waited longest.
     oldest: Option<Id>,
     /// Those of the messages that exclude a connection.
-    excluding: Vec<Arc<Message>>,
+    excluding: Vec<Message>,
     /// The place of the members that have yet to be given this, and what they were given.
     pub before: Place,
     pub given_before: Given,
@@ -91,7 +90,7 @@ impl Batch {
             }
             batch.messages += 1;
             batch.oldest = batch.oldest.or((!message.is_ephemeral()).then_some(message.id));
-            if message.exclude.is_some() {
+            if message.exclude().is_some() {
                 batch.excluding.push(message);
             }
         }
@@ -128,7 +127,7 @@ impl Batch {
 
     /// Writes this to one member, as far as its socket takes it now.
     pub fn write_to(&self, member: &Member) -> Written {
-        let excludes = |message: &Arc<Message>| message.exclude.as_deref() == Some(&*member.connection);
+        let excludes = |message: &Message| message.exclude() == Some(&*member.connection);
         let has_ended = self.now.zip(member.ends_at).is_some_and(|(now, end)| end <= now);
         if !self.is_for_members() || has_ended || self.excluding.iter().any(excludes) {
             return Written::Not;

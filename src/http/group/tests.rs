@@ -123,7 +123,7 @@ impl Reader {
     fn own(&mut self) -> Vec<String> {
         let subscription = self.subscription.as_mut().expect("it reads by itself");
         let next = || match subscription.next().now_or_never().flatten() {
-            Some(Delivery::Message(message)) => Some(String::from_utf8_lossy(&message.payload.bytes).into()),
+            Some(Delivery::Message(message)) => Some(String::from_utf8_lossy(message.bytes()).into()),
             Some(Delivery::Gap(gap)) => Some(format!("{gap:?}")),
             None => None,
         };

@@ -14,7 +14,7 @@ mod subjects;
 mod trimming;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     ops::Bound::{Excluded, Unbounded},
     sync::Arc,
 };
@@ -28,7 +28,7 @@ use self::{
     subjects::Kept,
 };
 pub use self::{members::Step as MemberStep, reading::Reading, seeking::Seeking, snapshot::Snapshot};
-use super::{cost, keys::Keys, losses::Losses, makers::Makers};
+use super::{cost, keys::Keys, losses::Losses, makers::Makers, order::Order};
 use crate::{
     log::{
         Append, AppendError, Appended, LogError, LogStats, Mark, Payer, Refusal, Retention, Tail, TopicStats,
@@ -58,7 +58,7 @@ pub struct State {
     tails: HashMap<Topic, Arc<Tail>>,
     patterns: PatternTails,
     /// The tail of the topic of each retained message.
-    order: BTreeMap<Id, Arc<Tail>>,
+    order: Order,
     bytes: usize,
     /// How many topics have retained messages.
     held: usize,
@@ -102,7 +102,7 @@ impl State {
             names: BTreeSet::new(),
             tails: HashMap::new(),
             patterns: PatternTails::default(),
-            order: BTreeMap::new(),
+            order: Order::default(),
             bytes: 0,
             held: 0,
             name_bytes: 0,

@@ -1,7 +1,5 @@
 //! The answers of the scripts, with their parts in order.
 
-use std::sync::Arc;
-
 use redis::{FromRedisValue, ParsingError, Value};
 
 use super::{
@@ -213,7 +211,7 @@ pub struct Stored {
 
 impl Stored {
     /// The message; `None` if this program did not write it.
-    pub fn message(&self, topic: &Topic) -> Option<Arc<Message>> {
+    pub fn message(&self, topic: &Topic) -> Option<Message> {
         let draft = (!self.is_foreign).then(|| codec::draft(topic.clone(), &self.head, &self.bytes))??;
         let message = Message::new(draft, self.id, self.prev);
         // Old messages keep no renderings: each reader renders them for itself.

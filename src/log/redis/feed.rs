@@ -323,7 +323,7 @@ impl Feed {
 
     /// Puts `older` messages, oldest first, before those of the tail, which then holds every message after `after`.
     /// Does nothing if the generation has changed, or if the tail no longer begins after `expected`.
-    pub fn fill(&self, followed: &FeedTail, generation: Id, older: &[Arc<Message>], after: Id, expected: Id) {
+    pub fn fill(&self, followed: &FeedTail, generation: Id, older: &[Message], after: Id, expected: Id) {
         // Skip messages of older generations. Readers ask the store for them, and it tells the boundary.
         let older = &older[older.partition_point(|message| message.id <= generation)..];
         let mut state = self.state();

@@ -28,7 +28,7 @@ pub struct Held {
 
 impl Held {
     /// Appends the newest message of a topic.
-    pub fn push(&mut self, tail: &Arc<Tail>, message: Arc<Message>) {
+    pub fn push(&mut self, tail: &Arc<Tail>, message: Message) {
         self.count(&message);
         self.order.push_back((message.id, tail.clone()));
         self.hot.push(message.clone());
@@ -37,7 +37,7 @@ impl Held {
     }
 
     /// Counts older messages that were put before the others of a tail.
-    pub fn prepended(&mut self, tail: &Arc<Tail>, older: &[Arc<Message>]) {
+    pub fn prepended(&mut self, tail: &Arc<Tail>, older: &[Message]) {
         for message in older.iter().rev() {
             self.count(message);
             self.order.push_front((message.id, tail.clone()));

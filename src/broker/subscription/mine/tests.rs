@@ -60,7 +60,7 @@ fn poll(subscription: &mut Subscription, cx: &mut Context<'_>) -> Poll<String> {
         }
         match subscription.poll_delivery(cx) {
             Poll::Ready(Delivery::Message(message)) => {
-                let text = String::from_utf8_lossy(&message.payload.bytes);
+                let text = String::from_utf8_lossy(message.bytes());
                 return Poll::Ready(format!("{} {text}", message.topic));
             }
             Poll::Ready(Delivery::Gap(gap)) => return Poll::Ready(format!("gap {}", gap.topic)),

@@ -11,7 +11,7 @@ use crate::{
 /// The newest message, on its way to the tails of the patterns that match.
 #[derive(Debug)]
 pub struct FanOut {
-    pub(super) message: Arc<Message>,
+    pub(super) message: Message,
     /// The newest id that was in all tails before this message.
     pub(super) before: Id,
     pub(super) walk: Walk,
@@ -77,7 +77,7 @@ impl State {
 }
 
 /// Pushes the newest message to the tail of a pattern, unless it is already there.
-fn bring(message: &Arc<Message>, tail: &Tail) {
+fn bring(message: &Message, tail: &Tail) {
     if tail.newest() < message.id {
         patterns::push(tail, message.clone());
     }

@@ -1,7 +1,5 @@
 //! The oldest retained message of each pattern, searched in steps that release the lock in between.
 
-use std::ops::Bound::{Excluded, Unbounded};
-
 use super::{State, budget::Budget};
 use crate::message::{Id, PatternSet};
 
@@ -51,12 +49,12 @@ impl State {
         for (_, found) in wanted {
             // The next message of the pattern comes after the lost one, because new messages are newer than
             // all others.
-            if let Some(lost) = found.take_if(|id| !self.order.contains_key(id)) {
+            if let Some(lost) = found.take_if(|id| !self.order.contains(*id)) {
                 *searched = lost.min(*searched);
             }
             missing += usize::from(found.is_none());
         }
-        let mut order = self.order.range((Excluded(*searched), Unbounded));
+        let mut order = self.order.after(*searched);
         while missing > 0
             && !budget.is_spent()
             && let Some((id, tail)) = order.next()

@@ -1,7 +1,5 @@
 //! Reads the history of one topic, in one step: its messages are all in its tail.
 
-use std::sync::Arc;
-
 use super::State;
 use crate::{
     log::history::{Entry, Found, History},
@@ -11,11 +9,8 @@ use crate::{
 impl State {
     /// The newest `limit` messages of `topic` below `before`.
     pub fn history(&self, topic: &Topic, before: Id, limit: usize) -> History {
-        let entry = |message: &Arc<Message>| Entry {
-            id: message.id,
-            prev: message.prev,
-            message: Some(message.clone()),
-        };
+        let entry =
+            |message: &Message| Entry { id: message.id, prev: message.prev, message: Some(message.clone()) };
         // A message that is not in all tails yet is not given: its id would be ahead of the watermark.
         let upto = before.before().min(self.newest());
         let (entries, has_older) = match self.tails.get(topic) {

@@ -3,7 +3,7 @@
 //!
 //! One step does all of it: at most [`MAX_READ_TOPICS`] topics and one page of messages.
 
-use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::ops::Bound::{Included, Unbounded};
 
 use super::{
     State,
@@ -69,7 +69,7 @@ impl State {
         }
         let examined = reading.patterns.topics().iter().chain(&reading.apart);
         let room = MAX_READ_TOPICS.min(reading.max_gaps).checked_sub(examined.clone().count())?;
-        let order = self.order.range((Excluded(reading.position.cursor), Unbounded));
+        let order = self.order.after(reading.position.cursor);
         let entries = order.take(room).count() + self.losses.after(reading.seen).take(room).count();
         let under = self.topics_under(reading.patterns, room.min(entries))?;
         let is_marked = |topic: &Topic| self.index.get(topic).is_some_and(|known| known.lost > reading.seen);
@@ -180,10 +180,10 @@ mod tests {
                 let mut reading = Reading::new(&patterns, &position, limit);
                 let page = if state.read_by_topics(&mut reading) {
                     let by_topics = reading.into_page();
-                    let mut rest = state.order.range((Excluded(by_order.end), Unbounded));
+                    let mut rest = state.order.after(by_order.end);
                     let next = rest.find(|(id, tail)| {
                         let name = tail.name().as_str();
-                        patterns.matches(name) && **id > position.given(name)
+                        patterns.matches(name) && *id > position.given(name)
                     });
                     assert_same(&by_topics, &by_order, next.map(|(id, _)| *id), seed);
                     pages += 1;

@@ -1,11 +1,7 @@
 //! Reads what a reader has missed, and the messages of its patterns, in steps that release the lock in
 //! between.
 
-use std::{
-    collections::BTreeMap,
-    ops::Bound::{Excluded, Unbounded},
-    sync::Arc,
-};
+use std::collections::BTreeMap;
 
 use super::{State, budget::Budget, firsts::Firsts};
 use crate::{
@@ -50,7 +46,7 @@ pub struct Reading<'a> {
     counts: Vec<usize>,
     /// The oldest retained message of each pattern, as far as the search has come.
     firsts: Firsts,
-    messages: Vec<Arc<Message>>,
+    messages: Vec<Message>,
     pub(super) told: Id,
     /// The reason for the gaps of patterns.
     reason: Reason,
@@ -123,7 +119,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Adds a message. It may be the first retained one after a gap.
-    pub(super) fn give(&mut self, message: Arc<Message>) {
+    pub(super) fn give(&mut self, message: Message) {
         if let Some(found) = self.gaps.get_mut(&*message.topic) {
             found.gap.next.get_or_insert(message.id);
         }
@@ -270,8 +266,8 @@ impl State {
         }
         let newest = self.newest();
         let mut end = newest;
-        let order = self.order.range((Excluded(reading.position.cursor), Unbounded));
-        for (id, tail) in order.take_while(|(id, _)| **id <= newest) {
+        let order = self.order.after(reading.position.cursor);
+        for (id, tail) in order.take_while(|entry| entry.0 <= newest) {
             let (name, mut nodes) = (tail.name().as_str(), 0);
             if *id > reading.position.given(name) && reading.patterns.matches_counting(name, &mut nodes) {
                 tail.ring().find(*id).cloned().into_iter().for_each(|message| reading.give(message));

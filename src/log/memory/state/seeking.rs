@@ -1,10 +1,6 @@
 //! Finds where a reader begins, in steps that release the lock in between.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    ops::Bound::{Excluded, Unbounded},
-    sync::Arc,
-};
+use std::collections::{BTreeSet, HashMap};
 
 use super::{State, budget::Budget, firsts::Firsts};
 use crate::{
@@ -106,7 +102,7 @@ impl<'a> Seeking<'a> {
 }
 
 impl What {
-    pub(super) fn first(self, tail: &Tail) -> Option<Arc<Message>> {
+    pub(super) fn first(self, tail: &Tail) -> Option<Message> {
         let ring = tail.ring();
         match self {
             Self::After(id) => ring.after(id).cloned(),
@@ -124,7 +120,7 @@ impl State {
         seeking.seen.get_or_insert(self.losses.last());
         if seeking.told < self.forgotten {
             // A forgotten topic takes its mark along.
-            seeking.nexts.retain(|_, next| self.order.contains_key(next));
+            seeking.nexts.retain(|_, next| self.order.contains(*next));
         }
         let is_done = (is_first_step && self.seek_by_topics(seeking))
             || (self.seek_topics(seeking, &mut budget)
@@ -147,7 +143,7 @@ impl State {
             if let Some(message) = &first {
                 seeking.nexts.insert(pattern.clone(), message.id);
             }
-            pattern.topic().into_iter().for_each(|topic| seeking.choose(topic, first.as_deref(), newest));
+            pattern.topic().into_iter().for_each(|topic| seeking.choose(topic, first.as_ref(), newest));
             seeking.looked += 1;
             budget.spend(0);
         }
@@ -192,7 +188,7 @@ impl State {
     /// The oldest message to give, as far as the search has come.
     fn start(&self, seeking: &mut Seeking<'_>) -> Option<Id> {
         while let Some(first) = seeking.starts.first()
-            && !self.order.contains_key(first)
+            && !self.order.contains(*first)
         {
             seeking.starts.pop_first();
         }
@@ -203,7 +199,7 @@ impl State {
     fn seek_first(&self, seeking: &mut Seeking<'_>, after: Id, budget: &mut Budget) -> bool {
         let start = self.start(seeking).unwrap_or(Id::MAX);
         let from = seeking.searched.unwrap_or(after);
-        for (id, tail) in self.order.range((Excluded(from), Unbounded)) {
+        for (id, tail) in self.order.after(from) {
             // The patterns cannot make the beginning later than that of a named topic.
             if *id >= start {
                 return true;
@@ -226,13 +222,13 @@ impl State {
     fn seek_newest(&self, seeking: &mut Seeking<'_>, budget: &mut Budget) -> bool {
         let newest = seeking.newest.unwrap_or(self.newest());
         let until = seeking.searched.unwrap_or(Id::new(newest.get() + 1));
-        for (id, tail) in self.order.range(..until).rev() {
+        for (id, tail) in self.order.before(until) {
             let (name, mut nodes) = (tail.name(), 0);
             if !seeking.floors.contains_key(name.as_str())
                 && seeking.patterns.matches_counting(name.as_str(), &mut nodes)
             {
                 let first = seeking.what.first(tail);
-                name.topic().into_iter().for_each(|topic| seeking.choose(topic, first.as_deref(), *id));
+                name.topic().into_iter().for_each(|topic| seeking.choose(topic, first.as_ref(), *id));
                 seeking.chosen += 1;
                 if seeking.chosen == seeking.max_topics {
                     return true;

@@ -27,7 +27,7 @@ pub struct Snapshot {
     /// was last deleted.
     topics: Vec<(Topic, Id, Id)>,
     /// The retained messages, in the order of their ids.
-    messages: Vec<Arc<Message>>,
+    messages: Vec<Message>,
     keys: Keys,
     subjects: Kept,
     members: Vec<KeptMember>,
@@ -142,7 +142,7 @@ impl State {
     /// Closes the log: it takes nothing more. Returns its state.
     pub fn close(&mut self) -> Snapshot {
         self.closed = true;
-        let find = |(id, tail): (&Id, &Arc<Tail>)| tail.ring().find(*id).cloned();
+        let find = |(id, tail): &(Id, Arc<Tail>)| tail.ring().find(*id).cloned();
         Snapshot {
             newest: self.newest,
             began: self.began,
@@ -237,7 +237,7 @@ impl State {
         Ok(())
     }
 
-    fn restore_message(&mut self, message: Arc<Message>, retention: &Retention) {
+    fn restore_message(&mut self, message: Message, retention: &Retention) {
         let tail = self.tails.get(&message.topic).cloned().unwrap_or_else(|| {
             // Messages from before the oldest retained one are gone.
             let topic = self.names.get(&message.topic).unwrap_or(&message.topic);
@@ -290,19 +290,19 @@ impl Snapshot {
                     topic: message.topic.to_string(),
                     id: message.id.get(),
                     prev: message.prev.get(),
-                    event: message.event.clone(),
-                    exclude: message.exclude.clone(),
-                    kind: match message.payload.kind {
+                    event: message.event().map(Into::into),
+                    exclude: message.exclude().map(Into::into),
+                    kind: match message.kind {
                         PayloadKind::Json => Kind::Json,
                         PayloadKind::Text => Kind::Text,
                         PayloadKind::Binary => Kind::Binary,
                     },
-                    content_type: message.payload.content_type.clone(),
-                    payload_bytes: message.payload.bytes.len() as u64,
-                    by: message.by.as_deref().map(Into::into),
+                    content_type: message.content_type().map(Into::into),
+                    payload_bytes: message.bytes().len() as u64,
+                    by: message.by().map(Into::into),
                 },
             )?;
-            to.write_all(&message.payload.bytes)?;
+            to.write_all(message.bytes())?;
         }
         for (name, id, digest) in self.keys.remembered() {
             put(to, &KeyEntry { name: name.to_owned(), id: id.get(), digest })?;
@@ -350,7 +350,7 @@ impl<R: Read> Entries<'_, R> {
         read.map(|(entry, _)| entry).map_err(|_| Unreadable)
     }
 
-    fn take_message(&mut self, version: u32) -> Result<Arc<Message>, Unreadable> {
+    fn take_message(&mut self, version: u32) -> Result<Message, Unreadable> {
         let entry: MessageEntry = match version {
             1 | 2 => self.take::<OldMessageEntry>()?.into(),
             _ => self.take()?,
@@ -366,7 +366,7 @@ impl<R: Read> Entries<'_, R> {
 }
 
 impl MessageEntry {
-    fn message(self, payload: Vec<u8>) -> Result<Arc<Message>, Unreadable> {
+    fn message(self, payload: Vec<u8>) -> Result<Message, Unreadable> {
         let kind = match self.kind {
             Kind::Json => PayloadKind::Json,
             Kind::Text => PayloadKind::Text,
@@ -427,8 +427,8 @@ mod tests {
             let state = State::read(&mut bytes.as_slice(), version, &RETENTION, Id::new(8)).expect("a log");
             let tail = state.tails.values().next().expect("a topic");
             let message = tail.ring().find(Id::new(newest)).cloned().expect("a message");
-            assert_eq!((message.event.as_deref(), message.by.as_deref()), (Some("e"), None));
-            assert_eq!(&message.payload.bytes[..], b"hi");
+            assert_eq!((message.event(), message.by()), (Some("e"), None));
+            assert_eq!(message.bytes(), b"hi");
         }
         assert!(State::read(&mut bytes.as_slice(), 3, &RETENTION, Id::new(8)).is_err(), "it ends too early");
     }

@@ -36,9 +36,9 @@ impl State {
         budget == 0
     }
 
-    pub(super) fn retain(&mut self, tail: &Arc<Tail>, message: Arc<Message>, retention: &Retention) {
+    pub(super) fn retain(&mut self, tail: &Arc<Tail>, message: Message, retention: &Retention) {
         self.bytes += crate::log::cost(&message);
-        self.order.insert(message.id, tail.clone());
+        self.order.push(message.id, tail.clone());
         let limits = self.limits_of(&message.topic, retention);
         if tail.ring().len() == 0 {
             self.held += 1;
@@ -63,8 +63,7 @@ impl State {
 
     /// How much memory the log takes, without its followers.
     pub fn footprint(&self) -> usize {
-        self.bytes
-            + self.order.len() * cost::MESSAGE_BYTES
+        self.bytes - self.order.len() * cost::SPARED_BYTES
             + self.held * cost::TAIL_BYTES
             + self.index.len() * cost::TOPIC_BYTES
             + self.name_bytes
@@ -79,7 +78,7 @@ impl State {
     fn holds_more_than_its_share(&self, tail: &Tail, retention: &Retention) -> bool {
         let (messages, bytes) = tail.ring().size();
         let share = retention.total_bytes / self.held.max(1);
-        messages > 1 && bytes + messages * cost::MESSAGE_BYTES > share
+        messages > 1 && bytes - messages * cost::SPARED_BYTES > share
     }
 
     /// Removes expired messages, and returns how many entries it looked at or removed: at most `limit`.
@@ -96,7 +95,7 @@ impl State {
             return self.expire_due(now);
         }
         let expired = now.minus(retention.age);
-        let is_expired = self.order.first_key_value().is_some_and(|(id, _)| *id < expired);
+        let is_expired = self.order.oldest().is_some_and(|(id, _)| *id < expired);
         if is_expired {
             self.evict_oldest();
         }
@@ -104,7 +103,7 @@ impl State {
     }
 
     pub(super) fn evict_oldest(&mut self) {
-        let Some(tail) = self.order.first_key_value().map(|(_, tail)| tail.clone()) else { return };
+        let Some(tail) = self.order.oldest().map(|(_, tail)| tail.clone()) else { return };
         self.pop_one(&tail);
         self.drop_if_idle(&tail);
     }
@@ -127,7 +126,7 @@ impl State {
             drop(ring);
             // The tails of patterns may still hold the message.
             message.trim();
-            self.order.remove(&message.id);
+            self.order.remove(message.id);
             self.bytes -= crate::log::cost(&message);
             lost = Some(message);
         }
