@@ -147,7 +147,8 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
         followers.delete(to)
       })
     }
-    if (!link || !term) return post({ to })
+    // A frozen page still hears, but its timers stand, so it would never connect. Then it does not answer.
+    if (!link || !term) return setTimeout(post, 0, { to })
     // A browser may stop the connection of a page that still answers.
     if (Date.now() - heard > opened.heartbeat_ms * 1.5) return
     post({ to, term, open: { ...opened, cursor, mine }, names: [...link.names].filter(isRead) })

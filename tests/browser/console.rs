@@ -181,6 +181,61 @@ async fn a_token_for_one_topic_reads_it_and_the_page_says_what_it_may_not_see() 
     .await;
 }
 
+/// The page cannot read such a cookie, so it must not need its claims.
+#[tokio::test]
+async fn a_cookie_alone_reads_and_publishes_and_the_page_keeps_no_token() {
+    in_browser(async |page| {
+        let server = Server::with(with_tokens).await;
+        let value = token(&json!({"subscribe": ["demo"], "publish": ["demo"]}));
+        let cookie = json!({"url": server.http("/"), "name": "rejoin_token", "value": value, "httpOnly": true, "sameSite": "Strict"});
+        page.session.command("Network.setCookie", cookie).await.expect("a cookie");
+        page.open(&server.http("/")).await;
+        page.until(IS_LIVE).await;
+        page.until("document.querySelector('#who').textContent.startsWith('u1 until ')").await;
+        press(page, "#publish button").await;
+        until_shown(page, 1).await;
+        let kept = "return [document.cookie, document.querySelector('#token').value, document.querySelector('#notice').textContent.trim()]";
+        assert_eq!(page.run(kept).await, json!(["", "", ""]));
+        let token = page.run("return JSON.parse(sessionStorage.rejoin ?? '{}').token ?? null").await;
+        assert_eq!(token, Value::Null);
+        server.stop().await;
+    })
+    .await;
+}
+
+/// Without motion no line is coloured for a moment, and the time line moves on by whole seconds.
+#[tokio::test]
+async fn a_person_who_wants_no_motion_sees_none() {
+    in_browser(async |page| {
+        let (server, _ids) = open(page).await;
+        until_shown(page, 5).await;
+        page.run(
+            "window.drawn = []; const clear = CanvasRenderingContext2D.prototype.clearRect;
+            CanvasRenderingContext2D.prototype.clearRect = function (...all) {
+                drawn.push(document.timeline.currentTime);
+                clear.apply(this, all);
+            }",
+        )
+        .await;
+        for (wish, animation) in [("no-preference", "arrive"), ("reduce", "none")] {
+            let media = json!({"features": [{"name": "prefers-reduced-motion", "value": wish}]});
+            page.session.command("Emulation.setEmulatedMedia", media).await.expect("a wish");
+            let name = page
+                .run("return getComputedStyle(document.querySelector('.lane .message')).animationName")
+                .await;
+            assert_eq!(name, animation, "{wish}");
+        }
+        // The first picture may be of the time before.
+        page.run("drawn.length = 0").await;
+        page.until("drawn.length > 3").await;
+        let between = page.run("return drawn.slice(2).map((it, at) => it - drawn[at + 1])").await;
+        let between: Vec<f64> = serde_json::from_value(between).expect("times");
+        assert!(between.iter().all(|&ms| ms >= 999.0), "{between:?}");
+        server.stop().await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_admin_finds_topics_and_changes_and_ends_a_connection() {
     in_browser(async |page| {

@@ -196,14 +196,14 @@ async function grown(counting, act, what, of = () => true) {
 }
 const lost = (act, of) => grown(states, act, 'lost connections', of)
 
-/** Lets all proxies do harm for a while. They must have done it. */
-async function harm(mode, ms, act = () => {}) {
+/** Lets all proxies do harm for a while. They must have done it, if that is the proof. */
+async function harm(mode, ms, act = () => {}, isProof = true) {
   const all = Object.values(proxies)
   for (const proxy of all) Object.assign(proxy, { harmed: 0, mode, passed: {} })
   act()
   await pause(ms)
   for (const proxy of all) proxy.mode = ''
-  assert.ok(all.every(it => it.harmed), `${mode}: ${all.map(it => it.harmed)}`)
+  assert.ok(all.every(it => it.harmed) || !isProof, `${mode}: ${all.map(it => it.harmed)}`)
   return `harmed ${all.map(it => it.harmed)}`
 }
 
@@ -266,7 +266,8 @@ const FAULTS = {
   offline: () => lost(async () => {
     await each(page => page.offline(true))
     assert.ok((await each(page => page.run('navigator.onLine'))).every(it => !it), 'offline')
-    const harmed = await harm('away', time(10_000), () => Object.values(proxies).forEach(it => it.cut()))
+    // The browser may have closed some connections before the proxy could. The page itself says that it has lost them.
+    const harmed = await harm('away', time(10_000), () => Object.values(proxies).forEach(it => it.cut()), false)
     await each(page => page.offline(false))
     return harmed
   }),
@@ -348,7 +349,7 @@ if (given.firefox) {
   delete FAULTS['leader frozen']
 }
 /** Those of the short run. */
-const SHORT = ['offline', 'resets', 'strips', 'kept', 'leader frozen', 'leader closed', 'restarted with state', 'restarted without state']
+const SHORT = ['offline', 'kept', 'leader closed', 'restarted with state', 'restarted without state']
 /** Faults of the server alone. Only the last two may lose something. */
 const LOSING = ['killed', 'restarted without state']
 if (redis) Object.assign(FAULTS, {

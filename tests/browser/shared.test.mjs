@@ -86,6 +86,24 @@ describe('tabs', { concurrency: 12 }, () => {
     assert.deepEqual((await opens(leader)).at(-1), (await opens(follower)).at(-1))
   })
 
+  test('a leader that is frozen while it has no connection loses its place too', async () => {
+    const { server, proxy, tab } = await begin(['--heartbeat', '1s'])
+    const leader = await tab("{ shared: 'u1' }", ['a'])
+    const follower = await tab("{ shared: 'u1' }", ['a'])
+    proxy.cut()
+    await leader.until("rejoin.state === 'waiting'")
+    await leader.freeze(true)
+    proxy.mend()
+    for (let n = 1; n <= 5; n++) await server.publish('a', n)
+    await hasAll(follower, 'a', 5)
+    await leader.freeze(false)
+    await hasAll(leader, 'a', 5)
+    await server.publish('a', 6)
+    await hasAll(leader, 'a', 6)
+    await hasAll(follower, 'a', 6)
+    assert.equal((await connections(server)).length, 1)
+  })
+
   test('two logins in one browser have a connection each', async () => {
     const { server, tab } = await begin()
     await tab("{ shared: 'u1' }", ['a'])
