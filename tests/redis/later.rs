@@ -120,8 +120,8 @@ async fn ephemerals_until(reader: &mut Subscription, last: Id, seen: &mut HashSe
         while reader.cursor() < last {
             match reader.poll_delivery(cx) {
                 Poll::Ready(Delivery::Message(message)) => {
-                    let payload = message.payload.bytes.to_vec();
-                    assert!(seen.insert(payload), "{:?} came twice", message.payload);
+                    let payload = message.bytes().to_vec();
+                    assert!(seen.insert(payload), "{:?} came twice", message);
                 }
                 Poll::Ready(Delivery::Gap(gap)) => panic!("{gap:?} without cause"),
                 Poll::Pending if reader.cursor() >= last => {}

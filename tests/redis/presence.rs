@@ -89,8 +89,8 @@ impl Replica {
                 return changes;
             }
             for message in &page.messages {
-                let data: serde_json::Value = serde_json::from_slice(&message.payload.bytes).expect("JSON");
-                let event = message.event.as_deref().expect("an event").to_owned();
+                let data: serde_json::Value = serde_json::from_slice(message.bytes()).expect("JSON");
+                let event = message.event().expect("an event").to_owned();
                 changes.push((event, data["sub"].as_str().expect("a subject").to_owned()));
             }
             position.advance(page.end);
