@@ -50,8 +50,17 @@ struct Counts {
     leaves: usize,
 }
 
+impl Counts {
+    /// The shortest round has many times more.
+    fn are_enough(&self) -> bool {
+        let connections = self.due_to_connections.min(self.not_due_to_connections);
+        let readers = self.due_to_readers.min(self.not_due_to_readers);
+        connections.min(readers) >= 20
+    }
+}
+
 /// # Panics
-/// If something was answered that does not hold.
+/// If something was answered that does not hold, or if too little was answered and given.
 pub fn check(journal: &Journal) -> String {
     let mut counts = Counts::default();
     let mut by_topic: BTreeMap<&str, Vec<(usize, &Published)>> = BTreeMap::new();
@@ -95,6 +104,7 @@ pub fn check(journal: &Journal) -> String {
     }
     check_ends(journal, &mut counts);
     check_leaves(journal, &mut counts);
+    assert!(counts.are_enough(), "this proves too little: {counts:?}");
     let messages = journal.messages.iter().filter(|message| message.stored.is_some()).count();
     format!("{messages} messages, {} changes, {counts:?}", journal.changes.len())
 }
