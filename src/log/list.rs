@@ -163,11 +163,15 @@ impl List {
         known.entries.is_none().then_some(known.doubts)
     }
 
-    /// Takes the list as the store had it at `upto`. False if it must be read again.
+    /// Takes the list as the store had it at `upto`, unless it is known by now. False if it must be read again.
     pub fn load(&self, doubts: u64, mut entries: Entries, upto: Id, generation: Generation) -> bool {
         let mut known = self.known();
         if known.doubts != doubts {
             return false;
+        }
+        if known.entries.is_some() {
+            // Two tasks have read it. This answer may be the older one, and the changes after it are forgotten by now.
+            return true;
         }
         known.changes.iter().filter(|change| change.id > upto).for_each(|change| apply(&mut entries, change));
         // Readers compare lists now, because they have not seen the changes before this.
@@ -323,6 +327,21 @@ mod tests {
             list.change(change(6 + id, "a", true));
         }
         assert!(!list.load(doubts, Entries::new(), Id::new(5), FIRST), "one of the changes is forgotten");
+    }
+
+    /// A change between the two answers was lost to every reader that came later.
+    #[test]
+    fn an_older_answer_takes_nothing_back_from_a_list_that_is_known() {
+        let (followed, _) = Lists::default().follow("u1", FIRST);
+        let (list, mut taken) = (followed.list(), 0);
+        let doubts = list.doubts().expect("it is not known");
+        list.change(change(5, "a", true));
+        list.change(change(6, "b", false));
+        let [a, b] = ["a", "b"].map(|name| name.parse::<Pattern>().expect("a topic"));
+        assert!(list.load(doubts, Entries::from([(a, Id::new(5))]), Id::new(6), FIRST));
+        assert!(list.load(doubts, Entries::from([(b, Id::new(3))]), Id::new(4), FIRST));
+        let News::Anew(entries) = list.take(&mut taken, MAX_CHANGES) else { panic!("it is known") };
+        assert_eq!(names(&entries), [("a", 5)]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Each test prints its seed and proves that its fault happened. `REDIS_SEED` repeats the random draws of an
 //! earlier run, but not the interleaving of its tasks. `REDIS_ROUNDS` repeats each fault this many times.
 //! `REDIS_REPLICAS` is the smallest number of replicas of a deployment. `REDIS_SERVER` names the program to
-//! start, so that other versions and Valkey can be tested.
+//! start, so that other versions and Valkey can be tested. `STORM_ROUNDS` makes the storm longer.
 
 mod across;
 mod bare;
@@ -16,6 +16,7 @@ mod formats;
 mod frozen;
 mod generations;
 mod handover;
+mod hanging;
 mod history;
 mod holes;
 mod joining;
@@ -39,8 +40,11 @@ mod retain;
 mod scene;
 mod sentinels;
 mod sharing;
+#[path = "../support/signer.rs"]
+mod signer;
 mod stalled;
 mod stopped;
+mod storm;
 #[path = "../support/mod.rs"]
 mod support;
 mod taken;

@@ -28,8 +28,18 @@ pub struct Lines {
 
 impl Lines {
     pub async fn open(addr: SocketAddr, path: &str) -> Self {
+        Self::of(crate::support::http_client().build().expect("a client").get(format!("http://{addr}{path}")))
+            .await
+    }
+
+    /// The same, with a token.
+    pub async fn open_as(addr: SocketAddr, path: &str, token: &str) -> Self {
         let client = crate::support::http_client().build().expect("a client");
-        let request = client.get(format!("http://{addr}{path}")).header("accept", "application/x-ndjson");
+        Self::of(client.get(format!("http://{addr}{path}")).bearer_auth(token)).await
+    }
+
+    async fn of(request: reqwest::RequestBuilder) -> Self {
+        let request = request.header("accept", "application/x-ndjson");
         let chunks = request.send().await.expect("an answer").bytes_stream().boxed();
         let mut lines = Self { connection: String::new(), chunks, rest: Vec::new() };
         let open = lines.next().await;

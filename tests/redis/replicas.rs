@@ -23,13 +23,19 @@ const PAUSE: Duration = Duration::from_secs(10);
 pub struct Replica {
     pub addr: SocketAddr,
     url: String,
+    settings: &'static [&'static str],
     child: Child,
 }
 
 impl Replica {
     pub async fn start(url: String) -> Self {
+        Self::with(url, &[]).await
+    }
+
+    /// A replica with these settings besides the usual ones.
+    pub async fn with(url: String, settings: &'static [&'static str]) -> Self {
         let addr = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
-        let replica = Self { addr, child: spawn(addr, &url), url };
+        let replica = Self { addr, child: spawn(addr, &url, settings), url, settings };
         until_ready(addr).await;
         replica
     }
@@ -54,11 +60,11 @@ impl Replica {
     }
 
     /// Waits until the process has ended, and starts it again at the same address.
-    async fn start_again(&mut self) {
+    pub async fn start_again(&mut self) {
         while self.child.try_wait().expect("a child").is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        self.child = spawn(self.addr, &self.url);
+        self.child = spawn(self.addr, &self.url, self.settings);
         until_ready(self.addr).await;
     }
 }
@@ -70,10 +76,11 @@ impl Drop for Replica {
     }
 }
 
-fn spawn(addr: SocketAddr, url: &str) -> Child {
+fn spawn(addr: SocketAddr, url: &str, settings: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_rejoin"))
         .args(["--listen", &addr.to_string(), "--log", url, "--heartbeat", "1h", "--retain-age", "1d"])
         .args(["--retain-messages", "1000000", "--retain-bytes", "128MiB", "--drain-grace", "2s"])
+        .args(settings)
         .env("REJOIN_LOG_LEVEL", "error")
         .stdout(Stdio::null())
         .spawn()

@@ -1,0 +1,100 @@
+//! Members of a replica that hangs for longer than its claims live, and then goes on.
+
+use std::{net::SocketAddr, time::Duration};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    outage::Lines,
+    replicas::Replica,
+    signer::{SECRET, Signer, seconds_from_now},
+    support::redis::Redis,
+};
+
+const SETTINGS: &[&str] = &["--jwt-secret", SECRET, "--presence-grace", "200ms"];
+const PATIENCE: Duration = Duration::from_secs(30);
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+fn token(sub: &str) -> String {
+    let rights = json!({"subscribe": ["room", "$presence.**"], "presence": ["**"]});
+    Signer::new("HS256").sign(&json!({"sub": sub, "exp": seconds_from_now(600), "rejoin": rights}))
+}
+
+/// Each member, and how many connections hold it.
+async fn members(addr: SocketAddr) -> Value {
+    let client = crate::support::http_client().build().expect("a client");
+    let request = client.get(format!("http://{addr}/topics/room/presence")).bearer_auth(token("watcher"));
+    let page: Value = request.send().await.expect("an answer").json().await.expect("JSON");
+    let members = page["members"].as_array().unwrap_or_else(|| panic!("{page}"));
+    members.iter().map(|member| json!([member["sub"], member["connections"]])).collect()
+}
+
+async fn until(addr: SocketAddr, wanted: Value) {
+    let come = async {
+        while members(addr).await != wanted {
+            sleep(AGAIN_AFTER).await;
+        }
+    };
+    if timeout(PATIENCE, come).await.is_err() {
+        panic!("{} is not {wanted}", members(addr).await);
+    }
+}
+
+async fn enter(addr: SocketAddr, sub: &str) -> Lines {
+    Lines::open_as(addr, "/events?presence&topic=room", &token(sub)).await
+}
+
+fn assert_draining(closing: &Value) {
+    assert_eq!((&closing["type"], &closing["code"]), (&json!("closing"), &json!("draining")), "{closing}");
+}
+
+/// The first four changes that were told.
+async fn changes_of(addr: SocketAddr) -> Value {
+    let mut changes = Lines::open_as(addr, "/topics/$presence.room?after=0", &token("watcher")).await;
+    let mut told = Vec::new();
+    for _ in 0..4 {
+        let change = changes.next().await;
+        told.push(json!([change["event"], change["data"]["sub"]]));
+    }
+    told.into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_members_of_a_replica_that_hangs_leave_and_come_back_when_it_goes_on() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let hangs = Replica::with(redis.url(), SETTINGS).await;
+    let other = Replica::with(redis.url(), SETTINGS).await;
+    let mut lost = enter(hangs.addr, "lost").await;
+    let mut both = enter(hangs.addr, "both").await;
+    let _stays = enter(other.addr, "both").await;
+    until(other.addr, json!([["both", 2], ["lost", 1]])).await;
+
+    hangs.stop().await;
+    until(other.addr, json!([["both", 1]])).await;
+    hangs.signal(Signal::CONT);
+    // Its connections end, and their clients come back, also to this replica.
+    for lines in [&mut lost, &mut both] {
+        assert_draining(&lines.next().await);
+    }
+    let back = async {
+        loop {
+            // Until the replica has its new name, this ends once more.
+            assert_draining(&enter(hangs.addr, "lost").await.next().await);
+        }
+    };
+    let is_back = async {
+        until(other.addr, json!([["both", 1], ["lost", 1]])).await;
+        until(hangs.addr, json!([["both", 1], ["lost", 1]])).await;
+        changes_of(other.addr).await
+    };
+    let told = tokio::select! {
+        () = back => unreachable!("it comes back again and again"),
+        told = is_back => told,
+    };
+
+    // The member that was held elsewhere too has never left.
+    let wanted = json!([["join", "lost"], ["join", "both"], ["leave", "lost"], ["join", "lost"]]);
+    assert_eq!(told, wanted);
+}

@@ -1,0 +1,143 @@
+//! Connections whose topics are changed by their ids.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::BoxStream};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use reqwest::Method;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::{
+    journal::{Change, End, Got, Session, Shared},
+    world::{Phase, World, number_of, token},
+};
+
+/// How long a connection may take to open. The replica may hang.
+const OPENS_WITHIN: Duration = Duration::from_secs(4);
+
+/// A stream of NDJSON that may end at any time.
+pub struct Stream {
+    chunks: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+    rest: Vec<u8>,
+}
+
+impl Stream {
+    /// The first frame comes along. `None` if the replica refuses it, or is away.
+    pub async fn open(world: &World, replica: usize, path: &str, token: &str) -> Option<(Self, Value)> {
+        let request = world.get(replica, path, token).header("accept", "application/x-ndjson");
+        let opened = async {
+            let answer = request.send().await.ok()?.error_for_status().ok()?;
+            let mut stream = Self { chunks: answer.bytes_stream().boxed(), rest: Vec::new() };
+            let open = stream.next().await?;
+            (open["type"] == "open").then_some((stream, open))
+        };
+        timeout(OPENS_WITHIN, opened).await.ok()?
+    }
+
+    /// The next frame, or `None` at the end.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves loses no frame.
+    pub async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).expect("JSON"));
+            }
+            self.rest.extend_from_slice(&self.chunks.next().await?.ok()?);
+        }
+    }
+}
+
+/// Opens a connection of this subject, with a new session for it.
+pub async fn open(
+    world: &World,
+    random: &mut SmallRng,
+    path: &str,
+    sub: &str,
+) -> Option<(Stream, Value, Shared)> {
+    let replica = world.any(random);
+    let (stream, open) = Stream::open(world, replica, path, &token(sub)).await?;
+    let session = Session {
+        sub: sub.to_owned(),
+        connection: open["connection"].as_str().expect("an id").to_owned(),
+        replica,
+        opened: world.tick(),
+        from: number_of(&open["cursor"]),
+        got: Vec::new(),
+        is_over: false,
+    };
+    Some((stream, open, Arc::new(Mutex::new(session))))
+}
+
+/// Reads a connection until it ends.
+pub async fn read(world: &World, stream: &mut Stream, session: &Shared) {
+    while let Some(frame) = stream.next().await {
+        let got = Got::of(world.tick(), &frame);
+        session.lock().expect("no actor panics").got.extend(got);
+    }
+}
+
+/// Connects again and again, and has the topics of the connection changed while it reads.
+pub async fn live(world: Arc<World>, seed: u64) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let sub = format!("c{}", seed % 2);
+    while world.phase() == Phase::Storm {
+        let Some((mut stream, _, session)) = open(&world, &mut random, "/events?topic=end", &sub).await
+        else {
+            world.pause(&mut random, 20..200).await;
+            continue;
+        };
+        world.journal().connections.push(session.clone());
+        let connection = session.lock().expect("no actor panics").connection.clone();
+        let commanded = async {
+            let mut left = random.random_range(20..120);
+            while world.phase() == Phase::Storm && command(&world, &mut random, &connection).await {
+                world.pause(&mut random, 5..150).await;
+                left -= 1;
+                if left == 0 {
+                    return false;
+                }
+            }
+            // A connection that is gone for the others may yet be read for a while.
+            world.until(Phase::Over).await;
+            true
+        };
+        tokio::select! {
+            () = read(&world, &mut stream, &session) => {}
+            _ = commanded => {}
+        }
+        session.lock().expect("no actor panics").is_over = true;
+    }
+}
+
+/// Makes one change, or ends the connection. False if it lives no longer.
+async fn command(world: &World, random: &mut SmallRng, connection: &str) -> bool {
+    let path = format!("/connections/{connection}");
+    if random.random_bool(0.01) {
+        let Some((asked, answered, status)) = world.insist(random, Method::DELETE, &path).await else {
+            return false;
+        };
+        let mut journal = world.journal();
+        if status == 204 {
+            journal.ends.push(End { of: connection.to_owned(), asked, answered });
+        }
+        journal.gone.push(connection.to_owned());
+        return false;
+    }
+    let (topic, is_added) = (format!("c.{}", random.random_range(0..4)), random.random_bool(0.6));
+    let method = if is_added { Method::PUT } else { Method::DELETE };
+    let done = world.insist(random, method, &format!("{path}/topics/{topic}")).await;
+    let Some((asked, answered, status)) = done else { return false };
+    let mut journal = world.journal();
+    if status == 404 {
+        journal.gone.push(connection.to_owned());
+        return false;
+    }
+    journal.changes.push(Change { of: connection.to_owned(), topic, is_added, asked, answered });
+    true
+}
