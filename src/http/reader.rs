@@ -61,7 +61,7 @@ impl Reader {
         Self::with(Pulse::new(connections), connection, reading, access)
     }
 
-    /// The reader of a poll. It has no heartbeats, and no client knows its name.
+    /// The reader of a poll. It needs no heartbeats, and no client knows its name.
     pub fn of_poll(connections: Arc<Connections>, reading: Held, access: Access) -> Self {
         Self::with(Pulse::silent(connections), Arc::default(), reading, access)
     }
