@@ -174,7 +174,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub async fn answer<B>(&self, request: Request<B>) -> Response
+    pub fn answer<B>(&self, request: Request<B>) -> impl Future<Output = Response> + Send + use<'_, B>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,
@@ -184,7 +184,7 @@ impl Endpoint {
         if self.place.is_spare() {
             request.extensions_mut().insert(self.place.clone());
         }
-        routes::answer(&self.app, request).await
+        routes::answer(&self.app, request)
     }
 }
 

@@ -12,6 +12,7 @@ use http_body::Body as _;
 
 use super::{
     App,
+    access_log::Record,
     client_address::{self, ClientAddress},
     credentials,
     metrics::Transport,
@@ -20,24 +21,14 @@ use super::{
 };
 
 /// Takes the credential out of the request, and notes who sent it. Counts the answer until its client has taken it.
-pub async fn answer(app: &Arc<App>, mut request: Request) -> Response {
+pub fn answer(app: &Arc<App>, mut request: Request) -> impl Future<Output = Response> + Send {
     let shown = credentials::take(&mut request);
     request.extensions_mut().insert(shown);
     client_address::note(&app.config, &mut request);
     let record = app.access_log.record(&mut request);
     let arrived = Arrived::of(&request);
-    let mut response = arrived.counted(app, origin::guard(app, request).await);
-    if let Some(code) = response.extensions().get::<Code>().copied() {
-        let words = response.extensions_mut().remove::<Words>();
-        let client = arrived.client.map(|address| address.ip());
-        app.refused(code, words.as_ref().map_or("", |Words(words)| words), client, &arrived.path);
-    }
-    // A browser must not guess that a payload is a page or a script.
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    match record {
-        Some(record) => record.answer(response),
-        None => response,
-    }
+    let guarded = origin::guard(app, request);
+    async move { arrived.leave(app, record, guarded.await) }
 }
 
 /// The parts of a request that decide if its answer is counted.
@@ -59,6 +50,22 @@ impl Arrived {
             is_read: matches!(*request.method(), Method::GET | Method::HEAD),
             is_probe: path.starts_with("/health/"),
             is_scrape: path == "/metrics",
+        }
+    }
+
+    /// Counts the answer, and notes it where it is to be noted.
+    fn leave(&self, app: &App, record: Option<Arc<Record>>, response: Response) -> Response {
+        let mut response = self.counted(app, response);
+        if let Some(code) = response.extensions().get::<Code>().copied() {
+            let words = response.extensions_mut().remove::<Words>();
+            let client = self.client.map(|address| address.ip());
+            app.refused(code, words.as_ref().map_or("", |Words(words)| words), client, &self.path);
+        }
+        // A browser must not guess that a payload is a page or a script.
+        response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        match record {
+            Some(record) => record.answer(response),
+            None => response,
         }
     }
 

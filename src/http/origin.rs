@@ -33,24 +33,38 @@ const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after, idempotency-replayed");
 
 /// Refuses forbidden requests of other pages, answers preflights, and adds the CORS headers to other answers.
-pub async fn guard(app: &Arc<App>, request: Request) -> Response {
+pub fn guard(app: &Arc<App>, request: Request) -> impl Future<Output = Response> + Send {
     let is_preflight = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let origin = match malformed::check(&request).and_then(|()| check(app, &request, is_preflight)) {
-        Ok(origin) => origin,
+    let guarded = match malformed::check(&request).and_then(|()| check(app, &request, is_preflight)) {
+        Ok(origin) => Ok((origin, admitted(app, request, is_preflight))),
         Err(problem) => {
             log_refused(&request, &problem);
-            return problem.into_response();
+            Err(problem.into_response())
         }
     };
-    let mut response = match malformed::check_path(&request) {
-        Err(problem) => problem.into_response(),
-        Ok(()) if is_preflight => preflight(),
+    async {
+        let (origin, served) = match guarded {
+            Ok(guarded) => guarded,
+            Err(refusal) => return refusal,
+        };
+        with_cors(origin, served.await.unwrap_or_else(Problem::into_response))
+    }
+}
+
+/// The answer to a request whose origin may have one.
+fn admitted(app: &Arc<App>, request: Request, is_preflight: bool) -> routes::Served<'_> {
+    match malformed::check_path(&request) {
+        Err(problem) => routes::at_once(Err(problem)),
+        Ok(()) if is_preflight => routes::at_once(Ok(preflight())),
         Ok(()) => match request.extensions().get::<Place>().and_then(|place| place.refusal(&request)) {
-            Some(refusal) => refusal,
-            None => routes::served(app, request).await.unwrap_or_else(Problem::into_response),
+            Some(refusal) => routes::at_once(Ok(refusal)),
+            None => routes::served(app, request),
         },
-    };
+    }
+}
+
+fn with_cors(origin: Option<HeaderValue>, mut response: Response) -> Response {
     // A shared cache must not give one origin an answer that was made for another.
     response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
     if let Some(origin) = origin {

@@ -111,7 +111,8 @@ pub fn respond_now(cursor: Id) -> Response {
 
 fn answer(body: Body, cursor: Id) -> Response {
     let mut response = uncached(body);
-    let etag = HeaderValue::try_from(format!("\"{cursor}\"")).expect("a cursor is visible ASCII");
+    let etag = ["\"", &digits(cursor), "\""].concat();
+    let etag = HeaderValue::try_from(etag).expect("a cursor is visible ASCII");
     response.headers_mut().insert(header::ETAG, etag);
     response
 }
@@ -126,15 +127,26 @@ fn uncached(body: Body) -> Response {
 /// The text before the messages.
 const HEAD: &[u8] = b"{\"messages\":[";
 
+/// The text of a cursor. A number makes its own text faster than a formatter does.
+fn digits(cursor: Id) -> String {
+    cursor.get().to_string()
+}
+
+/// Room for the text after the messages, if it is only a cursor.
+const TAIL_BYTES: usize = 32;
+
 /// The text after the messages.
 fn tail(gaps: &[GapNotice], cursor: Id, mine: Option<&[Pattern]>) -> Vec<u8> {
-    let mut tail = b"]".to_vec();
+    let mut tail = Vec::with_capacity(TAIL_BYTES);
+    tail.push(b']');
     for (index, gap) in gaps.iter().enumerate() {
         tail.extend_from_slice(if index == 0 { b",\"gaps\":[" } else { b"," });
         serde_json::to_writer(&mut tail, &Control::Gap(gap)).expect("a gap serializes");
     }
-    let end = if gaps.is_empty() { "" } else { "]" };
-    tail.extend_from_slice(format!("{end},\"cursor\":\"{cursor}\"").as_bytes());
+    tail.extend_from_slice(if gaps.is_empty() { b"" } else { b"]" });
+    tail.extend_from_slice(b",\"cursor\":\"");
+    tail.extend_from_slice(digits(cursor).as_bytes());
+    tail.push(b'"');
     if let Some(mine) = mine {
         tail.extend_from_slice(b",\"mine\":");
         serde_json::to_writer(&mut tail, mine).expect("names serialize");
@@ -184,10 +196,12 @@ impl<P> AnswerBody<P> {
     fn piece(&mut self) -> Option<Bytes> {
         let mut piece = BytesMut::new();
         while let Some(part) = self.part() {
-            if piece.is_empty() && part.len() >= PIECE_BYTES {
-                return Some(part);
-            }
-            if !piece.is_empty() && piece.len() + part.len() > PIECE_BYTES {
+            if piece.is_empty() {
+                if part.len() >= PIECE_BYTES {
+                    return Some(part);
+                }
+                piece.reserve(self.left.min(PIECE_BYTES));
+            } else if piece.len() + part.len() > PIECE_BYTES {
                 self.begun.push(part);
                 break;
             }

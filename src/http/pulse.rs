@@ -38,7 +38,8 @@ pub struct Pulse {
 
 struct Times {
     connections: Arc<Connections>,
-    timer: Pin<Box<Sleep>>,
+    /// `None` for a silent connection, until its turn to leave is known.
+    timer: Option<Pin<Box<Sleep>>>,
     ending: Ending,
     leave_at: Option<Instant>,
     sent_at: Instant,
@@ -47,14 +48,20 @@ struct Times {
 
 impl Pulse {
     pub fn new(connections: Arc<Connections>) -> Self {
+        let mut pulse = Self::silent(connections);
+        pulse.times.timer = Some(Box::pin(sleep_until(pulse.times.beat_at)));
+        pulse
+    }
+
+    /// The same without heartbeats until the server drains. It needs no timer before.
+    pub fn silent(connections: Arc<Connections>) -> Self {
         let now = Instant::now();
-        let next = now + connections.heartbeat();
         let times = Times {
-            timer: Box::pin(sleep_until(next)),
+            timer: None,
             ending: Ending::new(connections.shutdown().clone()),
             leave_at: None,
             sent_at: now,
-            beat_at: next,
+            beat_at: now + connections.heartbeat(),
             connections,
         };
         Self { gate: Gate::new(), times }
@@ -101,6 +108,11 @@ impl Times {
                 self.leave_at = None;
                 return Poll::Ready(Beat::Leave);
             }
+            let Some(timer) = &mut self.timer else {
+                let Some(at) = self.leave_at else { return Poll::Pending };
+                self.timer = Some(Box::pin(sleep_until(at)));
+                continue;
+            };
             if self.sent_at + heartbeat <= now {
                 self.sent_at = now;
                 return Poll::Ready(Beat::Quiet);
@@ -114,10 +126,10 @@ impl Times {
             }
             let next = (self.sent_at + heartbeat).min(self.beat_at);
             let next = self.leave_at.map_or(next, |at| at.min(next));
-            if self.timer.deadline() != next && (self.timer.is_elapsed() || next < self.timer.deadline()) {
-                self.timer.as_mut().reset(next);
+            if timer.deadline() != next && (timer.is_elapsed() || next < timer.deadline()) {
+                timer.as_mut().reset(next);
             }
-            if self.timer.poll_unpin(cx).is_pending() {
+            if timer.poll_unpin(cx).is_pending() {
                 return Poll::Pending;
             }
         }
@@ -153,5 +165,22 @@ mod tests {
         assert_eq!((next().await, stopped.elapsed()), (Beat::Quiet, Duration::ZERO));
         assert_eq!((next().await, next().await), (Beat::Quiet, Beat::Heartbeat));
         assert_eq!(stopped.elapsed(), heartbeat);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_connection_is_told_nothing_until_the_drain_and_then_to_leave() {
+        let config = Config { drain_grace: Duration::from_secs(100), ..Config::default() };
+        let (shutdown, begun) = (Shutdown::new(), Instant::now());
+        let connections = Arc::new(Connections::new(&config, shutdown.clone()));
+        let _others = (0..20_000).map(|_| connections.admit(None, 1)).collect::<Vec<_>>();
+        let mut pulse = Pulse::silent(connections);
+        let mut next = async || poll_fn(|cx| pulse.poll(cx)).await;
+        let quiet = tokio::time::timeout(10 * config.heartbeat, next()).await;
+        quiet.expect_err("it has no heartbeats");
+        shutdown.drain();
+        while next().await != Beat::Leave {}
+        let left_after = begun.elapsed() - 10 * config.heartbeat;
+        assert!(left_after > Duration::ZERO && left_after <= Duration::from_secs(20), "{left_after:?}");
+        shutdown.end();
+        while next().await != Beat::End {}
     }
 }

@@ -58,7 +58,16 @@ pub enum Next {
 
 impl Reader {
     pub fn new(connections: Arc<Connections>, connection: Arc<str>, reading: Held, access: Access) -> Self {
-        let (pulse, lease) = (Pulse::new(connections), access.lease());
+        Self::with(Pulse::new(connections), connection, reading, access)
+    }
+
+    /// The reader of a poll. It needs no heartbeats, and no client knows its name.
+    pub fn of_poll(connections: Arc<Connections>, reading: Held, access: Access) -> Self {
+        Self::with(Pulse::silent(connections), Arc::default(), reading, access)
+    }
+
+    fn with(pulse: Pulse, connection: Arc<str>, reading: Held, access: Access) -> Self {
+        let lease = access.lease();
         let (is_parked, has_sent, is_leaving) = Default::default();
         Self { connection, reading, lease, pulse, is_parked, has_sent, is_leaving }
     }

@@ -85,18 +85,23 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new().route("/", all.clone()).route("/{*path}", all)
 }
 
-/// Answers any request.
-pub async fn answer(app: &Arc<App>, request: Request) -> Response {
+/// Answers any request. The future holds no request, because very many polls may be held.
+pub fn answer(app: &Arc<App>, request: Request) -> impl Future<Output = Response> + Send {
     let is_head = request.method() == Method::HEAD;
-    let response = arrival::answer(app, request).await;
-    if is_head { without_body(response) } else { response }
+    let answered = arrival::answer(app, request);
+    answered.map(move |response| if is_head { without_body(response) } else { response })
 }
 
 /// The answer of a resource. It is in a box, so that a request needs room only for the future of its own resource.
-type Served<'a> = BoxFuture<'a, Result<Response, Problem>>;
+pub type Served<'a> = BoxFuture<'a, Result<Response, Problem>>;
 
-fn at_once<'a>(answer: Result<Response, Problem>) -> Served<'a> {
+pub fn at_once<'a>(answer: Result<Response, Problem>) -> Served<'a> {
     future::ready(answer).boxed()
+}
+
+/// A subscription in two steps: a poll that is held has left the room of the first.
+fn held<'a>(begun: BoxFuture<'a, Result<subscribe::Answer, Problem>>) -> Served<'a> {
+    async { Ok(begun.await?.get().await) }.boxed()
 }
 
 /// Lets the resource answer that the path names.
@@ -110,7 +115,7 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
     };
     let [id, sub, topic, file] = ["id", "sub", "topic", "file"].map(|name| parameter(&matched.params, name));
     match *matched.value {
-        Resource::Events => subscribe::events(app, request).boxed(),
+        Resource::Events => held(subscribe::events(app, request).boxed()),
         Resource::Topic => of_topic(app, topic, request),
         #[cfg(feature = "echo")]
         Resource::Echo => at_once(Ok(websocket::echo(app, request))),
@@ -148,8 +153,8 @@ fn of_topic(app: &Arc<App>, topic: Option<String>, request: Request) -> Served<'
         return at_once(if is_upgrade { Ok(websocket::refuse(app, request, problem)) } else { Err(problem) });
     };
     match *request.method() {
-        Method::GET | Method::HEAD => subscribe::topic(app, topic, request).boxed(),
-        Method::CONNECT if is_upgrade => subscribe::topic(app, topic, request).boxed(),
+        Method::GET | Method::HEAD => held(subscribe::topic(app, topic, request).boxed()),
+        Method::CONNECT if is_upgrade => held(subscribe::topic(app, topic, request).boxed()),
         Method::POST => publish::publish_one(app, topic, request).boxed(),
         Method::DELETE => publish::delete(app, topic, request).boxed(),
         _ => at_once(Err(Problem::method_not_allowed("GET, HEAD, POST, DELETE"))),

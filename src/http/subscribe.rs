@@ -3,7 +3,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{extract::Request, response::Response};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
 use super::{
@@ -45,8 +45,33 @@ enum Rendering {
     Poll,
 }
 
+/// The name of a poll, which no message can exclude.
+const NAMELESS: &str = "";
+
+/// An answer, or a poll that is held. What was needed to begin the poll is dropped while it is held.
+pub enum Answer {
+    Now(Box<Response>),
+    Held(BoxFuture<'static, Response>),
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Self {
+        Self::Now(Box::new(response))
+    }
+}
+
+impl Answer {
+    /// The answer, once there is one.
+    pub async fn get(self) -> Response {
+        match self {
+            Self::Now(response) => *response,
+            Self::Held(poll) => poll.await,
+        }
+    }
+}
+
 /// `GET` and `HEAD /topics/{topic}`.
-pub async fn topic(app: &Arc<App>, pattern: String, mut request: Request) -> Result<Response, Problem> {
+pub async fn topic(app: &Arc<App>, pattern: String, mut request: Request) -> Result<Answer, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::TOPIC);
     let options = query.and_then(|query| Asked::from_query(&query));
@@ -61,13 +86,13 @@ pub async fn topic(app: &Arc<App>, pattern: String, mut request: Request) -> Res
     });
     if is_upgrade {
         let wanted = wanted.and_then(Wanted::on_socket);
-        return Ok(websocket::upgrade(app, request, wanted).await);
+        return Ok(websocket::upgrade(app, request, wanted).await.into());
     }
     answer(app, request, wanted?).await
 }
 
 /// `GET`, `HEAD` and `POST /events`.
-pub async fn events(app: &Arc<App>, mut request: Request) -> Result<Response, Problem> {
+pub async fn events(app: &Arc<App>, mut request: Request) -> Result<Answer, Problem> {
     let is_upgrade = websocket::is_upgrade(&request)?;
     let query = Query::of(&request, &parameters::EVENTS);
     let options = query.and_then(|query| Asked::from_query(&query));
@@ -95,7 +120,7 @@ pub async fn events(app: &Arc<App>, mut request: Request) -> Result<Response, Pr
     let wanted = access.and_then(|access| Wanted::of_events(access, options?, request.headers()));
     if is_upgrade {
         let wanted = wanted.and_then(Wanted::on_socket);
-        return Ok(websocket::upgrade(app, request, wanted).await);
+        return Ok(websocket::upgrade(app, request, wanted).await.into());
     }
     let wanted = wanted?;
     if wanted.lacks_topic() { Err(no_topic()) } else { answer(app, request, wanted).await }
@@ -144,7 +169,7 @@ fn turn_away(
     problem: Problem,
     options: Result<Asked, Problem>,
     headers: &HeaderMap,
-) -> Result<Response, Problem> {
+) -> Result<Answer, Problem> {
     if !problem.is_undecided() {
         return Err(problem);
     }
@@ -156,7 +181,7 @@ fn turn_away(
                 Some(Start::After(cursor)) => Some(cursor),
                 _ => None,
             };
-            Ok(stream::turn_away(framing, problem.of_handshake(), cursor))
+            Ok(stream::turn_away(framing, problem.of_handshake(), cursor).into())
         }
     }
 }
@@ -166,26 +191,25 @@ fn no_topic() -> Problem {
 }
 
 /// Serves a `GET`. For a `HEAD` nothing is read. A poll may be held for long, and its request is not.
-async fn answer(app: &Arc<App>, request: Request, wanted: Wanted) -> Result<Response, Problem> {
+async fn answer(app: &Arc<App>, request: Request, wanted: Wanted) -> Result<Answer, Problem> {
     let is_head = request.method() == Method::HEAD;
     drop(request);
     match wanted.rendering {
-        Rendering::Stream(framing) if is_head => Ok(stream::head(framing)),
-        Rendering::Poll if is_head => Ok(poll::head()),
+        Rendering::Stream(framing) if is_head => Ok(stream::head(framing).into()),
+        Rendering::Poll if is_head => Ok(poll::head().into()),
         _ => serve(app, wanted).await,
     }
 }
 
-async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
+async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Answer, Problem> {
     let Wanted { patterns, access, list_owner, start, before, rendering, wait, limit, presence } = wanted;
     if let Some(before) = before
         && let Some(topic) = patterns.first().and_then(Pattern::topic)
     {
-        return history::respond(app, &access, &topic, before, limit).await;
+        return Ok(history::respond(app, &access, &topic, before, limit).await?.into());
     }
     let (mut present, topics) = presence::wanted(app, &access, &patterns, presence)?;
     let id = app.live.new_id();
-    let connection: Arc<str> = id.to_string().into();
     match rendering {
         Rendering::Poll => {
             let mut permit = app
@@ -196,25 +220,26 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                 None if list_owner.is_none() => {
                     let cursor = app.broker.newest().await?;
                     presence::enter(&mut present, topics, None).await?;
-                    return Ok(poll::respond_now(cursor));
+                    return Ok(poll::respond_now(cursor).into());
                 }
                 start => start.unwrap_or(Start::Now),
             };
-            let subscription = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
+            let subscription = begin(app, patterns, &start, NAMELESS, list_owner, &mut permit).await?;
             presence::enter(&mut present, topics, subscription.mine()).await?;
             let bytes = app.connections.answer_bytes();
             let reading = app.hold_poll(id, subscription, permit, &access, present);
-            let reader = Reader::new(app.connections.clone(), connection, reading, access);
-            Ok(poll::respond(reader, bytes, wait, limit).await)
+            let reader = Reader::of_poll(app.connections.clone(), reading, access);
+            Ok(Answer::Held(poll::respond(reader, bytes, wait, limit).boxed()))
         }
         Rendering::Stream(framing) => {
             let start = start.unwrap_or(Start::Now);
+            let connection: Arc<str> = id.to_string().into();
             // A client without a cursor must repeat its request unchanged. A cursor of ours would skip what it asked
             // for, unless it asked for what comes from now on.
             let cursor = if let Start::After(cursor) = start { Some(cursor) } else { None };
             let Some(mut permit) = app.permit(framing.transport(), &access, patterns.len()) else {
                 let now = if let Start::Now = start { app.broker.newest().await.ok() } else { None };
-                return Ok(stream::turn_away(framing, super::overloaded(), cursor.or(now)));
+                return Ok(stream::turn_away(framing, super::overloaded(), cursor.or(now)).into());
             };
             let begun = async {
                 let begun = begin(app, patterns, &start, &connection, list_owner, &mut permit).await?;
@@ -228,9 +253,9 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Response, Problem> {
                     let reading =
                         app.hold(id, subscription, permit, &access, (framing.transport(), is_raw), present);
                     let reader = Reader::new(app.connections.clone(), connection, reading, access);
-                    Ok(stream::respond(framing, reader))
+                    Ok(stream::respond(framing, reader).into())
                 }
-                Err(problem) => Ok(stream::turn_away(framing, problem, cursor)),
+                Err(problem) => Ok(stream::turn_away(framing, problem, cursor).into()),
             }
         }
     }

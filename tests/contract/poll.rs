@@ -1,14 +1,20 @@
 //! Polling and long-polling.
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use rejoin::log::LogError;
+use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::{
-    ask::{Answer, Ask, get, now, post, publish, publish_all, text, until_served},
+    ask::{Answer, Ask, get, now, post, publish, publish_all, text, until_served, within},
     failing::FailingServer,
     support::Server,
 };
+
+/// A page that may read answers.
+const ORIGIN: &str = "https://app.example";
 
 #[track_caller]
 fn page(answer: &Answer) -> Value {
@@ -70,6 +76,81 @@ async fn a_poll_is_held_until_something_is_published() {
             assert_eq!((ids(&page), text(&page["cursor"])), (vec![id.clone()], id), "{path} {start}");
             until_served(&server, 0).await;
         }
+    }
+}
+
+/// Everything of an answer but the time at which it was made.
+fn parts(mut answer: Answer) -> (u16, HeaderMap, Bytes) {
+    answer.headers.remove("date");
+    (answer.status, answer.headers, answer.body)
+}
+
+/// Polls of these paths, once all of them are held.
+async fn held(server: &Server, paths: &[(String, Option<&str>)]) -> Vec<JoinHandle<Answer>> {
+    let ask = |(path, origin): &(String, Option<&str>)| {
+        let request =
+            origin.iter().fold(get(server, path), |request, origin| request.header("origin", *origin));
+        tokio::spawn(async move { request.answer().await })
+    };
+    let polls = paths.iter().map(ask).collect();
+    until_served(server, paths.len() as u64).await;
+    polls
+}
+
+#[tokio::test]
+async fn a_poll_that_waits_with_others_gets_what_it_would_have_got_alone() {
+    let server =
+        Server::with(|config| config.allowed_origins = vec![ORIGIN.parse().expect("an origin")]).await;
+    let topics =
+        ["/topics/a?", "/topics/*?", "/topics/b?", "/events?topic=a&topic=b", "/events?topic=a&topic=c"];
+    for round in 0..3 {
+        let start = now(&server).await;
+        let paths: Vec<_> = topics
+            .iter()
+            .flat_map(|topics| [1, 2, 100].map(|limit| (format!("{topics}&after={start}"), limit)))
+            .flat_map(|(path, limit)| [(path.clone(), limit, None), (path, limit, Some(ORIGIN))])
+            .collect();
+        let waiting: Vec<_> = paths
+            .iter()
+            .map(|(path, limit, origin)| (format!("{path}&limit={limit}&wait=60"), *origin))
+            .collect();
+        let polls = held(&server, &waiting).await;
+        let item = |topic, exclude| json!({"topic": topic, "data": round, "exclude": exclude});
+        let items = [item("a", "x"), item("b", "y"), item("a", "z"), item("b", "x")];
+        assert_eq!(post(&server, "/publish").json(&items).answer().await.status, 200);
+        for ((path, limit, origin), poll) in paths.iter().zip(polls) {
+            let answer = poll.await.expect("an answer");
+            let got = ids(&page(&answer)).len();
+            assert!((1..=*limit).contains(&got), "{path} {limit}: {answer:?}");
+            // It may have come before the rest was published.
+            let alone = get(&server, &format!("{path}&limit={got}&wait=0"));
+            let alone = origin.iter().fold(alone, |request, origin| request.header("origin", *origin));
+            assert_eq!(parts(answer), parts(alone.answer().await), "{path} {limit}");
+        }
+        until_served(&server, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn polls_that_wait_at_different_cursors_get_an_ephemeral_message_with_their_own() {
+    let server = Server::start().await;
+    let cursors = [now(&server).await, publish(&server, "b", "x").await, publish(&server, "b", "x").await];
+    let paths = cursors.each_ref().map(|cursor| (format!("/topics/a?after={cursor}&wait=60&limit=1"), None));
+    let polls = held(&server, &paths).await;
+    // A poll counts as held a moment before it is caught up, so one message may come too early for it.
+    within("the answers", async {
+        while !polls.iter().all(JoinHandle::is_finished) {
+            post(&server, "/topics/a?ephemeral").body("passing").answer().await;
+        }
+    })
+    .await;
+    for poll in polls {
+        let answer = poll.await.expect("an answer");
+        let cursor = text(&page(&answer)["cursor"]);
+        assert!(cursors.contains(&cursor), "{answer:?}");
+        assert_eq!(answer.header("etag"), format!("\"{cursor}\""));
+        let message = r#"{"type":"message","ephemeral":true,"topic":"a","data":"passing"}"#;
+        assert_eq!(answer.text(), format!(r#"{{"messages":[{message}],"cursor":"{cursor}"}}"#));
     }
 }
 
