@@ -452,8 +452,9 @@ export function connect(url, options = {}) {
 
   /** Gives a message or a gap to one subscription, unless it has had it. @param {Reading} reading @param {Frame} frame */
   function give(reading, frame) {
-    const isUnknown = frame.reason === 'unknown_cursor'
-    if (reading.lost || Number(frame.id ?? frame.next ?? frame.cursor) <= Number(reading.at) && !isUnknown) return
+    const isUnknown = frame.reason === 'unknown_cursor', at = Number(reading.at)
+    // If several gaps are at one place, only the last one moves the cursor past it.
+    if (reading.lost || (frame.id ?? frame.next ?? frame.cursor) <= at && !(isUnknown || frame.after >= at)) return
     const before = position(reading)
     // The ids of a store that does not know the cursor may be smaller.
     if (isUnknown) reading.at = frame.cursor

@@ -119,6 +119,25 @@ describe('the browser client', { concurrency: 8 }, () => {
   })
 
   for (const transport of TRANSPORTS) {
+    test(`${transport}: a restart without a state file is told in each topic, even if nothing comes after it`, async () => {
+      const first = await Server.start()
+      const rejoin = connect(first.url, { WebSocket: socketFrom(first.url), transports: [transport] })
+      ends.push(() => rejoin.close())
+      const all = ['a', 'b', 'c.*'].map(topic => record(rejoin.subscribe(topic)))
+      await until(() => all.every(told => has(told, 'subscribed')))
+      for (const topic of ['a', 'b', 'c.1']) await first.publish(topic, 1)
+      await until(() => all.every(told => data(told).length === 1))
+      await first.stop('SIGKILL')
+      const second = await Server.start([], first.port)
+      ends.push(() => second.stop('SIGKILL'))
+      await until(() => all.every(told => has(told, 'gap')), 'a gap in each topic')
+      await second.publish('a', 2)
+      await until(() => data(all[0]).length === 2)
+      assert.deepEqual(all.map(told => told.filter(it => it.type === 'gap').map(it => it.reason)), [['restarted'], ['restarted'], ['restarted']])
+    })
+  }
+
+  for (const transport of TRANSPORTS) {
     test(`${transport}: a gap is told before the messages after it, and loads the state again`, async () => {
       const { server, proxy, rejoin } = await begin(['--retain-messages', '2'], { transports: [transport] })
       let loads = 0

@@ -62,7 +62,7 @@ async fn tabs_of_one_login_share_a_connection_and_lose_nothing() {
     in_node("shared.test.mjs", true).await;
 }
 
-/// Eight faults, each proven to have happened, with the token renewed all the while.
+/// Five faults, each proven to have happened, with the token renewed all the while.
 #[tokio::test]
 async fn pages_in_a_browser_lose_nothing_whatever_happens_to_their_connections() {
     let flags = ["--short", "--seed", "7"];
