@@ -152,9 +152,7 @@ async fn drain_until(subscription: &mut Subscription, stands: impl Fn(Id) -> boo
 
 fn shown(delivery: &Delivery) -> String {
     match delivery {
-        Delivery::Message(message) if message.is_ephemeral() => {
-            message.as_str().expect("text").to_owned()
-        }
+        Delivery::Message(message) if message.is_ephemeral() => message.as_str().expect("text").to_owned(),
         Delivery::Message(message) => format!("{}:{}", message.topic, message.id),
         Delivery::Gap(gap) => {
             let next = gap.next.map_or("null".to_owned(), |next| next.to_string());

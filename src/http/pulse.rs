@@ -166,6 +166,7 @@ mod tests {
         assert_eq!((next().await, next().await), (Beat::Quiet, Beat::Heartbeat));
         assert_eq!(stopped.elapsed(), heartbeat);
     }
+
     #[tokio::test(start_paused = true)]
     async fn a_silent_connection_is_told_nothing_until_the_drain_and_then_to_leave() {
         let config = Config { drain_grace: Duration::from_secs(100), ..Config::default() };

@@ -171,7 +171,7 @@ mod tests {
         message::{Draft, Payload},
     };
 
-    /// What a group gathers at once of messages of these sizes.
+    /// A group's batch of messages of these sizes.
     async fn gathered(sizes: &[usize]) -> Batch {
         let broker = Broker::new(MemoryLog::start(Config::default().retention()));
         let patterns = vec!["a".parse().expect("a pattern")];
@@ -179,7 +179,7 @@ mod tests {
         assert!(reading.next().now_or_never().is_none(), "it is caught up");
         let before = reading.place().expect("it stands at a place");
         for size in sizes {
-            let (topic, payload) = ("a".parse().expect("a topic"), Payload::text(&"x".repeat(*size)));
+            let (topic, payload) = ("a".parse().expect("a topic"), Payload::text("x".repeat(*size)));
             let draft = Draft { topic, event: None, payload, exclude: None, by: None };
             let append = Append { draft, idempotency_key: None, if_match: None };
             broker.publish(append).await.expect("stored");

@@ -99,8 +99,8 @@ impl Groups {
     }
 
     /// Lets a reader join a group of those that stand where it stands, if others follow its topics. The first of them
-    /// founds the group, and may stay its only member if the others read in another form or other topics too. If not, nothing changes but
-    /// that `reader` has looked at what has arrived.
+    /// founds the group, and may stay its only member if the others read in another form or other topics too. If the
+    /// reader cannot join, nothing changes but that it has looked at what has arrived.
     ///
     /// The task with this waker is woken if the group lets the reader go, or if it is worth to try again.
     pub fn park(
