@@ -397,7 +397,7 @@ mod tests {
             let mut given = Vec::new();
             while let Poll::Ready(next) = poll!(poll_fn(|cx| reader.poll(cx, true))) {
                 if let Next::Event(Event::Delivery(Delivery::Message(message))) = next {
-                    given.push(String::from_utf8_lossy(&message.bytes()).into_owned());
+                    given.push(String::from_utf8_lossy(message.bytes()).into_owned());
                 }
             }
             given.sort();
