@@ -160,6 +160,11 @@ impl Deref for Message {
 }
 
 impl Head {
+    /// True if it has a short payload and nothing else.
+    pub fn is_plain(&self) -> bool {
+        self.rare.is_none()
+    }
+
     /// The event type that subscribers see.
     pub fn event(&self) -> Option<&str> {
         self.rare.as_ref()?.event.as_deref()

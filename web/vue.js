@@ -1,10 +1,14 @@
 // Topics of Rejoin in Vue.
-import { getCurrentInstance, onMounted, onScopeDispose, shallowRef, toValue, watch } from 'vue'
+import { getCurrentInstance, getCurrentScope, onMounted, onScopeDispose, shallowRef, toValue, watch } from 'vue'
 
 /** @typedef {import('./rejoin.js').Rejoin} Rejoin */
 
 /** Begins once the component is mounted. A server that renders it mounts nothing. @param {() => void} begin */
-const whenMounted = begin => { getCurrentInstance() ? onMounted(begin) : begin() }
+function whenMounted(begin) {
+  const instance = getCurrentInstance(), scope = getCurrentScope()
+  if (!instance || instance.isMounted) begin()
+  else onMounted(() => { if (scope?.active) scope.run(begin) })
+}
 
 /**
  * Reads a topic or pattern while the component is there. `null` reads nothing.

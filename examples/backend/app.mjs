@@ -14,22 +14,27 @@ const mayUse = (user, topic) => topic === 'mytopic' || topic === 'users.' + user
 // Sends a request to Rejoin. A replica that ends can leave it without an answer: then the status is 503.
 async function rejoin(method, path, body, headers) {
   const request = {method, body, headers: {Authorization: 'Bearer ' + process.env.REJOIN_KEY, ...headers}}
-  const signal = AbortSignal.timeout(5000)
-  const answer = await fetch('http://127.0.0.1:7070' + path, {...request, signal}).catch(() => ({status: 503}))
-  if (answer.status >= 400) console.log(method, path, answer.status, await answer.text?.())
-  return answer.status
+  const send = async () => {
+    const answer = await fetch('http://127.0.0.1:7070' + path, {...request, signal: AbortSignal.timeout(5000)})
+    return {status: answer.status, words: await answer.text()}
+  }
+  const {status, words} = await send().catch(error => ({status: 503, words: error.message}))
+  if (status >= 400) console.log(method, path, status, words)
+  return status
 }
 
 // The page says on which connection it listens, and after an interruption also from where.
 async function subscription(method, user, topic, {connection, after}) {
+  // The id becomes a part of a path, so it must be one.
+  if (!/^[0-9a-f]{32}$/.test(connection)) return 400
   // With `sub`, a user who sends the connection of another one gets 412.
   const query = new URLSearchParams({sub: user, ...after && {after}})
-  return rejoin(method, `/connections/${encodeURIComponent(connection)}/topics/${topic}?${query}`)
+  return rejoin(method, `/connections/${connection}/topics/${topic}?${query}`)
 }
 
-// A repeat with the same key is not stored twice.
-async function publish(topic, message) {
-  const headers = {'Content-Type': 'application/json', 'Idempotency-Key': randomUUID()}
+// A repeat with the same key is not stored twice. The page keeps its key until it knows that the message is stored.
+async function publish(topic, message, key = randomUUID()) {
+  const headers = {'Content-Type': 'application/json', 'Idempotency-Key': encodeURIComponent(message.from) + ':' + key}
   for (let tries = 1; ; tries++) {
     const status = await rejoin('POST', '/topics/' + topic, JSON.stringify(message), headers)
     if (status < 500 && status !== 429 || tries === 5) return status
@@ -67,7 +72,8 @@ async function answer(request, response) {
     return response.writeHead(await subscription(change, user, topic, await json(request))).end()
   }
   if (method === 'POST') {
-    return response.writeHead(await publish(topic, {from: user, text: await text(request)})).end()
+    const message = {from: user, text: await text(request)}
+    return response.writeHead(await publish(topic, message, request.headers['idempotency-key'])).end()
   }
   response.writeHead(405).end()
 }

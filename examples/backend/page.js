@@ -59,9 +59,14 @@ form.unsubscribe.onclick = () => {
   starts.delete(form.topic.value)
   ask(form.topic.value)
 }
+// Another text is another message. The same text is sent again with its key, so it is stored once.
+let key = crypto.randomUUID()
+form.text.oninput = form.topic.oninput = () => { key = crypto.randomUUID() }
 form.onsubmit = async event => {
   event.preventDefault()
-  const answer = await fetch('/ws/' + form.topic.value, {method: 'POST', body: form.text.value}).catch(() => null)
-  if (answer?.ok) form.text.value = ''
-  else show('not published')
+  const message = {method: 'POST', headers: {'Idempotency-Key': key}, body: form.text.value}
+  const answer = await fetch('/ws/' + form.topic.value, message).catch(() => null)
+  if (!answer?.ok) return show('not published')
+  form.text.value = ''
+  form.text.oninput()
 }

@@ -25,7 +25,7 @@ use tokio::{
 use super::{
     App,
     client_address::Peer,
-    feed::{Exit, Feed},
+    feed::{Exit, Feed, LAST_WRITE_TIMEOUT},
     gate::Gate,
     http2,
     idle::{HeadBegun, HeadTimer, KEPT_FOR},
@@ -406,10 +406,12 @@ async fn drain(app: &App) -> Drained {
     };
     let left = app.tasks.len();
     app.shutdown.end();
-    match waited {
-        Ok(()) => Drained::Completely,
-        Err(_) => Drained::Partly(left),
+    if waited.is_ok() || left == 0 {
+        return Drained::Completely;
     }
+    // Streams write their last frame.
+    let _ = timeout(LAST_WRITE_TIMEOUT, app.tasks.wait()).await;
+    Drained::Partly(left)
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ const DROPPED_BYTES: usize = 512;
 /// A client that sends more than this on a stream is no reader: its connection ends.
 const MAX_DROPPED_BYTES: usize = 64 << 10;
 /// How long a client may take to read the last frame once the server does not wait any longer.
-const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+pub const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A stream, and the head of its answer.
 pub struct Feed {

@@ -48,7 +48,7 @@ enum Rendering {
 /// The name of a poll, which no message can exclude.
 const NAMELESS: &str = "";
 
-/// An answer, or a poll that is held. What was needed to begin the poll is dropped while it is held.
+/// An answer, or a poll that is held. While it is held, all that it needed to begin is dropped.
 pub enum Answer {
     Now(Box<Response>),
     Held(BoxFuture<'static, Response>),

@@ -644,6 +644,8 @@ describe('the list of the subject', { concurrency: true }, () => {
       const { server, proxy, rejoin, given, list } = await start()
       await list('PUT', 'a')
       await list('PUT', 'b')
+      // A poll may begin after the second change: then its message tells it.
+      await server.publish('b', 1)
       await until(() => given.a && given.b)
       await server.publish('a', 1)
       await until(() => data(given.a).length)

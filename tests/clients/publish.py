@@ -116,13 +116,15 @@ def hears_refusals(server):
 
 
 def run(check, *options):
-    rejoin = subprocess.Popen([os.environ["REJOIN"], "--listen", "127.0.0.1:0", "--log-format", "json", *options],
-                              stderr=subprocess.PIPE, text=True)
-    try:
-        address = next(found for line in rejoin.stderr if (found := re.search(r'"address":"([^"]+)"', line)))
-        check(f"http://{address[1]}")
-    finally:
-        rejoin.kill()
+    command = [os.environ["REJOIN"], "--listen", "127.0.0.1:0", "--log-format", "json", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as rejoin:
+        try:
+            said = ""
+            while not (address := re.search(r'"address":"([^"]+)"', said)):
+                said = rejoin.stderr.readline() or sys.exit(f"the server has ended: {said}")
+            check(f"http://{address[1]}")
+        finally:
+            rejoin.kill()
 
 
 if __name__ == "__main__":

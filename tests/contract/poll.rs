@@ -85,6 +85,15 @@ fn parts(mut answer: Answer) -> (u16, HeaderMap, Bytes) {
     (answer.status, answer.headers, answer.body)
 }
 
+/// The same without the cursor.
+fn up_to_cursor(answer: Answer) -> (u16, HeaderMap, Bytes) {
+    let (status, mut headers, body) = parts(answer);
+    headers.remove("etag");
+    let text = String::from_utf8(body.to_vec()).expect("UTF-8");
+    let (before, _) = text.split_once("],\"cursor\":").expect("a cursor");
+    (status, headers, before.to_owned().into())
+}
+
 /// Polls of these paths, once all of them are held.
 async fn held(server: &Server, paths: &[(String, Option<&str>)]) -> Vec<JoinHandle<Answer>> {
     let ask = |(path, origin): &(String, Option<&str>)| {
@@ -125,7 +134,10 @@ async fn a_poll_that_waits_with_others_gets_what_it_would_have_got_alone() {
             // It may have come before the rest was published.
             let alone = get(&server, &format!("{path}&limit={got}&wait=0"));
             let alone = origin.iter().fold(alone, |request, origin| request.header("origin", *origin));
-            assert_eq!(parts(answer), parts(alone.answer().await), "{path} {limit}");
+            let alone = alone.answer().await;
+            // A poll that has read all that there is moves its cursor further than its last message.
+            let part = if got < *limit { up_to_cursor } else { parts };
+            assert_eq!(part(answer), part(alone), "{path} {limit}");
         }
         until_served(&server, 0).await;
     }

@@ -81,12 +81,13 @@ impl Held {
         drop(place);
         Arc::into_inner(reading).map(Reading::into_permit)
     }
-}
 
-impl Held {
-    /// Leaves the table before this is dropped: commands find no connection any more.
+    /// Leaves the table before this is dropped: commands find no connection any more, and the subject is present here no
+    /// longer.
     pub fn leave(&self) {
         self.place.clear();
+        // A command that ended the connection has taken it out of the table already.
+        self.reading.close();
     }
 }
 

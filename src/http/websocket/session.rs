@@ -122,8 +122,9 @@ impl Session {
         let closing =
             |code, cursor, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
         let Self { mut socket, app, reader, running, .. } = *self;
-        // From now on commands find no connection, however long the client takes to leave.
-        drop((reader, running));
+        // From now on commands find no connection, however long the client takes to leave. Its place is taken until then.
+        reader.leave();
+        drop(running);
         match end {
             End::Lost(Lost::Gone) | End::GraceOver => {}
             End::Silent => app.metrics.slow_closes.inc(),

@@ -37,7 +37,7 @@ impl State {
     }
 
     pub(super) fn retain(&mut self, tail: &Arc<Tail>, message: Message, retention: &Retention) {
-        self.bytes += crate::log::cost(&message);
+        self.bytes += cost::of_message(&message);
         self.order.push(message.id, tail.clone());
         let limits = self.limits_of(&message.topic, retention);
         if tail.ring().len() == 0 {
@@ -63,7 +63,7 @@ impl State {
 
     /// How much memory the log takes, without its followers.
     pub fn footprint(&self) -> usize {
-        self.bytes - self.order.len() * cost::SPARED_BYTES
+        self.bytes
             + self.held * cost::TAIL_BYTES
             + self.index.len() * cost::TOPIC_BYTES
             + self.name_bytes
@@ -127,7 +127,7 @@ impl State {
             // The tails of patterns may still hold the message.
             message.trim();
             self.order.remove(message.id);
-            self.bytes -= crate::log::cost(&message);
+            self.bytes -= cost::of_message(&message);
             lost = Some(message);
         }
         if let Some(message) = &lost
