@@ -16,6 +16,7 @@ use std::{
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rejoin::config::Parking;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 pub use self::tally::Tally;
@@ -124,10 +125,11 @@ impl World {
 ///
 /// # Panics
 /// Like [`run_against`].
-pub async fn run(seed: u64, retention: Retention, tally: Arc<Tally>) {
+pub async fn run(seed: u64, retention: Retention, parking: Parking, tally: Arc<Tally>) {
     let server = Server::with(|config| {
         // Without heartbeats, so that a subscriber is woken only by messages.
         config.heartbeat = Duration::from_secs(60 * 60);
+        config.parking = parking;
         config.retain_age = Duration::from_secs(24 * 60 * 60);
         config.retain_bytes = 128 << 20;
         config.retain_messages = match retention {
