@@ -16,40 +16,31 @@ mod support;
 use std::{env, str::FromStr, sync::Arc};
 
 use rejoin::config::Parking;
-use support::checker::{Retention, Tally, run};
+use support::checker::{Plan, Retention, Tally, Trouble, run};
 
 /// So few that a subscriber that stays away for a while gets a gap.
 const FEW: u64 = 10;
 
+/// Ways in which readers may join groups. The seed says which of them a run takes.
+fn ways(seed: u32) -> [Parking; 4] {
+    let mut ways = [Parking::AtRandom(seed.into()), Parking::Always, Parking::WithCompany, Parking::Never];
+    ways.rotate_left(seed as usize % 4);
+    ways
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_message_comes_once_and_in_order_or_is_inside_a_gap() {
-    check(|_| Parking::WithCompany).await;
-}
-
-/// Readers join groups and leave them at every chance, and at moments at which they otherwise would not.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_holds_if_every_reader_parks_whenever_it_may() {
-    check(|_| Parking::Always).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_holds_if_no_reader_parks() {
-    check(|_| Parking::Never).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_holds_if_readers_park_at_random() {
-    check(Parking::AtRandom).await;
-}
-
-async fn check(parking: impl Fn(u64) -> Parking) {
     let seed = from_env("CHECKER_SEED").unwrap_or_else(rand::random::<u32>);
     let rounds = from_env("CHECKER_ROUNDS").unwrap_or(1);
     let tally = Arc::new(Tally::default());
     for seed in (0..rounds).map(|round| seed.wrapping_add(round)) {
         println!("CHECKER_SEED={seed}");
-        run(seed.into(), Retention::Everything, parking(seed.into()), tally.clone()).await;
-        run(seed.into(), Retention::Newest(FEW), parking(seed.into()), tally.clone()).await;
+        let [one, two, three, four] = ways(seed);
+        run(seed.into(), Plan::thorough(Retention::Everything), one, tally.clone()).await;
+        run(seed.into(), Plan::thorough(Retention::Newest(FEW)), two, tally.clone()).await;
+        for parking in [three, four] {
+            run(seed.into(), Plan::short(Trouble::None), parking, tally.clone()).await;
+        }
     }
     println!("{tally}");
     let missing = tally.missing();

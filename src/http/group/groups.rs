@@ -120,6 +120,11 @@ impl Groups {
         self.groups().values().flatten().next().cloned()
     }
 
+    #[cfg(test)]
+    pub fn all(&self) -> Vec<Arc<Group>> {
+        self.groups().values().flatten().cloned().collect()
+    }
+
     /// Lets a reader join a group of those that stand where it stands, if others follow its topics. The first of them
     /// founds the group, and may stay its only member if the others read in another form or other topics too. If the
     /// reader cannot join, nothing changes but that it has looked at what has arrived.
