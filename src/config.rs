@@ -173,6 +173,25 @@ pub struct Config {
     /// Limits of retention for some topics: the tables `[[retain]]` of the file, of which the first that matches counts.
     #[arg(skip)]
     pub retain: Vec<Rule>,
+
+    /// When readers join a group. Only tests set it.
+    #[doc(hidden)]
+    #[arg(skip)]
+    pub parking: Parking,
+}
+
+/// When readers that only follow join a group.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Parking {
+    /// If others read the same.
+    #[default]
+    WithCompany,
+    /// As soon as they may, also alone.
+    Always,
+    Never,
+    /// At every second chance or so, drawn with this seed.
+    AtRandom(u64),
 }
 
 /// Settings that contradict each other.

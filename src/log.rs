@@ -24,6 +24,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+#[cfg(test)]
+pub use self::loss::{Boundary, Loss, Standing};
 #[doc(hidden)]
 pub use self::redis::script_constants;
 pub use self::{

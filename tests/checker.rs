@@ -15,10 +15,18 @@ mod support;
 
 use std::{env, str::FromStr, sync::Arc};
 
-use support::checker::{Retention, Tally, run};
+use rejoin::config::Parking;
+use support::checker::{Plan, Retention, Tally, Trouble, run};
 
 /// So few that a subscriber that stays away for a while gets a gap.
 const FEW: u64 = 10;
+
+/// Ways in which readers may join groups. The seed says which of them a run takes.
+fn ways(seed: u32) -> [Parking; 4] {
+    let mut ways = [Parking::AtRandom(seed.into()), Parking::Always, Parking::WithCompany, Parking::Never];
+    ways.rotate_left(seed as usize % 4);
+    ways
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_message_comes_once_and_in_order_or_is_inside_a_gap() {
@@ -27,8 +35,12 @@ async fn every_message_comes_once_and_in_order_or_is_inside_a_gap() {
     let tally = Arc::new(Tally::default());
     for seed in (0..rounds).map(|round| seed.wrapping_add(round)) {
         println!("CHECKER_SEED={seed}");
-        run(seed.into(), Retention::Everything, tally.clone()).await;
-        run(seed.into(), Retention::Newest(FEW), tally.clone()).await;
+        let [one, two, three, four] = ways(seed);
+        run(seed.into(), Plan::thorough(Retention::Everything), one, tally.clone()).await;
+        run(seed.into(), Plan::thorough(Retention::Newest(FEW)), two, tally.clone()).await;
+        for parking in [three, four] {
+            run(seed.into(), Plan::short(Trouble::None), parking, tally.clone()).await;
+        }
     }
     println!("{tally}");
     let missing = tally.missing();

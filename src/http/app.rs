@@ -70,7 +70,7 @@ impl App {
         let rules = Arc::new(InForce::new(&config, context));
         let app = Arc::new(Self {
             live: Live::new(&broker),
-            groups: Groups::new(rules.clone()),
+            groups: Groups::new(rules.clone(), config.parking),
             presences: broker.start_presence(config.presence_grace),
             broker,
             connections,

@@ -11,6 +11,8 @@ mod batch;
 mod groups;
 mod member;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 use std::{
@@ -47,7 +49,8 @@ use crate::{
 
 /// How many members are written to before other tasks may run. Without the pause, everybody else would wait for as long
 /// as a large group takes.
-const WRITES_AT_ONCE: usize = 64;
+/// Tests have fewer, so that few readers are enough for several pauses.
+const WRITES_AT_ONCE: usize = if cfg!(test) { 4 } else { 64 };
 /// How many members a group may have. More readers have more groups, which several workers write to at once.
 const MAX_MEMBERS: usize = 512;
 

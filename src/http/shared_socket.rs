@@ -24,6 +24,10 @@ impl SharedSocket {
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if the socket takes nothing.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        #[cfg(test)]
+        if let Some(written) = scripted::write(self, bytes) {
+            return written;
+        }
         self.0.try_write(bytes)
     }
 }
@@ -79,5 +83,28 @@ impl AsyncWrite for SharedSocket {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(SockRef::from(&*self.0).shutdown(Shutdown::Write))
+    }
+}
+
+/// Sockets of which a test decides how much they take.
+#[cfg(test)]
+pub mod scripted {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    type Script = Box<dyn FnMut(&SharedSocket, &[u8]) -> io::Result<usize>>;
+
+    thread_local! {
+        static SCRIPT: RefCell<Option<Script>> = const { RefCell::new(None) };
+    }
+
+    /// Has `script` answer every write of a group on this thread.
+    pub fn set(script: Option<Script>) {
+        SCRIPT.with_borrow_mut(|current| *current = script);
+    }
+
+    pub fn write(socket: &SharedSocket, bytes: &[u8]) -> Option<io::Result<usize>> {
+        SCRIPT.with_borrow_mut(|script| script.as_mut().map(|script| script(socket, bytes)))
     }
 }

@@ -1,8 +1,20 @@
 //! A Redis for one test, replicas over it in this process, and the settings of a test.
 
-use std::{env, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    env,
+    net::SocketAddr,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use rejoin::{Config, config::LogKind};
+use rejoin::{
+    Config,
+    config::{LogKind, Parking},
+};
 
 use crate::support::{
     Server,
@@ -26,7 +38,8 @@ impl Deployment {
         urls.resize(urls.len().max(least_replicas()), last);
         let mut replicas = Vec::new();
         for url in &urls {
-            replicas.push(Server::with(|config| configure(config, url)).await);
+            let parking = parking(replicas.len());
+            replicas.push(Server::with(|config| configure(config, url, parking)).await);
         }
         let deployment = Self { replicas, urls };
         for addr in deployment.addrs() {
@@ -57,13 +70,33 @@ pub async fn play(deployment: &Deployment, seed: u64, trouble: Trouble, befall: 
     println!("{}", tally.summary());
 }
 
-fn configure(config: &mut Config, url: &str) {
+fn configure(config: &mut Config, url: &str, parking: Parking) {
+    config.parking = parking;
     config.log = LogKind::from_str(url).expect("an address");
     // Without heartbeats, only messages wake readers.
     config.heartbeat = Duration::from_secs(60 * 60);
     config.retain_age = Duration::from_secs(24 * 60 * 60);
     config.retain_bytes = 128 << 20;
     config.retain_messages = 1_000_000;
+}
+
+/// The replicas of a deployment differ in when readers join groups, and each deployment begins with another way.
+/// `REDIS_PARKING` is `always`, `never` or `random` for all of them.
+fn parking(replica: usize) -> Parking {
+    static DEPLOYMENTS: AtomicUsize = AtomicUsize::new(0);
+    let seed = u64::from(rand::random::<u32>());
+    match env::var("REDIS_PARKING").as_deref() {
+        Ok("always") => return Parking::Always,
+        Ok("never") => return Parking::Never,
+        Ok("random") => {
+            println!("parking at random: {seed}");
+            return Parking::AtRandom(seed);
+        }
+        Ok(other) => panic!("REDIS_PARKING={other} is no way to park"),
+        Err(_) => {}
+    }
+    let ways = [Parking::AtRandom(seed), Parking::Always, Parking::WithCompany, Parking::Never];
+    ways[(replica + DEPLOYMENTS.fetch_add(1, Ordering::Relaxed)) % ways.len()]
 }
 
 /// How often a server is asked before the test gives up, and how long the test waits in between. Attempts are

@@ -16,6 +16,7 @@ use std::{
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rejoin::config::Parking;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 pub use self::tally::Tally;
@@ -55,7 +56,7 @@ pub enum Trouble {
 
 impl Plan {
     pub fn thorough(retention: Retention) -> Self {
-        Self { retention, subscribers: 28, sessions: 35, messages: 1_500, trouble: Trouble::None }
+        Self { retention, subscribers: 28, sessions: 32, messages: 1_500, trouble: Trouble::None }
     }
 
     /// A short run, for a server in trouble.
@@ -120,23 +121,24 @@ impl World {
     }
 }
 
-/// A thorough run against a server in memory.
+/// A run against a server in memory.
 ///
 /// # Panics
 /// Like [`run_against`].
-pub async fn run(seed: u64, retention: Retention, tally: Arc<Tally>) {
+pub async fn run(seed: u64, plan: Plan, parking: Parking, tally: Arc<Tally>) {
     let server = Server::with(|config| {
         // Without heartbeats, so that a subscriber is woken only by messages.
         config.heartbeat = Duration::from_secs(60 * 60);
+        config.parking = parking;
         config.retain_age = Duration::from_secs(24 * 60 * 60);
         config.retain_bytes = 128 << 20;
-        config.retain_messages = match retention {
+        config.retain_messages = match plan.retention {
             Retention::Everything => 1_000_000,
             Retention::Newest(count) => count.try_into().expect("a small number"),
         };
     })
     .await;
-    run_against(vec![server.addr], seed, Plan::thorough(retention), tally, async |_| {}).await;
+    run_against(vec![server.addr], seed, plan, tally, async |_| {}).await;
     server.stop().await;
 }
 

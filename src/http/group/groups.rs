@@ -3,11 +3,15 @@
 use std::{
     collections::HashMap,
     hash::{Hash, Hasher},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::Waker,
     time::SystemTime,
 };
 
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -16,6 +20,7 @@ use super::{
 };
 use crate::{
     broker::Subscription,
+    config::Parking,
     http::{
         batch::Form,
         metrics::TransportMetrics,
@@ -68,11 +73,28 @@ pub struct Groups {
     groups: Mutex<HashMap<Key, Vec<Arc<Group>>>>,
     /// One for each group. It ends soon after its last member has left.
     tasks: TaskTracker,
+    parking: Parking,
+    /// How often a reader has drawn if it parks.
+    draws: AtomicU64,
 }
 
 impl Groups {
-    pub fn new(in_force: Arc<InForce>) -> Arc<Self> {
-        Arc::new(Self { in_force, groups: Mutex::default(), tasks: TaskTracker::new() })
+    pub fn new(in_force: Arc<InForce>, parking: Parking) -> Arc<Self> {
+        let tasks = TaskTracker::new();
+        Arc::new(Self { in_force, groups: Mutex::default(), tasks, parking, draws: AtomicU64::new(0) })
+    }
+
+    /// True if it is worth for this reader to be in a group.
+    fn is_worth(&self, reader: &Subscription) -> bool {
+        match self.parking {
+            Parking::WithCompany => reader.has_company(),
+            Parking::Always => true,
+            Parking::Never => false,
+            Parking::AtRandom(seed) => {
+                let draw = self.draws.fetch_add(1, Ordering::Relaxed);
+                StdRng::seed_from_u64(seed.wrapping_add(draw)).random()
+            }
+        }
     }
 
     fn groups(&self) -> MutexGuard<'_, HashMap<Key, Vec<Arc<Group>>>> {
@@ -98,6 +120,11 @@ impl Groups {
         self.groups().values().flatten().next().cloned()
     }
 
+    #[cfg(test)]
+    pub fn all(&self) -> Vec<Arc<Group>> {
+        self.groups().values().flatten().cloned().collect()
+    }
+
     /// Lets a reader join a group of those that stand where it stands, if others follow its topics. The first of them
     /// founds the group, and may stay its only member if the others read in another form or other topics too. If the
     /// reader cannot join, nothing changes but that it has looked at what has arrived.
@@ -109,7 +136,7 @@ impl Groups {
         comer: &Comer<'_>,
         waker: &Waker,
     ) -> Option<Parked> {
-        if reader.width() > MAX_PATTERNS || !reader.has_company() || reader.place().is_none() {
+        if reader.width() > MAX_PATTERNS || reader.place().is_none() || !self.is_worth(reader) {
             return None;
         }
         if !Arc::ptr_eq(&self.in_force.load(), comer.rules) {
