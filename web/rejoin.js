@@ -452,9 +452,9 @@ export function connect(url, options = {}) {
 
   /** Gives a message or a gap to one subscription, unless it has had it. @param {Reading} reading @param {Frame} frame */
   function give(reading, frame) {
-    const isUnknown = frame.reason === 'unknown_cursor', at = Number(reading.at)
-    // If several gaps are at one place, only the last one moves the cursor past it.
-    if (reading.lost || (frame.id ?? frame.next ?? frame.cursor) <= at && !(isUnknown || frame.after >= at)) return
+    const isUnknown = frame.reason === 'unknown_cursor'
+    // A gap that does not move the cursor is one of several, and may end anywhere.
+    if (reading.lost || !(isUnknown || frame.after >= frame.cursor) && (frame.id ?? frame.next ?? frame.cursor) <= Number(reading.at)) return
     const before = position(reading)
     // The ids of a store that does not know the cursor may be smaller.
     if (isUnknown) reading.at = frame.cursor
@@ -689,7 +689,7 @@ export function connect(url, options = {}) {
   }
 
   /** @param {string} topic @param {unknown} data @param {PublishOptions} given */
-  async function send(topic, data, { event, ephemeral, key = '' + Math.random() + Math.random() }) {
+  async function send(topic, data, { event, ephemeral, key = '' + Math.random() }) {
     const until = Date.now() + PUBLISH_MS
     const body = [{ topic, data, event, ephemeral, idempotency_key: ephemeral ? undefined : key }]
     let code

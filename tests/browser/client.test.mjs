@@ -572,6 +572,16 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.deepEqual([data(first), data(second)], [[1], [1]])
   })
 
+  test('a gap that says no end is told to a subscription that stands further', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const rejoin = connect('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    ends.push(() => rejoin.close())
+    const told = record(rejoin.subscribe('t'))
+    await until(() => has(told, 'subscribed'))
+    Socket.all[0].say({ type: 'gap', topic: 't', after: '990', next: null, cursor: '990', reason: 'restarted' })
+    assert.deepEqual(told.map(it => it.type), ['subscribed', 'gap'])
+  })
+
   test('a subscription that is closed while its connection opens is not read', async () => {
     const { server, rejoin, proxy } = await begin([], { transports: ['ndjson'] })
     rejoin.on('open', () => {})
