@@ -10,7 +10,7 @@ import { SECRET, Server, mint, until } from './server.mjs'
 const require = createRequire(new URL('../../web/package.json', import.meta.url))
 const { createElement, StrictMode } = require('react')
 const { create } = require('react-test-renderer')
-const { effectScope, nextTick, ref } = await import(new URL('../../web/node_modules/vue/index.mjs', import.meta.url))
+const { createRenderer, effectScope, nextTick, onMounted, ref } = await import(new URL('../../web/node_modules/vue/index.mjs', import.meta.url))
 globalThis.IS_REACT_ACT_ENVIRONMENT = false
 
 const ends = []
@@ -160,5 +160,28 @@ describe('hooks', { concurrency: true }, () => {
     scope.stop()
     await untilRead(server, { a: 0, b: 0 })
     assert.deepEqual(got, [3])
+  })
+
+  test('a Vue component reads from its setup, and from what runs once it is mounted, until it leaves', () => {
+    const open = new Set()
+    const rejoin = { subscribe: topic => (open.add(topic), { on() {}, close() { open.delete(topic) } }) }
+    const nothing = () => ({})
+    const { createApp } = createRenderer({ insert: nothing, remove: nothing, createComment: nothing, parentNode: nothing,
+      nextSibling: () => null })
+    const stopped = effectScope(true)
+    const app = createApp({
+      setup() {
+        vue.useTopic(rejoin, 'setup', () => {})
+        onMounted(() => vue.useTopic(rejoin, 'mounted', () => {}))
+        stopped.run(() => vue.useTopic(rejoin, 'stopped', () => {}))
+        stopped.stop()
+        assert.deepEqual([...open], [])
+        return () => null
+      },
+    })
+    app.mount({})
+    assert.deepEqual([...open].sort(), ['mounted', 'setup'])
+    app.unmount()
+    assert.deepEqual([...open], [])
   })
 })
