@@ -110,8 +110,8 @@ async fn held(server: &Server, paths: &[(String, Option<&str>)]) -> Vec<JoinHand
 async fn a_poll_that_waits_with_others_gets_what_it_would_have_got_alone() {
     let server =
         Server::with(|config| config.allowed_origins = vec![ORIGIN.parse().expect("an origin")]).await;
-    let topics =
-        ["/topics/a?", "/topics/*?", "/topics/b?", "/events?topic=a&topic=b", "/events?topic=a&topic=c"];
+    // Each of them reads all messages, so that a cursor is always the last of its ids.
+    let topics = ["/topics/a?", "/topics/*?", "/events?topic=a&topic=b", "/events?topic=a&topic=*"];
     for round in 0..3 {
         let start = now(&server).await;
         let paths: Vec<_> = topics
@@ -124,8 +124,7 @@ async fn a_poll_that_waits_with_others_gets_what_it_would_have_got_alone() {
             .map(|(path, limit, origin)| (format!("{path}&limit={limit}&wait=60"), *origin))
             .collect();
         let polls = held(&server, &waiting).await;
-        let item = |topic, exclude| json!({"topic": topic, "data": round, "exclude": exclude});
-        let items = [item("a", "x"), item("b", "y"), item("a", "z"), item("b", "x")];
+        let items = ["x", "y", "z"].map(|name| json!({"topic": "a", "data": round, "exclude": name}));
         assert_eq!(post(&server, "/publish").json(&items).answer().await.status, 200);
         for ((path, limit, origin), poll) in paths.iter().zip(polls) {
             let answer = poll.await.expect("an answer");
