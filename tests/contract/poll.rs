@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::{
-    ask::{Answer, Ask, get, now, post, publish, publish_all, text, until_served, within},
+    ask::{Answer, Ask, get, now, post, publish, publish_all, text, until_served},
     failing::FailingServer,
     support::Server,
 };
@@ -139,29 +139,6 @@ async fn a_poll_that_waits_with_others_gets_what_it_would_have_got_alone() {
             assert_eq!(part(answer), part(alone), "{path} {limit}");
         }
         until_served(&server, 0).await;
-    }
-}
-
-#[tokio::test]
-async fn polls_that_wait_at_different_cursors_get_an_ephemeral_message_with_their_own() {
-    let server = Server::start().await;
-    let cursors = [now(&server).await, publish(&server, "b", "x").await, publish(&server, "b", "x").await];
-    let paths = cursors.each_ref().map(|cursor| (format!("/topics/a?after={cursor}&wait=60&limit=1"), None));
-    let polls = held(&server, &paths).await;
-    // A poll counts as held a moment before it is caught up, so one message may come too early for it.
-    within("the answers", async {
-        while !polls.iter().all(JoinHandle::is_finished) {
-            post(&server, "/topics/a?ephemeral").body("passing").answer().await;
-        }
-    })
-    .await;
-    for poll in polls {
-        let answer = poll.await.expect("an answer");
-        let cursor = text(&page(&answer)["cursor"]);
-        assert!(cursors.contains(&cursor), "{answer:?}");
-        assert_eq!(answer.header("etag"), format!("\"{cursor}\""));
-        let message = r#"{"type":"message","ephemeral":true,"topic":"a","data":"passing"}"#;
-        assert_eq!(answer.text(), format!(r#"{{"messages":[{message}],"cursor":"{cursor}"}}"#));
     }
 }
 
