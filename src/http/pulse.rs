@@ -178,7 +178,8 @@ mod tests {
         let quiet = tokio::time::timeout(10 * config.heartbeat, next()).await;
         quiet.expect_err("it has no heartbeats");
         shutdown.drain();
-        while next().await != Beat::Leave {}
+        let left = async { while next().await != Beat::Leave {} };
+        tokio::time::timeout(config.drain_grace, left).await.expect("it is told to leave");
         let left_after = begun.elapsed() - 10 * config.heartbeat;
         assert!(left_after > Duration::ZERO && left_after <= Duration::from_secs(20), "{left_after:?}");
         shutdown.end();
