@@ -5,17 +5,13 @@ mod choices;
 mod file;
 mod flags;
 mod layers;
+mod listen;
 mod origin;
 mod retain;
 mod shown;
 mod values;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    str::FromStr,
-    time::Duration,
-};
+use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::Parser;
 use ipnet::IpNet;
@@ -27,12 +23,13 @@ pub use self::{
     file::File,
     flags::Flags,
     layers::{Place, Setting, Settings, unknown_variables},
+    listen::{Listen, UnixSocket},
     origin::{Host, Origin, ParseHostError, ParseOriginError},
     values::{Secret, duration},
 };
 use self::{
     choices::{access_log, forwarded_header, log_format, network},
-    values::{address, copies, count, level, rate, size, yes_or_no},
+    values::{copies, count, level, rate, size, yes_or_no},
 };
 use crate::{
     auth::{Authority, MIN_SECRET_BYTES},
@@ -56,9 +53,14 @@ pub struct Config {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Address and port to listen on: also `localhost:PORT`, or `:PORT` for all IPv4 addresses.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7070", value_parser = address)]
-    pub listen: SocketAddr,
+    /// Address and port to listen on: also `localhost:PORT`, `:PORT` for all IPv4 addresses, or a Unix socket,
+    /// `unix:/path[?mode=0660&user=NAME&group=NAME]`. With `http://` before it an address has no TLS. Repeatable.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", value_delimiter = ',')]
+    pub listen: Vec<Listen>,
+
+    /// Address of a second listener, which serves everything; those of --listen then lack the routes of operators.
+    #[arg(long, value_name = "ADDR")]
+    pub admin_listen: Option<Listen>,
 
     /// Store messages in `memory`, or in Redis: `redis://[user:password@]host[:port][/db][?prefix=name]`,
     /// `rediss://…`, `unix:///path`, or `redis+sentinel://host[:port][,host[:port]…]/master[?db=N]`.
@@ -231,15 +233,22 @@ impl Default for Config {
 impl Config {
     /// Every contradiction between settings, all of them at once.
     pub fn contradictions(&self) -> Vec<Contradiction> {
-        let is_open = !self.listen.ip().is_loopback() && !self.insecure_open && self.authority().is_open();
+        let beyond = self.listeners().find(|(_, listen)| !listen.is_loopback()).map(|(setting, _)| setting);
+        let is_open = beyond.is_some() && !self.insecure_open && self.authority().is_open();
         let is_kept_twice = self.state.is_some() && !matches!(self.log, LogKind::Memory);
         let confirms_nothing = self.redis_confirm > 0 && matches!(self.log, LogKind::Memory);
-        let is_guessed = self.has_short_secret() && !self.listen.ip().is_loopback();
+        let is_guessed = self.has_short_secret() && beyond.is_some();
         let trusts_none = self.trusted_proxies.is_empty();
         let shares_subjects = self.jwt_secret.is_some() && self.tables.needs_prefix_beside_secret();
         let retains =
             |is_wrong: &dyn Fn(usize) -> bool| self.retain.iter().filter_map(|rule| rule.bytes).any(is_wrong);
-        let rules: [(bool, &[&str], &str); 11] = [
+        let rules: [(bool, &[&str], &str); 12] = [
+            (
+                self.has_clash(),
+                if self.admin_listen.is_some() { &["listen", "admin-listen"] } else { &["listen"] },
+                "two listeners have the same address, or one has all addresses and the other one of them: give each \
+                 its own port or path",
+            ),
             (
                 shares_subjects,
                 &["jwt-secret"],
@@ -258,13 +267,21 @@ impl Config {
             ),
             (
                 is_guessed,
-                &["jwt-secret", "listen"],
+                if beyond == Some("listen") {
+                    &["jwt-secret", "listen"]
+                } else {
+                    &["jwt-secret", "admin-listen"]
+                },
                 "a --jwt-secret of less than 32 bytes can be guessed, so it is for loopback addresses only: \
                  make it longer",
             ),
             (
                 is_open,
-                &["listen", "jwt-secret"],
+                if beyond == Some("listen") {
+                    &["listen", "jwt-secret"]
+                } else {
+                    &["admin-listen", "jwt-secret"]
+                },
                 "an address beyond loopback, as :PORT is too, requires credentials: configure keys or tokens \
                  ([[key]], [[jwt]], [hook], --jwt-secret), or grant clients without a credential something ([anonymous]), \
                  or let every client do everything (--insecure-open)",
@@ -302,6 +319,18 @@ impl Config {
         ];
         let broken = rules.into_iter().filter(|(is_broken, ..)| *is_broken);
         broken.map(|(_, between, what)| Contradiction { between, what }).collect()
+    }
+
+    /// Every listener, with the name of its setting.
+    pub fn listeners(&self) -> impl Iterator<Item = (&'static str, &Listen)> {
+        let public = self.listen.iter().map(|listen| ("listen", listen));
+        public.chain(self.admin_listen.iter().map(|listen| ("admin-listen", listen)))
+    }
+
+    fn has_clash(&self) -> bool {
+        let all: Vec<_> = self.listeners().map(|(_, listen)| listen).collect();
+        let clashes = |(at, one): (usize, &&Listen)| all[..at].iter().any(|other| one.clashes_with(other));
+        all.iter().enumerate().any(clashes)
     }
 
     /// True if a trusted proxy has this address.

@@ -107,7 +107,10 @@ async fn serve(
 ) -> Result<(), ExitReason> {
     let is_logged = config.access_log != AccessLogForm::Off;
     let access_log = if is_logged { Some(logging::start_access_log()?) } else { None };
-    let listener = listening::listen(config.listen)?;
+    let listener = listening::listen(match config.listen.first() {
+        Some(rejoin::config::Listen::Tcp { address, .. }) => *address,
+        _ => return Err(io::Error::other("not yet").into()),
+    })?;
     let server = match Server::start(config.clone(), shutdown.clone()).await {
         Err(error) if error.kind() == io::ErrorKind::Interrupted && shutdown.is_draining() => {
             tracing::info!("ended before it served");

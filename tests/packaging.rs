@@ -280,7 +280,7 @@ fn the_manifest_gives_the_server_time_to_end_and_probes_what_it_serves() {
     assert!(grace > pause + longest_end(), "{grace} s");
     assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/health/ready");
     assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/health/live");
-    assert_eq!(container["ports"][0]["containerPort"], Config::default().listen.port());
+    assert_eq!(container["ports"][0]["containerPort"], 7070);
 
     let variables = container["env"].as_array().expect("variables").iter().map(|each| {
         let name = each["name"].as_str().expect("a name").to_owned();

@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddr},
     num::{IntErrorKind, ParseIntError},
     time::Duration,
 };
@@ -43,19 +42,6 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
-}
-
-pub fn address(text: &str) -> Result<SocketAddr, &'static str> {
-    let wrong = "expected an address and a port, for example 127.0.0.1:7070, [::1]:7070, localhost:7070, \
-                 or :7070 for all IPv4 addresses";
-    // No name is looked up: a name server could then say on which addresses the server listens.
-    let ip = match text.rsplit_once(':') {
-        Some(("", _)) => Ipv4Addr::UNSPECIFIED,
-        Some(("localhost", _)) => Ipv4Addr::LOCALHOST,
-        _ => return text.parse().map_err(|_| wrong),
-    };
-    let port = text.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).ok_or(wrong)?;
-    Ok(SocketAddr::from((ip, port)))
 }
 
 /// Parses a duration such as `90s`, of at most 10 years.

@@ -298,7 +298,7 @@ async fn an_address_a_loopback_name_and_the_host_of_an_allowed_origin_are_served
 #[tokio::test]
 async fn an_open_server_looks_at_the_name_on_every_address() {
     let server = Server::with(|config| {
-        config.listen = "192.0.2.1:7070".parse().expect("an address");
+        config.listen = vec!["192.0.2.1:7070".parse().expect("an address")];
         config.insecure_open = true;
         config.allowed_origins = vec!["https://push.example".parse().expect("an origin")];
         config.allowed_hosts = vec![Host::parse_name("live.example").expect("a name")];
