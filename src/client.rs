@@ -37,7 +37,7 @@ mod retry;
 mod subjects;
 mod subscription;
 
-use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use reqwest::{RequestBuilder, Response, StatusCode, Url, header, redirect};
 use tokio_stream::{Stream, StreamExt};
@@ -55,6 +55,9 @@ pub use self::{
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The URL of a server at a Unix socket. The server accepts such a name from every client, and no other server has it.
+const UNIX_HOST: &str = "unix.localhost";
+const UNIX_URL: &str = "http://unix.localhost";
 /// How long a connection may be silent before the system asks the peer if it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -111,12 +114,14 @@ pub struct Client {
 
 impl Client {
     /// A client of the server at this URL, such as `http://127.0.0.1:7070`, without a credential. The server
-    /// may be under a path. It connects with the first request, through the proxy that the environment names for it
+    /// may be under a path. `unix:/path` is a server that listens on a Unix socket. It connects with the first request, through the proxy that the environment names for it
     /// (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), but never through one to a loopback address.
     ///
     /// # Errors
     /// [`ClientError::Unusable`] if this is no URL of a server, or if TLS cannot be set up.
     pub fn new(url: &str) -> Result<Self, ClientError> {
+        let socket = url.strip_prefix("unix:").map(parse_path).transpose().map_err(ClientError::Unusable)?;
+        let url = if socket.is_some() { UNIX_URL } else { url };
         let url = parse_url(url).map_err(ClientError::Unusable)?;
         // This fails if a provider is installed already, which is just as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -128,6 +133,9 @@ impl Client {
         if is_loopback(&url) {
             // A proxy elsewhere cannot reach a server of this machine.
             builder = builder.no_proxy();
+        }
+        if let Some(socket) = socket {
+            builder = builder.unix_socket(socket);
         }
         let http = builder
             .http1_only()
@@ -319,11 +327,18 @@ async fn send(
     if response.status() == wanted { Ok(response) } else { Err(ClientError::in_answer(response).await) }
 }
 
+/// Reads the path of a Unix socket, which may have two slashes more, as in `unix:///path`.
+fn parse_path(text: &str) -> Result<&Path, String> {
+    let path = text.strip_prefix("//").unwrap_or(text);
+    let is_path = path.starts_with('/') && !path.contains(['?', '\0']);
+    is_path.then(|| Path::new(path)).ok_or("expected unix:/path, the absolute path of a Unix socket".into())
+}
+
 /// Reads the URL of a server.
 fn parse_url(text: &str) -> Result<Url, String> {
     let url: Url = text.parse().map_err(|error| format!("{error}, for example http://127.0.0.1:7070"))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err("expected a URL that begins with http:// or https://".into());
+        return Err("expected a URL that begins with http:// or https://, or unix:/path".into());
     }
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
         return Err("expected a URL without credentials and query; a token is given apart from it".into());

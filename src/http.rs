@@ -29,6 +29,7 @@ mod idle;
 mod inspect;
 mod issuers;
 mod linger;
+mod listener;
 mod live;
 mod malformed;
 mod media;
@@ -59,6 +60,7 @@ mod stall;
 mod stream;
 mod subjects;
 mod subscribe;
+mod unix_listener;
 mod websocket;
 mod wire;
 
@@ -67,6 +69,7 @@ pub use self::{
     accept::{Drained, serve},
     app::App,
     client_address::ClientAddress,
+    listener::{Listener, Listeners, Serves},
     metrics::{DROPPED_LINES, DroppedLines},
     problem::{Code, Problem},
     routes::router,

@@ -29,7 +29,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpListener, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     broker::Broker,
@@ -38,19 +38,24 @@ use crate::{
 };
 pub use crate::{
     config::Config,
-    http::{App, Drained, router},
+    http::{App, Drained, Listeners, router},
     shutdown::Shutdown,
 };
 
-/// Serves on `listener` until `shutdown` asks for the end, and returns how that went.
+/// Serves on a `TcpListener`, or on several [`Listeners`], until `shutdown` asks for the end, and returns how that went.
 ///
 /// # Errors
 /// As [`Server::start`] and [`Server::serve`].
 ///
 /// # Cancel safety
 /// As [`Server::serve`].
-pub async fn serve(listener: TcpListener, config: Arc<Config>, shutdown: Shutdown) -> io::Result<Drained> {
-    Server::start(config, shutdown).await?.serve(listener).await
+pub async fn serve(
+    listeners: impl Into<Listeners>,
+    config: Arc<Config>,
+    shutdown: Shutdown,
+) -> io::Result<Drained> {
+    let listeners = listeners.into();
+    Server::start(config, shutdown).await?.serve(listeners).await
 }
 
 /// How long the log has at least to write its state file, however much of the grace the connections have used: ten
@@ -97,23 +102,23 @@ impl Server {
         &self.app
     }
 
-    /// Serves on `listener` until the end, and returns how that went.
+    /// Serves on a `TcpListener`, or on several [`Listeners`], until the end, and returns how that went.
     ///
     /// # Errors
     /// If the file of [`Config::state`] cannot be written before the grace expires, or, if that is later, within
     /// [`save_within`] of the retained bytes.
     ///
     /// # Cancel safety
-    /// Dropping this closes the listener. Open connections go on until they end by themselves, and the file of
+    /// Dropping this closes the listeners. Open connections go on until they end by themselves, and the file of
     /// [`Config::state`] is not written: the next start takes that for a crash. Use [`Shutdown`] to end in order.
-    pub async fn serve(self, listener: TcpListener) -> io::Result<Drained> {
+    pub async fn serve(self, listeners: impl Into<Listeners>) -> io::Result<Drained> {
         // So that the first clients need not wait for the keys of their issuers.
         self.app.begin_fetching();
         let grace_passes = async {
             self.shutdown.draining().await;
             Instant::now() + self.config.drain_grace
         };
-        let (drained, end) = tokio::join!(http::serve(self.app, listener), grace_passes);
+        let (drained, end) = tokio::join!(http::serve(self.app, listeners), grace_passes);
         if let Some(memory) = self.memory {
             let retained = memory.stats().await.map_or(0, |stats| stats.bytes);
             let end = end.max(Instant::now() + save_within(retained));

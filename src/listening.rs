@@ -1,4 +1,4 @@
-//! The listening socket, and the greeting that says where it is.
+//! The greeting, which says where the server listens.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -6,38 +6,30 @@ use std::{
     thread,
 };
 
-use rejoin::{Config, config::LogKind};
-use tokio::net::{TcpListener, TcpSocket};
+use rejoin::{
+    Config, Listeners,
+    config::{Listen, LogKind},
+    http::Serves,
+};
 
-/// How many connections may wait to be accepted, as far as the system allows (`net.core.somaxconn`). When a
-/// server comes back, all its clients reconnect at once; a client that finds the queue full tries again a
-/// second later.
-const BACKLOG: u32 = 65_535;
-
+/// Logs each address, and prints on a terminal the commands with which the server can be tried.
+///
 /// # Errors
-/// If the address is not free, or not of this machine.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    bind(address)
-        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Without this, connections of a server that has just ended would keep the address in use.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-/// Logs the address, and prints on a terminal the commands with which the server can be tried.
-pub fn greet(address: SocketAddr, config: &Config) {
+/// If the system does not know a socket any more.
+pub fn greet(listeners: &Listeners, config: &Config) -> io::Result<()> {
     let log = match &config.log {
         LogKind::Memory => "memory".to_owned(),
         LogKind::Redis(redis) => format!("redis {redis}"),
     };
-    tracing::info!(%address, log, version = env!("CARGO_PKG_VERSION"), "listening");
+    let listens = listeners.iter().map(|listener| Ok((listener.address()?, listener.serves())));
+    let listens: Vec<_> = listens.collect::<io::Result<_>>()?;
+    for (address, serves) in &listens {
+        let serves = if *serves == Serves::Public { "public" } else { "everything" };
+        let (url, log, version) = (url(address), &log, env!("CARGO_PKG_VERSION"));
+        tracing::info!(%address, url, serves, log, version, "listening");
+    }
     let is_open = config.authority().is_open();
-    if is_open && !address.ip().is_loopback() {
+    if is_open && listens.iter().any(|(address, _)| !address.is_loopback()) {
         tracing::warn!(
             "--insecure-open: every client that reaches this address may publish and subscribe, \
              under an address, or under a name that --allowed-host lists"
@@ -47,26 +39,54 @@ pub fn greet(address: SocketAddr, config: &Config) {
         tracing::warn!("--jwt-secret has less than 32 bytes and can be guessed: use it only for development");
     }
     if io::stdout().is_terminal() {
-        print(greeting(address, is_open));
+        print(greeting(&listens, is_open));
     }
+    Ok(())
 }
 
 /// The commands are for a person. Programs read the log.
-fn greeting(address: SocketAddr, is_open: bool) -> String {
-    let url = reachable(address);
-    if !is_open {
-        // No topic can be named here: each client may use those that it is granted.
-        return format!(
-            "Rejoin listens on http://{address}\n\n  \
-             look     http://{url}/#topic=TOPIC&token=TOKEN\n\n"
-        );
+fn greeting(listens: &[(Listen, Serves)], is_open: bool) -> String {
+    let mut greeting = String::new();
+    for (listen, serves) in listens {
+        let what = match serves {
+            Serves::Everything => "",
+            Serves::Public => ", without the routes of operators",
+        };
+        greeting += &format!("Rejoin listens on {}{what}\n", url(listen));
     }
-    format!(
-        "Rejoin listens on http://{address}\n\n  \
-         listen   curl -N -H 'Accept: text/event-stream' http://{url}/topics/demo\n  \
-         publish  curl -d 'hello' http://{url}/topics/demo\n  \
-         look     http://{url}/\n\n"
-    )
+    greeting += "\n";
+    let public = &listens[0].0;
+    let for_operators =
+        listens.iter().find(|(_, serves)| *serves == Serves::Everything).map(|(listen, _)| listen);
+    // No topic can be named if there are credentials: each client may use those that it is granted.
+    if is_open {
+        let (read, write) = (curl(public, "-N -H 'Accept: text/event-stream'"), curl(public, "-d 'hello'"));
+        greeting += &format!("  listen   {read}/topics/demo\n  publish  {write}/topics/demo\n");
+    }
+    // A browser opens no Unix socket.
+    if let Some(Listen::Tcp { address, .. }) = for_operators {
+        let part = if is_open { "" } else { "#topic=TOPIC&token=TOKEN" };
+        greeting += &format!("  look     http://{}/{part}\n", reachable(*address));
+    }
+    greeting + "\n"
+}
+
+/// The address as it is given to a client.
+fn url(listen: &Listen) -> String {
+    match listen {
+        Listen::Tcp { address, .. } => format!("http://{address}"),
+        Listen::Unix(_) => listen.to_string(),
+    }
+}
+
+/// A command of curl up to the path.
+fn curl(listen: &Listen, options: &str) -> String {
+    match listen {
+        Listen::Tcp { address, .. } => format!("curl {options} http://{}", reachable(*address)),
+        Listen::Unix(socket) => {
+            format!("curl {options} --unix-socket '{}' http://localhost", socket.path.display())
+        }
+    }
 }
 
 /// Prints on a thread of its own, because a terminal may be stopped. A failure is ignored, because the log has the
@@ -90,6 +110,12 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 mod tests {
     use super::*;
 
+    fn greeted(listens: &[(&str, Serves)], is_open: bool) -> String {
+        let listens: Vec<_> =
+            listens.iter().map(|(text, serves)| (text.parse().expect("an address"), *serves)).collect();
+        greeting(&listens, is_open)
+    }
+
     #[test]
     fn the_greeting_names_an_address_that_can_be_connected_to() {
         for (listen, url) in [
@@ -97,14 +123,30 @@ mod tests {
             ("0.0.0.0:7070", "http://127.0.0.1:7070/"),
             ("[::]:7070", "http://[::1]:7070/"),
         ] {
-            let greeting = greeting(listen.parse().expect("an address"), true);
+            let greeting = greeted(&[(listen, Serves::Everything)], true);
             assert!(greeting.lines().skip(2).take(3).all(|line| line.contains(url)), "{listen}: {greeting}");
         }
     }
 
     #[test]
+    fn the_greeting_names_each_address_and_looks_where_the_console_is() {
+        let all =
+            [("127.0.0.1:1", Serves::Public), ("unix:/a", Serves::Public), ("[::1]:2", Serves::Everything)];
+        let greeting = greeted(&all, true);
+        for told in ["on http://127.0.0.1:1, without", "on unix:/a, without", "on http://[::1]:2\n"] {
+            assert!(greeting.contains(told), "{told}: {greeting}");
+        }
+        assert!(greeting.contains("look     http://[::1]:2/\n"), "{greeting}");
+        let unix = greeted(&[("unix:/a", Serves::Everything)], true);
+        assert!(
+            unix.contains("--unix-socket '/a' http://localhost/topics/demo") && !unix.contains("look"),
+            "{unix}"
+        );
+    }
+
+    #[test]
     fn the_greeting_shows_only_commands_that_the_server_accepts() {
-        let greeting = |is_open| greeting("127.0.0.1:7070".parse().expect("an address"), is_open);
+        let greeting = |is_open| greeted(&[("127.0.0.1:7070", Serves::Everything)], is_open);
         assert!(greeting(true).contains("curl -d 'hello'") && !greeting(true).contains("TOKEN"));
         let closed = greeting(false);
         assert!(!closed.contains("demo") && closed.contains("7070/#topic=TOPIC&token=TOKEN"), "{closed}");

@@ -6,7 +6,7 @@
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
 use rejoin::{
-    Config, Drained, Server, Shutdown,
+    Config, Drained, Listeners, Server, Shutdown,
     config::{AccessLogForm, Flags, Settings},
     save_within,
 };
@@ -107,10 +107,7 @@ async fn serve(
 ) -> Result<(), ExitReason> {
     let is_logged = config.access_log != AccessLogForm::Off;
     let access_log = if is_logged { Some(logging::start_access_log()?) } else { None };
-    let listener = listening::listen(match config.listen.first() {
-        Some(rejoin::config::Listen::Tcp { address, .. }) => *address,
-        _ => return Err(io::Error::other("not yet").into()),
-    })?;
+    let listeners = Listeners::bind(&config)?;
     let server = match Server::start(config.clone(), shutdown.clone()).await {
         Err(error) if error.kind() == io::ErrorKind::Interrupted && shutdown.is_draining() => {
             tracing::info!("ended before it served");
@@ -118,13 +115,13 @@ async fn serve(
         }
         server => server?,
     };
-    listening::greet(listener.local_addr()?, &config);
+    listening::greet(&listeners, &config)?;
     let app = server.app().clone();
     if let Some(write) = access_log {
         app.log_access(write);
     }
     let served = tokio::select! {
-        served = server.serve(listener) => served,
+        served = server.serve(listeners) => served,
         never = reload::follow(&app, flags, settings, sources, hangup) => never,
         never = logging::report_dropped_lines() => never,
     };

@@ -20,7 +20,7 @@ pub struct Remote {
 
 #[derive(Clone, Debug, Args)]
 pub struct Address {
-    /// URL of the server.
+    /// URL of the server, or `unix:/path`.
     #[arg(
         long = "url", env = "REJOIN_URL", hide_env_values = true, value_name = "URL", default_value = "http://127.0.0.1:7070",
         value_parser = server

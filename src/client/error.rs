@@ -5,7 +5,7 @@ use std::{error::Error, fmt::Display, time::Duration};
 use reqwest::Response;
 use serde::Deserialize;
 
-use super::answer;
+use super::{UNIX_HOST, answer};
 
 /// Why a request failed, or why a connection ended.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -132,7 +132,11 @@ impl From<reqwest::Error> for ClientError {
     fn from(error: reqwest::Error) -> Self {
         let why = deepest(&error);
         if error.is_connect() {
-            let server = error.url().map_or_else(String::new, |url| url.origin().ascii_serialization());
+            let server = match error.url() {
+                Some(url) if url.host_str() == Some(UNIX_HOST) => "the Unix socket".to_owned(),
+                Some(url) => url.origin().ascii_serialization(),
+                None => String::new(),
+            };
             Self::unsent(format!("cannot reach {server}: {why}"))
         } else if error.is_builder() {
             Self::Unusable(why)

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     future::{pending, poll_fn},
-    io, mem,
+    io,
     pin::{Pin, pin},
     sync::Arc,
     task::Poll,
@@ -12,13 +12,14 @@ use std::{
 
 use axum::{body::Body, extract::Request, response::Response};
 use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
 use http::{HeaderValue, StatusCode, Version, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::AsyncReadExt,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     time::{Instant, interval_at, sleep, timeout},
 };
 
@@ -30,6 +31,7 @@ use super::{
     http2,
     idle::{HeadBegun, HeadTimer, KEPT_FOR},
     linger::{self, Linger, StillSends},
+    listener::{Listener, Listeners},
     outgoing::Outgoing,
     places::{Place, Places},
     proxy_protocol::{self, BadBeginning},
@@ -93,35 +95,16 @@ impl Http1 {
 }
 
 /// Serves until the drain is over.
-pub async fn serve(app: Arc<App>, listener: TcpListener) -> Drained {
+pub async fn serve(app: Arc<App>, listeners: impl Into<Listeners>) -> Drained {
+    let Listeners(listeners) = listeners.into();
     let http1 = Arc::new(Http1::new());
     let places = Arc::new(Places::new(app.config.max_connections));
-    let mut draining = pin!(app.shutdown.draining());
-    // Only the first failure of a minute is an error in the log.
-    let mut has_failed = false;
-    let mut minute = interval_at(Instant::now() + TOTALS_EVERY, TOTALS_EVERY);
-    loop {
-        tokio::select! {
-            _ = minute.tick() => {
-                app.metrics.log_totals();
-                places.warn_again();
-                has_failed = false;
-            }
-            accepted = listener.accept() => match accepted {
-                Ok((socket, from)) => {
-                    // Without a place the socket is closed here.
-                    let peer = Peer::new(from.ip());
-                    if let Some(place) = places.take(peer.payer(&app.config)).await {
-                        let endpoint = Endpoint { app: app.clone(), place, peer };
-                        app.tasks.spawn(serve_connection(http1.clone(), endpoint, socket));
-                    }
-                }
-                Err(error) => survive(&error, &mut has_failed).await,
-            },
-            () = &mut draining => break,
-        }
+    let accepting = listeners.into_iter().map(|listener| accept_from(&app, &http1, &places, listener));
+    tokio::select! {
+        _ = join_all(accepting) => {}
+        never = log_totals(&app, &places) => never,
     }
-    drop(listener);
+    app.shutdown.draining().await;
     app.presences.keep_members();
     let drained = drain(&app).await;
     app.presences.settle().await;
@@ -129,13 +112,48 @@ pub async fn serve(app: Arc<App>, listener: TcpListener) -> Drained {
     drained
 }
 
+async fn log_totals(app: &App, places: &Places) -> ! {
+    let mut minute = interval_at(Instant::now() + TOTALS_EVERY, TOTALS_EVERY);
+    loop {
+        minute.tick().await;
+        app.metrics.log_totals();
+        places.warn_again();
+    }
+}
+
+/// Accepts connections until the drain begins, and then closes the listener.
+async fn accept_from(app: &Arc<App>, http1: &Arc<Http1>, places: &Arc<Places>, listener: Listener) {
+    let mut draining = pin!(app.shutdown.draining());
+    // Only the first failure of a minute is an error in the log.
+    let mut told_at = None;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut draining => return,
+        };
+        match accepted {
+            Ok((socket, from)) => {
+                // Without a place the socket is closed here.
+                let peer = Peer::of(from).over(listener.serves());
+                if let Some(place) = places.take(peer.payer(&app.config)).await {
+                    let endpoint = Endpoint { app: app.clone(), place, peer };
+                    let is_tcp = from.is_some();
+                    app.tasks.spawn(serve_connection(http1.clone(), endpoint, socket, is_tcp));
+                }
+            }
+            Err(error) => survive(&error, &mut told_at).await,
+        }
+    }
+}
+
 /// Some errors mean that one client is gone. The others pass after a pause.
-async fn survive(error: &io::Error, has_failed: &mut bool) {
+async fn survive(error: &io::Error, told_at: &mut Option<Instant>) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
         return;
     }
-    if !mem::replace(has_failed, true) {
+    if told_at.is_none_or(|at| at.elapsed() >= TOTALS_EVERY) {
+        *told_at = Some(Instant::now());
         tracing::error!(%error, "cannot accept connections; check the limit of file descriptors");
     }
     sleep(ACCEPT_BACKOFF).await;
@@ -188,7 +206,11 @@ impl Endpoint {
     }
 }
 
-async fn serve_connection(http1: Arc<Http1>, endpoint: Endpoint, socket: TcpStream) {
+async fn serve_connection(http1: Arc<Http1>, endpoint: Endpoint, socket: TcpStream, is_tcp: bool) {
+    // A peer that is gone already shows at the first read. The options are no reason to refuse one that is there.
+    if is_tcp && let Err(error) = prepare(&socket, &endpoint.app.config) {
+        tracing::debug!(%error, "cannot set the options of a connection");
+    }
     match endpoint.place.end_of_spare() {
         None => serve_placed(http1, endpoint, socket).await,
         Some(end) => {
@@ -204,10 +226,6 @@ async fn serve_connection(http1: Arc<Http1>, endpoint: Endpoint, socket: TcpStre
 
 async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, mut socket: TcpStream) {
     let app = endpoint.app.clone();
-    // A peer that is gone already shows at the first read. The options are no reason to refuse one that is there.
-    if let Err(error) = prepare(&socket, &app.config) {
-        tracing::debug!(%error, "cannot set the options of a connection");
-    }
     let (peer, patience) = (endpoint.peer, endpoint.place.patience(app.config.read_timeout));
     let begun = tokio::select! {
         begun = timeout(patience, begin(&app.config, &mut socket, peer)) => begun,
@@ -288,7 +306,7 @@ async fn begin(config: &Config, socket: &mut TcpStream, peer: Peer) -> Option<(P
     let (mut client, mut head) = (peer, BytesMut::with_capacity(HTTP2_PREFACE.len()));
     if config.proxy_protocol && config.trusts(peer.ip()) {
         match proxy_protocol::read(socket, peer.ip()).await {
-            Ok(begun) => (client, head) = begun,
+            Ok((named, read)) => (client, head) = (named.over(peer.serves()), read),
             Err(BadBeginning::NoHeader) => {
                 tracing::warn!(
                     client = %peer.ip(),
@@ -416,6 +434,8 @@ async fn drain(app: &App) -> Drained {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+
     use super::*;
 
     /// Linux refuses longer ones, and every connection was then dropped.

@@ -3,12 +3,18 @@
 //! A proxy adds the address of its peer at the end of a header. So the header is read from its end, and only as long as
 //! each address is that of a trusted proxy: everything before may be the client's invention.
 
-use std::{net::IpAddr, sync::Once};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Once,
+};
 
 use axum::extract::Request;
 use http::HeaderMap;
 
-use super::forwarded::{self, Forwarded};
+use super::{
+    forwarded::{self, Forwarded},
+    listener::Serves,
+};
 use crate::{config::Config, log::Payer};
 
 /// The peer of a connection. It is in the extensions of each request.
@@ -18,11 +24,26 @@ pub struct Peer {
     ip: IpAddr,
     /// A proxy said that it speaks for itself, or that it does not know the client.
     names_no_client: bool,
+    serves: Serves,
 }
 
 impl Peer {
     pub fn new(ip: IpAddr) -> Self {
-        Self { ip: ip.to_canonical(), names_no_client: false }
+        Self { ip: ip.to_canonical(), names_no_client: false, serves: Serves::Everything }
+    }
+
+    /// The peer of a Unix socket counts as one of loopback: it is on this machine too.
+    pub fn of(ip: Option<IpAddr>) -> Self {
+        Self::new(ip.unwrap_or(Ipv4Addr::LOCALHOST.into()))
+    }
+
+    /// The same, over a listener that serves this.
+    pub fn over(self, serves: Serves) -> Self {
+        Self { serves, ..self }
+    }
+
+    pub fn serves(self) -> Serves {
+        self.serves
     }
 
     /// A proxy that names no client in its PROXY protocol header. No other header can name one.

@@ -13,7 +13,11 @@ use matchit::Params;
 use percent_encoding::percent_decode_str;
 
 use super::{
-    App, arrival, inspect, live, metrics, page, presence,
+    App, arrival,
+    client_address::Peer,
+    inspect,
+    listener::Serves,
+    live, metrics, page, presence,
     problem::{Code, Problem},
     publish, ready, subjects, subscribe, websocket,
 };
@@ -41,6 +45,22 @@ enum Resource {
     SubjectTopics,
     Topic,
     Topics,
+}
+
+impl Resource {
+    /// True if only the listener of operators has it, if there is one.
+    fn is_of_operators(self) -> bool {
+        match self {
+            Self::Connection | Self::ConnectionTopic | Self::Connections => true,
+            Self::Subject | Self::SubjectTopic | Self::SubjectTopics => true,
+            Self::Console | Self::Page => true,
+            Self::Metrics | Self::Stats | Self::Topics => true,
+            Self::Client | Self::Events | Self::Live | Self::Members | Self::OpenApi => false,
+            Self::Publish | Self::Ready | Self::Topic => false,
+            #[cfg(feature = "echo")]
+            Self::Echo => false,
+        }
+    }
 }
 
 static ROUTES: LazyLock<matchit::Router<Resource>> = LazyLock::new(|| {
@@ -113,10 +133,15 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
         };
         return without_upgrade(app, request, |_| at_once(Err(Problem::new(Code::NotFound, detail))));
     };
+    let is_public = request.extensions().get::<Peer>().is_some_and(|peer| peer.serves() == Serves::Public);
+    if is_public && matched.value.is_of_operators() {
+        let detail = "no such resource at this address; operators have it at that of --admin-listen";
+        return without_upgrade(app, request, |_| at_once(Err(Problem::new(Code::NotFound, detail))));
+    }
     let [id, sub, topic, file] = ["id", "sub", "topic", "file"].map(|name| parameter(&matched.params, name));
     match *matched.value {
         Resource::Events => held(subscribe::events(app, request).boxed()),
-        Resource::Topic => of_topic(app, topic, request),
+        Resource::Topic => of_topic(app, topic, is_public, request),
         #[cfg(feature = "echo")]
         Resource::Echo => at_once(Ok(websocket::echo(app, request))),
         Resource::Connections => without_upgrade(app, request, |asked| live::connections(app, asked).boxed()),
@@ -143,7 +168,7 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
     }
 }
 
-fn of_topic(app: &Arc<App>, topic: Option<String>, request: Request) -> Served<'_> {
+fn of_topic(app: &Arc<App>, topic: Option<String>, is_public: bool, request: Request) -> Served<'_> {
     let is_upgrade = match websocket::is_upgrade(&request) {
         Ok(is_upgrade) => is_upgrade,
         Err(problem) => return at_once(Err(problem)),
@@ -156,7 +181,8 @@ fn of_topic(app: &Arc<App>, topic: Option<String>, request: Request) -> Served<'
         Method::GET | Method::HEAD => held(subscribe::topic(app, topic, request).boxed()),
         Method::CONNECT if is_upgrade => held(subscribe::topic(app, topic, request).boxed()),
         Method::POST => publish::publish_one(app, topic, request).boxed(),
-        Method::DELETE => publish::delete(app, topic, request).boxed(),
+        Method::DELETE if !is_public => publish::delete(app, topic, request).boxed(),
+        _ if is_public => at_once(Err(Problem::method_not_allowed("GET, HEAD, POST"))),
         _ => at_once(Err(Problem::method_not_allowed("GET, HEAD, POST, DELETE"))),
     }
 }

@@ -1,0 +1,171 @@
+//! A Unix socket that accepts connections: its file, and who may connect to it.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, ErrorKind},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
+    },
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::{UnixListener, UnixStream};
+use uzers::{get_group_by_name, get_user_by_name};
+
+use super::listener::BACKLOG;
+use crate::config::UnixSocket;
+
+/// How often a process looks if another one is done with the folder, and how long it pauses between. Each is done within
+/// milliseconds.
+const LOOKS: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The listening socket. Its file is removed when this is dropped.
+#[derive(Debug)]
+pub struct Unix {
+    // It is removed before the socket closes: after that, another process may have put its own in the place.
+    _file: SocketFile,
+    listener: UnixListener,
+    socket: UnixSocket,
+}
+
+impl Unix {
+    /// Binds the socket in place of that of a process which has ended.
+    ///
+    /// # Errors
+    /// If a living process listens there, if a file of another kind is in the place, or if the system refuses.
+    pub fn bind(socket: &UnixSocket) -> io::Result<Self> {
+        // Two processes that start at once must not take each other's new socket for one that was left behind.
+        let _folder = lock(socket.path.parent().unwrap_or(Path::new("/")))?;
+        make_room(&socket.path)?;
+        let bound = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        bound.bind(&SockAddr::unix(&socket.path)?)?;
+        let file = SocketFile::of(&socket.path)?;
+        // Nobody can connect before it listens, so nobody connects who may not.
+        allow(socket)?;
+        bound.listen(BACKLOG.into())?;
+        bound.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(OwnedFd::from(bound).into())?;
+        Ok(Self { _file: file, listener, socket: socket.clone() })
+    }
+
+    pub fn socket(&self) -> &UnixSocket {
+        &self.socket
+    }
+
+    /// # Cancel safety
+    /// Dropping this loses no connection.
+    pub async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(socket, _)| socket)
+    }
+}
+
+/// Keeps other processes out of the folder until the result is dropped. `None` if it cannot be opened; then the system
+/// says why when the socket is bound.
+fn lock(folder: &Path) -> io::Result<Option<File>> {
+    let Ok(folder) = File::open(folder) else { return Ok(None) };
+    for _ in 0..LOOKS {
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(folder)),
+            Err(Errno::WOULDBLOCK) => thread::sleep(PAUSE),
+            // A file system without locks.
+            Err(_) => return Ok(None),
+        }
+    }
+    Err(io::Error::new(
+        ErrorKind::TimedOut,
+        "another process holds the lock of its folder; choose another folder",
+    ))
+}
+
+/// Removes the socket of a process that has ended.
+fn make_room(path: &Path) -> io::Result<()> {
+    let refuse = |kind, why: &str| Err(io::Error::new(kind, why));
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(found) if !found.file_type().is_socket() => {
+            return refuse(
+                ErrorKind::AlreadyExists,
+                "a file that is no socket has this name; remove it, or choose another path",
+            );
+        }
+        Ok(_) => {}
+    }
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // A process with a full queue must not hold this one up.
+    socket.set_nonblocking(true)?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
+        _ => refuse(ErrorKind::AddrInUse, "another process listens there; end it, or choose another path"),
+    }
+}
+
+/// Sets who may connect.
+fn allow(socket: &UnixSocket) -> io::Result<()> {
+    let user = socket.user.as_deref().map(user_id).transpose()?;
+    let group = socket.group.as_deref().map(group_id).transpose()?;
+    if user.is_some() || group.is_some() {
+        chown(&socket.path, user, group).map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!(
+                    "cannot give it to this user or group: {error}; only root gives it to a user, and others only to \
+                     a group of which they are members"
+                ),
+            )
+        })?;
+    }
+    fs::set_permissions(&socket.path, Permissions::from_mode(socket.mode))
+}
+
+fn user_id(name: &str) -> io::Result<u32> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    let user = get_user_by_name(name).map(|user| user.uid());
+    user.ok_or_else(|| io::Error::new(ErrorKind::NotFound, format!("this machine has no user {name}")))
+}
+
+fn group_id(name: &str) -> io::Result<u32> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    let group = get_group_by_name(name).map(|group| group.gid());
+    group.ok_or_else(|| io::Error::new(ErrorKind::NotFound, format!("this machine has no group {name}")))
+}
+
+/// The file of a socket. Dropping this removes it, unless another one has taken its place.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), id: id_of(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let is_ours = id_of(&self.path).is_ok_and(|id| id == self.id);
+        if is_ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "cannot remove the file of a Unix socket");
+        }
+    }
+}
+
+fn id_of(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
