@@ -280,7 +280,16 @@ fn the_manifest_gives_the_server_time_to_end_and_probes_what_it_serves() {
     assert!(grace > pause + longest_end(), "{grace} s");
     assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/health/ready");
     assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/health/live");
-    assert_eq!(container["ports"][0]["containerPort"], 7070);
+    let port = container["ports"][0]["containerPort"].as_u64().expect("a port");
+    assert_eq!(Config::default().listen[0].to_string(), format!("127.0.0.1:{port}"));
+    let admin = &container["ports"][1];
+    for probe in ["readinessProbe", "livenessProbe"] {
+        assert_eq!(container[probe]["httpGet"]["port"], admin["name"]);
+    }
+    let at = format!("0.0.0.0:{}", admin["containerPort"]);
+    let variables = container["env"].as_array().expect("variables").iter();
+    let settings: Vec<_> = variables.map(|each| (&each["name"], &each["value"])).collect();
+    assert!(settings.contains(&(&"REJOIN_ADMIN_LISTEN".into(), &at.into())), "{settings:?}");
 
     let variables = container["env"].as_array().expect("variables").iter().map(|each| {
         let name = each["name"].as_str().expect("a name").to_owned();
@@ -291,6 +300,8 @@ fn the_manifest_gives_the_server_time_to_end_and_probes_what_it_serves() {
     assert_accepted("the manifest", variables.collect());
 
     let service = documents.iter().find(|each| each["kind"] == "Service").expect("a service");
+    let ports = service["spec"]["ports"].as_array().expect("ports");
+    assert!(ports.iter().all(|port| port["targetPort"] == container["ports"][0]["name"]), "{ports:?}");
     assert_eq!(service["spec"]["selector"], deployment["spec"]["selector"]["matchLabels"]);
     assert_eq!(
         deployment["spec"]["template"]["metadata"]["labels"],

@@ -1,8 +1,8 @@
 //! The commands of an operator, and a token that is read from a file.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use rejoin::config::Secret;
+use rejoin::{Config, Listeners, Shutdown, config::Secret};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -95,6 +95,40 @@ async fn health_says_by_its_exit_code_if_the_server_is_ready() {
     let gone = Program::new(&["health", "--url", &url]).run().await;
     assert_eq!(gone.code, Some(4), "{gone:?}");
     assert!(gone.stderr().starts_with("rejoin: cannot reach http://"), "{}", gone.stderr());
+}
+
+#[tokio::test]
+async fn commands_reach_a_server_at_a_unix_socket() {
+    let folder = Folder::new();
+    let url = format!("unix:{}", folder.path("s"));
+    let ask = |arguments: &[&str]| {
+        let program = Program::new(&[arguments, &["--url", &url]].concat());
+        program.with("HTTP_PROXY", "http://192.0.2.1:1").with("http_proxy", "http://192.0.2.1:1").run()
+    };
+    let gone = ask(&["health"]).await;
+    assert_eq!(gone.code, Some(4), "{gone:?}");
+    assert!(gone.stderr().starts_with("rejoin: cannot reach the Unix socket: No such file"), "{gone:?}");
+
+    let config = Arc::new(Config { listen: vec![url.parse().expect("a socket")], ..Config::default() });
+    let (listeners, shutdown) = (Listeners::bind(&config).expect("a socket"), Shutdown::new());
+    let served = tokio::spawn(rejoin::serve(listeners, config, shutdown.clone()));
+    assert_eq!(ask(&["health"]).await.lines(), ["ready"]);
+    assert_eq!(ask(&["pub", "a", "x"]).await.code, Some(0));
+    assert!(ask(&["topics"]).await.lines()[1].ends_with("  a"));
+    assert_eq!(ask(&["stats"]).await.code, Some(0));
+    assert_eq!(ask(&["connections"]).await.code, Some(0));
+    for transport in ["ws", "sse", "ndjson", "poll"] {
+        let heard =
+            ask(&["sub", "a", "--after", "0", "--until-idle", "300ms", "--transport", transport]).await;
+        assert_eq!(heard.lines(), ["x"], "{transport}: {heard:?}");
+    }
+    shutdown.drain();
+    assert!(served.await.expect("no panic").is_ok());
+
+    for wrong in ["unix:", "unix:s", "unix:/s?mode=0600"] {
+        let refused = Program::new(&["health", "--url", wrong]).run().await;
+        assert!(refused.code == Some(2) && refused.stderr().contains("expected unix:/path"), "{refused:?}");
+    }
 }
 
 /// Docker passes the proxy of its host on to containers, in which the health check then failed for ever.

@@ -49,7 +49,7 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
     (reader, writer)
 }
 
-fn rejoin(arguments: &[&str]) -> Command {
+pub fn rejoin(arguments: &[&str]) -> Command {
     let mut command = Command::new(REJOIN);
     command.env_clear().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command

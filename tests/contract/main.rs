@@ -30,6 +30,7 @@ mod http1;
 mod http2;
 mod inspect;
 mod joining;
+mod listeners;
 mod logs;
 mod metrics;
 mod names;

@@ -8,7 +8,7 @@ use sse_stream::{Sse, SseByteStream};
 
 use super::{Headers, cursor_after, transport_headers};
 use crate::{
-    ask::{self, client, text, within},
+    ask::{self, text, within},
     support::{Server, client::Transport},
 };
 
@@ -28,9 +28,11 @@ impl Stream {
     }
 
     pub async fn of(request: reqwest::RequestBuilder) -> Self {
-        let request = request.build().expect("a request that can be sent");
+        // The client that has made the request, since it may have options of its own.
+        let (client, request) = request.build_split();
+        let request = request.expect("a request that can be sent");
         let what = format!("{} {}", request.method(), request.url());
-        let response = within(&what, client().execute(request)).await.expect("an answer");
+        let response = within(&what, client.execute(request)).await.expect("an answer");
         let (status, headers) = (response.status(), response.headers().clone());
         if status != 200 {
             panic!("{status} {:?} to {what}", response.text().await);
