@@ -423,7 +423,7 @@ async fn a_topic_that_joins_is_read_up_to_the_cursor_of_the_others(new: New) {
         }
     })
     .await;
-    subscription.absorb(other);
+    subscription.absorb(other, None);
     seen.extend(drain(&broker, &mut subscription).await);
     // The reader that is behind reads up to the cursor of the other, and gets no message twice.
     let caught_up = seen.iter().filter(|line| line.ends_with(&format!("a:{late}"))).count();
@@ -453,7 +453,7 @@ async fn a_topic_that_joins_brings_no_older_announcement(new: New) {
     let mut other = subscribe(&broker, &["b"], Start::Now).await;
     let joined = std::future::poll_fn(|cx| subscription.poll_join(&mut other, cx)).await;
     assert!(matches!(joined, SameCursor), "there is nothing to read");
-    subscription.absorb(other);
+    subscription.absorb(other, None);
     let stored = publish(&broker, "b").await;
     broker.announce(draft("b", "thrice")).await.expect("announced");
     let expected = ["psst".to_owned(), format!("b:{stored}"), "thrice".to_owned()];

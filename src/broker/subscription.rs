@@ -1,10 +1,11 @@
 //! A cursor moving over the log.
 
+mod ephemerals;
 mod level;
 mod mine;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -110,6 +111,10 @@ pub struct Subscription {
     /// How many ephemeral messages of the log this subscription has seen. `None` until it is caught up for the
     /// first time.
     seen_ephemerals: Option<u64>,
+    /// Patterns of which the ephemeral messages after another count are read, until they are taken.
+    ephemerals_since: BTreeMap<Pattern, u64>,
+    /// Ephemeral messages wait in the log.
+    holds_ephemerals: bool,
     connection: Arc<str>,
     /// A cursor ahead of the store, until the gap about it has been given out.
     unknown_cursor: Option<Id>,
@@ -144,6 +149,8 @@ impl Subscription {
             arrival: None,
             has_failed: false,
             seen_ephemerals: None,
+            ephemerals_since: BTreeMap::new(),
+            holds_ephemerals: false,
             connection: connection.into(),
             unknown_cursor: None,
             keeps_cursor: false,
@@ -224,20 +231,21 @@ impl Subscription {
         }
     }
 
-    /// Merges `other` into this subscription. Both must be at the same cursor, as [`Join::SameCursor`] says.
-    pub fn absorb(&mut self, other: Self) {
+    /// Merges `other` into this subscription. Both must be at the same cursor, as [`Join::SameCursor`] says. The ephemeral
+    /// messages of its patterns are read after the count `since`, or if there is none, from the cursor on.
+    pub fn absorb(&mut self, other: Self, since: Option<u64>) {
         self.read_until(Id::MAX);
-        self.absorb_ephemerals(&other);
         self.position.join(
             &other.position,
             |topic| self.patterns.matches(topic),
             |topic| other.patterns.matches(topic),
         );
+        let from_here = self.seen_ephemerals.map(|seen| self.log.ephemerals().count_at(self.cursor).max(seen));
         // The tails of `other` wake the follower of `other`. Make them wake this one too.
-        let patterns = Arc::make_mut(&mut self.patterns);
         for (pattern, followed) in other.patterns.iter().zip(&other.followed) {
-            if let Some(index) = patterns.insert(pattern.clone()) {
+            if let Some(index) = Arc::make_mut(&mut self.patterns).insert(pattern.clone()) {
                 self.followed.insert(index, followed.share(&self.follower));
+                self.read_ephemerals_since(pattern, since.or(from_here));
             }
         }
         // A page that is being read does not cover the patterns of the other.
@@ -246,32 +254,6 @@ impl Subscription {
         // Messages that arrived in between have not woken this follower.
         self.looked_upto = None;
         self.follower.wake();
-    }
-
-    /// Takes the ephemeral messages up to the cursor before the patterns are added: those of each subscription from
-    /// where it began to take them, so none matches a pattern that was not read yet.
-    fn absorb_ephemerals(&mut self, other: &Self) {
-        let upto = self.log.ephemerals().count_at(self.cursor);
-        let upto = upto.max(self.seen_ephemerals.unwrap_or_default());
-        let is_taking = self.seen_ephemerals.is_some();
-        self.take_ephemerals(upto);
-        if let Some(seen) = other.seen_ephemerals {
-            // Those that the subscription had yet to take are newer than the cursor.
-            self.seen_ephemerals = Some(if is_taking { upto } else { upto.max(seen) });
-            let ours = self.patterns.clone();
-            self.queue_ephemerals(seen, upto, |topic| {
-                other.patterns.matches(topic) && !(is_taking && ours.matches(topic))
-            });
-        } else if !is_taking {
-            self.seen_ephemerals = None;
-        }
-    }
-
-    /// Takes the ephemeral messages from now on, also those that come before this is caught up for the first time.
-    /// If this takes them already, nothing changes.
-    pub fn take_ephemerals_from_now(&mut self) {
-        let log = &self.log;
-        self.seen_ephemerals.get_or_insert_with(|| log.ephemerals().count());
     }
 
     /// Keeps the cursor while there are no patterns, until one is added. If a list is read too, the cursor moves on: each
@@ -326,6 +308,7 @@ impl Subscription {
     /// Stops reading `pattern`. False if it was not read.
     pub fn remove(&mut self, pattern: &Pattern) -> bool {
         let Some(index) = Arc::make_mut(&mut self.patterns).remove(pattern) else { return false };
+        self.ephemerals_since.remove(pattern);
         self.followed.remove(index);
         let patterns = &self.patterns;
         self.ready.retain(|delivery| match delivery {
@@ -445,8 +428,10 @@ impl Subscription {
                 self.position.advance(end);
                 // A subscription that stops at `until` takes the ephemeral messages when it reads on. One that is
                 // being merged into another never takes them.
-                if end >= upto && self.until == Id::MAX {
+                if end >= upto && self.until == Id::MAX && !self.holds_ephemerals {
                     self.take_ephemerals(ephemerals);
+                    self.seen_ephemerals = Some(ephemerals);
+                    self.ephemerals_since.clear();
                 }
                 self.looked_upto = (end >= upto).then_some(watermark);
                 if end >= upto && upto < self.until && self.until < Id::MAX {
@@ -521,38 +506,6 @@ impl Subscription {
             let (after, cursor) = (after.to_owned(), if moves { past } else { cursor });
             self.ready.push_back(Delivery::Gap(Box::new(GapNotice { topic, after, next, cursor, reason })));
         }
-    }
-
-    /// Takes the ephemeral messages up to this count, and queues each behind the stored messages that are
-    /// older.
-    fn take_ephemerals(&mut self, upto: u64) {
-        let Some(seen) = self.seen_ephemerals.replace(upto) else { return };
-        if seen != upto {
-            let patterns = self.patterns.clone();
-            self.queue_ephemerals(seen, upto, |topic| patterns.matches(topic));
-        }
-    }
-
-    fn queue_ephemerals(&mut self, seen: u64, upto: u64, is_read: impl Fn(&str) -> bool) {
-        if seen >= upto {
-            return;
-        }
-        let Self { ready, connection, .. } = self;
-        let mut index = 0;
-        self.log.ephemerals().between(seen, upto, |newest, message| {
-            let is_wanted = is_read(&message.topic) && message.exclude() != Some(&**connection);
-            if is_wanted {
-                let is_before = |delivery: &Delivery| match delivery {
-                    Delivery::Message(before) => before.id <= newest,
-                    Delivery::Gap(_) => true,
-                };
-                while ready.get(index).is_some_and(is_before) {
-                    index += 1;
-                }
-                ready.insert(index, Delivery::Message(message.clone()));
-                index += 1;
-            }
-        });
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! It gives out one event after another, and the transport renders it. It knows no transport.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fmt,
     sync::Arc,
@@ -318,90 +321,4 @@ pub enum Step {
     Joins,
     /// It is to be begun, and then [joined](Reader::join).
     MayBegin,
-}
-
-#[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-
-    use axum::{body::Body, extract::Request};
-    use futures_util::poll;
-    use http::header;
-
-    use super::*;
-    use crate::{
-        broker::{Broker, Delivery},
-        config::Config,
-        http::{App, metrics::Transport},
-        log::{MemoryLog, Start},
-        message::{Draft, Payload},
-        shutdown::Shutdown,
-    };
-
-    /// The log takes a while to begin, and a command may come meanwhile.
-    #[tokio::test]
-    async fn a_pattern_that_has_become_one_too_many_is_not_joined() {
-        let broker = Broker::new(MemoryLog::start(Config::default().retention()));
-        let app = App::new(broker.clone(), Arc::new(Config::default()), Shutdown::new());
-        let request = Request::get("/events").header(header::HOST, "localhost").body(Body::empty());
-        let access = Access::of(&app.rules, &request.expect("a request")).await.expect("it is open");
-        let pattern = |name: &str| name.parse::<Pattern>().expect("a pattern");
-        let subscribe = async |patterns: &[Pattern]| {
-            broker.subscribe(patterns.to_vec(), &Start::Now, "c").await.expect("it begins")
-        };
-        let read: Vec<_> = (0..99).map(|number| pattern(&format!("p{number}.*"))).collect();
-        let permit = app.permit(Transport::WebSocket, &access, read.len()).expect("a place");
-        let (id, transport) = (app.live.new_id(), Transport::WebSocket);
-        let held = app.hold(id, subscribe(&read).await, permit, &access, (transport, false), None);
-        let mut reader = Reader::new(app.connections.clone(), "c".into(), held, access);
-        let (asked, added) = (pattern("asked.*"), pattern("added.*"));
-        assert_eq!(reader.ask_for(&asked).expect("there is room"), Step::MayBegin);
-        let number = reader.reading.begin(&added).expect("there is room").expect("it is not read yet");
-        let begun = subscribe(std::slice::from_ref(&added)).await;
-        reader.reading.finish(number, added, begun).expect("the connection lives");
-        assert_eq!(app.connections.topics_read(), 100);
-        let begun = subscribe(std::slice::from_ref(&asked)).await;
-        reader.join(asked, begun).expect_err("it is one too many");
-        assert_eq!(app.connections.topics_read(), 100);
-    }
-
-    /// The client was not given what is published between the two.
-    #[tokio::test]
-    async fn ephemeral_messages_of_a_topic_that_a_command_and_then_the_list_adds_are_given_once() {
-        for is_caught_up in [true, false] {
-            let broker = Broker::new(MemoryLog::start(Config::default().retention()));
-            let app = App::new(broker.clone(), Arc::new(Config::default()), Shutdown::new());
-            let request = Request::get("/events").header(header::HOST, "localhost").body(Body::empty());
-            let access = Access::of(&app.rules, &request.expect("a request")).await.expect("it is open");
-            let (own, added) = ("own".parse::<Pattern>().expect("a topic"), "t".parse().expect("a topic"));
-            let read =
-                broker.subscribe_with_list(vec![own], &Start::Now, "c", "u1").await.expect("it begins");
-            let transport = Transport::WebSocket;
-            let permit = app.permit(transport, &access, 1).expect("a place");
-            let held = app.hold(app.live.new_id(), read, permit, &access, (transport, false), None);
-            let mut reader = Reader::new(app.connections.clone(), "c".into(), held, access);
-            if is_caught_up {
-                assert!(poll!(poll_fn(|cx| reader.poll(cx, true))).is_pending());
-            }
-            let number = reader.reading.begin(&added).expect("there is room").expect("it is not read yet");
-            let begun = broker.subscribe(vec![added.clone()], &Start::Now, "c").await.expect("it begins");
-            reader.reading.finish(number, added.clone(), begun).expect("the connection lives");
-            let announce = async |text| {
-                let (topic, payload) = ("t".parse().expect("a topic"), Payload::text(text));
-                let draft = Draft { topic, event: None, payload, exclude: None, by: None };
-                broker.announce(draft).await.expect("it is sent");
-            };
-            announce("1").await;
-            broker.subjects().expect("lists").add("u1", &added).await.expect("there is room");
-            announce("2").await;
-            let mut given = Vec::new();
-            while let Poll::Ready(next) = poll!(poll_fn(|cx| reader.poll(cx, true))) {
-                if let Next::Event(Event::Delivery(Delivery::Message(message))) = next {
-                    given.push(String::from_utf8_lossy(message.bytes()).into_owned());
-                }
-            }
-            given.sort();
-            assert_eq!(given, ["1", "2"], "{is_caught_up}");
-        }
-    }
 }

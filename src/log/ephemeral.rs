@@ -56,17 +56,19 @@ impl Ephemerals {
         self.count() - (ring.messages.len() - seen) as u64
     }
 
-    /// Gives `take` those after the count `seen` and up to the count `upto`, each with the newest id of its
-    /// time.
-    pub fn between(&self, seen: u64, upto: u64, mut take: impl FnMut(Id, &Message)) {
+    /// Gives `take` those after the count `seen` and up to the count `upto`, each with its own count and the newest id of
+    /// its time.
+    pub fn between(&self, seen: u64, upto: u64, mut take: impl FnMut(u64, Id, &Message)) {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let length = ring.messages.len();
         let index = |count: u64| {
             let younger = usize::try_from(self.count() - count).unwrap_or(usize::MAX);
             length.saturating_sub(younger)
         };
-        for (newest, message) in ring.messages.range(index(seen)..index(upto)) {
-            take(*newest, message);
+        let taken = index(seen)..index(upto);
+        let first = self.count() - (length - taken.start) as u64 + 1;
+        for (count, (newest, message)) in (first..).zip(ring.messages.range(taken)) {
+            take(count, *newest, message);
         }
     }
 }

@@ -7,6 +7,7 @@ mod address;
 mod answers;
 mod arrivals;
 mod asking;
+mod clock;
 mod codec;
 mod copies;
 mod deletions;
@@ -275,7 +276,7 @@ impl RedisLog {
     }
 
     async fn delete_messages(&self, topic: &Topic) -> Result<(), LogError> {
-        let Deleted { facts, gone } = self.store.run(&self.store.scripts.delete, topic, &[]).await?;
+        let Deleted { facts, gone } = self.store.settle(&self.store.scripts.delete, topic, &[]).await?;
         self.store.has_seen(facts.newest);
         // If the index did not know the topic, there was nothing to delete.
         if gone > Id::ZERO {

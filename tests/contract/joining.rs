@@ -56,7 +56,7 @@ fn join(subscription: &mut Subscription, mut other: Subscription) -> (Vec<Delive
             Poll::Pending => panic!("all that is needed is there: {live:?} {replay:?}"),
         }
     }
-    subscription.absorb(other);
+    subscription.absorb(other, None);
     (live, replay)
 }
 
@@ -175,7 +175,7 @@ async fn during_a_replay_the_gaps_of_the_other_topics_wait() {
         assert!(matches!(given, Poll::Ready(Join::Replay(Delivery::Message(_)))), "{nth}: {given:?}");
     }
     assert!(matches!(subscription.poll_join(&mut other, &mut cx), Poll::Ready(Join::SameCursor)));
-    subscription.absorb(other);
+    subscription.absorb(other, None);
     let given = ready(&mut subscription);
     assert_eq!((gaps(&given), given.len()), (1, 6), "then each gap comes once: {given:?}");
 }

@@ -26,7 +26,7 @@ pub fn run(
     let changed = change(prelude);
     assert_ne!(changed, prelude);
     let script = format!("{}\n{changed}\n{script}", script_constants());
-    let args = ["{rejoin}:", "0", "1", "0", "1000 3600000000 16777216 268435456 1000000", topic];
+    let args = ["{rejoin}:", "0", "10", "", "1000 3600000000 16777216 268435456 1000000", topic];
     redis.say(&[&["EVAL", &script, "0"], &args[..], rest].concat())
 }
 

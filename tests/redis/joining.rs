@@ -37,7 +37,7 @@ async fn join(one: &mut Subscription, mut other: Subscription) {
         () = sleep(PATIENCE) => panic!("they are not caught up"),
         () = level => {}
     }
-    one.absorb(other);
+    one.absorb(other, None);
 }
 
 /// A message to another topic moves the newest id of the store, and so the cursor of a reader of the store,

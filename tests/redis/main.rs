@@ -22,6 +22,7 @@ mod holes;
 mod joining;
 mod killed;
 mod lagging;
+mod late;
 mod later;
 mod lost;
 mod memory;

@@ -1,6 +1,9 @@
 //! Subscriptions that stand at the same place: one of them can read for the others.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use super::Subscription;
 use crate::{
@@ -56,6 +59,8 @@ impl Subscription {
             && self.until == Id::MAX
             && self.cursor <= self.position.cursor
             && !self.position.has_floors()
+            && self.ephemerals_since.is_empty()
+            && !self.holds_ephemerals
             && !self.patterns.is_empty();
         let seen_ephemerals = self.seen_ephemerals.filter(|_| is_plain)?;
         Some(Place { position: self.position.clone(), seen_ephemerals })
@@ -79,6 +84,8 @@ impl Subscription {
             arrival: None,
             has_failed: false,
             seen_ephemerals: Some(place.seen_ephemerals),
+            ephemerals_since: BTreeMap::new(),
+            holds_ephemerals: false,
             connection,
             unknown_cursor: None,
             keeps_cursor: false,

@@ -238,6 +238,9 @@ impl Subscription {
                 self.read_until(change.id.max(self.position.cursor));
                 return Poll::Pending;
             }
+            if !change.is_added && self.has_ephemerals_before(change.id) {
+                return Poll::Pending;
+            }
             let is_read = self.patterns.contains(&change.topic);
             if change.is_added && !is_read {
                 let followed = ready!(self.poll_follow(&change.topic, cx));
@@ -305,38 +308,20 @@ impl Subscription {
 
     /// Reads one more pattern, after the cursor. It was added at this id.
     fn insert(&mut self, pattern: Pattern, added_at: Id, followed: Followed) {
-        if let Some(seen) = self.seen_ephemerals {
-            // Those from before the change were not for this pattern.
-            let upto = self.log.ephemerals().count_at(added_at.before()).max(seen);
-            self.take_ephemerals(upto);
-        }
+        // The ephemeral messages from before the change were not for this pattern.
+        let since = self.seen_ephemerals.map(|seen| self.ephemerals_before(added_at).max(seen));
         let others = self.patterns.clone();
         let cursor = self.position.cursor;
         let single = [pattern.clone()].into_iter().collect::<PatternSet>();
         let (is_ours, is_new) = (|topic: &str| others.matches(topic), |topic: &str| single.matches(topic));
         self.position.join(&Position::at(cursor), is_ours, is_new);
         let patterns = Arc::make_mut(&mut self.patterns);
-        if let Some(index) = patterns.insert(pattern) {
+        if let Some(index) = patterns.insert(pattern.clone()) {
             self.followed.insert(index, followed);
         }
+        self.read_ephemerals_since(&pattern, since);
         self.looked_upto = None;
         self.follower.wake();
-    }
-
-    /// Goes on beside `other`, whose pattern the list has just added. Returns up to which count the ephemeral messages of
-    /// the pattern are left to `other`; this takes the later ones.
-    pub fn read_beside(&mut self, other: &Self) -> u64 {
-        self.seen_ephemerals = self.seen_ephemerals.or(other.seen_ephemerals);
-        self.seen_ephemerals.unwrap_or_default()
-    }
-
-    /// Takes the ephemeral messages that were [left](Self::read_beside) to `other`, except those that this has had by other
-    /// patterns.
-    pub fn take_ephemerals_of(&mut self, other: &Self, pattern: &Pattern, upto: u64) {
-        let Some(seen) = other.seen_ephemerals else { return };
-        let mut others = PatternSet::clone(&self.patterns);
-        others.remove(pattern);
-        self.queue_ephemerals(seen, upto, |topic| pattern.matches(topic) && !others.matches(topic));
     }
 
     /// The entries of the list, if it is read.

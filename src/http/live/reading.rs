@@ -75,9 +75,10 @@ struct Joining {
     subscription: Subscription,
     /// The client has asked for it, and is answered once it is merged.
     is_asked: bool,
-    /// The list of the subject has added it meanwhile, so the other subscription reads it after this id, and takes the
-    /// ephemeral messages after this count.
-    upto: Option<(Id, u64)>,
+    /// The list of the subject has added it meanwhile, so the other subscription reads it after this id.
+    upto: Option<Id>,
+    /// A command has added it when there were so many ephemeral messages: its client misses none that comes later.
+    ephemerals_since: Option<u64>,
 }
 
 /// The next event of a connection.
@@ -169,7 +170,7 @@ impl Reading {
         &self,
         number: u64,
         pattern: Pattern,
-        mut subscription: Subscription,
+        subscription: Subscription,
     ) -> Result<(), Problem> {
         let mut state = self.lock();
         if !state.changes().finish(number) {
@@ -181,9 +182,16 @@ impl Reading {
             state.count_topics(0);
             return state.mark_added(&pattern);
         }
-        subscription.take_ephemerals_from_now();
+        // From here on a group gives no ephemeral message in the place of this connection.
+        let ephemerals_since = Some(state.subscription().ephemerals_now());
         state.changes().add(&pattern);
-        state.joining.push_back(Joining { pattern, subscription, is_asked: false, upto: None });
+        state.joining.push_back(Joining {
+            pattern,
+            subscription,
+            is_asked: false,
+            upto: None,
+            ephemerals_since,
+        });
         state.wake();
         Ok(())
     }
@@ -259,6 +267,7 @@ impl State {
         }
         loop {
             let subscription = alone(&mut self.subscription);
+            subscription.hold_ephemerals(!self.joining.is_empty());
             let was_due = subscription.is_at_list_change();
             let list_change = subscription.poll_mine(cx);
             self.bound_joining();
@@ -300,7 +309,8 @@ impl State {
         let subscription = alone(&mut self.subscription);
         for joining in self.joining.iter_mut().filter(|joining| joining.upto.is_none()) {
             if subscription.reads(&joining.pattern) {
-                joining.upto = Some((subscription.cursor(), subscription.read_beside(&joining.subscription)));
+                joining.upto = Some(subscription.cursor());
+                subscription.read_ephemerals_since(&joining.pattern, joining.ephemerals_since);
                 subscription.read_also(&joining.pattern, true);
             }
         }
@@ -314,7 +324,7 @@ impl State {
             return Poll::Ready(Event::Delivery(delivery));
         };
         let joined = match joining.upto {
-            Some((upto, _)) => subscription.poll_beside(&mut joining.subscription, upto, cx),
+            Some(upto) => subscription.poll_beside(&mut joining.subscription, upto, cx),
             None => subscription.poll_join(&mut joining.subscription, cx),
         };
         match std::task::ready!(joined) {
@@ -333,12 +343,11 @@ impl State {
         }
     }
 
-    fn merge(&mut self, Joining { pattern, subscription, is_asked, upto }: Joining) -> Event {
-        let own = alone(&mut self.subscription);
-        if let Some((_, ephemerals)) = upto {
-            own.take_ephemerals_of(&subscription, &pattern, ephemerals);
-        } else {
-            own.absorb(subscription);
+    fn merge(&mut self, joining: Joining) -> Event {
+        let Joining { pattern, subscription, is_asked, upto, ephemerals_since } = joining;
+        if upto.is_none() {
+            let own = alone(&mut self.subscription);
+            own.absorb(subscription, ephemerals_since);
             own.read_also(&pattern, true);
         }
         self.count_topics(0);
@@ -548,7 +557,7 @@ impl State {
 
     /// Reads what the client asked for, once both subscriptions are at the same cursor.
     pub fn join(&mut self, pattern: Pattern, subscription: Subscription) {
-        self.joining.push_back(Joining { pattern, subscription, is_asked: true, upto: None });
+        self.joining.push_back(Joining { pattern, subscription, is_asked: true, upto: None, ephemerals_since: None });
     }
 
     /// Notes that the client asks for a pattern that a command has added, and that is not merged yet.
@@ -594,11 +603,14 @@ impl State {
         if self.reads(pattern) {
             self.changes().tell(pattern, Told::Added)?;
             let subscription = self.subscription();
-            subscription.take_ephemerals_from_now();
+            subscription.read_ephemerals_from_now(pattern);
             subscription.read_also(pattern, true);
         }
-        let joining = self.joining.iter_mut().filter(|joining| joining.pattern == *pattern);
-        joining.for_each(|joining| joining.subscription.take_ephemerals_from_now());
+        if self.joins(pattern) {
+            let now = self.subscription().ephemerals_now();
+            let joining = self.joining.iter_mut().filter(|joining| joining.pattern == *pattern);
+            joining.for_each(|joining| _ = joining.ephemerals_since.get_or_insert(now));
+        }
         self.changes().add(pattern);
         self.wake();
         Ok(())

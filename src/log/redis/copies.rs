@@ -132,7 +132,7 @@ impl Copies {
     }
 
     async fn round(&self, connection: &mut MultiplexedConnection) -> Result<(Facts, usize), RedisError> {
-        let invocation = self.store.invocation(&self.store.scripts.confirm, "", &[], true);
+        let invocation = self.store.invocation(&self.store.scripts.confirm, "", &[], true, None);
         let facts = invocation.invoke_async(connection).await?;
         let mut wait = redis::cmd("WAIT");
         let copies = wait.arg(self.count).arg(ROUND.as_millis() as u64).query_async(connection).await?;

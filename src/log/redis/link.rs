@@ -171,7 +171,7 @@ impl Link {
                 self.feed.keep_for(facts.keep.age);
                 self.store.look_at_rules(&facts);
                 self.arrived(&facts, end).await?;
-                let _ = timeout(PROBE_TIMEOUT, self.store.check_durability()).await;
+                let _ = timeout(PROBE_TIMEOUT, self.store.look_around()).await;
             }
             // The link may still be healthy.
             Ok(Err(_)) => {}

@@ -3,7 +3,6 @@
 //! Each replica has a stream of its own in Redis, and reads it. Questions to it and answers for it are entries there.
 //! This module does not know what they say.
 
-mod clock;
 mod letter;
 mod roll;
 
@@ -26,11 +25,11 @@ use tokio::{
 };
 
 use self::{
-    clock::StoreClock,
     letter::{Letter, Outgoing, Question},
     roll::{Beat, Roll, Stands},
 };
 use super::{
+    clock::StoreClock,
     primary::ConnectError,
     store::{RETRY_AFTER, Store},
 };
@@ -433,9 +432,7 @@ impl Replicas {
             if !questions.is_empty() {
                 // The store is asked now. This process may have been stopped since the questions arrived, and its own
                 // clock does not count a sleep of the machine.
-                let asked_at = Instant::now();
-                let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
-                let clock = StoreClock::new(seconds * 1000 + micros / 1000, asked_at, Instant::now());
+                let clock = StoreClock::ask(&mut connection).await?;
                 questions.into_iter().for_each(|question| self.meet(question, clock));
             }
         }

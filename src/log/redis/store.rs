@@ -21,6 +21,7 @@ use tokio::{
 
 use super::{
     Address, Retention,
+    clock::StoreClock,
     facts::Facts,
     primary::{ConnectError, Primary},
     refusals::{code, is_broken, is_of_copy, is_refused, refused_command},
@@ -64,12 +65,43 @@ struct Connection {
     redis: MultiplexedConnection,
     /// When a script last checked which primary the connection leads to.
     looked: Arc<Mutex<Option<Instant>>>,
+    /// `None` after Redis has shown another time.
+    clock: Arc<Mutex<Option<StoreClock>>>,
 }
 
 impl Connection {
     fn looked(&self) -> MutexGuard<'_, Option<Instant>> {
         self.looked.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The time of Redis until which it may do what was asked at `begun`.
+    async fn deadline(&mut self, begun: Instant) -> Result<u64, RedisError> {
+        let known = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let clock = match known {
+            Some(clock) => clock,
+            None => self.ask_time().await?,
+        };
+        Ok(clock.deadline(begun, ANSWER_TIMEOUT))
+    }
+
+    async fn ask_time(&mut self) -> Result<StoreClock, RedisError> {
+        let clock = StoreClock::ask(&mut self.redis).await?;
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock);
+        Ok(clock)
+    }
+
+    fn forget_time(&self) {
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// What a script is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// It checks which primary runs it.
+    Read,
+    /// It has a deadline.
+    Change,
 }
 
 /// Why a script has no answer.
@@ -156,8 +188,8 @@ impl Store {
         self.known.fetch_max(id.get(), Ordering::AcqRel);
     }
 
-    /// Runs a script about `subject`, which may be empty. Now and then the script also checks which primary
-    /// runs it.
+    /// Runs a script that changes something about `subject`, which may be empty. Now and then the script also checks which
+    /// primary runs it. Redis does nothing if it meets the script more than [`ANSWER_TIMEOUT`] after this was called.
     ///
     /// # Errors
     /// [`LogError::Unavailable`] if the script certainly did not run, [`LogError::UnknownOutcome`] if it may
@@ -168,7 +200,26 @@ impl Store {
         subject: &str,
         args: &[&[u8]],
     ) -> Result<T, LogError> {
-        self.invoke(script, subject, args, false).await.map_err(|failure| failure.error)
+        self.invoke(script, subject, args, Purpose::Change).await.map_err(|failure| failure.error)
+    }
+
+    /// The same, for a change that could undo a newer one: if the outcome is unknown, this waits until the change is done or
+    /// will never be done.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn settle<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        subject: &str,
+        args: &[&[u8]],
+    ) -> Result<T, LogError> {
+        let begun = Instant::now();
+        let outcome = self.run(script, subject, args).await;
+        if let Err(LogError::UnknownOutcome) = outcome {
+            sleep_until(begun + ANSWER_TIMEOUT).await;
+        }
+        outcome
     }
 
     /// Checks that the user of Redis may run every command of the scripts, that the keys are of the right types, and that
@@ -178,25 +229,26 @@ impl Store {
     /// Says what is wrong, if Redis said it.
     pub async fn check(&self) -> Result<Facts, Unfit> {
         let needs_copies: &[u8] = if self.is_confirmed { b"1" } else { b"0" };
-        let checked = self.invoke(&self.scripts.check, "", &[needs_copies], true).await;
+        let checked = self.invoke(&self.scripts.check, "", &[needs_copies], Purpose::Read).await;
         checked.map_err(|Failure { error, why, .. }| Unfit { error, why })
     }
 
     /// A call of a script, with the arguments that every script takes first. If it `looks`, the script checks
-    /// which primary runs it.
+    /// which primary runs it. After the deadline, in milliseconds of the time of Redis, it does nothing.
     pub fn invocation<'a>(
         &self,
         script: &'a Script,
         subject: &str,
         args: &[&[u8]],
         looks: bool,
+        deadline: Option<u64>,
     ) -> ScriptInvocation<'a> {
         let mut invocation = script.prepare_invoke();
         invocation.key(format!("{}index", self.prefix));
         invocation.arg(&self.prefix).arg(self.known.load(Ordering::Acquire));
         invocation
-            .arg(u8::from(looks))
-            .arg(u8::from(self.is_durable.load(Ordering::Acquire)))
+            .arg(format!("{}{}", u8::from(looks), u8::from(self.is_durable.load(Ordering::Acquire))))
+            .arg(deadline.map(|ms| format!("{ms}000")).unwrap_or_default())
             .arg(self.retaining.keep.written())
             .arg(subject);
         for arg in args {
@@ -210,16 +262,27 @@ impl Store {
         script: &Script,
         subject: &str,
         args: &[&[u8]],
-        must_look: bool,
+        purpose: Purpose,
     ) -> Result<T, Failure> {
         let nothing_sent = || Failure { error: LogError::Unavailable, is_frozen: false, why: None };
+        let begun = Instant::now();
         let mut connection = self.connected().await.ok_or_else(nothing_sent)?;
+        let deadline = match purpose {
+            Purpose::Read => None,
+            Purpose::Change => match connection.deadline(begun).await {
+                Ok(deadline) => Some(deadline),
+                Err(error) => {
+                    self.failed_aside(connection.number, &error);
+                    return Err(nothing_sent());
+                }
+            },
+        };
         let now = Instant::now();
-        let looks = must_look
+        let looks = purpose == Purpose::Read
             || self.is_confirmed
             || connection.looked().is_none_or(|looked| now - looked >= LOOK_EVERY);
         // If Redis does not know the script, it did not run, and is sent again with its text.
-        let invocation = self.invocation(script, subject, args, looks);
+        let invocation = self.invocation(script, subject, args, looks, deadline);
         let answer = invocation.invoke_async(&mut connection.redis).await;
         if answer.is_err() {
             // The call may have run on another primary.
@@ -240,6 +303,10 @@ impl Store {
                 self.lose(connection.number, &error);
             }
             let code = code(&error);
+            if code == Some("LATE") {
+                // The clock of Redis was set, or this machine was asleep.
+                connection.forget_time();
+            }
             let is_frozen = matches!(code, Some("MISCONF" | "NOREPLICAS" | "READONLY"));
             let why = match (code, refused_command(&error)) {
                 (Some("UNFIT" | "FORMAT"), _) => error.detail().map(str::to_owned),
@@ -310,7 +377,7 @@ impl Store {
                 let known = self.current();
                 let is_frozen = is_within(&self.frozen_at, FROZEN_FOR);
                 let form = if is_frozen { &script.frozen } else { &script.whole };
-                match self.invoke(form, subject, args, true).await {
+                match self.invoke(form, subject, args, Purpose::Read).await {
                     Ok(read) => return Ok(read),
                     Err(failure) if failure.is_frozen && !is_frozen => note(&self.frozen_at),
                     // Retry only if the connection was lost: a slow answer is not asked for again.
@@ -442,13 +509,13 @@ impl Store {
         for number in 0.. {
             let began = Instant::now();
             match self.connect(number).await {
-                Ok((addr, redis)) => {
+                Ok((addr, connection)) => {
                     if is_within(&self.left_copy_at, 2 * COPY_FOR) {
                         tracing::debug!(redis = %addr, "the publishing connection is up");
                     } else {
                         tracing::info!(redis = %addr, "the publishing connection is up");
                     }
-                    self.connection.send_replace(Some(Connection { number, redis, looked: Arc::default() }));
+                    self.connection.send_replace(Some(connection));
                     // First, because this logs what is wrong.
                     let _ = self.check().await;
                     if !is_policy_known {
@@ -472,16 +539,18 @@ impl Store {
         }
     }
 
-    /// Checks whether every message that is acknowledged from now on is on disk.
-    pub async fn check_durability(&self) {
-        let Some(connection) = self.connection.borrow().clone() else { return };
-        self.is_durable.store(is_durable(connection.redis).await, Ordering::Release);
+    /// Checks whether every message that is acknowledged from now on is on disk, and asks Redis for its time.
+    pub async fn look_around(&self) {
+        let Some(mut connection) = self.connection.borrow().clone() else { return };
+        let _ = connection.ask_time().await;
+        let connection = connection.redis;
+        self.is_durable.store(is_durable(connection).await, Ordering::Release);
     }
 
     async fn connect(
         self: &Arc<Self>,
         number: u64,
-    ) -> Result<(ConnectionAddr, MultiplexedConnection), ConnectError> {
+    ) -> Result<(ConnectionAddr, Connection), ConnectError> {
         let store = Arc::downgrade(self);
         // A close is noticed at once. A script that was sent after it would have an unknown outcome.
         let take = move |push: PushInfo| {
@@ -492,8 +561,11 @@ impl Store {
         };
         let config =
             AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_TIMEOUT)).set_push_sender(take);
-        let (addr, connection) = self.primary.connect(config).await?;
-        self.is_durable.store(is_durable(connection.clone()).await, Ordering::Release);
+        let (addr, redis) = self.primary.connect(config).await?;
+        self.is_durable.store(is_durable(redis.clone()).await, Ordering::Release);
+        let mut connection = Connection { number, redis, looked: Arc::default(), clock: Arc::default() };
+        // If its user may not ask, the check says so.
+        let _ = connection.ask_time().await;
         Ok((addr, connection))
     }
 

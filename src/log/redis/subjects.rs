@@ -102,7 +102,7 @@ impl RedisSubjects {
         let args = [does, subject, topic.as_str(), is_wild].map(str::as_bytes);
         let scripts = &self.store.scripts;
         let script = if does == "add" { &scripts.list_add } else { &scripts.list_remove };
-        let Listed { outcome, id, began } = self.store.run(script, "", &args).await?;
+        let Listed { outcome, id, began } = self.store.settle(script, "", &args).await?;
         match outcome.as_str() {
             "done" | "known" => {}
             "many" => return Err(AddError::TooMany),
@@ -119,7 +119,7 @@ impl RedisSubjects {
         let lasts = refuse.map_or(0, |lasts| lasts.as_millis()).to_string();
         let args = [subject.as_bytes(), lasts.as_bytes()];
         let Ends { outcome, id, began, second, until_ms } =
-            self.store.run(&self.store.scripts.end, "", &args).await?;
+            self.store.settle(&self.store.scripts.end, "", &args).await?;
         match outcome.as_str() {
             "done" => {}
             "room" => return Err(AddError::NoRoom),

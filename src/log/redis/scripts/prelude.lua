@@ -2,7 +2,9 @@
 -- the form that runs while Redis refuses writes. It finds out the generation of
 -- the store, and which messages the store still has. It runs as one step with the script behind it. Numbers
 -- are ids: doubles hold them exactly, but they are printed exactly only with a format.
-local base, known, looks, durable = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1'
+local base, known, looks, durable = ARGV[1], tonumber(ARGV[2]), string.sub(ARGV[3], 1, 1) == '1', string.sub(ARGV[3], 2) == '1'
+-- After this time, in microseconds, the script does nothing. A script that only reads has none.
+local deadline = tonumber(ARGV[4])
 local wanted, subject = ARGV[5], ARGV[6]
 
 -- The version of the layout of the keys. A replica that knows another version must not touch them.
@@ -35,6 +37,8 @@ local function stream(topic) return base .. 'topic:' .. topic end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
+-- The client was told that the outcome is unknown, and a newer change may be done already.
+if deadline and now > deadline then return redis.error_reply('LATE the script came too late') end
 
 local format, last, began, total, messages, max_messages, max_age, max_bytes, max_total, max_topics, marked
 local function packed()

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use redis::{RedisError, aio::MultiplexedConnection};
 use tokio::time::Instant;
 
 /// The time of the store at some moment between two moments of this process.
@@ -18,6 +19,16 @@ impl StoreClock {
         Self { ms, asked_at, answered_at }
     }
 
+    /// Asks the store for its time.
+    ///
+    /// # Errors
+    /// If the store does not answer in the time of the connection.
+    pub async fn ask(connection: &mut MultiplexedConnection) -> Result<Self, RedisError> {
+        let asked_at = Instant::now();
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
+        Ok(Self::new(seconds * 1000 + micros / 1000, asked_at, Instant::now()))
+    }
+
     /// The moment of this process at which the store was asked.
     pub fn asked_at(&self) -> Instant {
         self.asked_at
@@ -26,6 +37,13 @@ impl StoreClock {
     /// The store's time is no earlier than this now.
     pub fn at_least(&self, now: Instant) -> u64 {
         self.ms + now.saturating_duration_since(self.answered_at).as_millis() as u64
+    }
+
+    /// The time of the store until which it may do what this process was asked to do at `begun`: no later than `within`
+    /// after that, by any clock.
+    pub fn deadline(&self, begun: Instant, within: Duration) -> u64 {
+        let asked_later = self.answered_at.saturating_duration_since(begun).as_millis() as u64;
+        self.at_least(begun).saturating_sub(asked_later) + within.as_millis() as u64
     }
 
     /// How long ago `ms` was, at most.
@@ -38,6 +56,19 @@ impl StoreClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_deadline_is_never_later_than_it_may_be() {
+        let asked_at = Instant::now();
+        let at = |ms| asked_at + Duration::from_millis(ms);
+        // The store said this time at one of the two moments, or in between.
+        let clock = StoreClock::new(1_000_000, at(100), at(110));
+        let deadline = |ms| clock.deadline(at(ms), Duration::from_secs(2));
+        assert_eq!(deadline(110), 1_002_000);
+        assert_eq!(deadline(160), 1_002_050);
+        // This process has stood still between the request and the answer about the time.
+        assert_eq!(deadline(10), 1_001_900);
+    }
 
     #[test]
     fn a_process_that_was_stopped_knows_how_old_a_question_is() {
