@@ -21,6 +21,7 @@ mod fetch;
 mod forwarded;
 mod gate;
 mod group;
+mod headers;
 mod history;
 mod hook;
 mod http2;
@@ -59,6 +60,7 @@ mod stall;
 mod stream;
 mod subjects;
 mod subscribe;
+mod wakes;
 mod websocket;
 mod wire;
 
