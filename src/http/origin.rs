@@ -37,7 +37,9 @@ const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after
 pub fn guard(app: &Arc<App>, request: Request) -> impl Future<Output = Response> + Send {
     let is_preflight = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let guarded = match malformed::check(&request).and_then(|()| check(app, &request, is_preflight)) {
+    let headers = Headers::of(request.headers());
+    let checked = malformed::check(request.version(), headers);
+    let guarded = match checked.and_then(|()| check(app, &request, headers, is_preflight)) {
         Ok(origin) => Ok((origin, admitted(app, request, is_preflight))),
         Err(problem) => {
             log_refused(&request, &problem);
@@ -88,8 +90,12 @@ fn preflight() -> Response {
 }
 
 /// The origin for the answer's CORS header, if the request has one that is allowed.
-fn check(app: &App, request: &Request, is_preflight: bool) -> Result<Option<HeaderValue>, Problem> {
-    let headers = Headers::of(request.headers());
+fn check(
+    app: &App,
+    request: &Request,
+    headers: Headers<'_>,
+    is_preflight: bool,
+) -> Result<Option<HeaderValue>, Problem> {
     let rules = app.rules.load();
     // A probe asks by an address, and learns nothing but the health.
     let is_probe = request.uri().path().starts_with("/health/");
