@@ -21,6 +21,7 @@ mod fetch;
 mod forwarded;
 mod gate;
 mod group;
+mod headers;
 mod history;
 mod hook;
 mod http2;
@@ -61,6 +62,7 @@ mod stream;
 mod subjects;
 mod subscribe;
 mod unix_listener;
+mod wakes;
 mod websocket;
 mod wire;
 

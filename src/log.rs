@@ -4,6 +4,7 @@
 
 mod clock;
 mod ephemeral;
+mod followers;
 mod history;
 mod hot;
 mod list;
@@ -47,7 +48,7 @@ pub use self::{
     subjects::{AddError, End, MAX_ENTRIES, Refusal, Subjects, Told},
     tail::{Follower, Tail, Uncovered, merge},
 };
-use self::{retention::cost, tail::Ring};
+use self::{followers::Followers, retention::cost, tail::Ring};
 use crate::message::{Draft, Id, Pattern, PatternSet, Topic};
 
 /// An append-only log of messages under one sequence of ids.

@@ -66,6 +66,9 @@ struct Rare {
 /// A longer payload has an allocation of its own. A message is made while the log is locked, and copies no more than this.
 const SHORT_BYTES: usize = 512;
 
+/// A shared text has two counts before it.
+const SHARED_BYTES: usize = 2 * size_of::<usize>();
+
 /// A message that has no id yet.
 #[derive(Clone, Debug)]
 pub struct Draft {
@@ -160,9 +163,12 @@ impl Deref for Message {
 }
 
 impl Head {
-    /// True if it has a short payload and nothing else.
-    pub fn is_plain(&self) -> bool {
-        self.rare.is_none()
+    /// How many bytes the parts take that few messages have, beside the text of the event and that of the publisher.
+    pub fn rare_bytes(&self) -> usize {
+        let Some(rare) = &self.rare else { return 0 };
+        let texts = [&rare.content_type, &rare.exclude].into_iter().flatten();
+        let shared = if rare.by.is_some() { SHARED_BYTES } else { 0 };
+        size_of::<Rare>() + texts.map(|text| text.len()).sum::<usize>() + shared
     }
 
     /// The event type that subscribers see.

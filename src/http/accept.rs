@@ -37,6 +37,7 @@ use super::{
     proxy_protocol::{self, BadBeginning},
     routes,
     stall::{StallGuard, Written},
+    wakes::Wakes,
 };
 use crate::{
     config::Config,
@@ -263,9 +264,9 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, mut socket: Tcp
                 HeadTimer { begun, read_timeout: app.config.read_timeout, place: endpoint.place.clone() };
             let exit = Exit::default();
             let ends = Ends { still_sends, written, exit: exit.clone() };
+            let ours = Arc::new((endpoint, ends));
             // In a box, because the connection drops it once there is a response.
-            let service =
-                service_fn(move |request| Box::pin(answer_http1(endpoint.clone(), request, ends.clone())));
+            let service = service_fn(move |request| Box::pin(answer_http1(ours.clone(), request)));
             let mut connection = Box::pin(http1.with(timer).serve_connection(io, service).with_upgrades());
             let driven = drive(
                 app.shutdown.clone(),
@@ -327,7 +328,6 @@ async fn begin(config: &Config, socket: &mut TcpStream, peer: Peer) -> Option<(P
 }
 
 /// How a connection of HTTP/1.1 may end.
-#[derive(Clone)]
 struct Ends {
     still_sends: StillSends,
     written: Written,
@@ -335,9 +335,10 @@ struct Ends {
 }
 
 /// Runs a connection until it ends, or until a stream leaves the library.
-async fn until_leaving<T>(driven: impl Future<Output = T>, exit: &Exit) -> Result<T, Feed> {
+async fn until_leaving<T>(driven: impl Future<Output = T>, exit: &Exit) -> Result<T, Box<Feed>> {
     let mut driven = pin!(driven);
-    poll_fn(|cx| match driven.as_mut().poll(cx) {
+    let wakes = Wakes::new();
+    poll_fn(|cx| match wakes.poll(cx, |cx| driven.as_mut().poll(cx)) {
         Poll::Ready(result) => Poll::Ready(Ok(result)),
         Poll::Pending => exit.waiting().map_or(Poll::Pending, |feed| Poll::Ready(Err(feed))),
     })
@@ -346,10 +347,10 @@ async fn until_leaving<T>(driven: impl Future<Output = T>, exit: &Exit) -> Resul
 
 /// Answers a request. If it is answered before all of it was read, the connection lives on only if the rest is small.
 async fn answer_http1(
-    endpoint: Endpoint,
+    ours: Arc<(Endpoint, Ends)>,
     request: Request<Incoming>,
-    Ends { still_sends, written, exit }: Ends,
 ) -> Result<Response<Outgoing>, Infallible> {
+    let (endpoint, Ends { still_sends, written, exit }) = &*ours;
     let may_leave = request.version() == Version::HTTP_11 && !endpoint.place.is_spare();
     let (request, rest) = linger::keep(request);
     let mut response = endpoint.answer(request).await;

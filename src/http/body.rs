@@ -1,9 +1,10 @@
 //! Request bodies: read to a limit and within a time.
 
-use std::{error::Error, io, time::Duration};
+use std::{error::Error, io, pin::pin, task::Poll, time::Duration};
 
 use axum::body::{Body, Bytes};
 use bytes::BytesMut;
+use futures_util::poll;
 use http::{HeaderMap, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -41,11 +42,13 @@ pub async fn read(
         None if declared.is_some_and(|length| length > limit as u64) => return Err(too_large()),
         None => body,
     };
-    match tokio::time::timeout(time, collect(body, limit, unparsed)).await {
-        Ok(Ok(bytes)) => bytes.ok_or_else(too_large),
-        Ok(Err(problem)) => Err(problem),
-        Err(_) => Err(timed_out()),
-    }
+    let mut collecting = pin!(collect(body, limit, unparsed));
+    // Most bodies are there already, and need no timer.
+    let collected = match poll!(&mut collecting) {
+        Poll::Ready(collected) => collected?,
+        Poll::Pending => tokio::time::timeout(time, collecting).await.unwrap_or_else(|_| Err(timed_out()))?,
+    };
+    collected.ok_or_else(too_large)
 }
 
 /// The whole body; `None` if it is longer than the limit. The pieces are copied, because a small one may keep the

@@ -9,7 +9,7 @@ use http::{HeaderMap, header};
 use tokio::io::AsyncRead;
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use super::problem::Problem;
+use super::{headers::Headers, problem::Problem};
 
 /// How many decoded bytes are handed on at once.
 const PIECE_BYTES: usize = 16 << 10;
@@ -39,7 +39,7 @@ pub struct Undecodable;
 /// of the client can cause.
 pub fn of(headers: &HeaderMap) -> Result<Option<Coding>, Problem> {
     let mut coding = None;
-    for value in headers.get_all(header::CONTENT_ENCODING) {
+    for value in Headers::of(headers).get_all(&header::CONTENT_ENCODING) {
         for name in value.to_str().unwrap_or("?").split(',') {
             let named = match name.trim().to_ascii_lowercase().as_str() {
                 "" | "identity" => continue,

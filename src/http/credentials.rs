@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use axum::extract::Request;
 use http::{HeaderMap, HeaderName, Uri, header, uri::PathAndQuery};
 
+use super::headers::Headers;
+
 /// The query parameter of a credential.
 const PARAMETER: &str = "token";
 /// The cookie of a credential.
@@ -44,7 +46,7 @@ impl Shown {
 /// request.
 pub fn take(request: &mut Request) -> Shown {
     let from_query = take_from_query(request.uri_mut());
-    let headers = request.headers_mut();
+    let headers = Headers::of(request.headers());
     let (bearers, has_others) = authorizations(headers);
     let shown = first([
         (AUTHORIZATION, bearers),
@@ -57,8 +59,10 @@ pub fn take(request: &mut Request) -> Shown {
         shown => shown,
     };
     let secret = [header::AUTHORIZATION, header::COOKIE, header::SEC_WEBSOCKET_PROTOCOL];
-    for (name, value) in headers.iter_mut() {
-        value.set_sensitive(value.is_sensitive() || secret.contains(name));
+    if secret.iter().any(|name| headers.contains(name)) {
+        for (name, value) in request.headers_mut() {
+            value.set_sensitive(value.is_sensitive() || secret.contains(name));
+        }
     }
     Shown(shown)
 }
@@ -84,7 +88,7 @@ fn first(places: [(&'static str, Vec<String>); 4]) -> Result<Option<Box<str>>, U
 
 /// The credentials of the scheme `Bearer` (RFC 6750 §2.1, RFC 9110 §11.4). The boolean is true if there are
 /// other schemes, which may be for a proxy in front of the server.
-fn authorizations(headers: &HeaderMap) -> (Vec<String>, bool) {
+fn authorizations(headers: Headers<'_>) -> (Vec<String>, bool) {
     let (mut bearers, mut has_others) = (Vec::new(), false);
     for value in texts(headers, &header::AUTHORIZATION) {
         let (scheme, rest) = value.split_at(value.find([' ', '\t']).unwrap_or(value.len()));
@@ -97,7 +101,7 @@ fn authorizations(headers: &HeaderMap) -> (Vec<String>, bool) {
     (bearers, has_others)
 }
 
-fn subprotocols(headers: &HeaderMap) -> Vec<String> {
+fn subprotocols(headers: Headers<'_>) -> Vec<String> {
     let values = texts(headers, &header::SEC_WEBSOCKET_PROTOCOL);
     let offered = values.iter().flat_map(|value| value.split(','));
     offered.filter_map(|name| name.trim().strip_prefix(SUBPROTOCOL)).map(str::to_owned).collect()
@@ -105,10 +109,10 @@ fn subprotocols(headers: &HeaderMap) -> Vec<String> {
 
 /// True if a WebSocket handshake offers a credential as a subprotocol, even an empty one.
 pub fn is_offered(headers: &HeaderMap) -> bool {
-    !subprotocols(headers).is_empty()
+    !subprotocols(Headers::of(headers)).is_empty()
 }
 
-fn cookies(headers: &HeaderMap) -> Vec<String> {
+fn cookies(headers: Headers<'_>) -> Vec<String> {
     let values = texts(headers, &header::COOKIE);
     let pairs = values.iter().flat_map(|value| value.split(';'));
     let named = pairs.filter_map(|pair| pair.trim().split_once('=')).filter(|(name, _)| *name == COOKIE);
@@ -117,8 +121,8 @@ fn cookies(headers: &HeaderMap) -> Vec<String> {
 
 /// The values of a header. Bytes that are not UTF-8 hide nothing else in a value, because another
 /// application's cookie may contain anything. A credential with such bytes is refused as invalid.
-fn texts<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Vec<Cow<'a, str>> {
-    headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect()
+fn texts<'a>(headers: Headers<'a>, name: &HeaderName) -> Vec<Cow<'a, str>> {
+    headers.get_all(name).map(|value| String::from_utf8_lossy(value.as_bytes())).collect()
 }
 
 /// Removes every `token=`, however its name is encoded, and leaves the rest of the query unchanged.

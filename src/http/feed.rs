@@ -58,27 +58,28 @@ impl Feed {
     ///
     /// # Cancel safety
     /// Dropping this ends the connection, and a client that reads on misses the last chunk.
-    pub async fn run(self, app: Arc<App>, io: StallGuard<SharedSocket>) {
+    pub fn run(self, app: Arc<App>, io: StallGuard<SharedSocket>) -> impl Future<Output = ()> + Send {
         let Self { head, stream } = self;
         let mut outbox = Outbox::default();
         outbox.push(head.into());
         let groups = app.groups.clone();
-        let mut writing = Box::new(Writing {
-            groups,
-            io,
-            incoming: Gate::new(),
-            dropped: 0,
-            outbox,
-            stream,
-            is_done: false,
-        });
+        let writing =
+            Writing { groups, io, incoming: Gate::new(), dropped: 0, outbox, stream, is_done: false };
+        // In a box, and made before the future: a future has room for all that it was ever given.
+        Box::new(writing).run(app)
+    }
+}
+
+impl Writing {
+    /// See [`Feed::run`].
+    async fn run(mut self: Box<Self>, app: Arc<App>) {
         let written = tokio::select! {
             biased;
-            written = std::future::poll_fn(|cx| writing.poll(cx)) => written,
+            written = std::future::poll_fn(|cx| self.poll(cx)) => written,
             // The stream ends by itself, but perhaps it has yet to hear of this. In a box, so that open streams need no
             // memory for it.
             () = app.shutdown.ended() => {
-                let writing = std::future::poll_fn(|cx| writing.poll(cx));
+                let writing = std::future::poll_fn(|cx| self.poll(cx));
                 let Ok(written) = Box::pin(timeout(LAST_WRITE_TIMEOUT, writing)).await else { return };
                 written
             }
@@ -90,7 +91,12 @@ impl Feed {
             tracing::debug!(%error, "connection failed");
             return;
         }
-        let Writing { mut io, stream, .. } = *writing;
+        // In a box too.
+        Box::pin(self.shut_down()).await;
+    }
+
+    async fn shut_down(self: Box<Self>) {
+        let Self { mut io, stream, .. } = *self;
         drop(stream);
         let _ = std::future::poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await;
     }
@@ -198,16 +204,16 @@ impl Writing {
 
 /// The way out of the HTTP library for the stream of one connection.
 #[derive(Clone, Default)]
-pub struct Exit(Arc<Mutex<Option<Feed>>>);
+pub struct Exit(Arc<Mutex<Option<Box<Feed>>>>);
 
 impl Exit {
     /// Leaves the library with this stream. The library must wait for an answer until its connection is taken apart.
     pub fn leave_with(&self, feed: Feed) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(feed);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(feed));
     }
 
     /// The stream that waits to leave.
-    pub fn waiting(&self) -> Option<Feed> {
+    pub fn waiting(&self) -> Option<Box<Feed>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

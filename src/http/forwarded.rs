@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, header};
 
+use super::headers::Headers;
 use crate::config::ForwardedHeader;
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -23,7 +24,8 @@ pub struct Forwarded {
 
 /// True if a proxy has named a client in some header.
 pub fn is_in(headers: &HeaderMap) -> bool {
-    headers.contains_key(&X_FORWARDED_FOR) || headers.contains_key(header::FORWARDED)
+    let headers = Headers::of(headers);
+    headers.contains(&X_FORWARDED_FOR) || headers.contains(&header::FORWARDED)
 }
 
 /// The client of a request that came from a trusted proxy, if the header names it, and how the proxy was asked.

@@ -26,6 +26,8 @@ use tokio::{
     time::{Instant, Sleep, sleep, timeout},
 };
 
+use super::wakes;
+
 /// A body with at most this much left is read before the answer leaves, and then the connection lives on.
 const SMALL_BYTES: u64 = 64 << 10;
 /// How long this may take.
@@ -104,7 +106,10 @@ impl http_body::Body for KeptBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
+        let frame = ready!(wakes::read_quietly(|| {
+            let frame = Pin::new(&mut *body).poll_frame(cx);
+            (frame, body.is_end_stream())
+        }));
         if !matches!(frame, Some(Ok(_))) {
             self.body = None;
         }

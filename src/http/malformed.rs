@@ -1,21 +1,23 @@
 //! Requests that HTTP forbids, and that the HTTP library lets through.
 
 use axum::extract::Request;
-use http::{HeaderMap, Version, header};
+use http::{Version, header};
 
-use super::problem::{Code, Problem};
+use super::{
+    headers::Headers,
+    problem::{Code, Problem},
+};
 
 /// # Errors
 /// `bad_request` if HTTP/1.1 has no `Host`, or any version two of them (RFC 9112 §3.2), or if there are two of
 /// `Origin` (RFC 6454 §7.3), since it is not known which of them a proxy has checked. `not_implemented` if the
 /// body has a transfer coding other than `chunked` (RFC 9112 §6.1): its bytes would be taken for the payload.
-pub fn check(request: &Request) -> Result<(), Problem> {
-    let headers = request.headers();
-    if headers.get_all(header::ORIGIN).iter().count() > 1 {
+pub fn check(version: Version, headers: Headers<'_>) -> Result<(), Problem> {
+    if headers.get_all(&header::ORIGIN).count() > 1 {
         return Err(Problem::bad_request("Origin is given twice (RFC 6454 §7.3); send it once"));
     }
-    match headers.get_all(header::HOST).iter().count() {
-        0 if request.version() == Version::HTTP_11 => {
+    match headers.get_all(&header::HOST).count() {
+        0 if version == Version::HTTP_11 => {
             Err(Problem::bad_request("Host: missing (RFC 9112 §3.2); send the name of the server in it"))
         }
         0 | 1 => check_transfer(headers),
@@ -23,8 +25,8 @@ pub fn check(request: &Request) -> Result<(), Problem> {
     }
 }
 
-fn check_transfer(headers: &HeaderMap) -> Result<(), Problem> {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+fn check_transfer(headers: Headers<'_>) -> Result<(), Problem> {
+    let mut codings = headers.get_all(&header::TRANSFER_ENCODING);
     let is_chunked =
         |value: &http::HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     match codings.all(is_chunked) {

@@ -6,13 +6,14 @@ use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
     App,
     client_address::ClientAddress,
     credentials::Shown,
     forwarded::Forwarded,
+    headers::Headers,
     malformed,
     places::Place,
     problem::{Code, Problem, shorten},
@@ -36,7 +37,9 @@ const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("etag, retry-after
 pub fn guard(app: &Arc<App>, request: Request) -> impl Future<Output = Response> + Send {
     let is_preflight = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let guarded = match malformed::check(&request).and_then(|()| check(app, &request, is_preflight)) {
+    let headers = Headers::of(request.headers());
+    let checked = malformed::check(request.version(), headers);
+    let guarded = match checked.and_then(|()| check(app, &request, headers, is_preflight)) {
         Ok(origin) => Ok((origin, admitted(app, request, is_preflight))),
         Err(problem) => {
             log_refused(&request, &problem);
@@ -87,8 +90,12 @@ fn preflight() -> Response {
 }
 
 /// The origin for the answer's CORS header, if the request has one that is allowed.
-fn check(app: &App, request: &Request, is_preflight: bool) -> Result<Option<HeaderValue>, Problem> {
-    let headers = request.headers();
+fn check(
+    app: &App,
+    request: &Request,
+    headers: Headers<'_>,
+    is_preflight: bool,
+) -> Result<Option<HeaderValue>, Problem> {
     let rules = app.rules.load();
     // A probe asks by an address, and learns nothing but the health.
     let is_probe = request.uri().path().starts_with("/health/");
@@ -111,7 +118,7 @@ fn check(app: &App, request: &Request, is_preflight: bool) -> Result<Option<Head
             "Host: without a credential use an address, or a name that the server lists by --allowed-host",
         ));
     }
-    if let Some(value) = headers.get(header::ORIGIN) {
+    if let Some(value) = headers.get(&header::ORIGIN) {
         let origin = page_of(request);
         let is_allowed =
             origin.is_some() && listed(request).is_none_or(|page| is_listed(&rules.origins, &page));
@@ -122,8 +129,8 @@ fn check(app: &App, request: &Request, is_preflight: bool) -> Result<Option<Head
     let is_from_elsewhere =
         value_is(headers, &SEC_FETCH_SITE, "cross-site") || value_is(headers, &SEC_FETCH_SITE, "same-site");
     // A browser sends the cookie with the requests of any page. Only an origin says which page asks.
-    let is_upgrade = headers.contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
-    let acts_by_cookie = (is_upgrade || !is_read) && headers.contains_key(header::COOKIE);
+    let is_upgrade = headers.contains(&header::UPGRADE) || request.method() == Method::CONNECT;
+    let acts_by_cookie = (is_upgrade || !is_read) && headers.contains(&header::COOKIE);
     if is_from_elsewhere && !is_navigation {
         return Err(foreign());
     }
@@ -162,7 +169,7 @@ pub fn foreign() -> Problem {
     )
 }
 
-fn value_is(headers: &HeaderMap, name: &HeaderName, expected: &str) -> bool {
+fn value_is(headers: Headers<'_>, name: &HeaderName, expected: &str) -> bool {
     headers.get(name).is_some_and(|value| value == expected)
 }
 

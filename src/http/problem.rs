@@ -170,7 +170,9 @@ const MAX_QUOTED_CHARS: usize = 400;
 
 /// The part of `text` that may be quoted.
 pub fn shorten(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(MAX_QUOTED_CHARS) {
+    if text.len() > MAX_QUOTED_CHARS
+        && let Some((end, _)) = text.char_indices().nth(MAX_QUOTED_CHARS)
+    {
         text.truncate(end);
         text.push('…');
     }

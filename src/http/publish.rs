@@ -21,7 +21,9 @@ use super::{
     App,
     access::Access,
     answer::json,
-    body, parameters,
+    body,
+    headers::Headers,
+    parameters,
     problem::{Code, Problem},
     query::Query,
 };
@@ -102,7 +104,8 @@ struct MessageOptions {
 impl MessageOptions {
     fn parse(parts: &Parts) -> Result<Self, Problem> {
         let query = Query::parse(parts.uri.query(), &parameters::PUBLISH)?;
-        let header = |name: &HeaderName| single_header(&parts.headers, name);
+        let headers = Headers::of(&parts.headers);
+        let header = |name| single_header(headers, name);
         let options = Self {
             event: query.one("event")?.map(event).transpose()?,
             exclude: query.one("exclude")?.map(|text| name("exclude", text)).transpose()?,
@@ -182,8 +185,8 @@ fn if_match(text: &str) -> Result<Id, Problem> {
     })
 }
 
-fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
-    let mut values = headers.get_all(name).iter();
+fn single_header<'a>(headers: Headers<'a>, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+    let mut values = headers.get_all(name);
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(Problem::bad_request(format!("{name} is given twice; give it once")));
@@ -195,5 +198,5 @@ fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option
 }
 
 fn content_type(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
-    single_header(headers, &header::CONTENT_TYPE)
+    single_header(Headers::of(headers), &header::CONTENT_TYPE)
 }

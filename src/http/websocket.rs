@@ -33,6 +33,7 @@ use super::{
     access::Access,
     client_address::ClientAddress,
     credentials,
+    headers::Headers,
     metrics::Transport,
     presence,
     problem::{Code, Problem, shorten},
@@ -63,11 +64,11 @@ const LOG_AGAIN: Duration = Duration::from_secs(60);
 /// `upgrade_required` if it asks for one that is not RFC 6455 version 13; `bad_request` if it offers
 /// subprotocols that a page could not use.
 pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
-    let headers = request.headers();
+    let headers = Headers::of(request.headers());
     let is_extended_connect =
         request.extensions().get::<Protocol>().is_some_and(|name| name.as_str() == "websocket");
     let asks = is_extended_connect || has_token(headers, &header::UPGRADE, "websocket");
-    if !asks && headers.contains_key(header::SEC_WEBSOCKET_KEY) {
+    if !asks && headers.contains(&header::SEC_WEBSOCKET_KEY) {
         let detail = "the request has Sec-WebSocket-Key and no Upgrade: a proxy in between must speak HTTP/1.1 and \
                       forward the headers Upgrade and Connection";
         return Err(Problem::new(Code::UpgradeRequired, detail));
@@ -75,13 +76,13 @@ pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
     if !asks {
         return Ok(false);
     }
-    let is_version_13 = headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
+    let is_version_13 = headers.get(&header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
     let is_handshake = match request.version() {
         Version::HTTP_2 => is_extended_connect && *request.method() == Method::CONNECT,
         Version::HTTP_11 => {
             *request.method() == Method::GET
                 && has_token(headers, &header::CONNECTION, "upgrade")
-                && headers.get(header::SEC_WEBSOCKET_KEY).is_some_and(is_key)
+                && headers.get(&header::SEC_WEBSOCKET_KEY).is_some_and(is_key)
         }
         _ => false,
     };
@@ -101,13 +102,14 @@ pub fn is_upgrade(request: &Request) -> Result<bool, Problem> {
 /// page, whose console shows it.
 fn check_offer(request: &Request) -> Result<(), Problem> {
     static LOGGED_AT: Mutex<Option<Instant>> = Mutex::new(None);
-    let headers = request.headers();
+    let headers = Headers::of(request.headers());
     let name = &header::SEC_WEBSOCKET_PROTOCOL;
-    if !headers.contains_key(name) || has_token(headers, name, SUBPROTOCOL) {
+    if !headers.contains(name) || has_token(headers, name, SUBPROTOCOL) {
         return Ok(());
     }
-    let origin = headers.get(header::ORIGIN);
-    if origin.is_none() && !credentials::is_offered(headers) && !has_token(headers, name, "bearer") {
+    let origin = headers.get(&header::ORIGIN);
+    if origin.is_none() && !credentials::is_offered(request.headers()) && !has_token(headers, name, "bearer")
+    {
         return Ok(());
     }
     let detail = "subprotocols are offered without rejoin.v1, so a browser would close the connection: offer it too, as \
@@ -204,7 +206,7 @@ fn handshake(version: Version, asked: &HeaderMap) -> Response {
             headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
         }
     }
-    if has_token(asked, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+    if has_token(Headers::of(asked), &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
     response
@@ -215,7 +217,7 @@ fn is_key(key: &HeaderValue) -> bool {
     BASE64.decode(key.as_bytes()).is_ok_and(|bytes| bytes.len() == 16)
 }
 
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+fn has_token(headers: Headers<'_>, name: &HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
 }

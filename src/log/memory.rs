@@ -9,6 +9,7 @@ mod presence;
 mod saved;
 mod state;
 mod subjects;
+mod tails;
 
 use std::{
     io,

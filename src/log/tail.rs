@@ -11,9 +11,8 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use slab::Slab;
 
-use super::{Expiry, Position, cost};
+use super::{Expiry, Followers, Position, cost};
 use crate::message::{Id, Message, Pattern};
 
 /// Wakes the task of one subscription. Its tails call it when a message comes.
@@ -68,7 +67,7 @@ pub struct Tail {
     newest: AtomicU64,
     // Std mutexes: no await happens while one is held.
     ring: Mutex<Ring>,
-    followers: Mutex<Slab<Arc<Follower>>>,
+    followers: Mutex<Followers>,
 }
 
 /// The messages of a [`Tail`].
@@ -117,7 +116,7 @@ impl Tail {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn followers(&self) -> MutexGuard<'_, Slab<Arc<Follower>>> {
+    fn followers(&self) -> MutexGuard<'_, Followers> {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -171,16 +170,12 @@ impl Tail {
 
     /// Adds a follower to wake, and returns the key with which it is removed.
     pub fn add_follower(&self, follower: Arc<Follower>) -> usize {
-        self.followers().insert(follower)
+        self.followers().add(follower)
     }
 
     /// Removes the follower with this key.
     pub fn remove_follower(&self, key: usize) {
-        let mut followers = self.followers();
-        followers.try_remove(key);
-        if followers.is_empty() {
-            *followers = Slab::new();
-        }
+        self.followers().remove(key);
     }
 
     /// How many followers there are.
@@ -190,17 +185,17 @@ impl Tail {
 
     /// For how many readers they follow.
     pub fn reader_count(&self) -> usize {
-        self.followers().iter().map(|(_, follower)| follower.readers.load(Ordering::Relaxed)).sum()
+        self.followers().iter().map(|follower| follower.readers.load(Ordering::Relaxed)).sum()
     }
 
     /// True if the tail has no reader and no messages.
     pub fn is_idle(&self) -> bool {
-        self.ring().messages.is_empty() && self.followers().is_empty()
+        self.ring().messages.is_empty() && self.followers().len() == 0
     }
 
     /// Wakes every follower.
     pub fn wake(&self) {
-        for (_, follower) in self.followers().iter() {
+        for follower in self.followers().iter() {
             follower.wake();
         }
     }

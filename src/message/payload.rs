@@ -1,5 +1,7 @@
 //! The payload of a message, and its declared type.
 
+use std::borrow::Cow;
+
 /// The bytes of a message, exactly as they were published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payload {
@@ -58,10 +60,10 @@ impl Payload {
     pub fn declared(bytes: &[u8], content_type: Option<&str>) -> Result<Self, PayloadError> {
         let essence = match content_type {
             Some(declared) => essence(declared)?,
-            None => UNSAID.to_owned(),
+            None => UNSAID.into(),
         };
         let is_text = || std::str::from_utf8(bytes).is_ok();
-        let kind = match essence.as_str() {
+        let kind = match &*essence {
             UNSAID if check_json(bytes).is_ok() => PayloadKind::Json,
             UNSAID if is_text() => PayloadKind::Text,
             essence if essence == JSON || essence.ends_with("+json") => {
@@ -71,7 +73,7 @@ impl Payload {
             essence if essence.starts_with("text/") && is_text() => PayloadKind::Text,
             _ => PayloadKind::Binary,
         };
-        let content_type = match (kind, essence.as_str()) {
+        let content_type = match (kind, &*essence) {
             (PayloadKind::Binary, UNSAID) => Some(OCTETS.into()),
             (_, UNSAID) | (_, JSON) | (PayloadKind::Text, "text/plain") => None,
             _ => content_type.map(Into::into),
@@ -81,7 +83,10 @@ impl Payload {
 }
 
 /// The media type without its parameters, in lower case (RFC 9110 §8.3.1).
-fn essence(declared: &str) -> Result<String, PayloadError> {
+fn essence(declared: &str) -> Result<Cow<'_, str>, PayloadError> {
+    if declared == JSON {
+        return Ok(declared.into());
+    }
     let essence = declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let is_token = |part: &str| {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
@@ -89,7 +94,7 @@ fn essence(declared: &str) -> Result<String, PayloadError> {
     let valid = declared.len() <= 255
         && declared.bytes().all(|b| b == b' ' || b.is_ascii_graphic())
         && essence.split_once('/').is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype));
-    if valid { Ok(essence) } else { Err(PayloadError::ContentType) }
+    if valid { Ok(essence.into()) } else { Err(PayloadError::ContentType) }
 }
 
 fn check_json(bytes: &[u8]) -> Result<(), PayloadError> {

@@ -4,19 +4,19 @@
 
 use crate::message::Message;
 
-/// Retention counts 200 bytes for a message beside its payload. In memory a message takes this much less, if it has only a
-/// payload.
+/// Retention counts 200 bytes for a message beside its payload, its event and its publisher. In memory a message takes this
+/// much less, and [its rare parts](crate::message::Head::rare_bytes) beside that.
 pub const SPARED_BYTES: usize = 60;
 
 /// A message, with its entry in the order and one in the tail of its topic.
 pub fn of_message(message: &Message) -> usize {
-    crate::log::cost(message) - if message.is_plain() { SPARED_BYTES } else { 0 }
+    crate::log::cost(message) - SPARED_BYTES + message.rare_bytes()
 }
 
 /// A topic in the index, without its name.
 pub const TOPIC_BYTES: usize = 210;
 /// The tail of a topic that has retained messages.
-pub const TAIL_BYTES: usize = 260;
+pub const TAIL_BYTES: usize = 200;
 /// The time at which a topic with retained messages expires, if there are rules for some topics.
 pub const DUE_BYTES: usize = 150;
 /// The mark of a topic that lost messages.

@@ -14,7 +14,7 @@ mod subjects;
 mod trimming;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     ops::Bound::{Excluded, Unbounded},
     sync::Arc,
 };
@@ -28,7 +28,7 @@ use self::{
     subjects::Kept,
 };
 pub use self::{members::Step as MemberStep, reading::Reading, seeking::Seeking, snapshot::Snapshot};
-use super::{cost, keys::Keys, losses::Losses, makers::Makers, order::Order};
+use super::{cost, keys::Keys, losses::Losses, makers::Makers, order::Order, tails::Tails};
 use crate::{
     log::{
         Append, AppendError, Appended, LogError, LogStats, Mark, Payer, Refusal, Retention, Tail, TopicStats,
@@ -55,7 +55,7 @@ pub struct State {
     /// The topics of the index.
     names: BTreeSet<Topic>,
     /// The tail of each topic that has retained messages or followers.
-    tails: HashMap<Topic, Arc<Tail>>,
+    tails: Tails,
     patterns: PatternTails,
     /// The tail of the topic of each retained message.
     order: Order,
@@ -100,7 +100,7 @@ impl State {
             forgotten: began,
             index: LinkedHashMap::new(),
             names: BTreeSet::new(),
-            tails: HashMap::new(),
+            tails: Tails::default(),
             patterns: PatternTails::default(),
             order: Order::default(),
             bytes: 0,
@@ -244,7 +244,7 @@ impl State {
         // The index and the tails share one copy of the name.
         let topic = self.names.get(topic).unwrap_or(topic);
         let tail = Arc::new(Tail::new(topic.into(), newest));
-        self.tails.insert(topic.clone(), tail.clone());
+        self.tails.insert(tail.clone());
         tail
     }
 

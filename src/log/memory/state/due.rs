@@ -215,7 +215,7 @@ mod tests {
                     }
                     _ => _ = publish(&mut state, name, &retention),
                 }
-                let held = state.tails.values().filter(|tail| tail.ring().len() > 0).count();
+                let held = state.tails.iter().filter(|tail| tail.ring().len() > 0).count();
                 let due = state.due.as_ref().filter(|_| state.review.is_none());
                 assert!(due.is_none_or(|due| due.len() == held && due.queue.len() == held), "seed {seed}");
             }
@@ -240,10 +240,11 @@ mod tests {
             assert!(before - state.order.len() <= limit);
         }
         expire_all(&mut state, &retention, now);
-        let sizes = ["chat.0", "chat.1", "chat.2"].map(|name| state.tails[name].ring().len());
+        let sizes =
+            ["chat.0", "chat.1", "chat.2"].map(|name| state.tails.get(name).expect("a tail").ring().len());
         assert_eq!(sizes, [200, 2, 200]);
         publish(&mut state, "chat.1", &retention);
-        assert_eq!(state.tails["chat.1"].ring().len(), 2);
+        assert_eq!(state.tails.get("chat.1").expect("a tail").ring().len(), 2);
     }
 
     /// The first publish to a topic removed its whole surplus under the lock.

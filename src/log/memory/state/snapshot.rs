@@ -242,7 +242,7 @@ impl State {
             // Messages from before the oldest retained one are gone.
             let topic = self.names.get(&message.topic).unwrap_or(&message.topic);
             let tail = Arc::new(Tail::new(topic.into(), message.prev));
-            self.tails.insert(topic.clone(), tail.clone());
+            self.tails.insert(tail.clone());
             tail
         });
         message.cool();
@@ -425,7 +425,7 @@ mod tests {
         bytes.extend(b"hi");
         for version in [1, 2] {
             let state = State::read(&mut bytes.as_slice(), version, &RETENTION, Id::new(8)).expect("a log");
-            let tail = state.tails.values().next().expect("a topic");
+            let tail = state.tails.iter().next().expect("a topic");
             let message = tail.ring().find(Id::new(newest)).cloned().expect("a message");
             assert_eq!((message.event(), message.by()), (Some("e"), None));
             assert_eq!(message.bytes(), b"hi");
