@@ -15,7 +15,7 @@ use super::{
     identify::{Begun, Deciding, Identified},
     origin,
     problem::{Code, Problem},
-    refusal::{expired, forbidden, log_unfilled, problem_of, refuse},
+    refusal::{expired, forbidden, log_unfilled, problem_of, refuse, subject_ended},
     rules::{InForce, Rules},
 };
 use crate::{
@@ -388,8 +388,7 @@ fn check_refusal(in_force: &InForce, identity: &Identity, client: Option<IpAddr>
         who = identity.name(),
         "refused a token that the backend has ended"
     );
-    let detail = "the backend has ended this subject; a token that is issued now is accepted";
-    Err(Problem::new(Code::Forbidden, detail))
+    Err(subject_ended())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     MAX_TOPICS,
+    refusal::Told,
     shares::{Share, Shares},
 };
 use crate::{
@@ -47,6 +48,8 @@ pub struct Connections {
     heartbeat: Duration,
     drain_grace: Duration,
     shutdown: Shutdown,
+    /// The ends of connections that were told to the operator.
+    pub(super) ends: Told,
 }
 
 impl Connections {
@@ -61,6 +64,7 @@ impl Connections {
             heartbeat,
             drain_grace,
             shutdown,
+            ends: Told::default(),
         }
     }
 

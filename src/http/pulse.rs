@@ -53,6 +53,10 @@ impl Pulse {
         pulse
     }
 
+    pub fn connections(&self) -> &Connections {
+        &self.times.connections
+    }
+
     /// The same without heartbeats until the server drains. It needs no timer before.
     pub fn silent(connections: Arc<Connections>) -> Self {
         let now = Instant::now();

@@ -21,8 +21,9 @@ use super::{
     identify::{Begun, Identified},
     live::{Event, Held, State, TakenOver},
     metrics::Permit,
-    problem::{Code, Problem},
+    problem::Problem,
     pulse::{Beat, Pulse},
+    refusal::of_end,
     shared_socket::SharedSocket,
     topic_limit_reached,
     wire::Control,
@@ -54,7 +55,7 @@ pub enum Next {
     /// One heartbeat has passed, whether or not anything was sent.
     Heartbeat,
     /// The client may not read any longer, or a command has ended the connection.
-    Ended(Code),
+    Ended(Box<Problem>),
     /// The grace of the drain is over: close the connection.
     GraceOver,
 }
@@ -78,13 +79,13 @@ impl Reader {
     /// The next event, now or once there is one. Messages and gaps come only while the transport `has_room`.
     pub fn poll(&mut self, cx: &mut Context<'_>, has_room: bool) -> Poll<Next> {
         let mut state = self.reading.lock();
-        if let Poll::Ready(code) = self.lease.poll(cx, || state.own_patterns()) {
-            return Poll::Ready(Next::Ended(code));
+        if let Poll::Ready(problem) = self.lease.poll(cx, || state.own_patterns()) {
+            return Poll::Ready(Next::Ended(problem.into()));
         }
         if let Poll::Ready(event) = state.poll(cx, has_room) {
             self.has_sent = true;
             return Poll::Ready(match event {
-                Event::Ended(code) => Next::Ended(code),
+                Event::Ended(code) => Next::Ended(of_end(code).into()),
                 event => Next::Event(event),
             });
         }
@@ -300,6 +301,11 @@ impl Reader {
     /// Adds the counts to the metrics, because the bytes are written now.
     pub fn add_up(&mut self, bytes: usize) {
         self.reading.lock().permit().add_up(bytes);
+    }
+
+    /// Tells the operator why the server ends the connection.
+    pub fn tell_end(&self, problem: &Problem) {
+        self.pulse.connections().ends.tell_end(problem, self.access().client(), &self.connection);
     }
 
     /// Logs the end of the connection, with the reason. A WebSocket has a close code too.

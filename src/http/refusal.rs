@@ -14,6 +14,7 @@ use tracing::field::display;
 use super::{
     credentials::Unusable,
     problem::{Code, Problem, shorten},
+    topic_limit_reached,
 };
 use crate::auth::{Identity, Refused, Why};
 
@@ -117,6 +118,22 @@ impl Told {
         );
     }
 
+    /// Tells the operator why the server ends an open connection, at most once a minute for each code. A drain has
+    /// lines of its own.
+    pub fn tell_end(&self, problem: &Problem, client: Option<IpAddr>, connection: &str) {
+        let Problem { code, detail, .. } = problem;
+        if *code != Code::Draining && self.is_due(*code) {
+            let client = client.map(display);
+            tracing::info!(
+                client,
+                connection,
+                %code,
+                detail,
+                "closed a connection; the log has one of each code a minute, and the access log has all"
+            );
+        }
+    }
+
     fn is_due(&self, code: Code) -> bool {
         let (mut told, now) = (self.0.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
         match told.iter_mut().find(|(known, _)| *known == code) {
@@ -163,6 +180,35 @@ pub fn log_unfilled(identity: &Identity) {
             );
         }),
     }
+}
+
+/// The end of an open connection, if there is no more to say than its code does.
+pub fn of_end(code: Code) -> Problem {
+    match code {
+        Code::TokenExpired => expired(),
+        Code::Forbidden => subject_ended(),
+        Code::Overloaded => topic_limit_reached(),
+        Code::Disconnected => Problem::new(
+            Code::Disconnected,
+            "the backend has ended this connection; ask it before you connect again",
+        ),
+        Code::TooSlow => Problem::new(
+            Code::TooSlow,
+            "the client took nothing within the write timeout (--write-timeout); read faster or less, and connect again with the last cursor",
+        ),
+        _ => Problem::new(
+            Code::Draining,
+            "this server ends, or lets its clients come again; connect again with the last cursor",
+        ),
+    }
+}
+
+/// The backend has ended the subject, and refuses its older tokens.
+pub fn subject_ended() -> Problem {
+    Problem::new(
+        Code::Forbidden,
+        "the backend has ended this subject; a token that is issued now is accepted",
+    )
 }
 
 pub fn expired() -> Problem {

@@ -23,6 +23,7 @@ use super::{
     problem::{Code, Problem},
     pulse::{overload_retry_ms, retry_ms},
     reader::{Next, Reader},
+    refusal::of_end,
     shared_socket::SharedSocket,
     wire::{self, By, Control, Framing},
 };
@@ -55,7 +56,7 @@ pub fn head(framing: Framing) -> Response {
 /// error status.
 pub fn turn_away(framing: Framing, problem: Problem, cursor: Option<Id>) -> Response {
     let retry_ms = overload_retry_ms();
-    let closing = Control::Closing { code: problem.code, cursor, retry_ms };
+    let closing = Control::Closing { code: problem.code, detail: &problem.detail, cursor, retry_ms };
     let body = match framing {
         Framing::Ndjson => framing.control(&closing),
         Framing::SseRaw | Framing::SseEnvelope => wire::sse_retry(retry_ms, &closing),
@@ -98,7 +99,7 @@ impl Streaming {
             None => self.gather(cx),
         };
         // Everything that had arrived was gathered.
-        let bytes = bytes.or_else(|| self.reader.may_leave().then(|| self.end(Code::Draining)));
+        let bytes = bytes.or_else(|| self.reader.may_leave().then(|| self.end(&of_end(Code::Draining))));
         bytes.map_or(Poll::Pending, |bytes| Poll::Ready(Some(bytes)))
     }
 
@@ -143,8 +144,8 @@ impl Streaming {
         match next {
             Next::Event(event) => self.render_event(event, cursor),
             Next::Quiet => control(Control::Cursor { cursor }),
-            Next::Ended(code) => Some(self.end(code)),
-            Next::GraceOver => Some(self.end(Code::Draining)),
+            Next::Ended(problem) => Some(self.end(&problem)),
+            Next::GraceOver => Some(self.end(&of_end(Code::Draining))),
             Next::Heartbeat => None,
         }
     }
@@ -166,11 +167,14 @@ impl Streaming {
     }
 
     /// The last frame.
-    fn end(&mut self, code: Code) -> Bytes {
-        self.ended = Some(code);
+    fn end(&mut self, problem: &Problem) -> Bytes {
+        let Problem { code, detail, .. } = problem;
+        self.ended = Some(*code);
+        self.reader.tell_end(problem);
         // The client may take long to read the last frame.
         self.reader.leave();
-        let closing = Control::Closing { code, cursor: Some(self.reader.cursor()), retry_ms: retry_ms() };
+        let (cursor, retry_ms) = (Some(self.reader.cursor()), retry_ms());
+        let closing = Control::Closing { code: *code, detail, cursor, retry_ms };
         self.framing.control(&closing).into()
     }
 }

@@ -52,6 +52,8 @@ pub enum Control<'a> {
     },
     Closing {
         code: Code,
+        /// The reason, for a person.
+        detail: &'a str,
         /// Absent if reading had not begun, or if frames were left out for a slow client: then the client's own
         /// cursor counts.
         #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,8 @@ REJOIN names the program. Everything here belongs to the languages themselves; d
 libraries.
 """
 
-import base64, hashlib, json, os, re, subprocess, sys, tempfile, urllib.error, urllib.request
+import base64, contextlib, hashlib, http.client, json, os, re, subprocess, sys, tempfile
+import urllib.error, urllib.request
 
 JSON, TEXT, BYTES = '{"total":12}', "h\u00e9llo", b"\x00\xff\xfe"
 FETCH = """
@@ -31,7 +32,8 @@ sha256 = "{hashlib.sha256(READER.encode()).hexdigest()}"
 subscribe = ["a.*"]
 """
 BEARER = {"Authorization": f"Bearer {KEY}"}
-# A request that is refused, its status and its code.
+PATTERNS = [f"p{number}.*" for number in range(100)]
+# A request that is refused, its status and its code. {raw} and {many} are connections.
 REFUSED = [
     ("POST", "/topics/a..b", BEARER, b"x", 400, "bad_request"),
     ("POST", "/topics/a", {}, b"x", 401, "unauthorized"),
@@ -41,6 +43,9 @@ REFUSED = [
     ("GET", "/nothing", BEARER, b"", 404, "not_found"),
     ("PUT", f"/connections/{'0' * 32}/topics/a", BEARER, b"", 404, "not_found"),
     ("DELETE", "/publish", BEARER, b"", 405, "method_not_allowed"),
+    ("PUT", "/connections/{raw}/topics/b", BEARER, b"", 409, "conflict"),
+    ("PUT", "/connections/{many}/topics/one.*", BEARER, b"", 409, "conflict"),
+    ("PUT", "/subjects/wild/topics/one.*", BEARER, b"", 409, "conflict"),
     ("POST", "/topics/a", {**BEARER, "If-Match": '"5"'}, b"x", 412, "precondition_failed"),
     ("POST", "/topics/a", BEARER, b"x" * (1 << 20), 413, "too_large"),
     ("POST", "/topics/a", {**BEARER, "Content-Encoding": "br"}, b"x", 415, "unsupported_media_type"),
@@ -107,12 +112,35 @@ def hears_refusals(server):
     for topic, headers in [("a", {"Idempotency-Key": "1"}), ("b", {})]:
         status, _ = urllib_ask("POST", f"{server}/topics/{topic}", {**BEARER, **headers}, b"first")
         expect("publish", status, 201)
-    requests = [(method, server + path, headers, body) for method, path, headers, body, _, _ in REFUSED]
-    for client, ask_all in [("urllib", each(urllib_ask)), ("curl", each(curl_ask)), ("fetch", fetch_all)]:
-        for request, (status, answer) in zip(REFUSED, ask_all(requests), strict=True):
-            problem = json.loads(answer)
-            expect(f"{client}: {request[:2]}", (status, problem["code"]), request[4:])
-            expect(f"{client}: the words of {request[:2]}", bool(problem["detail"]), True)
+    fill_list(server)
+    many = "/events?topic=" + "&topic=".join(PATTERNS)
+    with stream(server, "/topics/a") as raw, stream(server, many) as many:
+        requests = [(method, server + path.format(raw=raw, many=many), headers, body)
+                    for method, path, headers, body, _, _ in REFUSED]
+        for client, ask_all in [("urllib", each(urllib_ask)), ("curl", each(curl_ask)), ("fetch", fetch_all)]:
+            for request, (status, answer) in zip(REFUSED, ask_all(requests), strict=True):
+                problem = json.loads(answer)
+                expect(f"{client}: {request[:2]}", (status, problem["code"]), request[4:])
+                expect(f"{client}: the words of {request[:2]}", bool(problem["detail"]), True)
+
+
+def fill_list(server):
+    """Adds as many patterns to the list of a subject as fit."""
+    connection = http.client.HTTPConnection(server.removeprefix("http://"))
+    for pattern in PATTERNS:
+        connection.request("PUT", f"/subjects/wild/topics/{pattern}", headers=BEARER)
+        answer = connection.getresponse()
+        expect(pattern, (answer.status, answer.read()), (204, b""))
+    connection.close()
+
+
+@contextlib.contextmanager
+def stream(server, path):
+    """The name of an event stream that is open meanwhile."""
+    request = urllib.request.Request(server + path, headers={**BEARER, "Accept": "text/event-stream"})
+    with urllib.request.urlopen(request) as events:
+        opening = next(line for line in events if line.startswith(b"data: "))
+        yield json.loads(opening.removeprefix(b"data: "))["connection"]
 
 
 def run(check, *options):

@@ -132,6 +132,7 @@ def aiohttp_websocket(job):
                     async for message in socket:
                         if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
                             job.frame(message.data)
+                    job.error(f"closed {socket.close_code}")
                     return 4000 <= (socket.close_code or 1006) < 4100
             except aiohttp.WSServerHandshakeError as problem:
                 return job.refused(problem.status, problem.message)
@@ -227,7 +228,8 @@ def websocket_client(job):
             app.close()
 
     app = websocket.WebSocketApp(
-        job.at_cursor(), header=job.headers, on_message=on_message, on_error=lambda app, problem: job.error(problem))
+        job.at_cursor(), header=job.headers, on_message=on_message, on_error=lambda app, problem: job.error(problem),
+        on_close=lambda app, code, reason: job.error(f"closed {code} {reason}"))
     app.run_forever(reconnect=PAUSE)
 
 

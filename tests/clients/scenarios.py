@@ -4,12 +4,12 @@ Each scenario of each library is a job with a proxy of its own, and all jobs run
 fault in a few words, or None. The scenario `refused` returns how the library tells a refusal.
 """
 
-import asyncio, base64, hashlib, hmac, json, os, time
+import asyncio, base64, json, os, time
 
+from closes import SECRET, Closes
 from corpus import MESSAGES, is_right
-from wire import Proxy, Server
+from wire import Proxy, Server, token
 
-SECRET = "a-secret-of-these-tests-that-is-long-enough"
 CUTS = 10
 RETAINED = 5
 # Longer than the default read timeout of httpx. With `--all` it is longer than that of OkHttp.
@@ -17,13 +17,6 @@ QUIET_SECONDS = {False: 8, True: 12.5}
 # How long a client may need to come back. The proxy shortens the wait that the server asks for, so this is long
 # only for a machine with much else to do.
 RETURN_SECONDS = 60
-
-
-def token(**claims):
-    part = lambda data: base64.urlsafe_b64encode(data).rstrip(b"=")
-    claims = {"sub": "u1", "exp": int(time.time()) + 3600, **claims}
-    signed = part(b'{"alg":"HS256"}') + b"." + part(json.dumps(claims).encode())
-    return (signed + b"." + part(hmac.digest(SECRET.encode(), signed, hashlib.sha256))).decode()
 
 
 class Job:
@@ -134,7 +127,7 @@ def complaint(published, got):
 class Scenes:
     """The servers, and the scenarios on them."""
 
-    def __init__(self, program, folder, is_all, runs):
+    def __init__(self, program, folder, is_all, runs, closed):
         def server(*flags):
             return Server(program, *flags)
 
@@ -151,10 +144,13 @@ class Scenes:
         self.closed = server("--config", config)
         self.full = server("--max-connections", "1")
         self.restarting = server("--state", os.path.join(folder, "state"))
-        self.all = [self.lively, self.calm, self.small, self.closed, self.full, self.restarting]
+        self.closes = Closes(server, folder, closed, self.full)
+        self.all = [self.lively, self.calm, self.small, self.closed, self.full, self.restarting,
+                    self.closes.strict, self.closes.leaving]
 
     async def start(self):
         await asyncio.gather(*(server.start() for server in self.all))
+        await self.closes.prepare()
         self.content = [await self.calm.publish("content", body, kind) for _, kind, body in MESSAGES]
         self.before = await self.restarting.publish("restart", "before")
         # This reader takes the only place of the full server.
@@ -179,8 +175,10 @@ class Scenes:
             "gap": self.gap(job(self.small)),
             "overload": self.overload(job(self.full)),
             "unauthorized": self.refused(job(self.closed), ""),
-            "forbidden": self.refused(job(self.closed), token()),
+            "forbidden": self.refused(job(self.closed), token(SECRET, sub="u1", exp=int(time.time()) + 3600)),
         }
+        if is_best and "close" in entry:
+            busy["closes"] = self.closes.of(job)
         shown = dict(zip(busy, await asyncio.gather(*busy.values())))
         await self.all_waiting.wait()
         quiet = {"idle": self.idle(job(self.lively)), "quiet": self.quiet(job(self.calm))}

@@ -1,9 +1,10 @@
-"""The table of docs/libraries.md: one row for each library, made from what the library did."""
+"""The tables of docs/libraries.md: one row for each library, made from what the library did."""
 
 from languages import LANGUAGES
 
 HEAD = ["library", "version", "comes back by itself", "loses nothing", "tells a gap", "a refusal",
         "raw text is exact", "it needs", "without that"]
+CLOSES, CLOSE_HEAD = "Close codes", ["library", "your code finds it in", "the code", "the reason", "the words"]
 TRANSPORTS = {"sse": "Server-Sent Events", "websocket": "WebSocket", "ndjson": "NDJSON", "poll": "Polling"}
 # The scenarios, and how the table names what they show.
 RETURNS = ["cut", "restart", "overload"]
@@ -73,9 +74,30 @@ def by_name(results):
     return found
 
 
+def shows(closes, part):
+    """At which close codes the library shows this part."""
+    lacking = [name for name, shown in closes.items() if not shown[part]]
+    if not lacking:
+        return "yes"
+    return "no" if len(lacking) == len(closes) else "not at " + ", ".join(f"`{name}`" for name in lacking)
+
+
+def close_row(entry, closes):
+    return [name_of(entry), entry["close"], *(shows(closes, part) for part in ["code", "reason", "words"])]
+
+
+def line_of(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
 def rows(results):
-    """The lines of the table, by the name of the library."""
-    return {name: "| " + " | ".join(row(*found)) + " |" for name, found in by_name(results).items()}
+    """The lines of the tables, by their section and the name of the library."""
+    found = {}
+    for name, (entry, bare, best) in by_name(results).items():
+        found[TRANSPORTS[entry["transport"]], name] = line_of(row(entry, bare, best))
+        if "closes" in best:
+            found[CLOSES, name] = line_of(close_row(entry, best["closes"]))
+    return found
 
 
 def wrong(results):
@@ -99,30 +121,35 @@ def lines_of(path):
 
 
 def old_rows(lines):
-    """The rows that stand in the document, by the name of the library."""
-    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
+    """The rows that stand in the document, by their section and the name of the library."""
+    found, title = {}, None
+    for line in lines:
+        title = line.removeprefix("## ") if line.startswith("## ") else title
+        if line.startswith("| "):
+            found[title, line.split(" | ")[0].removeprefix("| ")] = line
+    return found
 
 
 def differences(path, new):
     """The rows in which the document says something else."""
     old = old_rows(lines_of(path))
-    return [f"docs/libraries.md has another row than the run:\n- {old.get(name)}\n+ {line}"
-            for name, line in new.items() if old.get(name) != line]
+    return [f"docs/libraries.md has another row than the run:\n- {old.get(place)}\n+ {line}"
+            for place, line in new.items() if old.get(place) != line]
 
 
 def write(path, new, entries):
     """Writes the rows into the document. A library that was not run keeps its row."""
     lines = lines_of(path)
     all_rows = old_rows(lines) | new
-    for transport, title in TRANSPORTS.items():
+    for title in [*TRANSPORTS.values(), CLOSES]:
         start = lines.index(f"## {title}") + 1
         while not lines[start].startswith("|"):
             start += 1
         end = start
         while end < len(lines) and lines[end].startswith("|"):
             end += 1
-        names = [name_of(entry) for entry in entries if entry["transport"] == transport]
-        head = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-        lines[start:end] = head + [all_rows[name] for name in names if name in all_rows]
+        head = CLOSE_HEAD if title == CLOSES else HEAD
+        listed = [all_rows[title, name_of(entry)] for entry in entries if (title, name_of(entry)) in all_rows]
+        lines[start:end] = [line_of(head), "|" + "---|" * len(head)] + listed
     with open(path, "w") as file:
         file.write("\n".join(lines))

@@ -1,8 +1,14 @@
 """Servers, the requests of the suite to them, and the proxies between them and the clients."""
 
-import asyncio, json, os, re, signal, socket, struct
+import asyncio, base64, hashlib, hmac, json, os, re, signal, socket, struct
 
 WAIT = re.compile(rb"\nretry: (\d+)\n")
+
+
+def token(secret, **claims):
+    part = lambda data: base64.urlsafe_b64encode(data).rstrip(b"=")
+    signed = part(b'{"alg":"HS256"}') + b"." + part(json.dumps(claims).encode())
+    return (signed + b"." + part(hmac.digest(secret.encode(), signed, hashlib.sha256))).decode()
 
 
 class Server:
@@ -10,7 +16,7 @@ class Server:
 
     def __init__(self, program, *flags):
         self.program, self.flags, self.port, self.process = program, flags, 0, None
-        self.publishing, self.publisher = asyncio.Lock(), None
+        self.publishing, self.publisher, self.key = asyncio.Lock(), None, ""
 
     async def start(self):
         flags = ["--listen", f"127.0.0.1:{self.port}", "--log-format", "json", "--drain-grace", "3s", *self.flags]
@@ -39,9 +45,17 @@ class Server:
             await self.process.wait()
 
     async def publish(self, topic, body, kind="text/plain"):
-        """Publishes over one connection for all, and returns the id."""
+        """Publishes, and returns the id."""
         body = body.encode() if isinstance(body, str) else body
-        head = (f"POST /topics/{topic} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        status, answer = await self.ask("POST", f"/topics/{topic}", body, kind)
+        if status != 201:
+            raise SystemExit(f"publishing failed: {answer.decode()}")
+        return json.loads(answer)["id"]
+
+    async def ask(self, method, path, body=b"", kind="text/plain"):
+        """Asks over one connection for all, and returns the status and the body."""
+        credential = f"Authorization: Bearer {self.key}\r\n" if self.key else ""
+        head = (f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{credential}"
                 f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n")
         async with self.publishing:
             # The server closes a connection that has been idle for long.
@@ -50,10 +64,9 @@ class Server:
             reader, writer = self.publisher
             writer.write(head.encode() + body)
             head = await reader.readuntil(b"\r\n\r\n")
-            answer = await reader.readexactly(int(re.search(rb"(?i)content-length: (\d+)", head)[1]))
-        if b" 201 " not in head[:20]:
-            raise SystemExit(f"publishing failed: {answer.decode()}")
-        return json.loads(answer)["id"]
+            length = re.search(rb"(?i)content-length: (\d+)", head)
+            answer = await reader.readexactly(int(length[1]) if length else 0)
+        return int(head.split()[1]), answer
 
 
 class Proxy:
@@ -67,6 +80,11 @@ class Proxy:
         self.asked = self.connected = self.opened = 0
         self.pairs, self.is_silent, self.flowing = set(), False, asyncio.Event()
         self.flowing.set()
+        # A client whose handshakes look like those of a page.
+        self.is_page = False
+        # While it is not set, the client takes nothing after its first frame.
+        self.takes = asyncio.Event()
+        self.takes.set()
         self.changed = lambda: None
 
     async def listen(self):
@@ -98,6 +116,11 @@ class Proxy:
     def go_on(self):
         self.flowing.set()
 
+    def send(self, data):
+        """Sends these bytes to the server, as if the client had."""
+        for _, to_server in self.pairs:
+            to_server.write(data)
+
     def silence(self):
         """From here on connections are accepted, and nothing is answered: the client has nothing to do."""
         self.is_silent = True
@@ -108,6 +131,7 @@ class Proxy:
             self.pairs.add((writer,))
             return
         self.connected += 1
+        self.changed()
         await self.flowing.wait()
         try:
             from_server, to_server = await asyncio.open_connection("127.0.0.1", self.server.port)
@@ -132,6 +156,8 @@ class Proxy:
         try:
             while data := await reader.read(65536):
                 self.asked += data.count(b" HTTP/1.1\r\n")
+                if self.is_page and b" HTTP/1.1\r\n" in data and b"\r\norigin:" not in data.lower():
+                    data = data.replace(b"\r\n", b"\r\nOrigin: http://127.0.0.1:%d\r\n" % self.port, 1)
                 self.changed()
                 writer.write(data)
                 await writer.drain()
@@ -152,6 +178,8 @@ class Proxy:
                 writer.write(data)
                 await writer.drain()
                 self.changed()
+                if b'"type":"open"' in seen:
+                    await self.takes.wait()
         except OSError:
             pass
         writer.close()

@@ -42,6 +42,10 @@ const fn row(
     Row { code, status, close, made_by }
 }
 
+/// The words of a server without a place for one more connection.
+const FULL: &str =
+    "connection limit reached, or your share of it while little is left (--max-connections); try again later";
+
 const ROWS: &[Row] = &[
     row("bad_request", Some(400), Some(4000), Some(|| Box::pin(bad_request()))),
     row("unauthorized", Some(401), Some(4001), Some(|| Box::pin(unauthorized()))),
@@ -329,8 +333,9 @@ async fn an_overloaded_server_refuses_an_event_stream_so_that_it_reconnects() {
         let closing = frame_of(&event);
         let retry_ms = event.retry.expect("a retry");
         assert!((5_000..=30_000).contains(&retry_ms), "{path}: {retry_ms}");
-        let expected =
-            json!({"type": "closing", "code": "overloaded", "cursor": cursor, "retry_ms": retry_ms});
+        let expected = json!({
+            "type": "closing", "code": "overloaded", "detail": FULL, "cursor": cursor, "retry_ms": retry_ms
+        });
         assert_eq!(closing, expected, "{path}");
         assert!(events.try_next().await.is_none(), "{path}: the end");
         retries.insert(retry_ms);
@@ -349,7 +354,9 @@ async fn an_overloaded_server_refuses_ndjson_with_one_closing_frame() {
     let cursor = first.cursor();
     assert_eq!(
         closing,
-        json!({"type": "closing", "code": "overloaded", "cursor": cursor, "retry_ms": retry_ms})
+        json!({
+            "type": "closing", "code": "overloaded", "detail": FULL, "cursor": cursor, "retry_ms": retry_ms
+        })
     );
     assert!((5_000..=30_000).contains(&retry_ms), "{retry_ms}");
     assert_eq!(lines.try_line().await, None);
@@ -398,7 +405,9 @@ async fn a_failing_log_is_503_except_for_event_streams() {
         assert_eq!(event.event.as_deref(), Some("rejoin.closing"), "{start:?}");
         let retry_ms = event.retry.expect("a retry");
         assert!((5_000..=30_000).contains(&retry_ms), "{start:?}");
-        let mut expected = json!({"type": "closing", "code": "unavailable", "retry_ms": retry_ms});
+        let detail = "the log cannot be reached, so nothing was stored; try again";
+        let mut expected =
+            json!({"type": "closing", "code": "unavailable", "detail": detail, "retry_ms": retry_ms});
         // A client without a cursor gets none: it repeats its request unchanged.
         if event.id.is_some() {
             assert_eq!((event.id.as_deref(), start), (Some(&*cursor), &*with_cursor));

@@ -17,9 +17,10 @@ use crate::{
 #[track_caller]
 fn assert_closing(closing: &Value, cursor: &str) {
     let retry_ms = closing["retry_ms"].as_u64().expect("a number of milliseconds");
+    let detail = "this server ends, or lets its clients come again; connect again with the last cursor";
     assert_eq!(
         *closing,
-        json!({"type": "closing", "code": "draining", "cursor": cursor, "retry_ms": retry_ms})
+        json!({"type": "closing", "code": "draining", "detail": detail, "cursor": cursor, "retry_ms": retry_ms})
     );
     assert!((1_000..=3_000).contains(&retry_ms), "{retry_ms}");
 }

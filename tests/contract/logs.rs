@@ -1,5 +1,6 @@
 //! The lines that the program logs on standard error.
 
+use reqwest::Method;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -7,7 +8,7 @@ use tokio::{
 };
 
 use crate::{
-    ask::{Ask, get, post, publish, publish_all},
+    ask::{Ask, get, post, publish, publish_all, request},
     reader::{Reader, Socket},
     support::{client::Transport, program::Program},
 };
@@ -83,6 +84,32 @@ async fn the_log_has_one_refusal_of_each_code_with_the_words_that_the_client_got
     );
     assert_eq!(refused[0]["detail"], "unknown parameter lsat; did you mean last?");
     assert_eq!((&refused[0]["client"], &refused[0]["level"]), (&"127.0.0.1".into(), &"INFO".into()));
+}
+
+/// A connection that the server ended stood in the log at `debug` only.
+#[tokio::test]
+async fn the_log_has_one_end_of_each_code_with_the_words_that_the_client_got() {
+    let program = Program::start(&[]).await;
+    for transport in [Transport::WebSocket, Transport::Sse, Transport::WebSocket] {
+        let mut reader = Reader::open(&program.server, transport, "topic=a").await;
+        let path = format!("/connections/{}", reader.opening()["connection"].as_str().expect("a name"));
+        request(&program.server, Method::DELETE, &path).answer().await;
+        let closing = reader.next().await;
+        assert_eq!(closing["code"], "disconnected", "{closing}");
+    }
+    let mut socket = Socket::open(&program.server, "/topics/a").await;
+    let log = lines(&program.terminate().await.log);
+    let closing = socket.next().await;
+    assert_eq!(closing["code"], "draining", "{closing}");
+    let ends = log.iter().filter(|line| line["message"].as_str().is_some_and(is_end));
+    let told: Vec<_> =
+        ends.map(|line| ["level", "code", "detail", "client"].map(|name| &line[name])).collect();
+    let words = "the backend has ended this connection; ask it before you connect again";
+    assert_eq!(told, [["INFO", "disconnected", words, "127.0.0.1"]], "a drain has lines of its own");
+}
+
+fn is_end(message: &str) -> bool {
+    message.starts_with("closed a connection; ")
 }
 
 fn is_refusal(message: &str) -> bool {

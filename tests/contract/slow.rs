@@ -97,6 +97,10 @@ async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut_off() {
     if let Some(close) = close {
         assert_eq!((u16::from(close.code), close.reason.as_str()), (4101, "too_slow"));
         assert_eq!(closing["code"], "too_slow", "{closing}");
+        assert!(
+            closing["detail"].as_str().is_some_and(|words| words.contains("--write-timeout")),
+            "{closing}"
+        );
         let retry_ms = closing["retry_ms"].as_u64().expect("milliseconds");
         assert!((5_000..=30_000).contains(&retry_ms), "{closing}");
         assert_eq!(closing["cursor"], ids[seen - 1], "{closing}: exactly the sent messages have arrived");

@@ -46,6 +46,8 @@ async fn a_reload_ends_only_connections_that_are_no_longer_allowed() {
             (&json!("closing"), &json!("forbidden")),
             "{closing}"
         );
+        let why = "topic \"a\": subscribe is not granted: grant it in the [[key]] of this API key";
+        assert_eq!(closing["detail"], why);
         assert_eq!(backend.closed().await, (4003, "forbidden".to_owned()));
     };
     let (answer, ()) = tokio::join!(held, reload);
@@ -61,8 +63,16 @@ async fn a_reload_ends_only_connections_that_are_no_longer_allowed() {
     let other_key =
         usual().replace(&Signer::new("HS256").public, "another secret of more than thirty-two bytes");
     reconfigure(&server, &other_key.replace("[anonymous]\nsubscribe = [\"public.**\"]", "[anonymous]"));
+    let closing = by_token.next().await;
+    let why = "the credential is accepted no longer, since the operator has changed the keys; get a new one";
+    assert_eq!((&closing["code"], &closing["detail"]), (&json!("forbidden"), &json!(why)));
     assert_eq!(by_token.closed().await, (4003, "forbidden".to_owned()));
-    assert_eq!(anonymous.next().await["code"], "forbidden");
+    let closing = anonymous.next().await;
+    assert_eq!(closing["code"], "forbidden");
+    assert!(
+        closing["detail"].as_str().is_some_and(|words| words.contains("send an API key or a token")),
+        "{closing}"
+    );
     assert_eq!(idle.ask(json!({"type": "ping"})).await["type"], "pong");
 }
 
@@ -130,7 +140,9 @@ async fn a_reload_changes_origins_too() {
     let mut lines = Lines::open_with(&server, "/topics/public.a", &page).await;
     let mut others = Lines::open_with(&server, "/topics/public.a", &[("origin", &own)]).await;
     reconfigure(&server, &usual());
-    assert_eq!(socket.next().await["code"], "forbidden");
+    let closing = socket.next().await;
+    let why = "pages of this origin are allowed no longer: the operator lists it with --allowed-origin";
+    assert_eq!((&closing["code"], &closing["detail"]), (&json!("forbidden"), &json!(why)));
     assert_eq!(socket.closed().await, (4003, "forbidden".to_owned()));
     assert_eq!(lines.next().await["code"], "forbidden");
     let id = publish(&server, "public.a", "x").await;

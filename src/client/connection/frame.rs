@@ -140,7 +140,7 @@ impl Frame {
                 Self::Removed(fields.topic.ok_or_else(|| ClientError::not_ours("a frame without its topic"))?)
             }
             "closing" => Self::Closing {
-                error: closed(fields.code.as_deref(), fields.retry_ms),
+                error: closed(fields.code, fields.detail, fields.retry_ms),
                 cursor: fields.cursor,
             },
             // A WebSocket that refuses the request sends this before it closes.
@@ -177,14 +177,12 @@ impl Fields<'_> {
 }
 
 /// The end of a connection. One that the backend has ended does not come back by itself.
-fn closed(code: Option<&str>, retry_ms: Option<u64>) -> ClientError {
+fn closed(code: Option<String>, detail: Option<String>, retry_ms: Option<u64>) -> ClientError {
+    let detail = detail.or_else(|| code.clone()).unwrap_or_else(|| "no reason given".to_owned());
     match code {
-        Some(code @ "disconnected") => ClientError::Refused {
-            code: code.to_owned(),
-            detail: "the backend has ended the connection".to_owned(),
-        },
-        code => ClientError::Lost {
-            why: format!("the server closes the connection: {}", code.unwrap_or("no reason given")),
+        Some(code) if code == "disconnected" => ClientError::Refused { code, detail },
+        _ => ClientError::Lost {
+            why: format!("the server closes the connection: {detail}"),
             retry_after: retry_ms.map(Duration::from_millis),
         },
     }

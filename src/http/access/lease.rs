@@ -17,6 +17,7 @@ use crate::{
         gate::Gate,
         identify::Identified,
         problem::{Code, Problem},
+        refusal::{expired, forbidden},
         renewal::Renewal,
     },
     message::Pattern,
@@ -60,7 +61,7 @@ impl Lease {
         &mut self,
         cx: &mut Context<'_>,
         patterns: impl Fn() -> P,
-    ) -> Poll<Code> {
+    ) -> Poll<Problem> {
         let Self { access, gate, replaced, end, renewal } = self;
         gate.poll(cx, |cx| {
             while replaced.poll_unpin(cx).is_ready() {
@@ -68,21 +69,23 @@ impl Lease {
                 *replaced = Box::pin(access.rules.replaced.clone().cancelled_owned());
                 if !access.is_page_listed(&access.rules) {
                     tracing::debug!(client = access.client.map(display), who = access.identity.name(), page = ?access.page, "no longer allowed");
-                    return Poll::Ready(Code::Forbidden);
+                    let detail = "pages of this origin are allowed no longer: the operator lists it with --allowed-origin";
+                    return Poll::Ready(Problem::new(Code::Forbidden, detail));
                 }
                 match access.rules.authority.again(&access.identity, SystemTime::now()) {
                     Ok(identity) => access.identity = identity,
-                    Err(Refused::Expired { .. }) => return Poll::Ready(Code::TokenExpired),
+                    Err(Refused::Expired { .. }) => return Poll::Ready(expired()),
                     Err(refused) => {
                         tracing::debug!(client = access.client.map(display), who = access.identity.name(), %refused, "no longer allowed");
-                        return Poll::Ready(Code::Forbidden);
+                        let detail = "the credential is accepted no longer, since the operator has changed the keys; get a new one";
+                        return Poll::Ready(Problem::new(Code::Forbidden, detail));
                     }
                 }
                 if let Some(pattern) =
                     patterns().find(|pattern| !access.identity.grants.may_subscribe(pattern))
                 {
-                    tracing::debug!(client = access.client.map(display), who = access.identity.name(), %pattern, "no longer allowed");
-                    return Poll::Ready(Code::Forbidden);
+                    let problem = forbidden(&access.identity, access.client, "subscribe", Some(pattern));
+                    return Poll::Ready(Problem::new(Code::Forbidden, problem.detail));
                 }
             }
             while let Some(asking) = renewal
@@ -104,7 +107,7 @@ impl Lease {
                 }
                 // The timer only says when to check. The system clock decides, because tokens are made by it.
                 if access.identity.is_expired(SystemTime::now()) {
-                    return Poll::Ready(Code::TokenExpired);
+                    return Poll::Ready(expired());
                 }
                 timer.as_mut().reset(instant(at));
             }

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use super::socket::Lost;
-use crate::http::problem::{Code, UNSUPPORTED_DATA};
+use crate::http::problem::{Code, Problem, UNSUPPORTED_DATA};
 
 /// The reason why a session ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum End {
     Lost(Lost),
     /// The client sent a binary frame.
@@ -17,9 +17,9 @@ pub enum End {
     /// The client has not left within the grace of the drain.
     GraceOver,
     /// The client's grants or its token have ended, or a command has ended the connection.
-    Ended(Code),
+    Ended(Box<Problem>),
     /// There is no room for more bytes of commands, or a command did not arrive whole in time.
-    Refused(Code),
+    Refused(Box<Problem>),
 }
 
 impl fmt::Display for End {
@@ -35,21 +35,21 @@ impl fmt::Display for End {
             Self::Silent => "the client was silent for two heartbeats",
             Self::Draining => Code::Draining.as_str(),
             Self::GraceOver => "the grace of the drain is over",
-            Self::Ended(code) | Self::Refused(code) => code.as_str(),
+            Self::Ended(problem) | Self::Refused(problem) => problem.code.as_str(),
         })
     }
 }
 
 impl End {
     /// The code with which the server closes the connection. It has none if the client closed it, or is gone.
-    pub fn close_code(self) -> Option<u16> {
+    pub fn close_code(&self) -> Option<u16> {
         match self {
             Self::Lost(Lost::Closed | Lost::Gone) | Self::GraceOver | Self::Silent => None,
-            Self::Lost(Lost::Broken(code)) => Some(code),
+            Self::Lost(Lost::Broken(code)) => Some(*code),
             Self::Lost(Lost::TooSlow) => Some(Code::TooSlow.close_code()),
             Self::Unsupported => Some(UNSUPPORTED_DATA),
             Self::Draining => Some(Code::Draining.close_code()),
-            Self::Ended(code) | Self::Refused(code) => Some(code.close_code()),
+            Self::Ended(problem) | Self::Refused(problem) => Some(problem.code.close_code()),
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::{
         publish::Published,
         pulse::{overload_retry_ms, retry_ms},
         reader::{Next, Reader, Step},
+        refusal::of_end,
         shares::Share,
         stall::StallTimer,
         wire::{self, By, Control},
@@ -119,8 +120,9 @@ impl Session {
 
     async fn finish(self: Box<Self>, end: End) {
         let (cursor, client) = (self.reader.cursor(), self.reader.access().client());
-        let closing =
-            |code, cursor, retry_ms| wire::control_frame(&Control::Closing { code, cursor, retry_ms });
+        let closing = |Problem { code, detail, .. }: &Problem, cursor, retry_ms| {
+            wire::control_frame(&Control::Closing { code: *code, detail, cursor, retry_ms })
+        };
         let Self { mut socket, app, reader, running, .. } = *self;
         // From now on commands find no connection, however long the client takes to leave. Its place is taken until then.
         reader.leave();
@@ -137,26 +139,23 @@ impl Session {
                 app.metrics.slow_closes.inc();
                 // The cursor is past the frames that are left out.
                 let cursor = if socket.leave_out_unbegun() { None } else { Some(cursor) };
-                socket.push(closing(Code::TooSlow, cursor, overload_retry_ms()));
+                let problem = of_end(Code::TooSlow);
+                reader.tell_end(&problem);
+                socket.push(closing(&problem, cursor, overload_retry_ms()));
                 socket.close_slow(Code::TooSlow.close_code(), Code::TooSlow.as_str()).await;
             }
-            End::Ended(code) => {
-                socket.push(closing(code, Some(cursor), retry_ms()));
-                socket.close(code.close_code(), code.as_str()).await;
+            End::Ended(problem) => {
+                reader.tell_end(&problem);
+                socket.push(closing(&problem, Some(cursor), retry_ms()));
+                socket.close(problem.code.close_code(), problem.code.as_str()).await;
             }
-            End::Refused(code) => {
-                let words = match code {
-                    Code::TimedOut => {
-                        "the command did not arrive whole within the read timeout; send it again".into()
-                    }
-                    _ => body::too_many_bytes().detail,
-                };
-                app.refused(code, &words, client, "WebSocket command");
-                socket.push(closing(code, Some(cursor), overload_retry_ms()));
-                socket.close(code.close_code(), code.as_str()).await;
+            End::Refused(problem) => {
+                app.refused(problem.code, &problem.detail, client, "WebSocket command");
+                socket.push(closing(&problem, Some(cursor), overload_retry_ms()));
+                socket.close(problem.code.close_code(), problem.code.as_str()).await;
             }
             End::Draining => {
-                socket.push(closing(Code::Draining, Some(cursor), retry_ms()));
+                socket.push(closing(&of_end(Code::Draining), Some(cursor), retry_ms()));
                 socket.close(Code::Draining.close_code(), Code::Draining.as_str()).await;
             }
         }
@@ -267,7 +266,7 @@ impl Session {
         if self.unparsed.set(held.saturating_sub(OWN_COMMAND_BYTES)) {
             Ok(moved)
         } else {
-            Err(End::Refused(Code::Overloaded))
+            Err(End::Refused(body::too_many_bytes().into()))
         }
     }
 
@@ -302,7 +301,8 @@ impl Session {
         if self.socket.framing().is_whole() {
             self.arriving.reset();
         } else if self.arriving.poll(cx).is_ready() {
-            return Err(End::Refused(Code::TimedOut));
+            let detail = "the command did not arrive whole within the read timeout; send it again";
+            return Err(End::Refused(Problem::new(Code::TimedOut, detail).into()));
         }
         Ok(())
     }
@@ -472,7 +472,8 @@ impl Session {
                     self.beat();
                     continue;
                 }
-                Next::Ended(code) | Next::Event(Event::Ended(code)) => return Err(End::Ended(code)),
+                Next::Ended(problem) => return Err(End::Ended(problem)),
+                Next::Event(Event::Ended(code)) => return Err(End::Ended(of_end(code).into())),
                 Next::GraceOver => return Err(End::GraceOver),
                 Next::Quiet => wire::control_frame(&Control::Cursor { cursor: self.reader.cursor() }),
                 Next::Event(event) => self.render(event),
@@ -506,7 +507,9 @@ impl Session {
                 wire::control_frame(&Control::Unsubscribed { topic: &topic, cursor, by })
             }
             Event::Ended(code) => {
-                wire::control_frame(&Control::Closing { code, cursor: Some(cursor), retry_ms: retry_ms() })
+                let Problem { code, detail, .. } = &of_end(code);
+                let (cursor, retry_ms) = (Some(cursor), retry_ms());
+                wire::control_frame(&Control::Closing { code: *code, detail, cursor, retry_ms })
             }
         }
     }

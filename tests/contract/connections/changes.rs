@@ -235,6 +235,10 @@ async fn a_connection_that_is_ended_is_told_so_and_is_gone_at_once() {
         let closing = reader.next().await;
         assert_eq!((&closing["type"], &closing["code"]), (&json!("closing"), &json!("disconnected")));
         assert!(closing["cursor"].is_string(), "{closing}");
+        assert_eq!(
+            closing["detail"],
+            "the backend has ended this connection; ask it before you connect again"
+        );
         if let Reader::WebSocket(socket) = &mut reader {
             assert_eq!(socket.closed().await, (4010, "disconnected".to_owned()));
         }

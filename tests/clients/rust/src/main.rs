@@ -149,8 +149,11 @@ impl Job {
                     let head = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
                     self.note(&serde_json::from_slice(head)?);
                 }
-                Message::Close(Some(close)) if (4000..4100).contains(&u16::from(close.code)) => {
-                    return Ok(true);
+                Message::Close(Some(close)) => {
+                    self.error(&format!("closed {} {}", close.code, close.reason));
+                    if (4000..4100).contains(&u16::from(close.code)) {
+                        return Ok(true);
+                    }
                 }
                 _ => {}
             }
