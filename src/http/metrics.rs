@@ -247,6 +247,11 @@ impl Metrics {
         }
     }
 
+    /// For the metrics that only some servers have.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     pub fn of(&self, transport: Transport) -> &Arc<TransportMetrics> {
         &self.transports[transport as usize]
     }
@@ -383,7 +388,7 @@ pub async fn show(app: &Arc<App>, request: Request) -> Result<Response, Problem>
     Ok(response)
 }
 
-fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
+pub(super) fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
     let metric = IntCounterVec::new(Opts::new(name, help), &[label]).expect("a valid name");
     register(registry, Box::new(metric.clone()));
     metric
@@ -401,7 +406,7 @@ fn gauges(registry: &Registry, name: &str, help: &str, label: &str) -> IntGaugeV
     metric
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     let metric = IntGauge::new(name, help).expect("a valid name");
     register(registry, Box::new(metric.clone()));
     metric
