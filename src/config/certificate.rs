@@ -77,8 +77,8 @@ impl Certificate {
 
     /// Logs when it ends, as a warning if that is soon.
     pub(crate) fn log(&self) {
-        let expires = self.expires;
-        let left = expires - OffsetDateTime::now_utc();
+        let expires = humantime::format_rfc3339_seconds(self.expires());
+        let left = self.expires - OffsetDateTime::now_utc();
         if left.is_negative() {
             tracing::warn!(%expires, "the certificate of --tls-cert has expired: clients refuse it; renew it");
         } else if left < ENDS_SOON {

@@ -70,7 +70,7 @@ impl App {
             tasks: tasks.clone(),
             ended: ended.clone(),
         };
-        let tls = config.certificate.as_ref().map(|certificate| Tls::new(certificate, metrics.registry()));
+        let tls = config.certificate.as_ref().map(|certificate| Tls::new(certificate, metrics.tls.clone()));
         let rules = Arc::new(InForce::new(&config, context));
         let app = Arc::new(Self {
             live: Live::new(&broker),

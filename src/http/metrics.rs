@@ -1,6 +1,7 @@
 //! The metrics for Prometheus.
 
 mod asks;
+mod handshakes;
 mod lines;
 mod process;
 mod tally;
@@ -24,6 +25,7 @@ use prometheus::{
 
 pub use self::{
     asks::{AskMetrics, Outcome},
+    handshakes::{Handshake, TlsMetrics},
     lines::{DROPPED_LINES, DroppedLines},
     tally::{Permit, TransportMetrics},
     unread::UnreadRequests,
@@ -84,6 +86,7 @@ pub struct Metrics {
     untaken_answers: IntGauge,
     unparsed_bytes: IntGauge,
     pub unread: UnreadRequests,
+    pub tls: TlsMetrics,
     members: IntGauge,
     changes: IntCounterVec,
     /// The totals at the end of the last minute.
@@ -225,6 +228,7 @@ impl Metrics {
                 "Bytes of bodies and commands that have been read in part, or are not done.",
             ),
             unread: UnreadRequests::new(&registry),
+            tls: TlsMetrics::new(&registry),
             members: gauge(
                 &registry,
                 "rejoin_members",
@@ -245,11 +249,6 @@ impl Metrics {
             registry,
             logged: Mutex::default(),
         }
-    }
-
-    /// For the metrics that only some servers have.
-    pub fn registry(&self) -> &Registry {
-        &self.registry
     }
 
     pub fn of(&self, transport: Transport) -> &Arc<TransportMetrics> {
@@ -388,7 +387,7 @@ pub async fn show(app: &Arc<App>, request: Request) -> Result<Response, Problem>
     Ok(response)
 }
 
-pub(super) fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
+fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
     let metric = IntCounterVec::new(Opts::new(name, help), &[label]).expect("a valid name");
     register(registry, Box::new(metric.clone()));
     metric
@@ -406,7 +405,7 @@ fn gauges(registry: &Registry, name: &str, help: &str, label: &str) -> IntGaugeV
     metric
 }
 
-pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     let metric = IntGauge::new(name, help).expect("a valid name");
     register(registry, Box::new(metric.clone()));
     metric

@@ -6,12 +6,10 @@ use std::{
     num::NonZero,
     sync::Arc,
     thread,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use prometheus::{IntCounter, IntGauge, Registry};
 use rustls::{
     Error, ServerConfig, ServerConnection,
     crypto::aws_lc_rs,
@@ -22,7 +20,7 @@ use rustls::{
 use tokio::{net::TcpStream, sync::Semaphore};
 
 use super::{
-    metrics::{counters, gauge},
+    metrics::{Handshake, TlsMetrics},
     tls_socket::{TlsSocket, Wire},
 };
 use crate::config::Certificate;
@@ -50,57 +48,18 @@ impl ResolvesServerCert for Shown {
     }
 }
 
-/// Why a handshake has failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// The client spoke HTTP without TLS.
-    Plain,
-    /// The client has left.
-    Ended,
-    /// It did not end within the time for a request, or the server ended first.
-    Unfinished,
-    /// The client refused to go on: most often it does not trust the certificate.
-    Rejected,
-    /// Both have no version, cipher or protocol in common.
-    Incompatible,
-    /// It is no TLS, or wrong.
-    Malformed,
-}
-
-impl Failure {
-    const ALL: [Self; 6] = [
-        Self::Plain,
-        Self::Ended,
-        Self::Unfinished,
-        Self::Rejected,
-        Self::Incompatible,
-        Self::Malformed,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::Ended => "ended",
-            Self::Unfinished => "unfinished",
-            Self::Rejected => "rejected",
-            Self::Incompatible => "incompatible",
-            Self::Malformed => "malformed",
-        }
-    }
-
-    fn of(error: &Error) -> Self {
-        match error {
-            Error::AlertReceived(_) => Self::Rejected,
-            Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Self::Incompatible,
-            _ => Self::Malformed,
-        }
+/// The result of a handshake that has failed.
+fn failure(error: &Error) -> Handshake {
+    match error {
+        Error::AlertReceived(_) => Handshake::Rejected,
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Handshake::Incompatible,
+        _ => Handshake::Malformed,
     }
 }
 
 impl Tls {
-    pub fn new(certificate: &Certificate, registry: &Registry) -> Self {
-        let metrics = TlsMetrics::new(registry);
-        metrics.set_expiry(certificate);
+    pub fn new(certificate: &Certificate, metrics: TlsMetrics) -> Self {
+        metrics.set_expiry(certificate.expires());
         certificate.log();
         let shown = Arc::new(Shown(ArcSwap::new(certificate.key().clone())));
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -119,7 +78,7 @@ impl Tls {
     pub fn show(&self, certificate: &Certificate) {
         let before = self.shown.0.swap(certificate.key().clone());
         if before.cert != certificate.key().cert {
-            self.metrics.set_expiry(certificate);
+            self.metrics.set_expiry(certificate.expires());
             certificate.log();
         }
     }
@@ -128,38 +87,38 @@ impl Tls {
     ///
     /// # Cancel safety
     /// Dropping this ends the connection, and counts it as unfinished.
-    pub async fn accept(&self, socket: TcpStream, head: Bytes) -> Result<TlsSocket, Failure> {
-        let mut outcome = Counted { metrics: &self.metrics, failure: Some(Failure::Unfinished) };
+    pub async fn accept(&self, socket: TcpStream, head: Bytes) -> Result<TlsSocket, Handshake> {
+        let mut counted = Counted { metrics: &self.metrics, result: Handshake::Unfinished };
         let made = self.handshake(socket, &head).await;
-        outcome.failure = made.as_ref().err().copied();
+        counted.result = made.as_ref().err().copied().unwrap_or(Handshake::Done);
         made
     }
 
-    async fn handshake(&self, socket: TcpStream, mut head: &[u8]) -> Result<TlsSocket, Failure> {
-        let session = ServerConnection::new(self.config.clone()).map_err(|error| Failure::of(&error))?;
+    async fn handshake(&self, socket: TcpStream, mut head: &[u8]) -> Result<TlsSocket, Handshake> {
+        let session = ServerConnection::new(self.config.clone()).map_err(|error| failure(&error))?;
         let mut session = Box::new(session);
         loop {
             while session.wants_write() {
-                socket.writable().await.map_err(|_| Failure::Ended)?;
+                socket.writable().await.map_err(|_| Handshake::Ended)?;
                 match session.write_tls(&mut Wire(&socket)) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    written => drop(written.map_err(|_| Failure::Ended)?),
+                    written => drop(written.map_err(|_| Handshake::Ended)?),
                 }
             }
             if !session.is_handshaking() {
                 return Ok(TlsSocket::new(socket, session));
             }
             let read = if head.is_empty() {
-                socket.readable().await.map_err(|_| Failure::Ended)?;
+                socket.readable().await.map_err(|_| Handshake::Ended)?;
                 session.read_tls(&mut Wire(&socket))
             } else {
                 session.read_tls(&mut head)
             };
             match read {
-                Ok(0) => return Err(Failure::Ended),
+                Ok(0) => return Err(Handshake::Ended),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(_) => return Err(Failure::Ended),
+                Err(_) => return Err(Handshake::Ended),
             }
             let computing = self.computing.acquire().await;
             let processed = session.process_new_packets();
@@ -168,14 +127,14 @@ impl Tls {
                 tracing::debug!(%error, "handshake of TLS failed");
                 // The client is told why. If it takes nothing now, it is not waited for.
                 let _ = session.write_tls(&mut Wire(&socket));
-                return Err(Failure::of(&error));
+                return Err(failure(&error));
             }
         }
     }
 
     /// Counts a client that does not speak TLS, and tells the operator.
     pub fn refused_plain(&self, client: IpAddr) {
-        self.metrics.failures[Failure::Plain as usize].inc();
+        self.metrics.made(Handshake::Plain);
         tracing::warn!(
             %client,
             "a client speaks HTTP without TLS, and this port speaks TLS: let clients use https:// or wss://"
@@ -186,43 +145,11 @@ impl Tls {
 /// Counts a handshake when it is dropped.
 struct Counted<'a> {
     metrics: &'a TlsMetrics,
-    failure: Option<Failure>,
+    result: Handshake,
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        match self.failure {
-            None => self.metrics.done.inc(),
-            Some(failure) => self.metrics.failures[failure as usize].inc(),
-        }
-    }
-}
-
-/// The metrics that only a server with a certificate has.
-struct TlsMetrics {
-    done: IntCounter,
-    /// In the order of [`Failure::ALL`].
-    failures: [IntCounter; Failure::ALL.len()],
-    expires: IntGauge,
-}
-
-impl TlsMetrics {
-    fn new(registry: &Registry) -> Self {
-        let handshakes =
-            counters(registry, "rejoin_tls_handshakes_total", "Handshakes of TLS, by their result.", "result");
-        Self {
-            done: handshakes.with_label_values(&["done"]),
-            failures: Failure::ALL.map(|failure| handshakes.with_label_values(&[failure.as_str()])),
-            expires: gauge(
-                registry,
-                "rejoin_tls_certificate_expires_timestamp_seconds",
-                "When the certificate expires, in seconds since 1970.",
-            ),
-        }
-    }
-
-    fn set_expiry(&self, certificate: &Certificate) {
-        let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        self.expires.set(i64::try_from(seconds(certificate.expires())).unwrap_or(i64::MAX));
+        self.metrics.made(self.result);
     }
 }

@@ -54,4 +54,5 @@ mod state;
 mod subscribe;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod websocket;
