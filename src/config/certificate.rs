@@ -140,3 +140,48 @@ fn moment(kind: u8, text: &[u8]) -> Option<OffsetDateTime> {
     let time = Time::from_hms(number(8, 10)?, number(10, 12)?, number(12, 14)?).ok()?;
     Some(date.with_time(time).assume_utc())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of `localhost`, made by openssl, and another key.
+    const CHAIN: &str = include_str!("../../tests/support/tls/certificate.pem");
+    const KEY: &str = include_str!("../../tests/support/tls/key.pem");
+    const OTHER_KEY: &str = include_str!("../../tests/support/tls/other-key.pem");
+
+    #[test]
+    fn a_pair_is_read_and_each_mistake_has_its_words() {
+        let good = Certificate::from_pem(CHAIN, KEY).expect("a pair");
+        assert_eq!(humantime::format_rfc3339_seconds(good.expires()).to_string(), "2059-10-05T09:33:16Z");
+        let wrong = |chain: &str, key: &str| Certificate::from_pem(chain, key).expect_err("a mistake");
+        assert_eq!(wrong("", KEY), CertificateError::NoCertificate);
+        assert_eq!(wrong(KEY, CHAIN), CertificateError::NoCertificate);
+        assert_eq!(wrong(&CHAIN.replacen("MII", "MIJ", 1), KEY), CertificateError::Unreadable);
+        assert_eq!(wrong(CHAIN, ""), CertificateError::NoKey);
+        assert_eq!(wrong(CHAIN, CHAIN), CertificateError::NoKey);
+        assert_eq!(wrong(CHAIN, OTHER_KEY), CertificateError::OtherKey);
+        assert!(CertificateError::OtherKey.is_of_key() && !CertificateError::Unreadable.is_of_key());
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_read_in_both_forms_and_nothing_else_is() {
+        let read = |kind, text: &[u8]| moment(kind, text).map(|time| time.unix_timestamp());
+        assert_eq!(read(0x17, b"700101000000Z"), Some(0));
+        assert_eq!(read(0x17, b"491231235959Z"), Some(2_524_607_999));
+        assert_eq!(read(0x18, b"20500101000000Z"), Some(2_524_608_000));
+        for wrong in [&b"20500101000000"[..], b"2050010100000Z", b"20501301000000Z", b"Z", b"", b"\xff"] {
+            assert_eq!(read(0x18, wrong), None, "{wrong:?}");
+        }
+    }
+
+    /// The file comes from the operator, but a damaged one must not end the server.
+    #[test]
+    fn every_beginning_of_a_certificate_is_read_without_harm() {
+        let own = CertificateDer::from_pem_slice(CHAIN.as_bytes()).expect("a certificate");
+        assert!(not_after(&own).is_some());
+        for end in 0..own.len() {
+            assert_eq!(not_after(&own[..end]), None, "{end}");
+        }
+    }
+}
