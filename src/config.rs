@@ -1,6 +1,7 @@
 //! All settings, parsed and checked before the server binds anything.
 
 mod access;
+mod certificate;
 mod choices;
 mod file;
 mod flags;
@@ -19,6 +20,7 @@ use tracing::level_filters::LevelFilter;
 
 pub use self::{
     access::authority,
+    certificate::{Certificate, CertificateError},
     choices::{AccessLogForm, ForwardedHeader, LogFormat},
     file::File,
     flags::Flags,
@@ -61,6 +63,14 @@ pub struct Config {
     /// Address of a second listener, which serves everything; those of --listen then lack the routes of operators.
     #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<Listen>,
+
+    /// Speak TLS with the certificate in this PEM file: the server's own first, then those that sign it.
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The private key of that certificate, in PEM without a password.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
 
     /// Store messages in `memory`, or in Redis: `redis://[user:password@]host[:port][/db][?prefix=name]`,
     /// `rediss://…`, `unix:///path`, or `redis+sentinel://host[:port][,host[:port]…]/master[?db=N]`.
@@ -176,6 +186,10 @@ pub struct Config {
     #[arg(skip)]
     pub retain: Vec<Rule>,
 
+    /// The certificate and the key in the files of `tls_cert` and `tls_key`. Without it the server does not speak TLS.
+    #[arg(skip)]
+    pub certificate: Option<Certificate>,
+
     /// When readers join a group. Only tests set it.
     #[doc(hidden)]
     #[arg(skip)]
@@ -242,7 +256,7 @@ impl Config {
         let shares_subjects = self.jwt_secret.is_some() && self.tables.needs_prefix_beside_secret();
         let retains =
             |is_wrong: &dyn Fn(usize) -> bool| self.retain.iter().filter_map(|rule| rule.bytes).any(is_wrong);
-        let rules: [(bool, &[&str], &str); 12] = [
+        let rules: [(bool, &[&str], &str); 13] = [
             (
                 self.has_clash(),
                 if self.admin_listen.is_some() { &["listen", "admin-listen"] } else { &["listen"] },
@@ -285,6 +299,11 @@ impl Config {
                 "an address beyond loopback, as :PORT is too, requires credentials: configure keys or tokens \
                  ([[key]], [[jwt]], [hook], --jwt-secret), or grant clients without a credential something ([anonymous]), \
                  or let every client do everything (--insecure-open)",
+            ),
+            (
+                self.tls_cert.is_some() != self.tls_key.is_some(),
+                &["tls-cert", "tls-key"],
+                "--tls-cert and --tls-key work only together: give both",
             ),
             (
                 self.retain_bytes < self.max_payload,

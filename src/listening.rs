@@ -21,7 +21,9 @@ pub fn greet(listeners: &Listeners, config: &Config) -> io::Result<()> {
         LogKind::Memory => "memory".to_owned(),
         LogKind::Redis(redis) => format!("redis {redis}"),
     };
-    let listens = listeners.iter().map(|listener| Ok((listener.address()?, listener.serves())));
+    let has_certificate = config.certificate.is_some();
+    let listens =
+        listeners.iter().map(|one| Ok((plain_unless(has_certificate, one.address()?), one.serves())));
     let listens: Vec<_> = listens.collect::<io::Result<_>>()?;
     for (address, serves) in &listens {
         let serves = if *serves == Serves::Public { "public" } else { "everything" };
@@ -44,6 +46,14 @@ pub fn greet(listeners: &Listeners, config: &Config) -> io::Result<()> {
     Ok(())
 }
 
+/// The same address. Without a certificate none of them speaks TLS.
+fn plain_unless(has_certificate: bool, listen: Listen) -> Listen {
+    match listen {
+        Listen::Tcp { address, is_plain } => Listen::Tcp { address, is_plain: is_plain || !has_certificate },
+        unix => unix,
+    }
+}
+
 /// The commands are for a person. Programs read the log.
 fn greeting(listens: &[(Listen, Serves)], is_open: bool) -> String {
     let mut greeting = String::new();
@@ -64,17 +74,21 @@ fn greeting(listens: &[(Listen, Serves)], is_open: bool) -> String {
         greeting += &format!("  listen   {read}/topics/demo\n  publish  {write}/topics/demo\n");
     }
     // A browser opens no Unix socket.
-    if let Some(Listen::Tcp { address, .. }) = for_operators {
+    if let Some(Listen::Tcp { address, is_plain }) = for_operators {
         let part = if is_open { "" } else { "#topic=TOPIC&token=TOKEN" };
-        greeting += &format!("  look     http://{}/{part}\n", reachable(*address));
+        greeting += &format!("  look     {}://{}/{part}\n", scheme(*is_plain), reachable(*address));
     }
     greeting + "\n"
+}
+
+fn scheme(is_plain: bool) -> &'static str {
+    if is_plain { "http" } else { "https" }
 }
 
 /// The address as it is given to a client.
 fn url(listen: &Listen) -> String {
     match listen {
-        Listen::Tcp { address, .. } => format!("http://{address}"),
+        Listen::Tcp { address, is_plain } => format!("{}://{address}", scheme(*is_plain)),
         Listen::Unix(_) => listen.to_string(),
     }
 }
@@ -82,7 +96,9 @@ fn url(listen: &Listen) -> String {
 /// A command of curl up to the path.
 fn curl(listen: &Listen, options: &str) -> String {
     match listen {
-        Listen::Tcp { address, .. } => format!("curl {options} http://{}", reachable(*address)),
+        Listen::Tcp { address, is_plain } => {
+            format!("curl {options} {}://{}", scheme(*is_plain), reachable(*address))
+        }
         Listen::Unix(socket) => {
             format!("curl {options} --unix-socket '{}' http://localhost", socket.path.display())
         }
@@ -111,8 +127,8 @@ mod tests {
     use super::*;
 
     fn greeted(listens: &[(&str, Serves)], is_open: bool) -> String {
-        let listens: Vec<_> =
-            listens.iter().map(|(text, serves)| (text.parse().expect("an address"), *serves)).collect();
+        let parsed = |text: &str| plain_unless(false, text.parse().expect("an address"));
+        let listens: Vec<_> = listens.iter().map(|(text, serves)| (parsed(text), *serves)).collect();
         greeting(&listens, is_open)
     }
 
@@ -142,6 +158,16 @@ mod tests {
             unix.contains("--unix-socket '/a' http://localhost/topics/demo") && !unix.contains("look"),
             "{unix}"
         );
+    }
+
+    #[test]
+    fn the_greeting_has_https_where_tls_is_spoken() {
+        let listens = ["127.0.0.1:1", "http://127.0.0.1:2"]
+            .map(|text| (plain_unless(true, text.parse().expect("an address")), Serves::Everything));
+        let greeting = greeting(&listens, true);
+        for told in ["on https://127.0.0.1:1\n", "on http://127.0.0.1:2\n", "look     https://127.0.0.1:1/\n"] {
+            assert!(greeting.contains(told), "{told}: {greeting}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Reads keys, grants, origins and retention by pattern again while the server runs: on SIGHUP, and when one of their files has
-//! changed.
+//! Reads keys, grants, origins, the certificate and retention by pattern again while the server runs: on SIGHUP, and when one of
+//! their files has changed.
 
 use std::{
     fs, io,
@@ -23,7 +23,7 @@ use tokio::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The settings that are read again. All others need a restart.
-const READ_AGAIN: [&str; 3] = ["allowed-origin", "allowed-host", "jwt-secret"];
+const READ_AGAIN: [&str; 5] = ["allowed-origin", "allowed-host", "jwt-secret", "tls-cert", "tls-key"];
 
 /// Watches the files that `settings` were read from, and applies their changes to `app`. A signal of `hangup` makes
 /// it read them at once.
@@ -126,7 +126,7 @@ impl Sources {
         self.looks.push(look(path));
         let text = fs::read_to_string(path)?;
         let is_exposed = fs::metadata(path).is_ok_and(|found| found.mode() & 0o004 != 0);
-        if is_exposed && is_secret(&text) {
+        if is_exposed && (is_secret(&text) || text.contains("PRIVATE KEY-----")) {
             self.exposed.push(path.to_owned());
         }
         Ok(text)

@@ -19,6 +19,8 @@ mod proxy;
 #[path = "support/signer.rs"]
 mod signer;
 mod support;
+#[path = "browser/tls.rs"]
+mod tls;
 
 use std::{net::SocketAddr, slice};
 

@@ -19,6 +19,11 @@ fn programs_that_set_no_content_type_publish_the_message_that_was_meant() {
     run("publish.py");
 }
 
+#[test]
+fn websocket_libraries_speak_wss() {
+    run("secure.py");
+}
+
 fn run(script: &str) {
     let script = Command::new("python3")
         .arg(format!("{}/tests/clients/{script}", env!("CARGO_MANIFEST_DIR")))

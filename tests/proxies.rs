@@ -39,6 +39,12 @@ async fn haproxy_names_its_client_by_the_proxy_protocol() {
 }
 
 #[tokio::test]
+async fn haproxy_passes_tls_through_by_its_recipe() {
+    let Some(front) = Front::haproxy_tcp().await else { return };
+    drive(front).await;
+}
+
+#[tokio::test]
 async fn caddy_passes_everything_on_by_its_recipe() {
     let Some(front) = Front::caddy().await else { return };
     drive(front).await;

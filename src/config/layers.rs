@@ -5,7 +5,7 @@ use std::{ffi::OsString, fmt, io, path::Path};
 use clap::Parser;
 
 use super::{
-    Config, LogKind, access,
+    Certificate, Config, LogKind, access,
     file::File,
     flags::{self, Flags},
     retain, shown,
@@ -69,9 +69,10 @@ impl Settings {
     pub fn read(
         typed: &Flags,
         environment: impl Fn(&str) -> Option<OsString>,
-        read: impl FnMut(&Path) -> io::Result<String>,
+        mut read: impl FnMut(&Path) -> io::Result<String>,
     ) -> Result<Self, Vec<String>> {
-        let Gathered { settings, mut mistakes, mistaken } = Self::gather(typed, environment, read);
+        let Gathered { mut settings, mut mistakes, mistaken } = Self::gather(typed, environment, &mut read);
+        settings.read_certificate(&mut read, &mut mistakes);
         for contradiction in settings.config.contradictions() {
             let between = |setting: &&Setting| contradiction.between.contains(&setting.name.as_str());
             let all = || settings.settings.iter().filter(between);
@@ -81,6 +82,23 @@ impl Settings {
             }
         }
         if mistakes.is_empty() { Ok(settings) } else { Err(mistakes) }
+    }
+
+    /// Reads the files of `tls-cert` and `tls-key`.
+    fn read_certificate(&mut self, read: &mut Read<'_>, mistakes: &mut Vec<String>) {
+        let (Some(chain), Some(key)) = (&self.config.tls_cert, &self.config.tls_key) else { return };
+        let mut text = |path: &Path| {
+            read(path).map_err(|error| mistakes.push(format!("{}: cannot read the file: {error}", path.display())))
+        };
+        // Both are read, so that both are watched.
+        let (Ok(chain_text), Ok(key_text)) = (text(chain), text(key)) else { return };
+        match Certificate::from_pem(&chain_text, &key_text) {
+            Ok(certificate) => self.config.certificate = Some(certificate),
+            Err(wrong) => {
+                let path = if wrong.is_of_key() { key } else { chain };
+                mistakes.push(format!("{}: {wrong}", path.display()));
+            }
+        }
     }
 
     /// Reads the settings for a command that starts no server: it may be given only a part of the settings, so these

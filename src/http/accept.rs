@@ -18,7 +18,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, interval_at, sleep, timeout},
 };
@@ -36,7 +36,9 @@ use super::{
     places::{Place, Places},
     proxy_protocol::{self, BadBeginning},
     routes,
+    socket::Socket,
     stall::{StallGuard, Written},
+    tls::Tls,
     wakes::Wakes,
 };
 use crate::{
@@ -49,6 +51,9 @@ use crate::{
 const HTTP2_PREFACE: &[u8; 3] = b"PRI";
 /// The beginning of a connection that speaks TLS: a record of its handshake (RFC 8446 §5.1).
 const TLS_HANDSHAKE: &[u8; 2] = &[0x16, 0x03];
+/// The answer to a client that speaks HTTP where TLS is spoken.
+const PLAIN_TO_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n\
+    content-length: 45\r\nconnection: close\r\n\r\nThis port speaks TLS: use https:// or wss://\n";
 /// The largest request head.
 pub const MAX_HEAD_BYTES: usize = 64 << 10;
 /// The system counts these in seconds, and takes no longer ones.
@@ -135,7 +140,7 @@ async fn accept_from(app: &Arc<App>, http1: &Arc<Http1>, places: &Arc<Places>, l
         match accepted {
             Ok((socket, from)) => {
                 // Without a place the socket is closed here.
-                let peer = Peer::of(from).over(listener.serves());
+                let peer = Peer::of(from).over(listener.serves(), app.tls.is_some() && !listener.is_plain());
                 if let Some(place) = places.take(peer.payer(&app.config)).await {
                     let endpoint = Endpoint { app: app.clone(), place, peer };
                     let is_tcp = from.is_some();
@@ -225,19 +230,20 @@ async fn serve_connection(http1: Arc<Http1>, endpoint: Endpoint, socket: TcpStre
     }
 }
 
-async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, mut socket: TcpStream) {
+async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, socket: TcpStream) {
     let app = endpoint.app.clone();
     let (peer, patience) = (endpoint.peer, endpoint.place.patience(app.config.read_timeout));
     let begun = tokio::select! {
-        begun = timeout(patience, begin(&app.config, &mut socket, peer)) => begun,
+        // In a box, because the connection's task has the size of its largest part.
+        begun = timeout(patience, Box::pin(begin(&app, socket, peer))) => begun,
         () = app.shutdown.draining() => return,
     };
-    let Ok(Some((peer, head))) = begun else {
+    let Ok(Some((peer, head, socket))) = begun else {
         tracing::debug!(client = %peer.ip(), "connection ended: no request came");
         return;
     };
     endpoint.peer = peer;
-    if head.starts_with(TLS_HANDSHAKE) {
+    if matches!(socket, Socket::Plain(_)) && head.starts_with(TLS_HANDSHAKE) {
         tracing::warn!(
             client = %peer.ip(),
             "a client speaks TLS (https:// or wss://), and this port does not: \
@@ -301,13 +307,13 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, mut socket: Tcp
     }
 }
 
-/// Reads the beginning of a connection: the PROXY protocol, if this peer has to speak it, and the bytes that tell the
-/// protocol of its requests. `None` if it ends before, or begins with something else.
-async fn begin(config: &Config, socket: &mut TcpStream, peer: Peer) -> Option<(Peer, Bytes)> {
+/// Reads the beginning of a connection: the PROXY protocol, if this peer has to speak it, the handshake of TLS, and the
+/// bytes that tell the protocol of its requests. `None` if it ends before, or begins with something else.
+async fn begin(app: &App, mut socket: TcpStream, peer: Peer) -> Option<(Peer, Bytes, Socket)> {
     let (mut client, mut head) = (peer, BytesMut::with_capacity(HTTP2_PREFACE.len()));
-    if config.proxy_protocol && config.trusts(peer.ip()) {
-        match proxy_protocol::read(socket, peer.ip()).await {
-            Ok((named, read)) => (client, head) = (named.over(peer.serves()), read),
+    if app.config.proxy_protocol && app.config.trusts(peer.ip()) {
+        match proxy_protocol::read(&mut socket, peer.ip()).await {
+            Ok((named, read)) => (client, head) = (named.over_the_same(peer), read),
             Err(BadBeginning::NoHeader) => {
                 tracing::warn!(
                     client = %peer.ip(),
@@ -319,12 +325,39 @@ async fn begin(config: &Config, socket: &mut TcpStream, peer: Peer) -> Option<(P
             Err(BadBeginning::Ended | BadBeginning::Read(_)) => return None,
         }
     }
+    let mut head = read_head(&mut socket, head).await?;
+    let tls = app.tls.as_ref().filter(|_| peer.is_encrypted());
+    let Some(tls) = tls else { return Some((client, head, Socket::Plain(socket))) };
+    let mut socket = encrypt(tls, client, socket, head).await?;
+    head = read_head(&mut socket, BytesMut::with_capacity(HTTP2_PREFACE.len())).await?;
+    Some((client, head, socket))
+}
+
+/// Reads until there are enough bytes to tell a protocol. `None` if the connection ends before.
+async fn read_head(socket: &mut (impl AsyncRead + Unpin), mut head: BytesMut) -> Option<Bytes> {
     while head.len() < HTTP2_PREFACE.len() {
         if !matches!(socket.read_buf(&mut head).await, Ok(1..)) {
             return None;
         }
     }
-    Some((client, head.freeze()))
+    Some(head.freeze())
+}
+
+/// Makes the handshake of TLS. A client that speaks without TLS is told.
+async fn encrypt(tls: &Tls, client: Peer, mut socket: TcpStream, head: Bytes) -> Option<Socket> {
+    if head[0] == TLS_HANDSHAKE[0] {
+        let made = tls.accept(socket, head).await;
+        if let Err(failure) = made {
+            tracing::debug!(client = %client.ip(), why = failure.as_str(), "connection ended: no handshake of TLS");
+        }
+        return made.ok().map(Socket::Tls);
+    }
+    tls.refused_plain(client.ip());
+    socket.write_all(PLAIN_TO_TLS).await.ok()?;
+    // What the client has sent is read, so that the system does not drop the answer.
+    let mut linger = Linger::default();
+    let _ = poll_fn(|cx| linger.poll_shutdown(cx, &mut socket)).await;
+    None
 }
 
 /// How a connection of HTTP/1.1 may end.

@@ -20,6 +20,7 @@ use super::{
     rules::InForce,
     shares::Rate,
     subjects::Ended,
+    tls::Tls,
 };
 use crate::{
     broker::{Broker, Presences, Present, Subscription},
@@ -38,6 +39,8 @@ pub struct App {
     pub(super) broker: Broker,
     pub(super) config: Arc<Config>,
     pub(super) rules: Arc<InForce>,
+    /// `None` if the server has no certificate.
+    pub(super) tls: Option<Tls>,
     pub(super) shutdown: Shutdown,
     /// Every connection that outlives its request, so that the drain can wait for it.
     pub(super) tasks: TaskTracker,
@@ -67,6 +70,7 @@ impl App {
             tasks: tasks.clone(),
             ended: ended.clone(),
         };
+        let tls = config.certificate.as_ref().map(|certificate| Tls::new(certificate, metrics.tls.clone()));
         let rules = Arc::new(InForce::new(&config, context));
         let app = Arc::new(Self {
             live: Live::new(&broker),
@@ -80,6 +84,7 @@ impl App {
             access_log: AccessLog::default(),
             told: Told::default(),
             rules,
+            tls,
             proof: ready::Proof::default(),
             config,
             shutdown,

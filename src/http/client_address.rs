@@ -25,11 +25,13 @@ pub struct Peer {
     /// A proxy said that it speaks for itself, or that it does not know the client.
     names_no_client: bool,
     serves: Serves,
+    /// The connection is encrypted up to this server.
+    is_encrypted: bool,
 }
 
 impl Peer {
     pub fn new(ip: IpAddr) -> Self {
-        Self { ip: ip.to_canonical(), names_no_client: false, serves: Serves::Everything }
+        Self { ip: ip.to_canonical(), names_no_client: false, serves: Serves::Everything, is_encrypted: false }
     }
 
     /// The peer of a Unix socket counts as one of loopback: it is on this machine too.
@@ -37,9 +39,19 @@ impl Peer {
         Self::new(ip.unwrap_or(Ipv4Addr::LOCALHOST.into()))
     }
 
-    /// The same, over a listener that serves this.
-    pub fn over(self, serves: Serves) -> Self {
-        Self { serves, ..self }
+    /// The same, over a listener that serves this, and perhaps speaks TLS.
+    pub fn over(self, serves: Serves, is_encrypted: bool) -> Self {
+        Self { serves, is_encrypted, ..self }
+    }
+
+    /// The same, over the listener of `other`.
+    pub fn over_the_same(self, other: Self) -> Self {
+        self.over(other.serves, other.is_encrypted)
+    }
+
+    /// True if the connection is encrypted up to this server.
+    pub fn is_encrypted(self) -> bool {
+        self.is_encrypted
     }
 
     pub fn serves(self) -> Serves {
@@ -53,6 +65,11 @@ impl Peer {
 
     pub fn ip(self) -> IpAddr {
         self.ip
+    }
+
+    /// The scheme by which the server was asked. Without TLS a proxy may have ended it, and the scheme is not known.
+    pub fn scheme(self) -> Option<&'static str> {
+        self.is_encrypted.then_some("https")
     }
 
     /// The client for which the connection itself is counted. A proxy has those of many clients.

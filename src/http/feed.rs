@@ -153,6 +153,8 @@ impl Writing {
             while !self.outbox.is_empty() {
                 ready!(self.outbox.poll_write(&mut self.io, cx))?;
             }
+            // TLS holds back what the socket has not taken, and perhaps a group has left that behind.
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
             if self.is_done {
                 return Poll::Ready(Ok(()));
             }

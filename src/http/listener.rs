@@ -75,6 +75,11 @@ impl Listener {
         Ok(Self { socket, is_plain, serves })
     }
 
+    /// True if it speaks plain HTTP, also if a certificate is configured.
+    pub fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
     pub fn serves(&self) -> Serves {
         self.serves
     }
@@ -115,10 +120,10 @@ fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG.into())
 }
 
-/// A socket of the caller: it speaks plain HTTP, and serves everything.
+/// A socket of the caller: it serves everything, and speaks TLS if a certificate is configured.
 impl From<TcpListener> for Listener {
     fn from(tcp: TcpListener) -> Self {
-        Self { socket: Socket::Tcp(tcp), is_plain: true, serves: Serves::Everything }
+        Self { socket: Socket::Tcp(tcp), is_plain: false, serves: Serves::Everything }
     }
 }
 

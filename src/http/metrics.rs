@@ -1,6 +1,7 @@
 //! The metrics for Prometheus.
 
 mod asks;
+mod handshakes;
 mod lines;
 mod process;
 mod tally;
@@ -24,6 +25,7 @@ use prometheus::{
 
 pub use self::{
     asks::{AskMetrics, Outcome},
+    handshakes::{Handshake, TlsMetrics},
     lines::{DROPPED_LINES, DroppedLines},
     tally::{Permit, TransportMetrics},
     unread::UnreadRequests,
@@ -84,6 +86,7 @@ pub struct Metrics {
     untaken_answers: IntGauge,
     unparsed_bytes: IntGauge,
     pub unread: UnreadRequests,
+    pub tls: TlsMetrics,
     members: IntGauge,
     changes: IntCounterVec,
     /// The totals at the end of the last minute.
@@ -225,6 +228,7 @@ impl Metrics {
                 "Bytes of bodies and commands that have been read in part, or are not done.",
             ),
             unread: UnreadRequests::new(&registry),
+            tls: TlsMetrics::new(&registry),
             members: gauge(
                 &registry,
                 "rejoin_members",

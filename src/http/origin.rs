@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
     App,
-    client_address::ClientAddress,
+    client_address::{ClientAddress, Peer},
     credentials::Shown,
     forwarded::Forwarded,
     headers::Headers,
@@ -148,7 +148,9 @@ fn check(
 /// origin is listed.
 pub fn listed(request: &Request) -> Option<Origin> {
     let origin = page_of(request)?;
-    let scheme = request.extensions().get::<Forwarded>().and_then(|forwarded| forwarded.scheme);
+    let extensions = request.extensions();
+    let forwarded = extensions.get::<Forwarded>().and_then(|forwarded| forwarded.scheme);
+    let scheme = forwarded.or_else(|| extensions.get::<Peer>().and_then(|peer| peer.scheme()));
     let is_own = host_of(request).is_some_and(|host| origin.is_of(&host, scheme));
     (!is_own).then_some(origin)
 }

@@ -80,7 +80,7 @@ impl InForce {
 }
 
 impl App {
-    /// Takes over keys, grants, origins and retention by pattern of `config` while connections are open. Connections that are still
+    /// Takes over keys, grants, origins, the certificate and retention by pattern of `config` while connections are open. Connections that are still
     /// allowed notice nothing; the others end.
     ///
     /// # Errors
@@ -91,6 +91,11 @@ impl App {
             return Err(Reopened);
         }
         self.rules.replace(config);
+        match (&self.tls, &config.certificate) {
+            (Some(tls), Some(certificate)) => tls.show(certificate),
+            (None, None) => {}
+            _ => tracing::warn!("--tls-cert was added or removed; restart the server to apply it"),
+        }
         self.broker.retain_by(config.retention().rules);
         Ok(())
     }

@@ -17,13 +17,12 @@ use futures_util::FutureExt;
 use prometheus::IntCounter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::watch,
     time::{Instant, MissedTickBehavior, Sleep, sleep},
 };
 use tokio_util::task::TaskTracker;
 
-use super::{idle::HeadBegun, linger::Linger, places::Place, shared_socket::SharedSocket};
+use super::{idle::HeadBegun, linger::Linger, places::Place, shared_socket::SharedSocket, socket::Socket};
 
 /// How many looks at a connection fit into the timeout: a stall ends at most a quarter of it late.
 const LOOKS: u32 = 4;
@@ -76,7 +75,7 @@ impl StallTimer {
 ///
 /// If it is dropped during a stall, it discards the bytes that the client has not read. The system would keep
 /// them for minutes.
-pub struct StallGuard<S: Discard = TcpStream> {
+pub struct StallGuard<S: Discard = Socket> {
     /// Bytes that were read already, to be read again.
     head: Bytes,
     /// `None` once it was taken out.
@@ -95,15 +94,15 @@ pub trait Discard: AsyncRead + AsyncWrite + Unpin {
     fn discard(&self) -> io::Result<()>;
 }
 
-impl Discard for TcpStream {
+impl Discard for Socket {
     fn discard(&self) -> io::Result<()> {
-        self.set_zero_linger()
+        self.tcp().set_zero_linger()
     }
 }
 
 impl Discard for SharedSocket {
     fn discard(&self) -> io::Result<()> {
-        self.0.set_zero_linger()
+        self.0.discard()
     }
 }
 
@@ -122,7 +121,7 @@ impl StallGuard {
     /// A socket from which `head` was read already. Each read is noted in `begun`, and each write in `written`.
     pub fn new(
         head: Bytes,
-        socket: TcpStream,
+        socket: Socket,
         timeout: Duration,
         begun: HeadBegun,
         written: Written,
@@ -232,7 +231,8 @@ impl<S: Discard> AsyncWrite for StallGuard<S> {
         if matches!(flushed, Poll::Ready(Ok(()))) {
             self.written.0.store(false, Ordering::Relaxed);
         }
-        flushed
+        // TLS holds back what the socket has not taken.
+        if flushed.is_pending() { self.watch(cx, flushed) } else { flushed }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -36,6 +36,19 @@ impl Session {
         self.post("url", json!({"url": url})).await
     }
 
+    /// Opens another tab, in which the page goes on from here.
+    pub async fn open_tab(&self) -> Result<String, String> {
+        let tab = self.post("window/new", json!({"type": "tab"})).await?;
+        let handle = tab["handle"].as_str().ok_or("no handle")?.to_owned();
+        self.to_tab(&handle).await?;
+        Ok(handle)
+    }
+
+    /// Goes on in this tab.
+    pub async fn to_tab(&self, handle: &str) -> Result<Value, String> {
+        self.post("window", json!({"handle": handle})).await
+    }
+
     /// Runs a script in the page. If it returns a promise, this awaits it.
     pub async fn run(&self, script: &str) -> Result<Value, String> {
         self.post("execute/sync", json!({"script": script, "args": []})).await

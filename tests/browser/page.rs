@@ -102,6 +102,8 @@ impl Programs {
             "--remote-debugging-pipe",
         ];
         let capabilities = json!({
+            // The certificates of tests are signed by nobody.
+            "acceptInsecureCerts": true,
             "goog:chromeOptions": {"binary": self.browser, "args": arguments},
             "timeouts": {"script": PATIENCE.as_millis() as u64},
         });

@@ -55,4 +55,5 @@ mod state;
 mod subscribe;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod websocket;

@@ -26,6 +26,8 @@ pub struct Front {
     pub folder: Folder,
     /// The proxy says in the requests, and not before them, how it was asked.
     pub names_scheme: bool,
+    /// The server behind it speaks plain HTTP.
+    pub ends_tls: bool,
     _proxy: Child,
 }
 
@@ -74,6 +76,23 @@ impl Front {
         Some(front)
     }
 
+    /// HAProxy that passes TLS through, to a server that ends it.
+    pub async fn haproxy_tcp() -> Option<Self> {
+        is_installed("haproxy", "-v")?;
+        let folder = certified();
+        let (certificate, key) = (folder.path("push.pem"), folder.path("push.key"));
+        let (server, folder, port) =
+            scene_in(folder, &["--proxy-protocol", "--tls-cert", &certificate, "--tls-key", &key]).await;
+        let mut recipe = recipe("haproxy-tcp");
+        replace(&mut recipe, "bind :443", &format!("bind 127.0.0.1:{port}"));
+        replace(&mut recipe, "127.0.0.1:7070", &server.server.addr.to_string());
+        fs::write(folder.path("conf"), recipe + "\n").expect("a file");
+        let arguments = ["-db", "-f", &folder.path("conf")];
+        let mut front = Self::start("haproxy", &arguments, server, &folder.path(""), port, folder).await;
+        front.ends_tls = false;
+        Some(front)
+    }
+
     pub async fn caddy() -> Option<Self> {
         is_installed("caddy", "version")?;
         let (server, folder, port) = scene(&[]).await;
@@ -111,7 +130,7 @@ impl Front {
             }
         };
         crate::within(program, listening).await;
-        Self { addr, server, folder, names_scheme: true, _proxy: proxy }
+        Self { addr, server, folder, names_scheme: true, ends_tls: true, _proxy: proxy }
     }
 
     /// The origin of the server's own page.
@@ -133,10 +152,19 @@ impl Front {
 
 /// The server, and a folder with the certificate of `push.example`.
 async fn scene(more: &[&str]) -> (Program, Folder, u16) {
-    let folder = Folder::new();
+    scene_in(certified(), more).await
+}
+
+async fn scene_in(folder: Folder, more: &[&str]) -> (Program, Folder, u16) {
     let arguments =
         ["--access-log", "json", "--trusted-proxy", "127.0.0.1", "--allowed-origin", "https://push.example"];
     let arguments = [&arguments[..], &["--allowed-origin", APP], more].concat();
+    (Program::start(&arguments).await, folder, free_port())
+}
+
+/// A folder with the certificate of `push.example`.
+fn certified() -> Folder {
+    let folder = Folder::new();
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
         .args(["-days", "2", "-subj", "/CN=push.example", "-addext", "subjectAltName=DNS:push.example"])
@@ -147,7 +175,7 @@ async fn scene(more: &[&str]) -> (Program, Folder, u16) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let read = |name| fs::read_to_string(folder.path(name)).expect("a file");
     fs::write(folder.path("both.pem"), read("push.pem") + &read("push.key")).expect("a file");
-    (Program::start(&arguments).await, folder, free_port())
+    folder
 }
 
 /// The one block of this language.

@@ -50,7 +50,10 @@ impl Visitor {
 
     /// A request to the server itself.
     pub fn around_the_proxy(&self, front: &Front, path: &str) -> RequestBuilder {
-        self.client.post(front.server.server.http(path))
+        if front.ends_tls {
+            return self.client.post(front.server.server.http(path));
+        }
+        self.client.post(format!("https://push.example:{}{path}", front.server.server.addr.port()))
     }
 
     /// Publishes, and returns the id.

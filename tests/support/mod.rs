@@ -9,6 +9,7 @@ pub mod login;
 pub mod program;
 pub mod redis;
 pub mod sentinel;
+pub mod tls;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -36,8 +37,26 @@ impl Server {
         Self::with(|_| {}).await
     }
 
-    /// A server with the default configuration and this change.
+    /// A server with the default configuration and this change. With `REJOIN_TEST_TLS` set it speaks TLS, and its
+    /// address is that of a tunnel.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let is_tls = std::env::var_os("REJOIN_TEST_TLS").is_some();
+        if is_tls { Self::over_tls(change).await } else { Self::direct(change).await }
+    }
+
+    /// A server that speaks TLS, behind a tunnel for clients that do not.
+    pub async fn over_tls(change: impl FnOnce(&mut Config)) -> Self {
+        let mut server = Self::direct(|config| {
+            config.certificate = Some(tls::PAIR.parsed());
+            change(config);
+        })
+        .await;
+        server.addr = tls::tunnel(server.addr).await;
+        server
+    }
+
+    /// A server that clients reach without a tunnel, whatever it speaks.
+    pub async fn direct(change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         change(&mut config);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

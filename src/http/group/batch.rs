@@ -44,7 +44,7 @@ pub struct Batch {
 /// The outcome of a write to one member.
 pub enum Written {
     Completely,
-    /// The socket has taken the beginning. This is the rest.
+    /// The socket has taken the beginning, or holds some of it back. This is the rest, which may be empty.
     Partly(Bytes),
     /// The socket has taken nothing.
     Not,
@@ -133,7 +133,7 @@ impl Batch {
             return Written::Not;
         }
         match member.socket.try_write(&self.bytes) {
-            Ok(written) if written == self.bytes.len() => Written::Completely,
+            Ok(written) if written == self.bytes.len() && member.socket.0.is_flushed() => Written::Completely,
             Ok(0) => Written::Not,
             Ok(written) => Written::Partly(self.bytes.slice(written..)),
             // A full socket may take more later, and a broken one ends its task.

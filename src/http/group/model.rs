@@ -31,6 +31,7 @@ use super::{
         feed,
         outbox::Outbox,
         shared_socket::{SharedSocket, scripted},
+        socket::Socket,
     },
     *,
 };
@@ -136,7 +137,7 @@ impl<'a> World<'a> {
         let subscription = subscribed.expect("it does not wait").expect("it begins");
         if self.ground.sockets.len() < self.opened {
             let _inside = self.ground.pages.enter();
-            self.ground.sockets.push(SharedSocket(Arc::new(socket())));
+            self.ground.sockets.push(SharedSocket(Arc::new(Socket::Plain(socket()))));
         }
         let socket = self.ground.sockets[self.opened - 1].clone();
         let near = Arc::new(StdMutex::new(Near { is_tasks: true, ..Near::default() }));

@@ -12,7 +12,7 @@ use futures_util::{FutureExt, StreamExt};
 use socket2::SockRef;
 
 use super::{
-    super::{outbox::Outbox, shared_socket::SharedSocket},
+    super::{outbox::Outbox, shared_socket::SharedSocket, socket::Socket},
     *,
 };
 use crate::{
@@ -56,7 +56,7 @@ impl Readers {
         near.set_nonblocking(true).expect("it can");
         let socket = tokio::net::TcpStream::from_std(near).expect("a socket");
         socket.writable().await.expect("it is open");
-        let socket = SharedSocket(Arc::new(socket));
+        let socket = SharedSocket(Arc::new(Socket::Plain(socket)));
         Reader { subscription: Some(subscription), parked: None, socket, far, ends_at: None }
     }
 
@@ -295,7 +295,7 @@ async fn a_socket_that_takes_a_part_gets_the_rest_from_its_reader() {
     let readers = Readers::new();
     let mut waiting = readers.readers(2).await;
     for reader in &mut waiting {
-        SockRef::from(&*reader.socket.0).set_send_buffer_size(4096).expect("it can");
+        SockRef::from(reader.socket.0.tcp()).set_send_buffer_size(4096).expect("it can");
         SockRef::from(&reader.far).set_recv_buffer_size(4096).expect("it can");
         assert!(readers.park(reader));
     }
@@ -317,7 +317,7 @@ async fn a_socket_that_takes_a_part_gets_the_rest_from_its_reader() {
         while !outbox.is_empty() {
             std::future::poll_fn(|cx| outbox.poll_write(&mut reader.socket, cx)).await.expect("written");
         }
-        SockRef::from(&*reader.socket.0).shutdown(std::net::Shutdown::Write).expect("it can");
+        SockRef::from(reader.socket.0.tcp()).shutdown(std::net::Shutdown::Write).expect("it can");
         let came = reading.join().expect("it reads");
         assert_eq!(came.matches('x').count(), text.len(), "the message came once");
     }

@@ -1,0 +1,81 @@
+//! Handshakes of TLS, and the certificate that they show.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus::{IntCounter, IntGauge, Registry};
+
+use super::{counters, gauge};
+
+/// The result of a handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    Done,
+    /// The client spoke HTTP without TLS.
+    Plain,
+    /// The client has left.
+    Ended,
+    /// It did not end within the time for a request, or the server ended first.
+    Unfinished,
+    /// The client refused to go on: most often it does not trust the certificate.
+    Rejected,
+    /// Both have no version, cipher or protocol in common.
+    Incompatible,
+    /// It is no TLS, or wrong.
+    Malformed,
+}
+
+impl Handshake {
+    const ALL: [Self; 7] = [
+        Self::Done,
+        Self::Plain,
+        Self::Ended,
+        Self::Unfinished,
+        Self::Rejected,
+        Self::Incompatible,
+        Self::Malformed,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Plain => "plain",
+            Self::Ended => "ended",
+            Self::Unfinished => "unfinished",
+            Self::Rejected => "rejected",
+            Self::Incompatible => "incompatible",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// The metrics of TLS.
+#[derive(Clone, Debug)]
+pub struct TlsMetrics {
+    /// In the order of [`Handshake::ALL`].
+    handshakes: [IntCounter; Handshake::ALL.len()],
+    expires: IntGauge,
+}
+
+impl TlsMetrics {
+    pub fn new(registry: &Registry) -> Self {
+        let handshakes =
+            counters(registry, "rejoin_tls_handshakes_total", "Handshakes of TLS, by their result.", "result");
+        Self {
+            handshakes: Handshake::ALL.map(|result| handshakes.with_label_values(&[result.as_str()])),
+            expires: gauge(
+                registry,
+                "rejoin_tls_certificate_expires_seconds",
+                "When the certificate expires, in seconds since 1970; 0 without one.",
+            ),
+        }
+    }
+
+    pub fn made(&self, result: Handshake) {
+        self.handshakes[result as usize].inc();
+    }
+
+    pub fn set_expiry(&self, expires: SystemTime) {
+        let seconds = expires.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.expires.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+}
