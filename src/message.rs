@@ -80,7 +80,7 @@ pub struct Draft {
 }
 
 /// How many renderings a message can remember.
-pub const RENDERINGS: usize = 4;
+pub const RENDERINGS: usize = 9;
 
 /// The bytes of a message in each of its forms, made when first needed.
 #[derive(Debug, Default)]

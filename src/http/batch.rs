@@ -8,7 +8,10 @@ use std::cell::RefCell;
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::wire::{self, Framing};
+use super::{
+    gzip::Sum,
+    wire::{self, Framing},
+};
 use crate::message::{Id, Message};
 
 /// The size of an envelope without its payload, roughly: it serves only for a bound.
@@ -23,8 +26,19 @@ type Messages = SmallVec<[Message; 4]>;
 pub enum Form {
     /// WebSocket frames.
     Frames,
+    /// WebSocket frames, of which longer ones are compressed.
+    Deflated,
     /// A part of a response body.
     Body(Framing),
+    /// A part of a response body in gzip.
+    Gzip(Framing),
+}
+
+/// Ready bytes, and the sum of what they were before they were coded in gzip. In other forms it is that of nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    pub bytes: Bytes,
+    pub plain: Sum,
 }
 
 /// Messages of one reader that leave together.
@@ -38,7 +52,7 @@ pub struct Batch {
 struct Remembered {
     form: Form,
     messages: Messages,
-    bytes: Bytes,
+    encoded: Encoded,
 }
 
 thread_local! {
@@ -63,8 +77,8 @@ impl Batch {
     }
 
     /// The bytes of all messages, if there are any. It empties the batch.
-    pub fn take(&mut self) -> Option<Bytes> {
-        let bytes = match &*self.messages {
+    pub fn take(&mut self) -> Option<Encoded> {
+        let encoded = match &*self.messages {
             [] => return None,
             [message] => self.form.encode(message, message.id),
             _ => {
@@ -76,21 +90,24 @@ impl Batch {
         };
         self.messages.clear();
         self.payload_bytes = 0;
-        Some(bytes)
+        Some(encoded)
     }
 }
 
 impl Form {
     /// The bytes of one message. `cursor` is that of the reader; only an ephemeral message shows it.
-    pub fn encode(self, message: &Message, cursor: Id) -> Bytes {
-        match self {
-            Self::Frames => wire::message_frame(message),
-            Self::Body(framing) => framing.message(message, cursor),
-        }
+    pub fn encode(self, message: &Message, cursor: Id) -> Encoded {
+        let (bytes, plain) = match self {
+            Self::Frames => (wire::message_frame(message), Sum::default()),
+            Self::Deflated => (wire::deflated_frame(message), Sum::default()),
+            Self::Body(framing) => (framing.message(message, cursor), Sum::default()),
+            Self::Gzip(framing) => framing.gzipped(message, cursor),
+        };
+        Encoded { bytes, plain }
     }
 }
 
-fn together(form: Form, messages: Messages, size: usize) -> Bytes {
+fn together(form: Form, messages: Messages, size: usize) -> Encoded {
     LAST.with_borrow_mut(|last| {
         let is_same = |last: &&Remembered| {
             last.form == form
@@ -98,15 +115,19 @@ fn together(form: Form, messages: Messages, size: usize) -> Bytes {
                 && last.messages.iter().zip(&messages).all(|(a, b)| a.is(b))
         };
         if let Some(same) = last.as_ref().filter(is_same) {
-            return same.bytes.clone();
+            return same.encoded.clone();
         }
-        let mut bytes = BytesMut::with_capacity(size);
-        messages.iter().for_each(|message| bytes.extend_from_slice(&form.encode(message, message.id)));
-        let bytes = bytes.freeze();
-        if bytes.len() <= MAX_REMEMBERED_BYTES {
-            *last = Some(Remembered { form, messages, bytes: bytes.clone() });
+        let (mut bytes, mut plain) = (BytesMut::with_capacity(size), Sum::default());
+        for message in &messages {
+            let encoded = form.encode(message, message.id);
+            bytes.extend_from_slice(&encoded.bytes);
+            plain = plain.then(encoded.plain);
         }
-        bytes
+        let encoded = Encoded { bytes: bytes.freeze(), plain };
+        if encoded.bytes.len() <= MAX_REMEMBERED_BYTES {
+            *last = Some(Remembered { form, messages, encoded: encoded.clone() });
+        }
+        encoded
     })
 }
 
@@ -124,7 +145,7 @@ mod tests {
     fn take(form: Form, messages: &[Message]) -> Bytes {
         let mut batch = Batch::new(form);
         messages.iter().for_each(|message| batch.push(message.clone()));
-        batch.take().expect("bytes")
+        batch.take().expect("bytes").bytes
     }
 
     #[test]

@@ -272,7 +272,7 @@ impl Group {
             }
         };
         let mut left = left?;
-        if let Form::Body(_) = self.key.form {
+        if let Form::Body(_) | Form::Gzip(_) = self.key.form {
             left.subscription.keep_cursor();
         }
         Some(left)

@@ -33,6 +33,7 @@ pub async fn respond(
     topic: &Topic,
     before: Id,
     limit: usize,
+    is_gzip: bool,
 ) -> Result<Response, Problem> {
     let mut permit = app.permit(Transport::Poll, access, 1).ok_or_else(overloaded)?;
     let mut bytes = app.connections.answer_bytes();
@@ -47,7 +48,7 @@ pub async fn respond(
     }
     count(&mut permit, &page, &bytes);
     let tail = tail(topic, &page);
-    Ok(poll::answer_without_cursor(page.messages, bytes, tail, permit))
+    Ok(poll::answer_without_cursor(page.messages, bytes, tail, permit, is_gzip))
 }
 
 /// Leaves to the next page what is too much for this answer. True if nothing more fits.

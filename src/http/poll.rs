@@ -21,6 +21,8 @@ use http_body::{Frame, SizeHint};
 use super::{
     answer::{not_stored, unread},
     connections::AnswerBytes,
+    deflate,
+    gzip::{self, Gzip, Sum},
     live::Event,
     media,
     metrics::{Permit, Transport},
@@ -40,7 +42,13 @@ use crate::{
 ///
 /// # Cancel safety
 /// Dropping this loses nothing: the client still has its cursor.
-pub async fn respond(mut reader: Reader, mut bytes: AnswerBytes, wait: Duration, limit: usize) -> Response {
+pub async fn respond(
+    mut reader: Reader,
+    mut bytes: AnswerBytes,
+    wait: Duration,
+    limit: usize,
+    is_gzip: bool,
+) -> Response {
     let mut messages: Vec<Message> = Vec::new();
     let mut gaps: Vec<GapNotice> = Vec::new();
     let mut waited = pin!(tokio::time::sleep(wait));
@@ -83,8 +91,8 @@ pub async fn respond(mut reader: Reader, mut bytes: AnswerBytes, wait: Duration,
     // If nothing came in time, the answer is only the cursor.
     let cursor = reader.cursor();
     let tail = tail(&gaps, cursor, reader.mine().as_deref());
-    let body = AnswerBody::new(messages, bytes, tail, reader.into_permit());
-    answer(Body::new(body), cursor)
+    let body = AnswerBody::new(messages, bytes, tail, reader.into_permit(), is_gzip);
+    answer(body.is_gzip(), Body::new(body), cursor)
 }
 
 /// The answer to another kind of poll, which has these messages and ends in this text. It has no cursor.
@@ -93,36 +101,43 @@ pub fn answer_without_cursor(
     bytes: AnswerBytes,
     tail: Vec<u8>,
     permit: Permit,
+    is_gzip: bool,
 ) -> Response {
-    uncached(Body::new(AnswerBody::new(messages, bytes, tail, permit)))
+    let body = AnswerBody::new(messages, bytes, tail, permit, is_gzip);
+    uncached(body.is_gzip(), Body::new(body))
 }
 
 /// The answer to a `HEAD`. The log is not read for it, so it has no cursor.
 pub fn head() -> Response {
     let mut response = not_stored(unread().into_response());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media::JSON));
+    gzip::note(response.headers_mut(), false);
     response
 }
 
 /// The answer to a poll without a start: the current cursor.
 pub fn respond_now(cursor: Id) -> Response {
-    answer(Body::from([HEAD, &tail(&[], cursor, None)].concat()), cursor)
+    answer(false, Body::from([HEAD, &tail(&[], cursor, None)].concat()), cursor)
 }
 
-fn answer(body: Body, cursor: Id) -> Response {
-    let mut response = uncached(body);
+fn answer(is_gzip: bool, body: Body, cursor: Id) -> Response {
+    let mut response = uncached(is_gzip, body);
     let etag = ["\"", &digits(cursor), "\""].concat();
     let etag = HeaderValue::try_from(etag).expect("a cursor is visible ASCII");
     response.headers_mut().insert(header::ETAG, etag);
     response
 }
 
-fn uncached(body: Body) -> Response {
+fn uncached(is_gzip: bool, body: Body) -> Response {
     let mut response = not_stored(body.into_response());
     response.extensions_mut().insert(Transport::Poll);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media::JSON));
+    gzip::note(response.headers_mut(), is_gzip);
     response
 }
+
+/// A shorter answer stays plain: the frame of gzip would take most of what it saves.
+const MIN_GZIP_BYTES: usize = 512;
 
 /// The text before the messages.
 const HEAD: &[u8] = b"{\"messages\":[";
@@ -159,55 +174,127 @@ fn tail(gaps: &[GapNotice], cursor: Id, mine: Option<&[Pattern]>) -> Vec<u8> {
 /// messages, which it shares with the log, and not their bytes.
 struct AnswerBody<P> {
     /// Parts that leave before the next message, the first of them last.
-    begun: Vec<Bytes>,
+    begun: Vec<Part>,
     messages: vec::IntoIter<Message>,
     tail: Bytes,
+    /// How many bytes have not left, before they are coded.
     left: usize,
+    gzip: Option<Gzip>,
     _bytes: AnswerBytes,
     /// The place of the poll among the connections.
     _place: P,
 }
 
+/// A part of an answer, which is a message or the text around messages.
+struct Part {
+    plain: Bytes,
+    message: Option<Message>,
+}
+
+impl Part {
+    fn text(plain: Bytes) -> Self {
+        Self { plain, message: None }
+    }
+
+    /// Blocks with this message, if it is worth it. They are shared by all answers.
+    fn gzipped(&self) -> Option<Bytes> {
+        let blocks = wire::gzipped_envelope(self.message.as_ref()?, &self.plain);
+        Some(blocks).filter(|blocks| !blocks.is_empty())
+    }
+}
+
 impl<P> AnswerBody<P> {
-    fn new(messages: Vec<Message>, mut bytes: AnswerBytes, tail: Vec<u8>, place: P) -> Self {
+    /// In gzip only if this makes it shorter, as far as its messages tell.
+    fn new(
+        messages: Vec<Message>,
+        mut bytes: AnswerBytes,
+        tail: Vec<u8>,
+        place: P,
+        takes_gzip: bool,
+    ) -> Self {
         let tail = Bytes::from(tail);
         let commas = messages.len().saturating_sub(1);
         let left = HEAD.len() + bytes.count() + commas + tail.len();
         bytes.add(tail.len());
-        let (begun, messages) = (vec![Bytes::from_static(HEAD)], messages.into_iter());
-        Self { begun, messages, tail, left, _bytes: bytes, _place: place }
+        let is_worth = |message: &Message| message.bytes().len() >= deflate::MIN_BYTES;
+        let is_gzip = takes_gzip && left >= MIN_GZIP_BYTES && messages.iter().any(is_worth);
+        let (begun, messages) = (vec![Part::text(Bytes::from_static(HEAD))], messages.into_iter());
+        let gzip = is_gzip.then(Gzip::default);
+        Self { begun, messages, tail, left, gzip, _bytes: bytes, _place: place }
+    }
+
+    fn is_gzip(&self) -> bool {
+        self.gzip.is_some()
     }
 
     /// The next part of the answer.
-    fn part(&mut self) -> Option<Bytes> {
+    fn part(&mut self) -> Option<Part> {
         if let Some(part) = self.begun.pop() {
             return Some(part);
         }
         let Some(message) = self.messages.next() else {
-            return Some(mem::take(&mut self.tail)).filter(|tail| !tail.is_empty());
+            return Some(mem::take(&mut self.tail)).filter(|tail| !tail.is_empty()).map(Part::text);
         };
         if !self.messages.as_slice().is_empty() {
-            self.begun.push(Bytes::from_static(b","));
+            self.begun.push(Part::text(Bytes::from_static(b",")));
         }
-        Some(wire::envelope(&message))
+        Some(Part { plain: wire::envelope(&message), message: Some(message) })
     }
 
-    /// The next piece. A part that fills one alone is not copied.
+    /// The next piece of an answer in gzip. Text and messages that stay plain are joined in one block.
+    fn gzip_piece(&mut self, gzip: &mut Gzip) -> Bytes {
+        let (mut piece, mut text) = (BytesMut::new(), BytesMut::new());
+        while piece.len() + text.len() < PIECE_BYTES
+            && let Some(part) = self.part()
+        {
+            self.left -= part.plain.len();
+            let Some(blocks) = part.gzipped() else {
+                text.extend_from_slice(&part.plain);
+                continue;
+            };
+            gzip.write_stored(&mut piece, &text);
+            text.clear();
+            gzip.gave(Sum::of(&part.plain));
+            piece.extend_from_slice(&blocks);
+        }
+        gzip.write_stored(&mut piece, &text);
+        if self.left == 0 {
+            gzip.end(&mut piece);
+        }
+        piece.freeze()
+    }
+
+    /// The next piece.
     fn piece(&mut self) -> Option<Bytes> {
+        if self.left == 0 {
+            return None;
+        }
+        if let Some(mut gzip) = self.gzip.take() {
+            let piece = self.gzip_piece(&mut gzip);
+            self.gzip = Some(gzip);
+            return Some(piece);
+        }
+        let piece = self.plain_piece();
+        self.left -= piece.len();
+        Some(piece)
+    }
+
+    /// The next piece of a plain answer. A part that fills one alone is not copied.
+    fn plain_piece(&mut self) -> Bytes {
         let mut piece = BytesMut::new();
-        while let Some(part) = self.part() {
+        while let Some(Part { plain: part, .. }) = self.part() {
             if piece.is_empty() {
                 if part.len() >= PIECE_BYTES {
-                    return Some(part);
+                    return part;
                 }
                 piece.reserve(self.left.min(PIECE_BYTES));
             } else if piece.len() + part.len() > PIECE_BYTES {
-                self.begun.push(part);
+                self.begun.push(Part::text(part));
                 break;
             }
             piece.extend_from_slice(&part);
         }
-        Some(piece.freeze()).filter(|piece| !piece.is_empty())
+        piece.freeze()
     }
 }
 
@@ -219,9 +306,7 @@ impl<P: Unpin> http_body::Body for AnswerBody<P> {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let piece = self.piece();
-        self.left -= piece.as_ref().map_or(0, Bytes::len);
-        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+        Poll::Ready(self.piece().map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -229,7 +314,10 @@ impl<P: Unpin> http_body::Body for AnswerBody<P> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left as u64)
+        match self.gzip {
+            Some(_) => SizeHint::default(),
+            None => SizeHint::with_exact(self.left as u64),
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use super::{
     batch::Form,
     connections::Connections,
     group::{Comer, Groups},
+    gzip::Sum,
     identify::{Begun, Identified},
     live::{Event, Held, State, TakenOver},
     metrics::Permit,
@@ -120,8 +121,8 @@ impl Reader {
     }
 
     /// Reads by itself again, if a group reads for this connection. Returns the rest of what the group has begun to
-    /// write: it must be written before anything else.
-    pub fn take_over(&mut self) -> Option<Bytes> {
+    /// write: it must be written before anything else. And the sum of all that the group wrote in gzip.
+    pub fn take_over(&mut self) -> Option<(Bytes, Sum)> {
         if !std::mem::take(&mut self.is_parked) {
             return None;
         }
@@ -132,7 +133,7 @@ impl Reader {
         if let Some(record) = self.access().record() {
             record.count(given.bytes);
         }
-        (!rest.is_empty()).then_some(rest)
+        Some((rest, given.plain))
     }
 
     /// Lets commands find no connection here any more. Call it before the last frame leaves.

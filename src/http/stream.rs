@@ -10,7 +10,7 @@ use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, header};
 use http_body::Frame;
 
@@ -18,6 +18,7 @@ use super::{
     answer::unread,
     batch::{Batch, Form},
     group::Groups,
+    gzip::{self, Gzip},
     live::Event,
     media,
     problem::{Code, Problem},
@@ -34,22 +35,24 @@ use crate::{broker::Delivery, message::Id};
 const MAX_GATHERED_BYTES: usize = 32 << 10;
 
 /// Answers with a stream that gives out what `reader` reads, until the client or the server ends it.
-pub fn respond(framing: Framing, reader: Reader) -> Response {
+pub fn respond(framing: Framing, reader: Reader, is_gzip: bool) -> Response {
     let open = reader.open();
     let opening = match framing {
         Framing::Ndjson => framing.control(&open),
         Framing::SseRaw | Framing::SseEnvelope => wire::sse_retry(retry_ms(), &open),
     };
-    let stream = Streaming { framing, reader, next: Some(opening.into()), ended: None };
+    let gzip = is_gzip.then(Gzip::default);
+    let mut stream = Streaming { framing, gzip, reader, next: None, ended: None };
+    stream.next = Some(stream.code(opening.into()));
     let offered = Offered(Arc::new(Mutex::new(Some(stream))));
-    let mut response = with_headers(framing, Body::new(offered.clone()));
+    let mut response = with_headers(framing, Body::new(offered.clone()), is_gzip);
     response.extensions_mut().insert(offered);
     response
 }
 
 /// The headers of a stream that is not opened.
-pub fn head(framing: Framing) -> Response {
-    with_headers(framing, unread())
+pub fn head(framing: Framing, is_gzip: bool) -> Response {
+    with_headers(framing, unread(), is_gzip)
 }
 
 /// Turns a reader away with a status of 200. An `EventSource` reconnects after that, and would not after an
@@ -61,12 +64,12 @@ pub fn turn_away(framing: Framing, problem: Problem, cursor: Option<Id>) -> Resp
         Framing::Ndjson => framing.control(&closing),
         Framing::SseRaw | Framing::SseEnvelope => wire::sse_retry(retry_ms, &closing),
     };
-    let mut response = with_headers(framing, Body::from(body));
+    let mut response = with_headers(framing, Body::from(body), false);
     problem.note_in(&mut response);
     response
 }
 
-fn with_headers(framing: Framing, body: Body) -> Response {
+fn with_headers(framing: Framing, body: Body, is_gzip: bool) -> Response {
     let mut response = body.into_response();
     response.extensions_mut().insert(framing.transport());
     let content_type = match framing {
@@ -77,12 +80,15 @@ fn with_headers(framing: Framing, body: Body) -> Response {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    gzip::note(headers, is_gzip);
     response
 }
 
 /// The frames of a stream, without the one who writes them.
 pub struct Streaming {
     framing: Framing,
+    /// The stream in gzip, if the client asked for one.
+    gzip: Option<Gzip>,
     reader: Reader,
     /// The frame that leaves before anything else.
     next: Option<Bytes>,
@@ -99,7 +105,12 @@ impl Streaming {
             None => self.gather(cx),
         };
         // Everything that had arrived was gathered.
-        let bytes = bytes.or_else(|| self.reader.may_leave().then(|| self.end(&of_end(Code::Draining))));
+        let bytes = bytes.or_else(|| {
+            self.reader.may_leave().then(|| {
+                let closing = self.end(&of_end(Code::Draining));
+                self.code(closing)
+            })
+        });
         bytes.map_or(Poll::Pending, |bytes| Poll::Ready(Some(bytes)))
     }
 
@@ -109,17 +120,36 @@ impl Streaming {
 
     /// See [`Reader::park`].
     pub fn park(&mut self, cx: &Context<'_>, groups: &Arc<Groups>, socket: &SharedSocket) {
-        self.reader.park(cx, groups, Form::Body(self.framing), socket);
+        self.reader.park(cx, groups, self.form(), socket);
     }
 
     /// See [`Reader::take_over`].
     pub fn take_over(&mut self) -> Option<Bytes> {
-        self.reader.take_over()
+        let (rest, plain) = self.reader.take_over()?;
+        if let Some(gzip) = &mut self.gzip {
+            gzip.gave(plain);
+        }
+        (!rest.is_empty()).then_some(rest)
+    }
+
+    fn form(&self) -> Form {
+        if self.gzip.is_some() { Form::Gzip(self.framing) } else { Form::Body(self.framing) }
+    }
+
+    /// A frame that belongs to this reader alone, as it is written. It leaves behind all that was coded before.
+    fn code(&mut self, frame: Bytes) -> Bytes {
+        let Some(gzip) = &mut self.gzip else { return frame };
+        let mut out = BytesMut::new();
+        gzip.write(&mut out, &frame);
+        if self.ended.is_some() {
+            gzip.end(&mut out);
+        }
+        out.freeze()
     }
 
     /// The bytes that are ready, in one piece.
     fn gather(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
-        let mut batch = Batch::new(Form::Body(self.framing));
+        let mut batch = Batch::new(self.form());
         while self.next.is_none()
             && batch.size() < MAX_GATHERED_BYTES
             && let Poll::Ready(next) = self.reader.poll(cx, true)
@@ -132,6 +162,11 @@ impl Streaming {
             }
         }
         let together = batch.take();
+        if let (Some(gzip), Some(together)) = (&mut self.gzip, &together) {
+            gzip.gave(together.plain);
+        }
+        self.next = self.next.take().map(|frame| self.code(frame));
+        let together = together.map(|together| together.bytes);
         let bytes = [&together, &self.next].into_iter().flatten().map(Bytes::len).sum();
         self.reader.add_up(bytes);
         together.or_else(|| self.next.take())

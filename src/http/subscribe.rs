@@ -10,7 +10,7 @@ use super::{
     App, MAX_TOPICS, MAX_WILDCARDS,
     access::Access,
     asked::Asked,
-    history, media, metrics, parameters, poll, presence,
+    gzip, history, media, metrics, parameters, poll, presence,
     problem::Problem,
     query::{self, Query},
     reader::Reader,
@@ -34,6 +34,8 @@ struct Wanted {
     /// A page of the history is asked for, below this id: of one topic, as a poll, and without a start.
     before: Option<Id>,
     rendering: Rendering,
+    /// The client takes its answer in gzip.
+    takes_gzip: bool,
     wait: Duration,
     limit: usize,
     presence: bool,
@@ -137,8 +139,9 @@ async fn access_of(app: &App, request: &mut Request) -> Result<Access, Problem> 
 }
 
 /// The headers that are read after the client is known.
-const READ_LATER: [HeaderName; 11] = [
+const READ_LATER: [HeaderName; 12] = [
     header::ACCEPT,
+    header::ACCEPT_ENCODING,
     HeaderName::from_static("last-event-id"),
     header::ORIGIN,
     header::UPGRADE,
@@ -195,18 +198,22 @@ async fn answer(app: &Arc<App>, request: Request, wanted: Wanted) -> Result<Answ
     let is_head = request.method() == Method::HEAD;
     drop(request);
     match wanted.rendering {
-        Rendering::Stream(framing) if is_head => Ok(stream::head(framing).into()),
+        Rendering::Stream(framing) if is_head => {
+            Ok(stream::head(framing, wanted.takes_gzip && app.config.compress).into())
+        }
         Rendering::Poll if is_head => Ok(poll::head().into()),
         _ => serve(app, wanted).await,
     }
 }
 
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Answer, Problem> {
-    let Wanted { patterns, access, list_owner, start, before, rendering, wait, limit, presence } = wanted;
+    let Wanted { patterns, access, list_owner, start, before, rendering, takes_gzip, wait, limit, presence } =
+        wanted;
+    let is_gzip = takes_gzip && app.config.compress;
     if let Some(before) = before
         && let Some(topic) = patterns.first().and_then(Pattern::topic)
     {
-        return Ok(history::respond(app, &access, &topic, before, limit).await?.into());
+        return Ok(history::respond(app, &access, &topic, before, limit, is_gzip).await?.into());
     }
     let (mut present, topics) = presence::wanted(app, &access, &patterns, presence)?;
     let id = app.live.new_id();
@@ -229,7 +236,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Answer, Problem> {
             let bytes = app.connections.answer_bytes();
             let reading = app.hold_poll(id, subscription, permit, &access, present);
             let reader = Reader::of_poll(app.connections.clone(), reading, access);
-            Ok(Answer::Held(poll::respond(reader, bytes, wait, limit).boxed()))
+            Ok(Answer::Held(poll::respond(reader, bytes, wait, limit, is_gzip).boxed()))
         }
         Rendering::Stream(framing) => {
             let start = start.unwrap_or(Start::Now);
@@ -253,7 +260,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Answer, Problem> {
                     let reading =
                         app.hold(id, subscription, permit, &access, (framing.transport(), is_raw), present);
                     let reader = Reader::new(app.connections.clone(), connection, reading, access);
-                    Ok(stream::respond(framing, reader).into())
+                    Ok(stream::respond(framing, reader, is_gzip).into())
                 }
                 Err(problem) => Ok(stream::turn_away(framing, problem, cursor).into()),
             }
@@ -345,6 +352,7 @@ impl Wanted {
             start: options.start(headers)?,
             before,
             rendering,
+            takes_gzip: gzip::is_asked(headers),
             wait: options.wait()?,
             limit: options.limit()?,
             presence: options.presence()?,

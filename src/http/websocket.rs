@@ -1,10 +1,12 @@
 //! WebSocket (RFC 6455, and RFC 8441 on HTTP/2): the handshake.
 
 mod command;
+mod deflate;
 #[cfg(feature = "echo")]
 mod echo;
 mod end;
 mod framing;
+mod inflate;
 mod session;
 mod socket;
 
@@ -183,14 +185,21 @@ where
     let (max_message, write_timeout) = (app.config.max_command_bytes(), app.config.write_timeout);
     // In a box, because the task would otherwise reserve room for it as long as it runs.
     let serve = Box::new(serve);
+    let compression = if app.config.compress { deflate::accept(request.headers()) } else { None };
+    let is_deflated = compression.is_some();
     app.tasks.spawn(async move {
         match on_upgrade.await {
-            Ok(upgraded) => serve(Socket::new(Io::of(upgraded), max_message, write_timeout)).await,
+            Ok(upgraded) => {
+                serve(Socket::new(Io::of(upgraded), max_message, write_timeout, is_deflated)).await;
+            }
             Err(error) => tracing::debug!(%error, "handshake failed"),
         }
     });
     let mut response = handshake(request.version(), request.headers());
     response.extensions_mut().insert(Transport::WebSocket);
+    if let Some(accepted) = compression {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_EXTENSIONS, accepted);
+    }
     response
 }
 

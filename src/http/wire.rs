@@ -8,7 +8,12 @@ use serde::Serialize;
 
 use crate::{
     broker::GapNotice,
-    http::{escape, metrics::Transport, problem::Code},
+    http::{
+        deflate, escape,
+        gzip::{self, Sum},
+        metrics::Transport,
+        problem::Code,
+    },
     message::{Id, Message, Pattern, PayloadKind},
 };
 
@@ -18,6 +23,11 @@ mod slot {
     pub const BINARY: usize = 1;
     pub const SSE_ENVELOPE: usize = 2;
     pub const SSE_RAW: usize = 3;
+    pub const GZIP_ENVELOPE: usize = 4;
+    pub const GZIP_LINE: usize = 5;
+    pub const GZIP_SSE_ENVELOPE: usize = 6;
+    pub const GZIP_SSE_RAW: usize = 7;
+    pub const DEFLATED: usize = 8;
 }
 
 /// The frames that are no messages, the same on every transport.
@@ -123,6 +133,20 @@ impl Framing {
                 message.rendered(slot::SSE_ENVELOPE, |message| self.event(message, message.id).into())
             }
         }
+    }
+
+    /// The same as a piece of a stream in gzip, with the sum of the plain bytes.
+    pub fn gzipped(self, message: &Message, cursor: Id) -> (Bytes, Sum) {
+        let plain = self.message(message, cursor);
+        let slot = match self {
+            Self::Ndjson => slot::GZIP_LINE,
+            Self::SseRaw | Self::SseEnvelope if message.is_ephemeral() => {
+                return (gzip::piece(&plain), Sum::of(&plain));
+            }
+            Self::SseEnvelope => slot::GZIP_SSE_ENVELOPE,
+            Self::SseRaw => slot::GZIP_SSE_RAW,
+        };
+        (message.rendered(slot, |_| gzip::piece(&plain)), Sum::of(&plain))
     }
 
     pub fn control(self, control: &Control<'_>) -> Vec<u8> {
@@ -264,6 +288,27 @@ pub fn message_frame(message: &Message) -> Bytes {
     line.slice(..line.len() - 1)
 }
 
+/// The same for those that understand compression (RFC 7692).
+pub fn deflated_frame(message: &Message) -> Bytes {
+    message.rendered(slot::DEFLATED, |message| deflated(message_frame(message)))
+}
+
+/// The bit of a compressed message, in the first byte of its frame.
+const COMPRESSED: u8 = 0x40;
+
+/// A frame whose payload is compressed, if it is worth it.
+pub fn deflated(frame: Bytes) -> Bytes {
+    let (opcode, plain) = (frame[0] & 0x0f, &frame[frame_header_len(&frame)..]);
+    let compressed = deflate::compressed(plain, |bytes| {
+        let bytes = &bytes[..bytes.len() - deflate::FLUSH_END.len()];
+        let mut frame = Vec::with_capacity(bytes.len() + 4);
+        write_frame_header(&mut frame, COMPRESSED | opcode, bytes.len());
+        frame.extend_from_slice(bytes);
+        Bytes::from(frame)
+    });
+    compressed.unwrap_or(frame)
+}
+
 /// The WebSocket frame of a message that is replayed before `subscribed`.
 pub fn replay_frame(message: &Message) -> Bytes {
     if message.kind == PayloadKind::Binary {
@@ -302,6 +347,16 @@ fn envelope_line(message: &Message) -> Bytes {
 pub fn envelope(message: &Message) -> Bytes {
     let framed = framed_envelope(message);
     framed.slice(frame_header_len(&framed)..framed.len() - 1)
+}
+
+/// The envelope as a piece of an answer in gzip. Empty if the envelope is better left plain.
+pub fn gzipped_envelope(message: &Message, plain: &[u8]) -> Bytes {
+    if plain.len() < deflate::MIN_BYTES {
+        return Bytes::new();
+    }
+    message.rendered(slot::GZIP_ENVELOPE, |_| {
+        deflate::compressed(plain, Bytes::copy_from_slice).unwrap_or_default()
+    })
 }
 
 /// One rendering for two forms: `[frame header] envelope LF`. A WebSocket omits the line feed, and a line

@@ -10,6 +10,7 @@ mod breakout;
 mod codes;
 mod coding;
 mod commands;
+mod compressed;
 mod conditions;
 mod connections;
 mod cursors;

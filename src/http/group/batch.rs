@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::member::{Given, Member};
 use crate::{
     broker::{Delivery, Place, Subscription},
-    http::{batch::Form, feed, metrics::TransportMetrics},
+    http::{batch::Form, feed, gzip::Sum, metrics::TransportMetrics},
     message::{Id, Message},
 };
 
@@ -27,6 +27,8 @@ pub struct Batch {
     bytes: Bytes,
     /// How many of them are messages, without the frame of a chunk.
     content: usize,
+    /// The sum of the messages before they were coded in gzip.
+    plain: Sum,
     messages: usize,
     /// The oldest message that has an id. It has waited longest.
     oldest: Option<Id>,
@@ -64,6 +66,7 @@ impl Batch {
         let mut batch = Self {
             bytes: Bytes::new(),
             content: 0,
+            plain: Sum::default(),
             messages: 0,
             oldest: None,
             excluding: Vec::new(),
@@ -72,12 +75,14 @@ impl Batch {
             now: None,
             next: 0,
         };
-        while batch.content <= GATHERED_BYTES || reading.place().is_none() {
+        while batch.size() <= GATHERED_BYTES || reading.place().is_none() {
             let Poll::Ready(delivery) = reading.poll_delivery(cx) else { break };
             let Delivery::Message(message) = delivery else { return Some(batch) };
             let encoded = form.encode(&message, reading.cursor());
-            batch.content += encoded.len();
-            if batch.content > MAX_BYTES {
+            batch.content += encoded.bytes.len();
+            batch.plain = batch.plain.then(encoded.plain);
+            let encoded = encoded.bytes;
+            if batch.size() > MAX_BYTES {
                 return Some(batch);
             }
             // One message alone has its bytes already.
@@ -103,10 +108,15 @@ impl Batch {
         }
         let bytes = single.unwrap_or_else(|| bytes.freeze());
         batch.bytes = match form {
-            Form::Frames => bytes,
-            Form::Body(_) => feed::chunk(&bytes),
+            Form::Frames | Form::Deflated => bytes,
+            Form::Body(_) | Form::Gzip(_) => feed::chunk(&bytes),
         };
         Some(batch)
+    }
+
+    /// The bytes of the messages, as the members have to hold them.
+    fn size(&self) -> usize {
+        self.content.max(self.plain.bytes())
     }
 
     /// True if the members are given this. If not, they go on by themselves.
@@ -121,8 +131,9 @@ impl Batch {
 
     /// All that a member was given once it has this too.
     pub fn given_after(&self) -> Given {
-        let Given { messages, bytes, .. } = self.given_before;
-        Given { messages: messages + self.messages, bytes: bytes + self.content, at: Instant::now() }
+        let Given { messages, bytes, plain, .. } = self.given_before;
+        let (messages, bytes) = (messages + self.messages, bytes + self.content);
+        Given { messages, bytes, plain: plain.then(self.plain), at: Instant::now() }
     }
 
     /// Writes this to one member, as far as its socket takes it now.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Group;
 use crate::{
     broker::{Place, Subscription},
-    http::shared_socket::SharedSocket,
+    http::{gzip::Sum, shared_socket::SharedSocket},
     message::{Id, PatternSet},
 };
 
@@ -35,17 +35,20 @@ pub struct Member {
 pub struct Given {
     pub messages: usize,
     pub bytes: usize,
+    /// The sum of the messages before they were coded in gzip.
+    pub plain: Sum,
     pub at: Instant,
 }
 
 impl Given {
     pub fn nothing() -> Self {
-        Self { messages: 0, bytes: 0, at: Instant::now() }
+        Self { messages: 0, bytes: 0, plain: Sum::default(), at: Instant::now() }
     }
 
     /// The part that was given after `earlier`.
     pub fn since(self, earlier: Self) -> Self {
-        Self { messages: self.messages - earlier.messages, bytes: self.bytes - earlier.bytes, at: self.at }
+        let (messages, bytes) = (self.messages - earlier.messages, self.bytes - earlier.bytes);
+        Self { messages, bytes, plain: self.plain.since(earlier.plain), at: self.at }
     }
 }
 

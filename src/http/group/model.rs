@@ -199,7 +199,7 @@ impl<'a> World<'a> {
             match subscription.poll_delivery(&mut cx) {
                 Poll::Ready(Delivery::Message(message)) => {
                     let bytes = FORM.encode(&message, subscription.cursor());
-                    reader.outbox.push(feed::chunk(&bytes));
+                    reader.outbox.push(feed::chunk(&bytes.bytes));
                 }
                 Poll::Ready(Delivery::Gap(gap)) => {
                     self.counts.gaps += 1;

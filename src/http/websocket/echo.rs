@@ -11,6 +11,7 @@ use tungstenite::Message;
 use super::{Socket, accept, is_upgrade, socket::Lost};
 use crate::http::{
     App,
+    batch::Form,
     problem::{Code, Problem},
     wire,
 };
@@ -23,6 +24,12 @@ pub fn echo(app: &Arc<App>, request: Request) -> Response {
     }
 }
 
+/// Sends a frame as a message would be sent.
+fn send(socket: &mut Socket, frame: bytes::Bytes) {
+    let frame = if socket.form() == Form::Deflated { wire::deflated(frame) } else { frame };
+    socket.push(frame);
+}
+
 async fn serve(mut socket: Socket) {
     let lost = std::future::poll_fn(|cx| {
         loop {
@@ -33,8 +40,8 @@ async fn serve(mut socket: Socket) {
                 Poll::Pending => return Poll::Pending,
             }
             match socket.poll_message(cx) {
-                Poll::Ready(Ok(Message::Text(text))) => socket.push(wire::text_frame(text.as_bytes())),
-                Poll::Ready(Ok(Message::Binary(bytes))) => socket.push(wire::bytes_frame(&bytes)),
+                Poll::Ready(Ok(Message::Text(text))) => send(&mut socket, wire::text_frame(text.as_bytes())),
+                Poll::Ready(Ok(Message::Binary(bytes))) => send(&mut socket, wire::bytes_frame(&bytes)),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(lost)) => return Poll::Ready(lost),
                 Poll::Pending => match socket.poll_flush(cx) {

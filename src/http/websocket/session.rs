@@ -19,7 +19,7 @@ use crate::{
     broker::{Delivery, Present},
     http::{
         App,
-        batch::{Batch, Form},
+        batch::Batch,
         body,
         identify::{Begun, Identified},
         live::Event,
@@ -162,7 +162,9 @@ impl Session {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if let Some(rest) = self.reader.take_over() {
+        if let Some((rest, _)) = self.reader.take_over()
+            && !rest.is_empty()
+        {
             self.socket.push_begun(rest);
         }
         for _ in 0..BUDGET {
@@ -205,7 +207,7 @@ impl Session {
     fn park(&mut self, cx: &Context<'_>) {
         let is_idle = self.socket.queued_bytes() == 0 && self.running.is_none() && self.waiting.is_empty();
         if is_idle && let Some(socket) = self.socket.shared() {
-            self.reader.park(cx, &self.app.groups, Form::Frames, socket);
+            self.reader.park(cx, &self.app.groups, self.socket.form(), socket);
         }
     }
 
@@ -445,7 +447,7 @@ impl Session {
 
     /// Queues the frames that are ready. True if there are more than may be queued.
     fn gather(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let mut batch = Batch::new(Form::Frames);
+        let mut batch = Batch::new(self.socket.form());
         let queued_before = self.socket.queued_bytes();
         let gathered = self.gather_into(&mut batch, cx);
         // Push the batch even if the session ends now, because the cursor is already past its messages.
@@ -487,7 +489,7 @@ impl Session {
     fn render(&mut self, event: Event) -> Bytes {
         let (cursor, by) = (self.reader.cursor(), By::Server);
         match event {
-            Event::Delivery(Delivery::Message(message)) => wire::message_frame(&message),
+            Event::Delivery(Delivery::Message(message)) => self.socket.form().encode(&message, cursor).bytes,
             Event::Delivery(Delivery::Gap(gap)) => wire::control_frame(&Control::Gap(&gap)),
             Event::Replay(Delivery::Message(message)) => wire::replay_frame(&message),
             Event::Replay(Delivery::Gap(gap)) => wire::replay_gap_frame(&gap),
@@ -515,7 +517,7 @@ impl Session {
     }
 
     fn push_batch(&mut self, batch: &mut Batch) {
-        batch.take().into_iter().for_each(|frames| self.socket.push(frames));
+        batch.take().into_iter().for_each(|frames| self.socket.push(frames.bytes));
     }
 }
 

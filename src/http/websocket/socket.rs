@@ -16,8 +16,9 @@ use tungstenite::{
     protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext, frame::coding::CloseCode},
 };
 
-use super::framing::Framing;
+use super::{framing::Framing, inflate::Inflating};
 use crate::http::{
+    batch::Form,
     gate::Gate,
     outbox::Outbox,
     shared_socket::SharedSocket,
@@ -38,6 +39,8 @@ pub struct Socket {
     incoming: Gate,
     protocol: WebSocketContext,
     framing: Framing,
+    /// Both sides may compress their messages.
+    inflating: Option<Box<Inflating>>,
     outbox: Outbox,
     stalled: StallTimer,
 }
@@ -121,7 +124,7 @@ pub enum Lost {
 }
 
 impl Socket {
-    pub fn new(io: Io, max_message_bytes: usize, write_timeout: Duration) -> Self {
+    pub fn new(io: Io, max_message_bytes: usize, write_timeout: Duration, is_deflated: bool) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
@@ -133,6 +136,7 @@ impl Socket {
             incoming: Gate::new(),
             protocol,
             framing: Framing::default(),
+            inflating: is_deflated.then(|| Box::new(Inflating::new(max_message_bytes))),
             outbox: Outbox::default(),
             stalled: StallTimer::new(write_timeout),
         }
@@ -140,6 +144,9 @@ impl Socket {
 
     /// The peer may send messages of up to this many bytes from now on.
     pub fn limit(&mut self, max_message_bytes: usize) {
+        if let Some(inflating) = &mut self.inflating {
+            inflating.limit(max_message_bytes);
+        }
         self.protocol.set_config(|config| {
             config.max_message_size = Some(max_message_bytes);
             config.max_frame_size = Some(max_message_bytes);
@@ -148,8 +155,8 @@ impl Socket {
 
     /// The next message of the peer. Pings are answered, and a close too.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Lost>> {
-        let Self { io, incoming, protocol, framing, outbox, .. } = self;
-        incoming.poll(cx, |cx| match protocol.read(&mut Wire { io, framing, outbox, cx }) {
+        let Self { io, incoming, protocol, framing, inflating, outbox, .. } = self;
+        incoming.poll(cx, |cx| match protocol.read(&mut Wire { io, framing, inflating, outbox, cx }) {
             Ok(message) => Poll::Ready(Ok(message)),
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
             Err(error) => Poll::Ready(Err(lost(&error))),
@@ -159,6 +166,11 @@ impl Socket {
     /// The commands and frames of the peer, as far as they were read.
     pub fn framing(&self) -> &Framing {
         &self.framing
+    }
+
+    /// The form of the messages that the peer is sent.
+    pub fn form(&self) -> Form {
+        if self.inflating.is_some() { Form::Deflated } else { Form::Frames }
     }
 
     /// Queues a ready frame.
@@ -246,10 +258,10 @@ impl Socket {
 
     fn send_close(&mut self, code: u16, reason: &'static str) {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-        let Self { io, protocol, framing, outbox, .. } = self;
+        let Self { io, protocol, framing, inflating, outbox, .. } = self;
         let mut context = Context::from_waker(std::task::Waker::noop());
         // Writing only fills the outbox, so it cannot fail.
-        let _ = protocol.close(&mut Wire { io, framing, outbox, cx: &mut context }, Some(frame));
+        let _ = protocol.close(&mut Wire { io, framing, inflating, outbox, cx: &mut context }, Some(frame));
     }
 
     /// Resolves when the peer has answered our close, or is gone.
@@ -316,12 +328,31 @@ fn reason_of(code: u16) -> &'static str {
 struct Wire<'a, 'b> {
     io: &'a mut Io,
     framing: &'a mut Framing,
+    inflating: &'a mut Option<Box<Inflating>>,
     outbox: &'a mut Outbox,
     cx: &'a mut Context<'b>,
 }
 
 impl Read for Wire<'_, '_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(inflating) = self.inflating
+                && let Some(length) = inflating.give(bytes)
+            {
+                return Ok(length);
+            }
+            let length = self.read_socket(bytes)?;
+            match self.inflating {
+                Some(inflating) if length > 0 => inflating.take(&bytes[..length]),
+                _ => return Ok(length),
+            }
+        }
+    }
+}
+
+impl Wire<'_, '_> {
+    /// The bytes as they came.
+    fn read_socket(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let mut buffer = ReadBuf::new(bytes);
         match Pin::new(&mut *self.io).poll_read(self.cx, &mut buffer) {
             Poll::Ready(result) => {
