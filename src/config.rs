@@ -60,7 +60,7 @@ pub struct Config {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", value_delimiter = ',')]
     pub listen: Vec<Listen>,
 
-    /// Address of a second listener, which serves everything; those of --listen then lack the routes of operators.
+    /// Serve everything at this address too, and at those of --listen only what is for the public.
     #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<Listen>,
 

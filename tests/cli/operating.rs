@@ -116,7 +116,7 @@ async fn commands_reach_a_server_at_a_unix_socket() {
     assert_eq!(ask(&["pub", "a", "x"]).await.code, Some(0));
     assert!(ask(&["topics"]).await.lines()[1].ends_with("  a"));
     assert_eq!(ask(&["stats"]).await.code, Some(0));
-    assert_eq!(ask(&["connections"]).await.code, Some(0));
+    assert_eq!(ask(&["connections", "list"]).await.code, Some(0));
     for transport in ["ws", "sse", "ndjson", "poll"] {
         let heard =
             ask(&["sub", "a", "--after", "0", "--until-idle", "300ms", "--transport", transport]).await;
