@@ -95,7 +95,7 @@ impl Connection {
     }
 }
 
-/// What a script is for.
+/// The use of a script.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     /// It checks which primary runs it.

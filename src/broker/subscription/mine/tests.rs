@@ -98,7 +98,7 @@ async fn a_reader_reads_on_if_the_change_that_is_due_is_undone_by_very_many_othe
     }
     remove(&broker, "x").await;
     publish(&broker, "own.3").await;
-    // What was published to `y` in between is not known.
+    // Messages of `y` from in between may be missing.
     assert_eq!(next_few(&mut reader, 3).await, ["own.2 stored", "gap $mine", "own.3 stored"]);
 }
 
