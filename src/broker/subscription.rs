@@ -240,7 +240,8 @@ impl Subscription {
             |topic| self.patterns.matches(topic),
             |topic| other.patterns.matches(topic),
         );
-        let from_here = self.seen_ephemerals.map(|seen| self.log.ephemerals().count_at(self.cursor).max(seen));
+        let from_here =
+            self.seen_ephemerals.map(|seen| self.log.ephemerals().count_at(self.cursor).max(seen));
         // The tails of `other` wake the follower of `other`. Make them wake this one too.
         for (pattern, followed) in other.patterns.iter().zip(&other.followed) {
             if let Some(index) = Arc::make_mut(&mut self.patterns).insert(pattern.clone()) {

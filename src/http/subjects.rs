@@ -11,7 +11,7 @@ use axum::{
 use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use serde::Serialize;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::ended::Ended;
 use super::{
@@ -25,13 +25,18 @@ use super::{
 };
 use crate::{
     auth::is_subject,
-    log::{AddError, End, Refusal, Subjects, Told},
+    log::{AddError, End, Refusal, Replicas, Subjects, Told},
     message::{Id, Pattern},
 };
 
 /// How long older tokens may be refused.
 const REFUSED_FOR: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
+
+/// How often replicas are asked again that have not said that they have ended a subject. One that is silent for so long
+/// counts as gone, and ends all its connections.
+const MAX_AGAIN: usize = 30;
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The list of a subject, as a request shows it.
 #[derive(Serialize)]
@@ -155,10 +160,45 @@ async fn end_everywhere(app: &Arc<App>, end: End) -> Result<(), Problem> {
     };
     let living = timeout_at(until, replicas.living()).await.ok().and_then(Result::ok).ok_or_else(unknown)?;
     let command = Command::EndSubject(end);
-    let others = living.into_iter().filter(|name| *name != replicas.name());
-    let asked = others.map(|name| live::is_done(&replicas, name, &command, until));
-    let are_done = join_all(asked).await.into_iter().all(|is_done| is_done);
-    if are_done { Ok(()) } else { Err(unknown()) }
+    let others = living.into_iter().filter(|name| *name != replicas.name()).collect();
+    let late = ask(&replicas, others, &command, until).await;
+    if late.is_empty() {
+        return Ok(());
+    }
+    keep_asking(app, replicas, late, command);
+    Err(unknown())
+}
+
+/// Asks replicas, and returns those that did not answer in time.
+async fn ask(replicas: &Replicas, names: Vec<u64>, command: &Command, until: Instant) -> Vec<u64> {
+    let asked = names.into_iter().map(async |name| {
+        let is_done = live::is_done(replicas, name, command, until).await;
+        (!is_done).then_some(name)
+    });
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+/// Asks them again until each has done it or is gone: a replica that has lost a part of the feed reads nothing of it there.
+/// It ends with the drain of this process.
+fn keep_asking(app: &Arc<App>, replicas: Arc<Replicas>, mut late: Vec<u64>, command: Command) {
+    let draining = app.shutdown.draining();
+    let app = app.clone();
+    tokio::spawn(async move {
+        let Ok(_place) = app.ended.asking.try_acquire() else { return };
+        let asked = async {
+            for _ in 0..MAX_AGAIN {
+                late = ask(&replicas, late, &command, Instant::now() + live::PATIENCE).await;
+                if late.is_empty() {
+                    return;
+                }
+                sleep(AGAIN_AFTER).await;
+            }
+        };
+        tokio::select! {
+            () = draining => {}
+            () = asked => {}
+        }
+    });
 }
 
 impl App {

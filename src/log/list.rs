@@ -52,6 +52,8 @@ struct Known {
     /// The entries have every change up to here.
     upto: Id,
     changes: VecDeque<Change>,
+    /// How many changes there were when the entries were read.
+    count_read: u64,
     generation: Generation,
     /// Grows whenever the entries are not known any more.
     doubts: u64,
@@ -71,17 +73,19 @@ pub enum News {
     /// It must be read from the store first. Its followers are woken then.
     Unknown,
     Changes(Vec<Change>),
-    /// The whole list, because too much has changed, or some changes are not known.
+    /// The whole list, because it was read from the store: some changes may not be known.
     Anew(Arc<Entries>),
+    /// The whole list, because too much has changed.
+    TooMany(Arc<Entries>),
 }
 
 impl List {
     fn new(subject: &str, generation: Generation) -> Self {
-        let (upto, changes, doubts) = Default::default();
+        let (upto, changes, count_read, doubts) = Default::default();
         Self {
             subject: subject.into(),
             count: AtomicU64::new(1),
-            known: Mutex::new(Known { entries: None, upto, changes, generation, doubts }),
+            known: Mutex::new(Known { entries: None, upto, changes, count_read, generation, doubts }),
             followers: Mutex::default(),
             is_known: Notify::new(),
         }
@@ -121,10 +125,12 @@ impl List {
         let known = self.known();
         let Some(entries) = &known.entries else { return News::Unknown };
         let count = self.count.load(Ordering::Acquire);
-        let missing = (count - std::mem::replace(taken, count)) as usize;
+        let from = std::mem::replace(taken, count);
+        let missing = (count - from.max(known.count_read)) as usize;
         match known.changes.len().checked_sub(missing) {
-            Some(from) if missing <= most => News::Changes(known.changes.range(from..).cloned().collect()),
-            _ => News::Anew(entries.clone()),
+            Some(_) if from < known.count_read => News::Anew(entries.clone()),
+            Some(first) if missing <= most => News::Changes(known.changes.range(first..).cloned().collect()),
+            _ => News::TooMany(entries.clone()),
         }
     }
 
@@ -177,7 +183,7 @@ impl List {
         // Readers compare lists now, because they have not seen the changes before this.
         known.changes.clear();
         (known.entries, known.upto, known.generation) = (Some(Arc::new(entries)), upto, generation);
-        self.count.fetch_add(1, Ordering::AcqRel);
+        known.count_read = self.count.fetch_add(1, Ordering::AcqRel) + 1;
         drop(known);
         self.is_known.notify_waiters();
         self.wake();
@@ -350,15 +356,19 @@ mod tests {
         let (list, mut taken) = (followed.list(), 0);
         assert!(list.load(0, Entries::new(), Id::new(1), FIRST));
         assert!(matches!(list.take(&mut taken, MAX_CHANGES), News::Anew(_)));
-        let mut late = taken;
+        let (mut late, mut new) = (taken, 0);
         for id in 0..=MAX_CHANGES as u64 {
             list.change(change(2 + id, "a", id % 2 == 0));
             assert!(
                 matches!(list.take(&mut taken, MAX_CHANGES), News::Changes(changes) if changes.len() == 1)
             );
         }
-        let News::Anew(entries) = list.take(&mut late, MAX_CHANGES) else { panic!("it lacks too many") };
+        let News::TooMany(entries) = list.take(&mut late, MAX_CHANGES) else { panic!("it lacks too many") };
         assert_eq!(names(&entries), [("a", 2 + MAX_CHANGES as u64)]);
+        // This one has never had the list, and lacks changes that are forgotten.
+        assert!(matches!(list.take(&mut new, MAX_CHANGES), News::TooMany(_)));
+        list.change(change(1000, "b", true));
+        assert!(matches!(list.take(&mut late, 0), News::TooMany(_)), "there is no room for one");
     }
 
     #[test]

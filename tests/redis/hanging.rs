@@ -61,6 +61,38 @@ async fn changes_of(addr: SocketAddr) -> Value {
     told.into()
 }
 
+/// Its connections lived on: the question came too late there, and the end was in the part of the feed that it had lost.
+#[tokio::test]
+async fn a_replica_that_hangs_and_loses_the_feed_ends_a_subject_when_it_goes_on() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let hangs = Replica::with(redis.url(), SETTINGS).await;
+    let other = Replica::with(redis.url(), SETTINGS).await;
+    let mut lines = enter(hangs.addr, "ended").await;
+    until(other.addr, json!([["ended", 1]])).await;
+
+    hangs.stop().await;
+    let rights = json!({"admin": true});
+    let admin =
+        Signer::new("HS256").sign(&json!({"sub": "admin", "exp": seconds_from_now(600), "rejoin": rights}));
+    let client = crate::support::http_client().build().expect("a client");
+    let request = client.delete(format!("http://{}/subjects/ended", other.addr)).bearer_auth(admin);
+    let problem: Value = request.send().await.expect("an answer").json().await.expect("JSON");
+    assert_eq!(problem["code"], "unknown_outcome", "{problem}");
+    assert!(redis.say(&["DEL", "{rejoin}:feed"]).contains('1'), "there was a feed");
+    hangs.signal(Signal::CONT);
+
+    let closing = timeout(PATIENCE, async {
+        loop {
+            let frame = lines.next().await;
+            if frame["type"] == "closing" {
+                return frame;
+            }
+        }
+    });
+    let closing = closing.await.expect("the connection ends");
+    assert_eq!(closing["code"], "disconnected", "{closing}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_members_of_a_replica_that_hangs_leave_and_come_back_when_it_goes_on() {
     let Some(redis) = Redis::start(&[]) else { return };

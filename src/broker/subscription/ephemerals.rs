@@ -49,7 +49,8 @@ impl Subscription {
     /// Takes the ephemeral messages up to this count, and queues each behind the stored messages that are
     /// older.
     pub(super) fn take_ephemerals(&mut self, upto: u64) {
-        let Some(seen) = self.seen_ephemerals.or_else(|| self.ephemerals_since.values().min().copied()) else {
+        let Some(seen) = self.seen_ephemerals.or_else(|| self.ephemerals_since.values().min().copied())
+        else {
             return;
         };
         if seen >= upto {
@@ -88,7 +89,8 @@ impl Subscription {
                 return self.patterns.matches(topic);
             }
             let others_since = self.seen_ephemerals.unwrap_or(u64::MAX);
-            let is_since = |pattern: &Pattern| *self.ephemerals_since.get(pattern).unwrap_or(&others_since) < count;
+            let is_since =
+                |pattern: &Pattern| *self.ephemerals_since.get(pattern).unwrap_or(&others_since) < count;
             let mut is_wanted = self.patterns.names(topic) && is_since(&Pattern::from(topic));
             self.patterns.for_each_wildcard(topic, |pattern| is_wanted |= is_since(pattern));
             is_wanted

@@ -44,6 +44,8 @@ pub struct Mine {
     following: Option<(Pattern, BoxFuture<'static, Followed>)>,
     /// The gap about the list was told for the generation that began here.
     told: Id,
+    /// Entries were removed, and it is not known where.
+    has_lost_place: bool,
 }
 
 /// A change that is to be made once the subscription has read up to it.
@@ -65,10 +67,12 @@ impl Mine {
     /// `None` if the list is not known.
     pub fn new(followed: FollowedList) -> Option<Self> {
         let mut taken = 0;
-        let News::Anew(known) = followed.list().take(&mut taken, 0) else { return None };
+        let (News::Anew(known) | News::TooMany(known)) = followed.list().take(&mut taken, 0) else {
+            return None;
+        };
         let entries = (*known).clone();
-        let (known_upto, also, queue, following, told) = Default::default();
-        Some(Self { followed, taken, known_upto, entries, also, queue, following, told })
+        let (known_upto, also, queue, following, told, has_lost_place) = Default::default();
+        Some(Self { followed, taken, known_upto, entries, also, queue, following, told, has_lost_place })
     }
 
     pub fn entries(&self) -> &Entries {
@@ -124,14 +128,21 @@ impl Mine {
                 self.queue.extend(changes.into_iter().map(|change| Due { change, is_known: false }));
             }
             News::Anew(entries) => self.compare(&entries),
+            News::TooMany(entries) => {
+                self.has_lost_place = true;
+                self.compare(&entries);
+            }
         }
         true
     }
 
     /// Queues the differences to the list as it is now.
     fn compare(&mut self, now: &Entries) {
+        let is_there = |due: &Due| now.get(&due.change.topic) == Some(&due.change.id);
+        let is_gone = |due: &Due| due.change.is_added && !is_there(due);
+        self.has_lost_place |= self.queue.iter().any(is_gone);
         // Entries that were there at the beginning, and that are not read yet.
-        self.queue.retain(|due| due.is_known && now.get(&due.change.topic) == Some(&due.change.id));
+        self.queue.retain(|due| due.is_known && is_there(due));
         let due = |topic: &Pattern, id, is_added| Due {
             change: Change { id, topic: topic.clone(), is_added },
             is_known: false,
@@ -140,7 +151,9 @@ impl Mine {
         let gone = self.entries.iter().filter(|(topic, id)| lacks(now, topic, id));
         let new = now.iter().filter(|(topic, id)| lacks(&self.entries, topic, id));
         let gone = gone.map(|(topic, _)| due(topic, Id::ZERO, false));
-        let changes: Vec<_> = gone.chain(new.map(|(topic, id)| due(topic, *id, true))).collect();
+        let gone: Vec<_> = gone.collect();
+        self.has_lost_place |= !gone.is_empty();
+        let changes: Vec<_> = gone.into_iter().chain(new.map(|(topic, id)| due(topic, *id, true))).collect();
         self.queue.extend(changes);
         self.queue.make_contiguous().sort_by_key(|due| due.change.id);
     }
@@ -225,8 +238,9 @@ impl Subscription {
         if mine.take() {
             // The changes may have stopped this below the watermark, and may be undone already.
             self.looked_upto = None;
+            self.tell_lost_place();
         }
-        if was_due && mine.queue.is_empty() {
+        if was_due && self.mine.as_ref().is_some_and(|mine| mine.queue.is_empty()) {
             // Later changes have undone those that this subscription was to stop at.
             self.read_until(Id::MAX);
         }
@@ -255,6 +269,19 @@ impl Subscription {
                 return Poll::Ready(Some(done));
             }
         }
+    }
+
+    /// Tells a gap about the list if it is not known where entries were removed: their messages from before that may be
+    /// missing. All of them are newer than the position, because the subscription reads past no change.
+    fn tell_lost_place(&mut self) {
+        let Some(mine) = &mut self.mine else { return };
+        // After a loss the gap is told anyway.
+        if !std::mem::take(&mut mine.has_lost_place) || mine.owes_gap(self.cursor) {
+            return;
+        }
+        let (topic, cursor) = (GAP_TOPIC.parse().expect("it is a topic"), self.position.cursor);
+        let (after, reason) = (cursor.to_string(), Reason::Retention);
+        self.ready.push_back(Delivery::Gap(Box::new(GapNotice { topic, after, next: None, cursor, reason })));
     }
 
     /// True if everything up to this id was given out, and nothing else is on its way.

@@ -166,12 +166,7 @@ impl Reading {
     ///
     /// # Errors
     /// If the connection is no more.
-    pub fn finish(
-        &self,
-        number: u64,
-        pattern: Pattern,
-        subscription: Subscription,
-    ) -> Result<(), Problem> {
+    pub fn finish(&self, number: u64, pattern: Pattern, subscription: Subscription) -> Result<(), Problem> {
         let mut state = self.lock();
         if !state.changes().finish(number) {
             state.count_topics(0);
@@ -557,7 +552,13 @@ impl State {
 
     /// Reads what the client asked for, once both subscriptions are at the same cursor.
     pub fn join(&mut self, pattern: Pattern, subscription: Subscription) {
-        self.joining.push_back(Joining { pattern, subscription, is_asked: true, upto: None, ephemerals_since: None });
+        self.joining.push_back(Joining {
+            pattern,
+            subscription,
+            is_asked: true,
+            upto: None,
+            ephemerals_since: None,
+        });
     }
 
     /// Notes that the client asks for a pattern that a command has added, and that is not merged yet.

@@ -32,7 +32,10 @@ pub fn is_refused(error: &RedisError) -> bool {
         | ErrorKind::AuthenticationFailed => true,
         // A command that was refused within a script may have come after others that ran.
         ErrorKind::Server(NoPerm) => !error.to_string().contains("in script"),
-        _ => matches!(error.code(), Some("MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH" | "UNFIT" | "FROZEN" | "LATE")),
+        _ => matches!(
+            error.code(),
+            Some("MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH" | "UNFIT" | "FROZEN" | "LATE")
+        ),
     }
 }
 

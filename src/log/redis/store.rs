@@ -95,7 +95,7 @@ impl Connection {
     }
 }
 
-/// What a script is for.
+/// The use of a script.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     /// It checks which primary runs it.
@@ -547,10 +547,7 @@ impl Store {
         self.is_durable.store(is_durable(connection).await, Ordering::Release);
     }
 
-    async fn connect(
-        self: &Arc<Self>,
-        number: u64,
-    ) -> Result<(ConnectionAddr, Connection), ConnectError> {
+    async fn connect(self: &Arc<Self>, number: u64) -> Result<(ConnectionAddr, Connection), ConnectError> {
         let store = Arc::downgrade(self);
         // A close is noticed at once. A script that was sent after it would have an unknown outcome.
         let take = move |push: PushInfo| {

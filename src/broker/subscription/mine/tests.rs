@@ -98,7 +98,47 @@ async fn a_reader_reads_on_if_the_change_that_is_due_is_undone_by_very_many_othe
     }
     remove(&broker, "x").await;
     publish(&broker, "own.3").await;
-    assert_eq!(next_few(&mut reader, 2).await, ["own.2 stored", "own.3 stored"]);
+    // Messages of `y` from in between may be missing.
+    assert_eq!(next_few(&mut reader, 3).await, ["own.2 stored", "gap $mine", "own.3 stored"]);
+}
+
+/// It was removed at once, and what was published before that came to no reader.
+#[tokio::test]
+async fn messages_before_a_removal_that_was_missed_are_a_gap() {
+    for (is_removed, is_there_before) in [(true, true), (true, false), (false, true)] {
+        let broker = broker();
+        if is_there_before {
+            add(&broker, "x").await;
+        }
+        let mut reader = read(&broker, &["own"], &Start::Now).await;
+        publish(&broker, "own").await;
+        assert_eq!(next(&mut reader).await, "own stored");
+        if !is_there_before {
+            // The reader knows of the entry, and has yet to read up to it.
+            publish(&broker, "own").await;
+            add(&broker, "x").await;
+            assert!(futures_util::poll!(poll_fn(|cx| reader.poll_mine(cx))).is_pending());
+        }
+        publish(&broker, "x").await;
+        // The process has lost Redis meanwhile, and reads the list again.
+        let followed = broker.subjects().expect("lists").follow("u1").await.expect("open");
+        let list = followed.list();
+        list.doubt(list.generation());
+        let mut entries = reader.mine().expect("a list").clone();
+        if is_removed {
+            remove(&broker, "x").await;
+            entries.clear();
+        }
+        let upto = broker.newest().await.expect("there is one");
+        assert!(list.load(list.doubts().expect("it is not known"), entries, upto, list.generation()));
+        publish(&broker, "own").await;
+        let expected: &[_] = match (is_removed, is_there_before) {
+            (true, true) => &["gap $mine", "-x", "own stored"],
+            (true, false) => &["gap $mine", "own stored", "own stored"],
+            _ => &["x stored", "own stored"],
+        };
+        assert_eq!(next_few(&mut reader, expected.len()).await, expected);
+    }
 }
 
 /// It stood below the watermark until something else came.
@@ -118,7 +158,7 @@ async fn a_reader_reads_on_though_changes_that_undo_each_other_come_while_it_rea
     // The changes came after the reader had looked for some.
     let delivery = poll_fn(|cx| reader.poll_delivery(cx)).await;
     assert!(matches!(delivery, Delivery::Message(message) if &*message.topic == "own.1"));
-    assert_eq!(next(&mut reader).await, "own.2 stored");
+    assert_eq!(next_few(&mut reader, 2).await, ["gap $mine", "own.2 stored"]);
 }
 
 /// Each change waited, as long as the reader had not read up to it.
@@ -142,9 +182,12 @@ async fn a_reader_that_is_behind_remembers_only_so_many_changes() {
     publish(&broker, "x").await;
     assert_eq!(next(&mut reader).await, "own.2 stored");
     let mut told = next(&mut reader).await;
-    while told.ends_with('y') {
+    let mut gaps = 0;
+    while told.ends_with('y') || told == "gap $mine" {
+        gaps += usize::from(told == "gap $mine");
         told = next(&mut reader).await;
     }
+    assert!(gaps > 0, "some changes were forgotten");
     assert_eq!((told.as_str(), next(&mut reader).await.as_str()), ("+x", "x stored"));
 }
 
