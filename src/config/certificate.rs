@@ -146,7 +146,7 @@ fn moment(kind: u8, text: &[u8]) -> Option<OffsetDateTime> {
 mod tests {
     use super::*;
 
-    /// Of `localhost`, made by openssl, and another key.
+    /// A certificate of `localhost`, made by openssl, its key, and another key.
     const CHAIN: &str = include_str!("../../tests/support/tls/certificate.pem");
     const KEY: &str = include_str!("../../tests/support/tls/key.pem");
     const OTHER_KEY: &str = include_str!("../../tests/support/tls/other-key.pem");
