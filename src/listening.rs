@@ -165,7 +165,8 @@ mod tests {
         let listens = ["127.0.0.1:1", "http://127.0.0.1:2"]
             .map(|text| (plain_unless(true, text.parse().expect("an address")), Serves::Everything));
         let greeting = greeting(&listens, true);
-        for told in ["on https://127.0.0.1:1\n", "on http://127.0.0.1:2\n", "look     https://127.0.0.1:1/\n"] {
+        for told in ["on https://127.0.0.1:1\n", "on http://127.0.0.1:2\n", "look     https://127.0.0.1:1/\n"]
+        {
             assert!(greeting.contains(told), "{told}: {greeting}");
         }
     }

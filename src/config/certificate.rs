@@ -57,11 +57,13 @@ impl Certificate {
         let expires = not_after(own).ok_or(CertificateError::Unreadable)?;
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| CertificateError::NoKey)?;
         let key =
-            CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(|error| match error {
-                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => CertificateError::OtherKey,
-                Error::InvalidCertificate(_) => CertificateError::Unreadable,
-                _ => CertificateError::UnknownKey,
-            })?;
+            CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(
+                |error| match error {
+                    Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => CertificateError::OtherKey,
+                    Error::InvalidCertificate(_) => CertificateError::Unreadable,
+                    _ => CertificateError::UnknownKey,
+                },
+            )?;
         Ok(Self { key: Arc::new(key), expires })
     }
 
@@ -87,7 +89,6 @@ impl Certificate {
             tracing::info!(%expires, "certificate of --tls-cert in force");
         }
     }
-
 }
 
 /// The end of the validity in a certificate (RFC 5280 §4.1). The library that speaks TLS does not tell it, and one that
@@ -145,7 +146,7 @@ fn moment(kind: u8, text: &[u8]) -> Option<OffsetDateTime> {
 mod tests {
     use super::*;
 
-    /// Of `localhost`, made by openssl, and another key.
+    /// A certificate of `localhost`, made by openssl, its key, and another key.
     const CHAIN: &str = include_str!("../../tests/support/tls/certificate.pem");
     const KEY: &str = include_str!("../../tests/support/tls/key.pem");
     const OTHER_KEY: &str = include_str!("../../tests/support/tls/other-key.pem");

@@ -88,7 +88,8 @@ impl Settings {
     fn read_certificate(&mut self, read: &mut Read<'_>, mistakes: &mut Vec<String>) {
         let (Some(chain), Some(key)) = (&self.config.tls_cert, &self.config.tls_key) else { return };
         let mut text = |path: &Path| {
-            read(path).map_err(|error| mistakes.push(format!("{}: cannot read the file: {error}", path.display())))
+            read(path)
+                .map_err(|error| mistakes.push(format!("{}: cannot read the file: {error}", path.display())))
         };
         // Both are read, so that both are watched.
         let (Ok(chain_text), Ok(key_text)) = (text(chain), text(key)) else { return };

@@ -354,7 +354,7 @@ async fn encrypt(tls: &Tls, client: Peer, mut socket: TcpStream, head: Bytes) ->
     }
     tls.refused_plain(client.ip());
     socket.write_all(PLAIN_TO_TLS).await.ok()?;
-    // What the client has sent is read, so that the system does not drop the answer.
+    // The system would drop the answer if bytes of the client were left unread.
     let mut linger = Linger::default();
     let _ = poll_fn(|cx| linger.poll_shutdown(cx, &mut socket)).await;
     None

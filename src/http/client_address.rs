@@ -31,7 +31,12 @@ pub struct Peer {
 
 impl Peer {
     pub fn new(ip: IpAddr) -> Self {
-        Self { ip: ip.to_canonical(), names_no_client: false, serves: Serves::Everything, is_encrypted: false }
+        Self {
+            ip: ip.to_canonical(),
+            names_no_client: false,
+            serves: Serves::Everything,
+            is_encrypted: false,
+        }
     }
 
     /// The peer of a Unix socket counts as one of loopback: it is on this machine too.

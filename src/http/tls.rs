@@ -1,12 +1,6 @@
 //! TLS (RFC 8446): the handshake of a connection, and the certificate that it shows.
 
-use std::{
-    io,
-    net::IpAddr,
-    num::NonZero,
-    sync::Arc,
-    thread,
-};
+use std::{io, net::IpAddr, num::NonZero, sync::Arc, thread};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;

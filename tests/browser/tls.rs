@@ -34,9 +34,12 @@ async fn eight_tabs_each_read_an_event_source_and_can_still_publish() {
         for tab in &tabs {
             page.session.to_tab(tab).await.expect("the tab is there");
             let heard = page.until("messages().length === 2").await;
-            let texts: Vec<_> = heard.as_array().expect("an array").iter().filter_map(|it| it["data"].as_str()).collect();
+            let texts: Vec<_> =
+                heard.as_array().expect("an array").iter().filter_map(|it| it["data"].as_str()).collect();
             assert_eq!(texts, ["from the last tab", "from outside"]);
-            let protocols = page.run("return performance.getEntriesByType('resource').map(it => it.nextHopProtocol)").await;
+            let protocols = page
+                .run("return performance.getEntriesByType('resource').map(it => it.nextHopProtocol)")
+                .await;
             let is_http2 = |name: &Value| name == "h2" || name == "";
             assert!(protocols.as_array().is_some_and(|all| all.iter().all(is_http2)), "{protocols}");
         }
@@ -55,7 +58,8 @@ async fn a_page_reads_and_publishes_by_a_websocket_over_tls() {
         published(through, "from outside").await;
         page.run("return post('/topics/demo', 'from the page')").await;
         let heard = page.until("messages().length === 2").await;
-        let texts: Vec<_> = heard.as_array().expect("an array").iter().filter_map(|it| it["data"].as_str()).collect();
+        let texts: Vec<_> =
+            heard.as_array().expect("an array").iter().filter_map(|it| it["data"].as_str()).collect();
         assert_eq!(texts, ["from outside", "from the page"]);
     })
     .await;

@@ -6,7 +6,7 @@ use futures_util::{SinkExt, StreamExt, future::join_all};
 use rustls::version;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::{
@@ -192,6 +192,45 @@ async fn a_reader_over_tls_that_reads_late_gets_everything_in_order() {
     }
 }
 
+/// The session holds back what a full socket does not take. No other message pushes it out here, and no heartbeat.
+#[tokio::test]
+async fn the_last_bytes_of_a_full_socket_leave_once_the_client_reads() {
+    let server = Server::direct(|config| {
+        config.certificate = Some(PAIR.parsed());
+        config.heartbeat = Duration::from_secs(300);
+    })
+    .await;
+    let through = Server::elsewhere(tunnel(server.addr).await);
+    let (client, text) = (PAIR.client(BOTH, &["http/1.1"]), "x".repeat(30_000));
+    let mut streams = Vec::new();
+    // One of these counts is that with which the socket is just full.
+    for count in 1..=24 {
+        for _ in 0..2 {
+            let tcp = TcpSocket::new_v4().expect("a socket");
+            tcp.set_recv_buffer_size(4096).expect("a narrow socket");
+            let tcp = tcp.connect(server.addr).await.expect("a connection");
+            let mut stream = client.over(tcp).await.expect("a handshake");
+            let ask = format!("GET /topics/t{count}?transport=ndjson HTTP/1.1\r\nhost: localhost\r\n\r\n");
+            stream.write_all(ask.as_bytes()).await.expect("sent");
+            streams.push((count, stream));
+        }
+    }
+    until_served(&through, 48).await;
+    for count in 1..=24 {
+        for number in 1..=count {
+            publish(&through, &format!("t{count}"), format!("{number} {text}")).await;
+        }
+    }
+    join_all(streams.iter_mut().map(async |(count, stream)| {
+        let mut heard = Vec::new();
+        for number in 1..=*count {
+            until_heard(stream, &mut heard, &format!("\"{number} xxx")).await;
+        }
+        until_heard(stream, &mut heard, "x\"}").await;
+    }))
+    .await;
+}
+
 /// Reads until a text has come, which must be the next one, and forgets what is before it.
 async fn until_heard(stream: &mut TlsStream<TcpStream>, heard: &mut Vec<u8>, text: &str) {
     loop {
@@ -201,7 +240,10 @@ async fn until_heard(stream: &mut TlsStream<TcpStream>, heard: &mut Vec<u8>, tex
         }
         let keep = heard.len().saturating_sub(text.len());
         heard.drain(..keep);
-        assert!(within(text, stream.read_buf(heard)).await.expect("it goes on") > 0, "it ended before {text}");
+        assert!(
+            within(text, stream.read_buf(heard)).await.expect("it goes on") > 0,
+            "it ended before {text}"
+        );
     }
 }
 

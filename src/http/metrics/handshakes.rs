@@ -58,8 +58,12 @@ pub struct TlsMetrics {
 
 impl TlsMetrics {
     pub fn new(registry: &Registry) -> Self {
-        let handshakes =
-            counters(registry, "rejoin_tls_handshakes_total", "Handshakes of TLS, by their result.", "result");
+        let handshakes = counters(
+            registry,
+            "rejoin_tls_handshakes_total",
+            "Handshakes of TLS, by their result.",
+            "result",
+        );
         Self {
             handshakes: Handshake::ALL.map(|result| handshakes.with_label_values(&[result.as_str()])),
             expires: gauge(

@@ -216,7 +216,9 @@ impl Socket {
         }
         // HTTP/2 and TLS may hold back what was written.
         match Pin::new(&mut self.io).poll_flush(cx) {
-            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::TimedOut => Poll::Ready(Err(Lost::TooSlow)),
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                Poll::Ready(Err(Lost::TooSlow))
+            }
             Poll::Ready(Err(_)) => Poll::Ready(Err(Lost::Gone)),
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
