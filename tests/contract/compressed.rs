@@ -277,7 +277,7 @@ impl RawSocket {
         }
     }
 
-    /// The next object, and whether it was compressed. Nothing is kept from one to the next.
+    /// The next object, and whether it was compressed, from an empty window each time.
     async fn frame(&mut self) -> (bool, Value) {
         let (first, payload) = self.raw_frame().await;
         let is_compressed = first & 0x40 != 0;
