@@ -60,6 +60,34 @@ async fn an_event_source_on_the_servers_own_page_receives_what_is_posted() {
     .await;
 }
 
+/// A browser asks for compression by itself, and hands on each message before the next one comes.
+#[tokio::test]
+async fn a_browser_reads_compressed_messages_one_by_one() {
+    in_browser(async |page| {
+        let server = Server::start().await;
+        page.open(&server.http("/")).await;
+        page.run("listen('/topics/demo')").await;
+        page.run("connect('/topics/demo')").await;
+        page.until("heard.filter(it => /open$/.test(it.type)).length === 2").await;
+        let words = "these words come again and again; ".repeat(30);
+        for (number, data) in ["short", &words, "and short", &words].into_iter().enumerate() {
+            publish(server.addr, "demo", data).await;
+            let heard = page.until(&format!("messages().length === {}", 2 * (number + 1))).await;
+            let newest = messages(&heard).split_off(2 * number);
+            assert!(newest.iter().all(|(_, heard)| heard == data), "{newest:?}");
+        }
+        let coding =
+            page.run("return fetch('/topics/demo?after=0').then(it => it.headers.get('content-encoding'))");
+        assert_eq!(coding.await, "gzip");
+        let offer = "return new Promise(done => { \
+                     const it = new WebSocket('ws://' + location.host + '/topics/demo'); \
+                     it.onopen = () => done(it.extensions) })";
+        assert!(text(&page.run(offer).await).starts_with("permessage-deflate"));
+        server.stop().await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_event_source_that_was_cut_off_reconnects_and_gets_exactly_what_it_missed() {
     in_browser(async |page| {

@@ -23,10 +23,11 @@ struct Compressor {
 }
 
 thread_local! {
-    static COMPRESSOR: RefCell<Compressor> = RefCell::new(Compressor {
-        state: Compress::new(Compression::new(LEVEL), false),
-        out: Vec::new(),
-    });
+    static COMPRESSOR: RefCell<Compressor> = RefCell::new(Compressor { state: fresh(), out: Vec::new() });
+}
+
+fn fresh() -> Compress {
+    Compress::new(Compression::new(LEVEL), false)
 }
 
 /// Compresses `plain` from an empty window, and gives `then` whole blocks that end with [`FLUSH_END`]. `None` if that
@@ -38,11 +39,17 @@ pub fn compressed<T>(plain: &[u8], then: impl FnOnce(&[u8]) -> T) -> Option<T> {
     COMPRESSOR.with_borrow_mut(|Compressor { state, out }| {
         state.reset();
         out.clear();
-        out.reserve_exact(plain.len());
+        // Room for bytes that cannot be compressed: nine bits for each.
+        out.reserve_exact(plain.len() + plain.len() / 8 + 64);
         let done = state.compress_vec(plain, out, FlushCompress::Sync);
-        // A full buffer means that there is more, and that nothing is saved.
-        let is_whole = done.is_ok() && state.total_in() == plain.len() as u64 && out.len() < plain.len();
-        let result = (is_whole && out.ends_with(FLUSH_END)).then(|| then(out));
+        // A full buffer means that there is more.
+        let is_whole = done.is_ok() && state.total_in() == plain.len() as u64 && out.len() < out.capacity();
+        if !is_whole {
+            // A reset does not forget output that found no room, and the next message would panic.
+            *state = fresh();
+        }
+        let is_worth = is_whole && out.len() < plain.len() && out.ends_with(FLUSH_END);
+        let result = is_worth.then(|| then(out));
         // A large message is rare, and its buffer would stay with every thread.
         out.shrink_to(KEPT_BYTES);
         result
@@ -55,6 +62,7 @@ const KEPT_BYTES: usize = 64 << 10;
 #[cfg(test)]
 mod tests {
     use flate2::{Decompress, FlushDecompress};
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
 
     use super::*;
 
@@ -85,6 +93,12 @@ mod tests {
         assert!(compressed(&[b'x'; MIN_BYTES], <[u8]>::len).is_some_and(|len| len < 32));
         if let Some(len) = compressed(&noise, <[u8]>::len) {
             assert!(len < noise.len());
+        }
+        // After output that found no room, a reset compressor panics.
+        let mut random = StdRng::seed_from_u64(7);
+        for size in [MIN_BYTES, 4 << 10, 32 << 10, 60 << 10, 200 << 10, MAX_BYTES].repeat(4) {
+            let noise: Vec<u8> = (0..size).map(|_| random.random()).collect();
+            assert_eq!(compressed(&noise, <[u8]>::len), None, "{size}");
         }
         assert_eq!(compressed(&vec![b'x'; MAX_BYTES + 1], <[u8]>::len), None);
         let large = vec![b'x'; MAX_BYTES];
