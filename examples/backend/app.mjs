@@ -64,7 +64,7 @@ async function answer(request, response) {
     response.setHeader('Content-Type', url.endsWith('.js') ? 'text/javascript' : 'text/html')
     return response.end(readFileSync(new URL(files[url], import.meta.url)))
   }
-  if (!topic) return response.writeHead(404).end()
+  if (!topic) return response.writeHead(url.startsWith('/ws/') ? 400 : 404).end()
   if (!user) return response.writeHead(401).end()
   if (!mayUse(user, topic)) return response.writeHead(403).end()
   if (isSubscription && (method === 'POST' || method === 'DELETE')) {

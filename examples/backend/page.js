@@ -36,8 +36,11 @@ function ask(topic) {
       const method = starts.has(topic) ? 'POST' : 'DELETE'
       const body = JSON.stringify({connection, after: starts.get(topic)})
       const answer = await fetch(`/ws/${topic}/subscription`, {method, body}).catch(() => null)
-      if (answer?.status === 401 || answer?.status === 403) show('not allowed: ' + topic)
-      if (answer?.status < 500) return
+      if (answer?.status < 500) {
+        // After a 404 the connection has ended.
+        if (!answer.ok && answer.status !== 404) show(`not possible: ${topic} (${answer.status})`)
+        return
+      }
       await wait()
     }
   })

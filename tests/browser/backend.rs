@@ -180,8 +180,8 @@ impl Example {
     async fn start_again(&mut self, number: usize) {
         let command = commands()[1][number];
         self.terminals[number] = self.terminal(command);
-        let port = REPLICAS.iter().find(|port| command.contains(**port)).expect("a replica");
-        self.until_listens(port).await;
+        let replica = REPLICAS.iter().find(|port| command.contains(**port));
+        self.until_listens(replica.unwrap_or(&"3000")).await;
     }
 }
 
@@ -270,7 +270,9 @@ async fn the_example_of_a_backend_loses_nothing_while_its_replicas_are_killed() 
 
             // Another user's topic and another user's connection.
             subscribe(ann, "subscribe", "users.bob").await;
-            until_shown(ann, "not allowed: users.bob").await;
+            until_shown(ann, "not possible: users.bob (403)").await;
+            subscribe(ann, "subscribe", "no topic").await;
+            until_shown(ann, "not possible: no topic (400)").await;
             let of_bob = example.connection("sse").await["connection"].clone();
             let body = json!(json!({"connection": of_bob}).to_string());
             let script = format!("return fetch('/ws/mytopic/subscription', {{method: 'DELETE', body: {body}}}).then(it => it.status)");
@@ -290,10 +292,35 @@ async fn the_example_of_a_backend_loses_nothing_while_its_replicas_are_killed() 
                 until_shown(page, "the last").await;
                 assert!(!shown(page).await.concat().contains("no more"), "{name}: {:?}", shown(page).await);
             }
+
+            // The sessions end with the application, and both pages learn it when they connect again.
+            for number in 0..example.terminals.len() {
+                let is_server = |name| commands()[1][number].contains(name);
+                if is_server("app.mjs") || is_server("rejoin --config") {
+                    example.terminals[number].kill();
+                    example.terminals[number].0.wait().await.expect("it ends");
+                    example.start_again(number).await;
+                }
+            }
+            for page in [ann, bob] {
+                until_logs_in(page).await;
+            }
         })
         .await;
     })
     .await;
+}
+
+/// Waits until the page has gone to the login.
+async fn until_logs_in(page: &Page) {
+    for _ in 0..500 {
+        // A page that is just leaving has no answer.
+        if page.session.run("return location.pathname").await.is_ok_and(|path| path == "/") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the page does not log in: {:?}", shown(page).await);
 }
 
 /// Waits until one connection reads this topic and no other.

@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { WebSocket } from '../../web/node_modules/ws/wrapper.mjs'
+import { owned } from './server.mjs'
 
 const web = new URL('../../web/', import.meta.url)
 const names = ['chromium', 'chromium-browser', 'google-chrome']
@@ -20,7 +21,7 @@ export class Browser {
     const browser = new Browser()
     browser.folder = mkdtempSync(join(tmpdir(), 'rejoin-'))
     const flags = [...FLAGS, '--user-data-dir=' + browser.folder, 'about:blank']
-    browser.process = spawn(program, flags, { stdio: ['ignore', 'ignore', 'pipe'] })
+    browser.process = owned(spawn(program, flags, { stdio: ['ignore', 'ignore', 'pipe'] }))
     for await (const line of createInterface(browser.process.stderr)) {
       const address = /listening on (ws:\S+)/.exec(line)
       if (address) {

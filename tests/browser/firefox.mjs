@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { WebSocket } from '../../web/node_modules/ws/wrapper.mjs'
+import { owned } from './server.mjs'
 
 /** A browser with a profile of its own. */
 export class Browser {
@@ -17,7 +18,7 @@ export class Browser {
       + 'user_pref("network.connectivity-service.enabled", false);user_pref("app.update.enabled", false);'
       + 'user_pref("services.settings.server", "data:,");user_pref("toolkit.telemetry.enabled", false);')
     const flags = ['--headless', '--no-remote', '--profile', browser.folder, '--remote-debugging-port', '0', 'about:blank']
-    browser.process = spawn('firefox-esr', flags, { stdio: ['ignore', 'ignore', 'pipe'] })
+    browser.process = owned(spawn('firefox-esr', flags, { stdio: ['ignore', 'ignore', 'pipe'] }))
     for await (const line of createInterface(browser.process.stderr)) {
       const address = /BiDi listening on (ws:\S+)/.exec(line)
       if (address) {

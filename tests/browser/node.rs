@@ -1,6 +1,17 @@
 //! The browser client in Node, and its npm package.
 
-use std::{env, io::Write, path::Path, process::Command};
+use std::{
+    env,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// Much longer than the longest run takes. A page that hangs must not hang all tests.
+const RUN_LIMIT: Duration = Duration::from_secs(300);
 
 /// The tests of these files run in Node, beside each other. They start the program themselves.
 async fn in_node(file: &'static str, needs_browser: bool) {
@@ -17,11 +28,18 @@ async fn run_node(before: &[&str], file: &'static str, after: &[&str], needs_bro
         let _ = writeln!(std::io::stderr(), "SKIPPED {file}: {missing}");
         return;
     }
-    let mut node = Command::new("node");
+    let mut node = tokio::process::Command::new("node");
     node.args(before).arg(root.join("tests/browser").join(file)).args(after);
     node.env("REJOIN", env!("CARGO_BIN_EXE_rejoin")).env_remove("NODE_OPTIONS");
-    let run = tokio::task::spawn_blocking(move || node.output());
-    let output = run.await.expect("it ends").expect("node starts");
+    node.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let node = node.spawn().expect("node starts");
+    let group = node.id().and_then(|id| Pid::from_raw(id as i32)).expect("it runs");
+    let output = tokio::time::timeout(RUN_LIMIT, node.wait_with_output()).await.unwrap_or_else(|_| {
+        // With its servers and its browser.
+        let _ = kill_process_group(group, Signal::KILL);
+        panic!("{file} runs for {RUN_LIMIT:?}")
+    });
+    let output = output.expect("it ends");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains(end), "{said}");

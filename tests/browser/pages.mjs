@@ -12,7 +12,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { BadProxy } from './bad-proxy.mjs'
-import { SECRET, Server, mint } from './server.mjs'
+import { SECRET, Server, mint, owned } from './server.mjs'
 import { serveClient } from './chromium.mjs'
 
 const { values: given, positionals: wished } = parseArgs({
@@ -41,6 +41,7 @@ async function until(condition, what, ms = 30_000) {
 // The servers, and the publisher.
 
 const folder = mkdtempSync(join(tmpdir(), 'rejoin-'))
+process.on('exit', () => rmSync(folder, { recursive: true, force: true }))
 const asked = {}
 /** How long the tokens live that pages get now. */
 let life = 5
@@ -55,7 +56,7 @@ if (given.redis) {
   await pause(100)
   const { port } = probe.address()
   await new Promise(done => probe.close(done))
-  redis = spawn('redis-server', ['--port', port, '--bind', '127.0.0.1', '--save', '', '--dir', folder], { stdio: 'ignore' })
+  redis = owned(spawn('redis-server', ['--port', port, '--bind', '127.0.0.1', '--save', '', '--dir', folder], { stdio: 'ignore' }))
   await pause(500)
   flags.push('--log', `redis://127.0.0.1:${port}`)
 } else flags.push('--state', join(folder, 'state'))
@@ -370,34 +371,23 @@ else Object.assign(FAULTS, {
   killed: () => lost(() => restart({ signal: 'SIGKILL' })),
 })
 
-let failed
-try {
-  for (const [at, [name, sub, options]] of KINDS.entries()) await open(name, sub, options, `${sub}.${name}.${at}`)
-  const publishing = publish()
-  let gapsBefore = 0
-  for (const name of wished.length ? wished : Object.keys(FAULTS).filter(it => !given.short || SHORT.includes(it))) {
-    const began = Date.now()
-    const proof = await FAULTS[name]()
-    since = published.at(-1).id
-    await settle()
-    const checked = await each(check)
-    const gaps = checked.reduce((sum, it) => sum + it.gaps, 0)
-    assert.ok(LOSING.includes(name) && !redis || gaps <= gapsBefore, `${name}: ${gaps} gaps`)
-    console.log(`${name}: ${((Date.now() - began) / 1000).toFixed(1)} s, ${proof}; ${checked.reduce((sum, it) => sum + it.messages, 0)} messages so far, ${gaps} gaps`)
-    gapsBefore = gaps
-  }
-  console.log(await renewals(3, {}))
-  isOver = true
-  await publishing
-} catch (error) {
-  failed = error
+for (const [at, [name, sub, options]] of KINDS.entries()) await open(name, sub, options, `${sub}.${name}.${at}`)
+const publishing = publish()
+let gapsBefore = 0
+for (const name of wished.length ? wished : Object.keys(FAULTS).filter(it => !given.short || SHORT.includes(it))) {
+  const began = Date.now()
+  const proof = await FAULTS[name]()
+  since = published.at(-1).id
+  await settle()
+  const checked = await each(check)
+  const gaps = checked.reduce((sum, it) => sum + it.gaps, 0)
+  assert.ok(LOSING.includes(name) && !redis || gaps <= gapsBefore, `${name}: ${gaps} gaps`)
+  console.log(`${name}: ${((Date.now() - began) / 1000).toFixed(1)} s, ${proof}; ${checked.reduce((sum, it) => sum + it.messages, 0)} messages so far, ${gaps} gaps`)
+  gapsBefore = gaps
 }
+console.log(await renewals(3, {}))
 isOver = true
+await publishing
 await browser.stop()
-for (const proxy of Object.values(proxies)) proxy.close()
-for (const server of servers) await server.stop('SIGKILL')
-redis?.kill('SIGKILL')
-origin.close()
-rmSync(folder, { recursive: true, force: true })
-if (failed) throw failed
 console.log(`${published.length} published, nothing lost and nothing twice`)
+process.exit()

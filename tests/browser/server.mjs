@@ -8,13 +8,23 @@ import { WebSocket as Socket } from '../../web/node_modules/ws/wrapper.mjs'
 
 export const SECRET = 'a secret of the tests, of 32 bytes or more'
 
+const children = new Set()
+process.on('exit', () => children.forEach(child => child.kill('SIGKILL')))
+
+/** This process does not outlive Node, however Node ends. */
+export function owned(child) {
+  children.add(child)
+  child.on('exit', () => children.delete(child))
+  return child
+}
+
 /** A server in a process of its own. */
 export class Server {
   /** @param {string[]} flags */
   static async start(flags = [], port = 0) {
     const server = new Server()
     const all = ['--listen', `127.0.0.1:${port}`, '--drain-grace', '1s', '--log-format', 'json', ...flags]
-    server.process = spawn(process.env.REJOIN, all, { stdio: ['ignore', 'ignore', 'pipe'], env: {} })
+    server.process = owned(spawn(process.env.REJOIN, all, { stdio: ['ignore', 'ignore', 'pipe'], env: {} }))
     for await (const line of createInterface(server.process.stderr)) {
       const address = /"address":"127\.0\.0\.1:(\d+)"/.exec(line)
       if (address) {

@@ -15,9 +15,12 @@ use super::{
 pub async fn change(world: Arc<World>, seed: u64, number: u64) {
     let mut random = SmallRng::seed_from_u64(seed);
     let sub = format!("l{number}");
+    let mut count = 0;
     while world.phase() == Phase::Storm {
         world.pause(&mut random, 5..150).await;
-        if random.random_bool(0.01) {
+        count += 1;
+        // One end surely comes.
+        if count == 8 || random.random_bool(0.01) {
             let refuse = if random.random_bool(0.5) { "?refuse=1s" } else { "" };
             let path = format!("/subjects/{sub}{refuse}");
             let Some((asked, answered, _)) = world.insist(&mut random, Method::DELETE, &path).await else {

@@ -18,6 +18,7 @@ const ROOMS: u64 = 2;
 /// Holds a random subject present in a random topic, again and again. The last hold ends after the storm.
 pub async fn hold(world: Arc<World>, seed: u64) {
     let mut random = SmallRng::seed_from_u64(seed);
+    let mut longest = 300;
     while world.phase() != Phase::Over {
         let room = format!("r.{}", random.random_range(0..ROOMS));
         let sub = format!("u{}", random.random_range(0..6));
@@ -29,7 +30,9 @@ pub async fn hold(world: Arc<World>, seed: u64) {
         };
         let (opened, at) = (world.tick(), (room.clone(), sub.clone()));
         *world.journal().held.entry(at.clone()).or_default() += 1;
-        let lasts = random.random_range(50..4000);
+        let lasts = random.random_range(50..longest);
+        // The first holds are short, so that some members surely leave.
+        longest = 4000;
         let leaves = async {
             world.pause(&mut random, lasts..lasts + 1).await;
             if world.phase() != Phase::Storm {
