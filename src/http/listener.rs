@@ -16,7 +16,7 @@ use crate::config::{Config, Listen};
 /// second later.
 pub const BACKLOG: u16 = u16::MAX;
 
-/// What the connections of a listener may ask for.
+/// The routes that a listener has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serves {
     Everything,

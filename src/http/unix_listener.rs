@@ -49,7 +49,7 @@ impl Unix {
         let bound = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         bound.bind(&SockAddr::unix(&socket.path)?)?;
         let file = SocketFile::of(&socket.path)?;
-        // Nobody can connect before it listens, so nobody connects who may not.
+        // The system lets no process connect before the socket listens, so none connects that may not.
         allow(socket)?;
         bound.listen(BACKLOG.into())?;
         bound.set_nonblocking(true)?;
