@@ -158,7 +158,7 @@ pub struct Config {
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub presence_grace: Duration,
 
-    /// Compress messages for clients that ask for it: gzip for streams and polls.
+    /// Compress messages for clients that ask for it: by gzip, and on WebSockets by permessage-deflate.
     #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_parser = yes_or_no)]
     pub compress: bool,
 
