@@ -33,7 +33,7 @@ struct Case {
 const CASES: [Case; 7] = [
     Case {
         name: "messages_with_more",
-        count: 250_000,
+        count: 400_000,
         topics: 100,
         payload: 20,
         has_key: false,
