@@ -2,9 +2,6 @@
 //!
 //! It gives out one event after another, and the transport renders it. It knows no transport.
 
-#[cfg(test)]
-mod tests;
-
 use std::{
     fmt,
     sync::Arc,
@@ -329,3 +326,6 @@ pub enum Step {
     /// It is to be begun, and then [joined](Reader::join).
     MayBegin,
 }
+
+#[cfg(test)]
+mod tests;

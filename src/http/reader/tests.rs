@@ -1,3 +1,5 @@
+//! A reader whose topics are added by commands and by the list of its subject.
+
 use std::future::poll_fn;
 
 use axum::{body::Body, extract::Request};
