@@ -45,7 +45,7 @@ class Server:
             self.port = free.getsockname()[1]
         core = min(os.sched_getaffinity(0))
         self.child = subprocess.Popen(
-            [program, "--listen", f"127.0.0.1:{self.port}", "--log-level", "off"],
+            [program, "--listen", f"127.0.0.1:{self.port}", "--log-level", "off", "--compress", "all"],
             preexec_fn=lambda: os.sched_setaffinity(0, {core}))
         while True:
             try:

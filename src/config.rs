@@ -21,7 +21,7 @@ use tracing::level_filters::LevelFilter;
 pub use self::{
     access::authority,
     certificate::{Certificate, CertificateError},
-    choices::{AccessLogForm, ForwardedHeader, LogFormat},
+    choices::{AccessLogForm, Compress, ForwardedHeader, LogFormat},
     file::File,
     flags::Flags,
     layers::{Place, Setting, Settings, unknown_variables},
@@ -30,7 +30,7 @@ pub use self::{
     values::{Secret, duration},
 };
 use self::{
-    choices::{access_log, forwarded_header, log_format, network},
+    choices::{access_log, compress, forwarded_header, log_format, network},
     values::{copies, count, level, rate, size, yes_or_no},
 };
 use crate::{
@@ -158,9 +158,10 @@ pub struct Config {
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub presence_grace: Duration,
 
-    /// Compress messages for clients that ask for it: by gzip, and on WebSockets by permessage-deflate.
-    #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_parser = yes_or_no)]
-    pub compress: bool,
+    /// Compress messages for clients that ask for it: `off`, `auto` (WebSockets, polls and history), or `all` (also
+    /// event streams and NDJSON, which some proxies and libraries then hold back).
+    #[arg(long, value_name = "WHAT", default_value = "auto", value_parser = compress)]
+    pub compress: Compress,
 
     /// When the server ends, give connections this long to leave. The state file has at least 10 s.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]

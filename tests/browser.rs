@@ -64,7 +64,7 @@ async fn an_event_source_on_the_servers_own_page_receives_what_is_posted() {
 #[tokio::test]
 async fn a_browser_reads_compressed_messages_one_by_one() {
     in_browser(async |page| {
-        let server = Server::start().await;
+        let server = Server::with(|config| config.compress = rejoin::config::Compress::All).await;
         page.open(&server.http("/")).await;
         page.run("listen('/topics/demo')").await;
         page.run("connect('/topics/demo')").await;

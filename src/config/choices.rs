@@ -31,6 +31,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// The messages that are compressed for clients that ask for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Compress {
+    Off,
+    /// Those on WebSockets, in polls and in the history.
+    Auto,
+    /// Also those of event streams and NDJSON.
+    All,
+}
+
 pub fn forwarded_header(text: &str) -> Result<ForwardedHeader, &'static str> {
     match text {
         "x-forwarded-for" => Ok(ForwardedHeader::XForwarded),
@@ -45,6 +55,15 @@ pub fn access_log(text: &str) -> Result<AccessLogForm, &'static str> {
         "json" => Ok(AccessLogForm::Json),
         "combined" => Ok(AccessLogForm::Combined),
         _ => Err("expected off, json or combined"),
+    }
+}
+
+pub fn compress(text: &str) -> Result<Compress, &'static str> {
+    match text {
+        "off" => Ok(Compress::Off),
+        "auto" => Ok(Compress::Auto),
+        "all" => Ok(Compress::All),
+        _ => Err("expected off, auto or all"),
     }
 }
 

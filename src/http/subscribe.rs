@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     broker::Subscription,
+    config::Compress,
     log::Start,
     message::{Id, Pattern},
 };
@@ -199,7 +200,7 @@ async fn answer(app: &Arc<App>, request: Request, wanted: Wanted) -> Result<Answ
     drop(request);
     match wanted.rendering {
         Rendering::Stream(framing) if is_head => {
-            Ok(stream::head(framing, wanted.takes_gzip && app.config.compress).into())
+            Ok(stream::head(framing, wanted.is_gzip(app.config.compress)).into())
         }
         Rendering::Poll if is_head => Ok(poll::head().into()),
         _ => serve(app, wanted).await,
@@ -207,9 +208,8 @@ async fn answer(app: &Arc<App>, request: Request, wanted: Wanted) -> Result<Answ
 }
 
 async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Answer, Problem> {
-    let Wanted { patterns, access, list_owner, start, before, rendering, takes_gzip, wait, limit, presence } =
-        wanted;
-    let is_gzip = takes_gzip && app.config.compress;
+    let is_gzip = wanted.is_gzip(app.config.compress);
+    let Wanted { patterns, access, list_owner, start, before, rendering, wait, limit, presence, .. } = wanted;
     if let Some(before) = before
         && let Some(topic) = patterns.first().and_then(Pattern::topic)
     {
@@ -297,6 +297,11 @@ impl Wanted {
     /// True for a poll of nothing. Topics can be added to a stream.
     fn lacks_topic(&self) -> bool {
         self.patterns.is_empty() && self.list_owner.is_none() && self.rendering == Rendering::Poll
+    }
+
+    fn is_gzip(&self, compress: Compress) -> bool {
+        let least = if self.rendering == Rendering::Poll { Compress::Auto } else { Compress::All };
+        self.takes_gzip && compress >= least
     }
 
     fn of_events(access: Access, options: Asked, headers: &HeaderMap) -> Result<Self, Problem> {

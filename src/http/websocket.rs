@@ -42,7 +42,7 @@ use super::{
     reader::Reader,
     subscribe,
 };
-use crate::{log::Start, message::Pattern};
+use crate::{config::Compress, log::Start, message::Pattern};
 
 /// The topics, the start and the rights that a handshake asks for.
 pub struct Wanted {
@@ -185,7 +185,8 @@ where
     let (max_message, write_timeout) = (app.config.max_command_bytes(), app.config.write_timeout);
     // In a box, because the task would otherwise reserve room for it as long as it runs.
     let serve = Box::new(serve);
-    let compression = if app.config.compress { deflate::accept(request.headers()) } else { None };
+    let compression =
+        if app.config.compress > Compress::Off { deflate::accept(request.headers()) } else { None };
     let is_deflated = compression.is_some();
     app.tasks.spawn(async move {
         match on_upgrade.await {

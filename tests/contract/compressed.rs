@@ -72,6 +72,10 @@ impl Gunzip {
     }
 }
 
+async fn all_compressed() -> Server {
+    Server::with(|config| config.compress = rejoin::config::Compress::All).await
+}
+
 fn long(mark: &str) -> String {
     format!("{mark} {}", "these words come again and again; ".repeat(20))
 }
@@ -85,7 +89,7 @@ async fn plain_stream(server: &Server, transport: Transport, path: &str) -> Resp
 
 #[tokio::test]
 async fn each_frame_of_a_stream_in_gzip_can_be_read_before_the_next_one_comes() {
-    let server = Server::start().await;
+    let server = all_compressed().await;
     for (transport, path) in [
         (Transport::Sse, "/topics/a"),
         (Transport::Sse, "/events?topic=a"),
@@ -107,6 +111,7 @@ async fn each_frame_of_a_stream_in_gzip_can_be_read_before_the_next_one_comes() 
 #[tokio::test]
 async fn every_reader_ends_with_the_sum_of_what_it_alone_was_given() {
     let server = Server::with(|config| {
+        config.compress = rejoin::config::Compress::All;
         config.heartbeat = Duration::from_millis(50);
         config.drain_grace = Duration::from_secs(2);
     })
@@ -140,7 +145,7 @@ async fn every_reader_ends_with_the_sum_of_what_it_alone_was_given() {
 
 #[tokio::test]
 async fn a_client_that_does_not_ask_for_gzip_gets_plain_bytes_and_so_does_every_client_without_compression() {
-    let server = Server::start().await;
+    let server = all_compressed().await;
     for coding in [None, Some("br"), Some("gzip;q=0")] {
         let request = get(&server, "/topics/a").header("accept", "text/event-stream");
         let request = coding.into_iter().fold(request, |it, coding| it.header("accept-encoding", coding));
@@ -148,7 +153,11 @@ async fn a_client_that_does_not_ask_for_gzip_gets_plain_bytes_and_so_does_every_
         assert!(!answer.headers().contains_key("content-encoding"), "{coding:?}");
         assert!(answer.headers().get_all("vary").iter().any(|name| name == "accept-encoding"));
     }
-    let off = Server::with(|config| config.compress = false).await;
+    let auto = Server::start().await;
+    let request = get(&auto, "/topics/a").header("accept", "text/event-stream").header(GZIP.0, GZIP.1);
+    let answer = within("a head", request.send()).await.expect("an answer");
+    assert!(!answer.headers().contains_key("content-encoding"), "a stream, and it was not asked for");
+    let off = Server::with(|config| config.compress = rejoin::config::Compress::Off).await;
     publish(&off, "a", long("x")).await;
     publish(&off, "a", long("y")).await;
     for accept in ["text/event-stream", "application/json"] {
@@ -215,7 +224,7 @@ async fn a_poll_that_is_held_is_answered_in_gzip_too() {
 
 #[tokio::test]
 async fn head_names_the_coding_that_a_stream_would_have() {
-    let server = Server::start().await;
+    let server = all_compressed().await;
     let asked = request(&server, Method::HEAD, "/topics/a").header("accept", "text/event-stream");
     let answer = asked.header(GZIP.0, GZIP.1).answer().await;
     assert_eq!(answer.header("content-encoding"), "gzip", "{answer:?}");
@@ -342,7 +351,7 @@ async fn a_websocket_that_offers_compression_gets_long_messages_compressed_and_o
             assert!(!next_message(&mut plain).await.0);
         }
     }
-    let off = Server::with(|config| config.compress = false).await;
+    let off = Server::with(|config| config.compress = rejoin::config::Compress::Off).await;
     assert_eq!(RawSocket::open(&off, "/topics/a", DEFLATE).await.1, None);
 }
 
