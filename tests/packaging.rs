@@ -19,7 +19,7 @@ use std::{
 use rejoin::Config;
 use serde::Deserialize;
 use serde_json::Value;
-use support::program::Folder;
+use support::{program::Folder, tls::Pair};
 
 const UNIT: &str = "packaging/rejoin.service";
 const SETTINGS: &str = "packaging/rejoin.toml";
@@ -101,6 +101,15 @@ fn the_packaged_settings_are_accepted_as_they_are_and_with_every_line_in_force()
         |line: &str| line.strip_prefix("# ").filter(|rest| is_set(rest)).unwrap_or(line).to_owned();
     let whole = packaged.lines().map(in_force).collect::<Vec<_>>().join("\n");
     assert!(whole.contains("\nretain-age =") && whole.contains("\n[[key]]"), "{whole}");
+    // The files that it names are examples.
+    let (folder, pair) = (Folder::new(), Pair::for_days(90));
+    let whole = [("/etc/rejoin/fullchain.pem", pair.certificate), ("/etc/rejoin/privkey.pem", pair.key)]
+        .into_iter()
+        .fold(whole, |whole, (example, text)| {
+            let path = folder.path(&example.replace('/', "_"));
+            fs::write(&path, text).expect("it is written");
+            whole.replace(example, &path)
+        });
     let with_key = whole.replace("\"…\"", &format!("{:?}", "5a".repeat(32)));
     assert_eq!(mistakes_in(&packaged), None);
     assert_eq!(mistakes_in(&with_key), None);
