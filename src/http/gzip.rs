@@ -63,11 +63,6 @@ impl Sum {
         Self { crc: crc32fast::hash(plain), bytes: plain.len() as u64 }
     }
 
-    /// How many bytes it is of.
-    pub fn bytes(self) -> usize {
-        usize::try_from(self.bytes).unwrap_or(usize::MAX)
-    }
-
     fn hasher(self) -> Hasher {
         Hasher::new_with_initial_len(self.crc, self.bytes)
     }

@@ -140,7 +140,7 @@ async fn access_of(app: &App, request: &mut Request) -> Result<Access, Problem> 
 }
 
 /// The headers that are read after the client is known.
-const READ_LATER: [HeaderName; 12] = [
+const READ_LATER: [HeaderName; 13] = [
     header::ACCEPT,
     header::ACCEPT_ENCODING,
     HeaderName::from_static("last-event-id"),
@@ -150,6 +150,7 @@ const READ_LATER: [HeaderName; 12] = [
     header::SEC_WEBSOCKET_KEY,
     header::SEC_WEBSOCKET_VERSION,
     header::SEC_WEBSOCKET_PROTOCOL,
+    header::SEC_WEBSOCKET_EXTENSIONS,
     header::CONTENT_TYPE,
     header::CONTENT_ENCODING,
     header::CONTENT_LENGTH,

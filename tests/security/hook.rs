@@ -99,6 +99,24 @@ async fn the_backend_says_who_a_client_is_and_is_told_no_more_than_it_needs() {
     assert!(metrics.text().contains("rejoin_hook_waiting 0"), "{metrics:?}");
 }
 
+/// Such a request waits for the backend, and keeps only a part of its head meanwhile.
+#[tokio::test]
+async fn a_websocket_that_waited_for_the_backend_is_compressed_as_it_offers() {
+    let (stub, server) = started().await;
+    let handshake = get(&server, "/topics/a")
+        .header("cookie", "session=u1")
+        .header("origin", server.http(""))
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA==")
+        .header("sec-websocket-extensions", "permessage-deflate");
+    let answer = within("a head", handshake.send()).await.expect("an answer");
+    assert_eq!((answer.status().as_u16(), stub.seen().len()), (101, 1));
+    let extension = answer.headers().get("sec-websocket-extensions").expect("it is accepted");
+    assert!(extension.to_str().expect("ASCII").starts_with("permessage-deflate"), "{extension:?}");
+}
+
 #[tokio::test]
 async fn a_request_without_the_cookie_or_with_a_key_of_ours_is_never_asked_for() {
     let (stub, server) = started().await;

@@ -29,6 +29,8 @@ pub struct Batch {
     content: usize,
     /// The sum of the messages before they were coded in gzip.
     plain: Sum,
+    /// How many bytes their payloads have.
+    payload: usize,
     messages: usize,
     /// The oldest message that has an id. It has waited longest.
     oldest: Option<Id>,
@@ -67,6 +69,7 @@ impl Batch {
             bytes: Bytes::new(),
             content: 0,
             plain: Sum::default(),
+            payload: 0,
             messages: 0,
             oldest: None,
             excluding: Vec::new(),
@@ -81,6 +84,7 @@ impl Batch {
             let encoded = form.encode(&message, reading.cursor());
             batch.content += encoded.bytes.len();
             batch.plain = batch.plain.then(encoded.plain);
+            batch.payload += message.bytes().len();
             let encoded = encoded.bytes;
             if batch.size() > MAX_BYTES {
                 return Some(batch);
@@ -114,9 +118,9 @@ impl Batch {
         Some(batch)
     }
 
-    /// The bytes of the messages, as the members have to hold them.
+    /// The bytes of the messages, as the members have to hold them: compressed ones become long again.
     fn size(&self) -> usize {
-        self.content.max(self.plain.bytes())
+        self.content.max(self.payload)
     }
 
     /// True if the members are given this. If not, they go on by themselves.
@@ -178,12 +182,13 @@ mod tests {
     use crate::{
         broker::Broker,
         config::Config,
+        http::wire::Framing,
         log::{Append, MemoryLog, Start},
         message::{Draft, Payload},
     };
 
     /// A group's batch of messages of these sizes.
-    async fn gathered(sizes: &[usize]) -> Batch {
+    async fn gathered(form: Form, sizes: &[usize]) -> Batch {
         let broker = Broker::new(MemoryLog::start(Config::default().retention()));
         let patterns = vec!["a".parse().expect("a pattern")];
         let mut reading = broker.subscribe(patterns, &Start::Now, "c").await.expect("it begins");
@@ -196,15 +201,20 @@ mod tests {
             broker.publish(append).await.expect("stored");
         }
         let mut context = Context::from_waker(std::task::Waker::noop());
-        Batch::gather(&mut reading, Form::Frames, &before, Given::nothing(), &mut context).expect("messages")
+        Batch::gather(&mut reading, form, &before, Given::nothing(), &mut context).expect("messages")
     }
 
     #[tokio::test]
     async fn the_first_message_counts_towards_the_bounds_of_a_batch() {
-        assert_eq!(gathered(&[1 << 10, 1 << 10]).await.messages, 2);
-        let long = gathered(&[GATHERED_BYTES, GATHERED_BYTES]).await;
+        assert_eq!(gathered(Form::Frames, &[1 << 10, 1 << 10]).await.messages, 2);
+        let long = gathered(Form::Frames, &[GATHERED_BYTES, GATHERED_BYTES]).await;
         assert!(long.is_for_members() && long.content == long.bytes.len());
-        let too_long = gathered(&[GATHERED_BYTES / 2, MAX_BYTES - GATHERED_BYTES / 2]).await;
+        let too_long = gathered(Form::Frames, &[GATHERED_BYTES / 2, MAX_BYTES - GATHERED_BYTES / 2]).await;
         assert!(!too_long.is_for_members(), "{}", too_long.bytes.len());
+        // Compressed, the same messages are short, and each client has to hold them all the same.
+        for form in [Form::Deflated, Form::Gzip(Framing::Ndjson)] {
+            let too_long = gathered(form, &[GATHERED_BYTES / 2, MAX_BYTES]).await;
+            assert!(!too_long.is_for_members() && too_long.content < GATHERED_BYTES, "{}", too_long.content);
+        }
     }
 }

@@ -24,11 +24,13 @@ use tokio::runtime::{Builder, Runtime};
 use self::{
     reader::{Flag, Reader},
     store::Store,
-    wire::{Near, Own, ids, parse, socket},
+    wire::{Near, Own, encoded, ids, parse, socket},
 };
 use super::{
     super::{
+        batch::Encoded,
         feed,
+        gzip::Sum,
         outbox::Outbox,
         shared_socket::{SharedSocket, scripted},
         socket::Socket,
@@ -44,7 +46,6 @@ use crate::{
 };
 
 const STEPS: usize = 400;
-const FORM: Form = Form::Body(Framing::Ndjson);
 
 /// The task of a group.
 struct GroupTask {
@@ -71,6 +72,7 @@ struct World<'a> {
     broker: Broker,
     groups: Arc<Groups>,
     parking: Parking,
+    form: Form,
     /// In some worlds messages arrive late, and in some nothing is lost.
     is_slow: bool,
     is_calm: bool,
@@ -115,6 +117,7 @@ impl<'a> World<'a> {
             store,
             groups: Groups::new(ground.app.rules.clone(), parking),
             parking,
+            form: [Form::Body(Framing::Ndjson), Form::Gzip(Framing::Ndjson)][rng.random_range(0..2)],
             is_slow: rng.random(),
             is_calm: rng.random(),
             ground,
@@ -158,6 +161,7 @@ impl<'a> World<'a> {
             generations: Vec::new(),
             is_open: true,
             before: (0, Id::ZERO),
+            plain: Sum::default(),
         });
     }
 
@@ -176,7 +180,7 @@ impl<'a> World<'a> {
             assert_eq!(left.subscription.cursor(), cursor, "{}: it leaves where it stood", reader.name);
             let mut all = reader.near.lock().expect("one thread").taken.clone();
             all.extend_from_slice(&left.rest);
-            let came = parse(&all, true);
+            let came = parse(&all, true, self.form);
             assert_eq!(came.len(), reader.before.0 + left.given.messages, "{}: all is counted", reader.name);
             let newest = ids(&came).into_iter().max();
             assert!(cursor >= reader.before.1, "{}: its cursor goes back to {cursor:?}", reader.name);
@@ -186,6 +190,7 @@ impl<'a> World<'a> {
                 reader.outbox.push_begun(left.rest);
                 assert!(!reader.outbox.drop_unbegun(), "a piece that has begun stays");
             }
+            reader.plain = reader.plain.then(left.given.plain);
             reader.subscription = Some(left.subscription);
         }
         let subscription = reader.subscription.as_mut().expect("it reads by itself");
@@ -198,13 +203,16 @@ impl<'a> World<'a> {
             }
             match subscription.poll_delivery(&mut cx) {
                 Poll::Ready(Delivery::Message(message)) => {
-                    let bytes = FORM.encode(&message, subscription.cursor());
-                    reader.outbox.push(feed::chunk(&bytes.bytes));
+                    let encoded = self.form.encode(&message, subscription.cursor());
+                    reader.plain = reader.plain.then(encoded.plain);
+                    reader.outbox.push(feed::chunk(&encoded.bytes));
                 }
                 Poll::Ready(Delivery::Gap(gap)) => {
                     self.counts.gaps += 1;
                     let line = format!("{{\"gap\":\"{}\"}}\n", gap.topic);
-                    reader.outbox.push(feed::chunk(line.as_bytes()));
+                    let Encoded { bytes, plain } = encoded(self.form, line.as_bytes());
+                    reader.plain = reader.plain.then(plain);
+                    reader.outbox.push(feed::chunk(&bytes));
                 }
                 Poll::Pending => break,
             }
@@ -212,10 +220,10 @@ impl<'a> World<'a> {
         reader.was_level |= subscription.place().is_some();
         let rules = self.ground.app.rules.load_full();
         let metrics = self.ground.app.metrics.of(Transport::Ndjson);
-        let comer = Comer { form: FORM, socket: &reader.socket, metrics, rules: &rules, ends_at: None };
+        let comer = Comer { form: self.form, socket: &reader.socket, metrics, rules: &rules, ends_at: None };
         let mut near = reader.near.lock().expect("one thread");
         near.is_tasks = false;
-        reader.before = (parse(&near.taken, true).len(), subscription.cursor());
+        reader.before = (parse(&near.taken, true, self.form).len(), subscription.cursor());
         drop(near);
         let _idle = self.ground.idle.enter();
         reader.parked = self.groups.park(subscription, &comer, &waker);
@@ -280,7 +288,7 @@ impl<'a> World<'a> {
         (reader.is_open, reader.parked, reader.subscription) = (false, None, None);
         reader.near.lock().expect("one thread").is_tasks = true;
         let topics = reader.topics.clone();
-        let came = parse(&reader.near.lock().expect("one thread").taken, false);
+        let came = parse(&reader.near.lock().expect("one thread").taken, false, self.form);
         let mut cursor = ids(&came).into_iter().max().unwrap_or(reader.from);
         if self.rng.random_bool(0.3) {
             cursor = self.store.newest_id();

@@ -12,7 +12,7 @@ use futures_util::{FutureExt, StreamExt};
 use socket2::SockRef;
 
 use super::{
-    super::{outbox::Outbox, shared_socket::SharedSocket, socket::Socket},
+    super::{gzip::Sum, outbox::Outbox, shared_socket::SharedSocket, socket::Socket},
     *,
 };
 use crate::{
@@ -27,6 +27,7 @@ use crate::{
 struct Readers {
     app: Arc<App>,
     broker: Broker,
+    form: Form,
 }
 
 /// One reader and the far end of its socket.
@@ -42,7 +43,7 @@ impl Readers {
     fn new() -> Self {
         let broker = Broker::new(MemoryLog::start(Config::default().retention()));
         let app = App::new(broker.clone(), Arc::new(Config::default()), Shutdown::new());
-        Self { app, broker }
+        Self { app, broker, form: Form::Body(Framing::Ndjson) }
     }
 
     async fn reader(&self, connection: &str) -> Reader {
@@ -76,7 +77,7 @@ impl Readers {
     fn park_by(&self, reader: &mut Reader, waker: &Waker) -> bool {
         let rules = self.app.rules.load_full();
         let comer = Comer {
-            form: Form::Body(Framing::Ndjson),
+            form: self.form,
             socket: &reader.socket,
             metrics: self.app.metrics.of(Transport::Ndjson),
             rules: &rules,
@@ -392,6 +393,21 @@ async fn readers_of_a_group_that_panics_in_a_batch_go_on_by_themselves() {
         assert_eq!(came, if index == 0 { (one, vec![]) } else { (vec![], one) });
     }
     assert!(readers.app.groups.is_empty());
+}
+
+#[tokio::test]
+async fn readers_of_a_group_that_panics_know_the_sum_of_what_each_was_given() {
+    let readers = Readers { form: Form::Gzip(Framing::Ndjson), ..Readers::new() };
+    let parked = readers.parked(3).await;
+    let group = readers.app.groups.any().expect("a group");
+    readers.publish("one", None).await;
+    let has_batch = futures_util::poll!(std::future::poll_fn(|cx| group.poll_batch(cx)));
+    assert_eq!(has_batch, Poll::Ready(true));
+    group.state().batch.as_mut().expect("a batch").next = 1;
+    drop(Rescue(&group));
+    let given = |reader: &Reader| reader.parked.as_ref().expect("parked").leave().expect("let go").given;
+    let plain: Vec<_> = parked.iter().map(|reader| given(reader).plain).collect();
+    assert!(plain[0] != Sum::default() && plain[1..] == [Sum::default(); 2], "{plain:?}");
 }
 
 #[tokio::test]

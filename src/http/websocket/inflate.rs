@@ -7,8 +7,9 @@ use std::cell::RefCell;
 
 use flate2::{Decompress, FlushDecompress, Status};
 
-use crate::http::deflate::FLUSH_END;
-
+/// Follows a message: the end of the flush that its client has left out (RFC 7692 §7.2.2), and an empty last block. That
+/// block is found only if the message was whole.
+const END: &[u8] = &[0, 0, 0xff, 0xff, 3, 0];
 const FIN: u8 = 0x80;
 const COMPRESSED: u8 = 0x40;
 /// The bits that no extension has given a meaning.
@@ -18,6 +19,8 @@ const CONTROL: u8 = 0x08;
 const MASKED: u8 = 0x80;
 /// The longest head: two bytes, a length of eight, and a mask.
 const MAX_HEAD_BYTES: usize = 14;
+/// While so many bytes are ready, no more are made: a short message may become a long one.
+const READY_BYTES: usize = 512;
 /// How many bytes are decompressed at once.
 const STEP_BYTES: usize = 16 << 10;
 
@@ -44,6 +47,8 @@ pub struct Inflating {
     /// Frames for tungstenite, and how many of these bytes it has read.
     ready: Vec<u8>,
     given: usize,
+    /// Bytes as they came, which are looked at when nothing is ready.
+    rest: Vec<u8>,
     /// A message was refused, and the rest is dropped.
     is_over: bool,
 }
@@ -57,7 +62,7 @@ enum Refused {
 impl Inflating {
     pub fn new(max_bytes: usize) -> Self {
         let (head_bytes, arrived, missing, is_collecting, message, given, is_over) = Default::default();
-        let (head, collected, ready) = ([0; MAX_HEAD_BYTES], Vec::new(), Vec::new());
+        let (head, collected, ready, rest) = ([0; MAX_HEAD_BYTES], Vec::new(), Vec::new(), Vec::new());
         Self {
             max_bytes,
             head,
@@ -69,8 +74,14 @@ impl Inflating {
             collected,
             ready,
             given,
+            rest,
             is_over,
         }
+    }
+
+    /// How many bytes of a message that has arrived whole are held until tungstenite has all of it, here and there.
+    pub fn held_bytes(&self) -> usize {
+        self.ready.capacity() + self.given
     }
 
     /// A message may have so many bytes from now on.
@@ -80,6 +91,10 @@ impl Inflating {
 
     /// Gives the bytes that are ready, as many as fit. `None` if there are none.
     pub fn give(&mut self, bytes: &mut [u8]) -> Option<usize> {
+        if self.ready.is_empty() && !self.rest.is_empty() {
+            let rest = std::mem::take(&mut self.rest);
+            self.take(&rest);
+        }
         let ready = &self.ready[self.given..];
         if ready.is_empty() {
             return None;
@@ -94,11 +109,14 @@ impl Inflating {
         Some(length)
     }
 
-    /// These bytes have arrived.
+    /// These bytes have arrived, and nothing is ready.
     pub fn take(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() && !self.is_over {
+        while !bytes.is_empty() && !self.is_over && self.ready.len() < READY_BYTES {
             let taken = if self.missing > 0 { self.take_payload(bytes) } else { self.take_head(bytes[0]) };
             bytes = &bytes[taken..];
+        }
+        if !self.is_over {
+            self.rest = bytes.to_vec();
         }
     }
 
@@ -198,7 +216,7 @@ impl Inflating {
         }
         let Some(opcode) = self.message.take() else { return };
         let mut collected = std::mem::take(&mut self.collected);
-        collected.extend_from_slice(FLUSH_END);
+        collected.extend_from_slice(END);
         match inflate(&collected, self.max_bytes) {
             Ok(plain) => {
                 self.write_head(opcode, plain.len() as u64);
@@ -240,11 +258,11 @@ fn inflate(mut compressed: &[u8], max_bytes: usize) -> Result<Vec<u8>, Refused> 
                 return Err(Refused::TooLong);
             }
             if status == Status::StreamEnd {
-                // A message may have a last block, and more of them behind it (RFC 7692 §7.2.3.4).
+                // A message may have a last block itself, and more of them behind it (RFC 7692 §7.2.3.4).
+                if compressed.is_empty() || compressed.len() == END.len() {
+                    return Ok(plain);
+                }
                 state.reset(false);
-            }
-            if compressed.is_empty() && plain.len() < plain.capacity() {
-                return Ok(plain);
             }
             if taken == 0 && plain.len() == before.1 {
                 return Err(Refused::Broken);
@@ -256,7 +274,7 @@ fn inflate(mut compressed: &[u8], max_bytes: usize) -> Result<Vec<u8>, Refused> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::deflate::compressed;
+    use crate::http::deflate::{FLUSH_END, compressed};
 
     const MASK: [u8; 4] = [1, 2, 3, 4];
 
@@ -317,6 +335,36 @@ mod tests {
     }
 
     #[test]
+    fn a_message_with_a_last_block_is_whole_with_and_without_the_byte_behind_it() {
+        // The examples of RFC 7692 §7.2.3.4 and §7.2.3.5.
+        let last: &[u8] = &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
+        let two: &[u8] = &[0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00];
+        for bytes in [last, &[last, &[0]].concat(), two] {
+            let mut inflating = Inflating::new(1 << 10);
+            inflating.take(&frame(FIN | COMPRESSED | 1, bytes));
+            assert_eq!(given(&mut inflating), plain(1, b"Hello"), "{bytes:x?}");
+        }
+    }
+
+    /// A client that reads no answers has its connection hold what one read has brought, for as long as it likes.
+    #[test]
+    fn short_messages_that_become_long_are_made_plain_one_at_a_time() {
+        let text = vec![b'x'; 10 << 10];
+        let stream = frame(FIN | COMPRESSED | 1, &message(&text)).repeat(20);
+        assert!(stream.len() < 4 << 10, "{}", stream.len());
+        let mut inflating = Inflating::new(16 << 10);
+        inflating.take(&stream);
+        let (mut all, mut most, mut bytes) = (0, 0, [0; READY_BYTES]);
+        while let Some(length) = inflating.give(&mut bytes) {
+            all += length;
+            most = most.max(inflating.held_bytes());
+        }
+        assert_eq!(all, 20 * plain(1, &text).len());
+        assert!((10 << 10..40 << 10).contains(&most), "{most}");
+        assert_eq!(inflating.held_bytes(), 0);
+    }
+
+    #[test]
     fn a_bomb_is_refused_at_the_limit() {
         let bomb = message(&vec![b'x'; 1 << 20]);
         assert!(bomb.len() < 16 << 10, "within the limit: {}", bomb.len());
@@ -338,8 +386,11 @@ mod tests {
     #[test]
     fn frames_that_break_the_rules_reach_tungstenite_as_frames_that_it_refuses() {
         let refused = [FIN | RESERVED | 1];
+        let whole = message(&b"a command that is long enough ".repeat(30));
         for (stream, expected) in [
             (frame(FIN | COMPRESSED | 1, &[0xff, 0xff, 0xff]), &refused[..]),
+            (frame(FIN | COMPRESSED | 1, &whole[..whole.len() / 2]), &refused),
+            (frame(FIN | COMPRESSED | 1, &[0, 9, 0, 0xf6, 0xff, b'x']), &refused),
             ([frame(COMPRESSED | 1, &[0]), frame(FIN | 1, b"x")].concat(), &refused),
             (frame(FIN | COMPRESSED | 9, b""), &[FIN | COMPRESSED | 9]),
             (frame(FIN | COMPRESSED, b"x"), &[FIN | COMPRESSED]),

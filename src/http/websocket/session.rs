@@ -264,7 +264,7 @@ impl Session {
             self.start(command);
             moved = true;
         }
-        let held = self.socket.framing().command_bytes() + self.waiting_bytes + self.running_bytes;
+        let held = self.socket.command_bytes() + self.waiting_bytes + self.running_bytes;
         if self.unparsed.set(held.saturating_sub(OWN_COMMAND_BYTES)) {
             Ok(moved)
         } else {

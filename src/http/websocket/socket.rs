@@ -10,7 +10,10 @@ use std::{
 use bytes::Bytes;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::coop::poll_proceed,
+};
 use tungstenite::{
     Error, Message,
     protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext, frame::coding::CloseCode},
@@ -166,6 +169,11 @@ impl Socket {
     /// The commands and frames of the peer, as far as they were read.
     pub fn framing(&self) -> &Framing {
         &self.framing
+    }
+
+    /// How many bytes of commands are here that the session has not been given.
+    pub fn command_bytes(&self) -> usize {
+        self.framing.command_bytes() + self.inflating.as_ref().map_or(0, |inflating| inflating.held_bytes())
     }
 
     /// The form of the messages that the peer is sent.
@@ -338,10 +346,15 @@ struct Wire<'a, 'b> {
 impl Read for Wire<'_, '_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         loop {
-            if let Some(inflating) = self.inflating
-                && let Some(length) = inflating.give(bytes)
-            {
-                return Ok(length);
+            if let Some(inflating) = self.inflating {
+                // Each read counts towards the turn of this task, as one of the socket does.
+                let Poll::Ready(turn) = poll_proceed(self.cx) else {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                };
+                if let Some(length) = inflating.give(bytes) {
+                    turn.made_progress();
+                    return Ok(length);
+                }
             }
             let length = self.read_socket(bytes)?;
             match self.inflating {

@@ -5,9 +5,13 @@ use std::sync::atomic::Ordering;
 use super::{
     World,
     reader::Reader,
-    wire::{Came, ids, parse},
+    wire::{Came, ids, parse, plain},
 };
-use crate::{config::Parking, message::Id};
+use crate::{
+    config::Parking,
+    http::{batch::Form, group::Parked, gzip::Sum},
+    message::Id,
+};
 
 impl World<'_> {
     /// Lets everything that was woken run, until nothing is.
@@ -47,10 +51,21 @@ impl World<'_> {
         for reader in &self.readers {
             self.judge_reader(reader);
         }
+        if let Form::Gzip(_) = self.form {
+            self.readers.iter().filter(|reader| reader.is_open).for_each(|reader| self.judge_sum(reader));
+        }
+    }
+
+    /// The sum that a reader knows is that of the bytes that its client has, however many of them a group has written.
+    fn judge_sum(&self, reader: &Reader) {
+        let left = reader.parked.as_ref().and_then(Parked::leave);
+        let sum = left.map_or(reader.plain, |left| reader.plain.then(left.given.plain));
+        let came = plain(&reader.near.lock().expect("one thread").taken, true, self.form);
+        assert_eq!(sum, Sum::of(&came), "{}: the sum of what came", reader.name);
     }
 
     fn judge_reader(&self, reader: &Reader) {
-        let came = parse(&reader.near.lock().expect("one thread").taken, reader.is_open);
+        let came = parse(&reader.near.lock().expect("one thread").taken, reader.is_open, self.form);
         let name = &reader.name;
         let ids = ids(&came);
         assert!(ids.is_sorted_by(|one, two| one < two), "{name}: once and in order: {came:?}");

@@ -11,7 +11,7 @@ use std::{
 use super::wire::Near;
 use crate::{
     broker::Subscription,
-    http::{group::Parked, outbox::Outbox, shared_socket::SharedSocket},
+    http::{group::Parked, gzip::Sum, outbox::Outbox, shared_socket::SharedSocket},
     message::Id,
 };
 
@@ -44,4 +44,6 @@ pub struct Reader {
     pub is_open: bool,
     /// How much had come to it when it parked, and its cursor.
     pub before: (usize, Id),
+    /// The sum of all that it was given, for the end of a stream in gzip.
+    pub plain: Sum,
 }

@@ -8,9 +8,17 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
+use flate2::{Decompress, FlushDecompress};
 use tokio::io::AsyncWrite;
 
-use crate::message::Id;
+use crate::{
+    http::{
+        batch::{Encoded, Form},
+        gzip::{self, Sum},
+    },
+    message::Id,
+};
 
 /// The near end of a socket: how much it takes, and what it has taken.
 #[derive(Default)]
@@ -72,30 +80,51 @@ pub fn socket() -> tokio::net::TcpStream {
     tokio::net::TcpStream::from_std(near).expect("a socket")
 }
 
-/// Everything that has come whole, and it must be whole chunks with whole lines.
-pub fn parse(mut bytes: &[u8], is_whole: bool) -> Vec<Came> {
-    let mut came = Vec::new();
+/// Bytes of a reader's own.
+pub fn encoded(form: Form, plain: &[u8]) -> Encoded {
+    match form {
+        Form::Gzip(_) => Encoded { bytes: gzip::piece(plain), plain: Sum::of(plain) },
+        _ => Encoded { bytes: Bytes::copy_from_slice(plain), plain: Sum::default() },
+    }
+}
+
+/// The lines that have come whole. They must have come in whole chunks, and each chunk in whole lines.
+pub fn plain(mut bytes: &[u8], is_whole: bool, form: Form) -> Vec<u8> {
+    let (mut inflate, mut plain) = (Decompress::new(false), Vec::new());
     while let Some(end) = bytes.windows(2).position(|pair| pair == b"\r\n") {
         let size = std::str::from_utf8(&bytes[..end]).expect("text");
         let size = usize::from_str_radix(size, 16).expect("the size of a chunk");
         let Some(chunk) = bytes.get(end + 2..end + 2 + size) else { break };
         let Some(line_end) = bytes.get(end + 2 + size..end + 4 + size) else { break };
         assert_eq!(line_end, b"\r\n");
-        for line in chunk.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            let value: serde_json::Value = serde_json::from_slice(line).expect("a whole line");
-            came.push(match (&value["gap"], &value["data"]) {
-                (serde_json::Value::String(topic), _) => Came::Gap(topic.clone()),
-                (_, serde_json::Value::String(text)) => match text.parse() {
-                    Ok(id) => Came::Message(Id::new(id)),
-                    Err(_) => Came::Ephemeral(text.clone()),
-                },
-                _ => panic!("{value}"),
-            });
+        if let Form::Gzip(_) = form {
+            plain.reserve(64 << 10);
+            inflate.decompress_vec(chunk, &mut plain, FlushDecompress::Sync).expect("whole blocks");
+        } else {
+            plain.extend_from_slice(chunk);
         }
+        assert!(plain.ends_with(b"\n"), "a chunk ends with a line");
         bytes = &bytes[end + 4 + size..];
     }
     assert!(!is_whole || bytes.is_empty(), "a piece is cut off");
-    came
+    plain
+}
+
+/// Everything that has come whole.
+pub fn parse(bytes: &[u8], is_whole: bool, form: Form) -> Vec<Came> {
+    let came = |line: &[u8]| {
+        let value: serde_json::Value = serde_json::from_slice(line).expect("a whole line");
+        match (&value["gap"], &value["data"]) {
+            (serde_json::Value::String(topic), _) => Came::Gap(topic.clone()),
+            (_, serde_json::Value::String(text)) => match text.parse() {
+                Ok(id) => Came::Message(Id::new(id)),
+                Err(_) => Came::Ephemeral(text.clone()),
+            },
+            _ => panic!("{value}"),
+        }
+    };
+    let plain = plain(bytes, is_whole, form);
+    plain.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(came).collect()
 }
 
 /// The ids among this.
