@@ -428,8 +428,10 @@ impl Subscription {
             Ok(end) => {
                 self.position.advance(end);
                 // A subscription that stops at `until` takes the ephemeral messages when it reads on. One that is
-                // being merged into another never takes them.
-                if end >= upto && self.until == Id::MAX && !self.holds_ephemerals {
+                // being merged into another never takes them. Below the watermark stands a change of the list that is to
+                // be taken first, and some of them may have come after it.
+                let is_level = end >= upto && upto >= watermark;
+                if is_level && self.until == Id::MAX && !self.holds_ephemerals {
                     self.take_ephemerals(ephemerals);
                     self.seen_ephemerals = Some(ephemerals);
                     self.ephemerals_since.clear();

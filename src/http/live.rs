@@ -19,6 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
 pub use self::{
@@ -83,9 +84,13 @@ impl Live {
         self.polls.hold(id, reading)
     }
 
-    /// Ends the connections of a subject, and returns how many these were. Its polls are answered.
-    pub fn end_subject(&self, subject: &str) -> usize {
-        let is_meant = |_, reading: &Reading| reading.about().sub.as_deref() == Some(subject);
+    /// Ends the connections of a subject, or those that began before this time, and returns how many these were. Its polls
+    /// are answered.
+    pub fn end_subject(&self, subject: &str, before: Option<OffsetDateTime>) -> usize {
+        let is_meant = |_, reading: &Reading| {
+            let about = reading.about();
+            about.sub.as_deref() == Some(subject) && before.is_none_or(|before| about.since < before)
+        };
         self.polls.end_all(is_meant, Code::Disconnected);
         self.table.end_all(is_meant, Code::Disconnected)
     }

@@ -11,6 +11,7 @@ use axum::{
 use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use serde::Serialize;
+use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::ended::Ended;
@@ -37,6 +38,9 @@ const REFUSED_FOR: std::ops::RangeInclusive<Duration> =
 /// counts as gone, and ends all its connections.
 const MAX_AGAIN: usize = 30;
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// A replica whose clock stood still for longer counts as gone. A connection that is younger than the end by less than this
+/// may end with the older ones.
+const CLOCK_SLACK: Duration = Duration::from_secs(10);
 
 /// The list of a subject, as a request shows it.
 #[derive(Serialize)]
@@ -151,21 +155,22 @@ impl From<AddError> for Problem {
 
 /// Ends a subject at every replica.
 async fn end_everywhere(app: &Arc<App>, end: End) -> Result<(), Problem> {
-    let until = Instant::now() + live::PATIENCE;
-    app.end_subject(end.clone()).await;
+    let begun = Instant::now();
+    let until = begun + live::PATIENCE;
+    app.end_subject(end.clone(), None).await;
     let Some(replicas) = app.broker.replicas() else { return Ok(()) };
     let unknown = || {
         let detail = "a replica did not answer in time; it may do it later, so send the request again";
         Problem::new(Code::UnknownOutcome, detail)
     };
     let living = timeout_at(until, replicas.living()).await.ok().and_then(Result::ok).ok_or_else(unknown)?;
-    let command = Command::EndSubject(end);
+    let command = Command::EndSubject { end: end.clone(), ago_ms: None };
     let others = living.into_iter().filter(|name| *name != replicas.name()).collect();
     let late = ask(&replicas, others, &command, until).await;
     if late.is_empty() {
         return Ok(());
     }
-    keep_asking(app, replicas, late, command);
+    keep_asking(app, replicas, late, end, begun);
     Err(unknown())
 }
 
@@ -180,13 +185,21 @@ async fn ask(replicas: &Replicas, names: Vec<u64>, command: &Command, until: Ins
 
 /// Asks them again until each has done it or is gone: a replica that has lost a part of the feed reads nothing of it there.
 /// It ends with the drain of this process.
-fn keep_asking(app: &Arc<App>, replicas: Arc<Replicas>, mut late: Vec<u64>, command: Command) {
+fn keep_asking(app: &Arc<App>, replicas: Arc<Replicas>, mut late: Vec<u64>, end: End, begun: Instant) {
     let draining = app.shutdown.draining();
     let app = app.clone();
-    tokio::spawn(async move {
-        let Ok(_place) = app.ended.asking.try_acquire() else { return };
+    app.tasks.clone().spawn(async move {
+        let Ok(_place) = app.ended.asking.try_acquire() else {
+            tracing::debug!(
+                sub = &*end.subject,
+                "the replicas are not asked again about this end of a subject"
+            );
+            return;
+        };
         let asked = async {
             for _ in 0..MAX_AGAIN {
+                let ago_ms = u64::try_from(begun.elapsed().as_millis()).ok();
+                let command = Command::EndSubject { end: end.clone(), ago_ms };
                 late = ask(&replicas, late, &command, Instant::now() + live::PATIENCE).await;
                 if late.is_empty() {
                     return;
@@ -202,8 +215,9 @@ fn keep_asking(app: &Arc<App>, replicas: Arc<Replicas>, mut late: Vec<u64>, comm
 }
 
 impl App {
-    /// Ends the connections of a subject in this process, and answers its polls.
-    pub(super) async fn end_subject(&self, end: End) {
+    /// Ends the connections of a subject in this process, and answers its polls. If the end was made so long `ago`, those
+    /// that began after it stay.
+    pub(super) async fn end_subject(&self, end: End, ago: Option<Duration>) {
         let (done, is_mine) = self.ended.note(&end);
         if !is_mine {
             return done.cancelled().await;
@@ -212,7 +226,11 @@ impl App {
         if let Some(hook) = &self.rules.load().hook {
             hook.forget(&end.subject);
         }
-        let count = self.live.end_subject(&end.subject);
+        let before = ago.map(|ago| OffsetDateTime::now_utc() - ago + CLOCK_SLACK);
+        let count = self.live.end_subject(&end.subject, before);
+        if before.is_some() {
+            self.live.end_refused(|subject, issued| self.ended.refuses_token(subject, issued));
+        }
         tracing::debug!(sub = &*end.subject, connections = count, "the backend ended a subject");
     }
 
@@ -238,7 +256,7 @@ struct Hears(std::sync::Weak<App>);
 impl Told for Hears {
     fn ended(&self, end: End) {
         let Some(app) = self.0.upgrade() else { return };
-        app.tasks.clone().spawn(async move { app.end_subject(end).await });
+        app.tasks.clone().spawn(async move { app.end_subject(end, None).await });
     }
 
     fn missed(&self) {

@@ -69,7 +69,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How often a page is read until it is valid: a deletion or a new generation may outdate it.
 const MAX_READS: usize = 3;
 
-/// How long a publish or a deletion may take in all, so that its client is answered within three seconds.
+/// How long a publish, a deletion or a claim may take in all, so that its client is answered within three seconds.
 const DEADLINE: Duration = Duration::from_millis(2750);
 /// How many tails are filled for one reader. A reader of more topics reads them all in one step.
 const MAX_FILLED: usize = 16;
@@ -301,8 +301,8 @@ impl Log for RedisLog {
     async fn announce(&self, draft: Draft) -> Result<(), LogError> {
         let head = codec::head(&draft);
         let args = [&*head, &*draft.payload.bytes];
-        let _: Facts = self.store.run(&self.store.scripts.announce, &draft.topic, &args).await?;
-        Ok(())
+        let sent = self.store.run::<Facts>(&self.store.scripts.announce, &draft.topic, &args);
+        timeout(DEADLINE, sent).await.unwrap_or(Err(LogError::UnknownOutcome)).map(drop)
     }
 
     async fn delete(&self, topic: &Topic) -> Result<(), LogError> {
@@ -374,7 +374,7 @@ impl Log for RedisLog {
     }
 
     async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError> {
-        self.note_claims(claims).await
+        timeout(DEADLINE, self.note_claims(claims)).await.unwrap_or(Err(LogError::UnknownOutcome))
     }
 
     async fn claims_due(&self) {

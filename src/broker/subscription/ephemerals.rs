@@ -38,6 +38,12 @@ impl Subscription {
         self.log.ephemerals().count_at(id.before())
     }
 
+    /// Takes those that came before this count, if every stored message from before them was given out.
+    pub fn take_held_ephemerals(&mut self, upto: Option<u64>) {
+        let given = self.log.ephemerals().count_at(self.cursor);
+        self.take_ephemerals(upto.map_or(given, |upto| upto.min(given)));
+    }
+
     /// Takes those from before this id. True if some of them are to be given out now.
     pub(super) fn has_ephemerals_before(&mut self, id: Id) -> bool {
         if !self.holds_ephemerals {

@@ -1,6 +1,6 @@
 //! The commands about connections, and how the replica that holds one does them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use time::format_description::well_known::Rfc3339;
@@ -48,7 +48,13 @@ pub enum Command {
         connection: ConnectionId,
     },
     List(Wanted),
-    EndSubject(End),
+    EndSubject {
+        #[serde(flatten)]
+        end: End,
+        /// How long ago the subject was ended, if a replica is asked again. Connections that began later stay.
+        #[serde(default)]
+        ago_ms: Option<u64>,
+    },
     /// How many subscriptions there are to exactly each of these topics.
     Count {
         topics: Vec<Pattern>,
@@ -120,7 +126,7 @@ impl Command {
             | Self::Remove { connection, .. }
             | Self::End { connection }
             | Self::Show { connection } => Some(*connection),
-            Self::List(_) | Self::Count { .. } | Self::EndSubject(_) => None,
+            Self::List(_) | Self::Count { .. } | Self::EndSubject { .. } => None,
         }
     }
 
@@ -161,7 +167,7 @@ impl Command {
             Self::Show { connection } => {
                 return Ok(Done::Shown(Box::new(Shown::of(connection, &*find(connection)?))));
             }
-            Self::EndSubject(end) => app.end_subject(end).await,
+            Self::EndSubject { end, ago_ms } => app.end_subject(end, ago_ms.map(Duration::from_millis)).await,
             Self::Count { topics } => {
                 let topics = topics.iter().filter_map(Pattern::topic);
                 return Ok(Done::Counted(topics.map(|topic| app.broker.subscribers(&topic)).collect()));

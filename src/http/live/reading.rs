@@ -345,6 +345,9 @@ impl State {
             own.absorb(subscription, ephemerals_since);
             own.read_also(&pattern, true);
         }
+        // Otherwise topics that are added one after the other would hold them for ever.
+        let others_since = self.joining.iter().filter_map(|joining| joining.ephemerals_since).min();
+        alone(&mut self.subscription).take_held_ephemerals(others_since);
         self.count_topics(0);
         let is_added = self.is_added(&pattern);
         if is_added && is_asked {

@@ -29,6 +29,14 @@ impl StoreClock {
         Ok(Self::new(seconds * 1000 + micros / 1000, asked_at, Instant::now()))
     }
 
+    /// The better of two answers: a slow one says less. If they contradict each other, the store's clock was set, and the
+    /// newer one counts.
+    pub fn or_better(self, known: Option<Self>) -> Self {
+        let now = self.answered_at;
+        let at_most = self.ms + now.saturating_duration_since(self.asked_at).as_millis() as u64;
+        known.filter(|known| (self.at_least(now)..=at_most).contains(&known.at_least(now))).unwrap_or(self)
+    }
+
     /// The moment of this process at which the store was asked.
     pub fn asked_at(&self) -> Instant {
         self.asked_at
@@ -68,6 +76,22 @@ mod tests {
         assert_eq!(deadline(160), 1_002_050);
         // This process has stood still between the request and the answer about the time.
         assert_eq!(deadline(10), 1_001_900);
+    }
+
+    #[test]
+    fn a_slow_answer_about_the_time_does_not_replace_a_better_one() {
+        let asked_at = Instant::now();
+        let at = |ms| asked_at + Duration::from_millis(ms);
+        let good = StoreClock::new(1_000_000, at(0), at(1));
+        let best = |ms, asked, answered| {
+            StoreClock::new(ms, at(asked), at(answered)).or_better(Some(good)).at_least(at(2000))
+        };
+        // The store said it at the beginning, and the answer took 700 ms.
+        assert_eq!(best(1_001_000, 1000, 1700), 1_001_999);
+        assert_eq!(best(1_001_000, 1000, 1001), 1_001_999);
+        // The clock of the store was set back, or ahead.
+        assert_eq!(best(901_000, 1000, 1700), 901_300);
+        assert_eq!(best(1_101_000, 1000, 1001), 1_101_999);
     }
 
     #[test]

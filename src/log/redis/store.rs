@@ -85,8 +85,10 @@ impl Connection {
     }
 
     async fn ask_time(&mut self) -> Result<StoreClock, RedisError> {
-        let clock = StoreClock::ask(&mut self.redis).await?;
-        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock);
+        let asked = StoreClock::ask(&mut self.redis).await?;
+        let mut known = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let clock = asked.or_better(*known);
+        *known = Some(clock);
         Ok(clock)
     }
 

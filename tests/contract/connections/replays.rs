@@ -142,6 +142,26 @@ async fn no_ephemeral_message_is_missed_while_the_client_catches_up() {
     add_and_announce(&server, &mut Reader::WebSocket(Box::new(socket))).await;
 }
 
+/// They waited until no topic was being added, so a backend that adds topic after topic kept them away for ever.
+#[tokio::test]
+async fn an_ephemeral_message_waits_for_no_topic_that_was_added_after_it() {
+    let server = long_topic().await;
+    for transport in LIVE {
+        let mut reader = Reader::open(&server, transport, "topic=own").await;
+        let id = id_of(&reader);
+        let own = publish(&server, "own", "caught up").await;
+        assert_eq!(reader.ids(1).await, [own]);
+        // The test does not read until the end.
+        add(&server, &id, "long", "after=0").await;
+        let answer = post(&server, "/topics/own?ephemeral").body("e").answer().await;
+        assert_eq!(answer.status, 202);
+        add(&server, &id, "short", "").await;
+        let is_last = |frame: &Value| frame["type"] == "subscribed" && frame["topic"] == "short";
+        let frames = until(&mut reader, is_last).await;
+        assert!(frames.iter().any(|frame| frame["ephemeral"] == true), "{transport}");
+    }
+}
+
 async fn add_and_announce(server: &Server, reader: &mut Reader) {
     add(server, &id_of(reader), "long", "").await;
     let answer = post(server, "/topics/long?ephemeral").body("e").answer().await;

@@ -1,7 +1,10 @@
 //! Connections whose topics are changed by their ids.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -93,8 +96,8 @@ pub async fn read(world: &World, stream: &mut Stream, session: &Shared) {
 pub async fn live(world: Arc<World>, seed: u64) {
     let mut random = SmallRng::seed_from_u64(seed);
     let sub = format!("c{}", seed % 2);
-    // Its first connection is surely ended by its id.
-    let mut must_end = true;
+    // Until one of its connections was ended by its id.
+    let mut was_ended = false;
     while world.phase() == Phase::Storm {
         let Some((mut stream, _, session)) = open(&world, &mut random, "/events?topic=end", &sub).await
         else {
@@ -103,28 +106,39 @@ pub async fn live(world: Arc<World>, seed: u64) {
         };
         world.journal().connections.push(session.clone());
         let connection = session.lock().expect("no actor panics").connection.clone();
+        let (must_end, is_ending) = (!was_ended, AtomicBool::new(false));
         let commanded = async {
             let most = random.random_range(20..120);
             let mut count = 0;
-            while world.phase() == Phase::Storm
-                && command(&world, &mut random, &connection, must_end && count == 5).await
-            {
+            while world.phase() == Phase::Storm {
+                let ends = must_end && count == 5;
+                is_ending.store(ends, Ordering::Relaxed);
+                if !command(&world, &mut random, &connection, ends).await {
+                    break;
+                }
                 world.pause(&mut random, 5..150).await;
                 count += 1;
                 if count == most {
                     return false;
                 }
             }
-            // A connection that is gone for the others may yet be read for a while.
-            world.until(Phase::Over).await;
             true
         };
+        let reading = read(&world, &mut stream, &session);
+        tokio::pin!(reading, commanded);
         tokio::select! {
-            () = read(&world, &mut stream, &session) => {}
-            _ = commanded => {}
+            // The stream may end before the request to end it is answered, which the journal needs.
+            () = &mut reading => if is_ending.load(Ordering::Relaxed) { commanded.await; },
+            stays = &mut commanded => if stays {
+                // A connection that is gone for the others may yet be read for a while.
+                tokio::select! {
+                    () = reading => {}
+                    () = world.until(Phase::Over) => {}
+                }
+            },
         }
         session.lock().expect("no actor panics").is_over = true;
-        must_end = false;
+        was_ended |= world.journal().ends.iter().any(|end| end.of == connection);
     }
 }
 

@@ -255,3 +255,37 @@ async fn a_cursor_from_elsewhere_is_one_gap_about_the_list() {
         }
     }
 }
+
+/// The change came after the reader had looked for some, and the ephemeral message passed it.
+#[tokio::test]
+async fn an_ephemeral_message_passes_no_change_that_is_not_made() {
+    for is_added in [true, false] {
+        let broker = broker();
+        let _other = broker.subscribe(vec![pattern("x")], &Start::Now, "o").await.expect("it reads");
+        if !is_added {
+            add(&broker, "x").await;
+        }
+        let mut reader = read(&broker, &["own.*"], &Start::Now).await;
+        publish(&broker, "own.1").await;
+        // Now it is caught up, and takes ephemeral messages.
+        assert_eq!(next(&mut reader).await, "own.1 stored");
+        assert!(futures_util::poll!(std::pin::pin!(poll_fn(|cx| poll(&mut reader, cx)))).is_pending());
+        for _ in 0..=TAIL_LIMIT {
+            publish(&broker, "own.1").await;
+        }
+        next_few(&mut reader, TAIL_LIMIT).await;
+        match is_added {
+            true => add(&broker, "x").await,
+            false => remove(&broker, "x").await,
+        }
+        broker.announce(draft("x", "after the change")).await.expect("it is sent");
+        let delivery = poll_fn(|cx| reader.poll_delivery(cx)).await;
+        assert!(matches!(delivery, Delivery::Message(message) if &*message.topic == "own.1"));
+        publish(&broker, "own.2").await;
+        let expected: &[_] = match is_added {
+            true => &["+x", "x after the change", "own.2 stored"],
+            false => &["-x", "own.2 stored"],
+        };
+        assert_eq!(next_few(&mut reader, expected.len()).await, expected);
+    }
+}
