@@ -73,32 +73,35 @@ impl Feed {
 impl Writing {
     /// See [`Feed::run`].
     async fn run(mut self: Box<Self>, app: Arc<App>) {
-        let written = tokio::select! {
-            biased;
-            written = std::future::poll_fn(|cx| self.poll(cx)) => written,
-            // The stream ends by itself, but perhaps it has yet to hear of this. In a box, so that open streams need no
-            // memory for it.
-            () = app.shutdown.ended() => {
-                let writing = std::future::poll_fn(|cx| self.poll(cx));
-                let Ok(written) = Box::pin(timeout(LAST_WRITE_TIMEOUT, writing)).await else { return };
-                written
-            }
+        // The stream ends by itself once the server does, but perhaps it has yet to hear of this.
+        let written = until_end(&app, std::future::poll_fn(|cx| self.poll(cx))).await;
+        let ended = match written {
+            // In a box too.
+            Some(Ok(())) => Box::pin(self.shut_down(&app)).await,
+            failed => failed,
         };
-        if let Err(error) = &written {
+        if let Some(Err(error)) = ended {
             if error.kind() == io::ErrorKind::TimedOut {
                 app.metrics.slow_closes.inc();
             }
             tracing::debug!(%error, "connection failed");
-            return;
         }
-        // In a box too.
-        Box::pin(self.shut_down()).await;
     }
 
-    async fn shut_down(self: Box<Self>) {
+    async fn shut_down(self: Box<Self>, app: &App) -> Option<io::Result<()>> {
         let Self { mut io, stream, .. } = *self;
         drop(stream);
-        let _ = std::future::poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await;
+        until_end(app, std::future::poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx))).await
+    }
+}
+
+/// Waits for a write, and only a little once the server does not wait any longer. `None` if that was too short.
+async fn until_end<T>(app: &App, mut writing: impl Future<Output = T> + Unpin) -> Option<T> {
+    tokio::select! {
+        biased;
+        written = &mut writing => Some(written),
+        // In a box, so that open streams need no memory for it.
+        () = app.shutdown.ended() => Box::pin(timeout(LAST_WRITE_TIMEOUT, writing)).await.ok(),
     }
 }
 

@@ -162,6 +162,11 @@ impl Linger {
         Self { still_sends, begun: None }
     }
 
+    /// True once nothing is left to be written, not even the last words of TLS.
+    pub fn has_ended_our_side(&self) -> bool {
+        self.begun.is_some()
+    }
+
     /// Ends our side of the socket. Then, if the client is sending, drops what comes until the client closes, is quiet
     /// for some time, or has sent too much or for too long.
     pub fn poll_shutdown(

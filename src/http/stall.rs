@@ -232,15 +232,23 @@ impl<S: Discard> AsyncWrite for StallGuard<S> {
             self.written.0.store(false, Ordering::Relaxed);
         }
         // TLS holds back what the socket has not taken.
-        if flushed.is_pending() { self.watch(cx, flushed) } else { flushed }
+        self.watch(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { socket, linger, .. } = &mut *self;
-        match socket {
-            Some(socket) => linger.poll_shutdown(cx, socket),
-            None => Poll::Ready(Ok(())),
+        let Self { socket: Some(socket), linger, written, stalled, .. } = &mut *self else {
+            return Poll::Ready(Ok(()));
+        };
+        let ended = linger.poll_shutdown(cx, socket);
+        if ended.is_pending() && !linger.has_ended_our_side() {
+            // TLS has yet to write its last words.
+            return self.watch(cx, ended);
         }
+        // Bytes that were written and never flushed are a stall also after our side has ended.
+        if written.is_flushed() {
+            stalled.reset();
+        }
+        ended
     }
 }
 
@@ -350,7 +358,93 @@ async fn watch_stream(stream: impl Future<Output = ()>, progress: Progress, exec
 mod tests {
     use std::future::poll_fn;
 
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
+
+    /// A socket that takes every write, and holds it back until `takes` is set, as TLS does.
+    #[derive(Clone, Default)]
+    struct Holding {
+        takes: Arc<AtomicBool>,
+        has_discarded: Arc<AtomicBool>,
+    }
+
+    impl Holding {
+        fn guard(&self, timeout: Duration) -> StallGuard<Self> {
+            StallGuard {
+                head: Bytes::new(),
+                socket: Some(self.clone()),
+                stalled: StallTimer::new(timeout),
+                begun: HeadBegun::default(),
+                written: Written::default(),
+                linger: Linger::default(),
+                place: Place::default(),
+            }
+        }
+
+        fn poll(&self) -> Poll<io::Result<()>> {
+            if self.takes.load(Ordering::Relaxed) { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+    }
+
+    impl Discard for Holding {
+        fn discard(&self) -> io::Result<()> {
+            self.has_discarded.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    impl AsyncRead for Holding {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Holding {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.poll()
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.poll()
+        }
+    }
+
+    /// The guard took a connection for stalled after its flush was done, and reset it when it ended.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_was_held_back_and_then_left_is_not_discarded() {
+        let (socket, timeout) = (Holding::default(), Duration::from_secs(4));
+        let mut guard = socket.guard(timeout);
+        for _ in 0..LOOKS {
+            guard.write_all(b"x").await.expect("it takes it");
+            assert!(futures_util::poll!(poll_fn(|cx| Pin::new(&mut guard).poll_flush(cx))).is_pending());
+            tokio::time::advance(timeout / LOOKS).await;
+            socket.takes.store(true, Ordering::Relaxed);
+            guard.flush().await.expect("it has left: a client that reads is not too slow");
+            socket.takes.store(false, Ordering::Relaxed);
+        }
+        assert!(futures_util::poll!(poll_fn(|cx| Pin::new(&mut guard).poll_shutdown(cx))).is_pending());
+        socket.takes.store(true, Ordering::Relaxed);
+        guard.shutdown().await.expect("our side ends");
+        drop(guard);
+        assert!(!socket.has_discarded.load(Ordering::Relaxed), "the client may still read it");
+    }
+
+    /// The end of TLS waited for such a client for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_no_last_words_is_left_after_the_timeout() {
+        let (socket, timeout, began) = (Holding::default(), Duration::from_secs(4), Instant::now());
+        let mut guard = socket.guard(timeout);
+        let ended = tokio::time::timeout(10 * timeout, guard.shutdown()).await.expect("it is left");
+        assert_eq!(ended.expect_err("it took nothing").kind(), io::ErrorKind::TimedOut);
+        assert_eq!(began.elapsed(), timeout);
+        drop(guard);
+        assert!(socket.has_discarded.load(Ordering::Relaxed), "the system would keep the bytes for minutes");
+    }
 
     /// Readers that were behind were all closed when a stopped process went on, before it had tried to write again.
     #[tokio::test(start_paused = true)]
