@@ -43,11 +43,12 @@ async function publish(topic, message, key = randomUUID()) {
 }
 
 async function answer(request, response) {
-  const {method, url} = request
+  const {method} = request
+  const [path] = request.url.split('?')
   const user = sessions.get(/(?:^|; )session=([^;]*)/.exec(request.headers.cookie)?.[1])
-  const [, topic, isSubscription] = /^\/ws\/([\w.-]+)(\/subscription)?$/.exec(url) ?? []
+  const [, topic, isSubscription] = /^\/ws\/([\w.-]+)(\/subscription)?$/.exec(path) ?? []
 
-  if (method === 'POST' && url === '/login') {
+  if (method === 'POST' && path === '/login') {
     // Your application checks the password here.
     const session = randomUUID()
     sessions.set(session, new URLSearchParams(await text(request)).get('name'))
@@ -55,16 +56,16 @@ async function answer(request, response) {
     response.setHeader('Set-Cookie', `session=${session}; Path=/; HttpOnly; SameSite=Lax`)
     return response.writeHead(303, {Location: '/'}).end()
   }
-  if (method === 'POST' && url === '/rejoin/who') {
+  if (method === 'POST' && path === '/rejoin/who') {
     // The question of [hook]: whose cookie is this? The answer grants no topic, since the application adds them.
     const sub = sessions.get((await json(request)).cookies.session)
     return sub ? response.end(JSON.stringify({sub})) : response.writeHead(401).end()
   }
-  if (method === 'GET' && files[url]) {
-    response.setHeader('Content-Type', url.endsWith('.js') ? 'text/javascript' : 'text/html')
-    return response.end(readFileSync(new URL(files[url], import.meta.url)))
+  if (method === 'GET' && files[path]) {
+    response.setHeader('Content-Type', path.endsWith('.js') ? 'text/javascript' : 'text/html')
+    return response.end(readFileSync(new URL(files[path], import.meta.url)))
   }
-  if (!topic) return response.writeHead(url.startsWith('/ws/') ? 400 : 404).end()
+  if (!topic) return response.writeHead(path.startsWith('/ws/') ? 400 : 404).end()
   if (!user) return response.writeHead(401).end()
   if (!mayUse(user, topic)) return response.writeHead(403).end()
   if (isSubscription && (method === 'POST' || method === 'DELETE')) {

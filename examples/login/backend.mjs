@@ -7,11 +7,12 @@ const files = {'/': 'page.html', '/client.js': 'client.js', '/cookie.js': 'cooki
 
 createServer((request, response) => {
   const user = 'u1' // In your backend, the session of the request says which user asks.
-  const name = files[request.url]
+  const [path] = request.url.split('?')
+  const name = files[path]
   if (request.method === 'POST') console.log('a token for', user)
-  if (request.method === 'POST' && request.url === '/token') {
+  if (request.method === 'POST' && path === '/token') {
     response.end(JSON.stringify({token: mint(user, seconds)}))
-  } else if (request.method === 'POST' && request.url === '/cookie') {
+  } else if (request.method === 'POST' && path === '/cookie') {
     // Over HTTPS add Secure.
     const options = `Path=/; Max-Age=${seconds}; HttpOnly; SameSite=Strict`
     response.setHeader('Set-Cookie', `rejoin_token=${mint(user, seconds)}; ${options}`)

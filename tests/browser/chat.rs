@@ -65,9 +65,9 @@ impl Chat {
         self.open(page).await;
     }
 
-    /// Opens the page of a user who is logged in.
+    /// Opens the page of a user who is logged in, as the form does if the page is sent before its script runs.
     async fn open(&self, page: &Page) {
-        page.open(&self.address).await;
+        page.open(&format!("{}?text=early", self.address)).await;
         page.until("document.querySelector('#online').textContent").await;
     }
 }
