@@ -166,8 +166,14 @@ fn deepest(error: &dyn Error) -> String {
 /// True if the server did not answer a handshake of TLS in TLS.
 fn is_without_tls(error: &reqwest::Error) -> bool {
     let error: &(dyn Error + 'static) = error;
-    let causes = std::iter::successors(Some(error), |&error| error.source());
-    causes.filter_map(|error| error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()).any(|error| {
+    let causes = std::iter::successors(Some(error), |&error| {
+        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            // An error of the system that has another in it tells only the cause of that as its own.
+            Some(inner) => Some(inner as &(dyn Error + 'static)),
+            None => error.source(),
+        }
+    });
+    causes.filter_map(|error| error.downcast_ref()).any(|error| {
         matches!(error, rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
     })
 }
