@@ -76,7 +76,7 @@ impl Session {
         self.has_ended
     }
 
-    /// What the client has sent and nobody has taken.
+    /// The bytes of the client that nobody has taken.
     pub fn received(&self) -> &[u8] {
         &self.received[self.taken..]
     }
@@ -272,7 +272,7 @@ mod tests {
     const CHAIN: &str = include_str!("../../tests/support/tls/certificate.pem");
     const KEY: &str = include_str!("../../tests/support/tls/key.pem");
 
-    /// The session of a client and of a server, without a network. What the client sends arrives in pieces.
+    /// The session of a client and of a server, without a network. The bytes of the client arrive in pieces.
     struct Pair {
         client: ClientConnection,
         server: Session,
@@ -341,7 +341,7 @@ mod tests {
             received
         }
 
-        /// What the client reads of a write that the socket takes in parts.
+        /// The bytes that the client reads of a write that the socket takes in parts.
         fn answered(&mut self, text: &[u8]) -> Vec<u8> {
             let (mut read, mut done) = (Vec::new(), 0);
             while done < text.len() {

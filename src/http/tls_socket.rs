@@ -67,7 +67,7 @@ impl TlsSocket {
             let mut session = self.session();
             let received = session.received();
             if !received.is_empty() {
-                // Nothing is written to the rest of the buffer: so the system gives no memory for it.
+                // The rest of the buffer is not written to, so the system gives no memory for it.
                 let length = received.len().min(buffer.remaining());
                 buffer.put_slice(&received[..length]);
                 session.take(length);
