@@ -2,7 +2,7 @@
 """Counts the server's instructions for a publish, and for a delivery on each transport.
 
     cargo build --profile dist
-    benches/instructions.py [--server PATH] [--subscribers N] [--messages N]
+    benches/instructions.py [--server PATH] [--subscribers N] [--messages N] [--tls]
 
 It needs valgrind, and Python's standard library. The server runs in `valgrind --tool=callgrind`, on one core.
 The counts are nearly the same on a busy machine, so they show a difference that a measured time hides.
@@ -16,6 +16,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ PAYLOAD = json.dumps({"fill": "x" * 88}).encode()
 MARK = b"x" * 64
 ROUNDS = 3
 PATIENCE = 120
+PAIR = os.path.join(os.path.dirname(__file__), "../tests/support/tls")
 
 STREAMS = {
     "WebSocket": "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
@@ -39,14 +41,15 @@ STREAMS = {
 class Server:
     """A server in valgrind. It ends with the block."""
 
-    def __init__(self, program):
+    def __init__(self, program, tls=False):
         self.folder = tempfile.TemporaryDirectory(prefix="rejoin-instructions-")
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         valgrind = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={self.folder.name}/out"]
+        pair = ["--tls-cert", f"{PAIR}/certificate.pem", "--tls-key", f"{PAIR}/key.pem"] if tls else []
         core = min(os.sched_getaffinity(0))
         self.child = subprocess.Popen(
-            valgrind + [program, "--listen", f"127.0.0.1:{self.port}"],
+            valgrind + [program, "--listen", f"127.0.0.1:{self.port}"] + pair,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
@@ -86,9 +89,14 @@ class Server:
 
 
 class Connection:
+    # How connections are encrypted, if they are.
+    tls = None
+
     def __init__(self, port):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if Connection.tls:
+            self.socket = Connection.tls.wrap_socket(self.socket, server_hostname="localhost")
         self.inbox = b""
 
     def ask(self, method, path, headers="", body=b""):
@@ -176,16 +184,19 @@ def main():
     arguments.add_argument("--server", default="target/dist/rejoin", help="path of the server")
     arguments.add_argument("--subscribers", type=int, default=100, help="subscribers of one transport")
     arguments.add_argument("--messages", type=int, default=50, help="messages of each round")
+    arguments.add_argument("--tls", action="store_true", help="measure TLS")
     arguments = arguments.parse_args()
+    if arguments.tls:
+        Connection.tls = ssl.create_default_context(cafile=f"{PAIR}/certificate.pem")
     kinds = {name: lambda port, headers=headers: Stream(port, headers) for name, headers in STREAMS.items()}
     kinds["long-poll"] = Poller
 
-    with Server(arguments.server) as server:
+    with Server(arguments.server, arguments.tls) as server:
         publisher = Connection(server.port)
         alone = least_of_a_publish(server, publisher, [], 10 * arguments.messages)
     print(f"{'publish':<10} {alone:>8.0f} instructions a message", flush=True)
     for name, connect in kinds.items():
-        with Server(arguments.server) as server:
+        with Server(arguments.server, arguments.tls) as server:
             publisher = Connection(server.port)
             subscribers = [connect(server.port) for _ in range(arguments.subscribers)]
             together = least_of_a_publish(server, publisher, subscribers, arguments.messages)

@@ -65,6 +65,7 @@ mod stream;
 mod subjects;
 mod subscribe;
 mod tls;
+mod tls_session;
 mod tls_socket;
 mod unix_listener;
 mod wakes;

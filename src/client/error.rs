@@ -1,6 +1,6 @@
 //! Why a request failed, as far as a caller acts by it.
 
-use std::{error::Error, fmt::Display, time::Duration};
+use std::{error::Error, fmt::Display, io, time::Duration};
 
 use reqwest::Response;
 use serde::Deserialize;
@@ -59,6 +59,8 @@ pub(super) struct Problem {
 const NOT_DONE: [&str; 5] = ["timed_out", "rate_limited", "overloaded", "unavailable", "full"];
 /// The longest problem that is read.
 const MAX_PROBLEM_BYTES: usize = 1 << 20;
+/// The beginning of the answer to a request without TLS where the server speaks TLS.
+const SPEAKS_TLS: &[u8] = b"This port speaks TLS";
 
 impl ClientError {
     /// True if the same request would fail again.
@@ -102,6 +104,9 @@ impl ClientError {
             detail: match status.as_u16() {
                 // A server, or a proxy before it, answers so before it reads the request.
                 414 | 431 => "the URL and the headers are too long; use fewer topics, or patterns".into(),
+                400 if body.starts_with(SPEAKS_TLS) => {
+                    "the server speaks TLS at this port: use https://".into()
+                }
                 _ => "the answer does not come from Rejoin".into(),
             },
             status: status.as_u16(),
@@ -130,7 +135,10 @@ fn in_words(code: &str, detail: &str) -> String {
 
 impl From<reqwest::Error> for ClientError {
     fn from(error: reqwest::Error) -> Self {
-        let why = deepest(&error);
+        let why = match is_without_tls(&error) {
+            true => "the server does not speak TLS at this port: use http://".into(),
+            false => deepest(&error),
+        };
         if error.is_connect() {
             let server = match error.url() {
                 Some(url) if url.host_str() == Some(UNIX_HOST) => "the Unix socket".to_owned(),
@@ -153,6 +161,21 @@ fn deepest(error: &dyn Error) -> String {
         error = source;
     }
     error.to_string()
+}
+
+/// True if the server did not answer a handshake of TLS in TLS.
+fn is_without_tls(error: &reqwest::Error) -> bool {
+    let error: &(dyn Error + 'static) = error;
+    let causes = std::iter::successors(Some(error), |&error| {
+        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            // An error of the system that has another in it tells only the cause of that as its own.
+            Some(inner) => Some(inner as &(dyn Error + 'static)),
+            None => error.source(),
+        }
+    });
+    causes.filter_map(|error| error.downcast_ref()).any(|error| {
+        matches!(error, rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
+    })
 }
 
 #[cfg(test)]

@@ -283,7 +283,7 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, socket: TcpStre
                 Ok(result) => result,
                 Err(feed) => {
                     if let Some(parts) = Pin::into_inner(connection).into_parts() {
-                        let io = parts.io.into_inner().share(Bytes::new());
+                        let io = parts.io.into_inner().share(&[]);
                         // In a task of its own, which has room for a stream and for nothing else.
                         app.tasks.spawn(feed.run(app.clone(), io));
                     }

@@ -133,9 +133,10 @@ impl StallGuard {
     }
 
     /// The same connection with a socket that can be shared. `head` is read first.
-    pub fn share(mut self, head: Bytes) -> StallGuard<SharedSocket> {
+    pub fn share(mut self, head: &[u8]) -> StallGuard<SharedSocket> {
         StallGuard {
-            head,
+            // The library's buffer is behind it, and would stay as long as the connection.
+            head: Bytes::copy_from_slice(head),
             socket: self.socket.take().map(|socket| SharedSocket(Arc::new(socket))),
             stalled: StallTimer::new(self.stalled.timeout),
             begun: self.begun.clone(),

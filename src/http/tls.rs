@@ -5,7 +5,7 @@ use std::{io, net::IpAddr, num::NonZero, sync::Arc, thread};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use rustls::{
-    Error, ServerConfig, ServerConnection,
+    Error, ServerConfig,
     crypto::aws_lc_rs,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
@@ -15,6 +15,7 @@ use tokio::{net::TcpStream, sync::Semaphore};
 
 use super::{
     metrics::{Handshake, TlsMetrics},
+    tls_session::Session,
     tls_socket::{TlsSocket, Wire},
 };
 use crate::config::Certificate;
@@ -89,24 +90,20 @@ impl Tls {
     }
 
     async fn handshake(&self, socket: TcpStream, mut head: &[u8]) -> Result<TlsSocket, Handshake> {
-        let session = ServerConnection::new(self.config.clone()).map_err(|error| failure(&error))?;
+        let session = Session::new(self.config.clone()).map_err(|error| failure(&error))?;
         let mut session = Box::new(session);
         loop {
-            while session.wants_write() {
+            while !session.send(&mut Wire(&socket)).map_err(|_| Handshake::Ended)? {
                 socket.writable().await.map_err(|_| Handshake::Ended)?;
-                match session.write_tls(&mut Wire(&socket)) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    written => drop(written.map_err(|_| Handshake::Ended)?),
-                }
             }
             if !session.is_handshaking() {
                 return Ok(TlsSocket::new(socket, session));
             }
             let read = if head.is_empty() {
                 socket.readable().await.map_err(|_| Handshake::Ended)?;
-                session.read_tls(&mut Wire(&socket))
+                session.read(&mut Wire(&socket))
             } else {
-                session.read_tls(&mut head)
+                session.read(&mut head)
             };
             match read {
                 Ok(0) => return Err(Handshake::Ended),
@@ -115,12 +112,12 @@ impl Tls {
                 Err(_) => return Err(Handshake::Ended),
             }
             let computing = self.computing.acquire().await;
-            let processed = session.process_new_packets();
+            let processed = session.process();
             drop(computing);
             if let Err(error) = processed {
                 tracing::debug!(%error, "handshake of TLS failed");
                 // The client is told why. If it takes nothing now, it is not waited for.
-                let _ = session.write_tls(&mut Wire(&socket));
+                let _ = session.send(&mut Wire(&socket));
                 return Err(failure(&error));
             }
         }

@@ -1,4 +1,4 @@
-//! An encrypted socket: rustls behind a short lock, so that a group may write to it beside the task of its connection.
+//! An encrypted socket: a session behind a short lock, so that a group may write to it beside the task of its connection.
 //!
 //! Bytes that were encrypted must leave before any others. So a write first gives the socket what it did not take of
 //! the write before, and takes no more if some of that is left.
@@ -10,25 +10,22 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustls::ServerConnection;
 use socket2::SockRef;
 use tokio::{io::ReadBuf, net::TcpStream};
 
-/// How many bytes one write encrypts. So many may wait that the socket has not taken.
-const MAX_WAITING_BYTES: usize = 32 << 10;
+use super::tls_session::Session;
 
 /// A socket and the session of TLS on it.
 #[derive(Debug)]
 pub struct TlsSocket {
     socket: TcpStream,
     // A std mutex: no await happens while it is held, and each holder encrypts or decrypts a bounded piece.
-    session: Mutex<Box<ServerConnection>>,
+    session: Mutex<Box<Session>>,
 }
 
 impl TlsSocket {
     /// After the handshake.
-    pub fn new(socket: TcpStream, mut session: Box<ServerConnection>) -> Self {
-        session.set_buffer_limit(Some(MAX_WAITING_BYTES));
+    pub fn new(socket: TcpStream, session: Box<Session>) -> Self {
         Self { socket, session: Mutex::new(session) }
     }
 
@@ -36,21 +33,8 @@ impl TlsSocket {
         &self.socket
     }
 
-    fn session(&self) -> MutexGuard<'_, Box<ServerConnection>> {
+    fn session(&self) -> MutexGuard<'_, Box<Session>> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Gives the socket what waits. True if nothing waits any more.
-    fn send(&self, session: &mut ServerConnection) -> io::Result<bool> {
-        while session.wants_write() {
-            match session.write_tls(&mut Wire(&self.socket)) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(true)
     }
 
     /// Encrypts and writes as much as the socket takes now. It never waits, and wakes nobody later.
@@ -60,8 +44,9 @@ impl TlsSocket {
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut session = self.session();
         let mut taken = 0;
-        while self.send(&mut session)? && taken < bytes.len() {
-            taken += session.writer().write(&bytes[taken..])?;
+        let mut wire = Wire(&self.socket);
+        while session.send(&mut wire)? && taken < bytes.len() {
+            taken += session.write(&bytes[taken..], &mut wire)?;
         }
         match taken {
             0 if !bytes.is_empty() => Err(io::ErrorKind::WouldBlock.into()),
@@ -71,7 +56,7 @@ impl TlsSocket {
 
     /// True if everything that was taken is with the system.
     pub fn is_flushed(&self) -> bool {
-        !self.session().wants_write()
+        !self.session().has_waiting()
     }
 
     pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -80,31 +65,33 @@ impl TlsSocket {
         }
         loop {
             let mut session = self.session();
-            match session.reader().read(buffer.initialize_unfilled()) {
-                Ok(length) => {
-                    buffer.advance(length);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // HTTP knows by itself if a body was cut off, and many clients say no farewell.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Poll::Ready(Ok(())),
-                Err(error) => return Poll::Ready(Err(error)),
+            let received = session.received();
+            if !received.is_empty() {
+                // The rest of the buffer is not written to, so the system gives no memory for it.
+                let length = received.len().min(buffer.remaining());
+                buffer.put_slice(&received[..length]);
+                session.take(length);
+                return Poll::Ready(Ok(()));
+            }
+            // HTTP knows by itself if a body was cut off, and many clients say no farewell.
+            if session.has_ended() {
+                return Poll::Ready(Ok(()));
             }
             ready!(self.socket.poll_read_ready(cx))?;
-            match session.read_tls(&mut Wire(&self.socket)) {
+            match session.read(&mut Wire(&self.socket)) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Poll::Ready(Err(error)),
             }
-            let processed = session.process_new_packets();
+            let processed = session.process();
             // An answer of the protocol, or the reason of the end. The next write sends what does not leave now.
-            self.send(&mut session)?;
+            session.send(&mut Wire(&self.socket))?;
             processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         }
     }
 
     pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_encrypt(cx, |session| session.writer().write(bytes))
+        self.poll_encrypt(cx, |session, wire| session.write(bytes, wire))
     }
 
     pub fn poll_write_vectored(
@@ -112,28 +99,27 @@ impl TlsSocket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_encrypt(cx, |session| session.writer().write_vectored(slices))
+        self.poll_encrypt(cx, |session, wire| session.write_vectored(slices, wire))
     }
 
     fn poll_encrypt(
         &self,
         cx: &mut Context<'_>,
-        encrypt: impl FnOnce(&mut ServerConnection) -> io::Result<usize>,
+        encrypt: impl FnOnce(&mut Session, &mut Wire<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.socket.poll_write_ready(cx))?;
             let mut session = self.session();
-            if self.send(&mut session)? {
-                let taken = encrypt(&mut session)?;
-                self.send(&mut session)?;
-                return Poll::Ready(Ok(taken));
+            let mut wire = Wire(&self.socket);
+            if session.send(&mut wire)? {
+                return Poll::Ready(encrypt(&mut session, &mut wire));
             }
         }
     }
 
     pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if self.send(&mut self.session())? {
+            if self.session().send(&mut Wire(&self.socket))? {
                 return Poll::Ready(Ok(()));
             }
             ready!(self.socket.poll_write_ready(cx))?;
@@ -143,7 +129,7 @@ impl TlsSocket {
     /// Says that nothing follows (RFC 8446 §6.1), and ends our side.
     pub fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // It says it only once.
-        self.session().send_close_notify();
+        self.session().close();
         ready!(self.poll_flush(cx))?;
         Poll::Ready(SockRef::from(&self.socket).shutdown(Shutdown::Write))
     }

@@ -3,6 +3,7 @@
 use std::{fs, time::Duration};
 
 use futures_util::{SinkExt, StreamExt, future::join_all};
+use rejoin::client::Client;
 use rustls::version;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -370,5 +371,18 @@ async fn a_certificate_that_ends_soon_is_warned_of() {
         let mut program =
             Program::start(&["--tls-cert", &folder.path("c"), "--tls-key", &folder.path("k")]).await;
         program.until_logged(expected).await;
+    }
+}
+
+#[tokio::test]
+async fn the_client_says_which_url_a_port_wants() {
+    let (tls, plain) = (server().await, Server::direct(|_| {}).await);
+    for (server, scheme, told) in [
+        (&tls, "http", "the server speaks TLS at this port: use https://"),
+        (&plain, "https", "the server does not speak TLS at this port: use http://"),
+    ] {
+        let client = Client::new(&format!("{scheme}://{}", server.addr)).expect("a URL");
+        let error = within("an answer", client.stats()).await.expect_err("the other scheme").to_string();
+        assert!(error.ends_with(told), "{error}");
     }
 }

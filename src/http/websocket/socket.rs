@@ -60,7 +60,7 @@ impl Io {
     /// Takes the socket out of the HTTP library, if the connection is nothing else.
     pub fn of(upgraded: Upgraded) -> Self {
         match upgraded.downcast::<TokioIo<StallGuard>>() {
-            Ok(parts) => Self::Socket(parts.io.into_inner().share(parts.read_buf)),
+            Ok(parts) => Self::Socket(parts.io.into_inner().share(&parts.read_buf)),
             Err(upgraded) => Self::Other(TokioIo::new(upgraded)),
         }
     }

@@ -1,0 +1,453 @@
+//! The session of TLS on one socket: its keys, and the bytes on their way through it.
+//!
+//! rustls is given the bytes, and keeps none of them. So a session at rest has no memory but for its keys.
+
+use std::{
+    cell::RefCell,
+    fmt,
+    io::{self, IoSlice, Read, Write},
+    mem,
+    sync::Arc,
+};
+
+use rustls::{
+    Error, ServerConfig,
+    server::{ServerConnectionData, UnbufferedServerConnection},
+    unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic},
+};
+
+/// How many bytes one write encrypts. So many may wait that the socket has not taken.
+pub const MAX_WAITING_BYTES: usize = 32 << 10;
+/// How many bytes are read at once.
+const READ_BYTES: usize = 4 << 10;
+/// A message of the handshake may come in many pieces, and is processed when it is whole. A record is smaller.
+const MAX_ENCRYPTED_BYTES: usize = 64 << 10;
+
+thread_local! {
+    /// The place where a thread encrypts, before it gives the bytes to a socket.
+    static ENCRYPTED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+pub struct Session {
+    tls: UnbufferedServerConnection,
+    /// Bytes of the client that make no whole message yet.
+    encrypted: Vec<u8>,
+    /// Bytes of the client that nobody has taken yet, after those that were.
+    received: Vec<u8>,
+    taken: usize,
+    /// Bytes that the socket has not taken.
+    waiting: Vec<u8>,
+    /// The client sends no more.
+    has_ended: bool,
+    /// The client broke the protocol. Then rustls may be given nothing more.
+    failure: Option<Error>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Session").finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    pub fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
+        Ok(Self {
+            tls: UnbufferedServerConnection::new(config)?,
+            encrypted: Vec::new(),
+            received: Vec::new(),
+            taken: 0,
+            waiting: Vec::new(),
+            has_ended: false,
+            failure: None,
+        })
+    }
+
+    pub fn is_handshaking(&self) -> bool {
+        self.tls.is_handshaking()
+    }
+
+    /// True if bytes wait that the socket has not taken.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// True if the client sends no more.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// The bytes of the client that nobody has taken.
+    pub fn received(&self) -> &[u8] {
+        &self.received[self.taken..]
+    }
+
+    /// Forgets the first bytes of what was received.
+    pub fn take(&mut self, length: usize) {
+        self.taken += length;
+        if self.taken == self.received.len() {
+            (self.received, self.taken) = (Vec::new(), 0);
+        }
+    }
+
+    /// Reads from the socket once. [`process`](Self::process) decrypts the bytes. They are none at the end.
+    pub fn read(&mut self, socket: &mut impl Read) -> io::Result<usize> {
+        let kept = self.encrypted.len();
+        if kept >= MAX_ENCRYPTED_BYTES {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.encrypted.resize(kept + READ_BYTES, 0);
+        let read = socket.read(&mut self.encrypted[kept..]);
+        self.encrypted.truncate(kept + read.as_ref().map_or(0, |length| *length));
+        if self.encrypted.is_empty() {
+            self.encrypted = Vec::new();
+        }
+        self.has_ended |= matches!(read, Ok(0));
+        read
+    }
+
+    /// Decrypts what was read, and encrypts the answers of the protocol. These wait then, also after an error, because
+    /// the client is told of it.
+    pub fn process(&mut self) -> Result<(), Error> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        let mut encrypted = mem::take(&mut self.encrypted);
+        let mut used = 0;
+        loop {
+            let UnbufferedStatus { discard, state } = self.tls.process_tls_records(&mut encrypted[used..]);
+            let mut discarded = discard;
+            match state {
+                Ok(ConnectionState::ReadTraffic(mut records)) => {
+                    while let Some(Ok(record)) = records.next_record() {
+                        discarded += record.discard;
+                        self.received.extend_from_slice(record.payload);
+                    }
+                }
+                Ok(ConnectionState::EncodeTlsData(answer)) => encode(answer, &mut self.waiting),
+                // It waits, in its order.
+                Ok(ConnectionState::TransmitTlsData(answer)) => answer.done(),
+                Ok(ConnectionState::PeerClosed) => self.has_ended = true,
+                Ok(_) => {
+                    encrypted.drain(..used + discarded);
+                    break;
+                }
+                Err(error) => {
+                    self.failure = Some(error.clone());
+                    self.encode_alert(&mut encrypted[used..]);
+                    return Err(error);
+                }
+            }
+            used += discarded;
+        }
+        if !encrypted.is_empty() {
+            self.encrypted = encrypted;
+        }
+        Ok(())
+    }
+
+    /// Lets the alert about an error wait. `rest` is not looked at: an answer comes before it.
+    fn encode_alert(&mut self, rest: &mut [u8]) {
+        while self.tls.wants_write() {
+            let Ok(ConnectionState::EncodeTlsData(answer)) = self.tls.process_tls_records(rest).state else {
+                return;
+            };
+            encode(answer, &mut self.waiting);
+        }
+    }
+
+    /// Gives the socket what waits. True if nothing waits any more.
+    pub fn send(&mut self, socket: &mut impl Write) -> io::Result<bool> {
+        let mut sent = 0;
+        while sent < self.waiting.len() {
+            match socket.write(&self.waiting[sent..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => sent += length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.waiting.drain(..sent);
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.waiting = Vec::new();
+        Ok(true)
+    }
+
+    /// Encrypts the beginning of `bytes`, and gives the socket as much as it takes. The rest waits, so nothing may
+    /// wait before. Returns how many of `bytes` were encrypted.
+    pub fn write(&mut self, bytes: &[u8], socket: &mut impl Write) -> io::Result<usize> {
+        let bytes = &bytes[..bytes.len().min(MAX_WAITING_BYTES)];
+        self.write_by(socket, |traffic, room| traffic.encrypt(bytes, room))?;
+        Ok(bytes.len())
+    }
+
+    /// The same with bytes that lie in several places.
+    pub fn write_vectored(&mut self, slices: &[IoSlice<'_>], socket: &mut impl Write) -> io::Result<usize> {
+        let mut filled = slices.iter().filter(|slice| !slice.is_empty());
+        let first: &[u8] = filled.next().map_or(&[], |slice| slice);
+        let Some(second) = filled.next().filter(|_| first.len() < MAX_WAITING_BYTES) else {
+            return self.write(first, socket);
+        };
+        // A record costs more than to copy what it has.
+        let mut joined = first.to_vec();
+        for slice in std::iter::once(second).chain(filled) {
+            let room = MAX_WAITING_BYTES - joined.len();
+            joined.extend_from_slice(&slice[..slice.len().min(room)]);
+        }
+        self.write(&joined, socket)
+    }
+
+    /// Says that nothing follows (RFC 8446 §6.1), once what waits has left. It says so only once, and not after an error
+    /// of the client.
+    pub fn close(&mut self) {
+        let _ = self.write_by(&mut Full, |traffic, room| traffic.queue_close_notify(room));
+    }
+
+    fn write_by(
+        &mut self,
+        socket: &mut impl Write,
+        encrypt: impl Fn(&mut WriteTraffic<'_, ServerConnectionData>, &mut [u8]) -> Result<usize, EncryptError>,
+    ) -> io::Result<()> {
+        if self.failure.is_some() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        // Everything that was read is processed already, so this changes nothing.
+        let state = self.tls.process_tls_records(&mut self.encrypted).state;
+        let Ok(ConnectionState::WriteTraffic(mut traffic)) = state else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        ENCRYPTED.with_borrow_mut(|room| {
+            let length = loop {
+                match encrypt(&mut traffic, room) {
+                    Ok(length) => break length,
+                    Err(EncryptError::InsufficientSize(short)) => room.resize(short.required_size, 0),
+                    Err(EncryptError::EncryptExhausted) => return Err(io::ErrorKind::BrokenPipe.into()),
+                }
+            };
+            let sent = match socket.write(&room[..length]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                written => written?,
+            };
+            self.waiting.extend_from_slice(&room[sent..length]);
+            Ok(())
+        })
+    }
+}
+
+/// Adds an answer of the protocol to the bytes that wait.
+fn encode(mut answer: EncodeTlsData<'_, ServerConnectionData>, waiting: &mut Vec<u8>) {
+    let start = waiting.len();
+    // Without room it says how much it needs.
+    if let Err(EncodeError::InsufficientSize(short)) = answer.encode(&mut []) {
+        waiting.resize(start + short.required_size, 0);
+        answer.encode(&mut waiting[start..]).expect("there is as much room as it needs");
+    }
+}
+
+/// A socket that takes nothing.
+struct Full;
+
+impl Write for Full {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{
+        ClientConfig, ClientConnection, RootCertStore,
+        crypto::aws_lc_rs,
+        pki_types::{CertificateDer, pem::PemObject},
+        version,
+    };
+
+    use super::*;
+    use crate::config::Certificate;
+
+    const CHAIN: &str = include_str!("../../tests/support/tls/certificate.pem");
+    const KEY: &str = include_str!("../../tests/support/tls/key.pem");
+
+    /// The session of a client and of a server, without a network. The bytes of the client arrive in pieces.
+    struct Pair {
+        client: ClientConnection,
+        server: Session,
+        piece: usize,
+    }
+
+    impl Pair {
+        fn new(tls12: bool, piece: usize) -> Self {
+            let versions = [if tls12 { &version::TLS12 } else { &version::TLS13 }];
+            let provider = Arc::new(aws_lc_rs::default_provider());
+            let certificate = Certificate::from_pem(CHAIN, KEY).expect("a pair");
+            let server = ServerConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&versions)
+                .expect("versions")
+                .with_no_client_auth()
+                .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
+                    (**certificate.key()).clone(),
+                )));
+            let mut roots = RootCertStore::empty();
+            roots
+                .add(CertificateDer::from_pem_slice(CHAIN.as_bytes()).expect("a certificate"))
+                .expect("a root");
+            let client = ClientConfig::builder_with_provider(provider)
+                .with_protocol_versions(&versions)
+                .expect("versions")
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            let name = "localhost".try_into().expect("a name");
+            Self {
+                client: ClientConnection::new(Arc::new(client), name).expect("a client"),
+                server: Session::new(Arc::new(server)).expect("a server"),
+                piece,
+            }
+        }
+
+        /// Gives each side what the other has sent, until there is no more.
+        fn exchange(&mut self) -> Result<(), Error> {
+            loop {
+                let (mut up, mut down) = (Vec::new(), Vec::new());
+                while self.client.wants_write() {
+                    self.client.write_tls(&mut up).expect("memory takes it");
+                }
+                for mut piece in up.chunks(self.piece) {
+                    while !piece.is_empty() {
+                        self.server.read(&mut piece).expect("memory gives it");
+                        self.server.process()?;
+                    }
+                }
+                assert!(self.server.send(&mut down).expect("memory takes it"));
+                if up.is_empty() && down.is_empty() {
+                    return Ok(());
+                }
+                let mut down = &down[..];
+                while !down.is_empty() {
+                    self.client.read_tls(&mut down).expect("memory gives it");
+                    self.client.process_new_packets().expect("it is valid");
+                }
+            }
+        }
+
+        fn sent(&mut self, text: &[u8]) -> Vec<u8> {
+            self.client.writer().write_all(text).expect("memory takes it");
+            self.exchange().expect("no error");
+            let received = self.server.received().to_vec();
+            self.server.take(received.len());
+            received
+        }
+
+        /// The bytes that the client reads of a write that the socket takes in parts.
+        fn answered(&mut self, text: &[u8]) -> Vec<u8> {
+            let (mut read, mut done) = (Vec::new(), 0);
+            while done < text.len() {
+                done += self.server.write(&text[done..], &mut Full).expect("it is open");
+                assert!(self.server.has_waiting());
+                self.exchange().expect("no error");
+                let mut part = vec![0; text.len()];
+                let length = self.client.reader().read(&mut part).expect("it is there");
+                read.extend_from_slice(&part[..length]);
+            }
+            read
+        }
+
+        fn memory(&self) -> usize {
+            let Session { encrypted, received, waiting, .. } = &self.server;
+            encrypted.capacity() + received.capacity() + waiting.capacity()
+        }
+    }
+
+    /// Each idle connection over TLS kept 4 KiB for the bytes that it might read.
+    #[test]
+    fn a_session_at_rest_has_no_memory_for_bytes_however_they_came() {
+        for (tls12, piece) in [(false, 1), (false, 7), (false, 1 << 20), (true, 1), (true, 1 << 20)] {
+            let mut pair = Pair::new(tls12, piece);
+            pair.exchange().expect("a handshake");
+            assert!(!pair.server.is_handshaking());
+            assert_eq!(pair.memory(), 0);
+            let long = vec![b'x'; 50_000];
+            assert!(pair.sent(&long) == long && pair.answered(&long) == long);
+            assert_eq!(pair.memory(), 0);
+        }
+    }
+
+    #[test]
+    fn bytes_in_several_places_leave_in_one_record() {
+        let mut pair = Pair::new(false, 1 << 20);
+        pair.exchange().expect("a handshake");
+        let mut wire = Vec::new();
+        let slices = [&b""[..], b"one ", b"", b"two ", b"three"].map(IoSlice::new);
+        assert_eq!(pair.server.write_vectored(&slices, &mut wire).expect("it is open"), 13);
+        // Its head, its kind and its tag beside the text.
+        assert_eq!(wire.len(), 13 + 5 + 1 + 16);
+        let long = [IoSlice::new(b"one"), IoSlice::new(&[0; MAX_WAITING_BYTES])];
+        assert_eq!(pair.server.write_vectored(&long, &mut wire).expect("it is open"), MAX_WAITING_BYTES);
+    }
+
+    #[test]
+    fn a_client_that_breaks_the_protocol_is_told_and_then_nothing_is_written_or_read() {
+        // A record that nobody encrypted so, and no record.
+        for garbage in [&b"\x17\x03\x03\x00\x14nobody encrypted it!"[..], b"hello hello hello"] {
+            let mut pair = Pair::new(false, 1 << 20);
+            pair.exchange().expect("a handshake");
+            let mut bytes = garbage;
+            pair.server.read(&mut bytes).expect("memory gives it");
+            let error = pair.server.process().expect_err("garbage");
+            let mut alert = Vec::new();
+            assert!(pair.server.send(&mut alert).expect("memory takes it"));
+            pair.client.read_tls(&mut &alert[..]).expect("memory gives it");
+            let heard = pair.client.process_new_packets();
+            assert!(matches!(heard, Err(Error::AlertReceived(_))), "{heard:?}");
+            assert!(pair.server.write(b"more", &mut alert).is_err());
+            pair.server.close();
+            pair.server.read(&mut &b"\x17\x03\x03\x00"[..]).expect("memory gives it");
+            assert_eq!(pair.server.process(), Err(error));
+            assert!(!pair.server.has_waiting());
+        }
+    }
+
+    /// rustls holds places in the bytes of a message that has begun, so it must see them again.
+    #[test]
+    fn a_write_beside_a_message_that_has_begun_does_no_harm() {
+        let mut pair = Pair::new(false, 1 << 20);
+        let mut hello = Vec::new();
+        pair.client.write_tls(&mut hello).expect("memory takes it");
+        // The first record has a part of the message.
+        let (first, rest) = hello[5..].split_at(100);
+        let record = |part: &[u8]| {
+            [&[0x16, 3, 1][..], &u16::try_from(part.len()).expect("short").to_be_bytes(), part].concat()
+        };
+        let first = record(first);
+        pair.server.read(&mut &first[..]).expect("memory gives it");
+        pair.server.process().expect("no error");
+        assert!(pair.server.write(b"too early", &mut Full).is_err());
+        let rest = record(rest);
+        let mut rest = &rest[..];
+        while !rest.is_empty() {
+            pair.server.read(&mut rest).expect("memory gives it");
+            pair.server.process().expect("no error");
+        }
+        pair.exchange().expect("a handshake");
+        assert_eq!(pair.sent(b"hello"), b"hello");
+    }
+
+    #[test]
+    fn both_sides_say_the_end_once() {
+        let mut pair = Pair::new(false, 1 << 20);
+        pair.exchange().expect("a handshake");
+        pair.client.writer().write_all(b"last").expect("memory takes it");
+        pair.client.send_close_notify();
+        pair.exchange().expect("no error");
+        assert!(pair.server.has_ended());
+        assert_eq!(pair.server.received(), b"last");
+        pair.server.close();
+        pair.exchange().expect("no error");
+        assert!(matches!(pair.client.reader().read(&mut [0]), Ok(0)), "it was told of the end");
+        pair.server.close();
+        assert!(!pair.server.has_waiting());
+    }
+}
