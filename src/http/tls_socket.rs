@@ -14,7 +14,8 @@ use rustls::ServerConnection;
 use socket2::SockRef;
 use tokio::{io::ReadBuf, net::TcpStream};
 
-/// How many bytes one write encrypts. So many may wait that the socket has not taken.
+/// How many bytes may wait that the socket has not taken. A write of a group encrypts up to a batch, while the socket takes
+/// it; any other write no more than this.
 const MAX_WAITING_BYTES: usize = 32 << 10;
 
 /// A socket and the session of TLS on it.
