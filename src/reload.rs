@@ -101,7 +101,7 @@ fn take(app: &App, read: Read, settings: &Settings) -> Option<Settings> {
         return None;
     }
     app.begin_fetching();
-    tracing::info!("keys, grants, [[retain]], allowed origins and allowed hosts reloaded");
+    tracing::info!("keys, grants, [[retain]], allowed origins and hosts, and the certificate reloaded");
     for name in read.differences(settings).filter(|name| !READ_AGAIN.contains(name)) {
         tracing::warn!(name, "this setting has changed; restart the server to apply it");
     }

@@ -67,6 +67,13 @@ impl Certificate {
         Ok(Self { key: Arc::new(key), expires })
     }
 
+    /// That of the tests, with another end.
+    #[cfg(test)]
+    pub(crate) fn that_ends_at(end: SystemTime) -> Self {
+        let own = Self::from_pem(tests::CHAIN, tests::KEY).expect("a pair");
+        Self { expires: end.into(), ..own }
+    }
+
     /// The certificate and its key, for the library that speaks TLS.
     pub(crate) fn key(&self) -> &Arc<CertifiedKey> {
         &self.key
@@ -79,15 +86,22 @@ impl Certificate {
 
     /// Logs when it ends, as a warning if that is soon.
     pub(crate) fn log(&self) {
+        if !self.warn_if_it_ends_soon() {
+            let expires = humantime::format_rfc3339_seconds(self.expires());
+            tracing::info!(%expires, "certificate of --tls-cert in force");
+        }
+    }
+
+    /// True if it has logged a warning.
+    pub(crate) fn warn_if_it_ends_soon(&self) -> bool {
         let expires = humantime::format_rfc3339_seconds(self.expires());
         let left = self.expires - OffsetDateTime::now_utc();
         if left.is_negative() {
             tracing::warn!(%expires, "the certificate of --tls-cert has expired: clients refuse it; renew it");
         } else if left < ENDS_SOON {
             tracing::warn!(%expires, days = left.whole_days(), "the certificate of --tls-cert ends soon; renew it");
-        } else {
-            tracing::info!(%expires, "certificate of --tls-cert in force");
         }
+        left < ENDS_SOON
     }
 }
 
@@ -126,7 +140,7 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((kind, content, rest))
 }
 
-/// A time as `YYMMDDHHMMSSZ` or with four digits of the year.
+/// A time as `YYMMDDHHMMSSZ` or with four digits of the year. None before 1970, which the log could not write.
 fn moment(kind: u8, text: &[u8]) -> Option<OffsetDateTime> {
     const TWO_DIGITS: u8 = 0x17;
     let text = str::from_utf8(text).ok()?.strip_suffix('Z')?;
@@ -139,7 +153,7 @@ fn moment(kind: u8, text: &[u8]) -> Option<OffsetDateTime> {
     let year = text.get(..4)?.parse().ok()?;
     let date = Date::from_calendar_date(year, number(4, 6)?.try_into().ok()?, number(6, 8)?).ok()?;
     let time = Time::from_hms(number(8, 10)?, number(10, 12)?, number(12, 14)?).ok()?;
-    Some(date.with_time(time).assume_utc())
+    Some(date.with_time(time).assume_utc()).filter(|moment| *moment >= OffsetDateTime::UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -147,8 +161,8 @@ mod tests {
     use super::*;
 
     /// A certificate of `localhost`, made by openssl, its key, and another key.
-    const CHAIN: &str = include_str!("../../tests/support/tls/certificate.pem");
-    const KEY: &str = include_str!("../../tests/support/tls/key.pem");
+    pub const CHAIN: &str = include_str!("../../tests/support/tls/certificate.pem");
+    pub const KEY: &str = include_str!("../../tests/support/tls/key.pem");
     const OTHER_KEY: &str = include_str!("../../tests/support/tls/other-key.pem");
 
     #[test]
@@ -174,6 +188,8 @@ mod tests {
         for wrong in [&b"20500101000000"[..], b"2050010100000Z", b"20501301000000Z", b"Z", b"", b"\xff"] {
             assert_eq!(read(0x18, wrong), None, "{wrong:?}");
         }
+        // The log cannot write such a time, and ended the server.
+        assert_eq!((read(0x17, b"691231235959Z"), read(0x18, b"00010101000000Z")), (None, None));
     }
 
     /// The file comes from the operator, but a damaged one must not end the server.

@@ -109,6 +109,7 @@ pub async fn serve(app: Arc<App>, listeners: impl Into<Listeners>) -> Drained {
     tokio::select! {
         _ = join_all(accepting) => {}
         never = log_totals(&app, &places) => never,
+        never = remind(&app) => never,
     }
     app.shutdown.draining().await;
     app.presences.keep_members();
@@ -124,6 +125,13 @@ async fn log_totals(app: &App, places: &Places) -> ! {
         minute.tick().await;
         app.metrics.log_totals();
         places.warn_again();
+    }
+}
+
+async fn remind(app: &App) -> ! {
+    match &app.tls {
+        Some(tls) => tls.remind().await,
+        None => pending().await,
     }
 }
 
@@ -243,11 +251,12 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, socket: TcpStre
         return;
     };
     endpoint.peer = peer;
-    if matches!(socket, Socket::Plain(_)) && head.starts_with(TLS_HANDSHAKE) {
+    let is_unheard_tls = matches!(socket, Socket::Plain(_)) && head.starts_with(TLS_HANDSHAKE);
+    if is_unheard_tls && app.told_of_tls.is_due() {
         tracing::warn!(
             client = %peer.ip(),
             "a client speaks TLS (https:// or wss://), and this port does not: \
-             let clients use http://, or a proxy that ends TLS"
+             let clients use http://, or a proxy that ends TLS; the log has one of these a minute"
         );
     }
     let is_http2 = head.starts_with(HTTP2_PREFACE);

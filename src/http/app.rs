@@ -16,7 +16,7 @@ use super::{
     metrics::{Metrics, Permit, Transport},
     problem::{Code, Problem},
     ready,
-    refusal::Told,
+    refusal::{OneAMinute, Told},
     rules::InForce,
     shares::Rate,
     subjects::Ended,
@@ -54,6 +54,8 @@ pub struct App {
     pub(super) ended: Arc<Ended>,
     pub(super) access_log: AccessLog,
     told: Told,
+    /// Clients that speak TLS where the server does not.
+    pub(super) told_of_tls: OneAMinute,
     pub(super) proof: ready::Proof,
     pub(super) began: Instant,
 }
@@ -83,6 +85,7 @@ impl App {
             ended,
             access_log: AccessLog::default(),
             told: Told::default(),
+            told_of_tls: OneAMinute::default(),
             rules,
             tls,
             proof: ready::Proof::default(),

@@ -145,6 +145,21 @@ impl Told {
     }
 }
 
+/// Lets one line a minute into the log, because clients may cause any number of them.
+#[derive(Default)]
+pub struct OneAMinute(Mutex<Option<Instant>>);
+
+impl OneAMinute {
+    pub fn is_due(&self) -> bool {
+        let (mut told, now) = (self.0.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        let is_due = told.is_none_or(|at| now.duration_since(at) >= TELL_AGAIN);
+        if is_due {
+            *told = Some(now);
+        }
+        is_due
+    }
+}
+
 /// Tells the operator, once for each kind, that a pattern grants nothing to a token.
 pub fn log_unfilled(identity: &Identity) {
     static MISSING: Once = Once::new();

@@ -1,6 +1,6 @@
 //! TLS (RFC 8446): the handshake of a connection, and the certificate that it shows.
 
-use std::{io, net::IpAddr, num::NonZero, sync::Arc, thread};
+use std::{io, net::IpAddr, num::NonZero, sync::Arc, thread, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -11,10 +11,15 @@ use rustls::{
     sign::CertifiedKey,
     version,
 };
-use tokio::{net::TcpStream, sync::Semaphore};
+use tokio::{
+    net::TcpStream,
+    sync::Semaphore,
+    time::{Instant, interval_at},
+};
 
 use super::{
     metrics::{Handshake, TlsMetrics},
+    refusal::OneAMinute,
     tls_session::Session,
     tls_socket::{TlsSocket, Wire},
 };
@@ -23,6 +28,8 @@ use crate::config::Certificate;
 /// The protocols that a client may choose (RFC 7301), the better one first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
+const REMIND_EVERY: Duration = Duration::from_secs(24 * 3600);
+
 /// Makes encrypted connections with the certificate in force.
 pub struct Tls {
     config: Arc<ServerConfig>,
@@ -30,16 +37,17 @@ pub struct Tls {
     /// The handshakes that are computed at the same time. The others wait here in their order, and not before the
     /// tasks of readers.
     computing: Semaphore,
+    told_of_plain: OneAMinute,
     metrics: TlsMetrics,
 }
 
 /// The certificate that new connections are shown. Those that are open have no use for it.
 #[derive(Debug)]
-struct Shown(ArcSwap<CertifiedKey>);
+struct Shown(ArcSwap<Certificate>);
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        Some(self.0.load().key().clone())
     }
 }
 
@@ -56,7 +64,7 @@ impl Tls {
     pub fn new(certificate: &Certificate, metrics: TlsMetrics) -> Self {
         metrics.set_expiry(certificate.expires());
         certificate.log();
-        let shown = Arc::new(Shown(ArcSwap::new(certificate.key().clone())));
+        let shown = Arc::new(Shown(ArcSwap::from_pointee(certificate.clone())));
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])
             .expect("the provider has ciphers for both")
@@ -66,15 +74,24 @@ impl Tls {
         // One thread is left for the readers.
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         let computing = Semaphore::new((threads - 1).max(1));
-        Self { config: Arc::new(config), shown, computing, metrics }
+        Self { config: Arc::new(config), shown, computing, told_of_plain: OneAMinute::default(), metrics }
     }
 
     /// Shows another certificate to the connections that come from now on.
     pub fn show(&self, certificate: &Certificate) {
-        let before = self.shown.0.swap(certificate.key().clone());
-        if before.cert != certificate.key().cert {
+        let before = self.shown.0.swap(Arc::new(certificate.clone()));
+        if before.key().cert != certificate.key().cert {
             self.metrics.set_expiry(certificate.expires());
             certificate.log();
+        }
+    }
+
+    /// Warns once a day that the certificate ends soon. Nothing else happens while nobody renews it.
+    pub async fn remind(&self) -> ! {
+        let mut day = interval_at(Instant::now() + REMIND_EVERY, REMIND_EVERY);
+        loop {
+            day.tick().await;
+            self.shown.0.load().warn_if_it_ends_soon();
         }
     }
 
@@ -123,13 +140,16 @@ impl Tls {
         }
     }
 
-    /// Counts a client that does not speak TLS, and tells the operator.
+    /// Counts a client that does not speak TLS, and tells the operator of one a minute.
     pub fn refused_plain(&self, client: IpAddr) {
         self.metrics.made(Handshake::Plain);
-        tracing::warn!(
-            %client,
-            "a client speaks HTTP without TLS, and this port speaks TLS: let clients use https:// or wss://"
-        );
+        if self.told_of_plain.is_due() {
+            tracing::warn!(
+                %client,
+                "a client speaks HTTP without TLS, and this port speaks TLS: let clients use https:// or wss://; the log \
+                 has one of these a minute, and rejoin_tls_handshakes_total counts all"
+            );
+        }
     }
 }
 
@@ -142,5 +162,58 @@ struct Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.metrics.made(self.result);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use prometheus::Registry;
+    use tracing::{
+        Event, Metadata, Subscriber,
+        span::{Attributes, Id, Record},
+    };
+
+    use super::*;
+
+    /// Counts the lines that are warnings.
+    #[derive(Clone, Default)]
+    struct Warnings(Arc<AtomicUsize>);
+
+    impl Subscriber for Warnings {
+        fn enabled(&self, line: &Metadata<'_>) -> bool {
+            *line.level() == tracing::Level::WARN
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn event(&self, _: &Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn enter(&self, _: &Id) {}
+
+        fn exit(&self, _: &Id) {}
+    }
+
+    /// It was warned of only when it was read, so a server that ran for months said nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_that_ends_soon_is_warned_of_each_day() {
+        for (ends_at, expected) in [(REMIND_EVERY, 4), (100 * 365 * REMIND_EVERY, 0)] {
+            let warnings = Warnings::default();
+            let _guard = tracing::subscriber::set_default(warnings.clone());
+            let certificate = Certificate::that_ends_at(std::time::UNIX_EPOCH + ends_at);
+            let tls = Tls::new(&certificate, TlsMetrics::new(&Registry::new()));
+            let _ = tokio::time::timeout(3 * REMIND_EVERY + REMIND_EVERY / 2, tls.remind()).await;
+            // One more when it was read.
+            assert_eq!(warnings.0.load(Ordering::Relaxed), expected);
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! A Unix socket that accepts connections: its file, and who may connect to it.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, ErrorKind},
     os::{
         fd::OwnedFd,
-        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown},
     },
     path::{Path, PathBuf},
     thread,
@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, OFlags, flock},
     io::Errno,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -23,8 +23,7 @@ use uzers::{get_group_by_name, get_user_by_name};
 use super::listener::BACKLOG;
 use crate::config::UnixSocket;
 
-/// How often a process looks if another one is done with the folder, and how long it pauses between. Each is done within
-/// milliseconds.
+/// How often a process looks if another one is done, and how long it pauses between. Each is done within milliseconds.
 const LOOKS: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -44,7 +43,7 @@ impl Unix {
     /// If a living process listens there, if a file of another kind is in the place, or if the system refuses.
     pub fn bind(socket: &UnixSocket) -> io::Result<Self> {
         // Two processes that start at once must not take each other's new socket for one that was left behind.
-        let _folder = lock(socket.path.parent().unwrap_or(Path::new("/")))?;
+        let _lock = lock(&socket.path)?;
         make_room(&socket.path)?;
         let bound = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         bound.bind(&SockAddr::unix(&socket.path)?)?;
@@ -68,22 +67,28 @@ impl Unix {
     }
 }
 
-/// Keeps other processes out of the folder until the result is dropped. `None` if it cannot be opened; then the system
-/// says why when the socket is bound.
-fn lock(folder: &Path) -> io::Result<Option<File>> {
-    let Ok(folder) = File::open(folder) else { return Ok(None) };
+/// Keeps other processes from making this socket until the result is dropped. The file of the lock stays beside the
+/// socket. Only the server's user may open it: another one could hold the lock for ever.
+fn lock(socket: &Path) -> io::Result<File> {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    // A link may lead to a file of somebody else.
+    let no_link = OFlags::NOFOLLOW.bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(no_link);
+    let file = options.open(&path).map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot open its lock file {}: {error}", path.display()))
+    })?;
     for _ in 0..LOOKS {
-        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Some(folder)),
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => thread::sleep(PAUSE),
-            // A file system without locks.
-            Err(_) => return Ok(None),
+            // Also on a file system without locks.
+            _ => return Ok(file),
         }
     }
-    Err(io::Error::new(
-        ErrorKind::TimedOut,
-        "another process holds the lock of its folder; choose another folder",
-    ))
+    let why = format!("another process holds its lock file {}; end it", path.display());
+    Err(io::Error::new(ErrorKind::TimedOut, why))
 }
 
 /// Removes the socket of a process that has ended.
@@ -104,7 +109,12 @@ fn make_room(path: &Path) -> io::Result<()> {
     // A process with a full queue must not hold this one up.
     socket.set_nonblocking(true)?;
     match socket.connect(&SockAddr::unix(path)?) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+        // A process that ends has just removed it.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
         _ => refuse(ErrorKind::AddrInUse, "another process listens there; end it, or choose another path"),
     }
@@ -115,7 +125,8 @@ fn allow(socket: &UnixSocket) -> io::Result<()> {
     let user = socket.user.as_deref().map(user_id).transpose()?;
     let group = socket.group.as_deref().map(group_id).transpose()?;
     if user.is_some() || group.is_some() {
-        chown(&socket.path, user, group).map_err(|error| {
+        // No link is followed.
+        lchown(&socket.path, user, group).map_err(|error| {
             io::Error::new(
                 error.kind(),
                 format!(
@@ -168,4 +179,34 @@ impl Drop for SocketFile {
 
 fn id_of(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// The new server did not start if the old one removed its socket between two looks at it.
+    #[test]
+    fn a_socket_that_goes_away_meanwhile_is_room() {
+        let path = std::env::temp_dir().join(format!("rejoin-room-{}", std::process::id()));
+        let ending = thread::spawn({
+            let path = path.clone();
+            move || {
+                for _ in 0..5_000 {
+                    drop(UnixListener::bind(&path));
+                    let _ = fs::remove_file(&path);
+                }
+            }
+        });
+        let mut looked: u32 = 0;
+        while !ending.is_finished() {
+            looked += 1;
+            let made = make_room(&path);
+            assert!(made.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::AddrInUse), "{made:?}");
+        }
+        ending.join().expect("it ends");
+        assert!(looked > 0);
+    }
 }

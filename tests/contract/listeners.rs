@@ -2,10 +2,7 @@
 
 use std::{
     fs,
-    os::unix::{
-        fs::{MetadataExt, PermissionsExt},
-        net::UnixListener,
-    },
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     sync::Arc,
 };
@@ -378,12 +375,16 @@ async fn a_socket_that_was_left_behind_is_replaced_and_a_living_one_or_another_f
 async fn a_process_waits_while_another_one_makes_its_socket_in_the_folder() {
     let folder = Folder::new();
     let socket = folder.path("s");
-    drop(UnixListener::bind(&socket).expect("a socket"));
-    let left = fs::metadata(&socket).expect("it is left").ino();
-    let held = fs::File::open(&folder.0).expect("a folder");
+    // Anybody who may read a folder can hold its lock, so that one has no effect.
+    let no_lock = fs::File::open(&folder.0).expect("a folder");
+    rustix::fs::flock(&no_lock, rustix::fs::FlockOperation::LockExclusive).expect("a lock");
+    Program::start(&["--listen", "127.0.0.1:0", "--listen", &format!("unix:{socket}")]).await.kill().await;
+    assert_eq!(mode_of(&format!("{socket}.lock")), 0o600, "no other user may hold it");
+    let left = fs::metadata(&socket).expect("a killed process leaves it").ino();
+    let held = fs::File::open(format!("{socket}.lock")).expect("a lock file");
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).expect("a lock");
     let told = refused(&["--listen", &format!("unix:{socket}")]).await;
-    assert!(told.contains("the lock of its folder"), "{told}");
+    assert!(told.contains("another process holds its lock file"), "{told}");
     assert_eq!(fs::metadata(&socket).expect("it is still there").ino(), left);
 }
 

@@ -205,7 +205,9 @@ impl Session {
 
     /// Lets a group read for this connection, if it has nothing else to do.
     fn park(&mut self, cx: &Context<'_>) {
-        let is_idle = self.socket.queued_bytes() == 0 && self.running.is_none() && self.waiting.is_empty();
+        // TLS may hold back bytes also while nothing is queued.
+        let has_written = self.socket.queued_bytes() == 0 && !self.has_unsent_bytes;
+        let is_idle = has_written && self.running.is_none() && self.waiting.is_empty();
         if is_idle && let Some(socket) = self.socket.shared() {
             self.reader.park(cx, &self.app.groups, self.socket.form(), socket);
         }
