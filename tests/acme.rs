@@ -158,7 +158,7 @@ async fn the_reason_of_the_authority_is_in_the_log() {
     let _pebble = place.start(nobody, LONG).await;
     let mut program = start(&place, &folder, &NAMES[..1]).await;
     program.until_logged("push.example.test: ").await;
-    program.until_logged("urn:ietf:params:acme:error:connection").await;
+    program.until_logged("Failed to connect to 127.0.0.1").await;
     let folder = Folder::new();
     let mut program = start(&place, &folder, &[BLOCKED]).await;
     program.until_logged("urn:ietf:params:acme:error:rejectedIdentifier").await;
@@ -177,12 +177,36 @@ async fn a_folder_that_cannot_be_written_ends_the_start_and_a_damaged_file_is_re
     program.until_logged("certificate of --tls-acme in force").await;
 
     let state = folder.path("state/account.json/state");
-    let run = std::process::Command::new(env!("CARGO_BIN_EXE_rejoin"))
+    let (code, told) = refused(&["--tls-acme", NAMES[0], "--tls-acme-state", &state]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains(&format!("--tls-acme-state {state}: ")), "{told}");
+}
+
+/// The exit code and the words of a program that does not start.
+fn refused(arguments: &[&str]) -> (Option<i32>, String) {
+    let program = std::process::Command::new(env!("CARGO_BIN_EXE_rejoin"))
         .env_clear()
-        .args(["--listen", "127.0.0.1:0", "--tls-acme", NAMES[0], "--tls-acme-state", &state])
+        .args(["--listen", "127.0.0.1:0"])
+        .args(arguments)
         .output()
         .expect("it runs");
-    let told = String::from_utf8_lossy(&run.stderr);
-    assert_eq!(run.status.code(), Some(1), "{told}");
-    assert!(told.contains(&format!("--tls-acme-state {state}: ")), "{told}");
+    (program.status.code(), String::from_utf8_lossy(&program.stderr).into_owned())
+}
+
+#[test]
+fn settings_that_cannot_give_a_certificate_are_refused() {
+    for (arguments, expected) in [
+        (&["--tls-acme", "a.example"][..], "--tls-acme and --tls-acme-state work only together"),
+        (&["--tls-acme-state", "/tmp"], "--tls-acme and --tls-acme-state work only together"),
+        (
+            &["--tls-acme", "a.example", "--tls-acme-state", "/tmp", "--tls-cert", "c", "--tls-key", "k"],
+            "--tls-acme and --tls-cert exclude each other",
+        ),
+        (&["--tls-acme", "*.example"], "expected the name of a host"),
+        (&["--tls-acme", "192.0.2.1"], "expected the name of a host"),
+        (&["--tls-acme-directory", "http://a.example/dir"], "expected a URL that begins with https://"),
+    ] {
+        let (code, told) = refused(arguments);
+        assert!(code == Some(2) && told.contains(expected), "{arguments:?}: {told}");
+    }
 }

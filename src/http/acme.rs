@@ -89,10 +89,13 @@ impl Acme {
                     tracing::warn!(%error, %retry_in, expires = in_force, "no certificate for --tls-acme this time");
                 }
             }
-            // Also after a success: the clock of this machine may be wrong, and then each certificate is due at once.
-            sleep(pause).await;
-            pause =
-                if self.due_in().is_zero() { (PAUSE_GROWS * pause).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
+            // A new certificate is due at once too, if the clock of this machine is wrong.
+            if self.due_in().is_zero() {
+                sleep(pause).await;
+                pause = (PAUSE_GROWS * pause).min(LONGEST_PAUSE);
+            } else {
+                pause = FIRST_PAUSE;
+            }
         }
     }
 

@@ -69,6 +69,15 @@ fn flags_override_the_environment_which_overrides_the_file() {
     assert_eq!(run.line("listen"), r#"listen = "127.0.0.1:7070" # default"#);
 }
 
+/// Only some builds can order certificates. The others must say so, and not serve without TLS.
+#[cfg(not(feature = "acme"))]
+#[test]
+fn a_program_without_acme_says_how_to_get_it() {
+    let run = Folder::new().run(&["--tls-acme", "push.example", "--tls-acme-state", "."], &[]);
+    assert_eq!(run.code, Some(2), "{run:?}");
+    assert!(run.err.contains("cargo install --features acme"), "{run:?}");
+}
+
 #[test]
 fn all_mistakes_are_reported_at_once_with_their_places() {
     let folder = Folder::new();
