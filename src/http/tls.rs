@@ -145,7 +145,7 @@ impl Tls {
             if !session.is_handshaking() {
                 #[cfg(feature = "acme")]
                 if session.alpn_protocol() == Some(Proofs::PROTOCOL) {
-                    // Nothing else is spoken here (RFC 8737 §3).
+                    // The connection has no other use (RFC 8737 §3).
                     return Err(Handshake::Proof);
                 }
                 return Ok(TlsSocket::new(socket, session));
