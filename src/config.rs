@@ -17,6 +17,7 @@ use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 use clap::Parser;
 use ipnet::IpNet;
 use tracing::level_filters::LevelFilter;
+use url::Url;
 
 pub use self::{
     access::authority,
@@ -31,7 +32,7 @@ pub use self::{
 };
 use self::{
     choices::{access_log, compress, forwarded_header, log_format, network},
-    values::{copies, count, level, rate, size, yes_or_no},
+    values::{copies, count, dns_name, https_url, level, rate, size, yes_or_no},
 };
 use crate::{
     auth::{Authority, MIN_SECRET_BYTES},
@@ -71,6 +72,18 @@ pub struct Config {
     /// The private key of that certificate, in PEM without a password.
     #[arg(long, value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
+
+    /// Speak TLS with a certificate of this name that an authority issues by ACME, and renew it. Repeatable.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = dns_name)]
+    pub tls_acme: Vec<String>,
+
+    /// The authority for --tls-acme. With it you agree to its terms of service.
+    #[arg(long, value_name = "URL", default_value = "https://acme-v02.api.letsencrypt.org/directory", value_parser = https_url)]
+    pub tls_acme_directory: Url,
+
+    /// Folder for the account and the certificate of --tls-acme. It must survive a restart.
+    #[arg(long, value_name = "DIR")]
+    pub tls_acme_state: Option<PathBuf>,
 
     /// Store messages in `memory`, or in Redis: `redis://[user:password@]host[:port][/db][?prefix=name]`,
     /// `rediss://…`, `unix:///path`, or `redis+sentinel://host[:port][,host[:port]…]/master[?db=N]`.
@@ -191,7 +204,7 @@ pub struct Config {
     #[arg(skip)]
     pub retain: Vec<Rule>,
 
-    /// The certificate and the key in the files of `tls_cert` and `tls_key`. Without it the server does not speak TLS.
+    /// The certificate and the key in the files of `tls_cert` and `tls_key`. None without them.
     #[arg(skip)]
     pub certificate: Option<Certificate>,
 
@@ -261,7 +274,8 @@ impl Config {
         let shares_subjects = self.jwt_secret.is_some() && self.tables.needs_prefix_beside_secret();
         let retains =
             |is_wrong: &dyn Fn(usize) -> bool| self.retain.iter().filter_map(|rule| rule.bytes).any(is_wrong);
-        let rules: [(bool, &[&str], &str); 13] = [
+        let has_acme = !self.tls_acme.is_empty();
+        let rules: [(bool, &[&str], &str); 16] = [
             (
                 self.has_clash(),
                 if self.admin_listen.is_some() { &["listen", "admin-listen"] } else { &["listen"] },
@@ -311,6 +325,22 @@ impl Config {
                 "--tls-cert and --tls-key work only together: give both",
             ),
             (
+                has_acme && !cfg!(feature = "acme"),
+                &["tls-acme"],
+                "this program was built without --tls-acme: take a package of a release, or build it with \
+                 `cargo install --features acme`",
+            ),
+            (
+                has_acme && self.tls_cert.is_some(),
+                &["tls-acme", "tls-cert"],
+                "--tls-acme and --tls-cert exclude each other: remove one of them",
+            ),
+            (
+                has_acme != self.tls_acme_state.is_some(),
+                &["tls-acme", "tls-acme-state"],
+                "--tls-acme and --tls-acme-state work only together: give both",
+            ),
+            (
                 self.retain_bytes < self.max_payload,
                 &["retain-bytes", "max-payload"],
                 "--retain-bytes is less than --max-payload",
@@ -343,6 +373,11 @@ impl Config {
         ];
         let broken = rules.into_iter().filter(|(is_broken, ..)| *is_broken);
         broken.map(|(_, between, what)| Contradiction { between, what }).collect()
+    }
+
+    /// True if the server speaks TLS.
+    pub fn speaks_tls(&self) -> bool {
+        self.certificate.is_some() || !self.tls_acme.is_empty()
     }
 
     /// Every listener, with the name of its setting.

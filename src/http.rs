@@ -5,6 +5,8 @@
 mod accept;
 mod access;
 mod access_log;
+#[cfg(feature = "acme")]
+mod acme;
 mod answer;
 mod app;
 mod arrival;
@@ -72,6 +74,8 @@ mod wakes;
 mod websocket;
 mod wire;
 
+#[cfg(feature = "acme")]
+pub use self::acme::Acme;
 use self::app::{MAX_TOPICS, MAX_WILDCARDS, overloaded, topic_limit_reached};
 pub use self::{
     accept::{Drained, serve},

@@ -69,6 +69,8 @@ pub struct Server {
     app: Arc<App>,
     /// The log in memory, if it is to be saved at the end.
     memory: Option<Arc<MemoryLog>>,
+    #[cfg(feature = "acme")]
+    acme: Option<http::Acme>,
     config: Arc<Config>,
     shutdown: Shutdown,
 }
@@ -87,6 +89,9 @@ impl Server {
             let all: Vec<_> = contradictions.iter().map(|contradiction| contradiction.what).collect();
             return Err(io::Error::new(ErrorKind::InvalidInput, all.join("; ")));
         }
+        // Before the log, which takes over the state file.
+        #[cfg(feature = "acme")]
+        let acme = http::Acme::open(&config).await?;
         let (log, memory) = tokio::select! {
             // A log that has taken over the state file must give it back, so it serves and then drains.
             biased;
@@ -94,7 +99,14 @@ impl Server {
             () = shutdown.draining() => return Err(ErrorKind::Interrupted.into()),
         };
         let app = App::new(Broker::new(log), config.clone(), shutdown.clone());
-        Ok(Self { app, memory, config, shutdown })
+        Ok(Self {
+            app,
+            memory,
+            #[cfg(feature = "acme")]
+            acme,
+            config,
+            shutdown,
+        })
     }
 
     /// The state that all requests share.
@@ -118,13 +130,26 @@ impl Server {
             self.shutdown.draining().await;
             Instant::now() + self.config.drain_grace
         };
-        let (drained, end) = tokio::join!(http::serve(self.app, listeners), grace_passes);
+        let serving = async { tokio::join!(http::serve(self.app.clone(), listeners), grace_passes) };
+        #[cfg(feature = "acme")]
+        let serving = renewing(self.acme, &self.app, serving);
+        let (drained, end) = serving.await;
         if let Some(memory) = self.memory {
             let retained = memory.stats().await.map_or(0, |stats| stats.bytes);
             let end = end.max(Instant::now() + save_within(retained));
             memory.end(end).await.map_err(|error| of_state(&self.config, &error))?;
         }
         Ok(drained)
+    }
+}
+
+/// Serves, and orders certificates meanwhile.
+#[cfg(feature = "acme")]
+async fn renewing<T>(acme: Option<http::Acme>, app: &App, serving: impl Future<Output = T>) -> T {
+    let Some(acme) = acme else { return serving.await };
+    tokio::select! {
+        served = serving => served,
+        never = acme.renew(app) => match never {},
     }
 }
 

@@ -21,9 +21,8 @@ pub fn greet(listeners: &Listeners, config: &Config) -> io::Result<()> {
         LogKind::Memory => "memory".to_owned(),
         LogKind::Redis(redis) => format!("redis {redis}"),
     };
-    let has_certificate = config.certificate.is_some();
-    let listens =
-        listeners.iter().map(|one| Ok((plain_unless(has_certificate, one.address()?), one.serves())));
+    let speaks_tls = config.speaks_tls();
+    let listens = listeners.iter().map(|one| Ok((plain_unless(speaks_tls, one.address()?), one.serves())));
     let listens: Vec<_> = listens.collect::<io::Result<_>>()?;
     for (address, serves) in &listens {
         let serves = if *serves == Serves::Public { "public" } else { "everything" };
@@ -46,10 +45,10 @@ pub fn greet(listeners: &Listeners, config: &Config) -> io::Result<()> {
     Ok(())
 }
 
-/// The same address. Without a certificate none of them speaks TLS.
-fn plain_unless(has_certificate: bool, listen: Listen) -> Listen {
+/// The same address. If the server speaks no TLS, each of them is plain.
+fn plain_unless(speaks_tls: bool, listen: Listen) -> Listen {
     match listen {
-        Listen::Tcp { address, is_plain } => Listen::Tcp { address, is_plain: is_plain || !has_certificate },
+        Listen::Tcp { address, is_plain } => Listen::Tcp { address, is_plain: is_plain || !speaks_tls },
         unix => unix,
     }
 }

@@ -20,6 +20,7 @@ const ENDS_SOON: Span = Span::days(14);
 #[derive(Clone, Debug)]
 pub struct Certificate {
     key: Arc<CertifiedKey>,
+    begins: OffsetDateTime,
     expires: OffsetDateTime,
 }
 
@@ -54,7 +55,7 @@ impl Certificate {
         let chain: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
         let chain = chain.map_err(|_| CertificateError::NoCertificate)?;
         let own = chain.first().ok_or(CertificateError::NoCertificate)?;
-        let expires = not_after(own).ok_or(CertificateError::Unreadable)?;
+        let (begins, expires) = validity(own).ok_or(CertificateError::Unreadable)?;
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| CertificateError::NoKey)?;
         let key =
             CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(
@@ -64,7 +65,7 @@ impl Certificate {
                     _ => CertificateError::UnknownKey,
                 },
             )?;
-        Ok(Self { key: Arc::new(key), expires })
+        Ok(Self { key: Arc::new(key), begins, expires })
     }
 
     /// That of the tests, with another end.
@@ -82,6 +83,12 @@ impl Certificate {
     /// The time after which clients accept it no more.
     pub fn expires(&self) -> SystemTime {
         self.expires.into()
+    }
+
+    /// The time to renew it: a third of its life is left.
+    pub fn renew_at(&self) -> SystemTime {
+        let lifetime = self.expires - self.begins;
+        (self.expires - lifetime / 3_i32).into()
     }
 
     /// Logs when it ends, as a warning if that is soon.
@@ -105,9 +112,9 @@ impl Certificate {
     }
 }
 
-/// The end of the validity in a certificate (RFC 5280 §4.1). The library that speaks TLS does not tell it, and one that
+/// The beginning and the end of the validity in a certificate (RFC 5280 §4.1). The library that speaks TLS does not tell it, and one that
 /// reads all of a certificate would be ten times this.
-fn not_after(certificate: &[u8]) -> Option<OffsetDateTime> {
+fn validity(certificate: &[u8]) -> Option<(OffsetDateTime, OffsetDateTime)> {
     const SEQUENCE: u8 = 0x30;
     const VERSION: u8 = 0xa0;
     let (SEQUENCE, certificate, _) = element(certificate)? else { return None };
@@ -120,9 +127,10 @@ fn not_after(certificate: &[u8]) -> Option<OffsetDateTime> {
         (_, _, signed) = element(signed)?;
     }
     let (SEQUENCE, validity, _) = element(signed)? else { return None };
-    let (_, _, validity) = element(validity)?;
+    let (kind, text, validity) = element(validity)?;
+    let begins = moment(kind, text)?;
     let (kind, text, _) = element(validity)?;
-    moment(kind, text)
+    Some((begins, moment(kind, text)?))
 }
 
 /// The kind of the first element of DER (X.690), its content, and the bytes after it.
@@ -169,6 +177,8 @@ mod tests {
     fn a_pair_is_read_and_each_mistake_has_its_words() {
         let good = Certificate::from_pem(CHAIN, KEY).expect("a pair");
         assert_eq!(humantime::format_rfc3339_seconds(good.expires()).to_string(), "2059-10-05T09:33:16Z");
+        let renewed = humantime::format_rfc3339_seconds(good.renew_at()).to_string();
+        assert!(renewed.starts_with("2048-"), "two thirds of the time since 2026: {renewed}");
         let wrong = |chain: &str, key: &str| Certificate::from_pem(chain, key).expect_err("a mistake");
         assert_eq!(wrong("", KEY), CertificateError::NoCertificate);
         assert_eq!(wrong(KEY, CHAIN), CertificateError::NoCertificate);
@@ -196,9 +206,9 @@ mod tests {
     #[test]
     fn every_beginning_of_a_certificate_is_read_without_harm() {
         let own = CertificateDer::from_pem_slice(CHAIN.as_bytes()).expect("a certificate");
-        assert!(not_after(&own).is_some());
+        assert!(validity(&own).is_some());
         for end in 0..own.len() {
-            assert_eq!(not_after(&own[..end]), None, "{end}");
+            assert_eq!(validity(&own[..end]), None, "{end}");
         }
     }
 }

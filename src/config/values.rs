@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
+use rustls::pki_types::DnsName;
 use tracing::level_filters::LevelFilter;
+use url::Url;
 
 use super::shown::PUT_SECRET;
 use crate::auth::{is_blanked, is_secret};
@@ -68,6 +70,22 @@ pub fn size(text: &str) -> Result<usize, &'static str> {
         MOST.. => Err("must be less than 1PiB"),
         size => usize::try_from(size).map_err(|_| "must be less than this machine can address"),
     }
+}
+
+/// Parses the name of a host in DNS, in ASCII and without a wildcard.
+pub fn dns_name(text: &str) -> Result<String, &'static str> {
+    match DnsName::try_from(text) {
+        Ok(name) if !text.ends_with('.') => Ok(name.as_ref().to_ascii_lowercase()),
+        _ => Err("expected the name of a host, for example push.example; other letters as xn--…, and no *"),
+    }
+}
+
+/// Parses a URL that begins with `https://`.
+pub fn https_url(text: &str) -> Result<Url, &'static str> {
+    text.parse()
+        .ok()
+        .filter(|url: &Url| url.scheme() == "https")
+        .ok_or("expected a URL that begins with https://")
 }
 
 pub fn count(text: &str) -> Result<usize, &'static str> {

@@ -39,7 +39,7 @@ pub struct App {
     pub(super) broker: Broker,
     pub(super) config: Arc<Config>,
     pub(super) rules: Arc<InForce>,
-    /// `None` if the server has no certificate.
+    /// `None` if the server speaks no TLS.
     pub(super) tls: Option<Tls>,
     pub(super) shutdown: Shutdown,
     /// Every connection that outlives its request, so that the drain can wait for it.
@@ -72,7 +72,7 @@ impl App {
             tasks: tasks.clone(),
             ended: ended.clone(),
         };
-        let tls = config.certificate.as_ref().map(|certificate| Tls::new(certificate, metrics.tls.clone()));
+        let tls = config.speaks_tls().then(|| Tls::new(config.certificate.as_ref(), metrics.tls.clone()));
         let rules = Arc::new(InForce::new(&config, context));
         let app = Arc::new(Self {
             live: Live::new(&broker),

@@ -42,6 +42,11 @@ impl Fetcher {
         self.0.get(url).header(header::ACCEPT, "application/json")
     }
 
+    #[cfg(feature = "acme")]
+    pub fn request(&self, request: reqwest::Request) -> RequestBuilder {
+        RequestBuilder::from_parts(self.0.clone(), request)
+    }
+
     pub fn post(&self, url: Url) -> RequestBuilder {
         self.0.post(url).header(header::ACCEPT, "application/json")
     }

@@ -94,6 +94,8 @@ impl App {
         match (&self.tls, &config.certificate) {
             (Some(tls), Some(certificate)) => tls.show(certificate),
             (None, None) => {}
+            // Its certificate comes by ACME.
+            (Some(_), None) if self.config.certificate.is_none() => {}
             _ => tracing::warn!("--tls-cert was added or removed; restart the server to apply it"),
         }
         self.broker.retain_by(config.retention().rules);

@@ -1,8 +1,18 @@
 //! TLS (RFC 8446): the handshake of a connection, and the certificate that it shows.
 
-use std::{io, net::IpAddr, num::NonZero, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    num::NonZero,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use rustls::{
     Error, ServerConfig,
@@ -17,6 +27,8 @@ use tokio::{
     time::{Instant, interval_at},
 };
 
+#[cfg(feature = "acme")]
+use super::acme::Proofs;
 use super::{
     metrics::{Handshake, TlsMetrics},
     refusal::OneAMinute,
@@ -41,19 +53,31 @@ pub struct Tls {
     metrics: TlsMetrics,
 }
 
-/// The certificate that new connections are shown. Those that are open have no use for it.
-#[derive(Debug)]
-struct Shown(ArcSwap<Certificate>);
+/// The certificate that new connections are shown, if there is one already. Those that are open have no use for it.
+#[derive(Debug, Default)]
+struct Shown {
+    certificate: ArcSwapOption<Certificate>,
+    #[cfg(feature = "acme")]
+    proofs: Proofs,
+    /// A client came while there was no certificate, and the operator was told.
+    has_told: AtomicBool,
+}
 
 impl ResolvesServerCert for Shown {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load().key().clone())
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        #[cfg(feature = "acme")]
+        if Proofs::are_asked_for(&hello) {
+            return self.proofs.of(&hello);
+        }
+        let _ = &hello;
+        self.certificate.load().as_ref().map(|certificate| certificate.key().clone())
     }
 }
 
 /// The result of a handshake that has failed.
-fn failure(error: &Error) -> Handshake {
+fn failure(error: &Error, shown: &Shown) -> Handshake {
     match error {
+        Error::General(_) if shown.certificate.load().is_none() => Handshake::NoCertificate,
         Error::AlertReceived(_) => Handshake::Rejected,
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Handshake::Incompatible,
         _ => Handshake::Malformed,
@@ -61,29 +85,54 @@ fn failure(error: &Error) -> Handshake {
 }
 
 impl Tls {
-    pub fn new(certificate: &Certificate, metrics: TlsMetrics) -> Self {
-        metrics.set_expiry(certificate.expires());
-        certificate.log();
-        let shown = Arc::new(Shown(ArcSwap::from_pointee(certificate.clone())));
+    /// Without a certificate each handshake fails until there is one.
+    pub fn new(certificate: Option<&Certificate>, metrics: TlsMetrics) -> Self {
+        let shown = Arc::<Shown>::default();
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])
             .expect("the provider has ciphers for both")
             .with_no_client_auth()
             .with_cert_resolver(shown.clone());
         config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+        // A client that offers another one too does not get this.
+        #[cfg(feature = "acme")]
+        if certificate.is_none() {
+            config.alpn_protocols.push(Proofs::PROTOCOL.to_vec());
+        }
         // One thread is left for the readers.
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         let computing = Semaphore::new((threads - 1).max(1));
-        Self { config: Arc::new(config), shown, computing, told_of_plain: OneAMinute::default(), metrics }
+        let tls = Self {
+            config: Arc::new(config),
+            shown,
+            computing,
+            told_of_plain: OneAMinute::default(),
+            metrics,
+        };
+        if let Some(certificate) = certificate {
+            tls.show(certificate);
+        }
+        tls
     }
 
     /// Shows another certificate to the connections that come from now on.
     pub fn show(&self, certificate: &Certificate) {
-        let before = self.shown.0.swap(Arc::new(certificate.clone()));
-        if before.key().cert != certificate.key().cert {
-            self.metrics.set_expiry(certificate.expires());
+        if self.replace(certificate) {
             certificate.log();
         }
+    }
+
+    /// True if the certificate is another one than before.
+    pub(super) fn replace(&self, certificate: &Certificate) -> bool {
+        let before = self.shown.certificate.swap(Some(Arc::new(certificate.clone())));
+        self.metrics.set_expiry(certificate.expires());
+        before.is_none_or(|before| before.key().cert != certificate.key().cert)
+    }
+
+    /// The proofs that an authority finds here.
+    #[cfg(feature = "acme")]
+    pub(super) fn proofs(&self) -> &Proofs {
+        &self.shown.proofs
     }
 
     /// Warns once a day that the certificate ends soon. Nothing else happens while nobody renews it.
@@ -91,7 +140,9 @@ impl Tls {
         let mut day = interval_at(Instant::now() + REMIND_EVERY, REMIND_EVERY);
         loop {
             day.tick().await;
-            self.shown.0.load().warn_if_it_ends_soon();
+            if let Some(certificate) = &*self.shown.certificate.load() {
+                certificate.warn_if_it_ends_soon();
+            }
         }
     }
 
@@ -107,13 +158,18 @@ impl Tls {
     }
 
     async fn handshake(&self, socket: TcpStream, mut head: &[u8]) -> Result<TlsSocket, Handshake> {
-        let session = Session::new(self.config.clone()).map_err(|error| failure(&error))?;
+        let session = Session::new(self.config.clone()).map_err(|error| failure(&error, &self.shown))?;
         let mut session = Box::new(session);
         loop {
             while !session.send(&mut Wire(&socket)).map_err(|_| Handshake::Ended)? {
                 socket.writable().await.map_err(|_| Handshake::Ended)?;
             }
             if !session.is_handshaking() {
+                #[cfg(feature = "acme")]
+                if session.alpn_protocol() == Some(Proofs::PROTOCOL) {
+                    // The connection has no other use (RFC 8737 §3).
+                    return Err(Handshake::Proof);
+                }
                 return Ok(TlsSocket::new(socket, session));
             }
             let read = if head.is_empty() {
@@ -135,7 +191,13 @@ impl Tls {
                 tracing::debug!(%error, "handshake of TLS failed");
                 // The client is told why. If it takes nothing now, it is not waited for.
                 let _ = session.send(&mut Wire(&socket));
-                return Err(failure(&error));
+                let failure = failure(&error, &self.shown);
+                if failure == Handshake::NoCertificate && !self.shown.has_told.swap(true, Relaxed) {
+                    tracing::warn!(
+                        "a client cannot be served: there is no certificate of --tls-acme yet; more such clients are only counted"
+                    );
+                }
+                return Err(failure);
             }
         }
     }
@@ -210,7 +272,7 @@ mod tests {
             let warnings = Warnings::default();
             let _guard = tracing::subscriber::set_default(warnings.clone());
             let certificate = Certificate::that_ends_at(std::time::UNIX_EPOCH + ends_at);
-            let tls = Tls::new(&certificate, TlsMetrics::new(&Registry::new()));
+            let tls = Tls::new(Some(&certificate), TlsMetrics::new(&Registry::new()));
             let _ = tokio::time::timeout(3 * REMIND_EVERY + REMIND_EVERY / 2, tls.remind()).await;
             // One more when it was read.
             assert_eq!(warnings.0.load(Ordering::Relaxed), expected);

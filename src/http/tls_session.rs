@@ -62,6 +62,12 @@ impl Session {
         })
     }
 
+    /// The protocol that both sides have agreed on.
+    #[cfg(feature = "acme")]
+    pub fn alpn_protocol(&self) -> Option<&[u8]> {
+        self.tls.alpn_protocol()
+    }
+
     pub fn is_handshaking(&self) -> bool {
         self.tls.is_handshaking()
     }

@@ -69,6 +69,15 @@ fn flags_override_the_environment_which_overrides_the_file() {
     assert_eq!(run.line("listen"), r#"listen = "127.0.0.1:7070" # default"#);
 }
 
+/// Only some builds can order certificates. The others must say so, and not serve without TLS.
+#[cfg(not(feature = "acme"))]
+#[test]
+fn a_program_without_acme_says_how_to_get_it() {
+    let run = Folder::new().run(&["--tls-acme", "push.example", "--tls-acme-state", "."], &[]);
+    assert_eq!(run.code, Some(2), "{run:?}");
+    assert!(run.err.contains("cargo install --features acme"), "{run:?}");
+}
+
 #[test]
 fn all_mistakes_are_reported_at_once_with_their_places() {
     let folder = Folder::new();
@@ -307,7 +316,7 @@ fn settings_for_proxies_need_a_proxy_that_is_trusted() {
 fn there_are_few_settings() {
     let help = run(Path::new("/"), &["serve", "--help"], &[("COLUMNS", "100")]).out;
     let flags = help.lines().filter(|line| line.trim_start().starts_with("--"));
-    assert!((15..=32).contains(&flags.count()), "{help}");
+    assert!((15..=35).contains(&flags.count()), "{help}");
 }
 
 /// Such a variable once counted as not set: with a secret that was not UTF-8 the server ran open.

@@ -10,6 +10,10 @@ use super::{counters, gauge};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handshake {
     Done,
+    /// It was the proof that an authority has asked for (RFC 8737).
+    Proof,
+    /// The server has no certificate yet.
+    NoCertificate,
     /// The client spoke HTTP without TLS.
     Plain,
     /// The client has left.
@@ -25,8 +29,10 @@ pub enum Handshake {
 }
 
 impl Handshake {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Done,
+        Self::Proof,
+        Self::NoCertificate,
         Self::Plain,
         Self::Ended,
         Self::Unfinished,
@@ -38,6 +44,8 @@ impl Handshake {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
+            Self::Proof => "proof",
+            Self::NoCertificate => "no_certificate",
             Self::Plain => "plain",
             Self::Ended => "ended",
             Self::Unfinished => "unfinished",

@@ -1,0 +1,212 @@
+//! Certificates by ACME: the program orders them from Pebble, an authority for tests.
+
+#[path = "acme/pebble.rs"]
+mod pebble;
+mod support;
+
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
+
+use pebble::{BLOCKED, Place};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, ServerName},
+};
+use support::program::{Folder, Program};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+const NAMES: [&str; 2] = ["push.example.test", "www.example.test"];
+const LONG: Duration = Duration::from_secs(90 * 86_400);
+/// More than any of these tests takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A client that trusts this authority alone.
+fn client(root: &CertificateDer<'static>, protocols: &[&[u8]]) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    roots.add(root.clone()).expect("a certificate");
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    // Each connection must be shown a certificate.
+    config.resumption = rustls::client::Resumption::disabled();
+    TlsConnector::from(Arc::new(config))
+}
+
+async fn connect(
+    client: &TlsConnector,
+    addr: SocketAddr,
+    name: &'static str,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    client.connect(ServerName::try_from(name).expect("a name"), TcpStream::connect(addr).await?).await
+}
+
+fn certificate(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+    stream.get_ref().1.peer_certificates().expect("a certificate")[0].clone().into_owned()
+}
+
+/// Starts the program with these names, and with the folder `state` of `folder`.
+async fn start(place: &Place, folder: &Folder, names: &[&str]) -> Program {
+    let trust = format!("export SSL_CERT_FILE='{}'", place.certificate());
+    let (directory, state) = (place.directory(), folder.path("state"));
+    let mut arguments = vec!["--tls-acme-directory", &directory, "--tls-acme-state", &state];
+    arguments.extend(names.iter().flat_map(|name| ["--tls-acme", name]));
+    Program::under(&trust, &arguments).await
+}
+
+/// Reads until this text has come.
+async fn until_heard(stream: &mut TlsStream<TcpStream>, text: &str) {
+    let mut heard = String::new();
+    while !heard.contains(text) {
+        let mut bytes = [0; 1024];
+        let read = timeout(PATIENCE, stream.read(&mut bytes)).await.expect("it comes in time");
+        let count = read.expect("it goes on");
+        assert!(count > 0, "it ended: {heard}");
+        heard += &String::from_utf8_lossy(&bytes[..count]);
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_ordered_once_the_authority_is_there_and_renewed_while_readers_stay() {
+    let Some(place) = Place::new() else { return };
+    let folder = Folder::new();
+    let mut program = start(&place, &folder, &NAMES).await;
+    let addr = program.server.addr;
+    program.until_logged("no certificate for --tls-acme this time").await;
+    let early = client(&place.own(), &[]);
+    connect(&early, addr, NAMES[0]).await.expect_err("there is no certificate");
+    program.until_logged("there is no certificate of --tls-acme yet").await;
+
+    let pebble = place.start(addr, Duration::from_secs(24)).await;
+    program.until_logged("certificate of --tls-acme in force").await;
+    let root = pebble.root().await;
+    let mut reader = connect(&client(&root, &[]), addr, NAMES[0]).await.expect("a handshake");
+    let first = certificate(&reader);
+    let ask = b"GET /topics/a?transport=ndjson HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    reader.write_all(ask).await.expect("sent");
+    until_heard(&mut reader, "200 OK").await;
+    let other = connect(&client(&root, &[b"h2"]), addr, NAMES[1]).await.expect("a handshake");
+    assert_eq!(certificate(&other), first, "one certificate has all names");
+    connect(&client(&root, &[]), addr, "else.example.test").await.expect_err("it has no other name");
+
+    // The proof is for the authority alone, and only while it asks.
+    connect(&client(&root, &[b"acme-tls/1"]), addr, NAMES[0]).await.expect_err("no proof is asked for");
+
+    let renewed = async {
+        loop {
+            let stream = connect(&client(&root, &[]), addr, NAMES[0]).await.expect("no time without one");
+            if certificate(&stream) != first {
+                return stream;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let mut publisher = timeout(PATIENCE, renewed).await.expect("a new certificate");
+    let publish = b"POST /topics/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nstill here";
+    publisher.write_all(publish).await.expect("sent");
+    until_heard(&mut reader, "still here").await;
+
+    let mode =
+        |path: &str| fs::metadata(folder.path(path)).expect("it is there").permissions().mode() & 0o777;
+    assert_eq!(mode("state"), 0o700);
+    assert_eq!([mode("state/account.json"), mode("state/certificate.json")], [0o600; 2]);
+}
+
+#[tokio::test]
+async fn a_start_shows_the_stored_certificate_and_orders_one_only_for_other_names() {
+    let Some(place) = Place::new() else { return };
+    let folder = Folder::new();
+    let mut program = start(&place, &folder, &NAMES[..1]).await;
+    let pebble = place.start(program.server.addr, LONG).await;
+    program.until_logged("certificate of --tls-acme in force").await;
+    let root = pebble.root().await;
+    program.terminate().await;
+
+    // The authority is not needed for a start.
+    drop(pebble);
+    let mut program = start(&place, &folder, &NAMES[..1]).await;
+    program.until_logged("certificate of --tls-acme in force").await;
+    connect(&client(&root, &[]), program.server.addr, NAMES[0]).await.expect("a handshake");
+    let ended = program.terminate().await;
+    assert!(!ended.log.contains("ordering a certificate"), "{}", ended.log);
+
+    // This one has forgotten the account, and has another root.
+    let mut program = start(&place, &folder, &NAMES).await;
+    connect(&client(&root, &[]), program.server.addr, NAMES[0]).await.expect("the one before, meanwhile");
+    let pebble = place.start(program.server.addr, LONG).await;
+    let root = pebble.root().await;
+    let ordered = async {
+        while connect(&client(&root, &[]), program.server.addr, NAMES[1]).await.is_err() {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(PATIENCE, ordered).await.expect("a certificate with the other name");
+    program.until_logged("ordering a certificate").await;
+}
+
+#[tokio::test]
+async fn the_reason_of_the_authority_is_in_the_log() {
+    let Some(place) = Place::new() else { return };
+    let (folder, nobody) = (Folder::new(), SocketAddr::from(([127, 0, 0, 1], support::redis::free_port())));
+    let _pebble = place.start(nobody, LONG).await;
+    let mut program = start(&place, &folder, &NAMES[..1]).await;
+    program.until_logged("push.example.test: ").await;
+    program.until_logged("Failed to connect to 127.0.0.1").await;
+    let folder = Folder::new();
+    let mut program = start(&place, &folder, &[BLOCKED]).await;
+    program.until_logged("urn:ietf:params:acme:error:rejectedIdentifier").await;
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_ends_the_start_and_a_damaged_file_is_replaced() {
+    let Some(place) = Place::new() else { return };
+    let folder = Folder::new();
+    fs::create_dir(folder.path("state")).expect("a folder");
+    fs::write(folder.path("state/certificate.json"), "{").expect("a file");
+    fs::write(folder.path("state/account.json"), "{").expect("a file");
+    let mut program = start(&place, &folder, &NAMES).await;
+    program.until_logged("this file is damaged: it is replaced").await;
+    let _pebble = place.start(program.server.addr, LONG).await;
+    program.until_logged("certificate of --tls-acme in force").await;
+
+    let state = folder.path("state/account.json/state");
+    let (code, told) = refused(&["--tls-acme", NAMES[0], "--tls-acme-state", &state]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains(&format!("--tls-acme-state {state}: ")), "{told}");
+}
+
+/// The exit code and the words of a program that does not start.
+fn refused(arguments: &[&str]) -> (Option<i32>, String) {
+    let program = std::process::Command::new(env!("CARGO_BIN_EXE_rejoin"))
+        .env_clear()
+        .args(["--listen", "127.0.0.1:0"])
+        .args(arguments)
+        .output()
+        .expect("it runs");
+    (program.status.code(), String::from_utf8_lossy(&program.stderr).into_owned())
+}
+
+#[test]
+fn settings_that_cannot_give_a_certificate_are_refused() {
+    for (arguments, expected) in [
+        (&["--tls-acme", "a.example"][..], "--tls-acme and --tls-acme-state work only together"),
+        (&["--tls-acme-state", "/tmp"], "--tls-acme and --tls-acme-state work only together"),
+        (
+            &["--tls-acme", "a.example", "--tls-acme-state", "/tmp", "--tls-cert", "c", "--tls-key", "k"],
+            "--tls-acme and --tls-cert exclude each other",
+        ),
+        (&["--tls-acme", "*.example"], "expected the name of a host"),
+        (&["--tls-acme", "192.0.2.1"], "expected the name of a host"),
+        (&["--tls-acme-directory", "http://a.example/dir"], "expected a URL that begins with https://"),
+    ] {
+        let (code, told) = refused(arguments);
+        assert!(code == Some(2) && told.contains(expected), "{arguments:?}: {told}");
+    }
+}
