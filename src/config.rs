@@ -204,7 +204,7 @@ pub struct Config {
     #[arg(skip)]
     pub retain: Vec<Rule>,
 
-    /// The certificate and the key in the files of `tls_cert` and `tls_key`. None without them.
+    /// The certificate and the key in the files of `tls_cert` and `tls_key`, if they are given.
     #[arg(skip)]
     pub certificate: Option<Certificate>,
 
