@@ -138,6 +138,8 @@ fn uncached(is_gzip: bool, body: Body) -> Response {
 
 /// A shorter answer stays plain: the frame of gzip would take most of what it saves.
 const MIN_GZIP_BYTES: usize = 512;
+/// Messages of so many bytes fill a piece in gzip, however short it is: they take a millisecond.
+const MAX_GZIPPED_BYTES: usize = 128 << 10;
 
 /// The text before the messages.
 const HEAD: &[u8] = b"{\"messages\":[";
@@ -244,7 +246,9 @@ impl<P> AnswerBody<P> {
     /// The next piece of an answer in gzip. Text and messages that stay plain are joined in one block.
     fn gzip_piece(&mut self, gzip: &mut Gzip) -> Bytes {
         let (mut piece, mut text) = (BytesMut::new(), BytesMut::new());
+        let before = self.left;
         while piece.len() + text.len() < PIECE_BYTES
+            && before - self.left < MAX_GZIPPED_BYTES
             && let Some(part) = self.part()
         {
             self.left -= part.plain.len();

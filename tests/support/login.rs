@@ -67,9 +67,9 @@ pub struct Begun {
 
 /// A line of the backend, and the code that makes it fail for a second after the first request to each path. A client
 /// must wait and ask again.
-const BEGINNING: &str = "  const name = files[request.url]\n";
-const FAILING: &str = "  const name = files[request.url]
-  const begun = (globalThis.begun ??= {})[request.url] ??= Date.now()
+const BEGINNING: &str = "  const name = files[path]\n";
+const FAILING: &str = "  const name = files[path]
+  const begun = (globalThis.begun ??= {})[path] ??= Date.now()
   if (request.method === 'POST' && Date.now() < begun + 1000) return response.writeHead(500).end('{}')
 ";
 
