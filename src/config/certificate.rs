@@ -148,7 +148,7 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((kind, content, rest))
 }
 
-/// A time as `YYMMDDHHMMSSZ` or with four digits of the year. None before 1970, which the log could not write.
+/// A time as `YYMMDDHHMMSSZ` or with four digits of the year. The log could not write one before 1970.
 fn moment(kind: u8, text: &[u8]) -> Option<OffsetDateTime> {
     const TWO_DIGITS: u8 = 0x17;
     let text = str::from_utf8(text).ok()?.strip_suffix('Z')?;

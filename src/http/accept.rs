@@ -130,8 +130,9 @@ async fn log_totals(app: &App, places: &Places) -> ! {
 
 async fn remind(app: &App) -> ! {
     match &app.tls {
-        Some(tls) => tls.remind().await,
-        None => pending().await,
+        // One by ACME is renewed without anybody, and each order that fails is logged.
+        Some(tls) if app.config.certificate.is_some() => tls.remind().await,
+        _ => pending().await,
     }
 }
 

@@ -135,7 +135,7 @@ impl Tls {
         &self.shown.proofs
     }
 
-    /// Warns once a day that the certificate ends soon. Nothing else happens while nobody renews it.
+    /// Warns once a day while the certificate ends soon.
     pub async fn remind(&self) -> ! {
         let mut day = interval_at(Instant::now() + REMIND_EVERY, REMIND_EVERY);
         loop {

@@ -375,7 +375,7 @@ async fn a_socket_that_was_left_behind_is_replaced_and_a_living_one_or_another_f
 async fn a_process_waits_while_another_one_makes_its_socket_in_the_folder() {
     let folder = Folder::new();
     let socket = folder.path("s");
-    // Anybody who may read a folder can hold its lock, so that one has no effect.
+    // Every process that may read a folder can hold its lock, so that one has no effect.
     let no_lock = fs::File::open(&folder.0).expect("a folder");
     rustix::fs::flock(&no_lock, rustix::fs::FlockOperation::LockExclusive).expect("a lock");
     Program::start(&["--listen", "127.0.0.1:0", "--listen", &format!("unix:{socket}")]).await.kill().await;

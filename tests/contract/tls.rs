@@ -232,34 +232,6 @@ async fn the_last_bytes_of_a_full_socket_leave_once_the_client_reads() {
     .await;
 }
 
-/// The last bytes wait in the session while the socket is full. Once they had left, the server still took the client for
-/// one that has stopped reading: it reset the connection, and threw away what the client had yet to read.
-#[tokio::test]
-async fn an_answer_that_ends_its_connection_comes_whole_to_a_client_that_reads_slowly() {
-    let server = server().await;
-    let through = Server::elsewhere(tunnel(server.addr).await);
-    for _ in 0..12 {
-        publish(&through, "a", "x".repeat(200_000)).await;
-    }
-    let client = PAIR.client(BOTH, &["http/1.1"]);
-    let reading = (5..=12).map(async |limit| {
-        let tcp = TcpSocket::new_v4().expect("a socket");
-        tcp.set_recv_buffer_size(4096).expect("a narrow socket");
-        let tcp = tcp.connect(server.addr).await.expect("a connection");
-        let mut stream = client.over(tcp).await.expect("a handshake");
-        let ask = format!(
-            "GET /topics/a?after=0&wait=0&limit={limit} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
-        );
-        stream.write_all(ask.as_bytes()).await.expect("sent");
-        let mut heard = Vec::new();
-        while within("a piece", stream.read_buf(&mut heard)).await.expect("it goes on, and has an end") > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        assert!(heard.len() > limit * 200_000, "{} of {limit}", heard.len());
-    });
-    join_all(reading).await;
-}
-
 /// Reads until a text has come, which must be the next one, and forgets what is before it.
 async fn until_heard(stream: &mut TlsStream<TcpStream>, heard: &mut Vec<u8>, text: &str) {
     loop {
