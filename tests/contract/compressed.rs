@@ -1,6 +1,9 @@
 //! Answers in gzip: streams whose frames can be read at once, and polls. WebSockets with `permessage-deflate`.
 
-use std::time::Duration;
+use std::{
+    io::{ErrorKind, Read, Write},
+    time::Duration,
+};
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use futures_util::{StreamExt, future::join_all, stream::BoxStream};
@@ -302,11 +305,7 @@ impl RawSocket {
     }
 
     async fn send(&mut self, first: u8, payload: &[u8]) {
-        let mut frame = vec![first, 0x80 | 127];
-        frame.extend_from_slice(&(payload.len() as u64).to_be_bytes());
-        frame.extend_from_slice(&[0; 4]);
-        frame.extend_from_slice(payload);
-        self.stream.write_all(&frame).await.expect("it takes the frame");
+        self.stream.write_all(&sent_frame(first, payload)).await.expect("it takes the frame");
     }
 
     /// The code with which the server closes.
@@ -318,6 +317,15 @@ impl RawSocket {
             }
         }
     }
+}
+
+/// A frame as a client sends it.
+fn sent_frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first, 0x80 | 127];
+    frame.extend_from_slice(&(payload.len() as u64).to_be_bytes());
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(payload);
+    frame
 }
 
 fn deflate(plain: &[u8]) -> Vec<u8> {
@@ -402,4 +410,32 @@ async fn a_compressed_command_is_a_command_and_a_bomb_is_closed_as_one_that_is_t
     let (mut plain, _) = RawSocket::open(&server, "/topics/a", "x").await;
     plain.send(0xc1, &command).await;
     assert_eq!(plain.close_code().await, 1002, "compression was not agreed on");
+}
+
+/// A few bytes make a command of 60 KiB. One read of the socket had several of them, and one turn of the task a hundred
+/// reads: the other connections of the thread waited meanwhile.
+#[tokio::test]
+async fn commands_that_become_long_do_not_keep_other_connections_waiting() {
+    const COMMANDS: usize = 300;
+    let server = Server::start().await;
+    let (socket, _) = RawSocket::open(&server, "/topics/a", DEFLATE).await;
+    let long = deflate(format!(r#"{{"type":"ping","a":"{}"}}"#, "x".repeat(60 << 10)).as_bytes());
+    assert!(long.len() < 128, "{}", long.len());
+    let commands = sent_frame(0xc1, &long).repeat(COMMANDS);
+    let mut client = socket.stream.into_std().expect("a socket");
+    // All tasks of this test share one thread: each yield is one turn of the connection.
+    client.write_all(&commands).expect("the socket takes all of it at once");
+    let (mut answers, mut turns, mut bytes) = (0, 0, vec![0; 64 << 10]);
+    let reading = async {
+        while answers < COMMANDS {
+            tokio::task::yield_now().await;
+            turns += 1;
+            match client.read(&mut bytes) {
+                Ok(length) => answers += bytes[..length].windows(4).filter(|four| four == b"pong").count(),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+    };
+    within("all answers", reading).await;
+    assert!(turns > COMMANDS / 10, "{turns} turns");
 }
