@@ -1,0 +1,73 @@
+"""Connections of HTTP/1.1: too many, silent, slow, with huge heads."""
+
+import asyncio
+import socket
+import struct
+
+import readers
+import wire
+
+
+async def connection_flood(attacker):
+    """Opens connections and closes them at once, half of them by a reset."""
+    for _ in range(100):
+        connection = await attacker.open()
+        if attacker.random.random() < .5:
+            connection.writer.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+
+async def silent_connections(attacker):
+    """Opens many connections that send nothing, or only the beginning of something."""
+    for _ in range(400):
+        connection = await attacker.open()
+        connection.write(attacker.random.choice(
+            [b"", b"G", b"GET /health/live HTTP/1.1\r\nHost: a\r\n", wire.PREFACE[:10], wire.PREFACE]))
+        attacker.count("silent connections")
+    await connection.discard()
+
+
+async def slow_heads(attacker):
+    """Sends a head byte by byte."""
+    connections = [await attacker.open() for _ in range(100)]
+    for byte in wire.request("GET", "/topics/news.1", ["X-Slow: " + "a" * 50]):
+        for connection in connections:
+            if connection.is_open():
+                connection.write(bytes([byte]))
+                attacker.count("bytes")
+        await asyncio.sleep(.5)
+
+
+async def header_floods(attacker):
+    """Sends heads with very many fields, very long ones, or without an end."""
+    many = [f"X-{number}: a" for number in range(5000)]
+    for fields in (many, ["X: " + "a" * 200_000]):
+        await attacker.ask("GET", "/topics/news.1", fields)
+    connection = await attacker.open()
+    connection.write(b"GET / HTTP/1.1\r\nHost: push.example\r\n")
+    while True:
+        await connection.flood(b"X-Endless: a\r\n" * 1000)
+        attacker.count("fields", 1000)
+
+
+async def pipelined_requests(attacker):
+    """Sends many requests at once and reads no answer."""
+    connection = await attacker.open(buffer=4096)
+    requests = wire.request("GET", "/topics/news.1?after=0&wait=0&limit=1000") * 100
+    for _ in range(100):
+        await connection.flood(requests)
+        attacker.count("requests", 100)
+
+
+async def guessed_credentials(attacker):
+    """Tries keys and tokens: random ones, and those that are nearly right."""
+    connection = await attacker.open()
+    for _ in range(200):
+        right = attacker.user()
+        guess = attacker.random.choice([
+            attacker.random.randbytes(20).hex(), right[:-4] + "AAAA", right.rpartition(".")[0] + ".", "a." * 1000])
+        connection.write(wire.request("GET", "/topics/rooms.1?wait=0", wire.bearer(guess)))
+        status, head = await readers.answer_head(connection.reader)
+        await readers.body(connection.reader, head)
+        attacker.count(f"answers {status}")

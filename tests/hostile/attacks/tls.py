@@ -1,0 +1,32 @@
+"""Handshakes of TLS."""
+
+import wire
+
+CONTEXT = wire.tls_context()
+
+
+async def unfinished_handshakes(attacker):
+    """Begins handshakes, wholly or in halves, and never ends them."""
+    for _ in range(200):
+        hello = wire.client_hello()
+        connection = await attacker.open("tls")
+        connection.write(hello[:attacker.random.choice([1, 5, 100, len(hello)])])
+        attacker.count("handshakes begun")
+    await connection.discard()
+
+
+async def many_handshakes(attacker):
+    """Makes handshakes as fast as it can, and sends nothing on them."""
+    connection = await attacker.open("tls", tls=CONTEXT)
+    attacker.count("handshakes")
+    connection.close()
+
+
+async def no_handshakes(attacker):
+    """Sends garbage, or plain HTTP, to the port that speaks TLS."""
+    connection = await attacker.open("tls")
+    connection.write(attacker.random.choice([
+        attacker.random.randbytes(2000), b"\x16\x03\x01\xff\xff" + attacker.random.randbytes(70_000),
+        wire.request("GET", "/")]))
+    attacker.count("sent")
+    await connection.discard()

@@ -1,0 +1,191 @@
+"""Honest clients: subscribers that check what they get, and publishers. Each function with a pipe is a process."""
+
+import asyncio
+import collections
+import json
+import random
+import resource
+import time
+
+import readers
+import wire
+from ledger import Ledger
+from server import HOST, KEY, token
+
+TOPICS = [f"news.{number}" for number in range(20)]
+
+# The refusals after which a publisher sends a message again.
+AGAIN = ["overloaded", "rate_limited", "unavailable", "timed_out"]
+
+# The server sends something at least every 25 s.
+SILENCE = 60
+
+
+class Subscriber:
+    def __init__(self, number, server, chance):
+        self.number = number
+        self.transport = readers.TRANSPORTS[number % 4]
+        self.is_tls = chance.random() < .25
+        self.port = server["tls"] if self.is_tls else server["plain"]
+        # Ten subscribers have one address.
+        self.address = f"127.0.2.{number // 10 % 250 + 1}"
+        self.credential = token(f"reader-{number}") if chance.random() < .25 else None
+        # Some read everything, by a pattern.
+        self.topics = ["news.*"] if chance.random() < .02 else chance.sample(TOPICS, chance.randint(1, 3))
+        self.ledger = Ledger(TOPICS if self.topics == ["news.*"] else self.topics)
+        self.cursor, self.spoke, self.writer = None, time.monotonic(), None
+        self.ends = self.refusals = 0
+
+    async def run(self, latency):
+        while True:
+            try:
+                await self.listen(latency)
+                self.ends += 1
+            except readers.Refused:
+                self.refusals += 1
+            except (OSError, asyncio.IncompleteReadError, ValueError):
+                self.ends += 1
+            finally:
+                if self.writer:
+                    self.writer.transport.abort()
+            await asyncio.sleep(random.uniform(.5, 3))
+
+    async def listen(self, latency):
+        context = wire.tls_context() if self.is_tls else None
+        self.spoke = time.monotonic()
+        reader, self.writer = await asyncio.wait_for(
+            asyncio.open_connection(HOST, self.port, local_addr=(self.address, 0), ssl=context), 20)
+        async for frame in self.transport(reader, self.writer, self.topics, self.cursor, self.credential):
+            self.spoke = time.monotonic()
+            if frame["type"] == "message":
+                if self.ledger.message(frame["topic"], frame["data"]["n"]):
+                    latency.note(time.time() - frame["data"]["t"])
+                # The id of a message is also the cursor.
+                frame = {"cursor": frame["id"] if self.transport is not readers.poll else None}
+            elif frame["type"] == "gap":
+                self.ledger.gap(frame["topic"], frame["after"], frame["next"])
+            self.cursor = frame.get("cursor") or self.cursor
+
+
+class Latency:
+    """How often each latency came, in milliseconds, and the worst one of each second."""
+
+    def __init__(self):
+        self.counts, self.worst = collections.Counter(), {}
+
+    def note(self, seconds):
+        milliseconds = int(seconds * 1000)
+        self.counts[milliseconds] += 1
+        second = int(time.time())
+        if milliseconds > self.worst.get(second, -1):
+            self.worst[second] = milliseconds
+
+
+def raise_descriptors():
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def subscribers(pipe, server, numbers, seed):
+    """Says when all are subscribed. Takes the ids of all that was published, and says what was lost."""
+    raise_descriptors()
+    asyncio.run(subscribe(pipe, server, numbers, seed))
+
+
+async def subscribe(pipe, server, numbers, seed):
+    latency, pauses = Latency(), Latency()
+    everybody = [Subscriber(number, server, random.Random(f"{seed} {number}")) for number in numbers]
+    tasks = [asyncio.create_task(each.run(latency)) for each in everybody]
+    tasks += [asyncio.create_task(cut_the_silent(everybody)), asyncio.create_task(own_pauses(pauses))]
+    while any(each.cursor is None for each in everybody):
+        await asyncio.sleep(.1)
+    pipe.send("subscribed")
+    published = await asyncio.to_thread(pipe.recv)
+    patience = time.monotonic() + 60
+    while time.monotonic() < patience and any(each.ledger.is_behind(published) for each in everybody):
+        await asyncio.sleep(.1)
+    for task in tasks:
+        task.cancel()
+    lost = [(each.number, each.transport.__name__, topic, number)
+            for each in everybody for topic, number in each.ledger.lost(published)]
+    pipe.send({
+        "received": sum(latency.counts.values()), "lost": lost,
+        "twice": sum(each.ledger.twice for each in everybody), "gaps": sum(len(each.ledger.gaps) for each in everybody),
+        "ends": sum(each.ends for each in everybody), "refusals": sum(each.refusals for each in everybody),
+        "latency": latency, "pauses": pauses})
+
+
+async def cut_the_silent(everybody):
+    while True:
+        await asyncio.sleep(5)
+        for each in everybody:
+            if each.writer and time.monotonic() - each.spoke > SILENCE:
+                each.writer.transport.abort()
+
+
+async def own_pauses(pauses):
+    """How late this process itself is: the latencies contain it."""
+    while True:
+        began = time.monotonic()
+        await asyncio.sleep(.02)
+        pauses.note(time.monotonic() - began - .02)
+
+
+def publishers(pipe, server, rate, seed):
+    """Publishes until the pipe says stop; then it sends the ids of each topic."""
+    asyncio.run(publish(pipe, server, rate, seed))
+
+
+async def publish(pipe, server, rate, seed):
+    published = {topic: [] for topic in TOPICS}
+    tries, stop = collections.Counter(), asyncio.Event()
+    tasks = [asyncio.create_task(publish_to(topic, ids, server, rate / len(TOPICS), tries, stop,
+                                            random.Random(f"{seed} {topic}"))) for topic, ids in published.items()]
+    await asyncio.to_thread(pipe.recv)
+    # Each one ends between two messages, so that the ids of all that are stored are known.
+    stop.set()
+    await asyncio.gather(*tasks)
+    pipe.send((published, dict(tries)))
+
+
+async def publish_to(topic, ids, server, rate, tries, stop, chance):
+    """Publishes to one topic, one message or a few at a time, each again until it is stored."""
+    reader = writer = None
+    size = chance.choice([1, 1, 4])
+    while not stop.is_set():
+        await asyncio.sleep(chance.uniform(.5, 1.5) * size / rate)
+        batch = [element(topic, len(ids) + 1 + more, chance) for more in range(size)]
+        while batch:
+            stored = []
+            try:
+                if writer is None:
+                    reader, writer = await asyncio.wait_for(asyncio.open_connection(HOST, server["plain"]), 20)
+                stored = await asyncio.wait_for(send(reader, writer, batch), 60)
+                tries["requests"] += 1
+            except (OSError, ValueError, asyncio.IncompleteReadError) as fault:
+                tries[f"connection lost ({type(fault).__name__})"] += 1
+                writer = None
+            ids += stored
+            batch = batch[len(stored):]
+            if batch:
+                tries["tried again"] += 1
+                await asyncio.sleep(.5)
+
+
+def element(topic, number, chance):
+    return {"topic": topic, "idempotency_key": f"{topic}-{number}",
+            "data": {"n": number, "t": time.time(), "pad": "x" * min(int(chance.paretovariate(1) * 20), 20_000)}}
+
+
+async def send(reader, writer, batch):
+    """Sends the messages in one request, in order; the ids of those that were stored."""
+    body = "".join(json.dumps(each) + "\n" for each in batch).encode()
+    writer.write(wire.request("POST", "/publish?ordered", [
+        *wire.bearer(KEY), "Content-Type: application/x-ndjson"], body))
+    status, head = await readers.answer_head(reader)
+    answer = json.loads(await readers.body(reader, head) or "[]")
+    answers = answer if status == 200 else [answer]
+    for each in answers:
+        if each and each.get("code", "overloaded") not in AGAIN:
+            raise RuntimeError(f"an honest publisher is refused: {each}")
+    return [each["id"] for each in answers if "id" in each]
