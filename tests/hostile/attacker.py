@@ -119,8 +119,8 @@ def attack(pipe, server, attacks, seed):
 
 
 async def serve(pipe, server, attacks, seed):
-    while order := await asyncio.to_thread(pipe.recv):
-        wave, kinds, seconds, tasks_each = order
+    while True:
+        wave, kinds, seconds, tasks_each = await asyncio.to_thread(pipe.recv)
         attackers = [Attacker(server, f"{seed} {wave}", kind) for kind in kinds]
         tasks = [asyncio.create_task(rounds(attacks[each.kind], each)) for each in attackers for _ in range(tasks_each)]
         await asyncio.sleep(seconds)
