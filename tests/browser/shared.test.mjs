@@ -1,13 +1,15 @@
 // Tabs that share one connection, and pages that the browser keeps, in Chromium.
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
+import { BadProxy } from './bad-proxy.mjs'
 import { Browser, serveClient } from './chromium.mjs'
 import { Proxy, SECRET, Server, mint } from './server.mjs'
 
 const ends = []
 let browser, origin
 before(async () => {
-  origin = await serveClient()
+  // Tokens that end within the first seconds of a stream.
+  origin = await serveClient(() => mint('u1', 3, { subscribe: ['a', 'b'] }))
   browser = await Browser.start()
 })
 after(async () => {
@@ -19,10 +21,10 @@ after(async () => {
 const numbers = (from, to) => Array.from({ length: to - from + 1 }, (_, at) => from + at)
 
 /** A server, and a function that opens tabs which read from it. */
-async function begin(flags = []) {
+async function begin(flags = [], Kind = Proxy) {
   const server = await Server.start(['--allowed-origin', origin.url.slice(0, -1), ...flags])
   ends.push(() => server.stop('SIGKILL'))
-  const proxy = await Proxy.before(server.port)
+  const proxy = await Kind.before(server.port)
   ends.push(() => proxy.close())
   const tab = async (options, topics, path = '') => {
     const page = await browser.open(origin.url + path)
@@ -166,6 +168,19 @@ describe('tabs', { concurrency: 12 }, () => {
     await tabs[1].until("polls > 0 && rejoin.state === 'live'")
     await server.publish('a', 6)
     for (const page of tabs) await hasAll(page, 'a', 6)
+  })
+
+  test('a tab that follows gets everything through a proxy that brings each stream only at its end', async () => {
+    const { server, proxy, tab } = await begin(['--jwt-secret', SECRET, '--heartbeat', '1s'], BadProxy)
+    server.key = mint('backend', 600, { publish: ['**'] })
+    const options = "{ shared: 'u1', transports: ['ndjson'], token: () => fetch('/token').then(it => it.text()) }"
+    const tabs = [await tab(options, ['a']), await tab(options, ['a', 'b'])]
+    proxy.mode = 'buffers'
+    proxy.cut()
+    for (let n = 1; n <= 5; n++) await server.publish('a', n)
+    await server.publish('b', 1)
+    for (const page of tabs) await hasAll(page, 'a', 5)
+    await hasAll(tabs[1], 'b', 1)
   })
 
   test('a topic that the server adds is read in every tab', async () => {
