@@ -230,7 +230,12 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
       }
     }
     if (term !== following) return
-    if (frame) link.frame(frame)
+    if (frame) {
+      link.frame(frame)
+      // The last subscription of the leader has ended. A tab that relies on it asks for one, and reads the rest by polls.
+      const { type, topic } = frame
+      if (type === 'unsubscribed' && link.names.delete(topic) && now().all.some(it => it.name === topic)) link.end()
+    }
     if (answer) {
       link.frame(answer)
       const at = link.asked.findIndex(it => it.topic === answer.topic)

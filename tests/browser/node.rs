@@ -66,6 +66,11 @@ async fn the_client_in_node_misses_nothing_on_any_transport() {
 }
 
 #[tokio::test]
+async fn the_client_in_node_tells_each_thing_once_whatever_crosses_it() {
+    in_node("client-races.test.mjs", false).await;
+}
+
+#[tokio::test]
 async fn the_npm_package_is_small_and_can_be_installed() {
     in_node("package.test.mjs", false).await;
 }

@@ -69,6 +69,36 @@ describe('tabs', { concurrency: 12 }, () => {
     await hasAll(tabs[0], 'b', 2)
   })
 
+  // The leader gave up the topic with its own subscription, and the other tab waited in vain.
+  test('a topic that the leader no longer reads goes on in the tabs that do', async () => {
+    for (const transport of ['ws', 'ndjson']) {
+      const { server, tab } = await begin()
+      const options = `{ shared: '${transport} closes', transports: ['${transport}'] }`
+      const leader = await tab(options, ['b'])
+      await leader.run("void (window.own = read('a'))")
+      await leader.until("has('subscribed', 'a')")
+      const follower = await tab(options, ['a', 'b'])
+      await server.publish('a', 1)
+      for (const page of [leader, follower]) await hasAll(page, 'a', 1)
+      await leader.run('own.close()')
+      for (let n = 2; n <= 6; n++) await server.publish('a', n)
+      await server.publish('b', 1)
+      await hasAll(follower, 'a', 6)
+      for (const page of [leader, follower]) await hasAll(page, 'b', 1)
+      assert.deepEqual([await leader.run("data('a')"), (await connections(server)).length], [[1], 1])
+    }
+  })
+
+  test('a mistake in a handler of a room stops no other one', async () => {
+    const { tab } = await begin()
+    const page = await tab('{}', [])
+    await page.run(`rejoin.presence('room').then(room => {
+      room.on('members', () => { throw new Error('a mistake of the page') })
+      room.on('members', () => told.push({ type: 'members' }))
+    })`)
+    await page.until("has('members')")
+  })
+
   test('a frozen leader loses its place, and steps down when it wakes', async () => {
     const { server, tab } = await begin(['--heartbeat', '1s'])
     const leader = await tab("{ shared: 'u1' }", ['a'])
