@@ -103,7 +103,15 @@ const pages = []
 
 async function open(name, sub, options, label) {
   const proxy = proxies[name] ??= await BadProxy.before(servers[current].port)
-  const page = await browser.open(origin.url)
+  const page = Object.assign(await browser.open(origin.url), { label, proxy, options, name, sub })
+  await begin(page)
+  pages.push(page)
+  return page
+}
+
+/** A page that has just been loaded connects and reads. */
+async function begin(page) {
+  const { label, proxy, options, sub } = page
   const topics = ['a', 'b.*', 'user.' + sub]
   await page.until('window.ready')
   const code = `{ ...${JSON.stringify(options)}, token: () => fetch('/token?${label}').then(it => it.text()) }`
@@ -113,8 +121,6 @@ async function open(name, sub, options, label) {
   await page.run(`void rejoin.on('state', state => told.push({ type: 'state', state })), void (window.ticks = 0), void setInterval(() => ticks++, 100)`)
   for (const topic of topics) await page.until(`has('subscribed', '${topic}')`)
   await page.until("told.filter(it => it.type === 'subscribed').length === 4")
-  pages.push(Object.assign(page, { label, proxy, options, name, sub }))
-  return page
 }
 
 /** How often something was told to a page. */
@@ -276,6 +282,7 @@ const FAULTS = {
   }),
   silent: () => lost(async () => {
     const all = Object.values(proxies)
+    await until(() => all.every(it => it.streams.size || it === proxies.poll), 'streams that can become silent')
     for (const proxy of all) {
       proxy.harmed = 0
       proxy.silence(true)
@@ -321,13 +328,20 @@ const FAULTS = {
   },
   kept: async () => {
     await each(page => page.run('void (window.mark = 1)'))
+    // Firefox keeps few pages that have a connection. The others begin anew, so what they have got so far is looked at now.
+    if (given.firefox) {
+      since = published.at(-1)?.id ?? 0
+      await settle()
+      await each(check)
+    }
     await each(page => page.go(origin.url + 'other'))
     await pause(time(5000))
     await each(page => page.back())
     await each(page => page.until('window.ready && window.told'))
     const marks = await each(page => page.run('window.mark === 1 && shown.at(-1) === true'))
-    assert.ok(marks.every(it => it), 'kept: ' + pages.map((it, at) => it.label + ' ' + marks[at]))
-    return 'all kept'
+    assert.ok(given.firefox || marks.every(it => it), 'kept: ' + pages.map((it, at) => it.label + ' ' + marks[at]))
+    await each((page, at) => marks[at] || begin(page))
+    return 'kept ' + pages.filter((_, at) => marks[at]).map(it => it.label)
   },
   frozen: () => frozen(pages, time(15_000)),
   'leader frozen': async () => {
