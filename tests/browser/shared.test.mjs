@@ -184,6 +184,27 @@ describe('tabs', { concurrency: 12 }, () => {
     })
   }
 
+  test('a leader that is closed while it waits for its token leaves the lead to the next tab', async () => {
+    const { server, tab } = await begin(['--jwt-secret', SECRET])
+    server.key = mint('backend', 600, { admin: true, publish: ['**'] })
+    const token = JSON.stringify(mint('u1', 600, { subscribe: ['a'] }))
+    const options = `{ shared: 'u1', token: () => ${token} }`
+    // A tab that follows needs a token only once it leads.
+    const slow = `{ shared: 'u1', token: () => new Promise(done => { window.give = () => done(${token}) }) }`
+    const tabs = [await tab(options, ['a']), await tab(slow, ['a']), await tab(slow, ['a']), await tab(options, ['a'])]
+    let n = 0
+    for (let closed = 0; closed < 2; closed++) {
+      await tabs.shift().close()
+      await server.publish('a', ++n)
+      await tabs[0].until('window.give')
+      await server.publish('a', ++n)
+    }
+    await tabs[0].run('give()')
+    await server.publish('a', ++n)
+    for (const page of tabs) await hasAll(page, 'a', n)
+    assert.equal((await connections(server)).length, 1)
+  })
+
   test('a tab that cannot read what it has missed tries again', async () => {
     const { server, proxy, tab } = await begin()
     const options = "{ shared: 'u1', transports: ['ndjson'] }"
