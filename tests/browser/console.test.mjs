@@ -9,6 +9,7 @@ const subscribe = ['news.{sub}', 'a.*', 'of.{claim.team}']
 const signed = sub => ({ rejoin: JSON.stringify({ token: mint(sub, 60, { subscribe }) }) })
 globalThis.sessionStorage = signed('u1')
 const { granted, keep } = await import('../../web/console/api.js')
+const { whileSeen } = await import('../../web/console/dom.js')
 const { EventStream } = await import('../../web/console/sse.js')
 
 describe('the console', () => {
@@ -34,6 +35,24 @@ describe('the console', () => {
       assert.equal(stream.state, state)
     }
     stream.close()
+  })
+
+  // A search that was typed while the table was loading showed what did not fit it for three seconds more.
+  test('a table that is asked for while it loads is loaded again right after', async ({ mock }) => {
+    mock.timers.enable({ apis: ['setInterval'] })
+    globalThis.document = { hidden: false }
+    globalThis.IntersectionObserver = class { observe() {} }
+    const loads = []
+    const refresh = whileSeen({}, 3000, () => new Promise(done => loads.push(done)))
+    const settled = () => new Promise(setImmediate)
+    refresh()
+    refresh()
+    refresh()
+    for (const count of [1, 2, 2]) {
+      assert.equal(loads.length, count)
+      loads.at(-1)()
+      await settled()
+    }
   })
 
   test('a topic with the subject is offered only if the subject is one plain segment', () => {
