@@ -826,7 +826,7 @@ export function connect(url, options = {}) {
     // A page that is left is hidden only after its end.
     if (type === 'visibilitychange' && document.hidden) return
     if (type === 'online') chosen = 0
-    if (turns && !next && (!link || type === 'online')) go()
+    if (turns && (type === 'online' || !link && !next)) go()
   }
   // Without the module each tab connects by itself.
   const sharing = options.shared && import('./rejoin-shared.js').then(it => {

@@ -165,6 +165,24 @@ describe('the browser client', { concurrency: true }, () => {
     assert.deepEqual(refused, ['unauthorized'])
   })
 
+  test('the better transport is tried when the network is back, also while a worse one opens', async () => {
+    const { asked, url } = await stub()
+    const Socket = scripted({ heartbeat_ms: 25_000 }), page = new EventTarget()
+    Socket.isAway = true
+    globalThis.addEventListener = page.addEventListener.bind(page)
+    const { rejoin } = open(url, { WebSocket: Socket })
+    delete globalThis.addEventListener
+    rejoin.subscribe('t')
+    await until(() => Socket.all.length)
+    Socket.all[0].onclose({ code: 1006, reason: '' })
+    await until(() => asked.length)
+    Socket.isAway = false
+    page.dispatchEvent(new Event('online'))
+    asked[0].say(opened(1000))
+    await until(() => rejoin.state === 'live')
+    assert.equal(Socket.all.length, 2)
+  })
+
   test('a room that is closed while its members are on their way tells nothing', async () => {
     const { asked, url } = await stub()
     const { rejoin } = open(url, { WebSocket: scripted({ heartbeat_ms: 25_000 }), transports: ['ws'] })

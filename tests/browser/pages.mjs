@@ -43,11 +43,9 @@ async function until(condition, what, ms = 30_000) {
 const folder = mkdtempSync(join(tmpdir(), 'rejoin-'))
 process.on('exit', () => rmSync(folder, { recursive: true, force: true }))
 const asked = {}
-/** How long the tokens live that pages get now. */
-let life = 5
 const origin = await serveClient(name => {
   asked[name] = (asked[name] ?? 0) + 1
-  return mint(name.split('.')[0], life, { subscribe: ['a', 'b.*', 'user.{sub}'] })
+  return mint(name.split('.')[0], 5, { subscribe: ['a', 'b.*', 'user.{sub}'] })
 })
 const flags = ['--jwt-secret', SECRET, '--heartbeat', '1s', '--retain-messages', '100000', '--retain-bytes', '64MiB', '--allowed-origin', origin.url.slice(0, -1)]
 let redis
@@ -306,14 +304,8 @@ const FAULTS = {
   cuts: () => lost(() => harm('cuts', given.short ? 3000 : 15_000, () => Object.values(proxies).forEach(it => it.cut())), it => it.name !== 'poll'),
   strips: () => around('strips'),
   posts: () => around('posts'),
-  // The end of a token ends a stream too, and then such a proxy hands on all of it. So tokens live for longer here.
-  buffers: async () => {
-    life = 600
-    await pause(6000)
-    const proof = await around('buffers')
-    life = 5
-    return proof
-  },
+  // The end of a token ends a stream too, and then such a proxy hands on all of it.
+  buffers: () => around('buffers'),
   hidden: async () => {
     const other = await browser.open(origin.url + 'other')
     await other.show()
@@ -401,8 +393,7 @@ for (const name of wished.length ? wished : Object.keys(FAULTS).filter(it => !gi
   console.log(`${name}: ${((Date.now() - began) / 1000).toFixed(1)} s, ${proof}; ${checked.reduce((sum, it) => sum + it.messages, 0)} messages so far, ${gaps} gaps`)
   gapsBefore = gaps
 }
-// Also those that have got a token of ten minutes meanwhile.
-console.log(await renewals(2, {}))
+console.log(await renewals(3, {}))
 isOver = true
 await publishing
 await browser.stop()
