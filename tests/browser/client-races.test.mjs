@@ -11,19 +11,21 @@ import { Server, socketFrom, until } from './server.mjs'
 const ends = []
 after(() => { for (const end of ends) end() })
 
-/** A server for requests, which keeps each one until the test answers it. */
-async function stub() {
-  const asked = []
+/** A server for requests, which keeps each one until the test answers it. Streams open at once, unless the test does it. */
+async function stub(areOpened = true) {
+  const asked = [], streams = []
   const server = createServer(async (request, response) => {
     const body = JSON.parse(await text(request) || 'null')
     const answer = (status, value) => response.writeHead(status).end(JSON.stringify(value))
     const say = frame => response.write(JSON.stringify(frame) + '\n')
-    asked.push({ body, isStream: request.headers.accept.includes('ndjson'), answer, say, drop: () => response.destroy() })
+    const isStream = request.headers.accept.includes('ndjson'), list = isStream ? streams : asked
+    list.push({ body, answer, say, drop: () => response.destroy() })
+    if (isStream && areOpened) say(opened(1000))
   })
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   ends.push(() => server.close(), () => server.closeAllConnections())
-  return { asked, url: `http://127.0.0.1:${server.address().port}/` }
+  return { asked, streams, url: `http://127.0.0.1:${server.address().port}/` }
 }
 
 function open(url, options) {
@@ -104,21 +106,17 @@ describe('the browser client', { concurrency: true }, () => {
   })
 
   test('a topic that is refused after its subscription was closed ends nothing else', async () => {
-    const { asked, url } = await stub()
+    const { asked, streams, url } = await stub()
     const { rejoin, refused } = open(url, { transports: ['ndjson'] })
     const told = record(rejoin.subscribe('t'))
-    await until(() => asked.length === 1)
-    asked[0].say(opened(1000))
     await until(() => has(told, 'subscribed'))
-    const other = rejoin.subscribe('other', { last: 5 })
-    await until(() => asked.length === 2)
+    const other = rejoin.subscribe('other', { last: 5 }), count = streams.length
+    await until(() => asked.length)
     other.close()
-    asked[1].answer(403, { code: 'forbidden', topic: 'other' })
-    await until(() => asked.length === 3 || refused.length)
-    assert.deepEqual(refused, [])
-    assert.deepEqual([asked[2].isStream, asked[2].body.topics], [true, ['t']])
-    asked[2].say(opened(1000))
-    asked[2].say(message('t', 1001))
+    asked[0].answer(403, { code: 'forbidden', topic: 'other' })
+    await until(() => streams.length > count || refused.length)
+    assert.deepEqual([refused, streams.at(-1).body.topics], [[], ['t']])
+    for (const stream of streams) stream.say(message('t', 1001))
     await until(() => data(told).length)
   })
 
@@ -126,24 +124,22 @@ describe('the browser client', { concurrency: true }, () => {
     const { asked, url } = await stub()
     const { rejoin } = open(url, { transports: ['ndjson'] })
     const first = record(rejoin.subscribe('a'))
-    await until(() => asked.length === 1)
-    asked[0].say(opened(1000))
     await until(() => has(first, 'subscribed'))
     const told = record(rejoin.subscribe('b', { after: '5000' }))
-    await until(() => asked.length === 2)
+    const reads = () => asked.filter(it => it.body.topics[0] === 'b')
+    await until(() => reads().length === 1)
     // Another subscription lets the client begin to connect again.
     rejoin.subscribe('c', { after: '1000' })
-    await until(() => asked.length === 4)
-    const reads = asked.slice(1).filter(it => it.body.topics[0] === 'b')
-    assert.deepEqual(reads.map(it => it.body.after), ['5000', '5000'])
+    await until(() => reads().length === 2)
+    assert.deepEqual(reads().map(it => it.body.after), ['5000', '5000'])
     const gap = { type: 'gap', topic: 'b', after: '5000', next: '900', cursor: '899', reason: 'unknown_cursor' }
-    for (const read of reads) read.answer(200, { gaps: [gap], messages: [message('b', 900), message('b', 901)], cursor: '1000' })
-    asked.find(it => it.body.topics[0] === 'c').answer(200, { messages: [], cursor: '1000' })
-    for (let at = 4; !has(told, 'subscribed'); at++) {
-      await until(() => asked.length > at || has(told, 'subscribed'))
-      if (asked[at]?.isStream) asked[at].say(opened(1000))
-      else asked[at]?.answer(200, { messages: [], cursor: '1000' })
-    }
+    const page = { gaps: [gap], messages: [message('b', 900), message('b', 901)], cursor: '1000' }
+    await until(() => {
+      for (const { body, answer } of asked.splice(0)) {
+        answer(200, body.after === '5000' ? page : { messages: [], cursor: '1000' })
+      }
+      return has(told, 'subscribed')
+    })
     assert.deepEqual(told.map(it => it.data ?? it.type), ['gap', 900, 901, 'subscribed'])
   })
 
@@ -165,7 +161,7 @@ describe('the browser client', { concurrency: true }, () => {
   })
 
   test('the better transport is tried when the network is back, also while a worse one opens', async () => {
-    const { asked, url } = await stub()
+    const { streams, url } = await stub(false)
     const Socket = scripted({ heartbeat_ms: 25_000 }), page = new EventTarget()
     Socket.isAway = true
     globalThis.addEventListener = page.addEventListener.bind(page)
@@ -174,10 +170,10 @@ describe('the browser client', { concurrency: true }, () => {
     rejoin.subscribe('t')
     await until(() => Socket.all.length)
     Socket.all[0].onclose({ code: 1006, reason: '' })
-    await until(() => asked.length)
+    await until(() => streams.length)
     Socket.isAway = false
     page.dispatchEvent(new Event('online'))
-    asked[0].say(opened(1000))
+    streams[0].say(opened(1000))
     await until(() => rejoin.state === 'live')
     assert.equal(Socket.all.length, 2)
   })
