@@ -33,9 +33,10 @@ export function useTopic(rejoin, topic, onMessage, options = {}) {
  * @returns {T}
  */
 export function useLatest(rejoin, topic, initial) {
-  const [latest, setLatest] = useState({ topic, data: initial })
-  useTopic(rejoin, topic, ({ data }) => setLatest({ topic, data }), { last: 1 })
-  return latest.topic === topic ? latest.data : initial
+  // Another client is another user.
+  const [latest, setLatest] = useState({ rejoin, topic, data: initial })
+  useTopic(rejoin, topic, ({ data }) => setLatest({ rejoin, topic, data }), { last: 1 })
+  return latest.rejoin === rejoin && latest.topic === topic ? latest.data : initial
 }
 
 /**

@@ -30,6 +30,10 @@ export type Presence = {
  * @param {string} topic
  * @param {import('./rejoin.js').Rejoin['subscribe']} subscribe
  * @param {(path: string) => Promise<any>} request
+ * @param {() => {on: any, emit: (type: any, event: any) => void}} emitter
  * @returns {Presence}
  */
-export declare function presence(topic: string, subscribe: import('./rejoin.js').Rejoin['subscribe'], request: (path: string) => Promise<any>): Presence;
+export declare function presence(topic: string, subscribe: import('./rejoin.js').Rejoin['subscribe'], request: (path: string) => Promise<any>, emitter: () => {
+    on: any;
+    emit: (type: any, event: any) => void;
+}): Presence;

@@ -17,17 +17,14 @@
  * @param {string} topic
  * @param {import('./rejoin.js').Rejoin['subscribe']} subscribe
  * @param {(path: string) => Promise<any>} request
+ * @param {() => {on: any, emit: (type: any, event: any) => void}} emitter
  * @returns {Presence}
  */
-export function presence(topic, subscribe, request) {
+export function presence(topic, subscribe, request, emitter) {
   const members = new Map()
-  /** @type {Set<{type: string, handler: (event: any) => void}>} */
-  const handlers = new Set()
-  let cursor = '0'
-  const tell = (/** @type {string | undefined} */ type, /** @type {any} */ event) => {
-    for (const one of [...handlers]) if (one.type === type) one.handler(event)
-  }
-  const all = () => tell('members', [...members.values()])
+  const { on, emit } = emitter()
+  let cursor = '0', isClosed = false
+  const all = () => emit('members', [...members.values()])
 
   /** All pages. The cursor of the first one counts. */
   async function state() {
@@ -41,6 +38,7 @@ export function presence(topic, subscribe, request) {
       first ??= page.cursor
       found.push(...page.members)
     } while (page.next)
+    if (isClosed) return
     members.clear()
     for (const member of found) members.set(member.sub, member)
     cursor = first ?? cursor
@@ -53,18 +51,17 @@ export function presence(topic, subscribe, request) {
     if (Number(id) <= Number(cursor)) return
     if (event === 'leave') members.delete(data.sub)
     else members.set(data.sub, data)
-    tell(event, data)
+    emit(event, data)
     all()
   })
-  changes.on('refused', error => tell('refused', error))
+  changes.on('refused', error => emit('refused', error))
   return {
     topic,
     members,
-    on(type, handler) {
-      const one = { type, handler }
-      handlers.add(one)
-      return () => handlers.delete(one)
+    on,
+    close() {
+      isClosed = true
+      changes.close()
     },
-    close: changes.close,
   }
 }

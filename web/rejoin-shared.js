@@ -113,6 +113,8 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
   const followers = new Map()
   /** The connection, by a number that no other has. @type {number | undefined} */
   let term
+  /** The same connection. It may have ended. @type {Link | undefined} */
+  let newest
   /** @type {Frame} */
   let opened
   /** The time at which the connection has last brought something. */
@@ -121,6 +123,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
   /** The connection is open. Followers ask from where they can go on. @param {Frame} frame */
   function opens(frame) {
     term = Math.random()
+    newest = now().link
     opened = { ...frame, expires_in_ms: 0 }
     post({ isNew: true })
   }
@@ -147,18 +150,21 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
         followers.delete(to)
       })
     }
-    // A frozen page still hears, but its timers stand, so it would never connect. Then it does not answer.
-    if (!link || !term) return setTimeout(post, 0, { to })
+    const isSilent = term && Date.now() - heard > opened.heartbeat_ms * 1.5
     // A browser may stop the connection of a page that still answers.
-    if (Date.now() - heard > opened.heartbeat_ms * 1.5) return
-    post({ to, term, open: { ...opened, cursor, mine }, names: [...link.names].filter(isRead) })
+    if (link && isSilent) return
+    // A proxy that buffers brings a stream together with its end. So a connection that has ended counts too, until the
+    // next one: after `cursor` it sends nothing, as if it were quiet.
+    const answer = term && newest && !isSilent
+      ? { to, term, open: { ...opened, cursor, mine }, names: [...newest.names].filter(isRead) }
+      : { to }
+    // A frozen page still hears, but its timers stand, so it would never connect. Then it does not answer.
+    if (link && term) post(answer)
+    else setTimeout(post, 0, answer)
   }
 
   /** @param {string} topic */
-  const isRead = topic => {
-    const { link } = now()
-    return link?.names.has(topic) && !link.asked.some(it => it.reading?.name === topic)
-  }
+  const isRead = topic => newest?.names.has(topic) && !newest.asked.some(it => it.reading?.name === topic)
 
   /** @param {string} to @param {Frame} command */
   function command(to, { topic, presence, isDone }) {
@@ -224,7 +230,12 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
       }
     }
     if (term !== following) return
-    if (frame) link.frame(frame)
+    if (frame) {
+      link.frame(frame)
+      // The last subscription of the leader has ended. A tab that relies on it asks for one, and reads the rest by polls.
+      const { type, topic } = frame
+      if (type === 'unsubscribed' && link.names.delete(topic) && now().all.some(it => it.name === topic)) link.end()
+    }
     if (answer) {
       link.frame(answer)
       const at = link.asked.findIndex(it => it.topic === answer.topic)

@@ -110,18 +110,17 @@ const failure = problem => Object.assign(/** @type {any} */ (Error(problem.detai
 
 /** @returns {{on: any, emit: (type: string, event?: any) => void}} */
 function emitter() {
-  /** @type {Set<{type: string, handler: (event: any) => void}>} */
+  /** @type {Set<[string, (event: any) => void]>} */
   const all = new Set()
   return {
-    on(/** @type {string} */ type, /** @type {(event: any) => void} */ handler) {
-      const one = { type, handler }
+    on(/** @type {[string, (event: any) => void]} */ ...one) {
       all.add(one)
       return () => all.delete(one)
     },
     emit(type, event) {
-      for (const one of [...all]) {
+      for (const [of, handler] of [...all]) {
         // A mistake in a handler is reported, and stops nothing else.
-        try { one.type === type && one.handler(event) } catch (error) { Promise.reject(error) }
+        try { of === type && handler(event) } catch (error) { Promise.reject(error) }
       }
     },
   }
@@ -135,7 +134,7 @@ function matches(name, topic) {
 }
 
 /** The newer of two cursors. @param {string} [a] @param {string} [b] */
-const newer = (a, b) => isNewer(a, b) ? a : b
+const newer = (a, b) => Number(a) > Number(b) ? a : b
 /** False if there is none to compare. @param {string} [a] @param {string} [b] */
 const isNewer = (a, b) => Number(a) > Number(b)
 const backOff = (/** @type {number} */ tries) => Math.random() * Math.min(20_000, 500 * 2 ** tries)
@@ -164,7 +163,7 @@ export function connect(url, options = {}) {
   /** The address of the server, which is also the name under which the transport is remembered. */
   const base = new URL(url, globalThis.location?.href).href.replace(/\/$/, '')
   const Socket = options.WebSocket ?? globalThis.WebSocket
-  const kinds = (options.transports ?? ['ws', 'ndjson', 'poll']).filter(kind => kind !== 'ws' || Socket)
+  const kinds = options.transports ?? ['ws', 'ndjson', 'poll']
   const events = options.mine ? '/events?mine=' : '/events?'
   const { on, emit } = emitter()
   /** All subscriptions. @type {Set<Reading>} */
@@ -229,7 +228,7 @@ export function connect(url, options = {}) {
   function ask() {
     return asking ??= (async () => {
       const given = await options.token?.()
-      if (!given) throw refuse({ code: 'unauthorized' })
+      if (!given) throw refuse({ code: 'unauthorized', isAsked: true })
       tokenEnds = Infinity
       return token = given
     })().finally(() => { asking = undefined })
@@ -245,12 +244,12 @@ export function connect(url, options = {}) {
     later('token', renew, Math.max(life * .8, life - 60_000))
   }
 
-  async function renew(fails = 0) {
+  async function renew() {
     if (!link) return
     try {
       await ask()
     } catch {
-      return later('token', () => renew(fails + 1), backOff(fails))
+      return later('token', renew, backOff(4))
     }
     if (link?.command) {
       link.command({ type: 'auth', token }, frame => {
@@ -268,8 +267,13 @@ export function connect(url, options = {}) {
   async function request(path, body, signal = AbortSignal.timeout(30_000), type = JSON_TYPE) {
     for (let hasAsked = false; ; hasAsked = true) {
       const bearer = await credential()
-      const headers = { 'Content-Type': JSON_TYPE, Accept: type, ...bearer && { Authorization: 'Bearer ' + bearer } }
-      const answer = await fetch(base + path, { method: body ? 'POST' : 'GET', credentials: 'include', headers, body: JSON.stringify(body), signal })
+      const answer = await fetch(base + path, {
+        method: body ? 'POST' : 'GET',
+        credentials: 'include',
+        body: JSON.stringify(body),
+        signal,
+        headers: { 'Content-Type': JSON_TYPE, Accept: type, ...bearer && { Authorization: 'Bearer ' + bearer } },
+      })
       if (answer.ok) return type === JSON_TYPE ? answer.json() : answer
       /** @type {Frame} */
       const problem = await answer.json().catch(() => ({}))
@@ -350,6 +354,7 @@ export function connect(url, options = {}) {
       else address += more
     }
     if (one.ended) return
+    // Without the class this throws, and the next transport is tried.
     const socket = new Socket(address, bearer ? ['rejoin.v1', 'bearer.' + bearer] : 'rejoin.v1')
     socket.binaryType = 'arraybuffer'
     // A dead path keeps the socket open for a minute, and may bring more. `frame` drops that.
@@ -453,13 +458,13 @@ export function connect(url, options = {}) {
   /** Gives a message or a gap to one subscription, unless it has had it. @param {Reading} reading @param {Frame} frame */
   function give(reading, frame) {
     const isUnknown = frame.reason === 'unknown_cursor'
-    // A gap that does not move the cursor is one of several, and may end anywhere.
-    if (reading.lost || !(isUnknown || frame.after >= frame.cursor) && (frame.id ?? frame.next ?? frame.cursor) <= Number(reading.at)) return
+    // A gap without an end that does not move the cursor is one of several.
+    if (reading.lost || !(isUnknown || !frame.next && frame.after >= frame.cursor) && (frame.id ?? frame.next ?? frame.cursor) <= Number(reading.at)) return
     const before = position(reading)
     // The ids of a store that does not know the cursor may be smaller.
     if (isUnknown) reading.at = frame.cursor
     else if (!reading.live) reading.at = frame.id ?? reading.at
-    if (!reading.held.length) {
+    if (!reading.held[0]) {
       if (!reading.pauses && frame.topic !== echoing) return tell(reading, frame)
       reading.from = before
     }
@@ -473,6 +478,7 @@ export function connect(url, options = {}) {
 
   /** @param {Reading} reading @param {Frame} frame */
   function tell(reading, frame) {
+    reading.from = frame.id ?? frame.cursor ?? reading.from
     if (reading.ended || own.has(frame.id)) return
     reading.emit(frame.type, frame)
     if (frame.type === 'gap') load(reading)
@@ -480,7 +486,7 @@ export function connect(url, options = {}) {
 
   /** Tells what was held, as far as it may be told. @param {Reading} reading */
   function flush(reading) {
-    while (reading.held.length && !reading.pauses && reading.held[0].topic !== echoing) {
+    while (reading.held[0] && !reading.pauses && reading.held[0].topic !== echoing) {
       tell(reading, /** @type {Frame} */ (reading.held.shift()))
     }
     if (reading.lost && !reading.pauses) {
@@ -563,10 +569,12 @@ export function connect(url, options = {}) {
     // Until this is done: if it fails, the reading is behind.
     reading.caught = false
     for (let isFull = true; isFull || link && isNewer(cursor, reading.at);) {
-      const start = reading.at ? { after: reading.at } : reading.start
+      const { at } = reading
       /** @type {Frame} */
-      const page = await request('/events', { topics: [name], ...start, wait: +!isFull, limit: 1000 })
+      const page = await request('/events', { topics: [name], ...at ? { after: at } : reading.start, wait: +!isFull, limit: 1000 })
       if (reading.live || reading.ended) return
+      // Another one of these has read it meanwhile.
+      if (at !== reading.at) continue
       for (const frame of inOrder(page)) give(reading, frame)
       if (reading.lost) return
       reading.at = newer(reading.at, page.cursor)
@@ -641,7 +649,7 @@ export function connect(url, options = {}) {
     reading.held = []
     readings.delete(reading)
     reading.emit('end', error)
-    if (named(name).length) return
+    if (named(name)[0]) return
     const isOwn = link?.names.delete(name)
     if (link?.command && (isOwn || reading.given)) link.command({ type: 'unsubscribe', topic: name })
     else if (isOwn || next?.names.has(name)) again()
@@ -699,7 +707,7 @@ export function connect(url, options = {}) {
         try {
           const [answer] = await request('/publish', body)
           if (answer.code) throw { ...answer, isAsked: true }
-          if (own.size > MOST_HELD) own.clear()
+          if (own.size > MOST_HELD) own.delete([...own][0])
           if (echoing) own.add(answer.id)
           return answer.id
         } catch (/** @type {any} */ why) {
@@ -740,7 +748,7 @@ export function connect(url, options = {}) {
     timers.go = clearTimeout(timers.go)
     if (isOver()) return
     next?.end()
-    if (!isWanted && !known().length) return rest()
+    if (!isWanted && !known()[0]) return rest()
     if (!link) say('connecting')
     try {
       await sharing
@@ -748,19 +756,16 @@ export function connect(url, options = {}) {
       const follow = tabs?.rise()
       if (follow) return await open(follow)
       await credential()
-    } catch {
-      if (turn === turns) retry()
-      return
-    }
-    for (let kind = isKept() && kinds[at] ? at : 0; kind < kinds.length; kind++) {
-      try {
-        return await reach(kind, turn)
-      } catch (/** @type {any} */ why) {
-        if (turn !== turns) return
-        if (why.code) return judge(why)
+      for (let kind = isKept() ? at % kinds.length : 0; kind < kinds.length; kind++) {
+        try {
+          return await reach(kind, turn)
+        } catch (/** @type {any} */ why) {
+          if (turn !== turns) return
+          if (why.code) return judge(why)
+        }
       }
-    }
-    retry()
+    } catch { /* as if no transport had worked */ }
+    if (turn === turns) retry()
   }
 
   /** Opens a connection of this kind. @param {number} kind @param {number} turn */
@@ -769,8 +774,8 @@ export function connect(url, options = {}) {
     // An HTTP stream has one start for all. So other starts are read before.
     if (isHttp) await Promise.all(known().filter(it => !some.includes(it)).map(catchUp))
     // A poll needs a topic, or a list of the subject. A stream may wait for those that the server adds.
-    if (turn !== turns || isHttp && !(name === 'poll' ? options.mine : isWanted) && !together().some.length) throw {}
-    await open(name === 'ws' ? webSocket : name === 'ndjson' ? lines : polls)
+    if (turn !== turns || isHttp && !(name === 'poll' ? options.mine : isWanted) && !together().some[0]) throw {}
+    await open({ ws: webSocket, ndjson: lines, poll: polls }[name])
     if (kind !== at || !isKept()) chosen = Date.now()
     at = kind
     if (kind) later('better', go, BETTER_MS)
@@ -779,16 +784,18 @@ export function connect(url, options = {}) {
 
   /** Does what the reason for an end asks for. @param {Frame} why @param {boolean} [isOpen] @returns {any} */
   function judge(why, isOpen) {
-    const { code, topic, retry_ms } = why
-    if (options.token && /^(unau|tok)/.test(code)) {
-      if (why.isAsked || !chances--) return refuse(why)
-      token = undefined
-      return retry(retry_ms)
+    const { code, topic } = why, isOfToken = options.token && /^(unau|tok)/.test(code)
+    if (isOver()) return
+    if (isOfToken && !why.isAsked && chances--) token = undefined
+    else if (isOfToken || FINAL.test(code)) {
+      if (!topic) return refuse(why)
+      // The page may have closed the subscription of this topic meanwhile.
+      if (isOpen || named(topic)[0]) {
+        refuseTopic(topic, why)
+        return isOpen || go()
+      }
     }
-    if (!FINAL.test(code)) return retry(retry_ms)
-    if (!named(topic).length) return refuse(why)
-    refuseTopic(topic, why)
-    isOpen || go()
+    retry(why.retry_ms)
   }
 
   /** @param {number} [least] */
@@ -798,21 +805,19 @@ export function connect(url, options = {}) {
   }
 
   /** @param {Frame} problem */
-  function refuse(problem) {
-    const error = failure(problem)
-    finish('refused', error)
-    emit('refused', error)
-    return error
-  }
+  const refuse = problem => finish('refused', failure(problem))
 
-  /** @param {State} now @param {Error} [error] */
+  /** Ends the client, once. @param {State} now @param {Error} [error] */
   function finish(now, error) {
-    if (isOver()) return
-    listening.abort()
-    say(now)
-    rest()
-    Object.values(timers).forEach(clearTimeout)
-    for (const reading of all()) end(reading, error)
+    if (!isOver()) {
+      listening.abort()
+      say(now)
+      rest()
+      Object.values(timers).forEach(clearTimeout)
+      all().forEach(it => end(it, error))
+      if (error) emit('refused', error)
+    }
+    return error
   }
 
   /** The page comes or goes, or the network is back. @param {Event} event */
@@ -821,7 +826,7 @@ export function connect(url, options = {}) {
     // A page that is left is hidden only after its end.
     if (type === 'visibilitychange' && document.hidden) return
     if (type === 'online') chosen = 0
-    if (turns && !next && (!link || type === 'online')) go()
+    if (turns && (type === 'online' || !link && !next)) go()
   }
   // Without the module each tab connects by itself.
   const sharing = options.shared && import('./rejoin-shared.js').then(it => {
@@ -837,7 +842,7 @@ export function connect(url, options = {}) {
     get cursor() { return cursor },
     subscribe,
     publish,
-    presence: topic => import('./rejoin-presence.js').then(it => it.presence(topic, subscribe, request)),
+    presence: topic => import('./rejoin-presence.js').then(it => it.presence(topic, subscribe, request, emitter)),
     on(type, handler) {
       if (type === 'open') {
         isWanted = true

@@ -40,8 +40,9 @@ export class BadProxy {
   /** Ends all connections: in order, or by a reset. */
   cut(how) { for (const socket of [...this.sockets]) this.#end(socket, how) }
 
-  /** Holds back everything that the server sends. */
+  /** Holds back everything that the server sends, on new connections too. */
   silence(isSilent) {
+    this.isSilent = isSilent
     for (const stream of this.streams) {
       if (isSilent) this.harmed++
       isSilent ? stream.pause() : stream.resume()
@@ -50,6 +51,7 @@ export class BadProxy {
 
   #watch(stream) {
     this.streams.add(stream)
+    if (this.isSilent) stream.pause()
     stream.on('close', () => this.streams.delete(stream))
   }
 
@@ -100,7 +102,6 @@ export class BadProxy {
     }
     this.passed.Upgrade = (this.passed.Upgrade ?? 0) + 1
     const peer = dial(this.port, '127.0.0.1')
-    this.#watch(peer)
     const lines = rawHeaders.flatMap((it, at) => at % 2 ? [] : [`${it}: ${rawHeaders[at + 1]}`])
     peer.write([`${method} ${url} HTTP/1.1`, ...lines, '', ''].join('\r\n'))
     if (head.length) peer.write(head)
@@ -112,6 +113,7 @@ export class BadProxy {
       this.harmed++
       peer.resume()
     } else peer.pipe(socket)
+    this.#watch(peer)
   }
 
   close() {

@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, describe, test } from 'node:test'
 import { connect } from '../../web/rejoin.js'
+import { data, has, numbers, record, scripted } from './scripted.mjs'
 import { Proxy, SECRET, Server, mint, socketFrom, until } from './server.mjs'
 
 const TRANSPORTS = ['ws', 'ndjson', 'poll']
@@ -20,18 +21,6 @@ async function begin(flags, options) {
   ends.push(() => rejoin.close(), () => proxy.close(), () => server.stop('SIGKILL'))
   return { server, proxy, rejoin }
 }
-
-/** Records everything that a subscription tells. */
-function record(subscription) {
-  const told = []
-  for (const type of ['message', 'gap', 'subscribed', 'refused']) {
-    subscription.on(type, event => told.push({ ...event, type }))
-  }
-  return told
-}
-const data = told => told.filter(it => it.type === 'message').map(it => it.data)
-const has = (told, type) => told.some(it => it.type === type)
-const numbers = (from, to) => Array.from({ length: to - from + 1 }, (_, at) => from + at)
 
 describe('the browser client', { concurrency: 8 }, () => {
   for (const transport of TRANSPORTS) {
@@ -810,19 +799,3 @@ describe('presence', { concurrency: true }, () => {
     }
   })
 })
-
-/** A WebSocket that a test speaks for, since a real server sends these frames only in rare moments. */
-function scripted(open) {
-  return class Socket {
-    static all = []
-    constructor(url) {
-      this.url = url
-      this.sent = []
-      Socket.all.push(this)
-      if (!Socket.isAway) setTimeout(() => this.say({ type: 'open', connection: 'c', cursor: '1000', ...open }))
-    }
-    say(frame) { this.onmessage({ data: JSON.stringify(frame) }) }
-    send(text) { this.sent.push(JSON.parse(text)) }
-    close() {}
-  }
-}

@@ -172,6 +172,17 @@ async fn a_token_for_one_topic_reads_it_and_the_page_says_what_it_may_not_see() 
         page.until(IS_LIVE).await;
         assert_eq!(page.run("return location.search").await, "?topic=news.u1");
 
+        // A lane does not go on with the topic of before, whatever one presses.
+        page.session.fill("#topic", "other").await.expect("a field for the topic");
+        press(page, "#listen button").await;
+        let is_refused = "document.querySelectorAll('.lane[data-state=refused]').length === 4";
+        page.until(is_refused).await;
+        press(page, ".lane [name=cut]").await;
+        press(page, "#faults [name=turn]").await;
+        assert_eq!(page.run(&format!("return {is_refused}")).await, true);
+        press(page, "#granted button").await;
+        page.until(IS_LIVE).await;
+
         // The token is in this tab alone.
         let places = page.run("return [JSON.stringify(localStorage), document.cookie, location.href, document.title].join()").await;
         assert!(!places.to_string().contains(&token), "{places}");

@@ -9,7 +9,7 @@ import { SECRET, Server, mint, until } from './server.mjs'
 
 const require = createRequire(new URL('../../web/package.json', import.meta.url))
 const { createElement, StrictMode } = require('react')
-const { create } = require('react-test-renderer')
+const { act, create } = require('react-test-renderer')
 const { createRenderer, effectScope, nextTick, onMounted, ref } = await import(new URL('../../web/node_modules/vue/index.mjs', import.meta.url))
 globalThis.IS_REACT_ACT_ENVIRONMENT = false
 
@@ -58,6 +58,23 @@ describe('hooks', { concurrency: true }, () => {
     root.unmount()
     await untilRead(server, { a: 0, price: 0 })
     assert.deepEqual(got, ['one'])
+  })
+
+  test('React shows nothing that the client of another user has got', () => {
+    const client = data => ({
+      subscribe: () => ({ on: (type, handler) => type === 'message' && data && handler({ data }), close() {} }),
+    })
+    let shown, root
+    const Latest = ({ rejoin }) => {
+      shown = react.useLatest(rejoin, 'a', 'nothing')
+      return null
+    }
+    globalThis.IS_REACT_ACT_ENVIRONMENT = true
+    act(() => { root = create(createElement(Latest, { rejoin: client('of ann') })) })
+    assert.equal(shown, 'of ann')
+    act(() => root.update(createElement(Latest, { rejoin: client() })))
+    globalThis.IS_REACT_ACT_ENVIRONMENT = false
+    assert.equal(shown, 'nothing')
   })
 
   test('the members of a topic are there as long as the component is', async () => {

@@ -66,6 +66,16 @@ async fn the_client_in_node_misses_nothing_on_any_transport() {
 }
 
 #[tokio::test]
+async fn the_client_in_node_tells_each_thing_once_whatever_crosses_it() {
+    in_node("client-races.test.mjs", false).await;
+}
+
+#[tokio::test]
+async fn the_parts_of_the_console_that_need_no_page_do_what_they_say() {
+    in_node("console.test.mjs", false).await;
+}
+
+#[tokio::test]
 async fn the_npm_package_is_small_and_can_be_installed() {
     in_node("package.test.mjs", false).await;
 }

@@ -43,11 +43,9 @@ async function until(condition, what, ms = 30_000) {
 const folder = mkdtempSync(join(tmpdir(), 'rejoin-'))
 process.on('exit', () => rmSync(folder, { recursive: true, force: true }))
 const asked = {}
-/** How long the tokens live that pages get now. */
-let life = 5
 const origin = await serveClient(name => {
   asked[name] = (asked[name] ?? 0) + 1
-  return mint(name.split('.')[0], life, { subscribe: ['a', 'b.*', 'user.{sub}'] })
+  return mint(name.split('.')[0], 5, { subscribe: ['a', 'b.*', 'user.{sub}'] })
 })
 const flags = ['--jwt-secret', SECRET, '--heartbeat', '1s', '--retain-messages', '100000', '--retain-bytes', '64MiB', '--allowed-origin', origin.url.slice(0, -1)]
 let redis
@@ -103,7 +101,15 @@ const pages = []
 
 async function open(name, sub, options, label) {
   const proxy = proxies[name] ??= await BadProxy.before(servers[current].port)
-  const page = await browser.open(origin.url)
+  const page = Object.assign(await browser.open(origin.url), { label, proxy, options, name, sub })
+  await begin(page)
+  pages.push(page)
+  return page
+}
+
+/** A page that has just been loaded connects and reads. */
+async function begin(page) {
+  const { label, proxy, options, sub } = page
   const topics = ['a', 'b.*', 'user.' + sub]
   await page.until('window.ready')
   const code = `{ ...${JSON.stringify(options)}, token: () => fetch('/token?${label}').then(it => it.text()) }`
@@ -113,8 +119,6 @@ async function open(name, sub, options, label) {
   await page.run(`void rejoin.on('state', state => told.push({ type: 'state', state })), void (window.ticks = 0), void setInterval(() => ticks++, 100)`)
   for (const topic of topics) await page.until(`has('subscribed', '${topic}')`)
   await page.until("told.filter(it => it.type === 'subscribed').length === 4")
-  pages.push(Object.assign(page, { label, proxy, options, name, sub }))
-  return page
 }
 
 /** How often something was told to a page. */
@@ -276,6 +280,7 @@ const FAULTS = {
   }),
   silent: () => lost(async () => {
     const all = Object.values(proxies)
+    await until(() => all.every(it => it.streams.size || it === proxies.poll), 'streams that can become silent')
     for (const proxy of all) {
       proxy.harmed = 0
       proxy.silence(true)
@@ -299,14 +304,8 @@ const FAULTS = {
   cuts: () => lost(() => harm('cuts', given.short ? 3000 : 15_000, () => Object.values(proxies).forEach(it => it.cut())), it => it.name !== 'poll'),
   strips: () => around('strips'),
   posts: () => around('posts'),
-  // The end of a token ends a stream too, and then such a proxy hands on all of it. So tokens live for longer here.
-  buffers: async () => {
-    life = 600
-    await pause(6000)
-    const proof = await around('buffers')
-    life = 5
-    return proof
-  },
+  // The end of a token ends a stream too, and then such a proxy hands on all of it.
+  buffers: () => around('buffers'),
   hidden: async () => {
     const other = await browser.open(origin.url + 'other')
     await other.show()
@@ -321,13 +320,20 @@ const FAULTS = {
   },
   kept: async () => {
     await each(page => page.run('void (window.mark = 1)'))
+    // Firefox keeps few pages that have a connection. The others begin anew, so what they have got so far is looked at now.
+    if (given.firefox) {
+      since = published.at(-1)?.id ?? 0
+      await settle()
+      await each(check)
+    }
     await each(page => page.go(origin.url + 'other'))
     await pause(time(5000))
     await each(page => page.back())
     await each(page => page.until('window.ready && window.told'))
     const marks = await each(page => page.run('window.mark === 1 && shown.at(-1) === true'))
-    assert.ok(marks.every(it => it), 'kept: ' + pages.map((it, at) => it.label + ' ' + marks[at]))
-    return 'all kept'
+    assert.ok(given.firefox || marks.every(it => it), 'kept: ' + pages.map((it, at) => it.label + ' ' + marks[at]))
+    await each((page, at) => marks[at] || begin(page))
+    return 'kept ' + pages.filter((_, at) => marks[at]).map(it => it.label)
   },
   frozen: () => frozen(pages, time(15_000)),
   'leader frozen': async () => {

@@ -1,13 +1,15 @@
 // Tabs that share one connection, and pages that the browser keeps, in Chromium.
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
+import { BadProxy } from './bad-proxy.mjs'
 import { Browser, serveClient } from './chromium.mjs'
 import { Proxy, SECRET, Server, mint } from './server.mjs'
 
 const ends = []
 let browser, origin
 before(async () => {
-  origin = await serveClient()
+  // Tokens that end within the first seconds of a stream.
+  origin = await serveClient(() => mint('u1', 3, { subscribe: ['a', 'b'] }))
   browser = await Browser.start()
 })
 after(async () => {
@@ -19,10 +21,10 @@ after(async () => {
 const numbers = (from, to) => Array.from({ length: to - from + 1 }, (_, at) => from + at)
 
 /** A server, and a function that opens tabs which read from it. */
-async function begin(flags = []) {
+async function begin(flags = [], Kind = Proxy) {
   const server = await Server.start(['--allowed-origin', origin.url.slice(0, -1), ...flags])
   ends.push(() => server.stop('SIGKILL'))
-  const proxy = await Proxy.before(server.port)
+  const proxy = await Kind.before(server.port)
   ends.push(() => proxy.close())
   const tab = async (options, topics, path = '') => {
     const page = await browser.open(origin.url + path)
@@ -65,6 +67,36 @@ describe('tabs', { concurrency: 12 }, () => {
     }
     await server.publish('b', 2)
     await hasAll(tabs[0], 'b', 2)
+  })
+
+  // The leader gave up the topic with its own subscription, and the other tab waited in vain.
+  test('a topic that the leader no longer reads goes on in the tabs that do', async () => {
+    for (const transport of ['ws', 'ndjson']) {
+      const { server, tab } = await begin()
+      const options = `{ shared: '${transport} closes', transports: ['${transport}'] }`
+      const leader = await tab(options, ['b'])
+      await leader.run("void (window.own = read('a'))")
+      await leader.until("has('subscribed', 'a')")
+      const follower = await tab(options, ['a', 'b'])
+      await server.publish('a', 1)
+      for (const page of [leader, follower]) await hasAll(page, 'a', 1)
+      await leader.run('own.close()')
+      for (let n = 2; n <= 6; n++) await server.publish('a', n)
+      await server.publish('b', 1)
+      await hasAll(follower, 'a', 6)
+      for (const page of [leader, follower]) await hasAll(page, 'b', 1)
+      assert.deepEqual([await leader.run("data('a')"), (await connections(server)).length], [[1], 1])
+    }
+  })
+
+  test('a mistake in a handler of a room stops no other one', async () => {
+    const { tab } = await begin()
+    const page = await tab('{}', [])
+    await page.run(`rejoin.presence('room').then(room => {
+      room.on('members', () => { throw new Error('a mistake of the page') })
+      room.on('members', () => told.push({ type: 'members' }))
+    })`)
+    await page.until("has('members')")
   })
 
   test('a frozen leader loses its place, and steps down when it wakes', async () => {
@@ -152,6 +184,27 @@ describe('tabs', { concurrency: 12 }, () => {
     })
   }
 
+  test('a leader that is closed while it waits for its token leaves the lead to the next tab', async () => {
+    const { server, tab } = await begin(['--jwt-secret', SECRET])
+    server.key = mint('backend', 600, { admin: true, publish: ['**'] })
+    const token = JSON.stringify(mint('u1', 600, { subscribe: ['a'] }))
+    const options = `{ shared: 'u1', token: () => ${token} }`
+    // A tab that follows needs a token only once it leads.
+    const slow = `{ shared: 'u1', token: () => new Promise(done => { window.give = () => done(${token}) }) }`
+    const tabs = [await tab(options, ['a']), await tab(slow, ['a']), await tab(slow, ['a']), await tab(options, ['a'])]
+    let n = 0
+    for (let closed = 0; closed < 2; closed++) {
+      await tabs.shift().close()
+      await server.publish('a', ++n)
+      await tabs[0].until('window.give')
+      await server.publish('a', ++n)
+    }
+    await tabs[0].run('give()')
+    await server.publish('a', ++n)
+    for (const page of tabs) await hasAll(page, 'a', n)
+    assert.equal((await connections(server)).length, 1)
+  })
+
   test('a tab that cannot read what it has missed tries again', async () => {
     const { server, proxy, tab } = await begin()
     const options = "{ shared: 'u1', transports: ['ndjson'] }"
@@ -166,6 +219,19 @@ describe('tabs', { concurrency: 12 }, () => {
     await tabs[1].until("polls > 0 && rejoin.state === 'live'")
     await server.publish('a', 6)
     for (const page of tabs) await hasAll(page, 'a', 6)
+  })
+
+  test('a tab that follows gets everything through a proxy that brings each stream only at its end', async () => {
+    const { server, proxy, tab } = await begin(['--jwt-secret', SECRET, '--heartbeat', '1s'], BadProxy)
+    server.key = mint('backend', 600, { publish: ['**'] })
+    const options = "{ shared: 'u1', transports: ['ndjson'], token: () => fetch('/token').then(it => it.text()) }"
+    const tabs = [await tab(options, ['a']), await tab(options, ['a', 'b'])]
+    proxy.mode = 'buffers'
+    proxy.cut()
+    for (let n = 1; n <= 5; n++) await server.publish('a', n)
+    await server.publish('b', 1)
+    for (const page of tabs) await hasAll(page, 'a', 5)
+    await hasAll(tabs[1], 'b', 1)
   })
 
   test('a topic that the server adds is read in every tab', async () => {

@@ -47,7 +47,9 @@ export function claims() {
 export function granted() {
   const { rejoin, sub } = claims(), list = rejoin?.subscribe
   if (!Array.isArray(list)) return []
-  return list.map(name => String(name).replaceAll('{sub}', sub)).filter(name => !name.includes('{'))
+  // The server puts in a subject only if it is one plain segment of a topic.
+  const isPlain = /^[\w-]+$/.test(sub)
+  return list.map(name => isPlain ? String(name).replaceAll('{sub}', sub) : String(name)).filter(name => !name.includes('{'))
 }
 
 export const topicPath = topic => 'topics/' + encodeURIComponent(topic)

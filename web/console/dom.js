@@ -55,15 +55,18 @@ export function payload({ data, encoding, content_type }) {
   return typeof data === 'string' ? data : JSON.stringify(data)
 }
 
-/** Runs a task now and then while its section is on the screen. Two runs never overlap. */
+/** Runs a task now and then while its section is on the screen. Two runs never overlap: a run that is asked for meanwhile
+ * comes right after. */
 export function whileSeen(section, everyMs, task) {
-  let isSeen = false, isRunning = false, last = -Infinity
+  let isSeen = false, isRunning = false, isAsked = false, last = -Infinity
   const run = async (isForced = false) => {
     const isDue = performance.now() - last >= everyMs - 50
+    if (isForced) isAsked = isRunning
     if (isRunning || document.hidden || !(isForced || isSeen && isDue)) return
     isRunning = true
     last = performance.now()
     try { await task() } finally { isRunning = false }
+    if (isAsked) run(true)
   }
   new IntersectionObserver(([entry]) => {
     isSeen = entry.isIntersecting

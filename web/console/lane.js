@@ -64,6 +64,7 @@ export class Lane {
   /** The topic cannot be read. */
   refuse(text) {
     this.#leave()
+    this.topic = undefined
     this.list.replaceChildren(make('li', { class: 'note' }, text))
     this.#say('refused')
   }
@@ -94,7 +95,7 @@ export class Lane {
     this.#leave()
     this.transport = transport
     this.#name()
-    this.#note(`From here over ${TRANSPORTS[transport]}, from the same cursor.`)
+    if (this.topic) this.#note(`From here over ${TRANSPORTS[transport]}, from the same cursor.`)
     this.#start()
   }
 
@@ -103,13 +104,13 @@ export class Lane {
     if (isResting === this.#isResting) return
     this.#isResting = isResting
     if (isResting) this.#leave()
-    else if (this.topic) this.#start()
+    else this.#start()
   }
 
   // The connection.
 
   #start() {
-    if (this.#isResting || this.from === undefined) return
+    if (this.#isResting || !this.topic) return
     const { network, topic, from: after, transport } = this
     let reading
     if (transport === 'sse') reading = this.client = new EventStream(network, topic, after)

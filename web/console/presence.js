@@ -36,6 +36,7 @@ export class Presence {
     const query = new URLSearchParams({ limit: ROWS, ...this.#pages.at(-1) && { after: this.#pages.at(-1) } })
     try {
       const { members, count, next } = await ask(`${topicPath(topic)}/presence?${query}`)
+      if (topic !== this.topic) return
       this.next = next
       this.#show(members, count ? `${short(count)} present.` : 'No subject is present.')
     } catch (problem) {

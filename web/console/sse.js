@@ -77,11 +77,11 @@ export class EventStream {
       for (let rest = ''; ;) {
         const { value, done } = await reader.read()
         if (done) return
-        clearTimeout(timer)
-        timer = setTimeout(() => silence.abort(), this.#heartbeatMs * 1.5 || FIRST_SILENCE_MS)
         const blocks = (rest + value).split('\n\n')
         rest = blocks.pop()
         for (const block of blocks) this.#take(block)
+        clearTimeout(timer)
+        timer = setTimeout(() => silence.abort(), this.#heartbeatMs * 1.5 || FIRST_SILENCE_MS)
       }
     } finally {
       clearTimeout(timer)
