@@ -16,12 +16,12 @@ use redis::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::{
     Address, Retention,
-    clock::StoreClock,
+    clock::{StoreClock, slept},
     facts::Facts,
     primary::{ConnectError, Primary},
     refusals::{code, is_broken, is_of_copy, is_refused, refused_command},
@@ -54,6 +54,9 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How long readers write nothing after Redis has refused a write. Then one of them tries again. It is shorter than the
 /// time between two probes, so that each probe tries.
 const FROZEN_FOR: Duration = Duration::from_millis(900);
+
+/// A machine that slept for longer has slept while a request was on its way.
+const NO_SLEEP: Duration = Duration::from_millis(100);
 
 /// How many members of the index are read in one step.
 const INDEX_BATCH: usize = 2000;
@@ -111,8 +114,17 @@ struct Failure {
     error: LogError,
     /// True if Redis runs only scripts without writes.
     is_frozen: bool,
+    /// True if the script came after its deadline, by the time of Redis.
+    is_late: bool,
     /// The reason that Redis gave, in words without secrets.
     why: Option<String>,
+}
+
+impl Failure {
+    const NOTHING_SENT: Self =
+        Self { error: LogError::Unavailable, is_frozen: false, is_late: false, why: None };
+    const NO_ANSWER: Self =
+        Self { error: LogError::UnknownOutcome, is_frozen: false, is_late: false, why: None };
 }
 
 /// Runs scripts over the current connection.
@@ -195,7 +207,7 @@ impl Store {
     ///
     /// # Errors
     /// [`LogError::Unavailable`] if the script certainly did not run, [`LogError::UnknownOutcome`] if it may
-    /// have run. It is never sent again.
+    /// have run. Then it is never sent again.
     pub async fn run<T: FromRedisValue>(
         &self,
         script: &Script,
@@ -259,6 +271,8 @@ impl Store {
         invocation
     }
 
+    /// Runs a script, and once more if it came late though it was sent in time: then the clock of Redis was set forward.
+    /// The deadline stays that of the request, so that even the second attempt undoes nothing newer.
     async fn invoke<T: FromRedisValue>(
         &self,
         script: &Script,
@@ -266,16 +280,34 @@ impl Store {
         args: &[&[u8]],
         purpose: Purpose,
     ) -> Result<T, Failure> {
-        let nothing_sent = || Failure { error: LogError::Unavailable, is_frozen: false, why: None };
-        let begun = Instant::now();
-        let mut connection = self.connected().await.ok_or_else(nothing_sent)?;
+        let (begun, slept_before) = (Instant::now(), slept());
+        let has_time = || begun.elapsed() < ANSWER_TIMEOUT && slept() < slept_before + NO_SLEEP;
+        let attempt = || self.attempt(script, subject, args, purpose, begun);
+        match attempt().await {
+            Err(Failure { is_late: true, .. }) if has_time() => {
+                timeout_at(begun + ANSWER_TIMEOUT, attempt()).await.unwrap_or(Err(Failure::NO_ANSWER))
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Sends a script once, for a request that came at `begun`.
+    async fn attempt<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        subject: &str,
+        args: &[&[u8]],
+        purpose: Purpose,
+        begun: Instant,
+    ) -> Result<T, Failure> {
+        let mut connection = self.connected().await.ok_or(Failure::NOTHING_SENT)?;
         let deadline = match purpose {
             Purpose::Read => None,
             Purpose::Change => match connection.deadline(begun).await {
                 Ok(deadline) => Some(deadline),
                 Err(error) => {
                     self.failed_aside(connection.number, &error);
-                    return Err(nothing_sent());
+                    return Err(Failure::NOTHING_SENT);
                 }
             },
         };
@@ -305,8 +337,8 @@ impl Store {
                 self.lose(connection.number, &error);
             }
             let code = code(&error);
-            if code == Some("LATE") {
-                // The clock of Redis was set, or this machine was asleep.
+            let is_late = code == Some("LATE");
+            if is_late {
                 connection.forget_time();
             }
             let is_frozen = matches!(code, Some("MISCONF" | "NOREPLICAS" | "READONLY"));
@@ -328,7 +360,7 @@ impl Store {
                 _ if is_refused(&error) => LogError::Unavailable,
                 _ => LogError::UnknownOutcome,
             };
-            Failure { error, is_frozen, why }
+            Failure { error, is_frozen, is_late, why }
         })
     }
 
