@@ -38,8 +38,8 @@ pub use self::{
     payer::Payer,
     position::{Beginning, Gap, Mark, Page, Position, Reason, Start},
     presence::{
-        Claim, ClaimError, Claimed, Claims, MAX_MEMBERS, Member, MemberEvent, Members, Part,
-        STEP as CLAIMS_STEP, changes_of, data as change_data,
+        Hold, HoldError, Holds, MAX_MEMBERS, Member, MemberEvent, Members, NotedHolds, Part,
+        STEP as HOLDS_STEP, changes_of, data as change_data,
     },
     redis::{Address, Credentials, ParseAddressError, RedisLog, Replicas},
     replicas::{Answering, Unanswered},
@@ -126,14 +126,14 @@ pub trait Log: Send + Sync + 'static {
     /// members whose grace is over. One call at a time.
     ///
     /// # Errors
-    /// If the log may not have noted it. The same claims may be made again.
+    /// If the log may not have noted it. The same holds may be made again.
     ///
     /// # Cancel safety
     /// Dropping this before it resolves may still have its effect.
-    async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError>;
+    async fn hold(&self, holds: &Holds) -> Result<NotedHolds, LogError>;
 
-    /// Resolves when [`claim`](Self::claim) should be called, though this process has nothing new to claim.
-    async fn claims_due(&self);
+    /// Resolves when [`hold`](Self::hold) should be called, though this process has nothing new to tell.
+    async fn holds_due(&self);
 
     /// No member leaves from now on, because this process ends and the next one has its members.
     fn keep_members(&self) {}

@@ -1,5 +1,7 @@
 //! `rejoin::client` against a real server, which restarts, refuses, and loses connections.
 
+#[path = "client/mine.rs"]
+mod mine;
 #[path = "cli/proxy.rs"]
 mod proxy;
 #[path = "client/publishing.rs"]

@@ -1,6 +1,6 @@
 //! The subjects that connections of this process hold present, and the task that tells the log.
 //!
-//! Connections only change counts here. The task tells the log what has changed, many claims in one step. A log that
+//! Connections only change counts here. The task tells the log what has changed, many holds in one step. A log that
 //! may forget is told everything again, part by part.
 
 mod held;
@@ -23,13 +23,13 @@ use tokio::{
 use self::held::{AGAIN_AFTER, Place, State, Wait, Waiting};
 pub use self::present::{EnterError, Present};
 use crate::{
-    log::{CLAIMS_STEP, Claim, Claims, Log, LogError, Members},
+    log::{HOLDS_STEP, Hold, Holds, Log, LogError, Members},
     message::Topic,
 };
 
 /// How much later than the log this process forgets a member that has left. So the log is asked once the grace is over.
 const MARGIN: Duration = Duration::from_millis(50);
-/// How long the end of this process waits until the last claims are noted.
+/// How long the end of this process waits until the last holds are noted.
 const LAST_WITHIN: Duration = Duration::from_millis(500);
 
 /// The subjects that the connections of this process hold, and the log that is told.
@@ -81,7 +81,7 @@ impl Presences {
                     () = changed.notified() => {}
                     () = due => {}
                     // A log that has failed is asked again at its time, and not at once.
-                    () = log.claims_due(), if !has_failed => {}
+                    () = log.holds_due(), if !has_failed => {}
                 }
                 let Some(this) = weak.upgrade() else { return };
                 let again_at = this.tell().await;
@@ -141,16 +141,16 @@ impl Presences {
     /// Tells the log everything that has changed. Returns when to try again if that failed.
     async fn tell(&self) -> Option<Instant> {
         loop {
-            let (claims, places, waiting) = self.next_claims();
-            match self.log.claim(&claims).await {
-                Ok(claimed) => {
-                    self.joined.fetch_add(claimed.joined, Ordering::Relaxed);
-                    self.left.fetch_add(claimed.left, Ordering::Relaxed);
-                    for (waiting, outcome) in waiting.into_iter().zip(&claimed.outcomes) {
+            let (holds, places, waiting) = self.next_holds();
+            match self.log.hold(&holds).await {
+                Ok(noted) => {
+                    self.joined.fetch_add(noted.joined, Ordering::Relaxed);
+                    self.left.fetch_add(noted.left, Ordering::Relaxed);
+                    for (waiting, outcome) in waiting.into_iter().zip(&noted.outcomes) {
                         waiting.iter().filter_map(Weak::upgrade).for_each(|wait| wait.note(*outcome));
                     }
-                    let is_more = claimed.is_more;
-                    if !self.state().conclude(&claims, claimed) && !is_more {
+                    let is_more = noted.is_more;
+                    if !self.state().conclude(&holds, noted) && !is_more {
                         self.is_told.notify_waiters();
                         return None;
                     }
@@ -165,8 +165,8 @@ impl Presences {
         }
     }
 
-    /// The claims of the next step, their places, and those who wait for each.
-    fn next_claims(&self) -> (Claims, Vec<Place>, Vec<Waiting>) {
+    /// The holds of the next step, their places, and those who wait for each.
+    fn next_holds(&self) -> (Holds, Vec<Place>, Vec<Waiting>) {
         let mut state = self.state();
         state.forget_idle(Instant::now());
         state.is_telling = true;
@@ -176,10 +176,10 @@ impl Presences {
             let (places, part) = state.next_part();
             (places, Some(part))
         } else {
-            let count = state.changed.len().min(CLAIMS_STEP);
+            let count = state.changed.len().min(HOLDS_STEP);
             (state.changed.drain(..count).collect(), None)
         };
-        let (mut claims, mut waiting) = (Vec::with_capacity(places.len()), Vec::with_capacity(places.len()));
+        let (mut holds, mut waiting) = (Vec::with_capacity(places.len()), Vec::with_capacity(places.len()));
         for place in &places {
             let held = state.held.get_mut(place);
             let (connections, info, waits) = held.map_or((0, None, Vec::new()), |held| {
@@ -187,17 +187,17 @@ impl Presences {
                 (held.connections, held.info.clone(), std::mem::take(&mut held.waiting))
             });
             waiting.push(waits);
-            claims.push(Claim { topic: place.0.clone(), sub: place.1.clone(), connections, info });
+            holds.push(Hold { topic: place.0.clone(), sub: place.1.clone(), connections, info });
         }
-        (Claims { claims, part, grace: self.grace }, places, waiting)
+        (Holds { holds, part, grace: self.grace }, places, waiting)
     }
 
-    /// Has claims made again that the log may not have noted.
+    /// Has holds made again that the log may not have noted.
     fn give_back(&self, places: Vec<Place>, waiting: Vec<Waiting>, error: LogError) {
         let mut state = self.state();
         state.is_telling = false;
         if error == LogError::UnknownOutcome {
-            // The log may note these claims after newer ones.
+            // The log may note these holds after newer ones.
             (state.repeated, state.hurries) = (None, true);
         }
         for (place, waiting) in places.into_iter().zip(waiting) {
@@ -247,7 +247,7 @@ impl Presences {
         while topics.peek().is_some() {
             let mut state = self.state();
             let until = Instant::now() + self.grace + MARGIN;
-            for topic in topics.by_ref().take(CLAIMS_STEP) {
+            for topic in topics.by_ref().take(HOLDS_STEP) {
                 state.leave(&(topic.clone(), sub.clone()), until);
             }
         }
@@ -307,11 +307,11 @@ mod tests {
         presences.settle().await;
         let part_of = || {
             presences.state().mark(&("t0".parse().expect("a topic"), "u1".into()));
-            presences.next_claims().0.part.is_some()
+            presences.next_holds().0.part.is_some()
         };
         {
             let mut state = presences.state();
-            (state.life, state.hurries) = (Some(1), true);
+            (state.record, state.hurries) = (Some(1), true);
         }
         assert_eq!([part_of(), part_of(), part_of()], [true, false, true]);
     }

@@ -36,8 +36,14 @@ enum By {
 }
 
 impl Connection {
-    pub async fn open(client: &Client, topics: &[String], start: &Start) -> Result<Self, ClientError> {
-        let url = url(client, topics, start);
+    /// Opens a connection that reads these topics and, with `mine`, the list of the subject.
+    pub async fn open(
+        client: &Client,
+        topics: &[String],
+        mine: bool,
+        start: &Start,
+    ) -> Result<Self, ClientError> {
+        let url = url(client, topics, mine, start);
         if url.as_str().len() > MAX_URL_BYTES {
             let why = format!("the URL has more than {MAX_URL_BYTES} bytes; use fewer topics, or patterns");
             return Err(ClientError::Unusable(why));
@@ -72,11 +78,14 @@ impl Connection {
     }
 }
 
-fn url(client: &Client, topics: &[String], start: &Start) -> Url {
+fn url(client: &Client, topics: &[String], mine: bool, start: &Start) -> Url {
     let mut url = client.at("/events");
     let mut query = url.query_pairs_mut();
     for topic in topics {
         query.append_pair("topic", topic);
+    }
+    if mine {
+        query.append_pair("mine", "");
     }
     query.extend_pairs(start.parameter());
     drop(query);
@@ -102,7 +111,8 @@ mod tests {
         let address = listener.local_addr().expect("a bound address");
         let client =
             Client::new(&format!("http://{address}")).expect("a URL").with_transport(Transport::Poll);
-        let mut connection = Connection::open(&client, &["t".into()], &Start::Now).await.expect("a poll");
+        let mut connection =
+            Connection::open(&client, &["t".into()], false, &Start::Now).await.expect("a poll");
         connection.silence = silence;
         let server = async {
             let (mut socket, _) = listener.accept().await.expect("a connection");

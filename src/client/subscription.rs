@@ -1,6 +1,7 @@
 //! A subscription: a cursor that outlives connections.
 
 use std::{
+    collections::{BTreeSet, VecDeque},
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -26,7 +27,10 @@ pub enum Event {
     Message(Message),
     /// Messages are gone: load the state again from its source, and read on.
     Gap(Gap),
-    /// The backend has removed this topic or pattern from the connection. It is not read any more, and the others are.
+    /// This topic or pattern is on the list of the subject, and is read from here on. Only a subscription that
+    /// [reads the list](Client::subscribe_mine) tells it.
+    Added(String),
+    /// The backend has removed this topic or pattern. It is not read any more, and the others are.
     Removed(String),
     /// The connection is over, or it could not be made. The subscription tries again by itself, after a pause.
     Disconnected(ClientError),
@@ -51,30 +55,68 @@ struct Step {
     event: Option<Event>,
 }
 
-impl Step {
-    /// The meaning of a frame, and the error with which it ends the connection. A topic that the backend has removed leaves
-    /// `topics`: to come back by itself would undo that.
-    fn of(frame: Frame, topics: &mut Vec<String>) -> (Self, Option<ClientError>) {
+/// The topics that a subscription reads.
+struct Reading {
+    topics: Vec<String>,
+    /// The list of the subject, if it is read.
+    mine: Option<BTreeSet<String>>,
+    /// Changes of the list that are yet to be told.
+    changes: VecDeque<Event>,
+}
+
+impl Reading {
+    /// The meaning of a frame, and the error with which it ends the connection.
+    fn take(&mut self, frame: Frame) -> (Step, Option<ClientError>) {
         let (cursor, event) = match frame {
-            Frame::Open { cursor, .. } => (cursor, Some(Event::Connected)),
+            Frame::Open { cursor, mine, .. } => {
+                self.compare(mine);
+                (cursor, Some(Event::Connected))
+            }
             Frame::Message(message) => {
                 (message.id.clone().filter(|_| !message.is_replay), Some(Event::Message(message)))
             }
             Frame::Gap { gap, cursor } => (cursor, Some(Event::Gap(gap))),
             Frame::Cursor(cursor) => (Some(cursor), None),
-            Frame::Removed(topic) => {
-                if !topics.contains(&topic) {
-                    return (Self { cursor: None, event: None }, None);
-                }
-                topics.retain(|other| *other != topic);
-                if topics.is_empty() {
-                    return (Self { cursor: None, event: None }, Some(removed(&topic)));
-                }
-                (None, Some(Event::Removed(topic)))
-            }
-            Frame::Closing { error, cursor } => return (Self { cursor, event: None }, Some(error)),
+            Frame::Added(topic) => (None, self.add(topic)),
+            Frame::Removed(topic) => match self.remove(topic) {
+                Ok(event) => (None, event),
+                Err(error) => return (Step { cursor: None, event: None }, Some(error)),
+            },
+            Frame::Closing { error, cursor } => return (Step { cursor, event: None }, Some(error)),
         };
-        (Self { cursor, event }, None)
+        (Step { cursor, event }, None)
+    }
+
+    /// Takes the list as it is now, and tells how it differs from the one before.
+    fn compare(&mut self, now: Vec<String>) {
+        let Some(mine) = &mut self.mine else { return };
+        let now: BTreeSet<_> = now.into_iter().collect();
+        let before = std::mem::replace(mine, now);
+        let is_told = |topic: &&String| !self.topics.contains(topic);
+        self.changes.extend(before.difference(mine).filter(is_told).cloned().map(Event::Removed));
+        self.changes.extend(mine.difference(&before).filter(is_told).cloned().map(Event::Added));
+    }
+
+    fn add(&mut self, topic: String) -> Option<Event> {
+        let is_new = self.mine.as_mut()?.insert(topic.clone());
+        (is_new && !self.topics.contains(&topic)).then_some(Event::Added(topic))
+    }
+
+    /// Takes out a topic that the backend has removed: from the list, or else from those that the client has named. To come
+    /// back to that one by itself would undo the removal. An error if nothing is left to read.
+    fn remove(&mut self, topic: String) -> Result<Option<Event>, ClientError> {
+        let is_named = self.topics.contains(&topic);
+        if self.mine.as_mut().is_some_and(|mine| mine.remove(&topic)) {
+            return Ok((!is_named).then_some(Event::Removed(topic)));
+        }
+        if !is_named {
+            return Ok(None);
+        }
+        self.topics.retain(|other| *other != topic);
+        match self.topics.is_empty() && self.mine.is_none() {
+            true => Err(removed(&topic)),
+            false => Ok(Some(Event::Removed(topic))),
+        }
     }
 }
 
@@ -85,12 +127,15 @@ fn removed(topic: &str) -> ClientError {
 }
 
 impl Subscription {
-    pub(super) fn new(client: Client, topics: Vec<String>, start: Start) -> Self {
+    /// Reads topics and, with `mine`, the list of the subject.
+    pub(super) fn new(client: Client, topics: Vec<String>, mine: bool, start: Start) -> Self {
         let cursor = match &start {
             Start::After(cursor) => Some(cursor.clone()),
             _ => None,
         };
-        Self { cursor, steps: Box::pin(steps(client, topics, start)) }
+        let mine = mine.then(BTreeSet::new);
+        let reading = Reading { topics, mine, changes: VecDeque::new() };
+        Self { cursor, steps: Box::pin(steps(client, reading, start)) }
     }
 
     /// Up to here the subscription has given out everything. It is not known until the server has said where
@@ -129,18 +174,18 @@ impl fmt::Debug for Subscription {
 /// The loop: connect at the cursor, read, and again.
 fn steps(
     client: Client,
-    mut topics: Vec<String>,
+    mut reading: Reading,
     mut start: Start,
 ) -> impl Stream<Item = Result<Step, ClientError>> + Send {
     try_stream! {
         let mut retry = Retry::new(client.give_up);
         loop {
             let mut open_at = None;
-            let error = match Connection::open(&client, &topics, &start).await {
+            let error = match Connection::open(&client, &reading.topics, reading.mine.is_some(), &start).await {
                 Err(error) => error,
                 Ok(mut connection) => loop {
                     let (step, closing) = match connection.next().await {
-                        Ok(frame) => Step::of(frame, &mut topics),
+                        Ok(frame) => reading.take(frame),
                         Err(error) => break error,
                     };
                     match step.event {
@@ -152,6 +197,9 @@ fn steps(
                         start = Start::After(cursor.clone());
                     }
                     yield step;
+                    while let Some(change) = reading.changes.pop_front() {
+                        yield Step { cursor: None, event: Some(change) };
+                    }
                     if let Some(error) = closing {
                         break error;
                     }

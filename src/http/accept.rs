@@ -460,7 +460,7 @@ async fn drain(app: &App) -> Drained {
     tracing::info!(connections = count, ?grace, "draining");
     let all_left = async || {
         app.tasks.wait().await;
-        app.groups.ended().await;
+        app.groups.until_ended().await;
     };
     let waited = tokio::select! {
         waited = timeout(grace, all_left()) => waited,

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     broker::{EnterError, Present},
-    log::{ClaimError, Entries, Member, changes_of},
+    log::{Entries, HoldError, Member, changes_of},
     message::{Id, Pattern, Topic},
 };
 
@@ -140,13 +140,13 @@ impl From<EnterError> for Problem {
             EnterError::TooMany(_) => {
                 "presence limit reached: too many topics for you, or too many members at this server"
             }
-            EnterError::Claim(ClaimError::TooManyMembers) => {
+            EnterError::Hold(HoldError::TooManyMembers) => {
                 "presence limit reached: the topic has 100000 members"
             }
-            EnterError::Claim(ClaimError::TooManyTopics) => {
+            EnterError::Hold(HoldError::TooManyTopics) => {
                 "topic limit reached (--max-topics, or half of --retain-total)"
             }
-            EnterError::Claim(ClaimError::Log(error)) => return error.into(),
+            EnterError::Hold(HoldError::Log(error)) => return error.into(),
         };
         Self::new(Code::Overloaded, detail)
     }

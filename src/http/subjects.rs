@@ -1,6 +1,7 @@
 //! The requests about subjects: the list of each one's topics, and its end.
 
 mod ended;
+mod missed;
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,6 +16,7 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::ended::Ended;
+use self::missed::{Asking, Noted};
 use super::{
     App,
     access::Access,
@@ -34,9 +36,7 @@ use crate::{
 const REFUSED_FOR: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
 
-/// How often replicas are asked again that have not said that they have ended a subject. One that is silent for so long
-/// counts as gone, and ends all its connections.
-const MAX_AGAIN: usize = 30;
+/// How soon replicas are asked again that have not said that they have ended a subject.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// A replica whose clock stood still for longer counts as gone. A connection that is younger than the end by less than this
 /// may end with the older ones.
@@ -165,17 +165,26 @@ async fn end_everywhere(app: &Arc<App>, end: End) -> Result<(), Problem> {
     };
     let living = timeout_at(until, replicas.living()).await.ok().and_then(Result::ok).ok_or_else(unknown)?;
     let command = Command::EndSubject { end: end.clone(), ago_ms: None };
-    let others = living.into_iter().filter(|name| *name != replicas.name()).collect();
+    let others = living.into_iter().filter(|name| *name != replicas.name());
     let late = ask(&replicas, others, &command, until).await;
     if late.is_empty() {
         return Ok(());
     }
-    keep_asking(app, replicas, late, end, begun);
+    match app.ended.missed.note(end, begun, late) {
+        Noted::New(asking) => keep_asking(app, replicas, asking),
+        Noted::Joined => {}
+        Noted::Full => tracing::debug!("the replicas are not asked again about this end of a subject"),
+    }
     Err(unknown())
 }
 
 /// Asks replicas, and returns those that did not answer in time.
-async fn ask(replicas: &Replicas, names: Vec<u64>, command: &Command, until: Instant) -> Vec<u64> {
+async fn ask(
+    replicas: &Replicas,
+    names: impl IntoIterator<Item = u64>,
+    command: &Command,
+    until: Instant,
+) -> Vec<u64> {
     let asked = names.into_iter().map(async |name| {
         let is_done = live::is_done(replicas, name, command, until).await;
         (!is_done).then_some(name)
@@ -183,28 +192,21 @@ async fn ask(replicas: &Replicas, names: Vec<u64>, command: &Command, until: Ins
     join_all(asked).await.into_iter().flatten().collect()
 }
 
-/// Asks them again until each has done it or is gone: a replica that has lost a part of the feed reads nothing of it there.
-/// It ends with the drain of this process.
-fn keep_asking(app: &Arc<App>, replicas: Arc<Replicas>, mut late: Vec<u64>, end: End, begun: Instant) {
+/// Asks replicas again until each has done it or is gone: a replica that has lost a part of the feed reads nothing of it
+/// there. It ends with the drain of this process.
+fn keep_asking(app: &Arc<App>, replicas: Arc<Replicas>, mut asking: Asking) {
     let draining = app.shutdown.draining();
-    let app = app.clone();
     app.tasks.clone().spawn(async move {
-        let Ok(_place) = app.ended.asking.try_acquire() else {
-            tracing::debug!(
-                sub = &*end.subject,
-                "the replicas are not asked again about this end of a subject"
-            );
-            return;
-        };
         let asked = async {
-            for _ in 0..MAX_AGAIN {
-                let ago_ms = u64::try_from(begun.elapsed().as_millis()).ok();
-                let command = Command::EndSubject { end: end.clone(), ago_ms };
-                late = ask(&replicas, late, &command, Instant::now() + live::PATIENCE).await;
-                if late.is_empty() {
-                    return;
+            while let Some(question) = asking.next() {
+                let ago_ms = u64::try_from(question.begun.elapsed().as_millis()).ok();
+                let command = Command::EndSubject { end: question.end.clone(), ago_ms };
+                let until = Instant::now() + live::PATIENCE;
+                let late = ask(&replicas, question.late.iter().copied(), &command, until).await;
+                if !late.is_empty() {
+                    sleep(AGAIN_AFTER).await;
                 }
-                sleep(AGAIN_AFTER).await;
+                asking.conclude(&question, late);
             }
         };
         tokio::select! {

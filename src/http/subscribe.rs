@@ -48,8 +48,8 @@ enum Rendering {
     Poll,
 }
 
-/// The name of a poll, which no message can exclude.
-const NAMELESS: &str = "";
+/// The connection of a poll. It has no name, so no message can exclude it.
+const NO_CONNECTION: &str = "";
 
 /// An answer, or a poll that is held. While it is held, all that it needed to begin is dropped.
 pub enum Answer {
@@ -232,7 +232,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Answer, Problem> {
                 }
                 start => start.unwrap_or(Start::Now),
             };
-            let subscription = begin(app, patterns, &start, NAMELESS, list_owner, &mut permit).await?;
+            let subscription = begin(app, patterns, &start, NO_CONNECTION, list_owner, &mut permit).await?;
             presence::enter(&mut present, topics, subscription.mine()).await?;
             let bytes = app.connections.answer_bytes();
             let reading = app.hold_poll(id, subscription, permit, &access, present);

@@ -31,8 +31,8 @@ use self::{
     state::{NODES, Reading, STEP, Seeking, State},
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Claimed, Claims, Clock, Ephemerals, Expiry, Followed, Follower,
-    History, Log, LogError, LogStats, Members, Page, Payer, Position, Retention, Rules, Start, Subjects,
+    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Holds,
+    Log, LogError, LogStats, Members, NotedHolds, Page, Payer, Position, Retention, Rules, Start, Subjects,
     Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic, Walk};
@@ -371,11 +371,11 @@ impl Log for MemoryLog {
         Ok(self.state().history(topic, before, limit))
     }
 
-    async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError> {
-        self.note_claims(claims).await
+    async fn hold(&self, holds: &Holds) -> Result<NotedHolds, LogError> {
+        self.note_holds(holds).await
     }
 
-    async fn claims_due(&self) {
+    async fn holds_due(&self) {
         self.next_leave().await;
     }
 

@@ -12,12 +12,12 @@ use crate::message::{Draft, Id, Payload, PayloadKind, Topic};
 
 /// How many members one topic may have.
 pub const MAX_MEMBERS: usize = 100_000;
-/// How many claims, or members whose time is over, one step takes.
+/// How many holds, or members whose time is over, one step takes.
 pub const STEP: usize = 64;
 
 /// The connections of this process that hold a subject present in a topic.
 #[derive(Clone, Debug)]
-pub struct Claim {
+pub struct Hold {
     pub topic: Topic,
     pub sub: Arc<str>,
     /// With 0 the process holds the subject no more.
@@ -26,11 +26,11 @@ pub struct Claim {
     pub info: Option<Arc<str>>,
 }
 
-/// Claims that are told together.
+/// Holds that are told together.
 #[derive(Clone, Debug, Default)]
-pub struct Claims {
-    pub claims: Vec<Claim>,
-    /// The claims are all that this process holds in this part of the order of topics and subjects.
+pub struct Holds {
+    pub holds: Vec<Hold>,
+    /// The holds are all that this process holds in this part of the order of topics and subjects.
     pub part: Option<Part>,
     /// How long a member without a connection stays one.
     pub grace: Duration,
@@ -43,15 +43,16 @@ pub struct Part {
     pub to: Option<(Topic, Arc<str>)>,
 }
 
-/// The outcome of claims.
+/// The outcome of holds.
 #[derive(Clone, Debug, Default)]
-pub struct Claimed {
-    /// One for each claim.
-    pub outcomes: Vec<Result<(), ClaimError>>,
-    /// The claims of this process in the part that the log knows, and that the process has not named.
+pub struct NotedHolds {
+    /// One for each hold.
+    pub outcomes: Vec<Result<(), HoldError>>,
+    /// The holds of this process in the part that the log knows, and that the process has not named.
     pub unnamed: Vec<(Topic, Arc<str>)>,
-    /// A log that may forget claims has a number here, which changes when it may have done so.
-    pub life: Option<u64>,
+    /// The number of the record that the log keeps of this process, if the log may forget it. A new number says that it may
+    /// have forgotten.
+    pub record: Option<u64>,
     pub joined: u64,
     pub left: u64,
     /// More members may have to leave now.
@@ -60,7 +61,7 @@ pub struct Claimed {
 
 /// Why a subject is not present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ClaimError {
+pub enum HoldError {
     #[error("the topic has too many members")]
     TooManyMembers,
     #[error("too many topics are remembered")]

@@ -53,8 +53,8 @@ use self::{
     subjects::RedisSubjects,
 };
 use super::{
-    Append, AppendError, Appended, Beginning, Claimed, Claims, Clock, Ephemerals, Expiry, Followed, Follower,
-    History, Log, LogError, LogStats, Mark, Members, Page, Payer, Position, Retention, Rules, Start,
+    Append, AppendError, Appended, Beginning, Clock, Ephemerals, Expiry, Followed, Follower, History, Holds,
+    Log, LogError, LogStats, Mark, Members, NotedHolds, Page, Payer, Position, Retention, Rules, Start,
     Subjects, Tail, TopicStats, Unfit,
 };
 use crate::message::{Draft, Id, Message, Pattern, PatternSet, Topic};
@@ -69,7 +69,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How often a page is read until it is valid: a deletion or a new generation may outdate it.
 const MAX_READS: usize = 3;
 
-/// How long a publish, a deletion or a claim may take in all, so that its client is answered within three seconds.
+/// How long a publish, a deletion or a hold may take in all, so that its client is answered within three seconds.
 const DEADLINE: Duration = Duration::from_millis(2750);
 /// How many tails are filled for one reader. A reader of more topics reads them all in one step.
 const MAX_FILLED: usize = 16;
@@ -373,11 +373,11 @@ impl Log for RedisLog {
         self.histories.share_unsent(&key, history(&self.store, topic, before, limit)).await
     }
 
-    async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError> {
-        timeout(DEADLINE, self.note_claims(claims)).await.unwrap_or(Err(LogError::UnknownOutcome))
+    async fn hold(&self, holds: &Holds) -> Result<NotedHolds, LogError> {
+        timeout(DEADLINE, self.note_holds(holds)).await.unwrap_or(Err(LogError::UnknownOutcome))
     }
 
-    async fn claims_due(&self) {
+    async fn holds_due(&self) {
         self.replicas.keeps().await;
     }
 

@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use rejoin::{
     Config,
     log::{
-        Append, AppendError, Appended, Beginning, Claimed, Claims, Ephemerals, Expiry, Followed, Follower,
-        History, Log, LogError, LogStats, Members, MemoryLog, Page, Position, Rules, Start, Tail, TopicStats,
+        Append, AppendError, Appended, Beginning, Ephemerals, Expiry, Followed, Follower, History, Holds,
+        Log, LogError, LogStats, Members, MemoryLog, NotedHolds, Page, Position, Rules, Start, Tail,
+        TopicStats,
     },
     message::{Draft, Id, Pattern, PatternSet, Topic},
 };
@@ -116,13 +117,13 @@ impl Log for FailingLog {
         self.log.history(topic, before, limit).await
     }
 
-    async fn claim(&self, claims: &Claims) -> Result<Claimed, LogError> {
+    async fn hold(&self, holds: &Holds) -> Result<NotedHolds, LogError> {
         self.check()?;
-        self.log.claim(claims).await
+        self.log.hold(holds).await
     }
 
-    async fn claims_due(&self) {
-        self.log.claims_due().await;
+    async fn holds_due(&self) {
+        self.log.holds_due().await;
     }
 
     async fn members(&self, topic: &Topic, after: &str, limit: usize) -> Result<Members, LogError> {

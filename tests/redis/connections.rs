@@ -9,10 +9,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     across::post,
+    bare::log,
     deployment::{Deployment, until_ready},
     outage::Lines,
     replicas::Replica,
-    support::redis::Redis,
+    signer::{SECRET, Signer, seconds_from_now},
+    support::{http_client, redis::Redis},
 };
 
 /// How soon a request is repeated until it has the awaited answer, and how long that may take at most.
@@ -356,4 +358,46 @@ fn redis_that_was_away_does_not_know_who_lives() {
     assert!(!knows_all(&redis, "look"), "others may yet be heard");
     note(20_000, 1_000);
     assert!(knows_all(&redis, "look"));
+}
+
+/// A replica that may have missed the end of a subject is asked again, and then ended connections that had begun since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_younger_than_a_missed_end_stays() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let replica = Replica::with(redis.url(), &["--jwt-secret", SECRET]).await;
+    let rejoin = json!({"subscribe": ["**"], "publish": ["**"]});
+    let claims = json!({"sub": "u1", "exp": seconds_from_now(600), "rejoin": rejoin});
+    let token = Signer::new("HS256").sign(&claims);
+    let mut reader = Lines::open_as(replica.addr, "/events?topic=t", &token).await;
+    let name = u64::from_str_radix(&reader.connection[..16], 16).expect("the name of the replica");
+    // Another replica, which asks.
+    let asker = log(&redis.url()).await;
+    let replicas = asker.replicas().expect("there may be others");
+    let end = async |id: &str, ago_ms: u64| {
+        let end = json!({"do": "end_subject", "subject": "u1", "refusal": null, "id": id, "ago_ms": ago_ms});
+        let asked = async {
+            // The replicas get to know each other meanwhile.
+            loop {
+                let until = Instant::now() + Duration::from_secs(2);
+                match replicas.ask(name, end.to_string().into_bytes(), until).await {
+                    Ok(answer) => return answer,
+                    Err(_) => sleep(AGAIN_AFTER).await,
+                }
+            }
+        };
+        let answer = timeout(PATIENCE, asked).await.expect("the replica answers");
+        assert_eq!(serde_json::from_slice::<Value>(&answer).expect("JSON"), json!({"done": "nothing"}));
+    };
+    end("1", 60_000).await;
+    let publish = http_client().build().expect("a client").post(format!("http://{}/topics/t", replica.addr));
+    let published = publish.bearer_auth(&token).body("x").send().await.expect("an answer");
+    assert_eq!(published.status(), 201);
+    assert_eq!(reader.next().await["data"], "x", "the connection has begun after the end");
+    end("2", 0).await;
+    let closing = reader.next().await;
+    assert_eq!(
+        (&closing["type"], &closing["code"]),
+        (&json!("closing"), &json!("disconnected")),
+        "{closing}"
+    );
 }

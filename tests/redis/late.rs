@@ -5,13 +5,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use rejoin::{
     broker::Broker,
-    log::{AddError, Append, LogError, Start},
+    log::{AddError, Append, AppendError, LogError, Start},
     message::Pattern,
 };
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
-    bare::{draft, log, publish, read_until, subscribe, until_reachable},
+    bare::{PATIENCE, draft, log, publish, read_until, subscribe, until_reachable},
+    proxy::{Proxy, Stall},
     support::redis::Redis,
 };
 
@@ -98,4 +99,67 @@ async fn a_slow_redis_does_what_it_meets_in_time() {
     };
     let (ids, ()) = tokio::join!(begun, goes_on);
     assert_eq!(ids.len(), 3);
+}
+
+/// A log that believes that the clock of Redis is an hour behind, as if that clock had just been set forward by an hour.
+async fn behind_the_clock(redis: &Redis) -> (Proxy, Broker) {
+    let proxy = Proxy::to(redis.addr(), Duration::ZERO).await;
+    let broker = log(&proxy.url()).await;
+    // Redis knows the script, so that one call is enough.
+    publish(&broker, "t").await;
+    proxy.set_back_time(3600);
+    let asked = async {
+        // The first one has arrived when it asks for the second.
+        while proxy.wrong_times() < 2 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, asked).await.expect("the log asks for the time each second");
+    proxy.count_answers("LATE");
+    (proxy, broker)
+}
+
+fn append() -> Append {
+    Append { draft: draft("t"), idempotency_key: None, if_match: None }
+}
+
+/// The change was refused, although Redis met it in time.
+#[tokio::test]
+async fn a_change_is_done_though_the_clock_of_redis_was_set_forward() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let (proxy, broker) = behind_the_clock(&redis).await;
+    proxy.set_back_time(0);
+    broker.publish(append()).await.expect("it came in time");
+    assert!(proxy.counted() > 0, "the first attempt came late by the time that was known");
+}
+
+#[tokio::test]
+async fn a_change_that_is_late_twice_is_refused() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let (proxy, broker) = behind_the_clock(&redis).await;
+    let refused = broker.publish(append()).await;
+    assert!(matches!(refused, Err(AppendError::Log(LogError::Unavailable))), "{refused:?}");
+    assert!(proxy.counted() > 1, "it is tried twice");
+    assert_eq!(redis.say(&["XLEN", "{rejoin}:topic:t"]), ":1\r\n", "and not stored");
+}
+
+/// With a deadline of its own the second attempt might undo what was done after the answer.
+#[tokio::test]
+async fn the_second_attempt_has_the_deadline_of_the_first() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let (proxy, broker) = behind_the_clock(&redis).await;
+    proxy.stall(Stall::Answers);
+    let began = Instant::now();
+    let held = async {
+        while proxy.counted() == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        // By this time a second is left when the request comes, and half a second too little when it is repeated.
+        proxy.set_back_time(1);
+        sleep_until(began + LATEST * 3 / 4).await;
+        proxy.stall(Stall::Nothing);
+    };
+    let (outcome, ()) = tokio::join!(broker.publish(append()), held);
+    assert!(outcome.is_err(), "{outcome:?}");
+    assert_eq!(redis.say(&["XLEN", "{rejoin}:topic:t"]), ":1\r\n", "it is not stored");
 }

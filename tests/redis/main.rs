@@ -34,6 +34,7 @@ mod presence;
 mod promoted;
 mod proxy;
 mod reader;
+mod refusals;
 mod repaired;
 mod replicas;
 mod restarted;

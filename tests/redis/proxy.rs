@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -55,6 +55,10 @@ struct Line {
     forgotten: watch::Sender<usize>,
     /// A word, and how many answers on publishing connections had it.
     counted: Mutex<(String, usize)>,
+    /// By how many seconds the time is back that Redis tells.
+    back_by: AtomicU64,
+    /// How many such times were told.
+    wrong_times: AtomicUsize,
 }
 
 /// One connection.
@@ -85,6 +89,8 @@ impl Proxy {
             connections: AtomicUsize::new(0),
             forgotten: watch::Sender::new(0),
             counted: Mutex::default(),
+            back_by: AtomicU64::new(0),
+            wrong_times: AtomicUsize::new(0),
         });
         let mut carrier = JoinSet::new();
         carrier.spawn(line.clone().carry_all(listener));
@@ -125,6 +131,16 @@ impl Proxy {
     /// How many such answers there were.
     pub fn counted(&self) -> usize {
         self.line.counted.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    /// Sets back the time that Redis tells on publishing connections from now on. The scripts still see its real time.
+    pub fn set_back_time(&self, seconds: u64) {
+        self.line.back_by.store(seconds, Ordering::Relaxed);
+    }
+
+    /// How many times were told that were set back.
+    pub fn wrong_times(&self) -> usize {
+        self.line.wrong_times.load(Ordering::Relaxed)
     }
 
     /// How many pieces a stall has delayed.
@@ -215,6 +231,7 @@ impl Line {
                     return io::Result::Ok(());
                 }
                 if about.kind.load(Ordering::Relaxed) == PUBLISHING {
+                    self.set_back(&mut chunk[..read]);
                     let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
                     let has_it = memchr::memmem::find(&chunk[..read], counted.0.as_bytes()).is_some();
                     counted.1 += usize::from(has_it);
@@ -238,6 +255,22 @@ impl Line {
         tokio::select! {
             read = read => read,
             write = write => write,
+        }
+    }
+
+    /// Changes the answers of `TIME`: an array of two texts, of which the first has ten digits.
+    fn set_back(&self, answers: &mut [u8]) {
+        const HEAD: &[u8] = b"*2\r\n$10\r\n";
+        let by = self.back_by.load(Ordering::Relaxed);
+        let heads: Vec<_> = memchr::memmem::find_iter(answers, HEAD).filter(|_| by > 0).collect();
+        for at in heads {
+            let Some(digits) = answers.get_mut(at + HEAD.len()..at + HEAD.len() + 10) else { return };
+            let seconds: Option<u64> =
+                std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+            if let Some(seconds) = seconds {
+                digits.copy_from_slice((seconds - by).to_string().as_bytes());
+                self.wrong_times.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 

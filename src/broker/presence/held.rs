@@ -13,7 +13,7 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    log::{CLAIMS_STEP, ClaimError, Claimed, Claims, Part},
+    log::{HOLDS_STEP, HoldError, Holds, NotedHolds, Part},
     message::Topic,
 };
 
@@ -21,7 +21,7 @@ use crate::{
 pub const MAX_OF_SUBJECT: usize = 10_000;
 /// How many subjects in topics one process holds, those counted that have just left.
 pub const MAX_HELD: usize = 1_000_000;
-/// How soon claims are made again that the log did not note.
+/// How soon holds are made again that the log did not note.
 pub const AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// How often a log that may forget is told one more part.
 const REPEAT_EVERY: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ pub type Waiting = Vec<Weak<Wait>>;
 
 #[derive(Default)]
 pub struct State {
-    pub held: BTreeMap<Place, Held>,
+    pub held: BTreeMap<Place, PlaceState>,
     /// The places that the log is to be told, each once.
     pub changed: VecDeque<Place>,
     /// The places without a connection, by the end of their grace. The log lets their members leave then.
@@ -48,10 +48,12 @@ pub struct State {
     pub is_part: bool,
     /// A step is on its way to the log.
     pub is_telling: bool,
-    pub life: Option<u64>,
+    /// The log's record of this process; see [`NotedHolds`].
+    pub record: Option<u64>,
 }
 
-pub struct Held {
+/// The connections of this process that hold a place, and what the log is yet to be told of them.
+pub struct PlaceState {
     pub connections: u32,
     pub info: Option<Arc<str>>,
     pub is_changed: bool,
@@ -59,16 +61,16 @@ pub struct Held {
     pub waiting: Waiting,
 }
 
-/// A connection that waits until the log has noted its claims.
+/// A connection that waits until the log has noted its holds.
 #[derive(Default)]
 pub struct Wait {
     pub left: AtomicUsize,
-    pub refused: Mutex<Option<ClaimError>>,
+    pub refused: Mutex<Option<HoldError>>,
     pub done: Notify,
 }
 
 impl Wait {
-    pub fn note(&self, outcome: Result<(), ClaimError>) {
+    pub fn note(&self, outcome: Result<(), HoldError>) {
         if let Err(error) = outcome {
             self.refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
@@ -125,7 +127,7 @@ impl State {
     pub fn hold(&mut self, place: Place, info: Option<&Arc<str>>, idle_until: Instant) {
         *self.of_subject.entry(place.1.clone()).or_default() += 1;
         self.idle.insert((idle_until, place.clone()));
-        let held = Held {
+        let held = PlaceState {
             connections: 0,
             info: info.cloned(),
             is_changed: false,
@@ -147,7 +149,7 @@ impl State {
 
     /// Forgets places whose grace is over, and that the log was told of.
     pub fn forget_idle(&mut self, now: Instant) {
-        for _ in 0..CLAIMS_STEP {
+        for _ in 0..HOLDS_STEP {
             let Some((until, place)) = self.idle.first().filter(|(until, _)| *until <= now).cloned() else {
                 return;
             };
@@ -178,7 +180,7 @@ impl State {
     /// True if it is time to tell one more part again.
     pub fn must_repeat(&self) -> bool {
         let is_due = self.repeat_at.is_some_and(|at| at <= Instant::now());
-        self.life.is_some() && (self.hurries || is_due)
+        self.record.is_some() && (self.hurries || is_due)
     }
 
     pub fn next_part(&mut self) -> (Vec<Place>, Part) {
@@ -187,23 +189,23 @@ impl State {
         let places: Vec<Place> = self
             .held
             .range::<Place, _>((from, Unbounded))
-            .take(CLAIMS_STEP)
+            .take(HOLDS_STEP)
             .map(|(place, _)| place.clone())
             .collect();
-        let to = if places.len() == CLAIMS_STEP { places.last().cloned() } else { None };
+        let to = if places.len() == HOLDS_STEP { places.last().cloned() } else { None };
         (places, Part { after, to })
     }
 
     /// Notes the outcome of a step. True if another step should follow at once.
-    pub fn conclude(&mut self, claims: &Claims, claimed: Claimed) -> bool {
+    pub fn conclude(&mut self, holds: &Holds, noted: NotedHolds) -> bool {
         let now = Instant::now();
         self.is_telling = false;
-        if claimed.life != self.life {
-            // The log has noted these claims, and may have forgotten all others.
-            self.hurries = self.life.is_some();
-            (self.life, self.repeated) = (claimed.life, None);
-        } else if let Some(part) = &claims.part {
-            if claimed.unnamed.is_empty() {
+        if noted.record != self.record {
+            // The log has noted these holds, and may have forgotten all others.
+            self.hurries = self.record.is_some();
+            (self.record, self.repeated) = (noted.record, None);
+        } else if let Some(part) = &holds.part {
+            if noted.unnamed.is_empty() {
                 self.repeated = part.to.clone();
                 self.hurries &= part.to.is_some();
             } else {
@@ -211,12 +213,12 @@ impl State {
                 self.repeated = part.after.clone();
             }
         }
-        for place in claimed.unnamed {
+        for place in noted.unnamed {
             if !self.held.contains_key(&place) {
                 self.mark(&place);
             }
         }
-        if self.life.is_some() && (claims.part.is_some() || self.repeat_at.is_none()) {
+        if self.record.is_some() && (holds.part.is_some() || self.repeat_at.is_none()) {
             self.repeat_at = Some(now + REPEAT_EVERY);
         }
         !self.changed.is_empty() || self.hurries

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{Presences, TooMany, held::Wait};
 use crate::{
     broker::ListChange,
-    log::{CLAIMS_STEP, ClaimError, LogError, changes_of},
+    log::{HOLDS_STEP, HoldError, LogError, changes_of},
     message::{Pattern, Topic},
 };
 
@@ -67,7 +67,7 @@ impl Present {
             return Ok(());
         }
         let wait = Arc::new(Wait { left: AtomicUsize::new(new.len()), ..Wait::default() });
-        for step in new.chunks(CLAIMS_STEP) {
+        for step in new.chunks(HOLDS_STEP) {
             self.presences.enter(&self.sub, self.info.as_ref(), step, &wait)?;
             into(self).extend(step.iter().cloned());
         }
@@ -75,7 +75,7 @@ impl Present {
         let refused = *wait.refused.lock().unwrap_or_else(PoisonError::into_inner);
         match (done, refused) {
             (Ok(()), None) => Ok(()),
-            (Err(_), None) => Err(ClaimError::Log(LogError::Unavailable).into()),
+            (Err(_), None) => Err(HoldError::Log(LogError::Unavailable).into()),
             (_, Some(error)) => Err(error.into()),
         }
     }
@@ -139,7 +139,7 @@ pub enum EnterError {
     #[error(transparent)]
     TooMany(#[from] TooMany),
     #[error(transparent)]
-    Claim(#[from] ClaimError),
+    Hold(#[from] HoldError),
 }
 
 impl Drop for Present {

@@ -19,6 +19,8 @@ pub enum Frame {
     Open {
         cursor: Option<String>,
         heartbeat: Duration,
+        /// The list of the subject, if it is read.
+        mine: Vec<String>,
     },
     Message(Message),
     /// The cursor does not move if messages before it are still to come.
@@ -27,7 +29,9 @@ pub enum Frame {
         cursor: Option<String>,
     },
     Cursor(String),
-    /// The backend has removed this topic or pattern from the connection.
+    /// The backend has added this topic or pattern to the connection, or to the list of its subject.
+    Added(String),
+    /// The backend has removed this topic or pattern from one of them.
     Removed(String),
     /// The server is about to end the connection.
     Closing {
@@ -64,7 +68,8 @@ pub struct Message {
 #[derive(Clone, Debug, Deserialize)]
 #[non_exhaustive]
 pub struct Gap {
-    /// The topic, or the pattern if the topics are not known or too many.
+    /// The topic, or the pattern if the topics are not known or too many. `$mine` stands for all topics of the list that
+    /// [`subscribe_mine`](crate::client::Client::subscribe_mine) reads.
     pub topic: String,
     /// The cursor after which messages are gone.
     pub after: String,
@@ -109,6 +114,8 @@ struct Fields<'a> {
     retry_ms: Option<u64>,
     #[serde(default)]
     replay: bool,
+    #[serde(default)]
+    mine: Vec<String>,
 }
 
 /// `null` is data too.
@@ -122,6 +129,7 @@ impl Frame {
         let fields: Fields<'_> = serde_json::from_slice(&json).map_err(ClientError::not_ours)?;
         let cursor =
             || fields.cursor.clone().ok_or_else(|| ClientError::not_ours("a frame without its cursor"));
+        let topic = || fields.topic.clone().ok_or_else(|| ClientError::not_ours("a frame without its topic"));
         Ok(Some(match &*fields.kind {
             "message" => {
                 let payload = payload(fields.data, fields.encoding.as_deref())?;
@@ -130,15 +138,15 @@ impl Frame {
             "open" => Self::Open {
                 cursor: Some(cursor()?),
                 heartbeat: Duration::from_millis(fields.heartbeat_ms.unwrap_or_default()),
+                mine: fields.mine,
             },
             "gap" => {
                 let gap: Gap = serde_json::from_slice(&json).map_err(ClientError::not_ours)?;
                 Self::Gap { cursor: Some(gap.cursor.clone()).filter(|_| !fields.replay), gap }
             }
             "cursor" => Self::Cursor(cursor()?),
-            "unsubscribed" => {
-                Self::Removed(fields.topic.ok_or_else(|| ClientError::not_ours("a frame without its topic"))?)
-            }
+            "subscribed" => Self::Added(topic()?),
+            "unsubscribed" => Self::Removed(topic()?),
             "closing" => Self::Closing {
                 error: closed(fields.code, fields.detail, fields.retry_ms),
                 cursor: fields.cursor,

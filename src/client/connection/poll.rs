@@ -21,6 +21,8 @@ pub struct Poll {
     /// The request. Once there is a cursor, it replaces the start in the query.
     url: Url,
     cursor: Option<String>,
+    /// The list of the subject, if it is read.
+    mine: Vec<String>,
     /// Frames of the last answer that were not yet returned.
     frames: VecDeque<Frame>,
 }
@@ -32,11 +34,13 @@ struct PollAnswer<'a> {
     #[serde(borrow, default)]
     gaps: Vec<&'a RawValue>,
     cursor: String,
+    #[serde(default)]
+    mine: Vec<String>,
 }
 
 impl Poll {
     pub fn new(client: &Client, url: Url) -> Self {
-        Self { client: client.clone(), url, cursor: None, frames: VecDeque::new() }
+        Self { client: client.clone(), url, cursor: None, mine: Vec::new(), frames: VecDeque::new() }
     }
 
     /// The next frame. The head of an answer may take as long as `silence`.
@@ -54,11 +58,15 @@ impl Poll {
         let request = self.client.http.get(self.request());
         let answer = within(silence, self.client.ask(request, StatusCode::OK)).await?;
         let answer = body(answer, MAX_FRAME_BYTES).await?;
-        let PollAnswer { messages, gaps, cursor } =
+        let PollAnswer { messages, gaps, cursor, mine } =
             serde_json::from_slice(&answer).map_err(ClientError::not_ours)?;
         if self.cursor.is_none() {
-            self.frames.push_back(Frame::Open { cursor: None, heartbeat: WAIT });
+            self.frames.push_back(Frame::Open { cursor: None, heartbeat: WAIT, mine: mine.clone() });
+        } else {
+            let added = mine.iter().filter(|topic| !self.mine.contains(topic));
+            self.frames.extend(added.cloned().map(Frame::Added));
         }
+        let before = std::mem::replace(&mut self.mine, mine);
         for raw in gaps.into_iter().chain(messages) {
             self.frames.extend(match Frame::parse(answer.slice_ref(raw.get().as_bytes()))? {
                 // The messages of this answer come after it, and may be older than its cursor.
@@ -66,6 +74,9 @@ impl Poll {
                 frame => frame,
             });
         }
+        // The messages of this answer may be from before the removal.
+        let removed = before.into_iter().filter(|topic| !self.mine.contains(topic));
+        self.frames.extend(removed.map(Frame::Removed));
         self.frames.push_back(Frame::Cursor(cursor.clone()));
         self.cursor = Some(cursor);
         Ok(())

@@ -101,11 +101,11 @@ impl Groups {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Resolves when all groups have ended. Call it when no reader comes any more.
+    /// Waits until all groups have ended. Call it when no reader comes any more.
     ///
     /// # Cancel safety
     /// Safe to drop and to call again.
-    pub async fn ended(&self) {
+    pub async fn until_ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }

@@ -277,9 +277,9 @@ async fn a_reader_that_cannot_join_yet_is_woken_to_try_again() {
     parked.iter_mut().for_each(|reader| assert!(reader.leave().is_empty()));
     assert_eq!(count(&woken_further), 2, "it may found a group");
     assert!(readers.app.groups.is_empty());
-    assert!(readers.app.groups.ended().now_or_never().is_none(), "its task has yet to end");
+    assert!(readers.app.groups.until_ended().now_or_never().is_none(), "its task has yet to end");
     settle().await;
-    assert!(readers.app.groups.ended().now_or_never().is_some());
+    assert!(readers.app.groups.until_ended().now_or_never().is_some());
 }
 
 #[derive(Default)]

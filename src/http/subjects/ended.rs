@@ -3,14 +3,14 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::missed::Missed;
 use crate::{
     auth::Identity,
     http::problem::Code,
@@ -21,25 +21,16 @@ use crate::{
 /// How many ends are remembered, for connections that were being opened meanwhile.
 const MAX_RECENT: usize = 1024;
 
-/// For how many ends replicas are asked again at once. One more is left to the backend, which was told so.
-const MAX_ASKING: usize = 64;
-
 /// The subjects that were ended.
+#[derive(Default)]
 pub struct Ended {
-    /// A place for each end of which replicas are asked again.
-    pub asking: Semaphore,
+    /// Those that other replicas may have missed.
+    pub missed: Arc<Missed>,
     /// How many ends there were.
     count: AtomicU64,
     has_refusals: AtomicBool,
     // A std mutex: no await happens while it is held.
     state: Mutex<State>,
-}
-
-impl Default for Ended {
-    fn default() -> Self {
-        let (count, has_refusals, state) = Default::default();
-        Self { asking: Semaphore::new(MAX_ASKING), count, has_refusals, state }
-    }
 }
 
 #[derive(Default)]

@@ -9,45 +9,45 @@ use super::{
     state::{MemberStep, State},
 };
 use crate::{
-    log::{CLAIMS_STEP, ClaimError, Claimed, Claims, Log, LogError, Retention, Tail},
+    log::{HOLDS_STEP, HoldError, Holds, Log, LogError, NotedHolds, Retention, Tail},
     message::Id,
 };
 
 impl MemoryLog {
-    /// Notes claims, and lets members leave whose grace is over. All of it may be repeated.
-    pub(super) async fn note_claims(&self, claims: &Claims) -> Result<Claimed, LogError> {
-        let mut claimed = Claimed::default();
-        for claim in &claims.claims {
-            let noted = self.change(|state, retention, now| state.claim(claim, claims.grace, retention, now));
-            let outcome = match noted.await {
+    /// Notes holds, and lets members leave whose grace is over. All of it may be repeated.
+    pub(super) async fn note_holds(&self, holds: &Holds) -> Result<NotedHolds, LogError> {
+        let mut noted = NotedHolds::default();
+        for hold in &holds.holds {
+            let changed = self.change(|state, retention, now| state.hold(hold, holds.grace, retention, now));
+            let outcome = match changed.await {
                 // The others may be noted already, and are told again with this one.
-                Err(ClaimError::Log(error)) => return Err(error),
+                Err(HoldError::Log(error)) => return Err(error),
                 outcome => outcome,
             };
-            claimed.joined += u64::from(outcome == Ok(MemberStep::Told));
-            claimed.outcomes.push(outcome.map(drop));
+            noted.joined += u64::from(outcome == Ok(MemberStep::Told));
+            noted.outcomes.push(outcome.map(drop));
         }
-        claimed.is_more = self.state().present.begin_grace(claims.grace, CLAIMS_STEP);
-        for _ in 0..CLAIMS_STEP {
-            if !self.state().present.has_due() {
+        noted.is_more = self.state().all_members.begin_grace(holds.grace, HOLDS_STEP);
+        for _ in 0..HOLDS_STEP {
+            if !self.state().all_members.has_due() {
                 self.members_changed.notify_one();
-                return Ok(claimed);
+                return Ok(noted);
             }
             match self.change(State::leave_next).await {
-                Ok(step) => claimed.left += u64::from(step == MemberStep::Told),
-                Err(ClaimError::Log(error)) => return Err(error),
+                Ok(step) => noted.left += u64::from(step == MemberStep::Told),
+                Err(HoldError::Log(error)) => return Err(error),
                 Err(_) => {}
             }
         }
-        claimed.is_more = true;
-        Ok(claimed)
+        noted.is_more = true;
+        Ok(noted)
     }
 
     /// Makes one change, and brings its message to the tails.
     async fn change(
         &self,
-        change: impl Fn(&mut State, &Retention, Id) -> Result<MemberStep, ClaimError>,
-    ) -> Result<MemberStep, ClaimError> {
+        change: impl Fn(&mut State, &Retention, Id) -> Result<MemberStep, HoldError>,
+    ) -> Result<MemberStep, HoldError> {
         if let Some(saved) = &self.saved {
             saved.reserve(self.watermark().next(self.clock.now())).await?;
         }
@@ -72,7 +72,7 @@ impl MemoryLog {
     pub(super) async fn next_leave(&self) {
         loop {
             let changed = self.members_changed.notified();
-            let due_at = self.state().present.due_at();
+            let due_at = self.state().all_members.due_at();
             match due_at {
                 Some(at) => tokio::select! {
                     () = sleep_until(at) => return,
@@ -84,7 +84,7 @@ impl MemoryLog {
     }
 
     pub(super) fn keep_all_members(&self) {
-        self.state().present.is_kept = true;
+        self.state().all_members.is_kept = true;
         self.members_changed.notify_one();
     }
 }
@@ -94,14 +94,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::log::{Claim, memory::state::tests::RETENTION};
+    use crate::log::{Hold, memory::state::tests::RETENTION};
 
     /// The caller tells it again, so that no member stays without a connection.
     #[tokio::test(start_paused = true)]
     async fn a_log_that_notes_no_claims_says_so() {
         let log = MemoryLog::start(RETENTION);
-        let of = |sub: &str, connections| Claims {
-            claims: vec![Claim {
+        let of = |sub: &str, connections| Holds {
+            holds: vec![Hold {
                 topic: "a".parse().expect("a topic"),
                 sub: sub.into(),
                 connections,
@@ -110,17 +110,17 @@ mod tests {
             part: None,
             grace: Duration::from_secs(5),
         };
-        log.note_claims(&of("u1", 1)).await.expect("it is open");
-        log.note_claims(&of("u2", 1)).await.expect("it is open");
-        log.note_claims(&of("u2", 0)).await.expect("it is open");
+        log.note_holds(&of("u1", 1)).await.expect("it is open");
+        log.note_holds(&of("u2", 1)).await.expect("it is open");
+        log.note_holds(&of("u2", 0)).await.expect("it is open");
         log.state().closed = true;
-        log.note_claims(&of("u1", 0)).await.expect_err("it is closed");
+        log.note_holds(&of("u1", 0)).await.expect_err("it is closed");
         tokio::time::advance(Duration::from_secs(6)).await;
-        log.note_claims(&Claims::default()).await.expect_err("nobody can leave");
+        log.note_holds(&Holds::default()).await.expect_err("nobody can leave");
         log.state().closed = false;
-        assert_eq!(log.note_claims(&of("u1", 0)).await.expect("it is open").left, 1);
+        assert_eq!(log.note_holds(&of("u1", 0)).await.expect("it is open").left, 1);
         tokio::time::advance(Duration::from_secs(6)).await;
-        assert_eq!(log.note_claims(&Claims::default()).await.expect("it is open").left, 1);
-        log.note_claims(&Claims::default()).await.expect("nothing is left to do");
+        assert_eq!(log.note_holds(&Holds::default()).await.expect("it is open").left, 1);
+        log.note_holds(&Holds::default()).await.expect("nothing is left to do");
     }
 }

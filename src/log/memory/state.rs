@@ -24,7 +24,7 @@ use hashlink::LinkedHashMap;
 use self::{
     due::{Due, Review},
     fan_out::FanOut,
-    members::Present,
+    members::AllMembers,
     subjects::Kept,
 };
 pub use self::{members::Step as MemberStep, reading::Reading, seeking::Seeking, snapshot::Snapshot};
@@ -75,7 +75,7 @@ pub struct State {
     subjects: Kept,
     /// How far changed rules were applied.
     review: Option<Review>,
-    pub present: Present,
+    pub all_members: AllMembers,
     /// True once the messages were handed to the next process: the log takes nothing more.
     pub(super) closed: bool,
 }
@@ -114,7 +114,7 @@ impl State {
             due: None,
             subjects: Kept::default(),
             review: None,
-            present: Present::default(),
+            all_members: AllMembers::default(),
             closed: false,
         }
     }

@@ -56,7 +56,7 @@ answers! {
         until_ms: u64,
     }
 
-    /// The outcome of claims of presence.
+    /// The outcome of holds of presence.
     struct Noted {
         /// `gone` if the replica must take a new name first.
         standing: String,

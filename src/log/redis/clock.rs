@@ -61,6 +61,22 @@ impl StoreClock {
     }
 }
 
+/// How long this machine has slept since it was started. An [`Instant`] does not count that.
+#[cfg(target_os = "linux")]
+pub fn slept() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+    // In this order, so that the time between the two is no sleep.
+    let times = [ClockId::Boottime, ClockId::Monotonic].map(clock_gettime);
+    let [all, awake] = times.map(|time| Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32));
+    all.saturating_sub(awake)
+}
+
+/// This system does not say how long it has slept.
+#[cfg(not(target_os = "linux"))]
+pub fn slept() -> Duration {
+    Duration::ZERO
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

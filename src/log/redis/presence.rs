@@ -13,21 +13,21 @@ use super::{
 };
 use crate::{
     log::{
-        CLAIMS_STEP, Claim, ClaimError, Claimed, Claims, LogError, MAX_MEMBERS, Member, MemberEvent, Members,
+        HOLDS_STEP, Hold, HoldError, Holds, LogError, MAX_MEMBERS, Member, MemberEvent, Members, NotedHolds,
         Payer, change_data,
     },
     message::Topic,
 };
 
 impl RedisLog {
-    pub(super) async fn note_claims(&self, claims: &Claims) -> Result<Claimed, LogError> {
+    pub(super) async fn note_holds(&self, holds: &Holds) -> Result<NotedHolds, LogError> {
         let name = self.replicas.name();
         let [gone_after, pause, _, settled_after] = SPANS_MS;
-        let part = claims.part.as_ref();
+        let part = holds.part.as_ref();
         let place_of = |at: &Option<(Topic, Arc<str>)>| at.as_ref().map(place).unwrap_or_default();
         let mut args: Vec<Vec<u8>> = vec![
             replica_name(name).into(),
-            claims.grace.as_millis().to_string().into(),
+            holds.grace.as_millis().to_string().into(),
             MAX_MEMBERS.to_string().into(),
             u8::from(self.replicas.is_keeper()).to_string().into(),
             head_of(MemberEvent::Join),
@@ -37,7 +37,7 @@ impl RedisLog {
             part.map(|part| place_of(&part.to)).unwrap_or_default(),
         ];
         args.extend([gone_after, pause, settled_after].map(|ms| ms.to_string().into()));
-        for Claim { topic, sub, connections, info } in &claims.claims {
+        for Hold { topic, sub, connections, info } in &holds.holds {
             args.push(topic.as_bytes().into());
             args.push(sub.as_bytes().into());
             args.push(connections.to_string().into());
@@ -48,19 +48,19 @@ impl RedisLog {
         }
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         let noted: Noted = self.store.run(&self.store.scripts.presence, "", &args).await?;
-        if noted.standing != "done" || noted.outcomes.len() != claims.claims.len() {
+        if noted.standing != "done" || noted.outcomes.len() != holds.holds.len() {
             return Err(LogError::Unavailable);
         }
         let outcome = |outcome: &String| match outcome.as_str() {
             "done" => Ok(()),
-            "members" => Err(ClaimError::TooManyMembers),
-            _ => Err(ClaimError::TooManyTopics),
+            "members" => Err(HoldError::TooManyMembers),
+            _ => Err(HoldError::TooManyTopics),
         };
-        Ok(Claimed {
+        Ok(NotedHolds {
             outcomes: noted.outcomes.iter().map(outcome).collect(),
-            unnamed: noted.unnamed.iter().filter_map(|place| parts(place)).take(CLAIMS_STEP).collect(),
-            // A store that began anew knows no claims, and neither do the others know those of a former name.
-            life: Some(noted.began.get() ^ name),
+            unnamed: noted.unnamed.iter().filter_map(|place| parts(place)).take(HOLDS_STEP).collect(),
+            // A store that began anew knows no holds, and neither do the others know those of a former name.
+            record: Some(noted.began.get() ^ name),
             joined: noted.joined,
             left: noted.left,
             is_more: noted.is_more == 1,

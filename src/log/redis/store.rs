@@ -2,28 +2,29 @@
 //!
 //! This module knows nothing of the link, nor of what the scripts do.
 
+mod connection;
+mod index;
+
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use redis::{
-    AsyncConnectionConfig, ConnectionAddr, FromRedisValue, PushInfo, PushKind, RedisError, Script,
-    ScriptInvocation, aio::MultiplexedConnection,
-};
+use redis::{FromRedisValue, RedisError, Script, ScriptInvocation};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
+use self::connection::Connection;
 use super::{
     Address, Retention,
-    clock::StoreClock,
+    clock::slept,
     facts::Facts,
-    primary::{ConnectError, Primary},
+    primary::Primary,
     refusals::{code, is_broken, is_of_copy, is_refused, refused_command},
     retaining::Retaining,
     scripts::{ReadScript, Scripts},
@@ -37,8 +38,6 @@ use crate::{
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long connecting may take. An attempt that was begun while the network was down delays the next one.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a call waits for a connection that is being made, before it fails with nothing sent.
-const PATIENCE: Duration = Duration::from_millis(500);
 /// How long it may take until a publish notices that the connection leads to another primary. A reader that
 /// was given messages in between then gets a gap.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -55,47 +54,8 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 /// time between two probes, so that each probe tries.
 const FROZEN_FOR: Duration = Duration::from_millis(900);
 
-/// How many members of the index are read in one step.
-const INDEX_BATCH: usize = 2000;
-
-/// One connection. Its number keeps a late error on it from ending the next one.
-#[derive(Clone)]
-struct Connection {
-    number: u64,
-    redis: MultiplexedConnection,
-    /// When a script last checked which primary the connection leads to.
-    looked: Arc<Mutex<Option<Instant>>>,
-    /// `None` after Redis has shown another time.
-    clock: Arc<Mutex<Option<StoreClock>>>,
-}
-
-impl Connection {
-    fn looked(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The time of Redis until which it may do what was asked at `begun`.
-    async fn deadline(&mut self, begun: Instant) -> Result<u64, RedisError> {
-        let known = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let clock = match known {
-            Some(clock) => clock,
-            None => self.ask_time().await?,
-        };
-        Ok(clock.deadline(begun, ANSWER_TIMEOUT))
-    }
-
-    async fn ask_time(&mut self) -> Result<StoreClock, RedisError> {
-        let asked = StoreClock::ask(&mut self.redis).await?;
-        let mut known = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let clock = asked.or_better(*known);
-        *known = Some(clock);
-        Ok(clock)
-    }
-
-    fn forget_time(&self) {
-        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
+/// A machine that slept for longer has slept while a request was on its way.
+const NO_SLEEP: Duration = Duration::from_millis(100);
 
 /// The use of a script.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -111,8 +71,17 @@ struct Failure {
     error: LogError,
     /// True if Redis runs only scripts without writes.
     is_frozen: bool,
+    /// True if the script came after its deadline, by the time of Redis.
+    is_late: bool,
     /// The reason that Redis gave, in words without secrets.
     why: Option<String>,
+}
+
+impl Failure {
+    const NOTHING_SENT: Self =
+        Self { error: LogError::Unavailable, is_frozen: false, is_late: false, why: None };
+    const NO_ANSWER: Self =
+        Self { error: LogError::UnknownOutcome, is_frozen: false, is_late: false, why: None };
 }
 
 /// Runs scripts over the current connection.
@@ -195,7 +164,7 @@ impl Store {
     ///
     /// # Errors
     /// [`LogError::Unavailable`] if the script certainly did not run, [`LogError::UnknownOutcome`] if it may
-    /// have run. It is never sent again.
+    /// have run. Then it is never sent again.
     pub async fn run<T: FromRedisValue>(
         &self,
         script: &Script,
@@ -259,6 +228,8 @@ impl Store {
         invocation
     }
 
+    /// Runs a script, and once more if it came late though it was sent in time: then the clock of Redis was set forward.
+    /// The deadline stays that of the request, so that even the second attempt undoes nothing newer.
     async fn invoke<T: FromRedisValue>(
         &self,
         script: &Script,
@@ -266,16 +237,34 @@ impl Store {
         args: &[&[u8]],
         purpose: Purpose,
     ) -> Result<T, Failure> {
-        let nothing_sent = || Failure { error: LogError::Unavailable, is_frozen: false, why: None };
-        let begun = Instant::now();
-        let mut connection = self.connected().await.ok_or_else(nothing_sent)?;
+        let (begun, slept_before) = (Instant::now(), slept());
+        let has_time = || begun.elapsed() < ANSWER_TIMEOUT && slept() < slept_before + NO_SLEEP;
+        let attempt = || self.attempt(script, subject, args, purpose, begun);
+        match attempt().await {
+            Err(Failure { is_late: true, .. }) if has_time() => {
+                timeout_at(begun + ANSWER_TIMEOUT, attempt()).await.unwrap_or(Err(Failure::NO_ANSWER))
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Sends a script once, for a request that came at `begun`.
+    async fn attempt<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        subject: &str,
+        args: &[&[u8]],
+        purpose: Purpose,
+        begun: Instant,
+    ) -> Result<T, Failure> {
+        let mut connection = self.connected().await.ok_or(Failure::NOTHING_SENT)?;
         let deadline = match purpose {
             Purpose::Read => None,
             Purpose::Change => match connection.deadline(begun).await {
                 Ok(deadline) => Some(deadline),
                 Err(error) => {
                     self.failed_aside(connection.number, &error);
-                    return Err(nothing_sent());
+                    return Err(Failure::NOTHING_SENT);
                 }
             },
         };
@@ -305,8 +294,8 @@ impl Store {
                 self.lose(connection.number, &error);
             }
             let code = code(&error);
-            if code == Some("LATE") {
-                // The clock of Redis was set, or this machine was asleep.
+            let is_late = code == Some("LATE");
+            if is_late {
                 connection.forget_time();
             }
             let is_frozen = matches!(code, Some("MISCONF" | "NOREPLICAS" | "READONLY"));
@@ -328,7 +317,7 @@ impl Store {
                 _ if is_refused(&error) => LogError::Unavailable,
                 _ => LogError::UnknownOutcome,
             };
-            Failure { error, is_frozen, why }
+            Failure { error, is_frozen, is_late, why }
         })
     }
 
@@ -392,61 +381,6 @@ impl Store {
         timeout(ANSWER_TIMEOUT, read).await.unwrap_or(Err(LogError::Unavailable))
     }
 
-    /// Gives `take` the topics with a message after `after`, in batches, with their newest ids. A topic that
-    /// gets a message meanwhile is given again.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read); also if a new generation of the store begins meanwhile.
-    pub async fn index(&self, after: Id, take: impl FnMut(Vec<(String, Id)>)) -> Result<(), LogError> {
-        self.members(&self.scripts.changed, format!("({after}"), take).await.map(drop)
-    }
-
-    /// Gives `take` the marks that were set after `after`, in batches: a comma and the topic, or a space and
-    /// the topic if it was deleted. With each comes the time of the mark, which is no older than the lost
-    /// messages. Every mark that exists when this is called is given. Returns the facts of the last
-    /// answer, with the time of the newest mark at the first.
-    ///
-    /// # Errors
-    /// As [`index`](Self::index).
-    pub async fn marks(&self, after: Id, take: impl FnMut(Vec<(String, Id)>)) -> Result<Facts, LogError> {
-        self.members(&self.scripts.marks, format!("(-{after}"), take).await
-    }
-
-    async fn members(
-        &self,
-        script: &ReadScript,
-        mut from: String,
-        mut take: impl FnMut(Vec<(String, Id)>),
-    ) -> Result<Facts, LogError> {
-        let mut first: Option<(Id, Id)> = None;
-        loop {
-            let limit = INDEX_BATCH.to_string();
-            let args = [&*from, &*limit].map(str::as_bytes);
-            let answer = self.read(script, "", &args).await?;
-            let (facts, members): (Facts, Vec<(Vec<u8>, String)>) = answer;
-            let (began, marked) = *first.get_or_insert((facts.began, facts.marked));
-            if began != facts.began {
-                return Err(LogError::Unavailable);
-            }
-            let is_last = members.len() < INDEX_BATCH;
-            // Several members may have the same id, so the last one is read again. A batch with one id alone is not from
-            // this program.
-            from = match members.last() {
-                Some((_, score)) if *score == from => format!("({score}"),
-                Some((_, score)) => score.clone(),
-                None => from,
-            };
-            let members = members.into_iter().filter_map(|(member, score)| {
-                let score: i64 = score.parse().ok()?;
-                Some((String::from_utf8(member).ok()?, Id::new(score.unsigned_abs())))
-            });
-            take(members.collect());
-            if is_last {
-                return Ok(Facts { marked, ..facts });
-            }
-        }
-    }
-
     /// Logs a refusal, so that an operator learns why publishes get 503. Warns rarely, and not for each of
     /// them.
     fn say(&self, error: &RedisError) {
@@ -465,132 +399,6 @@ impl Store {
             tracing::warn!(redis = %self.address(), %error, "a redis command failed");
         }
     }
-
-    /// Drops the connection if it is still in use. Calls that wait for an answer on it will get none.
-    fn drop_connection(&self, number: u64) -> bool {
-        self.connection.send_if_modified(|connection| {
-            let is_this = connection.as_ref().is_some_and(|connection| connection.number == number);
-            if is_this {
-                *connection = None;
-            }
-            is_this
-        })
-    }
-
-    /// Drops the connection, and logs why.
-    fn lose(&self, number: u64, why: &dyn std::fmt::Display) {
-        if self.drop_connection(number) {
-            tracing::warn!(redis = %self.address(), %why, "the publishing connection is lost");
-        }
-    }
-
-    /// The number of the current connection, to drop it later if it turns out to be dead.
-    pub fn current(&self) -> Option<u64> {
-        self.connection.borrow().as_ref().map(|connection| connection.number)
-    }
-
-    /// Resolves when there is a connection with another number than `known`.
-    pub async fn renewed(&self, known: Option<u64>) {
-        let mut connection = self.connection.subscribe();
-        let is_other = |connection: &Option<Connection>| {
-            connection.as_ref().is_some_and(|connection| Some(connection.number) != known)
-        };
-        // The sender is in self, so the channel never closes.
-        let _ = connection.wait_for(is_other).await;
-    }
-
-    /// Drops a connection on which no answer came.
-    pub fn give_up(&self, number: u64) {
-        self.lose(number, &"it does not answer");
-    }
-
-    /// Connects whenever there is no connection. Never ends.
-    pub async fn keep_connected(self: Arc<Self>) {
-        let mut is_policy_known = false;
-        let mut was_told = false;
-        for number in 0.. {
-            let began = Instant::now();
-            match self.connect(number).await {
-                Ok((addr, connection)) => {
-                    if is_within(&self.left_copy_at, 2 * COPY_FOR) {
-                        tracing::debug!(redis = %addr, "the publishing connection is up");
-                    } else {
-                        tracing::info!(redis = %addr, "the publishing connection is up");
-                    }
-                    self.connection.send_replace(Some(connection));
-                    // First, because this logs what is wrong.
-                    let _ = self.check().await;
-                    if !is_policy_known {
-                        is_policy_known = self.warn_of_eviction().await;
-                    }
-                    was_told = false;
-                    let mut connection = self.connection.subscribe();
-                    tokio::select! {
-                        _ = connection.wait_for(Option::is_none) => {}
-                        () = self.keep_retaining() => {}
-                        () = self.primary.moved(&addr) => self.lose(number, &"the sentinels name another primary"),
-                    }
-                }
-                Err(error) if !was_told => {
-                    tracing::warn!(redis = %self.address(), %error, "redis cannot be reached");
-                    was_told = true;
-                }
-                Err(error) => tracing::debug!(%error, "redis cannot be reached"),
-            }
-            sleep_until(began + RETRY_AFTER).await;
-        }
-    }
-
-    /// Checks whether every message that is acknowledged from now on is on disk, and asks Redis for its time.
-    pub async fn look_around(&self) {
-        let Some(mut connection) = self.connection.borrow().clone() else { return };
-        let _ = connection.ask_time().await;
-        let connection = connection.redis;
-        self.is_durable.store(is_durable(connection).await, Ordering::Release);
-    }
-
-    async fn connect(self: &Arc<Self>, number: u64) -> Result<(ConnectionAddr, Connection), ConnectError> {
-        let store = Arc::downgrade(self);
-        // A close is noticed at once. A script that was sent after it would have an unknown outcome.
-        let take = move |push: PushInfo| {
-            if let (PushKind::Disconnection, Some(store)) = (push.kind, store.upgrade()) {
-                store.lose(number, &"it was closed");
-            }
-            Ok::<(), std::convert::Infallible>(())
-        };
-        let config =
-            AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_TIMEOUT)).set_push_sender(take);
-        let (addr, redis) = self.primary.connect(config).await?;
-        self.is_durable.store(is_durable(redis.clone()).await, Ordering::Release);
-        let mut connection = Connection { number, redis, looked: Arc::default(), clock: Arc::default() };
-        // If its user may not ask, the check says so.
-        let _ = connection.ask_time().await;
-        Ok((addr, connection))
-    }
-
-    async fn connected(&self) -> Option<Connection> {
-        if let Some(connection) = &*self.connection.borrow() {
-            return Some(connection.clone());
-        }
-        let mut connection = self.connection.subscribe();
-        let made = timeout(PATIENCE, connection.wait_for(Option::is_some)).await;
-        made.ok()?.ok()?.clone()
-    }
-
-    /// Asks Redis for its policy, and warns if messages may be evicted. False if there is no connection to ask.
-    async fn warn_of_eviction(&self) -> bool {
-        let Some(connection) = self.connection.borrow().clone() else { return false };
-        match setting(connection.redis, "maxmemory-policy").await {
-            Some(policy) if policy == "noeviction" => {}
-            Some(policy) => tracing::warn!(
-                %policy,
-                "redis may evict retained messages when its memory is full; set maxmemory-policy to noeviction"
-            ),
-            None if self.current() != Some(connection.number) => return false,
-            None => tracing::warn!("redis does not tell its maxmemory-policy; it should be noeviction"),
-        }
-        true
-    }
 }
 
 /// Notes that something happens now.
@@ -601,16 +409,4 @@ fn note(last: &Mutex<Option<Instant>>) {
 /// True if it last happened less than this long ago.
 fn is_within(last: &Mutex<Option<Instant>>, span: Duration) -> bool {
     last.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < span)
-}
-
-async fn is_durable(connection: MultiplexedConnection) -> bool {
-    setting(connection.clone(), "appendonly").await.as_deref() == Some("yes")
-        && setting(connection, "appendfsync").await.as_deref() == Some("always")
-}
-
-async fn setting(mut connection: MultiplexedConnection, name: &str) -> Option<String> {
-    let mut command = redis::cmd("CONFIG");
-    let answer: Result<std::collections::HashMap<String, String>, _> =
-        command.arg("GET").arg(name).query_async(&mut connection).await;
-    answer.ok()?.remove(name)
 }

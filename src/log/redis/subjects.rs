@@ -23,6 +23,8 @@ use crate::{
 
 /// How many lists are read at once.
 const MAX_AT_ONCE: usize = 32;
+/// How many refusals are read in one step.
+const REFUSALS_STEP: usize = 1000;
 
 /// The subjects in the store.
 pub struct RedisSubjects {
@@ -80,21 +82,35 @@ impl RedisSubjects {
         if !self.feed.take_refusals_due() {
             return true;
         }
-        // Each subject, and two numbers as text.
-        let found: Result<Vec<(String, String)>, _> =
-            self.store.read(&self.store.scripts.refusals, "", &[]).await;
-        let Ok(found) = found else {
+        let Ok(refusals) = self.refusals().await else {
             self.feed.refusals_are_due();
             return false;
         };
-        let known = found.into_iter().filter_map(|(subject, text)| {
-            let (second, until_ms) = text.split_once(' ')?;
-            let refusal = Refusal { second: second.parse().ok()?, until_ms: until_ms.parse().ok()? };
-            Some((subject.into(), refusal))
-        });
-        told.refused(known.collect());
+        told.refused(refusals);
         told.missed();
         true
+    }
+
+    /// All refusals in the order of their ends, in steps. Some of them may come twice.
+    async fn refusals(&self) -> Result<Vec<(Box<str>, Refusal)>, LogError> {
+        let (mut refusals, mut from, mut limit) = (Vec::new(), 0, REFUSALS_STEP);
+        loop {
+            let args = [from.to_string(), limit.to_string()];
+            let args = [args[0].as_bytes(), args[1].as_bytes()];
+            // Each subject, two numbers as text, and the end.
+            let page: Vec<(String, String, u64)> =
+                self.store.read(&self.store.scripts.refusals, "", &args).await?;
+            let last = page.last().map(|(.., until_ms)| *until_ms).filter(|_| page.len() >= limit);
+            refusals.extend(page.into_iter().filter_map(|(subject, text, _)| {
+                let (second, until_ms) = text.split_once(' ')?;
+                let refusal = Refusal { second: second.parse().ok()?, until_ms: until_ms.parse().ok()? };
+                Some((subject.into(), refusal))
+            }));
+            let Some(until_ms) = last else { return Ok(refusals) };
+            // If more refusals end at one moment than a step has, the step must grow to pass them.
+            limit = if until_ms > from { REFUSALS_STEP } else { 2 * limit };
+            from = until_ms;
+        }
     }
 
     async fn change(&self, does: &str, subject: &str, topic: &Pattern) -> Result<Id, AddError> {

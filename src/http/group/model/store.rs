@@ -14,8 +14,8 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     log::{
-        Append, AppendError, Appended, Beginning, Boundary, Claimed, Claims, Ephemerals, Expiry, Followed,
-        Follower, History, Log, LogError, LogStats, Loss, Members, Page, Position, Reason, Rules, Standing,
+        Append, AppendError, Appended, Beginning, Boundary, Ephemerals, Expiry, Followed, Follower, History,
+        Holds, Log, LogError, LogStats, Loss, Members, NotedHolds, Page, Position, Reason, Rules, Standing,
         Start, Tail, TopicStats,
     },
     message::{Draft, Id, Message, Pattern, PatternSet, Payload, Topic},
@@ -332,11 +332,11 @@ impl Log for Store {
         Err(LogError::Unavailable)
     }
 
-    async fn claim(&self, _: &Claims) -> Result<Claimed, LogError> {
+    async fn hold(&self, _: &Holds) -> Result<NotedHolds, LogError> {
         Err(LogError::Unavailable)
     }
 
-    async fn claims_due(&self) {
+    async fn holds_due(&self) {
         std::future::pending().await
     }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::State;
 use crate::{
     log::{
-        Append, AppendError, Claim, ClaimError, LogError, MAX_MEMBERS, Member, MemberEvent, Members, Payer,
+        Append, AppendError, Hold, HoldError, LogError, MAX_MEMBERS, Member, MemberEvent, Members, Payer,
         Retention, change_data, changes_of,
     },
     message::{Id, Topic},
@@ -20,8 +20,8 @@ use crate::{
 
 /// All members of all topics.
 #[derive(Default)]
-pub struct Present {
-    topics: HashMap<Topic, BTreeMap<Arc<str>, Held>>,
+pub struct AllMembers {
+    topics: HashMap<Topic, BTreeMap<Arc<str>, MemberState>>,
     /// The members without a connection, by the time at which they leave.
     leaving: BTreeSet<(Instant, Topic, Arc<str>)>,
     /// The members that the last process has left, until their grace is known.
@@ -30,23 +30,22 @@ pub struct Present {
     pub is_kept: bool,
 }
 
-/// A member, as one process leaves it to the next.
-#[derive(Debug)]
-pub struct KeptMember {
-    pub topic: Topic,
-    pub sub: Arc<str>,
-    pub since: Id,
-    pub info: Option<Arc<str>>,
-}
-
-struct Held {
+/// A member, without its topic and its subject.
+struct MemberState {
     since: Id,
     connections: u32,
     info: Option<Arc<str>>,
     leaves_at: Option<Instant>,
 }
 
-impl Present {
+impl MemberState {
+    fn shown(&self, sub: &str) -> Member {
+        let (connections, info) = (self.connections.into(), self.info.clone());
+        Member { sub: sub.into(), connections, since: self.since, info }
+    }
+}
+
+impl AllMembers {
     /// When the next member leaves. A time that has passed if members were restored.
     pub fn due_at(&self) -> Option<Instant> {
         if self.is_kept {
@@ -59,24 +58,18 @@ impl Present {
     }
 
     /// Every member, for the next process.
-    pub fn all(&self) -> Vec<KeptMember> {
-        let of = |(topic, members): (&Topic, &BTreeMap<Arc<str>, Held>)| {
-            let member = |(sub, held): (&Arc<str>, &Held)| KeptMember {
-                topic: topic.clone(),
-                sub: sub.clone(),
-                since: held.since,
-                info: held.info.clone(),
-            };
-            members.iter().map(member).collect::<Vec<_>>()
+    pub fn all(&self) -> Vec<(Topic, Member)> {
+        let of = |(topic, members): (&Topic, &BTreeMap<Arc<str>, MemberState>)| {
+            members.iter().map(|(sub, state)| (topic.clone(), state.shown(sub))).collect::<Vec<_>>()
         };
         self.topics.iter().flat_map(of).collect()
     }
 
     /// Takes a member of the last process. It has no connection yet.
-    pub fn restore(&mut self, KeptMember { topic, sub, since, info }: KeptMember) {
+    pub fn restore(&mut self, topic: Topic, sub: Arc<str>, since: Id, info: Option<Arc<str>>) {
         self.restored.push((topic.clone(), sub.clone()));
-        let held = Held { since, connections: 0, info, leaves_at: None };
-        self.topics.entry(topic).or_default().insert(sub, held);
+        let state = MemberState { since, connections: 0, info, leaves_at: None };
+        self.topics.entry(topic).or_default().insert(sub, state);
     }
 
     /// Begins the grace of members that the last process has left, up to so many. True if there are more.
@@ -94,8 +87,8 @@ impl Present {
     }
 
     /// Sets how many connections a member has. False if there is no such member.
-    fn set(&mut self, claim: &Claim, grace: Duration) -> bool {
-        let Claim { topic, sub, connections, .. } = claim;
+    fn set(&mut self, hold: &Hold, grace: Duration) -> bool {
+        let Hold { topic, sub, connections, .. } = hold;
         let Some(held) = self.topics.get_mut(topic).and_then(|members| members.get_mut(sub)) else {
             return false;
         };
@@ -124,7 +117,7 @@ impl Present {
     }
 }
 
-/// The outcome of one claim, or of one leave.
+/// The outcome of one hold, or of one leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// There is no change to tell.
@@ -134,21 +127,21 @@ pub enum Step {
 }
 
 impl State {
-    /// Notes a claim. A new member is told.
-    pub fn claim(
+    /// Notes a hold. A new member is told.
+    pub fn hold(
         &mut self,
-        claim: &Claim,
+        hold: &Hold,
         grace: Duration,
         retention: &Retention,
         now: Id,
-    ) -> Result<Step, ClaimError> {
+    ) -> Result<Step, HoldError> {
         self.check_open()?;
-        if self.present.set(claim, grace) || claim.connections == 0 {
+        if self.all_members.set(hold, grace) || hold.connections == 0 {
             return Ok(Step::Quiet);
         }
-        let Claim { topic, sub, connections, info } = claim;
-        if self.present.topics.get(topic).is_some_and(|members| members.len() >= MAX_MEMBERS) {
-            return Err(ClaimError::TooManyMembers);
+        let Hold { topic, sub, connections, info } = hold;
+        if self.all_members.topics.get(topic).is_some_and(|members| members.len() >= MAX_MEMBERS) {
+            return Err(HoldError::TooManyMembers);
         }
         let data = change_data(sub, info.as_deref());
         let changes = changes_of(topic).ok_or(LogError::Unavailable)?;
@@ -158,23 +151,23 @@ impl State {
         let since = match self.append(append, Some(Payer::subject(sub)), retention, now) {
             Ok(appended) => appended.id(),
             Err(AppendError::Log(error)) => return Err(error.into()),
-            Err(_) => return Err(ClaimError::TooManyTopics),
+            Err(_) => return Err(HoldError::TooManyTopics),
         };
-        let held = Held { since, connections: *connections, info: info.clone(), leaves_at: None };
-        self.present.topics.entry(topic.clone()).or_default().insert(sub.clone(), held);
+        let held = MemberState { since, connections: *connections, info: info.clone(), leaves_at: None };
+        self.all_members.topics.entry(topic.clone()).or_default().insert(sub.clone(), held);
         Ok(Step::Told)
     }
 
     /// Lets the next member leave whose grace is over, and tells it, however many topics are remembered.
-    pub fn leave_next(&mut self, retention: &Retention, now: Id) -> Result<Step, ClaimError> {
-        let Some(due) = self.present.next_due() else { return Ok(Step::Quiet) };
+    pub fn leave_next(&mut self, retention: &Retention, now: Id) -> Result<Step, HoldError> {
+        let Some(due) = self.all_members.next_due() else { return Ok(Step::Quiet) };
         self.check_open()?;
-        self.present.leaving.remove(&due);
+        self.all_members.leaving.remove(&due);
         let (_, topic, sub) = due;
-        let Some(members) = self.present.topics.get_mut(&topic) else { return Ok(Step::Quiet) };
+        let Some(members) = self.all_members.topics.get_mut(&topic) else { return Ok(Step::Quiet) };
         let left = members.remove(&sub);
         if members.is_empty() {
-            self.present.topics.remove(&topic);
+            self.all_members.topics.remove(&topic);
         }
         let (Some(left), Some(changes)) = (left, changes_of(&topic)) else { return Ok(Step::Quiet) };
         let draft = MemberEvent::Leave.draft(changes, change_data(&sub, left.info.as_deref()));
@@ -186,17 +179,11 @@ impl State {
     /// Up to `limit` members of a topic, in the order of their subjects, from the first one after `after`.
     pub fn members(&self, topic: &Topic, after: &str, limit: usize) -> Members {
         let cursor = self.newest();
-        let Some(members) = self.present.topics.get(topic) else {
+        let Some(members) = self.all_members.topics.get(topic) else {
             return Members { cursor, count: 0, members: Vec::new() };
         };
         let page = members.range::<str, _>((Excluded(after), Unbounded)).take(limit);
-        let member = |(sub, held): (&Arc<str>, &Held)| Member {
-            sub: (&**sub).into(),
-            connections: held.connections.into(),
-            since: held.since,
-            info: held.info.clone(),
-        };
-        Members { cursor, count: members.len(), members: page.map(member).collect() }
+        Members { cursor, count: members.len(), members: page.map(|(sub, state)| state.shown(sub)).collect() }
     }
 }
 
@@ -213,10 +200,10 @@ mod tests {
             Self(State::new(Id::now()))
         }
 
-        fn claim(&mut self, sub: &str, connections: u32, info: Option<&str>) -> Step {
+        fn hold(&mut self, sub: &str, connections: u32, info: Option<&str>) -> Step {
             let topic = "a".parse().expect("a topic");
-            let claim = Claim { topic, sub: sub.into(), connections, info: info.map(Into::into) };
-            let step = self.0.claim(&claim, GRACE, &RETENTION, Id::now()).expect("it is open");
+            let hold = Hold { topic, sub: sub.into(), connections, info: info.map(Into::into) };
+            let step = self.0.hold(&hold, GRACE, &RETENTION, Id::now()).expect("it is open");
             while self.0.fan_out_on().is_none() && step == Step::Told {}
             step
         }
@@ -239,20 +226,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_member_without_a_connection_leaves_after_the_grace_and_not_before() {
         let mut scene = Scene::new();
-        assert_eq!(scene.claim("u1", 2, Some("1")), Step::Told);
-        assert_eq!(scene.claim("u1", 1, Some("2")), Step::Quiet);
-        assert_eq!(scene.claim("u1", 0, None), Step::Quiet);
+        assert_eq!(scene.hold("u1", 2, Some("1")), Step::Told);
+        assert_eq!(scene.hold("u1", 1, Some("2")), Step::Quiet);
+        assert_eq!(scene.hold("u1", 0, None), Step::Quiet);
         assert_eq!(scene.members(), [("u1".to_owned(), 0, Some("1".into()))]);
         tokio::time::advance(GRACE - Duration::from_millis(1)).await;
         assert_eq!(scene.leaves(), 0);
-        assert_eq!(scene.claim("u1", 1, None), Step::Quiet, "it comes back");
+        assert_eq!(scene.hold("u1", 1, None), Step::Quiet, "it comes back");
         tokio::time::advance(GRACE).await;
-        assert_eq!((scene.leaves(), scene.0.present.due_at()), (0, None));
-        scene.claim("u1", 0, None);
+        assert_eq!((scene.leaves(), scene.0.all_members.due_at()), (0, None));
+        scene.hold("u1", 0, None);
         tokio::time::advance(GRACE).await;
         assert_eq!((scene.leaves(), scene.members()), (1, Vec::new()));
-        assert!(scene.0.present.topics.is_empty() && scene.0.present.leaving.is_empty());
-        assert_eq!(scene.claim("u1", 0, None), Step::Quiet, "no member, no leave");
+        assert!(scene.0.all_members.topics.is_empty() && scene.0.all_members.leaving.is_empty());
+        assert_eq!(scene.hold("u1", 0, None), Step::Quiet, "no member, no leave");
         assert_eq!(scene.leaves(), 0);
     }
 
@@ -260,14 +247,16 @@ mod tests {
     async fn members_that_were_restored_have_their_grace_from_then_on() {
         let mut scene = Scene::new();
         for sub in ["u1", "u2", "u3"] {
-            scene.claim(sub, 1, None);
+            scene.hold(sub, 1, None);
         }
         let mut next = Scene::new();
-        scene.0.present.all().into_iter().for_each(|member| next.0.present.restore(member));
-        assert!(next.0.present.due_at().is_some_and(|at| at <= Instant::now()), "the grace is to begin");
-        assert_eq!(next.claim("u2", 1, None), Step::Quiet);
-        assert!(next.0.present.begin_grace(GRACE, 2));
-        assert!(!next.0.present.begin_grace(GRACE, 2));
+        for (topic, Member { sub, since, info, .. }) in scene.0.all_members.all() {
+            next.0.all_members.restore(topic, sub.into(), since, info);
+        }
+        assert!(next.0.all_members.due_at().is_some_and(|at| at <= Instant::now()), "the grace is to begin");
+        assert_eq!(next.hold("u2", 1, None), Step::Quiet);
+        assert!(next.0.all_members.begin_grace(GRACE, 2));
+        assert!(!next.0.all_members.begin_grace(GRACE, 2));
         assert_eq!(next.leaves(), 0);
         tokio::time::advance(GRACE).await;
         assert_eq!(next.leaves(), 2);
@@ -277,10 +266,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_member_leaves_a_process_that_ends() {
         let mut scene = Scene::new();
-        scene.claim("u1", 1, None);
-        scene.claim("u1", 0, None);
-        scene.0.present.is_kept = true;
+        scene.hold("u1", 1, None);
+        scene.hold("u1", 0, None);
+        scene.0.all_members.is_kept = true;
         tokio::time::advance(2 * GRACE).await;
-        assert_eq!((scene.leaves(), scene.0.present.due_at()), (0, None));
+        assert_eq!((scene.leaves(), scene.0.all_members.due_at()), (0, None));
     }
 }

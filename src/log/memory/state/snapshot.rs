@@ -8,10 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Known, State, members::KeptMember, subjects::Kept};
+use super::{Known, State, subjects::Kept};
 use crate::{
     log::{
-        Mark, Refusal, Retention, Tail,
+        Mark, Member, Refusal, Retention, Tail,
         memory::{cost, keys::Keys, losses::Losses},
     },
     message::{Draft, Id, Message, Payload, PayloadKind, Topic},
@@ -30,7 +30,7 @@ pub struct Snapshot {
     messages: Vec<Message>,
     keys: Keys,
     subjects: Kept,
-    members: Vec<KeptMember>,
+    members: Vec<(Topic, Member)>,
 }
 
 /// How many bytes an entry may have without its payload. The names in it have at most a few hundred each.
@@ -156,7 +156,7 @@ impl State {
             // A closed log asks for no key.
             keys: std::mem::take(&mut self.keys),
             subjects: std::mem::take(&mut self.subjects),
-            members: self.present.all(),
+            members: self.all_members.all(),
         }
     }
 
@@ -203,7 +203,7 @@ impl State {
                 let MemberEntry { topic, sub, since, info } = from.take()?;
                 let (topic, since) = (name(&topic)?, Id::new(since));
                 let info = info.map(Into::into);
-                state.present.restore(KeptMember { topic, sub: sub.into(), since, info });
+                state.all_members.restore(topic, sub.into(), since, info);
             }
         }
         state.mark_what_is_gone();
@@ -330,7 +330,7 @@ impl Snapshot {
 
     fn write_members(&self, to: &mut impl Write) -> io::Result<()> {
         put(to, &MemberCount { members: self.members.len() as u64 })?;
-        for KeptMember { topic, sub, since, info } in &self.members {
+        for (topic, Member { sub, since, info, .. }) in &self.members {
             let (topic, sub, since) = (topic.to_string(), (&**sub).into(), since.get());
             put(to, &MemberEntry { topic, sub, since, info: info.as_deref().map(Into::into) })?;
         }

@@ -2,8 +2,11 @@
 
 use super::*;
 use crate::{
-    log::{Retention, Rules, redis::codec::Entry},
-    message::Payload,
+    log::{
+        Retention, Rules,
+        redis::codec::{Before, Event},
+    },
+    message::{Draft, Payload},
 };
 
 const AGE: Duration = Duration::from_secs(60);

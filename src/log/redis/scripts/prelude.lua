@@ -88,7 +88,7 @@ if saved[1] then
 end
 -- How many bytes the lists of subjects take.
 local listed = tonumber(saved[4] or '') or 0
-local life, process, was_durable, boundaries, forgotten
+local known_replication, process, was_durable, boundaries, forgotten
 
 local function is_id(number) return type(number) == 'number' and number >= 0 and number <= MAX_ID end
 
@@ -103,9 +103,9 @@ end
 
 -- Reads the rest of the state, which only a few scripts need. False if another program has removed or changed it.
 local function learn()
-  if life then return true end
+  if known_replication then return true end
   local more = redis.call('HMGET', state, '*life', '*process', '*durable', '*boundaries', '*forgotten')
-  life, process, was_durable = more[1], more[2], more[3] == '1'
+  known_replication, process, was_durable = more[1], more[2], more[3] == '1'
   local is_packed, found = pcall(cmsgpack.unpack, more[4] or '')
   boundaries, forgotten = is_packed and are_boundaries(found) and found or {}, tonumber(more[5])
   return boundaries[1] ~= nil and is_id(forgotten)
@@ -143,14 +143,14 @@ end
 -- zeros.
 local replication_id = info and string.match(info, 'master_replid:(%w+)')
 local server, is_same_process
-if info and not (is_sound and process and replication_id == life) then
+if info and not (is_sound and process and replication_id == known_replication) then
   server = redis.call('INFO', 'server')
   is_same_process = process and string.find(server, 'run_id:' .. process, 1, true)
     and string.find(info, 'role:master', 1, true)
     and string.find(info, 'master_replid2:' .. string.rep('0', 40), 1, true)
 end
-if not is_sound or (info and replication_id ~= life and not is_same_process) then
-  local is_promoted = life and string.find(info, 'master_replid2:' .. life, 1, true)
+if not is_sound or (info and replication_id ~= known_replication and not is_same_process) then
+  local is_promoted = known_replication and string.find(info, 'master_replid2:' .. known_replication, 1, true)
   if FROZEN then return redis.error_reply('FROZEN a generation of the store cannot begin') end
   if not (is_sound and was_durable and not is_promoted) then
     -- A promoted copy was already running when the newest message was stored. A process that started later is
@@ -196,12 +196,12 @@ if not is_sound or (info and replication_id ~= life and not is_same_process) the
     redis.call('UNLINK', feed)
     redis.call('XADD', feed, str(began) .. '-0', 'b', str(began) .. ' ' .. str(chain) .. ' 0 0\n')
   end
-  life, was_durable = replication_id, durable
-  redis.call('HSET', state, '*life', life, '*process', string.match(server, 'run_id:(%w+)'),
+  known_replication, was_durable = replication_id, durable
+  redis.call('HSET', state, '*life', known_replication, '*process', string.match(server, 'run_id:(%w+)'),
     '*durable', durable and 1 or 0)
 elseif info and not FROZEN and (server or (was_durable and not durable)) then
-  life = replication_id
-  redis.call('HSET', state, '*life', life, '*durable', (was_durable and durable) and 1 or 0)
+  known_replication = replication_id
+  redis.call('HSET', state, '*life', known_replication, '*durable', (was_durable and durable) and 1 or 0)
   if server then redis.call('HSET', state, '*process', string.match(server, 'run_id:(%w+)')) end
 end
 

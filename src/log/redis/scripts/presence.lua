@@ -59,7 +59,7 @@ local function release(replica, topic, sub, at)
 end
 
 -- Notes how many connections of this replica hold a member.
-local function claim(topic, sub, connections, data, payer)
+local function hold(topic, sub, connections, data, payer)
   if connections == 0 then
     release(name, topic, sub, ms + grace)
     return 'done'
@@ -88,7 +88,7 @@ local outcomes, given = {}, {}
 for at = FIRST, #ARGV, 5 do
   local topic, sub = ARGV[at], ARGV[at + 1]
   given[topic .. '\0' .. sub] = true
-  outcomes[#outcomes + 1] = claim(topic, sub, tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4])
+  outcomes[#outcomes + 1] = hold(topic, sub, tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4])
 end
 
 local unnamed = {}

@@ -1,0 +1,125 @@
+//! A subscription that also reads the list of its subject.
+
+use std::time::Duration;
+
+use rejoin::{
+    client::{Client, Event, Start, Subscription, Transport},
+    config::Secret,
+};
+use serde_json::json;
+
+use crate::{
+    TRANSPORTS, client, next,
+    proxy::Proxy,
+    publish,
+    signer::{SECRET, Signer, seconds_from_now},
+    support::Server,
+};
+
+async fn server() -> Server {
+    Server::with(|config| config.jwt_secret = Some(Secret(SECRET.into()))).await
+}
+
+fn with_token(url: &str, sub: &str, grants: &serde_json::Value) -> Client {
+    let claims = json!({"sub": sub, "exp": seconds_from_now(600), "rejoin": grants});
+    client(url).with_token(&Signer::new("HS256").sign(&claims)).expect("a header carries it")
+}
+
+fn backend(server: &Server) -> Client {
+    with_token(&server.http("/"), "backend", &json!({"admin": true, "publish": ["**"]}))
+}
+
+/// A user who may read one topic of their own.
+fn user(url: &str, sub: &str, transport: Transport) -> Client {
+    with_token(url, sub, &json!({"subscribe": ["own"]})).with_transport(transport)
+}
+
+/// The next message, gap or change of the list, in short.
+async fn told(subscription: &mut Subscription) -> String {
+    loop {
+        match next(subscription).await.expect("no error") {
+            Event::Added(topic) => return format!("+{topic}"),
+            Event::Removed(topic) => return format!("-{topic}"),
+            Event::Message(message) => {
+                return format!("{}:{}", message.topic, String::from_utf8_lossy(&message.payload));
+            }
+            Event::Gap(gap) => return format!("gap {}", gap.topic),
+            _ => {}
+        }
+    }
+}
+
+async fn say(backend: &Client, topic: &str, text: &str) {
+    publish(backend, topic, [text.to_owned()]).await;
+}
+
+#[tokio::test]
+async fn a_subscription_follows_the_list_of_its_subject() {
+    let server = server().await;
+    let backend = backend(&server);
+    for transport in TRANSPORTS {
+        let sub = format!("u.{transport:?}");
+        let add = async |topic: &str| backend.add_to_list(&sub, topic).await.expect("it is added");
+        let remove = async |topic: &str| backend.remove_from_list(&sub, topic).await.expect("it is removed");
+        add("first").await;
+        let mut reader = user(&server.http("/"), &sub, transport).subscribe_mine(&["own"], Start::Now);
+        assert_eq!(told(&mut reader).await, "+first", "{transport:?}");
+        // A poll learns of a change between two polls with the next message.
+        let mut both = async |topic: &str, text: &str| {
+            say(&backend, topic, text).await;
+            let mut both = [told(&mut reader).await, told(&mut reader).await];
+            both.sort_unstable();
+            both
+        };
+        add("second.*").await;
+        assert_eq!(both("second.a", "1").await, ["+second.*", "second.a:1"], "{transport:?}");
+        // The client reads this one by itself, with the list and without it.
+        add("own").await;
+        add("third").await;
+        assert_eq!(both("own", "2").await, ["+third", "own:2"], "{transport:?}");
+        remove("own").await;
+        remove("first").await;
+        say(&backend, "first", "gone").await;
+        assert_eq!(both("own", "3").await, ["-first", "own:3"], "{transport:?}");
+        remove("second.*").await;
+        say(&backend, "second.a", "gone").await;
+        assert_eq!(both("third", "4").await, ["-second.*", "third:4"], "{transport:?}");
+    }
+    server.stop().await;
+}
+
+/// The list is told at the beginning of each connection, and not what has changed since the last one.
+#[tokio::test]
+async fn changes_while_there_was_no_connection_are_told_at_the_next_one() {
+    let server = server().await;
+    let backend = backend(&server);
+    for transport in TRANSPORTS {
+        let sub = format!("u.{transport:?}");
+        let proxy = Proxy::impatient(server.addr, Duration::from_millis(300)).await;
+        for topic in ["kept", "gone"] {
+            backend.add_to_list(&sub, topic).await.expect("it is added");
+        }
+        let mut reader = user(&proxy.url(), &sub, transport).subscribe_mine(&[], Start::Now);
+        assert_eq!(told(&mut reader).await, "+gone", "{transport:?}");
+        assert_eq!(told(&mut reader).await, "+kept", "{transport:?}");
+        while !matches!(next(&mut reader).await.expect("no error"), Event::Disconnected(_)) {}
+        backend.remove_from_list(&sub, "gone").await.expect("it is removed");
+        backend.add_to_list(&sub, "new").await.expect("it is added");
+        say(&backend, "kept", "while it was away").await;
+        assert_eq!(told(&mut reader).await, "-gone", "{transport:?}");
+        assert_eq!(told(&mut reader).await, "+new", "{transport:?}");
+        assert_eq!(told(&mut reader).await, "kept:while it was away", "{transport:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_without_a_subject_has_no_list() {
+    let server = Server::start().await;
+    for transport in TRANSPORTS {
+        let mut reader = client(&server.http("/")).with_transport(transport).subscribe_mine(&[], Start::Now);
+        let refused = next(&mut reader).await.expect_err("it is refused");
+        assert!(refused.is_final(), "{transport:?}: {refused:?}");
+    }
+    server.stop().await;
+}
