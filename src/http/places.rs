@@ -72,7 +72,7 @@ impl Places {
         let descriptors = descriptors();
         let own = OF_OPERATORS.min(usize::try_from(descriptors / PART_OF_OPERATORS).unwrap_or(usize::MAX));
         let reserved = RESERVED_DESCRIPTORS + (own + 2 * SPARE) as u64;
-        // Where there are few descriptors, the public still has some of them.
+        // The public has some of the descriptors also where they are few.
         let all = Self::of_all(max_connections, descriptors - reserved.min(descriptors / 4 * 3));
         (all.clone(), Self::with(own, Some(all)))
     }
