@@ -1,6 +1,7 @@
 //! All settings, parsed and checked before the server binds anything.
 
 mod access;
+mod account;
 mod certificate;
 mod choices;
 mod file;
@@ -21,6 +22,7 @@ use url::Url;
 
 pub use self::{
     access::authority,
+    account::AccountKey,
     certificate::{Certificate, CertificateError},
     choices::{AccessLogForm, Compress, ForwardedHeader, LogFormat},
     file::File,
@@ -84,6 +86,11 @@ pub struct Config {
     /// Folder for the account and the certificate of --tls-acme. It must survive a restart.
     #[arg(long, value_name = "DIR")]
     pub tls_acme_state: Option<PathBuf>,
+
+    /// A file with the id and the key of an account that the authority of --tls-acme has made elsewhere (external account
+    /// binding), if it requires one.
+    #[arg(long, value_name = "FILE")]
+    pub tls_acme_eab: Option<PathBuf>,
 
     /// Store messages in `memory`, or in Redis: `redis://[user:password@]host[:port][/db][?prefix=name]`,
     /// `rediss://…`, `unix:///path`, or `redis+sentinel://host[:port][,host[:port]…]/master[?db=N]`.
@@ -208,6 +215,10 @@ pub struct Config {
     #[arg(skip)]
     pub certificate: Option<Certificate>,
 
+    /// The content of the file of `tls_acme_eab`, if it is given.
+    #[arg(skip)]
+    pub acme_account: Option<AccountKey>,
+
     /// When readers join a group. Only tests set it.
     #[doc(hidden)]
     #[arg(skip)]
@@ -275,7 +286,7 @@ impl Config {
         let retains =
             |is_wrong: &dyn Fn(usize) -> bool| self.retain.iter().filter_map(|rule| rule.bytes).any(is_wrong);
         let has_acme = !self.tls_acme.is_empty();
-        let rules: [(bool, &[&str], &str); 16] = [
+        let rules: [(bool, &[&str], &str); 17] = [
             (
                 self.has_clash(),
                 if self.admin_listen.is_some() { &["listen", "admin-listen"] } else { &["listen"] },
@@ -339,6 +350,11 @@ impl Config {
                 has_acme != self.tls_acme_state.is_some(),
                 &["tls-acme", "tls-acme-state"],
                 "--tls-acme and --tls-acme-state work only together: give both",
+            ),
+            (
+                self.tls_acme_eab.is_some() && !has_acme,
+                &["tls-acme-eab", "tls-acme"],
+                "--tls-acme-eab works only with --tls-acme: give the names, or remove it",
             ),
             (
                 self.retain_bytes < self.max_payload,

@@ -12,6 +12,7 @@ mod app;
 mod arrival;
 mod asked;
 mod batch;
+mod beginning;
 mod body;
 mod client_address;
 mod coding;

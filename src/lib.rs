@@ -91,7 +91,11 @@ impl Server {
         }
         // Before the log, which takes over the state file.
         #[cfg(feature = "acme")]
-        let acme = http::Acme::open(&config).await?;
+        let acme = tokio::select! {
+            biased;
+            acme = http::Acme::open(&config) => acme?,
+            () = shutdown.draining() => return Err(ErrorKind::Interrupted.into()),
+        };
         let (log, memory) = tokio::select! {
             // A log that has taken over the state file must give it back, so it serves and then drains.
             biased;
@@ -132,7 +136,7 @@ impl Server {
         };
         let serving = async { tokio::join!(http::serve(self.app.clone(), listeners), grace_passes) };
         #[cfg(feature = "acme")]
-        let serving = renewing(self.acme, &self.app, serving);
+        let serving = renewing(self.acme, &self.app, &self.shutdown, serving);
         let (drained, end) = serving.await;
         if let Some(memory) = self.memory {
             let retained = memory.stats().await.map_or(0, |stats| stats.bytes);
@@ -143,14 +147,23 @@ impl Server {
     }
 }
 
-/// Serves, and orders certificates meanwhile.
+/// Serves, and orders certificates until the drain begins.
 #[cfg(feature = "acme")]
-async fn renewing<T>(acme: Option<http::Acme>, app: &App, serving: impl Future<Output = T>) -> T {
+async fn renewing<T>(
+    acme: Option<http::Acme>,
+    app: &App,
+    shutdown: &Shutdown,
+    serving: impl Future<Output = T>,
+) -> T {
     let Some(acme) = acme else { return serving.await };
+    let mut serving = std::pin::pin!(serving);
     tokio::select! {
-        served = serving => served,
+        served = &mut serving => return served,
         never = acme.renew(app) => match never {},
+        // The server that comes next waits for the folder.
+        () = shutdown.draining() => {}
     }
+    serving.await
 }
 
 /// The log that is configured, and the same log again if it is to be saved at the end.

@@ -12,6 +12,7 @@ use rustls::{
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, ServerName},
 };
+use serde_json::json;
 use support::program::{Folder, Program};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -54,10 +55,15 @@ fn certificate(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
 
 /// Starts the program with these names, and with the folder `state` of `folder`.
 async fn start(place: &Place, folder: &Folder, names: &[&str]) -> Program {
+    start_with(place, folder, names, &[]).await
+}
+
+async fn start_with(place: &Place, folder: &Folder, names: &[&str], more: &[&str]) -> Program {
     let trust = format!("export SSL_CERT_FILE='{}'", place.certificate());
     let (directory, state) = (place.directory(), folder.path("state"));
     let mut arguments = vec!["--tls-acme-directory", &directory, "--tls-acme-state", &state];
     arguments.extend(names.iter().flat_map(|name| ["--tls-acme", name]));
+    arguments.extend(more);
     Program::under(&trust, &arguments).await
 }
 
@@ -165,6 +171,27 @@ async fn the_reason_of_the_authority_is_in_the_log() {
 }
 
 #[tokio::test]
+async fn an_authority_that_wants_an_account_made_elsewhere_is_given_its_key() {
+    const KEY: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let Some(place) = Place::new() else { return };
+    let (folder, keys) = (Folder::new(), json!({"kid-1": KEY}));
+    let mut program = start(&place, &folder, &NAMES[..1]).await;
+    let pebble = place.start_with_keys(program.server.addr, LONG, keys.clone()).await;
+    program.until_logged("urn:ietf:params:acme:error:externalAccountRequired").await;
+    program.terminate().await;
+    drop(pebble);
+
+    let eab = folder.path("eab");
+    fs::write(&eab, format!("kid-1 {KEY}\n")).expect("a file");
+    let mut program = start_with(&place, &folder, &NAMES[..1], &["--tls-acme-eab", &eab]).await;
+    let pebble = place.start_with_keys(program.server.addr, LONG, keys).await;
+    program.until_logged("certificate of --tls-acme in force").await;
+    connect(&client(&pebble.root().await, &[]), program.server.addr, NAMES[0]).await.expect("a handshake");
+    let ended = program.terminate().await;
+    assert!(!ended.log.contains(KEY), "{}", ended.log);
+}
+
+#[tokio::test]
 async fn a_folder_that_cannot_be_written_ends_the_start_and_a_damaged_file_is_replaced() {
     let Some(place) = Place::new() else { return };
     let folder = Folder::new();
@@ -201,6 +228,11 @@ fn settings_that_cannot_give_a_certificate_are_refused() {
         (
             &["--tls-acme", "a.example", "--tls-acme-state", "/tmp", "--tls-cert", "c", "--tls-key", "k"],
             "--tls-acme and --tls-cert exclude each other",
+        ),
+        (&["--tls-acme-eab", "Cargo.toml"], "--tls-acme-eab works only with --tls-acme"),
+        (
+            &["--tls-acme", "a.example", "--tls-acme-state", "/tmp", "--tls-acme-eab", "Cargo.toml"],
+            "Cargo.toml: expected the id of a key and the key",
         ),
         (&["--tls-acme", "*.example"], "expected the name of a host"),
         (&["--tls-acme", "192.0.2.1"], "expected the name of a host"),

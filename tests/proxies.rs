@@ -45,6 +45,12 @@ async fn haproxy_passes_tls_through_by_its_recipe() {
 }
 
 #[tokio::test]
+async fn nginx_passes_tls_through_by_its_recipe() {
+    let Some(front) = Front::nginx_stream().await else { return };
+    drive(front).await;
+}
+
+#[tokio::test]
 async fn caddy_passes_everything_on_by_its_recipe() {
     let Some(front) = Front::caddy().await else { return };
     drive(front).await;
@@ -54,7 +60,7 @@ async fn caddy_passes_everything_on_by_its_recipe() {
 #[test]
 fn the_recipes_wait_longer_than_the_longest_poll() {
     let mut found = 0;
-    for recipe in ["nginx", "haproxy"].map(front::recipe) {
+    for recipe in ["nginx", "nginx-stream", "haproxy", "haproxy-tcp"].map(front::recipe) {
         for line in recipe.lines().filter(|line| line.contains("timeout") && !line.contains("connect")) {
             let seconds =
                 line.trim_end_matches([';', 's']).rsplit(' ').next().and_then(|text| text.parse().ok());
@@ -62,7 +68,7 @@ fn the_recipes_wait_longer_than_the_longest_poll() {
             found += 1;
         }
     }
-    assert_eq!(found, 5);
+    assert_eq!(found, 8);
 }
 
 async fn drive(mut front: Front) {

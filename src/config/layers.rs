@@ -73,6 +73,7 @@ impl Settings {
     ) -> Result<Self, Vec<String>> {
         let Gathered { mut settings, mut mistakes, mistaken } = Self::gather(typed, environment, &mut read);
         settings.read_certificate(&mut read, &mut mistakes);
+        settings.read_account(&mut read, &mut mistakes);
         for contradiction in settings.config.contradictions() {
             let between = |setting: &&Setting| contradiction.between.contains(&setting.name.as_str());
             let all = || settings.settings.iter().filter(between);
@@ -99,6 +100,16 @@ impl Settings {
                 let path = if wrong.is_of_key() { key } else { chain };
                 mistakes.push(format!("{}: {wrong}", path.display()));
             }
+        }
+    }
+
+    /// Reads the file of `tls-acme-eab`.
+    fn read_account(&mut self, read: &mut Read<'_>, mistakes: &mut Vec<String>) {
+        let Some(path) = &self.config.tls_acme_eab else { return };
+        let text = read(path).map_err(|error| format!("cannot read the file: {error}"));
+        match text.and_then(|text| text.parse().map_err(str::to_owned)) {
+            Ok(account) => self.config.acme_account = Some(account),
+            Err(wrong) => mistakes.push(format!("{}: {wrong}", path.display())),
         }
     }
 

@@ -11,34 +11,31 @@ use std::{
 };
 
 use axum::{body::Body, extract::Request, response::Response};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderValue, StatusCode, Version, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, interval_at, sleep, timeout},
 };
 
 use super::{
-    App,
+    App, beginning,
     client_address::Peer,
     feed::{Exit, Feed, LAST_WRITE_TIMEOUT},
     gate::Gate,
     http2,
     idle::{HeadBegun, HeadTimer, KEPT_FOR},
     linger::{self, Linger, StillSends},
-    listener::{Listener, Listeners},
+    listener::{Listener, Listeners, Serves},
     outgoing::Outgoing,
     places::{Place, Places},
-    proxy_protocol::{self, BadBeginning},
     routes,
     socket::Socket,
     stall::{StallGuard, Written},
-    tls::Tls,
     wakes::Wakes,
 };
 use crate::{
@@ -46,14 +43,6 @@ use crate::{
     shutdown::{Ending, Shutdown, Stage},
 };
 
-/// The beginning of a connection that speaks HTTP/2 with prior knowledge (RFC 9113 §3.4). Three bytes are
-/// enough, because no method of HTTP/1.1 begins so.
-const HTTP2_PREFACE: &[u8; 3] = b"PRI";
-/// The beginning of a connection that speaks TLS: a record of its handshake (RFC 8446 §5.1).
-const TLS_HANDSHAKE: &[u8; 2] = &[0x16, 0x03];
-/// The answer to a client that speaks HTTP where TLS is spoken.
-const PLAIN_TO_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n\
-    content-length: 45\r\nconnection: close\r\n\r\nThis port speaks TLS: use https:// or wss://\n";
 /// The largest request head.
 pub const MAX_HEAD_BYTES: usize = 64 << 10;
 /// The system counts these in seconds, and takes no longer ones.
@@ -104,11 +93,21 @@ impl Http1 {
 pub async fn serve(app: Arc<App>, listeners: impl Into<Listeners>) -> Drained {
     let Listeners(listeners) = listeners.into();
     let http1 = Arc::new(Http1::new());
-    let places = Arc::new(Places::new(app.config.max_connections));
-    let accepting = listeners.into_iter().map(|listener| accept_from(&app, &http1, &places, listener));
+    let is_public = |listener: &Listener| listener.serves() == Serves::Public;
+    let max = app.config.max_connections;
+    let (places, of_operators) = if listeners.iter().any(is_public) {
+        Places::with_operators(max)
+    } else {
+        let places = Places::new(max);
+        (places.clone(), places)
+    };
+    let accepting = listeners.into_iter().map(|listener| {
+        let places = if is_public(&listener) { &places } else { &of_operators };
+        accept_from(&app, &http1, places, listener)
+    });
     tokio::select! {
         _ = join_all(accepting) => {}
-        never = log_totals(&app, &places) => never,
+        never = log_totals(&app, [&places, &of_operators]) => never,
         never = remind(&app) => never,
     }
     app.shutdown.draining().await;
@@ -119,12 +118,12 @@ pub async fn serve(app: Arc<App>, listeners: impl Into<Listeners>) -> Drained {
     drained
 }
 
-async fn log_totals(app: &App, places: &Places) -> ! {
+async fn log_totals(app: &App, places: [&Arc<Places>; 2]) -> ! {
     let mut minute = interval_at(Instant::now() + TOTALS_EVERY, TOTALS_EVERY);
     loop {
         minute.tick().await;
         app.metrics.log_totals();
-        places.warn_again();
+        places.iter().for_each(|places| places.warn_again());
     }
 }
 
@@ -244,7 +243,7 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, socket: TcpStre
     let (peer, patience) = (endpoint.peer, endpoint.place.patience(app.config.read_timeout));
     let begun = tokio::select! {
         // In a box, because the connection's task has the size of its largest part.
-        begun = timeout(patience, Box::pin(begin(&app, socket, peer))) => begun,
+        begun = timeout(patience, Box::pin(beginning::begin(&app, socket, peer))) => begun,
         () = app.shutdown.draining() => return,
     };
     let Ok(Some((peer, head, socket))) = begun else {
@@ -252,7 +251,7 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, socket: TcpStre
         return;
     };
     endpoint.peer = peer;
-    let is_unheard_tls = matches!(socket, Socket::Plain(_)) && head.starts_with(TLS_HANDSHAKE);
+    let is_unheard_tls = matches!(socket, Socket::Plain(_)) && beginning::is_tls(&head);
     if is_unheard_tls && app.told_of_tls.is_due() {
         tracing::warn!(
             client = %peer.ip(),
@@ -260,7 +259,7 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, socket: TcpStre
              let clients use http://, or a proxy that ends TLS; the log has one of these a minute"
         );
     }
-    let is_http2 = head.starts_with(HTTP2_PREFACE);
+    let is_http2 = beginning::is_http2(&head);
     let begun = HeadBegun::default();
     let still_sends = StillSends::default();
     let linger = Linger::new(still_sends.clone());
@@ -315,59 +314,6 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, socket: TcpStre
         }
         tracing::debug!(%error, "connection failed");
     }
-}
-
-/// Reads the beginning of a connection: the PROXY protocol, if this peer has to speak it, the handshake of TLS, and the
-/// bytes that tell the protocol of its requests. `None` if it ends before, or begins with something else.
-async fn begin(app: &App, mut socket: TcpStream, peer: Peer) -> Option<(Peer, Bytes, Socket)> {
-    let (mut client, mut head) = (peer, BytesMut::with_capacity(HTTP2_PREFACE.len()));
-    if app.config.proxy_protocol && app.config.trusts(peer.ip()) {
-        match proxy_protocol::read(&mut socket, peer.ip()).await {
-            Ok((named, read)) => (client, head) = (named.over_the_same(peer), read),
-            Err(BadBeginning::NoHeader) => {
-                tracing::warn!(
-                    client = %peer.ip(),
-                    "closed a connection of a trusted proxy: it did not begin with the PROXY protocol; let the proxy \
-                     send it, or take its address out of --trusted-proxy"
-                );
-                return None;
-            }
-            Err(BadBeginning::Ended | BadBeginning::Read(_)) => return None,
-        }
-    }
-    let mut head = read_head(&mut socket, head).await?;
-    let tls = app.tls.as_ref().filter(|_| peer.is_encrypted());
-    let Some(tls) = tls else { return Some((client, head, Socket::Plain(socket))) };
-    let mut socket = encrypt(tls, client, socket, head).await?;
-    head = read_head(&mut socket, BytesMut::with_capacity(HTTP2_PREFACE.len())).await?;
-    Some((client, head, socket))
-}
-
-/// Reads until there are enough bytes to tell a protocol. `None` if the connection ends before.
-async fn read_head(socket: &mut (impl AsyncRead + Unpin), mut head: BytesMut) -> Option<Bytes> {
-    while head.len() < HTTP2_PREFACE.len() {
-        if !matches!(socket.read_buf(&mut head).await, Ok(1..)) {
-            return None;
-        }
-    }
-    Some(head.freeze())
-}
-
-/// Makes the handshake of TLS. A client that speaks without TLS is told.
-async fn encrypt(tls: &Tls, client: Peer, mut socket: TcpStream, head: Bytes) -> Option<Socket> {
-    if head[0] == TLS_HANDSHAKE[0] {
-        let made = tls.accept(socket, head).await;
-        if let Err(failure) = made {
-            tracing::debug!(client = %client.ip(), why = failure.as_str(), "connection ended: no handshake of TLS");
-        }
-        return made.ok().map(Socket::Tls);
-    }
-    tls.refused_plain(client.ip());
-    socket.write_all(PLAIN_TO_TLS).await.ok()?;
-    // The system would drop the answer if bytes of the client were left unread.
-    let mut linger = Linger::default();
-    let _ = poll_fn(|cx| linger.poll_shutdown(cx, &mut socket)).await;
-    None
 }
 
 /// How a connection of HTTP/1.1 may end.

@@ -47,7 +47,11 @@ impl Acme {
     /// Opens the folder of `--tls-acme-state`, and shows the certificate that is there. `None` if ACME is not configured.
     ///
     /// # Errors
-    /// If the folder cannot be read and written: without it each start would order, until the authority refuses.
+    /// If the folder cannot be read and written: without it each start would order, until the authority refuses. If another
+    /// server goes on with it.
+    ///
+    /// # Cancel safety
+    /// Dropping this leaves the folder to others.
     pub async fn open(config: &Config) -> io::Result<Option<Self>> {
         let Some(folder) = config.tls_acme_state.as_ref().filter(|_| !config.tls_acme.is_empty()) else {
             return Ok(None);
@@ -62,7 +66,9 @@ impl Acme {
             let fits = stored.names == names && stored.directory == directory;
             certificate.map_err(|error| store.damaged(&error.to_string())).ok().map(|it| (it, fits))
         });
-        let authority = Authority::new(config.tls_acme_directory.clone()).map_err(io::Error::other)?;
+        let account = config.acme_account.as_ref();
+        let authority =
+            Authority::new(config.tls_acme_directory.clone(), account).map_err(io::Error::other)?;
         Ok(Some(Self { names, authority, store, current }))
     }
 

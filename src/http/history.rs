@@ -46,7 +46,7 @@ pub async fn respond(
         is_full = keep_what_fits(&mut older, &mut bytes);
         page.extend(older);
     }
-    count(&mut permit, &page, &bytes);
+    count(&mut permit, &page);
     let tail = tail(topic, &page);
     Ok(poll::answer_without_cursor(page.messages, bytes, tail, permit, is_gzip))
 }
@@ -65,10 +65,11 @@ fn keep_what_fits(page: &mut History, bytes: &mut AnswerBytes) -> bool {
     bytes.is_full()
 }
 
-fn count(permit: &mut Permit, page: &History, bytes: &AnswerBytes) {
+/// The bytes are counted as they leave.
+fn count(permit: &mut Permit, page: &History) {
     page.messages.iter().for_each(|message| permit.note_message(message, true));
     page.gaps.iter().for_each(|gap| permit.note_gap(gap.reason));
-    permit.add_up(bytes.count());
+    permit.add_up(0);
 }
 
 /// A gap in the history.

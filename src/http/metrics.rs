@@ -47,7 +47,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    const ALL: [Self; 4] = [Self::WebSocket, Self::Sse, Self::Ndjson, Self::Poll];
+    pub const ALL: [Self; 4] = [Self::WebSocket, Self::Sse, Self::Ndjson, Self::Poll];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -145,6 +145,7 @@ impl Metrics {
                 connections: connections.with_label_values(label),
                 deliveries: deliveries.with_label_values(label),
                 delivered_bytes: bytes.with_label_values(label),
+                by_groups: IntCounter::new("by_groups", "-").expect("a valid name"),
                 replayed: replays.with_label_values(label),
                 latency: latency.with_label_values(label),
                 gaps: gaps.clone(),

@@ -1,4 +1,4 @@
-//! How many connections may be open, and a few more for probes.
+//! How many connections may be open, a few more for operators, and a few more for probes.
 //!
 //! Each connection needs a descriptor, and a server without one can neither answer a probe nor reach its log.
 
@@ -29,6 +29,10 @@ use crate::log::Payer;
 
 /// How many descriptors are not for connections: those of the log, of its file, and of the runtime; and the spare ones.
 const RESERVED_DESCRIPTORS: u64 = 64;
+/// How many connections the listener for operators has while all others are taken, and the part of the descriptors that
+/// it takes for them at most. A flood of the public must not keep out those who can end it.
+const OF_OPERATORS: usize = 64;
+const PART_OF_OPERATORS: u64 = 16;
 /// How many connections are open beyond the limit. Each of them answers one probe. The oldest gives way to a new one, so
 /// that a probe is answered also while many connections come.
 const SPARE: usize = 16;
@@ -42,9 +46,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The connections that publish and ask, beside those that subscribe.
 const OTHERS: usize = 1_000;
 
-/// The connections of one server.
+/// The connections of one server, or those that only operators may have.
 #[derive(Debug)]
 pub struct Places {
+    /// Places that are taken instead, while one of them is free.
+    first: Option<Arc<Places>>,
     max: usize,
     taken: AtomicUsize,
     /// The connections of each address, so that one of them leaves a share to the others.
@@ -56,16 +62,29 @@ pub struct Places {
 
 impl Places {
     /// Places for twice as many connections as may subscribe, as far as there are descriptors.
-    pub fn new(max_connections: usize) -> Self {
-        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let free = descriptors - RESERVED_DESCRIPTORS.min(descriptors / 2);
-        let wanted = max_connections.saturating_mul(2).saturating_add(OTHERS);
-        Self::with(wanted.min(usize::try_from(free).unwrap_or(usize::MAX)))
+    pub fn new(max_connections: usize) -> Arc<Self> {
+        let descriptors = descriptors();
+        Self::of_all(max_connections, descriptors - RESERVED_DESCRIPTORS.min(descriptors / 2))
     }
 
-    fn with(max: usize) -> Self {
-        let (taken, shares) = (AtomicUsize::new(0), Shares::new(max));
-        Self { max, taken, shares, spare: Mutex::default(), has_warned: AtomicBool::new(false) }
+    /// The same, and the places of operators: they have these too, and some of their own.
+    pub fn with_operators(max_connections: usize) -> (Arc<Self>, Arc<Self>) {
+        let descriptors = descriptors();
+        let own = OF_OPERATORS.min(usize::try_from(descriptors / PART_OF_OPERATORS).unwrap_or(usize::MAX));
+        let reserved = RESERVED_DESCRIPTORS + (own + 2 * SPARE) as u64;
+        // The public has some of the descriptors also where they are few.
+        let all = Self::of_all(max_connections, descriptors - reserved.min(descriptors / 4 * 3));
+        (all.clone(), Self::with(own, Some(all)))
+    }
+
+    fn of_all(max_connections: usize, descriptors: u64) -> Arc<Self> {
+        let wanted = max_connections.saturating_mul(2).saturating_add(OTHERS);
+        Self::with(wanted.min(usize::try_from(descriptors).unwrap_or(usize::MAX)), None)
+    }
+
+    fn with(max: usize, first: Option<Arc<Self>>) -> Arc<Self> {
+        let (taken, shares, spare) = (AtomicUsize::new(0), Shares::new(max), Mutex::default());
+        Arc::new(Self { first, max, taken, shares, spare, has_warned: AtomicBool::new(false) })
     }
 
     /// A place for one more connection of `payer`, until it is dropped. It waits a moment for spare ones that give way; `None` if
@@ -74,6 +93,9 @@ impl Places {
     /// # Cancel safety
     /// Dropping this takes no place.
     pub async fn take(self: &Arc<Self>, payer: Option<Payer>) -> Option<Place> {
+        if let Some(place) = self.first.as_ref().and_then(|first| first.take_free(payer)) {
+            return Some(place);
+        }
         for _ in 0..LOOKS {
             if self.taken.load(Ordering::Relaxed) < self.max.saturating_add(2 * SPARE) {
                 return Some(self.take_now(payer));
@@ -84,11 +106,24 @@ impl Places {
     }
 
     fn take_now(self: &Arc<Self>, payer: Option<Payer>) -> Place {
-        let before = self.taken.fetch_add(1, Ordering::Relaxed);
-        let share = if before < self.max { self.shares.take(payer, 1) } else { None };
-        let end_of_spare = share.is_none().then(|| self.new_spare());
-        let place = Place(Arc::new(Taken { places: self.clone(), end_of_spare, _share: share }));
-        if place.is_spare() && !self.has_warned.swap(true, Ordering::Relaxed) {
+        self.take_free(payer).unwrap_or_else(|| self.take_spare())
+    }
+
+    /// A place that is no spare one. `None` if this payer can have none.
+    fn take_free(self: &Arc<Self>, payer: Option<Payer>) -> Option<Place> {
+        // It is given back if the payer can have none.
+        let (before, mut taken) = self.count();
+        if before >= self.max {
+            return None;
+        }
+        taken.share = Some(self.shares.take(payer, 1)?);
+        Some(Place(Arc::new(taken)))
+    }
+
+    fn take_spare(self: &Arc<Self>) -> Place {
+        let (_, mut taken) = self.count();
+        taken.end_of_spare = Some(self.new_spare());
+        if !self.has_warned.swap(true, Ordering::Relaxed) {
             let limit = self.max;
             tracing::warn!(
                 limit,
@@ -96,7 +131,13 @@ impl Places {
                  of file descriptors, or find out who opens them"
             );
         }
-        place
+        Place(Arc::new(taken))
+    }
+
+    /// Counts one connection more, and says how many there were.
+    fn count(self: &Arc<Self>) -> (usize, Taken) {
+        let before = self.taken.fetch_add(1, Ordering::Relaxed);
+        (before, Taken { places: self.clone(), end_of_spare: None, share: None })
     }
 
     /// The end of a new spare connection. The oldest gives way to it.
@@ -122,6 +163,11 @@ impl Places {
     }
 }
 
+/// How many descriptors this process may have.
+fn descriptors() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// The place of one connection.
 #[derive(Clone, Debug)]
 pub struct Place(Arc<Taken>);
@@ -130,7 +176,7 @@ pub struct Place(Arc<Taken>);
 struct Taken {
     places: Arc<Places>,
     end_of_spare: Option<CancellationToken>,
-    _share: Option<Share>,
+    share: Option<Share>,
 }
 
 impl Drop for Taken {
@@ -142,7 +188,7 @@ impl Drop for Taken {
 #[cfg(test)]
 impl Default for Place {
     fn default() -> Self {
-        Arc::new(Places::with(100)).take_now(None)
+        Places::with(100, None).take_now(None)
     }
 }
 
@@ -186,7 +232,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn beyond_the_limit_some_connections_answer_probes_and_the_oldest_gives_way() {
-        let places = Arc::new(Places::with(4));
+        let places = Places::with(4, None);
         let mut held: Vec<Place> = (0..4).map(|_| places.take_now(None)).collect();
         assert!(held.iter().all(|place| !place.is_spare()));
         for _ in 0..2 * SPARE {
@@ -217,7 +263,7 @@ mod tests {
 
     #[test]
     fn an_address_that_opens_all_connections_leaves_a_share_to_others() {
-        let places = Arc::new(Places::with(100));
+        let places = Places::with(100, None);
         let payer = |last: u8| Some(Payer::address([203, 0, 113, last].into()));
         let modest = places.take_now(payer(1));
         let greedy: Vec<_> = (0..100).map(|_| places.take_now(payer(2))).collect();
@@ -229,9 +275,27 @@ mod tests {
         assert!(served.iter().all(|place| !place.is_spare()));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn operators_have_the_places_of_all_and_then_some_of_their_own() {
+        let all = Places::with(4, None);
+        let operators = Places::with(2, Some(all.clone()));
+        let first = operators.take(None).await.expect("a place of all");
+        let mut public: Vec<Place> = (0..3).map(|_| all.take_now(None)).collect();
+        while let Some(place) = all.take(None).await {
+            public.push(place);
+        }
+        assert_eq!(public.iter().filter(|place| !place.is_spare()).count(), 3);
+        let own =
+            [operators.take(None).await, operators.take(None).await].map(|place| place.expect("a place"));
+        assert!(own.iter().all(|place| !place.is_spare()));
+        assert!(operators.take(None).await.is_some_and(|place| place.is_spare()), "for a probe");
+        drop((first, public));
+        assert_eq!((all.taken.load(Ordering::Relaxed), operators.taken.load(Ordering::Relaxed)), (0, 2));
+    }
+
     #[test]
     fn quiet_connections_are_waited_for_less_while_most_places_are_taken() {
-        let (places, long) = (Arc::new(Places::with(8)), Duration::from_secs(75));
+        let (places, long) = (Places::with(8, None), Duration::from_secs(75));
         let mut held: Vec<Place> = (0..5).map(|_| places.take_now(None)).collect();
         assert_eq!(held[0].patience(long), long);
         held.push(places.take_now(None));

@@ -84,7 +84,8 @@ pub async fn respond(
         if is_due || reader.may_leave() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    reader.add_up(bytes.count());
+    // The bytes are counted as they leave.
+    reader.add_up(0);
     if messages.is_empty() && gaps.is_empty() && reader.has_failed() {
         return Problem::from(LogError::Unavailable).into_response();
     }
@@ -103,7 +104,7 @@ pub fn answer_without_cursor(
     permit: Permit,
     is_gzip: bool,
 ) -> Response {
-    let body = AnswerBody::new(messages, bytes, tail, permit, is_gzip);
+    let body = AnswerBody::new(messages, bytes, tail, Some(permit), is_gzip);
     uncached(body.is_gzip(), Body::new(body))
 }
 
@@ -174,7 +175,7 @@ fn tail(gaps: &[GapNotice], cursor: Id, mine: Option<&[Pattern]>) -> Vec<u8> {
 
 /// The body of an answer. Each message is rendered when it leaves, so an answer that waits for its client holds the
 /// messages, which it shares with the log, and not their bytes.
-struct AnswerBody<P> {
+struct AnswerBody {
     /// Parts that leave before the next message, the first of them last.
     begun: Vec<Part>,
     messages: vec::IntoIter<Message>,
@@ -183,8 +184,9 @@ struct AnswerBody<P> {
     left: usize,
     gzip: Option<Gzip>,
     _bytes: AnswerBytes,
+    has_messages: bool,
     /// The place of the poll among the connections.
-    _place: P,
+    permit: Option<Permit>,
 }
 
 /// A part of an answer, which is a message or the text around messages.
@@ -205,13 +207,13 @@ impl Part {
     }
 }
 
-impl<P> AnswerBody<P> {
+impl AnswerBody {
     /// In gzip only if this makes it shorter, as far as its messages tell.
     fn new(
         messages: Vec<Message>,
         mut bytes: AnswerBytes,
         tail: Vec<u8>,
-        place: P,
+        permit: Option<Permit>,
         takes_gzip: bool,
     ) -> Self {
         let tail = Bytes::from(tail);
@@ -220,9 +222,9 @@ impl<P> AnswerBody<P> {
         bytes.add(tail.len());
         let is_worth = |message: &Message| message.bytes().len() >= deflate::MIN_BYTES;
         let is_gzip = takes_gzip && left >= MIN_GZIP_BYTES && messages.iter().any(is_worth);
-        let (begun, messages) = (vec![Part::text(Bytes::from_static(HEAD))], messages.into_iter());
-        let gzip = is_gzip.then(Gzip::default);
-        Self { begun, messages, tail, left, gzip, _bytes: bytes, _place: place }
+        let (begun, has_messages) = (vec![Part::text(Bytes::from_static(HEAD))], !messages.is_empty());
+        let (messages, gzip) = (messages.into_iter(), is_gzip.then(Gzip::default));
+        Self { begun, messages, tail, left, gzip, _bytes: bytes, has_messages, permit }
     }
 
     fn is_gzip(&self) -> bool {
@@ -302,7 +304,7 @@ impl<P> AnswerBody<P> {
     }
 }
 
-impl<P: Unpin> http_body::Body for AnswerBody<P> {
+impl http_body::Body for AnswerBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -310,7 +312,13 @@ impl<P: Unpin> http_body::Body for AnswerBody<P> {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.piece().map(|piece| Ok(Frame::data(piece))))
+        let piece = self.piece();
+        if let (Some(piece), Some(permit)) = (&piece, &self.permit)
+            && self.has_messages
+        {
+            permit.delivered(piece.len());
+        }
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {

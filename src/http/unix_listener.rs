@@ -4,8 +4,8 @@ use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, ErrorKind},
     os::{
-        fd::OwnedFd,
-        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown},
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     thread,
@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, OFlags, flock},
+    fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid, chownat, flock, fstat, open},
     io::Errno,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -47,9 +47,10 @@ impl Unix {
         make_room(&socket.path)?;
         let bound = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         bound.bind(&SockAddr::unix(&socket.path)?)?;
-        let file = SocketFile::of(&socket.path)?;
+        let made = made_at(&socket.path)?;
+        let file = SocketFile::of(&socket.path, &made)?;
         // The system lets no process connect before the socket listens, so none connects that may not.
-        allow(socket)?;
+        allow(socket, &made)?;
         bound.listen(BACKLOG.into())?;
         bound.set_nonblocking(true)?;
         let listener = UnixListener::from_std(OwnedFd::from(bound).into())?;
@@ -120,13 +121,24 @@ fn make_room(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Opens the file of a socket that was just made, to change it and not to connect. Another user who may write in the folder
+/// can put a link in its place: it is not followed, neither now nor later.
+fn made_at(path: &Path) -> io::Result<OwnedFd> {
+    let file = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    if FileType::from_raw_mode(fstat(&file)?.st_mode) == FileType::Socket {
+        return Ok(file);
+    }
+    let why = "another process has put something else in the place of the socket; choose a folder in which no other user may write";
+    Err(io::Error::new(ErrorKind::AlreadyExists, why))
+}
+
 /// Sets who may connect.
-fn allow(socket: &UnixSocket) -> io::Result<()> {
+fn allow(socket: &UnixSocket, made: &OwnedFd) -> io::Result<()> {
     let user = socket.user.as_deref().map(user_id).transpose()?;
     let group = socket.group.as_deref().map(group_id).transpose()?;
     if user.is_some() || group.is_some() {
-        // No link is followed.
-        lchown(&socket.path, user, group).map_err(|error| {
+        let (user, group) = (user.map(Uid::from_raw), group.map(Gid::from_raw));
+        chownat(made, c"", user, group, AtFlags::EMPTY_PATH).map_err(io::Error::from).map_err(|error| {
             io::Error::new(
                 error.kind(),
                 format!(
@@ -136,7 +148,11 @@ fn allow(socket: &UnixSocket) -> io::Result<()> {
             )
         })?;
     }
-    fs::set_permissions(&socket.path, Permissions::from_mode(socket.mode))
+    // Older systems change the mode of an open file without content only by this name of it.
+    let name = format!("/proc/self/fd/{}", made.as_raw_fd());
+    fs::set_permissions(&name, Permissions::from_mode(socket.mode)).map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot set its mode by way of {name}: {error}"))
+    })
 }
 
 fn user_id(name: &str) -> io::Result<u32> {
@@ -163,8 +179,9 @@ struct SocketFile {
 }
 
 impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), id: id_of(path)? })
+    fn of(path: &Path, made: &OwnedFd) -> io::Result<Self> {
+        let found = fstat(made)?;
+        Ok(Self { path: path.to_owned(), id: (found.st_dev, found.st_ino) })
     }
 }
 
@@ -183,7 +200,7 @@ fn id_of(path: &Path) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::{fs::symlink, net::UnixListener};
 
     use super::*;
 
@@ -208,5 +225,35 @@ mod tests {
         }
         ending.join().expect("it ends");
         assert!(looked > 0);
+    }
+
+    /// A user who may write in the folder could have a server of root change the mode of any file: by a link that replaced
+    /// the socket after it was made.
+    #[test]
+    fn a_link_in_the_place_of_a_socket_changes_no_other_file() {
+        let folder = std::env::temp_dir().join(format!("rejoin-link-{}", std::process::id()));
+        fs::create_dir(&folder).expect("a folder");
+        let (secret, path) = (folder.join("secret"), folder.join("s"));
+        fs::write(&secret, "").expect("a file");
+        fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("its owner");
+        let socket = UnixSocket { path: path.clone(), mode: 0o606, user: None, group: None };
+        let mode =
+            |path: &Path| fs::symlink_metadata(path).expect("it is there").permissions().mode() & 0o777;
+        let swaps: [(&str, &dyn Fn()); 2] = [
+            ("before it was opened", &|| symlink(&secret, &path).expect("a link")),
+            ("a file", &|| fs::hard_link(&secret, &path).expect("a second name")),
+        ];
+        for (what, swap) in swaps {
+            swap();
+            assert!(made_at(&path).is_err(), "{what}");
+            fs::remove_file(&path).expect("it is there");
+        }
+        let _listener = UnixListener::bind(&path).expect("a socket");
+        let made = made_at(&path).expect("a socket");
+        fs::rename(&path, folder.join("moved")).expect("it is there");
+        symlink(&secret, &path).expect("a link");
+        allow(&socket, &made).expect("the socket itself is changed");
+        assert_eq!((mode(&secret), mode(&folder.join("moved"))), (0o600, 0o606));
+        fs::remove_dir_all(&folder).expect("a folder");
     }
 }

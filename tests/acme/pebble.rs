@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustls::pki_types::{CertificateDer, pem::PemObject};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::sleep};
 
 use crate::support::{http_client, program::Folder, redis::free_port, tls::Pair};
@@ -64,6 +64,12 @@ impl Place {
 
     /// Starts it. It asks for proofs at this port of the loopback, by every name, and its certificates live so long.
     pub async fn start(&self, proofs_at: SocketAddr, lifetime: Duration) -> Pebble {
+        self.start_with_keys(proofs_at, lifetime, json!({})).await
+    }
+
+    /// The same, for servers with one of these keys of accounts that were made elsewhere, by their ids. With none it asks
+    /// for no such account.
+    pub async fn start_with_keys(&self, proofs_at: SocketAddr, lifetime: Duration, keys: Value) -> Pebble {
         let [management, names, names_management] = [free_port(), free_port(), free_port()];
         let settings = json!({"pebble": {
             "listenAddress": format!("127.0.0.1:{}", self.port),
@@ -74,6 +80,8 @@ impl Place {
             "tlsPort": proofs_at.port(),
             "certificateValidityPeriod": lifetime.as_secs(),
             "domainBlocklist": [BLOCKED],
+            "externalAccountBindingRequired": keys != json!({}),
+            "externalAccountMACKeys": keys,
         }});
         fs::write(self.folder.path("settings.json"), settings.to_string()).expect("a file");
         let mut pebble = Command::new("pebble");

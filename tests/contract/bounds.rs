@@ -15,9 +15,13 @@ use crate::{
     ask::{Ask, get, post, publish, text, until_served, within},
     failing::FailingServer,
     http2::Connection,
+    listeners::{ask_over, stream_over},
     metrics::scrape,
     reader::{Lines, Socket},
-    support::{Server, program::Program},
+    support::{
+        Server,
+        program::{Folder, Program},
+    },
 };
 
 const MESSAGES: usize = 20;
@@ -227,6 +231,40 @@ async fn time_in_which_the_server_does_not_read_is_not_the_clients() {
         assert_ne!(frame["type"], "closing", "{frame}");
         pongs += u32::from(frame["type"] == "pong");
     }
+}
+
+/// Operators were refused like everyone else, and could not find out who had opened the connections.
+#[tokio::test]
+async fn operators_are_served_while_connections_fill_the_public_listener() {
+    let folder = Folder::new();
+    let socket = folder.path("s");
+    let program = Program::under("ulimit -n 256", &["--admin-listen", &format!("unix:{socket}")]).await;
+    let public = &program.server;
+    let mut held = Vec::new();
+    while get(public, "/topics/a?wait=0").answer().await.status != 503 {
+        held.push(idle_connection(public).await);
+    }
+    // The spare ones too.
+    for _ in 0..100 {
+        held.push(TcpStream::connect(public.addr).await.expect("the system takes it"));
+    }
+    let mut readers = Vec::new();
+    for _ in 0..10 {
+        let mut reader = stream_over(&socket, "/topics/a").await;
+        assert_eq!(reader.next_frame().await["type"], "open");
+        readers.push(reader);
+    }
+    for path in ["/stats", "/metrics", "/connections", "/health/ready"] {
+        assert_eq!(ask_over(&socket, Method::GET, path, "").await.0, 200, "{path}");
+    }
+    let (status, receipt) = ask_over(&socket, Method::POST, "/topics/a", "to operators").await;
+    assert_eq!(status, 201);
+    for reader in &mut readers {
+        assert_eq!(reader.next_frame().await["id"], receipt["id"]);
+    }
+    get(public, "/topics/a?wait=0").answer().await.problem(503, "overloaded");
+    let ended = program.terminate().await;
+    assert!(!ended.log.contains("ERROR"), "{ended:?}");
 }
 
 async fn idle_connection(server: &Server) -> TcpStream {

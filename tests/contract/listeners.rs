@@ -76,7 +76,7 @@ fn client_of(socket: &str) -> Client {
 }
 
 /// A request over the Unix socket at this path.
-async fn ask_over(socket: &str, method: Method, path: &str, body: &'static str) -> (u16, Value) {
+pub async fn ask_over(socket: &str, method: Method, path: &str, body: &'static str) -> (u16, Value) {
     let request = client_of(socket).request(method, format!("http://localhost{path}")).body(body);
     let answer = within(path.to_owned(), request.send()).await.expect("an answer");
     let status = answer.status().as_u16();
@@ -248,7 +248,7 @@ async fn limits_are_for_all_listeners_together_and_a_drain_ends_all() {
 }
 
 /// An event stream with envelopes over a Unix socket.
-async fn stream_over(socket: &str, path: &str) -> Events {
+pub async fn stream_over(socket: &str, path: &str) -> Events {
     let request = client_of(socket).get(format!("http://localhost{path}?format=envelope"));
     Events::of(Stream::of(request.header("accept", "text/event-stream")).await)
 }

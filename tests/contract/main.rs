@@ -15,6 +15,7 @@ mod conditions;
 mod connections;
 mod cursors;
 mod dashboard;
+mod deflated;
 mod delete;
 mod drain;
 mod ephemeral;

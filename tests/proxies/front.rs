@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Write,
     net::SocketAddr,
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -89,6 +90,28 @@ impl Front {
         fs::write(folder.path("conf"), recipe + "\n").expect("a file");
         let arguments = ["-db", "-f", &folder.path("conf")];
         let mut front = Self::start("haproxy", &arguments, server, &folder.path(""), port, folder).await;
+        front.ends_tls = false;
+        Some(front)
+    }
+
+    /// nginx that passes TLS through by its module `stream`, to a server that ends it.
+    pub async fn nginx_stream() -> Option<Self> {
+        let load = stream_module(&is_installed("nginx", "-V")?)?;
+        let folder = certified();
+        let (certificate, key) = (folder.path("push.pem"), folder.path("push.key"));
+        let (server, folder, port) =
+            scene_in(folder, &["--proxy-protocol", "--tls-cert", &certificate, "--tls-key", &key]).await;
+        let mut recipe = recipe("nginx-stream");
+        replace(&mut recipe, "listen 443;", &format!("listen 127.0.0.1:{port};"));
+        replace(&mut recipe, "127.0.0.1:7070", &server.server.addr.to_string());
+        let whole = format!(
+            "{load}daemon off;\nmaster_process off;\npid {};\nerror_log stderr warn;\n\
+             events {{ worker_connections 256; }}\n{recipe}\n",
+            folder.path("pid")
+        );
+        fs::write(folder.path("conf"), whole).expect("a file");
+        let arguments = ["-p", &folder.path(""), "-e", "stderr", "-c", &folder.path("conf")];
+        let mut front = Self::start("nginx", &arguments, server, &folder.path(""), port, folder).await;
         front.ends_tls = false;
         Some(front)
     }
@@ -202,6 +225,23 @@ fn is_installed(program: &str, flag: &str) -> Option<String> {
             None
         }
     }
+}
+
+/// The line that loads the module `stream` of this nginx, if it is a file of its own. `None` if it is missing outside of
+/// CI; then it prints that.
+fn stream_module(built: &str) -> Option<String> {
+    let built: Vec<_> = built.split_whitespace().collect();
+    if built.contains(&"--with-stream") {
+        return Some(String::new());
+    }
+    let folder = built.iter().find_map(|flag| flag.strip_prefix("--modules-path=")).unwrap_or_default();
+    let module = format!("{folder}/ngx_stream_module.so");
+    if Path::new(&module).exists() {
+        return Some(format!("load_module {module};\n"));
+    }
+    assert!(std::env::var_os("CI").is_none(), "{module} is not installed");
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {module} is not installed");
+    None
 }
 
 fn is_before_1_25(version: &str) -> bool {

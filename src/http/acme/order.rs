@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Error, Identifier, NewAccount, NewOrder,
-    Order, OrderStatus, Problem, RetryPolicy,
+    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Error, ExternalAccountKey, Identifier,
+    NewAccount, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
 };
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use super::{proof::Proofs, question::Questions, store::Store};
-use crate::http::fetch::Fetcher;
+use crate::{config::AccountKey, http::fetch::Fetcher};
 
 /// How long the authority may check the proofs, and how long it may sign.
 const POLL: RetryPolicy =
@@ -22,6 +22,8 @@ const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 pub struct Authority {
     directory: Url,
     questions: Questions,
+    /// Binds a new account to one that was made elsewhere.
+    elsewhere: Option<ExternalAccountKey>,
 }
 
 /// A certificate with its chain, and its key, in PEM.
@@ -40,9 +42,10 @@ struct Kept {
 impl Authority {
     /// # Errors
     /// If the certificates that the system trusts cannot be read.
-    pub fn new(directory: Url) -> Result<Self, String> {
+    pub fn new(directory: Url, elsewhere: Option<&AccountKey>) -> Result<Self, String> {
         let questions = Questions(Arc::new(Fetcher::new(&directory, None)?));
-        Ok(Self { directory, questions })
+        let elsewhere = elsewhere.map(|account| ExternalAccountKey::new(account.id.clone(), &account.key));
+        Ok(Self { directory, questions, elsewhere })
     }
 
     pub fn directory(&self) -> &Url {
@@ -82,7 +85,7 @@ impl Authority {
         let new = NewAccount { contact: &[], terms_of_service_agreed: true, only_return_existing: false };
         let account = Account::builder_with_http(Box::new(self.questions.clone()));
         let (account, credentials) =
-            account.create(&new, self.directory.to_string(), None).await.map_err(words)?;
+            account.create(&new, self.directory.to_string(), self.elsewhere.as_ref()).await.map_err(words)?;
         let kept = Kept { directory: self.directory.to_string(), account: credentials };
         store.put_account(&kept).await.map_err(|error| format!("--tls-acme-state: {error}"))?;
         Ok(account)

@@ -1,4 +1,6 @@
 //! The folder of `--tls-acme-state`: the account and the certificate, which only the user of the server can read.
+//!
+//! One server at a time has it: two would both order, and each would replace the certificate of the other.
 
 use std::{
     collections::BTreeSet,
@@ -7,18 +9,36 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+use rustix::{
+    fs::{FlockOperation, OFlags, flock},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::task;
+use tokio::{
+    task,
+    time::{Instant, sleep},
+};
 
+const LOCK: &str = "lock";
+/// How long a start waits for the server before it, which may still end, and how often it looks.
+const HANDOVER: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 const ACCOUNT: &str = "account.json";
 const CERTIFICATE: &str = "certificate.json";
 /// A file gets this name until it is whole.
 const NEW: &str = "new";
 
 #[derive(Clone)]
-pub struct Store(Arc<PathBuf>);
+pub struct Store(Arc<Locked>);
+
+/// The folder, which this process has for itself until this is dropped.
+struct Locked {
+    folder: PathBuf,
+    _lock: File,
+}
 
 /// A certificate, as it is kept from one start to the next.
 #[derive(Serialize, Deserialize)]
@@ -32,20 +52,37 @@ pub struct Stored {
 }
 
 impl Store {
-    /// Makes the folder if it is missing, and reads the certificate there.
+    /// Makes the folder if it is missing, waits until no other server has it, and reads the certificate there.
     ///
     /// # Errors
-    /// If the folder, or a file there, cannot be read or written.
+    /// If another server goes on with the folder, or if it, or a file there, cannot be read or written.
+    ///
+    /// # Cancel safety
+    /// Dropping this leaves the folder to others.
     pub async fn open(folder: PathBuf) -> io::Result<(Self, Option<Stored>)> {
-        let store = Self(Arc::new(folder));
+        let made = folder.clone();
+        let lock = blocking(move || {
+            DirBuilder::new().recursive(true).mode(0o700).create(&made)?;
+            // A link may lead to a file of somebody else.
+            let no_link = OFlags::NOFOLLOW.bits().cast_signed();
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(no_link);
+            options.open(made.join(LOCK))
+        });
+        let lock = lock.await?;
+        until_locked(&lock, &folder).await?;
+        let store = Self(Arc::new(Locked { folder, _lock: lock }));
         let opened = store.clone();
         let stored = blocking(move || {
-            DirBuilder::new().recursive(true).mode(0o700).create(&*opened.0)?;
             opened.write(NEW, b"")?;
-            fs::remove_file(opened.0.join(NEW))?;
+            fs::remove_file(opened.path(NEW))?;
             opened.read(CERTIFICATE)
         });
         Ok((store, stored.await?))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.folder.join(name)
     }
 
     /// The account at an authority, as the library writes it.
@@ -64,22 +101,22 @@ impl Store {
 
     /// Tells that the certificate cannot be used.
     pub fn damaged(&self, error: &str) {
-        warn_of(&self.0.join(CERTIFICATE), error);
+        warn_of(&self.path(CERTIFICATE), error);
     }
 
     async fn put(&self, name: &'static str, value: &impl Serialize) -> io::Result<()> {
         let (store, text) = (self.clone(), serde_json::to_vec_pretty(value)?);
         blocking(move || {
             store.write(NEW, &text)?;
-            fs::rename(store.0.join(NEW), store.0.join(name))?;
-            File::open(&*store.0)?.sync_all()
+            fs::rename(store.path(NEW), store.path(name))?;
+            File::open(&store.0.folder)?.sync_all()
         })
         .await
     }
 
     /// `None` if there is no file, or if it is damaged.
     fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
-        let path = self.0.join(name);
+        let path = self.path(name);
         let text = match fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             text => text?,
@@ -89,7 +126,7 @@ impl Store {
     }
 
     fn write(&self, name: &str, text: &[u8]) -> io::Result<()> {
-        let path = self.0.join(name);
+        let path = self.path(name);
         // One that is left over might be readable for others.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -101,6 +138,24 @@ impl Store {
     }
 }
 
+/// Waits for the server that has the folder, if it ends soon.
+async fn until_locked(lock: &File, folder: &Path) -> io::Result<()> {
+    let began = Instant::now();
+    let mut has_told = false;
+    while matches!(flock(lock, FlockOperation::NonBlockingLockExclusive), Err(Errno::WOULDBLOCK)) {
+        if began.elapsed() >= HANDOVER {
+            let why = "another server uses this folder; end it, or give this one a folder of its own";
+            return Err(io::Error::new(ErrorKind::TimedOut, why));
+        }
+        if !std::mem::replace(&mut has_told, true) {
+            tracing::info!(path = %folder.display(), "another server uses the folder of --tls-acme-state: waiting until it ends");
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    // Also on a file system without locks.
+    Ok(())
+}
+
 fn warn_of(path: &Path, error: &str) {
     tracing::warn!(path = %path.display(), error, "this file is damaged: it is replaced");
 }
@@ -108,4 +163,28 @@ fn warn_of(path: &Path, error: &str) {
 /// A disk may be slow.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     task::spawn_blocking(work).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two servers with one folder ordered twice, and each replaced the certificate of the other.
+    #[tokio::test(start_paused = true)]
+    async fn one_server_at_a_time_has_the_folder() {
+        let folder = std::env::temp_dir().join(format!("rejoin-acme-{}", std::process::id()));
+        let (first, _) = Store::open(folder.clone()).await.expect("it is free");
+        let began = Instant::now();
+        let Err(refused) = Store::open(folder.clone()).await else { panic!("it is taken") };
+        assert!(refused.to_string().starts_with("another server uses this folder"), "{refused}");
+        assert!(began.elapsed() >= HANDOVER);
+        // One that ends meanwhile hands it over.
+        let ending = async {
+            sleep(HANDOVER / 2).await;
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(Store::open(folder.clone()), ending);
+        second.expect("it is free again");
+        fs::remove_dir_all(folder).expect("a folder");
+    }
 }

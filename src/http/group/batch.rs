@@ -165,6 +165,7 @@ impl Batch {
             return;
         }
         metrics.deliveries.inc_by((self.messages * written) as u64);
+        metrics.by_groups.inc_by((self.messages * written) as u64);
         metrics.delivered_bytes.inc_by((self.content * written) as u64);
         if let Some(oldest) = self.oldest {
             // An id is the time of publishing in microseconds.

@@ -19,6 +19,8 @@ pub struct TransportMetrics {
     pub connections: IntGauge,
     pub deliveries: IntCounter,
     pub delivered_bytes: IntCounter,
+    /// Those of the deliveries that groups have written. `/metrics` does not tell them.
+    pub by_groups: IntCounter,
     pub replayed: IntCounter,
     pub latency: Histogram,
     /// The gaps of all transports, by reason.
@@ -106,6 +108,11 @@ impl Permit {
             let micros = Id::now().get().saturating_sub(oldest.get());
             self.metrics.latency.observe(micros as f64 / 1e6);
         }
+    }
+
+    /// Counts bytes of messages that leave after [`add_up`](Self::add_up).
+    pub fn delivered(&self, bytes: usize) {
+        self.metrics.delivered_bytes.inc_by(bytes as u64);
     }
 
     /// Logs one line when a connection ends: the reason, the duration, the counts, and how far it was behind.
