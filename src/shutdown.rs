@@ -72,18 +72,17 @@ pub enum Stage {
 /// Tells one task about each [`Stage`], once.
 #[derive(Debug)]
 pub struct Ending {
-    shutdown: Shutdown,
     next: Pin<Box<WaitForCancellationFutureOwned>>,
     is_draining: bool,
 }
 
 impl Ending {
-    pub fn new(shutdown: Shutdown) -> Self {
-        Self { next: Box::pin(shutdown.draining()), shutdown, is_draining: false }
+    pub fn new(shutdown: &Shutdown) -> Self {
+        Self { next: Box::pin(shutdown.draining()), is_draining: false }
     }
 
-    /// Ready when the next stage begins.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stage> {
+    /// Ready when the next stage of the same `shutdown` begins.
+    pub fn poll(&mut self, shutdown: &Shutdown, cx: &mut Context<'_>) -> Poll<Stage> {
         if self.next.poll_unpin(cx).is_pending() {
             return Poll::Pending;
         }
@@ -91,7 +90,7 @@ impl Ending {
             return Poll::Ready(Stage::Ended);
         }
         self.is_draining = true;
-        self.next.set(self.shutdown.ended());
+        self.next.set(shutdown.ended());
         Poll::Ready(Stage::Draining)
     }
 }

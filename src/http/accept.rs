@@ -283,11 +283,8 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, socket: TcpStre
             // In a box, because the connection drops it once there is a response.
             let service = service_fn(move |request| Box::pin(answer_http1(ours.clone(), request)));
             let mut connection = Box::pin(http1.with(timer).serve_connection(io, service).with_upgrades());
-            let driven = drive(
-                app.shutdown.clone(),
-                connection.as_mut(),
-                http1::UpgradeableConnection::graceful_shutdown,
-            );
+            let driven =
+                drive(&app.shutdown, connection.as_mut(), http1::UpgradeableConnection::graceful_shutdown);
             match until_leaving(driven, &exit).await {
                 Ok(result) => result,
                 Err(feed) => {
@@ -369,7 +366,7 @@ async fn answer_http1(
 
 /// Runs a connection until it ends, or `end` ends it. `leave` asks it to finish what it has begun.
 pub async fn drive<C>(
-    end: Shutdown,
+    end: &Shutdown,
     mut connection: Pin<&mut C>,
     leave: impl Fn(Pin<&mut C>),
 ) -> hyper::Result<()>
@@ -379,7 +376,7 @@ where
     let mut ending = Ending::new(end);
     let mut gate = Gate::new();
     poll_fn(|cx| {
-        while let Poll::Ready(stage) = gate.poll(cx, |cx| ending.poll(cx)) {
+        while let Poll::Ready(stage) = gate.poll(cx, |cx| ending.poll(end, cx)) {
             match stage {
                 Stage::Draining => leave(connection.as_mut()),
                 Stage::Ended => return Poll::Ready(Ok(())),

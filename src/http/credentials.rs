@@ -14,6 +14,9 @@ const COOKIE: &str = "rejoin_token";
 /// The prefix of a WebSocket subprotocol that contains a credential. A page cannot set a header there.
 const SUBPROTOCOL: &str = "bearer.";
 
+/// The headers that may have a credential.
+static SECRET: [HeaderName; 3] = [header::AUTHORIZATION, header::COOKIE, header::SEC_WEBSOCKET_PROTOCOL];
+
 /// The place that only a program fills.
 const AUTHORIZATION: &str = "Authorization";
 
@@ -47,6 +50,10 @@ impl Shown {
 pub fn take(request: &mut Request) -> Shown {
     let from_query = take_from_query(request.uri_mut());
     let headers = Headers::of(request.headers());
+    let has_secret = SECRET.iter().any(|name| headers.contains(name));
+    if !has_secret && from_query.is_empty() {
+        return Shown(Ok(None));
+    }
     let (bearers, has_others) = authorizations(headers);
     let shown = first([
         (AUTHORIZATION, bearers),
@@ -58,10 +65,9 @@ pub fn take(request: &mut Request) -> Shown {
         Ok(None) if has_others => Err(Unusable::Scheme),
         shown => shown,
     };
-    let secret = [header::AUTHORIZATION, header::COOKIE, header::SEC_WEBSOCKET_PROTOCOL];
-    if secret.iter().any(|name| headers.contains(name)) {
+    if has_secret {
         for (name, value) in request.headers_mut() {
-            value.set_sensitive(value.is_sensitive() || secret.contains(name));
+            value.set_sensitive(value.is_sensitive() || SECRET.contains(name));
         }
     }
     Shown(shown)

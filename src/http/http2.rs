@@ -57,7 +57,7 @@ pub async fn serve(app: &App, endpoint: Endpoint, io: TokioIo<StallGuard>) -> hy
         pending().await
     };
     tokio::select! {
-        result = drive(end.clone(), connection, http2::Connection::graceful_shutdown) => result,
+        result = drive(&end, connection, http2::Connection::graceful_shutdown) => result,
         never = idle => never,
     }
 }

@@ -49,10 +49,8 @@ impl rt::Timer for HeadTimer {
     fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn rt::Sleep>> {
         // If a piece of the next head came with the request before, the wait begins as if it had not.
         self.begun.0.store(false, Ordering::Relaxed);
-        let now = Instant::now();
-        let wait = Instant::from(deadline).saturating_duration_since(now);
         Box::pin(HeadWait {
-            sleep: PatientSleep::until(now + self.place.patience(wait)),
+            sleep: PatientSleep::until(self.place.deadline(deadline.into())),
             until_begun: Some((self.begun.clone(), self.read_timeout)),
         })
     }

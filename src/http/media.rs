@@ -12,7 +12,7 @@ pub const PROBLEM: &str = "application/problem+json";
 
 /// True for the names under which NDJSON is known; none of them is registered.
 pub fn is_ndjson(essence: &str) -> bool {
-    matches!(essence, NDJSON | "application/ndjson" | "application/jsonl")
+    [NDJSON, "application/ndjson", "application/jsonl"].iter().any(|name| essence.eq_ignore_ascii_case(name))
 }
 
 /// True if the body is declared as JSON.

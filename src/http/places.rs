@@ -16,7 +16,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use rustix::process::{Resource, getrlimit};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -209,6 +209,11 @@ impl Place {
         if self.0.places.is_crowded() { usual.min(PATIENCE) } else { usual }
     }
 
+    /// The same as a point in time.
+    pub fn deadline(&self, usual: Instant) -> Instant {
+        if self.0.places.is_crowded() { usual.min(Instant::now() + PATIENCE) } else { usual }
+    }
+
     /// The answer to a request that this connection does not serve.
     pub fn refusal<B>(&self, request: &Request<B>) -> Option<Response> {
         if !self.is_spare() || request.uri().path().starts_with("/health/") {
@@ -226,7 +231,6 @@ impl Place {
 mod tests {
     use axum::body::Body;
     use futures_util::FutureExt;
-    use tokio::time::Instant;
 
     use super::*;
 
@@ -296,10 +300,12 @@ mod tests {
     #[test]
     fn quiet_connections_are_waited_for_less_while_most_places_are_taken() {
         let (places, long) = (Places::with(8, None), Duration::from_secs(75));
+        let (now, late) = (Instant::now(), Instant::now() + long);
         let mut held: Vec<Place> = (0..5).map(|_| places.take_now(None)).collect();
-        assert_eq!(held[0].patience(long), long);
+        assert_eq!((held[0].patience(long), held[0].deadline(late)), (long, late));
         held.push(places.take_now(None));
         assert_eq!(held[0].patience(long), PATIENCE);
-        assert_eq!(held[0].patience(Duration::ZERO), Duration::ZERO);
+        assert!(held[0].deadline(late) >= now + PATIENCE && held[0].deadline(late) < late);
+        assert_eq!((held[0].patience(Duration::ZERO), held[0].deadline(now)), (Duration::ZERO, now));
     }
 }

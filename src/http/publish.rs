@@ -186,9 +186,8 @@ fn if_match(text: &str) -> Result<Id, Problem> {
 }
 
 fn single_header<'a>(headers: Headers<'a>, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
-    let mut values = headers.get_all(name);
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    if headers.get_all(name).nth(1).is_some() {
         return Err(Problem::bad_request(format!("{name} is given twice; give it once")));
     }
     value

@@ -62,7 +62,7 @@ impl Pulse {
         let now = Instant::now();
         let times = Times {
             timer: None,
-            ending: Ending::new(connections.shutdown().clone()),
+            ending: Ending::new(connections.shutdown()),
             leave_at: None,
             sent_at: now,
             beat_at: now + connections.heartbeat(),
@@ -99,7 +99,7 @@ impl Pulse {
 impl Times {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
         let heartbeat = self.connections.heartbeat();
-        while let Poll::Ready(stage) = self.ending.poll(cx) {
+        while let Poll::Ready(stage) = self.ending.poll(self.connections.shutdown(), cx) {
             if stage == Stage::Ended {
                 return Poll::Ready(Beat::End);
             }

@@ -138,33 +138,42 @@ pub fn served(app: &Arc<App>, request: Request) -> Served<'_> {
         let detail = "no such resource at this address; operators have it at that of --admin-listen";
         return without_upgrade(app, request, |_| at_once(Err(Problem::new(Code::NotFound, detail))));
     }
-    let [id, sub, topic, file] = ["id", "sub", "topic", "file"].map(|name| parameter(&matched.params, name));
+    let named = |name| parameter(&matched.params, name);
     match *matched.value {
         Resource::Events => held(subscribe::events(app, request).boxed()),
-        Resource::Topic => of_topic(app, topic, is_public, request),
+        Resource::Topic => of_topic(app, named("topic"), is_public, request),
         #[cfg(feature = "echo")]
         Resource::Echo => at_once(Ok(websocket::echo(app, request))),
         Resource::Connections => without_upgrade(app, request, |asked| live::connections(app, asked).boxed()),
         Resource::Connection => {
+            let id = named("id");
             without_upgrade(app, request, |asked| live::connection(app, id, asked).boxed())
         }
         Resource::ConnectionTopic => {
+            let (id, topic) = (named("id"), named("topic"));
             without_upgrade(app, request, |asked| live::topic_of(app, id, topic, asked).boxed())
         }
         Resource::Subject => {
+            let sub = named("sub");
             without_upgrade(app, request, |asked| subjects::subject(app, sub, asked).boxed())
         }
         Resource::SubjectTopics => {
+            let sub = named("sub");
             without_upgrade(app, request, |asked| subjects::topics(app, sub, asked).boxed())
         }
         Resource::SubjectTopic => {
+            let (sub, topic) = (named("sub"), named("topic"));
             without_upgrade(app, request, |asked| subjects::topic(app, sub, topic, asked).boxed())
         }
         Resource::Members => {
+            let topic = named("topic");
             without_upgrade(app, request, |asked| presence::members(app, topic, asked).boxed())
         }
         Resource::Publish => without_upgrade(app, request, |asked| publish::publish_many(app, asked).boxed()),
-        read_only => without_upgrade(app, request, |asked| of_read_only(app, read_only, file, asked)),
+        read_only => {
+            let file = named("file");
+            without_upgrade(app, request, |asked| of_read_only(app, read_only, file, asked))
+        }
     }
 }
 
@@ -178,8 +187,8 @@ fn of_topic(app: &Arc<App>, topic: Option<String>, is_public: bool, request: Req
         return at_once(if is_upgrade { Ok(websocket::refuse(app, request, problem)) } else { Err(problem) });
     };
     match *request.method() {
-        Method::GET | Method::HEAD => held(subscribe::topic(app, topic, request).boxed()),
-        Method::CONNECT if is_upgrade => held(subscribe::topic(app, topic, request).boxed()),
+        Method::GET | Method::HEAD => held(subscribe::topic(app, topic, is_upgrade, request).boxed()),
+        Method::CONNECT if is_upgrade => held(subscribe::topic(app, topic, true, request).boxed()),
         Method::POST => publish::publish_one(app, topic, request).boxed(),
         Method::DELETE if !is_public => publish::delete(app, topic, request).boxed(),
         _ if is_public => at_once(Err(Problem::method_not_allowed("GET, HEAD, POST"))),

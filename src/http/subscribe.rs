@@ -73,9 +73,13 @@ impl Answer {
     }
 }
 
-/// `GET` and `HEAD /topics/{topic}`.
-pub async fn topic(app: &Arc<App>, pattern: String, mut request: Request) -> Result<Answer, Problem> {
-    let is_upgrade = websocket::is_upgrade(&request)?;
+/// `GET` and `HEAD /topics/{topic}`. `is_upgrade` is true if the request asks for a WebSocket.
+pub async fn topic(
+    app: &Arc<App>,
+    pattern: String,
+    is_upgrade: bool,
+    mut request: Request,
+) -> Result<Answer, Problem> {
     let query = Query::of(&request, &parameters::TOPIC);
     let options = query.and_then(|query| Asked::from_query(&query));
     let access = access_of(app, &mut request).await;
@@ -413,11 +417,14 @@ pub fn accepted(headers: &HeaderMap, sse: Framing) -> Option<Framing> {
     let types = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     for accepted in types.flat_map(|value| value.split(',')) {
         let essence = accepted.split(';').next().unwrap_or_default().trim();
-        match essence.to_ascii_lowercase().as_str() {
-            media::EVENT_STREAM => return Some(sse),
-            essence if media::is_ndjson(essence) => return Some(Framing::Ndjson),
-            media::JSON => return None,
-            _ => {}
+        if essence.eq_ignore_ascii_case(media::EVENT_STREAM) {
+            return Some(sse);
+        }
+        if media::is_ndjson(essence) {
+            return Some(Framing::Ndjson);
+        }
+        if essence.eq_ignore_ascii_case(media::JSON) {
+            return None;
         }
     }
     None

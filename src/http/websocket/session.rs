@@ -1,5 +1,7 @@
 //! A WebSocket that reads topics: commands in, frames out.
 
+mod commands;
+
 use std::{
     collections::VecDeque,
     sync::Arc,
@@ -7,47 +9,33 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, TryFutureExt, future::BoxFuture};
-use tungstenite::Message as Incoming;
+use futures_util::future::BoxFuture;
 
+use self::commands::max_command_bytes;
 use super::{
-    command::{self, Action, Answer, Command, Outcome, Reference, Reply},
+    command::{Answer, Command, Outcome, Reference, Reply},
     end::End,
     socket::{Lost, Socket},
 };
 use crate::{
-    broker::{Delivery, Present},
+    broker::Delivery,
     http::{
         App,
         batch::Batch,
-        body,
-        identify::{Begun, Identified},
         live::Event,
-        presence,
         problem::{Code, Problem, UNSUPPORTED_DATA},
-        publish::Published,
         pulse::{overload_retry_ms, retry_ms},
-        reader::{Next, Reader, Step},
+        reader::{Next, Reader},
         refusal::of_end,
         shares::Share,
         stall::StallTimer,
         wire::{self, By, Control},
     },
-    log::Start,
-    message::Pattern,
 };
 
 /// The log is read only while fewer bytes than this wait to be written. Commands are read only while their
 /// answers stay below the same limit.
 const MAX_QUEUED_BYTES: usize = 64 << 10;
-/// While this many commands wait for the running one, the socket is not read.
-const MAX_WAITING_COMMANDS: usize = 16;
-/// The same for this many bytes of waiting commands.
-const MAX_WAITING_BYTES: usize = 64 << 10;
-/// How many bytes of its commands a connection may hold of its own. Those beyond it are shared.
-const OWN_COMMAND_BYTES: usize = 16 << 10;
-/// The longest command of a client that may publish nothing. A token fits.
-const MAX_OTHER_COMMAND_BYTES: usize = 68 << 10;
 /// After this many heartbeats without a word the peer is gone: it had one heartbeat to answer a ping.
 const MAX_SILENT_BEATS: u32 = 2;
 /// How many rounds one poll makes before other tasks may run.
@@ -233,208 +221,6 @@ impl Session {
         }
     }
 
-    /// True if one more command may wait.
-    fn may_wait(&self) -> bool {
-        self.waiting.len() < MAX_WAITING_COMMANDS && self.waiting_bytes < MAX_WAITING_BYTES
-    }
-
-    /// Keeps a command until those before it are done.
-    fn keep(&mut self, text: &str) {
-        let command = Command::parse(text);
-        self.waiting_bytes += command.size();
-        self.waiting.push_back(command);
-    }
-
-    /// Reads commands and runs them, one after the other. True if one made progress.
-    fn poll_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let mut moved = self.read_commands(cx)?;
-        if let Some((reference, running)) = &mut self.running
-            && let Poll::Ready(outcome) = running.poll_unpin(cx)
-        {
-            let reference = reference.take();
-            (self.running, self.running_bytes) = (None, 0);
-            self.conclude(reference, outcome);
-            moved = true;
-        }
-        // Only a command that waits is a reason to ask the reader, which takes a lock.
-        while !self.waiting.is_empty()
-            && self.running.is_none()
-            && !self.reader.is_joining()
-            && let Some(command) = self.waiting.pop_front()
-        {
-            self.waiting_bytes -= command.size();
-            self.start(command);
-            moved = true;
-        }
-        let held = self.socket.command_bytes() + self.waiting_bytes + self.running_bytes;
-        if self.unparsed.set(held.saturating_sub(OWN_COMMAND_BYTES)) {
-            Ok(moved)
-        } else {
-            Err(End::Refused(body::too_many_bytes().into()))
-        }
-    }
-
-    /// Reads commands from the socket while they may wait. True if a frame came.
-    fn read_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let mut moved = false;
-        self.set_limit();
-        let max_queued = MAX_QUEUED_BYTES + self.gathered_bytes;
-        while self.may_wait() && self.socket.queued_bytes() < max_queued {
-            let Poll::Ready(message) = self.socket.poll_message(cx) else {
-                return self.poll_arriving(cx).map(|()| moved);
-            };
-            let message = message.map_err(End::Lost)?;
-            moved = true;
-            self.silent_beats = 0;
-            match message {
-                Incoming::Text(text) => {
-                    self.arriving.reset();
-                    self.keep(text.as_str());
-                }
-                Incoming::Binary(_) => return Err(End::Unsupported),
-                Incoming::Ping(_) | Incoming::Pong(_) | Incoming::Close(_) | Incoming::Frame(_) => {}
-            }
-        }
-        // Not read now, so its timer is not asked: this time is not the client's.
-        Ok(moved)
-    }
-
-    /// Ends the connection if a command has begun to arrive and was not whole in time. Everything that has arrived was
-    /// read before.
-    fn poll_arriving(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        if self.socket.framing().is_whole() {
-            self.arriving.reset();
-        } else if self.arriving.poll(cx).is_ready() {
-            let detail = "the command did not arrive whole within the read timeout; send it again";
-            return Err(End::Refused(Problem::new(Code::TimedOut, detail).into()));
-        }
-        Ok(())
-    }
-
-    /// Sets the size of the commands that the client may send, if its grants have changed.
-    fn set_limit(&mut self) {
-        let might_publish = self.reader.access().might_publish();
-        if self.might_publish != might_publish {
-            self.might_publish = might_publish;
-            self.socket.limit(max_command_bytes(&self.app, might_publish));
-        }
-    }
-
-    fn start(&mut self, Command { reference, action }: Command) {
-        match action {
-            Action::Ping => self.answer(&reference, Answer::Pong),
-            Action::Refused(problem) => self.answer(&reference, Answer::Error(&problem)),
-            Action::Auth(token) => match self.reader.begin_renewal(&token) {
-                Begun::Done(identified) => self.renew(&reference, identified),
-                Begun::Waits(wait) => {
-                    let wait = wait.map_ok(|identified| Outcome::Identified(Box::new(identified)));
-                    self.running = Some((reference, wait.boxed()));
-                }
-            },
-            Action::Unsubscribe { pattern } => {
-                self.reader.remove(&pattern);
-                let cursor = self.reader.cursor();
-                self.answer(&reference, Answer::Unsubscribed { topic: &pattern, cursor });
-            }
-            Action::Subscribe { pattern, start, presence } => match self.present_in(&pattern, presence) {
-                Ok(present) => self.subscribe(reference, pattern, start, present),
-                Err(problem) => self.answer(&reference, Answer::Error(&problem)),
-            },
-            Action::Publish(text) => {
-                self.running_bytes = text.len();
-                self.running =
-                    Some((reference, command::publish(self.app.clone(), self.reader.access().clone(), text)));
-            }
-        }
-    }
-
-    /// A connection that can make the subject present in this topic, unless it is not asked for, or is there already.
-    fn present_in(&self, pattern: &Pattern, is_asked: bool) -> Result<Option<Present>, Problem> {
-        let present = self.app.present_as(self.reader.access(), is_asked)?;
-        let counts = present.is_some() && !presence::topics([pattern])?.is_empty();
-        Ok(present.filter(|_| counts && !self.reader.is_present(pattern)))
-    }
-
-    fn subscribe(&mut self, reference: Reference, pattern: Pattern, start: Start, present: Option<Present>) {
-        match (self.reader.ask_for(&pattern), present) {
-            (Ok(Step::MayBegin), present) => {
-                let connection = self.reader.connection().clone();
-                let begun = command::begin(self.app.clone(), pattern, start, connection, present);
-                self.running = Some((reference, begun));
-            }
-            (Ok(_), Some(present)) => {
-                self.running = Some((reference, command::enter(pattern, start, present)));
-            }
-            (Ok(Step::IsRead), None) => self.answer_subscribed(&reference, &pattern),
-            (Ok(Step::Joins), None) => self.joining = reference,
-            (Err(problem), _) => self.answer(&reference, Answer::Error(&problem)),
-        }
-    }
-
-    fn conclude(&mut self, reference: Reference, outcome: Result<Outcome, Problem>) {
-        match outcome {
-            Ok(Outcome::Published(published @ Published::Partly { .. })) => {
-                self.answer(&reference, Answer::Partly(&published));
-            }
-            Ok(Outcome::Identified(identified)) => self.renew(&reference, Ok(*identified)),
-            Ok(Outcome::Published(published)) => self.answer(&reference, Answer::Published(&published)),
-            Ok(Outcome::Entered(pattern, start, present)) => {
-                // A command may have removed the topic meanwhile. Then it is read anew.
-                let present = self.reader.be_present(&pattern, *present);
-                self.subscribe(reference, pattern, start, present);
-            }
-            Ok(Outcome::Begun(pattern, subscription, present)) => {
-                let joined = self.reader.join(pattern.clone(), *subscription);
-                // The topic may be read because of the list alone.
-                if joined.is_ok() {
-                    drop(present.and_then(|present| self.reader.be_present(&pattern, *present)));
-                }
-                match joined {
-                    Ok(Step::IsRead) => self.answer_subscribed(&reference, &pattern),
-                    Ok(_) => self.joining = reference,
-                    Err(problem) => {
-                        self.reader.not_added();
-                        self.answer(&reference, Answer::Error(&problem));
-                    }
-                }
-            }
-            Err(problem) => {
-                self.reader.not_added();
-                self.answer(&reference, Answer::Error(&problem));
-            }
-        }
-    }
-
-    /// Continues with a new token, if it can.
-    fn renew(&mut self, reference: &Reference, identified: Result<Identified, Problem>) {
-        match identified.and_then(|identified| self.reader.renew(identified)) {
-            Ok(()) => {
-                self.set_limit();
-                let access = self.reader.access();
-                let (sub, expires_in_ms) = (access.subject().cloned(), access.expires_in_ms());
-                self.answer(reference, Answer::Authenticated { sub: sub.as_deref(), expires_in_ms });
-            }
-            Err(problem) => self.answer(reference, Answer::Error(&problem)),
-        }
-    }
-
-    fn answer_subscribed(&mut self, reference: &Reference, topic: &Pattern) {
-        let cursor = self.reader.cursor();
-        self.answer(reference, Answer::Subscribed { topic, cursor });
-    }
-
-    fn answer(&mut self, reference: &Reference, answer: Answer<'_>) {
-        if let Answer::Error(problem) = &answer {
-            self.refused(problem);
-        }
-        self.reader.sent();
-        self.push(wire::control_frame(&Reply { answer, reference }));
-    }
-
-    fn refused(&self, problem: &Problem) {
-        self.app.refused(problem.code, &problem.detail, self.reader.access().client(), "WebSocket command");
-    }
-
     /// Queues a frame that is no part of the subscription.
     fn push(&mut self, frame: Bytes) {
         self.count(frame.len());
@@ -521,11 +307,6 @@ impl Session {
     fn push_batch(&mut self, batch: &mut Batch) {
         batch.take().into_iter().for_each(|frames| self.socket.push(frames.bytes));
     }
-}
-
-/// The size of the commands that a client may send. Only a message to publish is long.
-fn max_command_bytes(app: &App, might_publish: bool) -> usize {
-    if might_publish { app.config.max_command_bytes() } else { MAX_OTHER_COMMAND_BYTES }
 }
 
 /// Tells a browser why its handshake is refused, because it cannot see a status.
