@@ -49,7 +49,7 @@ pub struct State {
     subscription: Option<Box<Subscription>>,
     parked: Option<Parked>,
     /// The work of the group for this connection, of which its task has yet to hear.
-    taken_over: Option<TakenOver>,
+    taken_over: Option<Box<TakenOver>>,
     permit: Permit,
     /// Patterns that were added and are not merged yet. The first of them is being merged.
     joining: VecDeque<Joining>,

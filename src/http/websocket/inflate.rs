@@ -84,6 +84,11 @@ impl Inflating {
         self.ready.capacity() + self.given
     }
 
+    /// True if tungstenite has been given all that has arrived and belongs to it.
+    pub fn is_at_rest(&self) -> bool {
+        self.ready.is_empty() && self.rest.is_empty()
+    }
+
     /// A message may have so many bytes from now on.
     pub fn limit(&mut self, max_bytes: usize) {
         self.max_bytes = max_bytes;

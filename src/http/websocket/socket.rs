@@ -40,7 +40,9 @@ pub struct Socket {
     io: Io,
     /// Opens when there is something to read.
     incoming: Gate,
-    protocol: WebSocketContext,
+    /// Made when something is read, and dropped with its buffers when nothing of a frame is left.
+    protocol: Option<Box<WebSocketContext>>,
+    max_message_bytes: usize,
     framing: Framing,
     /// Both sides may compress their messages.
     inflating: Option<Box<Inflating>>,
@@ -128,16 +130,11 @@ pub enum Lost {
 
 impl Socket {
     pub fn new(io: Io, max_message_bytes: usize, write_timeout: Duration, is_deflated: bool) -> Self {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER_BYTES)
-            .write_buffer_size(0)
-            .max_message_size(Some(max_message_bytes))
-            .max_frame_size(Some(max_message_bytes));
-        let protocol = WebSocketContext::new(Role::Server, Some(config));
         Self {
             io,
             incoming: Gate::new(),
-            protocol,
+            protocol: None,
+            max_message_bytes,
             framing: Framing::default(),
             inflating: is_deflated.then(|| Box::new(Inflating::new(max_message_bytes))),
             outbox: Outbox::default(),
@@ -150,19 +147,33 @@ impl Socket {
         if let Some(inflating) = &mut self.inflating {
             inflating.limit(max_message_bytes);
         }
-        self.protocol.set_config(|config| {
-            config.max_message_size = Some(max_message_bytes);
-            config.max_frame_size = Some(max_message_bytes);
-        });
+        self.max_message_bytes = max_message_bytes;
+        if let Some(protocol) = &mut self.protocol {
+            protocol.set_config(|config| {
+                config.max_message_size = Some(max_message_bytes);
+                config.max_frame_size = Some(max_message_bytes);
+            });
+        }
     }
 
     /// The next message of the peer. Pings are answered, and a close too.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Lost>> {
-        let Self { io, incoming, protocol, framing, inflating, outbox, .. } = self;
-        incoming.poll(cx, |cx| match protocol.read(&mut Wire { io, framing, inflating, outbox, cx }) {
-            Ok(message) => Poll::Ready(Ok(message)),
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-            Err(error) => Poll::Ready(Err(lost(&error))),
+        let Self { io, incoming, protocol, max_message_bytes, framing, inflating, outbox, .. } = self;
+        incoming.poll(cx, |cx| {
+            let reading = protocol.get_or_insert_with(|| new_protocol(*max_message_bytes));
+            match reading.read(&mut Wire { io, framing, inflating, outbox, cx }) {
+                Ok(message) => Poll::Ready(Ok(message)),
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let is_at_rest =
+                        framing.is_whole() && inflating.as_ref().is_none_or(|it| it.is_at_rest());
+                    // It also knows that a close was sent.
+                    if is_at_rest && reading.can_write() {
+                        *protocol = None;
+                    }
+                    Poll::Pending
+                }
+                Err(error) => Poll::Ready(Err(lost(&error))),
+            }
         })
     }
 
@@ -268,7 +279,8 @@ impl Socket {
 
     fn send_close(&mut self, code: u16, reason: &'static str) {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-        let Self { io, protocol, framing, inflating, outbox, .. } = self;
+        let Self { io, protocol, max_message_bytes, framing, inflating, outbox, .. } = self;
+        let protocol = protocol.get_or_insert_with(|| new_protocol(*max_message_bytes));
         let mut context = Context::from_waker(std::task::Waker::noop());
         // Writing only fills the outbox, so it cannot fail.
         let _ = protocol.close(&mut Wire { io, framing, inflating, outbox, cx: &mut context }, Some(frame));
@@ -309,6 +321,15 @@ impl Socket {
             }
         }
     }
+}
+
+fn new_protocol(max_message_bytes: usize) -> Box<WebSocketContext> {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_message_size(Some(max_message_bytes))
+        .max_frame_size(Some(max_message_bytes));
+    Box::new(WebSocketContext::new(Role::Server, Some(config)))
 }
 
 fn lost(error: &Error) -> Lost {

@@ -145,7 +145,7 @@ impl State {
     /// Returns what it has written since this was last called.
     pub fn take_over(&mut self) -> Option<TakenOver> {
         self.leave_group();
-        self.taken_over.take()
+        self.taken_over.take().map(|taken_over| *taken_over)
     }
 
     /// Reads by itself from now on. True if a group has read for this connection.
@@ -154,7 +154,7 @@ impl State {
         left.is_some_and(|Left { subscription, rest, given }| {
             self.permit.was_given(given.messages);
             self.subscription = Some(Box::new(subscription));
-            self.taken_over = Some(TakenOver { rest, given });
+            self.taken_over = Some(Box::new(TakenOver { rest, given }));
             true
         })
     }

@@ -1,6 +1,9 @@
 //! The commands of one connection: they wait, run one after the other, and are answered in order.
 
-use std::task::{Context, Poll};
+use std::{
+    collections::VecDeque,
+    task::{Context, Poll},
+};
 
 use futures_util::{FutureExt, TryFutureExt};
 use tungstenite::Message as Incoming;
@@ -64,6 +67,10 @@ impl Session {
             self.waiting_bytes -= command.size();
             self.start(command);
             moved = true;
+        }
+        if self.waiting.is_empty() {
+            // A quiet connection keeps no room for commands.
+            self.waiting = VecDeque::new();
         }
         let held = self.socket.command_bytes() + self.waiting_bytes + self.running_bytes;
         if self.unparsed.set(held.saturating_sub(OWN_COMMAND_BYTES)) {
