@@ -236,7 +236,9 @@ mod tests {
         tokio::time::advance(GRACE).await;
         assert_eq!((scene.leaves(), scene.0.all_members.due_at()), (0, None));
         scene.hold("u1", 0, None);
-        tokio::time::advance(GRACE).await;
+        tokio::time::advance(GRACE / 2).await;
+        assert_eq!(scene.hold("u1", 0, None), Step::Quiet, "a repeat does not begin the grace anew");
+        tokio::time::advance(GRACE / 2).await;
         assert_eq!((scene.leaves(), scene.members()), (1, Vec::new()));
         assert!(scene.0.all_members.topics.is_empty() && scene.0.all_members.leaving.is_empty());
         assert_eq!(scene.hold("u1", 0, None), Step::Quiet, "no member, no leave");
