@@ -26,10 +26,10 @@ impl Place {
 }
 
 /// How two subscriptions to the same patterns stand to each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Meeting {
-    /// At the same place: what one of them gives out next, the other would give out too.
-    Level,
+    /// At this same place: what one of them gives out next, the other would give out too.
+    Level(Place),
     /// The first one has something to give out before they can be level.
     FirstHasMore,
     /// The second one has.
@@ -89,7 +89,7 @@ impl Subscription {
             holds_ephemerals: false,
             connection,
             unknown_cursor: None,
-            keeps_cursor: false,
+            keeps_cursor: self.keeps_cursor,
             mine: None,
         }
     }
@@ -108,15 +108,12 @@ impl Subscription {
 
     /// Looks at what has arrived, until both stand at the same place or one of them has something to give out.
     ///
-    /// Both read the same patterns. Each looks up to where the other has looked: so they are level if nothing for them
-    /// came in between.
+    /// Both read the same patterns, and `other` stands at a place. Each looks up to where the other has looked: so they are
+    /// level if nothing for them came in between.
     pub fn meet(&mut self, other: &mut Self) -> Meeting {
-        debug_assert_eq!(self.patterns[..], other.patterns[..]);
+        debug_assert!(self.patterns[..] == other.patterns[..] && other.place().is_some());
         if self.place().is_none() {
             return Meeting::FirstHasMore;
-        }
-        if other.place().is_none() {
-            return Meeting::SecondHasMore;
         }
         if self.position.cursor < other.position.cursor {
             self.look(Id::MAX);
@@ -124,25 +121,22 @@ impl Subscription {
         if other.position.cursor < self.position.cursor {
             other.look(self.position.cursor);
         }
-        let (Some(here), Some(there)) = (self.place(), other.place()) else {
-            return if self.place().is_none() { Meeting::FirstHasMore } else { Meeting::SecondHasMore };
+        let (here, there) = match (self.place(), other.place()) {
+            (Some(here), Some(there)) => (here, there),
+            (None, _) => return Meeting::FirstHasMore,
+            (_, None) => return Meeting::SecondHasMore,
         };
         if here.cursor() != there.cursor() {
             return Meeting::FirstHasMore;
         }
-        match here.seen_ephemerals.cmp(&there.seen_ephemerals) {
-            std::cmp::Ordering::Less => self.take_ephemerals(there.seen_ephemerals),
-            std::cmp::Ordering::Equal => {}
-            std::cmp::Ordering::Greater => other.take_ephemerals(here.seen_ephemerals),
-        }
-        if !self.ready.is_empty() {
-            return Meeting::FirstHasMore;
-        }
+        let seen_ephemerals = here.seen_ephemerals.max(there.seen_ephemerals);
+        self.take_ephemerals(seen_ephemerals);
+        other.take_ephemerals(seen_ephemerals);
         if !other.ready.is_empty() {
             return Meeting::SecondHasMore;
         }
         self.position.checked = here.position.checked.min(there.position.checked);
-        Meeting::Level
+        self.place().map_or(Meeting::FirstHasMore, Meeting::Level)
     }
 
     /// Reads the tails up to `until`, without waiting for more.
@@ -194,7 +188,7 @@ mod tests {
         broker.publish(Append { draft, idempotency_key: None, if_match: None }).await.expect("stored");
         broker.delete(&"a".parse().expect("a topic")).await.expect("deleted");
         let mut second = caught_up().await;
-        assert_eq!(first.meet(&mut second), Meeting::FirstHasMore);
+        assert!(matches!(first.meet(&mut second), Meeting::FirstHasMore));
         assert!(first.place().is_none() && second.place().is_some());
     }
 
