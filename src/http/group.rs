@@ -27,6 +27,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use slab::Slab;
+use tokio::sync::Semaphore;
 
 use self::{
     batch::{Batch, Written},
@@ -46,12 +47,12 @@ use crate::{
     message::Id,
 };
 
-/// How many members are written to before other tasks may run. Without the pause, everybody else would wait for as long
-/// as a large group takes.
-/// Tests have fewer, so that few readers are enough for several pauses.
+/// How many members all groups together write to, for each thread, before other tasks may run. Without the pause, all
+/// others would wait for as long as large groups take.
+/// Tests have fewer, so that few readers are enough for several pauses, and several groups.
 const WRITES_AT_ONCE: usize = if cfg!(test) { 4 } else { 64 };
-/// How many members a group may have. More readers have more groups, which several workers write to at once.
-const MAX_MEMBERS: usize = 512;
+/// How many members a group may have. More readers have more groups, which several threads write to at once.
+const MAX_MEMBERS: usize = if cfg!(test) { 8 } else { 512 };
 
 /// Readers of the same topics, in the same form, at the same place.
 pub struct Group {
@@ -123,15 +124,18 @@ impl Group {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves the members until the last one has left.
-    async fn run(self: Arc<Self>) {
+    /// Serves the members until the last one has left. Each write takes one of the `turns`.
+    async fn run(self: Arc<Self>, turns: Arc<Semaphore>) {
         let rescue = Rescue(&self);
         while std::future::poll_fn(|cx| self.poll_batch(cx)).await {
-            while self.write_some() {
+            let mut has_more = true;
+            while has_more {
+                let taken = turns.acquire_many(self.next_writes()).await;
+                has_more = self.write_some();
+                // Given back once all other tasks had their turn. So groups cannot write one after the other.
                 tokio::task::yield_now().await;
+                drop(taken);
             }
-            // A group whose messages never stop must not keep a thread for itself.
-            tokio::task::yield_now().await;
         }
         std::mem::forget(rescue);
     }
@@ -164,6 +168,11 @@ impl Group {
         drop(guard);
         door.into_iter().for_each(Waker::wake);
         if has_batch { Poll::Ready(true) } else { Poll::Pending }
+    }
+
+    /// How many members the next step writes to, at most.
+    fn next_writes(&self) -> u32 {
+        self.state().members.len().min(WRITES_AT_ONCE) as u32
     }
 
     /// Writes the batch to some members. True if others have yet to be given it.

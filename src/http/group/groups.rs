@@ -12,10 +12,11 @@ use std::{
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::{runtime::Handle, sync::Semaphore};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Group, Joined,
+    Group, Joined, WRITES_AT_ONCE,
     member::{Parked, Seat},
 };
 use crate::{
@@ -88,17 +89,23 @@ pub struct Groups {
     parking: Parking,
     /// How often a reader has drawn if it parks.
     draws: AtomicU64,
+    /// One for each member that a group may write to before other tasks run.
+    turns: Arc<Semaphore>,
     hasher: RandomState,
 }
 
 impl Groups {
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn new(in_force: Arc<InForce>, parking: Parking) -> Arc<Self> {
+        let threads = Handle::current().metrics().num_workers();
         Arc::new(Self {
             in_force,
             groups: Mutex::default(),
             tasks: TaskTracker::new(),
             parking,
             draws: AtomicU64::new(0),
+            turns: Arc::new(Semaphore::new(threads * WRITES_AT_ONCE)),
             hasher: RandomState::new(),
         })
     }
@@ -179,7 +186,7 @@ impl Groups {
         let group = Arc::new(Group::new(key.clone(), self, comer, reading, place));
         let Joined::Member(member) = group.join(reader, comer, &seat) else { return None };
         self.groups().entry(key).or_default().push(group.clone());
-        self.tasks.spawn(group.clone().run());
+        self.tasks.spawn(group.clone().run(self.turns.clone()));
         Some(Parked::new(group, member, seat))
     }
 

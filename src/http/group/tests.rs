@@ -13,7 +13,13 @@ use futures_util::{FutureExt, StreamExt};
 use socket2::SockRef;
 
 use super::{
-    super::{batch::Form, gzip::Sum, outbox::Outbox, shared_socket::SharedSocket, socket::Socket},
+    super::{
+        batch::Form,
+        gzip::Sum,
+        outbox::Outbox,
+        shared_socket::{SharedSocket, scripted},
+        socket::Socket,
+    },
     *,
 };
 use crate::{
@@ -182,6 +188,42 @@ async fn a_group_writes_to_all_and_each_leaves_at_its_place() {
     assert_eq!(readers.followers().await, parked.len());
     parked.clear();
     assert_eq!(readers.followers().await, 0);
+}
+
+/// Otherwise a request would wait for as long as several large groups take.
+#[tokio::test]
+async fn all_groups_write_to_few_members_before_another_task_has_its_turn() {
+    let readers = Readers::new();
+    let parked = readers.parked(3 * MAX_MEMBERS).await;
+    assert_eq!(readers.app.groups.all().len(), 3);
+    let writes = Arc::new(AtomicUsize::new(0));
+    let counted = writes.clone();
+    scripted::set(Some(Box::new(move |_, bytes| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Ok(bytes.len())
+    })));
+    readers.publish("one", None).await;
+    let count = parked.len();
+    let other = tokio::spawn(async move {
+        let (mut before, mut most) = (0, 0);
+        while before < count {
+            // It is ready again at once, and at the end of the queue.
+            let mut is_ready = false;
+            let turn = std::future::poll_fn(|cx| {
+                if std::mem::replace(&mut is_ready, true) {
+                    return Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            });
+            turn.await;
+            let now = writes.load(Ordering::Relaxed);
+            (before, most) = (now, most.max(now - before));
+        }
+        most
+    });
+    assert_eq!(other.await.expect("it ends"), WRITES_AT_ONCE);
+    scripted::set(None);
 }
 
 #[tokio::test]
