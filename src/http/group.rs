@@ -27,18 +27,18 @@ use std::{
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use slab::Slab;
+use tokio::sync::Semaphore;
 
 use self::{
     batch::{Batch, Written},
     groups::Key,
-    member::{Member, Seat},
+    member::{Member, Seat, Stand},
 };
 pub use self::{
     groups::{Comer, Groups},
     member::{Given, Left, Parked},
 };
 use super::{
-    batch::Form,
     metrics::TransportMetrics,
     rules::{InForce, Rules},
 };
@@ -47,12 +47,12 @@ use crate::{
     message::Id,
 };
 
-/// How many members are written to before other tasks may run. Without the pause, everybody else would wait for as long
-/// as a large group takes.
-/// Tests have fewer, so that few readers are enough for several pauses.
+/// How many members all groups together write to, for each thread, before other tasks may run. Without the pause, all
+/// others would wait for as long as large groups take.
+/// Tests have fewer, so that few readers are enough for several pauses, and several groups.
 const WRITES_AT_ONCE: usize = if cfg!(test) { 4 } else { 64 };
-/// How many members a group may have. More readers have more groups, which several workers write to at once.
-const MAX_MEMBERS: usize = 512;
+/// How many members a group may have. More readers have more groups, which several threads write to at once.
+const MAX_MEMBERS: usize = if cfg!(test) { 8 } else { 512 };
 
 /// Readers of the same topics, in the same form, at the same place.
 pub struct Group {
@@ -72,15 +72,13 @@ pub struct Group {
 struct State {
     /// It reads for all members. `None` once the last one has left.
     reading: Option<Subscription>,
-    /// The place where all members stand who were given the batch under way, if there is one.
-    place: Place,
+    /// All members stand here, but for those that have yet to be given the batch under way.
+    stand: Stand,
     members: Slab<Member>,
     /// The batch that some members have been given and others not yet.
     batch: Option<Batch>,
     /// How many batches there have been.
     batches: u64,
-    /// All that a member from the beginning has been given, with the batch under way.
-    given: Given,
     /// At the earliest, the rights of a member end then.
     soonest_end: Option<SystemTime>,
     /// Readers that stand further than the group, and want to join once it has caught up.
@@ -103,11 +101,10 @@ impl Group {
     fn new(key: Key, groups: &Arc<Groups>, comer: &Comer<'_>, reading: Subscription, place: Place) -> Self {
         let state = State {
             reading: Some(reading),
-            place,
+            stand: Stand { place, given: Given::nothing() },
             members: Slab::new(),
             batch: None,
             batches: 0,
-            given: Given::nothing(),
             soonest_end: None,
             door: Vec::new(),
         };
@@ -127,15 +124,18 @@ impl Group {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves the members until the last one has left.
-    async fn run(self: Arc<Self>) {
+    /// Serves the members until the last one has left. Each write takes one of the `turns`.
+    async fn run(self: Arc<Self>, turns: Arc<Semaphore>) {
         let rescue = Rescue(&self);
         while std::future::poll_fn(|cx| self.poll_batch(cx)).await {
-            while self.write_some() {
+            let mut has_more = true;
+            while has_more {
+                let taken = turns.acquire_many(self.next_writes()).await;
+                has_more = self.write_some();
+                // Given back once all other tasks had their turn. So groups cannot write one after the other.
                 tokio::task::yield_now().await;
+                drop(taken);
             }
-            // A group whose messages never stop must not keep a thread for itself.
-            tokio::task::yield_now().await;
         }
         std::mem::forget(rescue);
     }
@@ -146,43 +146,40 @@ impl Group {
         let mut guard = self.state();
         let state = &mut *guard;
         let Some(reading) = &mut state.reading else { return Poll::Ready(false) };
-        let batch = Batch::gather(reading, self.key.form, &state.place, state.given, cx);
-        let place = reading.place();
-        let Some(mut batch) = batch else {
-            state.place = place.unwrap_or_else(|| state.place.clone());
-            return Poll::Pending;
-        };
-        if !Arc::ptr_eq(&self.in_force.load(), &self.rules) {
-            batch.let_all_go();
+        let had_more = reading.place().is_none();
+        let gathered = Batch::gather(reading, self.key.form, &state.stand, cx);
+        let has_batch = gathered.is_some();
+        match gathered {
+            None => reading.place().into_iter().for_each(|place| state.stand.place = place),
+            Some(mut batch) => {
+                if !Arc::ptr_eq(&self.in_force.load(), &self.rules) {
+                    batch.let_all_go();
+                }
+                if let Some(place) = reading.place().filter(|_| batch.is_for_members()) {
+                    state.stand = Stand { place, given: batch.given_after() };
+                }
+                batch.now = state.soonest_end.map(|_| SystemTime::now());
+                state.batches += 1;
+                state.batch = Some(batch);
+            }
         }
-        if let Some(place) = place
-            && batch.is_for_members()
-        {
-            state.given = batch.given_after();
-            state.place = place;
-        }
-        batch.now = state.soonest_end.map(|_| SystemTime::now());
-        state.batches += 1;
-        state.batch = Some(batch);
-        // Those that had been given this batch already stand where the group stands now.
-        let door = std::mem::take(&mut state.door);
+        // Those that had been given all this already stand where the group stands now.
+        let door = if has_batch || had_more { std::mem::take(&mut state.door) } else { Vec::new() };
         drop(guard);
         door.into_iter().for_each(Waker::wake);
-        Poll::Ready(true)
+        if has_batch { Poll::Ready(true) } else { Poll::Pending }
+    }
+
+    /// How many members the next step writes to, at most.
+    fn next_writes(&self) -> u32 {
+        self.state().members.len().min(WRITES_AT_ONCE) as u32
     }
 
     /// Writes the batch to some members. True if others have yet to be given it.
     fn write_some(&self) -> bool {
         let mut guard = self.state();
         let State {
-            reading: Some(reading),
-            batch: Some(batch),
-            members,
-            place,
-            given,
-            batches,
-            soonest_end,
-            ..
+            reading: Some(reading), batch: Some(batch), members, stand, batches, soonest_end, ..
         } = &mut *guard
         else {
             return false;
@@ -191,22 +188,17 @@ impl Group {
         for key in batch.next..end {
             // Those that joined while the batch was under way stand behind it already.
             if let Some(member) = members.get(key).filter(|member| member.since != *batches) {
-                let left = match batch.write_to(member) {
-                    Written::Completely => {
-                        written += 1;
-                        None
-                    }
-                    Written::Partly(rest) => {
-                        written += 1;
-                        Some((place.clone(), *given, rest))
-                    }
-                    Written::Not => Some((batch.before.clone(), batch.given_before, Bytes::new())),
+                let outcome = batch.write_to(member);
+                written += usize::from(!matches!(outcome, Written::Not));
+                let left = match outcome {
+                    Written::Completely => None,
+                    Written::Partly(rest) => Some((stand.clone(), rest)),
+                    Written::Not => Some((batch.before.clone(), Bytes::new())),
                 };
-                if let Some((place, given, rest)) = left {
+                if let Some((stand, rest)) = left {
                     // Made first: if this panics, the member is still here, and the group's end lets it go.
-                    let left = Left::of(reading, place, given, rest, member);
+                    let left = Left::of(reading, stand, rest, member);
                     members.remove(key).seat.put(left);
-                    reading.count_as(members.len());
                 }
             }
             // Noted after each write, so that every member stands at the right place if this panics.
@@ -220,7 +212,7 @@ impl Group {
             }
             guard.batch = None;
         }
-        !self.end_if_empty(guard) && has_more
+        self.has_members(guard) && has_more
     }
 
     /// Takes in a reader that stands where the group stands.
@@ -232,10 +224,12 @@ impl Group {
             return Joined::Closed;
         }
         if state.batch.as_ref().is_some_and(|batch| !batch.is_for_members()) {
+            // The group ends with this batch, and then the reader may found another one.
+            state.wait_at_door(&seat.task);
             return Joined::NotNow;
         }
         let place = match reading.meet(reader) {
-            Meeting::Level => reading.place(),
+            Meeting::Level(place) => place,
             Meeting::SecondHasMore => return Joined::HasMore,
             Meeting::FirstHasMore => {
                 state.wait_at_door(&seat.task);
@@ -244,8 +238,7 @@ impl Group {
                 return Joined::NotNow;
             }
         };
-        let Some(place) = place else { return Joined::NotNow };
-        state.place = place;
+        state.stand.place = place;
         state.soonest_end = [state.soonest_end, comer.ends_at].into_iter().flatten().min();
         let key = state.members.insert(Member {
             socket: comer.socket.clone(),
@@ -253,36 +246,29 @@ impl Group {
             ends_at: comer.ends_at,
             seat: seat.clone(),
             since: state.batches,
-            given: state.given,
+            given: state.stand.given,
         });
-        reading.count_as(state.members.len());
-        self.is_full.store(state.members.len() >= MAX_MEMBERS, Ordering::Relaxed);
+        self.has_members(guard);
         Joined::Member(key)
     }
 
     /// Takes a member out that goes on by itself. `None` if it has gone on before. It wakes nobody.
     fn leave(&self, key: usize, seat: &Seat) -> Option<Left> {
         let mut state = self.state();
-        let left = match seat.leave() {
-            Some(left) => left,
-            None => {
-                let left = state.take_out(key);
-                self.end_if_empty(state);
-                left
-            }
-        };
-        let mut left = left?;
-        if let Form::Body(_) | Form::Gzip(_) = self.key.form {
-            left.subscription.keep_cursor();
-        }
-        Some(left)
+        seat.leave().unwrap_or_else(|| {
+            let left = state.take_out(key);
+            self.has_members(state);
+            left
+        })
     }
 
-    /// Ends the group if no member is left. True if it has ended.
-    fn end_if_empty(&self, mut state: MutexGuard<'_, State>) -> bool {
-        self.is_full.store(state.members.len() >= MAX_MEMBERS, Ordering::Relaxed);
-        if !state.members.is_empty() {
-            return state.reading.is_none();
+    /// Call it when their number has changed: without a member the group ends.
+    fn has_members(&self, mut state: MutexGuard<'_, State>) -> bool {
+        let count = state.members.len();
+        self.is_full.store(count >= MAX_MEMBERS, Ordering::Relaxed);
+        if count > 0 {
+            state.reading.iter().for_each(|reading| reading.count_as(count));
+            return true;
         }
         let (reading, door) = (state.reading.take(), std::mem::take(&mut state.door));
         state.batch = None;
@@ -294,12 +280,12 @@ impl Group {
             self.task.wake();
         }
         door.into_iter().for_each(Waker::wake);
-        true
+        false
     }
 
     fn cursor_of(&self, key: usize, seat: &Seat) -> Id {
         let state = self.state();
-        seat.cursor().unwrap_or_else(|| state.stand_of(key).0.cursor())
+        seat.cursor().unwrap_or_else(|| state.stand_of(key).place.cursor())
     }
 
     fn behind_ms(&self) -> u64 {
@@ -315,27 +301,23 @@ impl State {
         }
     }
 
-    /// True if the member was given the batch under way, or if there is none.
-    fn is_level(&self, key: usize) -> bool {
-        let Some(batch) = &self.batch else { return true };
-        key < batch.next || self.members.get(key).is_some_and(|member| member.since == self.batches)
+    /// The stand of a member.
+    fn stand_of(&self, key: usize) -> Stand {
+        let has_yet_to_get = |batch: &&Batch| key >= batch.next && self.is_since_before(key);
+        let batch = self.batch.as_ref().filter(has_yet_to_get);
+        batch.map_or(&self.stand, |batch| &batch.before).clone()
     }
 
-    /// The place up to which the member was given everything, and how much that was since the group began.
-    fn stand_of(&self, key: usize) -> (Place, Given) {
-        match &self.batch {
-            Some(batch) if !self.is_level(key) => (batch.before.clone(), batch.given_before),
-            _ => (self.place.clone(), self.given),
-        }
+    /// True if the member joined before the batch under way. If not, it stands behind that batch already.
+    fn is_since_before(&self, key: usize) -> bool {
+        self.members.get(key).is_some_and(|member| member.since != self.batches)
     }
 
     /// Takes a member out between two writes.
     fn take_out(&mut self, key: usize) -> Option<Left> {
-        let (place, given) = self.stand_of(key);
-        let reading = self.reading.as_ref()?;
-        let left = Left::of(reading, place, given, Bytes::new(), self.members.get(key)?);
+        let stand = self.stand_of(key);
+        let left = Left::of(self.reading.as_ref()?, stand, Bytes::new(), self.members.get(key)?);
         self.members.remove(key);
-        reading.count_as(self.members.len());
         Some(left)
     }
 }
@@ -350,6 +332,6 @@ impl Drop for Rescue<'_> {
         for (key, seat) in seats {
             state.take_out(key).into_iter().for_each(|left| seat.put(left));
         }
-        self.0.end_if_empty(state);
+        self.0.has_members(state);
     }
 }

@@ -9,9 +9,9 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use super::member::{Given, Member};
+use super::member::{Given, Member, Stand};
 use crate::{
-    broker::{Delivery, Place, Subscription},
+    broker::{Delivery, Subscription},
     http::{batch::Form, feed, gzip::Sum, metrics::TransportMetrics},
     message::{Id, Message},
 };
@@ -36,9 +36,8 @@ pub struct Batch {
     oldest: Option<Id>,
     /// Those of the messages that exclude a connection.
     excluding: Vec<Message>,
-    /// The place of the members that have yet to be given this, and what they were given.
-    pub before: Place,
-    pub given_before: Given,
+    /// The members that have yet to be given this stand here.
+    pub before: Stand,
     /// The time, if the rights of a member may have ended by now.
     pub now: Option<SystemTime>,
     /// The first member that was not looked at.
@@ -60,8 +59,7 @@ impl Batch {
     pub fn gather(
         reading: &mut Subscription,
         form: Form,
-        before: &Place,
-        given_before: Given,
+        before: &Stand,
         cx: &mut Context<'_>,
     ) -> Option<Self> {
         let (mut bytes, mut single) = (BytesMut::new(), None);
@@ -74,7 +72,6 @@ impl Batch {
             oldest: None,
             excluding: Vec::new(),
             before: before.clone(),
-            given_before,
             now: None,
             next: 0,
         };
@@ -135,7 +132,7 @@ impl Batch {
 
     /// All that a member was given once it has this too.
     pub fn given_after(&self) -> Given {
-        let Given { messages, bytes, plain, .. } = self.given_before;
+        let Given { messages, bytes, plain, .. } = self.before.given;
         let (messages, bytes) = (messages + self.messages, bytes + self.content);
         Given { messages, bytes, plain: plain.then(self.plain), at: Instant::now() }
     }
@@ -194,7 +191,8 @@ mod tests {
         let patterns = vec!["a".parse().expect("a pattern")];
         let mut reading = broker.subscribe(patterns, &Start::Now, "c").await.expect("it begins");
         assert!(reading.next().now_or_never().is_none(), "it is caught up");
-        let before = reading.place().expect("it stands at a place");
+        let place = reading.place().expect("it stands at a place");
+        let before = Stand { place, given: Given::nothing() };
         for size in sizes {
             let (topic, payload) = ("a".parse().expect("a topic"), Payload::text("x".repeat(*size)));
             let draft = Draft { topic, event: None, payload, exclude: None, by: None };
@@ -202,7 +200,7 @@ mod tests {
             broker.publish(append).await.expect("stored");
         }
         let mut context = Context::from_waker(std::task::Waker::noop());
-        Batch::gather(&mut reading, form, &before, Given::nothing(), &mut context).expect("messages")
+        Batch::gather(&mut reading, form, &before, &mut context).expect("messages")
     }
 
     #[tokio::test]

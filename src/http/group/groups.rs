@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    hash::{Hash, Hasher},
+    hash::{BuildHasher, Hash, Hasher, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -12,10 +12,11 @@ use std::{
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::{runtime::Handle, sync::Semaphore};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Group, Joined,
+    Group, Joined, WRITES_AT_ONCE,
     member::{Parked, Seat},
 };
 use crate::{
@@ -30,8 +31,9 @@ use crate::{
     message::PatternSet,
 };
 
-/// Readers of more topics and patterns stay alone. To find their group would cost more than it saves.
-const MAX_PATTERNS: usize = 16;
+/// Readers of more topics and patterns stay alone. A reader that leaves a group follows each of them again, and stops when
+/// it comes back. With many of them, each command of a client would cost much more.
+pub(super) const MAX_PATTERNS: usize = 16;
 /// How many groups a reader asks before it makes a new one.
 const MOST_TRIED: usize = 2;
 
@@ -40,11 +42,22 @@ const MOST_TRIED: usize = 2;
 pub struct Key {
     pub form: Form,
     pub patterns: Arc<PatternSet>,
+    /// The hash of both, so that no list is hashed while the groups are locked.
+    hash: u64,
+}
+
+impl Key {
+    fn of(form: Form, patterns: &Arc<PatternSet>, hasher: &RandomState) -> Self {
+        Self { form, patterns: patterns.clone(), hash: hasher.hash_one((form, &patterns[..])) }
+    }
 }
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.form == other.form && self.patterns[..] == other.patterns[..]
+        // Readers that have left a group share its list.
+        let is_same =
+            || Arc::ptr_eq(&self.patterns, &other.patterns) || self.patterns[..] == other.patterns[..];
+        self.hash == other.hash && self.form == other.form && is_same()
     }
 }
 
@@ -52,7 +65,7 @@ impl Eq for Key {}
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        (self.form, &self.patterns[..]).hash(hasher);
+        self.hash.hash(hasher);
     }
 }
 
@@ -76,12 +89,25 @@ pub struct Groups {
     parking: Parking,
     /// How often a reader has drawn if it parks.
     draws: AtomicU64,
+    /// One for each member that a group may write to before other tasks run.
+    turns: Arc<Semaphore>,
+    hasher: RandomState,
 }
 
 impl Groups {
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn new(in_force: Arc<InForce>, parking: Parking) -> Arc<Self> {
-        let tasks = TaskTracker::new();
-        Arc::new(Self { in_force, groups: Mutex::default(), tasks, parking, draws: AtomicU64::new(0) })
+        let threads = Handle::current().metrics().num_workers();
+        Arc::new(Self {
+            in_force,
+            groups: Mutex::default(),
+            tasks: TaskTracker::new(),
+            parking,
+            draws: AtomicU64::new(0),
+            turns: Arc::new(Semaphore::new(threads * WRITES_AT_ONCE)),
+            hasher: RandomState::new(),
+        })
     }
 
     /// True if it is worth for this reader to be in a group.
@@ -142,7 +168,7 @@ impl Groups {
         if !Arc::ptr_eq(&self.in_force.load(), comer.rules) {
             return None;
         }
-        let key = Key { form: comer.form, patterns: reader.pattern_set().clone() };
+        let key = Key::of(comer.form, reader.pattern_set(), &self.hasher);
         let seat = Arc::new(Seat::new(waker.clone()));
         for group in self.with_room(&key) {
             match group.join(reader, comer, &seat) {
@@ -160,7 +186,7 @@ impl Groups {
         let group = Arc::new(Group::new(key.clone(), self, comer, reading, place));
         let Joined::Member(member) = group.join(reader, comer, &seat) else { return None };
         self.groups().entry(key).or_default().push(group.clone());
-        self.tasks.spawn(group.clone().run());
+        self.tasks.spawn(group.clone().run(self.turns.clone()));
         Some(Parked::new(group, member, seat))
     }
 

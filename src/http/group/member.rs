@@ -52,6 +52,14 @@ impl Given {
     }
 }
 
+/// Members of a group stand here.
+#[derive(Clone)]
+pub struct Stand {
+    pub place: Place,
+    /// All that the group has given out up to there.
+    pub given: Given,
+}
+
 /// The seat of a member: the group puts here what the member needs to go on by itself.
 pub struct Seat {
     pub task: Waker,
@@ -79,9 +87,9 @@ pub struct Left {
 
 impl Left {
     /// The member follows before it leaves, so its tails never lose their last follower.
-    pub fn of(reading: &Subscription, place: Place, given: Given, rest: Bytes, member: &Member) -> Self {
-        let subscription = reading.fork(place, member.connection.clone());
-        Self { subscription, rest, given: given.since(member.given) }
+    pub fn of(reading: &Subscription, stand: Stand, rest: Bytes, member: &Member) -> Self {
+        let subscription = reading.fork(stand.place, member.connection.clone());
+        Self { subscription, rest, given: stand.given.since(member.given) }
     }
 }
 

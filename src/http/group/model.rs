@@ -28,7 +28,7 @@ use self::{
 };
 use super::{
     super::{
-        batch::Encoded,
+        batch::{Encoded, Form},
         feed,
         gzip::Sum,
         outbox::Outbox,
@@ -46,6 +46,12 @@ use crate::{
 };
 
 const STEPS: usize = 400;
+/// The topics that readers read: one, two, or many.
+const TOPICS: [&[&str]; 3] = [
+    &["a"],
+    &["a", "b"],
+    &["a", "b", "c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c9", "d0", "d1"],
+];
 
 /// The task of a group.
 struct GroupTask {
@@ -63,6 +69,19 @@ struct Ground {
     /// The tasks of groups are here and never run: the model does their steps.
     idle: Runtime,
     sockets: Vec<SharedSocket>,
+}
+
+impl Ground {
+    fn new() -> Self {
+        let runtime = || Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (pages, idle) = (runtime(), runtime());
+        let app = {
+            let _idle = idle.enter();
+            let (log, config) = (MemoryLog::start(Config::default().retention()), Config::default());
+            App::new(Broker::new(log), Arc::new(config), Shutdown::new())
+        };
+        Self { app, pages, idle, sockets: Vec::new() }
+    }
 }
 
 struct World<'a> {
@@ -98,9 +117,13 @@ struct Counts {
 impl<'a> World<'a> {
     fn new(seed: u64, ground: &'a mut Ground) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let store = Store::new(rng.random(), [0, 5, 30][rng.random_range(0..3)]);
-        let parking =
-            [Parking::WithCompany, Parking::Always, Parking::AtRandom(seed)][rng.random_range(0..3)];
+        let parking = [Parking::WithCompany, Parking::Always, Parking::AtRandom(seed)];
+        let (haste, parking) = ([0, 5, 30][rng.random_range(0..3)], parking[rng.random_range(0..3)]);
+        Self::with(rng, haste, parking, ground)
+    }
+
+    fn with(mut rng: StdRng, haste: u32, parking: Parking, ground: &'a mut Ground) -> Self {
+        let store = Store::new(rng.random(), haste);
         let wires = Arc::<StdMutex<BTreeMap<usize, Arc<StdMutex<Near>>>>>::default();
         let known = wires.clone();
         scripted::set(Some(Box::new(move |socket: &SharedSocket, bytes: &[u8]| {
@@ -132,7 +155,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn open(&mut self, start: &Start, topics: Vec<&'static str>) {
+    fn open(&mut self, start: &Start, topics: &'static [&'static str]) {
         self.opened += 1;
         let name = format!("c{}", self.opened);
         let patterns = topics.iter().map(|topic| topic.parse().expect("a pattern")).collect();
@@ -160,6 +183,7 @@ impl<'a> World<'a> {
             ephemerals: Vec::new(),
             generations: Vec::new(),
             is_open: true,
+            is_apart: false,
             before: (0, Id::ZERO),
             plain: Sum::default(),
         });
@@ -226,6 +250,7 @@ impl<'a> World<'a> {
         reader.before = (parse(&near.taken, true, self.form).len(), subscription.cursor());
         drop(near);
         let _idle = self.ground.idle.enter();
+        reader.is_apart = subscription.place().is_none_or(|place| !self.store.has_arrived(place.cursor()));
         reader.parked = self.groups.park(subscription, &comer, &waker);
         if reader.parked.is_some() {
             self.counts.parked += 1;
@@ -287,7 +312,7 @@ impl<'a> World<'a> {
         }
         (reader.is_open, reader.parked, reader.subscription) = (false, None, None);
         reader.near.lock().expect("one thread").is_tasks = true;
-        let topics = reader.topics.clone();
+        let topics = reader.topics;
         let came = parse(&reader.near.lock().expect("one thread").taken, false, self.form);
         let mut cursor = ids(&came).into_iter().max().unwrap_or(reader.from);
         if self.rng.random_bool(0.3) {
@@ -367,14 +392,7 @@ impl<'a> World<'a> {
 fn readers_join_and_leave_in_every_order_and_miss_nothing() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let (first, count) = (number("GROUP_SEED").unwrap_or(1), number("GROUP_SEEDS").unwrap_or(120));
-    let runtime = || Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let (pages, idle) = (runtime(), runtime());
-    let app = {
-        let _idle = idle.enter();
-        let (log, config) = (MemoryLog::start(Config::default().retention()), Config::default());
-        App::new(Broker::new(log), Arc::new(config), Shutdown::new())
-    };
-    let mut ground = Ground { app, pages, idle, sockets: Vec::new() };
+    let mut ground = Ground::new();
     let mut sums = [0; 5];
     let mut failed = Vec::new();
     for seed in first..first + count {
@@ -396,7 +414,7 @@ fn live(seed: u64, ground: &mut Ground) -> [usize; 5] {
     let _inside = pages.enter();
     let mut world = World::new(seed, ground);
     for number in 0..world.rng.random_range(2..14) {
-        world.open(&Start::Now, if number % 3 == 2 { vec!["a", "b"] } else { vec!["a"] });
+        world.open(&Start::Now, TOPICS[[0, 0, 1, 0, 2][number % 5]]);
     }
     for _ in 0..STEPS {
         world.step();
@@ -406,4 +424,45 @@ fn live(seed: u64, ground: &mut Ground) -> [usize; 5] {
     world.judge();
     let Counts { parked, parts, left_in_batch, gaps, ahead } = world.counts;
     [parked, parts, left_in_batch, gaps, ahead]
+}
+
+/// The group looks at the log because a link was lost. Otherwise the reader would wait for the next message.
+#[test]
+fn a_reader_at_the_door_joins_once_its_group_has_read_the_log_for_nothing() {
+    let mut ground = Ground::new();
+    let pages = ground.pages.handle().clone();
+    let _inside = pages.enter();
+    let mut world = World::with(StdRng::seed_from_u64(1), 0, Parking::Always, &mut ground);
+    for _ in 0..2 {
+        world.open(&Start::Now, TOPICS[0]);
+    }
+    world.settle();
+    assert_eq!(world.counts.parked, 2);
+    world.store.probe();
+    world.store.lose_link();
+    world.store.settle();
+    world.open(&Start::Now, TOPICS[0]);
+    world.run_reader(2);
+    assert!(world.readers[2].parked.is_none(), "the group has yet to read the log");
+    world.settle();
+    assert!(world.readers.iter().all(|reader| reader.parked.is_some()));
+    scripted::set(None);
+}
+
+/// Otherwise the others could not join it until as much has arrived.
+#[test]
+fn a_reader_that_has_more_than_has_arrived_founds_no_group() {
+    let mut ground = Ground::new();
+    let pages = ground.pages.handle().clone();
+    let _inside = pages.enter();
+    let mut world = World::with(StdRng::seed_from_u64(1), 0, Parking::Always, &mut ground);
+    let arrived = world.store.newest_id();
+    let ahead = world.store.publish("a", None);
+    for cursor in [ahead, arrived, arrived] {
+        world.open(&Start::After(cursor), TOPICS[0]);
+    }
+    (0..3).for_each(|index| world.run_reader(index));
+    let is_parked: Vec<_> = world.readers.iter().map(|reader| reader.parked.is_some()).collect();
+    assert_eq!(is_parked, [false, true, true]);
+    scripted::set(None);
 }

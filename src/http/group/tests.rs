@@ -1,10 +1,11 @@
 //! The tests of groups: readers that park, and each way in which they leave.
 
+mod joining;
+
 use std::{
     io::Read,
     net::{TcpListener, TcpStream},
     sync::{Arc, atomic::AtomicUsize},
-    task::Wake,
     time::SystemTime,
 };
 
@@ -12,7 +13,13 @@ use futures_util::{FutureExt, StreamExt};
 use socket2::SockRef;
 
 use super::{
-    super::{gzip::Sum, outbox::Outbox, shared_socket::SharedSocket, socket::Socket},
+    super::{
+        batch::Form,
+        gzip::Sum,
+        outbox::Outbox,
+        shared_socket::{SharedSocket, scripted},
+        socket::Socket,
+    },
     *,
 };
 use crate::{
@@ -47,7 +54,11 @@ impl Readers {
     }
 
     async fn reader(&self, connection: &str) -> Reader {
-        let patterns = vec!["a".parse().expect("a pattern")];
+        self.reader_of(connection, &["a".to_owned()]).await
+    }
+
+    async fn reader_of(&self, connection: &str, patterns: &[String]) -> Reader {
+        let patterns = patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
         let mut subscription =
             self.broker.subscribe(patterns, &Start::Now, connection).await.expect("it begins");
         assert!(subscription.next().now_or_never().is_none(), "it is caught up");
@@ -179,6 +190,42 @@ async fn a_group_writes_to_all_and_each_leaves_at_its_place() {
     assert_eq!(readers.followers().await, 0);
 }
 
+/// Otherwise a request would wait for as long as several large groups take.
+#[tokio::test]
+async fn all_groups_write_to_few_members_before_another_task_has_its_turn() {
+    let readers = Readers::new();
+    let parked = readers.parked(3 * MAX_MEMBERS).await;
+    assert_eq!(readers.app.groups.all().len(), 3);
+    let writes = Arc::new(AtomicUsize::new(0));
+    let counted = writes.clone();
+    scripted::set(Some(Box::new(move |_, bytes| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Ok(bytes.len())
+    })));
+    readers.publish("one", None).await;
+    let count = parked.len();
+    let other = tokio::spawn(async move {
+        let (mut before, mut most) = (0, 0);
+        while before < count {
+            // It is ready again at once, and at the end of the queue.
+            let mut is_ready = false;
+            let turn = std::future::poll_fn(|cx| {
+                if std::mem::replace(&mut is_ready, true) {
+                    return Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            });
+            turn.await;
+            let now = writes.load(Ordering::Relaxed);
+            (before, most) = (now, most.max(now - before));
+        }
+        most
+    });
+    assert_eq!(other.await.expect("it ends"), WRITES_AT_ONCE);
+    scripted::set(None);
+}
+
 #[tokio::test]
 async fn a_reader_that_leaves_before_the_batch_reads_it_by_itself() {
     let readers = Readers::new();
@@ -196,26 +243,6 @@ async fn a_reader_that_leaves_before_the_batch_reads_it_by_itself() {
 }
 
 #[tokio::test]
-async fn a_reader_that_is_further_or_behind_does_not_join() {
-    let readers = Readers::new();
-    let (mut parked, mut own) = (readers.parked(2).await, readers.readers(3).await);
-    readers.publish("one", None).await;
-    assert!(readers.park(&mut own[2]), "the group writes it to both");
-    assert_eq!(own[1].own(), ["one"]);
-    assert!(!readers.park(&mut own[1]), "the group has yet to write it");
-    settle().await;
-    assert!(!readers.park(&mut own[0]), "the group has written it already");
-    assert!(readers.park(&mut own[1]));
-    assert_eq!(own[0].own(), ["one"]);
-    assert!(readers.park(&mut own[0]));
-    readers.publish("two", None).await;
-    settle().await;
-    assert_eq!(parked[0].received(), ["one", "two"]);
-    assert_eq!(own[2].received(), ["one", "two"]);
-    own[..2].iter_mut().for_each(|reader| assert_eq!(reader.received(), ["two"]));
-}
-
-#[tokio::test]
 async fn only_the_excluded_reader_leaves() {
     let readers = Readers::new();
     let mut parked = readers.parked(3).await;
@@ -229,66 +256,6 @@ async fn only_the_excluded_reader_leaves() {
         (parked[0].received(), parked[2].received()),
         (["one", "two"].map(str::to_owned).to_vec(), ["one", "two"].map(str::to_owned).to_vec())
     );
-}
-
-/// A task that wakes itself when it leaves would leave and park for ever.
-#[tokio::test]
-async fn only_the_group_wakes_a_reader() {
-    let readers = Readers::new();
-    let mut parked = readers.readers(1).await;
-    let mut reader = readers.reader("woken").await;
-    assert!(readers.park(&mut parked[0]));
-    let wakes = Arc::new(Wakes::default());
-    let waker = wakes.clone().into();
-    for _ in 0..3 {
-        assert!(readers.park_by(&mut reader, &waker));
-        reader.leave();
-        assert!(reader.own().is_empty());
-    }
-    assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
-    assert!(readers.park_by(&mut reader, &waker));
-    readers.publish("one", Some("woken")).await;
-    settle().await;
-    assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "it goes on by itself");
-    assert_eq!(parked[0].received(), ["one"]);
-}
-
-/// A reader that waits for nothing would stay alone for ever, or until its next heartbeat.
-#[tokio::test]
-async fn a_reader_that_cannot_join_yet_is_woken_to_try_again() {
-    let readers = Readers::new();
-    let mut parked = readers.parked(2).await;
-    let (mut behind, mut further) = (readers.reader("behind").await, readers.reader("further").await);
-    let count = |wakes: &Arc<Wakes>| wakes.0.load(Ordering::Relaxed);
-    let (woken_behind, woken_further) = (Arc::new(Wakes::default()), Arc::new(Wakes::default()));
-    readers.publish("one", None).await;
-    assert_eq!(further.own(), ["one"]);
-    assert!(!readers.park_by(&mut further, &woken_further.clone().into()), "the group has yet to write it");
-    assert_eq!(count(&woken_further), 0);
-    settle().await;
-    assert_eq!(count(&woken_further), 1, "the group has written it");
-    assert!(!readers.park_by(&mut behind, &woken_behind.clone().into()), "the group has written it already");
-    assert_eq!(count(&woken_behind), 1, "it has something to give out");
-    // The group ends while a reader waits at its door.
-    readers.publish("two", None).await;
-    assert_eq!(further.own(), ["two"]);
-    assert!(!readers.park_by(&mut further, &woken_further.clone().into()), "the group has yet to write it");
-    assert_eq!(count(&woken_further), 1);
-    parked.iter_mut().for_each(|reader| assert!(reader.leave().is_empty()));
-    assert_eq!(count(&woken_further), 2, "it may found a group");
-    assert!(readers.app.groups.is_empty());
-    assert!(readers.app.groups.until_ended().now_or_never().is_none(), "its task has yet to end");
-    settle().await;
-    assert!(readers.app.groups.until_ended().now_or_never().is_some());
-}
-
-#[derive(Default)]
-struct Wakes(AtomicUsize);
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 #[tokio::test]

@@ -34,6 +34,9 @@ impl World<'_> {
                 break;
             }
         }
+        let mut alone = self.readers.iter().filter(|reader| reader.is_open && reader.parked.is_none());
+        let is_parking = self.parking == Parking::Always;
+        assert!(!is_parking || alone.all(|reader| reader.is_apart), "a reader is not woken to park");
     }
 
     /// Once nothing is lost any more, every reader that may park at all is in a group soon.
@@ -88,7 +91,7 @@ impl World<'_> {
             }
         }
         for began in reader.generations.iter().filter(|began| **began < upto) {
-            for topic in &reader.topics {
+            for topic in reader.topics {
                 assert!(
                     self.is_told(&came, *began, topic),
                     "{name}: the generation from {began} on: {topic} {came:?}"

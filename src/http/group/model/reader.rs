@@ -28,7 +28,7 @@ impl Wake for Flag {
 /// One connection.
 pub struct Reader {
     pub name: String,
-    pub topics: Vec<&'static str>,
+    pub topics: &'static [&'static str],
     pub from: Id,
     pub near: Arc<Mutex<Near>>,
     pub socket: SharedSocket,
@@ -42,6 +42,8 @@ pub struct Reader {
     /// The beginnings of generations that this connection has lived through.
     pub generations: Vec<Id>,
     pub is_open: bool,
+    /// It stood where no other reader stands when it last wanted to park.
+    pub is_apart: bool,
     /// How much had come to it when it parked, and its cursor.
     pub before: (usize, Id),
     /// The sum of all that it was given, for the end of a stream in gzip.

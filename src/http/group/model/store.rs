@@ -22,6 +22,8 @@ use crate::{
 };
 
 const FIRST: Id = Id::new(10);
+/// How many messages a page has. Few, so that a reader needs several.
+const PAGE: usize = 3;
 
 /// The next step of what has been stored and has not arrived.
 enum Step {
@@ -213,6 +215,10 @@ impl Store {
         self.state().newest
     }
 
+    pub fn has_arrived(&self, id: Id) -> bool {
+        id <= self.state().watermark
+    }
+
     pub fn began(&self) -> Id {
         self.state().boundaries.last().map_or(FIRST, |boundary| boundary.began)
     }
@@ -325,7 +331,7 @@ impl Log for Store {
             Poll::Ready(())
         })
         .await;
-        Ok(self.state().page(patterns, position, limit))
+        Ok(self.state().page(patterns, position, limit.min(PAGE)))
     }
 
     async fn history(&self, _: &Topic, _: Id, _: usize) -> Result<History, LogError> {

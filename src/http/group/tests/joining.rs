@@ -1,0 +1,134 @@
+//! The tests of joining: when a reader may join a group, and when it is woken to try again.
+
+use std::task::Wake;
+
+use super::{super::groups::MAX_PATTERNS, *};
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_is_further_or_behind_does_not_join() {
+    let readers = Readers::new();
+    let (mut parked, mut own) = (readers.parked(2).await, readers.readers(3).await);
+    readers.publish("one", None).await;
+    assert!(readers.park(&mut own[2]), "the group writes it to both");
+    assert_eq!(own[1].own(), ["one"]);
+    assert!(!readers.park(&mut own[1]), "the group has yet to write it");
+    settle().await;
+    assert!(!readers.park(&mut own[0]), "the group has written it already");
+    assert!(readers.park(&mut own[1]));
+    assert_eq!(own[0].own(), ["one"]);
+    assert!(readers.park(&mut own[0]));
+    readers.publish("two", None).await;
+    settle().await;
+    assert_eq!(parked[0].received(), ["one", "two"]);
+    assert_eq!(own[2].received(), ["one", "two"]);
+    own[..2].iter_mut().for_each(|reader| assert_eq!(reader.received(), ["two"]));
+}
+
+#[tokio::test]
+async fn readers_of_the_same_list_share_a_group() {
+    let readers = Readers::new();
+    let list = |count: usize| -> Vec<_> {
+        let others = (1..count).map(|number| format!("t{number}.*"));
+        ["a".to_owned()].into_iter().chain(others).collect()
+    };
+    let mut parked = Vec::new();
+    for (name, count) in [("c0", 10), ("c1", 10), ("c2", 11), ("c3", MAX_PATTERNS), ("c4", MAX_PATTERNS + 1)]
+    {
+        parked.push(readers.reader_of(name, &list(count)).await);
+    }
+    // Each topic has another follower.
+    let _other = readers.reader_of("other", &list(MAX_PATTERNS + 1)).await;
+    let is_parked: Vec<_> = parked.iter_mut().map(|reader| readers.park(reader)).collect();
+    assert_eq!(is_parked, [true, true, true, true, false]);
+    assert_eq!(readers.app.groups.all().len(), 3, "one for each list");
+    readers.publish("one", None).await;
+    settle().await;
+    for reader in &mut parked[..4] {
+        assert_eq!(reader.received(), ["one"]);
+        assert!(reader.leave().is_empty() && reader.own().is_empty() && readers.park(reader));
+    }
+    assert_eq!(readers.app.groups.all().len(), 3, "they find their group again");
+    // A topic of its own.
+    let own = readers.reader_of("c5", &[list(10), vec!["own".to_owned()]].concat()).await;
+    let mut own = [own];
+    assert!(!readers.park(&mut own[0]) && !readers.park(&mut own[0]));
+    let _company = readers.reader_of("c6", &["own".to_owned()]).await;
+    assert!(readers.park(&mut own[0]), "it has company now");
+}
+
+/// A task that wakes itself when it leaves would leave and park for ever.
+#[tokio::test]
+async fn only_the_group_wakes_a_reader() {
+    let readers = Readers::new();
+    let mut parked = readers.readers(1).await;
+    let mut reader = readers.reader("woken").await;
+    assert!(readers.park(&mut parked[0]));
+    let wakes = Arc::new(Wakes::default());
+    let waker = wakes.clone().into();
+    for _ in 0..3 {
+        assert!(readers.park_by(&mut reader, &waker));
+        reader.leave();
+        assert!(reader.own().is_empty());
+    }
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+    assert!(readers.park_by(&mut reader, &waker));
+    readers.publish("one", Some("woken")).await;
+    settle().await;
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "it goes on by itself");
+    assert_eq!(parked[0].received(), ["one"]);
+}
+
+/// A reader that waits for nothing would stay alone for ever, or until its next heartbeat.
+#[tokio::test]
+async fn a_reader_that_cannot_join_yet_is_woken_to_try_again() {
+    let readers = Readers::new();
+    let mut parked = readers.parked(2).await;
+    let (mut behind, mut further) = (readers.reader("behind").await, readers.reader("further").await);
+    let count = |wakes: &Arc<Wakes>| wakes.0.load(Ordering::Relaxed);
+    let (woken_behind, woken_further) = (Arc::new(Wakes::default()), Arc::new(Wakes::default()));
+    readers.publish("one", None).await;
+    assert_eq!(further.own(), ["one"]);
+    assert!(!readers.park_by(&mut further, &woken_further.clone().into()), "the group has yet to write it");
+    assert_eq!(count(&woken_further), 0);
+    settle().await;
+    assert_eq!(count(&woken_further), 1, "the group has written it");
+    assert!(!readers.park_by(&mut behind, &woken_behind.clone().into()), "the group has written it already");
+    assert_eq!(count(&woken_behind), 1, "it has something to give out");
+    // The group ends while a reader waits at its door.
+    readers.publish("two", None).await;
+    assert_eq!(further.own(), ["two"]);
+    assert!(!readers.park_by(&mut further, &woken_further.clone().into()), "the group has yet to write it");
+    assert_eq!(count(&woken_further), 1);
+    parked.iter_mut().for_each(|reader| assert!(reader.leave().is_empty()));
+    assert_eq!(count(&woken_further), 2, "it may found a group");
+    assert!(readers.app.groups.is_empty());
+    assert!(readers.app.groups.until_ended().now_or_never().is_none(), "its task has yet to end");
+    settle().await;
+    assert!(readers.app.groups.until_ended().now_or_never().is_some());
+}
+
+#[tokio::test]
+async fn a_reader_that_comes_while_all_leave_is_woken_once_the_group_has_ended() {
+    let readers = Readers::new();
+    let (mut parked, mut late) = (readers.parked(2).await, readers.reader("late").await);
+    let group = readers.app.groups.any().expect("a group");
+    readers.publish("one", None).await;
+    readers.broker.delete(&"a".parse().expect("a topic")).await.expect("deleted");
+    let has_batch = futures_util::poll!(std::future::poll_fn(|cx| group.poll_batch(cx)));
+    assert_eq!(has_batch, Poll::Ready(true), "a gap");
+    let wakes = Arc::new(Wakes::default());
+    assert!(!readers.park_by(&mut late, &wakes.clone().into()), "the group has yet to let all go");
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+    assert!(!group.write_some(), "it has no more members");
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+    parked.iter_mut().for_each(|reader| assert!(reader.leave().is_empty()));
+}
