@@ -109,7 +109,7 @@ async def subscribe(pipe, server, numbers, seed):
     while any(each.cursor is None for each in everybody):
         await asyncio.sleep(.1)
         for task in tasks:
-            # None of them ends, so each end is a failure.
+            # A task that ends has failed: they all run until the end.
             task.done() and task.result()
     pipe.send("subscribed")
     published = {topic: array.array("q", map(int, ids)) for topic, ids in (await received(pipe, tasks)).items()}

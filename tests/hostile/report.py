@@ -19,7 +19,8 @@ class Wave:
         return max((value for second, value in series.items() if self.start <= second <= self.end), default=0)
 
     def told(self, watch):
-        done = ", ".join(f"{count:,} {what}" for what, count in sum(self.done.values(), collections.Counter()).most_common(4))
+        counts = sum(self.done.values(), collections.Counter())
+        done = ", ".join(f"{count:,} {what}" for what, count in counts.most_common(4))
         return (f"{self.name}: {self.end - self.start} s, at most {self.worst(watch.memory):.0f} MiB and "
                 f"{self.worst(watch.descriptors)} descriptors; {done}")
 
@@ -82,7 +83,8 @@ class Result:
                 yield f"{kind} has no proof: its count of \"{proof[kind]}\" is 0"
 
     def text(self, before, after):
-        return "\n".join([*self.table(), "", *self.honest(), "", *self.server(before, after), "", *self.attackers(), ""])
+        parts = [self.table(), self.honest(), self.server(before, after), self.attackers()]
+        return "\n".join(line for part in parts for line in [*part, ""])
 
     def table(self):
         """What was worst in each wave."""
@@ -100,8 +102,8 @@ class Result:
         live, failures = self.probed["latency"].counts, self.probed["failures"]
         return [
             f"published {sum(map(len, self.published.values())):,} messages, {self.tries}",
-            f"received {sum(self.received.values()):,} {dict(self.received)}; lost {len(self.lost)}, twice {self.twice}, "
-            f"wrong ids {len(self.wrong)}, gaps {self.total('gaps')}",
+            f"received {sum(self.received.values()):,} {dict(self.received)}; lost {len(self.lost)}, "
+            f"twice {self.twice}, wrong ids {len(self.wrong)}, gaps {self.total('gaps')}",
             f"connections that ended {self.total('ends')}, refused {self.total('refusals')}",
             f"delivery: {spread(latency)}; the clients' own pauses: {spread(pauses)}",
             f"/health/live: {spread(live)}; {sum(live.values()):,} asked, {len(failures)} failed {failures[:5]}"]
