@@ -68,7 +68,7 @@ class Result:
 
     def faults_of_server(self, before, after, room):
         if self.code:
-            yield f"the server ended in order with exit code {self.code}"
+            yield f"the server was told to end, and its exit code is {self.code}"
         failures = self.probed["failures"]
         if failures:
             yield f"{len(failures)} of /health/live failed: {failures[:5]}"
