@@ -11,6 +11,7 @@ import socket
 import readers
 import wire
 from honest import raise_descriptors
+from process import received
 from server import HOST, token
 
 # A round that neither ends nor is ended by the server is given up, so that the next one begins anew.
@@ -47,6 +48,10 @@ class Attacker:
     async def http2(self, settings=()):
         connection = await self.open()
         connection.write(wire.PREFACE + wire.settings(settings))
+        # The server speaks HTTP/2 once its SETTINGS are there.
+        while (await readers.http2_frame(connection.reader))[0] != 4:
+            pass
+        self.count("HTTP/2 connections")
         return connection
 
     async def websocket(self, path="/events", credential=None, headers=(), buffer=None):
@@ -56,6 +61,8 @@ class Attacker:
         if status != 101:
             raise readers.Refused(status)
         self.count("WebSockets")
+        if "permessage-deflate" in head.get("sec-websocket-extensions", ""):
+            self.count("WebSockets that compress")
         return connection
 
     async def ask(self, method, path, headers=(), body=None, credential=None):
@@ -67,6 +74,14 @@ class Attacker:
         self.count(f"answers {status}")
         connection.close()
         return answer
+
+
+async def hold(attacker, connections):
+    """Counts the connections that the server holds after a second, and waits until it has closed all."""
+    await asyncio.sleep(1)
+    attacker.count("connections held", sum(await asyncio.gather(*(each.is_held() for each in connections))))
+    await asyncio.gather(*(each.closed() for each in connections))
+    attacker.count("connections that the server closed", len(connections))
 
 
 class Connection:
@@ -100,6 +115,23 @@ class Connection:
         except asyncio.TimeoutError:
             pass
 
+    async def is_held(self):
+        """Whether the server has neither answered nor closed."""
+        try:
+            await asyncio.wait_for(self.reader.read(1), .05)
+            return False
+        except asyncio.TimeoutError:
+            return True
+        except OSError:
+            return False
+
+    async def closed(self):
+        """Waits until the server closes, in whatever way."""
+        try:
+            await self.discard()
+        except OSError:
+            pass
+
     def close(self):
         self.writer.transport.abort()
 
@@ -120,16 +152,18 @@ def attack(pipe, server, attacks, seed):
 
 async def serve(pipe, server, attacks, seed):
     while True:
-        wave, kinds, seconds, tasks_each = await asyncio.to_thread(pipe.recv)
+        wave, kinds, seconds, tasks_each = await received(pipe)
         attackers = [Attacker(server, f"{seed} {wave}", kind) for kind in kinds]
         tasks = [asyncio.create_task(rounds(attacks[each.kind], each)) for each in attackers for _ in range(tasks_each)]
-        await asyncio.sleep(seconds)
+        # An attack that has a fault of its own ends the run.
+        ended, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for task in ended:
+            task.result()
         # Again and again, because `wait_for` of Python 3.11 may pass over a cancellation.
         while tasks:
             for task in tasks:
                 task.cancel()
             ended, tasks = await asyncio.wait(tasks, timeout=1)
-            # An attack that has a fault of its own ends the run.
             for task in ended:
                 task.cancelled() or task.result()
         pipe.send({each.kind: each.done for each in attackers})

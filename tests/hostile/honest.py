@@ -1,5 +1,6 @@
 """Honest clients: subscribers that check what they get, and publishers. Each function with a pipe is a process."""
 
+import array
 import asyncio
 import collections
 import json
@@ -10,6 +11,7 @@ import time
 import readers
 import wire
 from ledger import Ledger
+from process import received
 from server import HOST, KEY, token
 
 TOPICS = [f"news.{number}" for number in range(20)]
@@ -34,7 +36,10 @@ class Subscriber:
         self.topics = ["news.*"] if chance.random() < .02 else chance.sample(TOPICS, chance.randint(1, 3))
         self.ledger = Ledger(TOPICS if self.topics == ["news.*"] else self.topics)
         self.cursor, self.spoke, self.writer = None, time.monotonic(), None
-        self.ends = self.refusals = 0
+        self.ends = self.refusals = self.received = 0
+
+    def name(self):
+        return self.number, self.transport.__name__
 
     async def run(self, latency):
         while True:
@@ -53,18 +58,22 @@ class Subscriber:
     async def listen(self, latency):
         context = wire.tls_context() if self.is_tls else None
         self.spoke = time.monotonic()
+        self.ledger.connect()
         reader, self.writer = await asyncio.wait_for(
             asyncio.open_connection(HOST, self.port, local_addr=(self.address, 0), ssl=context), 20)
         async for frame in self.transport(reader, self.writer, self.topics, self.cursor, self.credential):
             self.spoke = time.monotonic()
             if frame["type"] == "message":
-                if self.ledger.message(frame["topic"], frame["data"]["n"]):
+                if self.ledger.message(frame["topic"], frame["data"]["n"], int(frame["id"])):
                     latency.note(time.time() - frame["data"]["t"])
+                self.received += 1
                 # The id of a message is also the cursor.
-                frame = {"cursor": frame["id"] if self.transport is not readers.poll else None}
+                frame["cursor"] = frame["id"]
             elif frame["type"] == "gap":
-                self.ledger.gap(frame["topic"], frame["after"], frame["next"])
-            self.cursor = frame.get("cursor") or self.cursor
+                self.ledger.gap(frame["topic"], frame["after"], frame["next"], frame["cursor"])
+            # The cursor of a poll counts once all of its page is noted.
+            if self.transport is not readers.poll or frame["type"] == "cursor":
+                self.cursor = frame.get("cursor") or self.cursor
 
 
 class Latency:
@@ -99,18 +108,26 @@ async def subscribe(pipe, server, numbers, seed):
     tasks += [asyncio.create_task(cut_the_silent(everybody)), asyncio.create_task(own_pauses(pauses))]
     while any(each.cursor is None for each in everybody):
         await asyncio.sleep(.1)
+        for task in tasks:
+            # A task that ends has failed: they all run until the end.
+            task.done() and task.result()
     pipe.send("subscribed")
-    published = await asyncio.to_thread(pipe.recv)
+    published = {topic: array.array("q", map(int, ids)) for topic, ids in (await received(pipe, tasks)).items()}
     patience = time.monotonic() + 60
     while time.monotonic() < patience and any(each.ledger.is_behind(published) for each in everybody):
         await asyncio.sleep(.1)
     for task in tasks:
         task.cancel()
-    lost = [(each.number, each.transport.__name__, topic, number)
-            for each in everybody for topic, number in each.ledger.lost(published)]
+    by_transport = collections.Counter({transport.__name__: 0 for transport in readers.TRANSPORTS})
+    for each in everybody:
+        by_transport[each.transport.__name__] += each.received
     pipe.send({
-        "received": sum(latency.counts.values()), "lost": lost,
-        "twice": sum(each.ledger.twice for each in everybody), "gaps": sum(len(each.ledger.gaps) for each in everybody),
+        "received": by_transport,
+        "lost": [(*each.name(), *it) for each in everybody for it in each.ledger.lost(published)],
+        "wrong": [(*each.name(), *it) for each in everybody for it in each.ledger.wrong(published)],
+        "twice": sum(each.ledger.twice for each in everybody),
+        "backwards": sum(each.ledger.backwards for each in everybody),
+        "gaps": sum(len(each.ledger.gaps) for each in everybody),
         "ends": sum(each.ends for each in everybody), "refusals": sum(each.refusals for each in everybody),
         "latency": latency, "pauses": pauses})
 
@@ -132,7 +149,7 @@ async def own_pauses(pauses):
 
 
 def publishers(pipe, server, rate, seed):
-    """Publishes until the pipe says stop; then it sends the ids of each topic."""
+    """Publishes until the pipe says stop; then it sends the ids of each topic, and its seconds."""
     asyncio.run(publish(pipe, server, rate, seed))
 
 
@@ -141,11 +158,12 @@ async def publish(pipe, server, rate, seed):
     tries, stop = collections.Counter(), asyncio.Event()
     tasks = [asyncio.create_task(publish_to(topic, ids, server, rate / len(TOPICS), tries, stop,
                                             random.Random(f"{seed} {topic}"))) for topic, ids in published.items()]
-    await asyncio.to_thread(pipe.recv)
+    began = time.monotonic()
+    await received(pipe, tasks)
     # Each one ends between two messages, so that the ids of all that are stored are known.
     stop.set()
     await asyncio.gather(*tasks)
-    pipe.send((published, dict(tries)))
+    pipe.send((published, dict(tries), time.monotonic() - began))
 
 
 async def publish_to(topic, ids, server, rate, tries, stop, chance):

@@ -1,46 +1,78 @@
 """The check of what subscribers were given: each message once and in order, or inside a gap that was told.
 
-Messages of a topic are numbered from 1. A subscriber notes only the numbers that are missing. At the end the ids of
-these are known from the publishers, and then a gap that was told covers them, or they are lost.
+Messages of a topic are numbered from 1. A subscriber notes the id that came with each number. At the end the ids of all
+messages are known from the publishers. Then each id must be the right one, and a gap that was told covers each message
+that did not come, or it is lost.
 """
+
+import array
 
 
 class Ledger:
     """What one subscriber was given."""
 
     def __init__(self, topics):
-        self.newest = dict.fromkeys(topics, 0)
-        self.missing = []
+        # The id of each number of each topic, and 0 for those that did not come.
+        self.ids = {topic: array.array("q") for topic in topics}
         self.gaps = []
-        self.twice = 0
+        # Gaps of which only a later one that is told together with them says where they end.
+        self.open_gaps = []
+        self.newest = 0
+        self.twice = self.backwards = 0
 
-    def message(self, topic, number):
-        """Notes a message. Returns whether it is the next one, or one after a hole."""
-        expected = self.newest[topic] + 1
-        if number < expected:
+    def connect(self):
+        """Begins a connection: the ids that come on it must grow."""
+        self.newest = 0
+        self.end_gaps()
+
+    def message(self, topic, number, message):
+        """Notes a message with its id. Returns whether it is the next one, or one after a hole."""
+        self.end_gaps()
+        if message <= self.newest:
+            self.backwards += 1
+        self.newest = max(self.newest, message)
+        ids = self.ids[topic]
+        if number <= len(ids):
             self.twice += 1
             return False
-        if number > expected:
-            self.missing.append((topic, expected, number - 1))
-        self.newest[topic] = number
+        ids.extend([0] * (number - 1 - len(ids)))
+        ids.append(message)
         return True
 
-    def gap(self, topic, after, before):
-        """Notes a gap; `before` is the id of the first message after it, or None."""
-        self.gaps.append((topic, int(after), int(before) if before else None))
+    def gap(self, topic, after, before, cursor):
+        """Notes a gap. `before` is the id of the first message after it; if there is none, the gap ends at the cursor.
+
+        All but the last of several gaps that are told together have the cursor from before them.
+        """
+        after, cursor = int(after), int(cursor)
+        if cursor > after:
+            self.gaps += [(name, start, cursor + 1) for name, start in self.open_gaps]
+            self.open_gaps = []
+        if before or cursor > after:
+            self.gaps.append((topic, after, int(before) if before else cursor + 1))
+        else:
+            self.open_gaps.append((topic, after))
+
+    def end_gaps(self):
+        """A gap without an end excuses nothing."""
+        self.open_gaps = []
 
     def is_behind(self, published):
-        return any(self.newest[topic] < len(published[topic]) for topic in self.newest)
+        return any(len(ids) < len(published[topic]) for topic, ids in self.ids.items())
 
     def lost(self, published):
         """The messages that are in no gap. `published` has the ids of each topic, in their order."""
-        ends = [(topic, newest + 1, len(published[topic])) for topic, newest in self.newest.items()]
-        return [(topic, number) for topic, first, last in [*self.missing, *ends] for number in range(first, last + 1)
-                if not self.is_told(topic, int(published[topic][number - 1]))]
+        return [(topic, number) for topic, ids in self.ids.items()
+                for number, message in enumerate(published[topic], 1)
+                if (number > len(ids) or not ids[number - 1]) and not self.is_told(topic, message)]
+
+    def wrong(self, published):
+        """The messages that came with the id of another one, or that nobody has published."""
+        return [(topic, number) for topic, ids in self.ids.items() for number, message in enumerate(ids, 1)
+                if message and (number > len(published[topic]) or published[topic][number - 1] != message)]
 
     def is_told(self, topic, message):
-        return any(matches(name, topic) and after < message and (before is None or message < before)
-                   for name, after, before in self.gaps)
+        return any(matches(name, topic) and after < message < before for name, after, before in self.gaps)
 
 
 def matches(pattern, topic):

@@ -6,6 +6,7 @@ import time
 import readers
 import wire
 from honest import Latency
+from process import received
 from server import HOST
 
 
@@ -15,7 +16,7 @@ def probe(pipe, server):
 
 
 async def ask_until_told(pipe, server):
-    told = asyncio.create_task(asyncio.to_thread(pipe.recv))
+    told = asyncio.create_task(received(pipe))
     latency, failures, asked = Latency(), [], set()
     while not told.done():
         task = asyncio.create_task(ask(server, latency, failures))

@@ -28,6 +28,12 @@ async def answer_head(reader):
     return status, dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
 
 
+async def http2_frame(reader):
+    """The kind, the flags, the stream and the payload of a frame."""
+    head = await reader.readexactly(9)
+    return head[3], head[4], int.from_bytes(head[5:], "big"), await reader.readexactly(int.from_bytes(head[:3], "big"))
+
+
 async def body(reader, head):
     if "content-length" in head:
         return await reader.readexactly(int(head["content-length"]))
@@ -109,9 +115,9 @@ async def poll(reader, writer, topics, cursor, credential):
     while True:
         head = await ask(reader, writer, target(topics, cursor), "application/json", credential)
         page = json.loads(await body(reader, head))
-        # The gaps come first, as in a stream. The cursor counts once all of the page is noted.
+        # The gaps come first, as in a stream.
         for frame in [*page.get("gaps", []), *page["messages"]]:
-            yield {**frame, "cursor": None}
+            yield frame
         cursor = page["cursor"]
         yield {"type": "cursor", "cursor": cursor}
         await asyncio.sleep(0)

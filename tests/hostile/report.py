@@ -1,6 +1,7 @@
 """What a run has shown, as text."""
 
 import collections
+import itertools
 
 
 class Wave:
@@ -18,40 +19,72 @@ class Wave:
         return max((value for second, value in series.items() if self.start <= second <= self.end), default=0)
 
     def told(self, watch):
-        done = ", ".join(f"{count:,} {what}" for what, count in sum(self.done.values(), collections.Counter()).most_common(4))
+        counts = sum(self.done.values(), collections.Counter())
+        done = ", ".join(f"{count:,} {what}" for what, count in counts.most_common(4))
         return (f"{self.name}: {self.end - self.start} s, at most {self.worst(watch.memory):.0f} MiB and "
                 f"{self.worst(watch.descriptors)} descriptors; {done}")
 
 
 class Result:
-    def __init__(self, waves, watch, heard, published, tries, probed, log_lines, began, figures, cpu, code):
+    def __init__(self, waves, watch, heard, published, tries, probed, log_lines, began, figures, cpu,
+                 code):
         self.waves, self.watch, self.heard, self.published, self.tries = waves, watch, heard, published, tries
         self.probed, self.log_lines, self.began, self.figures = probed, log_lines, began, figures
         self.cpu, self.code = cpu, code
-        self.lost = [each for group in heard for each in group["lost"]]
-        self.twice = self.total("twice")
+        self.lost, self.wrong = self.all("lost"), self.all("wrong")
+        self.twice, self.backwards = self.total("twice"), self.total("backwards")
+        self.received = collections.Counter()
+        for group in heard:
+            # Unlike a sum this keeps those with 0.
+            self.received.update(group["received"])
+
+    def all(self, name):
+        return [each for group in self.heard for each in group[name]]
 
     def total(self, name):
         return sum(group[name] for group in self.heard)
 
-    def faults(self, alive, before, after, room_mib):
-        faults = []
-        if not alive:
-            faults.append(f"the server ended, with exit code {self.code}")
+    def faults(self, expected, before, after, room, proof):
+        """`before` and `after` are memory in MiB and descriptors, and may grow by `room`. `expected` is how many
+        messages the publishers were to publish. `proof` names the count that proves each attack."""
+        return list(itertools.chain(self.faults_of_messages(expected), self.faults_of_server(before, after, room),
+                                    self.unproven(proof)))
+
+    def faults_of_messages(self, expected):
         if self.lost:
-            faults.append(f"{len(self.lost)} messages are lost, the first ones: "
-                          + "; ".join(" ".join(map(str, each)) for each in self.lost[:5]))
+            yield f"{len(self.lost)} messages are lost, the first ones: {some(self.lost)}"
+        if self.wrong:
+            yield f"{len(self.wrong)} messages came with a wrong id, the first ones: {some(self.wrong)}"
         if self.twice:
-            faults.append(f"{self.twice} messages came twice, or not in order")
-        if after > before + room_mib:
-            faults.append(f"the server has {after:.0f} MiB a minute after the attacks, and had {before:.0f} MiB before")
-        unproven = [kind for kind, counts in self.done().items() if not counts]
-        if unproven:
-            faults.append("nothing was done by " + ", ".join(unproven))
-        return faults
+            yield f"{self.twice} messages came twice, or not in order"
+        if self.backwards:
+            yield f"{self.backwards} ids are not above those before them on their connection"
+        published = sum(map(len, self.published.values()))
+        if published < expected / 2:
+            yield f"{published} messages were published, fewer than half of {expected:.0f}"
+        for transport, messages in self.received.items():
+            if not messages:
+                yield f"the subscribers of {transport} received nothing"
+
+    def faults_of_server(self, before, after, room):
+        if self.code:
+            yield f"the server was told to end, and its exit code is {self.code}"
+        failures = self.probed["failures"]
+        if failures:
+            yield f"{len(failures)} of /health/live failed: {failures[:5]}"
+        for what, had, has, more in zip(("MiB", "descriptors"), before, after, room):
+            if has > had + more:
+                yield f"the server has {has:.0f} {what} a minute after the attacks, and had {had:.0f} before"
+
+    def unproven(self, proof):
+        done = self.done()
+        for kind in done:
+            if not done[kind][proof[kind]]:
+                yield f"{kind} has no proof: its count of \"{proof[kind]}\" is 0"
 
     def text(self, before, after):
-        return "\n".join([*self.table(), "", *self.honest(), "", *self.server(before, after), "", *self.attackers(), ""])
+        parts = [self.table(), self.honest(), self.server(before, after), self.attackers()]
+        return "\n".join(line for part in parts for line in [*part, ""])
 
     def table(self):
         """What was worst in each wave."""
@@ -69,7 +102,8 @@ class Result:
         live, failures = self.probed["latency"].counts, self.probed["failures"]
         return [
             f"published {sum(map(len, self.published.values())):,} messages, {self.tries}",
-            f"received {self.total('received'):,}; lost {len(self.lost)}, twice {self.twice}, gaps {self.total('gaps')}",
+            f"received {sum(self.received.values()):,} {dict(self.received)}; lost {len(self.lost)}, "
+            f"twice {self.twice}, wrong ids {len(self.wrong)}, gaps {self.total('gaps')}",
             f"connections that ended {self.total('ends')}, refused {self.total('refusals')}",
             f"delivery: {spread(latency)}; the clients' own pauses: {spread(pauses)}",
             f"/health/live: {spread(live)}; {sum(live.values()):,} asked, {len(failures)} failed {failures[:5]}"]
@@ -78,9 +112,9 @@ class Result:
         levels, loud = self.log_lines
         memory, descriptors = self.watch.memory.values(), self.watch.descriptors.values()
         return [
-            f"memory: {before:.0f} MiB before, {max(memory):.0f} at most, {after:.0f} a minute after",
-            f"descriptors: {max(descriptors)} at most, {list(descriptors)[-1]} at the end; processor {self.cpu:.0f} s; "
-            f"exit code {self.code}",
+            f"memory: {before[0]:.0f} MiB before, {max(memory):.0f} at most, {after[0]:.0f} a minute after",
+            f"descriptors: {before[1]} before, {max(descriptors)} at most, {after[1]} a minute after",
+            f"processor {self.cpu:.0f} s; exit code {self.code}",
             f"log lines: {dict(levels)}", *(f"  {count:>6} {line}" for line, count in loud.most_common(20)),
             "metrics that the attacks have changed:", *self.changes()]
 
@@ -103,6 +137,10 @@ class Result:
         return ["what the attackers did:", *(
             f"  {kind}: " + ", ".join(f"{count:,} {what}" for what, count in counts.most_common())
             for kind, counts in sorted(self.done().items()))]
+
+
+def some(rows):
+    return "; ".join(" ".join(map(str, each)) for each in rows[:5])
 
 
 def merged(series):

@@ -149,6 +149,9 @@ class Server:
                     loud[f"{entry['level']} {entry.get('message')}"] += 1
         return levels, loud
 
+    def last_log_lines(self):
+        return self.log.read_text().splitlines()[-20:]
+
     def stop(self):
         """Ends the server in order; its exit code."""
         self.process.terminate()

@@ -4,8 +4,10 @@ import asyncio
 import gzip
 import zlib
 
+import readers
 import wire
 
+JSON = ["Content-Type: application/json"]
 NDJSON = ["Content-Type: application/x-ndjson"]
 BOMB = gzip.compress(bytes(64 << 20), 9)
 LINES = gzip.compress(b'{"topic":"rooms.1","data":"' + b"a" * 1000 + b'"}\n' * 50_000, 9)
@@ -21,8 +23,12 @@ async def slow_bodies(attacker):
     for _ in range(100):
         connections.append(await attacker.open())
         path = attacker.random.choice(["/publish", "/topics/rooms.1", "/events"])
-        connections[-1].write(begin(path, 200_000, attacker.user()) + b'{"topic":"rooms.1","data":"'
+        kind = JSON if path == "/events" else NDJSON
+        connections[-1].write(begin(path, 200_000, attacker.user(), kind) + b'{"topic":"rooms.1","data":"'
                               + b"a" * attacker.random.choice([1, 1000, 100_000]))
+    await asyncio.sleep(1)
+    # Each of them is closed or answered if the server has refused the request.
+    attacker.count("bodies held", sum(await asyncio.gather(*(each.is_held() for each in connections))))
     for _ in range(40):
         for connection in connections:
             if connection.is_open():
@@ -35,6 +41,8 @@ async def endless_bodies(attacker):
     """Sends on and on after the refusal."""
     connection = await attacker.open()
     connection.write(begin("/topics/news.1", 1 << 40, None))
+    status, _ = await readers.answer_head(connection.reader)
+    attacker.count(f"answers {status}")
     while True:
         await connection.flood(bytes(1 << 16))
         attacker.count("KiB", 64)
@@ -46,10 +54,11 @@ async def garbage_batches(attacker):
                attacker.random.randbytes(100).replace(b"\n", b"") + b"\n"]
     line = attacker.random.choice(garbage)
     connection = await attacker.open()
-    connection.write(begin("/publish", 1 << 30, attacker.random.choice([attacker.user(), None])))
+    credential = attacker.random.choice([attacker.user(), None])
+    connection.write(begin("/publish", 1 << 30, credential))
     while True:
         await connection.flood(line * (50_000 // len(line)))
-        attacker.count("elements", 50_000 // len(line))
+        attacker.count("elements" if credential else "elements without a credential", 50_000 // len(line))
 
 
 async def compressed_bombs(attacker):

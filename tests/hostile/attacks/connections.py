@@ -6,6 +6,8 @@ import struct
 
 import readers
 import wire
+from attacker import hold
+from server import KEY
 
 
 async def connection_flood(attacker):
@@ -20,17 +22,22 @@ async def connection_flood(attacker):
 
 async def silent_connections(attacker):
     """Opens many connections that send nothing, or only the beginning of something."""
+    connections = []
     for _ in range(400):
         connection = await attacker.open()
+        connections.append(connection)
         connection.write(attacker.random.choice(
             [b"", b"G", b"GET /health/live HTTP/1.1\r\nHost: a\r\n", wire.PREFACE[:10], wire.PREFACE]))
         attacker.count("silent connections")
-    await connection.discard()
+    await hold(attacker, connections)
 
 
 async def slow_heads(attacker):
     """Sends a head byte by byte."""
     connections = [await attacker.open() for _ in range(100)]
+    await asyncio.sleep(1)
+    # The server may have refused some of them.
+    attacker.count("connections held", sum(await asyncio.gather(*(each.is_held() for each in connections))))
     for byte in wire.request("GET", "/topics/news.1", ["X-Slow: " + "a" * 50]):
         for connection in connections:
             if connection.is_open():
@@ -52,9 +59,12 @@ async def header_floods(attacker):
 
 
 async def pipelined_requests(attacker):
-    """Sends many requests at once and reads no answer."""
+    """Sends many requests at once and reads only the first answer."""
     connection = await attacker.open(buffer=4096)
     requests = wire.request("GET", "/topics/news.1?after=0&wait=0&limit=1000") * 100
+    connection.write(requests)
+    status, _ = await readers.answer_head(connection.reader)
+    attacker.count(f"answers {status}")
     for _ in range(100):
         await connection.flood(requests)
         attacker.count("requests", 100)
@@ -66,7 +76,8 @@ async def guessed_credentials(attacker):
     for _ in range(200):
         right = attacker.user()
         guess = attacker.random.choice([
-            attacker.random.randbytes(20).hex(), right[:-4] + "AAAA", right.rpartition(".")[0] + ".", "a." * 1000])
+            attacker.random.randbytes(20).hex(), right[:-4] + "AAAA", right.rpartition(".")[0] + ".", "a." * 1000,
+            "rejoin_" + attacker.random.randbytes(20).hex(), KEY[:-1] + "1", KEY[:-1], KEY + "0", KEY.upper()])
         connection.write(wire.request("GET", "/topics/rooms.1?wait=0", wire.bearer(guess)))
         status, head = await readers.answer_head(connection.reader)
         await readers.body(connection.reader, head)

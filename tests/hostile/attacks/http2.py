@@ -4,18 +4,52 @@ import asyncio
 import itertools
 import struct
 
+import readers
 import wire
+
+
+async def note_answers(attacker, connection, answered):
+    """Reads to the end, counts the answers, and notes their streams with the kind of the frame."""
+    while True:
+        kind, _, stream, payload = await readers.http2_frame(connection.reader)
+        if kind == 1:
+            # 8 is `:status 200` of the static table of HPACK.
+            attacker.count("answers 200" if payload[:1] == b"\x88" else "other answers")
+            answered[stream] = kind
+        elif kind == 3:
+            attacker.count("streams that the server reset")
+            answered[stream] = kind
+        elif kind == 7:
+            attacker.count("connections that the server ended")
+
+
+async def note_some(attacker, connection, seconds):
+    """Notes the answers of some seconds; the streams that were answered or reset."""
+    answered = {}
+    try:
+        await asyncio.wait_for(note_answers(attacker, connection, answered), seconds)
+    except asyncio.TimeoutError:
+        pass
+    return answered
 
 
 async def many_streams(attacker):
     """Opens streams and held polls, up to the limit of the connection and beyond it."""
     connection = await attacker.http2()
+    polls = set()
     for stream in range(1, 800, 2):
+        # No client publishes to news.quiet, so a poll of it is held.
         path = attacker.random.choice(["/topics/news.1?transport=sse", "/topics/news.2?transport=ndjson",
-                                       "/topics/rooms.1?wait=60", "/topics/news.3?since=0s&wait=60"])
+                                       "/topics/news.quiet?since=0s&wait=60"])
         await connection.flood(wire.headers(stream, path))
         attacker.count("streams")
-    await connection.discard_some(20)
+        if "wait" in path:
+            polls.add(stream)
+    # The server resets the streams beyond its limit. It holds a poll if it has answered a stream that came later.
+    answered = await note_some(attacker, connection, 1)
+    newest = max((stream for stream, kind in answered.items() if kind == 1), default=0)
+    attacker.count("polls held", sum(stream < newest for stream in polls - answered.keys()))
+    await note_some(attacker, connection, 20)
 
 
 async def rapid_resets(attacker):
@@ -61,7 +95,12 @@ async def ping_flood(attacker):
 async def empty_frames(attacker):
     """Sends DATA frames without data, WINDOW_UPDATE and PRIORITY frames (CVE-2019-9518)."""
     connection = await attacker.http2()
-    connection.write(wire.headers(1, "/publish", "POST", [("content-type", "application/x-ndjson")], is_end=False))
+    connection.write(wire.headers(1, "/publish", "POST", [
+        ("content-type", "application/x-ndjson"), ("authorization", f"Bearer {attacker.user()}")], is_end=False))
+    # A refused request has no body to send.
+    if await note_some(attacker, connection, 1):
+        return
+    attacker.count("bodies held")
     frames = [wire.frame(0, 0, 1), wire.frame(8, 0, 1, struct.pack(">I", 1)),
               wire.frame(2, 0, 3, struct.pack(">IB", 1, 9)), wire.frame(0, 8, 1, b"\x05" + bytes(5))]
     while True:
@@ -76,21 +115,23 @@ async def tiny_windows(attacker):
         path = attacker.random.choice(["/topics/news.1?after=0&wait=0&limit=1000", "/topics/rooms.1", "/nowhere",
                                        "/events?topic=news.*&after=0&transport=ndjson", "/openapi.json"])
         await connection.flood(wire.headers(stream, path))
-        attacker.count("answers not taken")
-    await connection.discard_some(40)
+        attacker.count("requests")
+    # The heads of the answers need no window, but nothing else comes.
+    await note_some(attacker, connection, 40)
 
 
 async def header_bombs(attacker):
     """Repeats one field of the table of HPACK, so that a byte becomes many."""
     connection = await attacker.http2()
-    entry = b"\x40\x01a\x7f\x81\x1e" + b"b" * 4000
+    entry = b"\x40\x01a\x7f\xa1\x1e" + b"b" * 4000
+    # 15 of them are just below the limit of a head, and the server ends the connection after 90.
     for stream in range(1, 400, 2):
-        size = attacker.random.choice([15, 90, 4000])
+        size = attacker.random.choice([15] * 98 + [90, 4000])
         block = wire.head("/topics/news.1?since=0s&wait=60") + entry + b"\xbe" * size
         await connection.flood(wire.frame(1, 5, stream, block))
         attacker.count("heads")
         attacker.count("bytes unpacked", size * 4000)
-    await connection.discard_some(5)
+    await note_some(attacker, connection, 5)
 
 
 async def broken_frames(attacker):

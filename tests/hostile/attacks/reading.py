@@ -5,6 +5,7 @@ import json
 
 import readers
 import wire
+from attacks.bodies import JSON
 
 LARGE = b"a" * 60_000
 
@@ -13,11 +14,8 @@ def body_of(topics, **more):
     return json.dumps({"topics": topics, **more}).encode()
 
 
-JSON = ["Content-Type: application/json"]
-
-
 async def slow_readers(attacker):
-    """Subscribes on each transport to large messages, which it publishes, and reads nothing."""
+    """Subscribes on each transport to large messages, which it publishes, and reads nothing of them."""
     credential = attacker.user()
     for number in range(30):
         if number % 3:
@@ -25,6 +23,9 @@ async def slow_readers(attacker):
             accept = ["text/event-stream", "application/x-ndjson"][number % 3 - 1]
             connection.write(wire.request("GET", "/topics/rooms.slow?after=0",
                                           [*wire.bearer(credential), f"Accept: {accept}"]))
+            status, _ = await readers.answer_head(connection.reader)
+            if status != 200:
+                raise readers.Refused(status)
         else:
             await attacker.websocket("/events?topic=rooms.slow&topic=news.*&after=0", credential, buffer=4096)
         attacker.count("readers that do not read")

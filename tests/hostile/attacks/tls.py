@@ -1,25 +1,30 @@
 """Handshakes of TLS."""
 
 import wire
+from attacker import hold
 
 CONTEXT = wire.tls_context()
 
 
 async def unfinished_handshakes(attacker):
     """Begins handshakes, wholly or in halves, and never ends them."""
+    connections = []
     for _ in range(200):
         hello = wire.client_hello()
         connection = await attacker.open("tls")
+        connections.append(connection)
         connection.write(hello[:attacker.random.choice([1, 5, 100, len(hello)])])
         attacker.count("handshakes begun")
-    await connection.discard()
+    await hold(attacker, connections)
 
 
 async def many_handshakes(attacker):
     """Makes handshakes as fast as it can, and sends nothing on them."""
-    connection = await attacker.open("tls", tls=CONTEXT)
-    attacker.count("handshakes")
-    connection.close()
+    # Without a pause: the rounds have one between them.
+    for _ in range(500):
+        connection = await attacker.open("tls", tls=CONTEXT)
+        attacker.count("handshakes")
+        connection.close()
 
 
 async def no_handshakes(attacker):
@@ -29,4 +34,5 @@ async def no_handshakes(attacker):
         attacker.random.randbytes(2000), b"\x16\x03\x01\xff\xff" + attacker.random.randbytes(70_000),
         wire.request("GET", "/")]))
     attacker.count("sent")
-    await connection.discard()
+    await connection.closed()
+    attacker.count("connections that the server closed")
