@@ -76,12 +76,20 @@ class Attacker:
         return answer
 
 
-async def hold(attacker, connections):
-    """Counts the connections that the server holds after a second, and waits until it has closed all."""
-    await asyncio.sleep(1)
-    attacker.count("connections held", sum(await asyncio.gather(*(each.is_held() for each in connections))))
+async def hold(attacker, begin, number):
+    """Begins many connections, and waits until the server has closed all. Counts the first ones that it has held."""
+    connections = []
+    for index in range(number):
+        connections.append(await begin())
+        if index == 10:
+            await asyncio.sleep(1)
+            await count_held(attacker, "connections held", connections)
     await asyncio.gather(*(each.closed() for each in connections))
-    attacker.count("connections that the server closed", len(connections))
+    attacker.count("connections that the server closed", number)
+
+
+async def count_held(attacker, what, connections):
+    attacker.count(what, sum(await asyncio.gather(*(each.is_held() for each in connections))))
 
 
 class Connection:
