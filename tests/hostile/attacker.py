@@ -36,9 +36,11 @@ class Attacker:
 
     async def open(self, port="plain", tls=None, buffer=None):
         """A connection from some address of the attackers."""
-        connection = Connection(*await asyncio.wait_for(asyncio.open_connection(
-            HOST, self.server[port], local_addr=(f"127.0.1.{self.random.randint(1, 40)}", 0), limit=buffer or 1 << 16,
-            ssl=tls, server_hostname="push.example" if tls else None), 20))
+        address = f"127.0.1.{self.random.randint(1, 40)}"
+        async with asyncio.timeout(20):
+            connection = Connection(*await asyncio.open_connection(
+                HOST, self.server[port], local_addr=(address, 0), limit=buffer or 1 << 16,
+                ssl=tls, server_hostname="push.example" if tls else None))
         if buffer:
             connection.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         self.count("connections")
@@ -76,12 +78,20 @@ class Attacker:
         return answer
 
 
-async def hold(attacker, connections):
-    """Counts the connections that the server holds after a second, and waits until it has closed all."""
-    await asyncio.sleep(1)
-    attacker.count("connections held", sum(await asyncio.gather(*(each.is_held() for each in connections))))
+async def hold(attacker, begin, number):
+    """Begins many connections, and waits until the server has closed all. Counts the first ones that it has held."""
+    connections = []
+    for index in range(number):
+        connections.append(await begin())
+        if index == 10:
+            await asyncio.sleep(1)
+            await count_held(attacker, "connections held", connections)
     await asyncio.gather(*(each.closed() for each in connections))
-    attacker.count("connections that the server closed", len(connections))
+    attacker.count("connections that the server closed", number)
+
+
+async def count_held(attacker, what, connections):
+    attacker.count(what, sum(await asyncio.gather(*(each.is_held() for each in connections))))
 
 
 class Connection:
@@ -111,14 +121,16 @@ class Connection:
 
     async def discard_some(self, seconds):
         try:
-            await asyncio.wait_for(self.discard(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.discard()
         except asyncio.TimeoutError:
             pass
 
     async def is_held(self):
         """Whether the server has neither answered nor closed."""
         try:
-            await asyncio.wait_for(self.reader.read(1), .05)
+            async with asyncio.timeout(.05):
+                await self.reader.read(1)
             return False
         except asyncio.TimeoutError:
             return True
@@ -159,7 +171,6 @@ async def serve(pipe, server, attacks, seed):
         ended, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         for task in ended:
             task.result()
-        # Again and again, because `wait_for` of Python 3.11 may pass over a cancellation.
         while tasks:
             for task in tasks:
                 task.cancel()
@@ -175,7 +186,9 @@ async def rounds(function, attacker):
         connections = []
         ROUND.set(connections)
         try:
-            await asyncio.wait_for(function(attacker), ROUND_SECONDS)
+            # `wait_for` of Python 3.11 may pass over a cancellation, and then the attack goes on in later waves.
+            async with asyncio.timeout(ROUND_SECONDS):
+                await function(attacker)
         except asyncio.TimeoutError:
             attacker.count("rounds without an end")
         except readers.Refused as refused:

@@ -26,7 +26,7 @@ PROOFS = {
     http2.broken_frames: "frames",
     bodies.slow_bodies: "bodies held",
     bodies.endless_bodies: "answers 401",
-    bodies.garbage_batches: "elements",
+    bodies.garbage_batches: "answers 200",
     bodies.compressed_bombs: "answers 413",
     reading.slow_readers: "readers that do not read",
     reading.wide_patterns: "answers 200",

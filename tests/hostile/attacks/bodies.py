@@ -6,6 +6,7 @@ import zlib
 
 import readers
 import wire
+from attacker import count_held
 
 JSON = ["Content-Type: application/json"]
 NDJSON = ["Content-Type: application/x-ndjson"]
@@ -20,15 +21,16 @@ def begin(path, size, credential, headers=NDJSON):
 async def slow_bodies(attacker):
     """Begins bodies, and sends a byte of each now and then."""
     connections = []
-    for _ in range(100):
+    for number in range(100):
+        if number == 10:
+            await asyncio.sleep(1)
+            # A request that the server has refused is closed or answered.
+            await count_held(attacker, "bodies held", connections)
         connections.append(await attacker.open())
         path = attacker.random.choice(["/publish", "/topics/rooms.1", "/events"])
         kind = JSON if path == "/events" else NDJSON
         connections[-1].write(begin(path, 200_000, attacker.user(), kind) + b'{"topic":"rooms.1","data":"'
                               + b"a" * attacker.random.choice([1, 1000, 100_000]))
-    await asyncio.sleep(1)
-    # Each of them is closed or answered if the server has refused the request.
-    attacker.count("bodies held", sum(await asyncio.gather(*(each.is_held() for each in connections))))
     for _ in range(40):
         for connection in connections:
             if connection.is_open():
@@ -41,8 +43,7 @@ async def endless_bodies(attacker):
     """Sends on and on after the refusal."""
     connection = await attacker.open()
     connection.write(begin("/topics/news.1", 1 << 40, None))
-    status, _ = await readers.answer_head(connection.reader)
-    attacker.count(f"answers {status}")
+    await note_answer(attacker, connection)
     while True:
         await connection.flood(bytes(1 << 16))
         attacker.count("KiB", 64)
@@ -54,11 +55,19 @@ async def garbage_batches(attacker):
                attacker.random.randbytes(100).replace(b"\n", b"") + b"\n"]
     line = attacker.random.choice(garbage)
     connection = await attacker.open()
-    credential = attacker.random.choice([attacker.user(), None])
-    connection.write(begin("/publish", 1 << 30, credential))
-    while True:
-        await connection.flood(line * (50_000 // len(line)))
-        attacker.count("elements" if credential else "elements without a credential", 50_000 // len(line))
+    connection.write(begin("/publish", 1 << 30, attacker.random.choice([attacker.user(), None])))
+    answer = asyncio.ensure_future(note_answer(attacker, connection))
+    try:
+        while True:
+            await connection.flood(line * (50_000 // len(line)))
+            attacker.count("elements", 50_000 // len(line))
+    finally:
+        answer.cancel()
+
+
+async def note_answer(attacker, connection):
+    status, _ = await readers.answer_head(connection.reader)
+    attacker.count(f"answers {status}")
 
 
 async def compressed_bombs(attacker):

@@ -6,7 +6,7 @@ import struct
 
 import readers
 import wire
-from attacker import hold
+from attacker import count_held, hold
 from server import KEY
 
 
@@ -22,22 +22,22 @@ async def connection_flood(attacker):
 
 async def silent_connections(attacker):
     """Opens many connections that send nothing, or only the beginning of something."""
-    connections = []
-    for _ in range(400):
+    async def begin():
         connection = await attacker.open()
-        connections.append(connection)
         connection.write(attacker.random.choice(
             [b"", b"G", b"GET /health/live HTTP/1.1\r\nHost: a\r\n", wire.PREFACE[:10], wire.PREFACE]))
-        attacker.count("silent connections")
-    await hold(attacker, connections)
+        return connection
+
+    await hold(attacker, begin, 400)
 
 
 async def slow_heads(attacker):
     """Sends a head byte by byte."""
-    connections = [await attacker.open() for _ in range(100)]
+    connections = [await attacker.open() for _ in range(10)]
     await asyncio.sleep(1)
     # The server may have refused some of them.
-    attacker.count("connections held", sum(await asyncio.gather(*(each.is_held() for each in connections))))
+    await count_held(attacker, "connections held", connections)
+    connections += [await attacker.open() for _ in range(90)]
     for byte in wire.request("GET", "/topics/news.1", ["X-Slow: " + "a" * 50]):
         for connection in connections:
             if connection.is_open():

@@ -27,7 +27,8 @@ async def note_some(attacker, connection, seconds):
     """Notes the answers of some seconds; the streams that were answered or reset."""
     answered = {}
     try:
-        await asyncio.wait_for(note_answers(attacker, connection, answered), seconds)
+        async with asyncio.timeout(seconds):
+            await note_answers(attacker, connection, answered)
     except asyncio.TimeoutError:
         pass
     return answered
@@ -36,20 +37,25 @@ async def note_some(attacker, connection, seconds):
 async def many_streams(attacker):
     """Opens streams and held polls, up to the limit of the connection and beyond it."""
     connection = await attacker.http2()
-    polls = set()
-    for stream in range(1, 800, 2):
-        # No client publishes to news.quiet, so a poll of it is held.
-        path = attacker.random.choice(["/topics/news.1?transport=sse", "/topics/news.2?transport=ndjson",
-                                       "/topics/news.quiet?since=0s&wait=60"])
-        await connection.flood(wire.headers(stream, path))
-        attacker.count("streams")
-        if "wait" in path:
-            polls.add(stream)
-    # The server resets the streams beyond its limit. It holds a poll if it has answered a stream that came later.
-    answered = await note_some(attacker, connection, 1)
-    newest = max((stream for stream, kind in answered.items() if kind == 1), default=0)
-    attacker.count("polls held", sum(stream < newest for stream in polls - answered.keys()))
-    await note_some(attacker, connection, 20)
+    polls, answered = set(), {}
+    noting = asyncio.ensure_future(note_answers(attacker, connection, answered))
+    try:
+        for stream in range(1, 800, 2):
+            # No client publishes to news.quiet, so a poll of it is held.
+            path = attacker.random.choice(["/topics/news.1?transport=sse", "/topics/news.2?transport=ndjson",
+                                           "/topics/news.quiet?since=0s&wait=60"])
+            await connection.flood(wire.headers(stream, path))
+            attacker.count("streams")
+            if "wait" in path:
+                polls.add(stream)
+            # The server holds a poll if it has answered a stream that came later.
+            if stream == 99:
+                await asyncio.sleep(1)
+                newest = max((stream for stream, kind in answered.items() if kind == 1), default=0)
+                attacker.count("polls held", sum(stream < newest for stream in polls - answered.keys()))
+        await asyncio.sleep(20)
+    finally:
+        noting.cancel()
 
 
 async def rapid_resets(attacker):
