@@ -117,6 +117,8 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
   let newest
   /** @type {Frame} */
   let opened
+  /** The topics that the server has added to the connection. This tab may have closed some. @type {Set<string>} */
+  let added
   /** The time at which the connection has last brought something. */
   let heard = 0
 
@@ -125,6 +127,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     term = Math.random()
     newest = now().link
     opened = { ...frame, expires_in_ms: 0 }
+    added = new Set(frame.mine)
     post({ isNew: true })
   }
 
@@ -133,6 +136,8 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     if (!leads) return
     if (frame.type === 'open') opens(frame)
     heard = Date.now()
+    if (frame.type === 'unsubscribed') added.delete(frame.topic)
+    else if (frame.type === 'subscribed' && frame.by) added.add(frame.topic)
     // Messages, gaps, cursors, and news of topics. Other frames are for the leader alone.
     if (!/^([gsu]|me|cu)/.test(frame.type)) return
     // A leader asks for no replay, so each is of a topic that the server adds.
@@ -141,7 +146,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
 
   /** @param {string} to */
   function greet(to) {
-    const { link, cursor, all } = now(), mine = all.filter(it => it.given).map(it => it.name)
+    const { link, cursor } = now()
     if (!followers.has(to)) {
       followers.set(to, new Map())
       // The lock is free when the tab has gone.
@@ -156,7 +161,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     // A proxy that buffers brings a stream together with its end. So a connection that has ended counts too, until the
     // next one: after `cursor` it sends nothing, as if it were quiet.
     const answer = term && newest && !isSilent
-      ? { to, term, open: { ...opened, cursor, mine }, names: [...newest.names].filter(isRead) }
+      ? { to, term, open: { ...opened, cursor, mine: [...added] }, names: [...newest.names].filter(isRead) }
       : { to }
     // A frozen page still hears, but its timers stand, so it would never connect. Then it does not answer.
     if (link && term) post(answer)
@@ -205,8 +210,11 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     following = undefined
     one.command = (/** @type {Frame} */ { type, topic, presence }, answered, reading) => {
       if (!topic) return
+      const isDone = type === 'unsubscribe'
+      // The leader answers nothing that is done before.
+      if (isDone) one.asked = one.asked.filter(it => it.topic !== topic)
       if (answered) one.asked.push({ topic, answered, reading })
-      post({ from: id, topic, presence, isDone: type === 'unsubscribe' })
+      post({ from: id, topic, presence, isDone })
     }
     clearTimeout(patience)
     patience = setTimeout(() => one.ended || ask(true), globalThis.document?.hidden ? HIDDEN_MS : SHOWN_MS)
@@ -234,7 +242,8 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
       link.frame(frame)
       // The last subscription of the leader has ended. A tab that relies on it asks for one, and reads the rest by polls.
       const { type, topic } = frame
-      if (type === 'unsubscribed' && link.names.delete(topic) && now().all.some(it => it.name === topic)) link.end()
+      // One that has asked already gets its answer.
+      if (type === 'unsubscribed' && !link.asked.some(it => it.topic === topic) && link.names.delete(topic) && now().all.some(it => it.name === topic)) link.end()
     }
     if (answer) {
       link.frame(answer)

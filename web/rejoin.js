@@ -133,10 +133,10 @@ function matches(name, topic) {
     (part, at) => part === segments[at] || part[0] === '*' && segments[at] && (at || topic[0] !== '$'))
 }
 
-/** The newer of two cursors. @param {string} [a] @param {string} [b] */
-const newer = (a, b) => Number(a) > Number(b) ? a : b
 /** False if there is none to compare. @param {string} [a] @param {string} [b] */
 const isNewer = (a, b) => Number(a) > Number(b)
+/** The newer of two cursors. @param {string} [a] @param {string} [b] */
+const newer = (a, b) => isNewer(a, b) ? a : b
 const backOff = (/** @type {number} */ tries) => Math.random() * Math.min(20_000, 500 * 2 ** tries)
 const pause = (/** @type {number} */ ms) => new Promise(done => setTimeout(done, ms))
 
@@ -163,7 +163,7 @@ export function connect(url, options = {}) {
   /** The address of the server, which is also the name under which the transport is remembered. */
   const base = new URL(url, globalThis.location?.href).href.replace(/\/$/, '')
   const Socket = options.WebSocket ?? globalThis.WebSocket
-  const kinds = options.transports ?? ['ws', 'ndjson', 'poll']
+  const kinds = (options.transports ?? ['ws', 'ndjson', 'poll']).filter(it => Socket || it !== 'ws')
   const events = options.mine ? '/events?mine=' : '/events?'
   const { on, emit } = emitter()
   /** All subscriptions. @type {Set<Reading>} */
@@ -191,7 +191,7 @@ export function connect(url, options = {}) {
   /** How often a refused token is asked for again. The end of a token on a connection counts too. */
   let chances = 1
   let at = 0
-  let chosen = 0
+  let keptUntil = 0
   /** True if the page wants a connection without topics. */
   let isWanted = options.mine
   /** The other tabs, if they share this connection. @type {ReturnType<typeof import('./rejoin-shared.js').share> | undefined} */
@@ -212,12 +212,12 @@ export function connect(url, options = {}) {
   const known = () => all().filter(it => !it.given)
   const isAsked = (/** @type {string} */ name) => link?.asked.some(it => it.reading?.name === name)
   /** The subscription of a topic that the server has added. @param {string} name */
-  const gift = name => named(name).find(it => it.given)
+  const gift = name => all().find(it => it.given && it.name === name)
   const later = (/** @type {string} */ name, /** @type {() => void} */ run, ms = 0) => {
     clearTimeout(timers[name])
     timers[name] = setTimeout(run, Math.min(ms, 2e9))
   }
-  const isKept = () => Date.now() - chosen < BETTER_MS
+  const isKept = () => Date.now() < keptUntil
   const say = (/** @type {State} */ now) => {
     if (state !== now) emit('state', state = now)
   }
@@ -235,7 +235,7 @@ export function connect(url, options = {}) {
   }
 
   /** The token, if it has not ended. */
-  const credential = async () => !options.token || token && Date.now() < tokenEnds ? token : ask()
+  const credential = async () => !options.token || Date.now() < tokenEnds && token || ask()
 
   /** The server has told how long the token lives. @param {Frame} frame */
   function expects({ expires_in_ms: life }) {
@@ -268,7 +268,7 @@ export function connect(url, options = {}) {
     for (let hasAsked = false; ; hasAsked = true) {
       const bearer = await credential()
       const answer = await fetch(base + path, {
-        method: body ? 'POST' : 'GET',
+        method: body && 'POST',
         credentials: 'include',
         body: JSON.stringify(body),
         signal,
@@ -450,12 +450,15 @@ export function connect(url, options = {}) {
     tabs?.tell(frame)
   }
 
-  /** Gives it what was replayed of it. Other frames about topics come in the middle of a replay. @param {Reading} reading */
+  /**
+   * Gives it what was replayed of it. Other frames about topics come in the middle of a replay.
+   * @param {Reading | {name: string, lost: true}} reading
+   */
   function giveReplay(reading) {
     strays = strays.filter(it => !matches(reading.name, it.topic) || give(reading, it))
   }
 
-  /** Gives a message or a gap to one subscription, unless it has had it. @param {Reading} reading @param {Frame} frame */
+  /** Gives a message or a gap to one subscription, unless it has had it. @param {any} reading @param {Frame} frame */
   function give(reading, frame) {
     const isUnknown = frame.reason === 'unknown_cursor'
     // A gap without an end that does not move the cursor is one of several.
@@ -468,9 +471,16 @@ export function connect(url, options = {}) {
       if (!reading.pauses && frame.topic !== echoing) return tell(reading, frame)
       reading.from = before
     }
-    // A page cannot read again what only the server has added.
-    if (reading.held.push(frame) <= MOST_HELD || reading.given) return
+    reading.held.push(frame)
+    if (!reading.held[MOST_HELD]) return
     reading.held = []
+    if (reading.given) {
+      // A page cannot read again what only the server has added.
+      reading.held = [{
+        type: 'gap', topic: reading.name, after: reading.from, next: null, cursor: frame.id ?? frame.cursor ?? cursor, reason: 'retention',
+      }]
+      return
+    }
     reading.at = reading.from
     reading.lost = true
     reading.live = reading.caught = false
@@ -651,7 +661,8 @@ export function connect(url, options = {}) {
     reading.emit('end', error)
     if (named(name)[0]) return
     const isOwn = link?.names.delete(name)
-    if (link?.command && (isOwn || reading.given)) link.command({ type: 'unsubscribe', topic: name })
+    // Other tabs may go on with what the server has added.
+    if (link?.command && (isOwn || reading.given && !tabs)) link.command({ type: 'unsubscribe', topic: name })
     else if (isOwn || next?.names.has(name)) again()
   }
 
@@ -671,11 +682,11 @@ export function connect(url, options = {}) {
   /** The server has added a topic, or taken it. @param {Frame} frame */
   function byServer({ type, topic, cursor: place }) {
     let reading = gift(topic)
-    const isRead = link?.names.has(topic) && !isAsked(topic) || reading?.live
+    const isOwn = link?.names.has(topic), isRead = isOwn && !isAsked(topic) || reading?.live
     if (type === 'unsubscribed') {
-      if (!isRead) strays = strays.filter(it => !matches(topic, it.topic))
+      if (!isRead) giveReplay({ name: topic, lost: true })
       // The client may still read for itself what is gone from the list. A new connection says so.
-      if (options.mine && reading && link?.names.has(topic)) return again()
+      if (options.mine && reading && isOwn) return again()
       if (reading) reading.given = false
       link?.names.delete(topic)
       return refuseTopic(topic, { code: 'conflict' })
@@ -713,8 +724,7 @@ export function connect(url, options = {}) {
         } catch (/** @type {any} */ why) {
           // Without a code there was no answer, and the message may be stored.
           if (!why.isAsked) code = 'unknown_outcome'
-          const isLast = ephemeral || isOver() || Date.now() > until || FINAL.test(why.code)
-          if (isLast) throw failure({ ...why, code: code ?? why.code })
+          if (ephemeral || isOver() || Date.now() > until || FINAL.test(why.code)) throw failure({ ...why, code: code ?? why.code })
           await pause(backOff(fails % 4))
         }
       }
@@ -726,11 +736,16 @@ export function connect(url, options = {}) {
 
   // Coming back.
 
-  /** Ends the connection, until something wakes it. */
-  function rest() {
-    turns++
+  /** Ends the attempt to connect. */
+  function stop() {
     timers.go = clearTimeout(timers.go)
     next?.end()
+    return ++turns
+  }
+
+  /** Ends the connection, until something wakes it. */
+  function rest() {
+    stop()
     leave()
     tabs?.rest()
     if (!isOver()) say('waiting')
@@ -744,10 +759,8 @@ export function connect(url, options = {}) {
 
   /** @returns {Promise<void>} */
   async function go() {
-    const turn = ++turns
-    timers.go = clearTimeout(timers.go)
+    const turn = stop()
     if (isOver()) return
-    next?.end()
     if (!isWanted && !known()[0]) return rest()
     if (!link) say('connecting')
     try {
@@ -776,17 +789,17 @@ export function connect(url, options = {}) {
     // A poll needs a topic, or a list of the subject. A stream may wait for those that the server adds.
     if (turn !== turns || isHttp && !(name === 'poll' ? options.mine : isWanted) && !together().some[0]) throw {}
     await open({ ws: webSocket, ndjson: lines, poll: polls }[name])
-    if (kind !== at || !isKept()) chosen = Date.now()
+    if (kind !== at || !isKept()) keptUntil = Date.now() + BETTER_MS
     at = kind
     if (kind) later('better', go, BETTER_MS)
-    try { sessionStorage[base] = [at, chosen] } catch { /* as below */ }
+    try { sessionStorage[base] = [at, keptUntil] } catch { /* as below */ }
   }
 
   /** Does what the reason for an end asks for. @param {Frame} why @param {boolean} [isOpen] @returns {any} */
   function judge(why, isOpen) {
     const { code, topic } = why, isOfToken = options.token && /^(unau|tok)/.test(code)
     if (isOver()) return
-    if (isOfToken && !why.isAsked && chances--) token = undefined
+    if (isOfToken && !why.isAsked && chances-- > 0) token = undefined
     else if (isOfToken || FINAL.test(code)) {
       if (!topic) return refuse(why)
       // The page may have closed the subscription of this topic meanwhile.
@@ -825,7 +838,7 @@ export function connect(url, options = {}) {
     if (type === 'pagehide') return rest()
     // A page that is left is hidden only after its end.
     if (type === 'visibilitychange' && document.hidden) return
-    if (type === 'online') chosen = 0
+    if (type === 'online') keptUntil = 0
     if (turns && (type === 'online' || !link && !next)) go()
   }
   // Without the module each tab connects by itself.
@@ -834,7 +847,7 @@ export function connect(url, options = {}) {
   }).catch(() => {})
   for (const type of ['online', 'pageshow', 'pagehide', 'visibilitychange']) globalThis.addEventListener?.(type, hurry, listening)
   // The transport that has worked shortly before.
-  try { [at, chosen] = sessionStorage[base].split(',').map(Number) } catch { /* the browser forbids storage, or has none */ }
+  try { [at, keptUntil] = sessionStorage[base].split(',').map(Number) } catch { /* the browser forbids storage, or has none */ }
   if (options.mine) wake()
 
   return {

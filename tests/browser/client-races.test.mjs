@@ -208,3 +208,47 @@ describe('the browser client', { concurrency: true }, () => {
     assert.deepEqual(data(told), [3003])
   })
 })
+
+// By themselves: they look at the timers of everything, and let nothing else run for a while.
+describe('the browser client alone', () => {
+  // They were all kept, without a bound.
+  test('a loop that is slow over a topic of the server is told a gap after a thousand messages', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const { rejoin } = open('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    let given
+    rejoin.on('subscription', subscription => { given = subscription })
+    rejoin.subscribe('t')
+    await until(() => rejoin.state === 'live')
+    const say = (from, to) => numbers(from, to).forEach(id => Socket.all[0].say(message('given', id)))
+    Socket.all[0].say({ type: 'subscribed', topic: 'given', cursor: '1000', by: 'server' })
+    const gaps = [], got = [], loop = given[Symbol.asyncIterator](), first = loop.next()
+    given.on('gap', gap => gaps.push(gap))
+    say(1001, 2001)
+    got.push((await first).value.data)
+    assert.deepEqual(gaps, [])
+    say(2002, 4003)
+    const take = async count => { while (count--) got.push((await loop.next()).value.data) }
+    await take(1)
+    assert.deepEqual(gaps.splice(0), [{ type: 'gap', topic: 'given', after: '1001', next: null, cursor: '4002', reason: 'retention' }])
+    assert.deepEqual(got, [1001, 4003])
+    say(4004, 4006)
+    await take(3)
+    assert.deepEqual([got.slice(2), gaps], [[4004, 4005, 4006], []])
+  })
+
+  test('a client without the class of a WebSocket makes one stream, and looks for no better one', async ({ mock }) => {
+    const { asked, streams, url } = await stub(), Class = globalThis.WebSocket
+    delete globalThis.WebSocket
+    ends.push(() => { if (Class) globalThis.WebSocket = Class })
+    const waits = [], real = globalThis.setTimeout
+    mock.method(globalThis, 'setTimeout', (run, ms, ...more) => {
+      waits.push(ms)
+      return real(run, ms, ...more)
+    })
+    const { rejoin } = open(url)
+    rejoin.subscribe('t')
+    await until(() => rejoin.state === 'live')
+    mock.restoreAll()
+    assert.deepEqual([streams.length, asked.length, waits.includes(600_000)], [1, 0, false])
+  })
+})

@@ -57,7 +57,13 @@ describe('the console', () => {
 
   test('a topic with the subject is offered only if the subject is one plain segment', () => {
     assert.deepEqual(granted(), ['news.u1', 'a.*'])
-    keep(JSON.parse(signed('u1@shop.example').rejoin))
-    assert.deepEqual(granted(), ['a.*'])
+    for (const sub of ['auth0|1', 'u1@shop', 'ü']) {
+      keep(JSON.parse(signed(sub).rejoin))
+      assert.deepEqual(granted(), ['news.' + sub, 'a.*'])
+    }
+    for (const sub of ['u1@shop.example', '$mine', '*', 'a b', 'a,b', '{b', '']) {
+      keep(JSON.parse(signed(sub).rejoin))
+      assert.deepEqual(granted(), ['a.*'], sub)
+    }
   })
 })

@@ -32,7 +32,7 @@ describe('the package', { concurrency: true }, () => {
     test(`${names} are at most ${most} bytes`, async () => {
       let size = 0
       for (const name of names) {
-        const { code } = await transform(await readFile(web + name, 'utf8'), { minify: true, format: 'esm' })
+        const { code } = await transform(await readFile(web + name, 'utf8'), { minify: true, treeShaking: true, format: 'esm' })
         size += gzipSync(code, { level: 9 }).length
       }
       assert.ok(size <= most, `${size} bytes`)

@@ -331,7 +331,7 @@ const FAULTS = {
     await each(page => page.back())
     await each(page => page.until('window.ready && window.told'))
     const marks = await each(page => page.run('window.mark === 1 && shown.at(-1) === true'))
-    assert.ok(given.firefox || marks.every(it => it), 'kept: ' + pages.map((it, at) => it.label + ' ' + marks[at]))
+    assert.ok(given.firefox ? marks.some(it => it) : marks.every(it => it), 'kept: ' + pages.map((it, at) => it.label + ' ' + marks[at]))
     await each((page, at) => marks[at] || begin(page))
     return 'kept ' + pages.filter((_, at) => marks[at]).map(it => it.label)
   },

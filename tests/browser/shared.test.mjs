@@ -89,6 +89,39 @@ describe('tabs', { concurrency: 12 }, () => {
     }
   })
 
+  // The tab waited for the answer to its first request, which never comes. A strict mode of React does this.
+  test('a topic that a tab reads, closes and reads again before the leader answers comes', async () => {
+    for (const transport of ['ws', 'ndjson']) {
+      const { server, tab } = await begin()
+      const options = `{ shared: '${transport} again', transports: ['${transport}'] }`
+      await tab(options, ['a'])
+      const follower = await tab(options, ['a'])
+      await follower.run("rejoin.subscribe('x').close(), void read('x')")
+      await follower.until("has('subscribed', 'x')")
+      await server.publish('x', 1)
+      await hasAll(follower, 'x', 1)
+    }
+  })
+
+  // The end of its own subscription at the leader cut the tab off.
+  test('a topic that a tab closes and reads again at once costs no connection', async () => {
+    const { server, tab } = await begin()
+    const options = "{ shared: 'remount', transports: ['ws'] }"
+    await tab(options, ['a'])
+    const follower = await tab(options, ['a'])
+    await follower.run("void (window.own = read('x'))")
+    await follower.until("has('subscribed', 'x')")
+    await server.publish('x', 1)
+    await hasAll(follower, 'x', 1)
+    const before = (await opens(follower)).length
+    await follower.run("own.close(), void read('x')")
+    await follower.until("told.filter(it => it.type === 'subscribed' && it.of === 'x').length === 2")
+    await server.publish('x', 2)
+    await server.publish('a', 1)
+    for (const [topic, last] of [['x', 2], ['a', 1]]) await hasAll(follower, topic, last)
+    assert.equal((await opens(follower)).length, before)
+  })
+
   test('a mistake in a handler of a room stops no other one', async () => {
     const { tab } = await begin()
     const page = await tab('{}', [])
@@ -249,6 +282,37 @@ describe('tabs', { concurrency: 12 }, () => {
     await server.publish('given', 3)
     for (const page of tabs) await hasAll(page, 'given', 3)
     assert.deepEqual(await late.run("data('given')"), [3])
+  })
+
+  // The leader gave the topic back for all tabs, and a new tab was told only what the leader still read.
+  test('a topic of the server that the leader closes goes on in the other tabs, and in new ones', async () => {
+    const { server, tab } = await begin([])
+    const options = "{ shared: 'gift' }"
+    const leader = await tab(options, ['a'])
+    await leader.run("void rejoin.on('subscription', it => { window.gift = it })")
+    const follower = await tab(options, ['a'])
+    const [connection] = await connections(server)
+    const answer = await fetch(`${server.url}/connections/${connection}/topics/given`, { method: 'PUT' })
+    assert.equal(answer.status, 204)
+    await server.publish('given', 1)
+    for (const page of [leader, follower]) await hasAll(page, 'given', 1)
+    await leader.run('gift.close()')
+    // The server has taken what the leader sent before this is told.
+    await leader.run("void read('after')")
+    await leader.until("has('subscribed', 'after')")
+    await server.publish('given', 2)
+    await hasAll(follower, 'given', 2)
+    const late = await tab(options, ['a'])
+    await late.until("has('subscribed', 'given')")
+    await server.publish('given', 3)
+    await hasAll(follower, 'given', 3)
+    await late.until("has('message', 'given')")
+    assert.deepEqual([await leader.run("data('given')"), await late.run("data('given')")], [[1], [3]])
+    // What the server takes is gone in all tabs, and a new one is told nothing of it.
+    await fetch(`${server.url}/connections/${connection}/topics/given`, { method: 'DELETE' })
+    for (const page of [follower, late]) await page.until("has('refused', 'given')")
+    const last = await tab(options, ['a'])
+    assert.equal(await last.run("has('subscribed', 'given')"), false)
   })
 
   test('the list of the subject is read in every tab, and so are its changes', async () => {
