@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { WebSocket } from '../../web/node_modules/ws/wrapper.mjs'
-import { owned } from './server.mjs'
+import { owned, until } from './server.mjs'
 
 const web = new URL('../../web/', import.meta.url)
 const names = ['chromium', 'chromium-browser', 'google-chrome']
@@ -96,7 +96,10 @@ export class Page {
   freeze(isFrozen) { return this.command('Page.setWebLifecycleState', { state: isFrozen ? 'frozen' : 'active' }) }
   go(url) { return this.command('Page.navigate', { url }) }
   async back() {
-    const { currentIndex, entries } = await this.command('Page.getNavigationHistory')
+    // A page that is on its way has no history.
+    let history
+    await until(async () => history = await this.command('Page.getNavigationHistory').catch(() => undefined), 'a history')
+    const { currentIndex, entries } = history
     await this.command('Page.navigateToHistoryEntry', { entryId: entries[currentIndex - 1].id })
   }
   close() { return this.browser.command('Target.closeTarget', { targetId: this.target }) }

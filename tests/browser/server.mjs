@@ -117,7 +117,7 @@ export function socketFrom(origin) {
 /** Resolves once the condition holds. */
 export async function until(condition, what = condition.toString()) {
   for (let looks = 0; looks < 1500; looks++) {
-    if (condition()) return
+    if (await condition()) return
     await new Promise(resume => setTimeout(resume, 10))
   }
   throw new Error('never: ' + what)

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
 import { BadProxy } from './bad-proxy.mjs'
 import { Browser, serveClient } from './chromium.mjs'
-import { Proxy, SECRET, Server, mint } from './server.mjs'
+import { Proxy, SECRET, Server, mint, until } from './server.mjs'
 
 const ends = []
 let browser, origin
@@ -85,7 +85,9 @@ describe('tabs', { concurrency: 12 }, () => {
       await server.publish('b', 1)
       await hasAll(follower, 'a', 6)
       for (const page of [leader, follower]) await hasAll(page, 'b', 1)
-      assert.deepEqual([await leader.run("data('a')"), (await connections(server)).length], [[1], 1])
+      assert.deepEqual(await leader.run("data('a')"), [1])
+      // A stream is replaced by another one, and both are open for a moment.
+      await until(async () => (await connections(server)).length === 1)
     }
   })
 
