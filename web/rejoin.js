@@ -354,7 +354,6 @@ export function connect(url, options = {}) {
       else address += more
     }
     if (one.ended) return
-    // Without the class this throws, and the next transport is tried.
     const socket = new Socket(address, bearer ? ['rejoin.v1', 'bearer.' + bearer] : 'rejoin.v1')
     socket.binaryType = 'arraybuffer'
     // A dead path keeps the socket open for a minute, and may bring more. `frame` drops that.
