@@ -26,6 +26,7 @@ const TLS_HANDSHAKE: &[u8; 2] = &[0x16, 0x03];
 /// The answer to a client that speaks HTTP where TLS is spoken.
 const PLAIN_TO_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n\
     content-length: 45\r\nconnection: close\r\n\r\nThis port speaks TLS: use https:// or wss://\n";
+
 /// True if the first bytes are those of HTTP/2.
 pub fn is_http2(head: &[u8]) -> bool {
     head.starts_with(HTTP2_PREFACE)

@@ -20,8 +20,10 @@ use rustls::{
 pub const MAX_WAITING_BYTES: usize = 32 << 10;
 /// How many bytes are read at once.
 const READ_BYTES: usize = 4 << 10;
-/// A message of the handshake may come in many pieces, and is processed when it is whole. A record is smaller.
-const MAX_ENCRYPTED_BYTES: usize = 64 << 10;
+/// A message of the handshake may come in many pieces, and is processed when it is whole.
+const MAX_HANDSHAKE_BYTES: usize = 64 << 10;
+/// After the handshake no message is longer than one record (RFC 5246 §6.2.3), and a client may stay long.
+const MAX_RECORD_BYTES: usize = 5 + (16 << 10) + 2048;
 
 thread_local! {
     /// The place where a thread encrypts, before it gives the bytes to a socket.
@@ -98,9 +100,11 @@ impl Session {
     /// Reads from the socket once. [`process`](Self::process) decrypts the bytes. They are none at the end.
     pub fn read(&mut self, socket: &mut impl Read) -> io::Result<usize> {
         let kept = self.encrypted.len();
-        if kept >= MAX_ENCRYPTED_BYTES {
+        let max = if self.is_handshaking() { MAX_HANDSHAKE_BYTES } else { MAX_RECORD_BYTES };
+        if kept >= max {
             return Err(io::ErrorKind::InvalidData.into());
         }
+        self.encrypted.reserve_exact(READ_BYTES);
         self.encrypted.resize(kept + READ_BYTES, 0);
         let read = socket.read(&mut self.encrypted[kept..]);
         self.encrypted.truncate(kept + read.as_ref().map_or(0, |length| *length));

@@ -210,8 +210,8 @@ mod tests {
         assert!(wakes(|request| Body::new(request.into_body())) > 0);
     }
 
-    /// Requests with every kind of body, one right behind the other, and the answers.
-    fn pipelined() -> (String, Vec<&'static str>) {
+    /// Requests with every kind of body, one right behind the other. Each answer stands with the end of its request.
+    fn pipelined() -> (String, Vec<(usize, &'static str)>) {
         let requests = [
             ("content-length: 2\r\n\r\nab", "ab"),
             ("transfer-encoding: chunked\r\n\r\n1\r\nc\r\n2\r\nde\r\n0\r\n\r\n", "cde"),
@@ -220,14 +220,20 @@ mod tests {
             ("transfer-encoding: chunked\r\n\r\n0\r\n\r\n", ""),
             ("content-length: 1\r\n\r\nh", "h"),
         ];
-        let bytes = requests.iter().map(|(request, _)| format!("{HEAD}{request}")).collect();
-        (bytes, requests.map(|(_, answer)| answer).to_vec())
+        let (mut bytes, mut answers) = (String::new(), Vec::new());
+        for (request, answer) in requests {
+            bytes += HEAD;
+            bytes += request;
+            answers.push((bytes.len(), answer));
+        }
+        (bytes, answers)
     }
 
     /// If a new version of hyper reads the next request only when it is woken for the end of a body, this waits.
     #[test]
     fn pipelined_requests_are_answered_wherever_they_are_cut() {
         let (requests, answers) = pipelined();
+        let answers: Vec<_> = answers.into_iter().map(|(_, answer)| answer).collect();
         for at in 0..=requests.len() {
             for rest in [&[requests.len()][..], &[at + 1, requests.len()]] {
                 let (mut connection, mut from) = (Connection::new(), 0);
@@ -272,10 +278,9 @@ mod tests {
             let mut came = connection.answers();
             // A body whose end is missing is an error to its handler.
             came.pop_if(|last| last == "broken");
-            assert!(
-                came.len() <= answers.len() && came.iter().zip(&answers).all(|(came, sent)| came == sent),
-                "{at}"
-            );
+            let whole = answers.iter().filter(|(end, _)| *end <= at).count();
+            assert!((whole..=answers.len()).contains(&came.len()), "{at}: {came:?}");
+            assert!(came.iter().zip(&answers).all(|(came, (_, sent))| came == sent), "{at}: {came:?}");
         }
     }
 }

@@ -1,8 +1,11 @@
 //! A client and a server of TLS, without a network.
 
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore,
-    crypto::aws_lc_rs,
+    ClientConfig, ClientConnection, ConnectionTrafficSecrets, ContentType, ProtocolVersion, RootCertStore,
+    crypto::{
+        aws_lc_rs::{self, cipher_suite::TLS13_AES_256_GCM_SHA384},
+        cipher::{OutboundChunks, OutboundPlainMessage},
+    },
     pki_types::{CertificateDer, pem::PemObject},
     version,
 };
@@ -34,11 +37,12 @@ impl Pair {
             )));
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(CHAIN.as_bytes()).expect("a certificate")).expect("a root");
-        let client = ClientConfig::builder_with_provider(provider)
+        let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions)
             .expect("versions")
             .with_root_certificates(roots)
             .with_no_client_auth();
+        client.enable_secret_extraction = true;
         let name = "localhost".try_into().expect("a name");
         Self {
             client: ClientConnection::new(Arc::new(client), name).expect("a client"),
@@ -95,9 +99,13 @@ impl Pair {
     }
 
     fn memory(&self) -> usize {
-        let Session { encrypted, received, waiting, .. } = &self.server;
-        encrypted.capacity() + received.capacity() + waiting.capacity()
+        memory(&self.server)
     }
+}
+
+fn memory(session: &Session) -> usize {
+    let Session { encrypted, received, waiting, .. } = session;
+    encrypted.capacity() + received.capacity() + waiting.capacity()
 }
 
 /// Each idle connection over TLS kept 4 KiB for the bytes that it might read.
@@ -112,6 +120,38 @@ fn a_session_at_rest_has_no_memory_for_bytes_however_they_came() {
         assert!(pair.sent(&long) == long && pair.answered(&long) == long);
         assert_eq!(pair.memory(), 0);
     }
+}
+
+/// A client could leave 64 KiB of such a message, for as long as it read a stream, in 128 KiB of memory.
+#[test]
+fn a_message_of_the_handshake_that_never_ends_takes_little_after_the_handshake() {
+    let mut pair = Pair::new(false, 1 << 20);
+    pair.exchange().expect("a handshake");
+    let Pair { client, mut server, .. } = pair;
+    let (first, secrets) = client.dangerous_extract_secrets().expect("it may give them").tx;
+    let ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else { panic!("the first suite") };
+    let suite = TLS13_AES_256_GCM_SHA384.tls13().expect("a suite of TLS 1.3");
+    let mut sealed = suite.aead_alg.encrypter(key, iv);
+    // An update of the keys, which says that it has 65 535 bytes.
+    let mut payload = [&[24, 0, 0xff, 0xff][..], &[0; 1_000]].concat();
+    let (mut sequence, mut most) = (first, 0);
+    let ended = 'ended: loop {
+        let chunk = OutboundChunks::Single(&payload);
+        let (typ, version) = (ContentType::Handshake, ProtocolVersion::TLSv1_2);
+        let record = sealed.encrypt(OutboundPlainMessage { typ, version, payload: chunk }, sequence);
+        let record = record.expect("it is short").encode();
+        let mut record = &record[..];
+        while !record.is_empty() {
+            if let Err(error) = server.read(&mut record) {
+                break 'ended error;
+            }
+            server.process().expect("no error");
+            most = most.max(memory(&server));
+        }
+        (sequence, payload) = (sequence + 1, vec![0; 1_000]);
+    };
+    assert_eq!(ended.kind(), io::ErrorKind::InvalidData);
+    assert!((8 << 10..=32 << 10).contains(&most), "{most}");
 }
 
 #[test]
