@@ -210,15 +210,16 @@ impl Client {
     }
 
     /// Subscribes to the topics that the backend keeps for the subject of the token, and to `topics` too. The backend
-    /// [adds](Self::add_to_list) and [removes](Self::remove_from_list) topics at any time, and the subscription tells each
-    /// change in its place among the messages.
+    /// [adds](Self::add_to_list) and [removes](Self::remove_from_list) topics at any time, and the subscription tells the
+    /// changes, each in its place among the messages. A poll tells the additions before the messages of its answer, and the
+    /// removals after them. Changes that undo each other between two polls, or between two connections, are not told.
     ///
     /// ```no_run
     /// # async fn read(client: rejoin::client::Client) -> Result<(), rejoin::client::ClientError> {
     /// use rejoin::client::{Event, Start};
     /// use tokio_stream::StreamExt;
     ///
-    /// let mut subscription = client.subscribe_mine(&["news"], Start::Now);
+    /// let mut subscription = client.subscribe_mine(["news"], Start::Now);
     /// while let Some(event) = subscription.next().await {
     ///     match event? {
     ///         Event::Added(topic) => println!("now also {topic}"),
@@ -235,8 +236,12 @@ impl Client {
     /// # Errors
     /// As [`subscribe`](Self::subscribe). A client without a subject is refused. While the list is empty the subscription
     /// waits.
-    pub fn subscribe_mine(&self, topics: &[&str], start: Start) -> Subscription {
-        Subscription::new(self.clone(), topics.iter().map(ToString::to_string).collect(), true, start)
+    pub fn subscribe_mine(
+        &self,
+        topics: impl IntoIterator<Item = impl Into<String>>,
+        start: Start,
+    ) -> Subscription {
+        Subscription::new(self.clone(), topics.into_iter().map(Into::into).collect(), true, start)
     }
 
     /// Publishes one message, and returns its id.

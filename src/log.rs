@@ -29,6 +29,7 @@ use async_trait::async_trait;
 pub use self::loss::{Boundary, Loss, Standing};
 #[doc(hidden)]
 pub use self::redis::script_constants;
+pub(crate) use self::subjects::{FORGET_AT_ONCE, Refusals};
 pub use self::{
     clock::Clock,
     ephemeral::Ephemerals,

@@ -27,10 +27,11 @@ pub enum Event {
     Message(Message),
     /// Messages are gone: load the state again from its source, and read on.
     Gap(Gap),
-    /// This topic or pattern is on the list of the subject, and is read from here on. Only a subscription that
-    /// [reads the list](Client::subscribe_mine) tells it.
+    /// The backend has added this topic or pattern to the list or to this connection, and it is read from here on. Only a
+    /// subscription that [reads the list](Client::subscribe_mine) tells it.
     Added(String),
-    /// The backend has removed this topic or pattern. It is not read any more, and the others are.
+    /// The backend has removed this topic or pattern. The others are still read. Messages of this one may still come if it
+    /// was added to the connection too.
     Removed(String),
     /// The connection is over, or it could not be made. The subscription tries again by itself, after a pause.
     Disconnected(ClientError),

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::ended::Ended;
-use self::missed::{Asking, Noted};
+use self::missed::{Asking, Late, Noted};
 use super::{
     App,
     access::Access,
@@ -63,8 +63,13 @@ pub async fn subject(app: &Arc<App>, sub: Option<String>, request: Request) -> R
     let sub = parsed(sub)?;
     let query = Query::of(&request, &parameters::END_SUBJECT)?;
     let refuse = query.one("refuse")?.map(refuse_for).transpose()?;
-    let end = subjects(app)?.end(&sub, refuse).await?;
-    end_everywhere(app, end).await?;
+    let (subjects, app, tasks) = (subjects(app)?, app.clone(), app.tasks.clone());
+    // In a task, so that the replicas are asked also if the backend hangs up.
+    let ending = async move {
+        let end = subjects.end(&sub, refuse).await?;
+        end_everywhere(&app, end).await
+    };
+    tasks.spawn(ending).await.unwrap_or_else(|_| Err(unknown()))?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -159,37 +164,41 @@ async fn end_everywhere(app: &Arc<App>, end: End) -> Result<(), Problem> {
     let until = begun + live::PATIENCE;
     app.end_subject(end.clone(), None).await;
     let Some(replicas) = app.broker.replicas() else { return Ok(()) };
-    let unknown = || {
-        let detail = "a replica did not answer in time; it may do it later, so send the request again";
-        Problem::new(Code::UnknownOutcome, detail)
-    };
-    let living = timeout_at(until, replicas.living()).await.ok().and_then(Result::ok).ok_or_else(unknown)?;
     let command = Command::EndSubject { end: end.clone(), ago_ms: None };
-    let others = living.into_iter().filter(|name| *name != replicas.name());
-    let late = ask(&replicas, others, &command, until).await;
-    if late.is_empty() {
+    let late = ask(&replicas, Late::All, &command, until).await;
+    if late.is_none() {
         return Ok(());
     }
+    let subject = end.subject.clone();
     match app.ended.missed.note(end, begun, late) {
         Noted::New(asking) => keep_asking(app, replicas, asking),
         Noted::Joined => {}
-        Noted::Full => tracing::debug!("the replicas are not asked again about this end of a subject"),
+        Noted::Full => {
+            tracing::debug!(sub = &*subject, "the replicas are not asked again about this end of a subject");
+        }
     }
     Err(unknown())
 }
 
+fn unknown() -> Problem {
+    let detail = "a replica did not answer in time; it may do it later, so send the request again";
+    Problem::new(Code::UnknownOutcome, detail)
+}
+
 /// Asks replicas, and returns those that did not answer in time.
-async fn ask(
-    replicas: &Replicas,
-    names: impl IntoIterator<Item = u64>,
-    command: &Command,
-    until: Instant,
-) -> Vec<u64> {
+async fn ask(replicas: &Replicas, names: Late, command: &Command, until: Instant) -> Late {
+    let names = match names {
+        Late::These(names) => names,
+        Late::All => match timeout_at(until, replicas.living()).await {
+            Ok(Ok(living)) => living.into_iter().filter(|name| *name != replicas.name()).collect(),
+            _ => return Late::All,
+        },
+    };
     let asked = names.into_iter().map(async |name| {
         let is_done = live::is_done(replicas, name, command, until).await;
         (!is_done).then_some(name)
     });
-    join_all(asked).await.into_iter().flatten().collect()
+    Late::These(join_all(asked).await.into_iter().flatten().collect())
 }
 
 /// Asks replicas again until each has done it or is gone: a replica that has lost a part of the feed reads nothing of it
@@ -202,8 +211,8 @@ fn keep_asking(app: &Arc<App>, replicas: Arc<Replicas>, mut asking: Asking) {
                 let ago_ms = u64::try_from(question.begun.elapsed().as_millis()).ok();
                 let command = Command::EndSubject { end: question.end.clone(), ago_ms };
                 let until = Instant::now() + live::PATIENCE;
-                let late = ask(&replicas, question.late.iter().copied(), &command, until).await;
-                if !late.is_empty() {
+                let late = ask(&replicas, question.late.clone(), &command, until).await;
+                if !late.is_none() {
                     sleep(AGAIN_AFTER).await;
                 }
                 asking.conclude(&question, late);
@@ -222,6 +231,10 @@ impl App {
     pub(super) async fn end_subject(&self, end: End, ago: Option<Duration>) {
         let (done, is_mine) = self.ended.note(&end);
         if !is_mine {
+            // It may bring the refusal of an earlier end that this replica has missed.
+            if ago.is_some() {
+                self.end_refused();
+            }
             return done.cancelled().await;
         }
         let _done = done.drop_guard();
@@ -231,7 +244,7 @@ impl App {
         let before = ago.map(|ago| OffsetDateTime::now_utc() - ago + CLOCK_SLACK);
         let count = self.live.end_subject(&end.subject, before);
         if before.is_some() {
-            self.live.end_refused(|subject, issued| self.ended.refuses_token(subject, issued));
+            self.end_refused();
         }
         tracing::debug!(sub = &*end.subject, connections = count, "the backend ended a subject");
     }
@@ -242,6 +255,11 @@ impl App {
             return;
         }
         refusals.iter().for_each(|(subject, refusal)| self.ended.note_refusal(subject, *refusal));
+        self.end_refused();
+    }
+
+    /// Ends the connections whose tokens are refused.
+    fn end_refused(&self) {
         self.live.end_refused(|subject, issued| self.ended.refuses_token(subject, issued));
     }
 

@@ -1,6 +1,7 @@
 //! A log keeps this of subjects beside the messages: their lists of topics, and the refusals of their tokens.
 
 use std::{
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -20,6 +21,9 @@ pub const MAX_WILD_ENTRIES: usize = 100;
 /// The cost of an entry of a list, or of a refusal, in bytes, without the subject and the topic. It counts towards the
 /// limit on all retained bytes.
 pub const ENTRY_BYTES: usize = 200;
+
+/// How many refusals that are over are forgotten when one is added.
+pub const FORGET_AT_ONCE: usize = 16;
 
 /// The subjects in a log.
 ///
@@ -90,6 +94,53 @@ impl Refusal {
     }
 }
 
+/// The refusals of subjects. Those that are over are found without a walk.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    by_subject: HashMap<Arc<str>, Refusal>,
+    by_end: BTreeSet<(u64, Arc<str>)>,
+}
+
+impl Refusals {
+    /// Adds a refusal to that of the subject, and returns both in one. The flag is true if there was none.
+    pub fn note(&mut self, subject: &str, refusal: Refusal) -> (Refusal, bool) {
+        let (subject, known) = match self.by_subject.get_key_value(subject) {
+            Some((subject, known)) => (subject.clone(), Some(*known)),
+            None => (subject.into(), None),
+        };
+        if let Some(known) = known {
+            self.by_end.remove(&(known.until_ms, subject.clone()));
+        }
+        let refusal = known.map_or(refusal, |known| known.and(refusal));
+        self.by_end.insert((refusal.until_ms, subject.clone()));
+        self.by_subject.insert(subject, refusal);
+        (refusal, known.is_none())
+    }
+
+    /// Forgets one that is over, and returns its subject.
+    pub fn forget_old(&mut self) -> Option<Arc<str>> {
+        let (until_ms, _) = self.by_end.first()?;
+        if *until_ms > now_ms() {
+            return None;
+        }
+        let (_, subject) = self.by_end.pop_first()?;
+        self.by_subject.remove(&subject);
+        Some(subject)
+    }
+
+    pub fn get(&self, subject: &str) -> Option<Refusal> {
+        self.by_subject.get(subject).copied()
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_subject.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Refusal)> {
+        self.by_subject.iter()
+    }
+}
+
 /// The time by the clock of this process, in milliseconds since the Unix epoch.
 pub fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -107,4 +158,23 @@ pub enum AddError {
     NoRoom,
     #[error(transparent)]
     Log(#[from] LogError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_forgotten_at_its_last_end_and_no_other_one_with_it() {
+        let mut refusals = Refusals::default();
+        let until = |until_ms| Refusal { second: 1, until_ms };
+        assert!(refusals.note("extended", until(1)).1 && refusals.note("old", until(2)).1);
+        assert!(refusals.note("older", until(1)).1 && refusals.note("new", until(u64::MAX)).1);
+        assert_eq!(refusals.note("extended", until(u64::MAX)), (until(u64::MAX), false));
+        assert_eq!(refusals.note("extended", until(5)), (until(u64::MAX), false));
+        let forgotten: Vec<_> = std::iter::from_fn(|| refusals.forget_old()).collect();
+        assert_eq!(forgotten.iter().map(|subject| &**subject).collect::<Vec<_>>(), ["older", "old"]);
+        assert_eq!((refusals.len(), refusals.by_end.len()), (2, 2));
+        assert!(refusals.get("new").is_some() && refusals.get("old").is_none());
+    }
 }

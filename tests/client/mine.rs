@@ -16,6 +16,9 @@ use crate::{
     support::Server,
 };
 
+/// The list alone.
+const NONE: [&str; 0] = [];
+
 async fn server() -> Server {
     Server::with(|config| config.jwt_secret = Some(Secret(SECRET.into()))).await
 }
@@ -62,7 +65,7 @@ async fn a_subscription_follows_the_list_of_its_subject() {
         let add = async |topic: &str| backend.add_to_list(&sub, topic).await.expect("it is added");
         let remove = async |topic: &str| backend.remove_from_list(&sub, topic).await.expect("it is removed");
         add("first").await;
-        let mut reader = user(&server.http("/"), &sub, transport).subscribe_mine(&["own"], Start::Now);
+        let mut reader = user(&server.http("/"), &sub, transport).subscribe_mine(["own"], Start::Now);
         assert_eq!(told(&mut reader).await, "+first", "{transport:?}");
         // A poll learns of a change between two polls with the next message.
         let mut both = async |topic: &str, text: &str| {
@@ -99,7 +102,7 @@ async fn changes_while_there_was_no_connection_are_told_at_the_next_one() {
         for topic in ["kept", "gone"] {
             backend.add_to_list(&sub, topic).await.expect("it is added");
         }
-        let mut reader = user(&proxy.url(), &sub, transport).subscribe_mine(&[], Start::Now);
+        let mut reader = user(&proxy.url(), &sub, transport).subscribe_mine(NONE, Start::Now);
         assert_eq!(told(&mut reader).await, "+gone", "{transport:?}");
         assert_eq!(told(&mut reader).await, "+kept", "{transport:?}");
         while !matches!(next(&mut reader).await.expect("no error"), Event::Disconnected(_)) {}
@@ -117,7 +120,7 @@ async fn changes_while_there_was_no_connection_are_told_at_the_next_one() {
 async fn a_client_without_a_subject_has_no_list() {
     let server = Server::start().await;
     for transport in TRANSPORTS {
-        let mut reader = client(&server.http("/")).with_transport(transport).subscribe_mine(&[], Start::Now);
+        let mut reader = client(&server.http("/")).with_transport(transport).subscribe_mine(NONE, Start::Now);
         let refused = next(&mut reader).await.expect_err("it is refused");
         assert!(refused.is_final(), "{transport:?}: {refused:?}");
     }

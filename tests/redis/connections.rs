@@ -1,11 +1,17 @@
 //! Requests about connections that another replica holds, and replicas that hang, end or drain meanwhile.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use rejoin::log::Answering;
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{
     across::post,
@@ -400,4 +406,49 @@ async fn a_connection_that_is_younger_than_a_missed_end_stays() {
         (&json!("closing"), &json!("disconnected")),
         "{closing}"
     );
+}
+
+/// Hears the questions of other replicas, and answers none.
+struct Silent(mpsc::UnboundedSender<Value>);
+
+impl Answering for Silent {
+    fn answer(&self, question: Bytes, _until: Instant) -> BoxFuture<'static, Option<Vec<u8>>> {
+        let _ = self.0.send(serde_json::from_slice(&question).expect("JSON"));
+        Box::pin(async { None })
+    }
+
+    fn counted_gone(&self, _name: u64) -> usize {
+        0
+    }
+}
+
+/// The other replicas were not asked again, so that connections of the subject could live on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_subject_goes_on_without_the_backend_that_asked_for_it() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let silent = log(&redis.url()).await;
+    let (sender, mut heard) = mpsc::unbounded_channel();
+    silent.replicas().expect("there may be others").answer_by(Arc::new(Silent(sender)));
+    let replica = Replica::with(redis.url(), &[]).await;
+    let asked = async {
+        // The replicas get to know each other meanwhile.
+        loop {
+            ask(replica.addr, Method::DELETE, "/subjects/u1").await;
+            sleep(AGAIN_AFTER).await;
+        }
+    };
+    // A question may come twice.
+    let question = async |heard: &mut mpsc::UnboundedReceiver<Value>, is_meant: &dyn Fn(&Value) -> bool| loop {
+        let question = heard.recv().await.expect("a question");
+        if is_meant(&question) {
+            return question;
+        }
+    };
+    let first = tokio::select! {
+        () = asked => unreachable!("it goes on until it is dropped"),
+        first = question(&mut heard, &|question| question["ago_ms"].is_null()) => first,
+    };
+    // The backend has hung up.
+    let is_again = |question: &Value| question["ago_ms"].is_u64() && question["id"] == first["id"];
+    timeout(PATIENCE, question(&mut heard, &is_again)).await.expect("it is asked again");
 }

@@ -1,4 +1,4 @@
-//! Members of a replica that hangs for longer than its claims live, and then goes on.
+//! Members of a replica that hangs for longer than its holds live, and then goes on.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -61,3 +61,25 @@ async fn many_refusals_are_read_in_steps_and_none_is_left_out() {
     let steps = calls(&redis, "zrange") - before;
     assert!(steps > COUNT / 2 / STEP, "{steps} steps");
 }
+
+/// The replica accepted all older tokens for as long as it could not read one of the refusals.
+#[tokio::test]
+async fn a_step_that_fails_hides_no_earlier_refusals() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    redis.say(&["EVAL", WRITE, "1", "{rejoin}:refused", &COUNT.to_string()]);
+    // The last one cannot be read.
+    let last = format!("{{rejoin}}:refused:u{COUNT}");
+    redis.say(&["DEL", &last]);
+    redis.say(&["LPUSH", &last, "x"]);
+    let (sender, mut heard) = mpsc::unbounded_channel();
+    broker.subjects().expect("subjects").tell(Arc::new(Hears(sender)));
+    let mut subjects = BTreeSet::new();
+    let read = async {
+        while subjects.len() < COUNT / 2 {
+            let refusals = heard.recv().await.expect("the log lives");
+            subjects.extend(refusals.into_iter().map(|(subject, _)| subject));
+        }
+    };
+    timeout(PATIENCE, read).await.unwrap_or_else(|_| panic!("{} are read", subjects.len()));
+}

@@ -1,6 +1,9 @@
 //! Long-polling: one request after the other, each with the cursor of the last answer.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use reqwest::{StatusCode, Url};
 use serde::Deserialize;
@@ -22,7 +25,7 @@ pub struct Poll {
     url: Url,
     cursor: Option<String>,
     /// The list of the subject, if it is read.
-    mine: Vec<String>,
+    mine: BTreeSet<String>,
     /// Frames of the last answer that were not yet returned.
     frames: VecDeque<Frame>,
 }
@@ -35,12 +38,12 @@ struct PollAnswer<'a> {
     gaps: Vec<&'a RawValue>,
     cursor: String,
     #[serde(default)]
-    mine: Vec<String>,
+    mine: BTreeSet<String>,
 }
 
 impl Poll {
     pub fn new(client: &Client, url: Url) -> Self {
-        Self { client: client.clone(), url, cursor: None, mine: Vec::new(), frames: VecDeque::new() }
+        Self { client: client.clone(), url, cursor: None, mine: BTreeSet::new(), frames: VecDeque::new() }
     }
 
     /// The next frame. The head of an answer may take as long as `silence`.
@@ -61,9 +64,13 @@ impl Poll {
         let PollAnswer { messages, gaps, cursor, mine } =
             serde_json::from_slice(&answer).map_err(ClientError::not_ours)?;
         if self.cursor.is_none() {
-            self.frames.push_back(Frame::Open { cursor: None, heartbeat: WAIT, mine: mine.clone() });
+            self.frames.push_back(Frame::Open {
+                cursor: None,
+                heartbeat: WAIT,
+                mine: mine.iter().cloned().collect(),
+            });
         } else {
-            let added = mine.iter().filter(|topic| !self.mine.contains(topic));
+            let added = mine.difference(&self.mine);
             self.frames.extend(added.cloned().map(Frame::Added));
         }
         let before = std::mem::replace(&mut self.mine, mine);
@@ -75,8 +82,8 @@ impl Poll {
             });
         }
         // The messages of this answer may be from before the removal.
-        let removed = before.into_iter().filter(|topic| !self.mine.contains(topic));
-        self.frames.extend(removed.map(Frame::Removed));
+        let removed = before.difference(&self.mine);
+        self.frames.extend(removed.cloned().map(Frame::Removed));
         self.frames.push_back(Frame::Cursor(cursor.clone()));
         self.cursor = Some(cursor);
         Ok(())

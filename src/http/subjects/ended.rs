@@ -1,7 +1,7 @@
 //! The subjects that the backend has ended: those whose connections ended lately, and those whose older tokens are refused.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,7 +14,7 @@ use super::missed::Missed;
 use crate::{
     auth::Identity,
     http::problem::Code,
-    log::{End, Refusal},
+    log::{End, FORGET_AT_ONCE, Refusal, Refusals},
     message::Id,
 };
 
@@ -38,7 +38,17 @@ struct State {
     recent: VecDeque<Box<str>>,
     /// The ends by their ids: a replica may hear twice of one. Each token is cancelled when its end is done.
     begun: VecDeque<(Id, CancellationToken)>,
-    refusals: HashMap<Box<str>, Refusal>,
+    refusals: Refusals,
+}
+
+impl State {
+    fn refuse(&mut self, subject: &str, refusal: Refusal) {
+        // Each forgets more than it adds, so those that are over do not pile up.
+        for _ in 0..FORGET_AT_ONCE {
+            self.refusals.forget_old();
+        }
+        self.refusals.note(subject, refusal);
+    }
 }
 
 impl Ended {
@@ -55,9 +65,7 @@ impl Ended {
     pub fn note(&self, end: &End) -> (CancellationToken, bool) {
         let mut state = self.state();
         if let Some(refusal) = end.refusal {
-            state.refusals.retain(|_, refusal| !refusal.is_over());
-            let known = state.refusals.entry(end.subject.clone()).or_insert(refusal);
-            *known = known.and(refusal);
+            state.refuse(&end.subject, refusal);
             self.has_refusals.store(true, Ordering::Release);
         }
         if let Some((_, done)) = state.begun.iter().find(|(id, _)| *id == end.id && *id > Id::ZERO) {
@@ -76,9 +84,7 @@ impl Ended {
 
     /// Notes a refusal that was made earlier.
     pub fn note_refusal(&self, subject: &str, refusal: Refusal) {
-        let mut state = self.state();
-        let known = state.refusals.entry(subject.into()).or_insert(refusal);
-        *known = known.and(refusal);
+        self.state().refuse(subject, refusal);
         self.has_refusals.store(true, Ordering::Release);
     }
 
@@ -93,7 +99,7 @@ impl Ended {
         if !self.has_refusals.load(Ordering::Acquire) {
             return false;
         }
-        let refusal = self.state().refusals.get(subject).copied();
+        let refusal = self.state().refusals.get(subject);
         refusal
             .is_some_and(|refusal| !refusal.is_over() && issued.is_none_or(|issued| issued <= refusal.second))
     }

@@ -14,6 +14,14 @@ const MAX_SUBJECTS: usize = 64;
 /// How often replicas are asked again. One that is silent for so long counts as gone, and ends all its connections.
 const MAX_AGAIN: usize = 30;
 
+/// The replicas that have not said that they ended a subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Late {
+    These(BTreeSet<u64>),
+    /// All that live: it is not known which ones these are.
+    All,
+}
+
 /// The subjects about which replicas are asked again.
 #[derive(Default)]
 pub struct Missed {
@@ -28,9 +36,26 @@ pub struct Question {
     /// When the subject was ended.
     pub begun: Instant,
     /// The replicas that are to be asked.
-    pub late: BTreeSet<u64>,
+    pub late: Late,
     /// How often they will be asked.
     left: usize,
+}
+
+impl Late {
+    /// True if every replica has said it.
+    pub fn is_none(&self) -> bool {
+        matches!(self, Self::These(names) if names.is_empty())
+    }
+
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::These(mut names), Self::These(others)) => {
+                names.extend(others);
+                Self::These(names)
+            }
+            _ => Self::All,
+        }
+    }
 }
 
 /// How an end that was missed is told again.
@@ -49,7 +74,7 @@ impl Missed {
     }
 
     /// Notes that these replicas may have missed an end.
-    pub fn note(self: &Arc<Self>, end: End, begun: Instant, late: Vec<u64>) -> Noted {
+    pub fn note(self: &Arc<Self>, end: End, begun: Instant, late: Late) -> Noted {
         let mut subjects = self.subjects();
         if let Some(question) = subjects.get_mut(&end.subject) {
             question.join(end, begun, late);
@@ -59,7 +84,7 @@ impl Missed {
             return Noted::Full;
         }
         let subject = end.subject.clone();
-        let question = Question { end, begun, late: late.into_iter().collect(), left: MAX_AGAIN };
+        let question = Question { end, begun, late, left: MAX_AGAIN };
         subjects.insert(subject.clone(), question);
         Noted::New(Asking { missed: self.clone(), subject: Some(subject) })
     }
@@ -67,16 +92,18 @@ impl Missed {
 
 impl Question {
     /// Asks about another end of the subject too. The newer one of the two ends every connection that the older one ends.
-    fn join(&mut self, end: End, begun: Instant, late: Vec<u64>) {
+    fn join(&mut self, end: End, begun: Instant, late: Late) {
         let refusal = match (self.end.refusal, end.refusal) {
             (Some(one), Some(other)) => Some(one.and(other)),
             (one, other) => one.or(other),
         };
         if end.id > self.end.id {
-            (self.end, self.begun) = (end, begun);
+            self.end = end;
         }
         self.end.refusal = refusal;
-        self.late.extend(late);
+        // The request with the older id may have come later.
+        self.begun = self.begun.max(begun);
+        self.late = std::mem::replace(&mut self.late, Late::All).and(late);
         self.left = MAX_AGAIN;
     }
 }
@@ -93,7 +120,7 @@ impl Asking {
     pub fn next(&mut self) -> Option<Question> {
         let mut subjects = self.missed.subjects();
         let question = subjects.get_mut(self.subject.as_ref()?)?;
-        if question.late.is_empty() || question.left == 0 {
+        if question.late.is_none() || question.left == 0 {
             // In the same step, so that no end joins a question that is not asked.
             subjects.remove(&self.subject.take()?);
             return None;
@@ -104,13 +131,13 @@ impl Asking {
 
     /// Notes that these of the replicas that were asked have not done it. If another end has joined meanwhile, all are
     /// asked again.
-    pub fn conclude(&self, asked: &Question, late: impl IntoIterator<Item = u64>) {
+    pub fn conclude(&self, asked: &Question, late: Late) {
         let Some(subject) = &self.subject else { return };
         if let Some(question) = self.missed.subjects().get_mut(subject)
             && question.end == asked.end
             && question.late == asked.late
         {
-            question.late = late.into_iter().collect();
+            question.late = late;
         }
     }
 }
@@ -133,8 +160,13 @@ mod tests {
         End { subject: subject.into(), refusal, id: Id::new(id) }
     }
 
+    fn these<const N: usize>(names: [u64; N]) -> Late {
+        Late::These(names.into())
+    }
+
     fn begin(missed: &Arc<Missed>, subject: &str, late: &[u64]) -> Asking {
-        match missed.note(end(subject, 1, None), Instant::now(), late.to_vec()) {
+        match missed.note(end(subject, 1, None), Instant::now(), Late::These(late.iter().copied().collect()))
+        {
             Noted::New(asking) => asking,
             _ => panic!("there is a place for {subject}"),
         }
@@ -146,13 +178,17 @@ mod tests {
         let missed = Arc::new(Missed::default());
         let mut asking = begin(&missed, "u1", &[1]);
         for id in 2..1000 {
-            let noted = missed.note(end("u1", id, None), Instant::now(), vec![id % 3]);
+            let noted = missed.note(end("u1", id, None), Instant::now(), these([id % 3]));
             assert!(matches!(noted, Noted::Joined));
         }
         let others: Vec<_> = (1..MAX_SUBJECTS).map(|it| begin(&missed, &format!("o{it}"), &[1])).collect();
-        assert!(matches!(missed.note(end("one more", 1, None), Instant::now(), vec![1]), Noted::Full));
+        assert!(matches!(missed.note(end("one more", 1, None), Instant::now(), these([1])), Noted::Full));
         let question = asking.next().expect("replicas are to be asked");
-        assert_eq!((question.end.id, question.late.len()), (Id::new(999), 3), "the newest, at all replicas");
+        assert_eq!(
+            (question.end.id, question.late),
+            (Id::new(999), these([0, 1, 2])),
+            "the newest, at all replicas"
+        );
         drop(others);
         begin(&missed, "one more", &[1]);
     }
@@ -162,10 +198,10 @@ mod tests {
         let missed = Arc::new(Missed::default());
         let mut asking = begin(&missed, "u1", &[1, 2]);
         let first = asking.next().expect("two replicas are late");
-        asking.conclude(&first, [2]);
+        asking.conclude(&first, these([2]));
         let second = asking.next().expect("one of them is still late");
-        assert_eq!(second.late, [2].into());
-        asking.conclude(&second, []);
+        assert_eq!(second.late, these([2]));
+        asking.conclude(&second, these([]));
         assert!(asking.next().is_none());
         // The place is free, and a new question does not end with the old one.
         let mut new = begin(&missed, "u1", &[1]);
@@ -178,7 +214,7 @@ mod tests {
         let mut asking = begin(&Arc::default(), "u1", &[1]);
         let mut count = 0;
         while let Some(question) = asking.next() {
-            asking.conclude(&question, [1]);
+            asking.conclude(&question, these([1]));
             count += 1;
         }
         assert_eq!(count, MAX_AGAIN);
@@ -191,26 +227,44 @@ mod tests {
         let mut asking = begin(&missed, "u1", &[1]);
         let first = asking.next().expect("a replica is late");
         let later = Instant::now();
-        missed.note(end("u1", 5, Some(900)), later, vec![1, 2]);
+        missed.note(end("u1", 5, Some(900)), later, these([1, 2]));
         // Its request was answered later, although it came earlier.
-        missed.note(end("u1", 4, Some(800)), first.begun, vec![3]);
-        asking.conclude(&first, []);
+        missed.note(end("u1", 4, Some(800)), first.begun, these([3]));
+        asking.conclude(&first, these([]));
         let second = asking.next().expect("the replicas are late for the newer end");
         assert_eq!(
             (second.end, second.begun, second.late),
-            (end("u1", 5, Some(900)), later, [1, 2, 3].into())
+            (end("u1", 5, Some(900)), later, these([1, 2, 3]))
         );
+        // One with a newer id, whose request came before.
+        missed.note(end("u1", 6, None), first.begun, these([1]));
+        let third = asking.next().expect("a replica is late");
+        assert_eq!((third.end.id, third.begun), (Id::new(6), later));
     }
 
     /// The older tokens of a subject were accepted by a replica that was asked only about a later end without a refusal.
     #[tokio::test]
     async fn an_end_without_a_refusal_takes_none_back() {
         let missed = Arc::new(Missed::default());
-        let Noted::New(mut asking) = missed.note(end("u2", 1, Some(900)), Instant::now(), vec![1]) else {
+        let Noted::New(mut asking) = missed.note(end("u2", 1, Some(900)), Instant::now(), these([1])) else {
             panic!("there is a place")
         };
-        missed.note(end("u2", 2, None), Instant::now(), vec![1]);
+        missed.note(end("u2", 2, None), Instant::now(), these([1]));
         let question = asking.next().expect("a replica is late");
         assert_eq!(question.end.refusal, Some(Refusal { second: 1, until_ms: 900 }));
+    }
+
+    /// The end was not asked about again if it was not known which replicas live.
+    #[tokio::test]
+    async fn all_replicas_are_asked_until_it_is_known_which_ones_live() {
+        let missed = Arc::new(Missed::default());
+        let Noted::New(mut asking) = missed.note(end("u1", 1, None), Instant::now(), Late::All) else {
+            panic!("there is a place")
+        };
+        missed.note(end("u1", 2, None), Instant::now(), these([1]));
+        let question = asking.next().expect("all are to be asked");
+        assert_eq!(question.late, Late::All);
+        asking.conclude(&question, these([2]));
+        assert_eq!(asking.next().expect("one is late").late, these([2]));
     }
 }

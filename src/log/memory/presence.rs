@@ -98,7 +98,7 @@ mod tests {
 
     /// The caller tells it again, so that no member stays without a connection.
     #[tokio::test(start_paused = true)]
-    async fn a_log_that_notes_no_claims_says_so() {
+    async fn a_log_that_notes_no_holds_says_so() {
         let log = MemoryLog::start(RETENTION);
         let of = |sub: &str, connections| Holds {
             holds: vec![Hold {

@@ -46,17 +46,22 @@ impl RedisSubjects {
             tokio::pin!(doubted);
             // Listen first, then look.
             doubted.as_mut().enable();
-            let is_known = self.read_refusals().await;
-            let this = &*self;
-            let lists = stream::iter(this.feed.doubted_lists());
-            let read = lists.map(|list| async move { this.load(&list).await });
-            let read: Vec<_> = read.buffer_unordered(MAX_AT_ONCE).collect().await;
-            if is_known && read.into_iter().all(|is_read| is_read) {
+            // Many refusals keep no reader of a list waiting.
+            let (are_refusals_known, are_lists_known) = tokio::join!(self.read_refusals(), self.read_lists());
+            if are_refusals_known && are_lists_known {
                 doubted.await;
             } else {
                 sleep(RETRY_AFTER).await;
             }
         }
+    }
+
+    /// Reads the lists that are followed and not known. False if that must be done again.
+    async fn read_lists(&self) -> bool {
+        let lists = stream::iter(self.feed.doubted_lists());
+        let read = lists.map(|list| async move { self.load(&list).await });
+        let read: Vec<_> = read.buffer_unordered(MAX_AT_ONCE).collect().await;
+        read.into_iter().all(|is_read| is_read)
     }
 
     /// Reads a list. False if it must be read again.
@@ -82,18 +87,18 @@ impl RedisSubjects {
         if !self.feed.take_refusals_due() {
             return true;
         }
-        let Ok(refusals) = self.refusals().await else {
-            self.feed.refusals_are_due();
-            return false;
-        };
-        told.refused(refusals);
-        told.missed();
-        true
+        let is_read = self.tell_refusals(&**told).await.is_ok();
+        match is_read {
+            true => told.missed(),
+            false => self.feed.refusals_are_due(),
+        }
+        is_read
     }
 
-    /// All refusals in the order of their ends, in steps. Some of them may come twice.
-    async fn refusals(&self) -> Result<Vec<(Box<str>, Refusal)>, LogError> {
-        let (mut refusals, mut from, mut limit) = (Vec::new(), 0, REFUSALS_STEP);
+    /// Tells all refusals in the order of their ends. Each step is told as it comes, so that one which fails hides none
+    /// of the earlier ones. Some refusals may come twice.
+    async fn tell_refusals(&self, told: &dyn Told) -> Result<(), LogError> {
+        let (mut from, mut limit) = (0, REFUSALS_STEP);
         loop {
             let args = [from.to_string(), limit.to_string()];
             let args = [args[0].as_bytes(), args[1].as_bytes()];
@@ -101,12 +106,13 @@ impl RedisSubjects {
             let page: Vec<(String, String, u64)> =
                 self.store.read(&self.store.scripts.refusals, "", &args).await?;
             let last = page.last().map(|(.., until_ms)| *until_ms).filter(|_| page.len() >= limit);
-            refusals.extend(page.into_iter().filter_map(|(subject, text, _)| {
+            let refusals = page.into_iter().filter_map(|(subject, text, _)| {
                 let (second, until_ms) = text.split_once(' ')?;
                 let refusal = Refusal { second: second.parse().ok()?, until_ms: until_ms.parse().ok()? };
                 Some((subject.into(), refusal))
-            }));
-            let Some(until_ms) = last else { return Ok(refusals) };
+            });
+            told.refused(refusals.collect());
+            let Some(until_ms) = last else { return Ok(()) };
             // If more refusals end at one moment than a step has, the step must grow to pass them.
             limit = if until_ms > from { REFUSALS_STEP } else { 2 * limit };
             from = until_ms;

@@ -321,7 +321,7 @@ impl Snapshot {
                 put(to, &ListEntry { subject, topic, id: id.get() })?;
             }
         }
-        for (subject, Refusal { second, until_ms }) in refusals {
+        for (subject, Refusal { second, until_ms }) in refusals.iter() {
             let (second, until_ms) = (*second, *until_ms);
             put(to, &RefusalEntry { subject: subject.to_string(), second, until_ms })?;
         }

@@ -7,7 +7,7 @@ use crate::{
     log::{
         Change, Entries, FollowedList, Generation, List, LogError, Reason, Refusal, Retention,
         list::Lists,
-        subjects::{AddError, ENTRY_BYTES, MAX_ENTRIES, MAX_WILD_ENTRIES, now_ms},
+        subjects::{AddError, ENTRY_BYTES, FORGET_AT_ONCE, MAX_ENTRIES, MAX_WILD_ENTRIES, Refusals, now_ms},
     },
     message::{Id, Pattern},
 };
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Kept {
     pub lists: HashMap<Arc<str>, Entries>,
-    pub refusals: HashMap<Arc<str>, Refusal>,
+    pub refusals: Refusals,
     /// How many bytes these take.
     bytes: usize,
     followed: Lists,
@@ -38,22 +38,26 @@ impl Kept {
     }
 
     pub fn restore_refusal(&mut self, subject: Arc<str>, refusal: Refusal) {
-        if !refusal.is_over() && self.refusals.insert(subject.clone(), refusal).is_none() {
+        if !refusal.is_over() && self.refusals.note(&subject, refusal).1 {
             self.bytes += cost(&subject, "");
         }
     }
 
-    fn check_room(&self, cost: usize, retention: &Retention) -> Result<(), AddError> {
-        if self.bytes + cost > retention.total_bytes { Err(AddError::NoRoom) } else { Ok(()) }
+    /// Makes room by forgetting refusals that are over, no more than it takes.
+    fn make_room(&mut self, cost: usize, retention: &Retention) -> Result<(), AddError> {
+        while self.bytes + cost > retention.total_bytes {
+            if !self.forget_old_refusal() {
+                return Err(AddError::NoRoom);
+            }
+        }
+        Ok(())
     }
 
-    fn forget_old_refusals(&mut self) {
-        let Self { refusals, bytes, .. } = self;
-        refusals.retain(|subject, refusal| {
-            let is_over = refusal.is_over();
-            *bytes -= if is_over { cost(subject, "") } else { 0 };
-            !is_over
-        });
+    /// False if there is none.
+    fn forget_old_refusal(&mut self) -> bool {
+        let old = self.refusals.forget_old();
+        self.bytes -= old.as_ref().map_or(0, |subject| cost(subject, ""));
+        old.is_some()
     }
 }
 
@@ -73,7 +77,7 @@ impl State {
         }
         check_limits(known, topic)?;
         let cost = cost(subject, topic.as_str());
-        self.subjects.check_room(cost, retention)?;
+        self.subjects.make_room(cost, retention)?;
         self.subjects.bytes += cost;
         let id = self.newest.next(now);
         match self.subjects.lists.get_mut(subject) {
@@ -137,21 +141,18 @@ impl State {
         self.check_open()?;
         let now = now_ms();
         let until_ms = now.saturating_add(u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX));
-        let mut refusal = Refusal { second: now / 1000, until_ms };
-        self.subjects.forget_old_refusals();
-        match self.subjects.refusals.get_mut(subject) {
-            Some(known) => {
-                refusal = known.and(refusal);
-                *known = refusal;
-            }
-            None => {
-                let cost = cost(subject, "");
-                self.subjects.check_room(cost, retention)?;
-                self.subjects.bytes += cost;
-                self.subjects.refusals.insert(subject.into(), refusal);
-            }
+        let refusal = Refusal { second: now / 1000, until_ms };
+        let kept = &mut self.subjects;
+        // Each forgets more than it adds, so those that are over do not pile up.
+        for _ in 0..FORGET_AT_ONCE {
+            kept.forget_old_refusal();
         }
-        Ok(refusal)
+        if kept.refusals.get(subject).is_none() {
+            let cost = cost(subject, "");
+            kept.make_room(cost, retention)?;
+            kept.bytes += cost;
+        }
+        Ok(kept.refusals.note(subject, refusal).0)
     }
 }
 
@@ -229,5 +230,21 @@ mod tests {
         state.refuse("u2", Duration::ZERO, &RETENTION).expect("there is room");
         state.refuse("u1", Duration::from_secs(1), &RETENTION).expect("it is known");
         assert_eq!((state.subjects.refusals.len(), state.subjects.bytes), (1, ENTRY_BYTES + 2));
+    }
+
+    #[test]
+    fn refusals_that_are_over_make_room_for_an_entry() {
+        let retention = Retention { total_bytes: 10 * ENTRY_BYTES, ..RETENTION };
+        let mut state = State::new(Id::now());
+        for number in 0..9 {
+            let over = Refusal { second: 1, until_ms: 1 };
+            state.subjects.refusals.note(&format!("o{number}"), over);
+            state.subjects.bytes += cost("o1", "");
+        }
+        for number in 0..9 {
+            state.list_add("u1", &topic(number), &retention, Id::now()).expect("there is room");
+        }
+        assert_eq!(state.list_add("u1", &topic(9), &retention, Id::now()).err(), Some(AddError::NoRoom));
+        assert_eq!(state.subjects.refusals.len(), 0);
     }
 }
