@@ -163,3 +163,22 @@ async fn the_second_attempt_has_the_deadline_of_the_first() {
     assert!(outcome.is_err(), "{outcome:?}");
     assert_eq!(redis.say(&["XLEN", "{rejoin}:topic:t"]), ":1\r\n", "it is not stored");
 }
+
+/// The answer was `unknown_outcome`, although nothing was sent.
+#[tokio::test]
+async fn a_second_attempt_that_cannot_ask_for_the_time_has_stored_nothing() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let (proxy, broker) = behind_the_clock(&redis).await;
+    proxy.stall(Stall::Answers);
+    let hangs = async {
+        while proxy.counted() == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        // The first attempt is answered, and the question about the time is not.
+        redis.stop();
+        proxy.stall(Stall::Nothing);
+    };
+    let (refused, ()) = tokio::join!(broker.publish(append()), hangs);
+    redis.go_on();
+    assert!(matches!(refused, Err(AppendError::Log(LogError::Unavailable))), "{refused:?}");
+}

@@ -61,9 +61,35 @@ impl StoreClock {
     }
 }
 
+/// Two readings of the clocks may differ by this much without a sleep.
+const NO_SLEEP: Duration = Duration::from_millis(100);
+
+/// When this process took a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub begun: Instant,
+    /// How long the machine had slept then.
+    slept: Duration,
+}
+
+impl Request {
+    pub fn begin() -> Self {
+        Self { slept: slept(), begun: Instant::now() }
+    }
+
+    /// True if the request is younger than this, and the machine has not slept since it came.
+    pub fn has_time(self, within: Duration) -> bool {
+        has_time(within, self.begun.elapsed(), self.slept, slept())
+    }
+}
+
+fn has_time(within: Duration, elapsed: Duration, slept_before: Duration, slept: Duration) -> bool {
+    elapsed < within && slept < slept_before + NO_SLEEP
+}
+
 /// How long this machine has slept since it was started. An [`Instant`] does not count that.
 #[cfg(target_os = "linux")]
-pub fn slept() -> Duration {
+fn slept() -> Duration {
     use rustix::time::{ClockId, clock_gettime};
     // In this order, so that the time between the two is no sleep.
     let times = [ClockId::Boottime, ClockId::Monotonic].map(clock_gettime);
@@ -73,7 +99,7 @@ pub fn slept() -> Duration {
 
 /// This system does not say how long it has slept.
 #[cfg(not(target_os = "linux"))]
-pub fn slept() -> Duration {
+fn slept() -> Duration {
     Duration::ZERO
 }
 
@@ -92,6 +118,17 @@ mod tests {
         assert_eq!(deadline(160), 1_002_050);
         // This process has stood still between the request and the answer about the time.
         assert_eq!(deadline(10), 1_001_900);
+    }
+
+    #[test]
+    fn a_request_has_time_until_its_deadline_or_a_sleep() {
+        let ms = Duration::from_millis;
+        let has_time = |elapsed, before, now| has_time(ms(2000), ms(elapsed), ms(before), ms(now));
+        assert!(has_time(1999, 0, 0));
+        assert!(!has_time(2000, 0, 0));
+        // An earlier sleep does not count, nor does the time between the two readings.
+        assert!(has_time(0, 9000, 9000) && has_time(0, 9000, 9099) && has_time(0, 9000, 8990));
+        assert!(!has_time(0, 9000, 9100) && !has_time(0, 0, 3_600_000));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use tokio::{
 use self::connection::Connection;
 use super::{
     Address, Retention,
-    clock::slept,
+    clock::{Request, StoreClock},
     facts::Facts,
     primary::Primary,
     refusals::{code, is_broken, is_of_copy, is_refused, refused_command},
@@ -54,9 +54,6 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 /// time between two probes, so that each probe tries.
 const FROZEN_FOR: Duration = Duration::from_millis(900);
 
-/// A machine that slept for longer has slept while a request was on its way.
-const NO_SLEEP: Duration = Duration::from_millis(100);
-
 /// The use of a script.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
@@ -71,17 +68,17 @@ struct Failure {
     error: LogError,
     /// True if Redis runs only scripts without writes.
     is_frozen: bool,
-    /// True if the script came after its deadline, by the time of Redis.
-    is_late: bool,
+    /// True if the script came after its deadline by the time of Redis, and is to be sent once more.
+    is_repeated: bool,
     /// The reason that Redis gave, in words without secrets.
     why: Option<String>,
 }
 
 impl Failure {
     const NOTHING_SENT: Self =
-        Self { error: LogError::Unavailable, is_frozen: false, is_late: false, why: None };
+        Self { error: LogError::Unavailable, is_frozen: false, is_repeated: false, why: None };
     const NO_ANSWER: Self =
-        Self { error: LogError::UnknownOutcome, is_frozen: false, is_late: false, why: None };
+        Self { error: LogError::UnknownOutcome, is_frozen: false, is_repeated: false, why: None };
 }
 
 /// Runs scripts over the current connection.
@@ -237,44 +234,41 @@ impl Store {
         args: &[&[u8]],
         purpose: Purpose,
     ) -> Result<T, Failure> {
-        let (begun, slept_before) = (Instant::now(), slept());
-        let has_time = || begun.elapsed() < ANSWER_TIMEOUT && slept() < slept_before + NO_SLEEP;
-        let attempt = || self.attempt(script, subject, args, purpose, begun);
-        match attempt().await {
-            Err(Failure { is_late: true, .. }) if has_time() => {
-                timeout_at(begun + ANSWER_TIMEOUT, attempt()).await.unwrap_or(Err(Failure::NO_ANSWER))
+        let request = Request::begin();
+        match self.attempt(script, subject, args, purpose, request, None).await {
+            Err(Failure { is_repeated: true, .. }) => {
+                let until = Some(request.begun + ANSWER_TIMEOUT);
+                self.attempt(script, subject, args, purpose, request, until).await
             }
             outcome => outcome,
         }
     }
 
-    /// Sends a script once, for a request that came at `begun`.
+    /// Sends a script once. Only the second attempt ends at `until`, and nothing follows it.
     async fn attempt<T: FromRedisValue>(
         &self,
         script: &Script,
         subject: &str,
         args: &[&[u8]],
         purpose: Purpose,
-        begun: Instant,
+        request: Request,
+        until: Option<Instant>,
     ) -> Result<T, Failure> {
-        let mut connection = self.connected().await.ok_or(Failure::NOTHING_SENT)?;
-        let deadline = match purpose {
-            Purpose::Read => None,
-            Purpose::Change => match connection.deadline(begun).await {
-                Ok(deadline) => Some(deadline),
-                Err(error) => {
-                    self.failed_aside(connection.number, &error);
-                    return Err(Failure::NOTHING_SENT);
-                }
-            },
-        };
+        let prepared = within(until, self.prepare(purpose)).await.flatten();
+        let (mut connection, clock) = prepared.ok_or(Failure::NOTHING_SENT)?;
+        let deadline = clock.map(|clock| clock.deadline(request.begun, ANSWER_TIMEOUT));
+        // A clock that was read after a sleep gives a deadline that is too late.
+        if deadline.is_some() && !request.has_time(ANSWER_TIMEOUT) {
+            return Err(Failure::NOTHING_SENT);
+        }
         let now = Instant::now();
         let looks = purpose == Purpose::Read
             || self.is_confirmed
             || connection.looked().is_none_or(|looked| now - looked >= LOOK_EVERY);
         // If Redis does not know the script, it did not run, and is sent again with its text.
         let invocation = self.invocation(script, subject, args, looks, deadline);
-        let answer = invocation.invoke_async(&mut connection.redis).await;
+        let answer = within(until, invocation.invoke_async(&mut connection.redis)).await;
+        let answer = answer.ok_or(Failure::NO_ANSWER)?;
         if answer.is_err() {
             // The call may have run on another primary.
             *connection.looked() = None;
@@ -286,17 +280,20 @@ impl Store {
             if is_left {
                 note(&self.left_copy_at);
             }
-            self.say(&error);
+            let code = code(&error);
+            let is_late = code == Some("LATE");
+            let is_repeated = is_late && until.is_none() && request.has_time(ANSWER_TIMEOUT);
+            if !is_repeated {
+                self.say(&error);
+            }
             if is_left {
                 // This happens each second, and the line above says why.
                 self.drop_connection(connection.number);
             } else if is_broken(&error) {
                 self.lose(connection.number, &error);
             }
-            let code = code(&error);
-            let is_late = code == Some("LATE");
             if is_late {
-                connection.forget_time();
+                connection.forget_time(now);
             }
             let is_frozen = matches!(code, Some("MISCONF" | "NOREPLICAS" | "READONLY"));
             let why = match (code, refused_command(&error)) {
@@ -317,8 +314,23 @@ impl Store {
                 _ if is_refused(&error) => LogError::Unavailable,
                 _ => LogError::UnknownOutcome,
             };
-            Failure { error, is_frozen, is_late, why }
+            Failure { error, is_frozen, is_repeated, why }
         })
+    }
+
+    /// The connection, and for a change the clock of its deadline.
+    async fn prepare(&self, purpose: Purpose) -> Option<(Connection, Option<StoreClock>)> {
+        let mut connection = self.connected().await?;
+        if purpose == Purpose::Read {
+            return Some((connection, None));
+        }
+        match connection.clock().await {
+            Ok(clock) => Some((connection, Some(clock))),
+            Err(error) => {
+                self.failed_aside(connection.number, &error);
+                None
+            }
+        }
     }
 
     /// Runs a script that needs nothing of the log, and so does not begin with the prelude. Its first argument is the
@@ -404,6 +416,14 @@ impl Store {
 /// Notes that something happens now.
 fn note(last: &Mutex<Option<Instant>>) {
     *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+}
+
+/// The result of `future`, or `None` if it does not come in time.
+async fn within<T>(until: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match until {
+        Some(until) => timeout_at(until, future).await.ok(),
+        None => Some(future.await),
+    }
 }
 
 /// True if it last happened less than this long ago.

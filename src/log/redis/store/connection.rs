@@ -32,14 +32,13 @@ impl Connection {
         self.looked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The time of Redis until which it may do what was asked at `begun`.
-    pub(super) async fn deadline(&mut self, begun: Instant) -> Result<u64, RedisError> {
+    /// The clock of Redis. It is asked for if it is not known.
+    pub(super) async fn clock(&mut self) -> Result<StoreClock, RedisError> {
         let known = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let clock = match known {
-            Some(clock) => clock,
-            None => self.ask_time().await?,
-        };
-        Ok(clock.deadline(begun, ANSWER_TIMEOUT))
+        match known {
+            Some(clock) => Ok(clock),
+            None => self.ask_time().await,
+        }
     }
 
     async fn ask_time(&mut self) -> Result<StoreClock, RedisError> {
@@ -50,8 +49,11 @@ impl Connection {
         Ok(clock)
     }
 
-    pub(super) fn forget_time(&self) {
-        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Forgets the time, which was wrong for a script that was sent then. One for which another call has asked since is
+    /// kept.
+    pub(super) fn forget_time(&self, sent: Instant) {
+        let mut known = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = known.filter(|known| known.asked_at() > sent);
     }
 }
 
