@@ -187,8 +187,33 @@ async fn an_authority_that_wants_an_account_made_elsewhere_is_given_its_key() {
     let pebble = place.start_with_keys(program.server.addr, LONG, keys).await;
     program.until_logged("certificate of --tls-acme in force").await;
     connect(&client(&pebble.root().await, &[]), program.server.addr, NAMES[0]).await.expect("a handshake");
+    // Another one is used only by a new start.
+    fs::write(&eab, format!("kid-2 {KEY}\n")).expect("a file");
+    program.until_logged("this setting has changed; restart the server to apply it").await;
     let ended = program.terminate().await;
     assert!(!ended.log.contains(KEY), "{}", ended.log);
+}
+
+/// The first one drains for as long as a publish takes to come whole.
+#[tokio::test]
+async fn a_server_gives_its_folder_to_the_next_one_when_its_drain_begins() {
+    let Some(place) = Place::new() else { return };
+    let folder = Folder::new();
+    let mut first = start_with(&place, &folder, &NAMES[..1], &["--drain-grace", "60s"]).await;
+    let pebble = place.start(first.server.addr, LONG).await;
+    first.until_logged("certificate of --tls-acme in force").await;
+    let client = client(&pebble.root().await, &[]);
+    let mut publisher = connect(&client, first.server.addr, NAMES[0]).await.expect("a handshake");
+    let head =
+        b"POST /topics/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\n";
+    publisher.write_all(head).await.expect("sent");
+    until_heard(&mut publisher, "100 Continue").await;
+    first.send_sigterm();
+    let mut second = start(&place, &folder, &NAMES[..1]).await;
+    second.until_logged("certificate of --tls-acme in force").await;
+    publisher.write_all(b"hello").await.expect("sent");
+    until_heard(&mut publisher, "201 Created").await;
+    assert_eq!(first.ended().await.code, Some(0));
 }
 
 #[tokio::test]

@@ -196,10 +196,14 @@ impl Settings {
         Gathered { settings: Self { config, settings, tables: shown, credentials }, mistakes, mistaken }
     }
 
-    /// The names of the settings whose values differ from those in `other`.
+    /// The names of the settings whose values differ from those in `other`. The account in a file counts as its setting.
     pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a str> {
+        let is_other_account = self.config.acme_account != other.config.acme_account;
         let pairs = self.settings.iter().zip(&other.settings);
-        pairs.filter(|(one, other)| one.text != other.text).map(|(one, _)| one.name.as_str())
+        let pairs = pairs.filter(move |(one, other)| {
+            one.text != other.text || (is_other_account && one.name == "tls-acme-eab")
+        });
+        pairs.map(|(one, _)| one.name.as_str())
     }
 
     /// True if the file of `--config` has a secret.

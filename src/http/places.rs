@@ -125,11 +125,18 @@ impl Places {
         taken.end_of_spare = Some(self.new_spare());
         if !self.has_warned.swap(true, Ordering::Relaxed) {
             let limit = self.max;
-            tracing::warn!(
-                limit,
-                "too many connections, in all or of one address: more of them get no answer but /health; raise --max-connections and the limit \
-                 of file descriptors, or find out who opens them"
-            );
+            match self.first {
+                Some(_) => tracing::warn!(
+                    limit,
+                    "too many connections at --admin-listen while the public takes all others: more of them get no answer but /health; \
+                     end some of them, or find out who opens those of the public"
+                ),
+                None => tracing::warn!(
+                    limit,
+                    "too many connections, in all or of one address: more of them get no answer but /health; raise --max-connections and the limit \
+                     of file descriptors, or find out who opens them"
+                ),
+            }
         }
         Place(Arc::new(taken))
     }

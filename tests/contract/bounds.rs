@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+    net::{TcpSocket, TcpStream, UnixStream},
 };
 use tower::ServiceExt;
 
@@ -241,8 +241,14 @@ async fn operators_are_served_while_connections_fill_the_public_listener() {
     let program = Program::under("ulimit -n 256", &["--admin-listen", &format!("unix:{socket}")]).await;
     let public = &program.server;
     let mut held = Vec::new();
-    while get(public, "/topics/a?wait=0").answer().await.status != 503 {
-        held.push(idle_connection(public).await);
+    // Subscriptions stay, and idle connections are ended while most places are taken.
+    loop {
+        let (reader, status) = begun(public, "/topics/held?transport=ndjson").await;
+        if status == "503" {
+            break;
+        }
+        assert_eq!(status, "200");
+        held.push(reader);
     }
     // The spare ones too.
     for _ in 0..100 {
@@ -263,16 +269,30 @@ async fn operators_are_served_while_connections_fill_the_public_listener() {
         assert_eq!(reader.next_frame().await["id"], receipt["id"]);
     }
     get(public, "/topics/a?wait=0").answer().await.problem(503, "overloaded");
+    // Those of their own can run out too.
+    let mut idle = Vec::new();
+    while ask_over(&socket, Method::GET, "/stats", "").await.0 != 503 {
+        idle.push(UnixStream::connect(&socket).await.expect("the system takes it"));
+    }
     let ended = program.terminate().await;
+    for warning in ["too many connections, in all", "too many connections at --admin-listen"] {
+        assert!(ended.log.contains(warning), "{ended:?}");
+    }
     assert!(!ended.log.contains("ERROR"), "{ended:?}");
 }
 
 async fn idle_connection(server: &Server) -> TcpStream {
+    begun(server, "/health/live").await.0
+}
+
+/// A connection whose answer to this request has begun, and the status.
+async fn begun(server: &Server, path: &str) -> (TcpStream, String) {
     let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
-    wire.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("it is taken");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    wire.write_all(request.as_bytes()).await.expect("it is taken");
     let mut answer = [0; 12];
     within("an answer", wire.read_exact(&mut answer)).await.expect("an answer");
-    wire
+    (wire, String::from_utf8_lossy(&answer[9..]).into_owned())
 }
 
 /// Probes hung, and the log had ten errors a second.

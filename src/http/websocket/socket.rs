@@ -410,3 +410,52 @@ impl Write for Wire<'_, '_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::http::{
+        idle::HeadBegun,
+        linger::{Linger, StillSends},
+        places::Place,
+        socket,
+        stall::Written,
+    };
+
+    /// An idle WebSocket keeps only what it needs. One that is in the middle of a frame has begun to read it.
+    #[tokio::test]
+    async fn what_reads_frames_stays_while_a_part_of_one_is_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let mut far = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a connection");
+        let (near, _) = listener.accept().await.expect("a connection");
+        let patience = Duration::from_secs(60);
+        let linger = Linger::new(StillSends::default());
+        let (begun, written, place) = (HeadBegun::default(), Written::default(), Place::default());
+        let near = socket::Socket::Plain(near);
+        let guard = StallGuard::new(Bytes::new(), near, patience, begun, written, linger, place);
+        let mut socket = Socket::new(Io::Socket(guard.share(&[])), 1_000, patience, false);
+        // The payload is masked with 0.
+        let frame = b"\x81\x85\0\0\0\0hello";
+        for _ in 0..2 {
+            let (half, rest) = frame.split_at(8);
+            far.write_all(half).await.expect("it is open");
+            // It may not have come yet.
+            while socket.framing.is_whole() {
+                assert!(std::future::poll_fn(|cx| Poll::Ready(socket.poll_message(cx))).await.is_pending());
+                tokio::task::yield_now().await;
+            }
+            assert!(socket.protocol.is_some(), "half a frame");
+            far.write_all(rest).await.expect("it is open");
+            let read = std::future::poll_fn(|cx| socket.poll_message(cx)).await;
+            assert_eq!(read, Ok(Message::text("hello")));
+            assert!(std::future::poll_fn(|cx| socket.poll_message(cx)).now_or_never().is_none());
+            assert!(socket.protocol.is_none(), "a whole message");
+        }
+    }
+}
