@@ -235,7 +235,7 @@ export function connect(url, options = {}) {
   }
 
   /** The token, if it has not ended. */
-  const credential = async () => !options.token || Date.now() < tokenEnds && token || ask()
+  const credential = async () => options.token && (Date.now() < tokenEnds && token || ask())
 
   /** The server has told how long the token lives. @param {Frame} frame */
   function expects({ expires_in_ms: life }) {

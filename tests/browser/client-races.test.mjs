@@ -19,7 +19,7 @@ async function stub(areOpened = true) {
     const answer = (status, value) => response.writeHead(status).end(JSON.stringify(value))
     const say = frame => response.write(JSON.stringify(frame) + '\n')
     const isStream = request.headers.accept.includes('ndjson'), list = isStream ? streams : asked
-    list.push({ body, answer, say, drop: () => response.destroy() })
+    list.push({ body, credential: request.headers.authorization, answer, say, drop: () => response.destroy() })
     if (isStream && areOpened) say(opened(1000))
   })
   server.listen(0, '127.0.0.1')
@@ -40,6 +40,17 @@ const message = (topic, id) => ({ type: 'message', topic, id: String(id), data: 
 const opened = cursor => ({ type: 'open', connection: 'c', cursor: String(cursor), heartbeat_ms: 25_000 })
 
 describe('the browser client', { concurrency: true }, () => {
+  test('without a token no transport sends a credential', async () => {
+    const { asked, streams, url } = await stub()
+    const offered = []
+    const WebSocket = class extends scripted() {
+      constructor(address, protocols) { super(address), offered.push(protocols) }
+    }
+    for (const transport of ['ws', 'ndjson', 'poll']) open(url, { transports: [transport], WebSocket }).rejoin.subscribe('t')
+    await until(() => offered[0] && streams[0] && asked[0])
+    assert.deepEqual([offered[0], streams[0].credential, asked[0].credential], ['rejoin.v1', undefined, undefined])
+  })
+
   // The client read again from the first message that had waited, although the loop had taken it and many more.
   test('a loop that takes messages while others wait gets each one once', async () => {
     const server = await Server.start(['--retain-messages', '5000'])
