@@ -30,6 +30,8 @@ impl Faults {
     }
 
     pub async fn befall(&mut self, world: &World, is_long: bool) {
+        // A replica that was killed counts as living for some seconds, and no end of a subject is answered meanwhile.
+        world.until_a_subject_was_ended().await;
         self.between(2000).await;
         if !is_long {
             self.end_replica(world, Signal::KILL).await;

@@ -153,6 +153,13 @@ impl World {
         self.store(&mut SmallRng::seed_from_u64(0), END).await.expect("it is stored")
     }
 
+    /// Waits until the end of a subject was answered once.
+    pub async fn until_a_subject_was_ended(&self) {
+        while !self.journal().ends.iter().any(|end| end.of.starts_with('l')) {
+            sleep(AGAIN_AFTER).await;
+        }
+    }
+
     /// Waits until every reader that lives has read so far.
     ///
     /// # Panics
