@@ -201,9 +201,10 @@ async fn members_come_again_after_redis_has_lost_everything() {
         }
     };
     timeout(PATIENCE, come).await.expect("all come again, and no others");
-    let changes = replicas[0].changes().await;
-    assert_eq!(changes.len(), 100, "their joins are told again, in a store that has nothing else");
-    assert!(changes.iter().all(|(event, _)| event == "join"));
+    // The store has nothing else. A step that was on its way when some left may have told their join, and then a leave.
+    let present: Vec<_> = (0..100).map(|number| format!("u{number:03}")).collect();
+    let present: Vec<_> = present.iter().map(String::as_str).collect();
+    check(&replicas[0].changes().await, &present);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
