@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Counts the server's instructions for a publish, and for a delivery on each transport.
 
-    cargo build --profile dist
+    cargo build --profile dist --features dist
     benches/instructions.py [--server PATH] [--subscribers N] [--messages N] [--tls]
 
 It needs valgrind, and Python's standard library. The server runs in `valgrind --tool=callgrind`, on one core.

@@ -339,7 +339,7 @@ impl Config {
                 has_acme && !cfg!(feature = "acme"),
                 &["tls-acme"],
                 "this program was built without --tls-acme: take a package of a release, or build it with \
-                 `cargo install --features acme`",
+                 `cargo install --features dist`",
             ),
             (
                 has_acme && self.tls_cert.is_some(),

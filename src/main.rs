@@ -14,10 +14,12 @@ use std::{ffi::OsString, fs, process::ExitCode};
 use clap::Parser;
 use rejoin::config::{Flags, Settings};
 
+#[cfg(feature = "dist")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Free memory goes back to the system in the background, also while the server is idle.
+#[cfg(feature = "dist")]
 #[expect(unsafe_code, reason = "the allocator looks for a symbol of this name")]
 #[unsafe(export_name = "malloc_conf")]
 static MALLOC_CONF: &[u8] =

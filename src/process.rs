@@ -76,6 +76,11 @@ async fn hear_and_serve(flags: Flags) -> Result<(), ExitReason> {
     };
     let settings = settings.map_err(ExitReason::Settings)?;
     logging::start(settings.config.log_level, settings.config.log_format)?;
+    if cfg!(debug_assertions) {
+        tracing::info!(
+            "this program was built without optimization, for a first try; the README says how to install a fast one"
+        );
+    }
     for name in rejoin::config::unknown_variables() {
         tracing::warn!(name, "{UNKNOWN_VARIABLE}");
     }

@@ -1,8 +1,8 @@
 //! The load benchmark: the cost of the server compared with the cost of the machine, in one table.
 //!
-//! `cargo bench --bench load -- [ROW...] [--quick]`. The server is the release binary in its own process on
-//! one core; the client is this process on another. The reference runs on the server's core too, in turns
-//! with the server, and gets the same requests from the same client. Linux only. A row takes from seconds to
+//! `cargo bench --features dist --bench load -- [ROW...] [--quick]`. The server is the optimized program in its
+//! own process on one core; the client is this process on another. The reference runs on the server's core too, in
+//! turns with the server, and gets the same requests from the same client. Linux only. A row takes from seconds to
 //! a minute, everything uses the loopback, and no process outlives the program.
 
 mod client;
@@ -126,7 +126,7 @@ fn run(arguments: &Arguments) -> Outcome<bool> {
         return Ok(true);
     }
     if !arguments.bench {
-        eprintln!("nothing to test here; measure with: cargo bench --bench load");
+        eprintln!("nothing to test here; measure with: cargo bench --features dist --bench load");
         return Ok(true);
     }
     process::pin(process::CLIENT_CPU);

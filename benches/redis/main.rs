@@ -1,4 +1,4 @@
-//! The cost of the log in Redis, compared with Redis itself: `cargo bench --bench redis`.
+//! The cost of the log in Redis, compared with Redis itself: `cargo bench --features dist --bench redis`.
 //!
 //! Everything runs on this machine, with its own Redis on the loopback. It measures publishing, in turns with
 //! `redis-benchmark` running the same script and pipelining; a delivery on another replica, compared with a
@@ -46,7 +46,7 @@ const BEAT: Duration = Duration::from_millis(5);
 
 fn main() -> Outcome<()> {
     if !std::env::args().any(|argument| argument == "--bench") {
-        eprintln!("nothing to test here; measure with: cargo bench --bench redis");
+        eprintln!("nothing to test here; measure with: cargo bench --features dist --bench redis");
         return Ok(());
     }
     let only = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
