@@ -283,6 +283,22 @@ describe('the browser client alone', () => {
     assert.deepEqual(got, [4004, 4005, 4006])
   })
 
+  // The wait for a lock that is refused had no end.
+  for (const [what, locks] of [['without', undefined], ['that is refused', { request: async () => { throw new DOMException('no', 'SecurityError') } }]]) {
+    test(`each tab connects by itself: a client with a name for the login, and a lock ${what}`, async () => {
+      const known = Object.getOwnPropertyDescriptor(globalThis, 'navigator')
+      Object.defineProperty(globalThis, 'navigator', { value: { locks }, configurable: true })
+      ends.push(() => known ? Object.defineProperty(globalThis, 'navigator', known) : delete globalThis.navigator)
+      const Socket = scripted({ heartbeat_ms: 25_000 })
+      const tabs = [1, 2].map(() => open('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'], shared: 'u1' }).rejoin)
+      const told = tabs.map(it => record(it.subscribe('t')))
+      await until(() => told.every(it => has(it, 'subscribed')))
+      for (const socket of Socket.all) socket.say(message('t', 1001))
+      assert.deepEqual([Socket.all.length, told.map(data)], [2, [[1001], [1001]]])
+      for (const it of tabs) it.close()
+    })
+  }
+
   test('a client without the class of a WebSocket makes one stream, and looks for no better one', async ({ mock }) => {
     const { asked, streams, url } = await stub(), Class = globalThis.WebSocket
     delete globalThis.WebSocket
