@@ -93,7 +93,8 @@ describe('the clock of the browser client', () => {
 
   test('the wait is never shorter than the server asks for', async () => {
     mock.method(Math, 'random', () => 0)
-    const Socket = socketThat(socket => {
+    const Socket = socketThat((socket, number) => {
+      if (number > 3) return
       opens(socket)
       socket.say({ type: 'closing', code: 'draining', retry_ms: 3000 })
       socket.onclose({ code: 4200, reason: 'draining' })
