@@ -140,7 +140,11 @@ async fn a_start_that_is_refused_names_its_topic_if_the_request_names_one_alone(
             ("/events?topic=a&topic=b", Value::Null),
         ] {
             let path = format!("{path}&{start}&wait=0");
-            assert_eq!(get(&server, &path).answer().await.problem(400, "bad_request")["topic"], topic, "{path}");
+            assert_eq!(
+                get(&server, &path).answer().await.problem(400, "bad_request")["topic"],
+                topic,
+                "{path}"
+            );
         }
     }
     let asked = json!({"topics": ["b"], "since": "soon", "wait": 0});
