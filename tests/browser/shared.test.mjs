@@ -352,8 +352,8 @@ describe('tabs', { concurrency: 12 }, () => {
     await leader.run("void (window.own = read('given'))")
     await leader.until("told.filter(it => it.type === 'subscribed' && it.of === 'given').length === 2")
     await leader.run('own.close()')
-    await leader.run("void read('after that')")
-    await leader.until("has('subscribed', 'after that')")
+    await leader.run("void read('later')")
+    await leader.until("has('subscribed', 'later')")
     await server.publish('given', 4)
     await hasAll(follower, 'given', 4)
     // What the server takes is gone in all tabs, and a new one is told nothing of it.
