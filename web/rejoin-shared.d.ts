@@ -16,4 +16,5 @@ export declare function share(base: string, { shared, mine, token }: import('./r
     rise: () => ((one: Link, after?: string) => Promise<void>) | undefined;
     rest: () => void;
     tell: ({ ref, ...frame }: Frame) => void;
+    has: (topic: string) => boolean;
 } | undefined;

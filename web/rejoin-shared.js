@@ -23,6 +23,7 @@ const SHOWN_MS = 2000, HIDDEN_MS = 3000
 
 /**
  * Waits for a lock, and holds it until the returned function is called or another tab steals it.
+ * A browser that refuses locks refuses them to all tabs. Then each one has its own, and connects by itself.
  * @param {string} name @param {() => void} taken @param {() => void} [lost] @param {boolean} [steal]
  */
 function hold(name, taken, lost, steal) {
@@ -34,7 +35,7 @@ function hold(name, taken, lost, steal) {
     isHeld = true
     taken()
   })
-  navigator.locks.request(name, steal ? { steal } : { signal }, held).catch(() => isHeld && !signal.aborted && lost?.())
+  navigator.locks.request(name, steal ? { steal } : { signal }, held).catch(() => signal.aborted || (isHeld ? lost?.() : taken()))
   return () => stop.abort()
 }
 
@@ -118,7 +119,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
   /** @type {Frame} */
   let opened
   /** The topics that the server has added to the connection. This tab may have closed some. @type {Set<string>} */
-  let added
+  let added = new Set()
   /** The time at which the connection has last brought something. */
   let heard = 0
 
@@ -150,9 +151,10 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     if (!followers.has(to)) {
       followers.set(to, new Map())
       // The lock is free when the tab has gone.
-      navigator.locks.request(to, () => {
+      const done = hold(to, () => {
         forget(followers.get(to))
         followers.delete(to)
+        done()
       })
     }
     const isSilent = term && Date.now() - heard > opened.heartbeat_ms * 1.5
@@ -252,5 +254,8 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     }
   }
 
-  return { rise, rest, tell }
+  /** True if the other tabs may still read a topic that the server has added. @param {string} topic */
+  const has = topic => leads && added.has(topic)
+
+  return { rise, rest, tell, has }
 }

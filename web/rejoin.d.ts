@@ -90,7 +90,6 @@ export type Reading = {
     presence?: boolean;
     load?: () => unknown;
     at?: string;
-    from?: string;
     caught?: boolean;
     live?: boolean;
     told?: boolean;

@@ -72,7 +72,7 @@
 /**
  * A subscription. `at` is its own cursor, and counts beside that of the connection if it is newer. `caught` is set once
  * one stream can read it with the others, and `live` while one does.
- * @typedef {{name: string, start: Start, presence?: boolean, load?: () => unknown, at?: string, from?: string,
+ * @typedef {{name: string, start: Start, presence?: boolean, load?: () => unknown, at?: string,
  *   caught?: boolean, live?: boolean, told?: boolean, lost?: boolean, ended?: boolean, given?: boolean,
  *   pauses: number, held: Frame[], facade: Subscription, emit: (type: string, event?: any) => void}} Reading
  */
@@ -84,7 +84,7 @@
  *   end(why?: Frame): void}} Link
  */
 
-/** How many messages a subscription holds for its state or its loop. More are dropped, and read again. */
+/** How many messages a subscription holds for its state or its loop, and how many a page has. More are read again. */
 const MOST_HELD = 1000
 /** How long a transport may take to its first frame. */
 const FIRST_FRAME_MS = 4000
@@ -117,12 +117,8 @@ function emitter() {
       all.add(one)
       return () => all.delete(one)
     },
-    emit(type, event) {
-      for (const [of, handler] of [...all]) {
-        // A mistake in a handler is reported, and stops nothing else.
-        try { of === type && handler(event) } catch (error) { Promise.reject(error) }
-      }
-    },
+    // A mistake in a handler is reported, as of every promise, and stops nothing else.
+    emit: (type, event) => [...all].forEach(async ([of, handler]) => of === type && handler(event)),
   }
 }
 
@@ -133,8 +129,8 @@ function matches(name, topic) {
     (part, at) => part === segments[at] || part[0] === '*' && segments[at] && (at || topic[0] !== '$'))
 }
 
-/** False if there is none to compare. @param {string} [a] @param {string} [b] */
-const isNewer = (a, b) => Number(a) > Number(b)
+/** False if there is none to compare. @param {any} a @param {any} b */
+const isNewer = (a, b) => a - b > 0
 /** The newer of two cursors. @param {string} [a] @param {string} [b] */
 const newer = (a, b) => isNewer(a, b) ? a : b
 const backOff = (/** @type {number} */ tries) => Math.random() * Math.min(20_000, 500 * 2 ** tries)
@@ -148,7 +144,7 @@ function binary(buffer) {
 
 /** The gaps and messages of a page: each gap before anything newer than its `after`. @param {Frame} page @returns {Frame[]} */
 const inOrder = ({ gaps = [], messages }) => [...messages, ...gaps].sort((a, b) => placeOf(a) - placeOf(b))
-const placeOf = (/** @type {Frame} */ { id, reason, after }) => Number(id ?? (reason === 'unknown_cursor' ? 0 : after ?? 9e15))
+const placeOf = (/** @type {Frame} */ { id, reason, after }) => id ?? (reason === 'unknown_cursor' ? 0 : after ?? 9e15)
 
 /** True if a subscription begins with the next message. @param {{start: Start}} reading */
 const isPlain = ({ start }) => JSON.stringify(start) === '{}'
@@ -213,14 +209,11 @@ export function connect(url, options = {}) {
   const isAsked = (/** @type {string} */ name) => link?.asked.some(it => it.reading?.name === name)
   /** The subscription of a topic that the server has added. @param {string} name */
   const gift = name => all().find(it => it.given && it.name === name)
-  const later = (/** @type {string} */ name, /** @type {() => void} */ run, ms = 0) => {
+  const later = (/** @type {string} */ name, /** @type {() => void} */ run, /** @type {number} */ ms) => {
     clearTimeout(timers[name])
-    timers[name] = setTimeout(run, Math.min(ms, 2e9))
+    timers[name] = setTimeout(run, Math.min(2e9, ms))
   }
-  const isKept = () => Date.now() < keptUntil
-  const say = (/** @type {State} */ now) => {
-    if (state !== now) emit('state', state = now)
-  }
+  const say = (/** @type {State} */ now) => state === now || emit('state', state = now)
 
   // The token.
 
@@ -239,25 +232,22 @@ export function connect(url, options = {}) {
 
   /** The server has told how long the token lives. @param {Frame} frame */
   function expects({ expires_in_ms: life }) {
-    if (!life || !options.token) return
-    tokenEnds = Date.now() + life
-    later('token', renew, Math.max(life * .8, life - 60_000))
+    if (life && options.token) {
+      tokenEnds = Date.now() + life
+      later('token', renew, Math.max(life * .8, life - 60_000))
+    }
   }
 
-  async function renew() {
-    if (!link) return
-    try {
-      await ask()
-    } catch {
-      return later('token', renew, backOff(4))
-    }
-    if (link?.command) {
-      link.command({ type: 'auth', token }, frame => {
-        // Another user, or fewer rights: a new connection says what is refused.
-        if (frame.code) again()
-        else expects(frame)
-      })
-    } else if (link) again()
+  function renew() {
+    if (link) ask().then(() => {
+      if (link?.command) {
+        link.command({ type: 'auth', token }, frame => {
+          // Another user, or fewer rights: a new connection says what is refused.
+          if (frame.code) again()
+          else expects(frame)
+        })
+      } else again()
+    }, () => later('token', renew, backOff(2)))
   }
 
   /**
@@ -277,7 +267,7 @@ export function connect(url, options = {}) {
       if (answer.ok) return type === JSON_TYPE ? answer.json() : answer
       /** @type {Frame} */
       const problem = await answer.json().catch(() => ({}))
-      if (answer.status !== 401 || !bearer || hasAsked) throw { ...problem, isAsked: true, retry_ms: 1000 }
+      if (answer.status !== 401 || !bearer || hasAsked) throw { ...problem, isAsked: problem.code, retry_ms: 1000 }
       if (token === bearer) token = undefined
     }
   }
@@ -461,33 +451,27 @@ export function connect(url, options = {}) {
   function give(reading, frame) {
     const isUnknown = frame.reason === 'unknown_cursor'
     // A gap without an end that does not move the cursor is one of several.
-    if (reading.lost || !(isUnknown || !frame.next && frame.after >= frame.cursor) && (frame.id ?? frame.next ?? frame.cursor) <= Number(reading.at)) return
+    if (reading.lost || !(isUnknown || !frame.next && frame.after >= frame.cursor) && (frame.id ?? frame.next ?? frame.cursor) <= +reading.at) return
     const before = position(reading)
     // The ids of a store that does not know the cursor may be smaller.
     if (isUnknown) reading.at = frame.cursor
     else if (!reading.live) reading.at = frame.id ?? reading.at
-    if (!reading.held[0]) {
-      if (!reading.pauses && frame.topic !== echoing) return tell(reading, frame)
-      reading.from = before
-    }
-    reading.held.push(frame)
-    if (!reading.held[MOST_HELD]) return
-    reading.held = []
-    if (reading.given) {
+    const { held } = reading
+    if (!held[0] && !reading.pauses && frame.topic !== echoing) tell(reading, frame)
+    else if (held.length < MOST_HELD) held.push(frame)
+    else if (reading.given) {
       // A page cannot read again what only the server has added.
-      reading.held = [{
-        type: 'gap', topic: reading.name, after: reading.from, next: null, cursor: frame.id ?? frame.cursor ?? cursor, reason: 'retention',
-      }]
-      return
+      const gap = { type: 'gap', topic: reading.name, after: before, next: null, reason: 'too_slow' }
+      held.push({ ...gap, ...held.at(-1).reason === gap.reason && held.pop(), cursor: frame.id ?? cursor })
+    } else {
+      reading.at = before
+      reading.lost = true
+      reading.live = reading.caught = false
     }
-    reading.at = reading.from
-    reading.lost = true
-    reading.live = reading.caught = false
   }
 
   /** @param {Reading} reading @param {Frame} frame */
   function tell(reading, frame) {
-    reading.from = frame.id ?? frame.cursor ?? reading.from
     if (reading.ended || own.has(frame.id)) return
     reading.emit(frame.type, frame)
     if (frame.type === 'gap') load(reading)
@@ -498,9 +482,10 @@ export function connect(url, options = {}) {
     while (reading.held[0] && !reading.pauses && reading.held[0].topic !== echoing) {
       tell(reading, /** @type {Frame} */ (reading.held.shift()))
     }
-    if (reading.lost && !reading.pauses) {
+    if (reading.lost && !reading.held[0]) {
       reading.lost = false
-      join(reading)
+      if (link) join(reading)
+      else next || again()
     }
   }
 
@@ -532,30 +517,37 @@ export function connect(url, options = {}) {
     if (reading.ended || reading.lost) return
     reading.at ??= place
     reading.live = reading.caught = true
-    // The address of a WebSocket cannot say it for one topic.
-    if (reading.presence) link?.command?.({ type: 'subscribe', topic: reading.name, presence: true })
-    if (reading.told) return
-    reading.told = true
-    reading.emit('subscribed', { topic: reading.name, cursor: reading.at })
-    load(reading)
+    if (!reading.told) {
+      reading.told = true
+      reading.emit('subscribed', { topic: reading.name, cursor: reading.at })
+      load(reading)
+    }
   }
 
   /** Reads a subscription over the connection that is open. @param {Reading} reading @returns {Promise<void>} */
   async function join(reading) {
-    const { name, at: place } = reading, one = link
-    if (!one || reading.live || reading.lost || reading.ended || reading.given || isAsked(name)) return
-    if (!one.command) return again()
+    const { name, at: place, presence } = reading, one = link
+    if (!one || reading.lost || reading.ended || reading.given || isAsked(name)) return
+    if (reading.live) {
+      // The address of a WebSocket cannot say it for one topic.
+      if (presence) one.command?.({ type: 'subscribe', topic: name, presence }, frame => fails(name, frame))
+      return
+    }
+    if (!one.command && (presence || !one.names.has(name))) return again()
     if (one.names.has(name)) {
       const isNow = !place && isPlain(reading)
       // The page has its subscription before it is told anything of it.
       await (isNow || catchUp(reading).catch(why => judge(why, true)))
-      if (link === one && one.names.has(name) && (isNow || reading.caught)) joined(reading, /** @type {string} */ (cursor))
+      if (link === one && one.names.has(name) && (isNow || reading.caught)) {
+        joined(reading, /** @type {string} */ (cursor))
+        join(reading)
+      }
       return
     }
     one.names.add(name)
     // The leader of the tabs replays nothing for a follower.
     const start = tabs ? {} : place ? { after: place } : reading.start
-    one.command({ type: 'subscribe', topic: name, ...start }, frame => {
+    one.command?.({ type: 'subscribe', topic: name, ...start }, frame => {
       if (!frame.code) {
         // The server replays nothing of a topic that it has added before.
         if (!tabs && !gift(name)?.live) {
@@ -565,9 +557,14 @@ export function connect(url, options = {}) {
         return named(name).forEach(join)
       }
       one.names.delete(name)
-      if (FINAL.test(frame.code)) refuseTopic(name, frame)
-      else later('join', joinAll, 2000)
+      fails(name, frame)
     }, reading)
+  }
+
+  /** Ends what was refused by its nature, and tries the rest again. @param {string} name @param {Frame} frame */
+  function fails(name, frame) {
+    if (FINAL.test(frame.code)) refuseTopic(name, frame)
+    else if (frame.code) later('join', joinAll, 2000)
   }
 
   const joinAll = () => all().forEach(join)
@@ -580,23 +577,23 @@ export function connect(url, options = {}) {
     for (let isFull = true; isFull || link && isNewer(cursor, reading.at);) {
       const { at } = reading
       /** @type {Frame} */
-      const page = await request('/events', { topics: [name], ...at ? { after: at } : reading.start, wait: +!isFull, limit: 1000 })
+      const page = await request('/events', { topics: [name], ...at ? { after: at } : reading.start, wait: +!isFull, limit: MOST_HELD })
       if (reading.live || reading.ended) return
       // Another one of these has read it meanwhile.
       if (at !== reading.at) continue
       for (const frame of inOrder(page)) give(reading, frame)
       if (reading.lost) return
       reading.at = newer(reading.at, page.cursor)
-      isFull = page.messages.length === 1000
+      isFull = page.messages.length === MOST_HELD
     }
     reading.caught = true
   }
 
   /** @param {string} topic @param {Start} [start] @returns {Subscription} */
   function subscribe(topic, { state: load, presence, ...start } = {}) {
-    const isNow = isPlain({ start }), first = isNow && !hasOpened() ? cursor : undefined
+    const isNow = isPlain({ start })
     if (load && !isNow) throw TypeError('state')
-    return begin(topic, { load, start, presence, at: start.after ?? first, caught: !!first }).facade
+    return begin(topic, { load, start, presence, at: isNow && !hasOpened() ? cursor : start.after }).facade
   }
 
   /** @param {string} name @param {Partial<Reading>} given */
@@ -626,15 +623,16 @@ export function connect(url, options = {}) {
     let message
     /** @type {Error | undefined} */
     let error
-    let resume = () => {}
+    /** @type {any} */
+    let resume
     on('message', (/** @type {Message} */ it) => {
       message = it
       hold(reading, 1)
-      resume()
+      resume?.()
     })
     on('end', (/** @type {Error | undefined} */ why) => {
       error = why
-      resume()
+      resume?.()
     })
     try {
       while (message || !reading.ended) {
@@ -642,7 +640,7 @@ export function connect(url, options = {}) {
           yield message
           message = undefined
           hold(reading, -1)
-        } else await new Promise(done => { resume = /** @type {() => void} */ (done) })
+        } else await new Promise(done => { resume = done })
       }
       if (error) throw error
     } finally {
@@ -655,13 +653,12 @@ export function connect(url, options = {}) {
     const { name } = reading
     if (reading.ended) return
     reading.ended = true
-    reading.held = []
     readings.delete(reading)
     reading.emit('end', error)
     if (named(name)[0]) return
     const isOwn = link?.names.delete(name)
     // Other tabs may go on with what the server has added.
-    if (link?.command && (isOwn || reading.given && !tabs)) link.command({ type: 'unsubscribe', topic: name })
+    if (link?.command && (isOwn || reading.given && !tabs)) tabs?.has(name) || link.command({ type: 'unsubscribe', topic: name })
     else if (isOwn || next?.names.has(name)) again()
   }
 
@@ -721,10 +718,12 @@ export function connect(url, options = {}) {
           if (echoing) own.add(answer.id)
           return answer.id
         } catch (/** @type {any} */ why) {
-          // Without a code there was no answer, and the message may be stored.
-          if (!why.isAsked) code = 'unknown_outcome'
-          if (ephemeral || isOver() || Date.now() > until || FINAL.test(why.code)) throw failure({ ...why, code: code ?? why.code })
-          await pause(backOff(fails % 4))
+          // Without an answer of the server the message may be stored.
+          if (!why.isAsked || why.code === 'unknown_outcome') code = 'unknown_outcome'
+          // The page may be frozen in the pause, so the clock is read after it.
+          if (ephemeral || FINAL.test(why.code) || await pause(backOff(fails)) || isOver() || Date.now() > until) {
+            throw failure({ ...why, code: code || why.code })
+          }
         }
       }
     } finally {
@@ -751,10 +750,10 @@ export function connect(url, options = {}) {
   }
 
   /** Connects, unless that is done or about to be. */
-  const wake = () => { if (!link && !next && !timers.go) again() }
+  const wake = () => link || next || timers.go || again()
 
   /** Opens another connection, and only then closes this one. */
-  const again = () => later('go', go)
+  const again = (ms = 0) => later('go', go, ms)
 
   /** @returns {Promise<void>} */
   async function go() {
@@ -768,7 +767,7 @@ export function connect(url, options = {}) {
       const follow = tabs?.rise()
       if (follow) return await open(follow)
       await credential()
-      for (let kind = isKept() ? at % kinds.length : 0; kind < kinds.length; kind++) {
+      for (let kind = Date.now() < keptUntil ? at % kinds.length : 0; kind < kinds.length; kind++) {
         try {
           return await reach(kind, turn)
         } catch (/** @type {any} */ why) {
@@ -784,13 +783,13 @@ export function connect(url, options = {}) {
   async function reach(kind, turn) {
     const name = kinds[kind], isHttp = name !== 'ws', { some } = together()
     // An HTTP stream has one start for all. So other starts are read before.
-    if (isHttp) await Promise.all(known().filter(it => !some.includes(it)).map(catchUp))
+    if (isHttp) await Promise.all(known().filter(it => !it.lost && !some.includes(it)).map(catchUp))
     // A poll needs a topic, or a list of the subject. A stream may wait for those that the server adds.
     if (turn !== turns || isHttp && !(name === 'poll' ? options.mine : isWanted) && !together().some[0]) throw {}
     await open({ ws: webSocket, ndjson: lines, poll: polls }[name])
-    if (kind !== at || !isKept()) keptUntil = Date.now() + BETTER_MS
+    if (kind !== at || Date.now() > keptUntil) keptUntil = Date.now() + BETTER_MS
     at = kind
-    if (kind) later('better', go, BETTER_MS)
+    if (kind) later('better', () => at && go(), BETTER_MS)
     try { sessionStorage[base] = [at, keptUntil] } catch { /* as below */ }
   }
 
@@ -813,7 +812,7 @@ export function connect(url, options = {}) {
   /** @param {number} [least] */
   function retry(least = 0) {
     if (!link) say('waiting')
-    later('go', go, Math.max(least, backOff(tries++)))
+    again(Math.max(least, backOff(tries++)))
   }
 
   /** @param {Frame} problem */

@@ -246,9 +246,10 @@ impl Problem {
         if self.is_undecided { Self { code: Code::Overloaded, ..self } } else { self }
     }
 
-    /// The same refusal, which names the topic or pattern that it is about.
+    /// The same refusal, which names the topic or pattern that it is about. It is whole, as the client has sent it: the
+    /// client finds its subscription by it.
     pub fn about(self, topic: impl fmt::Display) -> Self {
-        Self { topic: Some(shorten(topic.to_string())), ..self }
+        Self { topic: Some(topic.to_string()), ..self }
     }
 
     /// Notes in an answer that it is this refusal, for the metrics and the logs.

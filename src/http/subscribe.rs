@@ -355,11 +355,16 @@ impl Wanted {
                 "before: it has one JSON answer, and no stream; leave transport out, and send Accept: application/json",
             ));
         }
+        let start = options.start(headers).map_err(|problem| match &*patterns {
+            // The start is that of this topic alone, so a client that reads others can go on with them.
+            [only] if !is_mine => problem.about(only),
+            _ => problem,
+        })?;
         Ok(Self {
             patterns,
             access,
             list_owner,
-            start: options.start(headers)?,
+            start,
             before,
             rendering,
             takes_gzip: gzip::is_asked(headers),

@@ -13,7 +13,9 @@ const web = new URL('../../web/', import.meta.url)
 const names = ['chromium', 'chromium-browser', 'google-chrome']
 const program = process.env.PATH.split(delimiter).flatMap(folder => names.map(name => join(folder, name))).find(existsSync)
 const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking',
-  '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--process-per-site', '--remote-debugging-port=0']
+  '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--process-per-site', '--remote-debugging-port=0',
+  // Another host, which is no safe origin without TLS.
+  '--host-resolver-rules=MAP push.test 127.0.0.1']
 
 /** A browser with a profile of its own. */
 export class Browser {
@@ -109,7 +111,8 @@ export class Page {
  * `/token?NAME` gives what `token` returns for this name. */
 export async function serveClient(token = () => '') {
   const page = `<!doctype html><title>page</title><link rel="icon" href="data:,"><script type="module">
-    import { connect } from '/rejoin.js'
+    // A folder other than that of the server has the client of another version.
+    const { connect } = await import(new URL('rejoin.js', location))
     window.told = []
     window.shown = []
     addEventListener('pageshow', event => shown.push(event.persisted))
@@ -134,9 +137,10 @@ export async function serveClient(token = () => '') {
   const server = createServer((request, answer) => {
     const { pathname, search } = new URL(request.url, 'http://page')
     if (pathname === '/token') return answer.end(token(search.slice(1)))
-    const isModule = /^\/[a-z-]+\.js$/.test(pathname)
-    answer.setHeader('Content-Type', isModule ? 'text/javascript' : 'text/html')
-    answer.end(isModule ? readFileSync(new URL('.' + pathname, web)) : pathname === '/other' ? '<title>other</title>' : page)
+    const [, folder, module] = /^\/(other-version\/)?([a-z-]+\.js)$/.exec(pathname) ?? []
+    answer.setHeader('Content-Type', module ? 'text/javascript' : 'text/html')
+    const text = module && readFileSync(new URL(module, web), 'utf8')
+    answer.end(module ? folder ? text.replace('const VERSION = 1', 'const VERSION = 0') : text : pathname === '/other' ? '<title>other</title>' : page)
   })
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')

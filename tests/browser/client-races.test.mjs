@@ -75,6 +75,41 @@ describe('the browser client', { concurrency: true }, () => {
     assert.deepEqual(got, numbers(1, 1600))
   })
 
+  // Each message that the loop took loaded up to 2 000 others, and made a new stream.
+  for (const transport of ['ws', 'ndjson', 'poll']) {
+    test(`${transport}: a slow loop reads each message twice at most, over one connection`, async () => {
+      const server = await Server.start(['--retain-messages', '10000'])
+      ends.push(() => server.stop('SIGKILL'))
+      const { rejoin } = open(server.url, { WebSocket: socketFrom(server.url), transports: [transport] })
+      const orders = rejoin.subscribe('t'), ended = record(rejoin.subscribe('end')), told = record(orders), got = []
+      let opens = 0, read = 0
+      rejoin.on('open', () => opens++)
+      const real = fetch
+      globalThis.fetch = async (...all) => {
+        const answer = await real(...all)
+        if (all[0] === server.url + '/events' && !all[1].headers.Accept.includes('ndjson')) {
+          answer.clone().json().then(page => { read += page.messages.filter(it => it.topic === 't').length })
+        }
+        return answer
+      }
+      ends.push(() => { globalThis.fetch = real })
+      await until(() => has(told, 'subscribed') && has(ended, 'subscribed'))
+      const loop = orders[Symbol.asyncIterator](), first = loop.next()
+      const body = numbers(1, 6000).map(n => JSON.stringify({ topic: 't', data: n })).join('\n')
+      await fetch(server.url + '/publish', { method: 'POST', headers: { 'Content-Type': 'application/x-ndjson' }, body })
+      const last = await server.publish('end', 1), before = opens
+      await until(() => Number(rejoin.cursor) >= Number(last))
+      got.push((await first).value.data)
+      while (got.length < 6000) {
+        got.push((await loop.next()).value.data)
+        await new Promise(setImmediate)
+        assert.ok(read <= 18_000, `${read} messages by polls for ${got.length}`)
+        assert.equal(opens, before)
+      }
+      assert.deepEqual(got, numbers(1, 6000))
+    })
+  }
+
   test('a refusal is told once, even if several requests are refused', async () => {
     const { asked, url } = await stub()
     const { rejoin, refused } = open(url, { WebSocket: scripted({ heartbeat_ms: 25_000 }), transports: ['ws'], token: () => 'token' })
@@ -222,7 +257,7 @@ describe('the browser client', { concurrency: true }, () => {
 
 // By themselves: they look at the timers of everything, and let nothing else run for a while.
 describe('the browser client alone', () => {
-  // They were all kept, without a bound.
+  // They were all kept, without a bound, and then all dropped for one too many.
   test('a loop that is slow over a topic of the server is told a gap after a thousand messages', async () => {
     const Socket = scripted({ heartbeat_ms: 25_000 })
     const { rejoin } = open('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
@@ -234,18 +269,35 @@ describe('the browser client alone', () => {
     Socket.all[0].say({ type: 'subscribed', topic: 'given', cursor: '1000', by: 'server' })
     const gaps = [], got = [], loop = given[Symbol.asyncIterator](), first = loop.next()
     given.on('gap', gap => gaps.push(gap))
+    const take = async count => { while (count--) got.push((await loop.next()).value.data) }
     say(1001, 2001)
     got.push((await first).value.data)
     assert.deepEqual(gaps, [])
     say(2002, 4003)
-    const take = async count => { while (count--) got.push((await loop.next()).value.data) }
-    await take(1)
-    assert.deepEqual(gaps.splice(0), [{ type: 'gap', topic: 'given', after: '1001', next: null, cursor: '4002', reason: 'retention' }])
-    assert.deepEqual(got, [1001, 4003])
+    await take(1000)
+    assert.deepEqual([got.splice(0), gaps], [numbers(1001, 2001), []])
+    // What comes after the gap, while there is room again, is told.
     say(4004, 4006)
     await take(3)
-    assert.deepEqual([got.slice(2), gaps], [[4004, 4005, 4006], []])
+    assert.deepEqual(gaps, [{ type: 'gap', topic: 'given', after: '2001', next: null, cursor: '4003', reason: 'too_slow' }])
+    assert.deepEqual(got, [4004, 4005, 4006])
   })
+
+  // The wait for a lock that is refused had no end.
+  for (const [what, locks] of [['without', undefined], ['that is refused', { request: async () => { throw new DOMException('no', 'SecurityError') } }]]) {
+    test(`each tab connects by itself: a client with a name for the login, and a lock ${what}`, async () => {
+      const known = Object.getOwnPropertyDescriptor(globalThis, 'navigator')
+      Object.defineProperty(globalThis, 'navigator', { value: { locks }, configurable: true })
+      ends.push(() => known ? Object.defineProperty(globalThis, 'navigator', known) : delete globalThis.navigator)
+      const Socket = scripted({ heartbeat_ms: 25_000 })
+      const tabs = [1, 2].map(() => open('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'], shared: 'u1' }).rejoin)
+      const told = tabs.map(it => record(it.subscribe('t')))
+      await until(() => told.every(it => has(it, 'subscribed')))
+      for (const socket of Socket.all) socket.say(message('t', 1001))
+      assert.deepEqual([Socket.all.length, told.map(data)], [2, [[1001], [1001]]])
+      for (const it of tabs) it.close()
+    })
+  }
 
   test('a client without the class of a WebSocket makes one stream, and looks for no better one', async ({ mock }) => {
     const { asked, streams, url } = await stub(), Class = globalThis.WebSocket

@@ -221,6 +221,22 @@ describe('the browser client', { concurrency: 8 }, () => {
       assert.equal(rejoin.state, 'live')
     })
 
+    // The first ended the whole client, and the second was asked for again and again.
+    test(`${transport}: a start or a name that cannot be is refused for its subscription alone`, async () => {
+      const { server, rejoin } = await begin([], { transports: [transport] })
+      const told = record(rejoin.subscribe('t')), early = record(rejoin.subscribe('early', { since: 'soon' }))
+      await until(() => has(told, 'subscribed') && has(early, 'refused'))
+      const late = [record(rejoin.subscribe('t', { since: 'soon' })), record(rejoin.subscribe('long'.repeat(200)))]
+      // A refusal of a topic is one of all its subscriptions.
+      await until(() => late.every(it => has(it, 'refused')))
+      const other = record(rejoin.subscribe('other'))
+      await until(() => has(other, 'subscribed'))
+      await server.publish('other', 1)
+      await until(() => data(other).length)
+      assert.deepEqual([...early, ...late.flat()].filter(it => it.type === 'refused').map(it => it.code), Array(3).fill('bad_request'))
+      assert.notEqual(rejoin.state, 'refused')
+    })
+
     test(`${transport}: a token that is refused twice is final, and told once`, async () => {
       let asked = 0
       const { rejoin } = await begin(['--jwt-secret', SECRET], { transports: [transport], token: () => 'no.good.' + ++asked })

@@ -1,11 +1,12 @@
 //! The console: four lanes that lose nothing, whatever one presses, and a page that says what its token may not see.
 
-use std::{env, io::Write, path::Path};
+use std::{env, io::Write, path::Path, time::Duration};
 
 use rejoin::{Config, config::Secret};
 use serde_json::{Value, json};
 
 use crate::{
+    client,
     page::{Page, in_browser},
     publish,
     signer::{SECRET, Signer, seconds_from_now},
@@ -281,6 +282,105 @@ async fn an_admin_finds_topics_and_changes_and_ends_a_connection() {
         page.run("document.querySelector('#numbers').scrollIntoView()").await;
         page.until("/^Replica /.test(document.querySelector('#numbers .say').textContent)").await;
         assert_eq!(page.run("return document.querySelectorAll('#numbers path').length").await, 6);
+        server.stop().await;
+    })
+    .await;
+}
+
+/// The lanes were live again without a topic, and counted what came to the others as missing.
+#[tokio::test]
+async fn a_lane_whose_topic_is_taken_is_refused_until_one_presses_resume() {
+    in_browser(async |page| {
+        let (server, mut ids) = open(page).await;
+        let connections = client().get(server.http("/connections")).send().await.expect("an answer");
+        let connections: Value = connections.json().await.expect("JSON");
+        for connection in connections["connections"].as_array().expect("a list") {
+            let id = connection["connection"].as_str().expect("an id");
+            let path = server.http(&format!("/connections/{id}/topics/demo"));
+            assert_eq!(client().delete(path).send().await.expect("an answer").status(), 204);
+        }
+        // The fourth lane polls, so no connection of its can lose a topic.
+        let refused = "[...document.querySelectorAll('.lane[data-state=refused]')]";
+        page.until(&format!("{refused}.length === 3")).await;
+        page.until(&format!("{refused}.every(it => it.textContent.includes('The topic was taken'))")).await;
+        ids.extend(publish_some(&server, 2).await);
+        page.until("document.querySelectorAll('.lane[data-state=live] .message').length === 7").await;
+        let rows = "return [...document.querySelectorAll('.lane')].map(it => [it.dataset.state, it.querySelector('.missing').textContent])";
+        let lanes = page.run(rows).await;
+        assert_eq!(lanes, json!([["refused", "0"], ["refused", "0"], ["refused", "0"], ["live", "0"]]));
+        page.run(&format!("{refused}.forEach(it => it.querySelector('[name=cut]').click())")).await;
+        page.until(IS_LIVE).await;
+        assert_whole(page, &ids).await;
+        server.stop().await;
+    })
+    .await;
+}
+
+/// The console shows who is present in the topic that is read, and who leaves.
+#[tokio::test]
+async fn the_members_of_the_topic_are_shown_as_they_come_and_go() {
+    in_browser(async |page| {
+        let server = Server::with(|config| {
+            with_tokens(config);
+            config.presence_grace = Duration::from_millis(100);
+        })
+        .await;
+        let token = token(&json!({"subscribe": ["**"], "presence": ["**"]}));
+        page.open(&server.http(&format!("/#topic=room.1&token={token}"))).await;
+        page.until(IS_LIVE).await;
+        page.run("document.querySelector('#presence').scrollIntoView()").await;
+        page.until("document.querySelector('#presence .say').textContent === 'No subject is present.'").await;
+        assert_eq!(text_of(page, "#presence h2").await, "Presence in room.1");
+        let join = "return import('/rejoin.js').then(({ connect }) => {
+            window.guest = connect('/', { token: () => JSON.parse(sessionStorage.rejoin).token });
+            guest.subscribe('room.1', { presence: true });
+        })";
+        page.run(join).await;
+        page.until("document.querySelector('#presence tbody th')?.textContent === 'u1'").await;
+        page.until("document.querySelector('#presence .say').textContent === '1 present.'").await;
+        page.run("guest.close()").await;
+        page.until("document.querySelector('#presence .say').textContent === 'No subject is present.'").await;
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_form_publishes_with_a_key_a_content_type_and_as_an_ephemeral_message() {
+    in_browser(async |page| {
+        let (server, ids) = open(page).await;
+        let fill = async |name: &str, text: &str| {
+            let field = format!("#publish [name={name}]");
+            page.session.fill(&field, text).await.unwrap_or_else(|error| panic!("{field}: {error}"));
+        };
+        let said = "document.querySelector('#publish output').textContent";
+        fill("data", "a,b").await;
+        fill("type", "text/csv").await;
+        fill("event", "table").await;
+        fill("key", "once").await;
+        // With the same key it is stored once, and answered with the same id.
+        press(page, "#publish button").await;
+        page.until(&format!("{said}.startsWith('Published as ')")).await;
+        let first = page.run(&format!("return {said}")).await;
+        until_shown(page, ids.len() + 1).await;
+        page.run("document.querySelector('#publish output').textContent = ''").await;
+        press(page, "#publish button").await;
+        page.until(&format!("{said} === {first}")).await;
+        let stored = client().get(server.http("/topics/demo?last=1&wait=0")).send().await.expect("an answer");
+        let stored: Value = stored.json().await.expect("JSON");
+        let message = &stored["messages"][0];
+        assert_eq!((&message["content_type"], &message["event"]), (&json!("text/csv"), &json!("table")), "{stored}");
+
+        fill("key", "").await;
+        fill("data", "now or never").await;
+        page.run("document.querySelector('#publish [name=ephemeral]').click()").await;
+        press(page, "#publish button").await;
+        page.until(&format!("{said} === 'Published to all who are there now'")).await;
+        // A poll that is not held just then misses it.
+        page.until("[...document.querySelectorAll('.lane')].filter(it => it.textContent.includes('now or never')).length >= 3").await;
+        let newest = client().get(server.http("/topics/demo?last=1&wait=0")).send().await.expect("an answer");
+        let newest: Value = newest.json().await.expect("JSON");
+        assert_eq!(newest["messages"], stored["messages"]);
         server.stop().await;
     })
     .await;

@@ -6,10 +6,11 @@ import { Browser, serveClient } from './chromium.mjs'
 import { Proxy, SECRET, Server, mint, until } from './server.mjs'
 
 const ends = []
-let browser, origin
+let browser, origin, plain
 before(async () => {
   // Tokens that end within the first seconds of a stream.
   origin = await serveClient(() => mint('u1', 3, { subscribe: ['a', 'b'] }))
+  plain = origin.url.replace('127.0.0.1', 'push.test')
   browser = await Browser.start()
 })
 after(async () => {
@@ -22,14 +23,15 @@ const numbers = (from, to) => Array.from({ length: to - from + 1 }, (_, at) => f
 
 /** A server, and a function that opens tabs which read from it. */
 async function begin(flags = [], Kind = Proxy) {
-  const server = await Server.start(['--allowed-origin', origin.url.slice(0, -1), ...flags])
+  const server = await Server.start(['--allowed-origin', origin.url.slice(0, -1), '--allowed-origin', plain.slice(0, -1), '--allowed-host', 'push.test', ...flags])
   ends.push(() => server.stop('SIGKILL'))
   const proxy = await Kind.before(server.port)
   ends.push(() => proxy.close())
-  const tab = async (options, topics, path = '') => {
-    const page = await browser.open(origin.url + path)
+  const tab = async (options, topics, place = origin.url, url = proxy.url, before = '0') => {
+    const page = await browser.open(place)
     await page.until('window.ready')
-    await page.run(`begin(${JSON.stringify(proxy.url)}, ${options}, ${JSON.stringify(topics)})`)
+    await page.run(before)
+    await page.run(`begin(${JSON.stringify(url)}, ${options}, ${JSON.stringify(topics)})`)
     for (const topic of topics) await page.until(`has('subscribed', '${topic}')`)
     return page
   }
@@ -179,6 +181,42 @@ describe('tabs', { concurrency: 12 }, () => {
     assert.equal((await connections(server)).length, 2)
   })
 
+  test('tabs without a token share a connection without a name, and other servers and versions have their own', async () => {
+    const { server, proxy, tab } = await begin()
+    for (let count = 0; count < 2; count++) await tab('{ shared: true }', ['a'])
+    assert.equal((await connections(server)).length, 1)
+    await tab('{ shared: true }', ['a'], origin.url + 'other-version/')
+    assert.equal((await connections(server)).length, 2)
+    await tab('{ shared: true }', ['a'], origin.url, proxy.url.replace('127.0.0.1', 'localhost'))
+    assert.equal((await connections(server)).length, 3)
+  })
+
+  // A tab whose request for a lock was refused waited for ever.
+  test('tabs whose locks the browser refuses connect by themselves', async () => {
+    const { server, tab } = await begin()
+    const refuse = "void (LockManager.prototype.request = () => Promise.reject(new DOMException('no', 'SecurityError')))"
+    const tabs = []
+    for (let count = 0; count < 2; count++) tabs.push(await tab("{ shared: 'refused' }", ['a'], undefined, undefined, refuse))
+    assert.equal((await connections(server)).length, 2)
+    for (let n = 1; n <= 3; n++) await server.publish('a', n)
+    for (const page of tabs) await hasAll(page, 'a', 3)
+  })
+
+  test('a page of another host without TLS reads and publishes on each transport, each tab by itself', async () => {
+    const { server, proxy, tab } = await begin()
+    const url = proxy.url.replace('127.0.0.1', 'push.test')
+    for (const transport of ['ws', 'ndjson', 'poll']) {
+      const options = `{ shared: 'plain', transports: ['${transport}'] }`
+      const tabs = [await tab(options, [transport], plain, url), await tab(options, [transport], plain, url)]
+      assert.deepEqual(await tabs[0].run('[isSecureContext, typeof crypto.randomUUID, typeof navigator.locks]'), [false, 'undefined', 'undefined'])
+      if (transport !== 'poll') assert.equal((await connections(server)).length, 2)
+      assert.ok(await tabs[0].run(`rejoin.publish('${transport}', 1)`))
+      for (const page of tabs) await hasAll(page, transport, 1)
+      for (const page of tabs) await page.close()
+      await until(async () => !(await connections(server)).length)
+    }
+  })
+
   for (const transport of ['ws', 'ndjson', 'poll']) {
     test(`${transport}: cuts of the connection lose nothing in any tab`, async () => {
       const { server, proxy, tab } = await begin()
@@ -310,6 +348,14 @@ describe('tabs', { concurrency: 12 }, () => {
     await hasAll(follower, 'given', 3)
     await late.until("has('message', 'given')")
     assert.deepEqual([await leader.run("data('given')"), await late.run("data('given')")], [[1], [3]])
+    // The leader may also have read it by itself.
+    await leader.run("void (window.own = read('given'))")
+    await leader.until("told.filter(it => it.type === 'subscribed' && it.of === 'given').length === 2")
+    await leader.run('own.close()')
+    await leader.run("void read('later')")
+    await leader.until("has('subscribed', 'later')")
+    await server.publish('given', 4)
+    await hasAll(follower, 'given', 4)
     // What the server takes is gone in all tabs, and a new one is told nothing of it.
     await fetch(`${server.url}/connections/${connection}/topics/given`, { method: 'DELETE' })
     for (const page of [follower, late]) await page.until("has('refused', 'given')")

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::{
-    ask::{Ask, get, now, number, publish, publish_all, text},
+    ask::{Ask, get, now, number, post, publish, publish_all, text},
     reader::Reader,
     support::{Server, client::Transport},
 };
@@ -125,4 +125,32 @@ async fn one_cursor_stands_for_many_topics_and_for_a_pattern() {
     let none: [Value; 0] = [];
     let page = get(&server, &format!("/topics/**?wait=0&after={}", ids[29])).answer().await.json();
     assert_eq!(page["messages"], json!(none));
+}
+
+/// A page that reads several topics was refused as a whole for the start of one of them.
+#[tokio::test]
+async fn a_start_that_is_refused_names_its_topic_if_the_request_names_one_alone() {
+    let server = Server::start().await;
+    let long = "a".repeat(1000);
+    for start in ["since=soon", "after=x", "last=-1"] {
+        for (path, topic) in [
+            ("/events?topic=b", json!("b")),
+            ("/events?topic=b.*", json!("b.*")),
+            ("/topics/b?", json!("b")),
+            ("/events?topic=a&topic=b", Value::Null),
+        ] {
+            let path = format!("{path}&{start}&wait=0");
+            assert_eq!(
+                get(&server, &path).answer().await.problem(400, "bad_request")["topic"],
+                topic,
+                "{path}"
+            );
+        }
+    }
+    let asked = json!({"topics": ["b"], "since": "soon", "wait": 0});
+    let request = post(&server, "/events").header("content-type", "application/json").body(asked.to_string());
+    assert_eq!(request.answer().await.problem(400, "bad_request")["topic"], "b");
+    // A name is not shortened: the client finds its subscription by it.
+    let path = format!("/events?topic={long}&wait=0");
+    assert_eq!(get(&server, &path).answer().await.problem(400, "bad_request")["topic"], long);
 }

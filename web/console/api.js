@@ -48,7 +48,7 @@ export function granted() {
   const { rejoin, sub } = claims(), list = rejoin?.subscribe
   if (!Array.isArray(list)) return []
   // The server puts in a subject only if it is one plain segment of a topic.
-  const isPlain = /^(?!\$)[^\s.*,{}\p{Cc}]+$/u.test(sub)
+  const isPlain = typeof sub === 'string' && /^(?!\$)[^\s.*,{}\p{Cc}]+$/u.test(sub)
   return list.map(name => isPlain ? String(name).replaceAll('{sub}', sub) : String(name)).filter(name => !name.includes('{'))
 }
 

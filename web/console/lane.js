@@ -172,9 +172,12 @@ export class Lane {
   }
 
   #refused(problem) {
+    // A client whose only topic is refused is live, and reads nothing.
+    this.#leave()
     this.#say('refused')
     const text = problem.code === 'disconnected'
       ? 'The server has ended this connection on request. Press Resume to come back.'
+      : problem.code === 'conflict' ? 'The topic was taken from this connection on request. Press Resume to read it again.'
       : words(problem, `read ${this.topic}`, 'subscribe for it')
     this.#note(text)
     this.#name()

@@ -40,6 +40,8 @@ export class Presence {
       this.next = next
       this.#show(members, count ? `${short(count)} present.` : 'No subject is present.')
     } catch (problem) {
+      // The refusal of the topic of before says nothing of this one.
+      if (topic !== this.topic) return
       this.next = null
       this.#isMissing = problem.status === 404
       this.#show([], this.#isMissing ? 'This server has no presence.'

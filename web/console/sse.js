@@ -102,6 +102,7 @@ export class EventStream {
     if (frame.type === 'closing' && /^(forbidden|token_expired|disconnected)/.test(frame.code)) {
       throw { ...frame, isFinal: true }
     }
+    if (frame.type === 'unsubscribed' && frame.topic === this.topic) throw { code: 'conflict', isFinal: true }
     this.cursor = fields.id || this.cursor
   }
 }
