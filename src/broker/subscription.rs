@@ -274,6 +274,16 @@ impl Subscription {
                 self.note(&delivery);
                 return Poll::Ready(delivery);
             }
+            std::task::ready!(self.poll_ready(cx));
+        }
+    }
+
+    /// Ready once [`poll_delivery`](Self::poll_delivery) has an item.
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if !self.ready.is_empty() {
+                return Poll::Ready(());
+            }
             self.cursor = self.cursor.max(self.position.cursor);
             if let Some(page) = &mut self.page {
                 let Poll::Ready(page) = page.poll(cx) else { return Poll::Pending };

@@ -132,7 +132,7 @@ impl Bench {
 
         let (finished, finish) = watch::channel(None);
         let (opened, mut open) = mpsc::channel(self.subscribers as usize);
-        let doors = Arc::new(Semaphore::new(OPENED_AT_ONCE));
+        let at_once = Arc::new(Semaphore::new(OPENED_AT_ONCE));
         let mut readers = JoinSet::new();
         for number in 0..self.subscribers {
             let reader = reader::Reader {
@@ -142,7 +142,7 @@ impl Bench {
                 measured: measured.clone(),
                 finish: finish.clone(),
             };
-            readers.spawn(reader.read(doors.clone(), opened.clone()));
+            readers.spawn(reader.read(at_once.clone(), opened.clone()));
         }
         drop((opened, finish));
 

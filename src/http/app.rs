@@ -110,13 +110,6 @@ impl App {
         self.rules.begin_fetching();
     }
 
-    /// How many messages groups have written to readers of a transport. Only tests ask.
-    #[doc(hidden)]
-    pub fn written_by_groups(&self, transport: &str) -> u64 {
-        let all = Transport::ALL.iter().filter(|one| one.as_str() == transport);
-        all.map(|one| self.metrics.of(*one).by_groups.get()).sum()
-    }
-
     /// The right to serve one more subscription to so many topics and patterns. It ends when it is dropped.
     pub(super) fn permit(&self, transport: Transport, access: &Access, topics: usize) -> Option<Permit> {
         let costs = self.connections.admit(access.payer(), topics)?;

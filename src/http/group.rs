@@ -127,12 +127,14 @@ impl Group {
     /// Serves the members until the last one has left. Each write takes one of the `turns`.
     async fn run(self: Arc<Self>, turns: Arc<Semaphore>) {
         let rescue = Rescue(&self);
-        while std::future::poll_fn(|cx| self.poll_batch(cx)).await {
+        // It waits for messages without a turn, and joins them once it has one: so few groups hold bytes at once.
+        while std::future::poll_fn(|cx| self.poll_ready(cx)).await {
             let mut has_more = true;
             while has_more {
                 let taken = turns.acquire_many(self.next_writes()).await;
-                has_more = self.write_some();
-                // Given back once all other tasks had their turn. So groups cannot write one after the other.
+                has_more = std::future::poll_fn(|cx| Poll::Ready(self.step(cx))).await;
+                // Given back once all other tasks had their turn, so groups cannot write one after the other. It lets new
+                // requests come in too. On a thread that is always busy it lasts for 61 other tasks.
                 tokio::task::yield_now().await;
                 drop(taken);
             }
@@ -140,39 +142,57 @@ impl Group {
         std::mem::forget(rescue);
     }
 
-    /// Ready once there is something to write. False if the group has ended.
-    fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<bool> {
+    /// Ready once there may be something to write. False if the group has ended.
+    fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<bool> {
         self.task.register(cx.waker());
         let mut guard = self.state();
         let state = &mut *guard;
         let Some(reading) = &mut state.reading else { return Poll::Ready(false) };
         let had_more = reading.place().is_none();
-        let gathered = Batch::gather(reading, self.key.form, &state.stand, cx);
-        let has_batch = gathered.is_some();
-        match gathered {
-            None => reading.place().into_iter().for_each(|place| state.stand.place = place),
-            Some(mut batch) => {
-                if !Arc::ptr_eq(&self.in_force.load(), &self.rules) {
-                    batch.let_all_go();
-                }
-                if let Some(place) = reading.place().filter(|_| batch.is_for_members()) {
-                    state.stand = Stand { place, given: batch.given_after() };
-                }
-                batch.now = state.soonest_end.map(|_| SystemTime::now());
-                state.batches += 1;
-                state.batch = Some(batch);
-            }
-        }
-        // Those that had been given all this already stand where the group stands now.
-        let door = if has_batch || had_more { std::mem::take(&mut state.door) } else { Vec::new() };
+        // It stands at no place if it has something to give out, or has to read the log.
+        let _ = reading.poll_ready(cx);
+        let Some(place) = reading.place() else { return Poll::Ready(true) };
+        state.stand.place = place;
+        let door = if had_more { std::mem::take(&mut state.door) } else { Vec::new() };
         drop(guard);
         door.into_iter().for_each(Waker::wake);
-        if has_batch { Poll::Ready(true) } else { Poll::Pending }
+        Poll::Pending
+    }
+
+    /// Does as much as the turns of one step allow. True if members have yet to be given the batch.
+    fn step(&self, cx: &mut Context<'_>) -> bool {
+        self.gather(cx);
+        self.write_some()
+    }
+
+    /// Joins the messages that have come, unless a batch is under way.
+    fn gather(&self, cx: &mut Context<'_>) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(reading) = state.reading.as_mut().filter(|_| state.batch.is_none()) else { return };
+        if let Some(mut batch) = Batch::gather(reading, self.key.form, &state.stand, cx) {
+            if !Arc::ptr_eq(&self.in_force.load(), &self.rules) {
+                batch.let_all_go();
+            }
+            if let Some(place) = reading.place() {
+                state.stand = Stand { place, given: batch.given_after() };
+            }
+            batch.now = state.soonest_end.map(|_| SystemTime::now());
+            batch.left = state.members.len();
+            state.batches += 1;
+            state.batch = Some(batch);
+        }
+        // Those that had been given all this already stand where the group stands now.
+        let door = std::mem::take(&mut state.door);
+        drop(guard);
+        door.into_iter().for_each(Waker::wake);
     }
 
     /// How many members the next step writes to, at most.
     fn next_writes(&self) -> u32 {
-        self.state().members.len().min(WRITES_AT_ONCE) as u32
+        let state = self.state();
+        let left = state.batch.as_ref().map_or(WRITES_AT_ONCE, |batch| batch.left);
+        state.members.len().min(left).min(WRITES_AT_ONCE) as u32
     }
 
     /// Writes the batch to some members. True if others have yet to be given it.
@@ -184,28 +204,32 @@ impl Group {
         else {
             return false;
         };
-        let (end, mut written) = (members.capacity().min(batch.next + WRITES_AT_ONCE), 0);
-        for key in batch.next..end {
+        let (mut looked_at, mut written, mut has_more) = (0, 0, false);
+        for key in batch.next..members.capacity() {
             // Those that joined while the batch was under way stand behind it already.
-            if let Some(member) = members.get(key).filter(|member| member.since != *batches) {
-                let outcome = batch.write_to(member);
-                written += usize::from(!matches!(outcome, Written::Not));
-                let left = match outcome {
-                    Written::Completely => None,
-                    Written::Partly(rest) => Some((stand.clone(), rest)),
-                    Written::Not => Some((batch.before.clone(), Bytes::new())),
-                };
-                if let Some((stand, rest)) = left {
-                    // Made first: if this panics, the member is still here, and the group's end lets it go.
-                    let left = Left::of(reading, stand, rest, member);
-                    members.remove(key).seat.put(left);
-                }
+            let Some(member) = members.get(key).filter(|member| member.since != *batches) else { continue };
+            if looked_at == WRITES_AT_ONCE {
+                has_more = true;
+                break;
+            }
+            looked_at += 1;
+            let outcome = batch.write_to(member);
+            written += usize::from(!matches!(outcome, Written::Not));
+            let left = match outcome {
+                Written::Completely => None,
+                Written::Partly(rest) => Some((stand.clone(), rest)),
+                Written::Not => Some((batch.before.clone(), Bytes::new())),
+            };
+            if let Some((stand, rest)) = left {
+                // Made first: if this panics, the member is still here, and the group's end lets it go.
+                let left = Left::of(reading, stand, rest, member);
+                members.remove(key).seat.put(left);
             }
             // Noted after each write, so that every member stands at the right place if this panics.
             batch.next = key + 1;
         }
+        batch.left -= looked_at;
         batch.observe(&self.metrics, written);
-        let has_more = end < members.capacity();
         if !has_more {
             if batch.now.is_some() {
                 *soonest_end = members.iter().filter_map(|(_, member)| member.ends_at).min();

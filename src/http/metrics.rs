@@ -114,6 +114,12 @@ impl Metrics {
             gauges(&registry, "rejoin_connections", "Subscriptions and held polls served now.", "transport");
         let deliveries =
             counters(&registry, "rejoin_deliveries_total", "Messages handed to connections.", "transport");
+        let by_groups = counters(
+            &registry,
+            "rejoin_deliveries_by_groups_total",
+            "Messages handed to connections by groups of readers that stand at the same place.",
+            "transport",
+        );
         let bytes = counters(
             &registry,
             "rejoin_delivered_bytes_total",
@@ -145,7 +151,7 @@ impl Metrics {
                 connections: connections.with_label_values(label),
                 deliveries: deliveries.with_label_values(label),
                 delivered_bytes: bytes.with_label_values(label),
-                by_groups: IntCounter::new("by_groups", "-").expect("a valid name"),
+                by_groups: by_groups.with_label_values(label),
                 replayed: replays.with_label_values(label),
                 latency: latency.with_label_values(label),
                 gaps: gaps.clone(),

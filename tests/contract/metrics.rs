@@ -54,6 +54,7 @@ async fn live_and_replayed_messages_are_counted_by_transport() {
         let after = scrape(&server).await;
         assert_eq!(after[&of("deliveries_total")], 4.0, "{after:?}");
         assert_eq!(after[&of("replayed_messages_total")], 3.0, "{after:?}");
+        assert_eq!(after[&of("deliveries_by_groups_total")], 0.0, "it reads alone: {after:?}");
         assert_eq!(after[&of("delivery_latency_seconds_count")], 1.0, "{after:?}");
         assert!(after[&of("delivered_bytes_total")] > before[&of("delivered_bytes_total")], "{after:?}");
     }

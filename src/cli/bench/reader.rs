@@ -61,9 +61,9 @@ struct Reading {
 }
 
 impl Reader {
-    /// Reads to the end. It makes its first connection when a door is free.
-    pub async fn read(self, doors: Arc<Semaphore>, opened: mpsc::Sender<()>) -> Result<Heard, Ending> {
-        let door = doors.acquire().await.expect("doors are never closed");
+    /// Reads to the end. Only so many first connections are made `at_once`.
+    pub async fn read(self, at_once: Arc<Semaphore>, opened: mpsc::Sender<()>) -> Result<Heard, Ending> {
+        let opening = at_once.acquire().await.expect("it is never closed");
         let mut subscription = self.client.subscribe([self.topics.name(self.topic)], Start::Now);
         // A subscription begins with its connection.
         if let Event::Disconnected(error) = next(&mut subscription).await? {
@@ -71,7 +71,7 @@ impl Reader {
         }
         // The channel has room for one value of each reader.
         let _ = opened.try_send(());
-        drop((door, opened));
+        drop((opening, opened));
         self.follow(subscription).await
     }
 

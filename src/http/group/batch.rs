@@ -42,6 +42,8 @@ pub struct Batch {
     pub now: Option<SystemTime>,
     /// The first member that was not looked at.
     pub next: usize,
+    /// So many members, at most, were not looked at.
+    pub left: usize,
 }
 
 /// The outcome of a write to one member.
@@ -74,6 +76,7 @@ impl Batch {
             before: before.clone(),
             now: None,
             next: 0,
+            left: 0,
         };
         while batch.size() <= GATHERED_BYTES || reading.place().is_none() {
             let Poll::Ready(delivery) = reading.poll_delivery(cx) else { break };
@@ -187,20 +190,25 @@ mod tests {
 
     /// A group's batch of messages of these sizes.
     async fn gathered(form: Form, sizes: &[usize]) -> Batch {
+        gathered_with_ids(form, sizes).await.0
+    }
+
+    async fn gathered_with_ids(form: Form, sizes: &[usize]) -> (Batch, Vec<Id>) {
         let broker = Broker::new(MemoryLog::start(Config::default().retention()));
         let patterns = vec!["a".parse().expect("a pattern")];
         let mut reading = broker.subscribe(patterns, &Start::Now, "c").await.expect("it begins");
         assert!(reading.next().now_or_never().is_none(), "it is caught up");
         let place = reading.place().expect("it stands at a place");
         let before = Stand { place, given: Given::nothing() };
+        let mut ids = Vec::new();
         for size in sizes {
             let (topic, payload) = ("a".parse().expect("a topic"), Payload::text("x".repeat(*size)));
             let draft = Draft { topic, event: None, payload, exclude: None, by: None };
             let append = Append { draft, idempotency_key: None, if_match: None };
-            broker.publish(append).await.expect("stored");
+            ids.push(broker.publish(append).await.expect("stored").id());
         }
         let mut context = Context::from_waker(std::task::Waker::noop());
-        Batch::gather(&mut reading, form, &before, &mut context).expect("messages")
+        (Batch::gather(&mut reading, form, &before, &mut context).expect("messages"), ids)
     }
 
     #[tokio::test]
@@ -215,5 +223,13 @@ mod tests {
             let too_long = gathered(form, &[GATHERED_BYTES / 2, MAX_BYTES]).await;
             assert!(!too_long.is_for_members() && too_long.content < GATHERED_BYTES, "{}", too_long.content);
         }
+    }
+
+    #[tokio::test]
+    async fn a_batch_ends_with_everything_that_was_looked_at() {
+        let (all, ids) = gathered_with_ids(Form::Frames, &[300; 300]).await;
+        assert!(all.is_for_members() && all.messages < 300, "{}", all.messages);
+        assert!((GATHERED_BYTES..2 * GATHERED_BYTES).contains(&all.content), "{}", all.content);
+        assert_eq!(all.oldest, Some(ids[0]));
     }
 }

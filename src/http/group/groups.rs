@@ -90,7 +90,7 @@ pub struct Groups {
     /// How often a reader has drawn if it parks.
     draws: AtomicU64,
     /// One for each member that a group may write to before other tasks run.
-    turns: Arc<Semaphore>,
+    pub(super) turns: Arc<Semaphore>,
     hasher: RandomState,
 }
 
@@ -155,7 +155,9 @@ impl Groups {
     /// founds the group, and may stay its only member if the others read in another form or other topics too. If the
     /// reader cannot join, nothing changes but that it has looked at what has arrived.
     ///
-    /// The task with this waker is woken if the group lets the reader go, or if it is worth to try again.
+    /// The task with this waker is woken if the group lets the reader go, or if it is worth to try again: once the group
+    /// has caught up or has ended. It is not woken once the watermark reaches a reader that was ahead of it. Such a reader
+    /// stays alone until it has something else to do, which costs only its memory.
     pub fn park(
         self: &Arc<Self>,
         reader: &mut Subscription,

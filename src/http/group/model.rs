@@ -1,13 +1,14 @@
 //! A model of joining and leaving: the real subscriptions, tails and groups, in an order that a seed decides.
 //!
-//! No thread and no timer runs. Each step is one of: a reader's task runs, a group gathers a batch, a group writes to a
-//! few members, a part of a message arrives, a page is read, a socket takes bytes again, a client leaves, the log loses
+//! No thread and no timer runs. Each step is one of: a reader's task runs, a group finds that it has messages, it joins
+//! them and writes to a few members, a part of a message arrives, a page is read, a socket takes bytes again, a client leaves, the log loses
 //! something. Parts of messages also arrive while a reader or a group looks at the log: the log of the model lets them,
 //! each time that it is asked for something. A task runs only if it was woken, so a wake-up that is lost shows as a
 //! message that is missing.
 
 mod judge;
 mod reader;
+mod scenes;
 mod store;
 mod wire;
 
@@ -269,8 +270,10 @@ impl<'a> World<'a> {
     /// Does one step of a group's task, as `Group::run` does. True if there was one.
     fn run_group(&mut self, index: usize) -> bool {
         let task = &mut self.tasks[index];
+        let waker: Waker = task.flag.clone().into();
+        let mut cx = Context::from_waker(&waker);
         if task.is_writing {
-            task.is_writing = task.group.write_some();
+            task.is_writing = task.group.step(&mut cx);
             if !task.is_writing {
                 task.flag.0.store(true, Ordering::Relaxed);
             }
@@ -279,8 +282,7 @@ impl<'a> World<'a> {
         if task.has_ended || !task.flag.0.swap(false, Ordering::Relaxed) {
             return false;
         }
-        let waker: Waker = task.flag.clone().into();
-        match task.group.poll_batch(&mut Context::from_waker(&waker)) {
+        match task.group.poll_ready(&mut cx) {
             Poll::Ready(true) => task.is_writing = true,
             Poll::Ready(false) => task.has_ended = true,
             Poll::Pending => {}
@@ -424,45 +426,4 @@ fn live(seed: u64, ground: &mut Ground) -> [usize; 5] {
     world.judge();
     let Counts { parked, parts, left_in_batch, gaps, ahead } = world.counts;
     [parked, parts, left_in_batch, gaps, ahead]
-}
-
-/// The group looks at the log because a link was lost. Otherwise the reader would wait for the next message.
-#[test]
-fn a_reader_at_the_door_joins_once_its_group_has_read_the_log_for_nothing() {
-    let mut ground = Ground::new();
-    let pages = ground.pages.handle().clone();
-    let _inside = pages.enter();
-    let mut world = World::with(StdRng::seed_from_u64(1), 0, Parking::Always, &mut ground);
-    for _ in 0..2 {
-        world.open(&Start::Now, TOPICS[0]);
-    }
-    world.settle();
-    assert_eq!(world.counts.parked, 2);
-    world.store.probe();
-    world.store.lose_link();
-    world.store.settle();
-    world.open(&Start::Now, TOPICS[0]);
-    world.run_reader(2);
-    assert!(world.readers[2].parked.is_none(), "the group has yet to read the log");
-    world.settle();
-    assert!(world.readers.iter().all(|reader| reader.parked.is_some()));
-    scripted::set(None);
-}
-
-/// Otherwise the others could not join it until as much has arrived.
-#[test]
-fn a_reader_that_has_more_than_has_arrived_founds_no_group() {
-    let mut ground = Ground::new();
-    let pages = ground.pages.handle().clone();
-    let _inside = pages.enter();
-    let mut world = World::with(StdRng::seed_from_u64(1), 0, Parking::Always, &mut ground);
-    let arrived = world.store.newest_id();
-    let ahead = world.store.publish("a", None);
-    for cursor in [ahead, arrived, arrived] {
-        world.open(&Start::After(cursor), TOPICS[0]);
-    }
-    (0..3).for_each(|index| world.run_reader(index));
-    let is_parked: Vec<_> = world.readers.iter().map(|reader| reader.parked.is_some()).collect();
-    assert_eq!(is_parked, [false, true, true]);
-    scripted::set(None);
 }

@@ -1,6 +1,9 @@
 //! The tests of groups: readers that park, and each way in which they leave.
 
+mod counts;
 mod joining;
+mod leaving;
+mod turns;
 
 use std::{
     io::Read,
@@ -158,6 +161,14 @@ impl Reader {
     }
 }
 
+impl Group {
+    /// Joins the messages that have come, as its task does once it has a turn. False if there are none.
+    fn has_batch(&self) -> bool {
+        self.gather(&mut Context::from_waker(Waker::noop()));
+        self.state().batch.is_some()
+    }
+}
+
 /// Lets the tasks of the groups run.
 async fn settle() {
     for _ in 0..100 {
@@ -188,42 +199,6 @@ async fn a_group_writes_to_all_and_each_leaves_at_its_place() {
     assert_eq!(readers.followers().await, parked.len());
     parked.clear();
     assert_eq!(readers.followers().await, 0);
-}
-
-/// Otherwise a request would wait for as long as several large groups take.
-#[tokio::test]
-async fn all_groups_write_to_few_members_before_another_task_has_its_turn() {
-    let readers = Readers::new();
-    let parked = readers.parked(3 * MAX_MEMBERS).await;
-    assert_eq!(readers.app.groups.all().len(), 3);
-    let writes = Arc::new(AtomicUsize::new(0));
-    let counted = writes.clone();
-    scripted::set(Some(Box::new(move |_, bytes| {
-        counted.fetch_add(1, Ordering::Relaxed);
-        Ok(bytes.len())
-    })));
-    readers.publish("one", None).await;
-    let count = parked.len();
-    let other = tokio::spawn(async move {
-        let (mut before, mut most) = (0, 0);
-        while before < count {
-            // It is ready again at once, and at the end of the queue.
-            let mut is_ready = false;
-            let turn = std::future::poll_fn(|cx| {
-                if std::mem::replace(&mut is_ready, true) {
-                    return Poll::Ready(());
-                }
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            });
-            turn.await;
-            let now = writes.load(Ordering::Relaxed);
-            (before, most) = (now, most.max(now - before));
-        }
-        most
-    });
-    assert_eq!(other.await.expect("it ends"), WRITES_AT_ONCE);
-    scripted::set(None);
 }
 
 #[tokio::test]
@@ -340,8 +315,7 @@ async fn readers_of_a_group_that_panics_in_a_batch_go_on_by_themselves() {
     let mut parked = readers.parked(3).await;
     let group = readers.app.groups.any().expect("a group");
     readers.publish("one", None).await;
-    let has_batch = futures_util::poll!(std::future::poll_fn(|cx| group.poll_batch(cx)));
-    assert_eq!(has_batch, Poll::Ready(true));
+    assert!(group.has_batch());
     {
         let mut state = group.state();
         let State { batch: Some(batch), members, .. } = &mut *state else { panic!("a batch") };
@@ -368,8 +342,7 @@ async fn readers_of_a_group_that_panics_know_the_sum_of_what_each_was_given() {
     let parked = readers.parked(3).await;
     let group = readers.app.groups.any().expect("a group");
     readers.publish("one", None).await;
-    let has_batch = futures_util::poll!(std::future::poll_fn(|cx| group.poll_batch(cx)));
-    assert_eq!(has_batch, Poll::Ready(true));
+    assert!(group.has_batch());
     group.state().batch.as_mut().expect("a batch").next = 1;
     drop(Rescue(&group));
     let given = |reader: &Reader| reader.parked.as_ref().expect("parked").leave().expect("let go").given;

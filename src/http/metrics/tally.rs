@@ -19,7 +19,7 @@ pub struct TransportMetrics {
     pub connections: IntGauge,
     pub deliveries: IntCounter,
     pub delivered_bytes: IntCounter,
-    /// Those of the deliveries that groups have written. `/metrics` does not tell them.
+    /// Those of the deliveries that groups have written.
     pub by_groups: IntCounter,
     pub replayed: IntCounter,
     pub latency: Histogram,

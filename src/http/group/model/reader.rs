@@ -42,7 +42,7 @@ pub struct Reader {
     /// The beginnings of generations that this connection has lived through.
     pub generations: Vec<Id>,
     pub is_open: bool,
-    /// It stood where no other reader stands when it last wanted to park.
+    /// It stood ahead of the watermark, or at no place, when it last wanted to park. It is not woken to try again.
     pub is_apart: bool,
     /// How much had come to it when it parked, and its cursor.
     pub before: (usize, Id),

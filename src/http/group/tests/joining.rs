@@ -123,12 +123,91 @@ async fn a_reader_that_comes_while_all_leave_is_woken_once_the_group_has_ended()
     let group = readers.app.groups.any().expect("a group");
     readers.publish("one", None).await;
     readers.broker.delete(&"a".parse().expect("a topic")).await.expect("deleted");
-    let has_batch = futures_util::poll!(std::future::poll_fn(|cx| group.poll_batch(cx)));
-    assert_eq!(has_batch, Poll::Ready(true), "a gap");
+    assert!(group.has_batch(), "a gap");
     let wakes = Arc::new(Wakes::default());
     assert!(!readers.park_by(&mut late, &wakes.clone().into()), "the group has yet to let all go");
     assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
     assert!(!group.write_some(), "it has no more members");
     assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
     parked.iter_mut().for_each(|reader| assert!(reader.leave().is_empty()));
+}
+
+#[tokio::test]
+async fn a_group_that_is_full_takes_another_reader_once_one_has_left() {
+    let readers = Readers::new();
+    // Only topics that have had a message are listed.
+    readers.publish("zero", None).await;
+    let mut parked = readers.parked(MAX_MEMBERS).await;
+    let group = readers.app.groups.any().expect("a group");
+    assert_eq!(readers.followers().await, MAX_MEMBERS);
+    let mut late = readers.reader("late").await;
+    let (rules, seat) = (readers.app.rules.load_full(), Arc::new(Seat::new(Waker::noop().clone())));
+    let socket = late.socket.clone();
+    let comer = Comer {
+        form: readers.form,
+        socket: &socket,
+        metrics: readers.app.metrics.of(Transport::Ndjson),
+        rules: &rules,
+        ends_at: None,
+    };
+    // As if it had been asked just before the last one joined.
+    let joined = group.join(late.subscription.as_mut().expect("it reads by itself"), &comer, &seat);
+    assert!(matches!(joined, Joined::Closed));
+    parked[0].leave();
+    assert_eq!(readers.followers().await, MAX_MEMBERS + 1);
+    assert!(readers.park(&mut late));
+    assert_eq!(readers.app.groups.all().len(), 1);
+    assert!(readers.park(&mut parked[0]));
+    assert_eq!(readers.app.groups.all().len(), 2, "the first one is full again");
+    assert_eq!(readers.followers().await, MAX_MEMBERS + 1);
+}
+
+#[tokio::test]
+async fn readers_join_only_those_of_the_same_rules() {
+    let readers = Readers::new();
+    let mut parked = readers.parked(2).await;
+    let mut own = readers.readers(2).await;
+    let before = readers.app.rules.load_full();
+    readers.app.reconfigure(&Config::default()).expect("it stays open");
+    assert!(readers.park(&mut own[0]), "it founds a group");
+    assert_eq!(readers.app.groups.all().len(), 2);
+    let socket = own[1].socket.clone();
+    let comer = Comer {
+        form: readers.form,
+        socket: &socket,
+        metrics: readers.app.metrics.of(Transport::Ndjson),
+        rules: &before,
+        ends_at: None,
+    };
+    let subscription = own[1].subscription.as_mut().expect("it reads by itself");
+    let joined = readers.app.groups.park(subscription, &comer, Waker::noop());
+    assert!(joined.is_none(), "its rights have to be checked first");
+    readers.publish("one", None).await;
+    settle().await;
+    parked.iter_mut().for_each(|reader| assert!(reader.received().is_empty()));
+    assert_eq!(own[0].received(), ["one"]);
+}
+
+/// Each place at the door is a waker, which readers that come again and again must not use up.
+#[tokio::test]
+async fn a_reader_waits_at_the_door_once_and_only_as_many_as_a_group_has_members() {
+    let readers = Readers::new();
+    let _parked = readers.parked(2).await;
+    let group = readers.app.groups.any().expect("a group");
+    let mut own = readers.readers(MAX_MEMBERS + 1).await;
+    readers.publish("one", None).await;
+    let wakes: Vec<_> = own.iter().map(|_| Arc::new(Wakes::default())).collect();
+    let mut wait = |index: usize| {
+        let reader: &mut Reader = &mut own[index];
+        reader.own();
+        assert!(!readers.park_by(reader, &wakes[index].clone().into()), "the group has yet to write it");
+        group.state().door.len()
+    };
+    assert_eq!((wait(0), wait(0), wait(1)), (1, 1, 2));
+    let waiting: Vec<_> = (2..=MAX_MEMBERS).map(wait).collect();
+    assert_eq!(waiting.last(), Some(&MAX_MEMBERS));
+    settle().await;
+    assert!(group.state().door.is_empty());
+    let woken = wakes.iter().filter(|wakes| wakes.0.load(Ordering::Relaxed) == 1);
+    assert_eq!(woken.count(), MAX_MEMBERS);
 }

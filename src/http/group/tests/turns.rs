@@ -1,0 +1,91 @@
+//! The tests of turns: how much groups write before other tasks may run.
+
+use super::*;
+
+/// Otherwise a request would wait for as long as several large groups take.
+#[tokio::test]
+async fn all_groups_write_to_few_members_before_another_task_has_its_turn() {
+    let readers = Readers::new();
+    let parked = readers.parked(3 * MAX_MEMBERS).await;
+    assert_eq!(readers.app.groups.all().len(), 3);
+    let writes = Arc::new(AtomicUsize::new(0));
+    let counted = writes.clone();
+    scripted::set(Some(Box::new(move |_, bytes| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Ok(bytes.len())
+    })));
+    readers.publish("one", None).await;
+    let count = parked.len();
+    let other = tokio::spawn(async move {
+        let (mut before, mut most) = (0, 0);
+        while before < count {
+            // It is ready again at once, and at the end of the queue.
+            let mut is_ready = false;
+            let turn = std::future::poll_fn(|cx| {
+                if std::mem::replace(&mut is_ready, true) {
+                    return Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            });
+            turn.await;
+            let now = writes.load(Ordering::Relaxed);
+            (before, most) = (now, most.max(now - before));
+        }
+        most
+    });
+    assert_eq!(other.await.expect("it ends"), WRITES_AT_ONCE);
+    scripted::set(None);
+}
+
+/// Otherwise all groups would hold the bytes of their messages at once, while few of them can write.
+#[tokio::test]
+async fn a_group_holds_no_bytes_while_it_waits_for_a_turn_and_no_turn_while_it_waits_for_messages() {
+    let readers = Readers::new();
+    let mut parked = readers.parked(2).await;
+    let (group, turns) = (readers.app.groups.any().expect("a group"), readers.app.groups.turns.clone());
+    settle().await;
+    assert_eq!(turns.available_permits(), WRITES_AT_ONCE);
+    let taken = turns.acquire_many(WRITES_AT_ONCE as u32).await.expect("never closed");
+    readers.publish("one", None).await;
+    settle().await;
+    assert!(group.state().batch.is_none());
+    // They come together, though the group found out about the first alone.
+    readers.publish("two", None).await;
+    let mut late = readers.reader("late").await;
+    assert!(!readers.park(&mut late), "the group has yet to join the messages");
+    drop(taken);
+    settle().await;
+    assert!(readers.park(&mut late));
+    readers.publish("three", None).await;
+    settle().await;
+    for reader in &mut parked {
+        assert_eq!(reader.received(), ["one", "two", "three"]);
+    }
+    assert_eq!(late.received(), ["three"]);
+    assert_eq!(turns.available_permits(), WRITES_AT_ONCE);
+}
+
+/// Otherwise a group that was large takes the turns of others for members that it has no more.
+#[tokio::test]
+async fn a_group_takes_turns_for_the_members_that_it_has_yet_to_write_to() {
+    let readers = Readers::new();
+    let mut parked = readers.parked(MAX_MEMBERS).await;
+    let group = readers.app.groups.any().expect("a group");
+    assert_eq!(group.next_writes(), WRITES_AT_ONCE as u32);
+    // Only the last ones stay: one more than a step writes to.
+    for reader in &mut parked[..MAX_MEMBERS - WRITES_AT_ONCE - 1] {
+        reader.leave();
+    }
+    readers.publish("one", None).await;
+    assert!(group.has_batch() && group.write_some(), "one is left");
+    assert_eq!(group.next_writes(), 1);
+    assert!(!group.write_some());
+    // Behind the members there are places that nobody has.
+    parked[MAX_MEMBERS - 1].leave();
+    readers.publish("two", None).await;
+    assert!(group.has_batch() && !group.write_some(), "all fit into one step");
+    for reader in &mut parked[MAX_MEMBERS - WRITES_AT_ONCE - 1..MAX_MEMBERS - 1] {
+        assert_eq!(reader.received(), ["one", "two"]);
+    }
+}
