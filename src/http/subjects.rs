@@ -233,7 +233,7 @@ impl App {
         if !is_mine {
             // It may bring the refusal of an earlier end that this replica has missed.
             if ago.is_some() {
-                self.end_refused();
+                self.end_refused_of(&end);
             }
             return done.cancelled().await;
         }
@@ -244,23 +244,16 @@ impl App {
         let before = ago.map(|ago| OffsetDateTime::now_utc() - ago + CLOCK_SLACK);
         let count = self.live.end_subject(&end.subject, before);
         if before.is_some() {
-            self.end_refused();
+            self.end_refused_of(&end);
         }
         tracing::debug!(sub = &*end.subject, connections = count, "the backend ended a subject");
     }
 
-    /// Refuses older tokens of subjects because of requests that were made earlier.
-    fn refuse_tokens(&self, refusals: &[(Box<str>, Refusal)]) {
-        if refusals.is_empty() {
-            return;
+    /// Ends the connections of the subject whose tokens are refused.
+    fn end_refused_of(&self, end: &End) {
+        if end.refusal.is_some() {
+            self.live.end_refused_of(&end.subject, |issued| self.ended.refuses_token(&end.subject, issued));
         }
-        refusals.iter().for_each(|(subject, refusal)| self.ended.note_refusal(subject, *refusal));
-        self.end_refused();
-    }
-
-    /// Ends the connections whose tokens are refused.
-    fn end_refused(&self) {
-        self.live.end_refused(|subject, issued| self.ended.refuses_token(subject, issued));
     }
 
     /// Listens for ends in the log.
@@ -288,6 +281,15 @@ impl Told for Hears {
 
     fn refused(&self, refusals: Vec<(Box<str>, Refusal)>) {
         let Some(app) = self.0.upgrade() else { return };
-        app.refuse_tokens(&refusals);
+        refusals.iter().for_each(|(subject, refusal)| app.ended.note_refusal(subject, *refusal));
+    }
+
+    fn refused_all(&self) {
+        let Some(app) = self.0.upgrade() else { return };
+        if app.ended.take_late_refusals() {
+            app.tasks.clone().spawn(async move {
+                app.live.end_refused(|subject, issued| app.ended.refuses_token(subject, issued)).await;
+            });
+        }
     }
 }
