@@ -23,7 +23,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 pub use self::{
-    across::{count_all, is_done},
+    across::{ask_others, ask_these, count_all},
     command::{Command, replica_name},
     connection_id::ConnectionId,
     reading::{About, Event, Reading, State, TakenOver},

@@ -9,14 +9,13 @@ use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
-use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::ended::Ended;
-use self::missed::{Asking, Late, Noted};
+use self::missed::{Asking, Noted, ToAsk};
 use super::{
     App,
     access::Access,
@@ -165,12 +164,12 @@ async fn end_everywhere(app: &Arc<App>, end: End) -> Result<(), Problem> {
     app.end_subject(end.clone(), None).await;
     let Some(replicas) = app.broker.replicas() else { return Ok(()) };
     let command = Command::EndSubject { end: end.clone(), ago_ms: None };
-    let late = ask(&replicas, Late::All, &command, until).await;
-    if late.is_none() {
+    let to_ask = ask(&replicas, ToAsk::All, &command, until).await;
+    if to_ask.is_empty() {
         return Ok(());
     }
     let subject = end.subject.clone();
-    match app.ended.missed.note(end, begun, late) {
+    match app.ended.missed.note(end, begun, to_ask) {
         Noted::New(asking) => keep_asking(app, replicas, asking),
         Noted::Joined => {}
         Noted::Full => {
@@ -185,37 +184,33 @@ fn unknown() -> Problem {
     Problem::new(Code::UnknownOutcome, detail)
 }
 
-/// Asks replicas, and returns those that did not answer in time.
-async fn ask(replicas: &Replicas, names: Late, command: &Command, until: Instant) -> Late {
-    let names = match names {
-        Late::These(names) => names,
-        Late::All => match timeout_at(until, replicas.living()).await {
-            Ok(Ok(living)) => living.into_iter().filter(|name| *name != replicas.name()).collect(),
-            _ => return Late::All,
-        },
-    };
-    let asked = names.into_iter().map(async |name| {
-        let is_done = live::is_done(replicas, name, command, until).await;
-        (!is_done).then_some(name)
-    });
-    Late::These(join_all(asked).await.into_iter().flatten().collect())
+/// Asks replicas, and returns those that are to be asked again.
+async fn ask(replicas: &Replicas, asked: ToAsk, command: &Command, until: Instant) -> ToAsk {
+    match asked {
+        ToAsk::These(names) => ToAsk::These(live::ask_these(replicas, names, command, until).await),
+        ToAsk::All => live::ask_others(replicas, command, until).await.map_or(ToAsk::All, ToAsk::These),
+    }
 }
 
 /// Asks replicas again until each has done it or is gone: a replica that has lost a part of the feed reads nothing of it
-/// there. It ends with the drain of this process.
+/// there. While the store is away no replica can be asked, and that does not count. It ends with the drain of this process.
 fn keep_asking(app: &Arc<App>, replicas: Arc<Replicas>, mut asking: Asking) {
     let draining = app.shutdown.draining();
     app.tasks.clone().spawn(async move {
         let asked = async {
             while let Some(question) = asking.next() {
+                let until = Instant::now() + live::PATIENCE;
+                let Ok(Ok(_)) = timeout_at(until, replicas.living()).await else {
+                    sleep(AGAIN_AFTER).await;
+                    continue;
+                };
                 let ago_ms = u64::try_from(question.begun.elapsed().as_millis()).ok();
                 let command = Command::EndSubject { end: question.end.clone(), ago_ms };
-                let until = Instant::now() + live::PATIENCE;
-                let late = ask(&replicas, question.late.clone(), &command, until).await;
-                if !late.is_none() {
+                let to_ask = ask(&replicas, question.to_ask.clone(), &command, until).await;
+                if !to_ask.is_empty() {
                     sleep(AGAIN_AFTER).await;
                 }
-                asking.conclude(&question, late);
+                asking.conclude(&question, to_ask);
             }
         };
         tokio::select! {
