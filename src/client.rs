@@ -214,6 +214,9 @@ impl Client {
     /// changes, each in its place among the messages. A poll tells the additions before the messages of its answer, and the
     /// removals after them. Changes that undo each other between two polls, or between two connections, are not told.
     ///
+    /// Changes of a topic that is among `topics` are not told. If the backend removes one that it had added, a stream or a
+    /// WebSocket ends, because its server may read the topic no longer: the subscription connects again and resumes.
+    ///
     /// ```no_run
     /// # async fn read(client: rejoin::client::Client) -> Result<(), rejoin::client::ClientError> {
     /// use rejoin::client::{Event, Start};

@@ -21,6 +21,8 @@ pub mod http;
 pub mod log;
 pub mod message;
 mod shutdown;
+#[cfg(test)]
+mod warnings;
 
 use std::{
     io::{self, ErrorKind},

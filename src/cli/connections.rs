@@ -154,7 +154,12 @@ async fn print_pages(client: &Client, filter: ConnectionFilter, is_json: bool) -
         return Ok(Ending::Done);
     }
     for replica in &missing {
-        tell(format!("the replica {replica} did not answer, so its connections are missing"));
+        tell(match &**replica {
+            "unknown" => {
+                "other replicas may live that are not known yet, and their connections are missing".into()
+            }
+            name => format!("the replica {name} did not answer, so its connections are missing"),
+        });
     }
     Ok(Ending::Failed("the list is not complete; try again".into()))
 }

@@ -18,7 +18,8 @@ pub struct Connections {
     pub connections: Vec<ConnectionState>,
     /// The connection after which the next page begins; `None` if this is the last one.
     pub next: Option<String>,
-    /// The replicas that did not answer. Their connections are not here.
+    /// The replicas that did not answer, and `unknown` if others may live that are not known yet. Their connections are not
+    /// here.
     pub missing: Vec<String>,
 }
 

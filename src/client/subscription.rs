@@ -104,11 +104,15 @@ impl Reading {
     }
 
     /// Takes out a topic that the backend has removed: from the list, or else from those that the client has named. To come
-    /// back to that one by itself would undo the removal. An error if nothing is left to read.
+    /// back to that one by itself would undo the removal. An error if nothing is left to read, or if it is not known what is.
     fn remove(&mut self, topic: String) -> Result<Option<Event>, ClientError> {
         let is_named = self.topics.contains(&topic);
         if self.mine.as_mut().is_some_and(|mine| mine.remove(&topic)) {
-            return Ok((!is_named).then_some(Event::Removed(topic)));
+            return match is_named {
+                // The server may read it for the client, or no longer. A new connection names it again.
+                true => Err(doubted(&topic)),
+                false => Ok(Some(Event::Removed(topic))),
+            };
         }
         if !is_named {
             return Ok(None);
@@ -125,6 +129,11 @@ impl Reading {
 fn removed(topic: &str) -> ClientError {
     let detail = format!("the backend has removed {topic} from the connection");
     ClientError::Refused { code: "conflict".to_owned(), detail }
+}
+
+/// The end of a connection that may read a topic no longer which the client has named.
+fn doubted(topic: &str) -> ClientError {
+    ClientError::lost(format!("the backend has removed {topic}, so only a new connection surely reads it"))
 }
 
 impl Subscription {

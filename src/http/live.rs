@@ -23,7 +23,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 pub use self::{
-    across::{count_all, is_done},
+    across::{ask_others, ask_these, count_all},
     command::{Command, replica_name},
     connection_id::ConnectionId,
     reading::{About, Event, Reading, State, TakenOver},
@@ -95,14 +95,23 @@ impl Live {
         self.table.end_all(is_meant, Code::Disconnected)
     }
 
-    /// Ends the connections whose tokens are refused, which their subject and the time of their issue say.
-    pub fn end_refused(&self, is_refused: impl Fn(&str, Option<u64>) -> bool) {
+    /// Ends the connections of a subject whose tokens are refused, which the time of their issue says.
+    pub fn end_refused_of(&self, subject: &str, is_refused: impl Fn(Option<u64>) -> bool) {
         let is_meant = |_, reading: &Reading| {
-            let Some(subject) = &reading.about().sub else { return false };
-            reading.issued().is_some_and(|issued| is_refused(subject, issued))
+            reading.about().sub.as_deref() == Some(subject) && reading.issued().is_some_and(&is_refused)
         };
         self.polls.end_all(is_meant, Code::Forbidden);
         self.table.end_all(is_meant, Code::Forbidden);
+    }
+
+    /// Ends the connections of all subjects whose tokens are refused. Other tasks run meanwhile.
+    pub async fn end_refused(&self, is_refused: impl Fn(&str, Option<u64>) -> bool) {
+        let is_meant = |reading: &Reading| {
+            let Some(subject) = &reading.about().sub else { return false };
+            reading.issued().is_some_and(|issued| is_refused(subject, issued))
+        };
+        self.polls.end_all_slowly(is_meant, Code::Forbidden).await;
+        self.table.end_all_slowly(is_meant, Code::Forbidden).await;
     }
 }
 

@@ -9,14 +9,13 @@ use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
-use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::ended::Ended;
-use self::missed::{Asking, Late, Noted};
+use self::missed::{Asking, Noted, ToAsk};
 use super::{
     App,
     access::Access,
@@ -165,12 +164,12 @@ async fn end_everywhere(app: &Arc<App>, end: End) -> Result<(), Problem> {
     app.end_subject(end.clone(), None).await;
     let Some(replicas) = app.broker.replicas() else { return Ok(()) };
     let command = Command::EndSubject { end: end.clone(), ago_ms: None };
-    let late = ask(&replicas, Late::All, &command, until).await;
-    if late.is_none() {
+    let to_ask = ask(&replicas, ToAsk::All, &command, until).await;
+    if to_ask.is_empty() {
         return Ok(());
     }
     let subject = end.subject.clone();
-    match app.ended.missed.note(end, begun, late) {
+    match app.ended.missed.note(end, begun, to_ask) {
         Noted::New(asking) => keep_asking(app, replicas, asking),
         Noted::Joined => {}
         Noted::Full => {
@@ -185,37 +184,33 @@ fn unknown() -> Problem {
     Problem::new(Code::UnknownOutcome, detail)
 }
 
-/// Asks replicas, and returns those that did not answer in time.
-async fn ask(replicas: &Replicas, names: Late, command: &Command, until: Instant) -> Late {
-    let names = match names {
-        Late::These(names) => names,
-        Late::All => match timeout_at(until, replicas.living()).await {
-            Ok(Ok(living)) => living.into_iter().filter(|name| *name != replicas.name()).collect(),
-            _ => return Late::All,
-        },
-    };
-    let asked = names.into_iter().map(async |name| {
-        let is_done = live::is_done(replicas, name, command, until).await;
-        (!is_done).then_some(name)
-    });
-    Late::These(join_all(asked).await.into_iter().flatten().collect())
+/// Asks replicas, and returns those that are to be asked again.
+async fn ask(replicas: &Replicas, asked: ToAsk, command: &Command, until: Instant) -> ToAsk {
+    match asked {
+        ToAsk::These(names) => ToAsk::These(live::ask_these(replicas, names, command, until).await),
+        ToAsk::All => live::ask_others(replicas, command, until).await.map_or(ToAsk::All, ToAsk::These),
+    }
 }
 
 /// Asks replicas again until each has done it or is gone: a replica that has lost a part of the feed reads nothing of it
-/// there. It ends with the drain of this process.
+/// there. While the store is away no replica can be asked, and that does not count. It ends with the drain of this process.
 fn keep_asking(app: &Arc<App>, replicas: Arc<Replicas>, mut asking: Asking) {
     let draining = app.shutdown.draining();
     app.tasks.clone().spawn(async move {
         let asked = async {
             while let Some(question) = asking.next() {
+                let until = Instant::now() + live::PATIENCE;
+                let Ok(Ok(_)) = timeout_at(until, replicas.living()).await else {
+                    sleep(AGAIN_AFTER).await;
+                    continue;
+                };
                 let ago_ms = u64::try_from(question.begun.elapsed().as_millis()).ok();
                 let command = Command::EndSubject { end: question.end.clone(), ago_ms };
-                let until = Instant::now() + live::PATIENCE;
-                let late = ask(&replicas, question.late.clone(), &command, until).await;
-                if !late.is_none() {
+                let to_ask = ask(&replicas, question.to_ask.clone(), &command, until).await;
+                if !to_ask.is_empty() {
                     sleep(AGAIN_AFTER).await;
                 }
-                asking.conclude(&question, late);
+                asking.conclude(&question, to_ask);
             }
         };
         tokio::select! {
@@ -233,7 +228,7 @@ impl App {
         if !is_mine {
             // It may bring the refusal of an earlier end that this replica has missed.
             if ago.is_some() {
-                self.end_refused();
+                self.end_refused_of(&end);
             }
             return done.cancelled().await;
         }
@@ -244,23 +239,16 @@ impl App {
         let before = ago.map(|ago| OffsetDateTime::now_utc() - ago + CLOCK_SLACK);
         let count = self.live.end_subject(&end.subject, before);
         if before.is_some() {
-            self.end_refused();
+            self.end_refused_of(&end);
         }
         tracing::debug!(sub = &*end.subject, connections = count, "the backend ended a subject");
     }
 
-    /// Refuses older tokens of subjects because of requests that were made earlier.
-    fn refuse_tokens(&self, refusals: &[(Box<str>, Refusal)]) {
-        if refusals.is_empty() {
-            return;
+    /// Ends the connections of the subject whose tokens are refused.
+    fn end_refused_of(&self, end: &End) {
+        if end.refusal.is_some() {
+            self.live.end_refused_of(&end.subject, |issued| self.ended.refuses_token(&end.subject, issued));
         }
-        refusals.iter().for_each(|(subject, refusal)| self.ended.note_refusal(subject, *refusal));
-        self.end_refused();
-    }
-
-    /// Ends the connections whose tokens are refused.
-    fn end_refused(&self) {
-        self.live.end_refused(|subject, issued| self.ended.refuses_token(subject, issued));
     }
 
     /// Listens for ends in the log.
@@ -288,6 +276,15 @@ impl Told for Hears {
 
     fn refused(&self, refusals: Vec<(Box<str>, Refusal)>) {
         let Some(app) = self.0.upgrade() else { return };
-        app.refuse_tokens(&refusals);
+        refusals.iter().for_each(|(subject, refusal)| app.ended.note_refusal(subject, *refusal));
+    }
+
+    fn refused_all(&self) {
+        let Some(app) = self.0.upgrade() else { return };
+        if app.ended.take_late_refusals() {
+            app.tasks.clone().spawn(async move {
+                app.live.end_refused(|subject, issued| app.ended.refuses_token(subject, issued)).await;
+            });
+        }
     }
 }

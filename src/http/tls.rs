@@ -229,41 +229,10 @@ impl Drop for Counted<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use prometheus::Registry;
-    use tracing::{
-        Event, Metadata, Subscriber,
-        span::{Attributes, Id, Record},
-    };
 
     use super::*;
-
-    /// Counts the lines that are warnings.
-    #[derive(Clone, Default)]
-    struct Warnings(Arc<AtomicUsize>);
-
-    impl Subscriber for Warnings {
-        fn enabled(&self, line: &Metadata<'_>) -> bool {
-            *line.level() == tracing::Level::WARN
-        }
-
-        fn new_span(&self, _: &Attributes<'_>) -> Id {
-            Id::from_u64(1)
-        }
-
-        fn record(&self, _: &Id, _: &Record<'_>) {}
-
-        fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-        fn event(&self, _: &Event<'_>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-
-        fn enter(&self, _: &Id) {}
-
-        fn exit(&self, _: &Id) {}
-    }
+    use crate::warnings::Warnings;
 
     /// It was warned of only when it was read, so a server that ran for months said nothing.
     #[tokio::test(start_paused = true)]
@@ -275,7 +244,7 @@ mod tests {
             let tls = Tls::new(Some(&certificate), TlsMetrics::new(&Registry::new()));
             let _ = tokio::time::timeout(3 * REMIND_EVERY + REMIND_EVERY / 2, tls.remind()).await;
             // One more when it was read.
-            assert_eq!(warnings.0.load(Ordering::Relaxed), expected);
+            assert_eq!(warnings.count(), expected);
         }
     }
 }

@@ -321,6 +321,19 @@ mod tests {
         assert_eq!(list.take(&mut taken, MAX_CHANGES), News::Changes(vec![change(9, "c", true)]));
     }
 
+    /// The feed was behind the answer of the store, so an entry that was removed came back for good.
+    #[test]
+    fn a_change_that_the_answer_has_is_not_made_again() {
+        let (followed, _) = Lists::default().follow("u1", FIRST);
+        let (list, mut taken) = (followed.list(), 0);
+        let doubts = list.doubts().expect("it is not known");
+        list.change(change(5, "a", true));
+        assert!(list.load(doubts, Entries::new(), Id::new(6), FIRST));
+        list.change(change(6, "a", false));
+        let News::Anew(entries) = list.take(&mut taken, MAX_CHANGES) else { panic!("it is known") };
+        assert!(entries.is_empty(), "{entries:?}");
+    }
+
     #[test]
     fn a_list_that_was_doubted_meanwhile_is_read_again() {
         let (followed, _) = Lists::default().follow("u1", FIRST);

@@ -129,7 +129,8 @@ impl RedisLog {
         tasks.spawn(replicas.clone().keep_reading());
         tasks.spawn(replicas.clone().keep_sending());
         let subjects = Arc::new(RedisSubjects::new(store.clone(), feed.clone(), copies.clone()));
-        tasks.spawn(subjects.clone().keep_reading());
+        tasks.spawn(subjects.clone().keep_reading_lists());
+        tasks.spawn(subjects.clone().keep_reading_refusals());
         let (pages, histories) = Default::default();
         Arc::new(Self {
             store,

@@ -61,8 +61,12 @@ pub trait Told: Send + Sync + 'static {
     /// Ends may have been missed. The refusals among them are told before this.
     fn missed(&self);
 
-    /// Older tokens of these subjects are refused, by requests that were made earlier.
+    /// Older tokens of these subjects are refused, by requests that were made earlier. Connections that they refuse end with
+    /// [`refused_all`](Self::refused_all).
     fn refused(&self, refusals: Vec<(Box<str>, Refusal)>);
+
+    /// The refusals were told, or as many of them as can be read now.
+    fn refused_all(&self);
 }
 
 /// The end of a subject.
@@ -98,7 +102,7 @@ impl Refusal {
 #[derive(Debug, Default)]
 pub struct Refusals {
     by_subject: HashMap<Arc<str>, Refusal>,
-    by_end: BTreeSet<(u64, Arc<str>)>,
+    by_until: BTreeSet<(u64, Arc<str>)>,
 }
 
 impl Refusals {
@@ -109,21 +113,21 @@ impl Refusals {
             None => (subject.into(), None),
         };
         if let Some(known) = known {
-            self.by_end.remove(&(known.until_ms, subject.clone()));
+            self.by_until.remove(&(known.until_ms, subject.clone()));
         }
         let refusal = known.map_or(refusal, |known| known.and(refusal));
-        self.by_end.insert((refusal.until_ms, subject.clone()));
+        self.by_until.insert((refusal.until_ms, subject.clone()));
         self.by_subject.insert(subject, refusal);
         (refusal, known.is_none())
     }
 
     /// Forgets one that is over, and returns its subject.
     pub fn forget_old(&mut self) -> Option<Arc<str>> {
-        let (until_ms, _) = self.by_end.first()?;
+        let (until_ms, _) = self.by_until.first()?;
         if *until_ms > now_ms() {
             return None;
         }
-        let (_, subject) = self.by_end.pop_first()?;
+        let (_, subject) = self.by_until.pop_first()?;
         self.by_subject.remove(&subject);
         Some(subject)
     }
@@ -165,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_forgotten_at_its_last_end_and_no_other_one_with_it() {
+    fn a_refusal_is_forgotten_once_it_is_over_and_no_other_one_with_it() {
         let mut refusals = Refusals::default();
         let until = |until_ms| Refusal { second: 1, until_ms };
         assert!(refusals.note("extended", until(1)).1 && refusals.note("old", until(2)).1);
@@ -174,7 +178,7 @@ mod tests {
         assert_eq!(refusals.note("extended", until(5)), (until(u64::MAX), false));
         let forgotten: Vec<_> = std::iter::from_fn(|| refusals.forget_old()).collect();
         assert_eq!(forgotten.iter().map(|subject| &**subject).collect::<Vec<_>>(), ["older", "old"]);
-        assert_eq!((refusals.len(), refusals.by_end.len()), (2, 2));
+        assert_eq!((refusals.len(), refusals.by_until.len()), (2, 2));
         assert!(refusals.get("new").is_some() && refusals.get("old").is_none());
     }
 }

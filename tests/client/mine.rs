@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rejoin::{
-    client::{Client, Event, Start, Subscription, Transport},
+    client::{Client, ConnectionFilter, Event, Start, Subscription, Transport},
     config::Secret,
 };
 use serde_json::json;
@@ -112,6 +112,38 @@ async fn changes_while_there_was_no_connection_are_told_at_the_next_one() {
         assert_eq!(told(&mut reader).await, "-gone", "{transport:?}");
         assert_eq!(told(&mut reader).await, "+new", "{transport:?}");
         assert_eq!(told(&mut reader).await, "kept:while it was away", "{transport:?}");
+    }
+    server.stop().await;
+}
+
+/// The subscription heard nothing, and its server did not read the topic any more.
+#[tokio::test]
+async fn a_named_topic_that_the_backend_adds_and_removes_is_read_on() {
+    let server = server().await;
+    let backend = backend(&server);
+    for transport in TRANSPORTS.into_iter().filter(|transport| *transport != Transport::Poll) {
+        for is_listed in [true, false] {
+            let sub = format!("u.{transport:?}.{is_listed}");
+            let mut reader = user(&server.http("/"), &sub, transport).subscribe_mine(["own"], Start::Now);
+            while !matches!(next(&mut reader).await.expect("no error"), Event::Connected) {}
+            let filter = ConnectionFilter { sub: Some(sub.clone()), ..ConnectionFilter::default() };
+            let page = backend.connections(&filter, None).await.expect("a page");
+            let [connection] = &page.connections[..] else { panic!("{page:?}") };
+            let id = &connection.connection;
+            match is_listed {
+                true => backend.add_to_list(&sub, "own").await,
+                false => backend.add_topic(id, "own", &Start::Now, None).await,
+            }
+            .expect("it is added");
+            say(&backend, "own", "added").await;
+            assert_eq!(told(&mut reader).await, "own:added", "{transport:?} {is_listed}");
+            backend.remove_topic(id, "own", None).await.expect("it is removed");
+            if is_listed {
+                backend.remove_from_list(&sub, "own").await.expect("it is removed");
+            }
+            say(&backend, "own", "removed").await;
+            assert_eq!(told(&mut reader).await, "own:removed", "{transport:?} {is_listed}");
+        }
     }
     server.stop().await;
 }

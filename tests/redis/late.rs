@@ -1,6 +1,6 @@
 //! Redis hangs, and meets what it was asked to do only after the clients were told that the outcome is unknown.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use rejoin::{
@@ -164,10 +164,16 @@ async fn the_second_attempt_has_the_deadline_of_the_first() {
     assert_eq!(redis.say(&["XLEN", "{rejoin}:topic:t"]), ":1\r\n", "it is not stored");
 }
 
-/// The answer was `unknown_outcome`, although nothing was sent.
+/// The answer was `unknown_outcome`, although nothing was sent. The log did not say that the first attempt came late.
 #[tokio::test]
 async fn a_second_attempt_that_cannot_ask_for_the_time_has_stored_nothing() {
     let Some(redis) = Redis::start(&[]) else { return };
+    let path = redis.folder().join("log");
+    let lines = Arc::new(std::fs::File::create(&path).expect("a file"));
+    let warns = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(lines).finish();
+    let _guard = tracing::subscriber::set_default(warns);
+    // While there is only one log, a test in another thread that writes the line first turns it off for all.
+    let _other = tracing::Dispatch::new(tracing_subscriber::fmt().finish());
     let (proxy, broker) = behind_the_clock(&redis).await;
     proxy.stall(Stall::Answers);
     let hangs = async {
@@ -181,4 +187,6 @@ async fn a_second_attempt_that_cannot_ask_for_the_time_has_stored_nothing() {
     let (refused, ()) = tokio::join!(broker.publish(append()), hangs);
     redis.go_on();
     assert!(matches!(refused, Err(AppendError::Log(LogError::Unavailable))), "{refused:?}");
+    let lines = std::fs::read_to_string(path).expect("lines");
+    assert!(lines.contains("LATE"), "{lines}");
 }

@@ -10,6 +10,7 @@ mod bare;
 mod confirmed;
 mod connections;
 mod deployment;
+mod ends;
 mod fit;
 mod foreign;
 mod formats;

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rejoin::{
-    broker::{Broker, Presences, Present},
-    log::{Log, Member, Position, RedisLog, Retention, Rules},
+    broker::{Broker, EnterError, Presences, Present},
+    log::{HoldError, Log, Member, Position, RedisLog, Retention, Rules},
     message::{Id, PatternSet, Topic},
 };
 use tokio::{
@@ -144,6 +144,23 @@ async fn the_changes_that_are_told_are_those_that_happened_on_all_replicas() {
     held.clear();
     replicas[1].until(&[]).await;
     check(&replicas[1].changes().await, &[]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_topic_takes_no_member_and_a_page_repeats_none() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let replica = Replica::start(&redis).await;
+    let _held = [replica.enter("u1").await, replica.enter("u2").await];
+    let page = replica.presences.members(&room(), "u1", 10).await.expect("a page");
+    assert_eq!(page.members.iter().map(|one| &*one.sub).collect::<Vec<_>>(), ["u2"]);
+    let fill = "for number = 3, 100000 do redis.call('ZADD', KEYS[1], 0, 'v' .. number) end";
+    redis.say(&["EVAL", fill, "1", "{rejoin}:subjects:room"]);
+    let mut one_more = replica.presences.connection("w".into(), None);
+    let refused = one_more.enter(vec![room()]).await;
+    assert!(matches!(refused, Err(EnterError::Hold(HoldError::TooManyMembers))), "{refused:?}");
+    one_more.leave(&room());
+    redis.say(&["ZREM", "{rejoin}:subjects:room", "v3"]);
+    let _one_more = replica.enter("w").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

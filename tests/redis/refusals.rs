@@ -1,12 +1,19 @@
 //! The refusals of tokens, as a replica reads them when it starts.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use rejoin::log::{End, Refusal, Told};
+use rejoin::{
+    broker::Broker,
+    log::{End, Refusal, Start, Told},
+};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
-    bare::{PATIENCE, log},
+    bare::{PATIENCE, log, publish, read_until, subscribe},
     support::redis::Redis,
 };
 
@@ -22,16 +29,47 @@ const COUNT: usize = 7000;
 /// At most so many are read in one step, if they do not all end at one moment.
 const STEP: usize = 1000;
 
-struct Hears(mpsc::UnboundedSender<Vec<(Box<str>, Refusal)>>);
+#[derive(Debug)]
+enum Heard {
+    Refused(Vec<(Box<str>, Refusal)>),
+    RefusedAll,
+    Missed,
+}
+
+struct Hears(mpsc::UnboundedSender<Heard>);
 
 impl Told for Hears {
     fn ended(&self, _end: End) {}
 
-    fn missed(&self) {}
+    fn missed(&self) {
+        let _ = self.0.send(Heard::Missed);
+    }
 
     fn refused(&self, refusals: Vec<(Box<str>, Refusal)>) {
-        let _ = self.0.send(refusals);
+        let _ = self.0.send(Heard::Refused(refusals));
     }
+
+    fn refused_all(&self) {
+        let _ = self.0.send(Heard::RefusedAll);
+    }
+}
+
+/// The subjects that are told until all are told, and how often connections are ended meanwhile.
+async fn told(broker: &Broker) -> (BTreeSet<Box<str>>, usize) {
+    let (sender, mut heard) = mpsc::unbounded_channel();
+    broker.subjects().expect("subjects").tell(Arc::new(Hears(sender)));
+    let (mut subjects, mut ends) = (BTreeSet::new(), 0);
+    let read = async {
+        loop {
+            match heard.recv().await.expect("the log lives") {
+                Heard::Refused(refusals) => subjects.extend(refusals.into_iter().map(|(subject, _)| subject)),
+                Heard::RefusedAll => ends += 1,
+                Heard::Missed => return,
+            }
+        }
+    };
+    timeout(PATIENCE, read).await.unwrap_or_else(|_| panic!("{} of {COUNT} are read", subjects.len()));
+    (subjects, ends)
 }
 
 /// How often a command ran.
@@ -48,38 +86,72 @@ async fn many_refusals_are_read_in_steps_and_none_is_left_out() {
     let broker = log(&redis.url()).await;
     redis.say(&["EVAL", WRITE, "1", "{rejoin}:refused", &COUNT.to_string()]);
     let before = calls(&redis, "zrange");
-    let (sender, mut heard) = mpsc::unbounded_channel();
-    broker.subjects().expect("subjects").tell(Arc::new(Hears(sender)));
-    let mut subjects = BTreeSet::new();
-    let read = async {
-        while subjects.len() < COUNT {
-            let refusals = heard.recv().await.expect("the log lives");
-            subjects.extend(refusals.into_iter().map(|(subject, _)| subject));
-        }
-    };
-    timeout(PATIENCE, read).await.unwrap_or_else(|_| panic!("{} of {COUNT} are read", subjects.len()));
+    let (subjects, ends) = told(&broker).await;
+    assert_eq!((subjects.len(), ends), (COUNT, 1), "connections are looked at once for all steps");
     let steps = calls(&redis, "zrange") - before;
     assert!(steps > COUNT / 2 / STEP, "{steps} steps");
 }
 
-/// The replica accepted all older tokens for as long as it could not read one of the refusals.
+/// The replica accepted all older tokens for as long as it could not read one of the refusals, and then those of all later
+/// ones.
 #[tokio::test]
-async fn a_step_that_fails_hides_no_earlier_refusals() {
+async fn a_refusal_that_cannot_be_read_hides_no_other_one() {
     let Some(redis) = Redis::start(&[]) else { return };
     let broker = log(&redis.url()).await;
     redis.say(&["EVAL", WRITE, "1", "{rejoin}:refused", &COUNT.to_string()]);
-    // The last one cannot be read.
-    let last = format!("{{rejoin}}:refused:u{COUNT}");
-    redis.say(&["DEL", &last]);
-    redis.say(&["LPUSH", &last, "x"]);
-    let (sender, mut heard) = mpsc::unbounded_channel();
-    broker.subjects().expect("subjects").tell(Arc::new(Hears(sender)));
-    let mut subjects = BTreeSet::new();
-    let read = async {
-        while subjects.len() < COUNT / 2 {
-            let refusals = heard.recv().await.expect("the log lives");
-            subjects.extend(refusals.into_iter().map(|(subject, _)| subject));
-        }
-    };
-    timeout(PATIENCE, read).await.unwrap_or_else(|_| panic!("{} are read", subjects.len()));
+    for (subject, word) in [("u1", "LPUSH"), ("u5000", "SADD"), ("u6000", "APPEND")] {
+        let key = format!("{{rejoin}}:refused:{subject}");
+        redis.say(&["DEL", &key]);
+        redis.say(&[word, &key, "x"]);
+    }
+    let (subjects, _) = told(&broker).await;
+    assert_eq!(subjects.len(), COUNT - 3);
+    // The next refusal of such a subject replaces it.
+    let lasts = Some(Duration::from_secs(600));
+    let end = broker.subjects().expect("subjects").end("u1", lasts).await.expect("it is ended");
+    assert!(end.refusal.is_some());
+    assert_eq!(redis.say(&["TYPE", "{rejoin}:refused:u1"]), "+string\r\n");
+}
+
+/// Is held up for as long as it is told refusals.
+struct Hangs {
+    told: mpsc::UnboundedSender<()>,
+    go_on: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Told for Hangs {
+    fn ended(&self, _end: End) {}
+
+    fn missed(&self) {}
+
+    fn refused(&self, _refusals: Vec<(Box<str>, Refusal)>) {
+        let _ = self.told.send(());
+        let wait = || self.go_on.lock().expect("it is waited for once").recv();
+        // Other tasks run meanwhile, and those of the same task do not.
+        let _ = tokio::task::block_in_place(wait);
+    }
+
+    fn refused_all(&self) {}
+}
+
+/// A list that had to be read again waited for all refusals.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_refusals_keep_no_reader_of_a_list_waiting() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let broker = log(&redis.url()).await;
+    let subjects = broker.subjects().expect("subjects");
+    let _followed = subjects.follow("u1").await.expect("the list is known");
+    let mut reader = subscribe(&broker, "t", Start::Now).await;
+    redis.say(&["EVAL", WRITE, "1", "{rejoin}:refused", "10"]);
+    let (told, mut is_told) = mpsc::unbounded_channel();
+    let (go_on, waits) = std::sync::mpsc::channel();
+    subjects.tell(Arc::new(Hangs { told, go_on: Mutex::new(waits) }));
+    timeout(PATIENCE, is_told.recv()).await.expect("refusals are being told");
+    // The feed begins anew, so the list is not known any more.
+    assert!(redis.kill_links() > 0);
+    let last = publish(&broker, "t").await;
+    read_until(&mut reader, last).await;
+    let known = subjects.follow("u1").await;
+    drop(go_on);
+    assert!(known.is_ok(), "the list is read again");
 }

@@ -224,3 +224,79 @@ impl State {
         !self.changed.is_empty() || self.hurries
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(5);
+
+    fn place(number: usize) -> Place {
+        (format!("t{number:03}").parse().expect("a topic"), "u1".into())
+    }
+
+    /// The log has a record of this process, and was told everything.
+    fn told(places: usize) -> State {
+        let mut state = State { record: Some(1), ..State::default() };
+        for number in 0..places {
+            assert!(state.enter(place(number), None, &Arc::default(), Instant::now()));
+        }
+        tell_all(&mut state);
+        state
+    }
+
+    fn tell_all(state: &mut State) {
+        state.changed.clear();
+        state.held.values_mut().for_each(|held| held.is_changed = false);
+    }
+
+    fn noted(record: u64, unnamed: Vec<Place>) -> NotedHolds {
+        NotedHolds { record: Some(record), unnamed, ..NotedHolds::default() }
+    }
+
+    /// Tells the next part, and returns it.
+    fn tell_part(state: &mut State, noted: NotedHolds) -> Part {
+        let (_, part) = state.next_part();
+        state.conclude(&Holds { part: Some(part.clone()), ..Holds::default() }, noted);
+        part
+    }
+
+    /// It came back part by part, one each second.
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_has_forgotten_is_told_all_parts_at_once() {
+        let mut state = told(HOLDS_STEP + 1);
+        assert!(!state.conclude(&Holds::default(), noted(1, vec![])) && !state.must_repeat());
+        assert!(state.conclude(&Holds::default(), noted(2, vec![])) && state.must_repeat());
+        assert!(tell_part(&mut state, noted(2, vec![])).to.is_some() && state.must_repeat());
+        assert!(tell_part(&mut state, noted(2, vec![])).to.is_none() && !state.must_repeat());
+        // The first record of all says nothing about an earlier one.
+        let mut new = State::default();
+        assert!(!new.conclude(&Holds::default(), noted(1, vec![])) && !new.must_repeat());
+    }
+
+    /// The member stayed for good.
+    #[tokio::test(start_paused = true)]
+    async fn a_part_with_a_hold_that_this_process_does_not_have_is_told_once_more() {
+        let mut state = told(HOLDS_STEP + 1);
+        let first = tell_part(&mut state, noted(1, vec![]));
+        let second = tell_part(&mut state, noted(1, vec![place(999)]));
+        assert_eq!(second.after, first.to);
+        assert_eq!(state.changed, [place(999)], "the log is told that nobody is there");
+        assert_eq!(tell_part(&mut state, noted(1, vec![])).after, first.to);
+        assert!(tell_part(&mut state, noted(1, vec![])).after.is_none(), "and then from the beginning");
+    }
+
+    /// The log was never told that the member has left.
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_forgotten_only_once_the_log_was_told() {
+        let mut state = told(1);
+        state.leave(&place(0), Instant::now() + GRACE);
+        tokio::time::advance(2 * GRACE).await;
+        state.forget_idle(Instant::now());
+        assert!(state.held.contains_key(&place(0)));
+        tell_all(&mut state);
+        tokio::time::advance(AGAIN_AFTER).await;
+        state.forget_idle(Instant::now());
+        assert!(state.held.is_empty() && state.idle.is_empty() && state.of_subject.is_empty());
+    }
+}

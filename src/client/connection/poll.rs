@@ -81,9 +81,12 @@ impl Poll {
                 frame => frame,
             });
         }
-        // The messages of this answer may be from before the removal.
-        let removed = before.difference(&self.mine);
-        self.frames.extend(removed.cloned().map(Frame::Removed));
+        // The messages of this answer may be from before the removal. Each request names its own topics, so these stay.
+        let is_named =
+            |topic: &String| self.url.query_pairs().any(|(name, value)| name == "topic" && value == **topic);
+        let removed: Vec<_> =
+            before.difference(&self.mine).filter(|topic| !is_named(topic)).cloned().collect();
+        self.frames.extend(removed.into_iter().map(Frame::Removed));
         self.frames.push_back(Frame::Cursor(cursor.clone()));
         self.cursor = Some(cursor);
         Ok(())

@@ -1,8 +1,10 @@
 //! Brings a command to the replica that holds the connection, and asks all replicas for their connections.
 
+use std::{collections::BTreeSet, time::Duration};
+
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     PATIENCE,
@@ -17,6 +19,11 @@ use crate::{
     log::{Replicas, TopicStats, Unanswered},
     message::Pattern,
 };
+
+/// How soon one looks again which replicas live, if some may have yet to join again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+type Answered = Result<Result<Done, Problem>, Unanswered>;
 
 /// The answer of a replica.
 #[derive(Serialize, Deserialize)]
@@ -55,66 +62,113 @@ pub async fn list_all(app: &App, wanted: &Wanted) -> Result<(Listed, Vec<String>
     let until = Instant::now() + PATIENCE;
     let own = list::list(&app.live.table, wanted);
     let Some(replicas) = &app.live.replicas else { return Ok((own.await, Vec::new())) };
-    let Ok(living) = timeout_at(until, replicas.living()).await else {
-        return Err(problem_of(Unanswered::Unknown));
-    };
-    let living = living.map_err(Problem::from)?;
     let command = Command::List(wanted.clone());
-    let others = living.into_iter().filter(|name| *name != replicas.name());
-    let asked = others.map(async |name| (name, ask(replicas, name, &command, until).await));
-    let (own, answers) = tokio::join!(own, join_all(asked));
-    let (mut pages, mut missing) = (vec![own], Vec::new());
+    let (own, asked) = tokio::join!(own, answers(replicas, &command, until));
+    let (answers, are_all) = asked?;
+    let (mut pages, mut missing) = (vec![own], Missing::new(are_all));
     for (name, answer) in answers {
         match answer {
             Ok(Ok(Done::Listed(page))) => pages.push(page),
             // It has ended meanwhile, and its connections with it.
             Err(Unanswered::Gone) => {}
-            Ok(_) | Err(Unanswered::Busy | Unanswered::Unknown) => missing.push(replica_name(name)),
+            Ok(_) | Err(Unanswered::Busy | Unanswered::Unknown) => missing.add(name),
         }
     }
-    missing.sort_unstable();
-    Ok((list::merge(pages, wanted.limit), missing))
+    Ok((list::merge(pages, wanted.limit), missing.names()))
 }
 
-/// True if a replica has done this, or is gone.
-pub async fn is_done(replicas: &Replicas, name: u64, command: &Command, until: Instant) -> bool {
-    match ask(replicas, name, command, until).await {
-        Ok(done) => done.is_ok(),
-        Err(unanswered) => unanswered == Unanswered::Gone,
-    }
+/// Has these replicas do this, and returns those that have not said in time that it is done. One that is gone has.
+pub async fn ask_these(
+    replicas: &Replicas,
+    names: impl IntoIterator<Item = u64>,
+    command: &Command,
+    until: Instant,
+) -> BTreeSet<u64> {
+    let asked = names.into_iter().map(async |name| (name, ask(replicas, name, command, until).await));
+    undone(join_all(asked).await)
+}
+
+/// The same for every other replica that lives. `None` if it is not known which ones these are.
+pub async fn ask_others(replicas: &Replicas, command: &Command, until: Instant) -> Option<BTreeSet<u64>> {
+    let (answers, are_all) = answers(replicas, command, until).await.ok()?;
+    are_all.then(|| undone(answers))
+}
+
+fn undone(answers: Vec<(u64, Answered)>) -> BTreeSet<u64> {
+    let is_undone = |answer: &Answered| match answer {
+        Ok(done) => done.is_err(),
+        Err(unanswered) => *unanswered != Unanswered::Gone,
+    };
+    answers.into_iter().filter(|(_, answer)| is_undone(answer)).map(|(name, _)| name).collect()
 }
 
 /// Adds the subscribers at the other replicas, and returns the replicas that did not answer.
 pub async fn count_all(app: &App, topics: &mut [TopicStats]) -> Vec<String> {
     let until = Instant::now() + PATIENCE;
     let Some(replicas) = &app.live.replicas else { return Vec::new() };
-    let Ok(Ok(living)) = timeout_at(until, replicas.living()).await else {
-        return vec!["unknown".to_owned()];
-    };
     let names = topics.iter().map(|stats| Pattern::from(&stats.topic)).collect();
     let command = Command::Count { topics: names };
-    let others = living.into_iter().filter(|name| *name != replicas.name());
-    let asked = others.map(async |name| (name, ask(replicas, name, &command, until).await));
-    let mut missing = Vec::new();
-    for (name, answer) in join_all(asked).await {
+    let (answers, are_all) = answers(replicas, &command, until).await.unwrap_or_default();
+    let mut missing = Missing::new(are_all);
+    for (name, answer) in answers {
         match answer {
             Ok(Ok(Done::Counted(counts))) if counts.len() == topics.len() => {
                 topics.iter_mut().zip(counts).for_each(|(stats, count)| stats.subscribers += count);
             }
             Err(Unanswered::Gone) => {}
-            Ok(_) | Err(Unanswered::Busy | Unanswered::Unknown) => missing.push(replica_name(name)),
+            Ok(_) | Err(Unanswered::Busy | Unanswered::Unknown) => missing.add(name),
         }
     }
-    missing.sort_unstable();
-    missing
+    missing.names()
 }
 
-async fn ask(
+/// The replicas that a page lacks.
+struct Missing(Vec<String>);
+
+impl Missing {
+    fn new(are_all: bool) -> Self {
+        Self(if are_all { Vec::new() } else { vec!["unknown".to_owned()] })
+    }
+
+    fn add(&mut self, name: u64) {
+        self.0.push(replica_name(name));
+    }
+
+    fn names(mut self) -> Vec<String> {
+        self.0.sort_unstable();
+        self.0
+    }
+}
+
+/// Asks every other replica that lives, and returns their answers, and true if these are all. If some may have yet to join
+/// again, it waits for them until then.
+///
+/// # Errors
+/// If the store cannot be asked.
+async fn answers(
     replicas: &Replicas,
-    name: u64,
     command: &Command,
     until: Instant,
-) -> Result<Result<Done, Problem>, Unanswered> {
+) -> Result<(Vec<(u64, Answered)>, bool), Problem> {
+    let (mut answers, mut are_all) = (Vec::new(), false);
+    let mut known = BTreeSet::from([replicas.name()]);
+    while !are_all {
+        let Ok(living) = timeout_at(until, replicas.living()).await else {
+            return Err(problem_of(Unanswered::Unknown));
+        };
+        let names;
+        (names, are_all) = living?;
+        let new = names.into_iter().filter(|name| known.insert(*name));
+        let asked = new.map(async |name| (name, ask(replicas, name, command, until).await));
+        answers.extend(join_all(asked).await);
+        if !are_all && timeout_at(until, sleep(LOOK_AGAIN_AFTER)).await.is_err() {
+            break;
+        }
+    }
+    Ok((answers, are_all))
+}
+
+async fn ask(replicas: &Replicas, name: u64, command: &Command, until: Instant) -> Answered {
     let question = serde_json::to_vec(command).expect("a command serializes");
     let answer = replicas.ask(name, question, until).await?;
     match serde_json::from_slice(&answer) {

@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::task::yield_now;
+
 use super::{ConnectionId, Reading};
 use crate::http::{metrics::Permit, problem::Code};
 
@@ -52,13 +54,35 @@ impl Table {
     /// Ends every such connection, and returns how many these were.
     pub fn end_all(&self, is_meant: impl Fn(ConnectionId, &Reading) -> bool, code: Code) -> usize {
         let (mut ended, mut after) = (0, None);
-        loop {
-            let step = self.step(after);
-            let Some((last, _)) = step.last() else { return ended };
-            after = Some(*last);
-            ended +=
-                step.iter().filter(|(id, reading)| is_meant(*id, reading) && self.end(*id, code)).count();
+        while let Some((last, count)) = self.end_step(after, &is_meant, code) {
+            (after, ended) = (Some(last), ended + count);
         }
+        ended
+    }
+
+    /// The same, while other tasks run in between: it may take longer to see who is meant.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves leaves some of them.
+    pub async fn end_all_slowly(&self, is_meant: impl Fn(&Reading) -> bool, code: Code) {
+        let mut after = None;
+        while let Some((last, _)) = self.end_step(after, &|_, reading| is_meant(reading), code) {
+            after = Some(last);
+            yield_now().await;
+        }
+    }
+
+    /// Ends those of the next connections, and returns the last id that was looked at, and how many ended.
+    fn end_step(
+        &self,
+        after: Option<ConnectionId>,
+        is_meant: &impl Fn(ConnectionId, &Reading) -> bool,
+        code: Code,
+    ) -> Option<(ConnectionId, usize)> {
+        let step = self.step(after);
+        let (last, _) = step.last()?;
+        let ended = step.iter().filter(|(id, reading)| is_meant(*id, reading) && self.end(*id, code));
+        Some((*last, ended.count()))
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Ended {
     /// How many ends there were.
     count: AtomicU64,
     has_refusals: AtomicBool,
+    /// Refusals were noted later than their ends, and connections may live that they refuse.
+    has_late_refusals: AtomicBool,
     // A std mutex: no await happens while it is held.
     state: Mutex<State>,
 }
@@ -42,12 +44,14 @@ struct State {
 }
 
 impl State {
-    fn refuse(&mut self, subject: &str, refusal: Refusal) {
+    /// True if it refuses more than was refused before.
+    fn refuse(&mut self, subject: &str, refusal: Refusal) -> bool {
         // Each forgets more than it adds, so those that are over do not pile up.
         for _ in 0..FORGET_AT_ONCE {
             self.refusals.forget_old();
         }
-        self.refusals.note(subject, refusal);
+        let before = self.refusals.get(subject);
+        Some(self.refusals.note(subject, refusal).0) != before
     }
 }
 
@@ -84,8 +88,15 @@ impl Ended {
 
     /// Notes a refusal that was made earlier.
     pub fn note_refusal(&self, subject: &str, refusal: Refusal) {
-        self.state().refuse(subject, refusal);
+        let is_new = self.state().refuse(subject, refusal);
         self.has_refusals.store(true, Ordering::Release);
+        self.has_late_refusals.fetch_or(is_new, Ordering::AcqRel);
+    }
+
+    /// True if refusals were noted since this was last called that refuse more than was refused before. The caller is to
+    /// end the connections that they refuse.
+    pub fn take_late_refusals(&self) -> bool {
+        self.has_late_refusals.swap(false, Ordering::AcqRel)
     }
 
     /// True if the client's token is refused.
@@ -140,6 +151,22 @@ mod tests {
         assert!(again.is_cancelled());
         // Ends without an id come once.
         assert!(ended.note(&end(0, "u1")).1 && ended.note(&end(0, "u1")).1);
+    }
+
+    /// All connections were looked at for each page of refusals, however often the same ones were read.
+    #[test]
+    fn a_refusal_that_is_noted_again_ends_no_connections() {
+        let ended = Ended::default();
+        let is_late = |second, until_ms| {
+            ended.note_refusal("u1", Refusal { second, until_ms });
+            ended.take_late_refusals()
+        };
+        let last = u64::MAX;
+        assert!(is_late(100, last) && !is_late(100, last) && !is_late(99, last) && is_late(101, last));
+        // The end itself ends all connections of its subject.
+        let refusal = Some(Refusal { second: 102, until_ms: last });
+        ended.note(&End { subject: "u1".into(), refusal, id: Id::ZERO });
+        assert!(!ended.take_late_refusals());
     }
 
     #[test]

@@ -2,21 +2,22 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::time::Instant;
 
-use crate::log::End;
+use crate::{http::live::replica_name, log::End};
 
 /// For how many subjects replicas are asked again at once. One more is left to the backend, which was told so.
 const MAX_SUBJECTS: usize = 64;
 /// How often replicas are asked again. One that is silent for so long counts as gone, and ends all its connections.
 const MAX_AGAIN: usize = 30;
 
-/// The replicas that have not said that they ended a subject.
+/// The replicas that are to be asked, because they have not said that they ended a subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Late {
+pub enum ToAsk {
     These(BTreeSet<u64>),
     /// All that live: it is not known which ones these are.
     All,
@@ -35,15 +36,14 @@ pub struct Question {
     pub end: End,
     /// When the subject was ended.
     pub begun: Instant,
-    /// The replicas that are to be asked.
-    pub late: Late,
-    /// How often they will be asked.
+    pub to_ask: ToAsk,
+    /// How often they will be asked without a conclusion that all have done it.
     left: usize,
 }
 
-impl Late {
+impl ToAsk {
     /// True if every replica has said it.
-    pub fn is_none(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         matches!(self, Self::These(names) if names.is_empty())
     }
 
@@ -54,6 +54,18 @@ impl Late {
                 Self::These(names)
             }
             _ => Self::All,
+        }
+    }
+}
+
+impl fmt::Display for ToAsk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::These(names) => {
+                let names: Vec<_> = names.iter().map(|name| replica_name(*name)).collect();
+                f.write_str(&names.join(", "))
+            }
+            Self::All => f.write_str("all"),
         }
     }
 }
@@ -74,17 +86,17 @@ impl Missed {
     }
 
     /// Notes that these replicas may have missed an end.
-    pub fn note(self: &Arc<Self>, end: End, begun: Instant, late: Late) -> Noted {
+    pub fn note(self: &Arc<Self>, end: End, begun: Instant, to_ask: ToAsk) -> Noted {
         let mut subjects = self.subjects();
         if let Some(question) = subjects.get_mut(&end.subject) {
-            question.join(end, begun, late);
+            question.join(end, begun, to_ask);
             return Noted::Joined;
         }
         if subjects.len() >= MAX_SUBJECTS {
             return Noted::Full;
         }
         let subject = end.subject.clone();
-        let question = Question { end, begun, late, left: MAX_AGAIN };
+        let question = Question { end, begun, to_ask, left: MAX_AGAIN };
         subjects.insert(subject.clone(), question);
         Noted::New(Asking { missed: self.clone(), subject: Some(subject) })
     }
@@ -92,7 +104,7 @@ impl Missed {
 
 impl Question {
     /// Asks about another end of the subject too. The newer one of the two ends every connection that the older one ends.
-    fn join(&mut self, end: End, begun: Instant, late: Late) {
+    fn join(&mut self, end: End, begun: Instant, to_ask: ToAsk) {
         let refusal = match (self.end.refusal, end.refusal) {
             (Some(one), Some(other)) => Some(one.and(other)),
             (one, other) => one.or(other),
@@ -103,7 +115,7 @@ impl Question {
         self.end.refusal = refusal;
         // The request with the older id may have come later.
         self.begun = self.begun.max(begun);
-        self.late = std::mem::replace(&mut self.late, Late::All).and(late);
+        self.to_ask = std::mem::replace(&mut self.to_ask, ToAsk::All).and(to_ask);
         self.left = MAX_AGAIN;
     }
 }
@@ -119,25 +131,33 @@ impl Asking {
     /// The next question. `None` if no replica is to be asked any more: then the place is given up.
     pub fn next(&mut self) -> Option<Question> {
         let mut subjects = self.missed.subjects();
-        let question = subjects.get_mut(self.subject.as_ref()?)?;
-        if question.late.is_none() || question.left == 0 {
+        let question = subjects.get(self.subject.as_ref()?)?;
+        if question.to_ask.is_empty() || question.left == 0 {
             // In the same step, so that no end joins a question that is not asked.
-            subjects.remove(&self.subject.take()?);
+            let given_up = subjects.remove(&self.subject.take()?)?;
+            drop(subjects);
+            if !given_up.to_ask.is_empty() {
+                tracing::warn!(
+                    sub = &*given_up.end.subject,
+                    replicas = %given_up.to_ask,
+                    "the backend ended a subject, and replicas never said that they did it; end it again to be sure"
+                );
+            }
             return None;
         }
-        question.left -= 1;
         Some(question.clone())
     }
 
     /// Notes that these of the replicas that were asked have not done it. If another end has joined meanwhile, all are
-    /// asked again.
-    pub fn conclude(&self, asked: &Question, late: Late) {
+    /// asked again. A question is asked again without this if no replica could be asked.
+    pub fn conclude(&self, asked: &Question, to_ask: ToAsk) {
         let Some(subject) = &self.subject else { return };
         if let Some(question) = self.missed.subjects().get_mut(subject)
             && question.end == asked.end
-            && question.late == asked.late
+            && question.to_ask == asked.to_ask
         {
-            question.late = late;
+            question.to_ask = to_ask;
+            question.left = question.left.saturating_sub(1);
         }
     }
 }
@@ -153,19 +173,19 @@ impl Drop for Asking {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{log::Refusal, message::Id};
+    use crate::{log::Refusal, message::Id, warnings::Warnings};
 
     fn end(subject: &str, id: u64, until_ms: Option<u64>) -> End {
         let refusal = until_ms.map(|until_ms| Refusal { second: id, until_ms });
         End { subject: subject.into(), refusal, id: Id::new(id) }
     }
 
-    fn these<const N: usize>(names: [u64; N]) -> Late {
-        Late::These(names.into())
+    fn these<const N: usize>(names: [u64; N]) -> ToAsk {
+        ToAsk::These(names.into())
     }
 
     fn begin(missed: &Arc<Missed>, subject: &str, late: &[u64]) -> Asking {
-        match missed.note(end(subject, 1, None), Instant::now(), Late::These(late.iter().copied().collect()))
+        match missed.note(end(subject, 1, None), Instant::now(), ToAsk::These(late.iter().copied().collect()))
         {
             Noted::New(asking) => asking,
             _ => panic!("there is a place for {subject}"),
@@ -185,7 +205,7 @@ mod tests {
         assert!(matches!(missed.note(end("one more", 1, None), Instant::now(), these([1])), Noted::Full));
         let question = asking.next().expect("replicas are to be asked");
         assert_eq!(
-            (question.end.id, question.late),
+            (question.end.id, question.to_ask),
             (Id::new(999), these([0, 1, 2])),
             "the newest, at all replicas"
         );
@@ -200,7 +220,7 @@ mod tests {
         let first = asking.next().expect("two replicas are late");
         asking.conclude(&first, these([2]));
         let second = asking.next().expect("one of them is still late");
-        assert_eq!(second.late, these([2]));
+        assert_eq!(second.to_ask, these([2]));
         asking.conclude(&second, these([]));
         assert!(asking.next().is_none());
         // The place is free, and a new question does not end with the old one.
@@ -209,15 +229,28 @@ mod tests {
         assert!(new.next().is_some());
     }
 
+    /// They were given up while Redis was away for as long, and nobody learned of it.
     #[tokio::test]
-    async fn replicas_are_not_asked_for_ever() {
+    async fn replicas_are_not_asked_for_ever_and_an_outage_does_not_count() {
+        let warnings = Warnings::default();
+        let _guard = tracing::subscriber::set_default(warnings.clone());
         let mut asking = begin(&Arc::default(), "u1", &[1]);
         let mut count = 0;
+        for _ in 0..2 * MAX_AGAIN {
+            // No replica could be asked, so there is no conclusion.
+            assert!(asking.next().is_some());
+        }
         while let Some(question) = asking.next() {
             asking.conclude(&question, these([1]));
             count += 1;
         }
-        assert_eq!(count, MAX_AGAIN);
+        assert!(asking.next().is_none());
+        assert_eq!((count, warnings.count()), (MAX_AGAIN, 1));
+        let mut answered = begin(&Arc::default(), "u1", &[1]);
+        let question = answered.next().expect("a replica is late");
+        answered.conclude(&question, these([]));
+        assert!(answered.next().is_none());
+        assert_eq!(warnings.count(), 1, "all have answered");
     }
 
     /// The answer to the older question says nothing about the newer end.
@@ -233,7 +266,7 @@ mod tests {
         asking.conclude(&first, these([]));
         let second = asking.next().expect("the replicas are late for the newer end");
         assert_eq!(
-            (second.end, second.begun, second.late),
+            (second.end, second.begun, second.to_ask),
             (end("u1", 5, Some(900)), later, these([1, 2, 3]))
         );
         // One with a newer id, whose request came before.
@@ -258,13 +291,13 @@ mod tests {
     #[tokio::test]
     async fn all_replicas_are_asked_until_it_is_known_which_ones_live() {
         let missed = Arc::new(Missed::default());
-        let Noted::New(mut asking) = missed.note(end("u1", 1, None), Instant::now(), Late::All) else {
+        let Noted::New(mut asking) = missed.note(end("u1", 1, None), Instant::now(), ToAsk::All) else {
             panic!("there is a place")
         };
         missed.note(end("u1", 2, None), Instant::now(), these([1]));
         let question = asking.next().expect("all are to be asked");
-        assert_eq!(question.late, Late::All);
+        assert_eq!(question.to_ask, ToAsk::All);
         asking.conclude(&question, these([2]));
-        assert_eq!(asking.next().expect("one is late").late, these([2]));
+        assert_eq!(asking.next().expect("one is late").to_ask, these([2]));
     }
 }

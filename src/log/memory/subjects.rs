@@ -79,5 +79,6 @@ impl Subjects for MemoryLog {
             state.refusals().map(|(subject, refusal)| ((&**subject).into(), *refusal)).collect()
         };
         told.refused(known);
+        told.refused_all();
     }
 }

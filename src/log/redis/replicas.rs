@@ -145,13 +145,15 @@ impl Replicas {
         let _ = self.answering.set(answering);
     }
 
-    /// The names of the replicas that live, this one too.
+    /// The names of the replicas that live, this one too, and true if these are all. After Redis has lost its data, others
+    /// may have yet to join again.
     ///
     /// # Errors
     /// If the store cannot be asked.
-    pub async fn living(&self) -> Result<Vec<u64>, LogError> {
+    pub async fn living(&self) -> Result<(Vec<u64>, bool), LogError> {
         self.beat("look").await?;
-        Ok(self.state().roll.living().collect())
+        let state = self.state();
+        Ok((state.roll.living().collect(), state.roll.is_complete()))
     }
 
     /// Asks a replica, and waits for the answer until then.

@@ -68,17 +68,19 @@ struct Failure {
     error: LogError,
     /// True if Redis runs only scripts without writes.
     is_frozen: bool,
-    /// True if the script came after its deadline by the time of Redis, and is to be sent once more.
-    is_repeated: bool,
+    /// The script came after its deadline by the time of Redis, and is to be sent once more.
+    late: Option<RedisError>,
+    /// The log has the reason, as far as Redis gave one.
+    is_said: bool,
     /// The reason that Redis gave, in words without secrets.
     why: Option<String>,
 }
 
 impl Failure {
     const NOTHING_SENT: Self =
-        Self { error: LogError::Unavailable, is_frozen: false, is_repeated: false, why: None };
+        Self { error: LogError::Unavailable, is_frozen: false, late: None, is_said: false, why: None };
     const NO_ANSWER: Self =
-        Self { error: LogError::UnknownOutcome, is_frozen: false, is_repeated: false, why: None };
+        Self { error: LogError::UnknownOutcome, is_frozen: false, late: None, is_said: false, why: None };
 }
 
 /// Runs scripts over the current connection.
@@ -236,9 +238,14 @@ impl Store {
     ) -> Result<T, Failure> {
         let request = Request::begin();
         match self.attempt(script, subject, args, purpose, request, None).await {
-            Err(Failure { is_repeated: true, .. }) => {
+            Err(Failure { late: Some(late), .. }) => {
+                tracing::debug!(error = %late, "a script came late, and is sent once more");
                 let until = Some(request.begun + ANSWER_TIMEOUT);
-                self.attempt(script, subject, args, purpose, request, until).await
+                let outcome = self.attempt(script, subject, args, purpose, request, until).await;
+                if let Err(Failure { is_said: false, .. }) = outcome {
+                    self.say(&late);
+                }
+                outcome
             }
             outcome => outcome,
         }
@@ -302,7 +309,7 @@ impl Store {
                 // The text may hold the name of the user.
                 (code, None) => code.map(|code| format!("Redis refuses to store messages: {code}")),
             };
-            let error = match code {
+            let of_log = match code {
                 Some("OOM") => {
                     note(&self.full_at);
                     LogError::Full
@@ -314,7 +321,13 @@ impl Store {
                 _ if is_refused(&error) => LogError::Unavailable,
                 _ => LogError::UnknownOutcome,
             };
-            Failure { error, is_frozen, is_repeated, why }
+            Failure {
+                error: of_log,
+                is_frozen,
+                late: is_repeated.then_some(error),
+                is_said: !is_repeated,
+                why,
+            }
         })
     }
 

@@ -1,11 +1,18 @@
 //! The lists of subjects, and the refusals of their tokens, in Redis. The feed brings each change to every replica, in its
 //! order among the messages.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::futures::Notified,
+    time::{sleep, timeout},
+};
 
 use super::{
     DEADLINE, PATIENCE,
@@ -38,21 +45,23 @@ impl RedisSubjects {
         Self { store, feed, copies }
     }
 
-    /// Reads the lists that are followed and not known, and the refusals, whenever changes may have been missed. Never
-    /// ends.
-    pub async fn keep_reading(self: Arc<Self>) {
+    /// Reads the lists that are followed and not known, whenever changes may have been missed. Never ends.
+    pub async fn keep_reading_lists(self: Arc<Self>) {
         loop {
-            let doubted = self.feed.doubted.notified();
-            tokio::pin!(doubted);
             // Listen first, then look.
+            let mut doubted = pin!(self.feed.doubted.notified());
             doubted.as_mut().enable();
-            // Many refusals keep no reader of a list waiting.
-            let (are_refusals_known, are_lists_known) = tokio::join!(self.read_refusals(), self.read_lists());
-            if are_refusals_known && are_lists_known {
-                doubted.await;
-            } else {
-                sleep(RETRY_AFTER).await;
-            }
+            wait(self.read_lists().await, doubted).await;
+        }
+    }
+
+    /// Reads the refusals, whenever some may have been missed. Never ends. In a task of its own, because many refusals must
+    /// keep no reader of a list waiting.
+    pub async fn keep_reading_refusals(self: Arc<Self>) {
+        loop {
+            let mut doubted = pin!(self.feed.doubted.notified());
+            doubted.as_mut().enable();
+            wait(self.read_refusals().await, doubted).await;
         }
     }
 
@@ -88,6 +97,8 @@ impl RedisSubjects {
             return true;
         }
         let is_read = self.tell_refusals(&**told).await.is_ok();
+        // Once for all pages, also if one of them failed.
+        told.refused_all();
         match is_read {
             true => told.missed(),
             false => self.feed.refusals_are_due(),
@@ -95,14 +106,14 @@ impl RedisSubjects {
         is_read
     }
 
-    /// Tells all refusals in the order of their ends. Each step is told as it comes, so that one which fails hides none
-    /// of the earlier ones. Some refusals may come twice.
+    /// Tells all refusals in the order in which they will be over. Each step is told as it comes, so that one which fails
+    /// hides none of the earlier ones. Some refusals may come twice.
     async fn tell_refusals(&self, told: &dyn Told) -> Result<(), LogError> {
         let (mut from, mut limit) = (0, REFUSALS_STEP);
         loop {
             let args = [from.to_string(), limit.to_string()];
             let args = [args[0].as_bytes(), args[1].as_bytes()];
-            // Each subject, two numbers as text, and the end.
+            // Each subject, two numbers as text, and until when.
             let page: Vec<(String, String, u64)> =
                 self.store.read(&self.store.scripts.refusals, "", &args).await?;
             let last = page.last().map(|(.., until_ms)| *until_ms).filter(|_| page.len() >= limit);
@@ -113,7 +124,7 @@ impl RedisSubjects {
             });
             told.refused(refusals.collect());
             let Some(until_ms) = last else { return Ok(()) };
-            // If more refusals end at one moment than a step has, the step must grow to pass them.
+            // If more refusals last until one moment than a step has, the step must grow to pass them.
             limit = if until_ms > from { REFUSALS_STEP } else { 2 * limit };
             from = until_ms;
         }
@@ -151,6 +162,14 @@ impl RedisSubjects {
         self.copies.confirm(began).await?;
         let refusal = refuse.map(|_| Refusal { second, until_ms });
         Ok(End { subject: subject.into(), refusal, id })
+    }
+}
+
+/// Waits for the next doubt, or a little if what was doubted is not known yet.
+async fn wait(is_known: bool, doubted: Pin<&mut Notified<'_>>) {
+    match is_known {
+        true => doubted.await,
+        false => sleep(RETRY_AFTER).await,
     }
 }
 

@@ -96,8 +96,8 @@ pub async fn read(world: &World, stream: &mut Stream, session: &Shared) {
 pub async fn live(world: Arc<World>, seed: u64) {
     let mut random = SmallRng::seed_from_u64(seed);
     let sub = format!("c{}", seed % 2);
-    // Until one of its connections was ended by its id.
-    let mut was_ended = false;
+    // When one of its connections was ended by its id.
+    let mut ended_at = None;
     while world.phase() == Phase::Storm {
         let Some((mut stream, _, session)) = open(&world, &mut random, "/events?topic=end", &sub).await
         else {
@@ -106,12 +106,12 @@ pub async fn live(world: Arc<World>, seed: u64) {
         };
         world.journal().connections.push(session.clone());
         let connection = session.lock().expect("no actor panics").connection.clone();
-        let (must_end, is_ending) = (!was_ended, AtomicBool::new(false));
+        let (last_end, is_ending) = (ended_at, AtomicBool::new(false));
         let commanded = async {
             let most = random.random_range(20..120);
             let mut count = 0;
             while world.phase() == Phase::Storm {
-                let ends = must_end && count == 5;
+                let ends = count >= 5 && world.needs_end(last_end);
                 is_ending.store(ends, Ordering::Relaxed);
                 if !command(&world, &mut random, &connection, ends).await {
                     break;
@@ -138,7 +138,8 @@ pub async fn live(world: Arc<World>, seed: u64) {
             },
         }
         session.lock().expect("no actor panics").is_over = true;
-        was_ended |= world.journal().ends.iter().any(|end| end.of == connection);
+        let end = world.journal().ends.iter().find(|end| end.of == connection).map(|end| end.asked);
+        ended_at = end.or(ended_at);
     }
 }
 

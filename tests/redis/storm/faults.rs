@@ -4,9 +4,12 @@ use std::{net::SocketAddr, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustix::process::Signal;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::world::{SETTINGS, World, now_us};
+use super::{
+    PATIENCE,
+    world::{SETTINGS, World, now_us},
+};
 use crate::{deployment::until_ready, replicas::Replica, support::redis::Redis};
 
 const REPLICAS: usize = 3;
@@ -31,7 +34,8 @@ impl Faults {
 
     pub async fn befall(&mut self, world: &World, is_long: bool) {
         // A replica that was killed counts as living for some seconds, and no end of a subject is answered meanwhile.
-        world.until_a_subject_was_ended().await;
+        let ended = timeout(PATIENCE, world.until_a_subject_was_ended()).await;
+        ended.expect("the end of a subject is answered while there is no fault");
         self.between(2000).await;
         if !is_long {
             self.end_replica(world, Signal::KILL).await;
@@ -40,7 +44,7 @@ impl Faults {
             self.between(1000).await;
             return;
         }
-        for _ in 0..6 {
+        for number in 0..6 {
             match self.random.random_range(0..7) {
                 0 => self.end_replica(world, Signal::KILL).await,
                 1 => self.end_replica(world, Signal::TERM).await,
@@ -55,6 +59,9 @@ impl Faults {
                     sleep(Duration::from_millis(ms)).await;
                     self.redis.go_on();
                 }
+            }
+            if number == 0 {
+                world.note_first_fault();
             }
             self.between(4000).await;
         }

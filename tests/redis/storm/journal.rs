@@ -23,6 +23,8 @@ pub struct Journal {
     pub gone: Vec<String>,
     /// Ends of connections and of subjects.
     pub ends: Vec<End>,
+    /// Only the ends that were asked from then on prove anything.
+    pub ends_count_from: u64,
     /// When Redis lost everything.
     pub losses: Vec<u64>,
     /// How many connections hold a subject in a topic now.

@@ -15,18 +15,19 @@ use super::{
 pub async fn change(world: Arc<World>, seed: u64, number: u64) {
     let mut random = SmallRng::seed_from_u64(seed);
     let sub = format!("l{number}");
-    let mut count = 0;
+    let (mut count, mut ended_at) = (0, None);
     while world.phase() == Phase::Storm {
         world.pause(&mut random, 5..150).await;
         count += 1;
         // One end surely comes.
-        if count == 8 || random.random_bool(0.01) {
+        if count >= 8 && world.needs_end(ended_at) || random.random_bool(0.01) {
             let refuse = if random.random_bool(0.5) { "?refuse=1s" } else { "" };
             let path = format!("/subjects/{sub}{refuse}");
             let Some((asked, answered, _)) = world.insist(&mut random, Method::DELETE, &path).await else {
                 return;
             };
             world.journal().ends.push(End { of: sub.clone(), asked, answered });
+            ended_at = Some(asked);
             continue;
         }
         let (topic, is_added) = (format!("l.{}", random.random_range(0..4)), random.random_bool(0.5));

@@ -47,7 +47,8 @@ struct Counts {
     not_due_to_readers: usize,
     /// Messages that were due, and lie in a gap that was told.
     gaps: usize,
-    /// Connections that were ended, each of them by its id or by its subject, while messages came.
+    /// Connections that were ended, each of them by its id or by its subject, while messages came; in a long round only
+    /// after the first fault.
     ends_by_id: usize,
     ends_by_subject: usize,
     holds: usize,
@@ -264,7 +265,7 @@ fn check_ends(journal: &Journal, counts: &mut Counts) {
                 .enumerate()
                 .filter(|(_, message)| message.asked > end.answered)
                 .peekable();
-            let is_checked = usize::from(later.peek().is_some());
+            let is_checked = usize::from(later.peek().is_some() && end.asked >= journal.ends_count_from);
             match session.sub == end.of {
                 true => counts.ends_by_subject += is_checked,
                 false => counts.ends_by_id += is_checked,

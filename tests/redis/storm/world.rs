@@ -153,6 +153,17 @@ impl World {
         self.store(&mut SmallRng::seed_from_u64(0), END).await.expect("it is stored")
     }
 
+    /// The first fault has just been. Only the ends that are asked from now on prove anything.
+    pub fn note_first_fault(&self) {
+        let now = self.tick();
+        self.journal().ends_count_from = now;
+    }
+
+    /// True if this end proves nothing, or if there was none.
+    pub fn needs_end(&self, last_asked: Option<u64>) -> bool {
+        last_asked.is_none_or(|asked| asked < self.journal().ends_count_from)
+    }
+
     /// Waits until the end of a subject was answered once.
     pub async fn until_a_subject_was_ended(&self) {
         while !self.journal().ends.iter().any(|end| end.of.starts_with('l')) {

@@ -266,6 +266,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_topic_that_is_full_takes_no_member_until_one_has_left() {
+        let mut scene = Scene::new();
+        scene.hold("u", 1, None);
+        let topic: Topic = "a".parse().expect("a topic");
+        for number in 1..MAX_MEMBERS {
+            scene.0.all_members.restore(topic.clone(), format!("v{number}").into(), Id::ZERO, None);
+        }
+        let hold = |sub: &str| Hold { topic: topic.clone(), sub: sub.into(), connections: 1, info: None };
+        let one_more = scene.0.hold(&hold("w"), GRACE, &RETENTION, Id::now());
+        assert_eq!(one_more, Err(HoldError::TooManyMembers));
+        assert_eq!(scene.hold("v1", 1, None), Step::Quiet, "a member is no new one");
+        scene.hold("u", 0, None);
+        tokio::time::advance(GRACE).await;
+        assert_eq!((scene.leaves(), scene.hold("w", 1, None)), (1, Step::Told));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_page_begins_behind_the_last_member_of_the_page_before() {
+        let mut scene = Scene::new();
+        for sub in ["u1", "u2", "u3"] {
+            scene.hold(sub, 1, None);
+        }
+        let page = |after: &str, limit| {
+            let page = scene.0.members(&"a".parse().expect("a topic"), after, limit);
+            (page.count, page.members.into_iter().map(|one| one.sub.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(page("", 2), (3, vec!["u1".into(), "u2".into()]));
+        assert_eq!(page("u2", 2), (3, vec!["u3".into()]));
+        assert_eq!(page("u3", 2), (3, vec![]));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn no_member_leaves_a_process_that_ends() {
         let mut scene = Scene::new();
         scene.hold("u1", 1, None);

@@ -95,6 +95,11 @@ impl Roll {
         self.living.iter().copied()
     }
 
+    /// True if every replica that lives is known.
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
     pub fn stands(&self, name: u64) -> Stands {
         if self.living.contains(&name) {
             Stands::Lives

@@ -24,7 +24,7 @@ do
     {'XADD', base .. 'replica:x', 'NOMKSTREAM', '*', 'j', ''}, {'XREAD', 'STREAMS', base .. 'replica:x', '0-0'},
     {'HGET', base .. 'members:x', 'x'}, {'HSET', base .. 'members:x', 'x', ''}, {'HDEL', base .. 'members:x', 'x'},
     {'ZADD', base .. 'subjects:x', '0', 'x'}, {'ZREM', base .. 'subjects:x', 'x'}, {'ZRANGE', base .. 'subjects:x', '0', '1'}, {'ZCARD', base .. 'subjects:x'},
-    {'ZADD', base .. 'holds:x', '0', 'x'}, {'ZREM', base .. 'holders', 'x'}, {'ZADD', base .. 'leaving', '0', 'x'},
+    {'ZADD', base .. 'holds:x', '0', 'x'}, {'ZREM', base .. 'holding', 'x'}, {'ZADD', base .. 'leaving', '0', 'x'},
     {'GET', key}, {'SET', key, '', 'PX', '1'}, {'HGET', keys, '*'}, {'HINCRBY', keys, '*', '1'}, {'PEXPIRE', keys, '1'},
   }
   -- Copies confirm messages.

@@ -7,7 +7,9 @@ if lasts > 0 then
     redis.call('ZREM', refused, over)
   end
   local key = refused .. ':' .. owner
-  local known_second, known_until = string.match(redis.call('GET', key) or '', '^(%d+) (%d+)$')
+  -- Another program may have put something else there.
+  local text = redis.pcall('GET', key)
+  local known_second, known_until = string.match(type(text) == 'string' and text or '', '^(%d+) (%d+)$')
   local taken = redis.call('ZCARD', refused) * (ENTRY_BYTES + 255)
   if not known_second and listed + taken + ENTRY_BYTES > max_total then return {'room', '0', '0', '0', '0'} end
   second = math.max(math.floor(now_ms / 1000), tonumber(known_second) or 0)

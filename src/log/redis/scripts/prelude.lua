@@ -26,7 +26,7 @@ local MAX_BOUNDARIES = 32
 -- behind them says which topics are there.
 local index, names, order, state, feed = base .. 'index', base .. 'names', base .. 'order', base .. 'store', base .. 'feed'
 local due = base .. 'due'
--- `lists`: the lists of all subjects. `refused`: the subjects with tokens that are refused, by the end of that.
+-- `lists`: the lists of all subjects. `refused`: the subjects with tokens that are refused, by the time until which they are.
 local lists, refused = base .. 'lists', base .. 'refused'
 -- Format 1 had its state under this key. Its present value makes a replica of that format fail before it
 -- writes anything.

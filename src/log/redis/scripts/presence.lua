@@ -9,12 +9,12 @@ local FIRST, BUDGET = 19, 64
 
 -- `members:TOPIC`: each subject, with the id of its join, the payload that tells it, and its connections by replica.
 -- `subjects:TOPIC`: the subjects in their order.
--- `holds:NAME`: the places of a replica, each a topic, a zero and a subject; `holders`: the replicas that have any.
+-- `holds:NAME`: the places of a replica, each a topic, a zero and a subject; `holding`: the replicas that have any.
 -- `leaving`: the places of members without a connection, by the time at which they leave.
 local function members_of(topic) return base .. 'members:' .. topic end
 local function subjects_of(topic) return base .. 'subjects:' .. topic end
 local function holds_of(replica) return base .. 'holds:' .. replica end
-local holders, leaving, roll = base .. 'holders', base .. 'leaving', base .. 'replicas'
+local holding, leaving, roll = base .. 'holding', base .. 'leaving', base .. 'replicas'
 
 local ms = math.floor(now / 1000)
 local signs = redis.call('HMGET', roll, '*last', '*since', '*made', '*lost', name)
@@ -55,7 +55,7 @@ local function release(replica, topic, sub, at)
     write(topic, sub, one)
   end
   redis.call('ZREM', holds_of(replica), place)
-  if redis.call('EXISTS', holds_of(replica)) == 0 then redis.call('ZREM', holders, replica) end
+  if redis.call('EXISTS', holds_of(replica)) == 0 then redis.call('ZREM', holding, replica) end
 end
 
 -- Notes how many connections of this replica hold a member.
@@ -77,7 +77,7 @@ local function hold(topic, sub, connections, data, payer)
   if next(one[3]) == nil then redis.call('ZREM', leaving, place) end
   if not one[3][name] then
     redis.call('ZADD', holds_of(name), 0, place)
-    redis.call('ZADD', holders, 0, name)
+    redis.call('ZADD', holding, 0, name)
   end
   one[3][name] = connections
   write(topic, sub, one)
@@ -104,21 +104,21 @@ local is_more = 0
 if is_keeper then
   local is_complete = ms - lost > gone_after and ms - math.max(made, since) > settled_after
   local budget = BUDGET
-  for _, holder in ipairs(redis.call('ZRANGE', holders, 0, -1)) do
-    local sign = redis.call('HGET', roll, holder)
+  for _, replica in ipairs(redis.call('ZRANGE', holding, 0, -1)) do
+    local sign = redis.call('HGET', roll, replica)
     local is_gone = (sign and ms - heard_at(sign) > gone_after) or (not sign and is_complete)
     if is_gone and budget > 0 then
-      local places = redis.call('ZRANGE', holds_of(holder), 0, budget - 1)
+      local places = redis.call('ZRANGE', holds_of(replica), 0, budget - 1)
       -- Its grace counts from its last sign of life.
       for _, place in ipairs(places) do
         local topic, sub = parts(place)
-        release(holder, topic, sub, (sign and heard_at(sign) or ms) + grace)
+        release(replica, topic, sub, (sign and heard_at(sign) or ms) + grace)
       end
       budget = budget - #places
-      if budget > 0 then redis.call('ZREM', holders, holder) else is_more = 1 end
+      if budget > 0 then redis.call('ZREM', holding, replica) else is_more = 1 end
     end
   end
-  if redis.call('ZCARD', holders) == 0 and redis.call('ZCARD', leaving) == 0 then redis.call('HDEL', roll, '*present', '*keeper', '*kept') end
+  if redis.call('ZCARD', holding) == 0 and redis.call('ZCARD', leaving) == 0 then redis.call('HDEL', roll, '*present', '*keeper', '*kept') end
 end
 
 local due = redis.call('ZRANGE', leaving, '-inf', str(ms), 'BYSCORE', 'LIMIT', 0, BUDGET)
