@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-const ASK: &str = "GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+pub const ASK: &str = "GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
 /// A server that speaks TLS, with its own address.
 async fn server() -> Server {
@@ -30,7 +30,7 @@ async fn server() -> Server {
 }
 
 /// Sends a text, and reads until the end.
-async fn told(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, text: &str) -> String {
+pub async fn told(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, text: &str) -> String {
     stream.write_all(text.as_bytes()).await.expect("sent");
     let mut heard = Vec::new();
     within("the end", stream.read_to_end(&mut heard)).await.expect("an end with close_notify");
