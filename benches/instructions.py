@@ -2,11 +2,14 @@
 """Counts the server's instructions for a publish, and for a delivery on each transport.
 
     cargo build --profile dist --features dist
-    benches/instructions.py [--server PATH] [--subscribers N] [--messages N] [--tls]
+    benches/instructions.py [--server PATH] [--subscribers N] [--messages N] [--burst N] [--tls]
 
 It needs valgrind, and Python's standard library. The server runs in `valgrind --tool=callgrind`, on one core.
 The counts are nearly the same on a busy machine, so they show a difference that a measured time hides.
 They leave out the kernel, and a cache that misses costs nothing in them.
+
+With --burst, so many messages are published by one POST /publish, and the next burst follows once all of them have been
+read: then many messages are in flight at a time. A burst has no polls, which would be answered in pieces.
 
 Each figure is the least of some rounds, because a task that runs once a second falls into some of them.
 """
@@ -126,9 +129,14 @@ class Connection:
         body, self.inbox = self.inbox[:length], self.inbox[length:]
         return json.loads(body)
 
-    def publish(self):
-        self.ask("POST", f"/topics/{TOPIC}", body=PAYLOAD)
-        self.answer(201)
+    def publish(self, burst=1):
+        if burst == 1:
+            self.ask("POST", f"/topics/{TOPIC}", body=PAYLOAD)
+            self.answer(201)
+            return
+        self.ask("POST", "/publish", body=json.dumps([{"topic": TOPIC, "data": json.loads(PAYLOAD)}] * burst).encode())
+        if len(self.answer(200)) != burst:
+            sys.exit("a message of the burst was not published")
 
 
 class Stream(Connection):
@@ -139,9 +147,9 @@ class Stream(Connection):
         self.ask("GET", f"/topics/{TOPIC}", headers)
         self.head()
 
-    def take(self):
-        self.read_until(lambda inbox: MARK in inbox)
-        if self.inbox.count(PAYLOAD) > 1:
+    def take(self, burst):
+        self.read_until(lambda inbox: inbox.count(MARK) >= burst)
+        if self.inbox.count(MARK) > burst:
             sys.exit("a message came twice")
         self.inbox = b""
 
@@ -158,25 +166,26 @@ class Poller(Connection):
         path = f"/topics/{TOPIC}?after={last['cursor']}&wait=60"
         self.ask("GET", path, "accept: application/json\r\n")
 
-    def take(self):
+    def take(self, _):
         answer = self.answer(200)
         if len(answer["messages"]) != 1:
             sys.exit(f"expected one message: {answer}")
         self.wait(answer)
 
 
-def least_of_a_publish(server, publisher, subscribers, messages):
+def least_of_a_publish(server, publisher, subscribers, messages, burst):
     """The instructions for one message: its publish, and its delivery to all subscribers."""
+    bursts = -(-messages // burst)
 
     def work():
-        for _ in range(messages):
-            publisher.publish()
+        for _ in range(bursts):
+            publisher.publish(burst)
             for subscriber in subscribers:
-                subscriber.take()
+                subscriber.take(burst)
 
     # The first messages touch memory for the first time.
     work()
-    return min(server.instructions(work) for _ in range(ROUNDS)) / messages
+    return min(server.instructions(work) for _ in range(ROUNDS)) / (bursts * burst)
 
 
 def main():
@@ -184,22 +193,24 @@ def main():
     arguments.add_argument("--server", default="target/dist/rejoin", help="path of the server")
     arguments.add_argument("--subscribers", type=int, default=100, help="subscribers of one transport")
     arguments.add_argument("--messages", type=int, default=50, help="messages of each round")
+    arguments.add_argument("--burst", type=int, default=1, help="messages that are in flight at a time")
     arguments.add_argument("--tls", action="store_true", help="measure TLS")
     arguments = arguments.parse_args()
     if arguments.tls:
         Connection.tls = ssl.create_default_context(cafile=f"{PAIR}/certificate.pem")
     kinds = {name: lambda port, headers=headers: Stream(port, headers) for name, headers in STREAMS.items()}
-    kinds["long-poll"] = Poller
+    if arguments.burst == 1:
+        kinds["long-poll"] = Poller
 
     with Server(arguments.server, arguments.tls) as server:
         publisher = Connection(server.port)
-        alone = least_of_a_publish(server, publisher, [], 10 * arguments.messages)
+        alone = least_of_a_publish(server, publisher, [], 10 * arguments.messages, arguments.burst)
     print(f"{'publish':<10} {alone:>8.0f} instructions a message", flush=True)
     for name, connect in kinds.items():
         with Server(arguments.server, arguments.tls) as server:
             publisher = Connection(server.port)
             subscribers = [connect(server.port) for _ in range(arguments.subscribers)]
-            together = least_of_a_publish(server, publisher, subscribers, arguments.messages)
+            together = least_of_a_publish(server, publisher, subscribers, arguments.messages, arguments.burst)
         each = (together - alone) / arguments.subscribers
         print(f"{name:<10} {each:>8.0f} instructions a delivery", flush=True)
 

@@ -11,7 +11,7 @@ mod visitor;
 
 use std::time::Duration;
 
-use front::Front;
+use front::{Front, Way};
 use serde_json::json;
 use visitor::Visitor;
 
@@ -20,8 +20,10 @@ const MAX_PAYLOAD_BYTES: usize = 256 << 10;
 
 #[tokio::test]
 async fn nginx_passes_everything_on_by_its_recipe() {
-    let Some(front) = Front::nginx().await else { return };
-    drive(front).await;
+    for by in [Way::Plain, Way::Unix, Way::Tls] {
+        let Some(front) = Front::nginx(by).await else { return };
+        drive(front).await;
+    }
 }
 
 #[tokio::test]

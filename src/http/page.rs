@@ -9,7 +9,10 @@ use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::io::AsyncWriteExt;
 
-use super::problem::{Code, Problem};
+use super::{
+    gzip,
+    problem::{Code, Problem},
+};
 
 /// Allows the scripts and the style of this server alone, only connections to it, and no text that becomes markup.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
@@ -50,7 +53,7 @@ impl File {
             known.flat_map(|value| value.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
         // A proxy that compresses the text weakens the tag.
         let is_known = tags.any(|tag| tag == "*" || tag.as_bytes() == self.tag.as_bytes());
-        let is_zipped = takes_gzip(request);
+        let is_zipped = gzip::is_asked(request);
         let mut response = match is_known {
             true => StatusCode::NOT_MODIFIED.into_response(),
             false if is_zipped => self.zipped.as_slice().into_response(),
@@ -60,10 +63,7 @@ impl File {
         if !is_known {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.kind));
         }
-        if is_zipped && !is_known {
-            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        }
-        headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+        gzip::note(headers, is_zipped && !is_known);
         headers.insert(header::ETAG, if is_zipped { self.weak_tag() } else { self.tag.clone() });
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         if self.kind == HTML {
@@ -72,18 +72,6 @@ impl File {
         }
         response
     }
-}
-
-/// True if the client takes gzip. `gzip;q=0` says that it does not.
-fn takes_gzip(request: &HeaderMap) -> bool {
-    let asked = request.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    let mut codings =
-        asked.flat_map(|value| value.split(',')).map(|coding| coding.split_once(';').unwrap_or((coding, "")));
-    codings.any(|(name, weight)| {
-        let weight: f32 =
-            weight.trim().strip_prefix("q=").and_then(|weight| weight.parse().ok()).unwrap_or(1.0);
-        name.trim().eq_ignore_ascii_case("gzip") && weight > 0.0
-    })
 }
 
 fn zip(text: &[u8]) -> Vec<u8> {

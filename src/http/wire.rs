@@ -165,6 +165,24 @@ mod tests {
     }
 
     #[test]
+    fn a_message_is_compressed_once_for_all() {
+        let message = message(Payload::text("x".repeat(300)), None);
+        let plain = envelope(&message);
+        let forms: [&dyn Fn() -> bytes::Bytes; 5] = [
+            &|| deflated_frame(&message),
+            &|| Framing::SseRaw.gzipped(&message, Id::ZERO).0,
+            &|| Framing::SseEnvelope.gzipped(&message, Id::ZERO).0,
+            &|| Framing::Ndjson.gzipped(&message, Id::ZERO).0,
+            &|| gzipped_envelope(&message, &plain),
+        ];
+        for (number, form) in forms.iter().enumerate() {
+            let (one, other) = (form(), form());
+            assert!(one.len() < 200, "form {number} is not compressed");
+            assert_eq!(one.as_ptr(), other.as_ptr(), "form {number} is compressed for each reader");
+        }
+    }
+
+    #[test]
     fn bytes_that_server_sent_events_cannot_carry_become_an_envelope() {
         let binary = Payload::declared(b"\xff", None).expect("a payload");
         let event = Framing::SseRaw.message(&message(binary, Some("e")), Id::ZERO);

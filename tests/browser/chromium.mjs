@@ -19,10 +19,11 @@ const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', 
 
 /** A browser with a profile of its own. */
 export class Browser {
-  static async start() {
+  /** With `trustsAll` it takes every certificate. */
+  static async start({ trustsAll = false } = {}) {
     const browser = new Browser()
     browser.folder = mkdtempSync(join(tmpdir(), 'rejoin-'))
-    const flags = [...FLAGS, '--user-data-dir=' + browser.folder, 'about:blank']
+    const flags = [...FLAGS, ...trustsAll ? ['--ignore-certificate-errors'] : [], '--user-data-dir=' + browser.folder, 'about:blank']
     browser.process = owned(spawn(program, flags, { stdio: ['ignore', 'ignore', 'pipe'] }))
     for await (const line of createInterface(browser.process.stderr)) {
       const address = /listening on (ws:\S+)/.exec(line)

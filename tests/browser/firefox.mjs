@@ -10,7 +10,8 @@ import { owned } from './server.mjs'
 
 /** A browser with a profile of its own. */
 export class Browser {
-  static async start() {
+  /** With `trustsAll` it takes every certificate. */
+  static async start({ trustsAll = false } = {}) {
     const browser = new Browser()
     browser.folder = mkdtempSync(join(tmpdir(), 'rejoin-'))
     // Its own services may be asked for nothing.
@@ -33,7 +34,7 @@ export class Browser {
       browser.waiting.get(id)?.(result, error && error + ': ' + message)
     })
     await once(browser.socket, 'open')
-    await browser.command('session.new', { capabilities: {} })
+    await browser.command('session.new', { capabilities: { alwaysMatch: { acceptInsecureCerts: trustsAll } } })
     return browser
   }
 

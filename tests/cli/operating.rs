@@ -1,6 +1,6 @@
 //! The commands of an operator, and a token that is read from a file.
 
-use std::{sync::Arc, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use rejoin::{Config, Listeners, Shutdown, config::Secret};
 use serde_json::Value;
@@ -11,7 +11,11 @@ use tokio::{
 
 use crate::{
     program::{Ended, Program, rejoin},
-    support::{Server, http_client, program::Folder},
+    support::{
+        Server, http_client,
+        program::Folder,
+        tls::{PAIR, Pair},
+    },
 };
 
 /// Publishes one message to each of these topics.
@@ -97,21 +101,8 @@ async fn health_says_by_its_exit_code_if_the_server_is_ready() {
     assert!(gone.stderr().starts_with("rejoin: cannot reach http://"), "{}", gone.stderr());
 }
 
-#[tokio::test]
-async fn commands_reach_a_server_at_a_unix_socket() {
-    let folder = Folder::new();
-    let url = format!("unix:{}", folder.path("s"));
-    let ask = |arguments: &[&str]| {
-        let program = Program::new(&[arguments, &["--url", &url]].concat());
-        program.with("HTTP_PROXY", "http://192.0.2.1:1").with("http_proxy", "http://192.0.2.1:1").run()
-    };
-    let gone = ask(&["health"]).await;
-    assert_eq!(gone.code, Some(4), "{gone:?}");
-    assert!(gone.stderr().starts_with("rejoin: cannot reach the Unix socket: No such file"), "{gone:?}");
-
-    let config = Arc::new(Config { listen: vec![url.parse().expect("a socket")], ..Config::default() });
-    let (listeners, shutdown) = (Listeners::bind(&config).expect("a socket"), Shutdown::new());
-    let served = tokio::spawn(rejoin::serve(listeners, config, shutdown.clone()));
+/// Runs each command by `ask`, which gives it the URL of the server.
+async fn every_command_is_answered(ask: impl AsyncFn(&[&str]) -> Ended) {
     assert_eq!(ask(&["health"]).await.lines(), ["ready"]);
     assert_eq!(ask(&["pub", "a", "x"]).await.code, Some(0));
     assert!(ask(&["topics"]).await.lines()[1].ends_with("  a"));
@@ -122,6 +113,43 @@ async fn commands_reach_a_server_at_a_unix_socket() {
             ask(&["sub", "a", "--after", "0", "--until-idle", "300ms", "--transport", transport]).await;
         assert_eq!(heard.lines(), ["x"], "{transport}: {heard:?}");
     }
+}
+
+#[tokio::test]
+async fn commands_reach_a_server_over_tls_and_trust_what_ssl_cert_file_names() {
+    let server = Server::direct(|config| config.certificate = Some(PAIR.parsed())).await;
+    let url = format!("https://localhost:{}", server.addr.port());
+    let folder = Folder::new();
+    let (trusted, other) = (folder.path("trusted"), folder.path("other"));
+    fs::write(&trusted, &PAIR.certificate).expect("a file");
+    fs::write(&other, &Pair::for_days(1).certificate).expect("a file");
+    let ask = |arguments: &[&str], trusted: &str| {
+        Program::new(&[arguments, &["--url", &url]].concat()).with("SSL_CERT_FILE", trusted).run()
+    };
+    every_command_is_answered(async |arguments| ask(arguments, &trusted).await).await;
+    for arguments in [&["health"][..], &["sub", "a", "--until-idle", "1s", "--give-up", "1s"]] {
+        let refused = ask(arguments, &other).await;
+        assert!(refused.code == Some(4) && refused.stderr().contains("certificate"), "{refused:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn commands_reach_a_server_at_a_unix_socket() {
+    let folder = Folder::new();
+    let url = format!("unix:{}", folder.path("s"));
+    let ask = async |arguments: &[&str]| {
+        let program = Program::new(&[arguments, &["--url", &url]].concat());
+        program.with("HTTP_PROXY", "http://192.0.2.1:1").with("http_proxy", "http://192.0.2.1:1").run().await
+    };
+    let gone = ask(&["health"]).await;
+    assert_eq!(gone.code, Some(4), "{gone:?}");
+    assert!(gone.stderr().starts_with("rejoin: cannot reach the Unix socket: No such file"), "{gone:?}");
+
+    let config = Arc::new(Config { listen: vec![url.parse().expect("a socket")], ..Config::default() });
+    let (listeners, shutdown) = (Listeners::bind(&config).expect("a socket"), Shutdown::new());
+    let served = tokio::spawn(rejoin::serve(listeners, config, shutdown.clone()));
+    every_command_is_answered(ask).await;
     shutdown.drain();
     assert!(served.await.expect("no panic").is_ok());
 
@@ -212,7 +240,7 @@ async fn a_token_is_read_from_its_file_again_when_it_has_expired() {
     let file = folder.path("token");
     let renew = async |ttl: &str| {
         let wish = ["token", "--jwt-secret", &secret, "--publish", "t", "--subscribe", "t", "--ttl", ttl];
-        std::fs::write(&file, Program::new(&wish).run().await.stdout).expect("a file");
+        fs::write(&file, Program::new(&wish).run().await.stdout).expect("a file");
     };
     renew("3s").await;
     let common = ["t", "--token-file", &file];
@@ -228,7 +256,7 @@ async fn a_token_is_read_from_its_file_again_when_it_has_expired() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     reader.close_stdout().end().await;
 
-    std::fs::write(&file, "\n").expect("a file");
+    fs::write(&file, "\n").expect("a file");
     for (name, why) in [("not-there", "No such file"), (&*file, "it is empty")] {
         let wrong = run(&server, &["stats", "--token-file", name]).await;
         assert_eq!(wrong.code, Some(1), "{wrong:?}");

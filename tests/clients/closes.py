@@ -28,7 +28,7 @@ class Closes:
         flags = ["--config", config, "--read-timeout", TIMEOUT, "--write-timeout", TIMEOUT, "--compress", "off"]
         self.strict, self.leaving, self.full = server(*flags), server(*flags), full
         self.strict.key = ADMIN
-        self.barrier = asyncio.Barrier(runs)
+        self.barrier = asyncio.Barrier(max(runs, 1))
 
     async def prepare(self):
         for size in HEAVY:

@@ -17,6 +17,8 @@ QUIET_SECONDS = {False: 8, True: 12.5}
 # How long a client may need to come back. The proxy shortens the wait that the server asks for, so this is long
 # only for a machine with much else to do.
 RETURN_SECONDS = 60
+# How long a library that does not read the stream is waited for.
+UNFIT_SECONDS = 5
 
 
 class Job:
@@ -144,9 +146,10 @@ class Scenes:
         self.closed = server("--config", config)
         self.full = server("--max-connections", "1")
         self.restarting = server("--state", os.path.join(folder, "state"))
+        self.packing = server("--compress", "all")
         self.closes = Closes(server, folder, closed, self.full)
         self.all = [self.lively, self.calm, self.small, self.closed, self.full, self.restarting,
-                    self.closes.strict, self.closes.leaving]
+                    self.packing, self.closes.strict, self.closes.leaving]
 
     async def start(self):
         await asyncio.gather(*(server.start() for server in self.all))
@@ -167,6 +170,8 @@ class Scenes:
         content = {"content": self.content_of(job(self.calm), is_sse)} if is_best or entry.get("limits_messages") else {}
         if content and is_sse:
             content["envelope"] = self.content_of(job(self.calm), False)
+        if is_best and entry["transport"] in ("sse", "ndjson"):
+            content["packed"] = self.packed(job(self.packing))
         if entry.get("is_unfit"):
             return dict(zip(content, await asyncio.gather(*content.values())))
         busy = content | {
@@ -197,6 +202,19 @@ class Scenes:
         wrong = [name for id, (name, kind, body) in zip(self.content, MESSAGES)
                  if not is_right(items[id], kind, body, is_raw)]
         return "changes " + ", ".join(dict.fromkeys(wrong)) if wrong else None
+
+    async def packed(self, job):
+        """A stream that is compressed if the library asks for it. Each message must come before the next is published."""
+        await job.start(f"packed-{job.number}", "&format=envelope")
+        await job.until(lambda: job.proxy.opened > 0)
+        seconds = UNFIT_SECONDS if "is_unfit" in job.entry else RETURN_SECONDS
+        for body in ["short", "a long one " * 60, "short again"]:
+            id = await job.publish(body)
+            if not (reads := await job.until(lambda: id in job.ids, seconds)):
+                break
+        asks = job.proxy.is_packed
+        job.proxy.silence()
+        return {"asks": asks, "reads": reads}
 
     async def idle(self, job):
         """Nothing but heartbeats, and then a message."""

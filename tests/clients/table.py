@@ -5,6 +5,7 @@ from languages import LANGUAGES
 HEAD = ["library", "version", "comes back by itself", "loses nothing", "tells a gap", "a refusal",
         "raw text is exact", "it needs", "without that"]
 CLOSES, CLOSE_HEAD = "Close codes", ["library", "your code finds it in", "the code", "the reason", "the words"]
+PACKED, PACKED_HEAD = "Compressed streams", ["library", "asks for gzip", "reads event by event"]
 TRANSPORTS = {"sse": "Server-Sent Events", "websocket": "WebSocket", "ndjson": "NDJSON", "poll": "Polling"}
 # The scenarios, and how the table names what they show.
 RETURNS = ["cut", "restart", "overload"]
@@ -86,6 +87,10 @@ def close_row(entry, closes):
     return [name_of(entry), entry["close"], *(shows(closes, part) for part in ["code", "reason", "words"])]
 
 
+def packed_row(entry, shown):
+    return [name_of(entry), *("yes" if shown[part] else "no" for part in ["asks", "reads"])]
+
+
 def line_of(cells):
     return "| " + " | ".join(cells) + " |"
 
@@ -97,6 +102,8 @@ def rows(results):
         found[TRANSPORTS[entry["transport"]], name] = line_of(row(entry, bare, best))
         if "closes" in best:
             found[CLOSES, name] = line_of(close_row(entry, best["closes"]))
+        if "packed" in best:
+            found[PACKED, name] = line_of(packed_row(entry, best["packed"]))
     return found
 
 
@@ -141,14 +148,14 @@ def write(path, new, entries):
     """Writes the rows into the document. A library that was not run keeps its row."""
     lines = lines_of(path)
     all_rows = old_rows(lines) | new
-    for title in [*TRANSPORTS.values(), CLOSES]:
+    for title in [*TRANSPORTS.values(), CLOSES, PACKED]:
         start = lines.index(f"## {title}") + 1
         while not lines[start].startswith("|"):
             start += 1
         end = start
         while end < len(lines) and lines[end].startswith("|"):
             end += 1
-        head = CLOSE_HEAD if title == CLOSES else HEAD
+        head = {CLOSES: CLOSE_HEAD, PACKED: PACKED_HEAD}.get(title, HEAD)
         listed = [all_rows[title, name_of(entry)] for entry in entries if (title, name_of(entry)) in all_rows]
         lines[start:end] = [line_of(head), "|" + "---|" * len(head)] + listed
     with open(path, "w") as file:

@@ -85,6 +85,8 @@ class Proxy:
         # While it is not set, the client takes nothing after its first frame.
         self.takes = asyncio.Event()
         self.takes.set()
+        # True if an answer was compressed.
+        self.is_packed = False
         self.changed = lambda: None
 
     async def listen(self):
@@ -174,6 +176,7 @@ class Proxy:
                 # The wait stands at the beginning of a stream.
                 if len(seen) < 1000:
                     seen += data
+                    self.is_packed |= b"\r\ncontent-encoding: gzip\r\n" in seen
                     data = WAIT.sub(lambda found: b"\nretry: %0*d\n" % (len(found[1]), 50), data, count=1)
                 writer.write(data)
                 await writer.drain()

@@ -57,7 +57,7 @@ async fn sent_from(from: &str, server: &Server, bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn only_a_trusted_peer_names_another_client() {
-    let server = Server::with(trusting).await;
+    let server = Server::direct(trusting).await;
     let mut lines = Lines::of(&server);
     for (from, headers, client) in [
         (PROXY, vec![("x-forwarded-for", "6.6.6.6, 192.0.2.1")], "192.0.2.1"),
@@ -78,7 +78,7 @@ async fn only_a_trusted_peer_names_another_client() {
 
 #[tokio::test]
 async fn the_header_of_rfc_7239_counts_instead_if_it_is_chosen() {
-    let server = Server::with(|config| {
+    let server = Server::direct(|config| {
         trusting(config);
         config.forwarded_header = ForwardedHeader::Forwarded;
     })
@@ -96,7 +96,7 @@ async fn the_header_of_rfc_7239_counts_instead_if_it_is_chosen() {
 
 #[tokio::test]
 async fn host_and_scheme_are_believed_of_a_trusted_peer_only() {
-    let server = Server::with(|config| {
+    let server = Server::direct(|config| {
         trusting(config);
         config.allowed_origins = vec!["https://push.example".parse().expect("an origin")];
     })
@@ -137,7 +137,7 @@ fn speaking_proxy_protocol(config: &mut Config) {
 
 #[tokio::test]
 async fn a_trusted_peer_names_its_client_by_the_proxy_protocol() {
-    let server = Server::with(speaking_proxy_protocol).await;
+    let server = Server::direct(speaking_proxy_protocol).await;
     let mut lines = Lines::of(&server);
     let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x13\xc0\x00\x02\x01\x7f\x00\x00\x01\x12\x67\x00\x50\x03\x00\x04abcd";
     let local = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
@@ -172,7 +172,7 @@ async fn a_trusted_peer_names_its_client_by_the_proxy_protocol() {
 
 #[tokio::test]
 async fn the_proxy_protocol_is_required_of_trusted_peers_and_never_read_from_others() {
-    let server = Server::with(speaking_proxy_protocol).await;
+    let server = Server::direct(speaking_proxy_protocol).await;
     let mut lines = Lines::of(&server);
     assert_eq!(sent_from(PROXY, &server, REQUEST.as_bytes()).await, "", "it is closed without an answer");
     let forged = of_proxy(b"PROXY TCP4 192.0.2.1 127.0.0.1 4711 80\r\n");

@@ -29,7 +29,7 @@ const MESSAGE_BYTES: usize = 220_000;
 
 /// A server that closes a client which takes nothing for this time, with more messages than one answer has.
 async fn full(write_timeout: Duration) -> Server {
-    let server = Server::with(|config| {
+    let server = Server::direct(|config| {
         config.write_timeout = write_timeout;
         config.retain_bytes = 64 << 20;
     })

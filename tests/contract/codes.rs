@@ -380,7 +380,7 @@ async fn an_event_stream_that_is_refused_while_resuming_keeps_its_cursor() {
 
 #[tokio::test]
 async fn an_overloaded_server_refuses_a_page_with_a_close_code_that_means_back_off() {
-    let server = Server::with(|config| config.max_connections = 1).await;
+    let server = Server::direct(|config| config.max_connections = 1).await;
     let first = Reader::open(&server, Transport::WebSocket, "topic=a").await;
     let origin = server.http("");
     let mut socket = Socket::shake_hands(&server, "/topics/a", &[("origin", &origin)]).await;

@@ -31,7 +31,7 @@ use crate::{
     },
 };
 
-const REJOIN: &str = env!("CARGO_BIN_EXE_rejoin");
+pub const REJOIN: &str = env!("CARGO_BIN_EXE_rejoin");
 const RETRY: Duration = Duration::from_millis(10);
 
 /// A pipe that takes no byte more, as the pipe of a process that has stopped reading its logs.

@@ -109,8 +109,12 @@ async fn the_files_of_the_page_are_small_and_tell_when_they_are_unchanged() {
             assert_eq!(known.header("etag"), answer.header("etag"), "{path}");
             assert_eq!(known.header("content-encoding"), "", "{path}");
         }
-        let refused = get(&server, &path).header("accept-encoding", "gzip;q=0, identity").answer().await;
-        assert_eq!(refused.header("content-encoding"), "", "{path}");
+        // As for messages.
+        for (asked, coding) in [("gzip;q=0, identity", ""), ("gzip;q=0.5, identity", ""), ("x-gzip", "gzip")]
+        {
+            let answer = get(&server, &path).header("accept-encoding", asked).answer().await;
+            assert_eq!(answer.header("content-encoding"), coding, "{path} {asked}");
+        }
         loaded.push(path);
     }
     let files = std::fs::read_dir("web/console").expect("the console").count();

@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     access_log::Lines,
     ask::{Ask, get, post, request, until_served, within},
-    faults::rejoin,
+    faults::{REJOIN, rejoin},
     reader::{Events, Lines as Frames, Reader, Stream},
     support::{
         Server,
@@ -340,6 +340,34 @@ async fn the_file_of_a_unix_socket_has_the_mode_and_the_group_of_the_setting() {
     let error = Listeners::bind(&Config { listen, ..Config::default() }).expect_err("no such group");
     assert!(error.to_string().ends_with("this machine has no group no-such-group"), "{error}");
     assert!(!Path::new(&socket).exists(), "a socket that cannot be used is left");
+}
+
+#[tokio::test]
+async fn only_root_gives_the_file_of_a_unix_socket_to_another_user() {
+    let folder = Folder::new();
+    let socket = folder.path("s");
+    let is_root = rustix::process::geteuid().is_root();
+    let told = refused(&["--listen", &format!("unix:{socket}?user=no-such-user")]).await;
+    assert!(told.contains("this machine has no user no-such-user"), "{told}");
+
+    let given = format!("unix:{socket}?user=1");
+    // Root without this right is refused as every other user is.
+    let mut program = tokio::process::Command::new(if is_root { "setpriv" } else { REJOIN });
+    if is_root {
+        program.args(["--bounding-set", "-chown", REJOIN]);
+    }
+    let run = program.env_remove("REJOIN_LISTEN").args(["--listen", &given]).kill_on_drop(true).output();
+    let output = within("the end of the program", run).await.expect("it runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("only root gives it to a user"), "{told}");
+    assert!(!Path::new(&socket).exists(), "a socket that cannot be used is left");
+    if !is_root {
+        println!("SKIPPED: only root can give a socket away");
+        return;
+    }
+    let many = Many::start(&[&given], None, |_| {}).await;
+    assert_eq!(fs::metadata(&socket).expect("a file").uid(), 1);
+    many.stop().await;
 }
 
 #[tokio::test]

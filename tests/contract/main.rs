@@ -7,6 +7,7 @@ mod ask;
 mod batch;
 mod bounds;
 mod breakout;
+mod certificates;
 mod codes;
 mod coding;
 mod commands;

@@ -1,8 +1,8 @@
-//! TLS: the handshake, the certificate and its renewal, and the transports over it.
+//! TLS: the handshake, and the transports over it.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt, future::join_all};
+use futures_util::future::join_all;
 use rejoin::client::Client;
 use rustls::version;
 use tokio::{
@@ -10,10 +10,6 @@ use tokio::{
     net::{TcpSocket, TcpStream},
 };
 use tokio_rustls::client::TlsStream;
-use tokio_tungstenite::{
-    client_async,
-    tungstenite::{Message, client::IntoClientRequest},
-};
 
 use crate::{
     ask::{Ask, get, publish, publish_all, until_served, within},
@@ -22,12 +18,11 @@ use crate::{
     support::{
         Server,
         client::Transport,
-        program::{Folder, Program},
         tls::{BOTH, PAIR, Pair, tunnel},
     },
 };
 
-const ASK: &str = "GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+pub const ASK: &str = "GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
 /// A server that speaks TLS, with its own address.
 async fn server() -> Server {
@@ -35,7 +30,7 @@ async fn server() -> Server {
 }
 
 /// Sends a text, and reads until the end.
-async fn told(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, text: &str) -> String {
+pub async fn told(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, text: &str) -> String {
     stream.write_all(text.as_bytes()).await.expect("sent");
     let mut heard = Vec::new();
     within("the end", stream.read_to_end(&mut heard)).await.expect("an end with close_notify");
@@ -287,63 +282,6 @@ async fn a_page_of_the_server_is_its_own_by_https_alone() {
     };
     assert_eq!(ask(format!("https://127.0.0.1:{port}")).await, 200);
     assert_eq!(ask(format!("http://127.0.0.1:{port}")).await, 403);
-}
-
-/// The certificate that a new connection is shown.
-async fn shown(addr: std::net::SocketAddr, expected: &[&Pair]) -> usize {
-    for (number, pair) in expected.iter().enumerate() {
-        if pair.client(BOTH, &[]).connect(addr).await.is_ok() {
-            return number;
-        }
-    }
-    panic!("another certificate is shown");
-}
-
-#[tokio::test]
-async fn a_renewed_certificate_is_shown_and_open_connections_stay() {
-    let (old, new) = (Pair::for_days(30), Pair::for_days(60));
-    let folder = Folder::new();
-    let (certificate, key) = (folder.path("certificate.pem"), folder.path("key.pem"));
-    fs::write(&certificate, &old.certificate).expect("a file");
-    fs::write(&key, &old.key).expect("a file");
-    let mut program = Program::start(&["--tls-cert", &certificate, "--tls-key", &key]).await;
-    let addr = program.server.addr;
-    let open = old.client(BOTH, &[]).connect(addr).await.expect("a handshake");
-    let request = "wss://localhost/topics/a".into_client_request().expect("a URL");
-    let (mut socket, _) = client_async(request, open).await.expect("a WebSocket");
-
-    fs::write(&certificate, &new.certificate).expect("a file");
-    program.until_logged("the key does not fit the first certificate").await;
-    program.until_logged("configuration rejected; the previous one stays in force").await;
-    assert_eq!(shown(addr, &[&old, &new]).await, 0, "one file alone changes nothing");
-    fs::write(&key, &new.key).expect("a file");
-    within("the new one", async {
-        while shown(addr, &[&old, &new]).await == 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await;
-    fs::write(&key, "no key").expect("a file");
-    program.until_logged("expected a private key in PEM").await;
-    assert_eq!(shown(addr, &[&new]).await, 0);
-
-    socket.send(Message::text(r#"{"type":"publish","topic":"a","data":"still here"}"#)).await.expect("sent");
-    let mut heard = String::new();
-    while !heard.contains("still here") {
-        heard += &within("a frame", socket.next()).await.expect("it is open").expect("a frame").to_string();
-    }
-}
-
-#[tokio::test]
-async fn a_certificate_that_ends_soon_is_warned_of() {
-    for (days, expected) in [(3, "ends soon"), (30, "certificate of --tls-cert in force")] {
-        let (pair, folder) = (Pair::for_days(days), Folder::new());
-        fs::write(folder.path("c"), &pair.certificate).expect("a file");
-        fs::write(folder.path("k"), &pair.key).expect("a file");
-        let mut program =
-            Program::start(&["--tls-cert", &folder.path("c"), "--tls-key", &folder.path("k")]).await;
-        program.until_logged(expected).await;
-    }
 }
 
 #[tokio::test]

@@ -21,6 +21,14 @@ const DOCUMENT: &str = include_str!("../../docs/operations.md");
 /// An allowed page, on a port of its own.
 pub const APP: &str = "https://app.example:8443";
 
+/// A way from the proxy to the server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Plain,
+    Unix,
+    Tls,
+}
+
 pub struct Front {
     pub addr: SocketAddr,
     pub server: Program,
@@ -33,12 +41,33 @@ pub struct Front {
 }
 
 impl Front {
-    pub async fn nginx() -> Option<Self> {
+    /// nginx, which reaches the server this way.
+    pub async fn nginx(by: Way) -> Option<Self> {
         let version = is_installed("nginx", "-v")?;
-        let (server, folder, port) = scene(&[]).await;
+        let folder = certified();
+        let (certificate, key, socket) = (folder.path("push.pem"), folder.path("push.key"), folder.path("s"));
+        let unix = format!("unix:{socket}");
+        let more = match by {
+            Way::Plain => vec![],
+            Way::Unix => vec!["--listen", "127.0.0.1:0", "--listen", &unix],
+            Way::Tls => vec!["--tls-cert", &certificate, "--tls-key", &key],
+        };
+        let (server, folder, port) = scene_in(folder, &more).await;
         let mut recipe = recipe("nginx");
         replace(&mut recipe, "listen 443 ssl", &format!("listen 127.0.0.1:{port} ssl"));
-        replace(&mut recipe, "127.0.0.1:7070", &server.server.addr.to_string());
+        if by == Way::Tls {
+            replace(&mut recipe, "proxy_pass http://rejoin;\n", &self::recipe("nginx-tls"));
+            replace(&mut recipe, "/etc/nginx/rejoin.pem", &certificate);
+        }
+        match by {
+            Way::Unix => {
+                let documented = "server unix:/run/rejoin/http.sock;";
+                assert!(DOCUMENT.contains(documented));
+                let line = documented.replace("/run/rejoin/http.sock", &socket);
+                replace(&mut recipe, "server 127.0.0.1:7070;", &line);
+            }
+            _ => replace(&mut recipe, "127.0.0.1:7070", &server.server.addr.to_string()),
+        }
         replace(&mut recipe, "/etc/nginx/push.pem", &folder.path("push.pem"));
         replace(&mut recipe, "/etc/nginx/push.key", &folder.path("push.key"));
         if is_before_1_25(&version) {
@@ -57,7 +86,9 @@ impl Front {
         );
         fs::write(folder.path("conf"), whole).expect("a file");
         let arguments = ["-p", &folder.path(""), "-e", "stderr", "-c", &folder.path("conf")];
-        Some(Self::start("nginx", &arguments, server, &folder.path(""), port, folder).await)
+        let mut front = Self::start("nginx", &arguments, server, &folder.path(""), port, folder).await;
+        front.ends_tls = by != Way::Tls;
+        Some(front)
     }
 
     /// HAProxy, with `more` at the end of the line of the server: the PROXY protocol.

@@ -38,7 +38,9 @@ impl Server {
     }
 
     /// A server with the default configuration and this change. With `REJOIN_TEST_TLS` set it speaks TLS, and its
-    /// address is that of a tunnel.
+    /// address is that of a tunnel. A test that looks at the connection itself, or at the scheme, takes [`direct`].
+    ///
+    /// [`direct`]: Self::direct
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let is_tls = std::env::var_os("REJOIN_TEST_TLS").is_some();
         if is_tls { Self::over_tls(change).await } else { Self::direct(change).await }

@@ -109,6 +109,11 @@ impl Program {
         }
     }
 
+    /// The log as far as a test has waited for it. Its last line may not be whole.
+    pub fn logged(&self) -> &str {
+        &self.log
+    }
+
     async fn read_log(&mut self) {
         let mut bytes = [0; 1024];
         let read = tokio::time::timeout(std::time::Duration::from_secs(30), self.err.read(&mut bytes));
