@@ -19,7 +19,8 @@ use crate::log::Payer;
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    of: HashMap<Payer, usize>,
+    /// All clients without a payer count as one client.
+    of: HashMap<Option<Payer>, usize>,
 }
 
 impl Taken {
@@ -30,27 +31,22 @@ impl Taken {
         if all <= total - total / 4 {
             return true;
         }
-        all <= total && payer.is_none_or(|payer| self.is_within_share(total, payer, amount))
+        all <= total && (payer.is_none() || self.is_within_share(total, payer, amount))
     }
 
-    fn is_within_share(&self, total: usize, payer: Payer, amount: usize) -> bool {
+    fn is_within_share(&self, total: usize, payer: Option<Payer>, amount: usize) -> bool {
         let own = self.of.get(&payer);
-        let payers = self.of.len() + usize::from(own.is_none());
-        own.copied().unwrap_or(0) + amount <= total / payers
+        let clients = self.of.len() + usize::from(own.is_none());
+        own.copied().unwrap_or(0) + amount <= total / clients
     }
 
     fn add(&mut self, payer: Option<Payer>, amount: usize) {
         self.all += amount;
-        if let Some(payer) = payer
-            && amount > 0
-        {
-            *self.of.entry(payer).or_default() += amount;
-        }
+        *self.of.entry(payer).or_default() += amount;
     }
 
     fn remove(&mut self, payer: Option<Payer>, amount: usize) {
         self.all -= amount;
-        let Some(payer) = payer else { return };
         let Some(own) = self.of.get_mut(&payer) else { return };
         *own -= amount;
         if *own == 0 {
@@ -91,8 +87,8 @@ impl Shares {
         match self.rule {
             Rule::Even => taken.allows(self.total, payer, amount),
             Rule::LeaveAsMuch => {
-                let own = payer
-                    .map_or(0, |payer| taken.of.get(&payer).copied().unwrap_or(0).saturating_add(amount));
+                let has = || taken.of.get(&payer).copied().unwrap_or(0);
+                let own = if payer.is_some() { has().saturating_add(amount) } else { 0 };
                 own.saturating_add(taken.all).saturating_add(amount) <= self.total
             }
         }
@@ -156,6 +152,10 @@ impl Drop for Share {
 /// The time over which a rate is counted.
 const WINDOW: Duration = Duration::from_secs(1);
 
+/// The part of a rate that only clients without a payer have. Users that publish all the time must not stop the backend,
+/// and it may come last in each second.
+const PART_WITHOUT_PAYER: usize = 8;
+
 /// A rate that clients share.
 #[derive(Debug)]
 pub struct Rate {
@@ -166,7 +166,12 @@ pub struct Rate {
 
 impl Rate {
     pub fn per_second(rate: u32) -> Self {
-        Self { per_window: rate as usize, window: Mutex::new((Instant::now(), Taken::default())) }
+        Self { per_window: rate as usize, window: Mutex::new((Instant::now(), Self::unused())) }
+    }
+
+    /// Clients without a payer count as one client before they have taken anything.
+    fn unused() -> Taken {
+        Taken { all: 0, of: HashMap::from([(None, 0)]) }
     }
 
     /// Takes one. False if that is more than the client may take in this second.
@@ -174,9 +179,10 @@ impl Rate {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if now.duration_since(window.0) >= WINDOW {
-            *window = (now, Taken::default());
+            *window = (now, Self::unused());
         }
-        let is_allowed = window.1.allows(self.per_window, payer, 1);
+        let reserved = if payer.is_some() { self.per_window / PART_WITHOUT_PAYER } else { 0 };
+        let is_allowed = window.1.allows(self.per_window - reserved, payer, 1);
         if is_allowed {
             window.1.add(payer, 1);
         }
@@ -249,16 +255,43 @@ mod tests {
         assert_eq!(shares.taken(), 1);
     }
 
+    /// Keys of backends had no share: users took everything, as long as they held it.
+    #[test]
+    fn all_clients_without_a_payer_count_as_one_client() {
+        let shares = Shares::new(100);
+        let first = shares.take(None, 1).expect("free");
+        let greedy = take_all(&shares, payer(1));
+        assert_eq!(greedy.len(), 74);
+        assert_eq!(take_all(&shares, None).len(), 25);
+        drop(first);
+        assert_eq!((shares.taken(), take_all(&shares, payer(1)).len()), (74, 26), "it is alone again");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn of_a_rate_each_client_has_its_share_of_every_second() {
         let rate = Rate::per_second(100);
+        let take_all = |payer| (0..1_000).filter(|_| rate.take_one(payer)).count();
         assert!(rate.take_one(payer(2)));
-        let greedy = (0..1_000).filter(|_| rate.take_one(payer(1))).count();
-        assert_eq!(greedy, 74);
-        let modest = (0..1_000).filter(|_| rate.take_one(payer(2))).count();
-        assert_eq!(modest, 25, "the rest");
-        assert!(!rate.take_one(payer(3)) && !rate.take_one(None), "the whole rate is used");
+        assert_eq!(take_all(payer(1)), 65, "three quarters of all but the last eighth");
+        assert_eq!(take_all(payer(2)), 22, "the rest of it");
+        assert!(!rate.take_one(payer(3)), "the last eighth is not for users");
+        assert_eq!(take_all(None), 12, "so the backend has it");
         tokio::time::advance(WINDOW).await;
-        assert_eq!((0..1_000).filter(|_| rate.take_one(None)).count(), 100);
+        assert_eq!(take_all(None), 100);
+    }
+
+    /// A user with one grant to publish took the whole rate, and stopped the publishes of the backend.
+    #[tokio::test(start_paused = true)]
+    async fn users_leave_a_part_of_a_rate_to_the_backend() {
+        for greedy in [1, 2, 100] {
+            let rate = Rate::per_second(100);
+            for number in 0..greedy {
+                while rate.take_one(payer(number)) {}
+            }
+            assert!((0..1_000).filter(|_| rate.take_one(None)).count() >= 12, "{greedy}");
+        }
+        for smallest in 1..8 {
+            assert!(Rate::per_second(smallest).take_one(payer(1)), "{smallest}");
+        }
     }
 }
