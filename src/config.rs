@@ -27,7 +27,7 @@ pub use self::{
     choices::{AccessLogForm, Compress, ForwardedHeader, LogFormat},
     file::File,
     flags::Flags,
-    layers::{Place, Setting, Settings, unknown_variables},
+    layers::{Again, Place, Setting, Settings, unknown_variables},
     listen::{Listen, UnixSocket},
     origin::{Host, Origin, ParseHostError, ParseOriginError},
     values::{Secret, duration},

@@ -314,7 +314,7 @@ async fn a_renewed_certificate_is_shown_and_open_connections_stay() {
 
     fs::write(&certificate, &new.certificate).expect("a file");
     program.until_logged("the key does not fit the first certificate").await;
-    program.until_logged("configuration rejected; the previous one stays in force").await;
+    program.until_logged("certificate rejected; the previous one stays in force").await;
     assert_eq!(shown(addr, &[&old, &new]).await, 0, "one file alone changes nothing");
     fs::write(&key, &new.key).expect("a file");
     within("the new one", async {
