@@ -228,7 +228,7 @@ impl Drop for Counted<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use prometheus::Registry;
@@ -241,7 +241,13 @@ mod tests {
 
     /// Counts the lines that are warnings.
     #[derive(Clone, Default)]
-    struct Warnings(Arc<AtomicUsize>);
+    pub struct Warnings(Arc<AtomicUsize>);
+
+    impl Warnings {
+        pub fn count(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
 
     impl Subscriber for Warnings {
         fn enabled(&self, line: &Metadata<'_>) -> bool {
@@ -275,7 +281,7 @@ mod tests {
             let tls = Tls::new(Some(&certificate), TlsMetrics::new(&Registry::new()));
             let _ = tokio::time::timeout(3 * REMIND_EVERY + REMIND_EVERY / 2, tls.remind()).await;
             // One more when it was read.
-            assert_eq!(warnings.0.load(Ordering::Relaxed), expected);
+            assert_eq!(warnings.count(), expected);
         }
     }
 }
