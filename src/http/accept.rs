@@ -94,11 +94,10 @@ pub async fn serve(app: Arc<App>, listeners: impl Into<Listeners>) -> Drained {
     let Listeners(listeners) = listeners.into();
     let http1 = Arc::new(Http1::new());
     let is_public = |listener: &Listener| listener.serves() == Serves::Public;
-    let max = app.config.max_connections;
     let (places, of_operators) = if listeners.iter().any(is_public) {
-        Places::with_operators(max)
+        Places::with_operators(&app.config)
     } else {
-        let places = Places::new(max);
+        let places = Places::new(&app.config);
         (places.clone(), places)
     };
     let accepting = listeners.into_iter().map(|listener| {
