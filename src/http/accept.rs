@@ -33,6 +33,7 @@ use super::{
     listener::{Listener, Listeners, Serves},
     outgoing::Outgoing,
     places::{Place, Places},
+    refusal::tell_left_out,
     routes,
     socket::Socket,
     stall::{StallGuard, Written},
@@ -122,6 +123,7 @@ async fn log_totals(app: &App, places: [&Arc<Places>; 2]) -> ! {
     loop {
         minute.tick().await;
         app.metrics.log_totals();
+        tell_left_out();
         places.iter().for_each(|places| places.warn_again());
     }
 }
