@@ -27,7 +27,7 @@ pub use self::{
     choices::{AccessLogForm, Compress, ForwardedHeader, LogFormat},
     file::File,
     flags::Flags,
-    layers::{Place, Setting, Settings, unknown_variables},
+    layers::{Again, Place, Setting, Settings, unknown_variables},
     listen::{Listen, UnixSocket},
     origin::{Host, Origin, ParseHostError, ParseOriginError},
     values::{Secret, duration},
@@ -286,7 +286,8 @@ impl Config {
         let retains =
             |is_wrong: &dyn Fn(usize) -> bool| self.retain.iter().filter_map(|rule| rule.bytes).any(is_wrong);
         let has_acme = !self.tls_acme.is_empty();
-        let rules: [(bool, &[&str], &str); 17] = [
+        let has_certificate = has_acme || self.tls_cert.is_some();
+        let rules: [(bool, &[&str], &str); 18] = [
             (
                 self.has_clash(),
                 if self.admin_listen.is_some() { &["listen", "admin-listen"] } else { &["listen"] },
@@ -355,6 +356,12 @@ impl Config {
                 self.tls_acme_eab.is_some() && !has_acme,
                 &["tls-acme-eab", "tls-acme"],
                 "--tls-acme-eab works only with --tls-acme: give the names, or remove it",
+            ),
+            (
+                has_certificate && self.listeners().all(|(_, listen)| listen.is_plain()),
+                if has_acme { &["tls-acme", "listen"] } else { &["tls-cert", "listen"] },
+                "TLS is configured, and every address is plain, as http:// and unix: are: give one without http://, \
+                 or remove --tls-cert and --tls-key, or --tls-acme",
             ),
             (
                 self.retain_bytes < self.max_payload,

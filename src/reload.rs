@@ -11,7 +11,7 @@ use std::{
 use rejoin::{
     App,
     auth::is_secret,
-    config::{Flags, Settings},
+    config::{Again, Certificate, Flags, Settings},
 };
 use tokio::{
     signal::unix::Signal,
@@ -53,14 +53,14 @@ pub async fn follow(
             }
         }
         // The files of a rejected configuration are watched too: the mistake may be in any of them.
-        let (read, sources) = match read(flags.clone()).await {
+        let (read, sources) = match read_again(flags.clone(), settings.clone()).await {
             Ok(read) => read,
             Err(error) => {
                 tracing::error!(%error, "cannot read the configuration; the previous one stays in force");
                 continue;
             }
         };
-        settings = take(app, read, &settings).unwrap_or(settings);
+        app.rejects_files(!take(app, read, &mut settings));
         sources.warn_of_readers(&settings);
         taken = sources;
         before = taken.clone();
@@ -73,39 +73,83 @@ pub type Read = Result<Settings, Vec<String>>;
 /// Reads the configuration as it is now, and notes its files. It runs on a blocking thread, because a file
 /// system may be slow.
 pub async fn read(flags: Flags) -> io::Result<(Read, Sources)> {
+    noting(move |sources| Settings::read(&flags, |name| std::env::var_os(name), |path| sources.read(path)))
+        .await
+}
+
+async fn read_again(flags: Flags, settings: Settings) -> io::Result<(Again, Sources)> {
+    noting(move |sources| {
+        settings.read_again(&flags, |name| std::env::var_os(name), |path| sources.read(path))
+    })
+    .await
+}
+
+async fn noting<T: Send + 'static>(
+    read: impl FnOnce(&mut Sources) -> T + Send + 'static,
+) -> io::Result<(T, Sources)> {
     let reading = task::spawn_blocking(move || {
         let mut sources = Sources::default();
-        let read = Settings::read(&flags, |name| std::env::var_os(name), |path| sources.read(path));
-        (read, sources)
+        (read(&mut sources), sources)
     });
     Ok(reading.await?)
 }
 
-/// Applies the new settings. If there is a mistake in them, it changes nothing and returns none.
-fn take(app: &App, read: Read, settings: &Settings) -> Option<Settings> {
-    let read = match read {
+/// Applies each part of the settings that has no mistake. True if all of them were applied.
+fn take(app: &App, again: Again, settings: &mut Settings) -> bool {
+    if let Err(wrong) = &again.account {
+        tracing::warn!("{wrong}; this server needs the file no more, and its next start does");
+    }
+    let is_certificate_taken = take_certificate(app, again.certificate, settings);
+    let read = match again.settings {
         Ok(read) => read,
         Err(mistakes) => {
-            for mistake in &mistakes {
-                tracing::error!("{mistake}");
-            }
+            tell(&mistakes);
             tracing::error!(
                 mistakes = mistakes.len(),
                 "configuration rejected; the previous one stays in force"
             );
-            return None;
+            return false;
         }
     };
     if let Err(error) = app.reconfigure(&read.config) {
         tracing::error!(%error, "configuration rejected; the previous one stays in force");
-        return None;
+        return false;
     }
     app.begin_fetching();
-    tracing::info!("keys, grants, [[retain]], allowed origins and hosts, and the certificate reloaded");
+    let rest = if is_certificate_taken { ", and the certificate" } else { "" };
+    tracing::info!("keys, grants, [[retain]], allowed origins and hosts{rest} reloaded");
     for name in read.differences(settings).filter(|name| !READ_AGAIN.contains(name)) {
         tracing::warn!(name, "this setting has changed; restart the server to apply it");
     }
-    Some(read)
+    *settings = read;
+    is_certificate_taken
+}
+
+/// Shows the certificate in the files. False if there is a mistake in them.
+fn take_certificate(
+    app: &App,
+    read: Result<Option<Certificate>, Vec<String>>,
+    settings: &mut Settings,
+) -> bool {
+    match read {
+        Ok(Some(certificate)) => {
+            app.show_certificate(&certificate);
+            settings.config.certificate = Some(certificate);
+        }
+        Ok(None) => {}
+        Err(mistakes) => {
+            tell(&mistakes);
+            tracing::error!("certificate rejected; the previous one stays in force");
+            return false;
+        }
+    }
+    true
+}
+
+fn tell(mistakes: &[String]) {
+    for mistake in mistakes {
+        tracing::error!("{mistake}");
+    }
 }
 
 /// The files that settings were read from, each with its state just before the read.

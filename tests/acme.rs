@@ -194,6 +194,37 @@ async fn an_authority_that_wants_an_account_made_elsewhere_is_given_its_key() {
     assert!(!ended.log.contains(KEY), "{}", ended.log);
 }
 
+/// Its account is made, so the operator deleted the file; from then on each change of the settings was rejected.
+#[tokio::test]
+async fn without_the_file_of_an_account_made_elsewhere_a_running_server_takes_other_changes() {
+    let folder = Folder::new();
+    let (settings, eab, state) = (folder.path("rejoin.toml"), folder.path("eab"), folder.path("state"));
+    let key = format!("[[key]]\nname = \"one\"\nsha256 = \"{}\"\nadmin = true\n", "ab".repeat(32));
+    fs::write(&settings, key).expect("a file");
+    fs::write(&eab, "kid-1 c2VjcmV0\n").expect("a file");
+    let nowhere = format!("https://localhost:{}/dir", support::redis::free_port());
+    let arguments = ["--config", &settings, "--tls-acme", NAMES[0], "--tls-acme-state", &state];
+    let account = ["--tls-acme-directory", &nowhere, "--tls-acme-eab", &eab];
+    let mut program = Program::start(&[&arguments[..], &account].concat()).await;
+    fs::remove_file(&eab).expect("it is there");
+    program.until_logged("this server needs the file no more, and its next start does").await;
+    program.until_logged("allowed origins and hosts, and the certificate reloaded").await;
+    fs::write(&eab, "kid-2 c2VjcmV0\n").expect("a file");
+    program.until_logged("this setting has changed; restart the server to apply it").await;
+    let ended = program.terminate().await;
+    assert!(!ended.log.contains("rejected"), "{}", ended.log);
+}
+
+#[tokio::test]
+async fn replicas_are_warned_that_only_one_of_them_can_answer_an_authority() {
+    let (folder, nobody) = (Folder::new(), format!("redis://127.0.0.1:{}", support::redis::free_port()));
+    let nowhere = format!("https://localhost:{}/dir", support::redis::free_port());
+    let state = folder.path("state");
+    let arguments = ["--tls-acme", NAMES[0], "--tls-acme-state", &state, "--tls-acme-directory", &nowhere];
+    let mut program = Program::start(&[&arguments[..], &["--log", &nobody]].concat()).await;
+    program.until_logged("--tls-acme is for one server, and --log redis:// is for several").await;
+}
+
 /// The first one drains for as long as a publish takes to come whole.
 #[tokio::test]
 async fn a_server_gives_its_folder_to_the_next_one_when_its_drain_begins() {

@@ -13,8 +13,10 @@ use rustls::{
 };
 use time::{Date, Duration as Span, OffsetDateTime, Time};
 
-/// A warning is logged if a certificate ends sooner than this.
+/// A warning is logged if a certificate ends sooner than this, or than this part of its life if that is shorter:
+/// one that lives for six days is renewed two days before its end.
 const ENDS_SOON: Span = Span::days(14);
+const LAST_PART: i32 = 4;
 
 /// A certificate with its chain, and the private key that fits it.
 #[derive(Clone, Debug)]
@@ -103,12 +105,18 @@ impl Certificate {
     pub(crate) fn warn_if_it_ends_soon(&self) -> bool {
         let expires = humantime::format_rfc3339_seconds(self.expires());
         let left = self.expires - OffsetDateTime::now_utc();
+        let ends_soon = self.ends_soon(left);
         if left.is_negative() {
             tracing::warn!(%expires, "the certificate of --tls-cert has expired: clients refuse it; renew it");
-        } else if left < ENDS_SOON {
+        } else if ends_soon {
             tracing::warn!(%expires, days = left.whole_days(), "the certificate of --tls-cert ends soon; renew it");
         }
-        left < ENDS_SOON
+        ends_soon
+    }
+
+    /// True if it should have been renewed before so little is left.
+    fn ends_soon(&self, left: Span) -> bool {
+        left < ENDS_SOON.min((self.expires - self.begins) / LAST_PART) || left.is_negative()
     }
 }
 
@@ -200,6 +208,22 @@ mod tests {
         }
         // The log cannot write such a time, and ended the server.
         assert_eq!((read(0x17, b"691231235959Z"), read(0x18, b"00010101000000Z")), (None, None));
+    }
+
+    /// The server warned each day of a certificate that lives for six days.
+    #[test]
+    fn a_certificate_ends_soon_once_it_should_have_been_renewed() {
+        let living = |life: Span| {
+            let own = Certificate::from_pem(CHAIN, KEY).expect("a pair");
+            Certificate { expires: own.begins + life, ..own }
+        };
+        for (life, soon, not_soon) in [
+            (Span::days(90), Span::days(13), Span::days(15)),
+            (Span::days(6), Span::hours(35), Span::hours(37)),
+            (Span::days(-1), Span::hours(-1), Span::hours(1)),
+        ] {
+            assert!(living(life).ends_soon(soon) && !living(life).ends_soon(not_soon), "{life}");
+        }
     }
 
     /// The file comes from the operator, but a damaged one must not end the server.

@@ -35,6 +35,15 @@ pub struct Settings {
     credentials: Vec<&'static str>,
 }
 
+/// The parts of the settings that a running server has read again, each with its mistakes.
+pub struct Again {
+    pub settings: Result<Settings, Vec<String>>,
+    /// `None` if no files are named.
+    pub certificate: Result<Option<Certificate>, Vec<String>>,
+    /// The file of `tls-acme-eab`, which only the next start uses.
+    pub account: Result<(), String>,
+}
+
 /// One setting, as it was written.
 #[derive(Clone, Debug)]
 pub struct Setting {
@@ -71,9 +80,44 @@ impl Settings {
         environment: impl Fn(&str) -> Option<OsString>,
         mut read: impl FnMut(&Path) -> io::Result<String>,
     ) -> Result<Self, Vec<String>> {
-        let Gathered { mut settings, mut mistakes, mistaken } = Self::gather(typed, environment, &mut read);
-        settings.read_certificate(&mut read, &mut mistakes);
-        settings.read_account(&mut read, &mut mistakes);
+        let (mut settings, mut mistakes) = Self::without_certificate(typed, environment, &mut read);
+        settings.read_certificate(&mut read).unwrap_or_else(|wrong| mistakes.extend(wrong));
+        settings.read_account(&mut read).unwrap_or_else(|wrong| mistakes.push(wrong));
+        if mistakes.is_empty() { Ok(settings) } else { Err(mistakes) }
+    }
+
+    /// The same for a server that runs with these settings. A mistake in one part does not hold up the others: the
+    /// certificate would expire because of a mistake elsewhere, and a key that leaked would stay valid because of a mistake
+    /// in the certificate.
+    pub fn read_again(
+        &self,
+        typed: &Flags,
+        environment: impl Fn(&str) -> Option<OsString>,
+        mut read: impl FnMut(&Path) -> io::Result<String>,
+    ) -> Again {
+        let (mut settings, mistakes) = Self::without_certificate(typed, environment, &mut read);
+        let is_right = mistakes.is_empty();
+        // A server that requires credentials does not take settings without any.
+        let is_taken =
+            is_right && (self.config.authority().is_open() || !settings.config.authority().is_open());
+        // Those in force say which files they are, unless the new ones are taken.
+        let mut of_files = if is_taken { settings.clone() } else { self.clone() };
+        let certificate = of_files.read_certificate(&mut read).map(|()| of_files.config.certificate);
+        settings.config.certificate = certificate.clone().unwrap_or_else(|_| self.config.certificate.clone());
+        let account = if is_right { settings.read_account(&mut read) } else { Ok(()) };
+        if account.is_err() {
+            settings.config.acme_account.clone_from(&self.config.acme_account);
+        }
+        Again { settings: if is_right { Ok(settings) } else { Err(mistakes) }, certificate, account }
+    }
+
+    /// The settings without the files of the certificate and of the account, and all mistakes.
+    fn without_certificate(
+        typed: &Flags,
+        environment: impl Fn(&str) -> Option<OsString>,
+        read: &mut Read<'_>,
+    ) -> (Self, Vec<String>) {
+        let Gathered { settings, mut mistakes, mistaken } = Self::gather(typed, environment, read);
         for contradiction in settings.config.contradictions() {
             let between = |setting: &&Setting| contradiction.between.contains(&setting.name.as_str());
             let all = || settings.settings.iter().filter(between);
@@ -82,35 +126,34 @@ impl Settings {
                 mistakes.push(format!("{} ({})", contradiction.what, stand.join("; ")));
             }
         }
-        if mistakes.is_empty() { Ok(settings) } else { Err(mistakes) }
+        (settings, mistakes)
     }
 
     /// Reads the files of `tls-cert` and `tls-key`.
-    fn read_certificate(&mut self, read: &mut Read<'_>, mistakes: &mut Vec<String>) {
-        let (Some(chain), Some(key)) = (&self.config.tls_cert, &self.config.tls_key) else { return };
+    fn read_certificate(&mut self, read: &mut Read<'_>) -> Result<(), Vec<String>> {
+        let (Some(chain), Some(key)) = (&self.config.tls_cert, &self.config.tls_key) else { return Ok(()) };
+        let mut mistakes = Vec::new();
         let mut text = |path: &Path| {
             read(path)
                 .map_err(|error| mistakes.push(format!("{}: cannot read the file: {error}", path.display())))
         };
         // Both are read, so that both are watched.
-        let (Ok(chain_text), Ok(key_text)) = (text(chain), text(key)) else { return };
-        match Certificate::from_pem(&chain_text, &key_text) {
-            Ok(certificate) => self.config.certificate = Some(certificate),
-            Err(wrong) => {
-                let path = if wrong.is_of_key() { key } else { chain };
-                mistakes.push(format!("{}: {wrong}", path.display()));
-            }
-        }
+        let (Ok(chain_text), Ok(key_text)) = (text(chain), text(key)) else { return Err(mistakes) };
+        let certificate = Certificate::from_pem(&chain_text, &key_text).map_err(|wrong| {
+            let path = if wrong.is_of_key() { key } else { chain };
+            vec![format!("{}: {wrong}", path.display())]
+        })?;
+        self.config.certificate = Some(certificate);
+        Ok(())
     }
 
     /// Reads the file of `tls-acme-eab`.
-    fn read_account(&mut self, read: &mut Read<'_>, mistakes: &mut Vec<String>) {
-        let Some(path) = &self.config.tls_acme_eab else { return };
+    fn read_account(&mut self, read: &mut Read<'_>) -> Result<(), String> {
+        let Some(path) = &self.config.tls_acme_eab else { return Ok(()) };
         let text = read(path).map_err(|error| format!("cannot read the file: {error}"));
-        match text.and_then(|text| text.parse().map_err(str::to_owned)) {
-            Ok(account) => self.config.acme_account = Some(account),
-            Err(wrong) => mistakes.push(format!("{}: {wrong}", path.display())),
-        }
+        let account = text.and_then(|text| text.parse().map_err(str::to_owned));
+        self.config.acme_account = Some(account.map_err(|wrong| format!("{}: {wrong}", path.display()))?);
+        Ok(())
     }
 
     /// Reads the settings for a command that starts no server: it may be given only a part of the settings, so these

@@ -46,6 +46,14 @@ impl Listen {
         }
     }
 
+    /// True if it speaks plain HTTP, also if a certificate is configured.
+    pub fn is_plain(&self) -> bool {
+        match self {
+            Self::Tcp { is_plain, .. } => *is_plain,
+            Self::Unix(_) => true,
+        }
+    }
+
     /// True if both cannot be listened on at once. With port 0 each gets a free port of its own.
     pub fn clashes_with(&self, other: &Self) -> bool {
         match (self, other) {
@@ -67,6 +75,11 @@ impl FromStr for Listen {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Some(socket) = text.strip_prefix("unix:") {
             return Ok(Self::Unix(socket.parse()?));
+        }
+        if text.starts_with("https://") {
+            return Err(
+                "leave https:// out: with --tls-cert or --tls-acme each address without http:// speaks TLS",
+            );
         }
         let (is_plain, address) = match text.strip_prefix("http://") {
             Some(address) => (true, address),
@@ -153,7 +166,11 @@ mod tests {
         for (text, is_plain) in [(":7070", false), ("http://:7070", true), ("http://localhost:7070", true)] {
             let Listen::Tcp { address, is_plain: found } = listen(text) else { panic!("{text}") };
             assert_eq!((address.port(), found), (7070, is_plain), "{text}");
+            assert_eq!(listen(text).is_plain(), is_plain);
         }
+        assert!(listen("unix:/a").is_plain());
+        let told = "https://:7070".parse::<Listen>().expect_err("another scheme");
+        assert!(told.starts_with("leave https:// out"), "{told}");
     }
 
     #[test]

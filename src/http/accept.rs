@@ -33,6 +33,7 @@ use super::{
     listener::{Listener, Listeners, Serves},
     outgoing::Outgoing,
     places::{Place, Places},
+    refusal::tell_left_out,
     routes,
     socket::Socket,
     stall::{StallGuard, Written},
@@ -94,11 +95,10 @@ pub async fn serve(app: Arc<App>, listeners: impl Into<Listeners>) -> Drained {
     let Listeners(listeners) = listeners.into();
     let http1 = Arc::new(Http1::new());
     let is_public = |listener: &Listener| listener.serves() == Serves::Public;
-    let max = app.config.max_connections;
     let (places, of_operators) = if listeners.iter().any(is_public) {
-        Places::with_operators(max)
+        Places::with_operators(&app.config)
     } else {
-        let places = Places::new(max);
+        let places = Places::new(&app.config);
         (places.clone(), places)
     };
     let accepting = listeners.into_iter().map(|listener| {
@@ -123,6 +123,7 @@ async fn log_totals(app: &App, places: [&Arc<Places>; 2]) -> ! {
     loop {
         minute.tick().await;
         app.metrics.log_totals();
+        tell_left_out();
         places.iter().for_each(|places| places.warn_again());
     }
 }

@@ -22,7 +22,7 @@ use self::{
     store::{Store, Stored},
 };
 use super::{App, tls::Tls};
-use crate::config::{Certificate, Config};
+use crate::config::{Certificate, Config, LogKind};
 
 /// How often the clock is looked at: it may be set, and the machine may sleep.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -66,6 +66,12 @@ impl Acme {
             let fits = stored.names == names && stored.directory == directory;
             certificate.map_err(|error| store.damaged(&error.to_string())).ok().map(|it| (it, fits))
         });
+        if matches!(config.log, LogKind::Redis(_)) {
+            tracing::warn!(
+                "--tls-acme is for one server, and --log redis:// is for several: the authority may reach any replica, \
+                 and only the one that has ordered can answer; with more than one, give all of them --tls-cert"
+            );
+        }
         let account = config.acme_account.as_ref();
         let authority =
             Authority::new(config.tls_acme_directory.clone(), account).map_err(io::Error::other)?;
@@ -84,7 +90,9 @@ impl Acme {
         let mut pause = FIRST_PAUSE;
         loop {
             self.until_due().await;
-            match self.order(tls).await {
+            let ordered = self.order(tls).await;
+            app.metrics.tls.ordered(ordered.is_ok());
+            match ordered {
                 Ok(certificate) => {
                     show(tls, &certificate);
                     self.current = Some((certificate, true));

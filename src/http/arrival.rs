@@ -13,8 +13,9 @@ use http_body::Body as _;
 use super::{
     App,
     access_log::Record,
-    client_address::{self, ClientAddress},
+    client_address::{self, ClientAddress, Peer},
     credentials,
+    listener::Serves,
     metrics::Transport,
     origin,
     problem::{Code, Problem, Words, shorten},
@@ -26,7 +27,7 @@ pub fn answer(app: &Arc<App>, mut request: Request) -> impl Future<Output = Resp
     request.extensions_mut().insert(shown);
     client_address::note(&app.config, &mut request);
     let record = app.access_log.record(&mut request);
-    let arrived = Arrived::of(&request);
+    let arrived = Arrived::of(app, &request);
     let guarded = origin::guard(app, request);
     async move { arrived.leave(app, record, guarded.await) }
 }
@@ -39,17 +40,21 @@ struct Arrived {
     is_read: bool,
     is_probe: bool,
     is_scrape: bool,
+    /// It came at the listener that operators alone have.
+    is_of_operators: bool,
 }
 
 impl Arrived {
-    fn of(request: &Request) -> Self {
+    fn of(app: &App, request: &Request) -> Self {
         let path = request.uri().path();
+        let serves = request.extensions().get::<Peer>().map(|peer| peer.serves());
         Self {
             client: request.extensions().get().copied(),
             path: shorten(path.to_owned()).into(),
             is_read: matches!(*request.method(), Method::GET | Method::HEAD),
             is_probe: path.starts_with("/health/"),
             is_scrape: path == "/metrics",
+            is_of_operators: app.config.admin_listen.is_some() && serves == Some(Serves::Everything),
         }
     }
 
@@ -84,7 +89,7 @@ impl Arrived {
             return response;
         }
         let payer = self.client.and_then(ClientAddress::payer);
-        if let Some(place) = app.connections.take_answer(payer) {
+        if let Some(place) = app.connections.take_answer(payer, self.is_of_operators) {
             response.extensions_mut().insert(Arc::new(place));
             return response;
         }
@@ -147,7 +152,7 @@ mod tests {
     #[tokio::test]
     async fn while_too_many_answers_are_not_taken_a_refusal_has_no_body() {
         let app = app();
-        let others: Vec<_> = std::iter::from_fn(|| app.connections.take_answer(None)).collect();
+        let others: Vec<_> = std::iter::from_fn(|| app.connections.take_answer(None, false)).collect();
         assert_eq!(others.len(), 1_000);
         for (method, path) in [(Method::GET, "/nowhere"), (Method::GET, "/"), (Method::PUT, "/topics/a")] {
             let bare = ask(&app, method, path).await;
@@ -168,5 +173,29 @@ mod tests {
         }
         drop(others);
         assert_eq!(ask(&app, Method::GET, "/nowhere").await.status().as_u16(), 404);
+    }
+
+    /// Clients of the public that took no answers kept operators from looking for them.
+    #[tokio::test]
+    async fn while_the_public_takes_no_answers_operators_are_answered() {
+        let listen = "127.0.0.1:7071".parse().expect("an address");
+        let config = Config { max_connections: 1, admin_listen: Some(listen), ..Config::default() };
+        let log = MemoryLog::start(config.retention());
+        let app = App::new(Broker::new(log), Arc::new(config), Shutdown::new());
+        let _others: Vec<_> = std::iter::from_fn(|| app.connections.take_answer(None, false)).collect();
+        let mut held = Vec::new();
+        for (serves, status) in [(Serves::Public, 503), (Serves::Everything, 404), (Serves::Everything, 404)]
+        {
+            let peer = Peer::of(None).over(serves, false);
+            let request = Request::get("/nowhere").header(header::HOST, "localhost").extension(peer);
+            let request = request.body(Body::empty()).expect("a request");
+            let answer =
+                Outgoing::of(super::super::router(app.clone()).oneshot(request).await.expect("an answer"));
+            assert_eq!(answer.status().as_u16(), status);
+            held.push(answer);
+        }
+        assert_eq!(app.connections.untaken_answers(), 1_002);
+        let own = std::iter::from_fn(|| app.connections.take_answer(None, true)).take(100);
+        assert_eq!(own.collect::<Vec<_>>().len(), 62, "they have a bound too");
     }
 }

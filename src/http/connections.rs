@@ -31,6 +31,9 @@ const TOPICS_OF_A_CONNECTION: usize = 10;
 
 /// How many answers to other requests may wait for their clients, at least.
 const MIN_ANSWERS: usize = 1_000;
+/// How many more may wait at the listener for operators: those of the public must not keep out the operators who look
+/// for their reason.
+const ANSWERS_OF_OPERATORS: usize = 64;
 /// How many of the longest commands, or as many bytes of smaller ones and of bodies, may wait until they are whole.
 const LONGEST_UNPARSED: usize = 40;
 
@@ -43,6 +46,8 @@ pub struct Connections {
     in_answers: Arc<AtomicUsize>,
     /// The answers to other requests that have not left.
     answers: Arc<Shares>,
+    /// The same, of operators while the public has taken all others.
+    answers_of_operators: Arc<Shares>,
     /// The bytes of bodies and commands that are read and not done.
     unparsed: Arc<Shares>,
     heartbeat: Duration,
@@ -60,6 +65,7 @@ impl Connections {
             topics: Shares::new(max_connections.saturating_mul(TOPICS_OF_A_CONNECTION).max(MAX_TOPICS)),
             in_answers: Arc::default(),
             answers: Shares::new(max_connections.max(MIN_ANSWERS)),
+            answers_of_operators: Shares::new(ANSWERS_OF_OPERATORS),
             unparsed: Shares::leaving_as_much(config.max_command_bytes().saturating_mul(LONGEST_UNPARSED)),
             heartbeat,
             drain_grace,
@@ -92,12 +98,13 @@ impl Connections {
 
     /// How many answers to other requests have not left.
     pub fn untaken_answers(&self) -> usize {
-        self.answers.taken()
+        self.answers.taken() + self.answers_of_operators.taken()
     }
 
     /// Counts one more of these, until the result is dropped. `None` if there are too many, or too many of this client.
-    pub fn take_answer(&self, payer: Option<Payer>) -> Option<Share> {
-        self.answers.take(payer, 1)
+    pub fn take_answer(&self, payer: Option<Payer>, is_of_operators: bool) -> Option<Share> {
+        let own = || is_of_operators.then(|| self.answers_of_operators.take(payer, 1)).flatten();
+        self.answers.take(payer, 1).or_else(own)
     }
 
     /// The bytes of all bodies and commands that are read and not done.

@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// How many questions the backend is asked at once.
-const MAX_AT_ONCE: usize = 64;
+pub const MAX_AT_ONCE: usize = 64;
 /// How many requests may wait for its answers.
 const MAX_WAITING: usize = 10_000;
 /// The largest answer.

@@ -1,7 +1,7 @@
 //! The listening sockets of a server, and what each of them serves.
 
 use std::{
-    io,
+    io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
 };
@@ -55,7 +55,11 @@ impl Listeners {
         let bind = |(setting, listen): (&str, &Listen)| {
             let serves = if setting == "listen" { public } else { Serves::Everything };
             Listener::bind(listen, serves).map_err(|error| {
-                io::Error::new(error.kind(), format!("cannot listen on {listen} (--{setting}): {error}"))
+                let remedy = remedy(listen, error.kind());
+                io::Error::new(
+                    error.kind(),
+                    format!("cannot listen on {listen} (--{setting}): {error}{remedy}"),
+                )
             })
         };
         config.listeners().map(bind).collect::<io::Result<_>>().map(Self)
@@ -112,6 +116,16 @@ impl Listener {
     }
 }
 
+/// The words for an operator who may not have this address.
+fn remedy(listen: &Listen, kind: ErrorKind) -> &'static str {
+    match listen {
+        Listen::Tcp { address, .. } if kind == ErrorKind::PermissionDenied && address.port() < 1024 => {
+            "; a port below 1024 needs root, or the capability CAP_NET_BIND_SERVICE"
+        }
+        _ => "",
+    }
+}
+
 fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // Without this, connections of a server that has just ended would keep the address in use.
@@ -130,5 +144,19 @@ impl From<TcpListener> for Listener {
 impl From<TcpListener> for Listeners {
     fn from(tcp: TcpListener) -> Self {
         Self(vec![tcp.into()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_needs_a_right_is_told_which() {
+        let told = |text: &str, kind| remedy(&text.parse().expect("an address"), kind);
+        assert!(told(":443", ErrorKind::PermissionDenied).contains("CAP_NET_BIND_SERVICE"));
+        assert_eq!(told(":443", ErrorKind::AddrInUse), "");
+        assert_eq!(told(":7070", ErrorKind::PermissionDenied), "");
+        assert_eq!(told("unix:/root/s", ErrorKind::PermissionDenied), "");
     }
 }

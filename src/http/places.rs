@@ -20,15 +20,18 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    hook::MAX_AT_ONCE,
     problem::{Code, Problem},
     shares::{Share, Shares},
     stream, subscribe,
     wire::Framing,
 };
-use crate::log::Payer;
+use crate::{config::Config, log::Payer};
 
 /// How many descriptors are not for connections: those of the log, of its file, and of the runtime; and the spare ones.
 const RESERVED_DESCRIPTORS: u64 = 64;
+/// The same for questions to the backend, if there is a `[hook]`.
+const FOR_QUESTIONS: u64 = MAX_AT_ONCE as u64;
 /// How many connections the listener for operators has while all others are taken, and the part of the descriptors that
 /// it takes for them at most. A flood of the public must not keep out those who can end it.
 const OF_OPERATORS: usize = 64;
@@ -62,24 +65,28 @@ pub struct Places {
 
 impl Places {
     /// Places for twice as many connections as may subscribe, as far as there are descriptors.
-    pub fn new(max_connections: usize) -> Arc<Self> {
-        let descriptors = descriptors();
-        Self::of_all(max_connections, descriptors - RESERVED_DESCRIPTORS.min(descriptors / 2))
+    pub fn new(config: &Config) -> Arc<Self> {
+        Self::of_all(config, descriptors(), 0)
     }
 
     /// The same, and the places of operators: they have these too, and some of their own.
-    pub fn with_operators(max_connections: usize) -> (Arc<Self>, Arc<Self>) {
-        let descriptors = descriptors();
+    pub fn with_operators(config: &Config) -> (Arc<Self>, Arc<Self>) {
+        Self::with_operators_within(config, descriptors())
+    }
+
+    fn with_operators_within(config: &Config, descriptors: u64) -> (Arc<Self>, Arc<Self>) {
         let own = OF_OPERATORS.min(usize::try_from(descriptors / PART_OF_OPERATORS).unwrap_or(usize::MAX));
-        let reserved = RESERVED_DESCRIPTORS + (own + 2 * SPARE) as u64;
-        // The public has some of the descriptors also where they are few.
-        let all = Self::of_all(max_connections, descriptors - reserved.min(descriptors / 4 * 3));
+        let all = Self::of_all(config, descriptors, (own + 2 * SPARE) as u64);
         (all.clone(), Self::with(own, Some(all)))
     }
 
-    fn of_all(max_connections: usize, descriptors: u64) -> Arc<Self> {
-        let wanted = max_connections.saturating_mul(2).saturating_add(OTHERS);
-        Self::with(wanted.min(usize::try_from(descriptors).unwrap_or(usize::MAX)), None)
+    fn of_all(config: &Config, descriptors: u64, for_operators: u64) -> Arc<Self> {
+        let for_questions = config.tables.hook.as_ref().map_or(0, |_| FOR_QUESTIONS);
+        let reserved = RESERVED_DESCRIPTORS + for_questions + for_operators;
+        // Connections have some of the descriptors also where they are few.
+        let left = descriptors - reserved.min(descriptors / 4 * 3);
+        let wanted = config.max_connections.saturating_mul(2).saturating_add(OTHERS);
+        Self::with(wanted.min(usize::try_from(left).unwrap_or(usize::MAX)), None)
     }
 
     fn with(max: usize, first: Option<Arc<Self>>) -> Arc<Self> {
@@ -240,6 +247,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::auth::{Authority, HookSettings, HookTerms};
 
     #[tokio::test(start_paused = true)]
     async fn beyond_the_limit_some_connections_answer_probes_and_the_oldest_gives_way() {
@@ -302,6 +310,33 @@ mod tests {
         assert!(operators.take(None).await.is_some_and(|place| place.is_spare()), "for a probe");
         drop((first, public));
         assert_eq!((all.taken.load(Ordering::Relaxed), operators.taken.load(Ordering::Relaxed)), (0, 2));
+    }
+
+    /// Questions to the backend took the descriptors of probes and of the log.
+    #[test]
+    fn descriptors_are_kept_for_the_server_for_operators_and_for_questions() {
+        let hook = Arc::new(HookSettings {
+            url: "http://127.0.0.1:1/".parse().expect("a URL"),
+            secret: None,
+            headers: Vec::new(),
+            cookies: Vec::new(),
+            terms: HookTerms::default(),
+        });
+        for (descriptors, asks, alone, with_operators) in [
+            (10_000, false, 9_936, (9_840, 64)),
+            (10_000, true, 9_872, (9_776, 64)),
+            (1_024, true, 896, (800, 64)),
+            (512, true, 384, (320, 32)),
+            (256, false, 192, (144, 16)),
+            (256, true, 128, (80, 16)),
+            (64, false, 16, (16, 4)),
+        ] {
+            let tables = Authority { hook: asks.then(|| hook.clone()), ..Authority::default() };
+            let config = Config { tables, ..Config::default() };
+            let (all, operators) = Places::with_operators_within(&config, descriptors);
+            assert_eq!((all.max, operators.max), with_operators, "{descriptors}, a hook: {asks}");
+            assert_eq!(Places::of_all(&config, descriptors, 0).max, alone, "{descriptors}, a hook: {asks}");
+        }
     }
 
     #[test]

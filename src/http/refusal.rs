@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Display,
+    mem::{Discriminant, discriminant},
     net::IpAddr,
     sync::{Mutex, Once, PoisonError},
     time::Duration,
@@ -38,7 +39,9 @@ pub fn problem_of(refused: Refused, client: Option<IpAddr>) -> Problem {
 
 /// The answer for credentials of which none can be used.
 pub fn refuse(unusable: Unusable, client: Option<IpAddr>) -> Problem {
-    tracing::warn!(client = client.map(display), why = %unusable, "refused a credential; correct the client, or the proxy before this server");
+    if CREDENTIALS.is_due(None) {
+        tracing::warn!(client = client.map(display), why = %unusable, "refused a credential; correct the client, or the proxy before this server");
+    }
     Problem::new(Code::Unauthorized, unusable.to_string())
 }
 
@@ -48,10 +51,13 @@ fn log_refused(refused: &Refused, client: Option<IpAddr>) {
     let client = client.map(display);
     // A part of it is the client's text.
     let why = shorten(refused.to_string());
+    let is_usual = matches!(refused, Refused::Missing | Refused::Expired { .. } | Refused::KeyGone);
+    if is_usual || !CREDENTIALS.is_due(Some(discriminant(refused))) {
+        tracing::debug!(client, why, "refused a credential");
+        return;
+    }
     match refused {
-        Refused::Missing | Refused::Expired { .. } | Refused::KeyGone => {
-            tracing::debug!(client, why, "refused a credential");
-        }
+        Refused::Missing | Refused::Expired { .. } | Refused::KeyGone => {}
         Refused::UnknownKey { .. } => {
             tracing::warn!(
                 client,
@@ -89,6 +95,57 @@ fn log_refused(refused: &Refused, client: Option<IpAddr>) {
         }
         Refused::Claim { .. } => {
             tracing::warn!(client, why, "refused a token; correct its issuer, or iss and aud of the [[jwt]]");
+        }
+    }
+}
+
+/// How many refused credentials of one kind are told in a minute. Clients may cause any number of them.
+const TOLD_OF_A_KIND: usize = 5;
+
+static CREDENTIALS: Lines = Lines(Mutex::new(Minute { began: None, told: Vec::new(), left_out: 0 }));
+
+/// Tells the operator how many refused credentials were left out of the log, if the minute in which they came is over.
+pub fn tell_left_out() {
+    CREDENTIALS.end_minute();
+}
+
+/// Lets a few lines of each kind a minute into the log, and counts the others.
+struct Lines(Mutex<Minute>);
+
+struct Minute {
+    began: Option<Instant>,
+    /// The kind of each line that was told. Credentials that cannot be read are one kind.
+    told: Vec<Option<Discriminant<Refused>>>,
+    left_out: u64,
+}
+
+impl Lines {
+    fn is_due(&self, kind: Option<Discriminant<Refused>>) -> bool {
+        self.end_minute();
+        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        minute.began.get_or_insert_with(Instant::now);
+        let is_due = minute.told.iter().filter(|told| **told == kind).count() < TOLD_OF_A_KIND;
+        if is_due {
+            minute.told.push(kind);
+        } else {
+            minute.left_out += 1;
+        }
+        is_due
+    }
+
+    fn end_minute(&self) {
+        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if minute.began.is_none_or(|began| began.elapsed() < TELL_AGAIN) {
+            return;
+        }
+        let left_out = std::mem::take(&mut minute.left_out);
+        (minute.began, minute.told) = (None, Vec::new());
+        drop(minute);
+        if left_out > 0 {
+            tracing::warn!(
+                left_out,
+                "more credentials were refused in this minute; the log has five of each kind, and rejoin_refusals_total counts all"
+            );
         }
     }
 }
@@ -284,4 +341,31 @@ fn log_first(
         topic,
         "refused: not granted; to allow it, grant it {place}; more of these are logged at debug"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::warnings::Warnings;
+
+    /// A client with wrong credentials filled the log.
+    #[tokio::test(start_paused = true)]
+    async fn a_few_refused_credentials_of_each_kind_a_minute_are_told_and_the_others_counted() {
+        let warnings = Warnings::default();
+        let _guard = tracing::subscriber::set_default(warnings.clone());
+        let lines = Lines(Mutex::new(Minute { began: None, told: Vec::new(), left_out: 0 }));
+        let gone = Some(discriminant(&Refused::KeyGone));
+        let due = |kind| (0..1_000).filter(|_| lines.is_due(kind)).count();
+        assert_eq!((due(None), due(gone)), (5, 5), "one kind leaves room for the other");
+        lines.end_minute();
+        assert_eq!(warnings.count(), 0);
+        tokio::time::advance(TELL_AGAIN).await;
+        lines.end_minute();
+        lines.end_minute();
+        assert_eq!(warnings.count(), 1, "one line counts them");
+        assert_eq!(due(None), 5);
+        tokio::time::advance(TELL_AGAIN).await;
+        assert!(lines.is_due(None));
+        assert_eq!(warnings.count(), 2, "the next one does it too");
+    }
 }

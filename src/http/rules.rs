@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{App, hook::Hook, identify::Context, issuers::Issuers};
 use crate::{
     auth::Authority,
-    config::{Config, Host, Origin},
+    config::{Certificate, Config, Host, Origin},
 };
 
 /// The configured keys, grants, origins and hosts. They may change while the server runs.
@@ -100,6 +100,18 @@ impl App {
         }
         self.broker.retain_by(config.retention().rules);
         Ok(())
+    }
+
+    /// Shows this certificate to the connections that come from now on, if the server speaks TLS.
+    pub fn show_certificate(&self, certificate: &Certificate) {
+        if let Some(tls) = &self.tls {
+            tls.show(certificate);
+        }
+    }
+
+    /// Says for the metrics if the last read of the files had a mistake, so that a part of the settings is older than they.
+    pub fn rejects_files(&self, is_rejected: bool) {
+        self.metrics.config_rejected.set(is_rejected.into());
     }
 }
 

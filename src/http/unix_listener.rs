@@ -15,6 +15,7 @@ use std::{
 use rustix::{
     fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid, chownat, flock, fstat, open},
     io::Errno,
+    process::geteuid,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
@@ -125,7 +126,9 @@ fn make_room(path: &Path) -> io::Result<()> {
 /// can put a link in its place: it is not followed, neither now nor later.
 fn made_at(path: &Path) -> io::Result<OwnedFd> {
     let file = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    if FileType::from_raw_mode(fstat(&file)?.st_mode) == FileType::Socket {
+    let found = fstat(&file)?;
+    // One that another user has made would get the mode and the owner that were meant for ours.
+    if FileType::from_raw_mode(found.st_mode) == FileType::Socket && found.st_uid == geteuid().as_raw() {
         return Ok(file);
     }
     let why = "another process has put something else in the place of the socket; choose a folder in which no other user may write";
@@ -200,7 +203,10 @@ fn id_of(path: &Path) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::{fs::symlink, net::UnixListener};
+    use std::os::unix::{
+        fs::{chown, symlink},
+        net::UnixListener,
+    };
 
     use super::*;
 
@@ -249,6 +255,12 @@ mod tests {
             fs::remove_file(&path).expect("it is there");
         }
         let _listener = UnixListener::bind(&path).expect("a socket");
+        // Only root can make one that belongs to another user.
+        if geteuid().is_root() {
+            chown(&path, Some(65_534), None).expect("root may");
+            assert!(made_at(&path).is_err(), "a socket of another user");
+            chown(&path, Some(0), None).expect("root may");
+        }
         let made = made_at(&path).expect("a socket");
         fs::rename(&path, folder.join("moved")).expect("it is there");
         symlink(&secret, &path).expect("a link");

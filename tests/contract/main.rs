@@ -36,6 +36,7 @@ mod joining;
 mod listeners;
 mod logs;
 mod metrics;
+mod mistakes;
 mod names;
 mod nested;
 mod objects;

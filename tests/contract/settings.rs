@@ -289,6 +289,32 @@ fn a_key_in_the_file_is_a_mistake_that_says_how_to_store_it() {
     );
 }
 
+/// Such a server accepted its certificate, and each client that used TLS was refused.
+#[test]
+fn a_certificate_needs_an_address_that_speaks_tls() {
+    use crate::support::tls::PAIR;
+    let folder = Folder::new();
+    std::fs::write(folder.path("c"), &PAIR.certificate).expect("a file");
+    std::fs::write(folder.path("k"), &PAIR.key).expect("a file");
+    let (files, acme) = (["--tls-cert=c", "--tls-key=k"], ["--tls-acme=a.example", "--tls-acme-state=s"]);
+    for certificate in [files, acme].iter().filter(|one| **one == files || cfg!(feature = "acme")) {
+        for (listen, code) in [
+            (&["--listen=unix:/s"][..], 2),
+            (&["--listen=http://:0", "--insecure-open"], 2),
+            (&["--listen=unix:/s", "--listen=http://127.0.0.1:0"], 2),
+            (&["--listen=unix:/s", "--admin-listen=127.0.0.1:0"], 0),
+            (&["--listen=http://127.0.0.1:0", "--listen=127.0.0.1:0"], 0),
+        ] {
+            let run = folder.run(&[&["config"], &certificate[..], listen].concat(), &[]);
+            assert_eq!(run.code, Some(code), "{run:?}");
+            let told = run.err.contains("TLS is configured, and every address is plain");
+            assert_eq!(told, code == 2, "{run:?}");
+        }
+    }
+    let run = folder.run(&["config", "--listen=https://:443"], &[]);
+    assert!(run.code == Some(2) && run.err.contains("--listen: leave https:// out"), "{run:?}");
+}
+
 #[test]
 fn settings_for_proxies_need_a_proxy_that_is_trusted() {
     let folder = Folder::new();

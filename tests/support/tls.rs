@@ -32,8 +32,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// One that ends after so many days. openssl makes it; one for a negative number has ended.
-    pub fn for_days(days: i32) -> Self {
+    /// One that begins now, and ends after so many days. openssl makes it.
+    pub fn for_days(days: u32) -> Self {
         let folder = Folder::new();
         let (certificate, key) = (folder.path("certificate"), folder.path("key"));
         let made = Command::new("openssl")

@@ -142,7 +142,16 @@ impl Store {
 async fn until_locked(lock: &File, folder: &Path) -> io::Result<()> {
     let began = Instant::now();
     let mut has_told = false;
-    while matches!(flock(lock, FlockOperation::NonBlockingLockExclusive), Err(Errno::WOULDBLOCK)) {
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) => {}
+            Err(error) => {
+                let path = folder.display();
+                tracing::warn!(%path, %error, "the folder of --tls-acme-state cannot be locked: see that no other server has it");
+                return Ok(());
+            }
+        }
         if began.elapsed() >= HANDOVER {
             let why = "another server uses this folder; end it, or give this one a folder of its own";
             return Err(io::Error::new(ErrorKind::TimedOut, why));
@@ -152,8 +161,6 @@ async fn until_locked(lock: &File, folder: &Path) -> io::Result<()> {
         }
         sleep(LOOK_EVERY).await;
     }
-    // Also on a file system without locks.
-    Ok(())
 }
 
 fn warn_of(path: &Path, error: &str) {
@@ -168,6 +175,20 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::warnings::Warnings;
+
+    /// Two servers shared a folder on such a disk, and neither said that it could not lock it.
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_locked_is_warned_of() {
+        let warnings = Warnings::default();
+        let _guard = tracing::subscriber::set_default(warnings.clone());
+        let folder = std::env::temp_dir();
+        // The system locks no file that is open as a mere place.
+        let place = OFlags::PATH.bits().cast_signed();
+        let file = OpenOptions::new().read(true).custom_flags(place).open(&folder).expect("it is there");
+        until_locked(&file, &folder).await.expect("it goes on");
+        assert_eq!(warnings.count(), 1);
+    }
 
     /// Two servers with one folder ordered twice, and each replaced the certificate of the other.
     #[tokio::test(start_paused = true)]

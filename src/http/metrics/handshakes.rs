@@ -1,4 +1,4 @@
-//! Handshakes of TLS, and the certificate that they show.
+//! Handshakes of TLS, the certificate that they show, and the orders of the next one.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -62,6 +62,12 @@ pub struct TlsMetrics {
     /// In the order of [`Handshake::ALL`].
     handshakes: [IntCounter; Handshake::ALL.len()],
     expires: IntGauge,
+    /// The orders by ACME that were done, and those that failed.
+    #[cfg_attr(
+        not(feature = "acme"),
+        expect(dead_code, reason = "nothing orders, and the series are there")
+    )]
+    orders: [IntCounter; 2],
 }
 
 impl TlsMetrics {
@@ -72,7 +78,14 @@ impl TlsMetrics {
             "Handshakes of TLS, by their result.",
             "result",
         );
+        let orders = counters(
+            registry,
+            "rejoin_acme_orders_total",
+            "Orders of a certificate by ACME that have ended, by their result.",
+            "result",
+        );
         Self {
+            orders: ["done", "failed"].map(|result| orders.with_label_values(&[result])),
             handshakes: Handshake::ALL.map(|result| handshakes.with_label_values(&[result.as_str()])),
             expires: gauge(
                 registry,
@@ -84,6 +97,13 @@ impl TlsMetrics {
 
     pub fn made(&self, result: Handshake) {
         self.handshakes[result as usize].inc();
+    }
+
+    /// Counts an order that has ended.
+    #[cfg(feature = "acme")]
+    pub fn ordered(&self, is_done: bool) {
+        let [done, failed] = &self.orders;
+        if is_done { done } else { failed }.inc();
     }
 
     pub fn set_expiry(&self, expires: SystemTime) {
