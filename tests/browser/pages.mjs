@@ -381,6 +381,8 @@ else Object.assign(FAULTS, {
 
 for (const [at, [name, sub, options]] of KINDS.entries()) await open(name, sub, options, `${sub}.${name}.${at}`)
 const publishing = publish()
+// A server that is killed before its first answer would prove nothing.
+await until(() => published.length, 'a message is published')
 let gapsBefore = 0
 for (const name of wished.length ? wished : Object.keys(FAULTS).filter(it => !given.short || SHORT.includes(it))) {
   const began = Date.now()
