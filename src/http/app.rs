@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use time::OffsetDateTime;
-use tokio::time::Instant;
+use tokio::{task::coop, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -172,6 +172,8 @@ impl App {
         append: Append,
         ephemeral: bool,
     ) -> Result<Option<Appended>, Problem> {
+        // Publishing may wait for nothing, and one request can publish very much.
+        coop::consume_budget().await;
         let published = match &self.publish_rate {
             Some(rate) if !rate.take_one(access.payer()) => {
                 let detail = "publish rate limit reached, or your share of it while little is left (--publish-rate); wait as Retry-After says";

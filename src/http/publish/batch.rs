@@ -10,7 +10,7 @@ use axum::{
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::{task::coop, time::Instant};
 
 use super::{
     Item, Published,
@@ -28,9 +28,10 @@ use crate::http::{
 };
 use crate::message::Object;
 
-/// How many messages one request may contain. The answers are kept until all messages have arrived.
-const MAX_ITEMS: usize = 100_000;
-/// How many of them may be refused by a mistake of the client. Such an answer is longer than the mistake.
+/// How many messages one request may contain; an element with several topics is as many. The answers are kept until all
+/// messages have arrived.
+const MAX_MESSAGES: usize = 100_000;
+/// How many elements may be refused by a mistake of the client. Such an answer is longer than the mistake.
 const MAX_MISTAKES: usize = 1_000;
 /// The largest size of these answers together.
 const MAX_ANSWERS_BYTES: usize = 32 << 20;
@@ -81,7 +82,7 @@ pub async fn publish_many(app: &Arc<App>, request: Request) -> Result<Response, 
                 return answers.end_with(Problem::new(Code::TooLarge, detail));
             }
             // Decoding waits for nothing while it has input.
-            tokio::task::coop::consume_budget().await;
+            coop::consume_budget().await;
         }
         let is_last = matches!(bytes, Ok(None));
         let split = match &bytes {
@@ -134,13 +135,14 @@ struct Answers {
     json: Vec<u8>,
     bytes: AnswerBytes,
     count: usize,
+    messages: usize,
     mistakes: usize,
     has_failed: bool,
 }
 
 impl Answers {
     fn new(bytes: AnswerBytes) -> Self {
-        Self { json: Vec::new(), bytes, count: 0, mistakes: 0, has_failed: false }
+        Self { json: Vec::new(), bytes, count: 0, messages: 0, mistakes: 0, has_failed: false }
     }
 
     async fn push_value(&mut self, app: &App, access: &Access, value: Value) {
@@ -153,8 +155,14 @@ impl Answers {
         };
         self.has_failed |= matches!(result, Err(_) | Ok(Published::Partly { .. }));
         match result {
-            Ok(published) => self.push(&published),
+            Ok(published) => {
+                self.messages += published.count();
+                self.push(&published);
+            }
             Err(problem) => {
+                self.messages += 1;
+                // A mistake is refused before anything could wait.
+                coop::consume_budget().await;
                 let is_mistake = matches!(
                     problem.code,
                     Code::BadRequest | Code::TooLarge | Code::Forbidden | Code::Unauthorized
@@ -182,7 +190,7 @@ impl Answers {
             return Some(Problem::new(Code::Overloaded, detail));
         }
         let limit = match self {
-            _ if self.count >= MAX_ITEMS => Some(format!("{MAX_ITEMS} messages")),
+            _ if self.messages >= MAX_MESSAGES => Some(format!("{MAX_MESSAGES} messages")),
             _ if self.mistakes >= MAX_MISTAKES => {
                 Some(format!("{MAX_MISTAKES} messages that are refused by a mistake"))
             }
@@ -218,5 +226,103 @@ impl IntoResponse for Answers {
         let mut response = raw_json(StatusCode::OK, self.json);
         response.extensions_mut().insert(Arc::new(self.bytes));
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fmt::Write, pin::pin, task::Poll};
+
+    use futures_util::poll;
+    use http::header;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        broker::Broker, config::Config, http::connections::MANY_BYTES, log::MemoryLog, shutdown::Shutdown,
+    };
+
+    fn app() -> Arc<App> {
+        let config = Config::default();
+        App::new(Broker::new(MemoryLog::start(config.retention())), Arc::new(config), Shutdown::new())
+    }
+
+    fn request(lines: String) -> Request {
+        let request = Request::post("/publish").header(header::HOST, "localhost");
+        let request = request.header(header::CONTENT_TYPE, "application/x-ndjson");
+        request.body(Body::from(lines)).expect("a request")
+    }
+
+    /// The answers of a request, and how often other tasks had a turn meanwhile.
+    async fn published(app: &Arc<App>, lines: String) -> (Vec<Value>, usize) {
+        let mut publishing = pin!(publish_many(app, request(lines)));
+        let mut turns = 0;
+        let answer = loop {
+            match poll!(&mut publishing) {
+                Poll::Ready(answer) => break answer.expect("an answer"),
+                Poll::Pending => turns += 1,
+            }
+            tokio::task::yield_now().await;
+        };
+        let json = answer.into_body().collect().await.expect("a body").to_bytes();
+        (serde_json::from_slice(&json).expect("a list"), turns)
+    }
+
+    /// One element for each thousand topics of these. Each name takes twice its bytes in an answer.
+    fn elements(topics: usize) -> String {
+        let name = "\"".repeat(240);
+        let mut lines = String::new();
+        for first in (0..topics).step_by(1_000) {
+            let topics: Vec<_> =
+                (first..topics.min(first + 1_000)).map(|number| format!("{name}{number}")).collect();
+            writeln!(lines, "{}", json!({"topics": topics, "data": 1, "ephemeral": true})).expect("text");
+        }
+        lines
+    }
+
+    /// A request with many topics, or with many mistakes, kept its thread until all was done.
+    #[tokio::test]
+    async fn other_tasks_have_their_turn_while_one_request_publishes_much() {
+        let app = app();
+        for (what, lines) in [
+            ("topics", elements(1_000)),
+            ("elements", "{\"topic\":\"a\",\"data\":1}\n".repeat(1_000)),
+            ("mistakes", "0\n".repeat(1_000)),
+        ] {
+            let (_, turns) = published(&app, lines).await;
+            assert!(turns >= 5, "{what}: {turns}");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_topic_of_an_element_counts_as_a_message() {
+        let lines = "{\"topics\":[\"a\",\"b\"],\"data\":1,\"ephemeral\":true}\n".repeat(MAX_MESSAGES / 2 + 1);
+        let (answers, _) = published(&app(), lines).await;
+        assert_eq!(answers.len(), MAX_MESSAGES / 2 + 1);
+        assert_eq!(answers[MAX_MESSAGES / 2]["code"], "too_large");
+    }
+
+    #[tokio::test]
+    async fn a_request_has_so_many_bytes_of_answers() {
+        let (answers, _) = published(&app(), elements(80_000)).await;
+        let last = answers.last().expect("one");
+        assert_eq!(last["code"], "too_large");
+        assert!(last["detail"].as_str().expect("words").contains("33554432 bytes of answers"), "{last}");
+        // The element that goes beyond the limit is answered whole.
+        let bytes: usize = answers.iter().map(|answer| answer.to_string().len()).sum();
+        assert!((MAX_ANSWERS_BYTES..MAX_ANSWERS_BYTES + (1 << 20)).contains(&bytes), "{bytes}");
+    }
+
+    #[tokio::test]
+    async fn a_request_ends_early_while_clients_have_not_taken_many_answers() {
+        let app = app();
+        let mut others = app.connections.answer_bytes();
+        others.add(MANY_BYTES);
+        let (answers, _) = published(&app, elements(10_000)).await;
+        assert_eq!(answers.len(), 2, "one element is longer than a short answer");
+        assert!(answers[0]["ids"].is_object() && answers[1]["code"] == "overloaded", "{}", answers[1]);
+        drop(others);
+        let (answers, _) = published(&app, elements(10_000)).await;
+        assert!(answers.iter().all(|answer| answer["ids"].is_object()) && answers.len() == 10);
     }
 }

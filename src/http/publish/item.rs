@@ -64,6 +64,16 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Raw
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
+impl Published {
+    /// How many messages were published.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::One { .. } => 1,
+            Self::Many { ids } | Self::Partly { ids, .. } => ids.len(),
+        }
+    }
+}
+
 impl Item<'_> {
     /// Publishes to the topic, or to each of the topics in turn.
     ///
