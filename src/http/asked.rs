@@ -7,7 +7,9 @@ use http::{HeaderMap, HeaderName};
 use serde::Deserialize;
 
 use super::{
-    App, body, media,
+    App,
+    body::{self, Declared},
+    media,
     problem::{Code, Problem},
     query::{self, Query, StartFields},
 };
@@ -108,7 +110,7 @@ impl Asked {
         }
         let (limit, time) = (MAX_EVENTS_BODY_BYTES, app.config.read_timeout);
         let mut unparsed = app.connections.unparsed(payer);
-        let bytes: Bytes = body::read(headers, body, limit, time, &mut unparsed).await?;
+        let bytes: Bytes = body::read(Declared::of(headers)?, body, limit, time, &mut unparsed).await?;
         // A byte order mark before JSON is ignored (RFC 8259 §8.1).
         let json = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
         match serde_json::from_slice(json) {

@@ -10,10 +10,25 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 
 use super::{
-    coding::{self, Undecodable},
+    coding::{self, Coding, Undecodable},
     problem::{Code, Problem},
     shares::Share,
 };
+
+/// The part of a head that tells how its body is read. The head itself is not kept while the body arrives.
+pub struct Declared {
+    coding: Option<Coding>,
+    length: Option<u64>,
+}
+
+impl Declared {
+    /// # Errors
+    /// `unsupported_media_type` for a coding that the server does not decode.
+    pub fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        Ok(Self { coding: coding::of(headers)?, length })
+    }
+}
 
 /// Reads a body of up to `limit` bytes, which arrives within `time`. A body with a content coding is decoded, and
 /// `limit` is that of the decoded bytes. They count in `unparsed`, unless all of them came at once.
@@ -21,9 +36,9 @@ use super::{
 /// # Errors
 /// `overloaded` if `unparsed` allows no more;
 /// `too_large` over the limit, `timed_out` if it does not arrive whole and in time, `bad_request` if it is not in
-/// its coding, `unsupported_media_type` for a coding that the server does not decode.
+/// its coding.
 pub async fn read(
-    headers: &HeaderMap,
+    Declared { coding, length }: Declared,
     body: Body,
     limit: usize,
     time: Duration,
@@ -35,11 +50,9 @@ pub async fn read(
             format!("the body has more than {limit} bytes; name fewer topics, or patterns"),
         )
     };
-    let declared =
-        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    let body = match coding::of(headers)? {
+    let body = match coding {
         Some(coding) => coding.decode(body),
-        None if declared.is_some_and(|length| length > limit as u64) => return Err(too_large()),
+        None if length.is_some_and(|length| length > limit as u64) => return Err(too_large()),
         None => body,
     };
     let mut collecting = pin!(collect(body, limit, unparsed));
@@ -106,13 +119,14 @@ mod tests {
     use crate::http::shares::Shares;
 
     const LIMIT: usize = 100;
+    const UNDECLARED: Declared = Declared { coding: None, length: None };
 
     async fn read_pieces(shares: &Arc<Shares>, pieces: usize) -> (Result<usize, Code>, Share) {
         let mut unparsed = shares.none(None);
         let pieces =
             stream::iter((0..pieces).map(|_| Ok::<_, Infallible>(Bytes::from_static(b"0123456789"))));
-        let (headers, body) = (HeaderMap::new(), Body::from_stream(pieces));
-        let bytes = read(&headers, body, LIMIT, Duration::from_secs(1), &mut unparsed).await;
+        let bytes =
+            read(UNDECLARED, Body::from_stream(pieces), LIMIT, Duration::from_secs(1), &mut unparsed).await;
         (bytes.map(|bytes| bytes.len()).map_err(|problem| problem.code), unparsed)
     }
 
@@ -132,7 +146,7 @@ mod tests {
     async fn a_body_that_comes_at_once_needs_no_room() {
         let mut unparsed = Shares::leaving_as_much(0).none(None);
         let time = Duration::from_secs(1);
-        let read = read(&HeaderMap::new(), Body::from("0123456789"), LIMIT, time, &mut unparsed).await;
+        let read = read(UNDECLARED, Body::from("0123456789"), LIMIT, time, &mut unparsed).await;
         assert_eq!(read.ok().as_deref(), Some(&b"0123456789"[..]));
     }
 }

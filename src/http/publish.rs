@@ -21,7 +21,7 @@ use super::{
     App,
     access::Access,
     answer::json,
-    body,
+    body::{self, Declared},
     headers::Headers,
     parameters,
     problem::{Code, Problem},
@@ -55,17 +55,21 @@ pub async fn publish_one(app: &Arc<App>, topic: String, request: Request) -> Res
     let options = MessageOptions::parse(&parts)?;
     // A refusal comes before the body.
     access.author(options.by.clone())?;
+    let content_type = content_type(&parts.headers)?.map(str::to_owned);
+    let declared = Declared::of(&parts.headers)?;
+    // The body may take long to arrive, and the head can be large.
+    drop(parts);
     let limit = app.config.max_payload;
     // Counted until the message is stored.
     let mut unparsed = app.connections.unparsed(access.payer());
-    let read = body::read(&parts.headers, body, limit, app.config.read_timeout, &mut unparsed).await;
+    let read = body::read(declared, body, limit, app.config.read_timeout, &mut unparsed).await;
     let bytes = read.map_err(|problem| match problem.code {
         Code::TooLarge => Problem::too_large(limit),
         _ => problem,
     })?;
     // The grants may have changed while the body arrived.
     access.publish(&topic)?;
-    let payload = Payload::declared(&bytes, content_type(&parts.headers)?)
+    let payload = Payload::declared(&bytes, content_type.as_deref())
         .map_err(|error| Problem::bad_request(error.to_string()))?;
 
     let MessageOptions { event, exclude, by, idempotency_key, if_match, ephemeral } = options;

@@ -4,7 +4,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{extract::Request, response::Response};
 use futures_util::{FutureExt, future::BoxFuture};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request::Parts};
 
 use super::{
     App, MAX_TOPICS, MAX_WILDCARDS,
@@ -112,11 +112,13 @@ pub async fn events(app: &Arc<App>, mut request: Request) -> Result<Answer, Prob
                 Ok(access) => access,
                 Err(problem) => return turn_away(problem, options, request.headers()),
             };
-            let (parts, body) = request.into_parts();
             let mut options = options?;
-            options.merge(Asked::from_body(app, access.payer(), &parts.headers, body).await?)?;
-            let wanted = Wanted::of_events(access, options, &parts.headers)?;
-            drop(parts);
+            // The body may take long to arrive, and the head can be large.
+            lighten(&mut request);
+            let (Parts { headers, .. }, body) = request.into_parts();
+            options.merge(Asked::from_body(app, access.payer(), &headers, body).await?)?;
+            let wanted = Wanted::of_events(access, options, &headers)?;
+            drop(headers);
             return if wanted.lacks_topic() { Err(no_topic()) } else { serve(app, wanted).await };
         }
         _ => return Err(Problem::method_not_allowed("GET, HEAD, POST")),

@@ -1,9 +1,11 @@
 //! The bounds of what one client can hold: answers that it does not take, streams, heads, connections.
 
-use std::{pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{convert::Infallible, future::pending, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use axum::{body::Body, extract::Request};
-use http::{Method, StatusCode};
+use bytes::Bytes;
+use futures_util::{FutureExt, poll};
+use http::{HeaderValue, Method, StatusCode};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -128,6 +130,29 @@ async fn a_connection_may_open_so_many_streams_and_a_head_have_so_many_fields() 
     }
 }
 
+/// A field counts its name, its value and 32 bytes (RFC 9113 §6.5.2), however short its compressed form is.
+#[tokio::test]
+async fn a_head_over_http2_has_so_many_bytes() {
+    let server = Server::start().await;
+    let mut connection = Connection::with_window(&server, 64 << 10).await;
+    for (bytes, status) in
+        [(60 << 10, StatusCode::OK), (70 << 10, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)]
+    {
+        // In one field, and in fields that are sent once and then named by two bytes each.
+        let request = || Request::get(server.http("/health/live"));
+        let one = request().header("a", "x".repeat(bytes));
+        let many = (0..90).fold(request(), |request, _| request.header("a", "x".repeat(bytes / 90 - 33)));
+        for (form, request) in [("one", one), ("many", many)] {
+            assert_eq!(connection.send(request, true).await.0.status(), status, "{form} of {bytes}");
+        }
+    }
+    assert_eq!(
+        connection.get("/health/live", "*/*").await.status(),
+        StatusCode::OK,
+        "the connection lives on"
+    );
+}
+
 /// A head of two kilobytes took 143 KB for as long as its poll was held.
 #[tokio::test]
 async fn a_poll_that_is_held_keeps_nothing_of_its_request() {
@@ -151,6 +176,51 @@ async fn a_poll_that_is_held_keeps_nothing_of_its_request() {
             }
         };
         within("the end of the request", held).await;
+    }
+}
+
+/// The bytes of a header, counted for as long as they are held.
+struct Counted {
+    _count: Arc<()>,
+    text: &'static str,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+}
+
+/// Each body that did not come held up to 64 KiB of its head, on 250 streams of each connection.
+#[tokio::test]
+async fn a_request_whose_body_is_awaited_keeps_nothing_of_its_head() {
+    let server = Server::start().await;
+    let router = rejoin::router(server.app.clone().expect("in this process"));
+    for (path, content_type) in [
+        ("/events?wait=60", "application/json"),
+        ("/topics/a", "text/plain"),
+        ("/publish", "application/json"),
+        ("/publish", "application/x-ndjson"),
+    ] {
+        let kept = Arc::new(());
+        let counted = |text| {
+            let bytes = Bytes::from_owner(Counted { _count: kept.clone(), text });
+            HeaderValue::from_maybe_shared(bytes).expect("a value")
+        };
+        let request = Request::post(path).header("host", "localhost").extension(kept.clone());
+        let request =
+            request.header("content-type", counted(content_type)).header("x-other", counted("much"));
+        let request = request.header("accept", counted("text/event-stream"));
+        let body = Body::from_stream(pending::<Result<Bytes, Infallible>>().into_stream());
+        let mut answer = pin!(router.clone().oneshot(request.body(body).expect("a request")));
+        assert!(poll!(&mut answer).is_pending(), "{path}");
+        let held = async {
+            while Arc::strong_count(&kept) > 1 {
+                assert!(poll!(&mut answer).is_pending(), "{path}");
+                tokio::task::yield_now().await;
+            }
+        };
+        within(path, held).await;
     }
 }
 
