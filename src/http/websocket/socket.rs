@@ -30,6 +30,8 @@ use crate::http::{
 
 /// Commands are small and few. A larger one gets its own buffer while it is read.
 const READ_BUFFER_BYTES: usize = 512;
+/// The largest command that is read, and dropped, after a close.
+const MAX_CLOSING_BYTES: usize = 4 << 10;
 /// How long a peer may take to answer a close, and to read what was written before it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same for a peer that has stopped reading.
@@ -246,10 +248,16 @@ impl Socket {
 
     /// Closes, and reads on until the peer has answered or a short time has passed. A socket that is dropped
     /// with unread bytes would lose the last frames.
+    ///
+    /// A command that has begun, or that is large, is not kept any more: nothing counts its bytes from now on.
     pub async fn close(mut self, code: u16, reason: &'static str) {
         self.send_close(code, reason);
         let closed = async {
-            self.answered().await;
+            if self.framing.is_whole() {
+                self.limit(MAX_CLOSING_BYTES);
+                self.answered().await;
+            }
+            (self.protocol, self.inflating) = (None, None);
             self.end().await;
         };
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
@@ -415,7 +423,7 @@ impl Write for Wire<'_, '_> {
 mod tests {
     use futures_util::FutureExt;
     use tokio::{
-        io::AsyncWriteExt,
+        io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, TcpStream},
     };
 
@@ -424,6 +432,7 @@ mod tests {
         idle::HeadBegun,
         linger::{Linger, StillSends},
         places::Place,
+        problem::Code,
         socket,
         stall::Written,
     };
@@ -431,15 +440,7 @@ mod tests {
     /// An idle WebSocket keeps only what it needs. One that is in the middle of a frame has begun to read it.
     #[tokio::test]
     async fn what_reads_frames_stays_while_a_part_of_one_is_there() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let mut far = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a connection");
-        let (near, _) = listener.accept().await.expect("a connection");
-        let patience = Duration::from_secs(60);
-        let linger = Linger::new(StillSends::default());
-        let (begun, written, place) = (HeadBegun::default(), Written::default(), Place::default());
-        let near = socket::Socket::Plain(near);
-        let guard = StallGuard::new(Bytes::new(), near, patience, begun, written, linger, place);
-        let mut socket = Socket::new(Io::Socket(guard.share(&[])), 1_000, patience, false);
+        let (mut socket, mut far) = pair(1_000).await;
         // The payload is masked with 0.
         let frame = b"\x81\x85\0\0\0\0hello";
         for _ in 0..2 {
@@ -457,5 +458,42 @@ mod tests {
             assert!(std::future::poll_fn(|cx| socket.poll_message(cx)).now_or_never().is_none());
             assert!(socket.protocol.is_none(), "a whole message");
         }
+    }
+
+    /// A connection that was closed for the bytes of its commands took more of them, until its client had left.
+    #[tokio::test]
+    async fn a_command_that_has_begun_is_not_kept_after_the_close() {
+        let begun = [&b"\x01\xfe\xff\xff\0\0\0\0"[..], &[b'x'; 10_000]].concat();
+        for is_read_before in [true, false] {
+            let (mut socket, mut far) = pair(1 << 20).await;
+            if is_read_before {
+                far.write_all(&begun).await.expect("it is open");
+                while socket.command_bytes() < 10_000 {
+                    let read = std::future::poll_fn(|cx| Poll::Ready(socket.poll_message(cx))).await;
+                    assert!(read.is_pending());
+                    tokio::task::yield_now().await;
+                }
+            }
+            let closing = tokio::spawn(socket.close(Code::Overloaded.close_code(), "overloaded"));
+            far.write_all(&begun).await.expect("it is open");
+            // The server ends its side at once, since it waits for no answer behind the command.
+            let mut read = Vec::new();
+            far.read_to_end(&mut read).await.expect("an end in order");
+            assert_eq!(read[2..], *b"\x10\x04overloaded");
+            assert!(!closing.is_finished(), "it waits for the end of the client");
+        }
+    }
+
+    /// A socket that takes messages of so many bytes, and the other end of its connection.
+    async fn pair(max_message_bytes: usize) -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let far = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a connection");
+        let (near, _) = listener.accept().await.expect("a connection");
+        let patience = Duration::from_secs(60);
+        let linger = Linger::new(StillSends::default());
+        let (begun, written, place) = (HeadBegun::default(), Written::default(), Place::default());
+        let near = socket::Socket::Plain(near);
+        let guard = StallGuard::new(Bytes::new(), near, patience, begun, written, linger, place);
+        (Socket::new(Io::Socket(guard.share(&[])), max_message_bytes, patience, false), far)
     }
 }
