@@ -89,6 +89,13 @@ async fn publishing(visitor: &Visitor) {
         let sent = visitor.post("/topics/sizes").body("x".repeat(bytes)).send().await.expect("an answer");
         assert_eq!(sent.status(), 201, "{bytes} bytes");
     }
+    // A proxy passes most of a body on before it reads the refusal.
+    for _ in 0..5 {
+        let refused = visitor.post("/topics/refused").body("x".repeat(8_000_000)).send().await;
+        let refused = refused.expect("an answer");
+        assert_eq!(refused.status(), 413);
+        assert!(refused.text().await.expect("text").contains("too_large"), "the words are the server's");
+    }
     let ready = visitor.get("/health/ready").send().await.expect("an answer");
     assert_eq!(ready.status(), 200);
     // A topic with a slash: some proxies decode it in the path, and none in the query.
