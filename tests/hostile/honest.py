@@ -65,27 +65,35 @@ class Subscriber:
             self.spoke = time.monotonic()
             if frame["type"] == "message":
                 if self.ledger.message(frame["topic"], frame["data"]["n"], int(frame["id"])):
-                    latency.note(time.time() - frame["data"]["t"])
+                    latency.note_since(made_at(frame["id"]))
                 self.received += 1
                 # The id of a message is also the cursor.
                 frame["cursor"] = frame["id"]
             elif frame["type"] == "gap":
-                self.ledger.gap(frame["topic"], frame["after"], frame["next"], frame["cursor"])
+                self.ledger.gap(frame["topic"], frame["after"], frame["next"], frame["cursor"], frame["reason"],
+                                int(time.time()))
             # The cursor of a poll counts once all of its page is noted.
             if self.transport is not readers.poll or frame["type"] == "cursor":
                 self.cursor = frame.get("cursor") or self.cursor
 
 
+def made_at(message):
+    """When the server made this id, in seconds since 1970: ids follow the clock, in microseconds."""
+    return int(message) / 1e6
+
+
 class Latency:
-    """How often each latency came, in milliseconds, and the worst one of each second."""
+    """How often each latency came, in milliseconds, and the worst one of what began in each second."""
 
     def __init__(self):
         self.counts, self.worst = collections.Counter(), {}
 
-    def note(self, seconds):
-        milliseconds = int(seconds * 1000)
+    def note_since(self, began):
+        self.note(time.time() - began, int(began))
+
+    def note(self, seconds, second):
+        milliseconds = max(0, int(seconds * 1000))
         self.counts[milliseconds] += 1
-        second = int(time.time())
         if milliseconds > self.worst.get(second, -1):
             self.worst[second] = milliseconds
 
@@ -127,7 +135,8 @@ async def subscribe(pipe, server, numbers, seed):
         "wrong": [(*each.name(), *it) for each in everybody for it in each.ledger.wrong(published)],
         "twice": sum(each.ledger.twice for each in everybody),
         "backwards": sum(each.ledger.backwards for each in everybody),
-        "gaps": sum(len(each.ledger.gaps) for each in everybody),
+        "excused": [(*each.name(), *it) for each in everybody for it in each.ledger.excused(published)],
+        "gaps": sum((each.ledger.reasons for each in everybody), collections.Counter()),
         "ends": sum(each.ends for each in everybody), "refusals": sum(each.refusals for each in everybody),
         "latency": latency, "pauses": pauses})
 
@@ -143,9 +152,9 @@ async def cut_the_silent(everybody):
 async def own_pauses(pauses):
     """How late this process itself is: the latencies contain it."""
     while True:
-        began = time.monotonic()
+        began = time.time()
         await asyncio.sleep(.02)
-        pauses.note(time.monotonic() - began - .02)
+        pauses.note(time.time() - began - .02, int(began))
 
 
 def publishers(pipe, server, rate, seed):
@@ -155,24 +164,25 @@ def publishers(pipe, server, rate, seed):
 
 async def publish(pipe, server, rate, seed):
     published = {topic: [] for topic in TOPICS}
-    tries, stop = collections.Counter(), asyncio.Event()
-    tasks = [asyncio.create_task(publish_to(topic, ids, server, rate / len(TOPICS), tries, stop,
+    tries, latency, stop = collections.Counter(), Latency(), asyncio.Event()
+    tasks = [asyncio.create_task(publish_to(topic, ids, server, rate / len(TOPICS), tries, latency, stop,
                                             random.Random(f"{seed} {topic}"))) for topic, ids in published.items()]
     began = time.monotonic()
     await received(pipe, tasks)
     # Each one ends between two messages, so that the ids of all that are stored are known.
     stop.set()
     await asyncio.gather(*tasks)
-    pipe.send((published, dict(tries), time.monotonic() - began))
+    pipe.send((published, {"seconds": time.monotonic() - began, "tries": tries, "latency": latency}))
 
 
-async def publish_to(topic, ids, server, rate, tries, stop, chance):
+async def publish_to(topic, ids, server, rate, tries, latency, stop, chance):
     """Publishes to one topic, one message or a few at a time, each again until it is stored."""
     reader = writer = None
     size = chance.choice([1, 1, 4])
     while not stop.is_set():
         await asyncio.sleep(chance.uniform(.5, 1.5) * size / rate)
         batch = [element(topic, len(ids) + 1 + more, chance) for more in range(size)]
+        began = time.time()
         while batch:
             stored = []
             try:
@@ -188,11 +198,12 @@ async def publish_to(topic, ids, server, rate, tries, stop, chance):
             if batch:
                 tries["tried again"] += 1
                 await asyncio.sleep(.5)
+        latency.note_since(began)
 
 
 def element(topic, number, chance):
     return {"topic": topic, "idempotency_key": f"{topic}-{number}",
-            "data": {"n": number, "t": time.time(), "pad": "x" * min(int(chance.paretovariate(1) * 20), 20_000)}}
+            "data": {"n": number, "pad": "x" * min(int(chance.paretovariate(1) * 20), 20_000)}}
 
 
 async def send(reader, writer, batch):

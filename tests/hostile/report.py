@@ -1,14 +1,13 @@
 """What a run has shown, as text."""
 
 import collections
-import itertools
 
 
 class Wave:
     """A span of time with one kind of attack, or with all of them, and what the attackers have done."""
 
-    def __init__(self, name, start, end, counts):
-        self.name, self.start, self.end = name, int(start), int(end)
+    def __init__(self, name, start, end, counts, grown):
+        self.name, self.start, self.end, self.grown = name, int(start), int(end), grown
         self.done = collections.defaultdict(collections.Counter)
         for each in counts:
             for kind, done in each.items():
@@ -18,6 +17,12 @@ class Wave:
         """The highest value of these seconds."""
         return max((value for second, value in series.items() if self.start <= second <= self.end), default=0)
 
+    def proves(self, kind, proof):
+        """Whether the metrics of this proof have grown, or its count is there."""
+        if isinstance(proof, str):
+            return self.done[kind][proof] > 0
+        return sum(self.grown.get(name, 0) for name in proof) > 0
+
     def told(self, watch):
         counts = sum(self.done.values(), collections.Counter())
         done = ", ".join(f"{count:,} {what}" for what, count in counts.most_common(4))
@@ -26,12 +31,16 @@ class Wave:
 
 
 class Result:
-    def __init__(self, waves, watch, heard, published, tries, probed, log_lines, began, figures, cpu,
-                 code):
-        self.waves, self.watch, self.heard, self.published, self.tries = waves, watch, heard, published, tries
+    def __init__(self, waves, watch, heard, published, publishing, probed, log_lines, began, figures, cpu, code,
+                 evicting):
+        self.waves, self.watch, self.heard, self.published, self.publishing = waves, watch, heard, published, publishing
         self.probed, self.log_lines, self.began, self.figures = probed, log_lines, began, figures
         self.cpu, self.code = cpu, code
-        self.lost, self.wrong = self.all("lost"), self.all("wrong")
+        self.lost, self.wrong, self.excused = self.all("lost"), self.all("wrong"), self.all("excused")
+        # Those whose gap was told while nothing was evicted.
+        self.unexplained = [each for each in self.excused
+                            if not any(start <= each[-1] <= end for start, end in evicting)]
+        self.gaps = sum((group["gaps"] for group in heard), collections.Counter())
         self.twice, self.backwards = self.total("twice"), self.total("backwards")
         self.received = collections.Counter()
         for group in heard:
@@ -44,13 +53,8 @@ class Result:
     def total(self, name):
         return sum(group[name] for group in self.heard)
 
-    def faults(self, expected, before, after, room, proof):
-        """`before` and `after` are memory in MiB and descriptors, and may grow by `room`. `expected` is how many
-        messages the publishers were to publish. `proof` names the count that proves each attack."""
-        return list(itertools.chain(self.faults_of_messages(expected), self.faults_of_server(before, after, room),
-                                    self.unproven(proof)))
-
-    def faults_of_messages(self, expected):
+    def faults_of_messages(self, rate):
+        expected = rate * self.publishing["seconds"]
         if self.lost:
             yield f"{len(self.lost)} messages are lost, the first ones: {some(self.lost)}"
         if self.wrong:
@@ -66,7 +70,29 @@ class Result:
             if not messages:
                 yield f"the subscribers of {transport} received nothing"
 
-    def faults_of_server(self, before, after, room):
+    def faults_of_clients(self):
+        reasons = {reason: count for reason, count in self.gaps.items() if reason != "retention"}
+        if reasons:
+            yield f"gaps were told for another reason than retention: {reasons}"
+        if self.unexplained:
+            yield (f"{len(self.unexplained)} messages are in gaps that were told while nothing is evicted, the first "
+                   f"ones: {some(self.unexplained)}")
+        for what in ("refusals", "ends"):
+            if self.total(what):
+                yield f"honest subscribers had {self.total(what)} {what} of their connections"
+        troubles = {what: count for what, count in self.publishing["tries"].items() if what != "requests"}
+        if troubles:
+            yield f"honest publishers had troubles: {troubles}"
+
+    def faults_of_latency(self, live, delivery):
+        for name, counts, most in [("/health/live", self.probed["latency"].counts, live),
+                                   ("a delivery", self.latency("latency"), delivery)]:
+            if max(counts, default=0) > most:
+                yield f"{name} took {max(counts)} ms, and {most} are allowed on a quiet machine"
+
+    def faults_of_server(self, before, after, room, peak):
+        """`before` and `after` are memory in MiB and descriptors, and may grow by `room`. Meanwhile the memory may grow
+        by `peak`."""
         if self.code:
             yield f"the server was told to end, and its exit code is {self.code}"
         failures = self.probed["failures"]
@@ -75,12 +101,20 @@ class Result:
         for what, had, has, more in zip(("MiB", "descriptors"), before, after, room):
             if has > had + more:
                 yield f"the server has {has:.0f} {what} a minute after the attacks, and had {had:.0f} before"
+        if self.watch.unscraped:
+            yield f"{self.watch.unscraped} of /metrics failed at the listener for operators"
+        highest = max(self.watch.memory.values())
+        if highest > before[0] + peak:
+            yield f"the server had {highest:.0f} MiB, and {before[0]:.0f} before; it may have {peak} more"
+        for level, words in [("ERROR", "errors"), ("NONE", "lines that are no JSON")]:
+            if self.log_lines[0][level]:
+                yield f"the log has {self.log_lines[0][level]} {words}"
 
     def unproven(self, proof):
-        done = self.done()
-        for kind in done:
-            if not done[kind][proof[kind]]:
-                yield f"{kind} has no proof: its count of \"{proof[kind]}\" is 0"
+        for wave in self.waves:
+            for kind in wave.done:
+                if not wave.proves(kind, proof[kind]):
+                    yield f"{kind} has no proof in the wave {wave.name}: {proof[kind]} did not grow"
 
     def text(self, before, after):
         parts = [self.table(), self.honest(), self.server(before, after), self.attackers()]
@@ -89,23 +123,27 @@ class Result:
     def table(self):
         """What was worst in each wave."""
         delivery = merged(group["latency"].worst for group in self.heard)
-        rows = [("attack", "seconds", "delivery ms", "live ms", "MiB", "descriptors")]
+        rows = [("attack", "seconds", "publish ms", "delivery ms", "live ms", "MiB", "descriptors")]
         for wave in self.waves:
-            rows.append((wave.name, wave.end - wave.start, wave.worst(delivery),
+            rows.append((wave.name, wave.end - wave.start, wave.worst(self.publishing["latency"].worst),
+                         wave.worst(delivery),
                          wave.worst(self.probed["latency"].worst), round(wave.worst(self.watch.memory)),
                          wave.worst(self.watch.descriptors)))
         return ["", *(f"{row[0]:24}" + "".join(f"{cell:>13}" for cell in row[1:]) for row in rows)]
 
+    def latency(self, name):
+        return sum((group[name].counts for group in self.heard), collections.Counter())
+
     def honest(self):
-        latency = sum((group["latency"].counts for group in self.heard), collections.Counter())
-        pauses = sum((group["pauses"].counts for group in self.heard), collections.Counter())
         live, failures = self.probed["latency"].counts, self.probed["failures"]
         return [
-            f"published {sum(map(len, self.published.values())):,} messages, {self.tries}",
+            f"published {sum(map(len, self.published.values())):,} messages, {dict(self.publishing['tries'])}",
             f"received {sum(self.received.values()):,} {dict(self.received)}; lost {len(self.lost)}, "
-            f"twice {self.twice}, wrong ids {len(self.wrong)}, gaps {self.total('gaps')}",
+            f"twice {self.twice}, wrong ids {len(self.wrong)}, gaps {dict(self.gaps)}, "
+            f"excused {len(self.excused)}, of these while nothing is evicted {len(self.unexplained)}",
             f"connections that ended {self.total('ends')}, refused {self.total('refusals')}",
-            f"delivery: {spread(latency)}; the clients' own pauses: {spread(pauses)}",
+            f"time to publish: {spread(self.publishing['latency'].counts)}",
+            f"delivery: {spread(self.latency('latency'))}; the clients' own pauses: {spread(self.latency('pauses'))}",
             f"/health/live: {spread(live)}; {sum(live.values()):,} asked, {len(failures)} failed {failures[:5]}"]
 
     def server(self, before, after):

@@ -12,6 +12,8 @@ import socket
 import subprocess
 import time
 
+from process import Failed
+
 HOST = "127.0.0.1"
 KEY = "rejoin_hostile_00000000000000000000000000000000000000"
 SECRET = b"a secret of the hostile hour, of more than 32 bytes"
@@ -101,15 +103,27 @@ class Server:
             time.sleep(.05)
         raise SystemExit("the server does not start:\n" + self.log.read_text())
 
-    def ask(self, path):
-        """Asks the listener for operators; the status and the body."""
+    def ask(self, path, lines=None):
+        """Asks the listener for operators, or posts lines to it; the status and the body."""
         connection = http.client.HTTPConnection(HOST, self.admin, timeout=10)
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/x-ndjson"}
         try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {KEY}"})
+            connection.request("POST" if lines else "GET", path, lines, headers)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         finally:
             connection.close()
+
+    def fill(self):
+        """Stores as much as is retained, so that each message of the attackers pushes out another one. The topics are
+        those of the attackers: once there are as many as there may be, no new one is made."""
+        size, topics = 20_000, 50
+        element = {"data": "a" * size}
+        for _ in range(RETAIN_TOTAL_MIB * 2**20 // size // topics + 1):
+            body = "".join(json.dumps({"topic": f"rooms.{number}", **element}) + "\n" for number in range(topics))
+            status, answer = self.ask("/publish", body.encode())
+            if status != 200 or any("id" not in each for each in json.loads(answer)):
+                raise Failed(f"the server does not store what fills it: {status} {answer[:200]}")
 
     def metrics(self):
         """Each series with its value, without those of histograms."""

@@ -1,21 +1,40 @@
 """The kinds of attack. Each is one round, a few lines, and the attackers do it again and again.
 
-Beside each stands the count that proves it: it is above 0 only if the server has met the attack.
+Beside each stands its proof, which each wave must give: a metric of the server that has grown, if one grows by this attack
+alone, and else a count of the attackers that is above 0 only if the server has met the attack.
 """
 
 from attacks import bodies, connections, http2, publishing, reading, tls, websockets
+
+
+
+def refused(*codes):
+    return [f'rejoin_refusals_total{{code="{code}"}}' for code in codes]
+
+
+def unread(reason):
+    return [f'rejoin_unread_requests_total{{reason="{reason}"}}']
+
+
+def handshakes(*results):
+    return [f'rejoin_tls_handshakes_total{{result="{result}"}}' for result in results]
+
+
+def served(transport):
+    return [f'rejoin_connections{{transport="{transport}"}}']
+
 
 PROOFS = {
     connections.connection_flood: "connections",
     connections.silent_connections: "connections held",
     connections.slow_heads: "connections held",
-    connections.header_floods: "answers 431",
+    connections.header_floods: unread("head"),
     connections.pipelined_requests: "answers 200",
-    connections.guessed_credentials: "answers 401",
-    tls.unfinished_handshakes: "connections held",
-    tls.many_handshakes: "handshakes",
-    tls.no_handshakes: "connections that the server closed",
-    http2.many_streams: "polls held",
+    connections.guessed_credentials: refused("unauthorized"),
+    tls.unfinished_handshakes: handshakes("unfinished", "ended"),
+    tls.many_handshakes: handshakes("done", "ended"),
+    tls.no_handshakes: handshakes("plain", "malformed"),
+    http2.many_streams: served("ndjson"),
     http2.rapid_resets: "streams reset",
     http2.continuation_flood: "CONTINUATION frames",
     http2.settings_flood: "SETTINGS frames",
@@ -24,22 +43,22 @@ PROOFS = {
     http2.tiny_windows: "answers 200",
     http2.header_bombs: "answers 200",
     http2.broken_frames: "frames",
-    bodies.slow_bodies: "bodies held",
-    bodies.endless_bodies: "answers 401",
-    bodies.garbage_batches: "answers 200",
-    bodies.compressed_bombs: "answers 413",
-    reading.slow_readers: "readers that do not read",
+    bodies.slow_bodies: ["rejoin_unparsed_bytes"],
+    bodies.endless_bodies: unread("body"),
+    bodies.garbage_batches: refused("bad_request", "forbidden", "unauthorized"),
+    bodies.compressed_bombs: refused("too_large"),
+    reading.slow_readers: served("ndjson"),
     reading.wide_patterns: "answers 200",
-    reading.many_topics_read: "answers 200",
+    reading.many_topics_read: ["rejoin_topics_read"],
     reading.poll_flood: "answers 200",
     publishing.topic_flood: "stored",
     publishing.key_flood: "stored",
     publishing.message_flood: "stored",
-    websockets.half_commands: "half commands",
-    websockets.command_flood: "commands",
+    websockets.half_commands: ["rejoin_unparsed_bytes"],
+    websockets.command_flood: refused("bad_request"),
     websockets.large_commands: "MiB",
-    websockets.control_flood: "frames",
-    websockets.command_bombs: "WebSockets that compress",
+    websockets.control_flood: served("websocket"),
+    websockets.command_bombs: served("websocket"),
 }
 ATTACKS = {function.__name__: function for function in PROOFS}
 PROOF = {function.__name__: count for function, count in PROOFS.items()}
