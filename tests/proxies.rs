@@ -92,16 +92,11 @@ async fn publishing(visitor: &Visitor) {
         assert_eq!(sent.status(), 201, "{bytes} bytes");
     }
     // A proxy passes most of a body on before it reads the refusal.
-    for (bytes, token, status, code) in
-        [(8_000_000, None, 413, "too_large"), (100_000, Some("guessed"), 401, "unauthorized")]
-    {
-        for _ in 0..5 {
-            let request = visitor.post("/topics/refused").body("x".repeat(bytes));
-            let request = token.into_iter().fold(request, |request, token| request.bearer_auth(token));
-            let refused = request.send().await.expect("an answer");
-            assert_eq!(refused.status(), status);
-            assert!(refused.text().await.expect("text").contains(code), "the words are the server's");
-        }
+    for _ in 0..5 {
+        let refused = visitor.post("/topics/refused").body("x".repeat(8_000_000)).send().await;
+        let refused = refused.expect("an answer");
+        assert_eq!(refused.status(), 413);
+        assert!(refused.text().await.expect("text").contains("too_large"), "the words are the server's");
     }
     let ready = visitor.get("/health/ready").send().await.expect("an answer");
     assert_eq!(ready.status(), 200);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rejoin::config::Secret;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -52,6 +53,29 @@ async fn a_client_that_sends_a_large_body_first_hears_the_refusal() {
     for (reason, count) in [("body", 4.0), ("head", 1.0), ("malformed", 1.0)] {
         let name = format!("rejoin_unread_requests_total{{reason=\"{reason}\"}}");
         within(name.clone(), async { while scrape(&server).await[&name] < count {} }).await;
+    }
+}
+
+/// With a wrong token and 100 kB, 11 of 20 clients behind nginx got a 502.
+#[tokio::test]
+async fn a_client_with_a_wrong_token_hears_so_whatever_the_size_of_its_body() {
+    let server = Server::with(|config| config.jwt_secret = Some(Secret("secret".to_owned()))).await;
+    let refused = |path, body| {
+        let headers = format!("Authorization: Bearer guessed\r\nContent-Length: {body}");
+        request(path, &headers, body)
+    };
+    for path in ["/topics/a", "/publish", "/events"] {
+        let answer = sent_whole(&server, &refused(path, 16 << 20)).await;
+        assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("connection: close\r\n"), "{answer}");
+        let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
+        for size in [100_000, 10] {
+            wire.write_all(&refused(path, size)).await.expect("it is taken");
+            let answer = self::answer(&mut wire).await;
+            assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+            if answer.contains("connection: close\r\n") {
+                break;
+            }
+        }
     }
 }
 

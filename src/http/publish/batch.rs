@@ -163,6 +163,8 @@ impl Answers {
             }
             Err(problem) => {
                 self.messages += 1;
+                // A mistake is refused before anything could wait.
+                coop::consume_budget().await;
                 let is_mistake = matches!(
                     problem.code,
                     Code::BadRequest | Code::TooLarge | Code::Forbidden | Code::Unauthorized
@@ -259,7 +261,7 @@ mod tests {
         let mut turns = 0;
         let answer = loop {
             match poll!(&mut publishing) {
-                Poll::Ready(answer) => break answer.ok().expect("an answer"),
+                Poll::Ready(answer) => break answer.expect("an answer"),
                 Poll::Pending => turns += 1,
             }
             tokio::task::yield_now().await;
