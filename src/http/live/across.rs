@@ -63,7 +63,8 @@ pub async fn list_all(app: &App, wanted: &Wanted) -> Result<(Listed, Vec<String>
     let own = list::list(&app.live.table, wanted);
     let Some(replicas) = &app.live.replicas else { return Ok((own.await, Vec::new())) };
     let command = Command::List(wanted.clone());
-    let (own, asked) = tokio::join!(own, answers(replicas, &command, until));
+    let (own, asked) =
+        tokio::join!(own, answers(replicas, &command, BTreeSet::from([replicas.name()]), until));
     let (answers, are_all) = asked?;
     let (mut pages, mut missing) = (vec![own], Missing::new(are_all));
     for (name, answer) in answers {
@@ -90,7 +91,8 @@ pub async fn ask_these(
 
 /// The same for every other replica that lives. `None` if it is not known which ones these are.
 pub async fn ask_others(replicas: &Replicas, command: &Command, until: Instant) -> Option<BTreeSet<u64>> {
-    let (answers, are_all) = answers(replicas, command, until).await.ok()?;
+    let (answers, are_all) =
+        answers(replicas, command, BTreeSet::from([replicas.name()]), until).await.ok()?;
     are_all.then(|| undone(answers))
 }
 
@@ -108,7 +110,8 @@ pub async fn count_all(app: &App, topics: &mut [TopicStats]) -> Vec<String> {
     let Some(replicas) = &app.live.replicas else { return Vec::new() };
     let names = topics.iter().map(|stats| Pattern::from(&stats.topic)).collect();
     let command = Command::Count { topics: names };
-    let (answers, are_all) = answers(replicas, &command, until).await.unwrap_or_default();
+    let (answers, are_all) =
+        answers(replicas, &command, BTreeSet::from([replicas.name()]), until).await.unwrap_or_default();
     let mut missing = Missing::new(are_all);
     for (name, answer) in answers {
         match answer {
@@ -140,32 +143,35 @@ impl Missing {
     }
 }
 
-/// Asks every other replica that lives, and returns their answers, and true if these are all. If some may have yet to join
-/// again, it waits for them until then.
+/// Asks every replica that lives and is not known, and returns their answers, and true if these are all. If some may have
+/// yet to join again, it looks for them until then.
 ///
 /// # Errors
 /// If the store cannot be asked.
 async fn answers(
     replicas: &Replicas,
     command: &Command,
+    mut known: BTreeSet<u64>,
     until: Instant,
 ) -> Result<(Vec<(u64, Answered)>, bool), Problem> {
-    let (mut answers, mut are_all) = (Vec::new(), false);
-    let mut known = BTreeSet::from([replicas.name()]);
-    while !are_all {
-        let Ok(living) = timeout_at(until, replicas.living()).await else {
-            return Err(problem_of(Unanswered::Unknown));
-        };
-        let names;
-        (names, are_all) = living?;
-        let new = names.into_iter().filter(|name| known.insert(*name));
-        let asked = new.map(async |name| (name, ask(replicas, name, command, until).await));
-        answers.extend(join_all(asked).await);
-        if !are_all && timeout_at(until, sleep(LOOK_AGAIN_AFTER)).await.is_err() {
-            break;
-        }
+    let Ok(living) = timeout_at(until, replicas.living()).await else {
+        return Err(problem_of(Unanswered::Unknown));
+    };
+    let (mut names, are_all) = living?;
+    names.retain(|name| known.insert(*name));
+    let asked =
+        join_all(names.into_iter().map(async |name| (name, ask(replicas, name, command, until).await)));
+    if are_all {
+        return Ok((asked.await, true));
     }
-    Ok((answers, are_all))
+    let looked = async {
+        timeout_at(until, sleep(LOOK_AGAIN_AFTER)).await.ok()?;
+        Box::pin(answers(replicas, command, known, until)).await.ok()
+    };
+    let (mut all, looked) = tokio::join!(asked, looked);
+    let (others, are_all) = looked.unwrap_or_default();
+    all.extend(others);
+    Ok((all, are_all))
 }
 
 async fn ask(replicas: &Replicas, name: u64, command: &Command, until: Instant) -> Answered {
