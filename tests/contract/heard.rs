@@ -34,13 +34,9 @@ async fn a_client_that_sends_a_large_body_first_hears_the_refusal() {
     let endless = "Transfer-Encoding: chunked";
     // One chunk that has not ended yet.
     let chunk = format!("{endless}\r\n\r\n{BYTES:x}\r\n");
-    let guess = format!("Authorization: Bearer guessed\r\n{length}");
-    for (path, headers, status) in [
-        ("/topics/a", &length, 413),
-        ("/nowhere", &length, 404),
-        ("/topics/a", &chunk, 413),
-        ("/topics/a", &guess, 401),
-    ] {
+    for (path, headers, status) in
+        [("/topics/a", &length, 413), ("/nowhere", &length, 404), ("/topics/a", &chunk, 413)]
+    {
         let bytes = request(path, headers.trim_end(), BYTES);
         let answer = sent_whole(&server, &bytes).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
@@ -50,7 +46,7 @@ async fn a_client_that_sends_a_large_body_first_hears_the_refusal() {
     assert!(sent_whole(&server, &head).await.starts_with("HTTP/1.1 431 "));
     assert!(sent_whole(&server, b"NOT HTTP\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
     // A head is counted once its connection has ended, which may be later than the client sees it.
-    for (reason, count) in [("body", 4.0), ("head", 1.0), ("malformed", 1.0)] {
+    for (reason, count) in [("body", 3.0), ("head", 1.0), ("malformed", 1.0)] {
         let name = format!("rejoin_unread_requests_total{{reason=\"{reason}\"}}");
         within(name.clone(), async { while scrape(&server).await[&name] < count {} }).await;
     }
@@ -98,10 +94,6 @@ async fn a_small_body_that_comes_after_its_refused_head_leaves_the_connection_op
     for (head, body) in [
         ("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000", large.as_str()),
         ("PUT /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5", "hello"),
-        (
-            "POST /topics/a HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer guessed\r\nContent-Length: 60000",
-            large.as_str(),
-        ),
         (
             "POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked",
             "5\r\nhello\r\n0\r\n\r\n",
