@@ -157,6 +157,6 @@ mod tests {
         assert!(told(":443", ErrorKind::PermissionDenied).contains("CAP_NET_BIND_SERVICE"));
         assert_eq!(told(":443", ErrorKind::AddrInUse), "");
         assert_eq!(told(":7070", ErrorKind::PermissionDenied), "");
-        assert_eq!(told("unix:/root/s", ErrorKind::PermissionDenied), "");
+        assert_eq!(told("unix:/run/s", ErrorKind::PermissionDenied), "");
     }
 }

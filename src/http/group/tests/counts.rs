@@ -54,3 +54,16 @@ async fn a_group_that_waits_for_a_turn_is_behind() {
     settle().await;
     assert_eq!(behind(), 0);
 }
+
+#[tokio::test]
+async fn an_ephemeral_message_counts_as_a_delivery_and_has_no_latency() {
+    let readers = Readers::new();
+    let mut parked = readers.parked(2).await;
+    let (topic, payload) = ("a".parse().expect("a topic"), Payload::text("one"));
+    let draft = Draft { topic, event: None, payload, exclude: None, by: None };
+    readers.broker.announce(draft).await.expect("announced");
+    settle().await;
+    parked.iter_mut().for_each(|reader| assert_eq!(reader.received(), ["one"]));
+    let metrics = readers.app.metrics.of(Transport::Ndjson);
+    assert_eq!((metrics.deliveries.get(), metrics.latency.get_sample_count()), (2, 0));
+}

@@ -211,3 +211,14 @@ async fn a_reader_waits_at_the_door_once_and_only_as_many_as_a_group_has_members
     let woken = wakes.iter().filter(|wakes| wakes.0.load(Ordering::Relaxed) == 1);
     assert_eq!(woken.count(), MAX_MEMBERS);
 }
+
+/// Otherwise it would found another group.
+#[tokio::test]
+async fn a_reader_finds_the_group_with_room_among_many_that_are_full() {
+    let readers = Readers::new();
+    let mut parked = readers.parked(3 * MAX_MEMBERS).await;
+    assert_eq!(readers.app.groups.all().len(), 3);
+    parked[0].leave();
+    assert!(readers.park(&mut parked[0]));
+    assert_eq!(readers.app.groups.all().len(), 3);
+}

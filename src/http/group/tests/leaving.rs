@@ -145,3 +145,15 @@ async fn members_stand_as_far_as_their_group_has_looked() {
     assert!(own < newest);
     assert_eq!(cursors(&parked), [newest; 2]);
 }
+
+/// A member that the group has let go holds the group until its task has run.
+#[tokio::test]
+async fn a_group_without_members_holds_no_bytes() {
+    let readers = Readers::new();
+    let mut parked = readers.parked(2).await;
+    let group = readers.app.groups.any().expect("a group");
+    readers.publish("one", None).await;
+    assert!(group.has_batch());
+    parked.iter_mut().for_each(|reader| assert!(reader.leave().is_empty()));
+    assert!(group.state().batch.is_none());
+}
