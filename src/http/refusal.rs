@@ -41,6 +41,8 @@ pub fn problem_of(refused: Refused, client: Option<IpAddr>) -> Problem {
 pub fn refuse(unusable: Unusable, client: Option<IpAddr>) -> Problem {
     if CREDENTIALS.is_due(None) {
         tracing::warn!(client = client.map(display), why = %unusable, "refused a credential; correct the client, or the proxy before this server");
+    } else {
+        tracing::debug!(client = client.map(display), why = %unusable, "refused a credential");
     }
     Problem::new(Code::Unauthorized, unusable.to_string())
 }

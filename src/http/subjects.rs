@@ -200,7 +200,7 @@ fn keep_asking(app: &Arc<App>, replicas: Arc<Replicas>, mut asking: Asking) {
         let asked = async {
             while let Some(question) = asking.next() {
                 let until = Instant::now() + live::PATIENCE;
-                let Ok(Ok(_)) = timeout_at(until, replicas.living()).await else {
+                let Ok(Ok(_)) = timeout_at(until, replicas.others()).await else {
                     sleep(AGAIN_AFTER).await;
                     continue;
                 };

@@ -63,8 +63,7 @@ pub async fn list_all(app: &App, wanted: &Wanted) -> Result<(Listed, Vec<String>
     let own = list::list(&app.live.table, wanted);
     let Some(replicas) = &app.live.replicas else { return Ok((own.await, Vec::new())) };
     let command = Command::List(wanted.clone());
-    let (own, asked) =
-        tokio::join!(own, answers(replicas, &command, BTreeSet::from([replicas.name()]), until));
+    let (own, asked) = tokio::join!(own, answers(replicas, &command, BTreeSet::new(), until));
     let (answers, are_all) = asked?;
     let (mut pages, mut missing) = (vec![own], Missing::new(are_all));
     for (name, answer) in answers {
@@ -91,8 +90,7 @@ pub async fn ask_these(
 
 /// The same for every other replica that lives. `None` if it is not known which ones these are.
 pub async fn ask_others(replicas: &Replicas, command: &Command, until: Instant) -> Option<BTreeSet<u64>> {
-    let (answers, are_all) =
-        answers(replicas, command, BTreeSet::from([replicas.name()]), until).await.ok()?;
+    let (answers, are_all) = answers(replicas, command, BTreeSet::new(), until).await.ok()?;
     are_all.then(|| undone(answers))
 }
 
@@ -110,8 +108,7 @@ pub async fn count_all(app: &App, topics: &mut [TopicStats]) -> Vec<String> {
     let Some(replicas) = &app.live.replicas else { return Vec::new() };
     let names = topics.iter().map(|stats| Pattern::from(&stats.topic)).collect();
     let command = Command::Count { topics: names };
-    let (answers, are_all) =
-        answers(replicas, &command, BTreeSet::from([replicas.name()]), until).await.unwrap_or_default();
+    let (answers, are_all) = answers(replicas, &command, BTreeSet::new(), until).await.unwrap_or_default();
     let mut missing = Missing::new(are_all);
     for (name, answer) in answers {
         match answer {
@@ -143,7 +140,7 @@ impl Missing {
     }
 }
 
-/// Asks every replica that lives and is not known, and returns their answers, and true if these are all. If some may have
+/// Asks every other replica that lives and is not known, and returns their answers, and true if these are all. If some may have
 /// yet to join again, it looks for them until then.
 ///
 /// # Errors
@@ -154,7 +151,7 @@ async fn answers(
     mut known: BTreeSet<u64>,
     until: Instant,
 ) -> Result<(Vec<(u64, Answered)>, bool), Problem> {
-    let Ok(living) = timeout_at(until, replicas.living()).await else {
+    let Ok(living) = timeout_at(until, replicas.others()).await else {
         return Err(problem_of(Unanswered::Unknown));
     };
     let (mut names, are_all) = living?;

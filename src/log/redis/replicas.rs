@@ -145,15 +145,19 @@ impl Replicas {
         let _ = self.answering.set(answering);
     }
 
-    /// The names of the replicas that live, this one too, and true if these are all. After Redis has lost its data, others
-    /// may have yet to join again.
+    /// The names of the other replicas that live, and true if these are all. After Redis has lost its data, others may have
+    /// yet to join again. Those who ask at once share one look.
     ///
     /// # Errors
     /// If the store cannot be asked.
-    pub async fn living(&self) -> Result<(Vec<u64>, bool), LogError> {
-        self.beat("look").await?;
+    pub async fn others(&self) -> Result<(Vec<u64>, bool), LogError> {
+        if !self.look().await {
+            return Err(LogError::Unavailable);
+        }
         let state = self.state();
-        Ok((state.roll.living().collect(), state.roll.is_complete()))
+        // This replica may be joining under a new name.
+        let is_other = |name: &u64| *name != self.name() && Some(*name) != state.next_name;
+        Ok((state.roll.living().filter(is_other).collect(), state.roll.is_complete()))
     }
 
     /// Asks a replica, and waits for the answer until then.
