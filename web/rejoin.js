@@ -681,8 +681,8 @@ export function connect(url, options = {}) {
     const isOwn = link?.names.has(topic), isRead = isOwn && !isAsked(topic) || reading?.live
     if (type === 'unsubscribed') {
       if (!isRead) giveReplay({ name: topic, lost: true })
-      // The client may still read for itself what is gone from the list. A new connection says so.
-      if (options.mine && reading && isOwn) return again()
+      // The client may still read for itself what is gone from the list. A new connection says so, from where this one was.
+      if (options.mine && reading && isOwn) return link?.end()
       if (reading) reading.given = false
       link?.names.delete(topic)
       return refuseTopic(topic, { code: 'conflict' })
