@@ -116,8 +116,7 @@ fn take(app: &App, again: Again, settings: &mut Settings) -> bool {
         return false;
     }
     app.begin_fetching();
-    let rest = if is_certificate_taken { ", and the certificate" } else { "" };
-    tracing::info!("keys, grants, [[retain]], allowed origins and hosts{rest} reloaded");
+    tracing::info!("keys, grants, [[retain]], allowed origins and hosts reloaded");
     for name in read.differences(settings).filter(|name| !READ_AGAIN.contains(name)) {
         tracing::warn!(name, "this setting has changed; restart the server to apply it");
     }
@@ -134,6 +133,7 @@ fn take_certificate(
     match read {
         Ok(Some(certificate)) => {
             app.show_certificate(&certificate);
+            tracing::info!("certificate reloaded");
             settings.config.certificate = Some(certificate);
         }
         Ok(None) => {}

@@ -208,7 +208,7 @@ async fn without_the_file_of_an_account_made_elsewhere_a_running_server_takes_ot
     let mut program = Program::start(&[&arguments[..], &account].concat()).await;
     fs::remove_file(&eab).expect("it is there");
     program.until_logged("this server needs the file no more, and its next start does").await;
-    program.until_logged("allowed origins and hosts, and the certificate reloaded").await;
+    program.until_logged("allowed origins and hosts reloaded").await;
     fs::write(&eab, "kid-2 c2VjcmV0\n").expect("a file");
     program.until_logged("this setting has changed; restart the server to apply it").await;
     let ended = program.terminate().await;

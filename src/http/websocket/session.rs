@@ -111,10 +111,11 @@ impl Session {
         let closing = |Problem { code, detail, .. }: &Problem, cursor, retry_ms| {
             wire::control_frame(&Control::Closing { code: *code, detail, cursor, retry_ms })
         };
-        let Self { mut socket, app, reader, running, .. } = *self;
+        let Self { mut socket, app, reader, running, waiting, unparsed, .. } = *self;
         // From now on commands find no connection, however long the client takes to leave. Its place is taken until then.
         reader.leave();
-        drop(running);
+        // Nothing reads these commands any more.
+        drop((running, waiting, unparsed));
         match end {
             End::Lost(Lost::Gone) | End::GraceOver => {}
             End::Silent => app.metrics.slow_closes.inc(),

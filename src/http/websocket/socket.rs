@@ -257,7 +257,6 @@ impl Socket {
                 self.limit(MAX_CLOSING_BYTES);
                 self.answered().await;
             }
-            (self.protocol, self.inflating) = (None, None);
             self.end().await;
         };
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
@@ -309,8 +308,9 @@ impl Socket {
         .await;
     }
 
-    /// Writes the rest, ends our side, and waits until the peer has ended its own.
+    /// Writes the rest, ends our side, and waits until the peer has ended its own. What it sends is not kept.
     async fn end(&mut self) {
+        (self.protocol, self.inflating) = (None, None);
         self.stalled.reset();
         let _ = std::future::poll_fn(|cx| self.poll_flush(cx)).await;
         let _ = std::future::poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
