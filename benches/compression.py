@@ -19,7 +19,6 @@ import subprocess
 import time
 
 ROUNDS = 3
-TICK = os.sysconf("SC_CLK_TCK")
 WORDS = "chair table lamp rug oak pine wool blue green paid open sent Berlin Paris Oslo north south".split()
 HEADS = {
     "SSE": ("accept: text/event-stream\r\n", "accept-encoding: gzip\r\n"),
@@ -63,8 +62,8 @@ class Server:
 
     def cpu(self):
         """Processor time so far, in seconds."""
-        fields = open(f"/proc/{self.child.pid}/stat").read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+        # The system's number for the clock of another process: see clock_getcpuclockid(3). It counts nanoseconds.
+        return time.clock_gettime((~self.child.pid << 3) | 2)
 
     def connect(self):
         return socket.create_connection(("127.0.0.1", self.port))

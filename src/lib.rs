@@ -160,8 +160,10 @@ async fn renewing<T>(
     let Some(acme) = acme else { return serving.await };
     let mut serving = std::pin::pin!(serving);
     tokio::select! {
-        served = &mut serving => return served,
+        // The certificate of the last start is shown before the first connection is accepted.
+        biased;
         never = acme.renew(app) => match never {},
+        served = &mut serving => return served,
         // The server that comes next waits for the folder.
         () = shutdown.draining() => {}
     }

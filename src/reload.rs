@@ -133,7 +133,6 @@ fn take_certificate(
     match read {
         Ok(Some(certificate)) => {
             app.show_certificate(&certificate);
-            tracing::info!("certificate reloaded");
             settings.config.certificate = Some(certificate);
         }
         Ok(None) => {}

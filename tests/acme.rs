@@ -215,6 +215,27 @@ async fn without_the_file_of_an_account_made_elsewhere_a_running_server_takes_ot
     assert!(!ended.log.contains("rejected"), "{}", ended.log);
 }
 
+/// The certificate of the files was shown at once, and replaced by one of the authority at the next renewal.
+#[tokio::test]
+async fn a_certificate_of_files_replaces_one_of_an_authority_only_at_a_start() {
+    let folder = Folder::new();
+    let (settings, state) = (folder.path("rejoin.toml"), folder.path("state"));
+    let nowhere = format!("https://localhost:{}/dir", support::redis::free_port());
+    let key = format!("[[key]]\nname = \"one\"\nsha256 = \"{}\"\nadmin = true\n", "ab".repeat(32));
+    let acme = format!(
+        "tls-acme = [\"{}\"]\ntls-acme-state = \"{state}\"\ntls-acme-directory = \"{nowhere}\"\n",
+        NAMES[0]
+    );
+    fs::write(&settings, acme + &key).expect("a file");
+    let mut program = Program::start(&["--config", &settings]).await;
+    let files = "tests/support/tls";
+    let files = format!("tls-cert = \"{files}/certificate.pem\"\ntls-key = \"{files}/key.pem\"\n");
+    fs::write(&settings, files + &key).expect("a file");
+    program.until_logged("--tls-cert was added or removed; restart the server to apply it").await;
+    let ended = program.terminate().await;
+    assert!(!ended.log.contains("certificate of --tls-cert in force"), "{}", ended.log);
+}
+
 #[tokio::test]
 async fn replicas_are_warned_that_only_one_of_them_can_answer_an_authority() {
     let (folder, nobody) = (Folder::new(), format!("redis://127.0.0.1:{}", support::redis::free_port()));

@@ -25,17 +25,17 @@ const INBOX_BYTES: usize = 256 * 1024;
 pub enum Habit {
     /// Counts messages.
     Listen,
-    /// Counts the messages of each answer, and asks for the next ones of the topic in `again`.
-    Poll { again: Option<String> },
+    /// Counts the messages of each answer, and asks for the next ones. Connection `n` reads the topic `again(n)`.
+    Poll { again: Option<fn(usize) -> String> },
     /// Sends the same request again while there are requests left.
     Ask { request: Vec<u8> },
 }
 
 impl Habit {
-    /// The habit of a reader of `topic`.
-    pub fn reads(transport: Transport, topic: &str) -> Self {
+    /// The habit of readers, each of its `topic`.
+    pub fn reads(transport: Transport, topic: fn(usize) -> String) -> Self {
         match transport {
-            Transport::Poll => Self::Poll { again: Some(topic.to_owned()) },
+            Transport::Poll => Self::Poll { again: Some(topic) },
             _ => Self::Listen,
         }
     }
@@ -305,7 +305,7 @@ impl Fleet {
                             cursor.clone_into(&mut told.cursor);
                         }
                         if let Some(topic) = again {
-                            outbox.extend(wire::poll(topic, &told.cursor));
+                            outbox.extend(wire::poll(&topic(token), &told.cursor));
                         }
                     }
                     Habit::Ask { request } => {

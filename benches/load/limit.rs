@@ -37,12 +37,16 @@ impl Limit {
 
     /// Connections that wait for the buffer.
     pub fn fleet(&mut self, count: usize, framing: Framing) -> Outcome<Fleet> {
+        let habit = match framing {
+            Framing::Answers => Habit::Poll { again: None },
+            _ => Habit::Listen,
+        };
         let fleet = Fleet::arrive(&Arrival {
             addr: self.process.addr,
             count,
             framing,
             request: &|_| Vec::new(),
-            habit: Habit::Listen,
+            habit,
             window: count,
         })?;
         while self.command("peers\n")?.trim() != count.to_string() {}

@@ -29,9 +29,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How long one order may take. Some authorities ask from several places, one after the other.
 const ORDER_WITHIN: Duration = Duration::from_secs(300);
 /// The pause after an order that failed. It grows, because authorities count orders that fail: Let's Encrypt allows
-/// five an hour.
+/// five an hour, and these pauses make four.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
-const PAUSE_GROWS: u32 = 3;
+const PAUSE_GROWS: u32 = 12;
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// The certificate of one server, and the way to the next one.

@@ -45,7 +45,8 @@ pub async fn serve(app: &App, endpoint: Endpoint, io: TokioIo<StallGuard>) -> hy
         let place = endpoint.place.clone();
         move || if place.is_spare() { Duration::ZERO } else { place.patience(KEPT_FOR) }
     };
-    let service = service_fn(move |request| answer(endpoint.clone(), request));
+    // In a box, because the stream drops it once there is a response.
+    let service = service_fn(move |request| Box::pin(answer(endpoint.clone(), request)));
     let connection = pin!(builder(app, open).serve_connection(io, service));
     let end = app.shutdown.child();
     let idle = async {

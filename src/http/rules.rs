@@ -92,21 +92,26 @@ impl App {
         }
         self.rules.replace(config);
         match (&self.tls, &config.certificate) {
-            (Some(tls), Some(certificate)) => tls.show(certificate),
+            (Some(tls), Some(certificate)) if self.has_certificate_of_files() => tls.show(certificate),
             (None, None) => {}
             // Its certificate comes by ACME.
-            (Some(_), None) if self.config.certificate.is_none() => {}
+            (Some(_), None) if !self.has_certificate_of_files() => {}
             _ => tracing::warn!("--tls-cert was added or removed; restart the server to apply it"),
         }
         self.broker.retain_by(config.retention().rules);
         Ok(())
     }
 
-    /// Shows this certificate to the connections that come from now on, if the server speaks TLS.
+    /// Shows this certificate to the connections that come from now on, if the server began with one of files.
     pub fn show_certificate(&self, certificate: &Certificate) {
-        if let Some(tls) = &self.tls {
+        if let Some(tls) = self.tls.as_ref().filter(|_| self.has_certificate_of_files()) {
             tls.show(certificate);
         }
+    }
+
+    /// False also if the certificate comes by ACME.
+    fn has_certificate_of_files(&self) -> bool {
+        self.config.certificate.is_some()
     }
 
     /// Says for the metrics if the last read of the files had a mistake, so that a part of the settings is older than they.

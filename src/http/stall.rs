@@ -302,7 +302,8 @@ pub struct StreamExecutor {
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for StreamExecutor {
     fn execute(&self, stream: F) {
         let progress = Progress::default();
-        let watched = watch_stream(stream, progress.clone(), self.clone());
+        // In a box, because it would take its room again in each future around it.
+        let watched = watch_stream(Box::pin(stream), progress.clone(), self.clone());
         let open = Open::new(&self.open);
         self.tasks.spawn(async move {
             let _open = open;
@@ -327,9 +328,12 @@ impl Drop for Open {
     }
 }
 
-async fn watch_stream(stream: impl Future<Output = ()>, progress: Progress, executor: StreamExecutor) {
+async fn watch_stream(
+    mut stream: impl Future<Output = ()> + Unpin,
+    progress: Progress,
+    executor: StreamExecutor,
+) {
     let StreamExecutor { timeout, slow_closes, .. } = executor;
-    let mut stream = std::pin::pin!(stream);
     let (mut seen, mut unmoved) = (0, 0);
     let mut is_late;
     let mut look = tokio::time::interval(timeout / LOOKS);

@@ -1,12 +1,13 @@
 //! One client that takes all that there is leaves a share to each other client.
 
 use futures_util::future::join_all;
+use reqwest::Method;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tungstenite::Message;
 
 use crate::{
-    ask::{Ask, get, post, with_query, within},
+    ask::{Ask, get, post, request, text, with_query, within},
     people::{As, BACKEND, reads, tables, token, usual},
     reader::{Lines, Socket, refusal},
     support::{Server, client::Transport},
@@ -206,13 +207,19 @@ async fn a_client_with_unfinished_commands_leaves_as_much_room_as_it_takes() {
     assert_eq!(large().answer_to(&modest).await.status, 200);
     assert!(begin(&modest).await.1, "others still have room");
     assert_eq!(post(&server, "/topics/a").body("x").answer_to(&greedy).await.status, 201, "a small one");
-    let mut last = held.pop().expect("one");
-    drop(held);
     let unparsed = async || {
         let metrics = get(&server, "/metrics").answer_to(BACKEND).await;
         let line = metrics.text().lines().find(|line| line.starts_with("rejoin_unparsed_bytes"));
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(f64::NAN)
     };
+    let before = unparsed().await;
+    let mut ended = held.pop().expect("one");
+    let path = format!("/connections/{}", text(&ended.opening["connection"]));
+    assert_eq!(request(&server, Method::DELETE, &path).answer_to(BACKEND).await.status, 204);
+    while !matches!(ended.next_message().await, Message::Text(text) if text.contains("closing")) {}
+    assert!(unparsed().await < before, "its client has not left, and its command is not kept");
+    let mut last = held.pop().expect("one");
+    drop(held);
     within("room", async { while unparsed().await > 50_000.0 {} }).await;
     // It was never cut off, and its command goes on.
     let rest = br#"{"type":"ping"}"#;

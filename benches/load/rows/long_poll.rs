@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     SUBSCRIBERS,
-    fan_out::{FLIGHTS, deliver, flight_of, subscribe},
+    fan_out::{Flight, deliver, subscribe},
 };
 
 pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
@@ -22,25 +22,31 @@ pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
     let mut plain_publisher = Publisher::connect(plain.addr)?;
     let mut plain_fleet = asking(&plain, SUBSCRIBERS, wire::get("/plain"))?;
     let mut lines = Vec::new();
-    for (flight, steps) in FLIGHTS {
-        let steps = setting.size(steps, steps / 10);
-        let request = flight_of(flight);
-        deliver(&server, &mut fleet, &mut publisher, &request, flight, 2)?;
+    for flight in Flight::ALL {
+        deliver(setting, &server, &mut fleet, &mut publisher, Flight::at_once(flight.size, 20))?;
         plain_publisher.publish(&wire::put("/plain", fleet.sample().0))?;
         plain_fleet.ask(SUBSCRIBERS as u64)?;
         let (mut ours, mut theirs) = (Series::default(), Series::default());
         for _ in 0..setting.rounds {
-            ours.push(deliver(&server, &mut fleet, &mut publisher, &request, flight, steps)?);
-            let before = plain.cpu_ns()?;
-            plain_fleet.ask((SUBSCRIBERS * steps) as u64)?;
-            let spent = plain.cpu_ns()? - before;
-            theirs.push(spent as f64 / (SUBSCRIBERS * steps * flight) as f64);
+            ours.push(deliver(setting, &server, &mut fleet, &mut publisher, flight)?);
+            theirs.push(answer(setting, &plain, &mut plain_fleet, flight)?);
         }
-        let line = Line::new(format!("long-poll fan-out, w={flight}"), "ns/delivery", ours);
+        let line = Line::new(format!("long-poll fan-out, {}", flight.name()), "ns/delivery", ours);
         let line = line.against("axum's plain `GET` of the same answer", theirs);
-        lines.push(if flight == 1 { line.target(1.5, 1.2) } else { line });
+        lines.push(if flight.size == 1 { line.target(1.8, 1.2) } else { line });
     }
     Ok(lines)
+}
+
+/// The same number of answers to plain requests, in nanoseconds for each message.
+fn answer(setting: &Setting, plain: &Process, fleet: &mut Fleet, flight: Flight) -> Outcome<f64> {
+    let before = plain.cpu_ns()?;
+    let steps = flight.steps(setting);
+    let messages = steps.len() * flight.size;
+    for _ in steps {
+        fleet.ask(SUBSCRIBERS as u64)?;
+    }
+    Ok((plain.cpu_ns()? - before) as f64 / (messages * SUBSCRIBERS) as f64)
 }
 
 /// Keep-alive connections that send `request` when asked to.

@@ -39,7 +39,8 @@ pub fn retained(setting: &Setting) -> Outcome<Vec<Line>> {
 /// readers the gap.
 pub fn expired(setting: &Setting) -> Outcome<Vec<Line>> {
     let topics = setting.size(1_000_000, 50_000);
-    let server = setting.server_with(&["--retain-age", "5s"])?;
+    // More topics than are made, so that each is remembered.
+    let server = setting.server_with(&["--retain-age", "5s", "--max-topics", "2000000"])?;
     let mut publisher = Publisher::connect(server.addr)?;
     let empty = empty_kib(&server, &mut publisher)?;
     let payload = wire::payload(PAYLOAD_BYTES, 0);

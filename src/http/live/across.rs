@@ -63,7 +63,7 @@ pub async fn list_all(app: &App, wanted: &Wanted) -> Result<(Listed, Vec<String>
     let own = list::list(&app.live.table, wanted);
     let Some(replicas) = &app.live.replicas else { return Ok((own.await, Vec::new())) };
     let command = Command::List(wanted.clone());
-    let (own, asked) = tokio::join!(own, answers(replicas, &command, BTreeSet::new(), until));
+    let (own, asked) = tokio::join!(own, answers(replicas, &command, until));
     let (answers, are_all) = asked?;
     let (mut pages, mut missing) = (vec![own], Missing::new(are_all));
     for (name, answer) in answers {
@@ -90,7 +90,7 @@ pub async fn ask_these(
 
 /// The same for every other replica that lives. `None` if it is not known which ones these are.
 pub async fn ask_others(replicas: &Replicas, command: &Command, until: Instant) -> Option<BTreeSet<u64>> {
-    let (answers, are_all) = answers(replicas, command, BTreeSet::new(), until).await.ok()?;
+    let (answers, are_all) = answers(replicas, command, until).await.ok()?;
     are_all.then(|| undone(answers))
 }
 
@@ -108,7 +108,7 @@ pub async fn count_all(app: &App, topics: &mut [TopicStats]) -> Vec<String> {
     let Some(replicas) = &app.live.replicas else { return Vec::new() };
     let names = topics.iter().map(|stats| Pattern::from(&stats.topic)).collect();
     let command = Command::Count { topics: names };
-    let (answers, are_all) = answers(replicas, &command, BTreeSet::new(), until).await.unwrap_or_default();
+    let (answers, are_all) = answers(replicas, &command, until).await.unwrap_or_default();
     let mut missing = Missing::new(are_all);
     for (name, answer) in answers {
         match answer {
@@ -140,15 +140,24 @@ impl Missing {
     }
 }
 
-/// Asks every other replica that lives and is not known, and returns their answers, and true if these are all. If some may have
-/// yet to join again, it looks for them until then.
+/// Asks every other replica that lives, and returns their answers, and true if these are all. If some may have yet to join
+/// again, it looks for them until then.
 ///
 /// # Errors
 /// If the store cannot be asked.
 async fn answers(
     replicas: &Replicas,
     command: &Command,
+    until: Instant,
+) -> Result<(Vec<(u64, Answered)>, bool), Problem> {
+    answers_beside(BTreeSet::new(), replicas, command, until).await
+}
+
+/// Asks as [`answers`] does, but not those that are known.
+async fn answers_beside(
     mut known: BTreeSet<u64>,
+    replicas: &Replicas,
+    command: &Command,
     until: Instant,
 ) -> Result<(Vec<(u64, Answered)>, bool), Problem> {
     let Ok(living) = timeout_at(until, replicas.others()).await else {
@@ -163,7 +172,7 @@ async fn answers(
     }
     let looked = async {
         timeout_at(until, sleep(LOOK_AGAIN_AFTER)).await.ok()?;
-        Box::pin(answers(replicas, command, known, until)).await.ok()
+        Box::pin(answers_beside(known, replicas, command, until)).await.ok()
     };
     let (mut all, looked) = tokio::join!(asked, looked);
     let (others, are_all) = looked.unwrap_or_default();

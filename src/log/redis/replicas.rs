@@ -146,7 +146,7 @@ impl Replicas {
     }
 
     /// The names of the other replicas that live, and true if these are all. After Redis has lost its data, others may have
-    /// yet to join again. Those who ask at once share one look.
+    /// yet to join again. Callers that ask at the same time share one look.
     ///
     /// # Errors
     /// If the store cannot be asked.
