@@ -14,7 +14,7 @@ use crate::{
 const LISTED: &str = "https://app.example";
 
 async fn server() -> Server {
-    Server::with(|config| config.allowed_origins = vec![LISTED.parse().expect("an origin")]).await
+    Server::direct(|config| config.allowed_origins = vec![LISTED.parse().expect("an origin")]).await
 }
 
 /// Requests of every kind.

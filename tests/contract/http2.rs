@@ -295,7 +295,7 @@ impl Socket {
 
 #[tokio::test]
 async fn a_websocket_by_extended_connect_is_refused_like_any_other() {
-    let server = Server::start().await;
+    let server = Server::direct(|_| {}).await;
     let mut connection = Connection::open(&server).await;
     let origin = server.http("");
     let mut seen = connection.websocket("/topics/a..b", &[("origin", &origin)]).await;

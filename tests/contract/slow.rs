@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use rejoin::Config;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
@@ -31,12 +32,9 @@ async fn publish_much(server: &Server) -> Vec<String> {
 }
 
 /// A server that closes a client which takes nothing for a second, and retains what such a reader lacks.
-async fn impatient() -> Server {
-    Server::with(|config| {
-        config.write_timeout = Duration::from_secs(1);
-        config.retain_bytes = 64 << 20;
-    })
-    .await
+fn impatient(config: &mut Config) {
+    config.write_timeout = Duration::from_secs(1);
+    config.retain_bytes = 64 << 20;
 }
 
 #[tokio::test]
@@ -67,7 +65,7 @@ async fn a_slow_reader_gets_a_gap() {
 
 #[tokio::test]
 async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut_off() {
-    let server = impatient().await;
+    let server = Server::with(impatient).await;
     let mut slow = Socket::open(&server, "/topics/a").await;
     let mut other = Reader::open(&server, Transport::WebSocket, "topic=a").await;
     let (ids, ()) = tokio::join!(publish_much(&server), async {
@@ -114,7 +112,8 @@ async fn a_websocket_that_takes_nothing_is_closed_as_too_slow_or_cut_off() {
 #[tokio::test]
 async fn a_slow_websocket_gets_no_cursor_past_what_it_was_sent() {
     const SMALL: usize = 1_000;
-    let server = impatient().await;
+    // A tunnel would read for the client.
+    let server = Server::direct(impatient).await;
     let slow_closes = async || {
         let metrics = get(&server, "/metrics").answer().await;
         let line = metrics.text().lines().find(|line| line.starts_with("rejoin_slow_closes_total"));
@@ -145,7 +144,8 @@ async fn a_slow_websocket_gets_no_cursor_past_what_it_was_sent() {
 /// A ping waits behind the frames that the reader still has to take. The server once took that for silence.
 #[tokio::test]
 async fn a_websocket_that_reads_slowly_but_steadily_stays_open() {
-    let server = Server::with(|config| config.heartbeat = Duration::from_millis(100)).await;
+    // A tunnel would read in larger steps.
+    let server = Server::direct(|config| config.heartbeat = Duration::from_millis(100)).await;
     let mut slow = Socket::open_narrow(&server, "/topics/a").await;
     let mut expected = publish_much(&server).await.into_iter();
     while let Some(id) = expected.next() {
@@ -161,7 +161,7 @@ async fn a_websocket_that_reads_slowly_but_steadily_stays_open() {
 
 #[tokio::test]
 async fn a_stream_that_takes_nothing_is_cut_off() {
-    let server = impatient().await;
+    let server = Server::with(impatient).await;
     for transport in [Transport::Sse, Transport::Ndjson] {
         let mut slow = Stream::open(&server, transport, "/events?topic=a", &[]).await;
         let mut other = Reader::open(&server, transport, "topic=a").await;
@@ -186,7 +186,7 @@ async fn a_stream_that_takes_nothing_is_cut_off() {
 
 #[tokio::test]
 async fn a_client_closed_as_too_slow_resumes_with_what_it_missed() {
-    let server = impatient().await;
+    let server = Server::with(impatient).await;
     for (transport, other) in [
         (Transport::WebSocket, Transport::Poll),
         (Transport::Sse, Transport::Ndjson),

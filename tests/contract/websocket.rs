@@ -254,7 +254,7 @@ async fn a_peer_that_answers_pings_stays() {
 
 #[tokio::test]
 async fn an_upgrade_that_is_not_rfc_6455_version_13_is_426() {
-    let server = Server::start().await;
+    let server = Server::direct(|_| {}).await;
     let without = |name: &str, instead: Option<&'static str>| {
         let kept = transport_headers(Transport::WebSocket).iter().filter(|(known, _)| *known != name);
         kept.copied().chain(instead.map(|value| ("instead", value))).collect::<Vec<_>>()
@@ -339,7 +339,7 @@ async fn a_client_without_an_origin_is_refused_with_the_real_status() {
 
 #[tokio::test]
 async fn a_client_with_an_origin_is_refused_with_101_an_error_and_a_close_code() {
-    let server = Server::start().await;
+    let server = Server::direct(|_| {}).await;
     let origin = server.http("");
     for (path, _, code, close) in REFUSED {
         let mut socket = Socket::shake_hands(&server, path, &[("origin", &origin)]).await;

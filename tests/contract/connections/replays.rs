@@ -1,5 +1,6 @@
 //! Topics that are added with a start: the replay before `subscribed`, and what does not wait for it.
 
+use rejoin::Config;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -56,7 +57,14 @@ async fn a_gap_of_a_replay_does_not_move_the_cursor() {
 
 /// A server whose topics hold more than a socket takes, and a topic with so much.
 async fn long_topic() -> Server {
-    let server = Server::with(|config| config.retain_bytes = 64 << 20).await;
+    filled(Server::with(large).await).await
+}
+
+fn large(config: &mut Config) {
+    config.retain_bytes = 64 << 20;
+}
+
+async fn filled(server: Server) -> Server {
     for _ in 0..80 {
         publish(&server, "long", "x".repeat(250_000)).await;
     }
@@ -174,7 +182,8 @@ async fn add_and_announce(server: &Server, reader: &mut Reader) {
 
 #[tokio::test]
 async fn what_waits_for_a_client_that_does_not_read_is_bounded() {
-    let server = long_topic().await;
+    // A tunnel would read for the client.
+    let server = filled(Server::direct(large).await).await;
     let mut reader = Reader::open(&server, Transport::Sse, "topic=long&after=0").await;
     let id = id_of(&reader);
     // Each topic that was changed is told once, however often it changes.
