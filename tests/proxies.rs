@@ -3,6 +3,8 @@
 //! Each recipe is taken out of the document as it stands; only ports, certificates and the address of the server are
 //! replaced. A browser's side is played over TLS, from an address that no proxy has.
 
+#[path = "proxies/compressed.rs"]
+mod compressed;
 #[path = "proxies/front.rs"]
 mod front;
 mod support;
@@ -21,21 +23,23 @@ const MAX_PAYLOAD_BYTES: usize = 256 << 10;
 #[tokio::test]
 async fn nginx_passes_everything_on_by_its_recipe() {
     for by in [Way::Plain, Way::Unix, Way::Tls] {
-        let Some(front) = Front::nginx(by).await else { return };
+        let Some(front) = Front::nginx(by, &[]).await else { return };
         drive(front).await;
     }
 }
 
 #[tokio::test]
 async fn haproxy_passes_everything_on_by_its_recipe() {
-    let Some(front) = Front::haproxy("").await else { return };
-    drive(front).await;
+    for by in [Way::Plain, Way::Unix] {
+        let Some(front) = Front::haproxy(by, "", &[]).await else { return };
+        drive(front).await;
+    }
 }
 
 #[tokio::test]
 async fn haproxy_names_its_client_by_the_proxy_protocol() {
     for version in [" send-proxy", " send-proxy-v2"] {
-        let Some(front) = Front::haproxy(version).await else { return };
+        let Some(front) = Front::haproxy(Way::Plain, version, &["--proxy-protocol"]).await else { return };
         drive(front).await;
     }
 }
@@ -54,8 +58,24 @@ async fn nginx_passes_tls_through_by_its_recipe() {
 
 #[tokio::test]
 async fn caddy_passes_everything_on_by_its_recipe() {
-    let Some(front) = Front::caddy().await else { return };
-    drive(front).await;
+    for by in [Way::Plain, Way::Unix] {
+        let Some(front) = Front::caddy(by, &[]).await else { return };
+        drive(front).await;
+    }
+}
+
+/// A proxy must not collect the compressed bytes of several events either.
+#[tokio::test]
+async fn each_proxy_passes_compressed_streams_on_event_by_event() {
+    let flags = ["--compress", "all"];
+    for front in [
+        Front::nginx(Way::Plain, &flags).await,
+        Front::haproxy(Way::Plain, "", &flags).await,
+        Front::caddy(Way::Plain, &flags).await,
+    ] {
+        let Some(front) = front else { continue };
+        compressed::streams(&Visitor::of(&front)).await;
+    }
 }
 
 /// A held poll sends nothing for up to a minute, and a stream for a heartbeat.
@@ -81,6 +101,8 @@ async fn drive(mut front: Front) {
     }
     a_websocket(&visitor).await;
     a_held_poll(&visitor).await;
+    compressed::a_websocket(&visitor).await;
+    compressed::a_poll(&visitor).await;
     pages(&visitor, &front).await;
     over_http2(&visitor).await;
     addresses(&visitor, &mut front).await;

@@ -41,18 +41,17 @@ pub struct Front {
 }
 
 impl Front {
-    /// nginx, which reaches the server this way.
-    pub async fn nginx(by: Way) -> Option<Self> {
+    /// nginx, which reaches the server this way. The server has these flags.
+    pub async fn nginx(by: Way, flags: &[&str]) -> Option<Self> {
         let version = is_installed("nginx", "-v")?;
         let folder = certified();
         let (certificate, key, socket) = (folder.path("push.pem"), folder.path("push.key"), folder.path("s"));
-        let unix = format!("unix:{socket}");
         let more = match by {
             Way::Plain => vec![],
-            Way::Unix => vec!["--listen", "127.0.0.1:0", "--listen", &unix],
-            Way::Tls => vec!["--tls-cert", &certificate, "--tls-key", &key],
+            Way::Unix => on_a_socket(&folder),
+            Way::Tls => ["--tls-cert", &certificate, "--tls-key", &key].map(str::to_owned).to_vec(),
         };
-        let (server, folder, port) = scene_in(folder, &more).await;
+        let (server, folder, port) = scene_in(folder, &[strs(&more), flags.to_vec()].concat()).await;
         let mut recipe = recipe("nginx");
         replace(&mut recipe, "listen 443 ssl", &format!("listen 127.0.0.1:{port} ssl"));
         if by == Way::Tls {
@@ -61,9 +60,7 @@ impl Front {
         }
         match by {
             Way::Unix => {
-                let documented = "server unix:/run/rejoin/http.sock;";
-                assert!(DOCUMENT.contains(documented));
-                let line = documented.replace("/run/rejoin/http.sock", &socket);
+                let line = documented("server unix:/run/rejoin/http.sock;", &socket);
                 replace(&mut recipe, "server 127.0.0.1:7070;", &line);
             }
             _ => replace(&mut recipe, "127.0.0.1:7070", &server.server.addr.to_string()),
@@ -91,15 +88,21 @@ impl Front {
         Some(front)
     }
 
-    /// HAProxy, with `more` at the end of the line of the server: the PROXY protocol.
-    pub async fn haproxy(more: &str) -> Option<Self> {
+    /// HAProxy, with `more` at the end of the line of the server: the PROXY protocol. The server has these flags.
+    pub async fn haproxy(by: Way, more: &str, flags: &[&str]) -> Option<Self> {
         is_installed("haproxy", "-v")?;
-        let speaks = if more.is_empty() { &[][..] } else { &["--proxy-protocol"] };
-        let (server, folder, port) = scene(speaks).await;
+        let folder = certified();
+        let socket = if by == Way::Unix { on_a_socket(&folder) } else { vec![] };
+        let (server, folder, port) = scene_in(folder, &[strs(&socket), flags.to_vec()].concat()).await;
         let mut recipe = recipe("haproxy");
+        if by == Way::Unix {
+            let line = documented("server one /run/rejoin/http.sock", &folder.path("s"));
+            replace(&mut recipe, "server one 127.0.0.1:7070", &line);
+        } else {
+            replace(&mut recipe, "127.0.0.1:7070", &server.server.addr.to_string());
+        }
         replace(&mut recipe, "bind :443", &format!("bind 127.0.0.1:{port}"));
         replace(&mut recipe, "/etc/haproxy/push.pem", &folder.path("both.pem"));
-        replace(&mut recipe, "127.0.0.1:7070", &server.server.addr.to_string());
         replace(&mut recipe, "check inter 2s", &format!("check inter 2s{more}"));
         fs::write(folder.path("conf"), recipe + "\n").expect("a file");
         let arguments = ["-db", "-f", &folder.path("conf")];
@@ -147,14 +150,22 @@ impl Front {
         Some(front)
     }
 
-    pub async fn caddy() -> Option<Self> {
+    /// Caddy, which reaches the server this way. The server has these flags.
+    pub async fn caddy(by: Way, flags: &[&str]) -> Option<Self> {
         is_installed("caddy", "version")?;
-        let (server, folder, port) = scene(&[]).await;
+        let folder = certified();
+        let socket = if by == Way::Unix { on_a_socket(&folder) } else { vec![] };
+        let (server, folder, port) = scene_in(folder, &[strs(&socket), flags.to_vec()].concat()).await;
         let mut recipe = recipe("caddy");
         let certificate = format!("tls {} {}", folder.path("push.pem"), folder.path("push.key"));
         let site = format!("https://push.example:{port} {{\n    bind 127.0.0.1\n    {certificate}\n");
         replace(&mut recipe, "push.example {\n", &site);
-        replace(&mut recipe, "127.0.0.1:7070", &server.server.addr.to_string());
+        if by == Way::Unix {
+            let line = documented("reverse_proxy unix//run/rejoin/http.sock", &folder.path("s"));
+            replace(&mut recipe, "reverse_proxy 127.0.0.1:7070", &line);
+        } else {
+            replace(&mut recipe, "127.0.0.1:7070", &server.server.addr.to_string());
+        }
         let whole = format!("{{\n    admin off\n    auto_https off\n}}\n{recipe}\n");
         fs::write(folder.path("conf"), whole).expect("a file");
         let arguments = ["run", "--adapter", "caddyfile", "--config", &folder.path("conf")];
@@ -204,11 +215,22 @@ impl Front {
     }
 }
 
-/// The server, and a folder with the certificate of `push.example`.
-async fn scene(more: &[&str]) -> (Program, Folder, u16) {
-    scene_in(certified(), more).await
+/// The flags of a server that listens on the socket `s` of this folder too.
+fn on_a_socket(folder: &Folder) -> Vec<String> {
+    ["--listen", "127.0.0.1:0", "--listen", &format!("unix:{}", folder.path("s"))].map(str::to_owned).to_vec()
 }
 
+fn strs(all: &[String]) -> Vec<&str> {
+    all.iter().map(String::as_str).collect()
+}
+
+/// A line of the document, with another path of the socket.
+fn documented(line: &str, socket: &str) -> String {
+    assert!(DOCUMENT.contains(line), "{line}");
+    line.replace("/run/rejoin/http.sock", socket)
+}
+
+/// The server with these flags, and the folder, which has the certificate of `push.example`.
 async fn scene_in(folder: Folder, more: &[&str]) -> (Program, Folder, u16) {
     let arguments =
         ["--access-log", "json", "--trusted-proxy", "127.0.0.1", "--allowed-origin", "https://push.example"];

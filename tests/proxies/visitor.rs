@@ -40,6 +40,11 @@ impl Visitor {
         Self { client, origin: front.origin(), addr: front.addr, certificate }
     }
 
+    /// The origin of the server's own page.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
     pub fn get(&self, path: &str) -> RequestBuilder {
         self.client.get(format!("{}{path}", self.origin))
     }
@@ -78,8 +83,8 @@ impl Visitor {
         (version.to_owned(), body.to_owned())
     }
 
-    /// A WebSocket as a page of the server opens it.
-    pub async fn socket(&self, path: &str) -> Socket {
+    /// A connection over TLS on which nothing was said yet.
+    pub async fn connection(&self) -> TlsStream<TcpStream> {
         let der = CertificateDer::from_pem_file(&self.certificate).expect("a certificate");
         let mut roots = RootCertStore::empty();
         roots.add(der).expect("a certificate");
@@ -88,7 +93,12 @@ impl Visitor {
         tcp.bind(format!("{ADDRESS}:0").parse().expect("an address")).expect("an address of the loopback");
         let tcp = tcp.connect(self.addr).await.expect("a connection");
         let name = ServerName::try_from("push.example").expect("a name");
-        let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS");
+        TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS")
+    }
+
+    /// A WebSocket as a page of the server opens it.
+    pub async fn socket(&self, path: &str) -> Socket {
+        let tls = self.connection().await;
         let mut request =
             format!("{}{path}", self.origin.replace("https", "wss")).into_client_request().expect("a URL");
         request.headers_mut().insert("origin", self.origin.parse().expect("a value"));
