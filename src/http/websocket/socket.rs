@@ -308,7 +308,7 @@ impl Socket {
         .await;
     }
 
-    /// Writes the rest, ends our side, and waits until the peer has ended its own. What it sends is not kept.
+    /// Writes the rest, ends our side, and waits until the peer has ended its own. Bytes that come meanwhile are not kept.
     async fn end(&mut self) {
         (self.protocol, self.inflating) = (None, None);
         self.stalled.reset();

@@ -154,7 +154,7 @@ async fn a_disk_that_fails_is_shown_until_it_can_be_written_again() {
     pass_reservation(&clock);
     let id = publish(&log, "a", "x").await;
     assert!(has_failed(&log).await);
-    // Nothing is published meanwhile.
+    // The log has no publish meanwhile that would ask for the file.
     disk.fails_again(2).await;
     assert!(has_failed(&log).await);
     disk.set(Mode::Works);
