@@ -4,8 +4,9 @@
 //! `redis-benchmark` running the same script and pipelining; a delivery on another replica, compared with a
 //! bare `PUBLISH` and `SUBSCRIBE`; how long it takes until messages come again after the connections to Redis
 //! have died; and the work and the memory of Redis. Linux only. With the argument `publish`, `latency`,
-//! `found-again`, `memory`, `presence` or `resume` it measures only that.
+//! `found-again`, `memory`, `presence`, `commands` or `resume` it measures only that.
 
+mod commands;
 mod presence;
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../../tests/redis/proxy.rs"]
@@ -69,6 +70,9 @@ fn main() -> Outcome<()> {
         }
         if is_wanted("presence") {
             presence::presence().await?;
+        }
+        if is_wanted("commands") {
+            commands::commands().await?;
         }
         if is_wanted("resume") {
             store::resume().await?;

@@ -147,9 +147,44 @@ impl Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::subject::Owner;
 
     fn read(json: &str) -> Result<HookAnswer, String> {
         HookAnswer::read(json.as_bytes(), &HookTerms::default(), SystemTime::UNIX_EPOCH)
+    }
+
+    /// A server that asks a backend, whose answers have these terms.
+    fn asking(terms: HookTerms) -> Authority {
+        let hook = HookSettings {
+            url: Url::parse("http://localhost/").expect("a URL"),
+            secret: None,
+            headers: Vec::new(),
+            cookies: Vec::new(),
+            terms,
+        };
+        Authority { hook: Some(Arc::new(hook)), ..Authority::default() }
+    }
+
+    #[test]
+    fn a_backend_names_no_subject_of_an_issuer() {
+        let mut authority = asking(HookTerms::default());
+        authority.prefixes.add(Owner::Issuer(Some("theirs".into())), Some("t-")).expect("a prefix");
+        for (sub, is_ours) in [("u1", true), ("t", true), ("t-u1", false)] {
+            let answer = read(&format!(r#"{{"sub":"{sub}"}}"#)).expect("an answer");
+            let identified = authority.identify_by_hook(&Arc::new(answer), SystemTime::UNIX_EPOCH);
+            assert_eq!(identified.is_ok(), is_ours, "{sub}");
+            let is_forged = matches!(identified, Err(Refused::Claim { claim: "sub", .. }));
+            assert_eq!(is_forged, !is_ours, "{sub}");
+        }
+    }
+
+    /// The answer is kept over a reload, and its subject would be one of another issuer then.
+    #[test]
+    fn an_answer_from_before_a_prefix_does_not_count() {
+        let authority = asking(HookTerms { prefix: Some("h-".into()), by: false });
+        let answer = Arc::new(read(r#"{"sub":"u1"}"#).expect("an answer"));
+        let identified = authority.identify_by_hook(&answer, SystemTime::UNIX_EPOCH);
+        assert!(matches!(identified, Err(Refused::KeyGone)));
     }
 
     #[test]
@@ -185,14 +220,7 @@ mod tests {
         .expect("an answer");
         assert_eq!(answer.lasts, Duration::from_secs(60));
         assert_eq!(read(r#"{"expires_in":86400}"#).expect("an answer").lasts, Duration::from_secs(86_400));
-        let hook = HookSettings {
-            url: Url::parse("http://localhost/").expect("a URL"),
-            secret: None,
-            headers: Vec::new(),
-            cookies: Vec::new(),
-            terms: HookTerms::default(),
-        };
-        let authority = Authority { hook: Some(Arc::new(hook)), ..Authority::default() };
+        let authority = asking(HookTerms::default());
         let answer = Arc::new(answer);
         let identity = authority.identify_by_hook(&answer, SystemTime::UNIX_EPOCH).expect("known");
         let granted = "subscribe [users.u1] publish [] manage [] presence [] admin false metrics false";

@@ -19,7 +19,7 @@ pub enum Connections {
     Add(Add),
     /// Stop a connection from reading a topic or a pattern.
     ///
-    /// A token needs `admin`, or `manage` for the topic.
+    /// It reads on what the list of its subject has, and what another of its patterns matches. A token needs `admin`, or `manage` for the topic.
     Remove(Remove),
     /// End a connection. Its client may come back, if its grants allow it.
     ///

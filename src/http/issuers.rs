@@ -255,17 +255,44 @@ fn keys_of(json: &[u8], name: &str, metadata: &Url) -> Result<Url, String> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::task::TaskTracker;
+
     use super::*;
+    use crate::{
+        config::Config,
+        http::{connections::Connections, metrics::Metrics},
+        shutdown::Shutdown,
+    };
+
+    /// A server with one issuer, whose certificate this one has signed.
+    fn authority(ca: &str) -> Authority {
+        let place = Place::jwks("https://id.example/").expect("a URL");
+        let source = Arc::new(Source { place, ca: Some(ca.into()), algorithm: None });
+        let issuer = Issuer { terms: Arc::default(), source, keys: Arc::default() };
+        Authority { issuers: vec![issuer], ..Authority::closed() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fetch_that_failed_is_begun_again_after_a_second_at_the_earliest() {
+        let config = Config::default();
+        let context = Arc::new(Context {
+            connections: Arc::new(Connections::new(&config, Shutdown::new())),
+            metrics: Metrics::new().asks,
+            tasks: TaskTracker::new(),
+            ended: Arc::default(),
+        });
+        let issuers = Issuers::of(&mut authority("ca"), &Issuers::default());
+        let fetching = &issuers.0[0];
+        fetching.state().failed_at = Some(Instant::now());
+        tokio::time::advance(RETRY_AFTER - Duration::from_millis(1)).await;
+        assert!(fetching.start(&context, |_| true).is_none());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(fetching.start(&context, |_| true).is_some());
+    }
 
     /// A fetch by the configuration before replaced the keys of the one in force.
     #[test]
     fn keys_that_are_fetched_by_an_old_certificate_come_too_late_for_a_new_one() {
-        let authority = |ca: &str| {
-            let place = Place::jwks("https://id.example/").expect("a URL");
-            let source = Arc::new(Source { place, ca: Some(ca.into()), algorithm: None });
-            let issuer = Issuer { terms: Arc::default(), source, keys: Arc::default() };
-            Authority { issuers: vec![issuer], ..Authority::closed() }
-        };
         let (mut old, mut new, mut newest) = (authority("old"), authority("new"), authority("newest"));
         let before = Issuers::of(&mut old, &Issuers::default());
         let after = Issuers::of(&mut new, &before);

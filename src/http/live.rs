@@ -11,6 +11,8 @@ mod list;
 mod reading;
 mod routes;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{Arc, Weak},

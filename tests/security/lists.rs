@@ -4,30 +4,30 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    ask::{Answer, Ask, get, post, request, text, topic_path, within},
+    ask::{Answer, Ask, get, post, request, text, topic_path},
     people::{As, BACKEND, bearer, publish, server, servers, token, usual},
     reader::{Reader, Socket, refusal},
     support::{Server, client::Transport},
 };
 
-const ALL: [Transport; 4] = [Transport::WebSocket, Transport::Sse, Transport::Ndjson, Transport::Poll];
+pub const ALL: [Transport; 4] = [Transport::WebSocket, Transport::Sse, Transport::Ndjson, Transport::Poll];
 /// Those that are told changes in frames.
-const LIVE: [Transport; 3] = [Transport::WebSocket, Transport::Sse, Transport::Ndjson];
+pub const LIVE: [Transport; 3] = [Transport::WebSocket, Transport::Sse, Transport::Ndjson];
 
 fn list_path(sub: &str, topic: &str) -> String {
     format!("/subjects/{sub}{}", topic_path(topic))
 }
 
-async fn change(server: &Server, method: Method, sub: &str, topic: &str) -> Answer {
+pub async fn change(server: &Server, method: Method, sub: &str, topic: &str) -> Answer {
     request(server, method, &list_path(sub, topic)).answer_to(BACKEND).await
 }
 
-async fn add(server: &Server, sub: &str, topic: &str) {
+pub async fn add(server: &Server, sub: &str, topic: &str) {
     let answer = change(server, Method::PUT, sub, topic).await;
     assert_eq!((answer.status, answer.text()), (204, ""), "{sub} {topic}");
 }
 
-async fn remove(server: &Server, sub: &str, topic: &str) {
+pub async fn remove(server: &Server, sub: &str, topic: &str) {
     let answer = change(server, Method::DELETE, sub, topic).await;
     assert_eq!((answer.status, answer.text()), (204, ""), "{sub} {topic}");
 }
@@ -42,16 +42,16 @@ async fn list(server: &Server, sub: &str) -> Vec<(String, String)> {
 }
 
 /// A client that may read nothing by its own grants, or these patterns.
-fn headers(sub: &str, patterns: &[&str]) -> String {
+pub fn headers(sub: &str, patterns: &[&str]) -> String {
     bearer(&token(sub, json!({"subscribe": patterns})))
 }
 
-async fn open(server: &Server, transport: Transport, sub: &str, query: &str) -> Reader {
+pub async fn open(server: &Server, transport: Transport, sub: &str, query: &str) -> Reader {
     let header = headers(sub, &["own.**"]);
     Reader::open_with(server, transport, query, &[("authorization", &header)]).await
 }
 
-async fn told(reader: &mut Reader, kind: &str, topic: &str) {
+pub async fn told(reader: &mut Reader, kind: &str, topic: &str) {
     let frame = reader.next().await;
     let told = (&frame["type"], &frame["topic"], &frame["by"]);
     assert_eq!(told, (&kind.into(), &topic.into(), &"server".into()), "{frame}");
@@ -417,99 +417,5 @@ async fn a_reader_from_before_the_store_began_is_told_one_gap_about_its_list() {
         topics.sort();
         assert_eq!(topics, ["$mine", "own.a"]);
         assert_eq!(reader.ids(1).await, [id], "not a gap of its own for the entry");
-    }
-}
-
-#[tokio::test]
-async fn a_subject_that_is_ended_loses_its_connections_and_polls_and_keeps_its_list() {
-    for (_redis, server) in servers(&usual()).await {
-        add(&server, "u1", "t").await;
-        let mut ended = Vec::new();
-        for transport in LIVE {
-            ended.push(open(&server, transport, "u1", "mine").await);
-        }
-        let mut other = open(&server, Transport::Sse, "u2", "topic=own.a").await;
-        let cursor = text(&ended[0].opening()["cursor"]);
-        let header = headers("u1", &["own.**"]);
-        let poll =
-            get(&server, &format!("/events?mine&after={cursor}&wait=60")).header("authorization", &header);
-        let end = async {
-            crate::people::until_served(&server, 5).await;
-            let done = request(&server, Method::DELETE, "/subjects/u1").answer_to(BACKEND).await;
-            assert_eq!((done.status, done.text()), (204, ""));
-        };
-        let (answer, ()) = tokio::join!(poll.answer(), end);
-        assert_eq!((answer.status, &answer.json()["messages"]), (200, &json!([])), "{answer:?}");
-        for reader in &mut ended {
-            let closing = reader.next().await;
-            assert_eq!((&closing["type"], &closing["code"]), (&json!("closing"), &json!("disconnected")));
-            if let Reader::WebSocket(socket) = reader {
-                assert_eq!(socket.closed().await, (4010, "disconnected".to_owned()));
-            }
-        }
-        let mut again = open(&server, Transport::Ndjson, "u1", "mine").await;
-        assert_eq!(again.opening()["mine"], json!(["t"]));
-        let id = publish(&server, "t", "x").await;
-        assert_eq!(again.ids(1).await, [id]);
-        let own = publish(&server, "own.a", "x").await;
-        assert_eq!(other.ids(1).await, [own]);
-    }
-}
-
-/// A token of this subject that was issued so many seconds from now.
-fn issued(sub: &str, seconds: Option<i64>) -> String {
-    let now = crate::signer::seconds_from_now(0);
-    let mut claims = json!({"sub": sub, "exp": now + 60, "rejoin": {"subscribe": ["own.**"]}});
-    if let Some(seconds) = seconds {
-        claims["iat"] = json!(now + seconds);
-    }
-    crate::signer::Signer::new("HS256").sign(&claims)
-}
-
-#[tokio::test]
-async fn refused_tokens_are_forbidden_until_a_newer_one_comes() {
-    for (_redis, server) in servers(&usual()).await {
-        let before = bearer(&issued("u1", Some(-5)));
-        let mut socket = Socket::open_with(
-            &server,
-            "/events?topic=own.a",
-            &[("authorization", &bearer(&issued("u2", Some(-5))))],
-        )
-        .await;
-        let done = request(&server, Method::DELETE, "/subjects/u1?refuse=10m").answer_to(BACKEND).await;
-        assert_eq!(done.status, 204, "{done:?}");
-        // A shorter one does not shorten it.
-        request(&server, Method::DELETE, "/subjects/u1?refuse=1s").answer_to(BACKEND).await;
-        let missing = bearer(&issued("u1", None));
-        for header in [&before, &missing] {
-            for transport in ALL {
-                let headers = [("authorization", header.as_str())];
-                let answer = refusal(&server, transport, "/events?topic=own.a&after=0", &headers).await;
-                answer.problem(403, "forbidden");
-            }
-            let page = [("authorization", header.as_str()), ("origin", &server.http(""))];
-            let mut refused = Socket::shake_hands(&server, "/events?topic=own.a", &page).await;
-            assert_eq!(refused.closed().await, (4003, "forbidden".to_owned()));
-            let publish = post(&server, "/topics/own.a").header("authorization", header).body("x");
-            publish.answer().await.problem(403, "forbidden");
-        }
-        // Other subjects, API keys and newer tokens are served.
-        assert_eq!(socket.ask(json!({"type": "ping"})).await["type"], "pong");
-        publish(&server, "own.a", "x").await;
-        let newer = bearer(&issued("u1", Some(5)));
-        let headers = [("authorization", newer.as_str())];
-        let mut again = Socket::open_with(&server, "/events?topic=own.a", &headers).await;
-        let auth = again.ask(json!({"type": "auth", "token": issued("u1", Some(-5))})).await;
-        assert_eq!((&auth["type"], &auth["code"]), (&json!("error"), &json!("forbidden")), "{auth}");
-        assert_eq!(again.ask(json!({"type": "ping"})).await["type"], "pong");
-        let ended = request(&server, Method::DELETE, "/subjects/u2?refuse=1s").answer_to(BACKEND).await;
-        assert_eq!(ended.status, 204);
-        let old = bearer(&issued("u2", Some(-5)));
-        within("the end of a refusal", async {
-            while get(&server, "/events?topic=own.a").header("authorization", &old).answer().await.status
-                == 403
-            {}
-        })
-        .await;
     }
 }

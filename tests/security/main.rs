@@ -9,7 +9,9 @@ mod ask;
 mod contract {
     pub mod reader;
 }
+mod both;
 mod connections;
+mod ended;
 mod expiry;
 mod grants;
 mod hook;

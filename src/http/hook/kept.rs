@@ -125,6 +125,21 @@ mod tests {
         assert!(kept.find(&digest(1), None).is_none());
     }
 
+    /// Its client would be refused for as long as it shows the same.
+    #[tokio::test]
+    async fn an_answer_that_has_expired_is_asked_for_again() {
+        let terms = crate::auth::HookTerms::default();
+        let read = |at| {
+            let answer =
+                crate::auth::HookAnswer::read(br#"{"expires_in":60}"#, &terms, at).expect("an answer");
+            Verdict::Granted(answer.into())
+        };
+        let (mut kept, now) = (Kept::default(), SystemTime::now());
+        kept.put(digest(1), &read(now), 1, Instant::now());
+        kept.put(digest(2), &read(now - Duration::from_secs(61)), 1, Instant::now());
+        assert!(kept.find(&digest(1), None).is_some() && kept.find(&digest(2), None).is_none());
+    }
+
     #[tokio::test]
     async fn answers_are_kept_up_to_a_number_and_a_size() {
         let (mut kept, refused) = (Kept::default(), Verdict::Refused(Code::Forbidden, None));

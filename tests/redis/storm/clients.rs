@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
-    journal::{Change, End, Got, Session, Shared},
+    journal::{End, Got, Session, Shared},
     world::{Phase, World, number_of, token},
 };
 
@@ -158,14 +158,10 @@ async fn command(world: &World, random: &mut SmallRng, connection: &str, must_en
         return false;
     }
     let (topic, is_added) = (format!("c.{}", random.random_range(0..4)), random.random_bool(0.6));
-    let method = if is_added { Method::PUT } else { Method::DELETE };
-    let done = world.insist(random, method, &format!("{path}/topics/{topic}")).await;
-    let Some((asked, answered, status)) = done else { return false };
-    let mut journal = world.journal();
-    if status == 404 {
-        journal.gone.push(connection.to_owned());
-        return false;
+    match world.change(random, connection, topic, is_added, &path).await {
+        Some(404) => world.journal().gone.push(connection.to_owned()),
+        Some(_) => return true,
+        None => {}
     }
-    journal.changes.push(Change { of: connection.to_owned(), topic, is_added, asked, answered });
-    true
+    false
 }

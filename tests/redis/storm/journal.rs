@@ -51,8 +51,11 @@ pub struct Change {
     pub topic: String,
     pub is_added: bool,
     pub asked: u64,
+    /// [`NEVER`] if it was not answered: it may be done all the same.
     pub answered: u64,
 }
+
+pub const NEVER: u64 = u64::MAX;
 
 pub struct End {
     pub of: String,

@@ -7,7 +7,7 @@ use reqwest::Method;
 
 use super::{
     clients::{open, read as read_on},
-    journal::{Change, End},
+    journal::End,
     world::{Phase, World},
 };
 
@@ -31,10 +31,10 @@ pub async fn change(world: Arc<World>, seed: u64, number: u64) {
             continue;
         }
         let (topic, is_added) = (format!("l.{}", random.random_range(0..4)), random.random_bool(0.5));
-        let method = if is_added { Method::PUT } else { Method::DELETE };
-        let path = format!("/subjects/{sub}/topics/{topic}");
-        let Some((asked, answered, _)) = world.insist(&mut random, method, &path).await else { return };
-        world.journal().changes.push(Change { of: sub.clone(), topic, is_added, asked, answered });
+        let path = format!("/subjects/{sub}");
+        if world.change(&mut random, &sub, topic, is_added, &path).await.is_none() {
+            return;
+        }
     }
 }
 

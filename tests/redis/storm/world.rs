@@ -15,10 +15,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
-use super::journal::{Journal, Published};
+use super::journal::{Change, End, Journal, NEVER, Published};
 use crate::signer::{SECRET, Signer, seconds_from_now};
 
 /// Longer than any fault, so that a request is answered once its replica goes on.
@@ -127,6 +127,33 @@ impl World {
         None
     }
 
+    /// Has a topic of a connection or of a list changed, and returns the status. `None` if the time is over.
+    ///
+    /// # Cancel safety
+    /// Dropping this before it resolves leaves the change in the journal, as one that may be done.
+    pub async fn change(
+        &self,
+        random: &mut SmallRng,
+        of: &str,
+        topic: String,
+        is_added: bool,
+        path: &str,
+    ) -> Option<u16> {
+        let method = if is_added { Method::PUT } else { Method::DELETE };
+        let path = format!("{path}/topics/{topic}");
+        let at = {
+            let (of, asked) = (of.to_owned(), self.tick());
+            let mut journal = self.journal();
+            journal.changes.push(Change { of, topic, is_added, asked, answered: NEVER });
+            journal.changes.len() - 1
+        };
+        let (_, answered, status) = self.insist(random, method, &path).await?;
+        if status == 204 {
+            self.journal().changes[at].answered = answered;
+        }
+        Some(status)
+    }
+
     /// Publishes until the message is stored.
     async fn store(&self, random: &mut SmallRng, topic: &str) -> Option<u64> {
         let number = {
@@ -164,11 +191,21 @@ impl World {
         last_asked.is_none_or(|asked| asked < self.journal().ends_count_from)
     }
 
-    /// Waits until the end of a subject was answered once.
+    /// Waits until an end of a subject that proves something was answered.
+    ///
+    /// # Panics
+    /// If none ever is.
     pub async fn until_a_subject_was_ended(&self) {
-        while !self.journal().ends.iter().any(|end| end.of.starts_with('l')) {
-            sleep(AGAIN_AFTER).await;
-        }
+        let is_done = |journal: &Journal| {
+            let counts = |end: &End| end.of.starts_with('l') && end.asked >= journal.ends_count_from;
+            journal.ends.iter().any(counts)
+        };
+        let waits = async {
+            while !is_done(&self.journal()) {
+                sleep(AGAIN_AFTER).await;
+            }
+        };
+        timeout(PATIENCE, waits).await.expect("the end of a subject is answered while there is no fault");
     }
 
     /// Waits until every reader that lives has read so far.

@@ -5,7 +5,7 @@ use std::{future::poll_fn, time::Duration};
 use super::{super::TAIL_LIMIT, *};
 use crate::{
     broker::Broker,
-    log::{Append, MemoryLog, Retention, Rules},
+    log::{Append, Generation, MemoryLog, Retention, Rules},
     message::{Draft, Payload, Topic},
 };
 
@@ -288,4 +288,42 @@ async fn an_ephemeral_message_passes_no_change_that_is_not_made() {
         };
         assert_eq!(next_few(&mut reader, expected.len()).await, expected);
     }
+}
+
+/// The newest messages of each topic begin at different places, so each topic is given up to another id.
+#[tokio::test]
+async fn the_newest_messages_of_an_entry_are_those_after_its_id() {
+    for entry in ["x", "x*", "*"].into_iter().filter(|entry| entry.parse::<Pattern>().is_ok()) {
+        let broker = broker();
+        publish(&broker, "own").await;
+        publish(&broker, "own").await;
+        publish(&broker, "x").await;
+        add(&broker, entry).await;
+        publish(&broker, "x").await;
+        let mut reader = read(&broker, &["own"], &Start::Last(2)).await;
+        publish(&broker, "own").await;
+        let told = next_few(&mut reader, 4).await;
+        assert_eq!(told, ["own stored", "own stored", "x stored", "own stored"], "{entry}");
+    }
+}
+
+/// After a loss it is not known which entries there were, so their own gaps would say too little.
+#[tokio::test]
+async fn one_gap_stands_for_those_of_the_entries_after_a_loss_and_for_no_other() {
+    let generation = Generation { began: Id::new(10), reason: Reason::Failover };
+    let followed = broker().subjects().expect("lists").follow("u1").await.expect("open");
+    followed.list().doubt(generation);
+    let [x, own] = ["x", "own"].map(pattern);
+    let (list, entries) =
+        (followed.list(), Entries::from([(x.clone(), Id::new(1)), (own.clone(), Id::new(2))]));
+    assert!(list.load(list.doubts().expect("it is not known"), entries, Id::new(10), generation));
+    let mut mine = Mine::new(followed).expect("it is known");
+    mine.also = [own].into();
+    let gap = |topic: &str, reason| Gap { topic: pattern(topic), next: None, reason, floor: Id::ZERO };
+    let mut gaps: Vec<_> = ["x", "own"].map(|topic| gap(topic, Reason::Failover)).into();
+    gaps.push(gap("x", Reason::Retention));
+    mine.merge_gaps(&mut gaps, Id::new(5));
+    let told: Vec<_> = gaps.iter().map(|gap| (gap.topic.as_str(), gap.reason)).collect();
+    assert_eq!(told, [("own", Reason::Failover), ("x", Reason::Retention), (GAP_TOPIC, Reason::Failover)]);
+    assert!(!mine.owes_gap(Id::new(5)), "it is told once");
 }

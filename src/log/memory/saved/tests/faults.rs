@@ -30,13 +30,14 @@ struct Plan {
     only: Option<Step>,
     /// So many of them work before.
     works: usize,
-    /// The number of steps that have begun to stall.
+    /// The number of steps that have begun to stall, and of those that have failed.
     stalled: usize,
+    failed: usize,
 }
 
 impl Faulty {
     pub fn new() -> Arc<Self> {
-        let plan = Plan { mode: Mode::Works, only: None, works: 0, stalled: 0 };
+        let plan = Plan { mode: Mode::Works, only: None, works: 0, stalled: 0, failed: 0 };
         Arc::new(Self { plan: Mutex::new(plan), has_changed: Condvar::new() })
     }
 
@@ -56,6 +57,12 @@ impl Faulty {
         self.plan().stalled
     }
 
+    /// Waits until it has failed so many times more.
+    pub async fn fails_again(&self, times: usize) {
+        let before = self.plan().failed;
+        until(|| self.plan().failed >= before + times).await;
+    }
+
     fn plan(&self) -> MutexGuard<'_, Plan> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,7 +79,11 @@ impl Faulty {
             plan.works -= 1;
             return Ok(());
         }
-        if plan.mode == Mode::Fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if plan.mode != Mode::Fails {
+            return Ok(());
+        }
+        plan.failed += 1;
+        Err(io::ErrorKind::StorageFull.into())
     }
 }
 
@@ -143,8 +154,8 @@ async fn a_disk_that_fails_is_shown_until_it_can_be_written_again() {
     pass_reservation(&clock);
     let id = publish(&log, "a", "x").await;
     assert!(has_failed(&log).await);
-    // By then the log has asked for the last time, because nothing is published.
-    sleep(Duration::from_millis(2_500)).await;
+    // The log has no publish meanwhile that would ask for the file.
+    disk.fails_again(2).await;
     assert!(has_failed(&log).await);
     disk.set(Mode::Works);
     // The server tries again by itself, without a publish.

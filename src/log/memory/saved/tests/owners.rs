@@ -160,7 +160,7 @@ async fn a_lock_file_that_is_made_again_on_a_failing_disk_belongs_to_this_server
         fs::remove_file(&lock).expect("removed");
         until(|| is_failing(&log)).await;
         // It is looked at again.
-        sleep(Duration::from_millis(2_500)).await;
+        disk.fails_again(2).await;
         assert_eq!(log.check().await, Ok(()), "{step:?}");
         disk.set(Mode::Works);
         until(|| !is_failing(&log)).await;
