@@ -116,6 +116,14 @@ async fn changes_while_there_was_no_connection_are_told_at_the_next_one() {
     server.stop().await;
 }
 
+/// The id of the only connection of a subject.
+async fn connection_of(backend: &Client, sub: &str) -> String {
+    let filter = ConnectionFilter { sub: Some(sub.to_owned()), ..ConnectionFilter::default() };
+    let page = backend.connections(&filter, None).await.expect("a page");
+    let [connection] = &page.connections[..] else { panic!("{page:?}") };
+    connection.connection.clone()
+}
+
 /// The subscription heard nothing, and its server did not read the topic any more.
 #[tokio::test]
 async fn a_named_topic_that_the_backend_adds_and_removes_is_read_on() {
@@ -126,10 +134,7 @@ async fn a_named_topic_that_the_backend_adds_and_removes_is_read_on() {
             let sub = format!("u.{transport:?}.{is_listed}");
             let mut reader = user(&server.http("/"), &sub, transport).subscribe_mine(["own"], Start::Now);
             while !matches!(next(&mut reader).await.expect("no error"), Event::Connected) {}
-            let filter = ConnectionFilter { sub: Some(sub.clone()), ..ConnectionFilter::default() };
-            let page = backend.connections(&filter, None).await.expect("a page");
-            let [connection] = &page.connections[..] else { panic!("{page:?}") };
-            let id = &connection.connection;
+            let id = &connection_of(&backend, &sub).await;
             match is_listed {
                 true => backend.add_to_list(&sub, "own").await,
                 false => backend.add_topic(id, "own", &Start::Now, None).await,
@@ -143,6 +148,46 @@ async fn a_named_topic_that_the_backend_adds_and_removes_is_read_on() {
             }
             say(&backend, "own", "removed").await;
             assert_eq!(told(&mut reader).await, "own:removed", "{transport:?} {is_listed}");
+        }
+    }
+    server.stop().await;
+}
+
+/// `Removed` is told for the list, or once nothing reads the topic.
+#[tokio::test]
+async fn a_topic_that_is_added_in_both_ways_is_told_and_removed_once() {
+    let server = server().await;
+    let backend = backend(&server);
+    for transport in TRANSPORTS.into_iter().filter(|transport| *transport != Transport::Poll) {
+        for is_listed_longer in [true, false] {
+            let sub = format!("u.{transport:?}.{is_listed_longer}");
+            let mut reader = user(&server.http("/"), &sub, transport).subscribe_mine(["own"], Start::Now);
+            while !matches!(next(&mut reader).await.expect("no error"), Event::Connected) {}
+            let id = &connection_of(&backend, &sub).await;
+            backend.add_to_list(&sub, "t").await.expect("it is added");
+            backend.add_topic(id, "t", &Start::Now, None).await.expect("it is added");
+            let mut seen = Vec::new();
+            for (is_of_list, text) in [(!is_listed_longer, "still read"), (is_listed_longer, "unread")] {
+                match is_of_list {
+                    true => backend.remove_from_list(&sub, "t").await,
+                    false => backend.remove_topic(id, "t", None).await,
+                }
+                .expect("it is removed");
+                say(&backend, "t", text).await;
+                // A message that was not given yet when its topic was removed may never be.
+                while !seen.contains(&"t:still read".to_owned()) {
+                    seen.push(told(&mut reader).await);
+                }
+            }
+            say(&backend, "own", "last").await;
+            let expected = match is_listed_longer {
+                true => ["+t", "t:still read", "-t", "own:last"],
+                false => ["+t", "-t", "t:still read", "own:last"],
+            };
+            while seen.len() < expected.len() {
+                seen.push(told(&mut reader).await);
+            }
+            assert_eq!(seen, expected, "{transport:?}");
         }
     }
     server.stop().await;

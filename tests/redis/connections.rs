@@ -125,6 +125,24 @@ async fn a_connection_of_another_replica_is_found_changed_and_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_subscribers_of_a_topic_are_counted_at_all_replicas() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let deployment = Deployment::of(2, &redis).await;
+    let [one, other, ..] = deployment.addrs()[..] else { unreachable!("two replicas") };
+    assert_eq!(post(one, "/topics/t", None, "x").await.status(), 201);
+    let mut readers = Vec::new();
+    for addr in [one, other, other] {
+        readers.push(Lines::open(addr, "/events?topic=t").await);
+    }
+    for addr in [one, other] {
+        let (status, page) = ask(addr, Method::GET, "/topics").await;
+        let listed = (&page["topics"][0]["subscribers"], &page["missing"]);
+        assert_eq!((status, listed), (200, (&json!(3), &json!([]))), "{page}");
+    }
+    deployment.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_requests_at_once_are_all_done_at_the_other_replica() {
     let Some(redis) = Redis::start(&[]) else { return };
     let deployment = Deployment::of(2, &redis).await;

@@ -8,12 +8,12 @@ use std::{
 
 use rejoin::{
     broker::Broker,
-    log::{End, Refusal, Start, Told},
+    log::{End, MemoryLog, Refusal, Start, Told},
 };
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
-    bare::{PATIENCE, log, publish, read_until, subscribe},
+    bare::{PATIENCE, RETENTION, log, publish, read_until, subscribe},
     support::redis::Redis,
 };
 
@@ -154,4 +154,25 @@ async fn many_refusals_keep_no_reader_of_a_list_waiting() {
     let known = subjects.follow("u1").await;
     drop(go_on);
     assert!(known.is_ok(), "the list is read again");
+}
+
+/// Over both logs: a backend that ends a subject again lets no older token in earlier than it had said.
+#[tokio::test]
+async fn a_shorter_refusal_shortens_no_longer_one() {
+    let mut brokers = vec![Broker::new(MemoryLog::start(RETENTION))];
+    let redis = Redis::start(&[]);
+    if let Some(redis) = &redis {
+        brokers.push(log(&redis.url()).await);
+    }
+    for broker in brokers {
+        let subjects = broker.subjects().expect("subjects");
+        let mut until = 0;
+        for (seconds, is_longer) in [(600, true), (1, false), (1200, true)] {
+            let end = subjects.end("u1", Some(Duration::from_secs(seconds))).await.expect("it is ended");
+            let now = end.refusal.expect("a refusal").until_ms;
+            assert_eq!(now > until, is_longer, "{seconds} s: {now} after {until}");
+            assert!(now >= until, "{seconds} s: {now} after {until}");
+            until = now;
+        }
+    }
 }

@@ -6,9 +6,10 @@ use serde_json::json;
 use crate::{
     ask::{Ask, get, post, request, text, within},
     lists::{ALL, LIVE, add, headers, open},
-    people::{As, BACKEND, bearer, publish, servers, usual},
+    people::{As, BACKEND, bearer, publish, servers, tables, usual},
     reader::{Reader, Socket, refusal},
-    support::client::Transport,
+    stub::{Reply, Stub},
+    support::{Server, client::Transport, redis::Redis},
 };
 
 #[tokio::test]
@@ -69,8 +70,6 @@ async fn refused_tokens_are_forbidden_until_a_newer_one_comes() {
         .await;
         let done = request(&server, Method::DELETE, "/subjects/u1?refuse=10m").answer_to(BACKEND).await;
         assert_eq!(done.status, 204, "{done:?}");
-        // A shorter one does not shorten it.
-        request(&server, Method::DELETE, "/subjects/u1?refuse=1s").answer_to(BACKEND).await;
         let missing = bearer(&issued("u1", None));
         for header in [&before, &missing] {
             for transport in ALL {
@@ -103,4 +102,30 @@ async fn refused_tokens_are_forbidden_until_a_newer_one_comes() {
         })
         .await;
     }
+}
+
+/// An end may have been among what was lost, and then the backend no longer knows the client.
+#[tokio::test]
+async fn a_backend_is_asked_again_after_a_part_of_the_store_was_missed() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let stub = Stub::start(|_| Reply::json(&json!({"sub": "u1", "subscribe": ["a"]}))).await;
+    let hook =
+        format!("[hook]\nurl = \"{}\"\ncookies = [\"session\"]\nsub-prefix = \"h-\"\n", stub.url("/who"));
+    let (tables, log) = (tables(&(usual() + &hook)), redis.url().parse().expect("a log"));
+    let server = Server::with(|config| (config.tables, config.log) = (tables, log)).await;
+    let poll = async || {
+        let asked = get(&server, "/topics/a?wait=0").header("cookie", "session=x");
+        asked.answer().await.status
+    };
+    let mut asked = 0;
+    within("an answer that is kept", async {
+        while poll().await != 200 || stub.count("/who") > asked {
+            asked = stub.count("/who");
+        }
+    })
+    .await;
+    stub.answer_with(|_| Reply(403, Vec::new(), String::new()));
+    redis.say(&["FLUSHALL"]);
+    within("the answer of now", async { while poll().await != 403 {} }).await;
+    assert_eq!(stub.count("/who"), asked + 1);
 }
