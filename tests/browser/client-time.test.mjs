@@ -236,6 +236,27 @@ describe('publishing', () => {
     assert.ok(key && sent.length > 10 && sent.every(it => it.idempotency_key === key && it.at <= first + 240_000))
   })
 
+  // It waited for up to 20 s although the client read messages again.
+  test('a message is sent again at once when the connection is open again, and when the network is back', async () => {
+    longest()
+    const page = new EventTarget()
+    globalThis.addEventListener = page.addEventListener.bind(page)
+    ends.push(() => { delete globalThis.addEventListener })
+    const Socket = socketThat((socket, number) => number > 6 ? opens(socket) : fails(socket))
+    const { rejoin } = open({ WebSocket: Socket, transports: ['ws'] }), sent = answers(away)
+    rejoin.subscribe('t')
+    // The attempts to connect and those to publish are not at the same times.
+    await pass(3000)
+    const id = rejoin.publish('t', 1)
+    await pass(29_000)
+    assert.deepEqual([rejoin.state, sent.at(-1).at], ['live', Socket.times.at(-1)])
+    const before = sent.length
+    answers(stored)
+    page.dispatchEvent(new Event('online'))
+    await settled()
+    assert.deepEqual([await id, sent.length], ['1001', before])
+  })
+
   // The server knows a key for 5 minutes, and stored the message once more after that.
   test('a message is not sent again after the tab was frozen for 6 minutes', async () => {
     const sent = answers(away, stored), code = await publish()
