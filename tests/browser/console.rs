@@ -456,6 +456,11 @@ async fn the_keyboard_reaches_every_control_and_a_phone_scrolls_in_one_direction
         // All lanes with messages are to be seen at 1280 x 800 without scrolling.
         let bottom = page.run("return Math.max(...[...document.querySelectorAll('.lane')].map(it => it.getBoundingClientRect().bottom))").await;
         assert!(bottom.as_f64() <= Some(800.0), "{bottom}");
+        // The longest title and the state of a lane that is away are in one line, so the lists stay beside each other.
+        press(page, ".lane:nth-child(2) [name=offline]").await;
+        page.until("document.querySelectorAll('.lane')[1].dataset.state === 'waiting'").await;
+        let tops = page.run("return new Set([...document.querySelectorAll('.lane ol')].map(it => it.getBoundingClientRect().top)).size").await;
+        assert_eq!(tops, 1);
         server.stop().await;
     })
     .await;

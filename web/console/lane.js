@@ -8,7 +8,7 @@ import { Network } from './network.js'
 import { EventStream } from './sse.js'
 
 export const TRANSPORTS = { ws: 'WebSocket', sse: 'Server-Sent Events', ndjson: 'NDJSON stream', poll: 'Long-polling' }
-const SHORT_NAMES = { ws: 'WebSocket', sse: 'SSE', ndjson: 'NDJSON', poll: 'Polling' }
+export const SHORT_NAMES = { ws: 'WebSocket', sse: 'SSE', ndjson: 'NDJSON', poll: 'Polling' }
 
 /** How many messages a lane shows. */
 const MOST_SHOWN = 100
@@ -151,8 +151,8 @@ export class Lane {
     if (cuts.length > 100) cuts.shift()
     this.state = state
     this.box.dataset.state = state
-    write($('.state', this.box), { waiting: 'reconnecting', closed: 'paused' }[state] ?? state)
-    write($('[name=cut]', this.box), state === 'refused' ? 'Resume' : 'Cut')
+    write($('.state', this.box), { waiting: 'away', closed: 'paused' }[state] ?? state)
+    write($('[name=cut]', this.box), state === 'refused' && this.topic ? 'Resume' : 'Cut')
   }
 
   #message(message) {
