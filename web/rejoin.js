@@ -255,7 +255,7 @@ export function connect(url, options = {}) {
    * @param {string} path @param {object} [body] @param {AbortSignal} [signal] @param {string} [type] @returns {Promise<any>}
    */
   async function request(path, body, signal = AbortSignal.timeout(30_000), type = JSON_TYPE) {
-    for (let hasAsked = false; ; hasAsked = true) {
+    for (let times = 0; ; times++) {
       const bearer = await credential()
       const answer = await fetch(base + path, {
         method: body && 'POST',
@@ -267,7 +267,7 @@ export function connect(url, options = {}) {
       if (answer.ok) return type === JSON_TYPE ? answer.json() : answer
       /** @type {Frame} */
       const problem = await answer.json().catch(() => ({}))
-      if (answer.status !== 401 || !bearer || hasAsked) throw { ...problem, isAsked: problem.code, retry_ms: 1000 }
+      if (answer.status !== 401 || !bearer || times) throw { ...problem, isAsked: problem.code, retry_ms: 1000 }
       if (token === bearer) token = undefined
     }
   }
@@ -542,7 +542,7 @@ export function connect(url, options = {}) {
       const isNow = !place && isPlain(reading)
       // The page has its subscription before it is told anything of it.
       await (isNow || catchUp(reading).catch(judge))
-      if (link === one && one.names.has(name) && (isNow || reading.caught)) {
+      if (link === one && one.names.has(name) && (reading.caught || isNow)) {
         joined(reading, /** @type {string} */ (cursor))
         join(reading)
       }
@@ -585,11 +585,11 @@ export function connect(url, options = {}) {
       /** @type {Frame} */
       const page = await request('/events', { topics: [name], ...at ? { after: at } : reading.start, wait: +!isFull, limit: MOST_HELD })
         .catch(why => {
-          if (!why.topic) throw why
+          if (!FINAL.test(why.topic && why.code)) throw why
           // Others of this name go on, since it may be the start that is refused.
-          fails(reading, why)
+          drop([reading], why)
         })
-      if (!page || reading.live || reading.ended) return
+      if (reading.live || reading.ended) return
       // Another one of these has read it meanwhile.
       if (at !== reading.at) continue
       for (const frame of inOrder(page)) give(reading, frame)

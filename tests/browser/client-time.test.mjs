@@ -286,6 +286,23 @@ describe('the transports', () => {
     assert.deepEqual([asked.map(it => it.wait), rejoin.state], [[0, 25, 0, 25], 'live'])
   })
 
+  // A stream without the topic opened, and the client made the next one at once, again and again.
+  test('a start that the server cannot read now is asked for again after the usual waits', async () => {
+    longest()
+    http()
+    const { fetch } = globalThis, asked = []
+    mock.method(globalThis, 'fetch', async (...all) => {
+      if (!JSON.parse(all[1].body).last) return fetch(...all)
+      if (asked.push(now) > 50) return new Promise(() => {})
+      return Response.json({ code: 'overloaded', topic: 'u' }, { status: 503 })
+    })
+    const { rejoin, refused } = open({ transports: ['ndjson'] })
+    const told = record(rejoin.subscribe('t')), late = record(rejoin.subscribe('u', { last: 1 }))
+    await pass(10_000)
+    assert.ok(asked.length > 2 && asked.length < 20, String(asked.length))
+    assert.deepEqual([late, has(told, 'refused'), refused], [[], false, []])
+  })
+
   test('a token is kept until its end, and not asked for with each request', async () => {
     let count = 0
     const asked = http(), { rejoin } = open({ transports: ['poll'], token: () => 'token' + ++count })
