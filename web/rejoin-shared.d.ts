@@ -16,5 +16,5 @@ export declare function share(base: string, { shared, mine, token }: import('./r
     rise: () => ((one: Link, after?: string) => Promise<void>) | undefined;
     rest: () => void;
     tell: ({ ref, ...frame }: Frame) => void;
-    has: (topic: string) => boolean;
+    readonly leads: boolean;
 } | undefined;

@@ -118,8 +118,6 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
   let newest
   /** @type {Frame} */
   let opened
-  /** The topics that the server has added to the connection. This tab may have closed some. @type {Set<string>} */
-  let added = new Set()
   /** The time at which the connection has last brought something. */
   let heard = 0
 
@@ -128,7 +126,6 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     term = Math.random()
     newest = now().link
     opened = { ...frame, expires_in_ms: 0 }
-    added = new Set(frame.mine)
     post({ isNew: true })
   }
 
@@ -137,8 +134,6 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     if (!leads) return
     if (frame.type === 'open') opens(frame)
     heard = Date.now()
-    if (frame.type === 'unsubscribed') added.delete(frame.topic)
-    else if (frame.type === 'subscribed' && frame.by) added.add(frame.topic)
     // Messages, gaps, cursors, and news of topics. Other frames are for the leader alone.
     if (!/^([gsu]|me|cu)/.test(frame.type)) return
     // A leader asks for no replay, so each is of a topic that the server adds.
@@ -163,7 +158,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     // A proxy that buffers brings a stream together with its end. So a connection that has ended counts too, until the
     // next one: after `cursor` it sends nothing, as if it were quiet.
     const answer = term && newest && !isSilent
-      ? { to, term, open: { ...opened, cursor, mine: [...added] }, names: [...newest.names].filter(isRead) }
+      ? { to, term, open: { ...opened, cursor, mine: [...newest.added] }, names: [...newest.names].filter(isRead) }
       : { to }
     // A frozen page still hears, but its timers stand, so it would never connect. Then it does not answer.
     if (link && term) post(answer)
@@ -254,8 +249,5 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     }
   }
 
-  /** True if the other tabs may still read a topic that the server has added. @param {string} topic */
-  const has = topic => leads && added.has(topic)
-
-  return { rise, rest, tell, has }
+  return { rise, rest, tell, get leads() { return leads } }
 }

@@ -103,6 +103,7 @@ export type Reading = {
 };
 export type Link = {
     names: Set<string>;
+    added: Set<string>;
     readings: Reading[];
     ended?: boolean;
     timer?: any;

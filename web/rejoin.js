@@ -77,8 +77,9 @@
  *   pauses: number, held: Frame[], facade: Subscription, emit: (type: string, event?: any) => void}} Reading
  */
 /**
- * One connection, or a chain of polls. `asked` are the commands that have no answer yet.
- * @typedef {{names: Set<string>, readings: Reading[], ended?: boolean, timer?: any,
+ * One connection, or a chain of polls. It reads the topics in `names` for the client, and those in `added` because the
+ * server has added them. `asked` are the commands that have no answer yet.
+ * @typedef {{names: Set<string>, added: Set<string>, readings: Reading[], ended?: boolean, timer?: any,
  *   problem?: Frame, abort: AbortController, asked: {answered?: (frame: Frame) => void, reading?: Reading, topic?: string}[],
  *   command?: (command: object, answered?: (frame: Frame) => void, reading?: Reading) => void, frame(frame: Frame): void,
  *   end(why?: Frame): void}} Link
@@ -103,7 +104,7 @@ const POLL_MS = 20_000
 
 const JSON_TYPE = 'application/json'
 /** Refusals that do not change by themselves. */
-const FINAL = /^(unau|[bckm]|di|fo|not|too_l)/
+const FINAL = /^(unau|[bckmn]|di|fo|too_l)/
 
 /** An error with the code of the server, and the topic if it is about one. @param {Frame} problem @returns {RejoinError} */
 const failure = problem => Object.assign(/** @type {any} */ (Error(problem.detail ?? problem.code)), problem)
@@ -134,7 +135,6 @@ const isNewer = (a, b) => a - b > 0
 /** The newer of two cursors. @param {string} [a] @param {string} [b] */
 const newer = (a, b) => isNewer(a, b) ? a : b
 const backOff = (/** @type {number} */ tries) => Math.random() * Math.min(20_000, 500 * 2 ** tries)
-const pause = (/** @type {number} */ ms) => new Promise(done => setTimeout(done, ms))
 
 /** A binary frame: its envelope, a line feed, and the bytes. @param {ArrayBuffer} buffer @returns {Frame} */
 function binary(buffer) {
@@ -176,7 +176,7 @@ export function connect(url, options = {}) {
   let link
   /** The connection that is not open yet. @type {Link | undefined} */
   let next
-  /** @type {string | undefined} */
+  /** @type {string | null | undefined} */
   let token
   let tokenEnds = Infinity
   /** @type {Promise<string> | undefined} */
@@ -196,6 +196,8 @@ export function connect(url, options = {}) {
   let echoing
   /** @type {Promise<any>} */
   let publishing = Promise.resolve()
+  /** Ends the wait of a message that is to be sent again: the way to the server is back. @type {(_?: any) => void} */
+  let resend = () => {}
   const listening = new AbortController()
   /** @type {{[name: string]: any}} */
   const timers = {}
@@ -204,11 +206,9 @@ export function connect(url, options = {}) {
   const isOver = () => listening.signal.aborted
   const all = () => [...readings]
   const named = (/** @type {string} */ name) => all().filter(it => it.name === name)
-  /** Those of the client. */
-  const known = () => all().filter(it => !it.given)
+  /** Those of the client, and not of the server. */
+  const known = (some = all()) => some.filter(it => !it.given)
   const isAsked = (/** @type {string} */ name) => link?.asked.some(it => it.reading?.name === name)
-  /** The subscription of a topic that the server has added. @param {string} name */
-  const gift = name => all().find(it => it.given && it.name === name)
   const later = (/** @type {string} */ name, /** @type {() => void} */ run, /** @type {number} */ ms) => {
     clearTimeout(timers[name])
     timers[name] = setTimeout(run, Math.min(2e9, ms))
@@ -220,10 +220,10 @@ export function connect(url, options = {}) {
   /** Asks for a token, once for all who wait. */
   function ask() {
     return asking ??= (async () => {
-      const given = await options.token?.()
-      if (!given) throw refuse({ code: 'unauthorized', isAsked: true })
+      token = await options.token?.()
+      if (!token) throw refuse({ code: 'unauthorized', isAsked: true })
       tokenEnds = Infinity
-      return token = given
+      return token
     })().finally(() => { asking = undefined })
   }
 
@@ -255,7 +255,7 @@ export function connect(url, options = {}) {
    * @param {string} path @param {object} [body] @param {AbortSignal} [signal] @param {string} [type] @returns {Promise<any>}
    */
   async function request(path, body, signal = AbortSignal.timeout(30_000), type = JSON_TYPE) {
-    for (let hasAsked = false; ; hasAsked = true) {
+    for (let times = 0; ; times++) {
       const bearer = await credential()
       const answer = await fetch(base + path, {
         method: body && 'POST',
@@ -267,7 +267,7 @@ export function connect(url, options = {}) {
       if (answer.ok) return type === JSON_TYPE ? answer.json() : answer
       /** @type {Frame} */
       const problem = await answer.json().catch(() => ({}))
-      if (answer.status !== 401 || !bearer || hasAsked) throw { ...problem, isAsked: problem.code, retry_ms: 1000 }
+      if (answer.status !== 401 || !bearer || times) throw { ...problem, isAsked: problem.code, retry_ms: 1000 }
       if (token === bearer) token = undefined
     }
   }
@@ -278,8 +278,7 @@ export function connect(url, options = {}) {
   function together() {
     // A topic of the list of the subject is read from the same cursor.
     const some = (options.mine ? all() : known()).filter(it => it.caught || !hasOpened() && isPlain(it))
-    const places = /** @type {any[]} */ (some.map(position))
-    return { some, after: places.sort((a, b) => a - b)[0] ?? cursor }
+    return { some, after: some.map(position).sort((/** @type {any} */ a, /** @type {any} */ b) => a - b)[0] ?? cursor }
   }
 
   /** Up to here a subscription has been given everything. @param {Reading} reading */
@@ -295,7 +294,8 @@ export function connect(url, options = {}) {
     let silence = FIRST_FRAME_MS
     /** @type {Link} */
     const one = next = {
-      names: new Set(some.filter(it => !it.given).map(it => it.name)),
+      names: new Set(known(some).map(it => it.name)),
+      added: new Set(),
       readings: some,
       abort: new AbortController(),
       asked: [],
@@ -362,8 +362,10 @@ export function connect(url, options = {}) {
     }
   }
 
-  /** The topics of a request. Its flag `presence` is for all of them. @param {Link} one @param {number} [wait] */
-  const of = (one, wait = 1) => ({ topics: [...one.names], presence: wait && one.readings.some(it => it.presence) || undefined })
+  /** Over HTTP the flag is for all topics of a connection. @param {Link} one */
+  const isPresent = one => one.readings.some(it => it.presence)
+  /** @param {Link} one @param {number} [wait] */
+  const of = (one, wait = 1) => ({ topics: [...one.names], presence: wait > 0 && isPresent(one) })
 
   /** @param {Link} one @param {string} [after] */
   async function lines(one, after) {
@@ -403,12 +405,13 @@ export function connect(url, options = {}) {
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
     const { mine = [] } = frame
     // These topics have left the list meanwhile.
-    for (const { name } of all()) if (options.mine && !mine.includes(name)) refuseTopic(name, { code: 'conflict' }, true)
+    drop(all().filter(it => options.mine && it.given && !mine.includes(it.name)))
     for (const topic of mine) byServer({ topic, cursor })
     expects(frame)
     say('live')
     emit('open', frame)
     joinAll()
+    resend()
   }
 
   /** Leaves the connection. Each subscription keeps its place. */
@@ -456,13 +459,14 @@ export function connect(url, options = {}) {
     // The ids of a store that does not know the cursor may be smaller.
     if (isUnknown) reading.at = frame.cursor
     else if (!reading.live) reading.at = frame.id ?? reading.at
-    const { held } = reading
+    const held = reading.held
     if (!held[0] && !reading.pauses && frame.topic !== echoing) tell(reading, frame)
     else if (held.length < MOST_HELD) held.push(frame)
     else if (reading.given) {
       // A page cannot read again what only the server has added.
-      const gap = { type: 'gap', topic: reading.name, after: before, next: null, reason: 'too_slow' }
-      held.push({ ...gap, ...held.at(-1).reason === gap.reason && held.pop(), cursor: frame.id ?? cursor })
+      let gap = /** @type {Frame} */ (held.at(-1))
+      if (gap.reason !== 'too_slow') held.push(gap = { type: 'gap', topic: reading.name, after: before, next: null, reason: 'too_slow' })
+      gap.cursor = frame.id ?? cursor
     } else {
       reading.at = before
       reading.lost = true
@@ -484,8 +488,8 @@ export function connect(url, options = {}) {
     }
     if (reading.lost && !reading.held[0]) {
       reading.lost = false
-      if (link) join(reading)
-      else next || again()
+      wake()
+      join(reading)
     }
   }
 
@@ -504,7 +508,7 @@ export function connect(url, options = {}) {
         await reading.load()
         break
       } catch {
-        await pause(backOff(fails))
+        await new Promise(done => setTimeout(done, backOff(fails)))
       }
     }
     hold(reading, -1)
@@ -528,43 +532,45 @@ export function connect(url, options = {}) {
   async function join(reading) {
     const { name, at: place, presence } = reading, one = link
     if (!one || reading.lost || reading.ended || reading.given || isAsked(name)) return
+    const isRead = one.names.has(name)
     if (reading.live) {
       // The address of a WebSocket cannot say it for one topic.
-      if (presence) one.command?.({ type: 'subscribe', topic: name, presence }, frame => fails(name, frame))
-      return
-    }
-    if (!one.command && (presence || !one.names.has(name))) return again()
-    if (one.names.has(name)) {
+      if (presence) one.command?.({ type: 'subscribe', topic: name, presence }, frame => fails(reading, frame))
+    } else if (!one.command && (presence && !isPresent(one) || !isRead)) {
+      again()
+    } else if (isRead) {
       const isNow = !place && isPlain(reading)
       // The page has its subscription before it is told anything of it.
-      await (isNow || catchUp(reading).catch(why => judge(why, true)))
-      if (link === one && one.names.has(name) && (isNow || reading.caught)) {
+      await (isNow || catchUp(reading).catch(judge))
+      if (link === one && one.names.has(name) && (reading.caught || isNow)) {
         joined(reading, /** @type {string} */ (cursor))
         join(reading)
       }
-      return
-    }
-    one.names.add(name)
-    // The leader of the tabs replays nothing for a follower.
-    const start = tabs ? {} : place ? { after: place } : reading.start
-    one.command?.({ type: 'subscribe', topic: name, ...start }, frame => {
-      if (!frame.code) {
-        // The server replays nothing of a topic that it has added before.
-        if (!tabs && !gift(name)?.live) {
-          giveReplay(reading)
-          joined(reading, frame.cursor)
+    } else {
+      one.names.add(name)
+      // The leader of the tabs replays nothing for a follower.
+      const start = tabs ? {} : place ? { after: place } : reading.start
+      one.command?.({ type: 'subscribe', topic: name, ...start }, frame => {
+        if (frame.code) {
+          one.names.delete(name)
+          return fails(reading, frame)
         }
-        return named(name).forEach(join)
-      }
-      one.names.delete(name)
-      fails(name, frame)
-    }, reading)
+        if (!tabs) {
+          giveReplay(reading)
+          // The server replays nothing of a topic that it has added before.
+          if (!one.added.has(name)) joined(reading, frame.cursor)
+        }
+        named(name).forEach(join)
+      }, reading)
+    }
   }
 
-  /** Ends what was refused by its nature, and tries the rest again. @param {string} name @param {Frame} frame */
-  function fails(name, frame) {
-    if (FINAL.test(frame.code)) refuseTopic(name, frame)
-    else if (frame.code) later('join', joinAll, 2000)
+  /** Ends what was refused by its nature, and tries the rest again. @param {Reading} reading @param {Frame} frame */
+  function fails(reading, frame) {
+    if (FINAL.test(frame.code)) {
+      drop([reading], frame)
+      joinAll()
+    } else if (frame.code) later('join', joinAll, 2000)
   }
 
   const joinAll = () => all().forEach(join)
@@ -578,6 +584,11 @@ export function connect(url, options = {}) {
       const { at } = reading
       /** @type {Frame} */
       const page = await request('/events', { topics: [name], ...at ? { after: at } : reading.start, wait: +!isFull, limit: MOST_HELD })
+        .catch(why => {
+          if (!FINAL.test(why.topic && why.code)) throw why
+          // Others of this name go on, since it may be the start that is refused.
+          drop([reading], why)
+        })
       if (reading.live || reading.ended) return
       // Another one of these has read it meanwhile.
       if (at !== reading.at) continue
@@ -648,45 +659,38 @@ export function connect(url, options = {}) {
     }
   }
 
-  /** @param {Reading} reading @param {Error} [error] */
+  /** @param {Reading} reading @param {RejoinError} [error] */
   function end(reading, error) {
     const { name } = reading
-    if (reading.ended) return
+    if (!readings.delete(reading)) return
     reading.ended = true
-    readings.delete(reading)
+    if (error?.topic) reading.emit('refused', error)
     reading.emit('end', error)
     if (named(name)[0]) return
     const isOwn = link?.names.delete(name)
-    // Other tabs may go on with what the server has added.
-    if (link?.command && (isOwn || reading.given && !tabs)) tabs?.has(name) || link.command({ type: 'unsubscribe', topic: name })
-    else if (isOwn || next?.names.has(name)) again()
+    if (link?.command) {
+      // Other tabs may go on with what the server has added.
+      if (link.added.has(name) ? !tabs?.leads : isOwn) link.command({ type: 'unsubscribe', topic: name })
+    } else if (isOwn || next?.names.has(name)) again()
   }
 
-  /**
-   * A topic is refused, to the client itself or as one that the server has added. The others go on.
-   * @param {string} name @param {Frame} problem @param {boolean} [given]
-   */
-  function refuseTopic(name, problem, given = false) {
-    const error = failure({ ...problem, topic: name })
-    for (const reading of named(name)) {
-      if (!reading.given === given) continue
-      reading.emit('refused', error)
-      end(reading, error)
-    }
+  /** These are refused, or the server has taken their topic. The others go on. @param {Reading[]} some @param {Frame} [why] */
+  function drop(some, why = { code: 'conflict' }) {
+    some.forEach(it => end(it, failure({ ...why, topic: it.name })))
   }
 
   /** The server has added a topic, or taken it. @param {Frame} frame */
   function byServer({ type, topic, cursor: place }) {
-    let reading = gift(topic)
-    const isOwn = link?.names.has(topic), isRead = isOwn && !isAsked(topic) || reading?.live
+    let reading = named(topic).find(it => it.given)
+    const one = /** @type {Link} */ (link), isOwn = one.names.has(topic), isRead = reading?.live || isOwn && !isAsked(topic)
     if (type === 'unsubscribed') {
       if (!isRead) giveReplay({ name: topic, lost: true })
       // The client may still read for itself what is gone from the list. A new connection says so, from where this one was.
-      if (options.mine && reading && isOwn) return link?.end()
-      if (reading) reading.given = false
-      link?.names.delete(topic)
-      return refuseTopic(topic, { code: 'conflict' })
+      if (one.added.delete(topic) && isOwn && options.mine) return one.end()
+      one.names.delete(topic)
+      return drop(named(topic).filter(it => isOwn || it.given))
     }
+    one.added.add(topic)
     if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
     // The server replays nothing of a topic that it reads already.
     if (!isRead) giveReplay(reading)
@@ -721,7 +725,8 @@ export function connect(url, options = {}) {
           // Without an answer of the server the message may be stored.
           if (!why.isAsked || why.code === 'unknown_outcome') code = 'unknown_outcome'
           // The page may be frozen in the pause, so the clock is read after it.
-          if (ephemeral || FINAL.test(why.code) || await pause(backOff(fails)) || isOver() || Date.now() > until) {
+          if (ephemeral || FINAL.test(why.code) || await new Promise(done => setTimeout(resend = done, backOff(fails)))
+            || isOver() || Date.now() > until) {
             throw failure({ ...why, code: code || why.code })
           }
         }
@@ -767,7 +772,7 @@ export function connect(url, options = {}) {
       const follow = tabs?.rise()
       if (follow) return await open(follow)
       await credential()
-      for (let kind = Date.now() < keptUntil ? at % kinds.length : 0; kind < kinds.length; kind++) {
+      for (let kind = Date.now() < keptUntil ? at % kinds.length : 0; kinds[kind]; kind++) {
         try {
           return await reach(kind, turn)
         } catch (/** @type {any} */ why) {
@@ -776,7 +781,7 @@ export function connect(url, options = {}) {
         }
       }
     } catch { /* as if no transport had worked */ }
-    if (turn === turns) retry()
+    if (turn === turns) judge({})
   }
 
   /** Opens a connection of this kind. @param {number} kind @param {number} turn */
@@ -793,32 +798,27 @@ export function connect(url, options = {}) {
     try { sessionStorage[base] = [at, keptUntil] } catch { /* as below */ }
   }
 
-  /** Does what the reason for an end asks for. @param {Frame} why @param {boolean} [isOpen] @returns {any} */
-  function judge(why, isOpen) {
+  /** Does what the reason for an end asks for. @param {Frame} why @returns {any} */
+  function judge(why) {
     const { code, topic } = why, isOfToken = options.token && /^(unau|tok)/.test(code)
     if (isOver()) return
     if (isOfToken && !why.isAsked && chances-- > 0) token = undefined
     else if (isOfToken || FINAL.test(code)) {
       if (!topic) return refuse(why)
-      // The page may have closed the subscription of this topic meanwhile.
-      if (isOpen || named(topic)[0]) {
-        refuseTopic(topic, why)
-        return isOpen || go()
+      const some = known(named(topic))
+      if (some[0]) {
+        drop(some, why)
+        return go()
       }
     }
-    retry(why.retry_ms)
-  }
-
-  /** @param {number} [least] */
-  function retry(least = 0) {
     if (!link) say('waiting')
-    again(Math.max(least, backOff(tries++)))
+    again(Math.max(why.retry_ms ?? 0, backOff(tries++)))
   }
 
   /** @param {Frame} problem */
   const refuse = problem => finish('refused', failure(problem))
 
-  /** Ends the client, once. @param {State} now @param {Error} [error] */
+  /** Ends the client, once. @param {State} now @param {RejoinError} [error] */
   function finish(now, error) {
     if (!isOver()) {
       listening.abort()
@@ -836,8 +836,10 @@ export function connect(url, options = {}) {
     if (type === 'pagehide') return rest()
     // A page that is left is hidden only after its end.
     if (type === 'visibilitychange' && document.hidden) return
+    resend()
     if (type === 'online') keptUntil = 0
-    if (turns && (type === 'online' || !link && !next)) go()
+    else if (link || next) return
+    if (turns) go()
   }
   // Without the module each tab connects by itself.
   const sharing = options.shared && import('./rejoin-shared.js').then(it => {

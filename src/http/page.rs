@@ -21,7 +21,7 @@ const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 
-/// A file of `web/`, as it stands in the repository. Only the version of the server is put into the page.
+/// A file of `web/`, as it stands in the repository. Only the version of the server and a link are put into the page.
 struct File {
     name: &'static str,
     kind: &'static str,
@@ -84,8 +84,19 @@ fn zip(text: &[u8]) -> Vec<u8> {
     encoder.into_inner()
 }
 
-static PAGE: LazyLock<File> =
-    LazyLock::new(|| File::new("index.html", HTML, include_str!("../../web/index.html")));
+static PAGE: LazyLock<File> = LazyLock::new(|| {
+    let documents = documents(env!("CARGO_PKG_REPOSITORY"));
+    File::new("index.html", HTML, &include_str!("../../web/index.html").replace("{documents}", &documents))
+});
+
+/// The server has no documents but `/openapi.json`. The page links to the repository, if `Cargo.toml` names one.
+fn documents(repository: &str) -> String {
+    match repository {
+        "" => "<span>The documents are in the folder docs of the source</span>".to_owned(),
+        _ => format!("<a href=\"{repository}\">Source and documents</a>"),
+    }
+}
+
 /// The browser client, and the modules that it loads.
 static CLIENT: LazyLock<[File; 3]> = LazyLock::new(|| {
     [
@@ -139,4 +150,19 @@ pub fn console(name: Option<&str>, request: &HeaderMap) -> Result<Response, Prob
     found
         .map(|file| file.answer(request))
         .ok_or_else(|| Problem::new(Code::NotFound, "the console has no such file"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_links_to_the_repository_or_says_where_the_documents_are() {
+        assert_eq!(
+            documents("https://git.example/rejoin"),
+            "<a href=\"https://git.example/rejoin\">Source and documents</a>"
+        );
+        let page = &PAGE.text;
+        assert!(page.contains(&documents(env!("CARGO_PKG_REPOSITORY"))) && !page.contains("{documents}"));
+    }
 }

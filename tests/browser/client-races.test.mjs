@@ -166,6 +166,55 @@ describe('the browser client', { concurrency: true }, () => {
     await until(() => data(told).length)
   })
 
+  // The refusal was one of its topic, and ended the other subscription too.
+  for (const transport of ['ws', 'ndjson']) {
+    test(`${transport}: a start that cannot be ends no other subscription of its topic`, async () => {
+      const { asked, streams, url } = await stub()
+      const { rejoin, refused } = open(url, { WebSocket: scripted({ heartbeat_ms: 25_000 }), transports: [transport] })
+      const refuse = () => asked.splice(0).forEach(it => it.answer(400, { code: 'bad_request', topic: 't' }))
+      // Over HTTP each start is fetched before the first stream. A WebSocket asks by command, one after the other.
+      const early = [transport === 'ws' ? {} : { since: 'soon' }, {}].map(start => record(rejoin.subscribe('t', start)))
+      if (transport === 'ndjson') {
+        await until(() => asked.length)
+        refuse()
+      }
+      const healthy = early[1]
+      await until(() => has(healthy, 'subscribed'))
+      const late = record(rejoin.subscribe('t', { since: 'soon' })), count = streams.length
+      await until(() => asked.length)
+      refuse()
+      await until(() => has(late, 'refused'))
+      assert.deepEqual([late.at(-1).code, has(healthy, 'refused'), refused, streams.length], ['bad_request', false, [], count])
+      if (transport === 'ndjson') assert.ok(has(early[0], 'refused'))
+    })
+  }
+
+  test('a command whose start cannot be ends no other subscription that waits for its answer', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const { rejoin, refused } = open('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    rejoin.on('open', () => {})
+    await until(() => rejoin.state === 'live')
+    const bad = record(rejoin.subscribe('t', { since: 'soon' })), good = record(rejoin.subscribe('t'))
+    const [socket] = Socket.all
+    socket.say({ type: 'error', code: 'bad_request', topic: 't', ref: 1 })
+    socket.say({ type: 'subscribed', topic: 't', cursor: '1000', ref: 1 })
+    assert.deepEqual([bad, good].map(told => told.map(it => it.type)), [['refused'], ['subscribed']])
+    assert.deepEqual([socket.sent.map(it => it.since), refused], [['soon', undefined], []])
+  })
+
+  // Each such subscription made a new stream, and so did a slow loop for each thousand messages.
+  test('a second subscription with presence to a topic of the stream makes no new one', async () => {
+    const { asked, streams, url } = await stub()
+    const { rejoin } = open(url, { transports: ['ndjson'] })
+    const first = record(rejoin.subscribe('t', { presence: true }))
+    await until(() => has(first, 'subscribed'))
+    const second = record(rejoin.subscribe('t', { last: 3, presence: true }))
+    await until(() => asked.length)
+    asked[0].answer(200, { cursor: '1000', messages: [message('t', 900)] })
+    await until(() => has(second, 'subscribed'))
+    assert.deepEqual([streams.map(it => it.body.presence), data(second)], [[true], [900]])
+  })
+
   test('two reads of what one subscription has missed give each message once, also from a store with other ids', async () => {
     const { asked, url } = await stub()
     const { rejoin } = open(url, { transports: ['ndjson'] })

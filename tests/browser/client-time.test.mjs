@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { afterEach, beforeEach, describe, mock, test } from 'node:test'
 import { connect } from '../../web/rejoin.js'
-import { has, record, scripted } from './scripted.mjs'
+import { data, has, record, scripted } from './scripted.mjs'
 
 const PAGE = 'http://127.0.0.1:1/'
 const ends = []
@@ -203,6 +203,116 @@ describe('the clock of the browser client', () => {
   })
 })
 
+describe('the transports', () => {
+  /** Answers of a server over HTTP: a stream that opens, and polls. Nothing while `isAway`. */
+  function http() {
+    const asked = [], frame = '{"type":"open","connection":"c","cursor":"1000","heartbeat_ms":1000000}\n'
+    mock.method(globalThis, 'fetch', async (url, { body, headers, signal }) => {
+      const isStream = headers.Accept.includes('ndjson'), { wait } = JSON.parse(body)
+      asked.push({ kind: isStream ? 'ndjson' : 'poll', at: Date.now(), wait })
+      if (http.isAway) throw new TypeError('fetch failed')
+      if (isStream) return new Response(new ReadableStream({ start: it => it.enqueue(new TextEncoder().encode(frame)) }))
+      if (!wait) return Response.json({ cursor: '1000', messages: [] })
+      return new Promise((_, failed) => { signal.onabort = () => failed(signal.reason) })
+    })
+    http.isAway = false
+    return asked
+  }
+  const silent = socketThat.bind(undefined, () => {})
+
+  test('one that brings no frame within 4 s gives way to the next, at once', async () => {
+    const Socket = silent(), asked = http(), { rejoin } = open({ WebSocket: Socket }), began = now
+    const told = record(rejoin.subscribe('t'))
+    await pass(3999)
+    assert.deepEqual([Socket.all.length, asked], [1, []])
+    await pass(1)
+    assert.deepEqual([asked.map(it => [it.kind, it.at - began]), has(told, 'subscribed'), Socket.all.length], [[['ndjson', 4000]], true, 1])
+  })
+
+  test('a better one is tried again after 10 minutes', async () => {
+    const Socket = socketThat((socket, number) => number > 1 ? opens(socket) : fails(socket)), asked = http(), states = []
+    const { rejoin } = open({ WebSocket: Socket })
+    const told = record(rejoin.subscribe('t'))
+    rejoin.on('state', state => states.push(state))
+    await pass(599_000)
+    assert.deepEqual([Socket.all.length, asked.length, has(told, 'subscribed')], [1, 1, true])
+    await pass(1000)
+    assert.deepEqual([Socket.all.length, asked.length, states], [2, 1, ['live']])
+  })
+
+  test('a server that is away changes nothing: the best one is tried first when it is back', async () => {
+    longest()
+    const Socket = socketThat((socket, number) => number > 3 ? opens(socket) : fails(socket)), asked = http()
+    http.isAway = true
+    const { rejoin } = open({ WebSocket: Socket })
+    rejoin.subscribe('t')
+    await pass(4000)
+    http.isAway = false
+    assert.deepEqual([Socket.all.length, asked.map(it => it.kind), rejoin.state], [4, Array(3).fill(['ndjson', 'poll']).flat(), 'live'])
+  })
+
+  test('what has worked is remembered for 10 minutes for the same server alone', async () => {
+    // A browser keeps text alone.
+    globalThis.sessionStorage = new Proxy({}, { set: (all, name, value) => Reflect.set(all, name, String(value)) })
+    ends.push(() => { delete globalThis.sessionStorage })
+    const asked = http(), read = async url => {
+      const Socket = socketThat(fails), rejoin = connect(url, { WebSocket: Socket })
+      rejoin.subscribe('t')
+      await pass(1)
+      assert.equal(rejoin.state, 'live')
+      rejoin.close()
+      return Socket.all.length
+    }
+    assert.deepEqual([await read(PAGE), await read(PAGE), await read('http://127.0.0.1:2/')], [1, 0, 1])
+    await pass(590_000)
+    assert.equal(await read(PAGE), 0)
+    await pass(10_000)
+    assert.equal(await read(PAGE), 1)
+    assert.ok(asked.every(it => it.kind === 'ndjson'))
+  })
+
+  test('a poll is cut when it is not answered 5 s after its wait', async () => {
+    longest()
+    const asked = http(), { rejoin } = open({ transports: ['poll'] }), states = []
+    rejoin.on('state', state => states.push(state))
+    rejoin.subscribe('t')
+    await pass(1)
+    assert.deepEqual(asked.map(it => it.wait), [0, 25])
+    await pass(29_900)
+    assert.equal(rejoin.state, 'live')
+    await pass(200)
+    assert.deepEqual(states, ['live', 'waiting'])
+    await pass(500)
+    assert.deepEqual([asked.map(it => it.wait), rejoin.state], [[0, 25, 0, 25], 'live'])
+  })
+
+  // A stream without the topic opened, and the client made the next one at once, again and again.
+  test('a start that the server cannot read now is asked for again after the usual waits', async () => {
+    longest()
+    http()
+    const { fetch } = globalThis, asked = []
+    mock.method(globalThis, 'fetch', async (...all) => {
+      if (!JSON.parse(all[1].body).last) return fetch(...all)
+      if (asked.push(now) > 50) return new Promise(() => {})
+      return Response.json({ code: 'overloaded', topic: 'u' }, { status: 503 })
+    })
+    const { rejoin, refused } = open({ transports: ['ndjson'] })
+    const told = record(rejoin.subscribe('t')), late = record(rejoin.subscribe('u', { last: 1 }))
+    await pass(10_000)
+    assert.ok(asked.length > 2 && asked.length < 20, String(asked.length))
+    assert.deepEqual([late, has(told, 'refused'), refused], [[], false, []])
+  })
+
+  test('a token is kept until its end, and not asked for with each request', async () => {
+    let count = 0
+    const asked = http(), { rejoin } = open({ transports: ['poll'], token: () => 'token' + ++count })
+    rejoin.subscribe('t')
+    await pass(35_000)
+    assert.ok(asked.length >= 4)
+    assert.equal(count, 1)
+  })
+})
+
 describe('publishing', () => {
   const problem = (status, code) => () => Response.json({ code }, { status })
   const away = () => { throw new TypeError('fetch failed') }
@@ -236,6 +346,35 @@ describe('publishing', () => {
     assert.ok(key && sent.length > 10 && sent.every(it => it.idempotency_key === key && it.at <= first + 240_000))
   })
 
+  // It waited for up to 20 s although the client read messages again.
+  test('a message is sent again at once when the connection is open again', async () => {
+    longest()
+    const Socket = socketThat((socket, number) => number > 6 ? opens(socket) : fails(socket))
+    const { rejoin } = open({ WebSocket: Socket, transports: ['ws'] }), sent = answers(away)
+    rejoin.subscribe('t')
+    // The attempts to connect and those to publish are not at the same times.
+    await pass(3000)
+    rejoin.publish('t', 1).catch(() => {})
+    await pass(29_000)
+    assert.deepEqual([rejoin.state, sent.at(-1).at], ['live', Socket.times.at(-1)])
+  })
+
+  test('a page that only publishes sends its message again at once when the network is back', async () => {
+    longest()
+    const page = new EventTarget()
+    globalThis.addEventListener = page.addEventListener.bind(page)
+    ends.push(() => { delete globalThis.addEventListener })
+    const sent = answers(...Array(5).fill(away), stored), { rejoin } = open({ transports: ['poll'] })
+    let id
+    rejoin.publish('t', 1).then(it => { id = it })
+    await settled()
+    await pass(8000)
+    assert.deepEqual([sent.length, id], [5, undefined])
+    page.dispatchEvent(new Event('online'))
+    await settled()
+    assert.deepEqual([sent.length, id], [6, '1001'])
+  })
+
   // The server knows a key for 5 minutes, and stored the message once more after that.
   test('a message is not sent again after the tab was frozen for 6 minutes', async () => {
     const sent = answers(away, stored), code = await publish()
@@ -261,6 +400,26 @@ describe('publishing', () => {
     const sent = answers(away, stored), code = await publish({ ephemeral: true })
     await pass(30_000)
     assert.deepEqual([code(), sent.length, 'idempotency_key' in sent[0]], ['unknown_outcome', 1, false])
+  })
+
+  // The connection may bring the message before the answer to its publish.
+  test('a message of the client itself that comes before its answer is left out, and others of its topic wait', async () => {
+    const Socket = socketThat(socket => opens(socket))
+    const { rejoin } = open({ WebSocket: Socket, transports: ['ws'], echo: false })
+    const told = record(rejoin.subscribe('*'))
+    await pass(1)
+    let answer
+    mock.method(globalThis, 'fetch', () => new Promise(done => { answer = done }))
+    const sent = rejoin.publish('t', 'own')
+    await settled()
+    const say = (topic, id) => Socket.all[0].say({ type: 'message', topic, id, data: id })
+    say('other', '1001')
+    say('t', '1002')
+    say('t', '1003')
+    assert.deepEqual(data(told), ['1001'])
+    answer(Response.json([{ id: '1002' }]))
+    assert.equal(await sent, '1002')
+    assert.deepEqual(data(told), ['1001', '1003'])
   })
 
   test('each message has a key of its own, and excludes no connection', async () => {

@@ -308,9 +308,28 @@ async fn a_lane_whose_topic_is_taken_is_refused_until_one_presses_resume() {
         let rows = "return [...document.querySelectorAll('.lane')].map(it => [it.dataset.state, it.querySelector('.missing').textContent])";
         let lanes = page.run(rows).await;
         assert_eq!(lanes, json!([["refused", "0"], ["refused", "0"], ["refused", "0"], ["live", "0"]]));
+
+        // A tab that is hidden for a while leaves the server, and a lane that was refused does not come back with it.
+        let hide = "const real = setTimeout
+            window.setTimeout = (run, ms, ...more) => real(run, ms === 10_000 ? 0 : ms, ...more)
+            window.look = isHidden => {
+                Object.defineProperty(document, 'hidden', { value: isHidden, configurable: true })
+                dispatchEvent(new Event('visibilitychange'))
+            }
+            look(true)
+            window.setTimeout = real";
+        page.run(hide).await;
+        let states = "[...document.querySelectorAll('.lane')].map(it => it.dataset.state).join()";
+        page.until(&format!("{states} === 'refused,refused,refused,closed'")).await;
+        let shown = page.run(&format!("look(false); return {states}")).await;
+        assert_eq!(shown, json!("refused,refused,refused,connecting"));
+        page.until("document.querySelectorAll('.lane[data-state=live]').length === 1").await;
+
         page.run(&format!("{refused}.forEach(it => it.querySelector('[name=cut]').click())")).await;
         page.until(IS_LIVE).await;
         assert_whole(page, &ids).await;
+        let buttons = page.run("return [...document.querySelectorAll('.lane [name=cut]')].map(it => it.textContent)").await;
+        assert_eq!(buttons, json!(["Cut", "Cut", "Cut", "Cut"]));
         server.stop().await;
     })
     .await;
@@ -437,6 +456,11 @@ async fn the_keyboard_reaches_every_control_and_a_phone_scrolls_in_one_direction
         // All lanes with messages are to be seen at 1280 x 800 without scrolling.
         let bottom = page.run("return Math.max(...[...document.querySelectorAll('.lane')].map(it => it.getBoundingClientRect().bottom))").await;
         assert!(bottom.as_f64() <= Some(800.0), "{bottom}");
+        // The longest title and the state of a lane that is away are in one line, so the lists stay beside each other.
+        press(page, ".lane:nth-child(2) [name=offline]").await;
+        page.until("document.querySelectorAll('.lane')[1].dataset.state === 'waiting'").await;
+        let tops = page.run("return new Set([...document.querySelectorAll('.lane ol')].map(it => it.getBoundingClientRect().top)).size").await;
+        assert_eq!(tops, 1);
         server.stop().await;
     })
     .await;

@@ -1,19 +1,22 @@
-// The console of a server with 10 000 topics and 1 000 connections, in Chromium. Run it by hand:
+// The console of a server that needs a token, with 10 000 topics and 1 000 connections, in Chromium. Run it by hand:
 //
 //     REJOIN=target/debug/rejoin node tests/browser/crowd.mjs [FOLDER]
 //
-// It fails if a table is wrong or a lane misses something, and prints how long each step took. FOLDER gets a picture.
+// It fails if a table is wrong or a lane misses something, and prints how long each step took. FOLDER gets pictures of it:
+// on a screen of 1280×800, light and dark, and on a phone.
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'
 import { request } from 'node:http'
 import { join } from 'node:path'
 import { Browser } from './chromium.mjs'
-import { Server, until } from './server.mjs'
+import { SECRET, Server, mint, until } from './server.mjs'
 
 const TOPICS = 10_000, CONNECTIONS = 1000
 const [folder] = process.argv.slice(2)
-const server = await Server.start()
+const server = await Server.start(['--jwt-secret', SECRET])
+const token = server.key = mint('crowd', 3600, { subscribe: ['**'], publish: ['**'], presence: ['**'], admin: true })
+const Authorization = 'Bearer ' + token
 let began = Date.now()
 const done = what => {
   console.log(`${what}: ${Date.now() - began} ms`)
@@ -21,13 +24,13 @@ const done = what => {
 }
 
 const lines = Array.from({ length: TOPICS }, (_, n) => JSON.stringify({ topic: `crowd.${n % 100}.${n}`, data: { n } }))
-const headers = { 'Content-Type': 'application/x-ndjson' }
+const headers = { 'Content-Type': 'application/x-ndjson', Authorization }
 const answers = await (await fetch(server.url + '/publish', { method: 'POST', headers, body: lines.join('\n') })).json()
 assert.ok(answers.length === TOPICS && answers.every(it => it.id))
 done(`${TOPICS} topics`)
 const streams = await Promise.all(Array.from({ length: CONNECTIONS }, async (_, n) => {
   const path = `/events?topic=crowd.${n % 100}.*&topic=all`
-  const stream = request(server.url + path, { agent: false, headers: { Accept: 'application/x-ndjson' } }).end()
+  const stream = request(server.url + path, { agent: false, headers: { Accept: 'application/x-ndjson', Authorization } }).end()
   const [answer] = await once(stream, 'response')
   assert.equal(answer.statusCode, 200)
   answer.on('error', () => {}).resume()
@@ -36,8 +39,9 @@ const streams = await Promise.all(Array.from({ length: CONNECTIONS }, async (_, 
 done(`${CONNECTIONS} connections`)
 
 const browser = await Browser.start()
-const page = await browser.open(server.url + '/?topic=all')
-await page.command('Emulation.setDeviceMetricsOverride', { width: 1280, height: 800, deviceScaleFactor: 1, mobile: false })
+const page = await browser.open(`${server.url}/#topic=all&token=${token}`)
+const resize = (width, height) => page.command('Emulation.setDeviceMetricsOverride', { width, height, deviceScaleFactor: 1, mobile: width < 500 })
+await resize(1280, 800)
 const isLive = "document.querySelectorAll('.lane[data-state=live]').length === 4"
 await page.until(isLive)
 done('the lanes are live')
@@ -83,8 +87,16 @@ const received = await page.run("[...document.querySelectorAll('.lane .received'
 assert.deepEqual(received, Array(4).fill('200'))
 done('200 messages to all connections and lanes')
 if (folder) {
-  const { data } = await page.command('Page.captureScreenshot')
-  writeFileSync(join(folder, 'crowd.png'), Buffer.from(data, 'base64'))
+  for (const [name, width, height, value] of [['light', 1280, 800, 'light'], ['dark', 1280, 800, 'dark'], ['phone', 390, 844, 'light']]) {
+    await resize(width, height)
+    await page.command('Emulation.setEmulatedMedia', { features: [{ name: 'prefers-color-scheme', value }] })
+    for (const [part, place] of [['top', 'header'], ['tables', '#topics']]) {
+      await page.run(`document.querySelector('${place}').scrollIntoView()`)
+      await says('topics', 'The newest of 10K topics.')
+      const { data } = await page.command('Page.captureScreenshot')
+      writeFileSync(join(folder, `crowd-${name}-${part}.png`), Buffer.from(data, 'base64'))
+    }
+  }
 }
 for (const stream of streams) stream.destroy()
 await browser.stop()

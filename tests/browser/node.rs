@@ -71,6 +71,11 @@ async fn the_client_in_node_tells_each_thing_once_whatever_crosses_it() {
 }
 
 #[tokio::test]
+async fn the_client_in_node_keeps_its_own_topics_apart_from_those_of_the_server() {
+    in_node("client-given.test.mjs", false).await;
+}
+
+#[tokio::test]
 async fn the_client_in_node_waits_as_long_as_it_says_and_sends_nothing_again_that_was_stored() {
     in_node("client-time.test.mjs", false).await;
 }

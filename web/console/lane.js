@@ -8,7 +8,7 @@ import { Network } from './network.js'
 import { EventStream } from './sse.js'
 
 export const TRANSPORTS = { ws: 'WebSocket', sse: 'Server-Sent Events', ndjson: 'NDJSON stream', poll: 'Long-polling' }
-const SHORT_NAMES = { ws: 'WebSocket', sse: 'SSE', ndjson: 'NDJSON', poll: 'Polling' }
+export const SHORT_NAMES = { ws: 'WebSocket', sse: 'SSE', ndjson: 'NDJSON', poll: 'Polling' }
 
 /** How many messages a lane shows. */
 const MOST_SHOWN = 100
@@ -58,6 +58,7 @@ export class Lane {
     this.cuts = []
     this.#arrived = []
     this.list.replaceChildren(...past.map(message => this.#item(message)).reverse())
+    this.#say('closed')
     this.#start()
   }
 
@@ -104,7 +105,8 @@ export class Lane {
     if (isResting === this.#isResting) return
     this.#isResting = isResting
     if (isResting) this.#leave()
-    else this.#start()
+    // A lane that was refused waits for Resume.
+    else if (this.state !== 'refused') this.#start()
   }
 
   // The connection.
@@ -149,7 +151,8 @@ export class Lane {
     if (cuts.length > 100) cuts.shift()
     this.state = state
     this.box.dataset.state = state
-    write($('.state', this.box), { waiting: 'reconnecting', closed: 'paused' }[state] ?? state)
+    write($('.state', this.box), { waiting: 'away', closed: 'paused' }[state] ?? state)
+    write($('[name=cut]', this.box), state === 'refused' && this.topic ? 'Resume' : 'Cut')
   }
 
   #message(message) {
@@ -180,7 +183,6 @@ export class Lane {
       : problem.code === 'conflict' ? 'The topic was taken from this connection on request. Press Resume to read it again.'
       : words(problem, `read ${this.topic}`, 'subscribe for it')
     this.#note(text)
-    this.#name()
   }
 
   #note(text) { this.#arrived.push({ note: text, kind: 'note' }) }
@@ -234,7 +236,6 @@ export class Lane {
   #again() {
     this.#leave()
     this.#start()
-    this.#name()
   }
 
   #name() {
@@ -245,6 +246,5 @@ export class Lane {
       $(`[name=${name}]`, this.box).setAttribute('aria-pressed', isOn)
     }
     this.box.dataset.fault = isOffline ? 'offline' : isSlow ? 'slow' : ''
-    write($('[name=cut]', this.box), this.state === 'refused' ? 'Resume' : 'Cut')
   }
 }

@@ -26,7 +26,7 @@ addEventListener('hashchange', () => /[#&](topic|token)=/.test(location.hash) &&
 const page = { ledger: new Ledger(), skewMs: 0, opened }
 const lanes = Object.keys(TRANSPORTS).map((transport, at) => new Lane(at + 1, transport, page))
 $('#lanes').append(...lanes.map(lane => lane.box))
-new Timeline($('canvas'), page, lanes, TRANSPORTS)
+new Timeline($('canvas'), page, lanes)
 
 const publisher = new Publisher($('#publish'))
 const presence = new Presence($('#presence'))

@@ -3,6 +3,7 @@
 // An id is a time. So a message that came late stands where it belongs, and fills the cut in which it was published.
 
 import { timeOf } from './dom.js'
+import { SHORT_NAMES, TRANSPORTS } from './lane.js'
 
 const WINDOW_MS = 60_000
 const ROW = 26
@@ -14,11 +15,10 @@ export class Timeline {
   #isStill = matchMedia('(prefers-reduced-motion: reduce)')
   #last = 0
 
-  constructor(canvas, page, lanes, names) {
+  constructor(canvas, page, lanes) {
     this.page = page
     this.canvas = canvas
     this.lanes = lanes
-    this.names = names
     matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => { this.colours = undefined })
     const draw = now => {
       requestAnimationFrame(draw)
@@ -43,7 +43,7 @@ export class Timeline {
     pen.setTransform(scale, 0, 0, scale, 0, 0)
     pen.clearRect(0, 0, width, height)
     pen.font = '11px ' + style.fontFamily
-    const left = width > 600 ? 128 : 0
+    const isWide = width > 600, names = isWide ? TRANSPORTS : SHORT_NAMES, left = isWide ? 128 : 68
     const now = Date.now() - this.page.skewMs
     // A message of this moment stands a little left of the edge.
     const x = ms => left + (width - left - 8) * (1 - (now - ms) / WINDOW_MS)
@@ -52,7 +52,7 @@ export class Timeline {
       const y = TOP + ROW * row
       pen.save()
       pen.fillStyle = this.colours.text
-      if (left) pen.fillText(this.names[lane.transport], 0, y + ROW / 2 + 4)
+      pen.fillText(names[lane.transport], 0, y + ROW / 2 + 4)
       pen.beginPath()
       pen.rect(left, y, width - left, ROW)
       pen.clip()
@@ -62,7 +62,7 @@ export class Timeline {
   }
 
   #axis(pen, x, now, left, width) {
-    const bottom = TOP + ROW * this.lanes.length
+    const bottom = TOP + ROW * this.lanes.length, isNarrow = x(10_000) - x(0) < 52
     pen.strokeStyle = this.colours.line
     pen.fillStyle = this.colours.quiet
     pen.lineWidth = 1
@@ -72,7 +72,8 @@ export class Timeline {
       pen.moveTo(px, TOP)
       pen.lineTo(px, bottom)
       pen.stroke()
-      if (px < left + 24 || px > width - 30) continue
+      // A text is 48 pixels wide.
+      if (px < left + 24 || px > width - 30 || isNarrow && at % 20_000) continue
       pen.fillText(new Date(at + this.page.skewMs).toLocaleTimeString('en-GB'), px - 24, bottom + 13)
     }
     for (let row = 0; row <= this.lanes.length; row++) {

@@ -1,0 +1,101 @@
+// Topics that the server adds and takes beside those that the page reads by itself, in Node.
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import { text } from 'node:stream/consumers'
+import { after, describe, test } from 'node:test'
+import { connect } from '../../web/rejoin.js'
+import { data, has, numbers, record, scripted } from './scripted.mjs'
+import { SECRET, Server, mint, socketFrom, until } from './server.mjs'
+
+const ends = []
+after(() => { for (const end of ends) end() })
+
+function open(url, options) {
+  const rejoin = connect(url, { mine: true, transports: ['ws'], ...options }), given = []
+  rejoin.on('subscription', subscription => given.push(subscription))
+  ends.push(() => rejoin.close())
+  return { rejoin, given }
+}
+const message = (topic, id) => ({ type: 'message', topic, id: String(id), data: id })
+const taken = (topic, cursor) => ({ type: 'unsubscribed', topic, cursor: String(cursor), by: 'server' })
+
+describe('a topic of the page that the list has too', { concurrency: true }, () => {
+  // The subscription of the page was refused: the client looked for one of the list, and it was closed.
+  test('goes on when it leaves the list, although the page has closed that of the list', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000, mine: ['a'] })
+    const { rejoin, given } = open('http://127.0.0.1:1/', { WebSocket: Socket })
+    const own = record(rejoin.subscribe('a'))
+    await until(() => given.length && has(own, 'subscribed'))
+    given[0].close()
+    Socket.all[0].say(taken('a', 1001))
+    await until(() => Socket.all.length === 2 && rejoin.state === 'live')
+    Socket.all[1].say(message('a', 1002))
+    assert.deepEqual([own.map(it => it.type), data(own)], [['subscribed', 'message'], [1002]])
+  })
+
+  // The old connection stayed open until the next one had opened. It may have moved the cursor past messages of the topic.
+  test('ends the connection at once when it leaves the list, and nothing more of that connection counts', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000, mine: ['a'] })
+    const { rejoin } = open('http://127.0.0.1:1/', { WebSocket: Socket })
+    const own = record(rejoin.subscribe('a')), other = record(rejoin.subscribe('other'))
+    await until(() => has(own, 'subscribed') && has(other, 'subscribed'))
+    const [first] = Socket.all
+    first.say(message('a', 1001))
+    Socket.isAway = true
+    first.say(taken('a', 1001))
+    first.say(message('other', 1005))
+    await until(() => Socket.all.length === 2)
+    assert.deepEqual([data(own), data(other), new URL(Socket.all[1].url).searchParams.get('after')], [[1001], [], '1001'])
+  })
+
+  // The answer said that the topic is read, and the client took that for the whole replay.
+  test('begins where the page asks for it, although the page has closed that of the list', async () => {
+    const server = await Server.start(['--jwt-secret', SECRET])
+    ends.push(() => server.stop('SIGKILL'))
+    server.key = mint('backend', 600, { admin: true, publish: ['**'] })
+    await server.ask('PUT', '/subjects/u1/topics/a')
+    const { rejoin, given } = open(server.url, { WebSocket: socketFrom(server.url), token: () => mint('u1', 60) })
+    await until(() => given.length)
+    given[0].close()
+    for (const n of numbers(1, 5)) await server.publish('a', n)
+    const own = record(rejoin.subscribe('a', { last: 3 }))
+    await until(() => has(own, 'subscribed'))
+    await server.publish('a', 6)
+    await until(() => data(own).includes(6))
+    assert.deepEqual(data(own), numbers(3, 6))
+  })
+
+  // It was refused although the page was not reading it yet on the connection whose list lost it.
+  test('begins although it leaves the list while its start is on the way', async () => {
+    const polls = [], streams = []
+    const stub = createServer(async (request, response) => {
+      const body = JSON.parse(await text(request)), isStream = request.headers.accept.includes('ndjson')
+      const say = frame => response.write(JSON.stringify(frame) + '\n')
+      const list = isStream ? streams : polls
+      list.push({ body, say, answer: page => response.end(JSON.stringify(page)) })
+      if (isStream) say({ type: 'open', connection: 'c', cursor: '1000', heartbeat_ms: 25_000, mine: streams.length > 1 ? [] : ['a'] })
+    })
+    stub.listen(0, '127.0.0.1')
+    await once(stub, 'listening')
+    ends.push(() => stub.close(), () => stub.closeAllConnections())
+    const { rejoin, given } = open(`http://127.0.0.1:${stub.address().port}/`, { transports: ['ndjson'] })
+    await until(() => given.length)
+    const listed = record(given[0]), own = record(rejoin.subscribe('a', { last: 5 }))
+    await until(() => polls.length)
+    streams[0].say(taken('a', 1000))
+    await until(() => has(listed, 'refused'))
+    for (const it of polls) it.answer({ cursor: '1000', messages: [message('a', 900)] })
+    await until(() => has(own, 'subscribed'))
+    assert.deepEqual([streams[1].body.topics, own.map(it => it.type)], [['a'], ['message', 'subscribed']])
+  })
+
+  test('is taken from the page by the backend if only the page reads it', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000, mine: [] })
+    const { rejoin } = open('http://127.0.0.1:1/', { WebSocket: Socket })
+    const own = record(rejoin.subscribe('a'))
+    await until(() => has(own, 'subscribed'))
+    Socket.all[0].say(taken('a', 1000))
+    assert.deepEqual([own.at(-1).code, Socket.all.length], ['conflict', 1])
+  })
+})
