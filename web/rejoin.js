@@ -685,8 +685,12 @@ export function connect(url, options = {}) {
     const one = /** @type {Link} */ (link), isOwn = one.names.has(topic), isRead = reading?.live || isOwn && !isAsked(topic)
     if (type === 'unsubscribed') {
       if (!isRead) giveReplay({ name: topic, lost: true })
-      // The client may still read for itself what is gone from the list. A new connection says so, from where this one was.
-      if (one.added.delete(topic) && isOwn && options.mine) return one.end()
+      // The client may still read for itself what is gone from the list. A new connection says so, from this place.
+      if (one.added.delete(topic) && isOwn && options.mine) {
+        cursor = place
+        leave()
+        return again()
+      }
       one.names.delete(topic)
       return drop(named(topic).filter(it => isOwn || it.given))
     }
@@ -800,7 +804,7 @@ export function connect(url, options = {}) {
 
   /** Does what the reason for an end asks for. @param {Frame} why @returns {any} */
   function judge(why) {
-    const { code, topic } = why, isOfToken = options.token && /^(unau|tok)/.test(code)
+    const { topic, code } = why, isOfToken = options.token && /^(unau|tok)/.test(code)
     if (isOver()) return
     if (isOfToken && !why.isAsked && chances-- > 0) token = undefined
     else if (isOfToken || FINAL.test(code)) {

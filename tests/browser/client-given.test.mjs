@@ -43,10 +43,15 @@ describe('a topic of the page that the list has too', { concurrency: true }, () 
     const [first] = Socket.all
     first.say(message('a', 1001))
     Socket.isAway = true
-    first.say(taken('a', 1001))
+    const states = []
+    rejoin.on('state', state => states.push(state))
+    // The server has given everything up to this cursor.
+    first.say(taken('a', 1003))
     first.say(message('other', 1005))
     await until(() => Socket.all.length === 2)
-    assert.deepEqual([data(own), data(other), new URL(Socket.all[1].url).searchParams.get('after')], [[1001], [], '1001'])
+    assert.deepEqual([data(own), data(other), new URL(Socket.all[1].url).searchParams.get('after')], [[1001], [], '1003'])
+    // The change is meant, so the client does not wait as after a failure.
+    assert.ok(!states.includes('waiting'), states)
   })
 
   // The answer said that the topic is read, and the client took that for the whole replay.
