@@ -31,5 +31,6 @@ mod support;
 mod tables;
 mod threats;
 mod tokens;
+mod waiting;
 
 use contract::reader;
