@@ -114,7 +114,7 @@ impl Session {
         let Self { mut socket, app, reader, running, waiting, unparsed, .. } = *self;
         // From now on commands find no connection, however long the client takes to leave. Its place is taken until then.
         reader.leave();
-        // Nothing reads these commands any more.
+        // These commands are read no more.
         drop((running, waiting, unparsed));
         match end {
             End::Lost(Lost::Gone) | End::GraceOver => {}

@@ -308,7 +308,7 @@ impl Socket {
         .await;
     }
 
-    /// Writes the rest, ends our side, and waits until the peer has ended its own. What it sends is not kept.
+    /// Writes the rest, ends our side, and waits until the peer has ended its own. The bytes of the peer are not kept.
     async fn end(&mut self) {
         (self.protocol, self.inflating) = (None, None);
         self.stalled.reset();
