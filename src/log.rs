@@ -29,7 +29,6 @@ use async_trait::async_trait;
 pub use self::loss::{Boundary, Loss, Standing};
 #[doc(hidden)]
 pub use self::redis::script_constants;
-pub(crate) use self::subjects::{FORGET_AT_ONCE, Refusals};
 pub use self::{
     clock::Clock,
     ephemeral::Ephemerals,
@@ -50,6 +49,10 @@ pub use self::{
     tail::{Follower, Tail, Uncovered, merge},
 };
 use self::{followers::Followers, retention::cost, tail::Ring};
+pub(crate) use self::{
+    payer::open_to,
+    subjects::{FORGET_AT_ONCE, Refusals},
+};
 use crate::message::{Draft, Id, Pattern, PatternSet, Topic};
 
 /// An append-only log of messages under one sequence of ids.

@@ -28,7 +28,7 @@ pub use self::{
     object::Object,
     pattern::{ParsePatternError, Pattern},
     pattern_set::{PatternMap, PatternSet, Walk},
-    payload::{JSON, Payload, PayloadError, PayloadKind},
+    payload::{JSON, MAX_TYPE_BYTES, Payload, PayloadError, PayloadKind},
     topic::{ParseTopicError, Topic},
 };
 

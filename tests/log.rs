@@ -89,6 +89,8 @@ macro_rules! logs {
             all_pages_of_a_history_are_what_was_published_without_the_gaps,
             each_topic_is_retained_by_the_first_rule_that_matches,
             a_client_makes_as_many_topics_as_it_leaves_free,
+            all_clients_together_leave_topics_to_a_backend,
+            all_clients_together_leave_room_for_the_keys_of_a_backend,
             a_client_with_many_topics_leaves_room_for_the_keys_of_others,
             many_patterns_share_the_gaps_that_are_told,
         }

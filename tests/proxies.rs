@@ -14,6 +14,7 @@ mod visitor;
 use std::time::Duration;
 
 use front::{Front, Way};
+use futures_util::future::join_all;
 use serde_json::json;
 use visitor::Visitor;
 
@@ -113,14 +114,12 @@ async fn publishing(visitor: &Visitor, front: &Front) {
         let sent = visitor.post("/topics/sizes").body("x".repeat(bytes)).send().await.expect("an answer");
         assert_eq!(sent.status(), 201, "{bytes} bytes");
     }
-    // A proxy passes most of a body on before it reads the refusal. nginx closes such a connection to its client and has
-    // said nothing of it, so the next request must have another one.
-    for _ in 0..5 {
-        let request = Visitor::of(front).post("/topics/refused");
-        let refused = request.body("x".repeat(8_000_000)).send().await;
-        let refused = refused.expect("an answer");
-        assert_eq!(refused.status(), 413);
-        assert!(refused.text().await.expect("text").contains("too_large"), "the words are the server's");
+    for (clients, token, bytes, status, code) in [
+        (5, None, 8_000_000, 413, "too_large"),
+        (20, Some("guessed"), 100_000, 401, "unauthorized"),
+        (20, Some("guessed"), 8_000_000, 401, "unauthorized"),
+    ] {
+        join_all((0..clients).map(|_| refused(front, token, bytes, (status, code)))).await;
     }
     let ready = visitor.get("/health/ready").send().await.expect("an answer");
     assert_eq!(ready.status(), 200);
@@ -129,6 +128,20 @@ async fn publishing(visitor: &Visitor, front: &Front) {
     assert_eq!(sent.expect("an answer").status(), 200);
     let read = visitor.get("/events?topic=a%2Fb&after=0").send().await.expect("an answer");
     assert!(read.text().await.expect("text").contains("\"topic\":\"a/b\""));
+}
+
+/// A proxy passes most of a body on before it reads the refusal. nginx closes such a connection to its client and has said
+/// nothing of it, so each client is a new one.
+async fn refused(front: &Front, token: Option<&str>, bytes: usize, (status, code): (u16, &str)) {
+    let mut request = Visitor::of(front).post("/topics/refused");
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    let told = format!("{status} for {bytes} bytes");
+    let refused = within(&told, request.body("x".repeat(bytes)).send()).await;
+    let refused = refused.unwrap_or_else(|error| panic!("{told}: {error:?}"));
+    assert_eq!(refused.status(), status, "{told}");
+    assert!(refused.text().await.expect("text").contains(code), "{told}: the words are the server's");
 }
 
 /// Each event arrives before the next one is published: nothing on the way collects them.

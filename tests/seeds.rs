@@ -4,8 +4,12 @@ use std::{fs, path::Path};
 
 #[path = "fuzz/claims.rs"]
 mod claims;
+#[path = "fuzz/connections.rs"]
+mod connections;
 #[path = "fuzz/harness.rs"]
 mod harness;
+#[path = "fuzz/wire.rs"]
+mod wire;
 
 fn try_all(target: &str, claim: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(target);
@@ -47,4 +51,29 @@ fn every_body_is_published_or_refused_value_by_value() {
 #[test]
 fn an_unsigned_or_expired_token_is_never_accepted() {
     try_all("tokens", claims::tokens);
+}
+
+#[test]
+fn a_body_in_a_coding_is_answered_as_the_plain_one() {
+    try_all("coded", claims::coded);
+}
+
+#[test]
+fn no_secret_of_a_set_of_keys_verifies_a_token() {
+    try_all("keys", claims::keys);
+}
+
+#[test]
+fn a_proxy_names_its_client_before_the_request_or_is_not_answered() {
+    try_all("proxied", connections::proxied);
+}
+
+#[test]
+fn the_client_of_a_forwarded_request_is_the_newest_that_is_no_proxy() {
+    try_all("forwarded", connections::forwarded);
+}
+
+#[test]
+fn every_compressed_command_is_answered_or_ends_the_connection() {
+    try_all("inflated", connections::inflated);
 }

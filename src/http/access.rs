@@ -47,7 +47,8 @@ pub struct Access {
 
 impl Access {
     /// Identifies the client of a request. It waits only if keys must be fetched, or if the backend must be asked; then
-    /// it counts as a connection. It then keeps the credential and the question, and not the head of the request.
+    /// it counts as a connection, and the head as bytes that are not parsed. It keeps the credential and the question, and
+    /// not the head: a caller drops that before it waits, because very many may.
     ///
     /// # Errors
     /// If the request has no credential and nothing is granted without one, if the credential is not accepted, or if
@@ -193,7 +194,7 @@ impl Access {
             return Begun::Done(Err(origin::foreign()));
         }
         let (context, client, payer) = (self.in_force.context().clone(), self.client, self.payer);
-        Deciding { context, rules, client, payer, has_place: true }.begin(Some(token), || Ok(None))
+        Deciding { context, rules, client, payer, head_bytes: None }.begin(Some(token), || Ok(None))
     }
 
     /// Continues as the holder of a new token of the same subject, which must allow reading all of `patterns`.
@@ -342,7 +343,8 @@ impl Comer {
             None => Ok(None),
         };
         let (context, payer) = (self.in_force.context().clone(), self.address);
-        let deciding = Deciding { context, rules: rules.clone(), client, payer, has_place: false };
+        let head_bytes = Some(size_of_head(request));
+        let deciding = Deciding { context, rules: rules.clone(), client, payer, head_bytes };
         match shown {
             Ok(credential) => deciding.begin(credential, question),
             // An open server ignores credentials.
@@ -375,6 +377,14 @@ impl Comer {
         // The rules may have changed since the page was let in.
         if access.is_page_listed(&access.rules) { Ok(access) } else { Err(origin::foreign()) }
     }
+}
+
+/// The bytes of a head, from which the credential was removed, and those of the credential.
+fn size_of_head(request: &Request) -> usize {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    let shown = request.extensions().get::<Shown>().and_then(|shown| shown.credential().ok()?);
+    let uri = request.uri().path_and_query().map_or(0, |uri| uri.as_str().len());
+    uri + fields.sum::<usize>() + shown.map_or(0, str::len)
 }
 
 /// # Errors

@@ -10,6 +10,9 @@ use std::{
 
 use super::{
     MAX_TOPICS,
+    body::too_many_bytes,
+    overloaded,
+    problem::Problem,
     refusal::Told,
     shares::{Share, Shares},
 };
@@ -48,7 +51,7 @@ pub struct Connections {
     answers: Arc<Shares>,
     /// The same, of operators while the public has taken all others.
     answers_of_operators: Arc<Shares>,
-    /// The bytes of bodies and commands that are read and not done.
+    /// The bytes of bodies and commands that are read and not done, and of heads whose client is not known yet.
     unparsed: Arc<Shares>,
     heartbeat: Duration,
     drain_grace: Duration,
@@ -96,6 +99,16 @@ impl Connections {
         Some(Costs { _subscription: subscription, topics: self.topics.take(payer, topics)? })
     }
 
+    /// Counts a request that waits until its client is known, as a subscription and with the bytes of its head.
+    ///
+    /// # Errors
+    /// `overloaded` if too much is counted, or too much of this client.
+    pub fn admit_waiting(&self, payer: Option<Payer>, head_bytes: usize) -> Result<WaitCosts, Problem> {
+        let subscription = self.admit(payer, 0).ok_or_else(overloaded)?;
+        let head = self.unparsed.take(payer, head_bytes).ok_or_else(too_many_bytes)?;
+        Ok(WaitCosts { _subscription: subscription, _head: head })
+    }
+
     /// How many answers to other requests have not left.
     pub fn untaken_answers(&self) -> usize {
         self.answers.taken() + self.answers_of_operators.taken()
@@ -107,7 +120,7 @@ impl Connections {
         self.answers.take(payer, 1).or_else(own)
     }
 
-    /// The bytes of all bodies and commands that are read and not done.
+    /// The bytes of all bodies, commands and heads that are read and not done.
     pub fn unparsed_bytes(&self) -> usize {
         self.unparsed.taken()
     }
@@ -149,6 +162,12 @@ impl Costs {
     pub fn set_topics(&mut self, topics: usize) -> bool {
         self.topics.set(topics)
     }
+}
+
+/// The costs of a request that waits until its client is known, counted until this is dropped.
+pub struct WaitCosts {
+    _subscription: Costs,
+    _head: Share,
 }
 
 /// The bytes in one answer, counted until this is dropped.

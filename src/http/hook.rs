@@ -25,11 +25,12 @@ use self::kept::Kept;
 pub use self::question::Question;
 use self::turns::Turns;
 use super::{
-    connections::Costs,
+    connections::WaitCosts,
     fetch::{self, Fetched, Fetcher, PATIENCE},
     identify::Context,
     media,
     metrics::Outcome,
+    overloaded,
     problem::{Code, Problem},
     shares::{Share, Shares},
 };
@@ -90,8 +91,8 @@ pub enum Verdict {
 
 /// The place of a request that waits.
 pub struct Waiting {
-    /// It counts as a connection.
-    _costs: Costs,
+    /// It counts as a connection, with its head.
+    _costs: WaitCosts,
     _share: Share,
     payer: Option<Payer>,
     context: Arc<Context>,
@@ -164,13 +165,20 @@ impl Hook {
         running.await
     }
 
-    /// Counts one more request that waits, until the result is dropped. `None` if there are too many, or too many of this
-    /// client.
-    pub fn wait(&self, payer: Option<Payer>, context: &Arc<Context>) -> Option<Waiting> {
-        let costs = context.connections.admit(payer, 0)?;
-        let share = self.waiting.take(payer, 1)?;
+    /// Counts one more request that waits, until the result is dropped.
+    ///
+    /// # Errors
+    /// `overloaded` if there are too many, or too many of this client, or if their heads are too large together.
+    pub fn wait(
+        &self,
+        payer: Option<Payer>,
+        head_bytes: usize,
+        context: &Arc<Context>,
+    ) -> Result<Waiting, Problem> {
+        let costs = context.connections.admit_waiting(payer, head_bytes)?;
+        let share = self.waiting.take(payer, 1).ok_or_else(overloaded)?;
         context.metrics.waiting.inc();
-        Some(Waiting { _costs: costs, _share: share, payer, context: context.clone() })
+        Ok(Waiting { _costs: costs, _share: share, payer, context: context.clone() })
     }
 
     /// Forgets the answers about a subject, also those that are on their way: the backend is asked again.
@@ -351,11 +359,12 @@ mod tests {
     #[tokio::test]
     async fn so_many_requests_may_wait_and_one_more_is_turned_away() {
         let (context, (_backend, hook)) = (context(), hook().await);
-        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| hook.wait(None, &context)).collect();
-        assert!(waiting.iter().all(Option::is_some) && hook.wait(None, &context).is_none());
+        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| hook.wait(None, 100, &context)).collect();
+        assert!(waiting.iter().all(Result::is_ok) && hook.wait(None, 100, &context).is_err());
+        assert_eq!(context.connections.unparsed_bytes(), MAX_WAITING * 100);
         assert_eq!(context.metrics.waiting.get(), MAX_WAITING as i64);
         waiting.pop();
-        assert!(hook.wait(None, &context).is_some());
+        assert!(hook.wait(None, 0, &context).is_ok());
         waiting.clear();
         assert_eq!((context.metrics.waiting.get(), context.connections.count()), (0, 0));
     }
@@ -364,9 +373,9 @@ mod tests {
     async fn a_client_that_waits_often_leaves_as_many_places_to_others() {
         let (context, (_backend, hook)) = (context(), hook().await);
         let (greedy, other) = (Some(Payer::subject("greedy")), Some(Payer::subject("other")));
-        let all: Vec<_> = std::iter::from_fn(|| hook.wait(greedy, &context)).collect();
-        assert_eq!(all.len(), MAX_WAITING / 2);
-        assert!(hook.wait(other, &context).is_some());
+        let all: Vec<_> = std::iter::from_fn(|| hook.wait(greedy, 0, &context).ok()).collect();
+        assert_eq!(all.len(), MAX_WAITING / 16 * 7);
+        assert!(hook.wait(other, 0, &context).is_ok());
     }
 
     /// Clients that left at once had more and more asked, and renewals stood behind all of it.
@@ -374,7 +383,7 @@ mod tests {
     async fn a_question_keeps_the_place_of_a_client_that_leaves_and_renewals_go_first() {
         let (context, (_backend, hook)) = (context(), hook().await);
         for number in 0..2 * MAX_AT_ONCE {
-            let waiting = hook.wait(None, &context).expect("a place");
+            let waiting = hook.wait(None, 0, &context).ok().expect("a place");
             let left = hook.ask(&question(&hook, number), Asker::Comer(waiting), &context).now_or_never();
             assert!(left.is_none());
             tokio::task::yield_now().await;
@@ -396,7 +405,7 @@ mod tests {
         let (context, (_backend, hook)) = (context(), hook().await);
         let (greedy, other) = (Some(Payer::subject("greedy")), Some(Payer::subject("other")));
         for number in 0..3 * MAX_AT_ONCE {
-            let waiting = hook.wait(greedy, &context).expect("a place");
+            let waiting = hook.wait(greedy, 0, &context).ok().expect("a place");
             let left = hook.ask(&question(&hook, number), Asker::Comer(waiting), &context).now_or_never();
             assert!(left.is_none());
             tokio::task::yield_now().await;

@@ -6,12 +6,11 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    connections::{Connections, Costs},
+    connections::{Connections, WaitCosts},
     credentials::Unusable,
     hook::{Asker, Hook, Question, Verdict, refused_by_hook},
     issuers::Learned,
     metrics::AskMetrics,
-    overloaded,
     problem::Problem,
     refusal::{problem_of, refuse},
     rules::Rules,
@@ -51,8 +50,8 @@ pub struct Deciding {
     pub client: Option<IpAddr>,
     /// For whom a wait is counted.
     pub payer: Option<Payer>,
-    /// The client has a connection, which is counted.
-    pub has_place: bool,
+    /// The size of the head of a request that may wait. A connection is counted already, and has none.
+    pub head_bytes: Option<usize>,
 }
 
 impl Deciding {
@@ -104,12 +103,10 @@ impl Deciding {
     }
 
     /// A client that waits counts as a connection until then.
-    fn take_place(&self) -> Result<Option<Costs>, Problem> {
-        if self.has_place {
-            return Ok(None);
-        }
-        let place = self.context.connections.admit(self.payer, 0);
-        place.map(Some).ok_or_else(|| overloaded().but_undecided())
+    fn take_place(&self) -> Result<Option<WaitCosts>, Problem> {
+        let Some(bytes) = self.head_bytes else { return Ok(None) };
+        let place = self.context.connections.admit_waiting(self.payer, bytes);
+        place.map(Some).map_err(Problem::but_undecided)
     }
 
     /// Decides by what is known now.
@@ -161,8 +158,8 @@ impl Deciding {
 
     async fn wait(self, hook: Arc<Hook>, question: Arc<Question>) -> Result<Identified, Problem> {
         // It counts as a connection until then.
-        let waiting = hook.wait(self.payer, &self.context);
-        let waiting = waiting.ok_or_else(|| overloaded().but_undecided())?;
+        let waiting = hook.wait(self.payer, self.head_bytes.unwrap_or_default(), &self.context);
+        let waiting = waiting.map_err(Problem::but_undecided)?;
         let verdict = hook.ask(&question, Asker::Comer(waiting), &self.context).await;
         self.by(verdict, question)
     }

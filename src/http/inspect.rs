@@ -45,7 +45,9 @@ pub fn openapi() -> Response {
 
 /// `GET /stats`.
 pub async fn stats(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
-    Access::of(&app.rules, &request).await?.admin()?;
+    let access = Access::of(&app.rules, &request);
+    drop(request);
+    access.await?.admin()?;
     let stats = ServerStats {
         log: app.broker.stats().await?,
         connections: app.connections.count(),
@@ -58,10 +60,15 @@ pub async fn stats(app: &Arc<App>, request: Request) -> Result<Response, Problem
 
 /// `GET /topics`: by name, a page at a time.
 pub async fn topics(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
-    Access::of(&app.rules, &request).await?.admin()?;
-    let query = Query::of(&request, &parameters::LIST)?;
-    let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
-    let mut topics = app.broker.topics(query.one("after")?.unwrap_or_default(), limit).await?;
+    let access = Access::of(&app.rules, &request);
+    let asked = Query::of(&request, &parameters::LIST).and_then(|query| {
+        let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
+        Ok((limit, query.one("after")?.unwrap_or_default().to_owned()))
+    });
+    drop(request);
+    access.await?.admin()?;
+    let (limit, after) = asked?;
+    let mut topics = app.broker.topics(&after, limit).await?;
     let next = if topics.len() == limit { topics.last().map(|last| last.topic.clone()) } else { None };
     let missing = live::count_all(app, &mut topics).await;
     let listed = serde_json::json!({"topics": topics, "next": next, "missing": missing});

@@ -373,7 +373,9 @@ impl Totals {
 
 /// `GET /metrics`.
 pub async fn show(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
-    Access::of(&app.rules, &request).await?.metrics()?;
+    let access = Access::of(&app.rules, &request);
+    drop(request);
+    access.await?.metrics()?;
     let metrics = &app.metrics;
     // If the log does not answer, the other metrics are needed all the more.
     let stats = app.broker.stats().await;

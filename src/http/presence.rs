@@ -36,7 +36,13 @@ pub async fn members(app: &Arc<App>, topic: Option<String>, request: Request) ->
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Problem::method_not_allowed("GET, HEAD"));
     }
-    let access = Access::of(&app.rules, &request).await?;
+    let access = Access::of(&app.rules, &request);
+    let asked = Query::of(&request, &parameters::MEMBERS).and_then(|query| {
+        let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
+        Ok((limit, query.one("after")?.unwrap_or_default().to_owned()))
+    });
+    drop(request);
+    let access = access.await?;
     let topic = topic
         .ok_or_else(|| Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8"))?;
     let pattern = query::pattern("topic", &topic)?;
@@ -47,10 +53,8 @@ pub async fn members(app: &Arc<App>, topic: Option<String>, request: Request) ->
             "topic: expected a topic of up to 245 bytes, which is no pattern and does not begin with $";
         Problem::bad_request(detail).about(&pattern)
     })?;
-    let query = Query::of(&request, &parameters::MEMBERS)?;
-    let limit = number("limit", query.one("limit")?, 100, 1..=1000)?;
-    let after = query.one("after")?.unwrap_or_default();
-    let mut page = app.presences.members(&topic, after, limit + 1).await?;
+    let (limit, after) = asked?;
+    let mut page = app.presences.members(&topic, &after, limit + 1).await?;
     let is_last = page.members.len() <= limit;
     page.members.truncate(limit);
     let next = page.members.last().filter(|_| !is_last).map(|member| member.sub.clone());

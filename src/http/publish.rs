@@ -30,7 +30,7 @@ use super::{
 use crate::{
     auth::{MAX_SUBJECT_BYTES, is_subject},
     log::{Append, Appended},
-    message::{Draft, Id, Payload, Topic},
+    message::{Draft, Id, MAX_TYPE_BYTES, Payload, PayloadError, Topic},
 };
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -48,17 +48,19 @@ struct Receipt<'a> {
 
 /// `POST /topics/{topic}`: the body is the payload.
 pub async fn publish_one(app: &Arc<App>, topic: String, request: Request) -> Result<Response, Problem> {
-    let access = Access::of(&app.rules, &request).await?;
+    let access = Access::of(&app.rules, &request);
     let (parts, body) = request.into_parts();
+    let options = MessageOptions::parse(&parts);
+    let content_type = content_type(&parts.headers).map(|text| text.map(str::to_owned));
+    let declared = Declared::of(&parts.headers);
+    // The head can be large, the backend may be asked who the client is, and the body may take long to arrive.
+    drop(parts);
+    let access = access.await?;
     let topic = publishable(&topic)?;
     access.publish(&topic)?;
-    let options = MessageOptions::parse(&parts)?;
+    let (options, content_type, declared) = (options?, content_type?, declared?);
     // A refusal comes before the body.
     access.author(options.by.clone())?;
-    let content_type = content_type(&parts.headers)?.map(str::to_owned);
-    let declared = Declared::of(&parts.headers)?;
-    // The body may take long to arrive, and the head can be large.
-    drop(parts);
     let limit = app.config.max_payload;
     // Counted until the message is stored.
     let mut unparsed = app.connections.unparsed(access.payer());
@@ -90,7 +92,9 @@ pub async fn publish_one(app: &Arc<App>, topic: String, request: Request) -> Res
 
 /// `DELETE /topics/{topic}`.
 pub async fn delete(app: &Arc<App>, topic: String, request: Request) -> Result<Response, Problem> {
-    Access::of(&app.rules, &request).await?.admin()?;
+    let access = Access::of(&app.rules, &request);
+    drop(request);
+    access.await?.admin()?;
     app.broker.delete(&publishable(&topic)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -200,6 +204,12 @@ fn single_header<'a>(headers: Headers<'a>, name: &HeaderName) -> Result<Option<&
         .map_err(|_| Problem::bad_request(format!("{name}: expected ASCII characters only")))
 }
 
+/// The declared type. It is kept until the body is there, so a very long one is refused before.
 fn content_type(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
-    single_header(Headers::of(headers), &header::CONTENT_TYPE)
+    match single_header(Headers::of(headers), &header::CONTENT_TYPE)? {
+        Some(text) if text.len() > MAX_TYPE_BYTES => {
+            Err(Problem::bad_request(PayloadError::ContentType.to_string()))
+        }
+        text => Ok(text),
+    }
 }

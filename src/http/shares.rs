@@ -1,9 +1,10 @@
 //! Totals that clients share: each client may take what is free, until little is left. Then no client takes more than an
 //! even share.
 //!
-//! So one client alone may use a server to its limits, and many clients are safe from one that takes too much. A client
+//! So one client alone may use nearly all of a server, and many clients are safe from one that takes too much. A client
 //! can hold some costs for as long as it likes, and it must not take all of them while no other client is there: of
-//! these it takes as much as it leaves free. Each process has its own totals.
+//! these it takes as much as it leaves free. The last part of each total is for clients without a payer. Each process has
+//! its own totals.
 
 use std::{
     collections::HashMap,
@@ -13,7 +14,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::log::Payer;
+use crate::log::{Payer, open_to};
 
 /// The part of a total that is taken, and by whom.
 #[derive(Debug, Default)]
@@ -84,12 +85,13 @@ impl Shares {
     }
 
     fn allow(&self, taken: &Taken, payer: Option<Payer>, amount: usize) -> bool {
+        let total = open_to(payer, self.total);
         match self.rule {
-            Rule::Even => taken.allows(self.total, payer, amount),
+            Rule::Even => taken.allows(total, payer, amount),
             Rule::LeaveAsMuch => {
                 let has = || taken.of.get(&payer).copied().unwrap_or(0);
                 let own = if payer.is_some() { has().saturating_add(amount) } else { 0 };
-                own.saturating_add(taken.all).saturating_add(amount) <= self.total
+                own.saturating_add(taken.all).saturating_add(amount) <= total
             }
         }
     }
@@ -152,10 +154,6 @@ impl Drop for Share {
 /// The time over which a rate is counted.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// The part of a rate that only clients without a payer have. Users that publish all the time must not stop the backend,
-/// and it may come last in each second.
-const PART_WITHOUT_PAYER: usize = 8;
-
 /// A rate that clients share.
 #[derive(Debug)]
 pub struct Rate {
@@ -166,12 +164,7 @@ pub struct Rate {
 
 impl Rate {
     pub fn per_second(rate: u32) -> Self {
-        Self { per_window: rate as usize, window: Mutex::new((Instant::now(), Self::unused())) }
-    }
-
-    /// Clients without a payer count as one client before they have taken anything.
-    fn unused() -> Taken {
-        Taken { all: 0, of: HashMap::from([(None, 0)]) }
+        Self { per_window: rate as usize, window: Mutex::new((Instant::now(), Taken::default())) }
     }
 
     /// Takes one. False if that is more than the client may take in this second.
@@ -179,10 +172,9 @@ impl Rate {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if now.duration_since(window.0) >= WINDOW {
-            *window = (now, Self::unused());
+            *window = (now, Taken::default());
         }
-        let reserved = if payer.is_some() { self.per_window / PART_WITHOUT_PAYER } else { 0 };
-        let is_allowed = window.1.allows(self.per_window - reserved, payer, 1);
+        let is_allowed = window.1.allows(open_to(payer, self.per_window), payer, 1);
         if is_allowed {
             window.1.add(payer, 1);
         }
@@ -204,9 +196,9 @@ mod tests {
     }
 
     #[test]
-    fn one_client_alone_may_take_everything() {
+    fn one_client_alone_may_take_all_but_the_last_eighth() {
         let shares = Shares::new(100);
-        assert_eq!(take_all(&shares, payer(1)).len(), 100);
+        assert_eq!(take_all(&shares, payer(1)).len(), 88);
         assert_eq!(take_all(&shares, None).len(), 100);
         assert_eq!(shares.taken(), 0, "all was given back");
         assert!(shares.take(payer(1), 101).is_none());
@@ -217,9 +209,9 @@ mod tests {
         let shares = Shares::new(100);
         let _early = shares.take(payer(2), 1);
         let greedy = take_all(&shares, payer(1));
-        assert_eq!(greedy.len(), 74);
-        let others: Vec<_> = (3..28).filter_map(|number| shares.take(payer(number), 1)).collect();
-        assert_eq!(others.len(), 25, "each of them gets one");
+        assert_eq!(greedy.len(), 65);
+        let others: Vec<_> = (3..25).filter_map(|number| shares.take(payer(number), 1)).collect();
+        assert_eq!(others.len(), 22, "each of them gets one");
         assert!(shares.take(payer(100), 1).is_none(), "now all are taken");
         drop(greedy);
         assert!(shares.take(payer(1), 50).is_none(), "an even share is less");
@@ -231,15 +223,27 @@ mod tests {
     fn of_what_can_be_held_for_long_a_client_takes_as_much_as_it_leaves_free() {
         let shares = Shares::leaving_as_much(100);
         let greedy = take_all(&shares, payer(1));
-        assert_eq!(greedy.len(), 50);
-        assert!(shares.take(payer(2), 26).is_none());
-        let _other = shares.take(payer(2), 25).expect("as much as it leaves free");
-        let _backend = shares.take(None, 25).expect("a backend may take the rest");
+        assert_eq!(greedy.len(), 44);
+        assert!(shares.take(payer(2), 23).is_none());
+        let _other = shares.take(payer(2), 22).expect("as much as it leaves free");
+        let _backend = shares.take(None, 34).expect("a backend may take the rest");
         assert!(shares.take(None, 1).is_none());
         drop(greedy);
-        assert!(shares.take(payer(1), 26).is_none() && shares.take(payer(1), 25).is_some());
+        assert!(shares.take(payer(1), 17).is_none() && shares.take(payer(1), 16).is_some());
         let mut none = shares.none(payer(3));
-        assert!(none.set(0) && none.set(10) && !none.set(26));
+        assert!(none.set(0) && none.set(10) && !none.set(17));
+    }
+
+    /// Each of them took no more than it might, and together they left nothing to a backend.
+    #[test]
+    fn all_clients_with_a_payer_leave_the_last_eighth_to_those_without() {
+        for shares in [Shares::new(80), Shares::leaving_as_much(80)] {
+            let users: Vec<_> = (0..100).flat_map(|number| take_all(&shares, payer(number))).collect();
+            // The last one cannot leave as much as it takes.
+            assert!((69..=70).contains(&users.len()), "{:?}: {}", shares.rule, users.len());
+            assert_eq!(take_all(&shares, None).len(), 80 - users.len(), "{:?}", shares.rule);
+        }
+        assert_eq!(take_all(&Shares::new(7), payer(1)).len(), 7, "a small total has no such part");
     }
 
     #[test]
@@ -247,7 +251,7 @@ mod tests {
         let shares = Shares::new(10);
         let _other = shares.take(payer(2), 1).expect("free");
         let mut share = shares.take(payer(1), 4).expect("free");
-        assert!(share.set(6) && !share.set(8), "the even share is five");
+        assert!(share.set(6) && !share.set(8), "the even share is four");
         assert!(share.set(2));
         assert_eq!(shares.taken(), 3);
         assert!(share.set(5));
@@ -261,10 +265,10 @@ mod tests {
         let shares = Shares::new(100);
         let first = shares.take(None, 1).expect("free");
         let greedy = take_all(&shares, payer(1));
-        assert_eq!(greedy.len(), 74);
-        assert_eq!(take_all(&shares, None).len(), 25);
+        assert_eq!(greedy.len(), 65);
+        assert_eq!(take_all(&shares, None).len(), 34);
         drop(first);
-        assert_eq!((shares.taken(), take_all(&shares, payer(1)).len()), (74, 26), "it is alone again");
+        assert_eq!((shares.taken(), take_all(&shares, payer(1)).len()), (65, 23), "it is alone again");
     }
 
     #[tokio::test(start_paused = true)]

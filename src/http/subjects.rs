@@ -58,10 +58,13 @@ pub async fn subject(app: &Arc<App>, sub: Option<String>, request: Request) -> R
     if *request.method() != Method::DELETE {
         return Err(Problem::method_not_allowed("DELETE"));
     }
-    Access::of(&app.rules, &request).await?.admin()?;
+    let access = Access::of(&app.rules, &request);
+    let refuse = Query::of(&request, &parameters::END_SUBJECT)
+        .and_then(|query| query.one("refuse")?.map(refuse_for).transpose());
+    drop(request);
+    access.await?.admin()?;
     let sub = parsed(sub)?;
-    let query = Query::of(&request, &parameters::END_SUBJECT)?;
-    let refuse = query.one("refuse")?.map(refuse_for).transpose()?;
+    let refuse = refuse?;
     let (subjects, app, tasks) = (subjects(app)?, app.clone(), app.tasks.clone());
     // In a task, so that the replicas are asked also if the backend hangs up.
     let ending = async move {
@@ -77,10 +80,12 @@ pub async fn topics(app: &Arc<App>, sub: Option<String>, request: Request) -> Re
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Problem::method_not_allowed("GET, HEAD"));
     }
-    let access = Access::of(&app.rules, &request).await?;
-    let may_see = access.manage_something()?;
+    let access = Access::of(&app.rules, &request);
+    let query = Query::of(&request, &parameters::SUBJECT_TOPICS).map(|_| ());
+    drop(request);
+    let may_see = access.await?.manage_something()?;
     let sub = parsed(sub)?;
-    Query::of(&request, &parameters::SUBJECT_TOPICS)?;
+    query?;
     let entries = subjects(app)?.list(&sub).await?;
     let seen = entries.iter().filter(|(topic, _)| may_see.may_manage(topic));
     let topics = seen.map(|(topic, id)| Entry { topic, id: *id }).collect();
@@ -94,9 +99,21 @@ pub async fn topic(
     topic: Option<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (is_added, topic) = live::managed(app, topic, &request).await?;
+    let managed = live::managed(app, topic, &request);
+    let query = Query::of(&request, &parameters::SUBJECT_TOPIC).and_then(|query| check_no_start(&query));
+    drop(request);
+    let (is_added, topic) = managed.await?;
     let sub = parsed(sub)?;
-    let query = Query::of(&request, &parameters::SUBJECT_TOPIC)?;
+    query?;
+    let subjects = subjects(app)?;
+    match is_added {
+        true => _ = subjects.add(&sub, &topic).await.map_err(|error| Problem::from(error).about(&topic))?,
+        false => subjects.remove(&sub, &topic).await.map_err(changed)?,
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn check_no_start(query: &Query<'_>) -> Result<(), Problem> {
     for start in ["after", "last", "since"] {
         if query.one(start)?.is_some() {
             let detail =
@@ -104,12 +121,7 @@ pub async fn topic(
             return Err(Problem::bad_request(detail));
         }
     }
-    let subjects = subjects(app)?;
-    match is_added {
-        true => _ = subjects.add(&sub, &topic).await.map_err(|error| Problem::from(error).about(&topic))?,
-        false => subjects.remove(&sub, &topic).await.map_err(changed)?,
-    }
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok(())
 }
 
 fn parsed(sub: Option<String>) -> Result<String, Problem> {

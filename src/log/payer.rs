@@ -12,6 +12,15 @@ use std::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Payer(NonZeroU64);
 
+/// The last part of each total that clients share is for those without a payer: so much of it as one divided by this. Many
+/// users together must not keep out the backend, and it may come last.
+pub const PART_WITHOUT_PAYER: usize = 8;
+
+/// The part of a total that this client may use, together with all others.
+pub fn open_to(payer: Option<Payer>, total: usize) -> usize {
+    if payer.is_some() { total - total / PART_WITHOUT_PAYER } else { total }
+}
+
 /// The hashes differ in each process, so that no client can choose one that has the hash of another.
 static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
@@ -42,6 +51,13 @@ impl Payer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_total_has_no_part_for_those_without_a_payer() {
+        let user = Some(Payer::subject("a"));
+        assert_eq!([0, 1, 7, 8, 100].map(|total| open_to(user, total)), [0, 1, 7, 7, 88]);
+        assert_eq!(open_to(None, 100), 100);
+    }
 
     #[test]
     fn a_payer_is_one_subject_or_one_network() {

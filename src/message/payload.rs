@@ -37,6 +37,8 @@ pub enum PayloadError {
 /// The media type of JSON.
 pub const JSON: &str = "application/json";
 const OCTETS: &str = "application/octet-stream";
+/// The longest declared type.
+pub const MAX_TYPE_BYTES: usize = 255;
 /// The type that curl sends by default, so it says nothing.
 const UNSAID: &str = "application/x-www-form-urlencoded";
 
@@ -91,7 +93,7 @@ fn essence(declared: &str) -> Result<Cow<'_, str>, PayloadError> {
     let is_token = |part: &str| {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
     };
-    let valid = declared.len() <= 255
+    let valid = declared.len() <= MAX_TYPE_BYTES
         && declared.bytes().all(|b| b == b' ' || b.is_ascii_graphic())
         && essence.split_once('/').is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype));
     if valid { Ok(essence.into()) } else { Err(PayloadError::ContentType) }

@@ -2,9 +2,16 @@
 //! fuzz targets call them, and so does an ordinary test with the seeds.
 #![allow(dead_code, reason = "each target uses its own part of this module")]
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    io::Read,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use axum::{body::Body, http::Request};
+use flate2::{
+    Compression,
+    read::{GzEncoder, ZlibEncoder},
+};
 use http::HeaderValue;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rejoin::{
@@ -203,21 +210,27 @@ fn type_of(frame: &str) -> String {
     serde_json::from_str::<Frame>(frame).unwrap_or_else(|error| panic!("{error}: {frame}")).r#type
 }
 
+/// The ways to send a body.
+const BODIES: [(&str, &str); 6] = [
+    ("/publish", "application/json"),
+    ("/publish", "application/x-ndjson"),
+    ("/topics/a", "application/json"),
+    ("/topics/a", "text/plain"),
+    ("/topics/a", "application/x-www-form-urlencoded"),
+    ("/events?wait=0&transport=poll", "application/json"),
+];
+
+fn in_pieces(body: &[u8], piece: u8) -> Body {
+    let pieces: Vec<_> = body.chunks(1 + usize::from(piece)).map(<[u8]>::to_vec).collect();
+    Body::from_stream(futures_util::stream::iter(pieces.into_iter().map(Ok::<_, std::convert::Infallible>)))
+}
+
 /// The first byte chooses how the body is published, the second the size of the pieces in which it arrives.
 pub fn bodies(data: &[u8]) {
     let [choice, piece, body @ ..] = data else { return };
-    let (path, content_type) = [
-        ("/publish", "application/json"),
-        ("/publish", "application/x-ndjson"),
-        ("/topics/a", "application/json"),
-        ("/topics/a", "text/plain"),
-        ("/topics/a", "application/x-www-form-urlencoded"),
-        ("/events?wait=0&transport=poll", "application/json"),
-    ][usize::from(*choice) % 6];
-    let pieces: Vec<_> = body.chunks(1 + usize::from(*piece)).map(<[u8]>::to_vec).collect();
-    let stream = futures_util::stream::iter(pieces.into_iter().map(Ok::<_, std::convert::Infallible>));
+    let (path, content_type) = BODIES[usize::from(*choice) % BODIES.len()];
     let request = Request::post(path).header("host", "localhost").header("content-type", content_type);
-    let request = request.body(Body::from_stream(stream)).expect("a request");
+    let request = request.body(in_pieces(body, *piece)).expect("a request");
     let (status, bytes) = OPEN.with(|server| server.ask(request));
     let told = || {
         format!(
@@ -248,6 +261,47 @@ pub fn bodies(data: &[u8]) {
         }
         _ => assert!(matches!(status, 200 | 400), "{}", told()),
     }
+}
+
+/// The first byte chooses the coding, and if the rest is such a body or is to become one; the others are those of
+/// [`bodies`]. A body in a coding has the status of the plain one.
+pub fn coded(data: &[u8]) {
+    let [choice, rest @ ..] = data else { return };
+    let [target, piece, body @ ..] = rest else { return };
+    let (path, content_type) = BODIES[usize::from(*target) % BODIES.len()];
+    let coding = if choice % 2 == 0 { "gzip" } else { "deflate" };
+    let ask = |coding: Option<&str>, body: &[u8]| {
+        let mut request =
+            Request::post(path).header("host", "localhost").header("content-type", content_type);
+        if let Some(coding) = coding {
+            request = request.header("content-encoding", coding);
+        }
+        let request = request.body(in_pieces(body, *piece)).expect("a request");
+        let (status, bytes) = OPEN.with(|server| server.ask(request));
+        assert!(is_json(&bytes), "{status} {:?}", String::from_utf8_lossy(&bytes));
+        status
+    };
+    if choice / 2 % 2 == 0 {
+        let mut made = Vec::new();
+        match coding {
+            "gzip" => _ = GzEncoder::new(body, Compression::fast()).read_to_end(&mut made),
+            _ => _ = ZlibEncoder::new(body, Compression::fast()).read_to_end(&mut made),
+        }
+        assert_eq!(ask(Some(coding), &made), ask(None, body), "{path} {:?}", String::from_utf8_lossy(body));
+    } else {
+        let status = ask(Some(coding), body);
+        assert!(matches!(status, 200 | 201 | 400 | 413), "{status}");
+    }
+}
+
+/// A set of keys, as an issuer publishes it: no secret of it verifies a token.
+pub fn keys(data: &[u8]) {
+    let Ok(keys) = rejoin::auth::parse_keys(data, None) else { return };
+    let set: Value = serde_json::from_slice(data).expect("it was JSON before");
+    let listed = set["keys"].as_array().expect("a list");
+    assert!(listed.len() <= 100, "{} keys", listed.len());
+    let is_public = |key: &&Value| key["kty"].is_string() && key["kty"] != "oct" && key.get("d").is_none();
+    assert!(keys.len() <= listed.iter().filter(is_public).count(), "{set}");
 }
 
 /// True for JSON, even with a number that is larger than any Rust type.

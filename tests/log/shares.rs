@@ -72,44 +72,85 @@ async fn woken_for(readers: Vec<Subscription>, count: usize) -> (Vec<Subscriptio
     timeout(PATIENCE, all).await.expect("each is woken").into_iter().unzip()
 }
 
+/// How many new topics this client may make.
+async fn make_topics(broker: &Broker, payer: Option<Payer>, name: &str) -> usize {
+    let mut made = 0;
+    while broker.publish_for(append(&format!("{name}.{made}"), "x"), payer).await.is_ok() {
+        made += 1;
+    }
+    made
+}
+
 /// A user who may publish to many topics made all of them, and no other client could make one for a week.
 pub async fn a_client_makes_as_many_topics_as_it_leaves_free(new: New) {
     let broker = Broker::new(new(Retention { topics: 40, ..RETENTION }));
     let (loud, quiet) = (Payer::subject("loud"), Payer::subject("quiet"));
-    let make = async |payer: Option<Payer>, name: &str| {
-        let mut made = 0;
-        while broker.publish_for(append(&format!("{name}.{made}"), "x"), payer).await.is_ok() {
-            made += 1;
-        }
-        made
-    };
-    assert_eq!(make(Some(loud), "loud").await, 20);
-    assert_eq!(make(Some(quiet), "quiet").await, 10);
+    assert_eq!(make_topics(&broker, Some(loud), "loud").await, 18);
+    assert_eq!(make_topics(&broker, Some(quiet), "quiet").await, 9);
     let known = broker.publish_for(append("quiet.0", "x"), Some(loud)).await;
     assert!(matches!(known, Ok(Appended::Stored(_))), "a topic that is known costs nothing: {known:?}");
-    assert_eq!(make(None, "backend").await, 10, "a backend makes all that are left");
+    assert_eq!(make_topics(&broker, None, "backend").await, 13, "a backend makes all that are left");
     let refused = broker.publish_for(append("x", "x"), Some(quiet)).await;
     assert_eq!(refused, Err(AppendError::TooManyTopics));
+}
+
+/// Publishes with this key.
+async fn use_key(
+    broker: &Broker,
+    payer: Option<Payer>,
+    name: &str,
+    key: usize,
+) -> Result<Appended, AppendError> {
+    let append = Append { idempotency_key: Some(key.to_string().into()), ..append(name, "x") };
+    broker.publish_for(append, payer).await
+}
+
+/// Each user made no more than it left free, and together they made all: a backend could make none for a week.
+pub async fn all_clients_together_leave_topics_to_a_backend(new: New) {
+    let broker = Broker::new(new(Retention { topics: 40, ..RETENTION }));
+    for user in 0..10 {
+        make_topics(&broker, Some(Payer::subject(&user.to_string())), &user.to_string()).await;
+    }
+    assert_eq!(make_topics(&broker, None, "backend").await, 40 / 8);
+}
+
+/// The keys of eight users filled the room, and each publish of a backend with a key was refused for five minutes.
+pub async fn all_clients_together_leave_room_for_the_keys_of_a_backend(new: New) {
+    let broker = Broker::new(new(Retention { total_bytes: 40_000, ..RETENTION }));
+    let mut used = 0;
+    for user in 0..50 {
+        let (payer, mut own) = (Some(Payer::subject(&user.to_string())), 0);
+        while use_key(&broker, payer, &user.to_string(), own).await.is_ok() {
+            own += 1;
+            assert!(own < 150, "the room for all keys");
+        }
+        used += own;
+    }
+    assert!(used > 40, "{used}");
+    for topic in 0..4 {
+        use_key(&broker, None, &format!("backend.{topic}"), 0).await.expect("a backend");
+    }
 }
 
 /// The keys were shared by topic alone, so a user who may publish to many topics used up those of all others.
 pub async fn a_client_with_many_topics_leaves_room_for_the_keys_of_others(new: New) {
     let broker = Broker::new(new(Retention { total_bytes: 40_000, ..RETENTION }));
     let (loud, quiet) = (Payer::subject("loud"), Payer::subject("quiet"));
-    let use_key = async |payer: Option<Payer>, name: &str, key: usize| {
-        let append = Append { idempotency_key: Some(key.to_string().into()), ..append(name, "x") };
-        broker.publish_for(append, payer).await
-    };
     let mut used = 0;
-    while use_key(Some(loud), &format!("loud.{}", used % 5), used).await.is_ok() {
+    while use_key(&broker, Some(loud), &format!("loud.{}", used % 5), used).await.is_ok() {
         used += 1;
         assert!(used < 150, "the room for all keys");
     }
     assert!(used > 20, "{used}");
     for key in 0..5 {
-        assert_eq!(use_key(Some(loud), "loud.x", key).await, Err(AppendError::TooManyKeys));
-        use_key(Some(quiet), "loud.0", 1_000 + key).await.expect("another client, in the same topic");
-        use_key(None, "backend", key).await.expect("a backend");
+        assert_eq!(use_key(&broker, Some(loud), "loud.x", key).await, Err(AppendError::TooManyKeys));
+        use_key(&broker, Some(quiet), "loud.0", 1_000 + key)
+            .await
+            .expect("another client, in the same topic");
+        use_key(&broker, None, "backend", key).await.expect("a backend");
     }
-    assert!(matches!(use_key(Some(loud), "loud.0", 0).await, Ok(Appended::Replayed(_))), "it is known");
+    assert!(
+        matches!(use_key(&broker, Some(loud), "loud.0", 0).await, Ok(Appended::Replayed(_))),
+        "it is known"
+    );
 }

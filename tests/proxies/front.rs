@@ -29,6 +29,9 @@ pub enum Way {
     Tls,
 }
 
+const RIGHTS: &str = "[[jwt]]\nname = \"a\"\nalgorithm = \"HS256\"\nsecret = \"a secret of more than thirty-two bytes\"\n\
+                      [anonymous]\nsubscribe = [\"**\"]\npublish = [\"**\"]\n";
+
 pub struct Front {
     pub addr: SocketAddr,
     pub server: Program,
@@ -234,7 +237,10 @@ fn documented(line: &str, socket: &str) -> String {
 async fn scene_in(folder: Folder, more: &[&str]) -> (Program, Folder, u16) {
     let arguments =
         ["--access-log", "json", "--trusted-proxy", "127.0.0.1", "--allowed-origin", "https://push.example"];
-    let arguments = [&arguments[..], &["--allowed-origin", APP], more].concat();
+    // Everyone may do everything, but a credential that is not accepted is refused.
+    let tables = folder.path("tables.toml");
+    fs::write(&tables, RIGHTS).expect("a file");
+    let arguments = [&arguments[..], &["--allowed-origin", APP, "--config", &tables], more].concat();
     (Program::start(&arguments).await, folder, free_port())
 }
 

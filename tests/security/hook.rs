@@ -26,7 +26,7 @@ use crate::{
 const HOOK: &str = "/who";
 
 /// The tables of [`usual`], and a hook that is asked at this stub.
-fn with_hook(stub: &Stub) -> String {
+pub fn with_hook(stub: &Stub) -> String {
     let url = stub.url(HOOK);
     usual()
         + &format!(
@@ -36,7 +36,7 @@ fn with_hook(stub: &Stub) -> String {
 }
 
 /// Grants `a` for this long to the user of the cookie.
-fn grant(seconds: Value) -> impl Fn(&Seen) -> Reply {
+pub fn grant(seconds: Value) -> impl Fn(&Seen) -> Reply {
     move |seen| {
         let sub = seen.json()["cookies"]["session"].as_str().unwrap_or("app").to_owned();
         Reply::json(
@@ -45,7 +45,7 @@ fn grant(seconds: Value) -> impl Fn(&Seen) -> Reply {
     }
 }
 
-async fn started() -> (Stub, Arc<Server>) {
+pub async fn started() -> (Stub, Arc<Server>) {
     let stub = Stub::start(grant(json!(60))).await;
     let server = server_with(&with_hook(&stub)).await;
     (stub, Arc::new(server))
@@ -303,13 +303,19 @@ async fn all_who_show_the_same_share_one_question() {
 async fn random_cookies_ask_64_questions_at_once_and_count_as_connections() {
     let stub = Stub::start(grant(json!(60))).await;
     let tables = tables(&with_hook(&stub));
-    let server = Server::with(|config| (config.tables, config.max_connections) = (tables, 70)).await;
+    let server = Server::with(|config| (config.tables, config.max_connections) = (tables, 96)).await;
     let server = Arc::new(server);
+    let mut others = Vec::new();
+    for _ in 0..26 {
+        others.push(Lines::open_with(&server, "/topics/a", &[("authorization", &bearer(BACKEND))]).await);
+    }
     stub.hold();
     let all: Vec<_> = (0..70).map(|number| asking(&server, &format!("session=random{number}"))).collect();
-    until_served(&server, 70).await;
+    until_served(&server, 96).await;
     stub.until_asked(HOOK, 64).await;
     poll(&server, "session=one-more").await.problem(503, "overloaded");
+    drop(others);
+    until_served(&server, 70).await;
     let metrics = get(&server, "/metrics").answer_to(BACKEND).await;
     assert!(metrics.text().contains("rejoin_hook_waiting 70"), "{metrics:?}");
     assert_eq!(stub.count(HOOK), 64);

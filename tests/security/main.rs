@@ -33,5 +33,6 @@ mod support;
 mod tables;
 mod threats;
 mod tokens;
+mod waiting;
 
 use contract::reader;

@@ -378,7 +378,7 @@ async fn presence_is_seen_only_with_the_grant_for_it() {
 /// Each join in a new topic makes a topic for its changes.
 #[tokio::test]
 async fn a_user_that_is_present_everywhere_makes_as_many_topics_as_it_leaves_free() {
-    for (_redis, server) in servers_with(LONG, 20).await {
+    for (_redis, server) in servers_with(LONG, 22).await {
         let present = async |sub: &str, topic: usize| {
             let query = format!("/topics/{sub}{topic}?presence");
             get(&server, &query).answer_to(&user(sub)).await.status

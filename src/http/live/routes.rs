@@ -39,23 +39,31 @@ pub async fn connections(app: &Arc<App>, request: Request) -> Result<Response, P
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Problem::method_not_allowed("GET, HEAD"));
     }
-    Access::of(&app.rules, &request).await?.admin()?;
-    let query = Query::of(&request, &parameters::CONNECTIONS)?;
+    let access = Access::of(&app.rules, &request);
+    let wanted = wanted(&request);
+    drop(request);
+    access.await?.admin()?;
+    let wanted = wanted?;
+    let (listed, missing) = across::list_all(app, &wanted).await?;
+    let next = listed.connections.last().map(|last| last.connection).filter(|_| listed.is_cut);
+    Ok(not_stored(json(StatusCode::OK, &Page { connections: listed.connections, next, missing })))
+}
+
+/// The connections that a request asks for.
+fn wanted(request: &Request) -> Result<Wanted, Problem> {
+    let query = Query::of(request, &parameters::CONNECTIONS)?;
     let after = query.one("after")?.filter(|after| !after.is_empty());
     let after = after.map(|after| {
         after
             .parse()
             .map_err(|error| Problem::bad_request(format!("after: {error}; send the next of the last page")))
     });
-    let wanted = Wanted {
+    Ok(Wanted {
         sub: sub(&query)?,
         topic: query.one("topic")?.map(|topic| query::pattern("topic", topic)).transpose()?,
         limit: number("limit", query.one("limit")?, 100, 1..=1000)?,
         after: after.transpose()?,
-    };
-    let (listed, missing) = across::list_all(app, &wanted).await?;
-    let next = listed.connections.last().map(|last| last.connection).filter(|_| listed.is_cut);
-    Ok(not_stored(json(StatusCode::OK, &Page { connections: listed.connections, next, missing })))
+    })
 }
 
 /// `GET` and `DELETE /connections/{id}`.
@@ -65,7 +73,9 @@ pub async fn connection(app: &Arc<App>, id: Option<String>, request: Request) ->
         Method::DELETE => true,
         _ => return Err(Problem::method_not_allowed("GET, HEAD, DELETE")),
     };
-    Access::of(&app.rules, &request).await?.admin()?;
+    let access = Access::of(&app.rules, &request);
+    drop(request);
+    access.await?.admin()?;
     let connection = id.and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
     let command = if is_end { Command::End { connection } } else { Command::Show { connection } };
     Ok(match across::run(app, command).await? {
@@ -81,14 +91,11 @@ pub async fn topic_of(
     topic: Option<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (is_added, topic) = managed(app, topic, &request).await?;
-    let known = if is_added { &parameters::ADDED } else { &parameters::REMOVED };
-    let query = Query::of(&request, known)?;
-    let sub = sub(&query)?;
-    let start =
-        StartFields { after: query.one("after")?, last: query.one("last")?, since: query.one("since")? };
-    let start = if is_added { start.parse()? } else { None };
-    let presence = is_added && query.flag("presence")?;
+    let managed = managed(app, topic, &request);
+    let change = change(&request);
+    drop(request);
+    let (is_added, topic) = managed.await?;
+    let Change { sub, start, presence } = change?;
     if presence {
         presence::topics([&topic])?;
     }
@@ -100,6 +107,23 @@ pub async fn topic_of(
     };
     across::run(app, command).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// The options of a change of what a connection reads.
+struct Change {
+    sub: Option<String>,
+    start: Option<Start>,
+    presence: bool,
+}
+
+fn change(request: &Request) -> Result<Change, Problem> {
+    let is_added = *request.method() == Method::PUT;
+    let query = Query::of(request, if is_added { &parameters::ADDED } else { &parameters::REMOVED })?;
+    let sub = sub(&query)?;
+    let start =
+        StartFields { after: query.one("after")?, last: query.one("last")?, since: query.one("since")? };
+    let start = if is_added { start.parse()? } else { None };
+    Ok(Change { sub, start, presence: is_added && query.flag("presence")? })
 }
 
 /// The topic in the path of a `PUT` or a `DELETE`, which the client may manage. True if it is to be added.

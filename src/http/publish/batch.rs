@@ -46,22 +46,25 @@ pub async fn publish_many(app: &Arc<App>, request: Request) -> Result<Response, 
     if *request.method() != Method::POST {
         return Err(Problem::method_not_allowed("POST"));
     }
-    let access = Access::of(&app.rules, &request).await?;
-    access.publish_something()?;
+    let access = Access::of(&app.rules, &request);
     let list = match media::essence(request.headers()).as_deref() {
-        Some(essence) if media::is_ndjson(essence) => List::Ndjson,
-        Some(media::JSON) => List::Array,
+        Some(essence) if media::is_ndjson(essence) => Ok(List::Ndjson),
+        Some(media::JSON) => Ok(List::Array),
         _ => {
             let detail = "Content-Type: expected application/json (an array) or application/x-ndjson (an object on each line)";
-            return Err(Problem::new(Code::UnsupportedMediaType, detail));
+            Err(Problem::new(Code::UnsupportedMediaType, detail))
         }
     };
-    let is_ordered = Query::of(&request, &parameters::PUBLISH_MANY)?.flag("ordered")?;
+    let is_ordered = Query::of(&request, &parameters::PUBLISH_MANY).and_then(|query| query.flag("ordered"));
+    let coding = coding::of(request.headers());
+    // The head is not kept: it can be large, and the backend may be asked who the client is.
+    let body = request.into_body();
+    let access = access.await?;
+    access.publish_something()?;
+    let (list, is_ordered, coding) = (list?, is_ordered?, coding?);
     let mut splitter = Splitter::new(list, app.config.max_command_bytes());
     let mut unparsed = app.connections.unparsed(access.payer());
     let mut answers = Answers::new(app.connections.answer_bytes());
-    let coding = coding::of(request.headers())?;
-    let body = request.into_body();
     let mut body = match coding {
         Some(coding) => coding.decode(body),
         None => body,

@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::cost::KEY_BYTES;
 use crate::{
-    log::{AppendError, IDEMPOTENCY_WINDOW, MAX_KEYS, Payer},
+    log::{AppendError, IDEMPOTENCY_WINDOW, MAX_KEYS, Payer, open_to},
     message::{Id, Payload, Topic},
 };
 
@@ -89,7 +89,8 @@ impl Keys {
     /// The id of the message that this key stored, if it was used recently for the same payload.
     ///
     /// All keys may take `max_bytes`. Those of one client may take no more than the room that is left, so no
-    /// client can use up all of it. If they count for no client, the same holds for those of one topic.
+    /// client can use up all of it, and all clients together leave a part to those without a payer. If they count for no
+    /// client, the same holds for those of one topic.
     ///
     /// # Errors
     /// [`AppendError::KeyReused`] if the key was used for another payload, [`AppendError::TooManyKeys`] if
@@ -148,8 +149,8 @@ impl Keys {
             Some(payer) => self.of_payers.get(&payer),
             None => self.of_topics.get(topic),
         };
-        self.used.len() < MAX_KEYS
-            && share.copied().unwrap_or_default() < max_bytes.saturating_sub(self.bytes)
+        self.used.len() < open_to(payer, MAX_KEYS)
+            && share.copied().unwrap_or_default() < open_to(payer, max_bytes).saturating_sub(self.bytes)
     }
 
     pub fn digest(&self, payload: &Payload) -> u64 {
@@ -250,6 +251,18 @@ mod tests {
         assert_eq!(keys.bytes, keys.of_topics.values().sum::<usize>());
     }
 
+    /// The keys of eight users filled the room, and each publish of a backend with a key was refused for five minutes.
+    #[test]
+    fn all_clients_together_leave_room_for_the_keys_of_a_backend() {
+        let mut keys = Keys::default();
+        for user in 0..20 {
+            let payer = Some(Payer::subject(&user.to_string()));
+            (0..1_000).for_each(|key| _ = remember_for(&mut keys, payer, &format!("user.{user}"), key));
+        }
+        assert!(is_about(keys.bytes, MAX_BYTES / 8 * 7), "{}", keys.bytes);
+        assert!(is_about(fill(&mut keys, "backend"), MAX_BYTES / 16));
+    }
+
     /// The keys were shared by topic alone, so a user who may publish to many topics took the room of all others.
     #[tokio::test(start_paused = true)]
     async fn a_client_with_many_topics_leaves_as_much_room_for_keys_as_it_takes() {
@@ -257,7 +270,7 @@ mod tests {
         let (loud, quiet) = (Payer::subject("loud"), Payer::subject("quiet"));
         let topic = |number: usize| format!("topic.{number}");
         (0..2_000).for_each(|number| _ = remember_for(&mut keys, Some(loud), &topic(number), 0));
-        assert!(is_about(keys.of_payers[&loud], MAX_BYTES / 2));
+        assert!(is_about(keys.of_payers[&loud], MAX_BYTES / 16 * 7));
         assert!((0..100).all(|key| remember_for(&mut keys, Some(quiet), "topic.1", key + 1)));
         assert!((0..100).all(|key| remember(&mut keys, "backend", key)), "a key that counts for no client");
         assert!(!remember_for(&mut keys, Some(loud), "topic.x", 0));

@@ -32,7 +32,7 @@ use super::{cost, keys::Keys, losses::Losses, makers::Makers, order::Order, tail
 use crate::{
     log::{
         Append, AppendError, Appended, LogError, LogStats, Mark, Payer, Refusal, Retention, Tail, TopicStats,
-        hot::Hot, patterns::PatternTails,
+        hot::Hot, open_to, patterns::PatternTails,
     },
     message::{Draft, Id, Message, Topic, Walk},
 };
@@ -221,7 +221,8 @@ impl State {
         Err(AppendError::PreconditionFailed { newest: known.unwrap_or_default() })
     }
 
-    /// Checks that there is room for this topic, if it is new. A client may make as many topics as it leaves free.
+    /// Checks that there is room for this topic, if it is new. A client may make as many topics as it leaves free, and all
+    /// clients together leave some to those without a payer.
     fn check_room_for(
         &self,
         topic: &Topic,
@@ -230,8 +231,8 @@ impl State {
     ) -> Result<(), AppendError> {
         let bytes = self.index.len() * (cost::TOPIC_BYTES + cost::MARK_BYTES) + self.name_bytes;
         let made = self.makers.of(payer);
-        let is_full = self.index.len() + made.topics >= retention.topics
-            || bytes + made.bytes > retention.topic_bytes();
+        let is_full = self.index.len() + made.topics >= open_to(payer, retention.topics)
+            || bytes + made.bytes > open_to(payer, retention.topic_bytes());
         if is_full && !self.index.contains_key(topic) { Err(AppendError::TooManyTopics) } else { Ok(()) }
     }
 

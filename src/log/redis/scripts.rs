@@ -4,6 +4,7 @@ use redis::Script;
 
 use crate::log::{
     IDEMPOTENCY_WINDOW, MAX_KEYS,
+    payer::PART_WITHOUT_PAYER,
     redis::held::FILL_BYTES,
     retention::{AFTER_EXPIRY, INDEX_AGE, MESSAGE_OVERHEAD_BYTES},
     subjects::{ENTRY_BYTES, MAX_ENTRIES, MAX_WILD_ENTRIES},
@@ -139,6 +140,7 @@ fn written(is_frozen: bool) -> String {
         ("SLACK", SLACK as u128),
         ("MAX_KEYS", MAX_KEYS as u128),
         ("KEY_COST", KEY_COST as u128),
+        ("PART_WITHOUT_PAYER", PART_WITHOUT_PAYER as u128),
         ("KEY_WINDOW_MS", IDEMPOTENCY_WINDOW.as_millis()),
         ("INDEX_AGE", INDEX_AGE.as_micros()),
         ("AFTER_EXPIRY", AFTER_EXPIRY.as_micros()),

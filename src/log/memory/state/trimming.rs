@@ -275,7 +275,7 @@ mod tests {
             (0..1_000).map(make).filter(|is_made| *is_made).count()
         };
         let made = make_all(&mut state);
-        assert!((80..90).contains(&made), "{made} topics in a quarter of the room");
+        assert!((70..80).contains(&made), "{made} topics, as many as it leaves free of its part of the room");
         assert_eq!(make_all(&mut state), made, "those that are known");
         while state.sweep(&retention, later(8)) {}
         assert_eq!((state.index.len(), state.makers.len()), (0, 0));

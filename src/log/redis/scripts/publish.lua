@@ -16,7 +16,7 @@ if key ~= '' then
   -- that is left, so one that comes later still finds some. No topic has a comma.
   stretch, holder = math.floor(now / (KEY_WINDOW_MS * 1000)), payer ~= '' and ',' .. payer or topic
   is_room_for_key = function()
-    local most = math.min(MAX_KEYS, math.floor(max_total / KEY_COST))
+    local most = open_to(payer, math.min(MAX_KEYS, math.floor(max_total / KEY_COST)))
     return counted('keys:', stretch, 2, holder) < most - counted('keys:', stretch, 2, '*')
   end
 end

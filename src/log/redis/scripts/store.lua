@@ -13,13 +13,16 @@ local function count(kind, now_in, stretches, time_ms, ...)
   redis.call('PEXPIRE', used, str(stretches * time_ms))
 end
 
+-- The part of a total that this client may use, together with all others.
+local function open_to(payer, all) return payer == '' and all or all - math.floor(all / PART_WITHOUT_PAYER) end
+
 -- A client may make as many topics as it leaves free. Those that it made count for as long as the index remembers a topic.
 -- That takes more terms while an age of retention is longer. The term itself never changes, because it names the keys.
 local term = math.floor(now / INDEX_AGE)
 local terms = math.min(math.ceil((now - all_expired + AFTER_EXPIRY) / INDEX_AGE) + 1, 64)
 local function is_room_for_topic(payer)
   local made = payer ~= '' and counted('made:', term, terms, payer) or 0
-  return redis.call('ZCOUNT', index, '(0', '+inf') + made < max_topics
+  return redis.call('ZCOUNT', index, '(0', '+inf') + made < open_to(payer, max_topics)
 end
 local function note_made(payer) count('made:', term, terms, INDEX_AGE / 1000, payer) end
 

@@ -1,0 +1,111 @@
+//! The bounds of requests that wait until the backend has said who their clients are.
+
+use std::{pin::pin, sync::Arc};
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::poll;
+use http::{HeaderValue, Request, Uri};
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tower::ServiceExt;
+
+use crate::{
+    ask::{Ask, get, within},
+    hook::{grant, started, with_hook},
+    people::{As, BACKEND, tables},
+    stub::Stub,
+    support::Server,
+};
+
+/// The bytes of a head, counted for as long as they are held.
+struct Counted {
+    _count: Arc<()>,
+    text: String,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+}
+
+/// A request to publish that waited for the backend kept its whole head, and so did those of operators.
+#[tokio::test]
+async fn a_request_that_waits_for_the_backend_keeps_nothing_of_its_head() {
+    let (stub, server) = started().await;
+    let router = rejoin::router(server.app.clone().expect("in this process"));
+    stub.hold();
+    for (method, path) in [
+        ("GET", "/topics/a"),
+        ("GET", "/events?topic=a"),
+        ("POST", "/events"),
+        ("POST", "/topics/a"),
+        ("DELETE", "/topics/a"),
+        ("GET", "/topics/a/presence"),
+        ("POST", "/publish"),
+        ("GET", "/topics"),
+        ("GET", "/stats"),
+        ("GET", "/metrics"),
+        ("GET", "/connections"),
+        ("GET", "/connections/x"),
+        ("PUT", "/connections/x/topics/a"),
+        ("DELETE", "/subjects/x"),
+        ("GET", "/subjects/x/topics"),
+        ("PUT", "/subjects/x/topics/a"),
+    ] {
+        let count = Arc::new(());
+        let counted = |text: String| Bytes::from_owner(Counted { _count: count.clone(), text });
+        let head = Request::builder()
+            .method(method)
+            .uri(Uri::from_maybe_shared(counted(path.to_owned())).expect("a path"))
+            .header("host", "localhost")
+            .header("origin", "http://localhost")
+            .header("content-type", "application/json")
+            .header("cookie", format!("session={method}{path}"));
+        let other = HeaderValue::from_maybe_shared(counted("much".repeat(1_000))).expect("a value");
+        let request = head.header("x-other", other).body(Body::empty()).expect("a request");
+        let mut answer = pin!(router.clone().oneshot(request));
+        assert!(poll!(&mut answer).is_pending(), "{method} {path} waits");
+        assert_eq!(Arc::strong_count(&count), 1, "{method} {path}");
+    }
+}
+
+/// Ten thousand requests may wait, and each may have a head of 64 KiB, of which HTTP/2 repeats most in a few bytes.
+#[tokio::test]
+async fn the_heads_of_requests_that_wait_are_counted() {
+    let stub = Stub::start(grant(json!(60))).await;
+    let tables = tables(&with_hook(&stub));
+    let server = Server::with(|config| (config.tables, config.max_payload) = (tables, 1)).await;
+    stub.hold();
+    let unparsed = async || {
+        let metrics = get(&server, "/metrics").answer_to(BACKEND).await;
+        let line = metrics.text().lines().find(|line| line.starts_with("rejoin_unparsed_bytes"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(f64::NAN)
+    };
+    let large = |number: usize| {
+        get(&server, "/topics/a?wait=0")
+            .header("cookie", format!("session={number}"))
+            .header("x-other", "x".repeat(50_000))
+    };
+    // There is room for 40 of the longest commands, of 64 KiB.
+    let all: Vec<_> = (0..60).map(|number| tokio::spawn(large(number).answer())).collect();
+    within("a refusal", async {
+        while !all.iter().any(JoinHandle::is_finished) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(unparsed().await > 40.0 * 50_000.0);
+    stub.open();
+    let mut served = 0;
+    for answer in all {
+        let answer = within("an answer", answer).await.expect("no panic");
+        match answer.status {
+            200 => served += 1,
+            _ => _ = answer.problem(503, "overloaded"),
+        }
+    }
+    assert!((40..55).contains(&served), "{served}");
+    assert_eq!(unparsed().await, 0.0);
+}
