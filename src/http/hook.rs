@@ -383,7 +383,7 @@ mod tests {
     async fn a_question_keeps_the_place_of_a_client_that_leaves_and_renewals_go_first() {
         let (context, (_backend, hook)) = (context(), hook().await);
         for number in 0..2 * MAX_AT_ONCE {
-            let waiting = hook.wait(None, 0, &context).ok().expect("a place");
+            let waiting = hook.wait(None, 0, &context).expect("a place");
             let left = hook.ask(&question(&hook, number), Asker::Comer(waiting), &context).now_or_never();
             assert!(left.is_none());
             tokio::task::yield_now().await;
@@ -405,7 +405,7 @@ mod tests {
         let (context, (_backend, hook)) = (context(), hook().await);
         let (greedy, other) = (Some(Payer::subject("greedy")), Some(Payer::subject("other")));
         for number in 0..3 * MAX_AT_ONCE {
-            let waiting = hook.wait(greedy, 0, &context).ok().expect("a place");
+            let waiting = hook.wait(greedy, 0, &context).expect("a place");
             let left = hook.ask(&question(&hook, number), Asker::Comer(waiting), &context).now_or_never();
             assert!(left.is_none());
             tokio::task::yield_now().await;
