@@ -206,7 +206,7 @@ fn frames(answer: &[u8]) -> (Vec<String>, bool) {
     while let [first, short, more @ ..] = rest {
         let (length, more) = match (short, more) {
             (126, [a, b, more @ ..]) => (usize::from(u16::from_be_bytes([*a, *b])), more),
-            (127, [eight @ ..]) if eight.len() >= 8 => {
+            (127, eight) if eight.len() >= 8 => {
                 let length = u64::from_be_bytes(eight[..8].try_into().expect("eight"));
                 (usize::try_from(length).expect("a length"), &eight[8..])
             }
