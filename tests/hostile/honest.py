@@ -186,7 +186,8 @@ async def publish_to(topic, ids, server, rate, tries, latency, stop, chance):
         while batch:
             stored = []
             try:
-                if writer is None:
+                # While most places are taken, the server keeps an idle connection for a short time only.
+                if writer is None or reader.at_eof():
                     reader, writer = await asyncio.wait_for(asyncio.open_connection(HOST, server["plain"]), 20)
                 stored = await asyncio.wait_for(send(reader, writer, batch), 60)
                 tries["requests"] += 1

@@ -8,7 +8,10 @@ from attacks.bodies import NDJSON
 async def publish(attacker, elements):
     body = "".join(json.dumps(element) + "\n" for element in elements).encode()
     answer = json.loads(await attacker.ask("POST", "/publish", NDJSON, body, attacker.user()) or "[]")
-    attacker.count("stored", sum("id" in each for each in answer if isinstance(answer, list)))
+    answer = answer if isinstance(answer, list) else []
+    stored = sum("id" in each for each in answer)
+    attacker.count("stored", stored)
+    attacker.count("stored or without room", stored + sum(each.get("code") == "overloaded" for each in answer))
 
 
 async def topic_flood(attacker):
