@@ -405,8 +405,9 @@ export function connect(url, options = {}) {
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
     const { mine = [] } = frame
     // These topics have left the list meanwhile.
-    drop(all().filter(it => options.mine && it.given && !mine.includes(it.name)))
-    for (const topic of mine) byServer({ topic, cursor })
+    drop(all().filter(it => it.given && options.mine && !mine.includes(it.name)))
+    for (const topic of mine) if (link) byServer({ topic, cursor })
+    if (!link) return
     expects(frame)
     say('live')
     emit('open', frame)
@@ -567,10 +568,8 @@ export function connect(url, options = {}) {
 
   /** Ends what was refused by its nature, and tries the rest again. @param {Reading} reading @param {Frame} frame */
   function fails(reading, frame) {
-    if (FINAL.test(frame.code)) {
-      drop([reading], frame)
-      joinAll()
-    } else if (frame.code) later('join', joinAll, 2000)
+    if (FINAL.test(frame.code)) drop([reading], frame)
+    if (frame.code) later('join', joinAll, 2000)
   }
 
   const joinAll = () => all().forEach(join)
@@ -689,7 +688,7 @@ export function connect(url, options = {}) {
       if (one.added.delete(topic) && isOwn && options.mine) {
         cursor = place
         leave()
-        return again()
+        return again(backOff(0))
       }
       one.names.delete(topic)
       return drop(named(topic).filter(it => isOwn || it.given))
@@ -816,7 +815,7 @@ export function connect(url, options = {}) {
       }
     }
     if (!link) say('waiting')
-    again(Math.max(why.retry_ms ?? 0, backOff(tries++)))
+    again(Math.max(backOff(tries++), why.retry_ms ?? 0))
   }
 
   /** @param {Frame} problem */

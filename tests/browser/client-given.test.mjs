@@ -95,6 +95,18 @@ describe('a topic of the page that the list has too', { concurrency: true }, () 
     assert.deepEqual([streams[1].body.topics, own.map(it => it.type)], [['a'], ['message', 'subscribed']])
   })
 
+  // The client went on to open, and looked for its connection.
+  test('is given no more once a handler has closed the client', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000, mine: ['a', 'b'] })
+    const { rejoin, given } = open('http://127.0.0.1:1/', { WebSocket: Socket })
+    const opened = []
+    rejoin.on('open', () => opened.push(1))
+    rejoin.on('subscription', () => rejoin.close())
+    await until(() => given.length)
+    await new Promise(done => setTimeout(done))
+    assert.deepEqual([given.length, opened, rejoin.state], [1, [], 'closed'])
+  })
+
   test('is taken from the page by the backend if only the page reads it', async () => {
     const Socket = scripted({ heartbeat_ms: 25_000, mine: [] })
     const { rejoin } = open('http://127.0.0.1:1/', { WebSocket: Socket })

@@ -197,6 +197,7 @@ describe('the browser client', { concurrency: true }, () => {
     const bad = record(rejoin.subscribe('t', { since: 'soon' })), good = record(rejoin.subscribe('t'))
     const [socket] = Socket.all
     socket.say({ type: 'error', code: 'bad_request', topic: 't', ref: 1 })
+    await until(() => socket.sent.length === 2)
     socket.say({ type: 'subscribed', topic: 't', cursor: '1000', ref: 1 })
     assert.deepEqual([bad, good].map(told => told.map(it => it.type)), [['refused'], ['subscribed']])
     assert.deepEqual([socket.sent.map(it => it.since), refused], [['soon', undefined], []])
