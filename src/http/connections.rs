@@ -51,8 +51,10 @@ pub struct Connections {
     answers: Arc<Shares>,
     /// The same, of operators while the public has taken all others.
     answers_of_operators: Arc<Shares>,
-    /// The bytes of bodies and commands that are read and not done, and of heads whose client is not known yet.
+    /// The bytes of bodies and commands that are read and not done.
     unparsed: Arc<Shares>,
+    /// Those of heads whose client is not known yet. They have a total of their own, so that a slow hook stops no publish.
+    heads: Arc<Shares>,
     heartbeat: Duration,
     drain_grace: Duration,
     shutdown: Shutdown,
@@ -63,13 +65,15 @@ pub struct Connections {
 impl Connections {
     pub fn new(config: &Config, shutdown: Shutdown) -> Self {
         let Config { heartbeat, drain_grace, max_connections, .. } = *config;
+        let unparsed_bytes = config.max_command_bytes().saturating_mul(LONGEST_UNPARSED);
         Self {
             subscriptions: Shares::new(max_connections),
             topics: Shares::new(max_connections.saturating_mul(TOPICS_OF_A_CONNECTION).max(MAX_TOPICS)),
             in_answers: Arc::default(),
             answers: Shares::new(max_connections.max(MIN_ANSWERS)),
             answers_of_operators: Shares::new(ANSWERS_OF_OPERATORS),
-            unparsed: Shares::leaving_as_much(config.max_command_bytes().saturating_mul(LONGEST_UNPARSED)),
+            unparsed: Shares::leaving_as_much(unparsed_bytes),
+            heads: Shares::leaving_as_much(unparsed_bytes),
             heartbeat,
             drain_grace,
             shutdown,
@@ -105,7 +109,7 @@ impl Connections {
     /// `overloaded` if too much is counted, or too much of this client.
     pub fn admit_waiting(&self, payer: Option<Payer>, head_bytes: usize) -> Result<WaitCosts, Problem> {
         let subscription = self.admit(payer, 0).ok_or_else(overloaded)?;
-        let head = self.unparsed.take(payer, head_bytes).ok_or_else(too_many_bytes)?;
+        let head = self.heads.take(payer, head_bytes).ok_or_else(too_many_bytes)?;
         Ok(WaitCosts { _subscription: subscription, _head: head })
     }
 
@@ -122,7 +126,7 @@ impl Connections {
 
     /// The bytes of all bodies, commands and heads that are read and not done.
     pub fn unparsed_bytes(&self) -> usize {
-        self.unparsed.taken()
+        self.unparsed.taken() + self.heads.taken()
     }
 
     /// Those of one body, or of the commands of one WebSocket: none yet.
@@ -221,5 +225,14 @@ mod tests {
         assert!(!own.is_full());
         own.add(1);
         assert!(own.is_full() && !own.is_short(), "an answer to a publish may be longer");
+    }
+
+    /// The heads of strangers took the room for the bodies of a backend.
+    #[test]
+    fn heads_that_wait_for_a_hook_take_no_room_of_bodies() {
+        let connections = Connections::new(&Config::default(), Shutdown::new());
+        let waiting: Vec<_> = std::iter::from_fn(|| connections.admit_waiting(None, 64 << 10).ok()).collect();
+        assert!((1_000..2_000).contains(&waiting.len()), "{}", waiting.len());
+        assert!(connections.unparsed(None).set(1 << 20));
     }
 }
