@@ -210,7 +210,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
       const isDone = type === 'unsubscribe'
       // The leader answers nothing that is done before.
       if (isDone) one.asked = one.asked.filter(it => it.topic !== topic)
-      if (answered) one.asked.push({ topic, answered, reading })
+      else if (answered) one.asked.push({ topic, answered, reading })
       post({ from: id, topic, presence, isDone })
     }
     clearTimeout(patience)

@@ -218,14 +218,12 @@ export function connect(url, options = {}) {
   // The token.
 
   /** Asks for a token, once for all who wait. */
-  function ask() {
-    return asking ??= (async () => {
-      token = await options.token?.()
-      if (!token) throw refuse({ code: 'unauthorized', isAsked: true })
-      tokenEnds = Infinity
-      return token
-    })().finally(() => { asking = undefined })
-  }
+  const ask = () => asking ??= (async () => {
+    token = await options.token?.()
+    if (!token) throw refuse({ code: 'unauthorized', isAsked: true })
+    tokenEnds = Infinity
+    return token
+  })().finally(() => { asking = undefined })
 
   /** The token, if it has not ended. */
   const credential = async () => options.token && (Date.now() < tokenEnds && token || ask())
@@ -328,7 +326,7 @@ export function connect(url, options = {}) {
     }
     const listen = () => {
       clearTimeout(one.timer)
-      one.timer = setTimeout(one.end, silence)
+      one.timer = one.ended || setTimeout(one.end, silence)
     }
     listen()
     run(one, after).catch((/** @type {Frame} */ why) => one.end(why.isAsked ? why : {}))
@@ -403,10 +401,9 @@ export function connect(url, options = {}) {
     cursor = frame.cursor
     chances = 2
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
-    const { mine = [] } = frame
     // These topics have left the list meanwhile.
-    drop(all().filter(it => it.given && options.mine && !mine.includes(it.name)))
-    for (const topic of mine) if (link) byServer({ topic, cursor })
+    drop(all().filter(it => it.given && options.mine && !frame.mine?.includes(it.name)))
+    for (const topic of frame.mine ?? []) if (link) byServer({ topic, cursor })
     if (!link) return
     expects(frame)
     say('live')
@@ -465,9 +462,8 @@ export function connect(url, options = {}) {
     else if (held.length < MOST_HELD) held.push(frame)
     else if (reading.given) {
       // A page cannot read again what only the server has added.
-      let gap = /** @type {Frame} */ (held.at(-1))
-      if (gap.reason !== 'too_slow') held.push(gap = { type: 'gap', topic: reading.name, after: before, next: null, reason: 'too_slow' })
-      gap.cursor = frame.id ?? cursor
+      if (held.at(-1) !== reading.gap) held.push(reading.gap = { type: 'gap', topic: reading.name, after: before, reason: 'too_slow', next: null })
+      reading.gap.cursor = frame.id ?? frame.cursor ?? cursor
     } else {
       reading.at = before
       reading.lost = true
@@ -550,16 +546,16 @@ export function connect(url, options = {}) {
     } else {
       one.names.add(name)
       // The leader of the tabs replays nothing for a follower.
-      const start = tabs ? {} : place ? { after: place } : reading.start
+      const start = !tabs && (place ? { after: place } : reading.start)
       one.command?.({ type: 'subscribe', topic: name, ...start }, frame => {
         if (frame.code) {
           one.names.delete(name)
           return fails(reading, frame)
         }
-        if (!tabs) {
+        // The server replays nothing of a topic that it has added before.
+        if (!tabs && !one.added.has(name)) {
           giveReplay(reading)
-          // The server replays nothing of a topic that it has added before.
-          if (!one.added.has(name)) joined(reading, frame.cursor)
+          joined(reading, frame.cursor)
         }
         named(name).forEach(join)
       }, reading)
@@ -660,22 +656,26 @@ export function connect(url, options = {}) {
 
   /** @param {Reading} reading @param {RejoinError} [error] */
   function end(reading, error) {
-    const { name } = reading
     if (!readings.delete(reading)) return
+    const { name } = reading
     reading.ended = true
     if (error?.topic) reading.emit('refused', error)
     reading.emit('end', error)
     if (named(name)[0]) return
-    const isOwn = link?.names.delete(name)
-    if (link?.command) {
+    const one = link, isOwn = one?.names.delete(name)
+    if (one?.command) {
       // Other tabs may go on with what the server has added.
-      if (link.added.has(name) ? !tabs?.leads : isOwn) link.command({ type: 'unsubscribe', topic: name })
+      if (one.added.has(name) ? !tabs?.leads : isOwn) one.command({ type: 'unsubscribe', topic: name }, options.mine ? undefined : () => {
+        // That takes what the server has added, also in this moment.
+        one.added.delete(name)
+        drop(named(name).filter(it => it.given))
+      })
     } else if (isOwn || next?.names.has(name)) again()
   }
 
   /** These are refused, or the server has taken their topic. The others go on. @param {Reading[]} some @param {Frame} [why] */
-  function drop(some, why = { code: 'conflict' }) {
-    some.forEach(it => end(it, failure({ ...why, topic: it.name })))
+  function drop(some, why) {
+    some.forEach(it => end(it, failure({ code: 'conflict', ...why, topic: it.name })))
   }
 
   /** The server has added a topic, or taken it. @param {Frame} frame */
@@ -697,7 +697,6 @@ export function connect(url, options = {}) {
     if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
     // The server replays nothing of a topic that it reads already.
     if (!isRead) giveReplay(reading)
-    reading.at = newer(reading.at, place)
     joined(reading, place)
   }
 
@@ -795,7 +794,7 @@ export function connect(url, options = {}) {
     // A poll needs a topic, or a list of the subject. A stream may wait for those that the server adds.
     if (turn !== turns || isHttp && !(name === 'poll' ? options.mine : isWanted) && !together().some[0]) throw {}
     await open({ ws: webSocket, ndjson: lines, poll: polls }[name])
-    if (kind !== at || Date.now() > keptUntil) keptUntil = Date.now() + BETTER_MS
+    if (!(Date.now() < keptUntil)) keptUntil = Date.now() + BETTER_MS
     at = kind
     if (kind) later('better', () => at && go(), BETTER_MS)
     try { sessionStorage[base] = [at, keptUntil] } catch { /* as below */ }

@@ -18,6 +18,7 @@ function open(url, options) {
   return { rejoin, given }
 }
 const message = (topic, id) => ({ type: 'message', topic, id: String(id), data: id })
+const added = (topic, cursor) => ({ type: 'subscribed', topic, cursor: String(cursor), by: 'server' })
 const taken = (topic, cursor) => ({ type: 'unsubscribed', topic, cursor: String(cursor), by: 'server' })
 
 describe('a topic of the page that the list has too', { concurrency: true }, () => {
@@ -114,5 +115,78 @@ describe('a topic of the page that the list has too', { concurrency: true }, () 
     await until(() => has(own, 'subscribed'))
     Socket.all[0].say(taken('a', 1000))
     assert.deepEqual([own.at(-1).code, Socket.all.length], ['conflict', 1])
+  })
+})
+
+describe('a topic that only the backend adds', { concurrency: true }, () => {
+  /** A client without a list, and its connection. */
+  async function opened() {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const { rejoin, given } = open('http://127.0.0.1:1/', { WebSocket: Socket, mine: false })
+    rejoin.on('open', () => {})
+    await until(() => rejoin.state === 'live')
+    return { rejoin, given, socket: Socket.all[0] }
+  }
+
+  // The gap of the server was made longer, but said that reading goes on at its old end. It is also told to others.
+  test('tells a gap of its own behind one of the server, if the page is too slow for both', async () => {
+    const { rejoin, given, socket } = await opened()
+    socket.say(added('a', 1000))
+    const other = rejoin.subscribe('*')
+    socket.say({ type: 'subscribed', topic: '*', cursor: '1000', ref: 1 })
+    const others = [], gaps = [], got = [], loop = given[0][Symbol.asyncIterator](), first = loop.next()
+    given[0].on('gap', gap => gaps.push(gap))
+    other.on('gap', gap => others.push(gap))
+    for (const id of numbers(1001, 2000)) socket.say(message('a', id))
+    const ofServer = { type: 'gap', topic: 'a', after: '2000', next: '2100', cursor: '2099', reason: 'too_slow' }
+    socket.say(ofServer)
+    for (const id of numbers(2100, 2102)) socket.say(message('a', id))
+    got.push((await first).value.data)
+    for (let left = 999; left--;) got.push((await loop.next()).value.data)
+    // This takes the gaps that follow the last message.
+    const next = loop.next()
+    socket.say(message('a', 2103))
+    assert.equal((await next).value.data, 2103)
+    assert.deepEqual(got, numbers(1001, 2000))
+    assert.deepEqual(gaps, [ofServer, { type: 'gap', topic: 'a', after: '2099', next: null, cursor: '2102', reason: 'too_slow' }])
+    assert.deepEqual(others, [ofServer])
+  })
+
+  // Its next subscription was read by a poll first. Ephemeral messages of that time were lost.
+  test('is read at once when the page asks for it after it has closed it', async () => {
+    const { rejoin, given, socket } = await opened()
+    socket.say(added('a', 1000))
+    given[0].close()
+    socket.say({ type: 'unsubscribed', topic: 'a', cursor: '1000', ref: 1 })
+    const own = record(rejoin.subscribe('a'))
+    socket.say({ type: 'subscribed', topic: 'a', cursor: '1000', ref: 1 })
+    socket.say({ type: 'message', topic: 'a', data: 1, ephemeral: true })
+    assert.deepEqual([socket.sent.map(it => it.type), own.map(it => it.type)], [['unsubscribe', 'subscribe'], ['subscribed', 'message']])
+  })
+
+  // The client went on to believe that it reads the topic.
+  test('is refused if the server adds it just before it takes it because the page has closed its own', async () => {
+    const { rejoin, given, socket } = await opened()
+    const own = rejoin.subscribe('a')
+    socket.say({ type: 'subscribed', topic: 'a', cursor: '1000', ref: 1 })
+    own.close()
+    socket.say(added('a', 1000))
+    const told = record(given[0])
+    socket.say({ type: 'unsubscribed', topic: 'a', cursor: '1000', ref: 1 })
+    assert.deepEqual(told.map(it => it.code), ['conflict'])
+  })
+
+  // A pattern of the page that the server had added already took the replay. The topic then had a hole.
+  test('gets what is replayed of it, although the page asks for a pattern of it meanwhile', async () => {
+    const { rejoin, given, socket } = await opened()
+    socket.say(added('a.*', 1000))
+    rejoin.subscribe('a.*')
+    socket.say({ ...message('a.b', 900), replay: true })
+    socket.say({ type: 'subscribed', topic: 'a.*', cursor: '1000', ref: 1 })
+    let told
+    rejoin.on('subscription', subscription => { told = record(subscription) })
+    socket.say({ ...message('a.b', 901), replay: true })
+    socket.say(added('a.b', 1000))
+    assert.deepEqual([given.map(it => it.topic), data(told)], [['a.*', 'a.b'], [900, 901]])
   })
 })
