@@ -155,6 +155,45 @@ describe('the clock of the browser client', () => {
     assert.deepEqual([rejoin.state, Socket.all.length], ['live', 2])
   })
 
+  // Each refusal asked for all other subscriptions again.
+  test('refusals of one moment ask for the other subscriptions of their topics once, 2 s later', async () => {
+    const Socket = socketThat(socket => opens(socket))
+    const { rejoin } = open({ WebSocket: Socket, transports: ['ws'] })
+    rejoin.subscribe('first')
+    await pass(0)
+    const topics = ['a', 'b', 'c'], [socket] = Socket.all
+    for (const topic of topics) for (const since of ['soon', '1h', '2h']) rejoin.subscribe(topic, { since })
+    for (const topic of topics) socket.say({ type: 'error', code: 'bad_request', topic, ref: 1 })
+    const asked = () => socket.sent.map(({ topic, since }) => topic + ' ' + since)
+    const before = ['a soon', 'b soon', 'c soon']
+    await pass(1999)
+    assert.deepEqual(asked(), before)
+    await pass(1)
+    assert.deepEqual(asked(), [...before, 'a 1h', 'b 1h', 'c 1h'])
+  })
+
+  // All tabs of a subject came in the same moment.
+  test('a list that loses a topic of the page lets the next connection wait for half a second at most', async () => {
+    longest()
+    const Socket = socketThat((socket, number) => opens(socket, { mine: number === 1 ? ['a'] : [] }))
+    const { rejoin } = open({ WebSocket: Socket, transports: ['ws'], mine: true })
+    rejoin.subscribe('a')
+    await pass(0)
+    Socket.all[0].say({ type: 'unsubscribed', topic: 'a', cursor: '1000', by: 'server' })
+    await pass(60_000)
+    assert.deepEqual(waits(Socket.times), [500])
+  })
+
+  // The wait for its next heartbeat began after the close, and kept a program of Node alive.
+  test('a client that a handler closes while it opens leaves no timer', async () => {
+    const { rejoin } = open({ WebSocket: socketThat(socket => opens(socket)), transports: ['ws'] })
+    rejoin.subscribe('t')
+    rejoin.on('open', () => rejoin.close())
+    await pass(0)
+    await settled()
+    assert.deepEqual([rejoin.state, [...timers.values()]], ['closed', []])
+  })
+
   test('a token is renewed at 80 % of its life, and at most 60 s before its end', async () => {
     for (const [life, renewed] of [[5000, 4000], [600_000, 540_000]]) {
       const Socket = socketThat(socket => opens(socket, { expires_in_ms: life }))
