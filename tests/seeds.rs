@@ -59,7 +59,7 @@ fn a_body_in_a_coding_is_answered_as_the_plain_one() {
 }
 
 #[test]
-fn no_secret_of_a_set_of_keys_verifies_a_token() {
+fn a_set_gives_no_more_keys_than_it_has_public_ones() {
     try_all("keys", claims::keys);
 }
 

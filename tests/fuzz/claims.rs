@@ -294,7 +294,7 @@ pub fn coded(data: &[u8]) {
     }
 }
 
-/// A set of keys, as an issuer publishes it: no secret of it verifies a token.
+/// A set of keys, as an issuer publishes it: it gives no more keys than it has public ones.
 pub fn keys(data: &[u8]) {
     let Ok(keys) = rejoin::auth::parse_keys(data, None) else { return };
     let set: Value = serde_json::from_slice(data).expect("it was JSON before");

@@ -1,4 +1,4 @@
-//! The cost of a delivery with many topics: a server with one subscriber on each of 10 000 topics, compared with a
+//! The cost of a delivery with many topics: a server with one subscriber on each of 9 000 topics, compared with a
 //! ready write to as many sockets, and with a server that has 1 000 subscribers on one topic.
 
 use crate::{

@@ -32,9 +32,8 @@ pub async fn change(world: Arc<World>, seed: u64, number: u64) {
         }
         let (topic, is_added) = (format!("l.{}", random.random_range(0..4)), random.random_bool(0.5));
         let path = format!("/subjects/{sub}");
-        if world.change(&mut random, &sub, topic, is_added, &path).await.is_none() {
-            return;
-        }
+        let Some(status) = world.change(&mut random, &sub, topic, is_added, &path).await else { return };
+        assert_eq!(status, 204, "a list can always be changed");
     }
 }
 
