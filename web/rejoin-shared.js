@@ -227,7 +227,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     if (open && !following) {
       following = term
       link.names = new Set(names)
-      const isLost = open.cursor !== place, given = now().all.filter(it => it.given && isLost)
+      const isLost = open.cursor !== place, given = now().all.filter(it => it.by && isLost)
       if (isLost) link.readings = []
       link.frame(open)
       for (const { name: topic, at } of given) {
@@ -236,7 +236,9 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     }
     if (term !== following) return
     if (frame) {
-      link.frame(frame)
+      // The leader gives a topic back only while it knows of none that the server adds. So the server has taken this one.
+      const isTaken = frame.type === 'unsubscribed' && !mine && link.added.has(frame.topic)
+      link.frame(isTaken ? { ...frame, by: 'server' } : frame)
       // The last subscription of the leader has ended. A tab that relies on it asks for one, and reads the rest by polls.
       const { type, topic } = frame
       // One that has asked already gets its answer.

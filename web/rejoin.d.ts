@@ -95,10 +95,12 @@ export type Reading = {
     told?: boolean;
     lost?: boolean;
     ended?: boolean;
-    given?: boolean;
-    pauses: number;
+    by?: boolean;
+    wait: number;
+    error?: RejoinError;
+    gap?: any;
     held: Frame[];
-    facade: Subscription;
+    subscription: Subscription;
     emit: (type: string, event?: any) => void;
 };
 export type Link = {
@@ -107,7 +109,7 @@ export type Link = {
     readings: Reading[];
     ended?: boolean;
     timer?: any;
-    problem?: Frame;
+    reason?: Frame;
     abort: AbortController;
     asked: {
         answered?: (frame: Frame) => void;

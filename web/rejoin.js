@@ -71,16 +71,17 @@
  */
 /**
  * A subscription. `at` is its own cursor, and counts beside that of the connection if it is newer. `caught` is set once
- * one stream can read it with the others, and `live` while one does.
+ * one stream can read it with the others, and `live` while one does. `by` is set if the server has added it. `wait` counts
+ * the states and loops for which its messages wait.
  * @typedef {{name: string, start: Start, presence?: boolean, load?: () => unknown, at?: string,
- *   caught?: boolean, live?: boolean, told?: boolean, lost?: boolean, ended?: boolean, given?: boolean,
- *   pauses: number, held: Frame[], facade: Subscription, emit: (type: string, event?: any) => void}} Reading
+ *   caught?: boolean, live?: boolean, told?: boolean, lost?: boolean, ended?: boolean, by?: boolean,
+ *   wait: number, error?: RejoinError, gap?: any, held: Frame[], subscription: Subscription, emit: (type: string, event?: any) => void}} Reading
  */
 /**
  * One connection, or a chain of polls. It reads the topics in `names` for the client, and those in `added` because the
  * server has added them. `asked` are the commands that have no answer yet.
  * @typedef {{names: Set<string>, added: Set<string>, readings: Reading[], ended?: boolean, timer?: any,
- *   problem?: Frame, abort: AbortController, asked: {answered?: (frame: Frame) => void, reading?: Reading, topic?: string}[],
+ *   reason?: Frame, abort: AbortController, asked: {answered?: (frame: Frame) => void, reading?: Reading, topic?: string}[],
  *   command?: (command: object, answered?: (frame: Frame) => void, reading?: Reading) => void, frame(frame: Frame): void,
  *   end(why?: Frame): void}} Link
  */
@@ -207,7 +208,7 @@ export function connect(url, options = {}) {
   const all = () => [...readings]
   const named = (/** @type {string} */ name) => all().filter(it => it.name === name)
   /** Those of the client, and not of the server. */
-  const known = (some = all()) => some.filter(it => !it.given)
+  const known = (some = all()) => some.filter(it => !it.by)
   const isAsked = (/** @type {string} */ name) => link?.asked.some(it => it.reading?.name === name)
   const later = (/** @type {string} */ name, /** @type {() => void} */ run, /** @type {number} */ ms) => {
     clearTimeout(timers[name])
@@ -220,7 +221,7 @@ export function connect(url, options = {}) {
   /** Asks for a token, once for all who wait. */
   const ask = () => asking ??= (async () => {
     token = await options.token?.()
-    if (!token) throw refuse({ code: 'unauthorized', isAsked: true })
+    if (!token) throw refuse({ code: 'unauthorized', answered: true })
     tokenEnds = Infinity
     return token
   })().finally(() => { asking = undefined })
@@ -265,7 +266,7 @@ export function connect(url, options = {}) {
       if (answer.ok) return type === JSON_TYPE ? answer.json() : answer
       /** @type {Frame} */
       const problem = await answer.json().catch(() => ({}))
-      if (answer.status !== 401 || !bearer || times) throw { ...problem, isAsked: problem.code, retry_ms: 1000 }
+      if (answer.status !== 401 || !bearer || times) throw { ...problem, answered: problem.code, retry_ms: 1000 }
       if (token === bearer) token = undefined
     }
   }
@@ -300,7 +301,7 @@ export function connect(url, options = {}) {
       frame(frame) {
         if (one.ended) return
         // The error of a command carries its `ref`.
-        if (frame.code && !frame.ref) one.problem = frame
+        if (frame.code && !frame.ref) one.reason = frame
         if (frame.type === 'open') {
           silence = frame.heartbeat_ms * 1.5
           adopt(one, frame)
@@ -329,7 +330,7 @@ export function connect(url, options = {}) {
       one.timer = one.ended || setTimeout(one.end, silence)
     }
     listen()
-    run(one, after).catch((/** @type {Frame} */ why) => one.end(why.isAsked ? why : {}))
+    run(one, after).catch((/** @type {Frame} */ why) => one.end(why.answered ? why : {}))
   })
 
   /** @param {Link} one @param {string} [after] */
@@ -356,7 +357,7 @@ export function connect(url, options = {}) {
     socket.onerror = () => {}
     socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => {
       // These four say that the client has broken the protocol or a limit.
-      one.end(one.problem ?? { code: /^100[2379]/.test(/** @type {any} */ (code)) ? 'bad_request' : reason })
+      one.end(one.reason ?? { code: /^100[2379]/.test(/** @type {any} */ (code)) ? 'bad_request' : reason })
     }
   }
 
@@ -371,7 +372,7 @@ export function connect(url, options = {}) {
     const body = /** @type {ReadableStream} */ (answer.body).pipeThrough(new TextDecoderStream()).getReader()
     for (let rest = ''; ;) {
       const { value, done } = await body.read()
-      if (done) return one.end(one.problem)
+      if (done) return one.end(one.reason)
       const parts = (rest + value).split('\n')
       rest = /** @type {string} */ (parts.pop())
       for (const part of parts) one.frame(JSON.parse(part))
@@ -402,7 +403,7 @@ export function connect(url, options = {}) {
     chances = 2
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
     // These topics have left the list meanwhile.
-    drop(all().filter(it => it.given && options.mine && !frame.mine?.includes(it.name)))
+    drop(all().filter(it => it.by && options.mine && !frame.mine?.includes(it.name)))
     for (const topic of frame.mine ?? []) if (link) byServer({ topic, cursor })
     if (!link) return
     expects(frame)
@@ -433,7 +434,7 @@ export function connect(url, options = {}) {
     } else {
       if (/^[gm]/.test(type)) {
         if (id && !isNewer(id, cursor)) return
-        for (const reading of all()) if (reading.live && (matches(reading.name, topic) || reading.given && topic === '$mine')) give(reading, frame)
+        for (const reading of all()) if (reading.live && (matches(reading.name, topic) || reading.by && topic === '$mine')) give(reading, frame)
       } else if (frame.by) byServer(frame)
       cursor = id ?? frame.cursor ?? cursor
     }
@@ -458,9 +459,9 @@ export function connect(url, options = {}) {
     if (isUnknown) reading.at = frame.cursor
     else if (!reading.live) reading.at = frame.id ?? reading.at
     const held = reading.held
-    if (!held[0] && !reading.pauses && frame.topic !== echoing) tell(reading, frame)
+    if (!held[0] && !reading.wait && frame.topic !== echoing) tell(reading, frame)
     else if (held.length < MOST_HELD) held.push(frame)
-    else if (reading.given) {
+    else if (reading.by) {
       // A page cannot read again what only the server has added.
       if (held.at(-1) !== reading.gap) held.push(reading.gap = { type: 'gap', topic: reading.name, after: before, reason: 'too_slow', next: null })
       reading.gap.cursor = frame.id ?? frame.cursor ?? cursor
@@ -480,7 +481,7 @@ export function connect(url, options = {}) {
 
   /** Tells what was held, as far as it may be told. @param {Reading} reading */
   function flush(reading) {
-    while (reading.held[0] && !reading.pauses && reading.held[0].topic !== echoing) {
+    while (reading.held[0] && !reading.wait && reading.held[0].topic !== echoing) {
       tell(reading, /** @type {Frame} */ (reading.held.shift()))
     }
     if (reading.lost && !reading.held[0]) {
@@ -492,7 +493,7 @@ export function connect(url, options = {}) {
 
   /** @param {Reading} reading @param {1 | -1} more */
   function hold(reading, more) {
-    reading.pauses += more
+    reading.wait += more
     flush(reading)
   }
 
@@ -528,7 +529,7 @@ export function connect(url, options = {}) {
   /** Reads a subscription over the connection that is open. @param {Reading} reading @returns {Promise<void>} */
   async function join(reading) {
     const { name, at: place, presence } = reading, one = link
-    if (!one || reading.lost || reading.ended || reading.given || isAsked(name)) return
+    if (!one || reading.lost || reading.ended || reading.by || isAsked(name)) return
     const isRead = one.names.has(name)
     if (reading.live) {
       // The address of a WebSocket cannot say it for one topic.
@@ -599,7 +600,7 @@ export function connect(url, options = {}) {
   function subscribe(topic, { state: load, presence, ...start } = {}) {
     const isNow = isPlain({ start })
     if (load && !isNow) throw TypeError('state')
-    return begin(topic, { load, start, presence, at: isNow && !hasOpened() ? cursor : start.after }).facade
+    return begin(topic, { load, start, presence, at: isNow && !hasOpened() ? cursor : start.after }).subscription
   }
 
   /** @param {string} name @param {Partial<Reading>} given */
@@ -609,11 +610,11 @@ export function connect(url, options = {}) {
     const reading = {
       name,
       start: {},
-      pauses: 0,
+      wait: 0,
       held: [],
       emit,
       ended: isOver(),
-      facade: { topic: name, on, close: () => end(reading), [Symbol.asyncIterator]: () => loop(reading, on) },
+      subscription: { topic: name, on, close: () => end(reading), [Symbol.asyncIterator]: () => loop(reading, on) },
       ...given,
     }
     if (reading.ended) return reading
@@ -627,8 +628,6 @@ export function connect(url, options = {}) {
   async function* loop(reading, on) {
     /** @type {Message | undefined} */
     let message
-    /** @type {Error | undefined} */
-    let error
     /** @type {any} */
     let resume
     on('message', (/** @type {Message} */ it) => {
@@ -636,10 +635,7 @@ export function connect(url, options = {}) {
       hold(reading, 1)
       resume?.()
     })
-    on('end', (/** @type {Error | undefined} */ why) => {
-      error = why
-      resume?.()
-    })
+    on('end', () => resume?.())
     try {
       while (message || !reading.ended) {
         if (message) {
@@ -648,7 +644,7 @@ export function connect(url, options = {}) {
           hold(reading, -1)
         } else await new Promise(done => { resume = done })
       }
-      if (error) throw error
+      if (reading.error) throw reading.error
     } finally {
       end(reading)
     }
@@ -659,8 +655,9 @@ export function connect(url, options = {}) {
     if (!readings.delete(reading)) return
     const { name } = reading
     reading.ended = true
+    reading.error = error
     if (error?.topic) reading.emit('refused', error)
-    reading.emit('end', error)
+    reading.emit('end')
     if (named(name)[0]) return
     const one = link, isOwn = one?.names.delete(name)
     if (one?.command) {
@@ -668,7 +665,7 @@ export function connect(url, options = {}) {
       if (one.added.has(name) ? !tabs?.leads : isOwn) one.command({ type: 'unsubscribe', topic: name }, options.mine ? undefined : () => {
         // That takes what the server has added, also in this moment.
         one.added.delete(name)
-        drop(named(name).filter(it => it.given))
+        drop(named(name).filter(it => it.by))
       })
     } else if (isOwn || next?.names.has(name)) again()
   }
@@ -680,8 +677,8 @@ export function connect(url, options = {}) {
 
   /** The server has added a topic, or taken it. @param {Frame} frame */
   function byServer({ type, topic, cursor: place }) {
-    let reading = named(topic).find(it => it.given)
-    const one = /** @type {Link} */ (link), isOwn = one.names.has(topic), isRead = reading?.live || isOwn && !isAsked(topic)
+    let reading = named(topic).find(it => it.by)
+    const one = /** @type {Link} */ (link), isOwn = one.names.has(topic) && !isAsked(topic), isRead = reading?.live || isOwn
     if (type === 'unsubscribed') {
       if (!isRead) giveReplay({ name: topic, lost: true })
       // The client may still read for itself what is gone from the list. A new connection says so, from this place.
@@ -690,13 +687,15 @@ export function connect(url, options = {}) {
         leave()
         return again(backOff(0))
       }
-      one.names.delete(topic)
-      return drop(named(topic).filter(it => isOwn || it.given))
+      if (isOwn) one.names.delete(topic)
+      return drop(named(topic).filter(it => isOwn || it.by))
     }
     one.added.add(topic)
-    if (!reading) emit('subscription', (reading = begin(topic, { given: true })).facade)
+    if (!reading) emit('subscription', (reading = begin(topic, { by: true })).subscription)
+    // Without a name a replay may be of the page's own command, or of the server's. A new connection reads each from its place.
+    if (options.mine && isAsked(topic)) again()
     // The server replays nothing of a topic that it reads already.
-    if (!isRead) giveReplay(reading)
+    else if (!isRead) giveReplay(reading)
     joined(reading, place)
   }
 
@@ -714,18 +713,20 @@ export function connect(url, options = {}) {
     const until = Date.now() + PUBLISH_MS
     const body = [{ topic, data, event, ephemeral, idempotency_key: ephemeral ? undefined : key }]
     let code
+    // What cannot be JSON is refused now, and stops no other message.
+    JSON.stringify(data)
     if (options.echo === false && !ephemeral) echoing = topic
     try {
       for (let fails = 0; ; fails++) {
         try {
           const [answer] = await request('/publish', body)
-          if (answer.code) throw { ...answer, isAsked: true }
+          if (answer.code) throw { ...answer, answered: true }
           if (own.size > MOST_HELD) own.delete([...own][0])
           if (echoing) own.add(answer.id)
           return answer.id
         } catch (/** @type {any} */ why) {
           // Without an answer of the server the message may be stored.
-          if (!why.isAsked || why.code === 'unknown_outcome') code = 'unknown_outcome'
+          if (!why.answered || why.code === 'unknown_outcome') code = 'unknown_outcome'
           // The page may be frozen in the pause, so the clock is read after it.
           if (ephemeral || FINAL.test(why.code) || await new Promise(done => setTimeout(resend = done, backOff(fails)))
             || isOver() || Date.now() > until) {
@@ -804,7 +805,7 @@ export function connect(url, options = {}) {
   function judge(why) {
     const { topic, code } = why, isOfToken = options.token && /^(unau|tok)/.test(code)
     if (isOver()) return
-    if (isOfToken && !why.isAsked && chances-- > 0) token = undefined
+    if (isOfToken && !why.answered && chances-- > 0) token = undefined
     else if (isOfToken || FINAL.test(code)) {
       if (!topic) return refuse(why)
       const some = known(named(topic))

@@ -5,7 +5,7 @@ import { createServer } from 'node:http'
 import { text } from 'node:stream/consumers'
 import { after, describe, test } from 'node:test'
 import { connect } from '../../web/rejoin.js'
-import { data, has, numbers, record, scripted } from './scripted.mjs'
+import { data, has, numbers, record, scripted, withLocks } from './scripted.mjs'
 import { SECRET, Server, mint, socketFrom, until } from './server.mjs'
 
 const ends = []
@@ -116,6 +116,21 @@ describe('a topic of the page that the list has too', { concurrency: true }, () 
     Socket.all[0].say(taken('a', 1000))
     assert.deepEqual([own.at(-1).code, Socket.all.length], ['conflict', 1])
   })
+
+  // The list replays nothing. Its subscription was told what the server replayed for the page.
+  test('is told no replay that the page has asked for', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000, mine: [] })
+    const { rejoin, given } = open('http://127.0.0.1:1/', { WebSocket: Socket })
+    await until(() => rejoin.state === 'live')
+    rejoin.subscribe('a', { last: 5 })
+    const [socket] = Socket.all, listed = []
+    rejoin.on('subscription', subscription => listed.push(record(subscription)))
+    socket.say({ ...message('a', 901), replay: true })
+    socket.say(added('a', 1000))
+    assert.deepEqual([given.length, listed.map(data)], [1, [[]]])
+    // The client cannot know whose the rest is. A new connection reads each of them from its place.
+    await until(() => Socket.all.length === 2)
+  })
 })
 
 describe('a topic that only the backend adds', { concurrency: true }, () => {
@@ -188,5 +203,40 @@ describe('a topic that only the backend adds', { concurrency: true }, () => {
     socket.say({ ...message('a.b', 901), replay: true })
     socket.say(added('a.b', 1000))
     assert.deepEqual([given.map(it => it.topic), data(told)], [['a.*', 'a.b'], [900, 901]])
+  })
+
+  // It was refused. The server read it for nobody, and the next subscription lost what came in between.
+  test('goes on for the page that asks for it just before the backend takes it', async () => {
+    const { rejoin, given, socket } = await opened()
+    socket.say(added('a', 1000))
+    const of = record(given[0]), own = record(rejoin.subscribe('a'))
+    socket.say(taken('a', 1000))
+    socket.say({ type: 'subscribed', topic: 'a', cursor: '1000', ref: 1 })
+    socket.say(message('a', 1001))
+    assert.deepEqual([of.map(it => it.code), own.map(it => it.type)], [['conflict'], ['subscribed', 'message']])
+  })
+
+  // Only the tab that leads was told. The subscription of the others waited for ever.
+  test('is refused in every tab if the server takes it because one has closed its own', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const restore = withLocks()
+    const tabs = [1, 2].map(() => {
+      const { rejoin, given } = open('http://127.0.0.1:1/', { WebSocket: Socket, mine: false, shared: 'u1' })
+      rejoin.subscribe('keep')
+      return { rejoin, given }
+    })
+    await until(() => tabs.every(({ rejoin }) => rejoin.state === 'live'))
+    const [socket] = Socket.all, answer = topic => socket.say({ type: 'subscribed', topic, cursor: '1000', ref: 1 })
+    const own = tabs[0].rejoin.subscribe('a')
+    answer('a')
+    own.close()
+    socket.say(added('a', 1000))
+    await until(() => tabs.every(({ given }) => given.length))
+    const told = tabs.map(({ given }) => record(given[0]))
+    socket.say({ type: 'unsubscribed', topic: 'a', cursor: '1000', ref: 1 })
+    await until(() => told.every(it => has(it, 'refused')))
+    assert.deepEqual([Socket.all.length, told.map(it => it.map(({ code }) => code))], [1, [['conflict'], ['conflict']]])
+    for (const { rejoin } of tabs) rejoin.close()
+    restore()
   })
 })

@@ -274,6 +274,28 @@ describe('the browser client', { concurrency: true }, () => {
     assert.equal(Socket.all.length, 2)
   })
 
+  // It was taken for a lost answer, and sent again for four minutes. All later messages waited.
+  test('a message that cannot be JSON is refused, and the next one is sent', async () => {
+    const { asked, url } = await stub()
+    const { rejoin } = open(url)
+    await assert.rejects(rejoin.publish('t', 1n), TypeError)
+    const sent = rejoin.publish('t', 1)
+    await until(() => asked.length)
+    asked[0].answer(200, [{ id: '1001' }])
+    assert.equal(await sent, '1001')
+  })
+
+  // The loop ended as if there were no more messages.
+  test('a loop that begins after the refusal of its subscription throws it', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const { rejoin } = open('http://127.0.0.1:1/', { WebSocket: Socket, transports: ['ws'] })
+    rejoin.subscribe('t')
+    await until(() => rejoin.state === 'live')
+    const secret = rejoin.subscribe('secret')
+    Socket.all[0].say({ type: 'error', code: 'forbidden', topic: 'secret', ref: 1 })
+    await assert.rejects(secret[Symbol.asyncIterator]().next(), { code: 'forbidden', topic: 'secret' })
+  })
+
   test('a room that is closed while its members are on their way tells nothing', async () => {
     const { asked, url } = await stub()
     const { rejoin } = open(url, { WebSocket: scripted({ heartbeat_ms: 25_000 }), transports: ['ws'] })

@@ -27,3 +27,15 @@ export function scripted(open) {
     close() {}
   }
 }
+
+/** Gives a program of Node the locks of a browser. Returns what takes them away. */
+export function withLocks() {
+  const known = Object.getOwnPropertyDescriptor(globalThis, 'navigator'), queues = new Map()
+  const request = (name, { signal }, held) => new Promise((done, failed) => {
+    const before = queues.get(name) ?? Promise.resolve()
+    const run = () => signal?.aborted ? failed(signal.reason) : Promise.resolve(held()).then(done, failed)
+    queues.set(name, new Promise(next => before.then(run).finally(next)))
+  })
+  Object.defineProperty(globalThis, 'navigator', { value: { locks: { request } }, configurable: true })
+  return () => known ? Object.defineProperty(globalThis, 'navigator', known) : delete globalThis.navigator
+}
