@@ -19,8 +19,8 @@ pub struct Changes {
     /// The commands that begin to read a pattern, by their numbers. Removing the pattern overtakes them.
     begun: Vec<(u64, Pattern)>,
     next_number: u64,
-    /// The pattern that the client has asked for, and that a command has removed before it was merged.
-    overtaken: Option<Pattern>,
+    /// The answer to the client's own command. It comes before the changes that the client has yet to be told.
+    answer: Option<Event>,
     /// The changes that the client has yet to be told, each pattern once.
     untold: VecDeque<(Pattern, Told)>,
 }
@@ -74,19 +74,19 @@ impl Changes {
         self.added.contains(pattern)
     }
 
-    /// Has the client's own command answered, whose pattern was removed before it was merged.
-    pub fn refuse(&mut self, pattern: &Pattern) {
-        self.overtaken = Some(pattern.clone());
+    /// Has the client's own command answered.
+    pub fn answer(&mut self, answer: Event) {
+        self.answer = Some(answer);
     }
 
     /// True if the client waits for such an answer.
-    pub fn has_refused(&self) -> bool {
-        self.overtaken.is_some()
+    pub fn has_answer(&self) -> bool {
+        self.answer.is_some()
     }
 
     /// True if the client was told everything.
     pub fn is_told(&self) -> bool {
-        self.untold.is_empty() && self.overtaken.is_none()
+        self.untold.is_empty() && self.answer.is_none()
     }
 
     /// True if the client was told everything, and nothing is being added.
@@ -115,8 +115,8 @@ impl Changes {
 
     /// The next thing that the client is told.
     pub fn next(&mut self) -> Option<Event> {
-        if let Some(pattern) = self.overtaken.take() {
-            return Some(Event::Overtaken(pattern));
+        if let Some(answer) = self.answer.take() {
+            return Some(answer);
         }
         let (pattern, told) = self.untold.pop_front()?;
         Some(match told {

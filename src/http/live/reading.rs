@@ -75,6 +75,8 @@ pub struct TakenOver {
 struct Joining {
     pattern: Pattern,
     subscription: Subscription,
+    /// A command about the connection has begun it, and not the client.
+    is_of_command: bool,
     /// The client has asked for it, and is answered once it is merged.
     is_asked: bool,
     /// The list of the subject has added it meanwhile, so the other subscription reads it after this id.
@@ -185,6 +187,7 @@ impl Reading {
         state.joining.push_back(Joining {
             pattern,
             subscription,
+            is_of_command: true,
             is_asked: false,
             upto: None,
             ephemerals_since,
@@ -216,7 +219,7 @@ impl Reading {
                 state.changes().tell(pattern, Told::Removed)?;
             }
             if state.joining.iter().any(|joining| joining.is_asked && joining.pattern == *pattern) {
-                state.changes().refuse(pattern);
+                state.changes().answer(Event::Overtaken(pattern.clone()));
             }
             state.remove(pattern);
             state.wake();

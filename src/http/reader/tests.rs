@@ -75,6 +75,7 @@ impl Client {
                 Event::Delivery(Delivery::Message(message)) => text(&message),
                 Event::Replay(Delivery::Message(message)) => format!("replay {}", text(&message)),
                 Event::Added(topic) => format!("added {topic}"),
+                Event::Joined(topic) => format!("joined {topic}"),
                 Event::Removed(topic) => format!("removed {topic}"),
                 other => panic!("{other:?}"),
             });
@@ -214,4 +215,34 @@ async fn an_ephemeral_message_before_a_removal_by_the_list_is_given() {
     client.announce("t", "e3").await;
     client.read(99).await;
     assert_eq!(client.given[1..], ["stored", "later", "e1", "e2", "removed t"]);
+}
+
+/// The client took the replay of the command for that of its own start.
+#[tokio::test]
+async fn a_replay_is_followed_by_the_frame_of_the_request_that_began_it() {
+    for is_command_first in [true, false] {
+        let mut client = Client::begin().await;
+        client.publish("t", "old").await;
+        client.publish("own", "newer").await;
+        client.read(99).await;
+        client.given.clear();
+        let topic: Pattern = "t".parse().expect("a pattern");
+        if is_command_first {
+            client.put("t").await;
+            assert_eq!(client.reader.ask_for(&topic).expect("it may be read"), Step::Joins);
+        } else {
+            let begun = client.broker.subscribe(vec![topic.clone()], &Start::Last(99), "c").await;
+            client.reader.join(topic.clone(), begun.expect("it begins")).expect("there is room");
+            assert_eq!(client.reader.reading.begin(&topic).expect("there is room"), None);
+        }
+        client.read(2).await;
+        // Its next command waits until this one is answered.
+        assert_eq!(client.reader.is_joining(), is_command_first, "{:?}", client.given);
+        client.read(99).await;
+        let told = if is_command_first { ["added t", "joined t"] } else { ["joined t", "added t"] };
+        assert_eq!(
+            (client.given[0].as_str(), &client.given[1..]),
+            ("replay old", &told.map(String::from)[..])
+        );
+    }
 }

@@ -109,7 +109,7 @@ impl State {
     }
 
     fn merge(&mut self, joining: Joining) -> Event {
-        let Joining { pattern, subscription, is_asked, upto, ephemerals_since } = joining;
+        let Joining { pattern, subscription, is_of_command, is_asked, upto, ephemerals_since } = joining;
         if upto.is_none() {
             let own = alone(&mut self.subscription);
             own.absorb(subscription, ephemerals_since);
@@ -119,12 +119,19 @@ impl State {
         let others_since = self.joining.iter().filter_map(|joining| joining.ephemerals_since).min();
         alone(&mut self.subscription).take_held_ephemerals(others_since);
         self.count_topics(0);
-        let is_added = self.is_added(&pattern);
-        if is_added && is_asked {
-            // The client is answered first, and then told.
-            self.changes().tell_next(&pattern, Told::Added);
+        match (self.is_added(&pattern), is_asked) {
+            (false, _) => Event::Joined(pattern),
+            (true, false) => Event::Added(pattern),
+            // The replay belongs to the frame that follows it. The start was that of the command.
+            (true, true) if is_of_command => {
+                self.changes().answer(Event::Joined(pattern.clone()));
+                Event::Added(pattern)
+            }
+            (true, true) => {
+                self.changes().tell_next(&pattern, Told::Added);
+                Event::Joined(pattern)
+            }
         }
-        if is_added && !is_asked { Event::Added(pattern) } else { Event::Joined(pattern) }
     }
 
     /// Lets a group read for this connection, if it only follows and others stand where it stands.

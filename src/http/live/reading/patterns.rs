@@ -68,8 +68,8 @@ impl State {
 
     /// True if the client waits until the pattern that it asked for is merged.
     pub fn is_asked(&self) -> bool {
-        let has_refused = self.changes.as_ref().is_some_and(|changes| changes.has_refused());
-        has_refused || self.joining.iter().any(|joining| joining.is_asked)
+        let has_answer = self.changes.as_ref().is_some_and(|changes| changes.has_answer());
+        has_answer || self.joining.iter().any(|joining| joining.is_asked)
     }
 
     /// True if everything that was asked for is done and told.
@@ -169,6 +169,7 @@ impl State {
         self.joining.push_back(Joining {
             pattern,
             subscription,
+            is_of_command: false,
             is_asked: true,
             upto: None,
             ephemerals_since: None,
