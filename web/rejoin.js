@@ -713,7 +713,7 @@ export function connect(url, options = {}) {
     const until = Date.now() + PUBLISH_MS
     const body = [{ topic, data, event, ephemeral, idempotency_key: ephemeral ? undefined : key }]
     let code
-    // What cannot be JSON is refused now, and stops no other message.
+    // This throws for a value that cannot be JSON. Otherwise it would stop all later messages.
     JSON.stringify(data)
     if (options.echo === false && !ephemeral) echoing = topic
     try {
