@@ -226,8 +226,8 @@ fn variables_of_image() -> Vec<(String, String)> {
 }
 
 /// Checks that the image accepts these variables beside its own.
-fn assert_accepted(of: &str, mut variables: Vec<(String, String)>) {
-    variables.extend(variables_of_image());
+fn assert_accepted(of: &str, variables: &[(String, String)]) {
+    let variables = [variables, &variables_of_image()].concat();
     let shown = rejoin(&["config"], &variables);
     assert!(
         shown.status.success() && shown.stderr.is_empty(),
@@ -247,7 +247,7 @@ fn the_image_runs_commands_that_exist() {
         assert!(help.status.success(), "{command}");
     }
     let secret = "s".repeat(32);
-    assert_accepted(DOCKERFILE, vec![("REJOIN_JWT_SECRET".to_owned(), secret)]);
+    assert_accepted(DOCKERFILE, &[("REJOIN_JWT_SECRET".to_owned(), secret)]);
     assert_eq!(of_image("USER"), ["65532:65532"]);
 }
 
@@ -264,10 +264,21 @@ fn the_compose_file_sets_variables_that_the_server_accepts() {
     let server = &compose["services"]["rejoin"];
     let variables = server["environment"].as_object().expect("variables").iter();
     let given = |value: &str| if value.starts_with("${") { "s".repeat(32) } else { value.to_owned() };
-    assert_accepted(
-        "compose.yaml",
-        variables.map(|(name, value)| (name.clone(), given(value.as_str().expect("text")))).collect(),
-    );
+    let variables: Vec<_> =
+        variables.map(|(name, value)| (name.clone(), given(value.as_str().expect("text")))).collect();
+    assert_accepted("compose.yaml", &variables);
+
+    // The documented command prints a token that this server accepts.
+    for place in ["packaging/compose.yaml", "docs/operations.md"] {
+        let text = read(place);
+        let (_, command) = text.split_once("exec -T rejoin rejoin ").expect(place);
+        let command = command.lines().next().expect("a line").trim_end_matches(')');
+        let words: Vec<_> = command.split(' ').map(|word| word.trim_matches('\'')).collect();
+        let printed = rejoin(&words, &variables);
+        let token = String::from_utf8(printed.stdout).expect("UTF-8");
+        let checked = rejoin(&["token", "check", token.trim()], &variables);
+        assert!(checked.status.success(), "{place}: {checked:?}");
+    }
     let grace =
         server["stop_grace_period"].as_str().and_then(|text| text.strip_suffix('s')).expect("seconds");
     assert!(grace.parse::<u64>().expect("a number") > longest_end(), "{grace}");
@@ -309,7 +320,7 @@ fn the_manifest_gives_the_server_time_to_end_and_probes_what_it_serves() {
         let value = each["value"].as_str().map_or_else(|| "s".repeat(32), str::to_owned);
         (name, value)
     });
-    assert_accepted("the manifest", variables.collect());
+    assert_accepted("the manifest", &variables.collect::<Vec<_>>());
 
     let service = documents.iter().find(|each| each["kind"] == "Service").expect("a service");
     let ports = service["spec"]["ports"].as_array().expect("ports");
