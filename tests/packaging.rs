@@ -358,6 +358,12 @@ fn every_place_has_the_version_of_the_program() {
     assert_eq!(newest.split(' ').nth(1), Some(version), "{newest}");
     let openapi: Value = serde_json::from_str(&read("docs/openapi.json")).expect("JSON");
     assert_eq!(openapi["info"]["version"], version, "docs/openapi.json");
+    for name in ["web/package.json", "web/package-lock.json"] {
+        let package: Value = serde_json::from_str(&read(name)).expect("JSON");
+        assert_eq!(package["version"], version, "{name}");
+        let locked = &package["packages"][""]["version"];
+        assert!(locked.is_null() || *locked == version, "{name}: {locked}");
+    }
     for lock in ["Cargo.lock", "tests/fuzz/Cargo.lock"] {
         assert!(read(lock).contains(&format!("name = \"rejoin\"\nversion = \"{version}\"\n")), "{lock}");
     }
