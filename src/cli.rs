@@ -95,7 +95,8 @@ pub enum Command {
     /// Print the topics, in the order of their names.
     ///
     /// The table has the id of the newest message, the retained messages and their bytes, and the subscribers of
-    /// exactly this topic in the asked process. A token needs `admin`.
+    /// exactly this topic at all replicas. The command says on standard error which replicas did not answer. A token
+    /// needs `admin`.
     Topics(Topics),
     /// Print the counts of the server: topics, messages, bytes, connections.
     ///
