@@ -339,8 +339,8 @@ impl Config {
             (
                 has_acme && !cfg!(feature = "acme"),
                 &["tls-acme"],
-                "this program was built without --tls-acme: take a package of a release, or build it with \
-                 `cargo install --features dist`",
+                "this program was built without --tls-acme: take a package of a release, or build it from \
+                 the source with `cargo install --locked --profile dist --features dist --path .`",
             ),
             (
                 has_acme && self.tls_cert.is_some(),
