@@ -95,7 +95,8 @@ pub enum Command {
     /// Print the topics, in the order of their names.
     ///
     /// The table has the id of the newest message, the retained messages and their bytes, and the subscribers of
-    /// exactly this topic in the asked process. A token needs `admin`.
+    /// exactly this topic at all replicas. The command says on standard error which replicas did not answer. A token
+    /// needs `admin`.
     Topics(Topics),
     /// Print the counts of the server: topics, messages, bytes, connections.
     ///
@@ -232,18 +233,20 @@ impl From<ClientError> for Ending {
 }
 
 /// The point at which reading begins, of which a command line has one at most.
+// The server refuses a wrong cursor or time. A value may begin with a minus sign, so that the refusal names its mistake,
+// and not an unknown flag.
 #[derive(Debug, clap::Args)]
 struct StartFlags {
     /// Begin after this cursor, the id of a message; 0 begins with the oldest retained message.
-    #[arg(long, value_name = "CURSOR", group = "start")]
+    #[arg(long, value_name = "CURSOR", group = "start", allow_negative_numbers = true)]
     after: Option<String>,
 
     /// Begin with the newest N messages of each topic.
-    #[arg(long, value_name = "N", group = "start")]
+    #[arg(long, value_name = "N", group = "start", allow_negative_numbers = true, value_parser = rejoin::config::whole_number)]
     last: Option<u32>,
 
     /// Begin with the messages since then: a duration such as 10m, or an RFC 3339 time.
-    #[arg(long, value_name = "WHEN", group = "start")]
+    #[arg(long, value_name = "WHEN", group = "start", allow_hyphen_values = true)]
     since: Option<String>,
 }
 

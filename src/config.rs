@@ -30,11 +30,11 @@ pub use self::{
     layers::{Again, Place, Setting, Settings, unknown_variables},
     listen::{Listen, UnixSocket},
     origin::{Host, Origin, ParseHostError, ParseOriginError},
-    values::{Secret, duration},
+    values::{Secret, duration, whole_number},
 };
 use self::{
     choices::{access_log, compress, forwarded_header, log_format, network},
-    values::{copies, count, dns_name, https_url, level, rate, size, yes_or_no},
+    values::{copies, count, dns_name, https_url, level, size, yes_or_no},
 };
 use crate::{
     auth::{Authority, MIN_SECRET_BYTES},
@@ -134,7 +134,7 @@ pub struct Config {
     pub max_connections: usize,
 
     /// Accept at most this many messages a second, from all clients together; 0 is no limit.
-    #[arg(long, value_name = "N", default_value = "0", value_parser = rate)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = whole_number)]
     pub publish_rate: u32,
 
     /// Refuse a request if its head, its body, or one message of a POST /publish takes longer than this to
@@ -339,8 +339,8 @@ impl Config {
             (
                 has_acme && !cfg!(feature = "acme"),
                 &["tls-acme"],
-                "this program was built without --tls-acme: take a package of a release, or build it with \
-                 `cargo install --features dist`",
+                "this program was built without --tls-acme: take a package of a release, or build it from \
+                 the source with `cargo install --locked --profile dist --features dist --path .`",
             ),
             (
                 has_acme && self.tls_cert.is_some(),

@@ -226,8 +226,8 @@ fn variables_of_image() -> Vec<(String, String)> {
 }
 
 /// Checks that the image accepts these variables beside its own.
-fn assert_accepted(of: &str, mut variables: Vec<(String, String)>) {
-    variables.extend(variables_of_image());
+fn assert_accepted(of: &str, variables: &[(String, String)]) {
+    let variables = [variables, &variables_of_image()].concat();
     let shown = rejoin(&["config"], &variables);
     assert!(
         shown.status.success() && shown.stderr.is_empty(),
@@ -247,7 +247,7 @@ fn the_image_runs_commands_that_exist() {
         assert!(help.status.success(), "{command}");
     }
     let secret = "s".repeat(32);
-    assert_accepted(DOCKERFILE, vec![("REJOIN_JWT_SECRET".to_owned(), secret)]);
+    assert_accepted(DOCKERFILE, &[("REJOIN_JWT_SECRET".to_owned(), secret)]);
     assert_eq!(of_image("USER"), ["65532:65532"]);
 }
 
@@ -264,10 +264,21 @@ fn the_compose_file_sets_variables_that_the_server_accepts() {
     let server = &compose["services"]["rejoin"];
     let variables = server["environment"].as_object().expect("variables").iter();
     let given = |value: &str| if value.starts_with("${") { "s".repeat(32) } else { value.to_owned() };
-    assert_accepted(
-        "compose.yaml",
-        variables.map(|(name, value)| (name.clone(), given(value.as_str().expect("text")))).collect(),
-    );
+    let variables: Vec<_> =
+        variables.map(|(name, value)| (name.clone(), given(value.as_str().expect("text")))).collect();
+    assert_accepted("compose.yaml", &variables);
+
+    // The documented command prints a token that this server accepts.
+    for place in ["packaging/compose.yaml", "docs/operations.md"] {
+        let text = read(place);
+        let (_, command) = text.split_once("exec -T rejoin rejoin ").expect(place);
+        let command = command.lines().next().expect("a line").trim_end_matches(')');
+        let words: Vec<_> = command.split(' ').map(|word| word.trim_matches('\'')).collect();
+        let printed = rejoin(&words, &variables);
+        let token = String::from_utf8(printed.stdout).expect("UTF-8");
+        let checked = rejoin(&["token", "check", token.trim()], &variables);
+        assert!(checked.status.success(), "{place}: {checked:?}");
+    }
     let grace =
         server["stop_grace_period"].as_str().and_then(|text| text.strip_suffix('s')).expect("seconds");
     assert!(grace.parse::<u64>().expect("a number") > longest_end(), "{grace}");
@@ -309,7 +320,7 @@ fn the_manifest_gives_the_server_time_to_end_and_probes_what_it_serves() {
         let value = each["value"].as_str().map_or_else(|| "s".repeat(32), str::to_owned);
         (name, value)
     });
-    assert_accepted("the manifest", variables.collect());
+    assert_accepted("the manifest", &variables.collect::<Vec<_>>());
 
     let service = documents.iter().find(|each| each["kind"] == "Service").expect("a service");
     let ports = service["spec"]["ports"].as_array().expect("ports");
@@ -347,6 +358,12 @@ fn every_place_has_the_version_of_the_program() {
     assert_eq!(newest.split(' ').nth(1), Some(version), "{newest}");
     let openapi: Value = serde_json::from_str(&read("docs/openapi.json")).expect("JSON");
     assert_eq!(openapi["info"]["version"], version, "docs/openapi.json");
+    for name in ["web/package.json", "web/package-lock.json"] {
+        let package: Value = serde_json::from_str(&read(name)).expect("JSON");
+        assert_eq!(package["version"], version, "{name}");
+        let locked = &package["packages"][""]["version"];
+        assert!(locked.is_null() || *locked == version, "{name}: {locked}");
+    }
     for lock in ["Cargo.lock", "tests/fuzz/Cargo.lock"] {
         assert!(read(lock).contains(&format!("name = \"rejoin\"\nversion = \"{version}\"\n")), "{lock}");
     }
@@ -361,11 +378,18 @@ fn the_image_and_the_workflows_compile_with_one_rust_that_is_new_enough() {
     let build = of_image("FROM").remove(0);
     let image = build.strip_prefix("docker.io/library/").and_then(|rest| rest.strip_suffix(" AS build"));
     let image = image.expect("an image of Rust");
-    for workflow in [".github/workflows/tests.yml", ".github/workflows/release.yml"] {
-        assert!(
-            read(workflow).contains(&format!("image: {image}\n")),
-            "{workflow} has another image than {image}"
-        );
+    for name in [".github/workflows/tests.yml", ".github/workflows/release.yml"] {
+        let workflow: Value = yaml_serde::from_str(&read(name)).expect("YAML");
+        let jobs = workflow["jobs"].as_object().expect("jobs");
+        let builds = |step: &Value| {
+            let run = step["run"].as_str().unwrap_or_default();
+            run.starts_with("tests/") || run.starts_with("cargo ")
+        };
+        let building =
+            jobs.iter().filter(|(_, job)| job["steps"].as_array().expect("steps").iter().any(builds));
+        let mut images = building.map(|(job, description)| (job, &description["container"]["image"]));
+        assert!(images.clone().count() > 0, "no job of {name} builds");
+        assert!(images.all(|(_, each)| each == image), "a job of {name} has another image than {image}");
     }
     let minor = |version: &str| version.strip_prefix("1.").and_then(|rest| rest.parse::<u32>().ok());
     let has = image.strip_prefix("rust:").and_then(|rest| minor(rest.split('-').next()?)).expect("a version");

@@ -1,9 +1,16 @@
 //! `rejoin connections`: who reads what, adding and removing topics, ending. Each asks the server once.
 
+use std::collections::BTreeSet;
+
 use clap::{Args, Subcommand};
 use rejoin::client::{Client, ConnectionFilter, ConnectionState};
 
-use super::{Ending, StartFlags, operate::refused, print, remote::Remote, tell};
+use super::{
+    Ending, StartFlags,
+    operate::{complete, refused},
+    print,
+    remote::Remote,
+};
 
 /// The commands about live connections.
 #[derive(Debug, Subcommand)]
@@ -133,7 +140,7 @@ async fn print_pages(client: &Client, filter: ConnectionFilter, is_json: bool) -
             "CONNECTION", "TRANSPORT", "BEHIND", "TOPICS", "SUBJECT"
         )
     });
-    let (mut after, mut missing): (Option<String>, Vec<String>) = (None, Vec::new());
+    let (mut after, mut missing): (Option<String>, _) = (None, BTreeSet::new());
     loop {
         let page = client.connections(&filter, after.as_deref()).await.map_err(refused)?;
         let mut text = head.take().unwrap_or_default();
@@ -144,24 +151,11 @@ async fn print_pages(client: &Client, filter: ConnectionFilter, is_json: bool) -
         }
         missing.extend(page.missing);
         if page.next.is_none() {
-            break;
+            let list = "the list is not complete; try again";
+            return Ok(complete(&missing, "connections are missing", list));
         }
         after = page.next;
     }
-    missing.sort_unstable();
-    missing.dedup();
-    if missing.is_empty() {
-        return Ok(Ending::Done);
-    }
-    for replica in &missing {
-        tell(match &**replica {
-            "unknown" => {
-                "other replicas may live that are not known yet, and their connections are missing".into()
-            }
-            name => format!("the replica {name} did not answer, so its connections are missing"),
-        });
-    }
-    Ok(Ending::Failed("the list is not complete; try again".into()))
 }
 
 fn line(state: &ConnectionState, is_json: bool) -> String {

@@ -1,5 +1,7 @@
 //! The commands of an operator: `rejoin topics`, `stats`, `health` and `delete`. Each asks the server once.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use rejoin::client::{Client, ClientError, Member, TopicState};
 use serde_json::Value;
@@ -7,6 +9,7 @@ use serde_json::Value;
 use super::{
     Ending, print,
     remote::{Address, Remote},
+    tell,
 };
 
 #[derive(Debug, Args)]
@@ -76,7 +79,7 @@ async fn list(client: &Client, is_json: bool) -> Result<Ending, Ending> {
     let mut head = (!is_json).then(|| {
         format!("{:<16} {:>10} {:>12} {:>11}  TOPIC\n", "NEWEST", "MESSAGES", "BYTES", "SUBSCRIBERS")
     });
-    let mut after = None;
+    let (mut after, mut missing) = (None, BTreeSet::new());
     loop {
         let page = client.topics(after.as_deref()).await.map_err(refused)?;
         let mut text = head.take().unwrap_or_default();
@@ -85,8 +88,10 @@ async fn list(client: &Client, is_json: bool) -> Result<Ending, Ending> {
             Ending::Done => {}
             unprinted => return Err(unprinted),
         }
+        missing.extend(page.missing);
         if page.next.is_none() {
-            return Ok(Ending::Done);
+            let counts = "the counts of subscribers are not complete; try again";
+            return Ok(complete(&missing, "subscribers are not counted", counts));
         }
         after = page.next;
     }
@@ -176,6 +181,22 @@ impl Delete {
         let asked = async { self.remote.client()?.delete(&self.topic).await };
         asked.await.map_or_else(refused, |()| Ending::Done)
     }
+}
+
+/// How a list ends for which these replicas did not answer: what of them `is_missing`, and what it is then.
+pub fn complete(missing: &BTreeSet<String>, is_missing: &str, incomplete: &str) -> Ending {
+    if missing.is_empty() {
+        return Ending::Done;
+    }
+    for replica in missing {
+        match &**replica {
+            "unknown" => {
+                tell(format_args!("other replicas may live that are not known yet, and their {is_missing}"));
+            }
+            name => tell(format_args!("the replica {name} did not answer, so its {is_missing}")),
+        }
+    }
+    Ending::Failed(incomplete.to_owned())
 }
 
 /// These commands do not try again, so a server that cannot do it now has refused.

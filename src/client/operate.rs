@@ -28,6 +28,9 @@ pub struct Topics {
     pub topics: Vec<TopicState>,
     /// The topic after which the next page begins; `None` if this is the last one.
     pub next: Option<String>,
+    /// The replicas that did not answer, and `unknown` if others may live that are not known yet. Their subscribers are
+    /// not counted.
+    pub missing: Vec<String>,
 }
 
 /// The counts of one topic.

@@ -98,7 +98,11 @@ pub fn count(text: &str) -> Result<usize, &'static str> {
     }
 }
 
-pub fn rate(text: &str) -> Result<u32, &'static str> {
+/// Parses a whole number, which may be 0.
+///
+/// # Errors
+/// What was expected.
+pub fn whole_number(text: &str) -> Result<u32, &'static str> {
     text.parse().map_err(|error: ParseIntError| match error.kind() {
         IntErrorKind::PosOverflow => "must be less than 2^32",
         _ => "expected a whole number that is not negative",
@@ -106,7 +110,7 @@ pub fn rate(text: &str) -> Result<u32, &'static str> {
 }
 
 pub fn copies(text: &str) -> Result<usize, &'static str> {
-    rate(text).map(|number| number as usize)
+    whole_number(text).map(|number| number as usize)
 }
 
 pub fn yes_or_no(text: &str) -> Result<bool, &'static str> {

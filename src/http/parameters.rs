@@ -20,14 +20,26 @@ const TOPICS: &str = "topic, which may be repeated";
 /// `GET /topics/{topic}`.
 pub const TOPIC: Parameters = Parameters {
     known: &[CREDENTIAL, READING, &ADDED_CURSORS, &["before"]],
-    misplaced: &[("topics", "the path"), ("mine", "GET /events?mine")],
+    misplaced: &[("topics", "the path"), ("mine", "GET /events?mine"), EVENT, DATA, CONTENT_TYPE],
 };
 
 /// `GET /events` and `POST /events`.
 pub const EVENTS: Parameters = Parameters {
     known: &[CREDENTIAL, READING, &ADDED_CURSORS, &["topic", "mine"]],
-    misplaced: &[("topics", TOPICS), ("before", "GET /topics/{topic}?before=, for one topic")],
+    misplaced: &[
+        ("topics", TOPICS),
+        ("before", "GET /topics/{topic}?before=, for one topic"),
+        EVENT,
+        DATA,
+        CONTENT_TYPE,
+    ],
 };
+// `event` looks like a filter, and without a refusal the client would read everything.
+const EVENT: (&str, &str) =
+    ("event", "POST /topics/{topic}?event=, to publish (no option reads the messages of one event alone)");
+const DATA: (&str, &str) = ("data", "the body of POST /topics/{topic}, to publish");
+const CONTENT_TYPE: (&str, &str) =
+    ("content_type", "the header Content-Type of POST /topics/{topic}, to publish");
 
 /// `POST /topics/{topic}`.
 pub const PUBLISH: Parameters = Parameters {

@@ -3,7 +3,7 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use rejoin::{Config, Listeners, Shutdown, config::Secret};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -52,6 +52,34 @@ async fn topics_lists_every_topic_of_every_page() {
     assert!(listed.iter().map(|state| &state["topic"]).eq(&names), "{} topics", listed.len());
     assert_eq!((&listed[0]["messages"], &listed[0]["subscribers"]), (&1.into(), &0.into()));
     server.stop().await;
+}
+
+/// The answer of a replica that another one did not answer.
+#[tokio::test]
+async fn topics_says_whose_subscribers_are_not_counted() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("a bound address"));
+    let topics = tokio::spawn(Program::new(&["topics", "--json", "--url", &url]).run());
+    let state =
+        |topic: &str| json!({"topic": topic, "newest": "7", "messages": 1, "bytes": 9, "subscribers": 2});
+    for page in [
+        json!({"topics": [state("a")], "next": "a", "missing": ["b2"]}),
+        json!({"topics": [state("b")], "next": null, "missing": ["unknown", "b2"]}),
+    ] {
+        let (mut client, _) = listener.accept().await.expect("a connection");
+        let _ = client.read(&mut [0; 4096]).await;
+        let body = page.to_string();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        client.write_all((head + &body).as_bytes()).await.expect("it is taken");
+    }
+    let ended = topics.await.expect("no panic");
+    assert_eq!((ended.code, ended.lines().len()), (Some(1), 2), "{ended:?}");
+    assert_eq!(
+        ended.stderr(),
+        "rejoin: the replica b2 did not answer, so its subscribers are not counted\n\
+         rejoin: other replicas may live that are not known yet, and their subscribers are not counted\n\
+         rejoin: the counts of subscribers are not complete; try again\n"
+    );
 }
 
 #[tokio::test]

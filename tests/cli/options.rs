@@ -1,4 +1,4 @@
-//! The options of `rejoin pub`, as a reader sees them.
+//! The options of `rejoin pub`, as a reader sees them, and a start that cannot be.
 
 use serde_json::Value;
 
@@ -110,5 +110,29 @@ async fn an_ephemeral_message_that_is_sent_again_is_doubtful() {
     let sent = Program::new(&["pub", "t", "x", "--ephemeral", "--url", &proxy.url()]).run().await;
     assert_eq!(sent.code, Some(3), "{sent:?}");
     assert!(sent.stderr().contains("the message may be sent twice\n"), "{}", sent.stderr());
+    server.stop().await;
+}
+
+/// The command line took `-5m` for a flag of its own, and had no form for a number to show.
+#[tokio::test]
+async fn a_wrong_start_is_refused_with_the_form_that_was_expected() {
+    let server = Server::start().await;
+    let number = "expected a whole number that is not negative";
+    let cursor = "after: not a cursor; send one that the server has given, or 0 for everything";
+    let time = "since: expected a duration such as 90s, 10m or 2h, or an RFC 3339 time";
+    for command in [&["sub", "t"][..], &["connections", "add", "00000000000000ab0000000000000007", "t"]] {
+        for (flag, value, code, told) in [
+            ("--last", "x", 2, number),
+            ("--last", "-1", 2, number),
+            ("--last", "4294967296", 2, "must be less than 2^32"),
+            ("--after", "x", 1, cursor),
+            ("--after", "-1", 1, cursor),
+            ("--since", "-5m", 1, time),
+        ] {
+            let refused = rejoin(&server, &[command, &[flag, value]].concat()).run().await;
+            assert_eq!(refused.code, Some(code), "{command:?} {flag} {value}: {refused:?}");
+            assert!(refused.stderr().contains(told), "{command:?} {flag} {value}: {}", refused.stderr());
+        }
+    }
     server.stop().await;
 }

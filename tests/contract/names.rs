@@ -110,6 +110,9 @@ async fn a_typing_error_in_the_query_is_refused_with_the_name_that_was_meant() {
             ("topic[]=b", "topic"),
             ("topics=b", "topic"),
             ("tokn=x", "token"),
+            ("event=paid", "to publish (no option reads the messages of one event alone)"),
+            ("data=x", "to publish"),
+            ("content_type=text/plain", "to publish"),
         ] {
             let name = query.split('=').next().expect("a name");
             let answer = refusal(&server, transport, &format!("/events?topic=a&wait=0&{query}"), &[]).await;

@@ -75,7 +75,7 @@ fn flags_override_the_environment_which_overrides_the_file() {
 fn a_program_without_acme_says_how_to_get_it() {
     let run = Folder::new().run(&["--tls-acme", "push.example", "--tls-acme-state", "."], &[]);
     assert_eq!(run.code, Some(2), "{run:?}");
-    assert!(run.err.contains("cargo install --features dist"), "{run:?}");
+    assert!(run.err.contains("cargo install --locked --profile dist --features dist --path ."), "{run:?}");
 }
 
 #[test]
