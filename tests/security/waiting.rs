@@ -80,7 +80,7 @@ async fn the_heads_of_requests_that_wait_are_counted() {
     stub.hold();
     let unparsed = async || {
         let metrics = get(&server, "/metrics").answer_to(BACKEND).await;
-        let line = metrics.text().lines().find(|line| line.starts_with("rejoin_unparsed_bytes"));
+        let line = metrics.text().lines().find(|line| line.starts_with("rejoin_waiting_head_bytes"));
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(f64::NAN)
     };
     let large = |number: usize| {
