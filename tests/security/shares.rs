@@ -8,7 +8,7 @@ use tungstenite::Message;
 
 use crate::{
     ask::{Ask, get, post, request, text, with_query, within},
-    people::{As, BACKEND, reads, tables, token, usual},
+    people::{As, BACKEND, gauge, reads, tables, token, usual},
     reader::{Lines, Socket, refusal},
     support::{Server, client::Transport},
 };
@@ -192,11 +192,7 @@ async fn a_client_with_unfinished_commands_leaves_as_much_room_as_it_takes() {
     assert_eq!(large().answer_to(&modest).await.status, 200);
     assert!(begin(&modest).await.1, "others still have room");
     assert_eq!(post(&server, "/topics/a").body("x").answer_to(&greedy).await.status, 201, "a small one");
-    let unparsed = async || {
-        let metrics = get(&server, "/metrics").answer_to(BACKEND).await;
-        let line = metrics.text().lines().find(|line| line.starts_with("rejoin_unparsed_bytes"));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(f64::NAN)
-    };
+    let unparsed = async || gauge(&server, "rejoin_unparsed_bytes").await;
     let before = unparsed().await;
     let mut ended = held.pop().expect("one");
     let path = format!("/connections/{}", text(&ended.opening["connection"]));

@@ -3,7 +3,6 @@
 use std::{pin::pin, sync::Arc};
 
 use axum::body::Body;
-use bytes::Bytes;
 use futures_util::poll;
 use http::{HeaderValue, Request, Uri};
 use serde_json::json;
@@ -13,22 +12,10 @@ use tower::ServiceExt;
 use crate::{
     ask::{Ask, get, within},
     hook::{grant, started, with_hook},
-    people::{As, BACKEND, tables},
+    people::{gauge, tables},
     stub::Stub,
-    support::Server,
+    support::{Server, counted},
 };
-
-/// The bytes of a head, counted for as long as they are held.
-struct Counted {
-    _count: Arc<()>,
-    text: String,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        self.text.as_bytes()
-    }
-}
 
 /// A request to publish that waited for the backend kept its whole head, and so did those of operators.
 #[tokio::test]
@@ -55,15 +42,14 @@ async fn a_request_that_waits_for_the_backend_keeps_nothing_of_its_head() {
         ("PUT", "/subjects/x/topics/a"),
     ] {
         let count = Arc::new(());
-        let counted = |text: String| Bytes::from_owner(Counted { _count: count.clone(), text });
         let head = Request::builder()
             .method(method)
-            .uri(Uri::from_maybe_shared(counted(path.to_owned())).expect("a path"))
+            .uri(Uri::from_maybe_shared(counted(path, &count)).expect("a path"))
             .header("host", "localhost")
             .header("origin", "http://localhost")
             .header("content-type", "application/json")
             .header("cookie", format!("session={method}{path}"));
-        let other = HeaderValue::from_maybe_shared(counted("much".repeat(1_000))).expect("a value");
+        let other = HeaderValue::from_maybe_shared(counted("much".repeat(1_000), &count)).expect("a value");
         let request = head.header("x-other", other).body(Body::empty()).expect("a request");
         let mut answer = pin!(router.clone().oneshot(request));
         assert!(poll!(&mut answer).is_pending(), "{method} {path} waits");
@@ -78,11 +64,7 @@ async fn the_heads_of_requests_that_wait_are_counted() {
     let tables = tables(&with_hook(&stub));
     let server = Server::with(|config| (config.tables, config.max_payload) = (tables, 1)).await;
     stub.hold();
-    let unparsed = async || {
-        let metrics = get(&server, "/metrics").answer_to(BACKEND).await;
-        let line = metrics.text().lines().find(|line| line.starts_with("rejoin_waiting_head_bytes"));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(f64::NAN)
-    };
+    let waiting = async || gauge(&server, "rejoin_waiting_head_bytes").await;
     let large = |number: usize| {
         get(&server, "/topics/a?wait=0")
             .header("cookie", format!("session={number}"))
@@ -96,7 +78,7 @@ async fn the_heads_of_requests_that_wait_are_counted() {
         }
     })
     .await;
-    assert!(unparsed().await > 40.0 * 50_000.0);
+    assert!(waiting().await > 40.0 * 50_000.0);
     stub.open();
     let mut served = 0;
     for answer in all {
@@ -107,5 +89,5 @@ async fn the_heads_of_requests_that_wait_are_counted() {
         }
     }
     assert!((40..55).contains(&served), "{served}");
-    assert_eq!(unparsed().await, 0.0);
+    assert_eq!(waiting().await, 0.0);
 }
