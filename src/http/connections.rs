@@ -124,9 +124,14 @@ impl Connections {
         self.answers.take(payer, 1).or_else(own)
     }
 
-    /// The bytes of all bodies, commands and heads that are read and not done.
+    /// The bytes of all bodies and commands that are read and not done.
     pub fn unparsed_bytes(&self) -> usize {
-        self.unparsed.taken() + self.heads.taken()
+        self.unparsed.taken()
+    }
+
+    /// The bytes of all heads whose client is not known yet.
+    pub fn waiting_head_bytes(&self) -> usize {
+        self.heads.taken()
     }
 
     /// Those of one body, or of the commands of one WebSocket: none yet.

@@ -361,7 +361,7 @@ mod tests {
         let (context, (_backend, hook)) = (context(), hook().await);
         let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| hook.wait(None, 100, &context)).collect();
         assert!(waiting.iter().all(Result::is_ok) && hook.wait(None, 100, &context).is_err());
-        assert_eq!(context.connections.unparsed_bytes(), MAX_WAITING * 100);
+        assert_eq!(context.connections.waiting_head_bytes(), MAX_WAITING * 100);
         assert_eq!(context.metrics.waiting.get(), MAX_WAITING as i64);
         waiting.pop();
         assert!(hook.wait(None, 0, &context).is_ok());

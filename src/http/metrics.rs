@@ -86,6 +86,7 @@ pub struct Metrics {
     pub asks: AskMetrics,
     untaken_answers: IntGauge,
     unparsed_bytes: IntGauge,
+    waiting_head_bytes: IntGauge,
     pub unread: UnreadRequests,
     pub tls: TlsMetrics,
     members: IntGauge,
@@ -240,6 +241,11 @@ impl Metrics {
                 "rejoin_unparsed_bytes",
                 "Bytes of bodies and commands that have been read in part, or are not done.",
             ),
+            waiting_head_bytes: gauge(
+                &registry,
+                "rejoin_waiting_head_bytes",
+                "Bytes of heads of requests while others are asked who the client is.",
+            ),
             unread: UnreadRequests::new(&registry),
             tls: TlsMetrics::new(&registry),
             members: gauge(
@@ -392,6 +398,7 @@ pub async fn show(app: &Arc<App>, request: Request) -> Result<Response, Problem>
     metrics.answer_bytes.set(app.connections.untaken_bytes() as i64);
     metrics.untaken_answers.set(app.connections.untaken_answers() as i64);
     metrics.unparsed_bytes.set(app.connections.unparsed_bytes() as i64);
+    metrics.waiting_head_bytes.set(app.connections.waiting_head_bytes() as i64);
     let mut body = Vec::new();
     TextEncoder::new().encode(&metrics.registry.gather(), &mut body).expect("metrics have names and help");
     let mut response = body.into_response();

@@ -163,7 +163,13 @@ pub struct Rate {
 
 impl Rate {
     pub fn per_second(rate: u32) -> Self {
-        Self { per_window: rate as usize, window: Mutex::new((Instant::now(), Taken::default())) }
+        Self { per_window: rate as usize, window: Mutex::new((Instant::now(), Self::unused())) }
+    }
+
+    /// Each second begins with one client, which stands for those without a payer and has nothing. So a user that comes
+    /// first is never alone, and leaves a quarter to users that come later.
+    fn unused() -> Taken {
+        Taken { all: 0, of: HashMap::from([(None, 0)]) }
     }
 
     /// Takes one. False if that is more than the client may take in this second.
@@ -171,7 +177,7 @@ impl Rate {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if now.duration_since(window.0) >= WINDOW {
-            *window = (now, Taken::default());
+            *window = (now, Self::unused());
         }
         let is_allowed = window.1.allows(open_to(payer, self.per_window), payer, 1);
         if is_allowed {
@@ -279,6 +285,18 @@ mod tests {
         assert_eq!(take_all(None), 12, "so the backend has it");
         tokio::time::advance(WINDOW).await;
         assert_eq!(take_all(None), 100);
+    }
+
+    /// It was alone at the begin of each second, so it took all, and other users published nothing as long as it went on.
+    #[tokio::test(start_paused = true)]
+    async fn a_user_that_comes_first_in_each_second_leaves_some_to_others() {
+        let rate = Rate::per_second(100);
+        for _ in 0..3 {
+            while rate.take_one(payer(1)) {}
+            assert_eq!((0..1_000).filter(|_| rate.take_one(payer(2))).count(), 22);
+            assert!(rate.take_one(None));
+            tokio::time::advance(WINDOW).await;
+        }
     }
 
     /// A user with one grant to publish took the whole rate, and stopped the publishes of the backend.

@@ -21,7 +21,7 @@ use crate::{
     metrics::scrape,
     reader::{Lines, Socket},
     support::{
-        Server,
+        Server, counted,
         program::{Folder, Program},
     },
 };
@@ -179,18 +179,6 @@ async fn a_poll_that_is_held_keeps_nothing_of_its_request() {
     }
 }
 
-/// The bytes of a header, counted for as long as they are held.
-struct Counted {
-    _count: Arc<()>,
-    text: &'static str,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        self.text.as_bytes()
-    }
-}
-
 /// Each body that did not come held up to 64 KiB of its head, on 250 streams of each connection.
 #[tokio::test]
 async fn a_request_whose_body_is_awaited_keeps_nothing_of_its_head() {
@@ -203,10 +191,7 @@ async fn a_request_whose_body_is_awaited_keeps_nothing_of_its_head() {
         ("/publish", "application/x-ndjson"),
     ] {
         let kept = Arc::new(());
-        let counted = |text| {
-            let bytes = Bytes::from_owner(Counted { _count: kept.clone(), text });
-            HeaderValue::from_maybe_shared(bytes).expect("a value")
-        };
+        let counted = |text: &str| HeaderValue::from_maybe_shared(counted(text, &kept)).expect("a value");
         let request = Request::post(path).header("host", "localhost").extension(kept.clone());
         let request =
             request.header("content-type", counted(content_type)).header("x-other", counted("much"));

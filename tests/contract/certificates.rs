@@ -4,7 +4,6 @@ use std::{fs, net::SocketAddr, process::Stdio, time::Duration};
 
 use futures_util::{StreamExt, future::join_all, stream::iter};
 use reqwest::Method;
-use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -17,7 +16,7 @@ use crate::{
     listeners::ask_over,
     support::{
         Server,
-        program::{Folder, Program},
+        program::{Folder, Program, address},
         tls::{BOTH, Pair},
     },
     tls::{ASK, told},
@@ -46,21 +45,6 @@ impl Files {
     }
 }
 
-/// The URL of each listener, in their order. The last of them is logged with `last`.
-async fn urls(program: &mut Program, last: &str) -> Vec<String> {
-    program.until_logged(last).await;
-    let whole = program.logged().rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let lines = whole.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    let told = lines.filter(|line| line["message"] == "listening");
-    told.map(|line| line["url"].as_str().expect("a URL").to_owned()).collect()
-}
-
-/// The address in a URL of this scheme.
-fn address(url: &str, scheme: &str) -> SocketAddr {
-    let address = url.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://"));
-    address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("{url} has another scheme"))
-}
-
 #[tokio::test]
 async fn listeners_for_plain_http_stay_plain_beside_those_with_the_certificate() {
     let pair = Pair::for_days(30);
@@ -69,7 +53,7 @@ async fn listeners_for_plain_http_stay_plain_beside_those_with_the_certificate()
     let unix = format!("unix:{socket}");
     let listen = ["--listen", "127.0.0.1:0", "--listen", "http://127.0.0.1:0", "--listen", &unix];
     let mut program = files.serve(&[&listen[..], &["--admin-listen", "127.0.0.1:0"]].concat()).await;
-    let urls = urls(&mut program, "everything\"").await;
+    let urls = program.urls(4).await;
     let [public, plain, of_socket, operators] = &urls[..] else { panic!("four listeners: {urls:?}") };
     assert_eq!(*of_socket, unix);
     for addr in [address(public, "https"), address(operators, "https")] {
@@ -108,12 +92,12 @@ const READS: [&str; 4] = [
     "GET /topics/a?after=0&wait=60 HTTP/1.1\r\nhost: localhost\r\n\r\n",
 ];
 
-/// A reader for each number, over the transports in turns.
+/// The same number of readers over each transport. The polls come last, because the server answers them after a minute.
 async fn readers(addr: SocketAddr, pair: &Pair) -> Vec<TlsStream<TcpStream>> {
     let client = pair.client(BOTH, &["http/1.1"]);
     let open = async |number: usize| {
         let mut stream = client.connect(addr).await.expect("a handshake");
-        stream.write_all(READS[number % READS.len()].as_bytes()).await.expect("sent");
+        stream.write_all(READS[number * READS.len() / READERS].as_bytes()).await.expect("sent");
         stream
     };
     iter(0..READERS).map(open).buffer_unordered(16).collect().await
@@ -149,7 +133,7 @@ async fn a_renewed_certificate_is_shown_and_open_connections_stay() {
     let Files { certificate, key, .. } = &files;
     let mut program = files.serve(&["--listen", "127.0.0.1:0", "--listen", "http://127.0.0.1:0"]).await;
     let addr = program.server.addr;
-    let plain = address(&urls(&mut program, "\"http://").await[1], "http");
+    let plain = address(&program.urls(2).await[1], "http");
     let plain = Server::elsewhere(plain);
     let mut open = readers(addr, &old).await;
     until_served(&plain, READERS as u64).await;

@@ -6,8 +6,7 @@ use crate::{
     ask::{Ask, get, within},
     metrics::scrape,
     support::{
-        program::{Folder, Program},
-        redis::free_port,
+        program::{Folder, Program, address},
         tls::{BOTH, Pair},
     },
 };
@@ -26,17 +25,17 @@ struct Running {
 
 impl Running {
     async fn start(tables: &str, pair: &Pair) -> Self {
-        let (folder, port) = (Folder::new(), free_port());
+        let folder = Folder::new();
         let settings =
             format!("tls-cert = {:?}\ntls-key = {:?}\n", folder.path("certificate"), folder.path("key"));
         let path = folder.path("rejoin.toml");
         fs::write(&path, format!("{settings}{tables}")).expect("a file");
         fs::write(folder.path("certificate"), &pair.certificate).expect("a file");
         fs::write(folder.path("key"), &pair.key).expect("a file");
-        let encrypted = format!("127.0.0.1:{port}");
-        let arguments = ["--config", &path, "--listen", "http://127.0.0.1:0", "--listen", &encrypted];
-        let program = Program::start(&arguments).await;
-        Self { folder, program, tls: SocketAddr::from(([127, 0, 0, 1], port)), settings }
+        let listen = ["--listen", "http://127.0.0.1:0", "--listen", "127.0.0.1:0"];
+        let mut program = Program::start(&[&["--config", &path][..], &listen].concat()).await;
+        let tls = address(&program.urls(2).await[1], "https");
+        Self { folder, program, tls, settings }
     }
 
     fn write(&self, name: &str, text: &str) {

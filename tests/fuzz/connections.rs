@@ -22,15 +22,19 @@ const MAX_COMMAND_BYTES: usize = 6 * crate::harness::MAX_PAYLOAD_BYTES + (64 << 
 pub fn proxied(data: &[u8]) {
     PROXIED.with(|wire| {
         wire.forget_lines();
-        let answer = wire.send(&[data, REQUEST].concat(), |_| false);
+        let bytes = [data, REQUEST].concat();
         match header(data) {
             Some((client, length)) if length == data.len() => {
+                let answer = wire.send(&bytes, |_| false);
                 assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", answer.escape_ascii());
                 assert_eq!(wire.logged_client(), client.unwrap_or(PROXY).to_string());
             }
             // A request may begin in it.
-            Some(_) => {}
-            None => assert!(answer.is_empty() || may_end_in_request(data), "{}", answer.escape_ascii()),
+            Some(_) => _ = wire.send_part(&bytes),
+            None => {
+                let answer = wire.send_part(&bytes);
+                assert!(answer.is_empty() || may_end_in_request(data), "{}", answer.escape_ascii());
+            }
         }
     });
 }

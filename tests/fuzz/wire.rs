@@ -19,14 +19,14 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
     runtime::{Builder, Runtime},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::harness::MAX_PAYLOAD_BYTES;
 
 /// How long an answer may take. A server that hangs fails the claim.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a server may be silent that may wait for more bytes. Then there are no more.
+/// How long a server that waits for more bytes may be silent. Then its client ends its side.
 const SILENCE: Duration = Duration::from_millis(20);
 
 pub struct Wire {
@@ -77,37 +77,44 @@ impl Wire {
         Self { runtime, path, lines }
     }
 
-    /// Sends these bytes on a new connection, and returns what comes until `is_whole` or until the end. If nothing comes,
-    /// it ends its side.
+    /// Sends these bytes on a new connection, and returns what comes until `is_whole` or until the end.
     pub fn send(&self, bytes: &[u8], is_whole: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        self.converse(bytes, None, is_whole)
+    }
+
+    /// Sends bytes that may be only the beginning of a request, and returns what comes until the end.
+    pub fn send_part(&self, bytes: &[u8]) -> Vec<u8> {
+        self.converse(bytes, Some(SILENCE), |_| false)
+    }
+
+    /// After this silence it ends the side of the client, and then the server must end its own.
+    fn converse(&self, bytes: &[u8], silence: Option<Duration>, is_whole: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         self.runtime.block_on(async {
             let (mut reading, mut writing) =
                 UnixStream::connect(&self.path).await.expect("it listens").into_split();
             let sends = async {
                 // The server may close before it has read everything.
                 _ = writing.write_all(bytes).await;
-                std::future::pending::<()>().await;
+                if let Some(silence) = silence {
+                    sleep(silence).await;
+                    _ = writing.shutdown().await;
+                }
+                sleep(PATIENCE).await;
             };
-            let mut answer = Vec::new();
             let hears = async {
-                let mut piece = [0; 4096];
+                let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
                 while !is_whole(&answer) {
                     match reading.read(&mut piece).await {
                         Ok(0) | Err(_) => break,
                         Ok(length) => answer.extend_from_slice(&piece[..length]),
                     }
                 }
+                answer
             };
-            let mut hears = std::pin::pin!(hears);
-            let is_done = tokio::select! {
-                () = sends => false,
-                done = timeout(SILENCE, &mut hears) => done.is_ok(),
-            };
-            if !is_done {
-                _ = writing.shutdown().await;
-                timeout(PATIENCE, hears).await.expect("an answer, or the end of the connection");
+            tokio::select! {
+                () = sends => panic!("neither an answer nor the end of the connection"),
+                answer = hears => answer,
             }
-            answer
         })
     }
 

@@ -12,12 +12,13 @@ import readers
 import wire
 from honest import raise_descriptors
 from process import received
-from server import HOST, token
+from server import HOST, USERS, token
 
 # A round that neither ends nor is ended by the server is given up, so that the next one begins anew.
 ROUND_SECONDS = 60
 
-USERS = [token(f"mallory-{number}") for number in range(8)]
+TOKENS = [token(user) for user in USERS]
+HTTP2_OVER_TLS = wire.tls_context(["h2"])
 
 
 class Attacker:
@@ -32,11 +33,11 @@ class Attacker:
         self.done[what] += more
 
     def user(self):
-        return self.random.choice(USERS)
+        return self.random.choice(TOKENS)
 
-    async def open(self, port="plain", tls=None, buffer=None):
-        """A connection from some address of the attackers."""
-        address = f"127.0.1.{self.random.randint(1, 40)}"
+    async def open(self, port="plain", tls=None, buffer=None, address=None):
+        """A connection from some address of the attackers, or from this one."""
+        address = address or f"127.0.1.{self.random.randint(1, 40)}"
         async with asyncio.timeout(20):
             connection = Connection(*await asyncio.open_connection(
                 HOST, self.server[port], local_addr=(address, 0), limit=buffer or 1 << 16,
@@ -47,8 +48,8 @@ class Attacker:
         ROUND.get().append(connection)
         return connection
 
-    async def http2(self, settings=()):
-        connection = await self.open()
+    async def http2(self, settings=(), is_tls=False):
+        connection = await (self.open("tls", tls=HTTP2_OVER_TLS) if is_tls else self.open())
         connection.write(wire.PREFACE + wire.settings(settings))
         # The server speaks HTTP/2 once its SETTINGS are there.
         while (await readers.http2_frame(connection.reader))[0] != 4:

@@ -164,18 +164,18 @@ def publishers(pipe, server, rate, seed):
 
 async def publish(pipe, server, rate, seed):
     published = {topic: [] for topic in TOPICS}
-    tries, latency, stop = collections.Counter(), Latency(), asyncio.Event()
-    tasks = [asyncio.create_task(publish_to(topic, ids, server, rate / len(TOPICS), tries, latency, stop,
+    tries, closed, latency, stop = collections.Counter(), [], Latency(), asyncio.Event()
+    tasks = [asyncio.create_task(publish_to(topic, ids, server, rate / len(TOPICS), tries, closed, latency, stop,
                                             random.Random(f"{seed} {topic}"))) for topic, ids in published.items()]
     began = time.monotonic()
     await received(pipe, tasks)
     # Each one ends between two messages, so that the ids of all that are stored are known.
     stop.set()
     await asyncio.gather(*tasks)
-    pipe.send((published, {"seconds": time.monotonic() - began, "tries": tries, "latency": latency}))
+    pipe.send((published, {"seconds": time.monotonic() - began, "tries": tries, "closed": closed, "latency": latency}))
 
 
-async def publish_to(topic, ids, server, rate, tries, latency, stop, chance):
+async def publish_to(topic, ids, server, rate, tries, closed, latency, stop, chance):
     """Publishes to one topic, one message or a few at a time, each again until it is stored."""
     reader = writer = None
     size = chance.choice([1, 1, 4])
@@ -187,7 +187,10 @@ async def publish_to(topic, ids, server, rate, tries, latency, stop, chance):
             stored = []
             try:
                 # While most places are taken, the server keeps an idle connection for a short time only.
-                if writer is None or reader.at_eof():
+                if writer and reader.at_eof():
+                    closed.append(int(time.time()))
+                    writer = None
+                if writer is None:
                     reader, writer = await asyncio.wait_for(asyncio.open_connection(HOST, server["plain"]), 20)
                 stored = await asyncio.wait_for(send(reader, writer, batch), 60)
                 tries["requests"] += 1

@@ -18,10 +18,10 @@ class Wave:
         return max((value for second, value in series.items() if self.start <= second <= self.end), default=0)
 
     def proves(self, kind, proof):
-        """Whether the metrics of this proof have grown, or its count is there."""
+        """Whether its count is there, or its metrics have grown. Beside other attacks no metric is asked for."""
         if isinstance(proof, str):
             return self.done[kind][proof] > 0
-        return sum(self.grown.get(name, 0) for name in proof) > 0
+        return len(self.done) > 1 or sum(self.grown.get(name, 0) for name in proof) > 0
 
     def told(self, watch):
         counts = sum(self.done.values(), collections.Counter())
@@ -32,14 +32,16 @@ class Wave:
 
 class Result:
     def __init__(self, waves, watch, heard, published, publishing, probed, log_lines, began, figures, cpu, code,
-                 evicting):
+                 evicting, crowded):
         self.waves, self.watch, self.heard, self.published, self.publishing = waves, watch, heard, published, publishing
         self.probed, self.log_lines, self.began, self.figures = probed, log_lines, began, figures
         self.cpu, self.code = cpu, code
         self.lost, self.wrong, self.excused = self.all("lost"), self.all("wrong"), self.all("excused")
         # Those whose gap was told while nothing was evicted.
         self.unexplained = [each for each in self.excused
-                            if not any(start <= each[-1] <= end for start, end in evicting)]
+                            if not is_within(each[-1], evicting)]
+        # When publishers found that the server had closed their idle connection, with room for others left.
+        self.unneeded = [second for second in publishing["closed"] if not is_within(second, crowded)]
         self.gaps = sum((group["gaps"] for group in heard), collections.Counter())
         self.twice, self.backwards = self.total("twice"), self.total("backwards")
         self.received = collections.Counter()
@@ -83,6 +85,8 @@ class Result:
         troubles = {what: count for what, count in self.publishing["tries"].items() if what != "requests"}
         if troubles:
             yield f"honest publishers had troubles: {troubles}"
+        if self.unneeded:
+            yield f"{len(self.unneeded)} idle connections of publishers were closed while no wave takes places"
 
     def faults_of_latency(self, live, delivery):
         for name, counts, most in [("/health/live", self.probed["latency"].counts, live),
@@ -141,7 +145,8 @@ class Result:
             f"received {sum(self.received.values()):,} {dict(self.received)}; lost {len(self.lost)}, "
             f"twice {self.twice}, wrong ids {len(self.wrong)}, gaps {dict(self.gaps)}, "
             f"excused {len(self.excused)}, of these while nothing is evicted {len(self.unexplained)}",
-            f"connections that ended {self.total('ends')}, refused {self.total('refusals')}",
+            f"connections that ended {self.total('ends')}, refused {self.total('refusals')}; idle connections of "
+            f"publishers that were closed {len(self.publishing['closed'])}, {len(self.unneeded)} of these without need",
             f"time to publish: {spread(self.publishing['latency'].counts)}",
             f"delivery: {spread(self.latency('latency'))}; the clients' own pauses: {spread(self.latency('pauses'))}",
             f"/health/live: {spread(live)}; {sum(live.values()):,} asked, {len(failures)} failed {failures[:5]}"]
@@ -175,6 +180,10 @@ class Result:
         return ["what the attackers did:", *(
             f"  {kind}: " + ", ".join(f"{count:,} {what}" for what, count in counts.most_common())
             for kind, counts in sorted(self.done().items()))]
+
+
+def is_within(second, spans):
+    return any(start <= second <= end for start, end in spans)
 
 
 def some(rows):

@@ -21,7 +21,13 @@ SECRET = b"a secret of the hostile hour, of more than 32 bytes"
 # Small, so that memory beyond it is not that of messages.
 RETAIN_TOTAL_MIB = 64
 
-# The trusted proxy is nobody. But with it the addresses of the loopback count as those of clients.
+# With a trusted proxy the addresses of the loopback count as those of clients. Only an attacker has this address.
+PROXY = "127.0.0.9"
+
+# The users of the attackers, and how long the list of each is.
+USERS = [f"mallory-{number}" for number in range(8)]
+LISTED = 50
+
 SETTINGS = """
 listen = ["{host}:{tls}", "http://{host}:{plain}"]
 admin-listen = "http://{host}:{admin}"
@@ -30,7 +36,8 @@ tls-key = "{folder}/key.pem"
 state = "{folder}/state"
 allowed-origin = ["https://app.example"]
 allowed-host = ["push.example"]
-trusted-proxy = ["127.0.0.9"]
+trusted-proxy = ["{proxy}"]
+proxy-protocol = true
 retain-total = "{retain_total}MiB"
 max-connections = 4000
 publish-rate = 10000
@@ -53,6 +60,11 @@ publish = ["rooms.**"]
 
 [anonymous]
 subscribe = ["news.**"]
+
+[hook]
+url = "http://{host}:{hook}/"
+cookies = ["session"]
+sub-prefix = "session:"
 """
 
 
@@ -78,12 +90,13 @@ def free_ports(count):
 class Server:
     def __init__(self, binary, folder):
         self.folder = pathlib.Path(folder)
-        self.tls, self.plain, self.admin = free_ports(3)
+        self.tls, self.plain, self.admin, self.hook = free_ports(4)
         make_certificate(self.folder)
         settings = self.folder / "rejoin.toml"
         settings.touch(mode=0o600)
         settings.write_text(SETTINGS.format(
-            host=HOST, tls=self.tls, plain=self.plain, admin=self.admin, folder=folder, retain_total=RETAIN_TOTAL_MIB,
+            host=HOST, tls=self.tls, plain=self.plain, admin=self.admin, hook=self.hook, proxy=PROXY, folder=folder,
+            retain_total=RETAIN_TOTAL_MIB,
             secret=SECRET.decode(), sha256=hashlib.sha256(KEY.encode()).hexdigest()))
         self.log = self.folder / "log"
         with open(self.log, "w") as log:
@@ -103,12 +116,12 @@ class Server:
             time.sleep(.05)
         raise SystemExit("the server does not start:\n" + self.log.read_text())
 
-    def ask(self, path, lines=None):
+    def ask(self, path, lines=None, method=None):
         """Asks the listener for operators, or posts lines to it; the status and the body."""
         connection = http.client.HTTPConnection(HOST, self.admin, timeout=10)
         headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/x-ndjson"}
         try:
-            connection.request("POST" if lines else "GET", path, lines, headers)
+            connection.request(method or ("POST" if lines else "GET"), path, lines, headers)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         finally:
@@ -116,14 +129,19 @@ class Server:
 
     def fill(self):
         """Stores as much as is retained, so that each message of the attackers pushes out another one. The topics are
-        those of the attackers: once there are as many as there may be, no new one is made."""
-        size, topics = 20_000, 50
+        those of the attackers: once there are as many as there may be, no new one is made. All are on the list of each
+        attacker."""
+        size, topics = 20_000, LISTED
         element = {"data": "a" * size}
         for _ in range(RETAIN_TOTAL_MIB * 2**20 // size // topics + 1):
             body = "".join(json.dumps({"topic": f"rooms.{number}", **element}) + "\n" for number in range(topics))
             status, answer = self.ask("/publish", body.encode())
             if status != 200 or any("id" not in each for each in json.loads(answer)):
                 raise Failed(f"the server does not store what fills it: {status} {answer[:200]}")
+        for path in (f"/subjects/{user}/topics/rooms.{number}" for user in USERS for number in range(topics)):
+            status, answer = self.ask(path, method="PUT")
+            if status != 204:
+                raise Failed(f"the server does not keep a list: {status} {answer[:200]}")
 
     def metrics(self):
         """Each series with its value, without those of histograms."""

@@ -64,9 +64,10 @@ def headers(stream, path, method="GET", more=(), is_end=True):
     return frame(1, 4 | is_end, stream, head(path, method, more))
 
 
-def tls_context():
-    """The certificate is made for this run, and nobody has signed it."""
+def tls_context(protocols=()):
+    """The certificate is made for this run, and nobody has signed it. The protocols are those of ALPN."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(protocols)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context

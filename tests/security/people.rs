@@ -52,6 +52,13 @@ pub fn parse_at(path: &str, toml: &str) -> Result<Authority, Vec<String>> {
     if mistakes.is_empty() { Ok(authority) } else { Err(mistakes) }
 }
 
+/// The value of a metric without labels, as the backend sees it.
+pub async fn gauge(server: &Server, name: &str) -> f64 {
+    let metrics = get(server, "/metrics").answer_to(BACKEND).await;
+    let line = metrics.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name}"))
+}
+
 pub async fn server_with(toml: &str) -> Server {
     let tables = tables(toml);
     Server::with(|config| config.tables = tables).await

@@ -1,34 +1,20 @@
 //! The bounds of requests that wait until the backend has said who their clients are.
 
-use std::{pin::pin, sync::Arc};
+use std::{pin::pin, sync::Arc, task::Poll};
 
 use axum::body::Body;
-use bytes::Bytes;
 use futures_util::poll;
 use http::{HeaderValue, Request, Uri};
 use serde_json::json;
-use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 use crate::{
-    ask::{Ask, get, within},
+    ask::within,
     hook::{grant, started, with_hook},
-    people::{As, BACKEND, tables},
+    people::{gauge, tables},
     stub::Stub,
-    support::Server,
+    support::{Server, counted},
 };
-
-/// The bytes of a head, counted for as long as they are held.
-struct Counted {
-    _count: Arc<()>,
-    text: String,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        self.text.as_bytes()
-    }
-}
 
 /// A request to publish that waited for the backend kept its whole head, and so did those of operators.
 #[tokio::test]
@@ -55,15 +41,14 @@ async fn a_request_that_waits_for_the_backend_keeps_nothing_of_its_head() {
         ("PUT", "/subjects/x/topics/a"),
     ] {
         let count = Arc::new(());
-        let counted = |text: String| Bytes::from_owner(Counted { _count: count.clone(), text });
         let head = Request::builder()
             .method(method)
-            .uri(Uri::from_maybe_shared(counted(path.to_owned())).expect("a path"))
+            .uri(Uri::from_maybe_shared(counted(path, &count)).expect("a path"))
             .header("host", "localhost")
             .header("origin", "http://localhost")
             .header("content-type", "application/json")
             .header("cookie", format!("session={method}{path}"));
-        let other = HeaderValue::from_maybe_shared(counted("much".repeat(1_000))).expect("a value");
+        let other = HeaderValue::from_maybe_shared(counted("much".repeat(1_000), &count)).expect("a value");
         let request = head.header("x-other", other).body(Body::empty()).expect("a request");
         let mut answer = pin!(router.clone().oneshot(request));
         assert!(poll!(&mut answer).is_pending(), "{method} {path} waits");
@@ -78,34 +63,29 @@ async fn the_heads_of_requests_that_wait_are_counted() {
     let tables = tables(&with_hook(&stub));
     let server = Server::with(|config| (config.tables, config.max_payload) = (tables, 1)).await;
     stub.hold();
-    let unparsed = async || {
-        let metrics = get(&server, "/metrics").answer_to(BACKEND).await;
-        let line = metrics.text().lines().find(|line| line.starts_with("rejoin_unparsed_bytes"));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(f64::NAN)
-    };
+    let waiting = async || gauge(&server, "rejoin_waiting_head_bytes").await;
+    let router = rejoin::router(server.app.clone().expect("in this process"));
     let large = |number: usize| {
-        get(&server, "/topics/a?wait=0")
-            .header("cookie", format!("session={number}"))
-            .header("x-other", "x".repeat(50_000))
+        let head = Request::get("/topics/a?wait=0").header("host", "localhost");
+        let head = head.header("cookie", format!("session={number}")).header("x-other", "x".repeat(50_000));
+        Box::pin(router.clone().oneshot(head.body(Body::empty()).expect("a request")))
     };
     // There is room for 40 of the longest commands, of 64 KiB.
-    let all: Vec<_> = (0..60).map(|number| tokio::spawn(large(number).answer())).collect();
-    within("a refusal", async {
-        while !all.iter().any(JoinHandle::is_finished) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    assert!(unparsed().await > 40.0 * 50_000.0);
-    stub.open();
-    let mut served = 0;
-    for answer in all {
-        let answer = within("an answer", answer).await.expect("no panic");
-        match answer.status {
-            200 => served += 1,
-            _ => _ = answer.problem(503, "overloaded"),
+    let (mut held, mut refused) = (Vec::new(), 0);
+    for mut answer in (0..60).map(large) {
+        match poll!(&mut answer) {
+            Poll::Pending => held.push(answer),
+            Poll::Ready(answer) => {
+                assert_eq!(answer.expect("an answer").status(), 503);
+                refused += 1;
+            }
         }
     }
-    assert!((40..55).contains(&served), "{served}");
-    assert_eq!(unparsed().await, 0.0);
+    assert_eq!((held.len(), refused), (52, 8));
+    assert!(waiting().await > 52.0 * 50_000.0);
+    stub.open();
+    for answer in held {
+        within("an answer", answer).await.expect("an answer");
+    }
+    assert_eq!(waiting().await, 0.0);
 }

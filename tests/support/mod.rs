@@ -13,6 +13,7 @@ pub mod tls;
 
 use std::{net::SocketAddr, sync::Arc};
 
+use bytes::Bytes;
 use rejoin::{App, Config, Drained, Shutdown, broker::Broker, log::Log};
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -22,6 +23,20 @@ pub fn http_client() -> reqwest::ClientBuilder {
     // This fails if a provider is installed already, and that one serves as well.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     reqwest::Client::builder().no_proxy().tls_certs_only([])
+}
+
+/// The bytes of this text, which count for as long as they are held.
+pub fn counted(text: impl Into<String>, count: &Arc<()>) -> Bytes {
+    struct Counted {
+        _count: Arc<()>,
+        text: String,
+    }
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            self.text.as_bytes()
+        }
+    }
+    Bytes::from_owner(Counted { _count: count.clone(), text: text.into() })
 }
 
 pub struct Server {

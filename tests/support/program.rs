@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::Stdio};
 
+use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
     process::{Child, ChildStderr, ChildStdout, Command},
@@ -38,6 +39,12 @@ pub struct Program {
     err: ChildStderr,
     /// The log so far, as far as a test has waited for it.
     log: String,
+}
+
+/// The address in a URL of this scheme.
+pub fn address(url: &str, scheme: &str) -> SocketAddr {
+    let address = url.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://"));
+    address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("{url} has another scheme"))
 }
 
 /// The exit code, the output and the log.
@@ -92,6 +99,20 @@ impl Program {
                 // In JSON or as text.
                 let address = address.trim_start_matches(['"', ':', '=']).split(['"', ' ']).next();
                 return address.and_then(|address| address.parse().ok()).expect("an address");
+            }
+            self.read_log().await;
+        }
+    }
+
+    /// The URLs of this many listeners, in their order.
+    pub async fn urls(&mut self, count: usize) -> Vec<String> {
+        loop {
+            let whole = self.log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            let lines = whole.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+            let told = lines.filter(|line| line["message"] == "listening");
+            let urls: Vec<_> = told.map(|line| line["url"].as_str().expect("a URL").to_owned()).collect();
+            if urls.len() == count {
+                return urls;
             }
             self.read_log().await;
         }

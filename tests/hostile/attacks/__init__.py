@@ -1,7 +1,8 @@
 """The kinds of attack. Each is one round, a few lines, and the attackers do it again and again.
 
-Beside each stands its proof, which each wave must give: a metric of the server that has grown, if one grows by this attack
-alone, and else a count of the attackers that is above 0 only if the server has met the attack.
+Beside each stands its proof: a count of the attackers that is above 0 only if the server has met the attack, or metrics
+of the server that must grow. Other attacks can raise such a metric too, so it proves only the wave that an attack has
+alone.
 """
 
 from attacks import bodies, connections, http2, publishing, reading, tls, websockets
@@ -30,11 +31,14 @@ PROOFS = {
     connections.header_floods: unread("head"),
     connections.pipelined_requests: "answers 200",
     connections.guessed_credentials: refused("unauthorized"),
+    connections.hook_flood: ["rejoin_hook_waiting"],
+    connections.proxy_garbage: "closed without an answer",
     tls.unfinished_handshakes: handshakes("unfinished", "ended"),
     tls.many_handshakes: handshakes("done", "ended"),
     tls.no_handshakes: handshakes("plain", "malformed"),
     http2.many_streams: served("ndjson"),
     http2.rapid_resets: "streams reset",
+    http2.rapid_resets_over_tls: "streams reset",
     http2.continuation_flood: "CONTINUATION frames",
     http2.settings_flood: "SETTINGS frames",
     http2.ping_flood: "PING frames",
@@ -42,7 +46,7 @@ PROOFS = {
     http2.tiny_windows: "answers 200",
     http2.header_bombs: "answers 200",
     http2.broken_frames: "frames",
-    bodies.slow_bodies: ["rejoin_unparsed_bytes"],
+    bodies.slow_bodies: "bodies held",
     bodies.endless_bodies: unread("body"),
     bodies.garbage_batches: refused("bad_request", "forbidden", "unauthorized"),
     bodies.compressed_bombs: refused("too_large"),
@@ -50,8 +54,10 @@ PROOFS = {
     reading.wide_patterns: "answers 200",
     reading.many_topics_read: ["rejoin_topics_read"],
     reading.poll_flood: "answers 200",
-    # The first wave may make all topics that there is room for, and they stay.
-    publishing.topic_flood: "stored or without room",
+    reading.presence_flood: ['rejoin_presence_changes_total{change="join"}'],
+    reading.list_flood: "lists",
+    # Its first wave may make all topics that there is room for, and they stay.
+    publishing.topic_flood: ["rejoin_topics"],
     publishing.key_flood: "stored",
     publishing.message_flood: "stored",
     websockets.half_commands: ["rejoin_unparsed_bytes"],

@@ -1,4 +1,4 @@
-"""Connections of HTTP/1.1: too many, silent, slow, with huge heads."""
+"""Connections of HTTP/1.1: too many, silent, slow, with huge heads, and with the words of a proxy."""
 
 import asyncio
 import socket
@@ -7,7 +7,7 @@ import struct
 import readers
 import wire
 from attacker import count_held, hold
-from server import KEY
+from server import KEY, PROXY
 
 
 async def connection_flood(attacker):
@@ -82,3 +82,28 @@ async def guessed_credentials(attacker):
         status, head = await readers.answer_head(connection.reader)
         await readers.body(connection.reader, head)
         attacker.count(f"answers {status}")
+
+
+async def hook_flood(attacker):
+    """Shows random cookies in long heads, about which the server asks the backend, and leaves while it asks."""
+    for _ in range(50):
+        connection = await attacker.open()
+        cookie = f"Cookie: session={attacker.random.randbytes(10).hex()}"
+        connection.write(wire.request("GET", "/topics/rooms.1", [cookie, "X-Long: " + "a" * 40_000]))
+        attacker.count("cookies")
+    await connection.discard_some(attacker.random.choice([1, 10]))
+
+
+async def proxy_garbage(attacker):
+    """Comes from the address of the proxy without a whole header of the PROXY protocol."""
+    second = b"\r\n\r\n\0\r\nQUIT\n"
+    connection = await attacker.open(address=PROXY)
+    connection.write(attacker.random.choice([
+        attacker.random.randbytes(300), wire.request("GET", "/topics/news.1"), b"PROXY TCP4 1.2.3.4", second,
+        b"PROXY TCP4 " + b"1" * 5000, b"PROXY TCP4 1.2.3.4 1.2.3.4 0 99999\r\n",
+        second + b"\x21\x11\xff\xff" + bytes(70_000), second + b"\x21\x11\0\4" + bytes(4)]))
+    try:
+        answer = await connection.reader.read(1)
+    except OSError:
+        answer = b""
+    attacker.count("answers" if answer else "closed without an answer")

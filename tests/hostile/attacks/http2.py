@@ -60,7 +60,15 @@ async def many_streams(attacker):
 
 async def rapid_resets(attacker):
     """Opens streams and resets each at once (CVE-2023-44487)."""
-    connection = await attacker.http2()
+    await reset(attacker, await attacker.http2())
+
+
+async def rapid_resets_over_tls(attacker):
+    """Does the same where browsers speak HTTP/2."""
+    await reset(attacker, await attacker.http2(is_tls=True))
+
+
+async def reset(attacker, connection):
     reading = asyncio.ensure_future(connection.discard())
     try:
         for first in itertools.count(1, 200):

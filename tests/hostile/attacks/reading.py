@@ -1,4 +1,4 @@
-"""Subscriptions: readers that do not read, and such that read too much."""
+"""Subscriptions: readers that do not read, that read too much, and that come and go."""
 
 import asyncio
 import json
@@ -6,6 +6,7 @@ import json
 import readers
 import wire
 from attacks.bodies import JSON
+from server import LISTED, token
 
 LARGE = b"a" * 60_000
 
@@ -62,3 +63,21 @@ async def poll_flood(attacker):
     for path in ("/topics/news.1?after=0&limit=1000", "/events?topic=news.*&last=1000&wait=0",
                  "/topics/news.2?before=9007199254740991&limit=1000", "/events?topic=news.*&after=1&limit=1000"):
         await attacker.ask("GET", path, ["Accept-Encoding: gzip"])
+
+
+async def presence_flood(attacker):
+    """Comes as a new user, is present in a topic, and leaves, so that each change is told."""
+    for _ in range(20):
+        user = token(f"guest-{attacker.random.randbytes(10).hex()}")
+        connection = await attacker.websocket(f"/topics/rooms.{attacker.random.randrange(LISTED)}?presence", user)
+        attacker.count("members")
+        connection.close()
+
+
+async def list_flood(attacker):
+    """Reads its list, is present in all topics of it, and leaves."""
+    for _ in range(20):
+        connection = await attacker.websocket("/events?mine&presence", attacker.user())
+        await connection.reader.readuntil(b'"mine":["rooms.')
+        attacker.count("lists")
+        connection.close()
