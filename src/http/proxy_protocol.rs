@@ -59,6 +59,10 @@ fn parse_text(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, BadBeginn
     let Some(end) = memchr::memmem::find(line, b"\r\n") else {
         return if bytes.len() < MAX_TEXT_BYTES { Ok(None) } else { Err(BadBeginning::NoHeader) };
     };
+    // The rest of such a line is to be ignored, and the parser refuses some of it.
+    if let Some([] | [b' ', ..]) = line[..end].strip_prefix(b"PROXY UNKNOWN") {
+        return Ok(Some((None, end + 2)));
+    }
     let header = v1::Header::try_from(&line[..end + 2]).map_err(|_| BadBeginning::NoHeader)?;
     Ok(Some((client_of_text(&header), end + 2)))
 }
@@ -147,6 +151,7 @@ mod tests {
             (b"PROXY TCP6 2001:db8::1 2001:db8::2 1 2\r\n".to_vec(), named(six.0)),
             (b"PROXY UNKNOWN\r\n".to_vec(), nameless),
             (b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n".to_vec(), nameless),
+            (b"PROXY UNKNOWN of more words than\r others, and \xff\r\n".to_vec(), nameless),
             (binary(four.0, four.1, b""), named(four.0)),
             (binary(six.0, six.1, &[7; 3000]), named(six.0)),
             (local, nameless),

@@ -131,7 +131,10 @@ async fn a_renewed_certificate_is_shown_and_open_connections_stay() {
     let (old, new) = (Pair::for_days(30), Pair::for_days(60));
     let files = Files::of(&old);
     let Files { certificate, key, .. } = &files;
-    let mut program = files.serve(&["--listen", "127.0.0.1:0", "--listen", "http://127.0.0.1:0"]).await;
+    // The WebSockets answer no pings, and the server drops a client that is silent for two heartbeats.
+    let mut program = files
+        .serve(&["--listen", "127.0.0.1:0", "--listen", "http://127.0.0.1:0", "--heartbeat", "10m"])
+        .await;
     let addr = program.server.addr;
     let plain = address(&program.urls(2).await[1], "http");
     let plain = Server::elsewhere(plain);

@@ -46,11 +46,11 @@ fn header(data: &[u8]) -> Option<(Option<IpAddr>, usize)> {
 
 fn line(data: &[u8]) -> Option<(Option<IpAddr>, usize)> {
     let end = data.windows(2).take(106).position(|two| two == b"\r\n")?;
-    let text = str::from_utf8(&data[..end]).ok()?.strip_prefix("PROXY ")?;
-    let rest = |name: &str| text.strip_prefix(name).map(|rest| rest.split(' ').collect::<Vec<_>>());
-    if text == "UNKNOWN" || text.starts_with("UNKNOWN ") {
+    if let Some([] | [b' ', ..]) = data[..end].strip_prefix(b"PROXY UNKNOWN") {
         return Some((None, end + 2));
     }
+    let text = str::from_utf8(&data[..end]).ok()?.strip_prefix("PROXY ")?;
+    let rest = |name: &str| text.strip_prefix(name).map(|rest| rest.split(' ').collect::<Vec<_>>());
     let is_port = |text: &str| text.parse::<u16>().is_ok_and(|port| port.to_string() == text);
     let client: IpAddr = match (rest("TCP4 ").as_deref(), rest("TCP6 ").as_deref()) {
         (Some([from, to, one, other]), _) if is_port(one) && is_port(other) => {

@@ -96,10 +96,10 @@ async fn users_that_publish_all_the_time_leave_a_part_of_each_second_to_others()
     let rights = json!({"publish": ["a"]});
     let users: Vec<_> = (0..4).map(|number| token(&format!("u{number}"), rights.clone())).collect();
     let modest = token("modest", rights);
-    for (greedy, others) in [(&users[..1], &[BACKEND, &*modest][..]), (&users, &[BACKEND])] {
+    for (greedy, others) in [(&users[..1], &[&*modest, BACKEND][..]), (&users, &[BACKEND])] {
         let tables = tables(&usual());
-        // Users have 14 of them, and the first one leaves 3 of these to others. That is enough for both rounds, also if
-        // they are in one second.
+        // All users have 14 of them, and the first one takes 11. The rest is enough for both rounds, also if they are in one
+        // second.
         let server = Server::with(|config| (config.tables, config.publish_rate) = (tables, 16)).await;
         let publish = || post(&server, "/topics/a").body("x");
         // The second of the server may end between the users and the others, and then these have the next one: so it
