@@ -228,7 +228,8 @@ impl Group {
                 let left = Left::of(reading, stand, rest, member);
                 members.remove(key).seat.put(left);
             }
-            // Noted after each write, so that every member stands at the right place if this panics.
+            // Noted after each write. If this panics, every member stands at the right place, except for one whose socket
+            // has just taken a part: it would be given the whole batch again.
             batch.next = key + 1;
         }
         batch.left -= looked_at;
