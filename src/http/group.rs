@@ -316,8 +316,14 @@ impl Group {
         seat.cursor().unwrap_or_else(|| state.stand_of(key).place.cursor())
     }
 
-    fn behind_ms(&self) -> u64 {
-        self.state().reading.as_ref().map_or(0, Subscription::behind_ms)
+    fn behind_ms(&self, key: usize, seat: &Seat) -> u64 {
+        let state = self.state();
+        let own = || {
+            let reading = state.reading.as_ref()?;
+            let batch = state.batch_to_come(key);
+            Some(batch.map_or(reading.behind_ms(), |batch| reading.ms_since(batch.before.place.cursor())))
+        };
+        seat.behind_ms().or_else(own).unwrap_or_default()
     }
 }
 
@@ -331,9 +337,12 @@ impl State {
 
     /// The stand of a member.
     fn stand_of(&self, key: usize) -> Stand {
-        let has_yet_to_get = |batch: &&Batch| key >= batch.next && self.is_since_before(key);
-        let batch = self.batch.as_ref().filter(has_yet_to_get);
-        batch.map_or(&self.stand, |batch| &batch.before).clone()
+        self.batch_to_come(key).map_or(&self.stand, |batch| &batch.before).clone()
+    }
+
+    /// The batch under way, if this member has yet to be given it.
+    fn batch_to_come(&self, key: usize) -> Option<&Batch> {
+        self.batch.as_ref().filter(|batch| key >= batch.next && self.is_since_before(key))
     }
 
     /// True if the member joined before the batch under way. If not, it stands behind that batch already.
