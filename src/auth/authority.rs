@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, SystemTime},
 };
 
@@ -27,10 +27,9 @@ pub const LEEWAY: Duration = Duration::from_secs(30);
 /// A configured API key.
 #[derive(Clone)]
 pub struct ApiKey {
-    /// The name for the operator's log.
-    pub name: Arc<str>,
     pub digest: Digest,
-    pub grants: Arc<Grants>,
+    /// That of all clients with this key.
+    pub identity: Arc<Identity>,
 }
 
 /// A key that signs tokens, and the terms for them.
@@ -72,8 +71,8 @@ pub struct Authority {
     pub issuers: Vec<Issuer>,
     /// The backend that says who a client is.
     pub hook: Option<Arc<HookSettings>>,
-    /// The grants of a client without a credential. If absent, such a client may do nothing.
-    pub anonymous: Option<Arc<Grants>>,
+    /// The identity of all clients without a credential. If absent, such a client may do nothing.
+    pub anonymous: Option<Arc<Identity>>,
     pub prefixes: Prefixes,
 }
 
@@ -120,7 +119,7 @@ pub(super) enum SignedBy {
 impl Authority {
     /// An authority that accepts no credential and grants nothing.
     pub fn closed() -> Self {
-        Self { anonymous: Some(Arc::default()), ..Self::default() }
+        Self { anonymous: Some(Identity::anonymous(Grants::default())), ..Self::default() }
     }
 
     /// True if nothing is configured, so that everything is allowed.
@@ -141,7 +140,7 @@ impl Authority {
     ///
     /// # Errors
     /// If the credential is not accepted, even if no credential was needed.
-    pub fn identify(&self, credential: Option<&str>, now: SystemTime) -> Result<Identity, Refused> {
+    pub fn identify(&self, credential: Option<&str>, now: SystemTime) -> Result<Arc<Identity>, Refused> {
         match credential {
             _ if self.is_open() => self.anonymous_identity(),
             None => self.anonymous_identity(),
@@ -161,7 +160,7 @@ impl Authority {
     }
 
     /// Identifies a client again that an earlier configuration has identified.
-    pub fn again(&self, identity: &Identity, now: SystemTime) -> Result<Identity, Refused> {
+    pub fn again(&self, identity: &Identity, now: SystemTime) -> Result<Arc<Identity>, Refused> {
         match &identity.holder {
             _ if self.is_open() => self.anonymous_identity(),
             Holder::Anonymous => self.anonymous_identity(),
@@ -180,7 +179,7 @@ impl Authority {
         token: &str,
         refused: Refused,
         now: SystemTime,
-    ) -> Result<Identity, Refused> {
+    ) -> Result<Arc<Identity>, Refused> {
         let parts = Parts::split(token).map_err(Refused::Malformed)?;
         let (algorithm, kid) = (parts.algorithm.name(), parts.kid.clone());
         let named = named_iss(&parts);
@@ -222,13 +221,14 @@ impl Authority {
         }
     }
 
-    fn anonymous_identity(&self) -> Result<Identity, Refused> {
-        let everything = self.is_open().then(|| Arc::new(Grants::everything()));
-        let grants = everything.or_else(|| self.anonymous.clone()).ok_or(Refused::Missing)?;
-        Ok(Identity::lasting(grants, Holder::Anonymous))
+    fn anonymous_identity(&self) -> Result<Arc<Identity>, Refused> {
+        static OF_OPEN_SERVER: LazyLock<Arc<Identity>> =
+            LazyLock::new(|| Identity::anonymous(Grants::everything()));
+        let known = if self.is_open() { Some(&*OF_OPEN_SERVER) } else { self.anonymous.as_ref() };
+        known.cloned().ok_or(Refused::Missing)
     }
 
-    fn holder_of(&self, digest: &Digest) -> Result<Identity, Refused> {
+    fn holder_of(&self, digest: &Digest) -> Result<Arc<Identity>, Refused> {
         // Compares all of them, so that the time does not reveal which one matched or how many come before
         // it.
         let mut found = None;
@@ -238,8 +238,7 @@ impl Authority {
             }
         }
         let key = found.ok_or_else(|| Refused::UnknownKey { sha256: digest.short() })?;
-        let holder = Holder::Key { name: key.name.clone(), digest: key.digest };
-        Ok(Identity::lasting(key.grants.clone(), holder))
+        Ok(key.identity.clone())
     }
 
     /// Checks the claims of a token that a key of these terms has signed.
@@ -249,12 +248,12 @@ impl Authority {
         key: SignedBy,
         claims: Arc<Claims>,
         now: SystemTime,
-    ) -> Result<Identity, Refused> {
+    ) -> Result<Arc<Identity>, Refused> {
         terms.check(&claims, &self.prefixes, now)?;
         let subject = terms.subject_of(&claims);
         let (values, mut unfilled) = (claims.values(subject.as_deref()), None);
         let grants = terms.grants_of(&claims.rejoin, &values, &mut |found| _ = unfilled.get_or_insert(found));
-        Ok(Identity {
+        Ok(Arc::new(Identity {
             grants: Arc::new(grants),
             unfilled: unfilled.map(Arc::new),
             expires_at: Some(claims.exp.0),
@@ -262,7 +261,7 @@ impl Authority {
             is_named: terms.by,
             info: claims.info.clone(),
             holder: Holder::Token { key, claims },
-        })
+        }))
     }
 }
 
@@ -274,11 +273,11 @@ pub fn named_iss(parts: &Parts<'_>) -> Option<String> {
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority")
-            .field("keys", &self.keys.iter().map(|key| &key.name).collect::<Vec<_>>())
+            .field("keys", &self.keys.iter().map(|key| key.identity.name()).collect::<Vec<_>>())
             .field("token_keys", &self.token_keys.iter().map(|key| &key.terms.name).collect::<Vec<_>>())
             .field("hook", &self.hook.as_ref().map(|hook| hook.url.as_str()))
             .field("issuers", &self.issuers.iter().map(|issuer| &issuer.terms.name).collect::<Vec<_>>())
-            .field("anonymous", &self.anonymous)
+            .field("anonymous", &self.anonymous.as_ref().map(|identity| &identity.grants))
             .finish()
     }
 }
@@ -332,9 +331,28 @@ impl Terms {
 }
 
 impl Identity {
-    /// The identity of a client whose rights do not expire, and who has no subject.
-    fn lasting(grants: Arc<Grants>, holder: Holder) -> Self {
-        Self { grants, unfilled: None, expires_at: None, subject: None, is_named: false, info: None, holder }
+    /// The identity of all clients without a credential.
+    pub(super) fn anonymous(grants: Grants) -> Arc<Self> {
+        Self::lasting(grants, Holder::Anonymous)
+    }
+
+    /// The identity of all clients with this API key.
+    pub(super) fn of_key(name: Arc<str>, digest: Digest, grants: Grants) -> Arc<Self> {
+        Self::lasting(grants, Holder::Key { name, digest })
+    }
+
+    /// Its rights do not expire, and it has no subject.
+    fn lasting(grants: Grants, holder: Holder) -> Arc<Self> {
+        let (grants, is_named) = (Arc::new(grants), false);
+        Arc::new(Self {
+            grants,
+            unfilled: None,
+            expires_at: None,
+            subject: None,
+            is_named,
+            info: None,
+            holder,
+        })
     }
 
     /// True if the identity's token has ended by `now`. A key never ends.

@@ -30,7 +30,7 @@ pub struct Finding {
 #[derive(Debug)]
 pub struct Check {
     pub findings: Vec<Finding>,
-    pub verdict: Result<Identity, Refused>,
+    pub verdict: Result<Arc<Identity>, Refused>,
 }
 
 impl Authority {
@@ -69,7 +69,7 @@ impl Findings {
         let digest = Digest::of(credential.as_bytes());
         let short = digest.short();
         match authority.keys.iter().find(|known| known.digest.is(&digest)) {
-            Some(known) => self.right("key", format!("[[key]] {:?}", known.name)),
+            Some(known) => self.right("key", format!("[[key]] {:?}", known.identity.name())),
             None => self.wrong(
                 "key",
                 format!("this is no token, since it has no dots; as an API key it is unknown: no [[key]] has its sha256, which begins with {short}"),

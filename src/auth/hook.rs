@@ -106,7 +106,11 @@ impl Authority {
     ///
     /// # Errors
     /// If the backend is asked no more, if its subjects have another prefix now, or if the answer has expired.
-    pub fn identify_by_hook(&self, answer: &Arc<HookAnswer>, now: SystemTime) -> Result<Identity, Refused> {
+    pub fn identify_by_hook(
+        &self,
+        answer: &Arc<HookAnswer>,
+        now: SystemTime,
+    ) -> Result<Arc<Identity>, Refused> {
         let terms = self.hook.as_ref().map(|hook| &hook.terms).ok_or(Refused::KeyGone)?;
         let sub = answer.sub.as_deref();
         match (&terms.prefix, sub) {
@@ -122,7 +126,7 @@ impl Authority {
         let (values, mut unfilled) = (Values { sub, ..Values::default() }, None);
         let grants =
             GrantList::grant([&answer.grants], &values, &mut |found| _ = unfilled.get_or_insert(found));
-        Ok(Identity {
+        Ok(Arc::new(Identity {
             grants: Arc::new(grants),
             unfilled: unfilled.map(Arc::new),
             expires_at: Some(answer.ends_at()),
@@ -130,7 +134,7 @@ impl Authority {
             is_named: terms.by,
             info: answer.info.clone(),
             holder: Holder::Hook { answer: answer.clone() },
-        })
+        }))
     }
 }
 

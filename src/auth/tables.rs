@@ -11,7 +11,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use url::Url;
 
 use super::{
-    authority::{ApiKey, Authority, Terms, TokenKey},
+    authority::{ApiKey, Authority, Identity, Terms, TokenKey},
     grants::GrantList,
     hook::{HookSettings, HookTerms},
     issuer::{Issuer, Place, Source},
@@ -158,7 +158,8 @@ impl Authority {
         if let Some((AnonymousTable { subscribe, publish, metrics }, line)) = anonymous {
             let list = GrantList { subscribe, publish, metrics, ..GrantList::default() };
             mistakes.extend(without_subject(&list, "an anonymous client").err().map(|what| (what, line)));
-            authority.anonymous = Some(Arc::new(GrantList::grant([&list], &Values::default(), &mut |_| {})));
+            let grants = GrantList::grant([&list], &Values::default(), &mut |_| {});
+            authority.anonymous = Some(Identity::anonymous(grants));
         }
         if mistakes.is_empty() { Ok(authority) } else { Err(mistakes) }
     }
@@ -192,15 +193,12 @@ impl Authority {
             ));
         }
         if let Some(known) = self.keys.iter().find(|known| known.digest.is(&digest)) {
-            return Err(format!("key {name:?} is the same key as {:?}", known.name));
+            return Err(format!("key {name:?} is the same key as {:?}", known.identity.name()));
         }
         let list = GrantList { subscribe, publish, manage, presence, admin, metrics };
         without_subject(&list, "an API key").map_err(|text| format!("key {name:?}: {text}"))?;
-        self.keys.push(ApiKey {
-            name: name.into(),
-            digest,
-            grants: Arc::new(GrantList::grant([&list], &Values::default(), &mut |_| {})),
-        });
+        let grants = GrantList::grant([&list], &Values::default(), &mut |_| {});
+        self.keys.push(ApiKey { digest, identity: Identity::of_key(name.into(), digest, grants) });
         Ok(())
     }
 

@@ -200,7 +200,12 @@ impl Subscription {
         if is_caught_up || self.patterns.is_empty() {
             return 0;
         }
-        self.log.watermark().get().saturating_sub(self.cursor.get()) / 1000
+        self.ms_since(self.cursor)
+    }
+
+    /// How long after this id the newest message came, in milliseconds.
+    pub fn ms_since(&self, id: Id) -> u64 {
+        self.log.watermark().get().saturating_sub(id.get()) / 1000
     }
 
     fn read_until(&mut self, until: Id) {

@@ -30,7 +30,8 @@ use crate::{
 pub struct Access {
     in_force: Arc<InForce>,
     rules: Arc<Rules>,
-    identity: Identity,
+    /// All anonymous clients share one, and all with the same API key.
+    identity: Arc<Identity>,
     /// The origin of the client's page, if the server accepts it because it is listed.
     page: Option<Arc<Origin>>,
     /// The address of the client, if it came over a connection of this server.
@@ -290,7 +291,7 @@ impl Access {
     }
 
     /// The client's identity by the rules in force.
-    fn now(&self) -> Result<Cow<'_, Identity>, Problem> {
+    fn now(&self) -> Result<Cow<'_, Arc<Identity>>, Problem> {
         let rules = self.in_force.load();
         if !Arc::ptr_eq(&rules, &self.rules) {
             if !self.is_page_listed(&rules) {

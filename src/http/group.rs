@@ -47,8 +47,8 @@ use crate::{
     message::Id,
 };
 
-/// How many members all groups together write to, for each thread, before other tasks may run. Without the pause, all
-/// others would wait for as long as large groups take.
+/// How many turns all groups together have for each thread before other tasks may run: one for each member that they write
+/// to, and more for a long batch. Without the pause, all others would wait for as long as large groups take.
 /// Tests have fewer, so that few readers are enough for several pauses, and several groups.
 const WRITES_AT_ONCE: usize = if cfg!(test) { 4 } else { 64 };
 /// How many members a group may have. More readers have more groups, which several threads write to at once.
@@ -124,15 +124,16 @@ impl Group {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves the members until the last one has left. Each write takes one of the `turns`.
+    /// Serves the members until the last one has left. Each write takes one of the `turns`, and a long one several.
     async fn run(self: Arc<Self>, turns: Arc<Semaphore>) {
         let rescue = Rescue(&self);
         // It waits for messages without a turn, and joins them once it has one: so few groups hold bytes at once.
         while std::future::poll_fn(|cx| self.poll_ready(cx)).await {
             let mut has_more = true;
             while has_more {
-                let taken = turns.acquire_many(self.next_writes()).await;
-                has_more = std::future::poll_fn(|cx| Poll::Ready(self.step(cx))).await;
+                let next = self.next_turns();
+                let taken = turns.acquire_many(next as u32).await;
+                has_more = std::future::poll_fn(|cx| Poll::Ready(self.step(cx, next))).await;
                 // Given back once all other tasks had their turn, so groups cannot write one after the other. It lets new
                 // requests come in too. On a thread that is always busy it lasts for 61 other tasks.
                 tokio::task::yield_now().await;
@@ -159,10 +160,10 @@ impl Group {
         Poll::Pending
     }
 
-    /// Does as much as the turns of one step allow. True if members have yet to be given the batch.
-    fn step(&self, cx: &mut Context<'_>) -> bool {
+    /// Does as much as so many turns allow. True if members have yet to be given the batch.
+    fn step(&self, cx: &mut Context<'_>, turns: usize) -> bool {
         self.gather(cx);
-        self.write_some()
+        self.write_some(turns)
     }
 
     /// Joins the messages that have come, unless a batch is under way.
@@ -188,15 +189,16 @@ impl Group {
         door.into_iter().for_each(Waker::wake);
     }
 
-    /// How many members the next step writes to, at most.
-    fn next_writes(&self) -> u32 {
+    /// How many turns the next step takes. Messages that have yet to be joined count as a short batch.
+    fn next_turns(&self) -> usize {
         let state = self.state();
-        let left = state.batch.as_ref().map_or(WRITES_AT_ONCE, |batch| batch.left);
-        state.members.len().min(left).min(WRITES_AT_ONCE) as u32
+        let (left, each) = state.batch.as_ref().map_or((usize::MAX, 1), |batch| (batch.left, batch.turns()));
+        (state.members.len().min(left) * each).min(WRITES_AT_ONCE)
     }
 
-    /// Writes the batch to some members. True if others have yet to be given it.
-    fn write_some(&self) -> bool {
+    /// Writes the batch to as many members as so many turns allow, and to one at least. True if others have yet to be
+    /// given it.
+    fn write_some(&self, turns: usize) -> bool {
         let mut guard = self.state();
         let State {
             reading: Some(reading), batch: Some(batch), members, stand, batches, soonest_end, ..
@@ -204,11 +206,12 @@ impl Group {
         else {
             return false;
         };
+        let at_most = (turns / batch.turns()).max(1);
         let (mut looked_at, mut written, mut has_more) = (0, 0, false);
         for key in batch.next..members.capacity() {
             // Those that joined while the batch was under way stand behind it already.
             let Some(member) = members.get(key).filter(|member| member.since != *batches) else { continue };
-            if looked_at == WRITES_AT_ONCE {
+            if looked_at == at_most {
                 has_more = true;
                 break;
             }
@@ -225,7 +228,8 @@ impl Group {
                 let left = Left::of(reading, stand, rest, member);
                 members.remove(key).seat.put(left);
             }
-            // Noted after each write, so that every member stands at the right place if this panics.
+            // Noted after each write. If this panics, every member stands at the right place, except for one whose socket
+            // has just taken a part: it would be given the whole batch again.
             batch.next = key + 1;
         }
         batch.left -= looked_at;
@@ -312,8 +316,14 @@ impl Group {
         seat.cursor().unwrap_or_else(|| state.stand_of(key).place.cursor())
     }
 
-    fn behind_ms(&self) -> u64 {
-        self.state().reading.as_ref().map_or(0, Subscription::behind_ms)
+    fn behind_ms(&self, key: usize, seat: &Seat) -> u64 {
+        let state = self.state();
+        let own = || {
+            let reading = state.reading.as_ref()?;
+            let batch = state.batch_to_come(key);
+            Some(batch.map_or(reading.behind_ms(), |batch| reading.ms_since(batch.before.place.cursor())))
+        };
+        seat.behind_ms().or_else(own).unwrap_or_default()
     }
 }
 
@@ -327,9 +337,12 @@ impl State {
 
     /// The stand of a member.
     fn stand_of(&self, key: usize) -> Stand {
-        let has_yet_to_get = |batch: &&Batch| key >= batch.next && self.is_since_before(key);
-        let batch = self.batch.as_ref().filter(has_yet_to_get);
-        batch.map_or(&self.stand, |batch| &batch.before).clone()
+        self.batch_to_come(key).map_or(&self.stand, |batch| &batch.before).clone()
+    }
+
+    /// The batch under way, if this member has yet to be given it.
+    fn batch_to_come(&self, key: usize) -> Option<&Batch> {
+        self.batch.as_ref().filter(|batch| key >= batch.next && self.is_since_before(key))
     }
 
     /// True if the member joined before the batch under way. If not, it stands behind that batch already.

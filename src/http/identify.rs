@@ -32,7 +32,7 @@ pub struct Context {
 /// A client that was let in, and the rules that did it.
 pub struct Identified {
     pub rules: Arc<Rules>,
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
     /// With this the backend is asked again.
     pub question: Option<Arc<Question>>,
 }
@@ -72,7 +72,7 @@ impl Deciding {
             };
         }
         let known = self.rules.authority.identify(credential, SystemTime::now());
-        let source = known.as_ref().ok().and_then(Identity::source);
+        let source = known.as_ref().ok().and_then(|identity| identity.source());
         let fetch = source.and_then(|source| self.rules.issuers.refresh(source, &self.context));
         let refused = match (known, fetch) {
             (Ok(identity), None) => return Begun::Done(Ok(self.identified(identity))),
@@ -183,7 +183,7 @@ impl Deciding {
         }
     }
 
-    fn identified(self, identity: Identity) -> Identified {
+    fn identified(self, identity: Arc<Identity>) -> Identified {
         Identified { rules: self.rules, identity, question: None }
     }
 }

@@ -47,7 +47,7 @@ impl Renewal {
     }
 
     /// The identity by a new answer, once there is one.
-    pub fn poll(&mut self, cx: &mut Context<'_>, in_force: &InForce) -> Poll<Identity> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, in_force: &InForce) -> Poll<Arc<Identity>> {
         loop {
             match &mut self.phase {
                 Phase::Over => return Poll::Pending,

@@ -5,14 +5,15 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use http::Method;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpStream, UnixStream},
 };
 
 use crate::{
-    ask::{Ask, post, publish, publish_all, request, text, within},
+    ask::{Ask, get, post, publish, publish_all, request, text, within},
+    listeners::Many,
     reader::{Lines, Reader},
-    support::{Server, client::Transport},
+    support::{Server, client::Transport, program::Folder},
 };
 
 const STREAMS: [Transport; 3] = [Transport::WebSocket, Transport::Sse, Transport::Ndjson];
@@ -119,6 +120,70 @@ async fn requests_before_a_stream_are_answered_and_the_connection_ends_with_it()
         }
     })
     .await;
+}
+
+/// Answers that the client has yet to read wait in the library too, and it reads the next request meanwhile.
+#[tokio::test]
+async fn a_stream_behind_an_answer_that_is_not_read_leaves_all_of_it() {
+    let folder = Folder::new();
+    let socket = folder.path("s");
+    let many = Many::start(&[&format!("unix:{socket}")], Some("127.0.0.1:0"), |_| {}).await;
+    let payload = "x".repeat(20_000);
+    for _ in 0..25 {
+        publish(&many.servers[0], "a", &payload).await;
+    }
+    // The system takes as much of an answer as it likes, and of the rest the library takes up to 64 KiB before it reads the
+    // next request. Some of these lengths are in between.
+    let ask = |path: &str, accept: &str| {
+        format!("GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n")
+    };
+    let mut wires = Vec::new();
+    for limit in 1..=25 {
+        let mut wire = UnixStream::connect(&socket).await.expect("a connection");
+        let poll = ask(&format!("/topics/a?after=0&wait=0&limit={limit}"), "application/json");
+        let both = poll + &ask("/topics/b", "text/event-stream");
+        wire.write_all(both.as_bytes()).await.expect("written");
+        wires.push(BufReader::new(wire));
+    }
+    // Meanwhile the server goes as far as it can.
+    for _ in 0..20 {
+        get(&many.servers[0], "/stats").answer().await;
+    }
+    for (limit, wire) in (1..).zip(&mut wires) {
+        let head = next_head(wire).await;
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+        let mut answer = vec![0; length.parse().expect("a number")];
+        within(format!("{limit} messages"), wire.read_exact(&mut answer)).await.expect("bytes");
+        let answer: serde_json::Value = serde_json::from_slice(&answer).expect("JSON");
+        assert_eq!(answer["messages"].as_array().map(Vec::len), Some(limit));
+        let stream = next_head(wire).await;
+        assert!(
+            stream.starts_with("HTTP/1.1 200 OK\r\n") && stream.contains("text/event-stream"),
+            "{stream}"
+        );
+    }
+    many.stop().await;
+}
+
+/// The bytes of the body would be taken for something that the client sends on its stream.
+#[tokio::test]
+async fn a_stream_whose_request_keeps_its_body_back_is_the_last_answer_of_its_connection() {
+    let server = Server::start().await;
+    let mut wire = BufReader::new(TcpStream::connect(server.addr).await.expect("a connection"));
+    let request = "GET /topics/a HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\ncontent-length: 100000\r\n\r\n";
+    wire.write_all(request.as_bytes()).await.expect("written");
+    let head = next_head(&mut wire).await;
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("connection: close\r\n"), "{head}");
+}
+
+/// The next head on this connection.
+async fn next_head(wire: &mut (impl AsyncBufRead + Unpin)) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        let read = within("a head", wire.read_line(&mut head)).await.expect("text");
+        assert!(read > 0, "{head}");
+    }
+    head
 }
 
 /// The older protocol has no chunks.

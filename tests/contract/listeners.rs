@@ -33,15 +33,15 @@ use crate::{
 };
 
 /// One server with several listeners. `servers` are its TCP listeners, in the order of the settings.
-struct Many {
-    servers: Vec<Server>,
+pub struct Many {
+    pub servers: Vec<Server>,
     shutdown: Shutdown,
     task: JoinHandle<Drained>,
 }
 
 impl Many {
     /// `listen` and `admin` are as in the settings.
-    async fn start(listen: &[&str], admin: Option<&str>, change: impl FnOnce(&mut Config)) -> Self {
+    pub async fn start(listen: &[&str], admin: Option<&str>, change: impl FnOnce(&mut Config)) -> Self {
         let read = |text: &str| text.parse::<Listen>().unwrap_or_else(|error| panic!("{text}: {error}"));
         let (listen, admin_listen) = (listen.iter().map(|text| read(text)).collect(), admin.map(read));
         let mut config = Config { listen, admin_listen, ..Config::default() };
@@ -60,7 +60,7 @@ impl Many {
         Self { servers, shutdown, task }
     }
 
-    async fn stop(self) -> Drained {
+    pub async fn stop(self) -> Drained {
         self.shutdown.drain();
         self.task.await.expect("the server does not panic")
     }

@@ -1,6 +1,9 @@
 //! Tokens and keys, as the authority checks them.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use base64::{Engine, engine::general_purpose};
 use jsonwebtoken::Header;
@@ -18,7 +21,7 @@ const ALGORITHMS: [&str; 12] = [
     "EdDSA",
 ];
 
-pub fn ask(authority: &Authority, token: &str) -> Result<Identity, Refused> {
+pub fn ask(authority: &Authority, token: &str) -> Result<Arc<Identity>, Refused> {
     authority.identify(Some(token), SystemTime::now())
 }
 
@@ -264,6 +267,27 @@ fn an_api_key_is_known_by_its_hash_and_has_its_configured_grants() {
         assert_eq!(ask(&authority, wrong).err(), Some(Refused::UnknownKey { sha256 }), "{wrong:?}");
     }
     assert_eq!(authority.identify(None, SystemTime::now()).err(), Some(Refused::Missing));
+}
+
+/// Otherwise each connection would hold an identity of its own, and they may be very many.
+#[test]
+fn clients_with_one_api_key_share_an_identity_and_so_do_those_without_a_credential() {
+    let key = new_key();
+    let sha256 = Digest::of(key.as_bytes());
+    let toml =
+        format!("[[key]]\nname = \"backend\"\nsha256 = \"{sha256}\"\n[anonymous]\nsubscribe = [\"a\"]\n");
+    for (authority, credential) in [
+        (authority(&toml), Some(&*key)),
+        (authority(&toml), None),
+        (Authority::default(), None),
+        (Authority::default(), Some(&*key)),
+    ] {
+        let now = SystemTime::now();
+        let [one, other] = [(); 2].map(|()| authority.identify(credential, now).expect("accepted"));
+        assert!(
+            Arc::ptr_eq(&one, &other) && Arc::ptr_eq(&one, &authority.again(&one, now).expect("accepted"))
+        );
+    }
 }
 
 /// Mints a token for `u1` that expires in a minute.

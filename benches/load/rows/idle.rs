@@ -9,10 +9,16 @@ use crate::{
     wire::{Publisher, Transport},
 };
 
-use super::fan_out::{flight_of, subscribe};
+use super::fan_out::{TOPIC, flight_of, subscribe, subscribe_to};
 
 /// Long enough for an allocator that returns unused memory after ten seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The name of a way to read, and the topic of each reader.
+type Way = (&'static str, fn(usize) -> String);
+
+/// Readers of one topic, which are in groups, and readers that are alone with a topic.
+const WAYS: [Way; 2] = [("", |_| TOPIC.to_owned()), (", each of a topic", |n| format!("idle.{n}"))];
 
 /// Streams on one HTTP/2 connection.
 const STREAMS: usize = 100;
@@ -20,21 +26,22 @@ const STREAMS: usize = 100;
 pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
     let count = setting.size(setting.connections, 200);
     let mut lines = Vec::new();
-    for transport in Transport::ALL {
-        let server = setting.server()?;
-        let empty = empty_kib(&server)?;
-        let fleet = subscribe(&server, transport, count)?;
-        let each = (server.settled_kib(PATIENCE)? as f64 - empty) / fleet.len() as f64;
-        let line = Line::new(
-            format!("idle {}, {} of them", transport.name(), table::count(count)),
-            "KiB",
-            Series::one(each),
-        );
-        lines.push(match transport {
-            Transport::WebSocket => line.target(5.0, 3.0),
-            Transport::Sse => line.target(8.0, 3.0),
-            Transport::Ndjson | Transport::Poll => line,
-        });
+    for (how, topic) in WAYS {
+        for transport in Transport::ALL {
+            let server = setting.server()?;
+            let empty = empty_kib(&server)?;
+            let fleet = subscribe_to(&server, transport, count, topic)?;
+            let each = (server.settled_kib(PATIENCE)? as f64 - empty) / fleet.len() as f64;
+            let name = format!("idle {}, {} of them{how}", transport.name(), table::count(count));
+            let line = Line::new(name, "KiB", Series::one(each));
+            lines.push(match transport {
+                _ if !how.is_empty() => line,
+                Transport::WebSocket => line.target(5.0, 2.5),
+                Transport::Sse => line.target(8.0, 3.0),
+                Transport::Poll => line.target(3.0, 3.0),
+                Transport::Ndjson => line,
+            });
+        }
     }
     let server = setting.server()?;
     let empty = empty_kib(&server)?;

@@ -49,9 +49,9 @@ pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
     }
     let name = |what| format!("1 000 messages/s to {} WebSockets: {what}", table::count(SUBSCRIBERS));
     Ok(vec![
-        Line::new(name("server"), "cores", share).target(1.0, 0.5),
+        Line::new(name("server"), "cores", share).target(1.0, 0.75),
         Line::new(name("p50"), "ms", p50),
-        Line::new(name("p99"), "ms", p99).target(50.0, 25.0),
+        Line::new(name("p99"), "ms", p99).target(50.0, 14.0),
         Line::new(name("the benchmark's own delay at worst"), "ms", publishing),
     ])
 }

@@ -63,7 +63,7 @@ pub fn row(setting: &Setting) -> Outcome<Vec<Line>> {
     Ok(vec![
         Line::new(name(" at once"), "s until all are caught up", at_once)
             .against(limit, limit_at_once)
-            .target_itself(3.0, 1.0),
+            .target_itself(3.0, 0.3),
         Line::new(
             name(&format!(", {} at a time", table::count(WINDOW))),
             "s until all are caught up",

@@ -32,7 +32,7 @@ pub fn retained(setting: &Setting) -> Outcome<Vec<Line>> {
         table::count(topics)
     );
     let line = Line::new(name, "bytes", Series::one(each - PAYLOAD_BYTES as f64));
-    Ok(vec![line.target(300.0, 150.0)])
+    Ok(vec![line.target(300.0, 130.0)])
 }
 
 /// A topic whose messages have expired should cost only its entry in the index, which serves to tell its

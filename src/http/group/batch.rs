@@ -20,6 +20,9 @@ use crate::{
 const GATHERED_BYTES: usize = 32 << 10;
 /// The most bytes that a batch has. For more, each member reads by itself, at its own pace.
 const MAX_BYTES: usize = 256 << 10;
+/// A write of more bytes takes more than one turn. Otherwise others would wait until a long message was copied, or encrypted,
+/// for many members.
+const BYTES_OF_A_TURN: usize = 8 << 10;
 
 /// Messages that leave together, for all members.
 pub struct Batch {
@@ -121,6 +124,11 @@ impl Batch {
     /// The bytes of the messages, as the members have to hold them: compressed ones become long again.
     fn size(&self) -> usize {
         self.content.max(self.payload)
+    }
+
+    /// How many turns it takes to write this to one member.
+    pub fn turns(&self) -> usize {
+        self.bytes.len().div_ceil(BYTES_OF_A_TURN).max(1)
     }
 
     /// True if the members are given this. If not, they go on by themselves.

@@ -125,6 +125,14 @@ impl Seat {
             _ => None,
         }
     }
+
+    /// The same for [`Subscription::behind_ms`].
+    pub fn behind_ms(&self) -> Option<u64> {
+        match &*self.state() {
+            Sitting::Left(left) => Some(left.subscription.behind_ms()),
+            _ => None,
+        }
+    }
 }
 
 /// A place in a group. Dropping it leaves, which costs a subscription that is dropped at once.
@@ -155,7 +163,7 @@ impl Parked {
 
     /// See [`Subscription::behind_ms`].
     pub fn behind_ms(&self) -> u64 {
-        self.group.behind_ms()
+        self.group.behind_ms(self.key, &self.seat)
     }
 }
 

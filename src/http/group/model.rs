@@ -273,7 +273,7 @@ impl<'a> World<'a> {
         let waker: Waker = task.flag.clone().into();
         let mut cx = Context::from_waker(&waker);
         if task.is_writing {
-            task.is_writing = task.group.step(&mut cx);
+            task.is_writing = task.group.step(&mut cx, task.group.next_turns());
             if !task.is_writing {
                 task.flag.0.store(true, Ordering::Relaxed);
             }

@@ -8,6 +8,9 @@ use crate::message::Pattern;
 
 /// How many bytes of connections one replica puts into a page. The next page continues after them.
 const MAX_BYTES: usize = 256 << 10;
+/// How many connections are shown before other tasks may run. For each, its group may be locked, which waits while that
+/// group writes.
+const SHOWN_AT_ONCE: usize = 16;
 
 /// Which connections to show.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,6 +45,9 @@ pub async fn list(table: &Table, wanted: &Wanted) -> Listed {
             let shown = Shown::of(*id, reading);
             bytes += shown.bytes();
             page.connections.push(shown);
+            if page.connections.len().is_multiple_of(SHOWN_AT_ONCE) {
+                yield_now().await;
+            }
         }
         // Let other tasks run: there may be many connections that are not wanted.
         yield_now().await;

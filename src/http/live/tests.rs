@@ -6,7 +6,7 @@ use axum::{body::Body, extract::Request};
 use http::header;
 use tokio::time::timeout;
 
-use super::*;
+use super::{command::Done, list::Wanted, *};
 use crate::{
     config::Config,
     http::{access::Access, metrics::Transport},
@@ -74,4 +74,24 @@ async fn a_refusal_that_comes_late_ends_the_connections_of_older_tokens() {
     }
     assert_eq!(end_of(&old).await, Code::Forbidden);
     assert!(futures_util::poll!(std::future::poll_fn(|cx| new.lock().poll(cx, true))).is_pending());
+}
+
+/// Each that is shown may have to wait for a group that writes.
+#[tokio::test]
+async fn other_tasks_run_while_many_connections_are_listed() {
+    let app = server();
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        held.push(hold(&app, app.live.new_id(), 0).await);
+    }
+    let list = Command::List(Wanted { sub: None, topic: None, limit: 100, after: None });
+    let mut listing = Box::pin(list.run(&app, Instant::now() + PATIENCE));
+    let mut pauses = 0;
+    let done = std::future::poll_fn(|cx| {
+        let polled = listing.as_mut().poll(cx);
+        pauses += usize::from(polled.is_pending());
+        polled
+    });
+    let Ok(Done::Listed(page)) = done.await else { panic!("a page") };
+    assert_eq!((page.connections.len(), pauses), (40, 3), "after 16, after 32, and at the end");
 }

@@ -3,17 +3,15 @@
 mod commands;
 
 use std::{
-    collections::VecDeque,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 
-use self::commands::max_command_bytes;
+use self::commands::{Commands, max_command_bytes};
 use super::{
-    command::{Answer, Command, Outcome, Reference, Reply},
+    command::{Answer, Reply},
     end::End,
     socket::{Lost, Socket},
 };
@@ -27,8 +25,6 @@ use crate::{
         pulse::{overload_retry_ms, retry_ms},
         reader::{Next, Reader},
         refusal::of_end,
-        shares::Share,
-        stall::StallTimer,
         wire::{self, By, Control},
     },
 };
@@ -46,20 +42,10 @@ pub struct Session {
     app: Arc<App>,
     socket: Socket,
     reader: Reader,
-    /// The client's `ref` of the `subscribe` whose pattern is joining.
-    joining: Reference,
-    waiting: VecDeque<Command>,
-    /// The bytes of the waiting commands, as they came.
-    waiting_bytes: usize,
-    /// The bytes of the running command.
-    running_bytes: usize,
-    /// The bytes of all commands that are not done, beyond those that the connection may hold of its own.
-    unparsed: Share,
-    /// Runs while a command has begun to arrive and is not whole, and the socket is read.
-    arriving: StallTimer,
+    /// `None` while there are no commands: most connections rarely have one.
+    commands: Option<Box<Commands>>,
     /// True if the client might publish when the size of its commands was last set.
     might_publish: bool,
-    running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
     /// How many heartbeats have passed since the client last sent something. It is 0 while the client has
     /// frames to read, or while too many of its commands wait.
     silent_beats: u32,
@@ -73,20 +59,12 @@ impl Session {
     pub fn new(app: Arc<App>, mut socket: Socket, reader: Reader) -> Self {
         let might_publish = reader.access().might_publish();
         socket.limit(max_command_bytes(&app, might_publish));
-        let unparsed = app.connections.unparsed(reader.access().payer());
-        let arriving = StallTimer::new(app.config.read_timeout);
         Self {
             app,
             socket,
             reader,
-            joining: None,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            running_bytes: 0,
-            unparsed,
-            arriving,
+            commands: None,
             might_publish,
-            running: None,
             silent_beats: 0,
             has_unsent_bytes: false,
             gathered_bytes: 0,
@@ -111,11 +89,11 @@ impl Session {
         let closing = |Problem { code, detail, .. }: &Problem, cursor, retry_ms| {
             wire::control_frame(&Control::Closing { code: *code, detail, cursor, retry_ms })
         };
-        let Self { mut socket, app, reader, running, waiting, unparsed, .. } = *self;
+        let Self { mut socket, app, reader, commands, .. } = *self;
         // From now on commands find no connection, however long the client takes to leave. Its place is taken until then.
         reader.leave();
         // These commands are not executed any more.
-        drop((running, waiting, unparsed));
+        drop(commands);
         match end {
             End::Lost(Lost::Gone) | End::GraceOver => {}
             End::Silent => app.metrics.slow_closes.inc(),
@@ -196,15 +174,17 @@ impl Session {
     fn park(&mut self, cx: &Context<'_>) {
         // TLS may hold back bytes also while nothing is queued.
         let has_written = self.socket.queued_bytes() == 0 && !self.has_unsent_bytes;
-        let is_idle = has_written && self.running.is_none() && self.waiting.is_empty();
-        if is_idle && let Some(socket) = self.socket.shared() {
+        if has_written
+            && !self.has_commands()
+            && let Some(socket) = self.socket.shared()
+        {
             self.reader.park(cx, &self.app.groups, self.socket.form(), socket);
         }
     }
 
     /// True if the server drains, it is this connection's turn, and everything that the client asked for is done.
     fn has_drained(&self) -> bool {
-        self.reader.may_leave() && self.running.is_none() && self.waiting.is_empty()
+        self.reader.may_leave() && !self.has_commands()
     }
 
     /// Pings the client.
@@ -284,14 +264,14 @@ impl Session {
             Event::Replay(Delivery::Gap(gap)) => wire::replay_gap_frame(&gap),
             Event::Joined(pattern) => {
                 let answer = Answer::Subscribed { topic: &pattern, cursor };
-                wire::control_frame(&Reply { answer, reference: &self.joining.take() })
+                wire::control_frame(&Reply { answer, reference: &self.take_joining() })
             }
             Event::Overtaken(pattern) => {
                 let detail = "the backend has removed this topic before it was added; ask the backend if you may read it";
                 let problem = Problem::new(Code::Conflict, detail).about(&pattern);
                 self.refused(&problem);
                 let answer = Answer::Error(&problem);
-                wire::control_frame(&Reply { answer, reference: &self.joining.take() })
+                wire::control_frame(&Reply { answer, reference: &self.take_joining() })
             }
             Event::Added(topic) => wire::control_frame(&Control::Subscribed { topic: &topic, cursor, by }),
             Event::Removed(topic) => {

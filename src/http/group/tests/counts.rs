@@ -34,6 +34,15 @@ async fn each_message_to_each_member_is_counted() {
     assert_eq!(metrics.delivered_bytes.get(), bytes as u64);
 }
 
+/// Lets time pass, so that a message that comes now is some milliseconds younger than where these stand.
+async fn until_later(readers: &[Reader]) {
+    // An id is the time of publishing in microseconds.
+    let cursor = readers[0].parked.as_ref().expect("parked").cursor().get();
+    while Id::now().get() < cursor + 2000 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn a_group_that_waits_for_a_turn_is_behind() {
     let readers = Readers::new();
@@ -42,17 +51,34 @@ async fn a_group_that_waits_for_a_turn_is_behind() {
     let behind = || parked[0].parked.as_ref().expect("parked").behind_ms();
     let taken = turns.acquire_many(WRITES_AT_ONCE as u32).await.expect("never closed");
     assert_eq!(behind(), 0);
-    // An id is the time of publishing in microseconds.
-    let cursor = parked[0].parked.as_ref().expect("parked").cursor().get();
-    while Id::now().get() < cursor + 2000 {
-        tokio::task::yield_now().await;
-    }
+    until_later(&parked).await;
     readers.publish("one", None).await;
     settle().await;
     assert!(behind() > 0);
     drop(taken);
     settle().await;
     assert_eq!(behind(), 0);
+}
+
+/// Its group is not behind: it has joined the messages already.
+#[tokio::test]
+async fn a_member_that_has_yet_to_be_given_a_batch_is_behind() {
+    let readers = Readers::new();
+    let parked = readers.parked(WRITES_AT_ONCE + 1).await;
+    let group = readers.app.groups.any().expect("a group");
+    let behind = |index: usize| parked[index].parked.as_ref().expect("parked").behind_ms();
+    until_later(&parked).await;
+    readers.publish("one", None).await;
+    assert!(group.has_batch() && behind(0) > 0 && behind(WRITES_AT_ONCE) > 0);
+    assert!(group.write_some(WRITES_AT_ONCE), "one is left");
+    assert!(behind(0) == 0 && behind(WRITES_AT_ONCE) > 0);
+    assert!(!group.write_some(1));
+    assert!(behind(0) == 0 && behind(WRITES_AT_ONCE) == 0);
+    // The group lets this one go, and it has yet to look at what it may read.
+    until_later(&parked).await;
+    readers.publish("two", Some("c0")).await;
+    assert!(group.has_batch() && group.write_some(WRITES_AT_ONCE), "one is left");
+    assert!(behind(0) > 0 && behind(1) == 0);
 }
 
 #[tokio::test]

@@ -127,7 +127,7 @@ async fn a_reader_that_comes_while_all_leave_is_woken_once_the_group_has_ended()
     let wakes = Arc::new(Wakes::default());
     assert!(!readers.park_by(&mut late, &wakes.clone().into()), "the group has yet to let all go");
     assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
-    assert!(!group.write_some(), "it has no more members");
+    assert!(!group.write_some(WRITES_AT_ONCE), "it has no more members");
     assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
     parked.iter_mut().for_each(|reader| assert!(reader.leave().is_empty()));
 }

@@ -17,7 +17,7 @@ async fn each_member_stands_behind_the_batch_once_it_was_written_to() {
     readers.publish("one", Some("c1")).await;
     assert!(group.has_batch());
     assert_eq!(cursors(&parked), [before; WRITES_AT_ONCE + 2]);
-    assert!(group.write_some(), "two are left");
+    assert!(group.write_some(WRITES_AT_ONCE), "two are left");
     let after = cursors(&parked)[0];
     assert!(after > before);
     // The second one is excluded, so the group has let it go.
@@ -32,7 +32,7 @@ async fn each_member_stands_behind_the_batch_once_it_was_written_to() {
     assert!(late.leave().is_empty() && late.own().is_empty());
     parked[0].leave();
     assert!(parked[0].own().is_empty());
-    assert!(!group.write_some());
+    assert!(!group.write_some(WRITES_AT_ONCE));
     assert_eq!(cursors(&parked[WRITES_AT_ONCE + 1..]), [after]);
 }
 
@@ -50,7 +50,7 @@ async fn a_reader_that_joins_during_a_batch_stands_behind_it() {
     late.subscription = Some(given.subscription);
     assert!(late.own().is_empty());
     assert!(readers.park(&mut late));
-    assert!(!group.write_some());
+    assert!(!group.write_some(WRITES_AT_ONCE));
     assert!(late.received().is_empty());
 }
 
@@ -135,7 +135,7 @@ async fn members_stand_as_far_as_their_group_has_looked() {
     let parked = readers.parked(2).await;
     let group = readers.app.groups.any().expect("a group");
     readers.publish("one", None).await;
-    assert!(group.has_batch() && !group.write_some());
+    assert!(group.has_batch() && !group.write_some(WRITES_AT_ONCE));
     let own = cursors(&parked)[0];
     let (topic, payload) = ("other".parse().expect("a topic"), Payload::text("two"));
     let draft = Draft { topic, event: None, payload, exclude: None, by: None };

@@ -2,9 +2,8 @@
 
 use super::*;
 
-/// Otherwise a request would wait for as long as several large groups take.
-#[tokio::test]
-async fn all_groups_write_to_few_members_before_another_task_has_its_turn() {
+/// How many members three full groups write this message to, at most, before another task has its turn.
+async fn most_at_once(text: &str) -> usize {
     let readers = Readers::new();
     let parked = readers.parked(3 * MAX_MEMBERS).await;
     assert_eq!(readers.app.groups.all().len(), 3);
@@ -14,7 +13,7 @@ async fn all_groups_write_to_few_members_before_another_task_has_its_turn() {
         counted.fetch_add(1, Ordering::Relaxed);
         Ok(bytes.len())
     })));
-    readers.publish("one", None).await;
+    readers.publish(text, None).await;
     let count = parked.len();
     let other = tokio::spawn(async move {
         let (mut before, mut most) = (0, 0);
@@ -34,8 +33,33 @@ async fn all_groups_write_to_few_members_before_another_task_has_its_turn() {
         }
         most
     });
-    assert_eq!(other.await.expect("it ends"), WRITES_AT_ONCE);
+    let most = other.await.expect("it ends");
     scripted::set(None);
+    most
+}
+
+/// Otherwise a request would wait for as long as several large groups take.
+#[tokio::test]
+async fn all_groups_write_to_few_members_before_another_task_has_its_turn() {
+    assert_eq!(most_at_once("one").await, WRITES_AT_ONCE);
+}
+
+/// Otherwise a request would wait until a long message was copied, or encrypted, for very many members.
+#[tokio::test]
+async fn a_long_message_takes_several_turns_for_each_member() {
+    assert_eq!(most_at_once(&"x".repeat(12 << 10)).await, WRITES_AT_ONCE / 2);
+    assert_eq!(most_at_once(&"x".repeat(200 << 10)).await, 1);
+    // A small group has fewer turns before it knows how long the message is.
+    let readers = Readers::new();
+    let mut parked = readers.parked(2).await;
+    let group = readers.app.groups.any().expect("a group");
+    assert_eq!(group.next_turns(), 2);
+    let text = "x".repeat(20 << 10);
+    readers.publish(&text, None).await;
+    assert!(group.has_batch() && group.write_some(2), "one is left");
+    assert_eq!(group.next_turns(), 3);
+    assert!(!group.write_some(3));
+    assert!(parked.iter_mut().all(|reader| reader.received() == [&*text]));
 }
 
 /// Otherwise all groups would hold the bytes of their messages at once, while few of them can write.
@@ -72,19 +96,19 @@ async fn a_group_takes_turns_for_the_members_that_it_has_yet_to_write_to() {
     let readers = Readers::new();
     let mut parked = readers.parked(MAX_MEMBERS).await;
     let group = readers.app.groups.any().expect("a group");
-    assert_eq!(group.next_writes(), WRITES_AT_ONCE as u32);
+    assert_eq!(group.next_turns(), WRITES_AT_ONCE);
     // Only the last ones stay: one more than a step writes to.
     for reader in &mut parked[..MAX_MEMBERS - WRITES_AT_ONCE - 1] {
         reader.leave();
     }
     readers.publish("one", None).await;
-    assert!(group.has_batch() && group.write_some(), "one is left");
-    assert_eq!(group.next_writes(), 1);
-    assert!(!group.write_some());
+    assert!(group.has_batch() && group.write_some(WRITES_AT_ONCE), "one is left");
+    assert_eq!(group.next_turns(), 1);
+    assert!(!group.write_some(WRITES_AT_ONCE));
     // Behind the members there are places that nobody has.
     parked[MAX_MEMBERS - 1].leave();
     readers.publish("two", None).await;
-    assert!(group.has_batch() && !group.write_some(), "all fit into one step");
+    assert!(group.has_batch() && !group.write_some(WRITES_AT_ONCE), "all fit into one step");
     for reader in &mut parked[MAX_MEMBERS - WRITES_AT_ONCE - 1..MAX_MEMBERS - 1] {
         assert_eq!(reader.received(), ["one", "two"]);
     }

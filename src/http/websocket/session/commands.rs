@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures_util::{FutureExt, TryFutureExt};
+use futures_util::{FutureExt, TryFutureExt, future::BoxFuture};
 use tungstenite::Message as Incoming;
 
 use super::{End, MAX_QUEUED_BYTES, Session};
@@ -18,6 +18,8 @@ use crate::{
         problem::{Code, Problem},
         publish::Published,
         reader::Step,
+        shares::Share,
+        stall::StallTimer,
         websocket::command::{self, Action, Answer, Command, Outcome, Reference, Reply},
         wire,
     },
@@ -34,50 +36,107 @@ const OWN_COMMAND_BYTES: usize = 16 << 10;
 /// The longest command of a client that may publish nothing. A token fits.
 const MAX_OTHER_COMMAND_BYTES: usize = 68 << 10;
 
+/// The commands that are not done.
+pub(super) struct Commands {
+    /// The client's `ref` of the `subscribe` whose pattern is joining.
+    joining: Reference,
+    waiting: VecDeque<Command>,
+    /// The bytes of the waiting commands, as they came.
+    waiting_bytes: usize,
+    running: Option<(Reference, BoxFuture<'static, Result<Outcome, Problem>>)>,
+    /// The bytes of the running command.
+    running_bytes: usize,
+    /// The bytes of all these commands, beyond those that the connection may hold of its own.
+    unparsed: Share,
+    /// Runs while a command has begun to arrive and is not whole, and the socket is read.
+    arriving: StallTimer,
+}
+
 impl Session {
+    pub(super) fn commands(&mut self) -> &mut Commands {
+        let Self { app, reader, commands, .. } = self;
+        commands.get_or_insert_with(|| {
+            let unparsed = app.connections.unparsed(reader.access().payer());
+            let arriving = StallTimer::new(app.config.read_timeout);
+            let (joining, waiting, waiting_bytes, running, running_bytes) = Default::default();
+            Box::new(Commands { joining, waiting, waiting_bytes, running, running_bytes, unparsed, arriving })
+        })
+    }
+
+    /// The client's `ref` of the `subscribe` whose pattern has just joined, or does not join.
+    pub(super) fn take_joining(&mut self) -> Reference {
+        self.commands.as_mut()?.joining.take()
+    }
+
+    /// True if a command waits or runs.
+    pub(super) fn has_commands(&self) -> bool {
+        let has_some = |commands: &Commands| commands.running.is_some() || !commands.waiting.is_empty();
+        self.commands.as_deref().is_some_and(has_some)
+    }
+
     /// True if one more command may wait.
     pub(super) fn may_wait(&self) -> bool {
-        self.waiting.len() < MAX_WAITING_COMMANDS && self.waiting_bytes < MAX_WAITING_BYTES
+        self.commands.as_ref().is_none_or(|commands| {
+            commands.waiting.len() < MAX_WAITING_COMMANDS && commands.waiting_bytes < MAX_WAITING_BYTES
+        })
     }
 
     /// Keeps a command until those before it are done.
     fn keep(&mut self, text: &str) {
-        let command = Command::parse(text);
-        self.waiting_bytes += command.size();
-        self.waiting.push_back(command);
+        let (command, commands) = (Command::parse(text), self.commands());
+        commands.arriving.reset();
+        commands.waiting_bytes += command.size();
+        commands.waiting.push_back(command);
+    }
+
+    /// Has this run until its outcome is answered.
+    fn begin(&mut self, reference: Reference, running: BoxFuture<'static, Result<Outcome, Problem>>) {
+        self.commands().running = Some((reference, running));
     }
 
     /// Reads commands and runs them, one after the other. True if one made progress.
     pub(super) fn poll_commands(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = self.read_commands(cx)?;
-        if let Some((reference, running)) = &mut self.running
+        if let Some(commands) = &mut self.commands
+            && let Some((reference, running)) = &mut commands.running
             && let Poll::Ready(outcome) = running.poll_unpin(cx)
         {
             let reference = reference.take();
-            (self.running, self.running_bytes) = (None, 0);
+            (commands.running, commands.running_bytes) = (None, 0);
             self.conclude(reference, outcome);
             moved = true;
         }
-        // Only a command that waits is a reason to ask the reader, which takes a lock.
-        while !self.waiting.is_empty()
-            && self.running.is_none()
-            && !self.reader.is_joining()
-            && let Some(command) = self.waiting.pop_front()
-        {
-            self.waiting_bytes -= command.size();
+        while let Some(command) = self.next_command() {
             self.start(command);
             moved = true;
         }
-        if self.waiting.is_empty() {
-            // A quiet connection keeps no room for commands.
-            self.waiting = VecDeque::new();
+        let arriving = self.socket.command_bytes();
+        if self.commands.is_none() && arriving <= OWN_COMMAND_BYTES {
+            return Ok(moved);
         }
-        let held = self.socket.command_bytes() + self.waiting_bytes + self.running_bytes;
-        if self.unparsed.set(held.saturating_sub(OWN_COMMAND_BYTES)) {
-            Ok(moved)
-        } else {
-            Err(End::Refused(body::too_many_bytes().into()))
+        let commands = self.commands();
+        let held = arriving + commands.waiting_bytes + commands.running_bytes;
+        if !commands.unparsed.set(held.saturating_sub(OWN_COMMAND_BYTES)) {
+            return Err(End::Refused(body::too_many_bytes().into()));
         }
+        // A quiet connection keeps no room for commands.
+        if held == 0 && commands.joining.is_none() && !self.has_commands() && self.socket.framing().is_whole()
+        {
+            self.commands = None;
+        }
+        Ok(moved)
+    }
+
+    /// Takes out the command that may begin now.
+    fn next_command(&mut self) -> Option<Command> {
+        let commands = self.commands.as_mut().filter(|commands| commands.running.is_none())?;
+        // Only a command that waits is a reason to ask the reader, which takes a lock.
+        if commands.waiting.is_empty() || self.reader.is_joining() {
+            return None;
+        }
+        let command = commands.waiting.pop_front()?;
+        commands.waiting_bytes -= command.size();
+        Some(command)
     }
 
     /// Reads commands from the socket while they may wait. True if a frame came.
@@ -93,10 +152,7 @@ impl Session {
             moved = true;
             self.silent_beats = 0;
             match message {
-                Incoming::Text(text) => {
-                    self.arriving.reset();
-                    self.keep(text.as_str());
-                }
+                Incoming::Text(text) => self.keep(text.as_str()),
                 Incoming::Binary(_) => return Err(End::Unsupported),
                 Incoming::Ping(_) | Incoming::Pong(_) | Incoming::Close(_) | Incoming::Frame(_) => {}
             }
@@ -109,8 +165,8 @@ impl Session {
     /// read before.
     fn poll_arriving(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         if self.socket.framing().is_whole() {
-            self.arriving.reset();
-        } else if self.arriving.poll(cx).is_ready() {
+            self.commands.iter_mut().for_each(|commands| commands.arriving.reset());
+        } else if self.commands().arriving.poll(cx).is_ready() {
             let detail = "the command did not arrive whole within the read timeout; send it again";
             return Err(End::Refused(Problem::new(Code::TimedOut, detail).into()));
         }
@@ -134,7 +190,7 @@ impl Session {
                 Begun::Done(identified) => self.renew(&reference, identified),
                 Begun::Waits(wait) => {
                     let wait = wait.map_ok(|identified| Outcome::Identified(Box::new(identified)));
-                    self.running = Some((reference, wait.boxed()));
+                    self.begin(reference, wait.boxed());
                 }
             },
             Action::Unsubscribe { pattern } => {
@@ -147,9 +203,8 @@ impl Session {
                 Err(problem) => self.answer(&reference, Answer::Error(&problem)),
             },
             Action::Publish(text) => {
-                self.running_bytes = text.len();
-                self.running =
-                    Some((reference, command::publish(self.app.clone(), self.reader.access().clone(), text)));
+                self.commands().running_bytes = text.len();
+                self.begin(reference, command::publish(self.app.clone(), self.reader.access().clone(), text));
             }
         }
     }
@@ -166,13 +221,13 @@ impl Session {
             (Ok(Step::MayBegin), present) => {
                 let connection = self.reader.connection().clone();
                 let begun = command::begin(self.app.clone(), pattern, start, connection, present);
-                self.running = Some((reference, begun));
+                self.begin(reference, begun);
             }
             (Ok(_), Some(present)) => {
-                self.running = Some((reference, command::enter(pattern, start, present)));
+                self.begin(reference, command::enter(pattern, start, present));
             }
             (Ok(Step::IsRead), None) => self.answer_subscribed(&reference, &pattern),
-            (Ok(Step::Joins), None) => self.joining = reference,
+            (Ok(Step::Joins), None) => self.commands().joining = reference,
             (Err(problem), _) => self.answer(&reference, Answer::Error(&problem)),
         }
     }
@@ -197,7 +252,7 @@ impl Session {
                 }
                 match joined {
                     Ok(Step::IsRead) => self.answer_subscribed(&reference, &pattern),
-                    Ok(_) => self.joining = reference,
+                    Ok(_) => self.commands().joining = reference,
                     Err(problem) => {
                         self.reader.not_added();
                         self.answer(&reference, Answer::Error(&problem));
