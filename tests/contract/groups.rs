@@ -122,7 +122,7 @@ async fn requests_before_a_stream_are_answered_and_the_connection_ends_with_it()
     .await;
 }
 
-/// Answers that the client has yet to read wait in the library too, and it reads the next request meanwhile.
+/// The rest of an answer that the client has yet to read waits in the library.
 #[tokio::test]
 async fn a_stream_behind_an_answer_that_is_not_read_leaves_all_of_it() {
     let folder = Folder::new();
@@ -132,8 +132,7 @@ async fn a_stream_behind_an_answer_that_is_not_read_leaves_all_of_it() {
     for _ in 0..25 {
         publish(&many.servers[0], "a", &payload).await;
     }
-    // The system takes as much of an answer as it likes, and of the rest the library takes up to 64 KiB before it reads the
-    // next request. Some of these lengths are in between.
+    // The system takes as much of an answer as it likes, so some of these lengths end in the library.
     let ask = |path: &str, accept: &str| {
         format!("GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n")
     };
