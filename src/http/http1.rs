@@ -166,7 +166,7 @@ struct Answering {
 impl Answering {
     fn begin(ours: &Arc<Connection>, exit: &Exit, request: Request<Incoming>) -> Self {
         let may_leave = request.version() == Version::HTTP_11 && !ours.endpoint.place.is_spare();
-        let is_last = request.headers().get_all(header::CONNECTION).into_iter().any(closes);
+        let is_last = request.headers().get_all(header::CONNECTION).iter().any(closes);
         let (request, rest) = linger::keep(request);
         let answer = Box::pin(answer(ours.clone(), request, rest.clone()));
         let (ours, exit) = (ours.clone(), exit.clone());
@@ -183,8 +183,7 @@ impl Answering {
 
 /// True if a field `Connection` says that the connection ends with the answer.
 fn closes(value: &HeaderValue) -> bool {
-    let words = value.to_str().unwrap_or_default().split(',');
-    words.into_iter().any(|word| word.trim().eq_ignore_ascii_case("close"))
+    value.to_str().unwrap_or_default().split(',').any(|word| word.trim().eq_ignore_ascii_case("close"))
 }
 
 impl Future for Answering {
