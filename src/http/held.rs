@@ -26,7 +26,8 @@ use super::{
 /// nothing else of its request: a poll that is held is no `HEAD`, and has HTTP/1.1.
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 const LAST_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n";
-/// How many bytes are read of the next request. The others stay with the system until the poll is answered.
+/// How many bytes are read of the next request once the poll has left the library. The others stay with the system until
+/// the poll is answered.
 const READ_BYTES: usize = 512;
 
 thread_local! {
@@ -95,8 +96,7 @@ impl Held {
     fn go_on(self, response: Response) {
         let Self { ours, poll, mut io, read } = self;
         let app = ours.endpoint.app.clone();
-        let is_last = poll.is_last || app.shutdown.is_draining();
-        io.give_back([if is_last { LAST_REQUEST } else { REQUEST }, &read].concat().into());
+        io.give_back(&[if poll.is_last { LAST_REQUEST } else { REQUEST }, &read].concat());
         app.tasks.spawn(http1::serve(ours, io, Some(response)));
     }
 }

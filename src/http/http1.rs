@@ -165,7 +165,10 @@ struct Answering {
 
 impl Answering {
     fn begin(ours: &Arc<Connection>, exit: &Exit, request: Request<Incoming>) -> Self {
-        let may_leave = request.version() == Version::HTTP_11 && !ours.endpoint.place.is_spare();
+        // The library ends a connection whose request has two lengths, and says so nowhere. It removes one of them.
+        let may_have_two_lengths = request.headers().contains_key(header::TRANSFER_ENCODING);
+        let may_leave =
+            request.version() == Version::HTTP_11 && !ours.endpoint.place.is_spare() && !may_have_two_lengths;
         let is_last = request.headers().get_all(header::CONNECTION).iter().any(closes);
         let (request, rest) = linger::keep(request);
         let answer = Box::pin(answer(ours.clone(), request, rest.clone()));
@@ -173,8 +176,11 @@ impl Answering {
         Self { request: Some(Unanswered { answer, is_last }), ours, exit, rest, may_leave }
     }
 
-    /// An answer that is there already.
-    fn done(ours: &Arc<Connection>, exit: &Exit, response: Response) -> Self {
+    /// An answer that is there already. In a drain the connection ends with it.
+    fn done(ours: &Arc<Connection>, exit: &Exit, mut response: Response) -> Self {
+        if ours.endpoint.app.shutdown.is_draining() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         let answer = Box::pin(ready(Answered { response, may_leave: false }));
         let request = Some(Unanswered { answer, is_last: false });
         Self { request, ours: ours.clone(), exit: exit.clone(), rest: None, may_leave: false }

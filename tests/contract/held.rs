@@ -230,3 +230,55 @@ async fn a_client_that_takes_no_answer_after_its_poll_is_too_slow() {
     };
     within("the close", metrics).await;
 }
+
+/// The bytes that the library had yet to read were dropped when the second poll left it.
+#[tokio::test]
+async fn requests_far_behind_two_polls_are_answered_in_their_order() {
+    let server = server(|_| {}).await;
+    let mut wire = Wire::open(&server).await;
+    let cursor = now(&server).await;
+    let large = "x".repeat(40 << 10);
+    let mut all = format!(
+        "POST /topics/large HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{large}",
+        large.len()
+    );
+    for topic in ["first", "second"] {
+        all += &request(&format!("/topics/{topic}?after={cursor}&wait=60"), "");
+    }
+    let behind = 60;
+    for number in 0..behind {
+        all += &request("/health/live", &format!("x-number: {number}{}\r\n", " ".repeat(500)));
+    }
+    wire.send(&all).await;
+    let (head, body) = wire.answer().await;
+    assert!(head.starts_with("HTTP/1.1 201"), "{head}{body}");
+    for topic in ["first", "second"] {
+        until_served(&server, 1).await;
+        let id = publish(&server, topic, "x").await;
+        assert_eq!(wire.page().await["cursor"], id.as_str(), "{topic}");
+    }
+    for number in 0..behind {
+        let (head, _) = wire.answer().await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{number}: {head}");
+    }
+}
+
+/// A proxy that goes by the other length would take the rest for the answer to another client (RFC 9112, 6.1).
+#[tokio::test]
+async fn a_poll_with_two_lengths_ends_its_connection() {
+    let server = server(|_| {}).await;
+    let mut wire = Wire::open(&server).await;
+    let body = json!({"topics": ["a"], "after": now(&server).await}).to_string();
+    wire.send(&format!(
+        "POST /events?wait=60 HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         content-length: 500\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n{}",
+        body.len(),
+        request("/health/live", "")
+    ))
+    .await;
+    until_served(&server, 1).await;
+    publish(&server, "a", "x").await;
+    let (head, body) = wire.answer().await;
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("connection: close"), "{head}{body}");
+    wire.until_ended().await;
+}
