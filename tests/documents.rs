@@ -28,7 +28,7 @@ use support::{Server, program::Folder};
 
 #[tokio::test]
 async fn every_block_of_the_readme_runs_as_written() {
-    run("README.md", 1).await;
+    run("README.md", 2).await;
 }
 
 #[tokio::test]
