@@ -219,7 +219,7 @@ pub struct Config {
     #[arg(skip)]
     pub acme_account: Option<AccountKey>,
 
-    /// When readers join a group. Only tests set it.
+    /// When readers join a group, and held polls leave the HTTP library. Only tests set it.
     #[doc(hidden)]
     #[arg(skip)]
     pub parking: Parking,

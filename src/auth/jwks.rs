@@ -1,6 +1,5 @@
 //! A set of keys (RFC 7517 §5), as an issuer publishes it.
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -11,18 +10,16 @@ use super::{
 /// A set with more keys cannot be used: every token could need a check with each of them.
 pub const MAX_KEYS: usize = 100;
 
-#[derive(Deserialize)]
-struct Set {
-    keys: Vec<Value>,
-}
-
 /// The keys of a set that can verify tokens. `algorithm` is that of keys without one.
 ///
 /// # Errors
 /// If this is no set, or if it has too many keys.
 pub fn parse(json: &[u8], algorithm: Option<Algorithm>) -> Result<Vec<Verifier>, String> {
-    let Set { keys } =
+    let mut set: Map<String, Value> =
         serde_json::from_slice(json).map_err(|error| format!("it is no set of JWKs: {error}"))?;
+    let Some(Value::Array(keys)) = set.remove("keys") else {
+        return Err("it is no set of JWKs: it has no list `keys`".to_owned());
+    };
     if keys.len() > MAX_KEYS {
         return Err(format!("it has {} keys, and up to {MAX_KEYS} are accepted", keys.len()));
     }

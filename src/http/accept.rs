@@ -1,7 +1,6 @@
 //! From the listening socket to the routes, and the drain at the end.
 
 use std::{
-    convert::Infallible,
     future::{pending, poll_fn},
     io,
     pin::{Pin, pin},
@@ -13,8 +12,6 @@ use std::{
 use axum::{body::Body, extract::Request, response::Response};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{HeaderValue, StatusCode, Version, header};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -25,19 +22,18 @@ use tokio::{
 use super::{
     App, beginning,
     client_address::Peer,
-    feed::{Exit, Feed, LAST_WRITE_TIMEOUT},
+    feed::LAST_WRITE_TIMEOUT,
     gate::Gate,
+    http1::{self, Connection, Http1},
     http2,
-    idle::{HeadBegun, HeadTimer, KEPT_FOR},
-    linger::{self, Linger, StillSends},
+    idle::HeadBegun,
+    linger::{Linger, StillSends},
     listener::{Listener, Listeners, Serves},
-    outgoing::Outgoing,
     places::{Place, Places},
     refusal::tell_left_out,
     routes,
     socket::Socket,
     stall::{StallGuard, Written},
-    wakes::Wakes,
 };
 use crate::{
     config::Config,
@@ -67,27 +63,6 @@ pub enum Drained {
     Completely,
     /// The grace expired or a second signal came, with this many connections open.
     Partly(usize),
-}
-
-/// The settings of HTTP/1.1, without the timer of one connection.
-struct Http1(http1::Builder);
-
-impl Http1 {
-    fn new() -> Self {
-        let mut http1 = http1::Builder::new();
-        http1
-            .header_read_timeout(KEPT_FOR)
-            .max_header_size(MAX_HEAD_BYTES)
-            .max_buf_size(MAX_HEAD_BYTES)
-            .pipeline_flush(false);
-        Self(http1)
-    }
-
-    fn with(&self, timer: HeadTimer) -> http1::Builder {
-        let mut http1 = self.0.clone();
-        http1.timer(timer);
-        http1
-    }
 }
 
 /// Serves until the drain is over.
@@ -261,108 +236,37 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, socket: TcpStre
         );
     }
     let is_http2 = beginning::is_http2(&head);
-    let begun = HeadBegun::default();
-    let still_sends = StillSends::default();
-    let linger = Linger::new(still_sends.clone());
-    let written = Written::default();
-    let io = TokioIo::new(StallGuard::new(
+    let (begun, still_sends, written) = (HeadBegun::default(), StillSends::default(), Written::default());
+    let io = StallGuard::new(
         head,
         socket,
         app.config.write_timeout,
         begun.clone(),
         written.clone(),
-        linger,
+        Linger::new(still_sends.clone()),
         endpoint.place.clone(),
-    ));
-    let result = match is_http2 {
-        false => {
-            let timer =
-                HeadTimer { begun, read_timeout: app.config.read_timeout, place: endpoint.place.clone() };
-            let exit = Exit::default();
-            let ends = Ends { still_sends, written, exit: exit.clone() };
-            let ours = Arc::new((endpoint, ends));
-            // In a box, because the connection drops it once there is a response.
-            let service = service_fn(move |request| Box::pin(answer_http1(ours.clone(), request)));
-            let mut connection = Box::pin(http1.with(timer).serve_connection(io, service).with_upgrades());
-            let driven =
-                drive(&app.shutdown, connection.as_mut(), http1::UpgradeableConnection::graceful_shutdown);
-            match until_leaving(driven, &exit).await {
-                Ok(result) => result,
-                Err(feed) => {
-                    if let Some(parts) = Pin::into_inner(connection).into_parts() {
-                        let io = parts.io.into_inner().share(&[]);
-                        // In a task of its own, which has room for a stream and for nothing else.
-                        app.tasks.spawn(feed.run(app.clone(), io));
-                    }
-                    return;
-                }
-            }
-        }
+    );
+    if is_http2 {
         // In a box of its own, because the connection's task has the size of its largest branch.
-        true => Box::pin(http2::serve(&app, endpoint, io)).await,
-    };
-    if let Err(error) = result {
-        if is_too_slow(&error) {
-            app.metrics.slow_closes.inc();
-        }
-        if error.is_parse_too_large() {
-            app.metrics.unread.heads.inc();
-        } else if error.is_parse() {
-            app.metrics.unread.malformed.inc();
-        }
-        tracing::debug!(%error, "connection failed");
+        tell_end(&app, Box::pin(http2::serve(&app, endpoint, TokioIo::new(io))).await);
+    } else {
+        let ours = Arc::new(Connection { endpoint, http1, begun, still_sends, written });
+        http1::serve(ours, io, None).await;
     }
 }
 
-/// How a connection of HTTP/1.1 may end.
-struct Ends {
-    still_sends: StillSends,
-    written: Written,
-    exit: Exit,
-}
-
-/// Runs a connection until it ends, or until a stream leaves the library.
-async fn until_leaving<T>(driven: impl Future<Output = T>, exit: &Exit) -> Result<T, Box<Feed>> {
-    let mut driven = pin!(driven);
-    let wakes = Wakes::new();
-    poll_fn(|cx| match wakes.poll(cx, |cx| driven.as_mut().poll(cx)) {
-        Poll::Ready(result) => Poll::Ready(Ok(result)),
-        Poll::Pending => exit.waiting().map_or(Poll::Pending, |feed| Poll::Ready(Err(feed))),
-    })
-    .await
-}
-
-/// Answers a request. If it is answered before all of it was read, the connection lives on only if the rest is small.
-async fn answer_http1(
-    ours: Arc<(Endpoint, Ends)>,
-    request: Request<Incoming>,
-) -> Result<Response<Outgoing>, Infallible> {
-    let (endpoint, Ends { still_sends, written, exit }) = &*ours;
-    let may_leave = request.version() == Version::HTTP_11 && !endpoint.place.is_spare();
-    let (request, rest) = linger::keep(request);
-    let mut response = endpoint.answer(request).await;
-    let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let may_still_send = match rest {
-        Some(rest) if !is_upgrade => !rest.read_to_end().await,
-        _ => false,
-    };
-    if may_still_send {
-        endpoint.app.metrics.unread.bodies.inc();
-        still_sends.set();
+/// Counts and logs the end of a connection.
+pub fn tell_end(app: &App, ended: hyper::Result<()>) {
+    let Err(error) = ended else { return };
+    if is_too_slow(&error) {
+        app.metrics.slow_closes.inc();
     }
-    // An earlier answer that has not been written is in the library, and would be lost.
-    if may_leave
-        && !may_still_send
-        && written.is_flushed()
-        && let Some(feed) = Feed::of(&mut response)
-    {
-        exit.leave_with(feed);
-        return pending().await;
+    if error.is_parse_too_large() {
+        app.metrics.unread.heads.inc();
+    } else if error.is_parse() {
+        app.metrics.unread.malformed.inc();
     }
-    if may_still_send || endpoint.place.is_spare() {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    Ok(Outgoing::of(response))
+    tracing::debug!(%error, "connection failed");
 }
 
 /// Runs a connection until it ends, or `end` ends it. `leave` asks it to finish what it has begun.

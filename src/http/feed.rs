@@ -6,7 +6,7 @@
 use std::{
     io::{self, Write},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
@@ -204,21 +204,5 @@ impl Writing {
                 }
             }
         })
-    }
-}
-
-/// The way out of the HTTP library for the stream of one connection.
-#[derive(Clone, Default)]
-pub struct Exit(Arc<Mutex<Option<Box<Feed>>>>);
-
-impl Exit {
-    /// Leaves the library with this stream. The library must wait for an answer until its connection is taken apart.
-    pub fn leave_with(&self, feed: Feed) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(feed));
-    }
-
-    /// The stream that waits to leave.
-    pub fn waiting(&self) -> Option<Box<Feed>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

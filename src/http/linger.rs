@@ -46,6 +46,7 @@ const PIECE_BYTES: usize = 8 << 10;
 type Unread = Arc<Mutex<Option<Incoming>>>;
 
 /// The part of a request's body that its handler does not read.
+#[derive(Clone)]
 pub struct Rest {
     unread: Unread,
     /// The client waits for `100 Continue` before it sends the body.
@@ -64,6 +65,11 @@ pub fn keep(request: hyper::Request<Incoming>) -> (Request, Option<Rest>) {
 }
 
 impl Rest {
+    /// True if there is none. The handler must have dropped the body.
+    pub fn is_read(&self) -> bool {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
     /// Reads a small rest to its end. False if the rest is large, or does not come in time: then the connection
     /// cannot serve another request.
     ///

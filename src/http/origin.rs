@@ -122,7 +122,9 @@ fn check(
         let origin = page_of(request);
         let is_allowed =
             origin.is_some() && listed(request).is_none_or(|page| is_listed(&rules.origins, &page));
-        return if is_allowed { Ok(Some(value.clone())) } else { Err(foreign()) };
+        // A copy: the value would hold the library's buffer with the whole head, for as long as a poll is held.
+        let copy = || HeaderValue::from_bytes(value.as_bytes()).expect("it was one before");
+        return if is_allowed { Ok(Some(copy())) } else { Err(foreign()) };
     }
     let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
     let is_navigation = is_read && value_is(headers, &SEC_FETCH_MODE, "navigate");

@@ -23,6 +23,7 @@ use super::{
     connections::AnswerBytes,
     deflate,
     gzip::{self, Gzip, Sum},
+    held,
     live::Event,
     media,
     metrics::{Permit, Transport},
@@ -33,25 +34,42 @@ use super::{
 };
 use crate::{
     broker::{Delivery, GapNotice},
+    config::Parking,
     log::LogError,
     message::{Id, Message, Pattern},
 };
 
+/// How long a poll waits in the HTTP library. One that is answered sooner is not worth the way out and back.
+const QUICK: Duration = Duration::from_secs(2);
+
+/// The same, as tests set it.
+pub fn quick(parking: Parking) -> Duration {
+    match parking {
+        Parking::WithCompany => QUICK,
+        Parking::Always => Duration::ZERO,
+        Parking::Never => Duration::MAX,
+        // Many polls of a test are answered before, and many later.
+        Parking::AtRandom(_) => Duration::from_millis(20),
+    }
+}
+
 /// Answers with the messages and gaps after the start, and waits up to `wait` for the first. It waits longer
-/// only while the log is being read, which has its own time limit.
+/// only while the log is being read, which has its own time limit. After `quick` it says that it [waits](held::waits).
 ///
 /// # Cancel safety
 /// Dropping this loses nothing: the client still has its cursor.
 pub async fn respond(
     mut reader: Reader,
     mut bytes: AnswerBytes,
-    wait: Duration,
+    (wait, quick): (Duration, Duration),
     limit: usize,
     is_gzip: bool,
 ) -> Response {
     let mut messages: Vec<Message> = Vec::new();
     let mut gaps: Vec<GapNotice> = Vec::new();
-    let mut waited = pin!(tokio::time::sleep(wait));
+    // Without a time in the library it leaves at once.
+    let mut is_held = quick.is_zero();
+    let mut waited = pin!(tokio::time::sleep(if is_held { wait } else { wait.min(quick) }));
     let mut has_changed = false;
     // A timer takes at least a millisecond, even for a duration of zero.
     let mut is_over = wait.is_zero();
@@ -79,9 +97,21 @@ pub async fn respond(
         if has_changed || !messages.is_empty() || !gaps.is_empty() {
             return Poll::Ready(());
         }
-        is_over = is_over || waited.as_mut().poll(cx).is_ready();
+        while !is_over && waited.as_mut().poll(cx).is_ready() {
+            is_over = is_held || wait <= quick;
+            if !std::mem::replace(&mut is_held, true) && !is_over {
+                let end = waited.deadline() + (wait - quick);
+                waited.as_mut().reset(end);
+            }
+        }
         let is_due = is_over && !reader.is_reading();
-        if is_due || reader.may_leave() { Poll::Ready(()) } else { Poll::Pending }
+        if is_due || reader.may_leave() {
+            return Poll::Ready(());
+        }
+        if is_held {
+            held::waits();
+        }
+        Poll::Pending
     })
     .await;
     // The bytes are counted as they leave.
@@ -342,6 +372,35 @@ mod tests {
 
     use super::*;
     use crate::{broker::Broker, config::Config, http::App, log::MemoryLog, shutdown::Shutdown};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_says_that_it_waits_once_it_was_not_answered_quickly() {
+        let wait = Duration::from_secs(10);
+        for (parking, expected) in [
+            (Parking::WithCompany, Some(QUICK)),
+            (Parking::Always, Some(Duration::ZERO)),
+            (Parking::Never, None),
+        ] {
+            let config = Config { parking, ..Config::default() };
+            let broker = Broker::new(MemoryLog::start(config.retention()));
+            let app = App::new(broker, Arc::new(config), Shutdown::new());
+            let request = Request::get("/topics/a?last=0&wait=10").header(header::HOST, "localhost");
+            let request = request.body(Body::empty()).expect("a request");
+            let mut answer = pin!(crate::http::router(app).oneshot(request));
+            let began = tokio::time::Instant::now();
+            let mut waits_after = None;
+            let answer = poll_fn(|cx| {
+                let (answer, waits) = held::watch(|| answer.as_mut().poll(cx));
+                if waits && answer.is_pending() {
+                    waits_after.get_or_insert(began.elapsed().as_secs());
+                }
+                answer
+            });
+            assert_eq!(answer.await.expect("an answer").status(), 200);
+            assert_eq!(waits_after, expected.map(|time| time.as_secs()), "{parking:?}");
+            assert_eq!(began.elapsed().as_secs(), wait.as_secs(), "{parking:?}");
+        }
+    }
 
     #[tokio::test]
     async fn an_answer_that_is_not_taken_keeps_its_place_and_follows_no_topic() {

@@ -132,6 +132,11 @@ impl StallGuard {
         Self { head, socket: Some(socket), stalled, begun, written, linger, place }
     }
 
+    /// Bytes that were read too early, to be read again before all others.
+    pub fn give_back(&mut self, bytes: &[u8]) {
+        self.head = [bytes, &self.head].concat().into();
+    }
+
     /// The same connection with a socket that can be shared. `head` is read first.
     pub fn share(mut self, head: &[u8]) -> StallGuard<SharedSocket> {
         StallGuard {

@@ -243,7 +243,8 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Answer, Problem> {
             let bytes = app.connections.answer_bytes();
             let reading = app.hold_poll(id, subscription, permit, &access, present);
             let reader = Reader::of_poll(app.connections.clone(), reading, access);
-            Ok(Answer::Held(poll::respond(reader, bytes, wait, limit, is_gzip).boxed()))
+            let quick = poll::quick(app.config.parking);
+            Ok(Answer::Held(poll::respond(reader, bytes, (wait, quick), limit, is_gzip).boxed()))
         }
         Rendering::Stream(framing) => {
             let start = start.unwrap_or(Start::Now);

@@ -28,6 +28,7 @@ mod groups;
 mod guard;
 mod head;
 mod heard;
+mod held;
 mod history;
 mod http1;
 mod http2;

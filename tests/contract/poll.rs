@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use rejoin::log::LogError;
+use rejoin::{config::Parking, log::LogError};
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -99,11 +99,15 @@ async fn held(server: &Server, paths: &[(String, Option<&str>)]) -> Vec<JoinHand
 
 #[tokio::test]
 async fn a_poll_that_waits_with_others_gets_what_it_would_have_got_alone() {
-    let server =
-        Server::with(|config| config.allowed_origins = vec![ORIGIN.parse().expect("an origin")]).await;
     // Each of them reads all messages, so that a cursor is always the last of its ids.
     let topics = ["/topics/a?", "/topics/*?", "/events?topic=a&topic=b", "/events?topic=a&topic=*"];
-    for round in 0..3 {
+    // The polls of the last wait outside of the HTTP library.
+    for (round, parking) in [Parking::Never, Parking::WithCompany, Parking::Always].into_iter().enumerate() {
+        let server = Server::with(|config| {
+            config.parking = parking;
+            config.allowed_origins = vec![ORIGIN.parse().expect("an origin")];
+        })
+        .await;
         let start = now(&server).await;
         let paths: Vec<_> = topics
             .iter()
