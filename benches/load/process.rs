@@ -85,10 +85,10 @@ impl Process {
         Ok(line.split_whitespace().nth(1).unwrap_or_default().parse()?)
     }
 
-    /// The resident memory once it has changed by less than 1 % for three seconds, because an allocator
-    /// returns memory only after a while. After `patience` it returns the current value.
+    /// The resident memory once it has changed by less than 1 % for eleven seconds, because an
+    /// allocator returns unused memory after ten. After `patience` it returns the current value.
     pub fn settled_kib(&self, patience: Duration) -> Outcome<u64> {
-        const CALM: Duration = Duration::from_secs(3);
+        const CALM: Duration = Duration::from_secs(11);
         let deadline = Instant::now() + patience;
         let (mut since, mut reference) = (Instant::now(), self.resident_kib()?);
         loop {

@@ -133,10 +133,16 @@ impl Group {
             while has_more {
                 let next = self.next_turns();
                 let taken = turns.acquire_many(next as u32).await;
-                has_more = std::future::poll_fn(|cx| Poll::Ready(self.step(cx, next))).await;
-                // Given back once all other tasks had their turn, so groups cannot write one after the other. It lets new
-                // requests come in too. On a thread that is always busy it lasts for 61 other tasks.
-                tokio::task::yield_now().await;
+                loop {
+                    has_more = std::future::poll_fn(|cx| Poll::Ready(self.step(cx, next))).await;
+                    // Given back once all other tasks had their turn, so groups cannot write one after the other. It lets
+                    // new requests come in too. On a thread that is always busy it lasts for 61 other tasks.
+                    tokio::task::yield_now().await;
+                    // It keeps its turns for the last members: so only large groups hold bytes while they wait for turns.
+                    if !has_more || !self.has_few_left() {
+                        break;
+                    }
+                }
                 drop(taken);
             }
         }
@@ -187,6 +193,11 @@ impl Group {
         let door = std::mem::take(&mut state.door);
         drop(guard);
         door.into_iter().for_each(Waker::wake);
+    }
+
+    /// True if few members have yet to be given the batch.
+    fn has_few_left(&self) -> bool {
+        self.state().batch.as_ref().is_some_and(|batch| batch.left <= WRITES_AT_ONCE)
     }
 
     /// How many turns the next step takes. Messages that have yet to be joined count as a short batch.

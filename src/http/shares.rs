@@ -22,6 +22,8 @@ struct Taken {
     all: usize,
     /// All clients without a payer count as one client.
     of: HashMap<Option<Payer>, usize>,
+    /// An even share is that of so many clients at least.
+    least_clients: usize,
 }
 
 impl Taken {
@@ -37,7 +39,7 @@ impl Taken {
 
     fn is_within_share(&self, total: usize, payer: Option<Payer>, amount: usize) -> bool {
         let own = self.of.get(&payer);
-        let clients = self.of.len() + usize::from(own.is_none());
+        let clients = (self.of.len() + usize::from(own.is_none())).max(self.least_clients);
         own.copied().unwrap_or(0) + amount <= total / clients
     }
 
@@ -166,10 +168,9 @@ impl Rate {
         Self { per_window: rate as usize, window: Mutex::new((Instant::now(), Self::unused())) }
     }
 
-    /// Each second begins with one client, which stands for those without a payer and has nothing. So a user that comes
-    /// first is never alone, and leaves a quarter to users that come later.
+    /// A user that comes first in a second leaves a quarter to users that come later, as if there were another one.
     fn unused() -> Taken {
-        Taken { all: 0, of: HashMap::from([(None, 0)]) }
+        Taken { least_clients: 2, ..Taken::default() }
     }
 
     /// Takes one. False if that is more than the client may take in this second.

@@ -11,8 +11,8 @@ use crate::{
 
 use super::fan_out::{TOPIC, flight_of, subscribe, subscribe_to};
 
-/// Long enough for an allocator that returns unused memory after ten seconds.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Long enough for an allocator that returns unused memory more than once.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// The name of a way to read, and the topic of each reader.
 type Way = (&'static str, fn(usize) -> String);

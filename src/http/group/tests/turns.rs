@@ -90,6 +90,24 @@ async fn a_group_holds_no_bytes_while_it_waits_for_a_turn_and_no_turn_while_it_w
     assert_eq!(turns.available_permits(), WRITES_AT_ONCE);
 }
 
+/// Otherwise all small groups would hold the bytes of a long message at once, and wait for the turns of each other.
+#[tokio::test]
+async fn a_small_group_keeps_its_turns_until_all_members_have_a_long_message() {
+    let readers = Readers::new();
+    let mut parked = readers.parked(2).await;
+    let (group, turns) = (readers.app.groups.any().expect("a group"), readers.app.groups.turns.clone());
+    settle().await;
+    // Two are left, and the rest of the batch would take three.
+    let taken = turns.acquire_many(WRITES_AT_ONCE as u32 - 2).await.expect("never closed");
+    let text = "x".repeat(20 << 10);
+    readers.publish(&text, None).await;
+    settle().await;
+    assert!(group.state().batch.is_none());
+    assert!(parked.iter_mut().all(|reader| reader.received() == [&*text]));
+    drop(taken);
+    assert_eq!(turns.available_permits(), WRITES_AT_ONCE);
+}
+
 /// Otherwise a group that was large takes the turns of others for members that it has no more.
 #[tokio::test]
 async fn a_group_takes_turns_for_the_members_that_it_has_yet_to_write_to() {
