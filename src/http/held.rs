@@ -70,7 +70,12 @@ impl Held {
     async fn run(mut self: Box<Self>) {
         match poll_fn(|cx| self.poll(cx)).await {
             Ok(response) => self.go_on(response),
-            Err(error) => tracing::debug!(%error, "connection failed"),
+            Err(error) => {
+                if error.kind() == io::ErrorKind::TimedOut {
+                    self.ours.endpoint.app.metrics.slow_closes.inc();
+                }
+                tracing::debug!(%error, "connection failed");
+            }
         }
     }
 

@@ -266,40 +266,51 @@ mod tests {
     /// The buffers of the library were four fifths of what a held poll took.
     #[tokio::test]
     async fn a_poll_that_is_held_leaves_the_library_until_its_client_is_gone() {
-        let config = Config { parking: Parking::Always, ..Config::default() };
-        let broker = Broker::new(MemoryLog::start(config.retention()));
-        let app = App::new(broker, Arc::new(config), Shutdown::new());
-        let tasks = app.tasks.len();
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let addr = listener.local_addr().expect("bound");
-        let mut client = TcpStream::connect(addr).await.expect("a connection");
-        let (socket, _) = listener.accept().await.expect("a connection");
-        let place = Place::default();
-        let (begun, still_sends, written) = (HeadBegun::default(), StillSends::default(), Written::default());
-        let patience = Duration::from_secs(30);
-        let io = StallGuard::new(
-            Bytes::new(),
-            Socket::Plain(socket),
-            patience,
-            begun.clone(),
-            written.clone(),
-            Linger::new(still_sends.clone()),
-            place.clone(),
-        );
-        let endpoint = Endpoint { app: app.clone(), place, peer: Peer::of(None) };
-        let http1 = Arc::new(Http1::new());
-        let ours = Arc::new(Connection { endpoint, http1, begun, still_sends, written });
-        let poll = b"GET /topics/a?last=0&wait=60 HTTP/1.1\r\nhost: localhost\r\n\r\n";
-        client.write_all(poll).await.expect("it is taken");
-        timeout(patience, serve(ours, io, None)).await.expect("it leaves");
-        assert_eq!((app.tasks.len(), app.connections.count()), (tasks + 1, 1), "the poll is held elsewhere");
-        drop(client);
-        let gone = async {
-            while app.tasks.len() > tasks {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(patience, gone).await.expect("the client is gone");
-        assert_eq!(app.connections.count(), 0);
+        let polls: [&[u8]; 2] = [
+            b"GET /topics/a?last=0&wait=60 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+            b"POST /events?wait=60 HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 25\r\n\r\n\
+              {\"topics\":[\"a\"],\"last\":0}",
+        ];
+        for poll in polls {
+            let config = Config { parking: Parking::Always, ..Config::default() };
+            let broker = Broker::new(MemoryLog::start(config.retention()));
+            let app = App::new(broker, Arc::new(config), Shutdown::new());
+            let tasks = app.tasks.len();
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let addr = listener.local_addr().expect("bound");
+            let mut client = TcpStream::connect(addr).await.expect("a connection");
+            let (socket, _) = listener.accept().await.expect("a connection");
+            let place = Place::default();
+            let (begun, still_sends, written) =
+                (HeadBegun::default(), StillSends::default(), Written::default());
+            let patience = Duration::from_secs(30);
+            let io = StallGuard::new(
+                Bytes::new(),
+                Socket::Plain(socket),
+                patience,
+                begun.clone(),
+                written.clone(),
+                Linger::new(still_sends.clone()),
+                place.clone(),
+            );
+            let endpoint = Endpoint { app: app.clone(), place, peer: Peer::of(None) };
+            let http1 = Arc::new(Http1::new());
+            let ours = Arc::new(Connection { endpoint, http1, begun, still_sends, written });
+            client.write_all(poll).await.expect("it is taken");
+            timeout(patience, serve(ours, io, None)).await.expect("it leaves");
+            assert_eq!(
+                (app.tasks.len(), app.connections.count()),
+                (tasks + 1, 1),
+                "the poll is held elsewhere"
+            );
+            drop(client);
+            let gone = async {
+                while app.tasks.len() > tasks {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(patience, gone).await.expect("the client is gone");
+            assert_eq!(app.connections.count(), 0);
+        }
     }
 }

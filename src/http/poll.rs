@@ -58,72 +58,76 @@ pub fn quick(parking: Parking) -> Duration {
 ///
 /// # Cancel safety
 /// Dropping this loses nothing: the client still has its cursor.
-pub async fn respond(
+pub fn respond(
     mut reader: Reader,
     mut bytes: AnswerBytes,
     (wait, quick): (Duration, Duration),
     limit: usize,
     is_gzip: bool,
-) -> Response {
+) -> impl Future<Output = Response> + Send {
     let mut messages: Vec<Message> = Vec::new();
     let mut gaps: Vec<GapNotice> = Vec::new();
-    // Without a time in the library it leaves at once.
-    let mut is_held = quick.is_zero();
-    let mut waited = pin!(tokio::time::sleep(if is_held { wait } else { wait.min(quick) }));
-    let mut has_changed = false;
-    // A timer takes at least a millisecond, even for a duration of zero.
-    let mut is_over = wait.is_zero();
-    poll_fn(|cx| {
-        while messages.len() < limit
-            && !bytes.is_full()
-            && let Poll::Ready(next) = reader.poll(cx, true)
-        {
-            match next {
-                Next::Event(
-                    Event::Delivery(Delivery::Message(message)) | Event::Replay(Delivery::Message(message)),
-                ) => {
-                    bytes.add(wire::envelope(&message).len());
-                    messages.push(message);
+    // Not an `async fn`: its future would have room for the reader twice.
+    async move {
+        // Without a time in the library it leaves at once.
+        let mut is_held = quick.is_zero();
+        let mut waited = pin!(tokio::time::sleep(if is_held { wait } else { wait.min(quick) }));
+        let mut has_changed = false;
+        // A timer takes at least a millisecond, even for a duration of zero.
+        let mut is_over = wait.is_zero();
+        poll_fn(|cx| {
+            while messages.len() < limit
+                && !bytes.is_full()
+                && let Poll::Ready(next) = reader.poll(cx, true)
+            {
+                match next {
+                    Next::Event(
+                        Event::Delivery(Delivery::Message(message))
+                        | Event::Replay(Delivery::Message(message)),
+                    ) => {
+                        bytes.add(wire::envelope(&message).len());
+                        messages.push(message);
+                    }
+                    Next::Event(Event::Delivery(Delivery::Gap(gap)) | Event::Replay(Delivery::Gap(gap))) => {
+                        gaps.push(*gap);
+                    }
+                    Next::Ended(_) | Next::GraceOver => return Poll::Ready(()),
+                    Next::Event(Event::Added(_) | Event::Removed(_)) => has_changed = true,
+                    // No other command finds a poll.
+                    Next::Quiet | Next::Heartbeat | Next::Event(_) => {}
                 }
-                Next::Event(Event::Delivery(Delivery::Gap(gap)) | Event::Replay(Delivery::Gap(gap))) => {
-                    gaps.push(*gap);
+            }
+            if has_changed || !messages.is_empty() || !gaps.is_empty() {
+                return Poll::Ready(());
+            }
+            while !is_over && waited.as_mut().poll(cx).is_ready() {
+                is_over = is_held || wait <= quick;
+                if !std::mem::replace(&mut is_held, true) && !is_over {
+                    let end = waited.deadline() + (wait - quick);
+                    waited.as_mut().reset(end);
                 }
-                Next::Ended(_) | Next::GraceOver => return Poll::Ready(()),
-                Next::Event(Event::Added(_) | Event::Removed(_)) => has_changed = true,
-                // No other command finds a poll.
-                Next::Quiet | Next::Heartbeat | Next::Event(_) => {}
             }
-        }
-        if has_changed || !messages.is_empty() || !gaps.is_empty() {
-            return Poll::Ready(());
-        }
-        while !is_over && waited.as_mut().poll(cx).is_ready() {
-            is_over = is_held || wait <= quick;
-            if !std::mem::replace(&mut is_held, true) && !is_over {
-                let end = waited.deadline() + (wait - quick);
-                waited.as_mut().reset(end);
+            let is_due = is_over && !reader.is_reading();
+            if is_due || reader.may_leave() {
+                return Poll::Ready(());
             }
+            if is_held {
+                held::waits();
+            }
+            Poll::Pending
+        })
+        .await;
+        // The bytes are counted as they leave.
+        reader.add_up(0);
+        if messages.is_empty() && gaps.is_empty() && reader.has_failed() {
+            return Problem::from(LogError::Unavailable).into_response();
         }
-        let is_due = is_over && !reader.is_reading();
-        if is_due || reader.may_leave() {
-            return Poll::Ready(());
-        }
-        if is_held {
-            held::waits();
-        }
-        Poll::Pending
-    })
-    .await;
-    // The bytes are counted as they leave.
-    reader.add_up(0);
-    if messages.is_empty() && gaps.is_empty() && reader.has_failed() {
-        return Problem::from(LogError::Unavailable).into_response();
+        // If nothing came in time, the answer is only the cursor.
+        let cursor = reader.cursor();
+        let tail = tail(&gaps, cursor, reader.mine().as_deref());
+        let body = AnswerBody::new(messages, bytes, tail, reader.into_permit(), is_gzip);
+        answer(body.is_gzip(), Body::new(body), cursor)
     }
-    // If nothing came in time, the answer is only the cursor.
-    let cursor = reader.cursor();
-    let tail = tail(&gaps, cursor, reader.mine().as_deref());
-    let body = AnswerBody::new(messages, bytes, tail, reader.into_permit(), is_gzip);
-    answer(body.is_gzip(), Body::new(body), cursor)
 }
 
 /// The answer to another kind of poll, which has these messages and ends in this text. It has no cursor.

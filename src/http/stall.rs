@@ -137,11 +137,11 @@ impl StallGuard {
         self.head = [bytes, &self.head].concat().into();
     }
 
-    /// The same connection with a socket that can be shared. `head` is read first.
+    /// The same connection with a socket that can be shared. `head` is read before all others.
     pub fn share(mut self, head: &[u8]) -> StallGuard<SharedSocket> {
         StallGuard {
-            // The library's buffer is behind it, and would stay as long as the connection.
-            head: Bytes::copy_from_slice(head),
+            // A copy: the library's buffer is behind `head`, and would stay as long as the connection.
+            head: [head, &self.head].concat().into(),
             socket: self.socket.take().map(|socket| SharedSocket(Arc::new(socket))),
             stalled: StallTimer::new(self.stalled.timeout),
             begun: self.begun.clone(),
@@ -368,7 +368,7 @@ async fn watch_stream(
 mod tests {
     use std::future::poll_fn;
 
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
@@ -422,6 +422,35 @@ mod tests {
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             self.poll()
         }
+    }
+
+    /// Behind a held poll more may have come than the library reads at once.
+    #[tokio::test]
+    async fn bytes_that_were_given_back_and_not_read_again_are_kept() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let addr = listener.local_addr().expect("bound");
+        let mut client = tokio::net::TcpStream::connect(addr).await.expect("a connection");
+        let (socket, _) = listener.accept().await.expect("a connection");
+        let (written, linger) = (Written::default(), Linger::default());
+        let mut guard = StallGuard::new(
+            Bytes::new(),
+            Socket::Plain(socket),
+            Duration::from_secs(30),
+            HeadBegun::default(),
+            written,
+            linger,
+            Place::default(),
+        );
+        client.write_all(b"g").await.expect("it is taken");
+        client.shutdown().await.expect("the end is sent");
+        guard.give_back(b"abcdef");
+        let mut read = [0; 3];
+        guard.read_exact(&mut read).await.expect("three bytes");
+        assert_eq!(read, *b"abc");
+        guard.give_back(b"bc");
+        let mut all = Vec::new();
+        guard.share(b"a").read_to_end(&mut all).await.expect("all of it");
+        assert_eq!(all, b"abcdefg");
     }
 
     /// The guard took a connection for stalled after its flush was done, and reset it when it ended.

@@ -33,24 +33,38 @@ pub struct Listed {
 /// A page of the connections of this process.
 pub async fn list(table: &Table, wanted: &Wanted) -> Listed {
     let (mut page, mut bytes, mut after) = (Listed::default(), 0, wanted.after);
-    loop {
+    while let Some(last) = page.show_some(table, wanted, after, &mut bytes) {
+        after = Some(last);
+        // Let other tasks run. Nothing keeps a connection alive meanwhile.
+        yield_now().await;
+    }
+    page
+}
+
+impl Listed {
+    /// Adds some of the next connections, and returns the last one that was looked at. `None` once the page is whole.
+    fn show_some(
+        &mut self,
+        table: &Table,
+        wanted: &Wanted,
+        after: Option<ConnectionId>,
+        bytes: &mut usize,
+    ) -> Option<ConnectionId> {
+        let enough = self.connections.len() + SHOWN_AT_ONCE;
         let step = table.step(after);
-        let Some((last, _)) = step.last() else { return page };
-        after = Some(*last);
         for (id, reading) in step.iter().filter(|(_, reading)| wanted.takes(reading)) {
-            page.is_cut = page.connections.len() >= wanted.limit || bytes >= MAX_BYTES;
-            if page.is_cut {
-                return page;
+            self.is_cut = self.connections.len() >= wanted.limit || *bytes >= MAX_BYTES;
+            if self.is_cut {
+                return None;
             }
             let shown = Shown::of(*id, reading);
-            bytes += shown.bytes();
-            page.connections.push(shown);
-            if page.connections.len().is_multiple_of(SHOWN_AT_ONCE) {
-                yield_now().await;
+            *bytes += shown.bytes();
+            self.connections.push(shown);
+            if self.connections.len() == enough {
+                return Some(*id);
             }
         }
-        // Let other tasks run: there may be many connections that are not wanted.
-        yield_now().await;
+        step.last().map(|(last, _)| *last)
     }
 }
 

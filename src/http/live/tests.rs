@@ -95,3 +95,21 @@ async fn other_tasks_run_while_many_connections_are_listed() {
     let Ok(Done::Listed(page)) = done.await else { panic!("a page") };
     assert_eq!((page.connections.len(), pauses), (40, 3), "after 16, after 32, and at the end");
 }
+
+/// A list kept up to 256 of them, with their places and their sockets, for as long as other tasks ran in between.
+#[tokio::test]
+async fn a_list_keeps_no_connection_that_ends_while_other_tasks_run() {
+    let app = server();
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        held.push(hold(&app, app.live.new_id(), 0).await);
+    }
+    let list = Command::List(Wanted { sub: None, topic: None, limit: 100, after: None });
+    let mut listing = Box::pin(list.run(&app, Instant::now() + PATIENCE));
+    assert!(futures_util::poll!(&mut listing).is_pending());
+    assert_eq!(app.connections.count(), 40);
+    held.clear();
+    assert_eq!(app.connections.count(), 0);
+    let Ok(Done::Listed(page)) = listing.await else { panic!("a page") };
+    assert_eq!((page.connections.len(), page.is_cut), (16, false));
+}
