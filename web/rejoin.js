@@ -163,11 +163,11 @@ export function connect(url, options = {}) {
   const kinds = (options.transports ?? ['ws', 'ndjson', 'poll']).filter(it => Socket || it !== 'ws')
   const events = options.mine ? '/events?mine=' : '/events?'
   const { on, emit } = emitter()
-  /** All subscriptions. @type {Set<Reading>} */
-  const readings = new Set()
+  /** All subscriptions. Each change makes another list. @type {Reading[]} */
+  let readings = []
   /** The ids of messages that this client has published. @type {Set<string>} */
   const own = new Set()
-  /** What was replayed of the topic that the server adds now, for itself or for a command. @type {Frame[]} */
+  /** What was replayed for subscriptions that are not told yet. @type {Frame[]} */
   let strays = []
 
   /** @type {State} */
@@ -203,12 +203,11 @@ export function connect(url, options = {}) {
   /** @type {{[name: string]: any}} */
   const timers = {}
 
-  const hasOpened = () => cursor !== options.after
+  const isFresh = () => cursor === options.after
   const isOver = () => listening.signal.aborted
-  const all = () => [...readings]
-  const named = (/** @type {string} */ name) => all().filter(it => it.name === name)
+  const named = (/** @type {string} */ name) => readings.filter(it => it.name === name)
   /** Those of the client, and not of the server. */
-  const known = (some = all()) => some.filter(it => !it.by)
+  const known = (some = readings) => some.filter(it => !it.by)
   const isAsked = (/** @type {string} */ name) => link?.asked.some(it => it.reading?.name === name)
   const later = (/** @type {string} */ name, /** @type {() => void} */ run, /** @type {number} */ ms) => {
     clearTimeout(timers[name])
@@ -276,7 +275,7 @@ export function connect(url, options = {}) {
   /** The subscriptions that the next stream can read together, and the cursor from which it does. */
   function together() {
     // A topic of the list of the subject is read from the same cursor.
-    const some = (options.mine ? all() : known()).filter(it => it.caught || !hasOpened() && isPlain(it))
+    const some = (options.mine ? readings : known()).filter(it => it.caught || isFresh() && isPlain(it))
     return { some, after: some.map(position).sort((/** @type {any} */ a, /** @type {any} */ b) => a - b)[0] ?? cursor }
   }
 
@@ -403,7 +402,7 @@ export function connect(url, options = {}) {
     chances = 2
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
     // These topics have left the list meanwhile.
-    drop(all().filter(it => it.by && options.mine && !frame.mine?.includes(it.name)))
+    drop(readings.filter(it => it.by && frame.mine?.includes(it.name) === false))
     for (const topic of frame.mine ?? []) if (link) byServer({ topic, cursor })
     if (!link) return
     expects(frame)
@@ -415,7 +414,7 @@ export function connect(url, options = {}) {
 
   /** Leaves the connection. Each subscription keeps its place. */
   function leave() {
-    for (const reading of all()) {
+    for (const reading of readings) {
       reading.at = position(reading)
       reading.live = false
     }
@@ -429,12 +428,12 @@ export function connect(url, options = {}) {
   function take(frame) {
     const { type, topic, id } = frame
     if (frame.replay) {
-      // The server says only after them to which topic they belong.
+      // They belong to the `subscribed` that comes after them.
       strays.push(frame)
     } else {
       if (/^[gm]/.test(type)) {
         if (id && !isNewer(id, cursor)) return
-        for (const reading of all()) if (reading.live && (matches(reading.name, topic) || reading.by && topic === '$mine')) give(reading, frame)
+        for (const reading of readings) if (reading.live && (matches(reading.name, topic) || reading.by && topic === '$mine')) give(reading, frame)
       } else if (frame.by) byServer(frame)
       cursor = id ?? frame.cursor ?? cursor
     }
@@ -442,11 +441,11 @@ export function connect(url, options = {}) {
   }
 
   /**
-   * Gives it what was replayed of it. Other frames about topics come in the middle of a replay.
+   * Gives it what was replayed of it. Frames about other topics come in the middle of a replay.
    * @param {Reading | {name: string, lost: true}} reading
    */
   function giveReplay(reading) {
-    strays = strays.filter(it => !matches(reading.name, it.topic) || give(reading, it))
+    strays = strays.filter(it => (it.pattern ?? it.topic) !== reading.name || give(reading, it))
   }
 
   /** Gives a message or a gap to one subscription, unless it has had it. @param {any} reading @param {Frame} frame */
@@ -474,7 +473,8 @@ export function connect(url, options = {}) {
 
   /** @param {Reading} reading @param {Frame} frame */
   function tell(reading, frame) {
-    if (reading.ended || own.has(frame.id)) return
+    // The state that is yet to be loaded has all that comes before it.
+    if (reading.ended || own.has(frame.id) || reading.load && !reading.told) return
     reading.emit(frame.type, frame)
     if (frame.type === 'gap') load(reading)
   }
@@ -569,7 +569,7 @@ export function connect(url, options = {}) {
     if (frame.code) later('join', joinAll, 2000)
   }
 
-  const joinAll = () => all().forEach(join)
+  const joinAll = () => readings.forEach(join)
 
   /** Reads a subscription by polls of its own, up to the place of the connection. @param {Reading} reading */
   async function catchUp(reading) {
@@ -600,7 +600,7 @@ export function connect(url, options = {}) {
   function subscribe(topic, { state: load, presence, ...start } = {}) {
     const isNow = isPlain({ start })
     if (load && !isNow) throw TypeError('state')
-    return begin(topic, { load, start, presence, at: isNow && !hasOpened() ? cursor : start.after }).subscription
+    return begin(topic, { load, start, presence, at: isNow && isFresh() ? cursor : start.after }).subscription
   }
 
   /** @param {string} name @param {Partial<Reading>} given */
@@ -618,7 +618,7 @@ export function connect(url, options = {}) {
       ...given,
     }
     if (reading.ended) return reading
-    readings.add(reading)
+    readings = [...readings, reading]
     wake()
     join(reading)
     return reading
@@ -652,8 +652,9 @@ export function connect(url, options = {}) {
 
   /** @param {Reading} reading @param {RejoinError} [error] */
   function end(reading, error) {
-    if (!readings.delete(reading)) return
+    if (reading.ended) return
     const { name } = reading
+    readings = readings.filter(it => it !== reading)
     reading.ended = true
     reading.error = error
     if (error?.topic) reading.emit('refused', error)
@@ -677,10 +678,10 @@ export function connect(url, options = {}) {
 
   /** The server has added a topic, or taken it. @param {Frame} frame */
   function byServer({ type, topic, cursor: place }) {
-    let reading = named(topic).find(it => it.by)
-    const one = /** @type {Link} */ (link), isOwn = one.names.has(topic) && !isAsked(topic), isRead = reading?.live || isOwn
+    let [reading] = named(topic).filter(it => it.by)
+    const one = /** @type {Link} */ (link), isOwn = one.names.has(topic) && !isAsked(topic)
     if (type === 'unsubscribed') {
-      if (!isRead) giveReplay({ name: topic, lost: true })
+      if (!reading?.live && !isOwn) giveReplay({ name: topic, lost: true })
       // The client may still read for itself what is gone from the list. A new connection says so, from this place.
       if (one.added.delete(topic) && isOwn && options.mine) {
         cursor = place
@@ -692,10 +693,9 @@ export function connect(url, options = {}) {
     }
     one.added.add(topic)
     if (!reading) emit('subscription', (reading = begin(topic, { by: true })).subscription)
-    // Without a name a replay may be of the page's own command, or of the server's. A new connection reads each from its place.
+    // A replay may be of the page's own command, or of the server's. A new connection reads each from its place.
     if (options.mine && isAsked(topic)) again()
-    // The server replays nothing of a topic that it reads already.
-    else if (!isRead) giveReplay(reading)
+    else giveReplay(reading)
     joined(reading, place)
   }
 
@@ -736,7 +736,7 @@ export function connect(url, options = {}) {
       }
     } finally {
       echoing = undefined
-      all().forEach(flush)
+      readings.forEach(flush)
     }
   }
 
@@ -803,9 +803,9 @@ export function connect(url, options = {}) {
 
   /** Does what the reason for an end asks for. @param {Frame} why @returns {any} */
   function judge(why) {
-    const { topic, code } = why, isOfToken = options.token && /^(unau|tok)/.test(code)
+    const { topic, code } = why, isOfToken = /^(unau|tok|fo)/.test(code)
     if (isOver()) return
-    if (isOfToken && !why.answered && chances-- > 0) token = undefined
+    if (isOfToken && !topic && !why.answered && chances-- > 0) token = undefined
     else if (isOfToken || FINAL.test(code)) {
       if (!topic) return refuse(why)
       const some = known(named(topic))
@@ -828,7 +828,7 @@ export function connect(url, options = {}) {
       say(now)
       rest()
       Object.values(timers).forEach(clearTimeout)
-      all().forEach(it => end(it, error))
+      readings.forEach(it => end(it, error))
       if (error) emit('refused', error)
     }
     return error
@@ -846,7 +846,7 @@ export function connect(url, options = {}) {
   }
   // Without the module each tab connects by itself.
   const sharing = options.shared && import('./rejoin-shared.js').then(it => {
-    tabs = it.share(base, options, again, subscribe, () => ({ link, cursor, all: all() }))
+    tabs = it.share(base, options, again, subscribe, () => ({ link, cursor, all: readings }))
   }).catch(() => {})
   for (const type of ['online', 'pageshow', 'pagehide', 'visibilitychange']) globalThis.addEventListener?.(type, hurry, listening)
   // The transport that has worked shortly before.

@@ -83,12 +83,14 @@ pub fn respond(
                 match next {
                     Next::Event(
                         Event::Delivery(Delivery::Message(message))
-                        | Event::Replay(Delivery::Message(message)),
+                        | Event::Replay(_, Delivery::Message(message)),
                     ) => {
                         bytes.add(wire::envelope(&message).len());
                         messages.push(message);
                     }
-                    Next::Event(Event::Delivery(Delivery::Gap(gap)) | Event::Replay(Delivery::Gap(gap))) => {
+                    Next::Event(
+                        Event::Delivery(Delivery::Gap(gap)) | Event::Replay(_, Delivery::Gap(gap)),
+                    ) => {
                         gaps.push(*gap);
                     }
                     Next::Ended(_) | Next::GraceOver => return Poll::Ready(()),

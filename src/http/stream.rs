@@ -192,8 +192,12 @@ impl Streaming {
             // The id of its event is the cursor, which is this reader's own.
             Event::Delivery(Delivery::Message(message)) => Some(self.framing.message(&message, cursor)),
             Event::Delivery(Delivery::Gap(gap)) => control(Control::Gap(&gap)),
-            Event::Replay(Delivery::Message(message)) => Some(self.framing.replay(&message, cursor)),
-            Event::Replay(Delivery::Gap(gap)) => Some(self.framing.replay_gap(&gap, cursor)),
+            Event::Replay(pattern, Delivery::Message(message)) => {
+                Some(self.framing.replay(&message, &pattern, cursor))
+            }
+            Event::Replay(pattern, Delivery::Gap(gap)) => {
+                Some(self.framing.replay_gap(&gap, &pattern, cursor))
+            }
             Event::Added(topic) => control(Control::Subscribed { topic: &topic, cursor, by }),
             Event::Removed(topic) => control(Control::Unsubscribed { topic: &topic, cursor, by }),
             // A stream has no commands.

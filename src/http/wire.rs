@@ -112,12 +112,19 @@ struct ReplayedGap<'a> {
     #[serde(flatten)]
     gap: Control<'a>,
     replay: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pattern: Option<&'a str>,
 }
 
 impl<'a> ReplayedGap<'a> {
-    fn of(gap: &'a GapNotice) -> Self {
-        Self { gap: Control::Gap(gap), replay: true }
+    fn of(gap: &'a GapNotice, pattern: &'a Pattern) -> Self {
+        Self { gap: Control::Gap(gap), replay: true, pattern: pattern_of(pattern) }
     }
+}
+
+/// A replay names the pattern that it belongs to, if that is not the topic of each message.
+fn pattern_of(pattern: &Pattern) -> Option<&str> {
+    Some(pattern.as_str()).filter(|_| pattern.has_wildcard())
 }
 
 fn write(out: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {

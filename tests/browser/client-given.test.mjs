@@ -133,6 +133,85 @@ describe('a topic of the page that the list has too', { concurrency: true }, () 
   })
 })
 
+describe('a replay of a pattern of the page', { concurrency: true }, () => {
+  const replayed = (topic, id) => ({ ...message(topic, id), replay: true, pattern: 'r.*' })
+  /** A page that has asked for a pattern with a start, of which the first message has come. */
+  async function begun(options) {
+    const Socket = scripted({ heartbeat_ms: 25_000, mine: options.mine ? [] : undefined })
+    const { rejoin, given } = open('http://127.0.0.1:1/', { WebSocket: Socket, ...options })
+    rejoin.on('open', () => {})
+    await until(() => rejoin.state === 'live')
+    const own = record(rejoin.subscribe('r.*', { last: 5 })), [socket] = Socket.all
+    socket.say(replayed('r.1', 901))
+    return { rejoin, given, own, socket }
+  }
+  const answer = { type: 'subscribed', topic: 'r.*', cursor: '1000', ref: 1 }
+
+  // What had come of it was dropped, and no gap said so.
+  test('is whole, although the backend adds and takes a topic of it meanwhile', async () => {
+    const { own, socket } = await begun({ mine: false })
+    socket.say(taken('r.1', 1000))
+    socket.say(replayed('r.1', 902))
+    socket.say(answer)
+    assert.deepEqual(data(own), [901, 902])
+  })
+
+  // The subscription of the list was told what the page had asked for.
+  test('is whole, although the list gains a topic of it meanwhile', async () => {
+    const { own, given, socket } = await begun({ mine: true })
+    const listed = []
+    socket.say(added('r.1', 1000))
+    listed.push(record(given[0]))
+    socket.say(replayed('r.1', 902))
+    socket.say(answer)
+    assert.deepEqual([data(own), listed.map(data)], [[901, 902], [[]]])
+  })
+})
+
+describe('a replay that the backend has begun', { concurrency: true }, () => {
+  test('is not told to a pattern that the list gains meanwhile', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000, mine: [] })
+    const { rejoin } = open('http://127.0.0.1:1/', { WebSocket: Socket })
+    await until(() => rejoin.state === 'live')
+    const [socket] = Socket.all, told = {}
+    rejoin.on('subscription', subscription => { told[subscription.topic] = record(subscription) })
+    socket.say({ ...message('a.b', 901), replay: true })
+    socket.say(added('a.*', 1000))
+    socket.say({ ...message('a.b', 902), replay: true })
+    socket.say(added('a.b', 1000))
+    assert.deepEqual([data(told['a.*']), data(told['a.b'])], [[], [901, 902]])
+  })
+
+  // Its rest was never told.
+  test('goes on for a topic that the list gains meanwhile', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000, mine: [] })
+    const { rejoin } = open('http://127.0.0.1:1/', { WebSocket: Socket })
+    await until(() => rejoin.state === 'live')
+    const [socket] = Socket.all
+    let told
+    rejoin.on('subscription', subscription => { told = record(subscription) })
+    socket.say({ ...message('a', 901), replay: true })
+    socket.say(added('a', 1000))
+    socket.say({ ...message('a', 902), replay: true })
+    socket.say(added('a', 1000))
+    assert.deepEqual(data(told), [901, 902])
+  })
+})
+
+// They were told before it had loaded, and it may already contain them.
+test('a subscription with state is told no message of the time before it is read', async () => {
+  const Socket = scripted({ heartbeat_ms: 25_000 })
+  const { rejoin } = open('http://127.0.0.1:1/', { WebSocket: Socket, mine: false, after: '1000' })
+  rejoin.on('open', () => {})
+  await until(() => rejoin.state === 'live')
+  const told = record(rejoin.subscribe('a', { state: () => told.push('state') })), [socket] = Socket.all
+  socket.say({ ...message('a', 1001), replay: true })
+  socket.say({ type: 'subscribed', topic: 'a', cursor: '1002', ref: 1 })
+  socket.say(message('a', 1003))
+  await until(() => has(told, 'message'))
+  assert.deepEqual([told.map(it => it.type ?? it), data(told)], [['subscribed', 'state', 'message'], [1003]])
+})
+
 describe('a topic that only the backend adds', { concurrency: true }, () => {
   /** A client without a list, and its connection. */
   async function opened() {

@@ -137,6 +137,24 @@ describe('the clock of the browser client', () => {
     assert.deepEqual([refused, rejoin.state, Socket.all.length], [['disconnected'], 'refused', 1])
   })
 
+  // The whole client was refused when the operator changed the keys, or took the grant of one topic.
+  test('a connection that is forbidden later asks for a new token, and then only what is refused ends', async () => {
+    const Socket = socketThat(socket => opens(socket)), tokens = []
+    const { rejoin, refused } = open({ WebSocket: Socket, transports: ['ws'], token: () => '' + tokens.push(1) })
+    const told = record(rejoin.subscribe('t')), other = record(rejoin.subscribe('other'))
+    await pass(1)
+    assert.ok(has(told, 'subscribed') && has(other, 'subscribed'))
+    Socket.all[0].say({ type: 'closing', code: 'forbidden', detail: 'subscribe is not granted' })
+    Socket.all[0].onclose({ code: 4003, reason: 'forbidden' })
+    await pass(60_000)
+    assert.deepEqual([refused, rejoin.state, Socket.all.length, tokens.length], [[], 'live', 2, 2])
+    Socket.all[1].say({ type: 'closing', code: 'forbidden', topic: 'other' })
+    Socket.all[1].onclose({ code: 4003, reason: 'forbidden' })
+    await settled()
+    await pass(60_000)
+    assert.deepEqual([has(told, 'refused'), other.at(-1).code, rejoin.state], [false, 'forbidden', 'live'])
+  })
+
   // The timer of a worse transport ended a better one that the network had brought back before.
   test('a WebSocket that has come back stays', async () => {
     const page = new EventTarget()

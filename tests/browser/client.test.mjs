@@ -387,7 +387,7 @@ describe('the browser client', { concurrency: 8 }, () => {
     rejoin.on('open', () => {})
     await until(() => rejoin.state === 'live')
     const [socket] = Socket.all
-    const replay = (topic, id) => socket.say({ type: 'message', topic, id: String(id), data: id, replay: true })
+    const replay = (topic, id, pattern) => socket.say({ type: 'message', topic, id: String(id), data: id, replay: true, pattern })
     const adds = topic => socket.say({ type: 'subscribed', topic, cursor: '2000', by: 'server' })
     const answers = topic => socket.say({ type: 'subscribed', topic, cursor: '2000', ref: 1 })
     const ids = told => told.map(it => it.data ?? it.reason).filter(it => it)
@@ -401,7 +401,7 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.deepEqual([ids(added.a), ids(b)], [[900], [800]])
 
     const c = record(rejoin.subscribe('c.1', { last: 10 }))
-    replay('c.1', 900)
+    replay('c.1', 900, 'c.*')
     adds('c.*')
     replay('c.1', 800)
     answers('c.1')
@@ -411,7 +411,7 @@ describe('the browser client', { concurrency: 8 }, () => {
     assert.deepEqual(socket.sent.at(-1), { type: 'subscribe', topic: 'd.*', last: 10, ref: 1 })
     replay('d.1', 900)
     adds('d.1')
-    replay('d.2', 800)
+    replay('d.2', 800, 'd.*')
     assert.deepEqual([ids(added['d.1']), ids(d)], [[900], []])
     answers('d.*')
     assert.deepEqual(ids(d), [800])
@@ -430,7 +430,7 @@ describe('the browser client', { concurrency: 8 }, () => {
     const all = record(rejoin.subscribe('a.*')), closed = rejoin.subscribe('closed'), taken = record(rejoin.subscribe('taken'))
     await until(() => has(all, 'subscribed') && has(taken, 'subscribed'))
     const [socket] = Socket.all
-    const replay = (topic, id) => socket.say({ type: 'message', topic, id: String(id), data: id, replay: true })
+    const replay = (topic, id, pattern) => socket.say({ type: 'message', topic, id: String(id), data: id, replay: true, pattern })
     const server = (type, topic) => socket.say({ type, topic, cursor: '1000', by: 'server' })
 
     replay('a.1', 1)

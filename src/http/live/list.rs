@@ -35,7 +35,7 @@ pub async fn list(table: &Table, wanted: &Wanted) -> Listed {
     let (mut page, mut bytes, mut after) = (Listed::default(), 0, wanted.after);
     while let Some(last) = page.show_some(table, wanted, after, &mut bytes) {
         after = Some(last);
-        // Let other tasks run. Nothing keeps a connection alive meanwhile.
+        // Let other tasks run. The list keeps no connection alive meanwhile.
         yield_now().await;
     }
     page

@@ -89,8 +89,8 @@ struct Joining {
 #[derive(Debug)]
 pub enum Event {
     Delivery(Delivery),
-    /// A message or a gap of a pattern that is joining.
-    Replay(Delivery),
+    /// A message or a gap of this pattern, which is joining.
+    Replay(Pattern, Delivery),
     /// The pattern that the client asked for is part of the subscription now.
     Joined(Pattern),
     /// The pattern that the client asked for was removed by a command before it was merged.

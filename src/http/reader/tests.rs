@@ -73,7 +73,7 @@ impl Client {
             let Next::Event(event) = next else { panic!("{next:?}") };
             self.given.push(match event {
                 Event::Delivery(Delivery::Message(message)) => text(&message),
-                Event::Replay(Delivery::Message(message)) => format!("replay {}", text(&message)),
+                Event::Replay(_, Delivery::Message(message)) => format!("replay {}", text(&message)),
                 Event::Added(topic) => format!("added {topic}"),
                 Event::Joined(topic) => format!("joined {topic}"),
                 Event::Removed(topic) => format!("removed {topic}"),

@@ -260,8 +260,8 @@ impl Session {
         match event {
             Event::Delivery(Delivery::Message(message)) => self.socket.form().encode(&message, cursor).bytes,
             Event::Delivery(Delivery::Gap(gap)) => wire::control_frame(&Control::Gap(&gap)),
-            Event::Replay(Delivery::Message(message)) => wire::replay_frame(&message),
-            Event::Replay(Delivery::Gap(gap)) => wire::replay_gap_frame(&gap),
+            Event::Replay(pattern, Delivery::Message(message)) => wire::replay_frame(&message, &pattern),
+            Event::Replay(pattern, Delivery::Gap(gap)) => wire::replay_gap_frame(&gap, &pattern),
             Event::Joined(pattern) => {
                 let answer = Answer::Subscribed { topic: &pattern, cursor };
                 wire::control_frame(&Reply { answer, reference: &self.take_joining() })

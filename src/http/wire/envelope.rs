@@ -5,11 +5,11 @@ use bytes::Bytes;
 
 use super::{
     frames::{TEXT, frame_header_len, write_frame_header},
-    slot, write,
+    pattern_of, slot, write,
 };
 use crate::{
     http::{deflate, escape},
-    message::{Message, PayloadKind},
+    message::{Message, Pattern, PayloadKind},
 };
 
 /// The envelope and a line feed.
@@ -49,17 +49,21 @@ pub(super) fn framed_envelope(message: &Message) -> Bytes {
 }
 
 #[derive(Clone, Copy, Default)]
-pub(super) struct Style {
-    /// The message is replayed before `subscribed`.
-    pub replay: bool,
+pub(super) struct Style<'a> {
+    /// The message is replayed before the `subscribed` of this pattern.
+    pub replay: Option<&'a Pattern>,
     /// The payload follows the envelope as raw bytes.
     pub bytes_follow: bool,
 }
 
-pub(super) fn write_envelope(out: &mut Vec<u8>, message: &Message, style: Style) {
+pub(super) fn write_envelope(out: &mut Vec<u8>, message: &Message, style: Style<'_>) {
     out.extend_from_slice(b"{\"type\":\"message\"");
-    if style.replay {
+    if let Some(pattern) = style.replay {
         out.extend_from_slice(b",\"replay\":true");
+        if let Some(name) = pattern_of(pattern) {
+            out.extend_from_slice(b",\"pattern\":");
+            write_string(out, name);
+        }
     }
     if message.is_ephemeral() {
         out.extend_from_slice(b",\"ephemeral\":true");
@@ -86,7 +90,7 @@ pub(super) fn write_envelope(out: &mut Vec<u8>, message: &Message, style: Style)
     escape::line_ends(out);
 }
 
-fn write_data(out: &mut Vec<u8>, message: &Message, style: Style) {
+fn write_data(out: &mut Vec<u8>, message: &Message, style: Style<'_>) {
     if style.bytes_follow {
         out.extend_from_slice(b",\"encoding\":\"binary\"");
         return;

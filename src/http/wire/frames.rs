@@ -11,7 +11,7 @@ use super::{
 use crate::{
     broker::GapNotice,
     http::deflate,
-    message::{Message, PayloadKind},
+    message::{Message, Pattern, PayloadKind},
 };
 
 /// A server's frame header for a payload of this length (RFC 6455 §5.2).
@@ -59,7 +59,7 @@ pub fn control_frame(control: &impl Serialize) -> Bytes {
 /// The WebSocket frame of a message, shared by all its readers.
 pub fn message_frame(message: &Message) -> Bytes {
     if message.kind == PayloadKind::Binary {
-        return message.rendered(slot::BINARY, |message| binary_frame(message, false));
+        return message.rendered(slot::BINARY, |message| binary_frame(message, None));
     }
     let line = framed_envelope(message);
     line.slice(..line.len() - 1)
@@ -86,22 +86,22 @@ pub fn deflated(frame: Bytes) -> Bytes {
     compressed.unwrap_or(frame)
 }
 
-/// The WebSocket frame of a message that is replayed before `subscribed`.
-pub fn replay_frame(message: &Message) -> Bytes {
+/// The WebSocket frame of a message that is replayed before the `subscribed` of this pattern.
+pub fn replay_frame(message: &Message, pattern: &Pattern) -> Bytes {
     if message.kind == PayloadKind::Binary {
-        return binary_frame(message, true);
+        return binary_frame(message, Some(pattern));
     }
     let mut envelope = Vec::new();
-    write_envelope(&mut envelope, message, Style { replay: true, ..Style::default() });
+    write_envelope(&mut envelope, message, Style { replay: Some(pattern), ..Style::default() });
     text_frame(&envelope)
 }
 
-/// The gap of a topic that is replayed before `subscribed`.
-pub fn replay_gap_frame(gap: &GapNotice) -> Bytes {
-    control_frame(&ReplayedGap::of(gap))
+/// The gap that is replayed before the `subscribed` of this pattern.
+pub fn replay_gap_frame(gap: &GapNotice, pattern: &Pattern) -> Bytes {
+    control_frame(&ReplayedGap::of(gap, pattern))
 }
 
-fn binary_frame(message: &Message, replay: bool) -> Bytes {
+fn binary_frame(message: &Message, replay: Option<&Pattern>) -> Bytes {
     let mut body = Vec::with_capacity(message.bytes().len() + 160);
     write_envelope(&mut body, message, Style { replay, bytes_follow: true });
     body.push(b'\n');

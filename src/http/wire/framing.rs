@@ -13,7 +13,7 @@ use crate::{
         gzip::{self, Sum},
         metrics::Transport,
     },
-    message::{Id, Message},
+    message::{Id, Message, Pattern},
 };
 
 /// A way to write messages and control frames into a response body.
@@ -67,22 +67,22 @@ impl Framing {
     }
 
     /// A message that is replayed for a topic that was added. It does not move the cursor.
-    pub fn replay(self, message: &Message, cursor: Id) -> Bytes {
+    pub fn replay(self, message: &Message, pattern: &Pattern, cursor: Id) -> Bytes {
         let mut out = Vec::with_capacity(message.bytes().len() + 192);
         if self != Self::Ndjson {
             write(&mut out, format_args!("id: {cursor}\ndata: "));
         }
         let begin = out.len();
-        write_envelope(&mut out, message, Style { replay: true, ..Style::default() });
+        write_envelope(&mut out, message, Style { replay: Some(pattern), ..Style::default() });
         debug_assert!(!out[begin..].contains(&b'\n'), "an envelope is one line");
         out.extend_from_slice(if self == Self::Ndjson { b"\n" } else { b"\n\n" });
         out.into()
     }
 
     /// A gap of a topic that was added. It does not move the cursor.
-    pub fn replay_gap(self, gap: &GapNotice, cursor: Id) -> Bytes {
+    pub fn replay_gap(self, gap: &GapNotice, pattern: &Pattern, cursor: Id) -> Bytes {
         let gap = GapNotice { cursor, ..gap.clone() };
-        self.named("gap", Some(cursor), &to_json(&ReplayedGap::of(&gap))).into()
+        self.named("gap", Some(cursor), &to_json(&ReplayedGap::of(&gap, pattern))).into()
     }
 
     /// A control frame: a line, or an event of that name with the cursor as its id.

@@ -55,6 +55,31 @@ async fn a_gap_of_a_replay_does_not_move_the_cursor() {
     }
 }
 
+/// A client that reads a topic and a pattern of it could not know whose replay a message was.
+#[tokio::test]
+async fn a_replay_of_a_pattern_names_it() {
+    let server = Server::start().await;
+    for transport in LIVE {
+        let (kept, gone) = (format!("{transport}.kept"), format!("{transport}.gone"));
+        let lost = publish_all(&server, &gone, 1..=2).await;
+        delete_topic(&server, &gone).await;
+        publish(&server, &kept, "x").await;
+        let mut reader = Reader::open(&server, transport, "topic=own").await;
+        let pattern = format!("{transport}.*");
+        add(&server, &id_of(&reader), &pattern, &format!("after={}", lost[0])).await;
+        let (gap, message) = (reader.gap().await, reader.next().await);
+        for (frame, topic) in [(gap, &gone), (message, &kept)] {
+            assert_eq!((&frame["topic"], &frame["replay"]), (&json!(topic), &json!(true)), "{frame}");
+            assert_eq!(frame["pattern"], *pattern, "{frame}");
+        }
+        told(&mut reader, "subscribed", &pattern).await;
+        add(&server, &id_of(&reader), &kept, "after=0").await;
+        let message = reader.next().await;
+        assert_eq!((&message["replay"], message.get("pattern")), (&json!(true), None), "{message}");
+        told(&mut reader, "subscribed", &kept).await;
+    }
+}
+
 /// A server whose topics hold more than a socket takes, and a topic with so much.
 async fn long_topic() -> Server {
     filled(Server::with(large).await).await

@@ -99,7 +99,7 @@ impl State {
             }
             Join::Replay(delivery) => {
                 self.permit.note(&delivery, true);
-                Poll::Ready(Event::Replay(delivery))
+                Poll::Ready(Event::Replay(joining.pattern.clone(), delivery))
             }
             Join::SameCursor => {
                 let Some(joining) = self.joining.pop_front() else { return Poll::Pending };
