@@ -73,7 +73,7 @@ pub struct Bench {
     transport: Transport,
 
     /// How long to publish.
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = up_to_an_hour)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", allow_hyphen_values = true, value_parser = up_to_an_hour)]
     duration: Duration,
 
     #[command(flatten)]

@@ -53,7 +53,7 @@ pub struct Publish {
 
     /// Give up after failing to publish anything for this long [default: never with lines of standard input,
     /// else 30s].
-    #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = rejoin::config::duration)]
     give_up: Option<Duration>,
 
     #[command(flatten)]

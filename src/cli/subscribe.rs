@@ -45,12 +45,12 @@ pub struct Subscribe {
     json: bool,
 
     /// End when no message has arrived for this long. Time without a connection does not count.
-    #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = rejoin::config::duration)]
     until_idle: Option<Duration>,
 
     /// Give up if the server cannot be reached, or every connection is cut, for this long [default: never;
     /// 30s with --until-idle].
-    #[arg(long, value_name = "DURATION", value_parser = rejoin::config::duration)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = rejoin::config::duration)]
     give_up: Option<Duration>,
 
     #[command(flatten)]

@@ -47,7 +47,7 @@ struct Mint {
     granted: Granted,
 
     /// How long the token is accepted.
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = rejoin::config::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "1h", allow_hyphen_values = true, value_parser = rejoin::config::duration)]
     ttl: Duration,
 
     #[command(flatten)]

@@ -64,9 +64,14 @@ impl Args for Flags {
     fn augment_args(command: Command) -> Command {
         let ours: Vec<String> = names().into_iter().map(|(id, _)| id).collect();
         Config::augment_args(command).mut_args(|arg| {
-            let is_ours = ours.iter().any(|id| arg.get_id() == id.as_str());
-            // A negative number is a value, so that its mistake is that of the setting.
-            if is_ours { arg.value_parser(value_parser!(String)).allow_negative_numbers(true) } else { arg }
+            if !ours.iter().any(|id| arg.get_id() == id.as_str()) {
+                return arg;
+            }
+            // `-1` and `-5s` are values, so that their mistake is that of the setting.
+            let is_duration = arg.get_value_names() == Some(&["DURATION".into()]);
+            arg.value_parser(value_parser!(String))
+                .allow_negative_numbers(true)
+                .allow_hyphen_values(is_duration)
         })
     }
 

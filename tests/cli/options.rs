@@ -136,3 +136,20 @@ async fn a_wrong_start_is_refused_with_the_form_that_was_expected() {
     }
     server.stop().await;
 }
+
+/// `-5` was an unknown flag, with a tip that could not help.
+#[tokio::test]
+async fn a_negative_duration_is_refused_with_the_form_that_was_expected() {
+    for command in [
+        &["serve", "--heartbeat"][..],
+        &["pub", "t", "x", "--give-up"],
+        &["sub", "t", "--until-idle"],
+        &["token", "--ttl"],
+        &["bench", "--duration"],
+    ] {
+        let refused = Program::new(&[command, &["-5s"]].concat()).run().await;
+        assert_eq!(refused.code, Some(2), "{command:?}: {refused:?}");
+        let told = "expected a duration, for example 90s, 10m or 2h";
+        assert!(refused.stderr().contains(told), "{command:?}: {}", refused.stderr());
+    }
+}
