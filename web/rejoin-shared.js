@@ -136,7 +136,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     heard = Date.now()
     // Messages, gaps, cursors, and news of topics. Other frames are for the leader alone.
     if (!/^([gsu]|me|cu)/.test(frame.type)) return
-    // A leader asks for no replay, so each is of a topic that the server adds.
+    // A leader asks for no replay. What is replayed is of a topic that the server adds, or is read again by polls.
     post({ term, frame })
   }
 
@@ -166,7 +166,7 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
   }
 
   /** @param {string} topic */
-  const isRead = topic => newest?.names.has(topic) && !newest.asked.some(it => it.reading?.name === topic)
+  const isRead = topic => newest?.names.has(topic) && !newest.asked.some(it => it.name === topic)
 
   /** @param {string} to @param {Frame} command */
   function command(to, { topic, presence, isDone }) {
@@ -205,12 +205,12 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     link = one
     place = after
     following = undefined
-    one.command = (/** @type {Frame} */ { type, topic, presence }, answered, reading) => {
+    one.command = (/** @type {Frame} */ { type, topic, presence }, answered, name) => {
       if (!topic) return
       const isDone = type === 'unsubscribe'
       // The leader answers nothing that is done before.
       if (isDone) one.asked = one.asked.filter(it => it.topic !== topic)
-      else if (answered) one.asked.push({ topic, answered, reading })
+      else if (answered) one.asked.push({ topic, answered, name })
       post({ from: id, topic, presence, isDone })
     }
     clearTimeout(patience)

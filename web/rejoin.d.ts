@@ -113,10 +113,10 @@ export type Link = {
     abort: AbortController;
     asked: {
         answered?: (frame: Frame) => void;
-        reading?: Reading;
+        name?: string;
         topic?: string;
     }[];
-    command?: (command: object, answered?: (frame: Frame) => void, reading?: Reading) => void;
+    command?: (command: object, answered?: (frame: Frame) => void, name?: string) => void;
     frame(frame: Frame): void;
     end(why?: Frame): void;
 };

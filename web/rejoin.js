@@ -81,8 +81,8 @@
  * One connection, or a chain of polls. It reads the topics in `names` for the client, and those in `added` because the
  * server has added them. `asked` are the commands that have no answer yet.
  * @typedef {{names: Set<string>, added: Set<string>, readings: Reading[], ended?: boolean, timer?: any,
- *   reason?: Frame, abort: AbortController, asked: {answered?: (frame: Frame) => void, reading?: Reading, topic?: string}[],
- *   command?: (command: object, answered?: (frame: Frame) => void, reading?: Reading) => void, frame(frame: Frame): void,
+ *   reason?: Frame, abort: AbortController, asked: {answered?: (frame: Frame) => void, name?: string, topic?: string}[],
+ *   command?: (command: object, answered?: (frame: Frame) => void, name?: string) => void, frame(frame: Frame): void,
  *   end(why?: Frame): void}} Link
  */
 
@@ -208,7 +208,7 @@ export function connect(url, options = {}) {
   const named = (/** @type {string} */ name) => readings.filter(it => it.name === name)
   /** Those of the client, and not of the server. */
   const known = (some = readings) => some.filter(it => !it.by)
-  const isAsked = (/** @type {string} */ name) => link?.asked.some(it => it.reading?.name === name)
+  const isAsked = (/** @type {string} */ name) => link?.asked.some(it => it.name === name)
   const later = (/** @type {string} */ name, /** @type {() => void} */ run, /** @type {number} */ ms) => {
     clearTimeout(timers[name])
     timers[name] = setTimeout(run, Math.min(2e9, ms))
@@ -346,8 +346,8 @@ export function connect(url, options = {}) {
     socket.binaryType = 'arraybuffer'
     // A dead path keeps the socket open for a minute, and may bring more. `frame` drops that.
     one.abort.signal.onabort = () => socket.close()
-    one.command = (command, answered, reading) => {
-      one.asked.push({ answered, reading })
+    one.command = (command, answered, name) => {
+      one.asked.push({ answered, name })
       socket.send(JSON.stringify({ ...command, ref: 1 }))
     }
     // Only a text has the method `at`.
@@ -402,7 +402,7 @@ export function connect(url, options = {}) {
     chances = 2
     for (const reading of one.readings) if (one.names.has(reading.name)) joined(reading, frame.cursor)
     // These topics have left the list meanwhile.
-    drop(readings.filter(it => it.by && frame.mine?.includes(it.name) === false))
+    drop(readings.filter(it => it.by && options.mine && !frame.mine?.includes(it.name)))
     for (const topic of frame.mine ?? []) if (link) byServer({ topic, cursor })
     if (!link) return
     expects(frame)
@@ -452,7 +452,8 @@ export function connect(url, options = {}) {
   function give(reading, frame) {
     const isUnknown = frame.reason === 'unknown_cursor'
     // A gap without an end that does not move the cursor is one of several.
-    if (reading.lost || !(isUnknown || !frame.next && frame.after >= frame.cursor) && (frame.id ?? frame.next ?? frame.cursor) <= +reading.at) return
+    // And a state that is yet to be loaded has all that comes before it.
+    if (reading.lost || reading.load && !reading.told || !(isUnknown || !frame.next && frame.after >= frame.cursor) && (frame.id ?? frame.next ?? frame.cursor) <= +reading.at) return
     const before = position(reading)
     // The ids of a store that does not know the cursor may be smaller.
     if (isUnknown) reading.at = frame.cursor
@@ -473,8 +474,7 @@ export function connect(url, options = {}) {
 
   /** @param {Reading} reading @param {Frame} frame */
   function tell(reading, frame) {
-    // The state that is yet to be loaded has all that comes before it.
-    if (reading.ended || own.has(frame.id) || reading.load && !reading.told) return
+    if (reading.ended || own.has(frame.id)) return
     reading.emit(frame.type, frame)
     if (frame.type === 'gap') load(reading)
   }
@@ -517,11 +517,12 @@ export function connect(url, options = {}) {
   /** The connection reads this subscription with the others from now on. @param {Reading} reading @param {string} place */
   function joined(reading, place) {
     if (reading.ended || reading.lost) return
-    reading.at ??= place
+    // The rest of a replay may still come, although the list has the topic.
+    if (!reading.by) reading.at ??= place
     reading.live = reading.caught = true
     if (!reading.told) {
       reading.told = true
-      reading.emit('subscribed', { topic: reading.name, cursor: reading.at })
+      reading.emit('subscribed', { topic: reading.name, cursor: reading.at ?? place })
       load(reading)
     }
   }
@@ -559,14 +560,14 @@ export function connect(url, options = {}) {
           joined(reading, frame.cursor)
         }
         named(name).forEach(join)
-      }, reading)
+      }, name)
     }
   }
 
   /** Ends what was refused by its nature, and tries the rest again. @param {Reading} reading @param {Frame} frame */
   function fails(reading, frame) {
-    if (FINAL.test(frame.code)) drop([reading], frame)
     if (frame.code) later('join', joinAll, 2000)
+    if (FINAL.test(frame.code)) drop([reading], frame)
   }
 
   const joinAll = () => readings.forEach(join)
@@ -679,23 +680,24 @@ export function connect(url, options = {}) {
   /** The server has added a topic, or taken it. @param {Frame} frame */
   function byServer({ type, topic, cursor: place }) {
     let [reading] = named(topic).filter(it => it.by)
-    const one = /** @type {Link} */ (link), isOwn = one.names.has(topic) && !isAsked(topic)
+    const isOwn = link?.names.has(topic) && !isAsked(topic)
     if (type === 'unsubscribed') {
       if (!reading?.live && !isOwn) giveReplay({ name: topic, lost: true })
       // The client may still read for itself what is gone from the list. A new connection says so, from this place.
-      if (one.added.delete(topic) && isOwn && options.mine) {
+      if (link?.added.delete(topic) && isOwn && options.mine) {
         cursor = place
         leave()
         return again(backOff(0))
       }
-      if (isOwn) one.names.delete(topic)
+      if (isOwn) link?.names.delete(topic)
       return drop(named(topic).filter(it => isOwn || it.by))
     }
-    one.added.add(topic)
+    link?.added.add(topic)
     if (!reading) emit('subscription', (reading = begin(topic, { by: true })).subscription)
     // A replay may be of the page's own command, or of the server's. A new connection reads each from its place.
     if (options.mine && isAsked(topic)) again()
-    else giveReplay(reading)
+    // The server replays nothing of a topic that the page reads already.
+    else if (!isOwn) giveReplay(reading)
     joined(reading, place)
   }
 

@@ -190,11 +190,13 @@ describe('a replay that the backend has begun', { concurrency: true }, () => {
     const [socket] = Socket.all
     let told
     rejoin.on('subscription', subscription => { told = record(subscription) })
+    socket.say(added('a', 1000))
+    socket.say(message('a', 1001))
     socket.say({ ...message('a', 901), replay: true })
-    socket.say(added('a', 1000))
     socket.say({ ...message('a', 902), replay: true })
-    socket.say(added('a', 1000))
-    assert.deepEqual(data(told), [901, 902])
+    socket.say(added('a', 1001))
+    socket.say(message('a', 1002))
+    assert.deepEqual(data(told), [1001, 901, 902, 1002])
   })
 })
 
@@ -296,6 +298,28 @@ describe('a topic that only the backend adds', { concurrency: true }, () => {
   })
 
   // Only the tab that leads was told. The subscription of the others waited for ever.
+  test('waits in every tab until the backend adds it to the next connection', async () => {
+    const Socket = scripted({ heartbeat_ms: 25_000 })
+    const restore = withLocks()
+    const tabs = [1, 2].map(() => {
+      const { rejoin, given } = open('http://127.0.0.1:1/', { WebSocket: Socket, mine: false, shared: 'u2' })
+      rejoin.subscribe('keep')
+      return { rejoin, given }
+    })
+    await until(() => tabs.every(({ rejoin }) => rejoin.state === 'live'))
+    Socket.all[0].say(added('a', 1000))
+    await until(() => tabs.every(({ given }) => given.length))
+    const told = tabs.map(({ given }) => record(given[0]))
+    Socket.all[0].onclose({ code: 1006, reason: '' })
+    await until(() => Socket.all.length === 2 && tabs.every(({ rejoin }) => rejoin.state === 'live'))
+    Socket.all[1].say(added('a', 1000))
+    Socket.all[1].say(message('a', 1001))
+    await until(() => told.every(it => has(it, 'message')))
+    assert.deepEqual([tabs.map(({ given }) => given.length), told.map(it => has(it, 'refused'))], [[1, 1], [false, false]])
+    for (const { rejoin } of tabs) rejoin.close()
+    restore()
+  })
+
   test('is refused in every tab if the server takes it because one has closed its own', async () => {
     const Socket = scripted({ heartbeat_ms: 25_000 })
     const restore = withLocks()
