@@ -96,6 +96,10 @@ pub struct End {
     /// Id of the connection.
     connection: String,
 
+    /// Do it only if the connection has this subject.
+    #[arg(long)]
+    sub: Option<String>,
+
     #[command(flatten)]
     remote: Remote,
 }
@@ -115,8 +119,8 @@ impl Connections {
                 Ok(client) => client.remove_topic(&connection, &topic, sub.as_deref()).await,
                 Err(error) => Err(error),
             },
-            Self::End(End { connection, remote }) => match remote.client() {
-                Ok(client) => client.end_connection(&connection).await,
+            Self::End(End { connection, sub, remote }) => match remote.client() {
+                Ok(client) => client.end_connection(&connection, sub.as_deref()).await,
                 Err(error) => Err(error),
             },
         };

@@ -107,25 +107,24 @@ impl Client {
         self.change(Method::DELETE, url).await
     }
 
-    /// Ends a live connection.
+    /// Ends a live connection. With a subject, only if the connection is of that subject.
     ///
     /// # Errors
     /// As [`add_topic`](Self::add_topic).
-    pub async fn end_connection(&self, connection: &str) -> Result<(), ClientError> {
-        self.change(Method::DELETE, self.below_connections(&[connection])).await
+    pub async fn end_connection(&self, connection: &str, sub: Option<&str>) -> Result<(), ClientError> {
+        self.change(Method::DELETE, self.below_connections(&[connection], sub)).await
     }
 
     fn topic_of(&self, connection: &str, topic: &str, sub: Option<&str>) -> Url {
-        let mut url = self.below_connections(&[connection, "topics", topic]);
+        self.below_connections(&[connection, "topics", topic], sub)
+    }
+
+    fn below_connections(&self, segments: &[&str], sub: Option<&str>) -> Url {
+        let mut url = self.at("/connections");
+        url.path_segments_mut().expect("an http URL has a path").extend(segments);
         if let Some(sub) = sub {
             url.query_pairs_mut().append_pair("sub", sub);
         }
-        url
-    }
-
-    fn below_connections(&self, segments: &[&str]) -> Url {
-        let mut url = self.at("/connections");
-        url.path_segments_mut().expect("an http URL has a path").extend(segments);
         url
     }
 

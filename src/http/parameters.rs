@@ -84,19 +84,21 @@ pub const MEMBERS: Parameters =
 /// `GET /connections`.
 pub const CONNECTIONS: Parameters = Parameters {
     known: &[CREDENTIAL, &["sub", "topic", "after", "limit"]],
-    misplaced: &[("topics", "topic")],
+    misplaced: &[("topics", "topic"), SUBJECT],
 };
+// A request whose guard or filter is ignored would concern the connections of all.
+const SUBJECT: (&str, &str) = ("subject", "sub");
 
 /// `PUT /connections/{id}/topics/{topic}`.
 pub const ADDED: Parameters = Parameters {
     known: &[CREDENTIAL, &["after", "last", "since", "sub", "presence"]],
-    misplaced: &[("topic", "the path"), ("topics", "the path")],
+    misplaced: &[("topic", "the path"), ("topics", "the path"), SUBJECT],
 };
 
-/// `DELETE /connections/{id}/topics/{topic}`.
+/// `DELETE /connections/{id}/topics/{topic}` and `DELETE /connections/{id}`.
 pub const REMOVED: Parameters = Parameters {
     known: &[CREDENTIAL, &["sub"]],
-    misplaced: &[("topic", "the path"), ("topics", "the path")],
+    misplaced: &[("topic", "the path"), ("topics", "the path"), SUBJECT],
 };
 
 /// `DELETE /subjects/{sub}`.

@@ -353,6 +353,8 @@ async fn connections_are_listed_changed_and_ended() {
     }
     let refused = run(&server, &["connections", "add", &id, "a", "--sub", "u1"]).await;
     assert!(refused.code == Some(1) && refused.stderr().contains("precondition_failed"), "{refused:?}");
+    let refused = run(&server, &["connections", "end", &id, "--sub", "u1"]).await;
+    assert!(refused.code == Some(1) && refused.stderr().contains("precondition_failed"), "{refused:?}");
     let ended = run(&server, &["connections", "end", &id]).await;
     assert_eq!((ended.code, ended.stderr()), (Some(0), ""), "{ended:?}");
     assert_eq!(frame().await["code"], "disconnected");

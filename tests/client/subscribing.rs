@@ -208,7 +208,7 @@ async fn a_topic_that_the_backend_adds_moves_no_cursor_back_and_an_end_by_the_ba
             assert_eq!(text(&mut subscription).await, number, "{transport:?}");
             assert_eq!(subscription.cursor(), Some(&*opened), "{transport:?}");
         }
-        direct.end_connection(&shown.connection).await.expect("it is ended");
+        direct.end_connection(&shown.connection, None).await.expect("it is ended");
         let ended = loop {
             match next(&mut subscription).await {
                 Ok(_) => {}

@@ -116,6 +116,8 @@ async fn a_connection_of_another_replica_is_found_changed_and_ended() {
     assert_eq!(post(one, &format!("/topics/at.{}", one.port()), None, "gone").await.status(), 201);
     assert_eq!(there.next().await["type"], "unsubscribed");
     let path = format!("/connections/{}", there.connection);
+    let (status, problem) = ask(one, Method::DELETE, &format!("{path}?sub=u1")).await;
+    assert_eq!((status, &problem["code"]), (412, &json!("precondition_failed")));
     assert_eq!(ask(one, Method::DELETE, &path).await.0, 204);
     assert_eq!(there.next().await["code"], "disconnected");
     assert_eq!(ask(one, Method::DELETE, &path).await.0, 404);

@@ -43,6 +43,8 @@ pub enum Command {
     },
     End {
         connection: ConnectionId,
+        #[serde(default)]
+        sub: Option<String>,
     },
     Show {
         connection: ConnectionId,
@@ -124,7 +126,7 @@ impl Command {
         match self {
             Self::Add { connection, .. }
             | Self::Remove { connection, .. }
-            | Self::End { connection }
+            | Self::End { connection, .. }
             | Self::Show { connection } => Some(*connection),
             Self::List(_) | Self::Count { .. } | Self::EndSubject { .. } => None,
         }
@@ -159,7 +161,8 @@ impl Command {
                 check_sub(&reading, sub.as_deref())?;
                 reading.remove(&topic)?;
             }
-            Self::End { connection } => {
+            Self::End { connection, sub } => {
+                check_sub(&*find(connection)?, sub.as_deref())?;
                 if !app.live.table.end(connection, Code::Disconnected) {
                     return Err(no_connection());
                 }
