@@ -153,7 +153,11 @@ pub fn managed(
             Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8")
         })?;
         let topic = query::pattern("topic", &topic)?;
-        access.manage(&topic)?;
+        if is_added {
+            access.add_for_others(&topic)?
+        } else {
+            access.remove_for_others(&topic)?
+        }
         Ok((is_added, topic))
     }
 }
