@@ -17,7 +17,7 @@ use crate::{
         App, presence,
         problem::{Code, Problem},
     },
-    log::{End, Start},
+    log::{End, LogError, Start},
     message::{Pattern, Topic},
 };
 
@@ -194,7 +194,7 @@ async fn add(
     let adding = Adding { reading, number: Some(number), topic };
     let name = connection.to_string();
     let subscription = app.broker.subscribe(vec![adding.topic.clone()], &start, &name);
-    let subscription = timeout_at(until, subscription).await.map_err(|_| too_late())??;
+    let subscription = timeout_at(until, subscription).await.map_err(|_| too_late())?.map_err(unchanged)?;
     if Instant::now() > until {
         return Err(too_late());
     }
@@ -255,6 +255,17 @@ fn check_sub(reading: &Reading, wanted: Option<&str>) -> Result<(), Problem> {
             "sub: the connection belongs to another subject, or to none; ask the page for its newest one",
         )),
         _ => Ok(()),
+    }
+}
+
+/// The topic was not added, because the log did not say where to begin.
+fn unchanged(error: LogError) -> Problem {
+    match error {
+        LogError::Unavailable => Problem::new(
+            Code::Unavailable,
+            "the log cannot be reached, so nothing was changed; send the request again",
+        ),
+        error => error.into(),
     }
 }
 
