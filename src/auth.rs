@@ -29,7 +29,7 @@ pub use self::{
     check::{Check, Finding},
     claims::Claims,
     containment::covers,
-    grants::{GrantList, Grants},
+    grants::{GrantList, Grants, members_of},
     hook::{HookAnswer, HookSettings, HookTerms},
     issuer::{Issuer, KeySet, Place, Source, safe_url},
     jwks::parse as parse_keys,

@@ -45,7 +45,7 @@ use tokio_stream::{Stream, StreamExt};
 use self::credential::{BoxError, Credential};
 pub use self::{
     connection::{Gap, Message},
-    connections::{ConnectionFilter, ConnectionState, Connections},
+    connections::{AddOptions, ConnectionFilter, ConnectionState, Connections},
     error::ClientError,
     operate::{Member, Members, Ready, TopicState, Topics},
     publish::{Draft, Progress, Publishing},

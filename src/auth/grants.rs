@@ -37,10 +37,26 @@ impl Grants {
     /// True if every topic that `pattern` matches may be read. A pattern wider than the grants is refused. Topics of
     /// presence are granted by `presence`, and by nothing else.
     pub fn may_subscribe(&self, pattern: &Pattern) -> bool {
+        self.missing_to_subscribe(pattern).is_none()
+    }
+
+    /// The name of the grant that is missing for that.
+    fn missing_to_subscribe(&self, pattern: &Pattern) -> Option<&'static str> {
         if names_presence(pattern) {
-            return self.may_read_changes(pattern);
+            return (!self.may_read_changes(pattern)).then_some("presence");
         }
-        self.everything || self.subscribe.binary_search(pattern).is_ok() || covers(&self.subscribe, pattern)
+        let is_granted = self.everything
+            || self.subscribe.binary_search(pattern).is_ok()
+            || covers(&self.subscribe, pattern);
+        (!is_granted).then_some("subscribe")
+    }
+
+    /// The first of these that may not be read, and the name of the grant that is missing.
+    pub fn first_unreadable<'a>(
+        &self,
+        patterns: impl IntoIterator<Item = &'a Pattern>,
+    ) -> Option<(&'a Pattern, &'static str)> {
+        patterns.into_iter().find_map(|pattern| Some((pattern, self.missing_to_subscribe(pattern)?)))
     }
 
     /// True if a topic or pattern that is granted for publishing matches `topic`.
@@ -53,11 +69,18 @@ impl Grants {
         self.everything || !self.publish.is_empty()
     }
 
-    /// True if connections of other clients may be given every topic that `pattern` matches: by `manage`, or by `admin`.
-    /// For topics of presence `presence` is needed too.
-    pub fn may_manage(&self, pattern: &Pattern) -> bool {
-        let is_managed = self.everything || self.admin || covers(&self.manage, pattern);
-        is_managed && (!names_presence(pattern) || self.may_read_changes(pattern))
+    /// The name of the grant that is missing for giving others every topic that `pattern` matches: that is `manage`,
+    /// which `admin` has too. For topics of presence `presence` is needed besides.
+    pub fn missing_to_add(&self, pattern: &Pattern) -> Option<&'static str> {
+        if !(self.everything || self.admin || covers(&self.manage, pattern)) {
+            return Some("manage");
+        }
+        (names_presence(pattern) && !self.may_read_changes(pattern)).then_some("presence")
+    }
+
+    /// The same for taking these topics from others. It shows nothing of presence, so `admin` is enough.
+    pub fn missing_to_remove(&self, pattern: &Pattern) -> Option<&'static str> {
+        if self.admin { None } else { self.missing_to_add(pattern) }
     }
 
     /// True if the members of every topic that `pattern` matches may be seen.
@@ -67,7 +90,7 @@ impl Grants {
 
     /// The same for a topic or pattern of changes.
     fn may_read_changes(&self, changes: &Pattern) -> bool {
-        let of = changes.as_str().strip_prefix(PRESENCE).and_then(|of| of.parse().ok());
+        let of = members_of(changes.as_str()).and_then(|of| of.parse().ok());
         self.everything || of.is_some_and(|of| covers(&self.presence, &of))
     }
 
@@ -133,6 +156,11 @@ impl Grants {
     pub fn may_read_metrics(&self) -> bool {
         self.admin || self.metrics
     }
+}
+
+/// The topic or pattern whose members change, for a topic or pattern of such changes.
+pub fn members_of(changes: &str) -> Option<&str> {
+    changes.strip_prefix(PRESENCE)
 }
 
 /// True for the topics and patterns whose first segment is that of presence.
@@ -261,9 +289,14 @@ mod tests {
         let grants = granted(&[&everything_else]);
         for topic in ["$presence", "$presence.a", "$presence.*", "$presence.**", "$presence.a.**"] {
             let topic = pattern(topic);
-            assert!(!grants.may_subscribe(&topic) && !grants.may_manage(&topic), "{topic}");
+            assert_eq!(grants.first_unreadable([&topic]), Some((&topic, "presence")), "{topic}");
+            assert_eq!(grants.missing_to_add(&topic), Some("presence"), "{topic}");
+            assert_eq!(grants.missing_to_remove(&topic), None, "{topic}: it shows nothing");
+            assert_eq!(Grants::default().missing_to_add(&topic), Some("manage"), "{topic}");
         }
         assert!(!grants.may_see_presence(&pattern("a")));
+        let managing = granted(&[&GrantList { manage: all(), ..GrantList::default() }]);
+        assert_eq!(managing.missing_to_remove(&pattern("$presence.a")), Some("presence"));
         let seen = vec!["rooms.*".parse().expect("a pattern")];
         let grants = granted(&[&GrantList { presence: seen, ..GrantList::default() }, &everything_else]);
         for (topic, is_granted) in [
@@ -276,7 +309,7 @@ mod tests {
         ] {
             let changes = pattern(&format!("$presence.{topic}"));
             assert_eq!(grants.may_subscribe(&changes), is_granted, "{topic}");
-            assert_eq!(grants.may_manage(&changes), is_granted, "{topic}");
+            assert_eq!(grants.missing_to_add(&changes).is_none(), is_granted, "{topic}");
             assert_eq!(grants.may_see_presence(&pattern(topic)), is_granted, "{topic}");
         }
         let limited = grants.within(&granted(&[&everything_else]), &mut |_| {});

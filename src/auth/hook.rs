@@ -54,15 +54,13 @@ pub struct HookAnswer {
     pub lasts: Duration,
 }
 
+/// A member that is null counts as absent: Go writes an empty list so.
 #[derive(Deserialize)]
 struct Written {
     sub: Option<String>,
-    #[serde(default)]
-    subscribe: Vec<Template>,
-    #[serde(default)]
-    publish: Vec<Template>,
-    #[serde(default)]
-    presence: Vec<Template>,
+    subscribe: Option<Vec<Template>>,
+    publish: Option<Vec<Template>>,
+    presence: Option<Vec<Template>>,
     info: Option<Box<RawValue>>,
     expires_in: Option<f64>,
 }
@@ -86,7 +84,12 @@ impl HookAnswer {
         if !SECONDS.contains(&seconds) {
             return Err("expires_in: expected a number of seconds from 1 to 86400".into());
         }
-        let grants = GrantList { subscribe, publish, presence, ..GrantList::default() };
+        let grants = GrantList {
+            subscribe: subscribe.unwrap_or_default(),
+            publish: publish.unwrap_or_default(),
+            presence: presence.unwrap_or_default(),
+            ..GrantList::default()
+        };
         let info = told.as_deref().and_then(info);
         Ok(Self { sub, grants, info, at, lasts: Duration::from_secs_f64(seconds) })
     }
@@ -214,6 +217,18 @@ mod tests {
             assert!(read(wrong).is_err(), "{wrong}");
         }
         assert!(read(&format!(r#"{{"sub":"{}"}}"#, "x".repeat(256))).is_err());
+    }
+
+    /// A backend in Go whose user may publish nothing was away for all its users.
+    #[test]
+    fn a_member_that_is_null_is_absent() {
+        let answer = read(
+            r#"{"sub":null,"subscribe":null,"publish":null,"presence":null,"info":null,"expires_in":null}"#,
+        )
+        .expect("an answer");
+        assert_eq!((answer.subject(), &answer.info, answer.lasts), (None, &None, Duration::from_secs(60)));
+        assert_eq!(answer.grants, GrantList::default());
+        assert!(read(r#"{"subscribe":[null]}"#).is_err());
     }
 
     #[test]

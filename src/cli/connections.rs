@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use clap::{Args, Subcommand};
-use rejoin::client::{Client, ConnectionFilter, ConnectionState};
+use rejoin::client::{AddOptions, Client, ConnectionFilter, ConnectionState};
 
 use super::{
     Ending, StartFlags,
@@ -65,6 +65,10 @@ pub struct Add {
     #[command(flatten)]
     start: StartFlags,
 
+    /// Make the subject of the connection present in the topic.
+    #[arg(long)]
+    presence: bool,
+
     /// Do it only if the connection has this subject.
     #[arg(long)]
     sub: Option<String>,
@@ -96,6 +100,10 @@ pub struct End {
     /// Id of the connection.
     connection: String,
 
+    /// Do it only if the connection has this subject.
+    #[arg(long)]
+    sub: Option<String>,
+
     #[command(flatten)]
     remote: Remote,
 }
@@ -104,10 +112,10 @@ impl Connections {
     pub async fn run(self) -> Ending {
         let done = match self {
             Self::List(list) => return list.run().await.unwrap_or_else(|ending| ending),
-            Self::Add(Add { connection, topic, start, sub, remote }) => match remote.client() {
+            Self::Add(Add { connection, topic, start, presence, sub, remote }) => match remote.client() {
                 Ok(client) => {
-                    let start = start.start();
-                    client.add_topic(&connection, &topic, &start, sub.as_deref()).await
+                    let options = AddOptions { start: start.start(), sub, presence };
+                    client.add_topic(&connection, &topic, &options).await
                 }
                 Err(error) => Err(error),
             },
@@ -115,8 +123,8 @@ impl Connections {
                 Ok(client) => client.remove_topic(&connection, &topic, sub.as_deref()).await,
                 Err(error) => Err(error),
             },
-            Self::End(End { connection, remote }) => match remote.client() {
-                Ok(client) => client.end_connection(&connection).await,
+            Self::End(End { connection, sub, remote }) => match remote.client() {
+                Ok(client) => client.end_connection(&connection, sub.as_deref()).await,
                 Err(error) => Err(error),
             },
         };

@@ -56,6 +56,17 @@ pub struct ConnectionFilter {
     pub topic: Option<String>,
 }
 
+/// How a connection reads a topic that is added to it.
+#[derive(Clone, Debug, Default)]
+pub struct AddOptions {
+    /// The point at which reading begins.
+    pub start: Start,
+    /// Only if the connection is of this subject.
+    pub sub: Option<String>,
+    /// The subject of the connection is present in the topic.
+    pub presence: bool,
+}
+
 impl Client {
     /// A page of the live connections, after the connection of that id.
     ///
@@ -74,8 +85,7 @@ impl Client {
         self.read(self.http.get(url).timeout(ANSWER_TIMEOUT)).await
     }
 
-    /// Lets a live connection read a topic or pattern from `start` on. With a subject, only if the
-    /// connection is of that subject.
+    /// Lets a live connection read a topic or pattern.
     ///
     /// # Errors
     /// If the server refuses the request, or does not answer. After [`ClientError::Lost`] it may be done.
@@ -83,17 +93,20 @@ impl Client {
         &self,
         connection: &str,
         topic: &str,
-        start: &Start,
-        sub: Option<&str>,
+        options: &AddOptions,
     ) -> Result<(), ClientError> {
-        let mut url = self.topic_of(connection, topic, sub);
+        let AddOptions { start, sub, presence } = options;
+        let mut url = self.topic_of(connection, topic, sub.as_deref());
         if let Some(parameter) = start.parameter() {
             url.query_pairs_mut().extend_pairs([parameter]);
+        }
+        if *presence {
+            url.query_pairs_mut().append_key_only("presence");
         }
         self.change(Method::PUT, url).await
     }
 
-    /// Stops a live connection from reading a topic or pattern.
+    /// Stops a live connection from reading a topic or pattern. With a subject, only if the connection is of that subject.
     ///
     /// # Errors
     /// As [`add_topic`](Self::add_topic).
@@ -107,25 +120,24 @@ impl Client {
         self.change(Method::DELETE, url).await
     }
 
-    /// Ends a live connection.
+    /// Ends a live connection. With a subject, only if the connection is of that subject.
     ///
     /// # Errors
     /// As [`add_topic`](Self::add_topic).
-    pub async fn end_connection(&self, connection: &str) -> Result<(), ClientError> {
-        self.change(Method::DELETE, self.below_connections(&[connection])).await
+    pub async fn end_connection(&self, connection: &str, sub: Option<&str>) -> Result<(), ClientError> {
+        self.change(Method::DELETE, self.below_connections(&[connection], sub)).await
     }
 
     fn topic_of(&self, connection: &str, topic: &str, sub: Option<&str>) -> Url {
-        let mut url = self.below_connections(&[connection, "topics", topic]);
+        self.below_connections(&[connection, "topics", topic], sub)
+    }
+
+    fn below_connections(&self, segments: &[&str], sub: Option<&str>) -> Url {
+        let mut url = self.at("/connections");
+        url.path_segments_mut().expect("an http URL has a path").extend(segments);
         if let Some(sub) = sub {
             url.query_pairs_mut().append_pair("sub", sub);
         }
-        url
-    }
-
-    fn below_connections(&self, segments: &[&str]) -> Url {
-        let mut url = self.at("/connections");
-        url.path_segments_mut().expect("an http URL has a path").extend(segments);
         url
     }
 

@@ -72,8 +72,8 @@ impl Access {
     /// If one of these may not be read. The first such pattern is named.
     pub fn subscribe(&self, patterns: &[Pattern]) -> Result<(), Problem> {
         let now = self.now()?;
-        match patterns.iter().find(|pattern| !now.grants.may_subscribe(pattern)) {
-            Some(pattern) => Err(forbidden(&now, self.client, "subscribe", Some(pattern))),
+        match now.grants.first_unreadable(patterns) {
+            Some((pattern, missing)) => Err(forbidden(&now, self.client, missing, Some(pattern))),
             None => Ok(()),
         }
     }
@@ -122,7 +122,7 @@ impl Access {
         if now.grants.is_admin() { Ok(()) } else { Err(forbidden(&now, self.client, "admin", None)) }
     }
 
-    /// The right to see the topics on the lists of others: those that it covers.
+    /// The right to see the topics on the lists of others: those that the client may remove.
     pub fn manage_something(&self) -> Result<Arc<Grants>, Problem> {
         let now = self.now()?;
         if now.grants.may_manage_something() {
@@ -159,13 +159,21 @@ impl Access {
         self.identity.issued()
     }
 
-    /// The right to add `pattern` to the connections of other clients, and to remove it.
-    pub fn manage(&self, pattern: &Pattern) -> Result<(), Problem> {
+    /// The right to add `pattern` to the connections and lists of others.
+    pub fn add_for_others(&self, pattern: &Pattern) -> Result<(), Problem> {
         let now = self.now()?;
-        if now.grants.may_manage(pattern) {
-            Ok(())
-        } else {
-            Err(forbidden(&now, self.client, "manage", Some(pattern)))
+        match now.grants.missing_to_add(pattern) {
+            Some(missing) => Err(forbidden(&now, self.client, missing, Some(pattern))),
+            None => Ok(()),
+        }
+    }
+
+    /// The right to remove `pattern` from them.
+    pub fn remove_for_others(&self, pattern: &Pattern) -> Result<(), Problem> {
+        let now = self.now()?;
+        match now.grants.missing_to_remove(pattern) {
+            Some(missing) => Err(forbidden(&now, self.client, missing, Some(pattern))),
+            None => Ok(()),
         }
     }
 
@@ -225,8 +233,8 @@ impl Access {
                 "token: its sub and iss must be those of this connection; connect again for another user",
             ));
         }
-        if let Some(pattern) = patterns.into_iter().find(|pattern| !identity.grants.may_subscribe(pattern)) {
-            return Err(forbidden(&identity, self.client, "subscribe", Some(pattern)));
+        if let Some((pattern, missing)) = identity.grants.first_unreadable(patterns) {
+            return Err(forbidden(&identity, self.client, missing, Some(pattern)));
         }
         (self.rules, self.identity, self.question) = (rules, identity, question);
         Ok(())

@@ -42,7 +42,7 @@ pub struct Asked {
     wait: Option<Scalar>,
     limit: Option<Scalar>,
     mine: Option<Flag>,
-    presence: Option<bool>,
+    presence: Option<Flag>,
     /// Only the query of one topic has it.
     #[serde(skip)]
     before: Option<String>,
@@ -50,11 +50,21 @@ pub struct Asked {
 
 /// A flag: true or false, or the same as in a query.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a flag: true or false")]
 enum Flag {
     Plain(bool),
-    Number(u8),
+    Number(serde_json::Number),
     Text(String),
+}
+
+impl Flag {
+    fn is_on(&self, name: &str) -> Result<bool, Problem> {
+        match self {
+            Self::Plain(is_on) => Ok(*is_on),
+            Self::Number(number) => query::flag(name, &number.to_string()),
+            Self::Text(text) => query::flag(name, text),
+        }
+    }
 }
 
 /// A number, or the same as text.
@@ -91,7 +101,7 @@ impl Asked {
             wait: scalar("wait")?,
             limit: scalar("limit")?,
             mine: text("mine")?.map(Flag::Text),
-            presence: query.one("presence")?.map(|_| query.flag("presence")).transpose()?,
+            presence: text("presence")?.map(Flag::Text),
             before: text("before")?,
         })
     }
@@ -190,13 +200,7 @@ impl Asked {
 
     /// True if the list of the subject is read too.
     pub fn mine(&self) -> Result<bool, Problem> {
-        match &self.mine {
-            None => Ok(false),
-            Some(Flag::Plain(is_on)) => Ok(*is_on),
-            Some(Flag::Number(number @ 0..=1)) => Ok(*number == 1),
-            Some(Flag::Text(text)) => query::flag("mine", text),
-            Some(Flag::Number(_)) => query::flag("mine", "other"),
-        }
+        self.mine.as_ref().map_or(Ok(false), |flag| flag.is_on("mine"))
     }
 
     /// True if the subject of the client is to be present in the topics.
@@ -204,7 +208,7 @@ impl Asked {
     /// # Errors
     /// If the client does not stay for it.
     pub fn presence(&self) -> Result<bool, Problem> {
-        let is_asked = self.presence == Some(true);
+        let is_asked = self.presence.as_ref().map_or(Ok(false), |flag| flag.is_on("presence"))?;
         if is_asked && self.wait.is_some() && self.wait()?.is_zero() {
             return Err(Problem::bad_request("presence: with wait=0 the client would not stay"));
         }
@@ -228,4 +232,47 @@ impl Asked {
 /// An empty cursor is none, as in the header.
 fn is_none(cursor: &str) -> bool {
     cursor.trim().is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_flags_of_a_body_take_the_forms_of_a_query() {
+        let read = |value: &str| {
+            let json = format!(r#"{{"mine":{value},"presence":{value}}}"#);
+            let asked = serde_json::from_str::<Asked>(&json).map_err(|error| error.to_string())?;
+            let flags = (asked.mine(), asked.presence());
+            match flags {
+                (Ok(mine), Ok(presence)) if mine == presence => Ok(mine),
+                (Err(mine), Err(presence)) => {
+                    assert_eq!(mine.detail.strip_prefix("mine"), presence.detail.strip_prefix("presence"));
+                    Err(mine.detail)
+                }
+                flags => panic!("{value}: {flags:?}"),
+            }
+        };
+        for (value, is_on) in [
+            ("true", true),
+            ("1", true),
+            (r#""1""#, true),
+            (r#""true""#, true),
+            (r#""""#, true),
+            ("false", false),
+            ("0", false),
+            (r#""0""#, false),
+            (r#""false""#, false),
+            ("null", false),
+        ] {
+            assert_eq!(read(value), Ok(is_on), "{value}");
+        }
+        for value in ["2", "-1", "1.5", "256", r#""yes""#] {
+            assert_eq!(read(value), Err("mine: expected 1 or true, or 0 or false".into()), "{value}");
+        }
+        for value in ["[]", "{}"] {
+            let refused = read(value).expect_err(value);
+            assert!(refused.starts_with("expected a flag: true or false"), "{refused}");
+        }
+    }
 }

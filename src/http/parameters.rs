@@ -84,19 +84,21 @@ pub const MEMBERS: Parameters =
 /// `GET /connections`.
 pub const CONNECTIONS: Parameters = Parameters {
     known: &[CREDENTIAL, &["sub", "topic", "after", "limit"]],
-    misplaced: &[("topics", "topic")],
+    misplaced: &[("topics", "topic"), SUBJECT],
 };
+// A request whose guard or filter is ignored would concern the connections of all.
+const SUBJECT: (&str, &str) = ("subject", "sub");
 
 /// `PUT /connections/{id}/topics/{topic}`.
 pub const ADDED: Parameters = Parameters {
     known: &[CREDENTIAL, &["after", "last", "since", "sub", "presence"]],
-    misplaced: &[("topic", "the path"), ("topics", "the path")],
+    misplaced: &[("topic", "the path"), ("topics", "the path"), SUBJECT],
 };
 
-/// `DELETE /connections/{id}/topics/{topic}`.
+/// `DELETE /connections/{id}/topics/{topic}` and `DELETE /connections/{id}`.
 pub const REMOVED: Parameters = Parameters {
     known: &[CREDENTIAL, &["sub"]],
-    misplaced: &[("topic", "the path"), ("topics", "the path")],
+    misplaced: &[("topic", "the path"), ("topics", "the path"), SUBJECT],
 };
 
 /// `DELETE /subjects/{sub}`.
@@ -112,10 +114,25 @@ pub const SUBJECT_TOPIC: Parameters = Parameters {
     misplaced: &[("topic", "the path"), ("topics", "the path"), ("sub", "the path")],
 };
 
+/// The parameters of all resources.
+const ALL: [&Parameters; 12] = [
+    &TOPIC,
+    &EVENTS,
+    &PUBLISH,
+    &PUBLISH_MANY,
+    &LIST,
+    &MEMBERS,
+    &CONNECTIONS,
+    &ADDED,
+    &REMOVED,
+    &END_SUBJECT,
+    &SUBJECT_TOPICS,
+    &SUBJECT_TOPIC,
+];
+
 /// True for a parameter that may be written in a log: one that some resource knows, and no credential.
 pub fn is_harmless(name: &str) -> bool {
-    let known =
-        [&TOPIC, &EVENTS, &PUBLISH, &PUBLISH_MANY, &LIST].into_iter().flat_map(|all| all.known.iter());
+    let known = ALL.into_iter().flat_map(|all| all.known.iter());
     known.copied().flatten().any(|known| *known == name && !CREDENTIAL.contains(known))
 }
 
@@ -164,6 +181,18 @@ mod tests {
 
     fn refused(parameters: &Parameters, name: &str) -> Option<String> {
         parameters.check([name].into_iter()).err().map(|problem| problem.detail)
+    }
+
+    /// The access log lacked `sub` and `refuse`: two resources were not in the list.
+    #[test]
+    fn the_list_has_the_parameters_of_each_resource() {
+        let source = include_str!("parameters.rs");
+        let (source, _) = source.split_once("#[cfg(test)]").expect("tests");
+        assert_eq!(source.matches(": Parameters =").count(), ALL.len());
+        for name in ["sub", "refuse", "topic", "mine", "by", "ordered"] {
+            assert!(is_harmless(name), "{name}");
+        }
+        assert!(!is_harmless("token") && !is_harmless("subject"));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
     problem::{Code, Problem, shorten},
     topic_limit_reached,
 };
-use crate::auth::{Identity, Refused, Why};
+use crate::auth::{Identity, Refused, Why, members_of};
 
 /// The answer for a credential that is not accepted. The log says more.
 pub fn problem_of(refused: Refused, client: Option<IpAddr>) -> Problem {
@@ -302,11 +302,15 @@ pub fn forbidden(
         Some(topic) => problem.about(topic),
         None => problem,
     };
+    // The grant for changes of members does not name their topic, but that of the members.
+    let topic = topic.map(ToString::to_string);
+    let members = topic.as_deref().filter(|_| grant == "presence").and_then(members_of);
+    let wanted = members.map_or_else(|| grant.to_owned(), |of| format!("{grant} for {of:?}"));
     if !who.is_known() {
         return about(Problem::new(
             Code::Unauthorized,
             format!(
-                "{what}{grant} is not granted without a credential: send an API key or a token that has this grant"
+                "{what}{wanted} is not granted without a credential: send an API key or a token that has this grant"
             ),
         ));
     }
@@ -315,19 +319,13 @@ pub fn forbidden(
         Some(_) => "in the answer of the backend of [hook]",
         None => "in the token's claim rejoin, or in its [[jwt]]",
     };
-    log_first(who, client, grant, topic, place);
+    log_first(who, client, grant, members.or(topic.as_deref()), place);
     let extent = if grant == "publish" && topic.is_none() { " for any topic" } else { "" };
-    about(Problem::new(Code::Forbidden, format!("{what}{grant} is not granted{extent}: grant it {place}")))
+    about(Problem::new(Code::Forbidden, format!("{what}{wanted} is not granted{extent}: grant it {place}")))
 }
 
 /// Tells the operator, once for each kind of grant, that a credential lacks it.
-fn log_first(
-    who: &Identity,
-    client: Option<IpAddr>,
-    grant: &'static str,
-    topic: Option<&dyn Display>,
-    place: &str,
-) {
+fn log_first(who: &Identity, client: Option<IpAddr>, grant: &'static str, topic: Option<&str>, place: &str) {
     static TOLD: Mutex<Vec<&str>> = Mutex::new(Vec::new());
     let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
     if told.contains(&grant) {
@@ -335,7 +333,7 @@ fn log_first(
     }
     told.push(grant);
     drop(told);
-    let (who, client, topic) = (shorten(who.name().to_owned()), client.map(display), topic.map(display));
+    let (who, client) = (shorten(who.name().to_owned()), client.map(display));
     tracing::warn!(
         client,
         who,

@@ -87,7 +87,7 @@ pub async fn topics(app: &Arc<App>, sub: Option<String>, request: Request) -> Re
     let sub = parsed(sub)?;
     query?;
     let entries = subjects(app)?.list(&sub).await?;
-    let seen = entries.iter().filter(|(topic, _)| may_see.may_manage(topic));
+    let seen = entries.iter().filter(|(topic, _)| may_see.missing_to_remove(topic).is_none());
     let topics = seen.map(|(topic, id)| Entry { topic, id: *id }).collect();
     Ok(not_stored(json(StatusCode::OK, &Shown { topics })))
 }

@@ -351,7 +351,11 @@ async fn connections_are_listed_changed_and_ended() {
         let listed = run(&server, &[&["connections", "list", "--json"], &query[..]].concat()).await;
         assert_eq!((listed.code, listed.lines().len()), (Some(0), count), "{listed:?}");
     }
+    let refused = run(&server, &["connections", "add", &id, "a", "--presence"]).await;
+    assert!(refused.stderr().contains("presence: only a client with a subject"), "{refused:?}");
     let refused = run(&server, &["connections", "add", &id, "a", "--sub", "u1"]).await;
+    assert!(refused.code == Some(1) && refused.stderr().contains("precondition_failed"), "{refused:?}");
+    let refused = run(&server, &["connections", "end", &id, "--sub", "u1"]).await;
     assert!(refused.code == Some(1) && refused.stderr().contains("precondition_failed"), "{refused:?}");
     let ended = run(&server, &["connections", "end", &id]).await;
     assert_eq!((ended.code, ended.stderr()), (Some(0), ""), "{ended:?}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rejoin::{
-    client::{Client, ConnectionFilter, Event, Start, Subscription, Transport},
+    client::{AddOptions, Client, ConnectionFilter, Event, Start, Subscription, Transport},
     config::Secret,
 };
 use serde_json::json;
@@ -137,7 +137,7 @@ async fn a_named_topic_that_the_backend_adds_and_removes_is_read_on() {
             let id = &connection_of(&backend, &sub).await;
             match is_listed {
                 true => backend.add_to_list(&sub, "own").await,
-                false => backend.add_topic(id, "own", &Start::Now, None).await,
+                false => backend.add_topic(id, "own", &AddOptions::default()).await,
             }
             .expect("it is added");
             say(&backend, "own", "added").await;
@@ -153,6 +153,25 @@ async fn a_named_topic_that_the_backend_adds_and_removes_is_read_on() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn the_backend_makes_the_subject_of_a_connection_present() {
+    let server = server().await;
+    let grants = json!({"admin": true, "presence": ["**"]});
+    let backend = with_token(&server.http("/"), "backend", &grants);
+    let mut reader = user(&server.http("/"), "u1", Transport::WebSocket).subscribe_mine(["own"], Start::Now);
+    while !matches!(next(&mut reader).await.expect("no error"), Event::Connected) {}
+    let id = &connection_of(&backend, "u1").await;
+    for (topic, presence, count) in [("read", false, 0), ("room", true, 1)] {
+        let options = AddOptions { presence, sub: Some("u1".into()), ..AddOptions::default() };
+        backend.add_topic(id, topic, &options).await.expect("it is added");
+        let page = backend.members(topic, None).await.expect("a page");
+        assert_eq!(page.count, count, "{topic}: {page:?}");
+    }
+    backend.end_connection(id, Some("u2")).await.expect_err("it is of another subject");
+    backend.end_connection(id, Some("u1")).await.expect("it is ended");
+    server.stop().await;
+}
+
 /// `Removed` is told for the list, or once nothing reads the topic.
 #[tokio::test]
 async fn a_topic_that_is_added_in_both_ways_is_told_and_removed_once() {
@@ -165,7 +184,7 @@ async fn a_topic_that_is_added_in_both_ways_is_told_and_removed_once() {
             while !matches!(next(&mut reader).await.expect("no error"), Event::Connected) {}
             let id = &connection_of(&backend, &sub).await;
             backend.add_to_list(&sub, "t").await.expect("it is added");
-            backend.add_topic(id, "t", &Start::Now, None).await.expect("it is added");
+            backend.add_topic(id, "t", &AddOptions::default()).await.expect("it is added");
             let mut seen = Vec::new();
             for (is_of_list, text) in [(!is_listed_longer, "still read"), (is_listed_longer, "unread")] {
                 match is_of_list {

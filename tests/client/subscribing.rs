@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rejoin::client::{ClientError, ConnectionFilter, Event, Start, Transport};
+use rejoin::client::{AddOptions, ClientError, ConnectionFilter, Event, Start, Transport};
 
 use crate::{
     TRANSPORTS, client, heard, next,
@@ -200,15 +200,13 @@ async fn a_topic_that_the_backend_adds_moves_no_cursor_back_and_an_end_by_the_ba
         let opened = subscription.cursor().expect("it has begun").to_owned();
         let page = direct.connections(&ConnectionFilter::default(), None).await.expect("a page");
         let [shown] = &page.connections[..] else { panic!("one connection, and not {page:?}") };
-        direct
-            .add_topic(&shown.connection, "old", &Start::After("0".into()), None)
-            .await
-            .expect("it is added");
+        let options = AddOptions { start: Start::After("0".into()), ..AddOptions::default() };
+        direct.add_topic(&shown.connection, "old", &options).await.expect("it is added");
         for number in ["0", "1"] {
             assert_eq!(text(&mut subscription).await, number, "{transport:?}");
             assert_eq!(subscription.cursor(), Some(&*opened), "{transport:?}");
         }
-        direct.end_connection(&shown.connection).await.expect("it is ended");
+        direct.end_connection(&shown.connection, None).await.expect("it is ended");
         let ended = loop {
             match next(&mut subscription).await {
                 Ok(_) => {}
@@ -233,7 +231,7 @@ async fn a_subscription_ends_once_the_backend_has_removed_the_last_topic_that_it
         let page = direct.connections(&filter, None).await.expect("a page");
         let [shown] = &page.connections[..] else { panic!("one connection, and not {page:?}") };
         // The subscription has not asked for this one.
-        direct.add_topic(&shown.connection, "added", &Start::Now, None).await.expect("it is added");
+        direct.add_topic(&shown.connection, "added", &AddOptions::default()).await.expect("it is added");
         direct.remove_topic(&shown.connection, "added", None).await.expect("it is removed");
         publish(&direct, &own, ["read".to_owned()]).await;
         assert_eq!(text(&mut subscription).await, "read", "{transport:?}");

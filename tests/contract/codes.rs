@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use sse_stream::SseByteStream;
 
 use crate::{
-    ask::{Answer, Ask, get, post, publish, request, until_served, within},
+    ask::{Answer, Ask, get, post, publish, request, text, until_served, within},
     failing::FailingServer,
     reader::{Events, Lines, Reader, Socket, Stream, frame_of, refusal, transport_headers},
     support::{Server, client::Transport},
@@ -394,7 +394,13 @@ async fn an_overloaded_server_refuses_a_page_with_a_close_code_that_means_back_o
 async fn a_failing_log_is_503_except_for_event_streams() {
     let server = FailingServer::start().await;
     let cursor = post(&server, "/topics/a").body("x").answer().await.id();
+    let held = Lines::open(&server, "/events").await;
+    let added = format!("/connections/{}/topics/a", text(&held.opening["connection"]));
     server.fail(Some(LogError::Unavailable));
+    // This request stores no message, so the words of a publish would say nothing.
+    let problem = request(&server, Method::PUT, &added).answer().await.problem(503, "unavailable");
+    let detail = "the log cannot be reached, so nothing was changed; send the request again";
+    assert_eq!(problem["detail"], detail);
     let with_cursor = format!("after={cursor}");
     for start in ["", "after=0", "last=1", "since=1h", &with_cursor] {
         let path = format!("/topics/a?wait=0&{start}");

@@ -160,6 +160,8 @@ async fn answers_match_the_document() {
         (topic_of, "put", 409, request(&server, Method::PUT, &format!("/connections/{raw}{topic}"))),
         (topic_of, "delete", 204, request(&server, Method::DELETE, &format!("{shown}{topic}"))),
         (topic_of, "delete", 404, request(&server, Method::DELETE, &format!("/connections/0{topic}"))),
+        (one, "delete", 400, request(&server, Method::DELETE, &format!("{shown}?sub="))),
+        (one, "delete", 412, request(&server, Method::DELETE, &format!("{shown}?sub=u1"))),
         (one, "delete", 204, request(&server, Method::DELETE, &shown)),
         (one, "delete", 404, request(&server, Method::DELETE, "/connections/0")),
         (t, "delete", 204, request(&server, Method::DELETE, &topic)),

@@ -116,6 +116,8 @@ async fn a_connection_of_another_replica_is_found_changed_and_ended() {
     assert_eq!(post(one, &format!("/topics/at.{}", one.port()), None, "gone").await.status(), 201);
     assert_eq!(there.next().await["type"], "unsubscribed");
     let path = format!("/connections/{}", there.connection);
+    let (status, problem) = ask(one, Method::DELETE, &format!("{path}?sub=u1")).await;
+    assert_eq!((status, &problem["code"]), (412, &json!("precondition_failed")));
     assert_eq!(ask(one, Method::DELETE, &path).await.0, 204);
     assert_eq!(there.next().await["code"], "disconnected");
     assert_eq!(ask(one, Method::DELETE, &path).await.0, 404);
@@ -316,6 +318,7 @@ async fn an_outage_of_redis_makes_no_replica_gone() {
     let Some(mut redis) = Redis::start(&[]) else { return };
     let deployment = Deployment::of(2, &redis).await;
     let [one, other, ..] = deployment.addrs()[..] else { unreachable!("two replicas") };
+    let here = Lines::open(one, "/events").await;
     let mut reader = Lines::open(other, "/events").await;
     let id = reader.connection.clone();
     add(one, &id, "before").await;
@@ -323,6 +326,9 @@ async fn an_outage_of_redis_makes_no_replica_gone() {
     redis.kill();
     let (status, problem) = put(one, &id, "lost").await;
     assert_eq!((status, &problem["code"]), (503, &json!("unknown_outcome")), "{problem}");
+    // The list was refused as a whole.
+    let page = list(one, "").await;
+    assert_eq!((ids(&page), &page["missing"]), (vec![&*here.connection], &json!(["unknown"])));
     redis.start_again();
     for addr in [one, other] {
         until_ready(addr).await;

@@ -13,7 +13,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{deployment::seed, support::redis::Redis};
+use crate::{
+    across::post,
+    deployment::{Deployment, seed},
+    outage::Lines,
+    support::redis::Redis,
+};
 
 const GRACE: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -238,4 +243,38 @@ async fn a_store_that_is_back_from_a_snapshot_has_the_members_of_now() {
     redis.start_again();
     replica.until(&[("new", 1), ("stays", 1)]).await;
     check(&replica.changes().await, &["new", "stays"]);
+}
+
+/// How often the slow log has a sign of life, and how often a script that notes who is present.
+fn scripts_run(redis: &Redis) -> (usize, usize) {
+    let log = redis.say(&["SLOWLOG", "GET", "1000000"]);
+    // Each note has the head of a join: its length, and the event.
+    (log.matches("$4\r\nbeat\r\n").count(), log.matches("\u{5}join\0").count())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn presence_runs_no_script_where_it_is_not_used() {
+    let all = ["--slowlog-log-slower-than", "0", "--slowlog-max-len", "1000000"];
+    let Some(redis) = Redis::start(&all) else { return };
+    let deployment = Deployment::of(2, &redis).await;
+    for addr in deployment.addrs() {
+        let mut reader = Lines::open(addr, "/events?topic=room").await;
+        assert_eq!(post(addr, "/topics/room", None, "x").await.status(), 201);
+        assert_eq!(reader.next().await["data"], "x");
+    }
+    // A task that runs now and then has run a few times meanwhile.
+    let (before, _) = scripts_run(&redis);
+    let enough = before + 4 * deployment.addrs().len();
+    let signs = async {
+        while scripts_run(&redis).0 < enough {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, signs).await.expect("the replicas live");
+    assert_eq!(scripts_run(&redis).1, 0);
+    // The slow log shows it once somebody is present.
+    let replica = Replica::start(&redis).await;
+    let _present = replica.enter("u1").await;
+    assert!(scripts_run(&redis).1 > 0);
+    deployment.stop().await;
 }

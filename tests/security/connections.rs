@@ -36,6 +36,7 @@ async fn a_foreign_connection_id_grants_nothing_and_cannot_be_probed() {
             let requests = [
                 request(&server, Method::DELETE, &format!("/connections/{id}/topics/a")),
                 request(&server, Method::DELETE, &format!("/connections/{id}")),
+                request(&server, Method::DELETE, &format!("/connections/{id}?sub=u1")),
                 get(&server, &format!("/connections/{id}")),
             ];
             for request in requests {
@@ -65,11 +66,10 @@ async fn a_change_for_another_subject_is_refused() {
         for (id, sub) in [(&id, "u2"), (&id, "U1"), (&of_key, "u1"), (&of_key, "backend")] {
             let refused = put(&server, BACKEND, id, "b", &format!("sub={sub}")).await;
             refused.problem(412, "precondition_failed");
-            let path = format!("/connections/{id}/topics/a?sub={sub}");
-            request(&server, Method::DELETE, &path)
-                .answer_to(BACKEND)
-                .await
-                .problem(412, "precondition_failed");
+            for path in [format!("/connections/{id}/topics/a"), format!("/connections/{id}")] {
+                let refused = request(&server, Method::DELETE, &format!("{path}?sub={sub}"));
+                refused.answer_to(BACKEND).await.problem(412, "precondition_failed");
+            }
         }
         put(&server, BACKEND, &id, "b", "sub=").await.problem(400, "bad_request");
         assert_eq!(put(&server, BACKEND, &id, "b", "sub=u1").await.status, 204);
@@ -77,6 +77,8 @@ async fn a_change_for_another_subject_is_refused() {
         let shown: Vec<_> = page["connections"].as_array().expect("a list").iter().collect();
         assert_eq!(shown.len(), 1, "{page}");
         assert_eq!((&shown[0]["connection"], &shown[0]["sub"]), (&json!(id), &json!("u1")));
+        let ended = request(&server, Method::DELETE, &format!("/connections/{id}?sub=u1"));
+        assert_eq!(ended.answer_to(BACKEND).await.status, 204);
     }
 }
 

@@ -287,6 +287,27 @@ async fn a_list_is_told_with_the_id_of_each_entry() {
     }
 }
 
+/// An operator saw an empty list while its subject read who is present.
+#[tokio::test]
+async fn an_admin_sees_and_removes_each_entry_of_a_list() {
+    for (_redis, server) in servers(&usual()).await {
+        let entry = "$presence.room";
+        let change = |method: Method| request(&server, method, &list_path("u1", entry));
+        // The backend has `admin`, and not `presence`.
+        change(Method::PUT).answer_to(BACKEND).await.problem(403, "forbidden");
+        let adder = token("a", json!({"manage": ["$presence.**"], "presence": ["**"]}));
+        assert_eq!(change(Method::PUT).answer_to(&adder).await.status, 204);
+        let manager = token("m", json!({"manage": ["**", "$presence.**"]}));
+        let seen = get(&server, "/subjects/u1/topics").answer_to(&manager).await.json();
+        assert_eq!(seen, json!({"topics": []}));
+        change(Method::DELETE).answer_to(&manager).await.problem(403, "forbidden");
+        let listed = list(&server, "u1").await;
+        assert_eq!(listed.iter().map(|(topic, _)| &**topic).collect::<Vec<_>>(), [entry]);
+        assert_eq!(change(Method::DELETE).answer_to(BACKEND).await.status, 204);
+        assert_eq!(list(&server, "u1").await, []);
+    }
+}
+
 #[tokio::test]
 async fn a_list_has_at_most_1000_entries() {
     for (_redis, server) in servers(&usual()).await {

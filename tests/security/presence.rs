@@ -341,15 +341,27 @@ async fn presence_is_seen_only_with_the_grant_for_it() {
         let _present = open(&server, Transport::Ndjson, "topic=room&presence", &user("u1")).await;
         let other = token(Some("u2"), &["rooms.*"], Value::Null);
         for credential in [&user("u2"), &other, &BACKEND.to_owned()] {
-            for path in [
-                "/topics/room/presence",
-                "/topics/$presence.room?wait=0&after=0",
-                "/topics/$presence.room?before=9007199254740991",
-                "/events?topic=room&topic=$presence.**&wait=0&after=0",
-                "/events?topic=$presence.*&wait=0&after=0",
-                "/events?topic=$presence&wait=0&after=0",
+            // The refusal names the grant that helps, and not `subscribe`.
+            for (path, missing) in [
+                ("/topics/room/presence", "topic \"room\": presence is"),
+                (
+                    "/topics/$presence.room?wait=0&after=0",
+                    "topic \"$presence.room\": presence for \"room\" is",
+                ),
+                (
+                    "/topics/$presence.room?before=9007199254740991",
+                    "topic \"$presence.room\": presence for \"room\" is",
+                ),
+                (
+                    "/events?topic=room&topic=$presence.**&wait=0&after=0",
+                    "topic \"$presence.**\": presence for \"**\" is",
+                ),
+                ("/events?topic=$presence.*&wait=0&after=0", "topic \"$presence.*\": presence for \"*\" is"),
+                ("/events?topic=$presence&wait=0&after=0", "topic \"$presence\": presence is"),
             ] {
-                get(&server, path).answer_to(credential).await.problem(403, "forbidden");
+                let problem = get(&server, path).answer_to(credential).await.problem(403, "forbidden");
+                let detail = text(&problem["detail"]);
+                assert!(detail.starts_with(&format!("{missing} not granted: grant it ")), "{detail}");
             }
         }
         let reader = open(&server, Transport::Sse, "topic=x.*", &user("u3")).await;
@@ -363,6 +375,8 @@ async fn presence_is_seen_only_with_the_grant_for_it() {
             let path = format!("/connections/{id}/topics/{topic}");
             let answer = request(&server, Method::PUT, &path).answer_to(&credential).await;
             assert_eq!(answer.status, status, "{topic}: {answer:?}");
+            let is_named = answer.text().contains("presence for");
+            assert_eq!(is_named, status == 403, "{topic}: {answer:?}");
         }
         // A pattern without `$` never matches.
         let answer = get(&server, "/topics/**?wait=0&after=0").answer_to(&watcher()).await.json();

@@ -259,7 +259,11 @@ async fn the_first_refusal_of_each_grant_says_where_to_grant_it() {
     let program = Program::start(&["--config", &folder.path("rejoin.toml")]).await;
     let token = Signer::new("HS256").sign(&json!({"exp": seconds_from_now(60), "sub": "ann"}));
     for _ in 0..3 {
-        for asked in [get(&program.server, "/topics/b"), post(&program.server, "/topics/b").body("x")] {
+        for asked in [
+            get(&program.server, "/topics/b"),
+            post(&program.server, "/topics/b").body("x"),
+            get(&program.server, "/topics/$presence.b"),
+        ] {
             let problem = asked.answer_to(&token).await.problem(403, "forbidden");
             let detail = problem["detail"].as_str().expect("a text");
             assert!(detail.ends_with("grant it in the token's claim rejoin, or in its [[jwt]]"), "{detail}");
@@ -271,7 +275,8 @@ async fn the_first_refusal_of_each_grant_says_where_to_grant_it() {
     let log = program.terminate().await.log;
     let told = warnings(&log).into_iter().filter(|line| line["who"] == "ann");
     let told: Vec<_> = told.map(|line| (line["grant"].clone(), line["topic"].clone())).collect();
-    assert_eq!(told, [(json!("subscribe"), json!("b")), (json!("publish"), json!("b"))], "{log}");
+    let expected = ["subscribe", "publish", "presence"].map(|grant| (json!(grant), json!("b")));
+    assert_eq!(told, expected, "{log}");
 }
 
 #[tokio::test]

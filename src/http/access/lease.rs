@@ -81,10 +81,8 @@ impl Lease {
                         return Poll::Ready(Problem::new(Code::Forbidden, detail));
                     }
                 }
-                if let Some(pattern) =
-                    patterns().find(|pattern| !access.identity.grants.may_subscribe(pattern))
-                {
-                    let problem = forbidden(&access.identity, access.client, "subscribe", Some(pattern));
+                if let Some((pattern, missing)) = access.identity.grants.first_unreadable(patterns()) {
+                    let problem = forbidden(&access.identity, access.client, missing, Some(pattern));
                     return Poll::Ready(Problem::new(Code::Forbidden, problem.detail));
                 }
             }

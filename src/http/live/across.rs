@@ -58,13 +58,12 @@ pub async fn run(app: &App, command: Command) -> Result<Done, Problem> {
 }
 
 /// A page of the connections of all replicas, and the replicas that did not answer.
-pub async fn list_all(app: &App, wanted: &Wanted) -> Result<(Listed, Vec<String>), Problem> {
+pub async fn list_all(app: &App, wanted: &Wanted) -> (Listed, Vec<String>) {
     let until = Instant::now() + PATIENCE;
     let own = list::list(&app.live.table, wanted);
-    let Some(replicas) = &app.live.replicas else { return Ok((own.await, Vec::new())) };
+    let Some(replicas) = &app.live.replicas else { return (own.await, Vec::new()) };
     let command = Command::List(wanted.clone());
-    let (own, asked) = tokio::join!(own, answers(replicas, &command, until));
-    let (answers, are_all) = asked?;
+    let (own, (answers, are_all)) = tokio::join!(own, answers(replicas, &command, until));
     let (mut pages, mut missing) = (vec![own], Missing::new(are_all));
     for (name, answer) in answers {
         match answer {
@@ -74,7 +73,7 @@ pub async fn list_all(app: &App, wanted: &Wanted) -> Result<(Listed, Vec<String>
             Ok(_) | Err(Unanswered::Busy | Unanswered::Unknown) => missing.add(name),
         }
     }
-    Ok((list::merge(pages, wanted.limit), missing.names()))
+    (list::merge(pages, wanted.limit), missing.names())
 }
 
 /// Has these replicas do this, and returns those that have not said in time that it is done. One that is gone has.
@@ -90,7 +89,7 @@ pub async fn ask_these(
 
 /// The same for every other replica that lives. `None` if it is not known which ones these are.
 pub async fn ask_others(replicas: &Replicas, command: &Command, until: Instant) -> Option<BTreeSet<u64>> {
-    let (answers, are_all) = answers(replicas, command, until).await.ok()?;
+    let (answers, are_all) = answers(replicas, command, until).await;
     are_all.then(|| undone(answers))
 }
 
@@ -108,7 +107,7 @@ pub async fn count_all(app: &App, topics: &mut [TopicStats]) -> Vec<String> {
     let Some(replicas) = &app.live.replicas else { return Vec::new() };
     let names = topics.iter().map(|stats| Pattern::from(&stats.topic)).collect();
     let command = Command::Count { topics: names };
-    let (answers, are_all) = answers(replicas, &command, until).await.unwrap_or_default();
+    let (answers, are_all) = answers(replicas, &command, until).await;
     let mut missing = Missing::new(are_all);
     for (name, answer) in answers {
         match answer {
@@ -141,15 +140,8 @@ impl Missing {
 }
 
 /// Asks every other replica that lives, and returns their answers, and true if these are all. If some may have yet to join
-/// again, it looks for them until then.
-///
-/// # Errors
-/// If the store cannot be asked.
-async fn answers(
-    replicas: &Replicas,
-    command: &Command,
-    until: Instant,
-) -> Result<(Vec<(u64, Answered)>, bool), Problem> {
+/// again, it looks for them until then. While the store cannot be asked, none is known.
+async fn answers(replicas: &Replicas, command: &Command, until: Instant) -> (Vec<(u64, Answered)>, bool) {
     answers_beside(BTreeSet::new(), replicas, command, until).await
 }
 
@@ -159,25 +151,24 @@ async fn answers_beside(
     replicas: &Replicas,
     command: &Command,
     until: Instant,
-) -> Result<(Vec<(u64, Answered)>, bool), Problem> {
-    let Ok(living) = timeout_at(until, replicas.others()).await else {
-        return Err(problem_of(Unanswered::Unknown));
+) -> (Vec<(u64, Answered)>, bool) {
+    let Ok(Ok((mut names, are_all))) = timeout_at(until, replicas.others()).await else {
+        return (Vec::new(), false);
     };
-    let (mut names, are_all) = living?;
     names.retain(|name| known.insert(*name));
     let asked =
         join_all(names.into_iter().map(async |name| (name, ask(replicas, name, command, until).await)));
     if are_all {
-        return Ok((asked.await, true));
+        return (asked.await, true);
     }
     let looked = async {
         timeout_at(until, sleep(LOOK_AGAIN_AFTER)).await.ok()?;
-        Box::pin(answers_beside(known, replicas, command, until)).await.ok()
+        Some(Box::pin(answers_beside(known, replicas, command, until)).await)
     };
     let (mut all, looked) = tokio::join!(asked, looked);
     let (others, are_all) = looked.unwrap_or_default();
     all.extend(others);
-    Ok((all, are_all))
+    (all, are_all)
 }
 
 async fn ask(replicas: &Replicas, name: u64, command: &Command, until: Instant) -> Answered {

@@ -17,7 +17,7 @@ use crate::{
         App, presence,
         problem::{Code, Problem},
     },
-    log::{End, Start},
+    log::{End, LogError, Start},
     message::{Pattern, Topic},
 };
 
@@ -43,6 +43,8 @@ pub enum Command {
     },
     End {
         connection: ConnectionId,
+        #[serde(default)]
+        sub: Option<String>,
     },
     Show {
         connection: ConnectionId,
@@ -124,7 +126,7 @@ impl Command {
         match self {
             Self::Add { connection, .. }
             | Self::Remove { connection, .. }
-            | Self::End { connection }
+            | Self::End { connection, .. }
             | Self::Show { connection } => Some(*connection),
             Self::List(_) | Self::Count { .. } | Self::EndSubject { .. } => None,
         }
@@ -159,7 +161,8 @@ impl Command {
                 check_sub(&reading, sub.as_deref())?;
                 reading.remove(&topic)?;
             }
-            Self::End { connection } => {
+            Self::End { connection, sub } => {
+                check_sub(&*find(connection)?, sub.as_deref())?;
                 if !app.live.table.end(connection, Code::Disconnected) {
                     return Err(no_connection());
                 }
@@ -191,7 +194,7 @@ async fn add(
     let adding = Adding { reading, number: Some(number), topic };
     let name = connection.to_string();
     let subscription = app.broker.subscribe(vec![adding.topic.clone()], &start, &name);
-    let subscription = timeout_at(until, subscription).await.map_err(|_| too_late())??;
+    let subscription = timeout_at(until, subscription).await.map_err(|_| too_late())?.map_err(unchanged)?;
     if Instant::now() > until {
         return Err(too_late());
     }
@@ -252,6 +255,17 @@ fn check_sub(reading: &Reading, wanted: Option<&str>) -> Result<(), Problem> {
             "sub: the connection belongs to another subject, or to none; ask the page for its newest one",
         )),
         _ => Ok(()),
+    }
+}
+
+/// The topic was not added, because the log did not say where to begin.
+fn unchanged(error: LogError) -> Problem {
+    match error {
+        LogError::Unavailable => Problem::new(
+            Code::Unavailable,
+            "the log cannot be reached, so nothing was changed; send the request again",
+        ),
+        error => error.into(),
     }
 }
 

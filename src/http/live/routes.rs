@@ -44,7 +44,7 @@ pub async fn connections(app: &Arc<App>, request: Request) -> Result<Response, P
     drop(request);
     access.await?.admin()?;
     let wanted = wanted?;
-    let (listed, missing) = across::list_all(app, &wanted).await?;
+    let (listed, missing) = across::list_all(app, &wanted).await;
     let next = listed.connections.last().map(|last| last.connection).filter(|_| listed.is_cut);
     Ok(not_stored(json(StatusCode::OK, &Page { connections: listed.connections, next, missing })))
 }
@@ -74,10 +74,15 @@ pub async fn connection(app: &Arc<App>, id: Option<String>, request: Request) ->
         _ => return Err(Problem::method_not_allowed("GET, HEAD, DELETE")),
     };
     let access = Access::of(&app.rules, &request);
+    let change = if is_end { change(&request).map(Some) } else { Ok(None) };
     drop(request);
     access.await?.admin()?;
+    let change = change?;
     let connection = id.and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
-    let command = if is_end { Command::End { connection } } else { Command::Show { connection } };
+    let command = match change {
+        Some(Change { sub, .. }) => Command::End { connection, sub },
+        None => Command::Show { connection },
+    };
     Ok(match across::run(app, command).await? {
         Done::Shown(shown) => not_stored(json(StatusCode::OK, &shown)),
         _ => StatusCode::NO_CONTENT.into_response(),
@@ -109,7 +114,7 @@ pub async fn topic_of(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// The options of a change of what a connection reads.
+/// The options of a change of a connection, or of its end.
 struct Change {
     sub: Option<String>,
     start: Option<Start>,
@@ -148,7 +153,11 @@ pub fn managed(
             Problem::bad_request("topic: not valid UTF-8; percent-encode its bytes in UTF-8")
         })?;
         let topic = query::pattern("topic", &topic)?;
-        access.manage(&topic)?;
+        if is_added {
+            access.add_for_others(&topic)?
+        } else {
+            access.remove_for_others(&topic)?
+        }
         Ok((is_added, topic))
     }
 }

@@ -208,15 +208,24 @@ async fn a_request_that_cannot_be_read_changes_nothing() {
     let server = Server::start().await;
     let reader = Reader::open(&server, Transport::WebSocket, "").await;
     let id = id_of(&reader);
-    for query in ["sub=", "after=x", "last=-1", "since=x", "afer=1", "after=1&after=2"] {
+    for query in ["sub=", "subject=u1", "after=x", "last=-1", "since=x", "afer=1", "after=1&after=2"] {
         put(&server, &id, "a", query).await.problem(400, "bad_request");
     }
     for topic in ["a..b", "a*", "x y"] {
         put(&server, &id, topic, "").await.problem(400, "bad_request");
     }
     put(&server, &id, "a", "sub=u1").await.problem(412, "precondition_failed");
-    let answer = request(&server, Method::DELETE, &format!("{}?sub=u1", path_of(&id, "a"))).answer().await;
-    answer.problem(412, "precondition_failed");
+    for path in [path_of(&id, "a"), format!("/connections/{id}")] {
+        for (query, status, code) in [
+            ("sub=u1", 412, "precondition_failed"),
+            ("sub=", 400, "bad_request"),
+            ("subject=u1", 400, "bad_request"),
+            ("topic=a", 400, "bad_request"),
+        ] {
+            let answer = request(&server, Method::DELETE, &format!("{path}?{query}")).answer().await;
+            answer.problem(status, code);
+        }
+    }
     let shown: Value = crate::ask::get(&server, &format!("/connections/{id}")).answer().await.json();
     assert_eq!(shown["topic_count"], 0);
 }

@@ -96,7 +96,7 @@ async fn pages_show_each_connection_once() {
             assert_eq!(page.json(), json!({"connections": [], "next": null, "missing": []}), "{query}");
         }
     }
-    for query in ["limit=0", "limit=1001", "sub=", "after=x", "limt=3"] {
+    for query in ["limit=0", "limit=1001", "sub=", "subject=u1", "after=x", "limt=3"] {
         get(&server, &format!("/connections?{query}")).answer().await.problem(400, "bad_request");
     }
 }
