@@ -12,7 +12,7 @@ use super::{
     MAX_TOPICS,
     body::too_many_bytes,
     overloaded,
-    problem::Problem,
+    problem::{Code, Problem},
     refusal::Told,
     shares::{Share, Shares},
 };
@@ -22,8 +22,8 @@ use crate::{
     shutdown::{self, Shutdown},
 };
 
-/// How many bytes of messages one answer to a poll may contain; the next poll continues after them. Gaps are not
-/// counted, because a client that gets only some of them would be told the same ones again.
+/// How many bytes of messages one answer to a poll may contain; the next poll continues after them. Gaps do not fill an
+/// answer, because a client that gets only some of them would be told the same ones again.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 /// The same, while the answers that clients have not taken are [`MANY_BYTES`] together.
 const SHORT_ANSWER_BYTES: usize = 32 << 10;
@@ -141,7 +141,7 @@ impl Connections {
 
     /// The bytes of one answer, none yet.
     pub fn answer_bytes(&self) -> AnswerBytes {
-        AnswerBytes { own: 0, all: self.in_answers.clone() }
+        AnswerBytes { own: 0, filling: 0, all: self.in_answers.clone() }
     }
 
     /// A connection that was quiet for this long is sent a frame.
@@ -179,14 +179,27 @@ pub struct WaitCosts {
     _head: Share,
 }
 
+/// The answer to a poll whose gaps alone are more than an answer may have while clients have not taken many others.
+pub fn too_many_untaken() -> Problem {
+    Problem::new(Code::Overloaded, "clients have not taken many answers; try again later")
+}
+
 /// The bytes in one answer, counted until this is dropped.
 pub struct AnswerBytes {
     own: usize,
+    /// Those of them that fill the answer.
+    filling: usize,
     all: Arc<AtomicUsize>,
 }
 
 impl AnswerBytes {
     pub fn add(&mut self, bytes: usize) {
+        self.filling += bytes;
+        self.add_beside(bytes);
+    }
+
+    /// Counts bytes that do not fill the answer, however many they are.
+    pub fn add_beside(&mut self, bytes: usize) {
         self.own += bytes;
         self.all.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -197,7 +210,7 @@ impl AnswerBytes {
 
     /// True if the answer may have no more messages.
     pub fn is_full(&self) -> bool {
-        self.own >= MAX_ANSWER_BYTES || self.is_short()
+        self.filling >= MAX_ANSWER_BYTES || self.is_short()
     }
 
     /// True if the answer has to end early, because clients have not taken many others.

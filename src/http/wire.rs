@@ -120,6 +120,11 @@ impl<'a> ReplayedGap<'a> {
     }
 }
 
+/// The frame of a gap.
+pub fn gap_json(gap: &GapNotice) -> Vec<u8> {
+    to_json(&Control::Gap(gap))
+}
+
 fn write(out: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
     out.write_fmt(arguments).expect("writing to memory cannot fail");
 }
