@@ -146,6 +146,27 @@ impl Share {
     }
 }
 
+impl Share {
+    pub fn amount(&self) -> usize {
+        self.amount
+    }
+
+    /// Takes more, whether the client may or not, so that it is this much.
+    pub fn grow(&mut self, amount: usize) {
+        self.shares.lock().add(self.payer, amount - self.amount);
+        self.amount = amount;
+    }
+
+    /// True if the client might take nothing even if it gave all of this back.
+    pub fn is_in_excess(&self) -> bool {
+        let mut taken = self.shares.lock();
+        taken.remove(self.payer, self.amount);
+        let is_allowed = self.shares.allow(&taken, self.payer, 1);
+        taken.add(self.payer, self.amount);
+        !is_allowed
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         self.set(0);

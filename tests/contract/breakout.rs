@@ -249,7 +249,11 @@ async fn a_cursor_cannot_break_out_of_the_gap_that_repeats_it() {
             assert_eq!(names, ["rejoin.open", "rejoin.gap", "message"], "{parser} {sent:?}");
             let gap: Value = serde_json::from_str(&seen[1].2).expect("JSON");
             let repeated = sent.replace('\t', " ");
-            assert_eq!((&gap["after"], &gap["reason"]), (&json!(repeated), &json!("unknown_cursor")), "{parser}");
+            assert_eq!(
+                (&gap["after"], &gap["reason"]),
+                (&json!(repeated), &json!("unknown_cursor")),
+                "{parser}"
+            );
         }
     }
 }
