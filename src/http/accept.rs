@@ -302,6 +302,8 @@ async fn serve_placed(
         endpoint.place.clone(),
     );
     if is_http2 {
+        // Only a head of HTTP/1.1 is waited for.
+        begun.note_whole();
         // In a box of its own, because the connection's task has the size of its largest branch.
         tell_end(&app, Box::pin(http2::serve(&app, endpoint, TokioIo::new(io))).await);
     } else {

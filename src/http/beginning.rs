@@ -94,6 +94,7 @@ async fn encrypt(tls: &Tls, client: Peer, mut socket: TcpStream, head: Bytes) ->
     socket.write_all(PLAIN_TO_TLS).await.ok()?;
     // The system would drop the answer if bytes of the client were left unread.
     let mut linger = Linger::default();
+    linger.note_sending();
     let _ = poll_fn(|cx| linger.poll_shutdown(cx, &mut socket)).await;
     None
 }
