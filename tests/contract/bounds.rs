@@ -398,7 +398,7 @@ async fn probes_are_answered_while_connections_fill_the_descriptors() {
 async fn a_client_that_a_proxy_names_leaves_a_share_of_the_connections_to_others() {
     let program =
         Program::under("ulimit -n 128", &["--proxy-protocol", "--trusted-proxy", "127.0.0.1"]).await;
-    // Of 64 connections. A stream holds its connection, however slow this test is.
+    // There are 64 connections. A stream holds its connection, however slow this test is.
     let is_served = async |client: &str| {
         let mut wire = TcpStream::connect(program.server.addr).await.expect("a connection");
         let request = format!(

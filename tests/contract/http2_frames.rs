@@ -22,8 +22,11 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// The number of this setting.
 const INITIAL_WINDOW_SIZE: u16 = 4;
-/// What every connection and stream begins with.
+/// Every connection and every stream begins with this window.
 const FIRST_WINDOW: u32 = 65_535;
+
+/// The frames of each number.
+type Flood<'a> = dyn Fn(u32) -> Vec<u8> + 'a;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("it is short").to_be_bytes();
@@ -92,7 +95,7 @@ async fn a_flood_of_frames_ends_its_connection_and_no_other() {
     };
     let settings = |_| frame(SETTINGS, 0, 0, &[]);
     let pings = |_| frame(PING, 0, 0, &[0; 8]);
-    let floods: [(&str, &dyn Fn(u32) -> Vec<u8>); 4] = [
+    let floods: [(&str, &Flood<'_>); 4] = [
         ("resets", &resets),
         ("a head without end", &head_without_end),
         ("settings", &settings),
