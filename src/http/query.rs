@@ -151,7 +151,7 @@ fn repeated(text: &str) -> String {
             kept.push('…');
             break;
         }
-        kept.push(if character.is_control() { ' ' } else { character });
+        kept.push(if character.is_ascii_control() { ' ' } else { character });
     }
     kept
 }
