@@ -14,6 +14,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, Stream, future::BoxFuture};
+use serde::Serializer;
 
 pub use self::{
     joining::Join,
@@ -49,13 +50,18 @@ pub enum Delivery {
 pub struct GapNotice {
     /// The topic, or the pattern if the topics are not known.
     pub topic: Pattern,
-    /// The cursor after which messages are missing. An unreadable cursor is repeated as it was sent.
-    pub after: String,
+    /// The cursor after which messages are missing, or the text that was no cursor. Gaps that are told together share it.
+    #[serde(serialize_with = "as_text")]
+    pub after: Arc<str>,
     /// The oldest retained message after the gap.
     pub next: Option<Id>,
     /// The cursor once this gap has been told.
     pub cursor: Id,
     pub reason: Reason,
+}
+
+fn as_text<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text)
 }
 
 /// Reads topics and patterns from a cursor on: first the retained messages, then new ones, in the order of
@@ -441,12 +447,13 @@ impl Subscription {
     /// Queues the gaps, first those with a retained message after them. Only the last gap may move the
     /// cursor. If the client is cut off before that gap, it gets all of them again.
     fn tell(&mut self, mut gaps: Vec<Gap>, after: &str, cursor: Id, past: Id) {
+        let after: Arc<str> = after.into();
         gaps.sort_by_key(|gap| gap.next.is_none());
         let last = gaps.len().saturating_sub(1);
         for (index, gap) in gaps.into_iter().enumerate() {
             let Gap { topic, next, reason, floor: _ } = gap;
             let moves = index == last && (next.is_none() || reason == Reason::UnknownCursor);
-            let (after, cursor) = (after.to_owned(), if moves { past } else { cursor });
+            let (after, cursor) = (after.clone(), if moves { past } else { cursor });
             self.ready.push_back(Delivery::Gap(Box::new(GapNotice { topic, after, next, cursor, reason })));
         }
     }

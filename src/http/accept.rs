@@ -10,13 +10,13 @@ use std::{
 };
 
 use axum::{body::Body, extract::Request, response::Response};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::TcpStream,
-    time::{Instant, interval_at, sleep, timeout},
+    time::{Instant, interval_at, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -126,9 +126,11 @@ async fn accept_from(app: &Arc<App>, http1: &Arc<Http1>, places: &Arc<Places>, l
                 // Without a place the socket is closed here.
                 let peer = Peer::of(from).over(listener.serves(), app.tls.is_some() && !listener.is_plain());
                 if let Some(place) = places.take(peer.payer(&app.config)).await {
+                    let names_client = app.config.proxy_protocol && app.config.trusts(peer.ip());
+                    let for_client = names_client.then(|| places.clone());
                     let endpoint = Endpoint { app: app.clone(), place, peer };
                     let is_tcp = from.is_some();
-                    app.tasks.spawn(serve_connection(http1.clone(), endpoint, socket, is_tcp));
+                    app.tasks.spawn(serve_connection(http1.clone(), endpoint, socket, is_tcp, for_client));
                 }
             }
             Err(error) => survive(&error, &mut told_at).await,
@@ -196,16 +198,31 @@ impl Endpoint {
     }
 }
 
-async fn serve_connection(http1: Arc<Http1>, endpoint: Endpoint, socket: TcpStream, is_tcp: bool) {
+/// Serves one connection. If a proxy names its client, it has a place of this client among `for_client`.
+async fn serve_connection(
+    http1: Arc<Http1>,
+    mut endpoint: Endpoint,
+    mut socket: TcpStream,
+    is_tcp: bool,
+    for_client: Option<Arc<Places>>,
+) {
     // A peer that is gone already shows at the first read. The options are no reason to refuse one that is there.
     if is_tcp && let Err(error) = prepare(&socket, &endpoint.app.config) {
         tracing::debug!(%error, "cannot set the options of a connection");
     }
+    let until = Instant::now() + endpoint.place.patience(endpoint.app.config.read_timeout);
+    let mut head = BytesMut::new();
+    if let Some(places) = for_client {
+        // In a box, so that other connections need no room for it.
+        let named = Box::pin(let_proxy_name_client(endpoint, &mut socket, &places, until)).await;
+        let Some(named) = named else { return };
+        (endpoint, head) = named;
+    }
     match endpoint.place.end_of_spare() {
-        None => serve_placed(http1, endpoint, socket).await,
+        None => serve_placed(http1, endpoint, socket, head, until).await,
         Some(end) => {
             // In a box, so that other connections need no room for it.
-            let served = Box::pin(serve_placed(http1, endpoint, socket));
+            let served = Box::pin(serve_placed(http1, endpoint, socket, head, until));
             tokio::select! {
                 () = served => {}
                 () = end => {}
@@ -214,19 +231,57 @@ async fn serve_connection(http1: Arc<Http1>, endpoint: Endpoint, socket: TcpStre
     }
 }
 
-async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, socket: TcpStream) {
-    let app = endpoint.app.clone();
-    let (peer, patience) = (endpoint.peer, endpoint.place.patience(app.config.read_timeout));
+/// Reads which client a proxy names, and takes a place of this client for the connection, since that of the proxy is in
+/// no share. `None` if the connection is to end.
+async fn let_proxy_name_client(
+    endpoint: Endpoint,
+    socket: &mut TcpStream,
+    places: &Arc<Places>,
+    until: Instant,
+) -> Option<(Endpoint, BytesMut)> {
+    let Endpoint { app, place, peer } = endpoint;
+    let end = async {
+        match place.end_of_spare() {
+            Some(end) => end.await,
+            None => pending().await,
+        }
+    };
+    let named = tokio::select! {
+        named = timeout_at(until, beginning::read_client(socket, peer)) => named.ok().flatten(),
+        () = end => None,
+        () = app.shutdown.draining() => None,
+    };
+    let Some((client, head)) = named else {
+        tracing::debug!(client = %peer.ip(), "connection ended: no request came");
+        return None;
+    };
+    let place = match client.payer(&app.config) {
+        None => place,
+        payer => {
+            drop(place);
+            places.take(payer).await?
+        }
+    };
+    Some((Endpoint { app, place, peer: client }, head))
+}
+
+async fn serve_placed(
+    http1: Arc<Http1>,
+    endpoint: Endpoint,
+    socket: TcpStream,
+    head: BytesMut,
+    until: Instant,
+) {
+    let (app, peer) = (endpoint.app.clone(), endpoint.peer);
     let begun = tokio::select! {
         // In a box, because the connection's task has the size of its largest part.
-        begun = timeout(patience, Box::pin(beginning::begin(&app, socket, peer))) => begun,
+        begun = timeout_at(until, Box::pin(beginning::begin(&app, socket, head, peer))) => begun,
         () = app.shutdown.draining() => return,
     };
-    let Ok(Some((peer, head, socket))) = begun else {
+    let Ok(Some((head, socket))) = begun else {
         tracing::debug!(client = %peer.ip(), "connection ended: no request came");
         return;
     };
-    endpoint.peer = peer;
     let is_unheard_tls = matches!(socket, Socket::Plain(_)) && beginning::is_tls(&head);
     if is_unheard_tls && app.told_of_tls.is_due() {
         tracing::warn!(
@@ -247,6 +302,8 @@ async fn serve_placed(http1: Arc<Http1>, mut endpoint: Endpoint, socket: TcpStre
         endpoint.place.clone(),
     );
     if is_http2 {
+        // Only a head of HTTP/1.1 is waited for.
+        begun.note_whole();
         // In a box of its own, because the connection's task has the size of its largest branch.
         tell_end(&app, Box::pin(http2::serve(&app, endpoint, TokioIo::new(io))).await);
     } else {

@@ -37,34 +37,42 @@ pub fn is_tls(head: &[u8]) -> bool {
     head.starts_with(TLS_HANDSHAKE)
 }
 
-/// Reads the beginning of a connection: the PROXY protocol, if this peer has to speak it, the handshake of TLS, and the
-/// bytes that tell the protocol of its requests. `None` if it ends before, or begins with something else.
-pub async fn begin(app: &App, mut socket: TcpStream, peer: Peer) -> Option<(Peer, Bytes, Socket)> {
-    let (mut client, mut head) = (peer, BytesMut::with_capacity(HTTP2_PREFACE.len()));
-    if app.config.proxy_protocol && app.config.trusts(peer.ip()) {
-        match proxy_protocol::read(&mut socket, peer.ip()).await {
-            Ok((named, read)) => (client, head) = (named.over_the_same(peer), read),
-            Err(BadBeginning::NoHeader) => {
-                tracing::warn!(
-                    client = %peer.ip(),
-                    "closed a connection of a trusted proxy: it did not begin with the PROXY protocol; let the proxy \
-                     send it, or take its address out of --trusted-proxy"
-                );
-                return None;
-            }
-            Err(BadBeginning::Ended | BadBeginning::Read(_)) => return None,
+/// Reads the header of the PROXY protocol. Returns the client, and the bytes that came after it. `None` if the connection
+/// ends before, or begins with something else.
+pub async fn read_client(socket: &mut TcpStream, peer: Peer) -> Option<(Peer, BytesMut)> {
+    match proxy_protocol::read(socket, peer.ip()).await {
+        Ok((named, read)) => Some((named.over_the_same(peer), read)),
+        Err(BadBeginning::NoHeader) => {
+            tracing::warn!(
+                client = %peer.ip(),
+                "closed a connection of a trusted proxy: it did not begin with the PROXY protocol; let the proxy \
+                 send it, or take its address out of --trusted-proxy"
+            );
+            None
         }
+        Err(BadBeginning::Ended | BadBeginning::Read(_)) => None,
     }
+}
+
+/// Reads the beginning of a connection, of which `head` was read: the handshake of TLS, and the bytes that tell the
+/// protocol of its requests. `None` if it ends before, or begins with something else.
+pub async fn begin(
+    app: &App,
+    mut socket: TcpStream,
+    head: BytesMut,
+    client: Peer,
+) -> Option<(Bytes, Socket)> {
     let mut head = read_head(&mut socket, head).await?;
-    let tls = app.tls.as_ref().filter(|_| peer.is_encrypted());
-    let Some(tls) = tls else { return Some((client, head, Socket::Plain(socket))) };
+    let tls = app.tls.as_ref().filter(|_| client.is_encrypted());
+    let Some(tls) = tls else { return Some((head, Socket::Plain(socket))) };
     let mut socket = encrypt(tls, client, socket, head).await?;
-    head = read_head(&mut socket, BytesMut::with_capacity(HTTP2_PREFACE.len())).await?;
-    Some((client, head, socket))
+    head = read_head(&mut socket, BytesMut::new()).await?;
+    Some((head, socket))
 }
 
 /// Reads until there are enough bytes to tell a protocol. `None` if the connection ends before.
 async fn read_head(socket: &mut (impl AsyncRead + Unpin), mut head: BytesMut) -> Option<Bytes> {
+    head.reserve(HTTP2_PREFACE.len());
     while head.len() < HTTP2_PREFACE.len() {
         if !matches!(socket.read_buf(&mut head).await, Ok(1..)) {
             return None;
@@ -86,6 +94,7 @@ async fn encrypt(tls: &Tls, client: Peer, mut socket: TcpStream, head: Bytes) ->
     socket.write_all(PLAIN_TO_TLS).await.ok()?;
     // The system would drop the answer if bytes of the client were left unread.
     let mut linger = Linger::default();
+    linger.note_sending();
     let _ = poll_fn(|cx| linger.poll_shutdown(cx, &mut socket)).await;
     None
 }

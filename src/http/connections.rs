@@ -1,18 +1,12 @@
 //! How many subscriptions are served, how much answers may hold, and the times that all connections keep.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     MAX_TOPICS,
     body::too_many_bytes,
     overloaded,
-    problem::Problem,
+    problem::{Code, Problem},
     refusal::Told,
     shares::{Share, Shares},
 };
@@ -22,12 +16,14 @@ use crate::{
     shutdown::{self, Shutdown},
 };
 
-/// How many bytes of messages one answer to a poll may contain; the next poll continues after them. Gaps are not
-/// counted, because a client that gets only some of them would be told the same ones again.
+/// How many bytes of messages one answer to a poll may contain; the next poll continues after them. Gaps do not fill an
+/// answer, because a client that gets only some of them would be told the same ones again.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
-/// The same, while the answers that clients have not taken are [`MANY_BYTES`] together.
+/// The same for a client that has not taken its share of all answers, or if these are [`MANY_BYTES`] together.
 const SHORT_ANSWER_BYTES: usize = 32 << 10;
 pub const MANY_BYTES: usize = 64 << 20;
+/// The bytes of an answer are counted in such steps, since each step takes a lock.
+const STEP_BYTES: usize = 1 << 10;
 
 /// How many topics and patterns all connections may read, for each that may be open.
 const TOPICS_OF_A_CONNECTION: usize = 10;
@@ -46,7 +42,7 @@ pub struct Connections {
     /// The topics and patterns that they read.
     topics: Arc<Shares>,
     /// The bytes in answers to polls and to `POST /publish` that have not left.
-    in_answers: Arc<AtomicUsize>,
+    in_answers: Arc<Shares>,
     /// The answers to other requests that have not left.
     answers: Arc<Shares>,
     /// The same, of operators while the public has taken all others.
@@ -69,7 +65,7 @@ impl Connections {
         Self {
             subscriptions: Shares::new(max_connections),
             topics: Shares::new(max_connections.saturating_mul(TOPICS_OF_A_CONNECTION).max(MAX_TOPICS)),
-            in_answers: Arc::default(),
+            in_answers: Shares::leaving_as_much(MANY_BYTES),
             answers: Shares::new(max_connections.max(MIN_ANSWERS)),
             answers_of_operators: Shares::new(ANSWERS_OF_OPERATORS),
             unparsed: Shares::leaving_as_much(unparsed_bytes),
@@ -93,7 +89,7 @@ impl Connections {
 
     /// The bytes of all answers that have not left.
     pub fn untaken_bytes(&self) -> usize {
-        self.in_answers.load(Ordering::Relaxed)
+        self.in_answers.taken()
     }
 
     /// Counts one more subscription to so many topics and patterns, until the result is dropped. `None` if there are too
@@ -139,9 +135,9 @@ impl Connections {
         self.unparsed.none(payer)
     }
 
-    /// The bytes of one answer, none yet.
-    pub fn answer_bytes(&self) -> AnswerBytes {
-        AnswerBytes { own: 0, all: self.in_answers.clone() }
+    /// The bytes of one answer to this client, none yet.
+    pub fn answer_bytes(&self, payer: Option<Payer>) -> AnswerBytes {
+        AnswerBytes { own: 0, filling: 0, counted: self.in_answers.none(payer) }
     }
 
     /// A connection that was quiet for this long is sent a frame.
@@ -179,16 +175,34 @@ pub struct WaitCosts {
     _head: Share,
 }
 
+/// The answer to a poll whose gaps alone are more than a short answer may have.
+pub fn too_many_untaken() -> Problem {
+    Problem::new(
+        Code::Overloaded,
+        "clients have not taken many answers, or you not your share of them; try again later",
+    )
+}
+
 /// The bytes in one answer, counted until this is dropped.
 pub struct AnswerBytes {
     own: usize,
-    all: Arc<AtomicUsize>,
+    /// Those of them that fill the answer.
+    filling: usize,
+    counted: Share,
 }
 
 impl AnswerBytes {
     pub fn add(&mut self, bytes: usize) {
+        self.filling += bytes;
+        self.add_beside(bytes);
+    }
+
+    /// Counts bytes that do not fill the answer, however many they are.
+    pub fn add_beside(&mut self, bytes: usize) {
         self.own += bytes;
-        self.all.fetch_add(bytes, Ordering::Relaxed);
+        if self.own > self.counted.amount() {
+            self.counted.grow(self.own.next_multiple_of(STEP_BYTES));
+        }
     }
 
     pub fn count(&self) -> usize {
@@ -197,19 +211,12 @@ impl AnswerBytes {
 
     /// True if the answer may have no more messages.
     pub fn is_full(&self) -> bool {
-        self.own >= MAX_ANSWER_BYTES || self.is_short()
+        self.filling >= MAX_ANSWER_BYTES || self.is_short()
     }
 
-    /// True if the answer has to end early, because clients have not taken many others.
+    /// True if the answer has to end early, because this client has not taken its share of all answers.
     pub fn is_short(&self) -> bool {
-        let others = self.all.load(Ordering::Relaxed).saturating_sub(self.own);
-        others >= MANY_BYTES && self.own >= SHORT_ANSWER_BYTES
-    }
-}
-
-impl Drop for AnswerBytes {
-    fn drop(&mut self) {
-        self.all.fetch_sub(self.own, Ordering::Relaxed);
+        self.own >= SHORT_ANSWER_BYTES && self.counted.is_in_excess()
     }
 }
 
@@ -220,16 +227,42 @@ mod tests {
     #[test]
     fn an_answer_is_short_while_clients_have_not_taken_many_others() {
         let connections = Connections::new(&Config::default(), Shutdown::new());
-        let mut own = connections.answer_bytes();
+        let mut own = connections.answer_bytes(None);
         own.add(MAX_ANSWER_BYTES - 1);
         assert!(!own.is_full() && !own.is_short());
-        let mut other = connections.answer_bytes();
+        let mut other = connections.answer_bytes(None);
         other.add(MANY_BYTES);
         assert!(own.is_full() && own.is_short() && other.is_full() && !other.is_short());
         drop(other);
         assert!(!own.is_full());
         own.add(1);
         assert!(own.is_full() && !own.is_short(), "an answer to a publish may be longer");
+    }
+
+    /// One client that took no answers made those of all others short.
+    #[test]
+    fn a_client_that_takes_no_answers_leaves_those_of_others_whole() {
+        let connections = Connections::new(&Config::default(), Shutdown::new());
+        let payer = |number: u8| Some(Payer::address([203, 0, 113, number].into()));
+        let (mut held, mut given) = (Vec::new(), Vec::new());
+        for _ in 0..17 {
+            let mut answer = connections.answer_bytes(payer(1));
+            while !answer.is_full() {
+                answer.add(32 << 10);
+            }
+            given.push(answer.count());
+            held.push(answer);
+        }
+        let (whole, short) = given.split_at(7);
+        assert!(whole.iter().all(|bytes| *bytes == MAX_ANSWER_BYTES), "{given:?}");
+        assert!(short.iter().all(|bytes| *bytes == SHORT_ANSWER_BYTES), "{given:?}");
+        for other in [payer(2), None] {
+            let mut answer = connections.answer_bytes(other);
+            answer.add(MAX_ANSWER_BYTES - 1);
+            assert!(!answer.is_full() && !answer.is_short(), "{other:?}");
+        }
+        drop(held);
+        assert_eq!(connections.untaken_bytes(), 0);
     }
 
     /// The heads of strangers took the room for the bodies of a backend.

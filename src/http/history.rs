@@ -36,7 +36,7 @@ pub async fn respond(
     is_gzip: bool,
 ) -> Result<Response, Problem> {
     let mut permit = app.permit(Transport::Poll, access, 1).ok_or_else(overloaded)?;
-    let mut bytes = app.connections.answer_bytes();
+    let mut bytes = app.connections.answer_bytes(access.payer());
     let mut page = app.broker.history(topic, before, limit).await?;
     let mut is_full = keep_what_fits(&mut page, &mut bytes);
     for _ in 1..MAX_READS {

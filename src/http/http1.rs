@@ -225,7 +225,8 @@ impl Future for Answering {
 
 /// Answers a request. If it is answered before all of it was read, the connection lives on only if the rest is small.
 async fn answer(ours: Arc<Connection>, request: Request, rest: Option<Rest>) -> Answered {
-    let Connection { endpoint, still_sends, .. } = &*ours;
+    let Connection { endpoint, begun, still_sends, .. } = &*ours;
+    begun.note_whole();
     let mut response = endpoint.answer(request).await;
     let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let may_still_send = match rest {

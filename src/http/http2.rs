@@ -26,6 +26,10 @@ const MAX_FIELDS: usize = 100;
 const MAX_STREAMS: u32 = 250;
 /// How many bytes of one stream may wait in memory until its window opens.
 const MAX_STREAM_SEND_BYTES: usize = 64 << 10;
+/// How many bytes of bodies a client may send before the server reads them, as it does not while the backend is asked who
+/// the client is: on one stream, and on the connection, so that one stream does not stop the others.
+const STREAM_WINDOW_BYTES: u32 = 128 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 /// How long a connection that has been idle may take to leave.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -94,6 +98,8 @@ fn builder(app: &App, open: watch::Sender<usize>) -> http2::Builder<StreamExecut
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD_BYTES as u32)
         .max_send_buf_size(MAX_STREAM_SEND_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .keep_alive_interval(app.config.heartbeat)
         // A ping waits behind frames that a slow client has yet to read.
         .keep_alive_timeout(app.config.heartbeat.saturating_add(app.config.write_timeout));

@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -23,13 +23,35 @@ use super::{patient::PatientSleep, places::Place};
 /// first, a request that is already on its way would be lost, and the balancer would answer it with 502.
 pub const KEPT_FOR: Duration = Duration::from_secs(75);
 
-/// If anything was read from a connection since hyper began to wait for a head.
+/// How far the head is for which hyper waits: nothing has come, it has begun, or it was answered before it was whole;
+/// or it is whole.
 #[derive(Clone, Debug, Default)]
-pub struct HeadBegun(Arc<AtomicBool>);
+pub struct HeadBegun(Arc<AtomicU8>);
+
+const NOTHING: u8 = 0;
+const BEGUN: u8 = 1;
+const REFUSED: u8 = 2;
+const WHOLE: u8 = 3;
 
 impl HeadBegun {
+    /// Something was read.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.fetch_max(BEGUN, Ordering::Relaxed);
+    }
+
+    /// Something was written. If a head has begun, it is the answer to what will never be a request.
+    pub fn note_written(&self) {
+        let _ = self.0.compare_exchange(BEGUN, REFUSED, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The head has come, or none is waited for.
+    pub fn note_whole(&self) {
+        self.0.store(WHOLE, Ordering::Relaxed);
+    }
+
+    /// True if the answer was a refusal of a head, whose client may send the rest.
+    pub fn is_refused(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == REFUSED
     }
 }
 
@@ -48,7 +70,7 @@ impl rt::Timer for HeadTimer {
 
     fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn rt::Sleep>> {
         // If a piece of the next head came with the request before, the wait begins as if it had not.
-        self.begun.0.store(false, Ordering::Relaxed);
+        self.begun.0.store(NOTHING, Ordering::Relaxed);
         Box::pin(HeadWait {
             sleep: PatientSleep::until(self.place.deadline(deadline.into())),
             until_begun: Some((self.begun.clone(), self.read_timeout)),
@@ -74,7 +96,7 @@ impl Future for HeadWait {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if let Some((_, read_timeout)) =
-            self.until_begun.take_if(|(begun, _)| begun.0.load(Ordering::Relaxed))
+            self.until_begun.take_if(|(begun, _)| begun.0.load(Ordering::Relaxed) != NOTHING)
         {
             self.sleep.reset(Instant::now() + read_timeout);
         }

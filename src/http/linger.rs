@@ -168,6 +168,11 @@ impl Linger {
         Self { still_sends, begun: None }
     }
 
+    /// The client may still be sending.
+    pub fn note_sending(&self) {
+        self.still_sends.set();
+    }
+
     /// True once nothing is left to be written, not even the last words of TLS.
     pub fn has_ended_our_side(&self) -> bool {
         self.begun.is_some()

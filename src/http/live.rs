@@ -32,7 +32,7 @@ pub use self::{
     routes::{connection, connections, managed, topic_of},
     table::{Held, Table},
 };
-use super::{App, problem::Code};
+use super::{App, problem::Code, shares::Shares};
 use crate::{
     broker::Broker,
     log::{Answering, Replicas},
@@ -47,6 +47,8 @@ pub struct Live {
     /// Held polls, which only the end of their subject finds.
     polls: Arc<Table>,
     replicas: Option<Arc<Replicas>>,
+    /// The commands of clients that wait for other replicas.
+    waiting: Arc<Shares>,
     /// The name of the only replica. Replicas over one store have their names from there.
     name: u64,
 }
@@ -57,6 +59,7 @@ impl Live {
             table: Arc::default(),
             polls: Arc::default(),
             replicas: broker.replicas(),
+            waiting: Shares::leaving_as_much(Replicas::MAX_WAITING),
             name: rand::random(),
         }
     }

@@ -122,12 +122,12 @@ mod tests {
     #[tokio::test]
     async fn the_bytes_of_an_answer_are_counted_until_its_last_piece_has_left() {
         let connections = Connections::new(&Config::default(), Shutdown::new());
-        let mut bytes = connections.answer_bytes();
+        let mut bytes = connections.answer_bytes(None);
         bytes.add(MANY_BYTES);
         let mut response = Response::new(Body::from(vec![b'x'; PIECE_BYTES + 1]));
         response.extensions_mut().insert(Arc::new(bytes));
         let mut answer = Outgoing::of(response).into_body();
-        let mut other = connections.answer_bytes();
+        let mut other = connections.answer_bytes(None);
         other.add(PIECE_BYTES);
         answer.frame().await.expect("a piece").expect("no error");
         assert!(other.is_short());

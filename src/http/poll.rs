@@ -5,7 +5,7 @@ use std::{
     future::poll_fn,
     mem,
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
     vec,
 };
@@ -17,10 +17,11 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, header};
 use http_body::{Frame, SizeHint};
+use tokio::task::coop::poll_proceed;
 
 use super::{
     answer::{not_stored, unread},
-    connections::AnswerBytes,
+    connections::{AnswerBytes, too_many_untaken},
     deflate,
     gzip::{self, Gzip, Sum},
     held,
@@ -30,7 +31,7 @@ use super::{
     outgoing::PIECE_BYTES,
     problem::Problem,
     reader::{Next, Reader},
-    wire::{self, Control},
+    wire,
 };
 use crate::{
     broker::{Delivery, GapNotice},
@@ -91,7 +92,10 @@ pub fn respond(
                     Next::Event(
                         Event::Delivery(Delivery::Gap(gap)) | Event::Replay(_, Delivery::Gap(gap)),
                     ) => {
+                        bytes.add_beside(wire::gap_json(&gap).len());
                         gaps.push(*gap);
+                        // There may be tens of thousands.
+                        ready!(poll_proceed(cx)).made_progress();
                     }
                     Next::Ended(_) | Next::GraceOver => return Poll::Ready(()),
                     Next::Event(Event::Added(_) | Event::Removed(_)) => has_changed = true,
@@ -119,6 +123,10 @@ pub fn respond(
             Poll::Pending
         })
         .await;
+        // A part of the gaps alone would bring the client nowhere.
+        if messages.is_empty() && bytes.is_short() {
+            return too_many_untaken().into_response();
+        }
         // The bytes are counted as they leave.
         reader.add_up(0);
         if messages.is_empty() && gaps.is_empty() && reader.has_failed() {
@@ -126,8 +134,8 @@ pub fn respond(
         }
         // If nothing came in time, the answer is only the cursor.
         let cursor = reader.cursor();
-        let tail = tail(&gaps, cursor, reader.mine().as_deref());
-        let body = AnswerBody::new(messages, bytes, tail, reader.into_permit(), is_gzip);
+        let tail = tail(cursor, reader.mine().as_deref());
+        let body = AnswerBody::new(messages, gaps, bytes, tail, reader.into_permit(), is_gzip);
         answer(body.is_gzip(), Body::new(body), cursor)
     }
 }
@@ -140,7 +148,7 @@ pub fn answer_without_cursor(
     permit: Permit,
     is_gzip: bool,
 ) -> Response {
-    let body = AnswerBody::new(messages, bytes, tail, Some(permit), is_gzip);
+    let body = AnswerBody::new(messages, Vec::new(), bytes, tail, Some(permit), is_gzip);
     uncached(body.is_gzip(), Body::new(body))
 }
 
@@ -154,7 +162,7 @@ pub fn head() -> Response {
 
 /// The answer to a poll without a start: the current cursor.
 pub fn respond_now(cursor: Id) -> Response {
-    answer(false, Body::from([HEAD, &tail(&[], cursor, None)].concat()), cursor)
+    answer(false, Body::from([HEAD, &tail(cursor, None)].concat()), cursor)
 }
 
 fn answer(is_gzip: bool, body: Body, cursor: Id) -> Response {
@@ -180,25 +188,21 @@ const MAX_GZIPPED_BYTES: usize = 128 << 10;
 
 /// The text before the messages.
 const HEAD: &[u8] = b"{\"messages\":[";
+/// The text between the messages and the gaps.
+const GAPS: &[u8] = b"],\"gaps\":[";
 
 /// The text of a cursor. A number makes its own text faster than a formatter does.
 fn digits(cursor: Id) -> String {
     cursor.get().to_string()
 }
 
-/// Room for the text after the messages, if it is only a cursor.
+/// Room for this text, if it is only a cursor.
 const TAIL_BYTES: usize = 32;
 
-/// The text after the messages.
-fn tail(gaps: &[GapNotice], cursor: Id, mine: Option<&[Pattern]>) -> Vec<u8> {
+/// The text after the messages and the gaps.
+fn tail(cursor: Id, mine: Option<&[Pattern]>) -> Vec<u8> {
     let mut tail = Vec::with_capacity(TAIL_BYTES);
-    tail.push(b']');
-    for (index, gap) in gaps.iter().enumerate() {
-        tail.extend_from_slice(if index == 0 { b",\"gaps\":[" } else { b"," });
-        serde_json::to_writer(&mut tail, &Control::Gap(gap)).expect("a gap serializes");
-    }
-    tail.extend_from_slice(if gaps.is_empty() { b"" } else { b"]" });
-    tail.extend_from_slice(b",\"cursor\":\"");
+    tail.extend_from_slice(b"],\"cursor\":\"");
     tail.extend_from_slice(digits(cursor).as_bytes());
     tail.push(b'"');
     if let Some(mine) = mine {
@@ -209,12 +213,15 @@ fn tail(gaps: &[GapNotice], cursor: Id, mine: Option<&[Pattern]>) -> Vec<u8> {
     tail
 }
 
-/// The body of an answer. Each message is rendered when it leaves, so an answer that waits for its client holds the
-/// messages, which it shares with the log, and not their bytes.
+/// The body of an answer. Each message and each gap is rendered when it leaves, so an answer that waits for its client
+/// holds the messages, which it shares with the log, and not their bytes.
 struct AnswerBody {
     /// Parts that leave before the next message, the first of them last.
     begun: Vec<Part>,
     messages: vec::IntoIter<Message>,
+    gaps: vec::IntoIter<GapNotice>,
+    /// The text before the next gap.
+    before_gap: &'static [u8],
     tail: Bytes,
     /// How many bytes have not left, before they are coded.
     left: usize,
@@ -247,20 +254,23 @@ impl AnswerBody {
     /// In gzip only if this makes it shorter, as far as its messages tell.
     fn new(
         messages: Vec<Message>,
+        gaps: Vec<GapNotice>,
         mut bytes: AnswerBytes,
         tail: Vec<u8>,
         permit: Option<Permit>,
         takes_gzip: bool,
     ) -> Self {
         let tail = Bytes::from(tail);
-        let commas = messages.len().saturating_sub(1);
-        let left = HEAD.len() + bytes.count() + commas + tail.len();
-        bytes.add(tail.len());
+        let commas = messages.len().saturating_sub(1) + gaps.len().saturating_sub(1);
+        let before_gaps = if gaps.is_empty() { 0 } else { GAPS.len() };
+        let left = HEAD.len() + bytes.count() + commas + before_gaps + tail.len();
+        bytes.add_beside(tail.len());
         let is_worth = |message: &Message| message.bytes().len() >= deflate::MIN_BYTES;
         let is_gzip = takes_gzip && left >= MIN_GZIP_BYTES && messages.iter().any(is_worth);
         let (begun, has_messages) = (vec![Part::text(Bytes::from_static(HEAD))], !messages.is_empty());
-        let (messages, gzip) = (messages.into_iter(), is_gzip.then(Gzip::default));
-        Self { begun, messages, tail, left, gzip, _bytes: bytes, has_messages, permit }
+        let (messages, gaps) = (messages.into_iter(), gaps.into_iter());
+        let (before_gap, gzip) = (GAPS, is_gzip.then(Gzip::default));
+        Self { begun, messages, gaps, before_gap, tail, left, gzip, _bytes: bytes, has_messages, permit }
     }
 
     fn is_gzip(&self) -> bool {
@@ -273,6 +283,10 @@ impl AnswerBody {
             return Some(part);
         }
         let Some(message) = self.messages.next() else {
+            if let Some(gap) = self.gaps.next() {
+                let before = mem::replace(&mut self.before_gap, b",");
+                return Some(Part::text([before, &wire::gap_json(&gap)].concat().into()));
+            }
             return Some(mem::take(&mut self.tail)).filter(|tail| !tail.is_empty()).map(Part::text);
         };
         if !self.messages.as_slice().is_empty() {
@@ -374,10 +388,18 @@ mod tests {
     use std::sync::Arc;
 
     use axum::extract::Request;
+    use http_body_util::BodyExt;
+    use serde_json::{Value, json};
     use tower::ServiceExt;
 
     use super::*;
-    use crate::{broker::Broker, config::Config, http::App, log::MemoryLog, shutdown::Shutdown};
+    use crate::{
+        broker::Broker,
+        config::Config,
+        http::{App, connections::MANY_BYTES},
+        log::MemoryLog,
+        shutdown::Shutdown,
+    };
 
     #[tokio::test(start_paused = true)]
     async fn a_poll_says_that_it_waits_once_it_was_not_answered_quickly() {
@@ -406,6 +428,40 @@ mod tests {
             assert_eq!(waits_after, expected.map(|time| time.as_secs()), "{parking:?}");
             assert_eq!(began.elapsed().as_secs(), wait.as_secs(), "{parking:?}");
         }
+    }
+
+    /// Each of ten thousand gaps repeated the text, in six bytes for each of its characters: 25 MB for a short request. They
+    /// were counted once all of them were written.
+    #[tokio::test]
+    async fn a_poll_with_many_gaps_takes_little_and_is_overloaded_while_many_answers_are_not_taken() {
+        const TOPICS: usize = 10_000;
+        let broker = Broker::new(MemoryLog::start(Config::default().retention()));
+        let app = App::new(broker, Arc::new(Config::default()), Shutdown::new());
+        let ask = async || {
+            let topics: Vec<_> = (0..TOPICS).map(|number| number.to_string()).collect();
+            let body = json!({"topics": topics, "last_event_id": "\u{1}x".repeat(200)});
+            let request = Request::post("/events").header(header::HOST, "localhost");
+            let request = request.header(header::CONTENT_TYPE, media::JSON);
+            let request = request.body(Body::from(body.to_string())).expect("a request");
+            crate::http::router(app.clone()).oneshot(request).await.expect("an answer")
+        };
+        let answer = ask().await;
+        assert_eq!(answer.status(), 200);
+        let length: usize =
+            answer.headers()[header::CONTENT_LENGTH].to_str().expect("text").parse().expect("a number");
+        let untaken = app.connections.untaken_bytes();
+        assert!(length / 2 < untaken && untaken < length + 1_024, "{untaken} of {length}");
+        let body = answer.into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!(body.len(), length);
+        assert!(length < 250 * TOPICS, "{length}");
+        let answer: Value = serde_json::from_slice(&body).expect("an answer");
+        let gaps = answer["gaps"].as_array().expect("gaps");
+        assert_eq!((gaps.len(), &gaps[9]["after"]), (TOPICS, &json!(" x".repeat(32) + "…")));
+
+        let mut others = app.connections.answer_bytes(None);
+        others.add(MANY_BYTES);
+        assert_eq!(ask().await.status(), 503);
+        assert_eq!(app.connections.untaken_bytes(), MANY_BYTES);
     }
 
     #[tokio::test]

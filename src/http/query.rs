@@ -6,10 +6,7 @@ use axum::extract::Request;
 use percent_encoding::percent_decode_str;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{
-    parameters::Parameters,
-    problem::{Problem, shorten},
-};
+use super::{parameters::Parameters, problem::Problem};
 use crate::{
     log::Start,
     message::{Id, Pattern},
@@ -138,9 +135,25 @@ pub fn last_event_id(value: &[u8]) -> Option<Start> {
     let text = String::from_utf8_lossy(value);
     match text.trim() {
         "" => None,
-        // Shortened, because a gap for each topic repeats it.
-        text => Some(after(text).unwrap_or_else(|_| Start::Unreadable(shorten(text.to_owned())))),
+        text => Some(after(text).unwrap_or_else(|_| Start::Unreadable(repeated(text)))),
     }
+}
+
+/// How many bytes of a text that is no cursor are repeated. The ids of other servers have room in it.
+const MAX_REPEATED_BYTES: usize = 64;
+
+/// The text as a gap repeats it. A request may name ten thousand topics, each has a gap, and JSON writes six bytes for a
+/// control character.
+fn repeated(text: &str) -> String {
+    let mut kept = String::new();
+    for character in text.chars() {
+        if kept.len() + character.len_utf8() > MAX_REPEATED_BYTES {
+            kept.push('…');
+            break;
+        }
+        kept.push(if character.is_ascii_control() { ' ' } else { character });
+    }
+    kept
 }
 
 /// A duration before now, or an RFC 3339 time.
@@ -222,5 +235,14 @@ mod tests {
         assert_eq!(last_event_id(b"5"), Some(Start::After(Id::new(5))));
         assert_eq!(last_event_id(b"x"), Some(Start::Unreadable("x".into())));
         assert!(matches!(last_event_id(b"\xff"), Some(Start::Unreadable(_))));
+        for (sent, kept) in [
+            ("urn:uuid:4f2a".to_owned(), "urn:uuid:4f2a".to_owned()),
+            ("x".repeat(64), "x".repeat(64)),
+            ("x".repeat(65), "x".repeat(64) + "…"),
+            ("é".repeat(33), "é".repeat(32) + "…"),
+            ("a\u{1}b\tc".to_owned(), "a b c".to_owned()),
+        ] {
+            assert_eq!(last_event_id(sent.as_bytes()), Some(Start::Unreadable(kept)), "{sent:?}");
+        }
     }
 }

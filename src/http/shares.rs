@@ -1,9 +1,10 @@
 //! Totals that clients share: each client may take what is free, until little is left. Then no client takes more than an
 //! even share.
 //!
-//! So one client alone may use a server to its limits, and many clients are safe from one that takes too much. A client
-//! can hold some costs for as long as it likes, and it must not take all of them while no other client is there: of
-//! these it takes as much as it leaves free, and all such clients together leave the last part to those without a payer.
+//! So one client alone may use a server to its limits, and many clients are safe from one that takes too much. Some costs
+//! last, or are room that a backend needs for its own requests. A client must not take all of these while no other client
+//! is there: it takes as much as it leaves free, and all such clients together leave the last part to those without a
+//! payer.
 //! Each process has its own totals.
 
 use std::{
@@ -143,6 +144,27 @@ impl Share {
         }
         self.amount = amount;
         true
+    }
+}
+
+impl Share {
+    pub fn amount(&self) -> usize {
+        self.amount
+    }
+
+    /// Takes more, whether the client may or not, so that it is this much.
+    pub fn grow(&mut self, amount: usize) {
+        self.shares.lock().add(self.payer, amount - self.amount);
+        self.amount = amount;
+    }
+
+    /// True if the client might take nothing even if it gave all of this back.
+    pub fn is_in_excess(&self) -> bool {
+        let mut taken = self.shares.lock();
+        taken.remove(self.payer, self.amount);
+        let is_allowed = self.shares.allow(&taken, self.payer, 1);
+        taken.add(self.payer, self.amount);
+        !is_allowed
     }
 }
 
@@ -298,6 +320,19 @@ mod tests {
             assert!(rate.take_one(None));
             tokio::time::advance(WINDOW).await;
         }
+    }
+
+    /// Clients without a payer had a part of the even shares also while none of them published, so two users had a third each.
+    #[tokio::test(start_paused = true)]
+    async fn two_users_of_equal_pace_have_half_of_a_rate_each() {
+        let rate = Rate::per_second(100);
+        let mut taken = [0, 0];
+        for _ in 0..100 {
+            for (number, taken) in (0..).zip(&mut taken) {
+                *taken += usize::from(rate.take_one(payer(number)));
+            }
+        }
+        assert_eq!(taken, [44, 44], "of all but the last eighth");
     }
 
     /// A user with one grant to publish took the whole rate, and stopped the publishes of the backend.

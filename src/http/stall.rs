@@ -214,6 +214,7 @@ impl<S: Discard> AsyncRead for StallGuard<S> {
 impl<S: Discard> AsyncWrite for StallGuard<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.written.0.store(true, Ordering::Relaxed);
+        self.begun.note_written();
         let result = self.wire().poll_write(cx, bytes);
         self.watch(cx, result)
     }
@@ -224,6 +225,7 @@ impl<S: Discard> AsyncWrite for StallGuard<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.written.0.store(true, Ordering::Relaxed);
+        self.begun.note_written();
         let result = self.wire().poll_write_vectored(cx, slices);
         self.watch(cx, result)
     }
@@ -242,9 +244,12 @@ impl<S: Discard> AsyncWrite for StallGuard<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { socket: Some(socket), linger, written, stalled, .. } = &mut *self else {
+        let Self { socket: Some(socket), linger, begun, written, stalled, .. } = &mut *self else {
             return Poll::Ready(Ok(()));
         };
+        if begun.is_refused() {
+            linger.note_sending();
+        }
         let ended = linger.poll_shutdown(cx, socket);
         if ended.is_pending() && !linger.has_ended_our_side() {
             // TLS has yet to write its last words.

@@ -102,7 +102,7 @@ pub async fn topic(
     let managed = live::managed(app, topic, &request);
     let query = Query::of(&request, &parameters::SUBJECT_TOPIC).and_then(|query| check_no_start(&query));
     drop(request);
-    let (is_added, topic) = managed.await?;
+    let (is_added, topic, _) = managed.await?;
     let sub = parsed(sub)?;
     query?;
     let subjects = subjects(app)?;

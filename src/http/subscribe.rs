@@ -240,7 +240,7 @@ async fn serve(app: &Arc<App>, wanted: Wanted) -> Result<Answer, Problem> {
             };
             let subscription = begin(app, patterns, &start, NO_CONNECTION, list_owner, &mut permit).await?;
             presence::enter(&mut present, topics, subscription.mine()).await?;
-            let bytes = app.connections.answer_bytes();
+            let bytes = app.connections.answer_bytes(access.payer());
             let reading = app.hold_poll(id, subscription, permit, &access, present);
             let reader = Reader::of_poll(app.connections.clone(), reading, access);
             let quick = poll::quick(app.config.parking);

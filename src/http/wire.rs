@@ -127,6 +127,11 @@ fn pattern_of(pattern: &Pattern) -> Option<&str> {
     Some(pattern.as_str()).filter(|_| pattern.has_wildcard())
 }
 
+/// The frame of a gap.
+pub fn gap_json(gap: &GapNotice) -> Vec<u8> {
+    to_json(&Control::Gap(gap))
+}
+
 fn write(out: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
     out.write_fmt(arguments).expect("writing to memory cannot fail");
 }

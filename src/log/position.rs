@@ -25,7 +25,7 @@ pub enum Start {
     Last(usize),
     /// The messages that were published at this time or later.
     Since(Id),
-    /// A cursor that the server could not read, as the client sent it.
+    /// A text that is no cursor, as gaps repeat it.
     Unreadable(String),
 }
 

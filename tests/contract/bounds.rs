@@ -392,3 +392,38 @@ async fn probes_are_answered_while_connections_fill_the_descriptors() {
     assert_eq!(ended.log.matches("too many connections, in all").count(), 1, "{ended:?}");
     assert!(!ended.log.contains("ERROR"), "{ended:?}");
 }
+
+/// All connections of a proxy counted for nobody, so one of its clients could have every place.
+#[tokio::test]
+async fn a_client_that_a_proxy_names_leaves_a_share_of_the_connections_to_others() {
+    let program =
+        Program::under("ulimit -n 128", &["--proxy-protocol", "--trusted-proxy", "127.0.0.1"]).await;
+    // There are 64 connections. A stream holds its connection, however slow this test is.
+    let is_served = async |client: &str| {
+        let mut wire = TcpStream::connect(program.server.addr).await.expect("a connection");
+        let request = format!(
+            "PROXY TCP4 {client} 127.0.0.1 4711 80\r\n\
+             GET /topics/a HTTP/1.1\r\nHost: localhost\r\nAccept: application/x-ndjson\r\n\r\n"
+        );
+        wire.write_all(request.as_bytes()).await.expect("it is taken");
+        let mut answer = String::new();
+        while !answer.contains(r#"{"type":"open""#) && !answer.contains(r#"{"type":"closing""#) {
+            let mut bytes = [0; 1024];
+            let read = within("a frame", wire.read(&mut bytes)).await.expect("a frame");
+            assert!(read > 0, "{answer}");
+            answer.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+        answer.contains(r#"{"type":"open""#).then_some(wire)
+    };
+    let mut modest = vec![is_served("192.0.2.1").await];
+    let mut greedy = Vec::new();
+    for _ in 0..60 {
+        greedy.extend(is_served("192.0.2.2").await);
+    }
+    assert_eq!(greedy.len(), 47, "three quarters of all");
+    for _ in 0..10 {
+        modest.push(is_served("192.0.2.1").await);
+    }
+    assert!(modest.iter().all(Option::is_some));
+    program.terminate().await;
+}

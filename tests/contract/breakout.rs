@@ -248,7 +248,12 @@ async fn a_cursor_cannot_break_out_of_the_gap_that_repeats_it() {
             let names: Vec<_> = seen.iter().map(|(event, ..)| event.as_str()).collect();
             assert_eq!(names, ["rejoin.open", "rejoin.gap", "message"], "{parser} {sent:?}");
             let gap: Value = serde_json::from_str(&seen[1].2).expect("JSON");
-            assert_eq!((&gap["after"], &gap["reason"]), (&json!(sent), &json!("unknown_cursor")), "{parser}");
+            let repeated = sent.replace('\t', " ");
+            assert_eq!(
+                (&gap["after"], &gap["reason"]),
+                (&json!(repeated), &json!("unknown_cursor")),
+                "{parser}"
+            );
         }
     }
 }

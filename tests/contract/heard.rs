@@ -52,6 +52,31 @@ async fn a_client_that_sends_a_large_body_first_hears_the_refusal() {
     }
 }
 
+/// The connection was closed at once if nothing of the head was unread, and what the client sent then reset it.
+#[tokio::test]
+async fn a_client_that_sends_on_after_its_head_was_refused_hears_the_refusal() {
+    let server = Server::direct(|_| ()).await;
+    let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
+    wire.write_all(b"GET / HTTP/1.1\r\nno field\r\n").await.expect("it is taken");
+    wire.peek(&mut [0]).await.expect("an answer");
+    for _ in 0..1_000 {
+        within("it is taken", wire.write_all(&[b'x'; 1_000])).await.expect("the server reads on");
+    }
+    let mut answer = String::new();
+    within("the end", wire.read_to_string(&mut answer)).await.expect("an end that is no reset");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    // A connection whose request was whole is closed without a wait.
+    let mut wire = TcpStream::connect(server.addr).await.expect("a connection");
+    let request =
+        b"POST /topics/a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx";
+    wire.write_all(request).await.expect("it is taken");
+    within("the end", wire.read_to_string(&mut answer)).await.expect("an end");
+    let refused = async { while wire.write_all(b"x").await.is_ok() {} };
+    within("the close", refused).await;
+    drop(wire);
+    server.stop().await;
+}
+
 /// With a wrong token and 100 kB, 11 of 20 clients behind nginx got a 502.
 #[tokio::test]
 async fn a_client_with_a_wrong_token_hears_so_whatever_the_size_of_its_body() {

@@ -32,6 +32,7 @@ mod held;
 mod history;
 mod http1;
 mod http2;
+mod http2_frames;
 mod inspect;
 mod joining;
 mod listeners;

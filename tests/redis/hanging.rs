@@ -4,7 +4,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use crate::{
     outage::Lines,
@@ -134,4 +137,41 @@ async fn the_members_of_a_replica_that_hangs_leave_and_come_back_when_it_goes_on
     // The member that was held elsewhere too has never left.
     let wanted = json!([["join", "lost"], ["join", "both"], ["leave", "lost"], ["join", "lost"]]);
     assert_eq!(told, wanted);
+}
+
+/// One user took every place of requests that wait, and the backend was told that the server is overloaded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_whose_requests_wait_for_a_replica_that_hangs_leaves_room_for_others() {
+    // The user may have seven of sixteen places.
+    const REQUESTS: usize = 480;
+    let Some(redis) = Redis::start(&[]) else { return };
+    let hangs = Replica::with(redis.url(), SETTINGS).await;
+    let other = Replica::with(redis.url(), SETTINGS).await;
+    let lines = enter(hangs.addr, "reads").await;
+    let url = format!("http://{}/connections/{}/topics/a", other.addr, lines.connection);
+    let token = |sub: &str| {
+        let rights = json!({"manage": ["**"]});
+        Signer::new("HS256").sign(&json!({"sub": sub, "exp": seconds_from_now(600), "rejoin": rights}))
+    };
+    let client = crate::support::http_client().build().expect("a client");
+    let add = |token: String| {
+        let request = client.put(&url).bearer_auth(token);
+        async move {
+            let problem: Value = request.send().await.expect("an answer").json().await.expect("JSON");
+            problem["code"].as_str().expect("a code").to_owned()
+        }
+    };
+    hangs.stop().await;
+    let greedy = token("greedy");
+    let mut asked: JoinSet<_> = (0..REQUESTS).map(|_| add(greedy.clone())).collect();
+    let refused = async {
+        while let Some(code) = asked.join_next().await {
+            if code.expect("it is answered") == "overloaded" {
+                return;
+            }
+            asked.spawn(add(greedy.clone()));
+        }
+    };
+    timeout(PATIENCE, refused).await.expect("one is refused");
+    assert_eq!(add(token("modest")).await, "unknown_outcome");
 }

@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
+use tokio::{io::AsyncWriteExt, net::TcpSocket};
 use tungstenite::Message;
 
 use crate::{
@@ -143,6 +143,40 @@ async fn a_user_makes_as_many_topics_as_it_leaves_free() {
         let refused = post(&server, "/topics/one.more").body("x").answer_to(credential).await;
         refused.problem(503, "overloaded");
     }
+}
+
+/// A user that read nothing ended every `POST /publish` of the backend early, and every poll was short.
+#[tokio::test]
+async fn a_user_that_takes_no_answers_leaves_those_of_others_whole() {
+    const MESSAGES: usize = 20;
+    let tables = tables(&usual());
+    let server = Server::direct(|config| (config.tables, config.retain_bytes) = (tables, 64 << 20)).await;
+    for _ in 0..MESSAGES {
+        let message = post(&server, "/topics/a").body("x".repeat(220_000));
+        assert_eq!(message.answer_to(BACKEND).await.status, 201);
+    }
+    let poll = "/topics/a?after=0&wait=0&limit=1000";
+    let (greedy, modest) = (reads("greedy", &["a"]), reads("modest", &["a"]));
+    let ask = format!("GET {poll} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {greedy}\r\n\r\n");
+    let mut held = Vec::new();
+    for _ in 0..17 {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(8 << 10).expect("an option");
+        let mut wire = socket.connect(server.addr).await.expect("a connection");
+        wire.write_all(ask.as_bytes()).await.expect("it is taken");
+        wire.readable().await.expect("its answer begins");
+        held.push(wire);
+    }
+    let untaken = gauge(&server, "rejoin_answer_bytes").await;
+    assert!((28e6..36e6).contains(&untaken), "{untaken}");
+    let page = get(&server, poll).answer_to(&modest).await.json();
+    assert_eq!(page["messages"].as_array().map(Vec::len), Some(MESSAGES));
+    let topics: Vec<_> = (0..1_000).map(|number| format!("t{number}")).collect();
+    let elements =
+        json!([{"topics": topics, "data": 1}, {"topics": topics, "data": 2}, {"topic": "b", "data": 3}]);
+    let answers = post(&server, "/publish").json(&elements).answer_to(BACKEND).await.json();
+    assert_eq!(answers.as_array().map(Vec::len), Some(3));
+    assert!(answers[2]["id"].is_string(), "{}", answers[2]);
 }
 
 /// One user could leave a long command unfinished on each of its connections, for as long as it liked.

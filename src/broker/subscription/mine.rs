@@ -204,7 +204,7 @@ impl Subscription {
             !mine.is_only_listed(&gap.topic)
         });
         let (topic, cursor) = (GAP_TOPIC.parse().expect("it is a topic"), self.cursor);
-        let gap = GapNotice { topic, after, next: None, cursor, reason: Reason::UnknownCursor };
+        let gap = GapNotice { topic, after: after.into(), next: None, cursor, reason: Reason::UnknownCursor };
         self.ready.push_back(Delivery::Gap(Box::new(gap)));
         self.unknown_cursor = Some(unknown);
     }
@@ -280,7 +280,7 @@ impl Subscription {
             return;
         }
         let (topic, cursor) = (GAP_TOPIC.parse().expect("it is a topic"), self.position.cursor);
-        let (after, reason) = (cursor.to_string(), Reason::Retention);
+        let (after, reason) = (cursor.to_string().into(), Reason::Retention);
         self.ready.push_back(Delivery::Gap(Box::new(GapNotice { topic, after, next: None, cursor, reason })));
     }
 

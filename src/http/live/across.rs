@@ -16,7 +16,7 @@ use crate::{
         App,
         problem::{Code, Problem},
     },
-    log::{Replicas, TopicStats, Unanswered},
+    log::{Payer, Replicas, TopicStats, Unanswered},
     message::Pattern,
 };
 
@@ -33,21 +33,25 @@ enum Answer {
     Refused { code: Code, detail: String, topic: Option<String> },
 }
 
-/// Does a command about one connection, wherever that connection is.
+/// Does a command of this client about one connection, wherever that connection is.
 ///
 /// # Errors
-/// `not_found` if no such connection lives, and `unknown_outcome` if that cannot be known in time.
+/// `not_found` if no such connection lives, `overloaded` if too many commands wait for other replicas, or too many of this
+/// client, and `unknown_outcome` if it cannot be known in time what has become of the command.
 ///
 /// # Cancel safety
 /// Dropping this before it resolves may still do the command.
-pub async fn run(app: &App, command: Command) -> Result<Done, Problem> {
+pub async fn run(app: &App, payer: Option<Payer>, command: Command) -> Result<Done, Problem> {
     let until = Instant::now() + PATIENCE;
     let holder = command.connection().map(|id| id.replica());
     let done = match &app.live.replicas {
-        Some(replicas) if holder != Some(replicas.name()) => {
-            let holder = holder.unwrap_or_default();
-            ask(replicas, holder, &command, until).await.map_err(problem_of).and_then(|done| done)
-        }
+        Some(replicas) if holder != Some(replicas.name()) => match app.live.waiting.take(payer, 1) {
+            Some(_waits) => {
+                let holder = holder.unwrap_or_default();
+                ask(replicas, holder, &command, until).await.map_err(problem_of).and_then(|done| done)
+            }
+            None => Err(problem_of(Unanswered::Busy)),
+        },
         _ => match timeout_at(until, command.run(app, until)).await {
             Ok(done) => done,
             Err(_) => Err(problem_of(Unanswered::Unknown)),

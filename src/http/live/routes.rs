@@ -23,7 +23,7 @@ use crate::{
         problem::Problem,
         query::{self, Query, StartFields, number},
     },
-    log::Start,
+    log::{Payer, Start},
     message::Pattern,
 };
 
@@ -76,14 +76,15 @@ pub async fn connection(app: &Arc<App>, id: Option<String>, request: Request) ->
     let access = Access::of(&app.rules, &request);
     let change = if is_end { change(&request).map(Some) } else { Ok(None) };
     drop(request);
-    access.await?.admin()?;
+    let access = access.await?;
+    access.admin()?;
     let change = change?;
     let connection = id.and_then(|id| id.parse().ok()).ok_or_else(across::no_connection)?;
     let command = match change {
         Some(Change { sub, .. }) => Command::End { connection, sub },
         None => Command::Show { connection },
     };
-    Ok(match across::run(app, command).await? {
+    Ok(match across::run(app, access.payer(), command).await? {
         Done::Shown(shown) => not_stored(json(StatusCode::OK, &shown)),
         _ => StatusCode::NO_CONTENT.into_response(),
     })
@@ -99,7 +100,7 @@ pub async fn topic_of(
     let managed = managed(app, topic, &request);
     let change = change(&request);
     drop(request);
-    let (is_added, topic) = managed.await?;
+    let (is_added, topic, payer) = managed.await?;
     let Change { sub, start, presence } = change?;
     if presence {
         presence::topics([&topic])?;
@@ -110,7 +111,7 @@ pub async fn topic_of(
         true => Command::Add { connection, topic, start: start.unwrap_or(Start::Now), sub, presence },
         false => Command::Remove { connection, topic, sub },
     };
-    across::run(app, command).await?;
+    across::run(app, payer, command).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -131,7 +132,7 @@ fn change(request: &Request) -> Result<Change, Problem> {
     Ok(Change { sub, start, presence: is_added && query.flag("presence")? })
 }
 
-/// The topic in the path of a `PUT` or a `DELETE`, which the client may manage. True if it is to be added.
+/// The topic in the path of a `PUT` or a `DELETE`, which the client may manage, and the client. True if it is to be added.
 ///
 /// # Errors
 /// If the method is another one, or if the client may not manage the topic.
@@ -139,7 +140,7 @@ pub fn managed(
     app: &Arc<App>,
     topic: Option<String>,
     request: &Request,
-) -> impl Future<Output = Result<(bool, Pattern), Problem>> + Send + use<> {
+) -> impl Future<Output = Result<(bool, Pattern, Option<Payer>), Problem>> + Send + use<> {
     let is_added = match *request.method() {
         Method::PUT => Ok(true),
         Method::DELETE => Ok(false),
@@ -158,7 +159,7 @@ pub fn managed(
         } else {
             access.remove_for_others(&topic)?
         }
-        Ok((is_added, topic))
+        Ok((is_added, topic, access.payer()))
     }
 }
 

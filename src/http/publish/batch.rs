@@ -64,7 +64,7 @@ pub async fn publish_many(app: &Arc<App>, request: Request) -> Result<Response, 
     let (list, is_ordered, coding) = (list?, is_ordered?, coding?);
     let mut splitter = Splitter::new(list, app.config.max_command_bytes());
     let mut unparsed = app.connections.unparsed(access.payer());
-    let mut answers = Answers::new(app.connections.answer_bytes());
+    let mut answers = Answers::new(app.connections.answer_bytes(access.payer()));
     let mut body = match coding {
         Some(coding) => coding.decode(body),
         None => body,
@@ -188,8 +188,7 @@ impl Answers {
     /// The limit that has been reached, if any.
     fn limit(&self) -> Option<Problem> {
         if self.bytes.is_short() {
-            let detail =
-                "clients have not taken many answers; the rest was not published, so send it again later";
+            let detail = "clients have not taken many answers, or you not your share of them; the rest was not published, so send it again later";
             return Some(Problem::new(Code::Overloaded, detail));
         }
         let limit = match self {
@@ -319,7 +318,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_ends_early_while_clients_have_not_taken_many_answers() {
         let app = app();
-        let mut others = app.connections.answer_bytes();
+        let mut others = app.connections.answer_bytes(None);
         others.add(MANY_BYTES);
         let (answers, _) = published(&app, elements(10_000)).await;
         assert_eq!(answers.len(), 2, "one element is longer than a short answer");

@@ -50,9 +50,7 @@ const BLOCK: Duration = Duration::from_secs(1);
 const ANSWER_WITHIN: Duration = Duration::from_millis(1750);
 /// How many entries one read returns.
 const READ_ENTRIES: usize = 256;
-/// How many questions of this replica wait for an answer, and how many of others are being answered. One more is
-/// refused.
-const MAX_WAITING: usize = 1024;
+const MAX_WAITING: usize = Replicas::MAX_WAITING;
 /// How many letters wait to be sent.
 const MAX_OUTGOING: usize = 4 * MAX_WAITING;
 /// How many letters one entry holds.
@@ -105,6 +103,10 @@ enum Reply {
 }
 
 impl Replicas {
+    /// How many questions of this replica wait for an answer, and how many of others are being answered. One more is
+    /// refused.
+    pub const MAX_WAITING: usize = 1024;
+
     pub fn new(store: Arc<Store>) -> Self {
         let (outgoing, to_send) = mpsc::channel(MAX_OUTGOING);
         Self {
