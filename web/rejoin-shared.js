@@ -136,7 +136,6 @@ export function share(base, { shared, mine, token }, again, subscribe, now) {
     heard = Date.now()
     // Messages, gaps, cursors, and news of topics. Other frames are for the leader alone.
     if (!/^([gsu]|me|cu)/.test(frame.type)) return
-    // A leader asks for no replay. What is replayed is of a topic that the server adds, or is read again by polls.
     post({ term, frame })
   }
 
