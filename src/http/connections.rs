@@ -19,7 +19,7 @@ use crate::{
 /// How many bytes of messages one answer to a poll may contain; the next poll continues after them. Gaps do not fill an
 /// answer, because a client that gets only some of them would be told the same ones again.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
-/// The same for a client that has not taken its share of all answers, or if these are [`MANY_BYTES`] together.
+/// The same for a client that leaves more than its share of all answers untaken, or if these are [`MANY_BYTES`] together.
 const SHORT_ANSWER_BYTES: usize = 32 << 10;
 pub const MANY_BYTES: usize = 64 << 20;
 /// The bytes of an answer are counted in such steps, since each step takes a lock.
@@ -179,7 +179,7 @@ pub struct WaitCosts {
 pub fn too_many_untaken() -> Problem {
     Problem::new(
         Code::Overloaded,
-        "clients have not taken many answers, or you not your share of them; try again later",
+        "too many answers wait for clients to read them, or too many of yours; read them, and try again later",
     )
 }
 
@@ -214,7 +214,7 @@ impl AnswerBytes {
         self.filling >= MAX_ANSWER_BYTES || self.is_short()
     }
 
-    /// True if the answer has to end early, because this client has not taken its share of all answers.
+    /// True if the answer has to end early, because this client leaves more than its share of all answers untaken.
     pub fn is_short(&self) -> bool {
         self.own >= SHORT_ANSWER_BYTES && self.counted.is_in_excess()
     }

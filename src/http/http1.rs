@@ -181,6 +181,8 @@ impl Answering {
         if ours.endpoint.app.shutdown.is_draining() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        // No client has sent this request, so none sends the rest of it.
+        ours.begun.note_whole();
         let answer = Box::pin(ready(Answered { response, may_leave: false }));
         let request = Some(Unanswered { answer, is_last: false });
         Self { request, ours: ours.clone(), exit: exit.clone(), rest: None, may_leave: false }

@@ -295,8 +295,6 @@ pub fn forbidden(
     grant: &'static str,
     topic: Option<&dyn Display>,
 ) -> Problem {
-    let (shown, by) = (topic.map(display), client.map(display));
-    tracing::debug!(client = by, who = who.name(), grant, topic = shown, granted = %who.grants, "refused: not granted");
     let what = topic.map(|topic| format!("topic {:?}: ", topic.to_string())).unwrap_or_default();
     let about = |problem: Problem| match topic {
         Some(topic) => problem.about(topic),
@@ -305,6 +303,8 @@ pub fn forbidden(
     // The grant for changes of members does not name their topic, but that of the members.
     let topic = topic.map(ToString::to_string);
     let members = topic.as_deref().filter(|_| grant == "presence").and_then(members_of);
+    let (shown, by) = (members.or(topic.as_deref()).map(display), client.map(display));
+    tracing::debug!(client = by, who = who.name(), grant, topic = shown, granted = %who.grants, "refused: not granted");
     let wanted = members.map_or_else(|| grant.to_owned(), |of| format!("{grant} for {of:?}"));
     if !who.is_known() {
         return about(Problem::new(

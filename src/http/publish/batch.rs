@@ -188,7 +188,7 @@ impl Answers {
     /// The limit that has been reached, if any.
     fn limit(&self) -> Option<Problem> {
         if self.bytes.is_short() {
-            let detail = "clients have not taken many answers, or you not your share of them; the rest was not published, so send it again later";
+            let detail = "too many answers wait for clients to read them, or too many of yours; the rest was not published, so read them, and send it again later";
             return Some(Problem::new(Code::Overloaded, detail));
         }
         let limit = match self {
