@@ -88,7 +88,7 @@ impl Place {
         pebble.args(["-config", &self.folder.path("settings.json"), "-strict"]);
         pebble.args(["-dnsserver", &format!("127.0.0.1:{names}")]);
         // It refuses some numbers that are good, as an authority may.
-        pebble.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_WFE_NONCEREJECT", "15");
+        pebble.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_WFE_NONCEREJECT", "5");
         let mut name_server = Command::new("pebble-challtestsrv");
         name_server.args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""]);
         name_server.args(["-dns01", &format!("127.0.0.1:{names}")]);
