@@ -147,7 +147,9 @@ impl Parameters {
         let unknown = names.filter(|name| !known().any(|known| known == *name));
         for name in unknown.take(MAX_COMPARED) {
             let plain = name.split('[').next().unwrap_or_default();
-            if let Some((_, place)) = self.misplaced.iter().find(|(field, _)| *field == plain) {
+            if let Some((_, place)) =
+                self.misplaced.iter().find(|(field, _)| field.eq_ignore_ascii_case(plain))
+            {
                 return Err(Problem::bad_request(format!("unknown parameter {name}; did you mean {place}?")));
             }
             let near = known().filter_map(|known| Some((errors(plain, known)?, known)));

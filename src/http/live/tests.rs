@@ -38,6 +38,19 @@ async fn hold(app: &App, id: ConnectionId, issued: u64) -> Held {
     app.live.hold(id, Reading::new(about, subscription, permit, Some(Some(issued)), None))
 }
 
+/// More connections than a list shows before other tasks run.
+async fn hold_many(app: &App) -> Vec<Held> {
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        held.push(hold(app, app.live.new_id(), 0).await);
+    }
+    held
+}
+
+fn list_all() -> Command {
+    Command::List(Wanted { sub: None, topic: None, limit: 100, after: None })
+}
+
 /// The code with which the connection ends.
 async fn end_of(held: &Held) -> Code {
     let event = std::future::poll_fn(|cx| held.lock().poll(cx, true));
@@ -80,12 +93,8 @@ async fn a_refusal_that_comes_late_ends_the_connections_of_older_tokens() {
 #[tokio::test]
 async fn other_tasks_run_while_many_connections_are_listed() {
     let app = server();
-    let mut held = Vec::new();
-    for _ in 0..40 {
-        held.push(hold(&app, app.live.new_id(), 0).await);
-    }
-    let list = Command::List(Wanted { sub: None, topic: None, limit: 100, after: None });
-    let mut listing = Box::pin(list.run(&app, Instant::now() + PATIENCE));
+    let _held = hold_many(&app).await;
+    let mut listing = Box::pin(list_all().run(&app, Instant::now() + PATIENCE));
     let mut pauses = 0;
     let done = std::future::poll_fn(|cx| {
         let polled = listing.as_mut().poll(cx);
@@ -100,15 +109,11 @@ async fn other_tasks_run_while_many_connections_are_listed() {
 #[tokio::test]
 async fn a_list_keeps_no_connection_that_ends_while_other_tasks_run() {
     let app = server();
-    let mut held = Vec::new();
-    for _ in 0..40 {
-        held.push(hold(&app, app.live.new_id(), 0).await);
-    }
-    let list = Command::List(Wanted { sub: None, topic: None, limit: 100, after: None });
-    let mut listing = Box::pin(list.run(&app, Instant::now() + PATIENCE));
+    let held = hold_many(&app).await;
+    let mut listing = Box::pin(list_all().run(&app, Instant::now() + PATIENCE));
     assert!(futures_util::poll!(&mut listing).is_pending());
     assert_eq!(app.connections.count(), 40);
-    held.clear();
+    drop(held);
     assert_eq!(app.connections.count(), 0);
     let Ok(Done::Listed(page)) = listing.await else { panic!("a page") };
     assert_eq!((page.connections.len(), page.is_cut), (16, false));

@@ -208,7 +208,9 @@ async fn a_request_that_cannot_be_read_changes_nothing() {
     let server = Server::start().await;
     let reader = Reader::open(&server, Transport::WebSocket, "").await;
     let id = id_of(&reader);
-    for query in ["sub=", "subject=u1", "after=x", "last=-1", "since=x", "afer=1", "after=1&after=2"] {
+    for query in
+        ["sub=", "subject=u1", "Subject=u1", "after=x", "last=-1", "since=x", "afer=1", "after=1&after=2"]
+    {
         put(&server, &id, "a", query).await.problem(400, "bad_request");
     }
     for topic in ["a..b", "a*", "x y"] {
@@ -220,6 +222,7 @@ async fn a_request_that_cannot_be_read_changes_nothing() {
             ("sub=u1", 412, "precondition_failed"),
             ("sub=", 400, "bad_request"),
             ("subject=u1", 400, "bad_request"),
+            ("Subject=u1", 400, "bad_request"),
             ("topic=a", 400, "bad_request"),
         ] {
             let answer = request(&server, Method::DELETE, &format!("{path}?{query}")).answer().await;
